@@ -1,0 +1,34 @@
+"""A character-level GPT on Don Quixote; model and settings of DI725 (nanoGPT's baby GPT, 10.7 M parameters).
+
+    python data/don_char/prepare.py
+    python train.py config/train_don_char.py
+
+Made for a GPU: on two CPU cores an iteration takes seconds. README shows the same with a model for a CPU.
+"""
+out_dir = "out-don-char"
+eval_interval = 250  # often, since it will overfit
+eval_iters = 200
+log_interval = 50
+
+always_save_checkpoint = False  # keep the state with the lowest validation loss
+
+wandb_log = False
+wandb_project = "don-char"
+wandb_run_name = "mini-gpt"
+
+dataset = "don_char"
+gradient_accumulation_steps = 1
+batch_size = 64
+block_size = 256  # characters of context
+
+n_layer = 6
+n_head = 6
+n_embd = 384
+dropout = 0.2
+
+learning_rate = 1e-3  # small networks stand more
+max_iters = 2000
+lr_decay_iters = 2000
+min_lr = 1e-4
+beta2 = 0.99  # few tokens per iteration
+warmup_iters = 100

@@ -1,0 +1,149 @@
+"""Typed configuration: dataclass defaults < config files < --key=value, applied from left to right.
+
+    @dataclass(frozen=True)
+    class Config:
+        batch_size: int = 12  # this comment is what --help shows
+
+    cfg, given = load(Config)            # reads sys.argv; `given` holds the values that the user set
+
+A config file is plain Python in the style of nanoGPT (`batch_size = 5 * 8`). It is run, in a namespace of its own,
+so it is code that you trust; only a .py file is ever run. Names that start with an underscore, functions and modules
+in it are its own business; every other name must be a key.
+Types are int, float, bool, str, Literal and `X | None` (X not str).
+"""
+import ast
+import inspect
+import os
+import re
+import runpy
+import sys
+import types
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+
+
+def parse(text: str, kind: Any) -> Any:
+    """Command-line text -> Python value. A str field keeps the text as typed (--start=123, --start=a=b)."""
+    if kind is str:
+        return text
+    try:
+        return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
+    except (SyntaxError, ValueError):
+        return text  # a bare word, e.g. rope
+
+
+def describe(kind: Any) -> str:
+    """The name of a type as messages and --help show it: `int`, `int or None`, `'auto' or True`."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if isinstance(kind, types.UnionType):
+        return " or ".join("None" if k is types.NoneType else k.__name__ for k in get_args(kind))
+    return kind.__name__
+
+
+def check(value: Any, kind: Any, where: str) -> Any:
+    """Return value if it fits kind, else raise ValueError. int -> float is the only conversion."""
+    if get_origin(kind) is Literal:  # compared with its type, since True == 1
+        fits = any(type(value) is type(choice) and value == choice for choice in get_args(kind))
+    else:
+        kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        if float in kinds and type(value) is int:
+            value = float(value)  # --dropout=0 means 0.0
+        fits = type(value) in kinds  # type(), not isinstance(): True is no batch size
+    if not fits:
+        raise ValueError(f"{where}: expected {describe(kind)}, got {value!r}")
+    return value
+
+
+def find_config(name: str) -> str | None:
+    """Path of the config file that name means (a path, or the short name of a file in config/), None if none."""
+    if name.endswith(".py"):
+        candidates = [name, os.path.join(ROOT, name)]
+    else:
+        candidates = [os.path.join(ROOT, "config", f"{name}.py")]
+    return next((path for path in candidates if os.path.isfile(path)), None)
+
+
+def run_config(path: str) -> dict[str, Any]:
+    """The settings in a config file; its scratch names, functions, classes and modules are left out."""
+    try:
+        names = runpy.run_path(path)
+    except Exception as error:  # whatever the user's own code raises
+        line = error.lineno if isinstance(error, SyntaxError) else _line_in(path, error)
+        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
+    return {key: value for key, value in names.items()
+            if not (key.startswith("_") or callable(value) or isinstance(value, types.ModuleType))}
+
+
+def _line_in(path: str, error: Exception) -> int | str:
+    """The last line of the file at path that error passed through."""
+    trace, line = error.__traceback__, "?"
+    while trace:
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def load(cls: type, argv: list[str] | None = None) -> tuple[Any, dict[str, Any]]:
+    """Return (an instance of the dataclass cls, the values the user set); -h and --help print the keys and exit.
+
+    Raises ValueError, with a sentence for the user, for everything that is not a known key with a fitting value.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    kinds, given = get_type_hints(cls), {}
+    if "-h" in argv or "--help" in argv:
+        print_help(cls)
+        sys.exit(0)
+
+    def put(key: str, value: Any, where: str) -> None:
+        if key not in kinds:
+            near = get_close_matches(key, kinds, n=1)
+            raise ValueError(f"{where}: unknown key {key!r}, "
+                             + (f"did you mean {near[0]!r}?" if near else "--help lists the keys"))
+        given[key] = check(value, kinds[key], f"{where}: {key}")
+
+    for arg in argv:
+        key, equals, text = arg.removeprefix("--").partition("=")
+        if arg.startswith("--"):
+            if equals:
+                put(key, parse(text, kinds.get(key)), "command line")
+            elif key in kinds and kinds[key] is not bool and True not in get_args(kinds[key]):
+                raise ValueError(f"command line: --{key} needs a value, as in --{key}=...")
+            else:
+                put(key, True, "command line")  # a bare --eval_only
+        elif path := find_config(arg):
+            for key, value in run_config(path).items():
+                put(key, value, arg)
+        else:
+            raise ValueError(_not_an_argument(arg))
+    return cls(**given), given
+
+
+def _not_an_argument(arg: str) -> str:
+    """The sentence for an argument that is neither a config file nor --key=value."""
+    if "=" in arg:
+        return f"{arg!r}: settings are written with two dashes, as in --{arg.lstrip('-')}"
+    shelf = os.path.join(ROOT, "config")
+    names = sorted(name[:-3] for name in os.listdir(shelf) if name.endswith(".py")) if os.path.isdir(shelf) else []
+    near = get_close_matches(os.path.basename(arg).removesuffix(".py"), names, n=1)
+    return (f"{arg!r} is neither a config file that exists nor --key=value"
+            + (f", did you mean config/{near[0]}.py?" if near else f"; config/ holds {', '.join(names)}"))
+
+
+def print_help(cls: type) -> None:
+    """Print every key of cls with its type, default and the comment beside it in the source."""
+    program = os.path.basename(sys.argv[0])
+    print(f"usage: python {program} [config file] [--key=value ...]\n")
+    comments, kinds = {}, get_type_hints(cls)
+    for owner in reversed(cls.__mro__[:-1]):
+        for line in inspect.getsource(owner).splitlines():
+            if found := re.match(r"    (\w+): .*?  # (.*)", line):
+                comments[found[1]] = found[2]
+    for field in fields(cls):
+        print(f"--{field.name}={field.default!r}  ({describe(kinds[field.name])})")
+        if field.name in comments:
+            print(f"      {comments[field.name]}")

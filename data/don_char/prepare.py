@@ -1,0 +1,36 @@
+"""Don Quixote by characters: writes train.bin, val.bin and meta.json beside this script.
+
+    python data/don_char/prepare.py                      # downloads the text from Project Gutenberg
+    python data/don_char/prepare.py --input=pg996.txt    # takes your copy; any other text works too
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+
+from dataclasses import dataclass
+
+import configurator
+from dongpt import corpus, sources
+from dongpt.runtime import run_program
+from dongpt.tokenizers import CharTokenizer
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    input: str = ""  # path of the text; without it input.txt beside this script, else a download
+    raw: bool = False  # keep Project Gutenberg's header and licence
+
+
+def main(argv: list[str] | None = None):
+    cfg, _ = configurator.load(PrepareConfig, argv)
+    path = sources.find_text(cfg.input, FOLDER, sources.DON_QUIXOTE)
+    text, sha256 = sources.read_book(path, cfg.raw)
+    corpus.write(FOLDER, CharTokenizer.from_text(text), corpus.split_text(text), os.path.basename(path), sha256)
+    corpus.report(FOLDER)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,77 @@
+"""English prose that every CPython carries, by characters: writes train.bin, val.bin and meta.json beside this script.
+
+    python data/python_docs/prepare.py
+
+The text is the language reference in pydoc_data.topics, which `help()` shows; where a stripped Python lacks it, the
+docstrings of the standard library. It needs no network. Its size differs between versions of Python.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+
+import ast
+import glob
+import hashlib
+import platform
+import sysconfig
+from dataclasses import dataclass
+
+import configurator
+from dongpt import corpus
+from dongpt.runtime import run_program
+from dongpt.tokenizers import CharTokenizer
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+ENOUGH = 500_000  # characters of docstrings, about what the language reference has
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """There is nothing to set."""
+
+
+def language_reference() -> str:
+    """The topics of pydoc, in the order of their names; '' where this Python does not carry them."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return ""
+    return "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
+
+
+def docstrings(folder: str) -> str:
+    """Docstrings of the modules in folder, their classes and functions, in the order of the files' names."""
+    texts, size = [], 0
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.py"))):
+        try:
+            with open(path, encoding="utf-8") as file:
+                tree = ast.parse(file.read())
+        except (OSError, SyntaxError, ValueError):
+            continue  # one file more or less is no matter
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
+                texts.append(text)
+                size += len(text)
+        if size > ENOUGH:
+            break
+    return "\n\n".join(texts) + "\n"
+
+
+def main(argv: list[str] | None = None):
+    configurator.load(PrepareConfig, argv)
+    text, source = language_reference(), "pydoc_data.topics"
+    if not text:
+        text, source = docstrings(sysconfig.get_paths()["stdlib"]), "docstrings of the standard library"
+        print("this Python has no pydoc_data.topics: taking the docstrings of the standard library")
+    if len(text) < 10_000:
+        raise ValueError("this Python carries neither its language reference nor docstrings: "
+                         "train on a text of yours, e.g. python data/don_char/prepare.py --input=PATH")
+    sha256 = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    source = f"{source} of Python {platform.python_version()}"
+    corpus.write(FOLDER, CharTokenizer.from_text(text), corpus.split_text(text), source, sha256)
+    corpus.report(FOLDER)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,194 @@
+"""Checkpoints: owner of ckpt.pt and ckpt_last.pt in an out_dir, and of what comes from Hugging Face.
+
+A checkpoint is one dict of tensors and plain Python values that `torch.load(weights_only=True)` reads: nanoGPT's keys
+(model, optimizer, model_args, iter_num, best_val_loss, config) and ours (format_version, tokenizer, ...).
+
+    model, tokenizer = load_model("out/ckpt.pt")        # eval mode, float32, CPU
+"""
+import os
+import pickle
+import sys
+import zipfile
+from dataclasses import asdict, fields, replace
+
+import torch
+
+import dongpt.tokenizers
+from dongpt.runtime import DTYPES
+from model import GPT, GPTConfig
+
+FORMAT_VERSION = 1
+BEST, LAST = "ckpt.pt", "ckpt_last.pt"
+NANOGPT_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
+GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+# ----------------------------------------------------------------------------------------------------------------------
+# files
+
+
+def save(checkpoint: dict, path: str):
+    """Write checkpoint to path, which at every moment holds either the old file whole or the new one.
+
+    Raises ValueError, and leaves the old file, when it cannot be written.
+    """
+    temporary = path + ".part"
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if os.name == "posix":  # the new name itself lasts only once the folder is written
+            folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise ValueError(f"{path} could not be written ({error}): free space there; "
+                         f"the file that was there before is as it was") from error
+
+
+def load(path: str, mmap: bool = False) -> dict:
+    """The checkpoint at path, its tensors on the CPU (with mmap read only when they are used).
+
+    Raises ValueError for a file that is missing, damaged, no checkpoint, or that asks to run code.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no checkpoint {path}: give the path of one, or train with --out_dir first")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error):  # a name or an instruction that is not on torch's list of harmless ones
+            raise ValueError(f"{path} is refused, and was not run: it holds more than tensors and plain values, "
+                             f"and loading that could run any code; save its state dict instead") from error
+        raise ValueError(f"{path} is damaged: use an older checkpoint") from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, UnicodeDecodeError, IndexError) as error:
+        raise ValueError(f"{path} is truncated or damaged: use an older checkpoint") from error
+    if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
+        raise ValueError(f"{path} is not a checkpoint of donGPT or nanoGPT: it has no model and model_args")
+    if checkpoint.get("format_version", 0) > FORMAT_VERSION:
+        raise ValueError(f"{path} was written by a newer donGPT: update yours")
+    return checkpoint
+
+
+def load_valid(out_dir: str, names: tuple[str, ...] = (LAST, BEST), newest: bool = True) -> tuple[dict, str]:
+    """(checkpoint, path) of an out_dir: the newest valid of names, or with newest=False the first valid one.
+
+    What is passed over because it is damaged is said on stderr. Raises ValueError if none is left.
+    """
+    there = [os.path.join(out_dir, name) for name in names if os.path.exists(os.path.join(out_dir, name))]
+    if not there:
+        raise ValueError(f"{out_dir} has no checkpoint: train with --out_dir={out_dir} first, or give another out_dir")
+    problems, found = [], []
+    for path in there:
+        try:
+            found.append((load(path, mmap=True), path))
+        except ValueError as error:
+            problems.append(str(error))
+    if newest:  # iter_num is 0 in what is no training state; of equals the first name wins
+        found.sort(key=lambda pair: -pair[0].get("iter_num", 0))
+    if not found:
+        raise ValueError("; ".join(problems))
+    path = found[0][1]
+    for problem in problems:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"{problem}; going on with {path}", file=sys.stderr, flush=True)
+    return load(path), path
+
+
+def model_args(config: GPTConfig) -> dict:
+    """What a checkpoint says of the architecture: nanoGPT's seven keys, and ours where nanoGPT's value is another.
+
+    attn_dropout acts in training alone and is in the checkpoint's config.
+    """
+    default = GPTConfig()
+    return {name: value for name, value in asdict(config).items() if name in NANOGPT_ARGS
+            or (name != "attn_dropout" and value != getattr(default, name))}
+
+
+def clean_names(state_dict: dict) -> dict:
+    """state_dict without the prefixes that torch.compile and DDP add and without old nanoGPT's mask buffers."""
+    clean = {}
+    for name, tensor in state_dict.items():
+        for prefix in ("module.", "_orig_mod."):
+            name = name.removeprefix(prefix)
+        if not name.endswith((".attn.bias", ".attn.masked_bias")):
+            clean[name] = tensor
+    return clean
+
+
+def build(checkpoint: dict, path: str, **overrides) -> GPT:
+    """The model of a checkpoint, float32 on the CPU. Raises ValueError where weights and model_args disagree."""
+    known = {field.name for field in fields(GPTConfig)}
+    args = {**checkpoint["model_args"], **overrides}
+    if unknown := sorted(args.keys() - known):
+        raise ValueError(f"{path} has model_args that this donGPT does not know: {', '.join(unknown)}")
+    model = GPT(GPTConfig(**args))
+    try:
+        model.load_state_dict(clean_names(checkpoint["model"]))
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its weights do not fit its model_args "
+                         f"({' '.join(str(error).split())[:300]})") from error
+    return model
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# whatever a path means
+
+
+def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_args):
+    """(model in eval mode, tokenizer or None) of a checkpoint file, an out_dir, a Hugging Face folder or gpt2*.
+
+    model_args are added where the file lacks them. Raises ValueError for what cannot be loaded.
+    """
+    model, tokenizer, _ = load_anything(path, **model_args)
+    return model.to(device=device, dtype=DTYPES[dtype]).eval(), tokenizer
+
+
+def load_anything(path: str, **overrides) -> tuple[GPT, dongpt.tokenizers.Tokenizer | None, dict]:
+    """(model, tokenizer or None, checkpoint without its tensors) of what load_model takes."""
+    if path in GPT2_NAMES or os.path.exists(os.path.join(path, "config.json")):
+        return from_hugging_face(path), dongpt.tokenizers.from_dict({"kind": "gpt2"}), {}
+    checkpoint, path = load_valid(path, (BEST, LAST), newest=False) if os.path.isdir(path) else (load(path), path)
+    model = build(checkpoint, path, **overrides)
+    description = checkpoint.get("tokenizer")
+    rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
+    return model, dongpt.tokenizers.from_dict(description) if description else None, rest
+
+
+def from_hugging_face(name: str) -> GPT:
+    """GPT with the weights of a Hugging Face GPT-2: one of GPT2_NAMES, which are downloaded, or a folder."""
+    from transformers import GPT2LMHeadModel
+    from transformers.utils import logging
+    logging.disable_progress_bar()
+    try:
+        theirs = GPT2LMHeadModel.from_pretrained(name)
+    except Exception as error:  # the hub's client, the network and the file formats each have errors of their own
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the Hugging Face model {name!r} could not be loaded ({reason}): connect to a network, "
+                         f"or give a folder that holds config.json and model.safetensors") from error
+    config = theirs.config
+    activations = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+    if config.activation_function not in activations:
+        raise ValueError(f"{name}: activation {config.activation_function!r} is not one of {', '.join(activations)}")
+    model = GPT(GPTConfig(
+        block_size=config.n_positions, vocab_size=config.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
+        n_embd=config.n_embd, bias=True, activation=activations[config.activation_function],
+        tie_weights=config.tie_word_embeddings))
+    weights = clean_names(theirs.state_dict())
+    for key in weights:  # their Conv1D keeps its weight the other way round; c_proj is square, so no shape would tell
+        if key.endswith(("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")):
+            weights[key] = weights[key].t()
+    model.load_state_dict(weights)
+    return model
+
+
+def set_dropout(model: GPT, dropout: float, attn_dropout: float):
+    """Give a loaded model the dropout of a new run."""
+    model.config = replace(model.config, dropout=dropout, attn_dropout=attn_dropout)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+        elif hasattr(module, "attn_dropout"):
+            module.attn_dropout = attn_dropout

@@ -1,0 +1,284 @@
+"""A tokenised corpus: owner of train.bin, val.bin and meta.json in a data folder.
+
+train.bin and val.bin are raw little-endian uint16 ids, as nanoGPT reads them. meta.json beside them holds the
+tokenizer, counts, bytes of source text and where the text came from. nanoGPT's meta.pkl is read too.
+
+    write(folder, tokenizer, {"train": ..., "val": ...}, source, sha256)
+    corpus = Corpus(folder)
+    x, y = corpus.train_batch(first_window, batch_size, block_size, seed)      # (B, T) int64 each
+    for x, y, n_tokens in corpus.eval_batches("val", batch_size, block_size): ...
+"""
+import json
+import os
+import pickle
+import subprocess
+import sys
+from typing import Iterator
+
+import numpy as np
+import torch
+
+from dongpt.runtime import ROOT, Runtime
+from dongpt.tokenizers import Tokenizer, from_dict
+
+SPLITS = ("train", "val")
+PREPARED_BY_TRAIN = ("python_docs",)  # data sets whose prepare.py needs no network
+IN_MEMORY = 64 * 2 ** 20  # bytes; a larger file stays on disk and is mapped
+SCANNED = 2 ** 26  # bytes of a file that are checked for ids beyond the vocabulary before training
+
+# ----------------------------------------------------------------------------------------------------------------------
+# writing
+
+
+def split_text(text: str, val_fraction: float = 0.1) -> dict[str, str]:
+    """The first characters as train, the last val_fraction of them as val, cut where nanoGPT cuts."""
+    cut = int(len(text) * (1 - val_fraction))
+    if not 0 < cut < len(text):
+        raise ValueError(f"a text of {len(text)} characters is too short to split: give a longer one")
+    return {"train": text[:cut], "val": text[cut:]}
+
+
+def write(folder: str, tokenizer: Tokenizer, texts: dict[str, str], source: str, sha256: str):
+    """Encode texts (train and val) and write the bins and meta.json to folder; each file appears whole or not at all.
+
+    Raises ValueError for ids that do not fit into uint16, and for a folder that cannot be written.
+    """
+    if tokenizer.vocab_size > 2 ** 16:
+        raise ValueError(f"a vocabulary of {tokenizer.vocab_size:,} does not fit into uint16 files: "
+                         f"use a tokenizer with at most 65,536 entries")
+    ids = {split: np.array(tokenizer.encode(text), dtype="<u2") for split, text in texts.items()}
+    meta = {
+        "tokenizer": tokenizer.to_dict(),
+        "vocab_size": tokenizer.vocab_size,
+        "characters": {split: len(text) for split, text in texts.items()},
+        "bytes": {split: len(text.encode("utf-8")) for split, text in texts.items()},
+        "tokens": {split: len(ids[split]) for split in texts},
+        "source": source,
+        "sha256": sha256,
+    }
+    contents = {f"{split}.bin": ids[split].tobytes() for split in texts}
+    contents["meta.json"] = json.dumps(meta, indent=1).encode("utf-8")  # last: it vouches for the lengths of the bins
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for name, content in contents.items():
+            with open(os.path.join(folder, name + ".part"), "wb") as file:
+                file.write(content)
+        for name in contents:
+            os.replace(os.path.join(folder, name + ".part"), os.path.join(folder, name))
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({error.strerror}): free space there or change its rights") \
+            from error
+
+
+def report(folder: str):
+    """Print what meta.json in folder says."""
+    meta = read_meta(folder)
+    print(f"length of dataset in characters: {sum(meta['characters'].values()):,}")
+    if meta["tokenizer"]["kind"] == "char":
+        print(f"all the unique characters: {meta['tokenizer']['characters']!r}")
+    print(f"vocab size: {meta['vocab_size']:,}")
+    for split, count in meta["tokens"].items():
+        print(f"{split} has {count:,} tokens")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# reading
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads pickles of dict, list, str, int and the like; whatever would run code is refused."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def read_meta(folder: str) -> dict:
+    """What is known of the corpus in folder: meta.json, else nanoGPT's meta.pkl, else {}."""
+    path = os.path.join(folder, "meta.json")
+    if os.path.exists(path):
+        try:
+            with open(path, encoding="utf-8") as file:
+                return json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): prepare the data anew") from error
+    path = os.path.join(folder, "meta.pkl")
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, "rb") as file:
+            meta = _PlainUnpickler(file).load()
+        characters = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise ValueError(f"{path} is not a plain meta.pkl of nanoGPT ({error}): it was not run; "
+                         f"prepare the data anew") from error
+    return {"tokenizer": {"kind": "char", "characters": characters}, "vocab_size": meta["vocab_size"]}
+
+
+def find_folder(dataset: str, data_dir: str) -> str:
+    """The data folder that the settings mean: data_dir, relative to the working directory, else data/<dataset>."""
+    return os.path.abspath(data_dir) if data_dir else os.path.join(ROOT, "data", dataset)
+
+
+def prepare_if_missing(folder: str, runtime: Runtime):
+    """Run the folder's prepare.py when its bins are missing and it needs no network; the other processes wait."""
+    name = os.path.basename(folder)
+    if name in PREPARED_BY_TRAIN and folder == os.path.join(ROOT, "data", name):
+        if runtime.is_main and not os.path.exists(os.path.join(folder, "train.bin")):
+            script = os.path.join(folder, "prepare.py")
+            print(f"data/{name} is not prepared yet: running python data/{name}/prepare.py", flush=True)
+            subprocess.run([sys.executable, script])  # if it fails, opening the corpus says what is missing
+        runtime.barrier()
+
+
+class Corpus:
+    """Train and val of one data folder.
+
+    tokenizer_dict describes the tokenizer, vocab_size counts its ids, model_vocab_size is what a model made for this
+    corpus gets. Raises ValueError for missing, empty or damaged files.
+    """
+
+    def __init__(self, folder: str, train_fraction: float = 1.0):
+        self.folder, self.meta = folder, read_meta(folder)
+        self.name = os.path.relpath(folder, ROOT) if folder.startswith(ROOT + os.sep) else folder
+        self.paths = {split: os.path.join(folder, f"{split}.bin") for split in SPLITS}
+        self.lengths = {split: self._count(split) for split in SPLITS}
+        if not 0 < train_fraction <= 1:
+            raise ValueError(f"dataset_fraction={train_fraction} must be above 0 and at most 1")
+        self.lengths["train"] = int(self.lengths["train"] * train_fraction)
+        self.tokenizer_dict = self.meta.get("tokenizer", {"kind": "gpt2"})  # as nanoGPT assumes
+        self.vocab_size = self.meta.get("vocab_size", 50257)
+        self.model_vocab_size = 50304 if self.tokenizer_dict["kind"] == "gpt2" else self.vocab_size
+        self._in_memory: dict[str, np.ndarray] = {}
+        self._epoch: tuple | None = None
+
+    def _count(self, split: str) -> int:
+        """How many tokens the split has, by the size of its file, checked against meta.json."""
+        path = self.paths[split]
+        remedy = _how_to_prepare(self.folder)
+        if not os.path.exists(path):
+            raise ValueError(f"{self.name} has no {split}.bin: {remedy}")
+        size = os.path.getsize(path)
+        if size == 0 or size % 2:
+            raise ValueError(f"{path} is {'empty' if size == 0 else 'damaged'}: {remedy}")
+        if size // 2 != self.meta.get("tokens", {}).get(split, size // 2):
+            raise ValueError(f"{path} holds {size // 2:,} tokens where meta.json says "
+                             f"{self.meta['tokens'][split]:,}: {remedy}")
+        return size // 2
+
+    def tokenizer(self) -> Tokenizer:
+        return from_dict(self.tokenizer_dict)
+
+    def tokens(self, split: str) -> np.ndarray:
+        """The ids of a split, (lengths[split],) uint16: in memory if small, else mapped anew at each call."""
+        if split in self._in_memory:
+            return self._in_memory[split]
+        path, count = self.paths[split], self.lengths[split]
+        if 2 * count > IN_MEMORY:  # a map kept for long fills the memory with pages: nanoGPT pull request 428
+            return np.memmap(path, dtype="<u2", mode="r", shape=(count,))
+        self._in_memory[split] = np.fromfile(path, dtype="<u2", count=count)
+        return self._in_memory[split]
+
+    def check(self, block_size: int, vocab_size: int):
+        """Raise ValueError if the corpus is too short to train on or holds ids that a model has no embedding for."""
+        if self.lengths["train"] < block_size + 1:
+            raise ValueError(f"{self.paths['train']} gives {self.lengths['train']:,} tokens, too few for "
+                             f"block_size={block_size}: use more text, or block_size={self.lengths['train'] - 1} at most")
+        for split in SPLITS:
+            self.check_split(split, vocab_size)
+
+    def check_split(self, split: str, vocab_size: int):
+        """Raise ValueError if a split is too short for a loss or holds ids that a model has no embedding for."""
+        if self.lengths[split] < 2:
+            raise ValueError(f"{self.paths[split]} has {self.lengths[split]} token: a loss needs at least 2, "
+                             f"use more text")
+        tokens = self.tokens(split)
+        step = -(-tokens.nbytes // SCANNED)  # whole up to SCANNED bytes, beyond that evenly spaced
+        self._check_ids(tokens[::step], vocab_size, split)
+
+    def _check_ids(self, ids: np.ndarray, vocab_size: int, split: str):
+        if ids.max() >= vocab_size:
+            raise ValueError(f"{self.paths[split]} holds the id {ids.max()}, and the vocabulary has {vocab_size} "
+                             f"entries: the bins were made with another tokenizer; {_how_to_prepare(self.folder)}")
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # training: shuffled windows without replacement
+
+    def epoch_windows(self, block_size: int) -> int:
+        """Windows of block_size tokens in one epoch; one fewer than fit where it takes that to vary the offset."""
+        return max(1, (self.lengths["train"] - block_size) // block_size)
+
+    def window_starts(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
+        """Where windows first ... first + count - 1 of the run begin in train, (count,) int64.
+
+        Each epoch visits its disjoint windows once, in an order and from an offset that depend on (seed, epoch) alone.
+        """
+        per_epoch = self.epoch_windows(block_size)
+        number = np.arange(first, first + count)
+        starts = np.empty(count, dtype=np.int64)
+        for epoch in np.unique(number // per_epoch):
+            if self._epoch is None or self._epoch[0] != (int(epoch), block_size, seed):
+                random = np.random.Generator(np.random.Philox(key=seed % 2 ** 64 + (int(epoch) << 64)))
+                slack = self.lengths["train"] - 1 - per_epoch * block_size
+                offset = random.integers(0, min(slack, block_size - 1) + 1)
+                self._epoch = (int(epoch), block_size, seed), offset, random.permutation(per_epoch)
+            _, offset, order = self._epoch
+            here = number // per_epoch == epoch
+            starts[here] = offset + order[number[here] % per_epoch] * block_size
+        return starts
+
+    def train_batch(self, first: int, batch_size: int, block_size: int, seed: int, vocab_size: int):
+        """(x, y): windows first ... of the run and the same one token later, (B, T) int64 each."""
+        starts = self.window_starts(first, batch_size, block_size, seed)
+        windows = self.tokens("train")[starts[:, None] + np.arange(block_size + 1)]  # (B, T + 1)
+        self._check_ids(windows, vocab_size, "train")  # on a GPU a wrong id ends in an error that says nothing
+        windows = torch.from_numpy(windows.astype(np.int64))
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # evaluation: disjoint windows, each token but the first predicted once
+
+    def eval_batches(self, split: str, batch_size: int, block_size: int, n_windows: int | None = None,
+                     rank: int = 0, world_size: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+        """Yield (x, y, number of predicted tokens) over a split, x and y (B, T) int64, what is padding -1 in y.
+
+        n_windows of the disjoint windows, evenly spaced and the same each time; all of them by default. Every batch
+        has the same shape. Of several processes each takes every world_size-th batch.
+        """
+        tokens, available = self.tokens(split), -(-(self.lengths[split] - 1) // block_size)
+        chosen = np.arange(available)
+        if n_windows is not None and n_windows < available:
+            chosen = chosen[:n_windows] * available // n_windows
+        for first in range(rank * batch_size, len(chosen), world_size * batch_size):
+            x = np.zeros((batch_size, block_size), dtype=np.int64)
+            y = np.full((batch_size, block_size), -1, dtype=np.int64)
+            for row, window in enumerate(chosen[first:first + batch_size]):
+                ids = tokens[window * block_size:(window + 1) * block_size + 1]
+                x[row, :len(ids) - 1], y[row, :len(ids) - 1] = ids[:-1], ids[1:]
+            yield torch.from_numpy(x), torch.from_numpy(y), int((y >= 0).sum())
+
+    def predicted_bytes(self, split: str) -> int:
+        """UTF-8 bytes of source text of all tokens of a split but the first."""
+        lengths = self.tokenizer().byte_lengths()
+        if split in self.meta.get("bytes", {}) and self.lengths[split] == self.meta["tokens"][split]:
+            return self.meta["bytes"][split] - int(lengths[self.tokens(split)[0]])
+        counts = np.bincount(self.tokens(split)[1:], minlength=len(lengths))
+        return int((counts * lengths).sum())
+
+
+def _how_to_prepare(folder: str) -> str:
+    """What to type so that folder holds a corpus."""
+    script = os.path.join(folder, "prepare.py")
+    if os.path.exists(script):
+        return f"run python {os.path.relpath(script)} first"
+    shelf = os.path.join(ROOT, "data")
+    known = sorted(name for name in os.listdir(shelf) if os.path.exists(os.path.join(shelf, name, "prepare.py")))
+    return f"write it with one of the prepare.py programs under data/ (there are {', '.join(known)})"
+
+
+def same_tokenizer(one: dict | None, other: dict | None) -> bool:
+    """Whether two descriptions mean the same vocabulary; one that is not known is taken for the same."""
+    if not one or not other:
+        return True
+    if one["kind"] == other["kind"] == "gpt2":
+        return one.get("sha256", 0) == other.get("sha256", 0) or "sha256" not in one or "sha256" not in other
+    return one == other

@@ -1,0 +1,330 @@
+"""The machine under a program: device, dtype, compile, seeds, several processes, and how a program ends.
+
+The rules are fixed and never time anything; each choice is said aloud in one line (see Runtime.describe).
+"""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Callable, Literal
+
+import torch
+import torch.distributed as dist
+
+import configurator
+
+ROOT = configurator.ROOT
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Settings of the machine that programs share."""
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto takes CUDA, else MPS, else the CPU
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the arithmetic; weights train in float32
+    compile: Literal["auto", True, False] = "auto"  # torch.compile; auto: on CUDA, if the run is long enough
+    seed: int = 1337  # every random draw is a function of it
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# device and dtype
+
+
+def pick_device(asked: str, local_rank: int = 0) -> tuple[str, str]:
+    """(device, why) for what was asked; under torchrun each process takes the GPU of its local rank.
+
+    Raises ValueError when the device that was asked for is not there.
+    """
+    why_no_cuda = cuda_problem(local_rank)
+    if asked == "auto":
+        if not why_no_cuda:
+            return f"cuda:{local_rank}", torch.cuda.get_device_name(local_rank)
+        if torch.backends.mps.is_available():
+            return "mps", "Apple GPU"
+        return "cpu", why_no_cuda
+    try:
+        kind = torch.device(asked).type
+    except RuntimeError:
+        kind = None
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={asked!r} is not a device: use auto, cpu, cuda, cuda:N or mps")
+    if kind == "cuda":
+        if why_no_cuda:
+            raise ValueError(f"device={asked!r} is not there: {why_no_cuda}; use device=cpu or device=auto")
+        index = torch.device(asked).index
+        index = local_rank if index is None or _world_size() > 1 else index
+        if index >= torch.cuda.device_count():
+            raise ValueError(f"device=cuda:{index} is not there: this machine has {torch.cuda.device_count()} GPU(s)")
+        return f"cuda:{index}", torch.cuda.get_device_name(index)
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device='mps' is not there: this torch finds no Apple GPU; use device=cpu or device=auto")
+    return kind, "as asked"
+
+
+def cuda_problem(local_rank: int = 0) -> str:
+    """'' if CUDA works; else why not: no GPU, or an NVIDIA GPU that this torch cannot use, with the remedy."""
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            return f"this machine has {torch.cuda.device_count()} GPU(s), too few for process {local_rank + 1}"
+        try:
+            torch.zeros(1, device=f"cuda:{local_rank}").add_(1)
+            return ""
+        except RuntimeError:  # the GPU is older or newer than what this torch has kernels for
+            return (f"found {torch.cuda.get_device_name(local_rank)}, but torch {torch.__version__} has no kernels for "
+                    f"it: install another build of torch, as pytorch.org/get-started shows")
+    name = nvidia_gpu_name()
+    if not name:
+        return "no GPU found"
+    if torch.version.cuda is None:
+        return (f"found {name}, but torch {torch.__version__} is built without CUDA: "
+                f"install a CUDA build of torch, as pytorch.org/get-started shows")
+    return (f"found {name}, but torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use it: "
+            f"update the NVIDIA driver, or install a torch built for an older CUDA")
+
+
+def nvidia_gpu_name() -> str:
+    """The name of the first NVIDIA GPU that the driver's own tool reports, '' if there is none."""
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return ""
+    try:
+        answer = subprocess.run([tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True,
+                                timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else ""
+
+
+def pick_dtype(asked: str, device_type: str) -> tuple[str, str]:
+    """(dtype, why) for what was asked. Raises ValueError for a dtype that the device cannot train in."""
+    if device_type == "mps":
+        if asked not in ("auto", "float32"):
+            raise ValueError(f"dtype={asked!r} gives wrong numbers on MPS: use dtype=float32 or dtype=auto")
+        return "float32", "the only safe one on MPS"
+    has_bf16 = device_type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if asked == "bfloat16" and not has_bf16:
+        raise ValueError("dtype='bfloat16' is not there on this GPU: use dtype=float16, float32 or auto")
+    if asked != "auto":
+        return asked, "as asked"
+    if device_type == "cpu":
+        return "float32", "exact, and the default on a CPU"
+    return ("bfloat16", "this GPU has it") if has_bf16 else ("float16", "this GPU has no bfloat16")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# one process or several
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What was decided for this process. rank, local_rank and world_size are 0, 0 and 1 without torchrun."""
+    device: str
+    dtype: str
+    why: str
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def device_type(self) -> str:
+        return torch.device(self.device).type
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def print(self, *args, **kwargs):
+        """print on rank 0 alone."""
+        if self.is_main:
+            print(*args, **kwargs, flush=True)
+
+    def autocast(self):
+        """The context in which forward passes run: mixed precision unless dtype is float32."""
+        if self.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device_type, dtype=DTYPES[self.dtype])
+
+    def sum(self, *values: float) -> list[float]:
+        """The values added up over all processes, in float64 (float32 on devices without it)."""
+        if self.world_size == 1:
+            return list(values)
+        kind = torch.float32 if self.device_type == "mps" else torch.float64
+        total = torch.tensor(values, dtype=kind, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def broadcast(self, tensors):
+        """Give every process the values that rank 0 has in tensors, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def barrier(self):
+        """Wait until every process is here."""
+        self.sum(0)
+
+    def synchronize(self):
+        """Wait until the device has done what was queued, for timings."""
+        if self.device_type == "cuda":
+            torch.cuda.synchronize()
+
+
+def start(device: str = "auto", dtype: str = "auto", backend: str = "auto") -> Runtime:
+    """Decide on device and dtype, and join the other processes if torchrun started several.
+
+    Raises ValueError for a device, dtype or backend that cannot work here.
+    """
+    world_size, rank, local_rank = _world_size(), int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    device, why_device = pick_device(device, local_rank)
+    kind = torch.device(device).type
+    dtype, why_dtype = pick_dtype(dtype, kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    if world_size > 1:
+        if backend == "nccl" and kind != "cuda":
+            raise ValueError(f"backend='nccl' needs CUDA, and the device is {device}: use backend=auto or gloo")
+        if backend not in ("auto", "nccl", "gloo"):
+            raise ValueError(f"backend={backend!r} is not known: use auto, nccl or gloo")
+        backend = ("nccl" if kind == "cuda" else "gloo") if backend == "auto" else backend
+        dist.init_process_group(backend)
+    why = f"device: {device} ({why_device}), dtype: {dtype} ({why_dtype})"
+    return Runtime(device, dtype, why, rank, local_rank, world_size)
+
+
+def stop():
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def seed_everything(*numbers: int):
+    """Seed torch's generators with a function of the numbers alone, e.g. (seed, step, index of the micro-batch)."""
+    mixed = 0
+    for number in numbers:  # the finaliser of SplitMix64 after each, so that neighbours share nothing
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2 ** 64
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2 ** 64
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2 ** 64
+        mixed ^= mixed >> 31
+    torch.manual_seed(mixed)
+
+
+def use_threads(n_threads: int) -> bool:
+    """Compute with n_threads CPU threads; False, and nothing changes, if this process may not use so many cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if n_threads != torch.get_num_threads():
+        if n_threads > cores:
+            return False
+        torch.set_num_threads(n_threads)
+    return True
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# compile
+
+# Compiling a small GPT takes about a minute, and saves up to half of the time of a step: below this many FLOPs in
+# the whole run (a few minutes of a recent GPU at the speed of small models) it is not earned back.
+WORTH_COMPILING = 2e15
+
+
+def compile_model(model, asked, runtime: Runtime, run_flops: float, trial: Callable) -> tuple[Callable, bool, str]:
+    """(the model to call, whether it is compiled, why). trial(model) runs one real forward and backward.
+
+    auto compiles on CUDA when run_flops, the cost of the whole run, repays it, and falls back to the plain model
+    when the trial fails. An explicit True that fails raises ValueError.
+    """
+    if asked == "auto":
+        if runtime.device_type != "cuda":
+            return model, False, f"auto: off on {runtime.device_type}"
+        if run_flops < WORTH_COMPILING:
+            return model, False, "auto: the run is too short to repay it"
+    elif not asked:
+        return model, False, "as asked"
+    compiled = torch.compile(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial(compiled)
+    except Exception as error:  # a missing compiler, an unsupported Python or GPU, ...: every backend has its own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if asked is True:
+            raise ValueError(f"compile=True cannot work here ({reason}): use compile=False or auto") from error
+        return model, False, f"auto: torch.compile is not available: {reason}"
+    return compiled, True, "as asked" if asked is True else "auto"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# how programs end
+
+
+class Interrupts:
+    """Notes Ctrl-C and SIGTERM so that a program can stop at a good moment; a second Ctrl-C stops it at once.
+
+    code is 0, or the exit code that is due: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self):
+        self.code, self.first = 0, 0.0
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        if self.code and not (_world_size() > 1 and time.monotonic() - self.first < 5):
+            os._exit(128 + number)
+        if not self.code:  # torchrun passes on a Ctrl-C that its processes have already had: one press, two signals
+            self.code, self.first = 128 + number, time.monotonic()
+
+
+def run_program(main: Callable[[], int | None]):
+    """Run a program's main and exit with its code; what a user got wrong ends in one sentence and exit code 2.
+
+    A ValueError is taken for the user's only if it was raised in this project's own files: one that comes out of a
+    library keeps its traceback, since somebody who changes the code needs it.
+    """
+    program, is_main = os.path.basename(sys.argv[0]), int(os.environ.get("RANK", 0)) == 0
+    try:
+        code = main() or 0
+    except (ValueError, torch.OutOfMemoryError) as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or _raised_here(error)):
+            raise
+        sentence = str(error) if isinstance(error, ValueError) else (
+            f"the GPU has too little memory ({str(error).splitlines()[0]}): lower batch_size and raise "
+            f"gradient_accumulation_steps by the same factor, or lower block_size")
+        if is_main:
+            print(f"{program}: {sentence}", file=sys.stderr, flush=True)
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(2)  # torchrun ends all processes when one fails: leave rank 0 the time to say what is wrong
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # `python sample.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    stop()
+    sys.exit(code)
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether error was raised by a file of this project, not by an installed package or the standard library."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    path = os.path.abspath(trace.tb_frame.f_code.co_filename)
+    inside = os.path.relpath(path, ROOT).split(os.sep) if path.startswith(ROOT + os.sep) else []
+    return len(inside) == 1 or inside[:1] in (["dongpt"], ["data"])

@@ -1,0 +1,85 @@
+"""Loss, perplexity and bits per byte over a whole split, for one checkpoint or several side by side.
+
+    python evaluate.py --out_dir=out-don-char
+    python evaluate.py out-a out-b/ckpt_last.pt --split=val --json
+
+Each checkpoint is measured on the data that it was trained on, unless --dataset or --data_dir names another; its
+vocabulary must be the one of the data. Bits per byte compare models with different tokenizers, the other two do not.
+"""
+import json
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import configurator
+from dongpt import runtime
+from dongpt.checkpoint import load_anything
+from dongpt.corpus import Corpus, find_folder, prepare_if_missing, same_tokenizer
+from dongpt.evaluation import evaluate
+from dongpt.metrics import progress_bar
+from dongpt.runtime import RuntimeConfig
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(RuntimeConfig):
+    out_dir: str = "out"  # measure the checkpoint of this run; not used when paths are given
+    split: Literal["val", "train"] = "val"  # which part of the corpus
+    dataset: str = ""  # a folder under data/; without it the checkpoint's own
+    data_dir: str = ""  # a data folder anywhere; replaces dataset
+    batch_size: int = 12  # windows at a time; changes the speed alone
+    json: bool = False  # print only a JSON list on stdout
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # of the arithmetic
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+
+
+def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
+    """One checkpoint's results: checkpoint, split, loss, perplexity, bits_per_byte, tokens."""
+    model, tokenizer, rest = load_anything(path)
+    stored = rest.get("config", {}) if not (cfg.dataset or cfg.data_dir) else {}
+    dataset, data_dir = stored.get("dataset", cfg.dataset), stored.get("data_dir", cfg.data_dir)
+    if not (dataset or data_dir):
+        raise ValueError(f"{path} does not say which data it was trained on: pass --dataset=NAME or --data_dir=DIR")
+    folder = find_folder(dataset, data_dir)
+    prepare_if_missing(folder, rt)
+    corpus = Corpus(folder)
+    if not same_tokenizer(tokenizer.to_dict() if tokenizer else None, corpus.tokenizer_dict):
+        raise ValueError(f"{path} was trained with another vocabulary than that of {corpus.name}: "
+                         f"pass --dataset or --data_dir of data with its tokenizer")
+    corpus.check_split(cfg.split, model.config.vocab_size)
+    model.to(rt.device)
+    model.eval()
+    block_size = model.config.block_size
+    bar = progress_bar(-(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size)), 0)
+    loss = evaluate(model, corpus, cfg.split, cfg.batch_size, block_size, rt, on_batch=bar.update if bar else None)
+    if bar:
+        bar.close()
+    return {"checkpoint": path, "split": cfg.split, "loss": loss.nats, "perplexity": loss.perplexity,
+            "bits_per_byte": loss.bits_per_byte(corpus.predicted_bytes(cfg.split)), "tokens": loss.tokens}
+
+
+def print_table(results: list[dict]):
+    """The results as a table, one checkpoint per line."""
+    width = max(len("checkpoint"), *(len(r["checkpoint"]) for r in results))
+    print(f"{'checkpoint':<{width}}  split    loss  perplexity  bits/byte      tokens")
+    for r in results:
+        print(f"{r['checkpoint']:<{width}}  {r['split']:<5}  {r['loss']:.4f}  {r['perplexity']:>10.3f}  "
+              f"{r['bits_per_byte']:>9.4f}  {r['tokens']:>10,}")
+
+
+def main(argv: list[str] | None = None):
+    argv = sys.argv[1:] if argv is None else argv
+    paths = [arg for arg in argv if not arg.startswith("--") and configurator.find_config(arg) is None]
+    cfg, _ = configurator.load(EvaluateConfig, [arg for arg in argv if arg not in paths])
+    rt = runtime.start(cfg.device, cfg.dtype)
+    results = [measure(path, cfg, rt) for path in paths or [cfg.out_dir]]
+    if cfg.json:
+        print(json.dumps(results, indent=1))
+    else:
+        print_table(results)
+
+
+if __name__ == "__main__":
+    runtime.run_program(main)

@@ -1,0 +1,503 @@
+"""Trains a GPT on a prepared corpus, on a CPU, a Mac, one GPU or many.
+
+    python train.py config/quickstart.py
+    python train.py config/train_don_char.py --batch_size=32 --compile=False
+    torchrun --standalone --nproc_per_node=4 train.py config/train_gpt2.py
+    python train.py --init_from=resume --out_dir=out            # goes on exactly where a run stopped
+
+Writes to out_dir: ckpt.pt (the one to use), ckpt_last.pt (the newest state), log.jsonl and loss.png.
+Every setting is a field below; `python train.py --help` lists them all.
+"""
+import math
+import os
+import platform
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import configurator
+from dongpt import checkpoint as checkpoints
+from dongpt import metrics, runtime
+from dongpt.corpus import Corpus, find_folder, prepare_if_missing, same_tokenizer
+from dongpt.evaluation import evaluate
+from dongpt.runtime import RuntimeConfig, seed_everything
+from dongpt.tokenizers import from_dict
+from model import GPT, GPTConfig
+
+ARCHITECTURE = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout", "vocab_size")]
+LONG_RUN = 6 * 3600  # seconds; a run that will take longer says so
+REDRAW_EVERY = 30  # seconds between two drawings of loss.png
+
+
+@dataclass(frozen=True)
+class TrainConfig(RuntimeConfig, GPTConfig):
+    """All settings of a training run; names and meanings are nanoGPT's where it has them."""
+    # files
+    out_dir: str = "out"  # checkpoints, log.jsonl and loss.png go here
+    init_from: str = "scratch"  # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path: weights only
+    eval_interval: int = 2000  # iterations between two evaluations, after each of which the state is saved
+    eval_iters: int = 200  # batches per split in an evaluation while training
+    eval_only: bool = False  # evaluate once and exit; nothing is written
+    log_interval: int = 1  # iterations between two log lines
+    always_save_checkpoint: bool = False  # ckpt.pt follows the newest state, not the lowest validation loss
+    sample_tokens: int = 0  # print a sample of this many tokens at each evaluation
+    wandb_log: bool = False  # mirror the log on wandb
+    wandb_project: str = "owt"  # name of the wandb project
+    wandb_run_name: str = "gpt2"  # name of the run there
+    # data
+    dataset: str = "openwebtext"  # a folder under data/
+    data_dir: str = ""  # a data folder anywhere, relative to the working directory; replaces dataset
+    dataset_fraction: float = 1.0  # train on the first part of train.bin only
+    gradient_accumulation_steps: int = 5 * 8  # micro-batches per iteration, over all processes together
+    batch_size: int = 12  # windows per micro-batch
+    # model
+    bias: bool = False  # in Linear and LayerNorm; without is a bit better and faster
+    vocab_size: int | None = None  # None: from the data (GPT-2's 50257 padded to 50304); given, it may be larger
+    # optimizer
+    learning_rate: float = 6e-4  # the peak
+    max_iters: int = 600000  # updates in the whole run
+    max_minutes: float | None = None  # end in good order after this time
+    patience: int = 0  # end after this many evaluations in a row without a lower validation loss; 0 is off
+    weight_decay: float = 0.1  # of matrices and embeddings
+    beta1: float = 0.9  # AdamW
+    beta2: float = 0.95  # AdamW; 0.99 suits few tokens per iteration
+    grad_clip: float = 1.0  # clip the norm of the gradient; 0 is off
+    decay_lr: bool = True  # cosine with warm-up; False keeps the learning rate constant
+    warmup_iters: int = 2000  # iterations of linear warm-up
+    lr_decay_iters: int = 600000  # iteration at which min_lr is reached, usually max_iters
+    min_lr: float = 6e-5  # usually a tenth of learning_rate
+    # machine
+    backend: str = "auto"  # of torch.distributed: nccl on CUDA, gloo on CPU
+
+    def __post_init__(self):
+        super().__post_init__()
+        least = dict(eval_interval=1, eval_iters=1, log_interval=1, gradient_accumulation_steps=1, batch_size=1,
+                     sample_tokens=0, patience=0, max_iters=0, warmup_iters=0, lr_decay_iters=0, grad_clip=0,
+                     learning_rate=0, min_lr=0, weight_decay=0)
+        wrong = [f"{name}={getattr(self, name)} must be at least {bound}"
+                 for name, bound in least.items() if not getattr(self, name) >= bound]
+        wrong += [f"{name}={getattr(self, name)} must be at least 0 and below 1"
+                  for name in ("beta1", "beta2") if not 0 <= getattr(self, name) < 1]
+        if not 0 < self.dataset_fraction <= 1:
+            wrong.append(f"dataset_fraction={self.dataset_fraction} must be above 0 and at most 1")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            wrong.append(f"max_minutes={self.max_minutes} must be above 0")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+
+@dataclass
+class State:
+    """How far a run is; with weights and optimizer it is all that a resume needs."""
+    iter_num: int = 0  # finished updates
+    windows: int = 0  # windows of the training data used so far
+    best_val_loss: float = math.inf  # of the states that were saved
+    evaluated_at: int = -1  # iter_num of the last evaluation
+    evals_since_best: int = 0
+    wandb_run_id: str | None = None
+
+
+def get_lr(it: int, cfg: TrainConfig) -> float:
+    """Learning rate of update number it: linear warm-up, cosine to min_lr at lr_decay_iters, then min_lr."""
+    if not cfg.decay_lr:
+        return cfg.learning_rate
+    if it < cfg.warmup_iters:
+        return cfg.learning_rate * (it + 1) / (cfg.warmup_iters + 1)
+    if it >= cfg.lr_decay_iters:
+        return cfg.min_lr
+    progress = (it - cfg.warmup_iters) / (cfg.lr_decay_iters - cfg.warmup_iters)
+    return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (cfg.learning_rate - cfg.min_lr)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the start of a run
+
+
+def resumed_config(cfg: TrainConfig, given: dict, checkpoint: dict, path: str) -> TrainConfig:
+    """The settings of a resumed run: the given ones, then the checkpoint's, and the checkpoint's architecture."""
+    stored = {key: value for key, value in checkpoint.get("config", {}).items() if hasattr(cfg, key)}
+    if "format_version" not in checkpoint:  # nanoGPT wrote what its own machine had
+        stored = {key: value for key, value in stored.items() if key not in ("device", "dtype", "compile", "backend")}
+    stored.update({key: checkpoint["model_args"][key] for key in ARCHITECTURE if key in checkpoint["model_args"]})
+    for key in ARCHITECTURE:
+        if key in given and key in stored and getattr(cfg, key) != stored[key]:
+            raise ValueError(f"{key}={given[key]!r} contradicts the checkpoint {path}, which has {stored[key]!r}: "
+                             f"leave {key} away, or begin a new run in another out_dir")
+    return replace(cfg, **{**stored, **given})
+
+
+def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict | None, path: str) -> GPT:
+    """The model to train, float32 on the CPU: new, resumed, or with the weights that init_from names."""
+    tokenizer = (checkpoint or {}).get("tokenizer")
+    if checkpoint is not None:
+        model = checkpoints.build(checkpoint, path)
+    elif cfg.init_from == "scratch":
+        print_main("Initializing a new model from scratch")
+        vocab_size = cfg.vocab_size or corpus.model_vocab_size
+        if vocab_size < corpus.vocab_size:
+            raise ValueError(f"vocab_size={vocab_size} is smaller than the {corpus.vocab_size} entries of the "
+                             f"vocabulary of {corpus.name}: leave vocab_size away")
+        seed_everything(cfg.seed)
+        return GPT(GPTConfig(**{**{f.name: getattr(cfg, f.name) for f in fields(GPTConfig)},
+                                "vocab_size": vocab_size}))
+    else:
+        print_main(f"Initializing from the weights of {cfg.init_from}")
+        model, loaded, _ = checkpoints.load_anything(cfg.init_from)
+        tokenizer = loaded.to_dict() if loaded else None
+        for key in ARCHITECTURE:
+            has, wanted = getattr(model.config, key), given.get(key, getattr(model.config, key))
+            if key == "block_size" and wanted < has:
+                model.crop_block_size(wanted)
+            elif wanted != has:
+                raise ValueError(f"{key}={wanted!r} contradicts {cfg.init_from}, which has {has!r}: leave {key} away")
+    if not same_tokenizer(tokenizer, corpus.tokenizer_dict):
+        raise ValueError(f"{path or cfg.init_from} was trained with another vocabulary than that of {corpus.name}: "
+                         f"prepare the data with the same tokenizer, or begin with init_from=scratch")
+    checkpoints.set_dropout(model, cfg.dropout, cfg.attn_dropout)
+    return model
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, path: str):
+    """Give optimizer the moments stored in checkpoint; its settings stay those of this run."""
+    if "optimizer" not in checkpoint:
+        raise ValueError(f"{path} has no optimizer state to resume from: use --init_from={path} for its weights alone")
+    stored = checkpoint["optimizer"]
+    for old, new in zip(stored["param_groups"], optimizer.param_groups):
+        old.update({key: value for key, value in new.items() if key != "params"})
+    optimizer.load_state_dict(stored)
+
+
+def claim(out_dir: str, fresh: bool):
+    """Make out_dir ready to be written to; what an earlier run left there moves to out_dir/old-N if fresh."""
+    names = [checkpoints.BEST, checkpoints.LAST, metrics.LOG, metrics.PICTURE]
+    there = [name for name in names if os.path.exists(os.path.join(out_dir, name))]
+    if not (fresh and there):
+        return
+    n = 1
+    while os.path.exists(old := os.path.join(out_dir, f"old-{n}")):
+        n += 1
+    os.makedirs(old)
+    for name in there:
+        os.replace(os.path.join(out_dir, name), os.path.join(old, name))
+    print_main(f"{out_dir} held an earlier run: its files are now in {old}")
+
+
+def check_writable(out_dir: str):
+    """Raise ValueError unless files can be made in out_dir, which is made if need be."""
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        probe = os.path.join(out_dir, ".writable")
+        open(probe, "w", encoding="utf-8").close()
+        os.remove(probe)
+    except OSError as error:
+        raise ValueError(f"out_dir={out_dir!r} cannot be written ({error.strerror}): give another --out_dir") from error
+
+
+def print_main(*args):
+    """print on rank 0, also before the processes know each other."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(*args, flush=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the run
+
+
+def main(argv: list[str] | None = None) -> int:
+    cfg, given = configurator.load(TrainConfig, argv)
+    resuming = cfg.init_from == "resume"
+    checkpoint, path = checkpoints.load_valid(cfg.out_dir) if resuming else (None, "")
+    if resuming:
+        print_main(f"Resuming training from {path}")
+        cfg = resumed_config(cfg, given, checkpoint, path)
+    for key, value in given.items():
+        print_main(f"Overriding: {key} = {value}")
+
+    # a resume computes as the run before it did, unless told otherwise
+    before = (checkpoint or {}).get("runtime", {})
+    same_kind = before.get("device") == torch.device(runtime.pick_device(cfg.device)[0]).type
+    dtype = before["dtype"] if same_kind and "dtype" not in given else cfg.dtype
+    to_compile = before["compile"] if same_kind and "compile" not in given else cfg.compile
+    rt = runtime.start(cfg.device, dtype, cfg.backend)
+    threads_kept = runtime.use_threads(before.get("threads", torch.get_num_threads()))
+    if cfg.gradient_accumulation_steps % rt.world_size:
+        raise ValueError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} micro-batches cannot be "
+                         f"shared evenly by {rt.world_size} processes: use a multiple of {rt.world_size}")
+    accumulate = cfg.gradient_accumulation_steps // rt.world_size
+
+    folder = find_folder(cfg.dataset, cfg.data_dir)
+    prepare_if_missing(folder, rt)
+    corpus = Corpus(folder, cfg.dataset_fraction)
+    rt.print(f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})" if corpus.meta
+             else "no meta.json or meta.pkl found, assuming GPT-2 encodings")
+    raw_model = make_model(cfg, given, corpus, checkpoint, path)
+    config = raw_model.config
+    cfg = replace(cfg, **{key: getattr(config, key) for key in ARCHITECTURE})
+    corpus.check(cfg.block_size, config.vocab_size)
+    if not cfg.eval_only and rt.is_main:
+        check_writable(cfg.out_dir)
+    raw_model.to(rt.device)
+
+    tokens_per_iter = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
+    epoch = corpus.epoch_windows(cfg.block_size) * cfg.block_size / tokens_per_iter
+    rt.print(f"tokens per iteration will be: {tokens_per_iter:,} (one epoch is {epoch:,.1f} iterations)")
+    rt.print(f"number of parameters: {raw_model.get_num_params() / 1e6:.2f}M")
+    state = State()
+    optimizer = raw_model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2),
+                                               rt.device_type)
+    for kind, group in zip(("decayed", "non-decayed"), optimizer.param_groups):
+        count = sum(p.numel() for p in group["params"])
+        rt.print(f"num {kind} parameter tensors: {len(group['params'])}, with {count:,} parameters")
+    rt.print(f"using fused AdamW: {optimizer.defaults['fused']}")
+    scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
+    if resuming:
+        load_optimizer(optimizer, checkpoint, path)
+        state = State(**{f.name: checkpoint[f.name] for f in fields(State) if f.name in checkpoint})
+        state.best_val_loss = float(state.best_val_loss)  # nanoGPT stores a tensor
+        if "windows" not in checkpoint:
+            state.windows = state.iter_num * cfg.gradient_accumulation_steps * cfg.batch_size
+        if "scaler" in checkpoint and scaler.is_enabled():
+            scaler.load_state_dict(checkpoint["scaler"])
+    checkpoint = None  # its tensors would stay in memory
+
+    def trial(model):
+        x = torch.zeros((cfg.batch_size, cfg.block_size), dtype=torch.int64, device=rt.device)
+        with rt.autocast():
+            loss = model(x, x)[1]
+        loss.backward()
+        raw_model.zero_grad(set_to_none=True)
+
+    run_flops = raw_model.flops_per_token() * tokens_per_iter * (cfg.max_iters - state.iter_num) / rt.world_size
+    model, compiled, why = runtime.compile_model(raw_model, to_compile, rt, run_flops, trial)
+    rt.print(f"{rt.why}, compile: {'on' if compiled else 'off'} ({why})")
+    eval_model = model  # evaluation goes past DDP, whose forward would wait for the other processes
+    if rt.world_size > 1:
+        model = DistributedDataParallel(model, device_ids=[rt.local_rank] if rt.device_type == "cuda" else None)
+    now = dict(device=rt.device_type, dtype=rt.dtype, compile=compiled, threads=torch.get_num_threads())
+    if before and (before != now or not threads_kept):
+        rt.print(f"this resume is not bitwise: the run before it had {before}, this one has {now}")
+
+    def checkpoint_now() -> dict:
+        """All that a resume, sample.py, or nanoGPT needs."""
+        return {
+            "model": raw_model.state_dict(), "optimizer": optimizer.state_dict(),
+            "model_args": checkpoints.model_args(config), "config": asdict(cfg), **asdict(state),
+            "format_version": checkpoints.FORMAT_VERSION, "tokenizer": corpus.tokenizer_dict, "runtime": now,
+            "data_sha256": corpus.meta.get("sha256"), "scaler": scaler.state_dict(),
+        }
+
+    def save(is_best: bool):
+        """Write ckpt_last.pt, and ckpt.pt if this is the state to use, or the first one."""
+        if rt.is_main:
+            best = os.path.join(cfg.out_dir, checkpoints.BEST)
+            say(f"saving checkpoint to {cfg.out_dir}")
+            snapshot = checkpoint_now()
+            checkpoints.save(snapshot, os.path.join(cfg.out_dir, checkpoints.LAST))
+            if is_best or cfg.always_save_checkpoint or not os.path.exists(best):
+                checkpoints.save(snapshot, best)
+
+    def estimate_loss(abandon) -> tuple[float, float] | None:
+        """(train, val) loss on fixed windows spread over each split, None if abandoned."""
+        losses = [evaluate(eval_model, corpus, split, cfg.batch_size, cfg.block_size, rt,
+                           cfg.eval_iters * cfg.batch_size, abandon) for split in ("train", "val")]
+        return (losses[0].nats, losses[1].nats) if None not in losses else None
+
+    if cfg.eval_only:
+        train_loss, val_loss = estimate_loss(lambda: False)
+        rt.print(f"step {state.iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
+        return 0
+
+    wandb_run = None
+    if cfg.wandb_log and rt.is_main:
+        wandb_run = metrics.start_wandb(cfg.wandb_project, cfg.wandb_run_name, asdict(cfg), state.wandb_run_id)
+        state.wandb_run_id = wandb_run.id
+    log = metrics.RunLog(cfg.out_dir, wandb_run)
+    header = dict(config=asdict(cfg), iter=state.iter_num, runtime=now, world_size=rt.world_size,
+                  versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__),
+                  data=corpus.name, data_sha256=corpus.meta.get("sha256"), command=shlex.join(sys.argv))
+    bar = metrics.progress_bar(cfg.max_iters, state.iter_num) if rt.is_main else None
+    say = (bar.write if bar else rt.print) if rt.is_main else (lambda line: None)
+    peak = metrics.peak_flops(torch.cuda.get_device_name()) if rt.device_type == "cuda" and rt.dtype != "float32" else None
+    started, drawn = time.monotonic(), 0.0
+    first_iter, clock, clock_iter = state.iter_num, time.perf_counter(), state.iter_num
+    reason = ""  # why the run ends before max_iters
+    parameters = list(raw_model.parameters())
+
+    with runtime.Interrupts() as interrupts:
+        while True:
+            # leave? one process decides at once, several at the next log_interval, together
+            if rt.world_size == 1 or state.iter_num % cfg.log_interval == 0:
+                timed_out = cfg.max_minutes is not None and time.monotonic() - started > 60 * cfg.max_minutes
+                ctrl_c, term, late = rt.sum(interrupts.code == 130, interrupts.code == 143, timed_out)
+                exit_code = 130 if ctrl_c else 143 if term else 0
+                reason = "interrupted" if exit_code else f"max_minutes={cfg.max_minutes} are over" if late else reason
+                if exit_code:
+                    break
+
+            # evaluate, save, show
+            last = state.iter_num >= cfg.max_iters or bool(reason)
+            if (state.iter_num % cfg.eval_interval == 0 or last) and state.evaluated_at != state.iter_num:
+                losses = estimate_loss(lambda: interrupts.code != 0 and rt.world_size == 1)
+                if losses is None:
+                    continue
+                train_loss, val_loss = losses
+                check_finite(val_loss, state.iter_num, cfg)
+                say(f"step {state.iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
+                if log.file is None and rt.is_main:  # the first thing to be written in this run
+                    claim(cfg.out_dir, fresh=not resuming)
+                    log.open(header, metrics.records_before(metrics.read_log(cfg.out_dir), state.iter_num,
+                                                            state.evaluated_at) if resuming else [])
+                state.evaluated_at = state.iter_num
+                if rt.is_main:
+                    log.write("eval", iter=state.iter_num, train_loss=train_loss, val_loss=val_loss)
+                if state.iter_num > 0:
+                    is_best = val_loss < state.best_val_loss
+                    state.best_val_loss = min(val_loss, state.best_val_loss)
+                    state.evals_since_best = 0 if is_best else state.evals_since_best + 1
+                    save(is_best)
+                if cfg.sample_tokens and rt.is_main:
+                    say(sample(raw_model, corpus, cfg))
+                if rt.is_main and time.monotonic() - drawn > REDRAW_EVERY:
+                    metrics.draw_loss(cfg.out_dir)
+                    drawn = time.monotonic()
+                if cfg.patience and state.evals_since_best >= cfg.patience:
+                    reason = f"no lower validation loss in {state.evals_since_best} evaluations"
+                    last = True
+                clock, clock_iter = time.perf_counter(), state.iter_num  # the log times training alone
+            if last:
+                break
+            if log.file is None and rt.is_main:  # a resume that has no evaluation due
+                log.open(header, metrics.records_before(metrics.read_log(cfg.out_dir), state.iter_num,
+                                                        state.evaluated_at))
+
+            # one update
+            lr = get_lr(state.iter_num, cfg)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss_sum = torch.zeros((), device=rt.device)
+            for micro_step in range(accumulate):
+                index = micro_step * rt.world_size + rt.rank  # of the micro-batch, over all processes
+                x, y = corpus.train_batch(state.windows + index * cfg.batch_size, cfg.batch_size, cfg.block_size,
+                                          cfg.seed, config.vocab_size)
+                if rt.device_type == "cuda":  # pinned memory is copied while the GPU still computes
+                    x, y = x.pin_memory(), y.pin_memory()
+                x, y = x.to(rt.device, non_blocking=True), y.to(rt.device, non_blocking=True)
+                if rt.world_size > 1:  # gradients are averaged over the processes after the last micro-batch alone
+                    model.require_backward_grad_sync = micro_step == accumulate - 1
+                seed_everything(cfg.seed, state.iter_num, index)  # for dropout
+                with rt.autocast():
+                    loss = model(x, y)[1] / accumulate
+                scaler.scale(loss).backward()
+                loss_sum += loss.detach()
+            if cfg.grad_clip:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            it = state.iter_num
+            state.iter_num += 1
+            state.windows += cfg.gradient_accumulation_steps * cfg.batch_size
+
+            # log; reading the loss waits for the device, so that is done at log_interval alone
+            if it % cfg.log_interval == 0:
+                mean_loss = rt.sum(loss_sum.item())[0] / rt.world_size
+                check_finite(mean_loss, it, cfg)
+                seconds = (time.perf_counter() - clock) / (state.iter_num - clock_iter)
+                clock, clock_iter = time.perf_counter(), state.iter_num
+                tokens_per_s = tokens_per_iter / seconds
+                mfu = raw_model.flops_per_token() * tokens_per_s / rt.world_size / peak if peak else None
+                if rt.is_main:
+                    say(f"iter {it}: loss {mean_loss:.4f}, time {seconds * 1000:.2f}ms, "
+                        + (f"mfu {mfu * 100:.2f}%, " if mfu else "") + f"{tokens_per_s:,.0f} tokens/s")
+                    log.write("iter", iter=it, loss=mean_loss, lr=lr, ms=round(seconds * 1000, 3),
+                              tokens_per_s=round(tokens_per_s), **({"mfu": round(mfu, 4)} if mfu else {}))
+                    if bar:
+                        bar.set_postfix_str(f"loss {mean_loss:.3f}, {tokens_per_s:,.0f} tokens/s", refresh=False)
+            if bar:
+                bar.update()
+            if state.iter_num - first_iter in (2, 5):  # the first updates are slower than the rest
+                rt.synchronize()
+                if state.iter_num - first_iter == 2:
+                    second_update = time.perf_counter()
+                elif rt.is_main:
+                    warn_if_long((time.perf_counter() - second_update) / 3, cfg, state.iter_num, say)
+
+        # the end
+        if bar:
+            bar.close()
+        if exit_code:
+            if state.iter_num == first_iter:
+                rt.print("interrupted before the first step: nothing was saved")
+            else:
+                save(is_best=False)
+                launcher = f"torchrun --standalone --nproc_per_node={rt.world_size}" if rt.world_size > 1 else "python"
+                rt.print(f"interrupted after {state.iter_num} iterations, the state is saved; resume with\n"
+                         f"  {launcher} {shlex.quote(sys.argv[0])} --init_from=resume --out_dir={shlex.quote(cfg.out_dir)}")
+            log.close()
+            return exit_code
+    if reason:
+        rt.print(f"ended after {state.iter_num} iterations: {reason}")
+    finish(raw_model, eval_model, corpus, cfg, state, rt, log)
+    return 0
+
+
+def check_finite(loss: float, iter_num: int, cfg: TrainConfig):
+    """Raise ValueError for a loss that is not a number, before it is saved."""
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss is {loss} at iteration {iter_num}, so the run diverged: {cfg.out_dir} holds the last "
+                         f"good state; lower learning_rate, or use dtype=float32")
+
+
+def warn_if_long(seconds: float, cfg: TrainConfig, iter_num: int, say):
+    """Say so if the rest of the run will take long at this many seconds per update."""
+    left = seconds * (cfg.max_iters - iter_num)
+    if cfg.max_minutes is not None:
+        left = min(left, 60 * cfg.max_minutes)
+    if left > LONG_RUN:
+        say(f"at {seconds:.1f} s per iteration this run will take about {left / 3600:,.0f} hours: to shorten it lower "
+            f"max_iters (and lr_decay_iters), n_layer, n_embd, block_size, batch_size or "
+            f"gradient_accumulation_steps, or set max_minutes")
+
+
+def sample(model: GPT, corpus: Corpus, cfg: TrainConfig) -> str:
+    """A text of sample_tokens tokens, the same random numbers each time."""
+    tokenizer = from_dict(corpus.tokenizer_dict)
+    model.eval()
+    idx = torch.tensor([[tokenizer.start_id]], device=model.lm_head.weight.device)
+    ids = model.generate(idx, cfg.sample_tokens, temperature=0.8, top_k=200, seed=cfg.seed, n_ids=tokenizer.vocab_size)
+    model.train()
+    return f"--- sample ---\n{tokenizer.decode(ids[0, 1:].tolist())}\n--------------"
+
+
+def finish(raw_model: GPT, eval_model, corpus: Corpus, cfg: TrainConfig, state: State, rt, log):
+    """Print and log the loss of ckpt.pt over the whole validation split, and draw loss.png a last time."""
+    used_iter = state.iter_num
+    if rt.is_main:
+        used = checkpoints.load(os.path.join(cfg.out_dir, checkpoints.BEST))
+        used_iter = used["iter_num"]
+        raw_model.load_state_dict(used["model"])
+    rt.broadcast([p.data for p in raw_model.parameters()])
+    loss = evaluate(eval_model, corpus, "val", cfg.batch_size, cfg.block_size, rt)
+    if not rt.is_main:
+        return
+    line = f"final: ckpt.pt of iteration {used_iter} has whole-validation loss {loss.nats:.4f}"
+    try:
+        bits = loss.bits_per_byte(corpus.predicted_bytes("val"))
+        line += f", perplexity {loss.perplexity:.2f}, {bits:.4f} bits per byte"
+    except ValueError:  # GPT-2's vocabulary is not there: training needs no tokenizer, counting bytes does
+        bits = None
+    print(f"{line} ({loss.tokens:,} tokens)")
+    log.write("final", iter=used_iter, val_loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=bits,
+              tokens=loss.tokens)
+    log.close()
+    metrics.draw_loss(cfg.out_dir)
+
+
+if __name__ == "__main__":
+    runtime.run_program(main)
