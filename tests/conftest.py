@@ -1,0 +1,98 @@
+"""What the tests share: a small generated corpus, a small trained run, and a way to run the programs."""
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+TINY_MODEL = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4",
+              "--gradient_accumulation_steps=2"]
+TINY_RUN = TINY_MODEL + ["--device=cpu", "--compile=False", "--max_iters=6", "--lr_decay_iters=6", "--warmup_iters=2",
+                         "--learning_rate=1e-2", "--eval_interval=3", "--eval_iters=2", "--dropout=0.1"]
+
+
+def generated_text(n_words: int = 4000, seed: int = 0) -> str:
+    """English-like lines of words from a small vocabulary, the same for the same seed; with a few accents."""
+    rng = random.Random(seed)
+    words = ["the", "knight", "rode", "to", "La", "Mancha", "and", "said:", "windmill,", "señor", "giant.", "Sancho"]
+    return "".join(rng.choice(words) + ("\n" if i % 9 == 8 else " ") for i in range(n_words))
+
+
+def write_corpus(folder: str, text: str) -> str:
+    """A character corpus of text in folder, as data/*/prepare.py writes it; returns folder."""
+    from dongpt import corpus
+    from dongpt.tokenizers import CharTokenizer
+    corpus.write(str(folder), CharTokenizer.from_text(text), corpus.split_text(text), "generated", "0" * 64)
+    return str(folder)
+
+
+def run(program: str, *args: str, cwd, launcher=(), env=None, timeout=300, check: int | None = 0):
+    """Run a program of the repository (e.g. "train.py") in cwd as a user would; returns the CompletedProcess.
+
+    launcher: words instead of the Python executable, e.g. torchrun's. check: the exit code that is expected, or None.
+    """
+    command = [*(launcher or [sys.executable]), os.path.join(ROOT, program), *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+    done = subprocess.run(command, cwd=str(cwd), env=environment, capture_output=True, text=True, timeout=timeout,
+                          encoding="utf-8", stdin=subprocess.DEVNULL)
+    if check is not None:
+        assert done.returncode == check, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+def torchrun(n: int) -> list[str]:
+    """The launcher words that start n processes on this machine."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
+
+
+def expect_sentence(done, *parts: str):
+    """Check that a program ended as it must on bad input: exit code 2, one line on stderr with parts, no traceback."""
+    assert done.returncode == 2, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in lines[0], f"{part!r} is not in {lines[0]!r}"
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> str:
+    """A folder with a small character corpus."""
+    return write_corpus(tmp_path_factory.mktemp("tiny_data"), generated_text())
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, tiny_data) -> str:
+    """The out_dir of a small finished run on tiny_data. Read it, do not write to it."""
+    out_dir = str(tmp_path_factory.mktemp("tiny_run") / "out")
+    run("train.py", f"--data_dir={tiny_data}", f"--out_dir={out_dir}", *TINY_RUN, cwd=os.path.dirname(out_dir))
+    return out_dir
+
+
+def _from_environment(name: str) -> str:
+    path = os.environ.get(name, "")
+    if not path or not os.path.exists(path):
+        pytest.skip(f"{name} is not set: this test needs a file that is not part of the repository")
+    return path
+
+
+@pytest.fixture
+def don_quixote() -> str:
+    """Path of Project Gutenberg's 996.txt."""
+    return _from_environment("DONGPT_TEXT")
+
+
+@pytest.fixture
+def fixtures_folder() -> str:
+    """Folder of small checkpoints in the layouts of other projects."""
+    return _from_environment("DONGPT_FIXTURES")
+
+
+@pytest.fixture
+def gpt2_vocabulary() -> str:
+    """tiktoken's cached copy of GPT-2's vocabulary."""
+    return _from_environment("TIKTOKEN_CACHE_DIR")
