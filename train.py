@@ -25,8 +25,7 @@ from dongpt import checkpoint as checkpoints
 from dongpt import metrics, runtime
 from dongpt.corpus import Corpus, find_folder, prepare_if_missing, same_tokenizer
 from dongpt.evaluation import evaluate
-from dongpt.runtime import RuntimeConfig, seed_everything
-from dongpt.tokenizers import from_dict
+from dongpt.runtime import Interrupts, RuntimeConfig, print_main, seed_everything
 from model import GPT, GPTConfig
 
 ARCHITECTURE = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout", "vocab_size")]
@@ -150,7 +149,8 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
         model, loaded, _ = checkpoints.load_anything(cfg.init_from)
         tokenizer = loaded.to_dict() if loaded else None
         for key in ARCHITECTURE:
-            has, wanted = getattr(model.config, key), given.get(key, getattr(model.config, key))
+            has = getattr(model.config, key)
+            wanted = getattr(cfg, key) if key in given else has
             if key == "block_size" and wanted < has:
                 model.crop_block_size(wanted)
             elif wanted != has:
@@ -162,54 +162,23 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
     return model
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, path: str):
-    """Give optimizer the moments stored in checkpoint; its settings stay those of this run."""
-    if "optimizer" not in checkpoint:
-        raise ValueError(f"{path} has no optimizer state to resume from: use --init_from={path} for its weights alone")
-    stored = checkpoint["optimizer"]
-    for old, new in zip(stored["param_groups"], optimizer.param_groups):
-        old.update({key: value for key, value in new.items() if key != "params"})
-    optimizer.load_state_dict(stored)
-
-
-def claim(out_dir: str, fresh: bool):
-    """Make out_dir ready to be written to; what an earlier run left there moves to out_dir/old-N if fresh."""
-    names = [checkpoints.BEST, checkpoints.LAST, metrics.LOG, metrics.PICTURE]
-    there = [name for name in names if os.path.exists(os.path.join(out_dir, name))]
-    if not (fresh and there):
-        return
-    n = 1
-    while os.path.exists(old := os.path.join(out_dir, f"old-{n}")):
-        n += 1
-    os.makedirs(old)
-    for name in there:
-        os.replace(os.path.join(out_dir, name), os.path.join(old, name))
-    print_main(f"{out_dir} held an earlier run: its files are now in {old}")
-
-
-def check_writable(out_dir: str):
-    """Raise ValueError unless files can be made in out_dir, which is made if need be."""
-    try:
-        os.makedirs(out_dir, exist_ok=True)
-        probe = os.path.join(out_dir, ".writable")
-        open(probe, "w", encoding="utf-8").close()
-        os.remove(probe)
-    except OSError as error:
-        raise ValueError(f"out_dir={out_dir!r} cannot be written ({error.strerror}): give another --out_dir") from error
-
-
-def print_main(*args):
-    """print on rank 0, also before the processes know each other."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(*args, flush=True)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# the run
+def restored_state(checkpoint: dict, cfg: TrainConfig) -> State:
+    """The State in a checkpoint; nanoGPT's holds a part of it."""
+    state = State(**{f.name: checkpoint[f.name] for f in fields(State) if f.name in checkpoint})
+    state.best_val_loss = float(state.best_val_loss)  # nanoGPT stores a tensor
+    if "windows" not in checkpoint:
+        state.windows = state.iter_num * cfg.gradient_accumulation_steps * cfg.batch_size
+    return state
 
 
 def main(argv: list[str] | None = None) -> int:
-    cfg, given = configurator.load(TrainConfig, argv)
+    """Train as the arguments say; returns the exit code."""
+    with Interrupts() as interrupts:
+        return train(*configurator.load(TrainConfig, argv), interrupts)
+
+
+def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
+    """Set a run up: settings, machine, data, model, optimizer; then evaluate once, or train. Returns the exit code."""
     resuming = cfg.init_from == "resume"
     checkpoint, path = checkpoints.load_valid(cfg.out_dir) if resuming else (None, "")
     if resuming:
@@ -220,238 +189,322 @@ def main(argv: list[str] | None = None) -> int:
 
     # a resume computes as the run before it did, unless told otherwise
     before = (checkpoint or {}).get("runtime", {})
-    same_kind = before.get("device") == torch.device(runtime.pick_device(cfg.device)[0]).type
+    same_kind = before and before["device"] == torch.device(runtime.pick_device(cfg.device)[0]).type
     dtype = before["dtype"] if same_kind and "dtype" not in given else cfg.dtype
     to_compile = before["compile"] if same_kind and "compile" not in given else cfg.compile
     rt = runtime.start(cfg.device, dtype, cfg.backend)
-    threads_kept = runtime.use_threads(before.get("threads", torch.get_num_threads()))
+    runtime.use_threads(before.get("threads", torch.get_num_threads()))
     if cfg.gradient_accumulation_steps % rt.world_size:
         raise ValueError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} micro-batches cannot be "
                          f"shared evenly by {rt.world_size} processes: use a multiple of {rt.world_size}")
-    accumulate = cfg.gradient_accumulation_steps // rt.world_size
 
     folder = find_folder(cfg.dataset, cfg.data_dir)
     prepare_if_missing(folder, rt)
     corpus = Corpus(folder, cfg.dataset_fraction)
     rt.print(f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})" if corpus.meta
-             else "no meta.json or meta.pkl found, assuming GPT-2 encodings")
-    raw_model = make_model(cfg, given, corpus, checkpoint, path)
-    config = raw_model.config
-    cfg = replace(cfg, **{key: getattr(config, key) for key in ARCHITECTURE})
-    corpus.check(cfg.block_size, config.vocab_size)
+             else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
+
+    model = make_model(cfg, given, corpus, checkpoint, path).to(rt.device)
+    cfg = replace(cfg, **{key: getattr(model.config, key) for key in ARCHITECTURE})
+    corpus.check(cfg.block_size, model.config.vocab_size)
     if not cfg.eval_only and rt.is_main:
-        check_writable(cfg.out_dir)
-    raw_model.to(rt.device)
-
-    tokens_per_iter = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
-    epoch = corpus.epoch_windows(cfg.block_size) * cfg.block_size / tokens_per_iter
-    rt.print(f"tokens per iteration will be: {tokens_per_iter:,} (one epoch is {epoch:,.1f} iterations)")
-    rt.print(f"number of parameters: {raw_model.get_num_params() / 1e6:.2f}M")
-    state = State()
-    optimizer = raw_model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2),
-                                               rt.device_type)
-    for kind, group in zip(("decayed", "non-decayed"), optimizer.param_groups):
-        count = sum(p.numel() for p in group["params"])
-        rt.print(f"num {kind} parameter tensors: {len(group['params'])}, with {count:,} parameters")
-    rt.print(f"using fused AdamW: {optimizer.defaults['fused']}")
-    scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
+        checkpoints.check_writable(cfg.out_dir)
+    optimizer = model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), rt.device_type)
+    run = Run(cfg, rt, corpus, model, optimizer, resuming)
+    run.describe()
     if resuming:
-        load_optimizer(optimizer, checkpoint, path)
-        state = State(**{f.name: checkpoint[f.name] for f in fields(State) if f.name in checkpoint})
-        state.best_val_loss = float(state.best_val_loss)  # nanoGPT stores a tensor
-        if "windows" not in checkpoint:
-            state.windows = state.iter_num * cfg.gradient_accumulation_steps * cfg.batch_size
-        if "scaler" in checkpoint and scaler.is_enabled():
-            scaler.load_state_dict(checkpoint["scaler"])
-    checkpoint = None  # its tensors would stay in memory
+        run.state = restored_state(checkpoint, cfg)
+        checkpoints.restore_optimizer(optimizer, checkpoint, path)
+        if checkpoint.get("scaler"):
+            run.scaler.load_state_dict(checkpoint["scaler"])
+    checkpoint = None  # or its tensors would stay in memory
+    run.compile(to_compile)
+    if before and before != run.machine:
+        rt.print(f"this resume is not bitwise: the run before it had {before}, this one has {run.machine}")
 
-    def trial(model):
-        x = torch.zeros((cfg.batch_size, cfg.block_size), dtype=torch.int64, device=rt.device)
-        with rt.autocast():
-            loss = model(x, x)[1]
-        loss.backward()
-        raw_model.zero_grad(set_to_none=True)
+    if not cfg.eval_only:
+        return training_loop(run, interrupts)
+    losses = run.estimate_loss(abandon=lambda: interrupts.code)
+    if losses:
+        rt.print(f"step {run.state.iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}")
+    return interrupts.code
 
-    run_flops = raw_model.flops_per_token() * tokens_per_iter * (cfg.max_iters - state.iter_num) / rt.world_size
-    model, compiled, why = runtime.compile_model(raw_model, to_compile, rt, run_flops, trial)
-    rt.print(f"{rt.why}, compile: {'on' if compiled else 'off'} ({why})")
-    eval_model = model  # evaluation goes past DDP, whose forward would wait for the other processes
-    if rt.world_size > 1:
-        model = DistributedDataParallel(model, device_ids=[rt.local_rank] if rt.device_type == "cuda" else None)
-    now = dict(device=rt.device_type, dtype=rt.dtype, compile=compiled, threads=torch.get_num_threads())
-    if before and (before != now or not threads_kept):
-        rt.print(f"this resume is not bitwise: the run before it had {before}, this one has {now}")
 
-    def checkpoint_now() -> dict:
-        """All that a resume, sample.py, or nanoGPT needs."""
-        return {
-            "model": raw_model.state_dict(), "optimizer": optimizer.state_dict(),
-            "model_args": checkpoints.model_args(config), "config": asdict(cfg), **asdict(state),
-            "format_version": checkpoints.FORMAT_VERSION, "tokenizer": corpus.tokenizer_dict, "runtime": now,
-            "data_sha256": corpus.meta.get("sha256"), "scaler": scaler.state_dict(),
-        }
+# ----------------------------------------------------------------------------------------------------------------------
+# the run
 
-    def save(is_best: bool):
+
+class Run:
+    """What the steps of a training run share."""
+
+    def __init__(self, cfg: TrainConfig, rt: runtime.Runtime, corpus: Corpus, model: GPT,
+                 optimizer: torch.optim.Optimizer, resuming: bool):
+        self.cfg, self.rt, self.corpus, self.model, self.optimizer, self.resuming = \
+            cfg, rt, corpus, model, optimizer, resuming
+        self.state = State()
+        self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
+        self.tokens_per_iter = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
+        self.log, self.bar = None, None
+        on_gpu = rt.device_type == "cuda" and rt.dtype != "float32"
+        self.peak = metrics.peak_flops(torch.cuda.get_device_name()) if on_gpu else None
+
+    def describe(self):
+        """Print the sizes of the run, in nanoGPT's words."""
+        cfg, rt = self.cfg, self.rt
+        epoch = self.corpus.epoch_windows(cfg.block_size) * cfg.block_size / self.tokens_per_iter
+        rt.print(f"tokens per iteration will be: {self.tokens_per_iter:,} (one epoch is {epoch:,.1f} iterations)")
+        rt.print(f"number of parameters: {self.model.get_num_params() / 1e6:.2f}M")
+        for kind, group in zip(("decayed", "non-decayed"), self.optimizer.param_groups):
+            count = sum(p.numel() for p in group["params"])
+            rt.print(f"num {kind} parameter tensors: {len(group['params'])}, with {count:,} parameters")
+        rt.print(f"using fused AdamW: {self.optimizer.defaults['fused']}")
+
+    def compile(self, asked):
+        """Decide on torch.compile, and wrap the model for several processes."""
+        cfg, rt = self.cfg, self.rt
+
+        def trial(model):
+            x = torch.zeros((cfg.batch_size, cfg.block_size), dtype=torch.int64, device=rt.device)
+            with rt.autocast():
+                loss = model(x, x)[1]
+            loss.backward()
+            self.model.zero_grad(set_to_none=True)
+
+        tokens = self.tokens_per_iter * (cfg.max_iters - self.state.iter_num) / rt.world_size
+        self.eval_model, compiled, why = runtime.compile_model(self.model, asked, rt,
+                                                               self.model.flops_per_token() * tokens, trial)
+        rt.print(f"{rt.why}, compile: {'on' if compiled else 'off'} ({why})")
+        self.train_model = self.eval_model  # evaluation goes past DDP, whose forward would wait for the others
+        if rt.world_size > 1:
+            self.train_model = DistributedDataParallel(
+                self.eval_model, device_ids=[rt.local_rank] if rt.device_type == "cuda" else None)
+        self.machine = dict(device=rt.device_type, dtype=rt.dtype, compile=compiled, threads=torch.get_num_threads())
+
+    def say(self, line: str):
+        """Print a line on rank 0, above the progress bar if there is one."""
+        if self.bar:
+            self.bar.write(line)
+        else:
+            self.rt.print(line)
+
+    def update(self, lr: float) -> torch.Tensor:
+        """One update of the weights; returns this process's mean loss, on the device."""
+        cfg, rt, state = self.cfg, self.rt, self.state
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        accumulate = cfg.gradient_accumulation_steps // rt.world_size
+        total = torch.zeros((), device=rt.device)
+        for micro_step in range(accumulate):
+            index = micro_step * rt.world_size + rt.rank  # of the micro-batch, over all processes
+            x, y = self.corpus.train_batch(state.windows + index * cfg.batch_size, cfg.batch_size, cfg.block_size,
+                                           cfg.seed, self.model.config.vocab_size)
+            if rt.device_type == "cuda":  # pinned memory is copied while the GPU still computes
+                x, y = x.pin_memory(), y.pin_memory()
+            x, y = x.to(rt.device, non_blocking=True), y.to(rt.device, non_blocking=True)
+            if rt.world_size > 1:  # gradients are averaged over the processes after the last micro-batch alone
+                self.train_model.require_backward_grad_sync = micro_step == accumulate - 1
+            seed_everything(cfg.seed, state.iter_num, index)  # for dropout
+            with rt.autocast():
+                loss = self.train_model(x, y)[1] / accumulate
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        if cfg.grad_clip:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.iter_num += 1
+        state.windows += cfg.gradient_accumulation_steps * cfg.batch_size
+        return total
+
+    def estimate_loss(self, abandon) -> tuple[float, float] | None:
+        """(train, val) loss on fixed windows spread over each split, None if abandon() became true on the way."""
+        cfg, losses = self.cfg, []
+        for split in ("train", "val"):
+            loss = evaluate(self.eval_model, self.corpus, split, cfg.batch_size, cfg.block_size, self.rt,
+                            cfg.eval_iters * cfg.batch_size, lambda: self.rt.world_size == 1 and abandon())
+            if loss is None:
+                return None
+            losses.append(loss.nats)
+        return tuple(losses)
+
+    def record(self, kind: str, **values):
+        """Append a record to the log; the first one of a run moves what an earlier run left in out_dir."""
+        if not self.rt.is_main:
+            return
+        cfg, state = self.cfg, self.state
+        if self.log is None:
+            wandb_run = None
+            if cfg.wandb_log:
+                wandb_run = metrics.start_wandb(cfg.wandb_project, cfg.wandb_run_name, asdict(cfg), state.wandb_run_id)
+                state.wandb_run_id = wandb_run.id
+            if self.resuming:
+                kept = metrics.records_before(metrics.read_log(cfg.out_dir), state.iter_num, state.evaluated_at)
+            elif old := checkpoints.set_aside(cfg.out_dir, [metrics.LOG, metrics.PICTURE]):
+                self.say(f"{cfg.out_dir} held an earlier run: its files are now in {old}")
+            self.log = metrics.RunLog(cfg.out_dir, wandb_run)
+            self.log.open(kept if self.resuming else [], dict(
+                config=asdict(cfg), iter=state.iter_num, machine=self.machine, world_size=self.rt.world_size,
+                versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__),
+                data=self.corpus.name, data_sha256=self.corpus.meta.get("sha256"), command=shlex.join(sys.argv)))
+        self.log.write(kind, **values)
+
+    def save(self, is_best: bool):
         """Write ckpt_last.pt, and ckpt.pt if this is the state to use, or the first one."""
+        if not self.rt.is_main:
+            return
+        snapshot = {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "model_args": checkpoints.model_args(self.model.config), "config": asdict(self.cfg), **asdict(self.state),
+            "format_version": checkpoints.FORMAT_VERSION, "tokenizer": self.corpus.tokenizer_dict,
+            "runtime": self.machine, "scaler": self.scaler.state_dict(),
+            "data_sha256": self.corpus.meta.get("sha256"),
+        }
+        self.say(f"saving checkpoint to {self.cfg.out_dir}")
+        best = os.path.join(self.cfg.out_dir, checkpoints.BEST)
+        checkpoints.save(snapshot, os.path.join(self.cfg.out_dir, checkpoints.LAST))
+        if is_best or self.cfg.always_save_checkpoint or not os.path.exists(best):
+            checkpoints.save(snapshot, best)
+
+    def sample(self):
+        """Print a text of sample_tokens tokens, with the same random numbers each time."""
+        if not self.rt.is_main:
+            return
+        tokenizer = self.corpus.tokenizer()
+        self.model.eval()
+        idx = torch.tensor([[tokenizer.start_id]], device=self.rt.device)
+        ids = self.model.generate(idx, self.cfg.sample_tokens, temperature=0.8, top_k=200, seed=self.cfg.seed,
+                                  n_ids=tokenizer.vocab_size)
+        self.model.train()
+        self.say(f"--- sample ---\n{tokenizer.decode(ids[0, 1:].tolist())}\n--------------")
+
+    def finish(self, abandon):
+        """Print and log the loss of ckpt.pt over the whole validation split, unless abandon() becomes true."""
+        cfg, rt, used_iter = self.cfg, self.rt, self.state.iter_num
         if rt.is_main:
-            best = os.path.join(cfg.out_dir, checkpoints.BEST)
-            say(f"saving checkpoint to {cfg.out_dir}")
-            snapshot = checkpoint_now()
-            checkpoints.save(snapshot, os.path.join(cfg.out_dir, checkpoints.LAST))
-            if is_best or cfg.always_save_checkpoint or not os.path.exists(best):
-                checkpoints.save(snapshot, best)
+            used = checkpoints.load(os.path.join(cfg.out_dir, checkpoints.BEST))
+            used_iter = used["iter_num"]
+            self.model.load_state_dict(used["model"])
+        rt.broadcast([p.data for p in self.model.parameters()])
+        loss = evaluate(self.eval_model, self.corpus, "val", cfg.batch_size, cfg.block_size, rt,
+                        abandon=lambda: rt.world_size == 1 and abandon())
+        if loss is None or not rt.is_main:
+            return
+        try:
+            bits = loss.bits_per_byte(self.corpus.predicted_bytes("val"))
+        except ValueError:  # training needs no tokenizer, counting bytes does: GPT-2's may be out of reach
+            bits = None
+        print(f"final: ckpt.pt of iteration {used_iter} has whole-validation loss {loss.nats:.4f}, perplexity "
+              f"{loss.perplexity:.2f}" + (f", {bits:.4f} bits per byte" if bits else "") + f" ({loss.tokens:,} tokens)")
+        self.record("final", iter=used_iter, val_loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=bits,
+                    tokens=loss.tokens)
 
-    def estimate_loss(abandon) -> tuple[float, float] | None:
-        """(train, val) loss on fixed windows spread over each split, None if abandoned."""
-        losses = [evaluate(eval_model, corpus, split, cfg.batch_size, cfg.block_size, rt,
-                           cfg.eval_iters * cfg.batch_size, abandon) for split in ("train", "val")]
-        return (losses[0].nats, losses[1].nats) if None not in losses else None
 
-    if cfg.eval_only:
-        train_loss, val_loss = estimate_loss(lambda: False)
-        rt.print(f"step {state.iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
-        return 0
+def training_loop(run: Run, interrupts: Interrupts) -> int:
+    """Evaluate, save, update and log until max_iters, or until something ends the run; returns the exit code."""
+    cfg, rt, state = run.cfg, run.rt, run.state
+    run.bar = metrics.progress_bar(cfg.max_iters, state.iter_num) if rt.is_main else None
+    first_iter, began, drawn = state.iter_num, time.monotonic(), time.monotonic()
+    clock, clock_iter = time.perf_counter(), state.iter_num
+    exit_code, reason, step_seconds = 0, "", []
 
-    wandb_run = None
-    if cfg.wandb_log and rt.is_main:
-        wandb_run = metrics.start_wandb(cfg.wandb_project, cfg.wandb_run_name, asdict(cfg), state.wandb_run_id)
-        state.wandb_run_id = wandb_run.id
-    log = metrics.RunLog(cfg.out_dir, wandb_run)
-    header = dict(config=asdict(cfg), iter=state.iter_num, runtime=now, world_size=rt.world_size,
-                  versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__),
-                  data=corpus.name, data_sha256=corpus.meta.get("sha256"), command=shlex.join(sys.argv))
-    bar = metrics.progress_bar(cfg.max_iters, state.iter_num) if rt.is_main else None
-    say = (bar.write if bar else rt.print) if rt.is_main else (lambda line: None)
-    peak = metrics.peak_flops(torch.cuda.get_device_name()) if rt.device_type == "cuda" and rt.dtype != "float32" else None
-    started, drawn = time.monotonic(), 0.0
-    first_iter, clock, clock_iter = state.iter_num, time.perf_counter(), state.iter_num
-    reason = ""  # why the run ends before max_iters
-    parameters = list(raw_model.parameters())
-
-    with runtime.Interrupts() as interrupts:
-        while True:
-            # leave? one process decides at once, several at the next log_interval, together
-            if rt.world_size == 1 or state.iter_num % cfg.log_interval == 0:
-                timed_out = cfg.max_minutes is not None and time.monotonic() - started > 60 * cfg.max_minutes
-                ctrl_c, term, late = rt.sum(interrupts.code == 130, interrupts.code == 143, timed_out)
-                exit_code = 130 if ctrl_c else 143 if term else 0
-                reason = "interrupted" if exit_code else f"max_minutes={cfg.max_minutes} are over" if late else reason
-                if exit_code:
-                    break
-
-            # evaluate, save, show
-            last = state.iter_num >= cfg.max_iters or bool(reason)
-            if (state.iter_num % cfg.eval_interval == 0 or last) and state.evaluated_at != state.iter_num:
-                losses = estimate_loss(lambda: interrupts.code != 0 and rt.world_size == 1)
-                if losses is None:
-                    continue
-                train_loss, val_loss = losses
-                check_finite(val_loss, state.iter_num, cfg)
-                say(f"step {state.iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
-                if log.file is None and rt.is_main:  # the first thing to be written in this run
-                    claim(cfg.out_dir, fresh=not resuming)
-                    log.open(header, metrics.records_before(metrics.read_log(cfg.out_dir), state.iter_num,
-                                                            state.evaluated_at) if resuming else [])
-                state.evaluated_at = state.iter_num
-                if rt.is_main:
-                    log.write("eval", iter=state.iter_num, train_loss=train_loss, val_loss=val_loss)
-                if state.iter_num > 0:
-                    is_best = val_loss < state.best_val_loss
-                    state.best_val_loss = min(val_loss, state.best_val_loss)
-                    state.evals_since_best = 0 if is_best else state.evals_since_best + 1
-                    save(is_best)
-                if cfg.sample_tokens and rt.is_main:
-                    say(sample(raw_model, corpus, cfg))
-                if rt.is_main and time.monotonic() - drawn > REDRAW_EVERY:
-                    metrics.draw_loss(cfg.out_dir)
-                    drawn = time.monotonic()
-                if cfg.patience and state.evals_since_best >= cfg.patience:
-                    reason = f"no lower validation loss in {state.evals_since_best} evaluations"
-                    last = True
-                clock, clock_iter = time.perf_counter(), state.iter_num  # the log times training alone
-            if last:
+    while True:
+        # leave? one process decides at once; several do at the next log_interval, together
+        if rt.world_size == 1 or state.iter_num % cfg.log_interval == 0:
+            timed_out = cfg.max_minutes is not None and time.monotonic() - began > 60 * cfg.max_minutes
+            ctrl_c, term, late = rt.sum(interrupts.code == 130, interrupts.code == 143, timed_out)
+            exit_code = 130 if ctrl_c else 143 if term else 0
+            if exit_code:
                 break
-            if log.file is None and rt.is_main:  # a resume that has no evaluation due
-                log.open(header, metrics.records_before(metrics.read_log(cfg.out_dir), state.iter_num,
-                                                        state.evaluated_at))
+            reason = f"max_minutes={cfg.max_minutes} are over" if late else ""
 
-            # one update
-            lr = get_lr(state.iter_num, cfg)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            loss_sum = torch.zeros((), device=rt.device)
-            for micro_step in range(accumulate):
-                index = micro_step * rt.world_size + rt.rank  # of the micro-batch, over all processes
-                x, y = corpus.train_batch(state.windows + index * cfg.batch_size, cfg.batch_size, cfg.block_size,
-                                          cfg.seed, config.vocab_size)
-                if rt.device_type == "cuda":  # pinned memory is copied while the GPU still computes
-                    x, y = x.pin_memory(), y.pin_memory()
-                x, y = x.to(rt.device, non_blocking=True), y.to(rt.device, non_blocking=True)
-                if rt.world_size > 1:  # gradients are averaged over the processes after the last micro-batch alone
-                    model.require_backward_grad_sync = micro_step == accumulate - 1
-                seed_everything(cfg.seed, state.iter_num, index)  # for dropout
-                with rt.autocast():
-                    loss = model(x, y)[1] / accumulate
-                scaler.scale(loss).backward()
-                loss_sum += loss.detach()
-            if cfg.grad_clip:
-                scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            it = state.iter_num
-            state.iter_num += 1
-            state.windows += cfg.gradient_accumulation_steps * cfg.batch_size
+        # evaluate, save, show
+        last = state.iter_num >= cfg.max_iters or bool(reason)
+        if (state.iter_num % cfg.eval_interval == 0 or last) and state.evaluated_at != state.iter_num:
+            losses = run.estimate_loss(abandon=lambda: interrupts.code)
+            if losses is None:
+                continue
+            train_loss, val_loss = losses
+            check_finite(val_loss, state.iter_num)
+            run.say(f"step {state.iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
+            run.record("eval", iter=state.iter_num, train_loss=train_loss, val_loss=val_loss)
+            state.evaluated_at = state.iter_num
+            if state.iter_num > 0:
+                is_best = val_loss < state.best_val_loss
+                state.best_val_loss = min(val_loss, state.best_val_loss)
+                state.evals_since_best = 0 if is_best else state.evals_since_best + 1
+                run.save(is_best)
+            if cfg.sample_tokens:
+                run.sample()
+            if rt.is_main and time.monotonic() - drawn > REDRAW_EVERY:
+                metrics.draw_loss(cfg.out_dir)
+                drawn = time.monotonic()
+            if cfg.patience and state.evals_since_best >= cfg.patience:
+                reason, last = f"no lower validation loss in {state.evals_since_best} evaluations", True
+            clock, clock_iter = time.perf_counter(), state.iter_num  # the log times training alone
+        if last:
+            break
 
-            # log; reading the loss waits for the device, so that is done at log_interval alone
-            if it % cfg.log_interval == 0:
-                mean_loss = rt.sum(loss_sum.item())[0] / rt.world_size
-                check_finite(mean_loss, it, cfg)
-                seconds = (time.perf_counter() - clock) / (state.iter_num - clock_iter)
-                clock, clock_iter = time.perf_counter(), state.iter_num
-                tokens_per_s = tokens_per_iter / seconds
-                mfu = raw_model.flops_per_token() * tokens_per_s / rt.world_size / peak if peak else None
-                if rt.is_main:
-                    say(f"iter {it}: loss {mean_loss:.4f}, time {seconds * 1000:.2f}ms, "
-                        + (f"mfu {mfu * 100:.2f}%, " if mfu else "") + f"{tokens_per_s:,.0f} tokens/s")
-                    log.write("iter", iter=it, loss=mean_loss, lr=lr, ms=round(seconds * 1000, 3),
-                              tokens_per_s=round(tokens_per_s), **({"mfu": round(mfu, 4)} if mfu else {}))
-                    if bar:
-                        bar.set_postfix_str(f"loss {mean_loss:.3f}, {tokens_per_s:,.0f} tokens/s", refresh=False)
-            if bar:
-                bar.update()
-            if state.iter_num - first_iter in (2, 5):  # the first updates are slower than the rest
-                rt.synchronize()
-                if state.iter_num - first_iter == 2:
-                    second_update = time.perf_counter()
-                elif rt.is_main:
-                    warn_if_long((time.perf_counter() - second_update) / 3, cfg, state.iter_num, say)
+        # one update
+        it, lr = state.iter_num, get_lr(state.iter_num, cfg)
+        timing = 2 <= it - first_iter < 5  # the first updates are slower than the rest
+        if timing:
+            rt.synchronize()
+            before = time.perf_counter()
+        loss = run.update(lr)
+        if timing:
+            rt.synchronize()
+            step_seconds.append(time.perf_counter() - before)
+            if len(step_seconds) == 3:
+                warn_if_long(sorted(step_seconds)[1], cfg, state.iter_num, run.say)
 
-        # the end
-        if bar:
-            bar.close()
-        if exit_code:
-            if state.iter_num == first_iter:
-                rt.print("interrupted before the first step: nothing was saved")
-            else:
-                save(is_best=False)
-                launcher = f"torchrun --standalone --nproc_per_node={rt.world_size}" if rt.world_size > 1 else "python"
-                rt.print(f"interrupted after {state.iter_num} iterations, the state is saved; resume with\n"
-                         f"  {launcher} {shlex.quote(sys.argv[0])} --init_from=resume --out_dir={shlex.quote(cfg.out_dir)}")
-            log.close()
-            return exit_code
-    if reason:
-        rt.print(f"ended after {state.iter_num} iterations: {reason}")
-    finish(raw_model, eval_model, corpus, cfg, state, rt, log)
-    return 0
+        # log; reading the loss waits for the device, so that is done at log_interval alone
+        if it % cfg.log_interval == 0:
+            mean_loss = rt.sum(loss.item())[0] / rt.world_size
+            check_finite(mean_loss, it)
+            seconds = (time.perf_counter() - clock) / (state.iter_num - clock_iter)
+            clock, clock_iter = time.perf_counter(), state.iter_num
+            speed = run.tokens_per_iter / seconds
+            mfu = run.model.flops_per_token() * speed / rt.world_size / run.peak if run.peak else None
+            run.say(f"iter {it}: loss {mean_loss:.4f}, time {seconds * 1000:.2f}ms, "
+                    + (f"mfu {mfu * 100:.2f}%, " if mfu else "") + f"{speed:,.0f} tokens/s")
+            run.record("iter", iter=it, loss=mean_loss, lr=lr, ms=round(seconds * 1000, 3), tokens_per_s=round(speed),
+                       **({"mfu": round(mfu, 4)} if mfu else {}))
+            if run.bar:
+                run.bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+        if run.bar:
+            run.bar.update()
+
+    # the end
+    if run.bar:
+        run.bar.close()
+        run.bar = None
+    if exit_code and state.iter_num == first_iter:
+        rt.print("interrupted before the first step: nothing was saved")
+    elif exit_code:
+        run.save(is_best=False)
+        launcher = f"torchrun --standalone --nproc_per_node={rt.world_size}" if rt.world_size > 1 else "python"
+        rt.print(f"interrupted after {state.iter_num} iterations, the state is saved; resume with\n  {launcher} "
+                 f"{shlex.quote(sys.argv[0])} --init_from=resume --out_dir={shlex.quote(cfg.out_dir)}")
+    else:
+        if reason:
+            rt.print(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {reason}")
+        elif state.iter_num == first_iter > 0:
+            rt.print(f"all {cfg.max_iters} iterations of this run are done: give a larger --max_iters to go on")
+        run.finish(abandon=lambda: interrupts.code)
+        exit_code = interrupts.code
+    if run.log:
+        run.log.close()
+        metrics.draw_loss(cfg.out_dir)
+    return exit_code
 
 
-def check_finite(loss: float, iter_num: int, cfg: TrainConfig):
-    """Raise ValueError for a loss that is not a number, before it is saved."""
+def check_finite(loss: float, iter_num: int):
+    """Raise ValueError for a loss that is not a number, so that such a state is never saved."""
     if not math.isfinite(loss):
-        raise ValueError(f"the loss is {loss} at iteration {iter_num}, so the run diverged: {cfg.out_dir} holds the last "
-                         f"good state; lower learning_rate, or use dtype=float32")
+        raise ValueError(f"the loss is {loss} at iteration {iter_num}: the run diverged, and its last checkpoint is as "
+                         f"it was; lower learning_rate, or use dtype=float32")
 
 
 def warn_if_long(seconds: float, cfg: TrainConfig, iter_num: int, say):
@@ -463,40 +516,6 @@ def warn_if_long(seconds: float, cfg: TrainConfig, iter_num: int, say):
         say(f"at {seconds:.1f} s per iteration this run will take about {left / 3600:,.0f} hours: to shorten it lower "
             f"max_iters (and lr_decay_iters), n_layer, n_embd, block_size, batch_size or "
             f"gradient_accumulation_steps, or set max_minutes")
-
-
-def sample(model: GPT, corpus: Corpus, cfg: TrainConfig) -> str:
-    """A text of sample_tokens tokens, the same random numbers each time."""
-    tokenizer = from_dict(corpus.tokenizer_dict)
-    model.eval()
-    idx = torch.tensor([[tokenizer.start_id]], device=model.lm_head.weight.device)
-    ids = model.generate(idx, cfg.sample_tokens, temperature=0.8, top_k=200, seed=cfg.seed, n_ids=tokenizer.vocab_size)
-    model.train()
-    return f"--- sample ---\n{tokenizer.decode(ids[0, 1:].tolist())}\n--------------"
-
-
-def finish(raw_model: GPT, eval_model, corpus: Corpus, cfg: TrainConfig, state: State, rt, log):
-    """Print and log the loss of ckpt.pt over the whole validation split, and draw loss.png a last time."""
-    used_iter = state.iter_num
-    if rt.is_main:
-        used = checkpoints.load(os.path.join(cfg.out_dir, checkpoints.BEST))
-        used_iter = used["iter_num"]
-        raw_model.load_state_dict(used["model"])
-    rt.broadcast([p.data for p in raw_model.parameters()])
-    loss = evaluate(eval_model, corpus, "val", cfg.batch_size, cfg.block_size, rt)
-    if not rt.is_main:
-        return
-    line = f"final: ckpt.pt of iteration {used_iter} has whole-validation loss {loss.nats:.4f}"
-    try:
-        bits = loss.bits_per_byte(corpus.predicted_bytes("val"))
-        line += f", perplexity {loss.perplexity:.2f}, {bits:.4f} bits per byte"
-    except ValueError:  # GPT-2's vocabulary is not there: training needs no tokenizer, counting bytes does
-        bits = None
-    print(f"{line} ({loss.tokens:,} tokens)")
-    log.write("final", iter=used_iter, val_loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=bits,
-              tokens=loss.tokens)
-    log.close()
-    metrics.draw_loss(cfg.out_dir)
 
 
 if __name__ == "__main__":

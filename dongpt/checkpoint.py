@@ -97,6 +97,41 @@ def load_valid(out_dir: str, names: tuple[str, ...] = (LAST, BEST), newest: bool
     return load(path), path
 
 
+def check_writable(out_dir: str):
+    """Raise ValueError unless files can be made in out_dir, which is made if need be."""
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        probe = os.path.join(out_dir, ".writable")
+        open(probe, "wb").close()
+        os.remove(probe)
+    except OSError as error:
+        raise ValueError(f"out_dir={out_dir!r} cannot be written ({error.strerror}): give another --out_dir") from error
+
+
+def set_aside(out_dir: str, more_names: list[str]) -> str:
+    """Move the checkpoints of an earlier run, and the files of more_names, to out_dir/old-N; returns it, '' if none."""
+    there = [name for name in (BEST, LAST, *more_names) if os.path.exists(os.path.join(out_dir, name))]
+    if not there:
+        return ""
+    n = 1
+    while os.path.exists(old := os.path.join(out_dir, f"old-{n}")):
+        n += 1
+    os.makedirs(old)
+    for name in there:
+        os.replace(os.path.join(out_dir, name), os.path.join(old, name))
+    return old
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, path: str):
+    """Give optimizer the moments stored in checkpoint; its settings stay those of this run."""
+    if "optimizer" not in checkpoint:
+        raise ValueError(f"{path} has no optimizer state to resume from: use --init_from={path} for its weights alone")
+    stored = checkpoint["optimizer"]
+    for old, new in zip(stored["param_groups"], optimizer.param_groups):
+        old.update({key: value for key, value in new.items() if key != "params"})
+    optimizer.load_state_dict(stored)
+
+
 def model_args(config: GPTConfig) -> dict:
     """What a checkpoint says of the architecture: nanoGPT's seven keys, and ours where nanoGPT's value is another.
 

@@ -44,7 +44,7 @@ class RunLog:
         self.out_dir, self.wandb_run = out_dir, wandb_run
         self.file = None
 
-    def open(self, header: dict, kept: list[dict]):
+    def open(self, kept: list[dict], header: dict):
         """Write the records kept from before a resume, then a header; atomic, so that a crash loses no record."""
         path = os.path.join(self.out_dir, LOG)
         with open(path + ".part", "w", encoding="utf-8", newline="\n") as file:

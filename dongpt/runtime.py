@@ -178,6 +178,12 @@ class Runtime:
             torch.cuda.synchronize()
 
 
+def print_main(*args):
+    """print on rank 0, also before the processes know each other."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(*args, flush=True)
+
+
 def start(device: str = "auto", dtype: str = "auto", backend: str = "auto") -> Runtime:
     """Decide on device and dtype, and join the other processes if torchrun started several.
 

@@ -1,0 +1,11 @@
+"""The losses of OpenAI's gpt2-medium (24 layers, 16 heads, n_embd 1024, 350M parameters) on OpenWebText.
+
+    python train.py config/eval_gpt2_medium.py
+
+Another corpus in GPT-2's vocabulary: add --dataset=don, say.
+"""
+batch_size = 8
+eval_iters = 500  # for a close estimate
+eval_only = True
+wandb_log = False
+init_from = "gpt2-medium"

@@ -1,0 +1,11 @@
+"""The losses of OpenAI's gpt2-xl (48 layers, 25 heads, n_embd 1600, 1558M parameters) on OpenWebText.
+
+    python train.py config/eval_gpt2_xl.py
+
+Another corpus in GPT-2's vocabulary: add --dataset=don, say.
+"""
+batch_size = 8
+eval_iters = 500  # for a close estimate
+eval_only = True
+wandb_log = False
+init_from = "gpt2-xl"

@@ -1,0 +1,28 @@
+"""GPT-2 (124M) fine-tuned on Don Quixote; settings of DI725.
+
+    python data/don/prepare.py
+    python train.py config/finetune_don.py
+
+Made for a GPU. GPT-2's weights are downloaded at the first run. An iteration is 32,768 tokens, so an epoch is about 18 iterations.
+"""
+import time
+
+out_dir = "out-don"
+eval_interval = 5
+eval_iters = 40
+
+wandb_log = False
+wandb_project = "don"
+wandb_run_name = "ft-" + str(time.time())
+
+dataset = "don"
+init_from = "gpt2"
+
+always_save_checkpoint = False  # keep the state with the lowest validation loss
+
+batch_size = 1
+gradient_accumulation_steps = 32
+max_iters = 20
+
+learning_rate = 3e-5
+decay_lr = False

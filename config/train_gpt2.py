@@ -1,0 +1,25 @@
+"""GPT-2 (124M) on OpenWebText; settings of nanoGPT, whose README gives a validation loss of about 2.85.
+
+    torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
+
+nanoGPT's README gives about 4 days on 8 A100 40GB; not measured here. The corpus must lie in data/openwebtext as
+train.bin and val.bin (nanoGPT's own files are read as they are).
+"""
+wandb_log = True
+wandb_project = "owt"
+wandb_run_name = "gpt2-124M"
+
+# 12 windows x 1024 tokens x 40 micro-batches, shared by the GPUs, make about half a million tokens per iteration
+batch_size = 12
+block_size = 1024
+gradient_accumulation_steps = 5 * 8
+
+# about 300 billion tokens in all
+max_iters = 600000
+lr_decay_iters = 600000
+
+eval_interval = 1000
+eval_iters = 200
+log_interval = 10
+
+weight_decay = 1e-1
