@@ -45,7 +45,7 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     folder = find_folder(dataset, data_dir)
     prepare_if_missing(folder, rt)
     corpus = Corpus(folder)
-    if not same_tokenizer(tokenizer.to_dict() if tokenizer else None, corpus.tokenizer_dict):
+    if not same_tokenizer(tokenizer, corpus.tokenizer_dict):
         raise ValueError(f"{path} was trained with another vocabulary than that of {corpus.name}: "
                          f"pass --dataset or --data_dir of data with its tokenizer")
     corpus.check_split(cfg.split, model.config.vocab_size)

@@ -12,7 +12,7 @@ from dongpt import runtime
 from dongpt.checkpoint import load_anything
 from dongpt.metrics import progress_bar
 from dongpt.runtime import DTYPES, ROOT, RuntimeConfig
-from dongpt.tokenizers import Tokenizer
+from dongpt.tokenizers import Tokenizer, from_dict
 
 SEPARATOR = "---------------"  # nanoGPT's
 
@@ -63,9 +63,10 @@ def main(argv: list[str] | None = None):
     prompt = read_prompt(cfg.start)
     rt = runtime.start(cfg.device, cfg.dtype)
     path = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
-    model, tokenizer, _ = load_anything(path)
-    if tokenizer is None:
+    model, description, _ = load_anything(path)
+    if description is None:
         raise ValueError(f"{path} holds no tokenizer, so its ids cannot be shown as text")
+    tokenizer = from_dict(description)
     ids = encode_prompt(tokenizer, prompt)
     model.to(device=rt.device, dtype=DTYPES[rt.dtype]).eval()
     if cfg.compile is True:  # auto leaves it off: a few samples do not repay a minute of compiling

@@ -76,7 +76,7 @@ class TrainConfig(RuntimeConfig, GPTConfig):
     def __post_init__(self):
         super().__post_init__()
         least = dict(eval_interval=1, eval_iters=1, log_interval=1, gradient_accumulation_steps=1, batch_size=1,
-                     sample_tokens=0, patience=0, max_iters=0, warmup_iters=0, lr_decay_iters=0, grad_clip=0,
+                     max_iters=1, sample_tokens=0, patience=0, warmup_iters=0, lr_decay_iters=0, grad_clip=0,
                      learning_rate=0, min_lr=0, weight_decay=0)
         wrong = [f"{name}={getattr(self, name)} must be at least {bound}"
                  for name, bound in least.items() if not getattr(self, name) >= bound]
@@ -146,8 +146,7 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
                                 "vocab_size": vocab_size}))
     else:
         print_main(f"Initializing from the weights of {cfg.init_from}")
-        model, loaded, _ = checkpoints.load_anything(cfg.init_from)
-        tokenizer = loaded.to_dict() if loaded else None
+        model, tokenizer, _ = checkpoints.load_anything(cfg.init_from)
         for key in ARCHITECTURE:
             has = getattr(model.config, key)
             wanted = getattr(cfg, key) if key in given else has
@@ -363,9 +362,9 @@ class Run:
         }
         self.say(f"saving checkpoint to {self.cfg.out_dir}")
         best = os.path.join(self.cfg.out_dir, checkpoints.BEST)
-        checkpoints.save(snapshot, os.path.join(self.cfg.out_dir, checkpoints.LAST))
         if is_best or self.cfg.always_save_checkpoint or not os.path.exists(best):
-            checkpoints.save(snapshot, best)
+            checkpoints.save(snapshot, best)  # first, so that a crash between the two cannot lose the best state
+        checkpoints.save(snapshot, os.path.join(self.cfg.out_dir, checkpoints.LAST))
 
     def sample(self):
         """Print a text of sample_tokens tokens, with the same random numbers each time."""

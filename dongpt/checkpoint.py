@@ -177,19 +177,19 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
 
     model_args are added where the file lacks them. Raises ValueError for what cannot be loaded.
     """
-    model, tokenizer, _ = load_anything(path, **model_args)
+    model, description, _ = load_anything(path, **model_args)
+    tokenizer = dongpt.tokenizers.from_dict(description) if description else None
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), tokenizer
 
 
-def load_anything(path: str, **overrides) -> tuple[GPT, dongpt.tokenizers.Tokenizer | None, dict]:
-    """(model, tokenizer or None, checkpoint without its tensors) of what load_model takes."""
+def load_anything(path: str, **overrides) -> tuple[GPT, dict | None, dict]:
+    """(model, tokenizer as a plain dict or None, checkpoint without its tensors) of what load_model takes."""
     if path in GPT2_NAMES or os.path.exists(os.path.join(path, "config.json")):
-        return from_hugging_face(path), dongpt.tokenizers.from_dict({"kind": "gpt2"}), {}
+        return from_hugging_face(path), {"kind": "gpt2"}, {}
     checkpoint, path = load_valid(path, (BEST, LAST), newest=False) if os.path.isdir(path) else (load(path), path)
     model = build(checkpoint, path, **overrides)
-    description = checkpoint.get("tokenizer")
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
-    return model, dongpt.tokenizers.from_dict(description) if description else None, rest
+    return model, checkpoint.get("tokenizer"), rest
 
 
 def from_hugging_face(name: str) -> GPT:

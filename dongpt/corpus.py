@@ -123,7 +123,7 @@ def prepare_if_missing(folder: str, runtime: Runtime):
     """Run the folder's prepare.py when its bins are missing and it needs no network; the other processes wait."""
     name = os.path.basename(folder)
     if name in PREPARED_BY_TRAIN and folder == os.path.join(ROOT, "data", name):
-        if runtime.is_main and not os.path.exists(os.path.join(folder, "train.bin")):
+        if runtime.is_main and not all(os.path.exists(os.path.join(folder, f"{split}.bin")) for split in SPLITS):
             script = os.path.join(folder, "prepare.py")
             print(f"data/{name} is not prepared yet: running python data/{name}/prepare.py", flush=True)
             subprocess.run([sys.executable, script])  # if it fails, opening the corpus says what is missing

@@ -302,6 +302,9 @@ def run_program(main: Callable[[], int | None]):
     A ValueError is taken for the user's only if it was raised in this project's own files: one that comes out of a
     library keeps its traceback, since somebody who changes the code needs it.
     """
+    for stream in (sys.stdout, sys.stderr):  # UTF-8 into pipes and files too, whatever the platform's own encoding is
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
     program, is_main = os.path.basename(sys.argv[0]), int(os.environ.get("RANK", 0)) == 0
     try:
         code = main() or 0

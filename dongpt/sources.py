@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import os
 import re
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 
@@ -49,15 +50,16 @@ def fetch(download: Download, path: str):
     """Write the first address of download that answers with a plausible text to path, or raise ValueError."""
     problems = []
     for address in download.addresses:
-        print(f"downloading {address}")
+        host = urllib.parse.urlsplit(address).netloc
+        print(f"downloading {address}", flush=True)
         try:
             with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
                 content = answer.read(download.most_bytes + 1)
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
-            problems.append(f"{address}: {getattr(error, 'reason', error)}")
+            problems.append(f"{host}: {getattr(error, 'reason', error)}")
             continue
         if problem := implausible(content, download):
-            problems.append(f"{address}: {problem}")
+            problems.append(f"{host}: {problem}")
             continue
         temporary = path + ".part"
         with open(temporary, "wb") as file:

@@ -214,7 +214,8 @@ def test_key_that_resembles_nothing_points_to_the_help():
     assert "'zzzzzz'" in message and "--help" in message
 
 
-@pytest.mark.parametrize("text", ["{[]:1}", "{{}}", "(" * 3000, "-" * 3000 + "1", "9" * 5000, "\x00", "lambda: 1", "1+"],
+@pytest.mark.parametrize("text", ["{[]:1}", "{{}}", "(" * 3000, "-" * 3000 + "1", "9" * 5000, "\x00", "lambda: 1",
+                                  "1+"],
                          ids=["unhashable list", "unhashable set", "parentheses", "minus signs", "digits", "zero byte",
                               "code", "half a sum"])
 def test_strange_text_for_a_number_is_refused_in_a_sentence(text):

@@ -18,7 +18,7 @@ TEXTS = {
     "empty": "",
     "spanish": "En un lugar de la Mancha, de cuyo nombre no quiero acordarme: ¿quién? ¡Señor pingüino!",
     "curly quotes": "“Sancho,” he said, ‘look’ — windmills…",
-    "emoji": "horse \U0001f40e, lance ⚔\ufe0f, family \U0001f468\u200d\U0001f469\u200d\U0001f467, flag \U0001f1ea\U0001f1f8",
+    "emoji": "horse \U0001f40e, lance ⚔\ufe0f, family \U0001f468\u200d\U0001f469, flag \U0001f1ea\U0001f1f8",
     "carriage returns": "one\r\ntwo\r\n\r\nthree\rfour\n",
     "spaces": "   two\t\ttabs \n\n\n  end   ",
     "other scripts": "日本語 Ελληνικά עברית नमस्ते",

@@ -1,0 +1,96 @@
+"""README and docs say what is there, and the commands of docs/from.md that need nothing run."""
+import os
+import re
+import shutil
+import string
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT, generated_text
+
+# Added to the commands so that a row takes a moment; they change sizes, not meanings.
+SHORTER = {
+    "train.py": ["--max_iters=2", "--eval_interval=2", "--eval_iters=1", "--n_layer=1", "--n_head=2", "--n_embd=16",
+                 "--block_size=16", "--batch_size=2", "--gradient_accumulation_steps=1"],
+    "sample.py": ["--num_samples=1", "--max_new_tokens=5"],
+    "bench.py": ["--warmup_iters=1", "--max_iters=1", "--n_layer=1"],
+}
+
+# Runs one command line after the other in one Python, since starting it takes longer than most of them.
+DRIVER = """
+import runpy, shlex, sys
+for line in open(sys.argv[1], encoding="utf-8").read().splitlines():
+    print("RUNNING", line, flush=True)
+    sys.argv = shlex.split(line)
+    sys.path.insert(0, "")
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            print("FAILED", end.code, line, flush=True)
+            sys.exit(1)
+"""
+
+
+def read(name: str) -> str:
+    with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+        return file.read()
+
+
+def rows_that_need_nothing() -> list[str]:
+    """The `here` commands of docs/from.md whose row needs nothing."""
+    commands = []
+    for line in read("docs/from.md").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and len(cells) == 3 and cells[2] == "nothing":
+            here = cells[0] if cells[1] == "the same" else cells[1]
+            commands += [c for c in re.findall(r"`([^`]*)`", here) if c.startswith("python ")]
+    return commands
+
+
+def shortened(command: str) -> str:
+    words = command.removeprefix("python ")
+    program = words.split()[0]
+    if "--init_from=resume" in words:
+        return words
+    return " ".join([words, *SHORTER.get(program, [])])
+
+
+def test_rows_of_from_md_that_need_nothing_run(tmp_path):
+    tree = tmp_path / "donGPT"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", "venv*", "out*", "*.bin", "meta.json",
+                                                              "input.txt", "__pycache__", "tests", "wandb"))
+    (tree / "text.txt").write_text(string.printable[:95] + "\n" + generated_text(6000), encoding="utf-8")
+    commands = rows_that_need_nothing()
+    assert len(commands) > 15
+    commands.sort(key=lambda c: "prepare.py" not in c)  # the tables are read in any order, a corpus comes first
+    lines = [shortened(command).replace("TEXT", "text.txt") for command in commands]
+    (tree / "commands.txt").write_text("\n".join(lines), encoding="utf-8")
+    (tree / "driver.py").write_text(DRIVER, encoding="utf-8")
+    done = subprocess.run([sys.executable, "driver.py", "commands.txt"], cwd=tree, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count("RUNNING") == len(commands)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("page", ["README.md", "docs/from.md"])
+def test_programs_and_configs_named_in_the_docs_exist(page):
+    here = read(page)
+    if page == "docs/from.md":  # the first column names other projects' programs
+        here = "\n".join(line.split("|")[2] for line in here.splitlines() if line.count("|") >= 4)
+    named = set(re.findall(r"(?:^|[\s`(])((?:data|config|docs)/[\w/.-]+\.(?:py|md)|\w+\.py)\b", here))
+    named -= {"config/mine.py", "prepare.py"}  # an example of a file of the reader's; a name without its folder
+    missing = sorted(name for name in named  # the layout in README lists the files of dongpt/ below its name
+                     if not any(os.path.exists(os.path.join(ROOT, folder, name)) for folder in ("", "dongpt")))
+    assert named and not missing
+
+
+@pytest.mark.smoke
+def test_requirements_are_the_packages_that_the_readme_installs():
+    lines = [line for line in read("requirements.txt").splitlines() if line]
+    assert lines[0] == "torch>=2.11,<2.14"
+    assert {re.split(r"[<>=]", line)[0] for line in lines} == {
+        "torch", "numpy", "tiktoken", "transformers", "datasets", "wandb", "tqdm", "matplotlib", "pytest"}
