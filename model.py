@@ -23,6 +23,9 @@ from torch.nn import functional as F
 # configuration
 
 
+Positions = Literal["default", "absolute", "rope", "relative", "alibi", "default+relative"]
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """The architecture. Everything that shapes the parameters is here and nowhere else."""
@@ -34,7 +37,7 @@ class GPTConfig:
     dropout: float = 0.0  # on embeddings and residual branches; 0 for pretraining, 0.1 or more for small data
     attn_dropout: float = 0.0  # on attention weights; above 0 attention leaves the flash kernels and is slower
     bias: bool = True  # in Linear and LayerNorm, as GPT-2 has it; without is a bit better and faster
-    pos_embd: Literal["default", "absolute", "rope", "relative", "alibi", "default+relative"] = "default"  # positions
+    pos_embd: Positions = "default"  # how positions enter; default (absolute) is learned, the others are not built yet
     activation: Literal["gelu", "gelu_tanh"] = "gelu"  # nanoGPT uses the exact GELU, GPT-2 the tanh approximation
     tie_weights: bool = True  # one matrix for the token embedding and the output head
 

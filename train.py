@@ -14,7 +14,8 @@ import platform
 import shlex
 import sys
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -216,6 +217,8 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
         checkpoints.restore_optimizer(optimizer, checkpoint, path)
         if checkpoint.get("scaler"):
             run.scaler.load_state_dict(checkpoint["scaler"])
+        if checkpoint.get("data_sha256", None) != corpus.meta.get("sha256"):
+            rt.print(f"the text in {corpus.name} is not the one that this run began with")
     checkpoint = None  # or its tensors would stay in memory
     run.compile(to_compile)
     if before and before != run.machine:
@@ -233,17 +236,24 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
 # the run
 
 
+@dataclass
 class Run:
     """What the steps of a training run share."""
 
-    def __init__(self, cfg: TrainConfig, rt: runtime.Runtime, corpus: Corpus, model: GPT,
-                 optimizer: torch.optim.Optimizer, resuming: bool):
-        self.cfg, self.rt, self.corpus, self.model, self.optimizer, self.resuming = \
-            cfg, rt, corpus, model, optimizer, resuming
-        self.state = State()
+    cfg: TrainConfig
+    rt: runtime.Runtime
+    corpus: Corpus
+    model: GPT  # the plain one, whose names go into checkpoints
+    optimizer: torch.optim.Optimizer
+    resuming: bool
+    state: State = field(default_factory=State)
+    log: metrics.RunLog | None = None  # opened at the first record
+    bar: Any = None  # tqdm's, on a terminal
+
+    def __post_init__(self):
+        cfg, rt = self.cfg, self.rt
         self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
         self.tokens_per_iter = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
-        self.log, self.bar = None, None
         on_gpu = rt.device_type == "cuda" and rt.dtype != "float32"
         self.peak = metrics.peak_flops(torch.cuda.get_device_name()) if on_gpu else None
 

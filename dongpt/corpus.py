@@ -182,7 +182,7 @@ class Corpus:
         """Raise ValueError if the corpus is too short to train on or holds ids that a model has no embedding for."""
         if self.lengths["train"] < block_size + 1:
             raise ValueError(f"{self.paths['train']} gives {self.lengths['train']:,} tokens, too few for "
-                             f"block_size={block_size}: use more text, or block_size={self.lengths['train'] - 1} at most")
+                             f"block_size={block_size}: use more text, or a block_size below {self.lengths['train']}")
         for split in SPLITS:
             self.check_split(split, vocab_size)
 

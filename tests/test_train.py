@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from dongpt.tokenizers import CharTokenizer
 
 NANOGPT_KEYS = {"model", "optimizer", "model_args", "iter_num", "best_val_loss", "config"}
 PNG = b"\x89PNG\r\n\x1a\n"
+TEN = ["--max_iters=10", "--lr_decay_iters=10"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +50,6 @@ def watched_little(tmp_path_factory, tiny_data):
     train.main([f"--data_dir={tiny_data}", f"--out_dir={out_dir}", *TINY_RUN, *TEN, "--eval_interval=1000"])
     torch.set_num_threads(threads)
     return out_dir
-
-
-TEN = ["--max_iters=10", "--lr_decay_iters=10"]
 
 
 def load(out_dir, name: str = "ckpt_last.pt") -> dict:
@@ -254,16 +253,32 @@ def test_lines_that_log_scrapers_read_keep_nanogpts_wording(shown, tiny_data):
     one(r"device: cpu \(.+\), dtype: float32 \(.+\), compile: off \(.+\)$")
 
 
+def read_terminal(descriptor: int):
+    """Yield what programs write to a pseudo-terminal, until the last of them has closed it."""
+    while True:
+        try:
+            piece = os.read(descriptor, 4096)
+        except OSError:  # Linux says so; macOS reads nothing
+            return
+        if not piece:
+            return
+        yield piece
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_scraped_lines_are_printed_above_the_progress_bar_on_a_terminal(tmp_path, tiny_data):
-    terminal, theirs = os.openpty()
+    ours, theirs = os.openpty()
     process = subprocess.Popen([sys.executable, os.path.join(ROOT, "train.py"), f"--data_dir={tiny_data}", *TINY_RUN],
                                cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, text=True, encoding="utf-8",
                                env={**os.environ, "OMP_NUM_THREADS": "1"})
     os.close(theirs)
+    shown = []
+    reader = threading.Thread(target=lambda: shown.extend(read_terminal(ours)))
+    reader.start()
     lines = process.communicate(timeout=120)[0].splitlines()
-    bar = os.read(terminal, 65536).decode()
-    os.close(terminal)
+    reader.join(timeout=10)
+    os.close(ours)
+    bar = b"".join(shown).decode()
     assert process.returncode == 0
     assert "6/6" in bar and "tokens/s" in bar
     assert len([line for line in lines if re.match(r"iter \d+: loss ", line)]) == 6
@@ -421,13 +436,10 @@ def test_warm_start_can_shorten_the_context_and_write_into_its_own_source(tiny_r
 
 def test_dataset_fraction_uses_the_first_part_of_train_alone(tmp_path):
     """Two corpora that differ in the second half of train give the same run at dataset_fraction=0.5."""
-    one, other, val = generated_text(600, 1), generated_text(600, 2), generated_text(300, 3)
-    tokenizer = CharTokenizer.from_text(one + other + val)
-    half, end = len(one) // 2, min(len(one), len(other))
-    half = end // 2
-    for name, rest in (("a", one[half:end]), ("b", other[half:end])):
-        corpora.write(str(tmp_path / name), tokenizer, {"train": one[:2 * half][:half] + rest[:half], "val": val},
-                      "made up", "0" * 64)
+    first, one, other, val = (generated_text(300, seed)[:1500] for seed in range(4))
+    tokenizer = CharTokenizer.from_text(first + one + other + val)
+    for name, rest in (("a", one), ("b", other)):
+        corpora.write(str(tmp_path / name), tokenizer, {"train": first + rest, "val": val}, "made up", "0" * 64)
     for name, fraction in (("a", 0.5), ("b", 0.5), ("b", 1.0)):
         train.main([f"--data_dir={name}", f"--out_dir=out-{name}-{fraction}", *TINY_RUN, "--eval_iters=1000",
                     f"--dataset_fraction={fraction}"])
