@@ -31,8 +31,7 @@ class BenchConfig(RuntimeConfig, GPTConfig):
     max_iters: int = 20  # measured iterations
     profile: bool = False  # print the operations that take the most time, instead of the speed
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __post_init__(self):  # GPTConfig's own checks wait until the defaults for a CPU are in
         for name, least in (("batch_size", 1), ("warmup_iters", 0), ("max_iters", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")

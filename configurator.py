@@ -11,13 +11,15 @@ so it is code that you trust; only a .py file is ever run. Names that start with
 in it are its own business; every other name must be a key.
 Types are int, float, bool, str, Literal and `X | None` (X not str).
 """
+import __future__
 import ast
 import inspect
 import os
 import re
-import runpy
 import sys
+import traceback
 import types
+import warnings
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -30,8 +32,10 @@ def parse(text: str, kind: Any) -> Any:
     if kind is str:
         return text
     try:
-        return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
-    except (SyntaxError, ValueError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python warns of `5or` on a second line
+            return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return text  # a bare word, e.g. rope
 
 
@@ -50,7 +54,7 @@ def check(value: Any, kind: Any, where: str) -> Any:
         fits = any(type(value) is type(choice) and value == choice for choice in get_args(kind))
     else:
         kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-        if float in kinds and type(value) is int:
+        if float in kinds and type(value) is int and abs(value) < 1e300:
             value = float(value)  # --dropout=0 means 0.0
         fits = type(value) in kinds  # type(), not isinstance(): True is no batch size
     if not fits:
@@ -63,29 +67,25 @@ def find_config(name: str) -> str | None:
     if name.endswith(".py"):
         candidates = [name, os.path.join(ROOT, name)]
     else:
-        candidates = [os.path.join(ROOT, "config", f"{name}.py")]
+        candidates = [os.path.join(ROOT, "config", f"{name}.py")] if os.path.basename(name) == name else []
     return next((path for path in candidates if os.path.isfile(path)), None)
 
 
-def run_config(path: str) -> dict[str, Any]:
-    """The settings in a config file; its scratch names, functions, classes and modules are left out."""
+def run_config(path: str, keys=()) -> dict[str, Any]:
+    """The settings in a config file; scratch names, functions, classes and modules that are no keys are left out."""
+    names = {"__name__": "<config>", "__file__": path}
     try:
-        names = runpy.run_path(path)
-    except Exception as error:  # whatever the user's own code raises
-        line = error.lineno if isinstance(error, SyntaxError) else _line_in(path, error)
-        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
-    return {key: value for key, value in names.items()
-            if not (key.startswith("_") or callable(value) or isinstance(value, types.ModuleType))}
-
-
-def _line_in(path: str, error: Exception) -> int | str:
-    """The last line of the file at path that error passed through."""
-    trace, line = error.__traceback__, "?"
-    while trace:
-        if trace.tb_frame.f_code.co_filename == path:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
+        with open(path, "rb") as file:  # not runpy.run_path, which runs a zip and byte code whatever their name is
+            exec(compile(file.read(), path, "exec"), names)
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        if isinstance(error, SyntaxError) and error.filename == path and error.lineno:
+            lines = [error.lineno]
+        where = f"{path}, line {lines[-1]}" if lines else path
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+    scratch = (types.ModuleType, __future__._Feature)
+    return {key: value for key, value in names.items() if key in keys
+            or not (key.startswith("_") or callable(value) or isinstance(value, scratch))}
 
 
 def load(cls: type, argv: list[str] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -116,7 +116,7 @@ def load(cls: type, argv: list[str] | None = None) -> tuple[Any, dict[str, Any]]
             else:
                 put(key, True, "command line")  # a bare --eval_only
         elif path := find_config(arg):
-            for key, value in run_config(path).items():
+            for key, value in run_config(path, kinds).items():
                 put(key, value, arg)
         else:
             raise ValueError(_not_an_argument(arg))

@@ -228,7 +228,8 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """FLOPs of forward and backward per token, 6 N + 12 L C T: PaLM, appendix B, arxiv.org/abs/2204.02311."""
         config = self.config
-        return 6 * self.get_num_params() + 12 * config.n_layer * config.n_embd * config.block_size
+        looked_up = 0 if config.tie_weights else self.transformer.wte.weight.numel()  # multiplies nothing
+        return 6 * (self.get_num_params() - looked_up) + 12 * config.n_layer * config.n_embd * config.block_size
 
     def configure_optimizers(self, weight_decay: float, learning_rate: float, betas: tuple[float, float],
                              device_type: str) -> torch.optim.AdamW:
@@ -271,7 +272,8 @@ class GPT(nn.Module):
         Raises ValueError for settings that make no sense, an empty prompt, and logits that are not finite.
         """
         rows = prompts.tolist() if torch.is_tensor(prompts) else [list(row) for row in prompts]
-        _check_decoding(rows, max_new_tokens, temperature, top_k, top_p)
+        n_ids = self.config.vocab_size if n_ids is None else n_ids
+        _check_decoding(rows, self.config.vocab_size, max_new_tokens, temperature, top_k, top_p)
         if seed is None:
             seed = int(torch.randint(2 ** 62, ()))
         windows = [row[-window_size(len(row), self.config.block_size):] for row in rows]  # what the model sees
@@ -330,11 +332,13 @@ def window_size(n_tokens: int, block_size: int) -> int:
     return half + (n_tokens - block_size - 1) % (block_size - half + 1)
 
 
-def _check_decoding(rows, max_new_tokens, temperature, top_k, top_p):
+def _check_decoding(rows, vocab_size, max_new_tokens, temperature, top_k, top_p):
     """Raise ValueError, with all that is wrong, unless ids can be drawn with these settings."""
     problems = []
-    if not rows or not all(rows):
-        problems.append("a prompt is empty: pass at least one token id per row")
+    if not rows or not all(isinstance(row, list) and row for row in rows):
+        problems.append("a prompt is empty: pass rows of at least one token id each")
+    elif not all(0 <= min(row) and max(row) < vocab_size for row in rows):
+        problems.append(f"a prompt holds ids beyond the model's vocabulary of {vocab_size}: use the model's tokenizer")
     if max_new_tokens < 0:
         problems.append(f"max_new_tokens={max_new_tokens} must be at least 0")
     if not 0 <= temperature < math.inf:
@@ -361,7 +365,7 @@ def draw(logits, uniforms, temperature: float, top_k: int | None, top_p: float |
                          "if the training diverged")
     if temperature == 0:
         return logits.argmax(-1)
-    logits = (logits - logits.max(-1, keepdim=True).values) / temperature  # a tiny temperature cannot overflow
+    logits = (logits - logits.max(-1, keepdim=True).values) / max(temperature, 1e-37)  # no tiny one may overflow
     if top_k:
         least = torch.topk(logits, min(top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)

@@ -138,7 +138,7 @@ def from_dict(description: dict) -> Tokenizer:
     """The tokenizer that to_dict described. Raises ValueError for a kind or a vocabulary that is not known here."""
     kind = description.get("kind")
     if kind == "char":
-        return CharTokenizer(description["characters"])
+        return CharTokenizer(description.get("characters", ""))
     if kind == "gpt2":
         if description.get("sha256", _gpt2_sha256()) != _gpt2_sha256():
             raise ValueError("this file's GPT-2 vocabulary is not the one that tiktoken loads here: "

@@ -164,11 +164,11 @@ def test_a_batch_depends_on_seed_and_position_alone(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 60])
 def test_the_batch_size_changes_no_window_and_epoch_borders_neither(tmp_path, batch_size):
     corpus = numbered(tmp_path)
-    n = 60  # two and a half epochs
+    n, firsts = 60, range(0, 60, batch_size)  # two and a half epochs
     assert corpus.epoch_windows(BLOCK) == 24
     whole = starts_of(corpus, 0, n)
-    parts = [start for first in range(0, n, batch_size) for start in starts_of(corpus, first, min(batch_size, n - first))]
-    assert parts == whole and len(set(whole[:24])) == 24
+    parts = [starts_of(corpus, first, min(batch_size, n - first)) for first in firsts]
+    assert sum(parts, []) == whole and len(set(whole[:24])) == 24
 
 
 def test_two_processes_draw_disjoint_windows_and_together_those_of_one(tmp_path):
@@ -299,7 +299,7 @@ def refusal(action, *parts: str):
 
 def test_a_corpus_too_short_for_a_window_is_refused_with_what_would_fit(tmp_path):
     corpus = numbered(tmp_path, n_train=8)
-    refusal(lambda: corpus.check(8, 50257), "train.bin", "block_size=8", "block_size=7")
+    refusal(lambda: corpus.check(8, 50257), "train.bin", "8 tokens", "block_size=8", "more text")
     numbered(tmp_path, n_train=9).check(8, 50257)
 
 

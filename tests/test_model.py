@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model import GPT, CausalSelfAttention, GPTConfig, draw, window_size
+from model import GPT, CausalSelfAttention, GPTConfig, KVCache, draw, window_size
 
 pytestmark = pytest.mark.smoke
 
@@ -389,7 +389,6 @@ def test_cache_gives_the_same_ids_for_prompts_of_different_lengths(settings):
 def test_cache_gives_the_same_logits_within_rounding():
     model = writer()
     windows, fresh = [ids(5).tolist(), ids(3).tolist()], [5, 3]
-    from model import KVCache
     cache = KVCache(model, 2)
     with torch.no_grad():
         for i in range(3):
@@ -658,6 +657,14 @@ def test_extreme_random_numbers_never_land_on_an_id_of_probability_0():
         for top_k in (1, 2, 3, 4):
             allowed = set(logits[0].topk(top_k).indices.tolist()) | ({1, 3} if top_k == 2 else set())  # a tie
             assert draw(logits, torch.tensor([uniform], dtype=torch.float64), 1.0, top_k, None).item() in allowed
+
+
+def test_largest_random_number_stays_inside_the_vocabulary_however_the_sums_round():
+    logits = torch.randn(5000, 30, generator=torch.Generator().manual_seed(0))
+    largest = torch.full((5000,), 1 - 2 ** -53, dtype=torch.float64)
+    assert draw(logits, largest, 1.0, None, None).max() < 30
+    kept = draw(logits, largest, 1.0, 5, None)
+    assert (logits.topk(5).indices == kept[:, None]).any(dim=1).all()
 
 
 def test_ids_of_small_probability_keep_theirs_in_a_large_vocabulary():

@@ -171,7 +171,7 @@ def download(server, monkeypatch):
 def test_an_implausible_answer_is_refused_and_leaves_nothing(tmp_path, download, page):
     with pytest.raises(ValueError) as caught:
         fetch(download(page), str(tmp_path / "input.txt"))
-    for part in ("Don Quixote", f"{page}.txt", "--input", "input.txt"):
+    for part in ("Don Quixote", "127.0.0.1", "--input", "input.txt"):
         assert part in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -190,10 +190,10 @@ def test_a_download_may_begin_with_a_byte_order_mark(tmp_path, download):
 
 
 @smoke
-def test_a_failed_download_names_every_address_and_its_problem(tmp_path, download):
+def test_a_failed_download_names_the_problem_of_every_address(tmp_path, download):
     with pytest.raises(ValueError) as caught:
         fetch(download("missing", "other", "page"), str(tmp_path / "input.txt"))
-    for part in ("missing.txt", "other.txt", "page.txt", "Not Found", "web page"):
+    for part in ("Not Found", "does not contain", "web page"):
         assert part in str(caught.value)
 
 

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -267,7 +268,10 @@ def read_terminal(descriptor: int):
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_scraped_lines_are_printed_above_the_progress_bar_on_a_terminal(tmp_path, tiny_data):
+    import fcntl
+    import termios
     ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a new one has no columns
     process = subprocess.Popen([sys.executable, os.path.join(ROOT, "train.py"), f"--data_dir={tiny_data}", *TINY_RUN],
                                cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, text=True, encoding="utf-8",
                                env={**os.environ, "OMP_NUM_THREADS": "1"})

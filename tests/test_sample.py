@@ -1,0 +1,321 @@
+"""sample.py and bench.py on a small run: what they print, and how they end when something is wrong."""
+import os
+import pickle
+import re
+import shutil
+
+import pytest
+import torch
+
+import bench
+import sample as program
+from conftest import expect_sentence, run, write_corpus
+from dongpt.checkpoint import model_args, save
+from dongpt.corpus import read_meta
+from model import GPT, GPTConfig
+
+smoke = pytest.mark.smoke
+SEPARATOR = "---------------"  # nanoGPT's
+
+
+def samples(capsys, out_dir, *args: str) -> list[str]:
+    """The texts that sample.py prints for args, by default two of 30 characters."""
+    program.main([f"--out_dir={out_dir}", "--device=cpu", "--num_samples=2", "--max_new_tokens=30", *args])
+    *texts, rest = capsys.readouterr().out.split(f"\n{SEPARATOR}\n")
+    assert rest == ""
+    return texts
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what is printed
+
+
+@smoke
+def test_samples_are_the_prompt_and_its_continuation_each_before_a_separator(tiny_run, capsys):
+    texts = samples(capsys, tiny_run, "--start=the knight", "--num_samples=3")
+    assert len(texts) == 3 == len(set(texts))
+    assert all(text.startswith("the knight") and len(text) == len("the knight") + 30 for text in texts)
+
+
+@smoke
+def test_the_same_seed_gives_the_same_samples_and_another_one_others(tiny_run, capsys):
+    one = samples(capsys, tiny_run, "--seed=1")
+    torch.manual_seed(99)
+    assert samples(capsys, tiny_run, "--seed=1") == one != samples(capsys, tiny_run, "--seed=2")
+
+
+@smoke
+def test_the_first_sample_is_the_same_however_many_are_drawn(tiny_run, capsys):
+    three = samples(capsys, tiny_run, "--num_samples=3")
+    assert samples(capsys, tiny_run, "--num_samples=1") == three[:1]
+
+
+@smoke
+def test_temperature_zero_is_greedy(tiny_run, capsys):
+    texts = samples(capsys, tiny_run, "--temperature=0", "--num_samples=3", "--start=Sancho")
+    assert len(set(texts)) == 1
+    assert samples(capsys, tiny_run, "--temperature=0.5", "--top_k=1", "--seed=7", "--start=Sancho")[0] == texts[0]
+
+
+@smoke
+def test_top_k_zero_and_none_and_one_above_the_vocabulary_cut_nothing(tiny_run, capsys):
+    texts = [samples(capsys, tiny_run, f"--top_k={top_k}") for top_k in ("0", "None", "1000000")]
+    assert texts[0] == texts[1] == texts[2]
+
+
+@smoke
+def test_the_cache_changes_no_text_past_block_size(tiny_run, capsys):
+    args = ["--start=the windmill", "--max_new_tokens=60"]
+    assert samples(capsys, tiny_run, *args) == samples(capsys, tiny_run, *args, "--use_kv_cache=False")
+
+
+@smoke
+def test_a_prompt_longer_than_block_size_works(tiny_run, capsys):
+    prompt = "the knight rode to La Mancha and said: "
+    assert all(text.startswith(prompt) for text in samples(capsys, tiny_run, f"--start={prompt}"))
+
+
+@smoke
+def test_an_empty_prompt_works(tiny_run, capsys):
+    assert [len(text) for text in samples(capsys, tiny_run, "--start=")] == [30, 30]
+
+
+@smoke
+def test_no_new_tokens_print_the_prompt(tiny_run, capsys):
+    assert samples(capsys, tiny_run, "--start=the", "--max_new_tokens=0") == ["the", "the"]
+
+
+@smoke
+@pytest.mark.parametrize("text", ["the señor", "a=b", "123", "True", "--said"])
+def test_the_prompt_is_taken_as_it_was_typed(tmp_path, capsys, text):
+    folder = write_corpus(tmp_path / "data", "the señor=ab123Trueid-\n" * 20)
+    config = GPTConfig(block_size=8, vocab_size=read_meta(folder)["vocab_size"], n_layer=1, n_head=1, n_embd=8)
+    torch.manual_seed(0)
+    save({"model": GPT(config).state_dict(), "model_args": model_args(config),
+          "tokenizer": read_meta(folder)["tokenizer"]}, str(tmp_path / "ckpt.pt"))
+    assert all(found.startswith(text) for found in samples(capsys, tmp_path, f"--start={text}"))
+
+
+@smoke
+def test_a_prompt_can_come_from_a_file(tmp_path, tiny_run, capsys, monkeypatch):
+    (tmp_path / "prompt.txt").write_bytes("señor Sancho\r\nsaid:".encode())
+    monkeypatch.chdir(tmp_path)
+    for path in ("prompt.txt", str(tmp_path / "prompt.txt")):
+        texts = samples(capsys, tiny_run, f"--start=FILE:{path}")
+        assert all(text.startswith("señor Sancho\nsaid:") for text in texts)
+
+
+@smoke
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path, tiny_run, capsys):
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfSancho")
+    assert samples(capsys, tiny_run, f"--start=FILE:{tmp_path / 'prompt.txt'}")[0].startswith("Sancho")
+
+
+@smoke
+def test_init_from_takes_a_checkpoint_or_an_out_dir(tiny_run, capsys):
+    texts = samples(capsys, tiny_run)
+    for path in (tiny_run, os.path.join(tiny_run, "ckpt.pt")):
+        assert samples(capsys, "nothing", f"--init_from={path}") == texts
+
+
+@smoke
+def test_other_dtypes_work_on_a_cpu(tiny_run, capsys):
+    assert [len(text) for text in samples(capsys, tiny_run, "--dtype=bfloat16", "--start=")] == [30, 30]
+
+
+def gpt2_run(folder) -> str:
+    """An out_dir of a small untrained model with GPT-2's vocabulary, padded as in training."""
+    from dongpt.tokenizers import GPT2Tokenizer
+    torch.manual_seed(0)
+    config = GPTConfig(block_size=16, vocab_size=50304, n_layer=1, n_head=1, n_embd=8)
+    save({"model": GPT(config).state_dict(), "model_args": model_args(config),
+          "tokenizer": GPT2Tokenizer().to_dict()}, str(folder / "ckpt.pt"))
+    return str(folder)
+
+
+def test_special_tokens_are_recognised_in_a_prompt(tmp_path, gpt2_vocabulary, capsys):
+    from dongpt.tokenizers import GPT2Tokenizer
+    assert program.encode_prompt(GPT2Tokenizer(), "<|endoftext|>Hi") == [50256, 17250]
+    texts = samples(capsys, gpt2_run(tmp_path), "--start=<|endoftext|>Hi", "--top_k=0", "--max_new_tokens=100")
+    assert all(text.startswith("<|endoftext|>Hi") for text in texts)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the program, as a user calls it
+
+
+def test_sampling_works_from_any_working_directory(tmp_path, tiny_run):
+    (tmp_path / "prompt.txt").write_text("señor", encoding="utf-8")
+    shutil.copytree(tiny_run, tmp_path / "mine")
+    done = run("sample.py", "--out_dir=mine", "--start=FILE:prompt.txt", "--num_samples=2", "--max_new_tokens=20",
+               cwd=tmp_path)
+    assert done.stdout.count(f"\n{SEPARATOR}\n") == 2 and done.stdout.count("señor") >= 2 and done.stderr == ""
+
+
+def test_texts_are_printed_whatever_the_encoding_of_the_terminal(tmp_path, tiny_run):
+    done = run("sample.py", f"--out_dir={tiny_run}", "--start=señor", "--num_samples=3", "--max_new_tokens=20",
+               cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"}, check=None)
+    assert done.returncode == 0 and done.stdout.count(SEPARATOR) == 3, done.stderr
+
+
+def test_unknown_characters_in_a_prompt_are_named(tmp_path, tiny_run):
+    done = run("sample.py", f"--out_dir={tiny_run}", "--start=the 日 knight ß", cwd=tmp_path, check=None)
+    expect_sentence(done, "'日'", "'ß'", "vocabulary")
+    assert done.stdout == ""
+
+
+def test_gpt2_without_a_network_ends_in_one_sentence(tmp_path):
+    pytest.importorskip("transformers")
+    done = run("sample.py", "--init_from=gpt2", "--device=cpu", cwd=tmp_path, check=None,
+               env={"HF_HOME": str(tmp_path / "hub"), "HF_HUB_CACHE": str(tmp_path / "hub")})
+    expect_sentence(done, "gpt2")
+
+
+class RunsACommand:
+    """An object whose pickle runs a shell command when it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'echo broken > "{self.marker}"',)
+
+
+@pytest.mark.parametrize("write", [lambda bad, path: path.write_bytes(pickle.dumps(bad)),
+                                   lambda bad, path: torch.save({"model": bad, "model_args": {}}, path)],
+                         ids=["pickle", "torch.save"])
+def test_a_malicious_checkpoint_ends_in_one_sentence_and_is_not_run(tmp_path, write):
+    write(RunsACommand(tmp_path / "marker"), tmp_path / "ckpt.pt")
+    expect_sentence(run("sample.py", f"--out_dir={tmp_path}", cwd=tmp_path, check=None), "ckpt.pt", "not run")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_truncated_checkpoint_is_replaced_by_the_last_one_and_that_is_said(tmp_path, tiny_run):
+    shutil.copytree(tiny_run, tmp_path / "out")
+    content = (tmp_path / "out" / "ckpt.pt").read_bytes()
+    (tmp_path / "out" / "ckpt.pt").write_bytes(content[:len(content) // 2])
+    done = run("sample.py", "--out_dir=out", "--num_samples=1", "--max_new_tokens=9", cwd=tmp_path)
+    assert SEPARATOR in done.stdout and "ckpt.pt" in done.stderr and "ckpt_last.pt" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "out" / "ckpt.pt").read_bytes() == content[:len(content) // 2]
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="no C++ compiler for torch.compile")
+def test_a_model_of_many_layers_compiles_on_a_cpu_without_complaint(tmp_path):
+    config = GPTConfig(block_size=16, vocab_size=5, n_layer=6, n_head=1, n_embd=8)
+    save({"model": GPT(config).state_dict(), "model_args": model_args(config),
+          "tokenizer": {"kind": "char", "characters": "\nabcd"}}, str(tmp_path / "ckpt.pt"))
+    done = run("sample.py", f"--out_dir={tmp_path}", "--num_samples=2", "--max_new_tokens=5", "--device=cpu",
+               "--compile=True", cwd=tmp_path, env={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")})
+    assert done.stdout.count(SEPARATOR) == 2
+    assert "recompile_limit" not in done.stderr  # what is beyond it runs uncompiled
+
+
+def test_compile_without_a_compiler_is_an_error_in_one_sentence(tmp_path, tiny_run):
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": str(tmp_path / "no-compiler")}
+    done = run("sample.py", f"--out_dir={tiny_run}", "--num_samples=1", "--max_new_tokens=5", "--device=cpu",
+               "--compile=True", cwd=tmp_path, env=env, check=None)
+    expect_sentence(done, "compile")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what is refused
+
+
+@smoke
+@pytest.mark.parametrize("setting, part", [
+    ("--temperature=-1", "temperature"), ("--temperature=nan", "temperature"), ("--num_samples=0", "num_samples"),
+    ("--max_new_tokens=-1", "max_new_tokens"), ("--top_k=-1", "top_k"), ("--top_k=1.5", "top_k"),
+    ("--top_p=2", "top_p"), ("--device=gpu", "device"), ("--dtype=float8", "dtype"), ("--temprature=1", "temperature"),
+    ("--start=FILE:nothing.txt", "nothing.txt"), ("--start=FILE:", "FILE:"), ("--out_dir=nothing", "nothing"),
+    ("--init_from=nothing.pt", "nothing.pt"), ("nothing.py", "nothing.py"), ("train_don_char", "train_don_char"),
+])
+def test_a_wrong_setting_is_refused_before_anything_is_printed(tmp_path, tiny_run, capsys, monkeypatch, setting, part):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        program.main([f"--out_dir={tiny_run}", "--device=cpu", setting])
+    assert part in str(caught.value) and "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+@smoke
+def test_an_out_dir_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint"):
+        program.main([f"--out_dir={tmp_path}", "--device=cpu"])
+
+
+@smoke
+def test_a_prompt_file_that_is_not_utf8_is_refused(tmp_path, tiny_run):
+    (tmp_path / "prompt.txt").write_bytes("señor".encode("latin-1"))
+    with pytest.raises(ValueError, match="UTF-8"):
+        program.main([f"--out_dir={tiny_run}", "--device=cpu", f"--start=FILE:{tmp_path / 'prompt.txt'}"])
+
+
+@smoke
+def test_a_model_without_a_tokenizer_is_refused(tmp_path):
+    config = GPTConfig(block_size=8, vocab_size=5, n_layer=1, n_head=1, n_embd=8)
+    save({"model": GPT(config).state_dict(), "model_args": model_args(config)}, str(tmp_path / "ckpt.pt"))
+    with pytest.raises(ValueError, match="tokenizer"):
+        program.main([f"--out_dir={tmp_path}", "--device=cpu"])
+
+
+@smoke
+def test_weights_that_are_not_finite_end_in_a_sentence(tmp_path, tiny_run):
+    checkpoint = torch.load(os.path.join(tiny_run, "ckpt.pt"), weights_only=True)
+    checkpoint["model"]["transformer.ln_f.weight"][0] = float("nan")
+    save(checkpoint, str(tmp_path / "ckpt.pt"))
+    with pytest.raises(ValueError, match="not finite"):
+        program.main([f"--out_dir={tmp_path}", "--device=cpu"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# bench.py
+
+SMALL = ["--device=cpu", "--compile=False", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16",
+         "--batch_size=2", "--warmup_iters=1", "--max_iters=3"]
+
+
+def speed(capsys, *args: str) -> tuple[float, float]:
+    """(ms per iteration, tokens per second) that bench.py prints."""
+    bench.main([*SMALL, *args])
+    printed = capsys.readouterr().out
+    assert "MFU" not in printed  # a CPU's peak is not known
+    ms, tokens = re.search(r"([\d.]+) ?ms", printed), re.search(r"([\d,]+) tokens/s", printed)
+    return float(ms[1]), float(tokens[1].replace(",", ""))
+
+
+@smoke
+@pytest.mark.parametrize("data", ["real", "random"])
+def test_bench_prints_time_and_speed_with_real_data_and_without(tiny_data, capsys, data):
+    ms, tokens_per_s = speed(capsys, f"--data_dir={tiny_data}" if data == "real" else "--real_data=False")
+    assert ms > 0 and tokens_per_s == pytest.approx(2 * 16 / ms * 1000, rel=0.2)
+
+
+@smoke
+def test_bench_profiles(tiny_data, capsys):
+    bench.main([*SMALL, "--real_data=False", "--profile"])
+    printed = capsys.readouterr().out
+    assert "Self CPU" in printed and "aten::" in printed
+
+
+@smoke
+def test_bench_takes_data_of_any_vocabulary(tmp_path, capsys):
+    folder = write_corpus(tmp_path, "".join(map(chr, range(32, 400))) * 3)
+    assert speed(capsys, f"--data_dir={folder}")[0] > 0
+
+
+@smoke
+@pytest.mark.parametrize("args, part", [
+    (["--data_dir=nothing"], "nothing"), (["--batch_size=0"], "batch_size"), (["--max_iters=0"], "max_iters"),
+    (["--n_embd=15"], "n_head"), (["--block_size=100000"], "block_size"), (["--device=tpu"], "device"),
+])
+def test_bench_refuses_what_cannot_be_measured(tmp_path, tiny_data, monkeypatch, args, part):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        bench.main([*SMALL, f"--data_dir={tiny_data}", *args])
+    assert part in str(caught.value)
+
+
+def test_bench_runs_as_a_program_and_writes_nothing(tmp_path, tiny_data):
+    done = run("bench.py", *SMALL, f"--data_dir={tiny_data}", cwd=tmp_path)
+    assert "ms" in done.stdout and "tokens/s" in done.stdout and not list(tmp_path.iterdir())
