@@ -17,11 +17,12 @@ from dongpt.runtime import RuntimeConfig, seed_everything
 from model import GPT, GPTConfig
 
 # What a CPU measures unless told otherwise: nanoGPT's CPU demo. GPT-2 124M would take minutes per iteration.
-CPU_DEFAULTS = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, vocab_size=128)
+CPU_DEFAULTS = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12)
 
 
 @dataclass(frozen=True)
 class BenchConfig(RuntimeConfig, GPTConfig):
+    vocab_size: int | None = None  # None: of the corpus, GPT-2's 50304 on a random batch
     batch_size: int = 12  # windows per iteration
     bias: bool = False  # in Linear and LayerNorm
     real_data: bool = True  # load batches of a corpus; False computes on one random batch
@@ -42,24 +43,24 @@ def main(argv: list[str] | None = None):
     rt = runtime.start(cfg.device, cfg.dtype)
     if rt.device_type == "cpu":
         cfg = replace(cfg, **{**CPU_DEFAULTS, **given})
-    seed_everything(cfg.seed)
-    model = GPT(GPTConfig(**{f.name: getattr(cfg, f.name) for f in fields(GPTConfig)})).to(rt.device)
-    vocab_size = model.config.vocab_size
-    optimizer = model.configure_optimizers(0.01, 1e-4, (0.9, 0.95), rt.device_type)
-    scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
-
+    corpus = None
     if cfg.real_data:
         folder = find_folder(cfg.dataset, cfg.data_dir)
         prepare_if_missing(folder, rt)
         corpus = Corpus(folder)
+    vocab_size = cfg.vocab_size or (corpus.model_vocab_size if corpus else GPTConfig.vocab_size)
+    seed_everything(cfg.seed)
+    settings = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}
+    model = GPT(GPTConfig(**{**settings, "vocab_size": vocab_size})).to(rt.device)
+    optimizer = model.configure_optimizers(0.01, 1e-4, (0.9, 0.95), rt.device_type)
+    scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
+    if corpus:
         corpus.check(cfg.block_size, vocab_size)
-        data = corpus.name
     else:
         x = torch.randint(vocab_size, (cfg.batch_size, cfg.block_size), device=rt.device)
-        data = "one random batch"
 
     def batch(i: int):
-        if not cfg.real_data:
+        if not corpus:
             return x, x
         pair = corpus.train_batch(i * cfg.batch_size, cfg.batch_size, cfg.block_size, cfg.seed, vocab_size)
         if rt.device_type == "cuda":
@@ -75,7 +76,8 @@ def main(argv: list[str] | None = None):
     called, compiled, why = runtime.compile_model(model, cfg.compile, rt, float("inf"), trial)
     print(f"{rt.why}, compile: {'on' if compiled else 'off'} ({why}), {torch.get_num_threads()} CPU threads")
     print(f"{model.get_num_params() / 1e6:.2f}M parameters, {cfg.n_layer} layers, {cfg.n_head} heads, n_embd "
-          f"{cfg.n_embd}, block_size {cfg.block_size}, batch_size {cfg.batch_size}, data: {data}")
+          f"{cfg.n_embd}, block_size {cfg.block_size}, batch_size {cfg.batch_size}, data: "
+          f"{corpus.name if corpus else 'one random batch'}")
 
     def step(i: int):
         x, y = batch(i)

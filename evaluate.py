@@ -7,6 +7,7 @@ Each checkpoint is measured on the data that it was trained on, unless --dataset
 vocabulary must be the one of the data. Bits per byte compare models with different tokenizers, the other two do not.
 """
 import json
+import os
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +17,7 @@ from dongpt import runtime
 from dongpt.checkpoint import load_anything
 from dongpt.corpus import Corpus, find_folder, prepare_if_missing, same_tokenizer
 from dongpt.evaluation import evaluate
-from dongpt.metrics import progress_bar
+from dongpt.metrics import finite, progress_bar
 from dongpt.runtime import RuntimeConfig
 
 
@@ -43,7 +44,9 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     if not (dataset or data_dir):
         raise ValueError(f"{path} does not say which data it was trained on: pass --dataset=NAME or --data_dir=DIR")
     folder = find_folder(dataset, data_dir)
-    prepare_if_missing(folder, rt)
+    if stored and data_dir and not os.path.isdir(folder):
+        raise ValueError(f"the data of {path} was at {data_dir}, which is not there: pass --data_dir=DIR")
+    prepare_if_missing(folder, rt, out=sys.stderr)
     corpus = Corpus(folder)
     if not same_tokenizer(tokenizer, corpus.tokenizer_dict):
         raise ValueError(f"{path} was trained with another vocabulary than that of {corpus.name}: "
@@ -71,12 +74,12 @@ def print_table(results: list[dict]):
 
 def main(argv: list[str] | None = None):
     argv = sys.argv[1:] if argv is None else argv
-    paths = [arg for arg in argv if not arg.startswith("--") and configurator.find_config(arg) is None]
+    paths = [arg for arg in argv if not arg.startswith("-") and configurator.find_config(arg) is None]
     cfg, _ = configurator.load(EvaluateConfig, [arg for arg in argv if arg not in paths])
     rt = runtime.start(cfg.device, cfg.dtype)
     results = [measure(path, cfg, rt) for path in paths or [cfg.out_dir]]
     if cfg.json:
-        print(json.dumps(results, indent=1))
+        print(json.dumps([finite(result) for result in results], indent=1))
     else:
         print_table(results)
 

@@ -12,7 +12,7 @@ V = vocab_size, S tokens held in a cache.
 """
 import math
 from dataclasses import dataclass, replace
-from typing import Iterator, Literal, Sequence
+from typing import Iterator, Literal, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -75,6 +75,26 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
 
 
+class Held(NamedTuple):
+    """One layer's share of a KVCache, and where in it the tokens at hand belong."""
+    keys: torch.Tensor  # (B, nh, block_size, hs)
+    values: torch.Tensor  # (B, nh, block_size, hs)
+    rows: torch.Tensor  # (R,): which rows of the batch are at hand
+    every_row: bool  # whether these are all
+    positions: torch.Tensor  # (R, T) of the tokens at hand
+    mask: torch.Tensor  # (R, 1, T, S): each token sees itself and what is before it
+
+    def extend(self, k, v):
+        """Store k, v (R, nh, T, hs) of the tokens at hand; return all that their rows hold, (R, nh, S, hs) each."""
+        at = (self.rows[:, None], slice(None), self.positions)
+        self.keys[at] = k.transpose(1, 2)
+        self.values[at] = v.transpose(1, 2)
+        S = self.mask.shape[-1]
+        if self.every_row:  # a slice is a view, an index would copy the cache
+            return self.keys[:, :, :S], self.values[:, :, :S]
+        return self.keys[self.rows, :, :S], self.values[self.rows, :, :S]
+
+
 class KVCache:
     """Keys and values of the tokens that a batch holds, so that a new token is encoded alone.
 
@@ -85,48 +105,37 @@ class KVCache:
     def __init__(self, model: "GPT", n_rows: int):
         config, like = model.config, model.lm_head.weight
         shape = (n_rows, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.keys = [torch.zeros(shape, device=like.device, dtype=like.dtype) for _ in range(config.n_layer)]
-        self.values = [torch.zeros(shape, device=like.device, dtype=like.dtype) for _ in range(config.n_layer)]
-        self.every_row = torch.arange(n_rows, device=like.device)
+        self.n_rows = n_rows
+        self.layers = [[torch.zeros(shape, device=like.device, dtype=like.dtype) for _ in "kv"]
+                       for _ in range(config.n_layer)]
 
-    def select(self, rows: Sequence[int], positions, n_held: int):
-        """Say which rows come next, at which positions (R, T), and that none holds more than n_held tokens then."""
-        whole = len(rows) == len(self.every_row)
-        self.rows = self.every_row if whole else torch.tensor(rows, device=self.every_row.device)
-        self.read_rows = slice(None) if whole else self.rows  # a slice is a view, an index would copy the cache
-        self.positions, self.n_held = positions, n_held
-        held = torch.arange(n_held, device=positions.device)
-        self.mask = (held <= positions[:, :, None])[:, None]  # (R, 1, T, S): each token sees itself and what is before
-
-    def extend(self, layer: int, k, v):
-        """Store k, v (R, nh, T, hs) of the selected rows; return all that these rows hold, (R, nh, S, hs) each."""
-        at = (self.rows[:, None], slice(None), self.positions)
-        self.keys[layer][at] = k.transpose(1, 2).to(self.keys[layer].dtype)
-        self.values[layer][at] = v.transpose(1, 2).to(self.values[layer].dtype)
-        return (self.keys[layer][self.read_rows, :, :self.n_held],
-                self.values[layer][self.read_rows, :, :self.n_held])
+    def at(self, rows: Sequence[int], positions, n_held: int) -> list[Held]:
+        """For each layer, where tokens of these rows at positions (R, T) belong; no row holds more than n_held then."""
+        mask = (torch.arange(n_held, device=positions.device) <= positions[:, :, None])[:, None]  # (R, 1, T, S)
+        rows, every_row = torch.tensor(rows, device=positions.device), len(rows) == self.n_rows
+        return [Held(keys, values, rows, every_row, positions, mask) for keys, values in self.layers]
 
 
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and what comes before it."""
 
-    def __init__(self, config: GPTConfig, layer: int):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # query, key, value in one
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
-        self.n_head, self.attn_dropout, self.layer = config.n_head, config.attn_dropout, layer
+        self.n_head, self.attn_dropout = config.n_head, config.attn_dropout
 
-    def forward(self, x, cache: KVCache | None = None):
+    def forward(self, x, held: Held | None = None):
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
-        if cache is None:
+        if held is None:
             dropout = self.attn_dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, nh, T, hs)
         else:
-            k, v = cache.extend(self.layer, k, v)  # (B, nh, S, hs)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask)  # (B, nh, T, hs)
+            k, v = held.extend(k, v)  # (B, nh, S, hs)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=held.mask)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
@@ -148,15 +157,15 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One transformer layer, normalised before each branch (pre-LN) as GPT-2 is."""
 
-    def __init__(self, config: GPTConfig, layer: int):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.ln_1 = LayerNorm(config.n_embd, config.bias)
-        self.attn = CausalSelfAttention(config, layer)
+        self.attn = CausalSelfAttention(config)
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache: KVCache | None = None):
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(self, x, held: Held | None = None):
+        x = x + self.attn(self.ln_1(x), held)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -175,7 +184,7 @@ class GPT(nn.Module):
             wte=nn.Embedding(config.vocab_size, config.n_embd),
             wpe=nn.Embedding(config.block_size, config.n_embd),
             drop=nn.Dropout(config.dropout),
-            h=nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)]),
+            h=nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
             ln_f=LayerNorm(config.n_embd, config.bias),
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -193,11 +202,11 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def _hidden(self, idx, positions, cache: KVCache | None = None):
+    def _hidden(self, idx, positions, held: list[Held] | None = None):
         """The last layer's output, normalised: (B, T, C) for idx (B, T) at positions (T,) or (B, T)."""
         x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(positions))  # (B, T, C)
-        for block in self.transformer.h:
-            x = block(x, cache)
+        for layer, block in enumerate(self.transformer.h):
+            x = block(x, held[layer] if held else None)
         return self.transformer.ln_f(x)
 
     def forward(self, idx, targets=None):
@@ -315,9 +324,8 @@ class GPT(nn.Module):
         idx = torch.tensor([piece + [0] * (T - len(piece)) for piece in pieces], device=device)  # (R, T)
         last = torch.tensor([len(piece) - 1 for piece in pieces], device=device)
         positions = torch.tensor(starts, device=device)[:, None] + torch.arange(T, device=device)  # (R, T)
-        if cache is not None:
-            cache.select(rows, positions, max(start + len(piece) for start, piece in zip(starts, pieces)))
-        x = self._hidden(idx, positions, cache)
+        n_held = max(start + len(piece) for start, piece in zip(starts, pieces))
+        x = self._hidden(idx, positions, cache.at(rows, positions, n_held) if cache else None)
         return self.lm_head(x[torch.arange(len(pieces), device=device), last])  # (R, V)
 
 

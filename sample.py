@@ -43,7 +43,7 @@ def read_prompt(start: str) -> str:
     for path in (name, os.path.join(ROOT, name)):
         if os.path.isfile(path):
             try:
-                with open(path, encoding="utf-8") as file:
+                with open(path, encoding="utf-8-sig") as file:
                     return file.read()
             except UnicodeDecodeError as error:
                 raise ValueError(f"the prompt file {name} is not UTF-8 at byte {error.start}: convert it") from error
@@ -58,6 +58,16 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
         raise ValueError(f"--start: {error}") from error
 
 
+def compile_blocks(model):
+    """Have the model's blocks compiled; raises ValueError where torch.compile does not work."""
+    for block in model.transformer.h:
+        block.compile(dynamic=True)
+    try:
+        list(model.stream([[0, 0]], 2))
+    except Exception as error:  # a missing compiler, an unsupported Python or GPU, ...: every backend has its own
+        raise ValueError(f"compile=True cannot work here ({runtime.first_line(error)}): use compile=False") from error
+
+
 def main(argv: list[str] | None = None):
     cfg, given = configurator.load(SampleConfig, argv)
     prompt = read_prompt(cfg.start)
@@ -70,8 +80,7 @@ def main(argv: list[str] | None = None):
     ids = encode_prompt(tokenizer, prompt)
     model.to(device=rt.device, dtype=DTYPES[rt.dtype]).eval()
     if cfg.compile is True:  # auto leaves it off: a few samples do not repay a minute of compiling
-        for block in model.transformer.h:
-            block.compile(dynamic=True)
+        compile_blocks(model)
 
     rows = [ids or [tokenizer.start_id] for _ in range(cfg.num_samples)]
     texts = [list(row) if ids else [] for row in rows]

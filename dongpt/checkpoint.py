@@ -8,13 +8,14 @@ A checkpoint is one dict of tensors and plain Python values that `torch.load(wei
 import os
 import pickle
 import sys
+import warnings
 import zipfile
 from dataclasses import asdict, fields, replace
 
 import torch
 
 import dongpt.tokenizers
-from dongpt.runtime import DTYPES
+from dongpt.runtime import DTYPES, print_main
 from model import GPT, GPTConfig
 
 FORMAT_VERSION = 1
@@ -57,17 +58,23 @@ def load(path: str, mmap: bool = False) -> dict:
     if not os.path.isfile(path):
         raise ValueError(f"there is no checkpoint {path}: give the path of one, or train with --out_dir first")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch speaks of pickle protocols before it refuses
+            is_zip = zipfile.is_zipfile(path)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+            if is_zip and not mmap and (broken := zipfile.ZipFile(path).testzip()):  # torch checks no checksums
+                raise RuntimeError(f"{broken} is damaged")
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):  # a name or an instruction that is not on torch's list of harmless ones
+        if "unsupported" in str(error).lower():  # a name or an instruction that is not on torch's list of harmless ones
             raise ValueError(f"{path} is refused, and was not run: it holds more than tensors and plain values, "
                              f"and loading that could run any code; save its state dict instead") from error
         raise ValueError(f"{path} is damaged: use an older checkpoint") from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, UnicodeDecodeError, IndexError) as error:
+    except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(f"{path} is truncated or damaged: use an older checkpoint") from error
-    if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
+    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("model"), dict)
+            and isinstance(checkpoint.get("model_args"), dict)):
         raise ValueError(f"{path} is not a checkpoint of donGPT or nanoGPT: it has no model and model_args")
-    if checkpoint.get("format_version", 0) > FORMAT_VERSION:
+    if checkpoint.get("format_version", 0) not in range(FORMAT_VERSION + 1):
         raise ValueError(f"{path} was written by a newer donGPT: update yours")
     return checkpoint
 
@@ -80,21 +87,22 @@ def load_valid(out_dir: str, names: tuple[str, ...] = (LAST, BEST), newest: bool
     there = [os.path.join(out_dir, name) for name in names if os.path.exists(os.path.join(out_dir, name))]
     if not there:
         raise ValueError(f"{out_dir} has no checkpoint: train with --out_dir={out_dir} first, or give another out_dir")
-    problems, found = [], []
+    problems, ages = [], {}
     for path in there:
         try:
-            found.append((load(path, mmap=True), path))
+            ages[path] = load(path, mmap=True).get("iter_num", 0)
         except ValueError as error:
             problems.append(str(error))
-    if newest:  # iter_num is 0 in what is no training state; of equals the first name wins
-        found.sort(key=lambda pair: -pair[0].get("iter_num", 0))
-    if not found:
-        raise ValueError("; ".join(problems))
-    path = found[0][1]
-    for problem in problems:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"{problem}; going on with {path}", file=sys.stderr, flush=True)
-    return load(path), path
+    for path in sorted(ages, key=lambda path: -ages[path]) if newest else ages:  # of equals the first name wins
+        try:
+            checkpoint = load(path)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            print_main(f"{problem}; going on with {path}", file=sys.stderr)
+        return checkpoint, path
+    raise ValueError("; ".join(problems))
 
 
 def check_writable(out_dir: str):
@@ -146,8 +154,8 @@ def clean_names(state_dict: dict) -> dict:
     """state_dict without the prefixes that torch.compile and DDP add and without old nanoGPT's mask buffers."""
     clean = {}
     for name, tensor in state_dict.items():
-        for prefix in ("module.", "_orig_mod."):
-            name = name.removeprefix(prefix)
+        while name.startswith(("module.", "_orig_mod.")):
+            name = name.partition(".")[2]
         if not name.endswith((".attn.bias", ".attn.masked_bias")):
             clean[name] = tensor
     return clean
@@ -156,10 +164,13 @@ def clean_names(state_dict: dict) -> dict:
 def build(checkpoint: dict, path: str, **overrides) -> GPT:
     """The model of a checkpoint, float32 on the CPU. Raises ValueError where weights and model_args disagree."""
     known = {field.name for field in fields(GPTConfig)}
-    args = {**checkpoint["model_args"], **overrides}
+    args = {**overrides, **checkpoint["model_args"]}
     if unknown := sorted(args.keys() - known):
         raise ValueError(f"{path} has model_args that this donGPT does not know: {', '.join(unknown)}")
-    model = GPT(GPTConfig(**args))
+    try:
+        model = GPT(GPTConfig(**args))
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"{path} has model_args that make no model ({error}): {args}") from error
     try:
         model.load_state_dict(clean_names(checkpoint["model"]))
     except RuntimeError as error:
@@ -185,7 +196,8 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
 def load_anything(path: str, **overrides) -> tuple[GPT, dict | None, dict]:
     """(model, tokenizer as a plain dict or None, checkpoint without its tensors) of what load_model takes."""
     if path in GPT2_NAMES or os.path.exists(os.path.join(path, "config.json")):
-        return from_hugging_face(path), {"kind": "gpt2"}, {}
+        model = from_hugging_face(path)
+        return model, {"kind": "gpt2"} if model.config.vocab_size == 50257 else None, {}
     checkpoint, path = load_valid(path, (BEST, LAST), newest=False) if os.path.isdir(path) else (load(path), path)
     model = build(checkpoint, path, **overrides)
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
@@ -207,6 +219,12 @@ def from_hugging_face(name: str) -> GPT:
     activations = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
     if config.activation_function not in activations:
         raise ValueError(f"{name}: activation {config.activation_function!r} is not one of {', '.join(activations)}")
+    ours = dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, layer_norm_epsilon=1e-5,
+                add_cross_attention=False, n_inner=None)
+    if config.n_inner == 4 * config.n_embd:
+        config.n_inner = None
+    if other := [f"{key}={getattr(config, key)}" for key, value in ours.items() if getattr(config, key) != value]:
+        raise ValueError(f"{name} is not GPT-2's architecture ({', '.join(other)}): it cannot be loaded")
     model = GPT(GPTConfig(
         block_size=config.n_positions, vocab_size=config.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
         n_embd=config.n_embd, bias=True, activation=activations[config.activation_function],

@@ -58,14 +58,17 @@ def write(folder: str, tokenizer: Tokenizer, texts: dict[str, str], source: str,
     }
     contents = {f"{split}.bin": ids[split].tobytes() for split in texts}
     contents["meta.json"] = json.dumps(meta, indent=1).encode("utf-8")  # last: it vouches for the lengths of the bins
+    temporary = {name: os.path.join(folder, name + ".part") for name in contents}
     try:
         os.makedirs(folder, exist_ok=True)
         for name, content in contents.items():
-            with open(os.path.join(folder, name + ".part"), "wb") as file:
+            with open(temporary[name], "wb") as file:
                 file.write(content)
         for name in contents:
-            os.replace(os.path.join(folder, name + ".part"), os.path.join(folder, name))
+            os.replace(temporary[name], os.path.join(folder, name))
     except OSError as error:
+        for path in filter(os.path.exists, temporary.values()):
+            os.remove(path)
         raise ValueError(f"{folder} cannot be written ({error.strerror}): free space there or change its rights") \
             from error
 
@@ -98,8 +101,11 @@ def read_meta(folder: str) -> dict:
     if os.path.exists(path):
         try:
             with open(path, encoding="utf-8") as file:
-                return json.load(file)
-        except ValueError as error:
+                meta = json.load(file)
+            assert isinstance(meta["tokenizer"]["kind"], str) and isinstance(meta["vocab_size"], int)
+            assert all(isinstance(meta[key][split], int) for key in ("tokens", "bytes") for split in meta.get(key, ()))
+            return meta
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise ValueError(f"{path} is damaged ({error}): prepare the data anew") from error
     path = os.path.join(folder, "meta.pkl")
     if not os.path.exists(path):
@@ -119,14 +125,17 @@ def find_folder(dataset: str, data_dir: str) -> str:
     return os.path.abspath(data_dir) if data_dir else os.path.join(ROOT, "data", dataset)
 
 
-def prepare_if_missing(folder: str, runtime: Runtime):
-    """Run the folder's prepare.py when its bins are missing and it needs no network; the other processes wait."""
+def prepare_if_missing(folder: str, runtime: Runtime, out=None):
+    """Run the folder's prepare.py when its bins are missing and it needs no network; the other processes wait.
+
+    What it prints goes to out, stdout by default.
+    """
     name = os.path.basename(folder)
     if name in PREPARED_BY_TRAIN and folder == os.path.join(ROOT, "data", name):
         if runtime.is_main and not all(os.path.exists(os.path.join(folder, f"{split}.bin")) for split in SPLITS):
             script = os.path.join(folder, "prepare.py")
-            print(f"data/{name} is not prepared yet: running python data/{name}/prepare.py", flush=True)
-            subprocess.run([sys.executable, script])  # if it fails, opening the corpus says what is missing
+            print(f"data/{name} is not prepared yet: running python data/{name}/prepare.py", file=out, flush=True)
+            subprocess.run([sys.executable, script], stdout=out)  # if it fails, opening the corpus says what is missing
         runtime.barrier()
 
 
@@ -219,7 +228,7 @@ class Corpus:
             if self._epoch is None or self._epoch[0] != (int(epoch), block_size, seed):
                 random = np.random.Generator(np.random.Philox(key=seed % 2 ** 64 + (int(epoch) << 64)))
                 slack = self.lengths["train"] - 1 - per_epoch * block_size
-                offset = random.integers(0, min(slack, block_size - 1) + 1)
+                offset = random.integers(0, slack + 1)
                 self._epoch = (int(epoch), block_size, seed), offset, random.permutation(per_epoch)
             _, offset, order = self._epoch
             here = number // per_epoch == epoch
@@ -262,7 +271,7 @@ class Corpus:
         if split in self.meta.get("bytes", {}) and self.lengths[split] == self.meta["tokens"][split]:
             return self.meta["bytes"][split] - int(lengths[self.tokens(split)[0]])
         counts = np.bincount(self.tokens(split)[1:], minlength=len(lengths))
-        return int((counts * lengths).sum())
+        return int((counts[:len(lengths)] * lengths).sum())  # ids of a padded vocabulary stand for no text
 
 
 def _how_to_prepare(folder: str) -> str:

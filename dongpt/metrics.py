@@ -28,7 +28,7 @@ def read_log(out_dir: str) -> list[dict]:
     """The records of log.jsonl, [] without one; a last line that a crash cut off is left out."""
     records = []
     if os.path.exists(os.path.join(out_dir, LOG)):
-        with open(os.path.join(out_dir, LOG), encoding="utf-8") as file:
+        with open(os.path.join(out_dir, LOG), encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
                     records.append(json.loads(line))
@@ -70,16 +70,22 @@ class RunLog:
             self.wandb_run.finish()
 
 
+def finite(value):
+    """value for strict JSON: floats that are not finite, also inside dicts, become None."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _line(record: dict) -> str:
-    """record as one line of strict JSON: numbers that are not finite become null."""
-    return json.dumps({key: None if isinstance(value, float) and not math.isfinite(value) else value
-                       for key, value in record.items()}, ensure_ascii=False) + "\n"
+    """record as one line of strict JSON."""
+    return json.dumps(finite(record), ensure_ascii=False) + "\n"
 
 
 def records_before(records: list[dict], iter_num: int, evaluated_at: int) -> list[dict]:
     """What of a log belongs to a state of iter_num finished updates whose last evaluation was after evaluated_at."""
     bound = {"iter": iter_num - 1, "eval": evaluated_at, "final": -1}
-    return [record for record in records if record.get("iter", -1) <= bound.get(record.get("kind"), math.inf)]
+    return [record for record in records if record.get("iter", 0) <= bound.get(record.get("kind"), iter_num)]
 
 
 def start_wandb(project: str, name: str, config: dict, run_id: str | None):
@@ -95,9 +101,9 @@ def start_wandb(project: str, name: str, config: dict, run_id: str | None):
 def draw_loss(out_dir: str):
     """Redraw loss.png from log.jsonl. A failure is said in one line and nothing more: no training ends for it."""
     try:
-        import matplotlib
-        matplotlib.use("Agg")  # before pyplot: a notebook's MPLBACKEND names a backend that scripts do not have
+        os.environ["MPLBACKEND"] = "Agg"  # before the import: a notebook's names a backend that scripts do not have
         from matplotlib import pyplot
+        pyplot.switch_backend("Agg")
         records = read_log(out_dir)
         figure, axes = pyplot.subplots(figsize=(8, 5))
         for kind, key, label, style in (("iter", "loss", "training batch", dict(alpha=0.4, linewidth=0.8)),

@@ -178,10 +178,10 @@ class Runtime:
             torch.cuda.synchronize()
 
 
-def print_main(*args):
+def print_main(*args, **kwargs):
     """print on rank 0, also before the processes know each other."""
     if int(os.environ.get("RANK", 0)) == 0:
-        print(*args, flush=True)
+        print(*args, **kwargs, flush=True)
 
 
 def start(device: str = "auto", dtype: str = "auto", backend: str = "auto") -> Runtime:
@@ -261,11 +261,16 @@ def compile_model(model, asked, runtime: Runtime, run_flops: float, trial: Calla
             warnings.simplefilter("ignore")
             trial(compiled)
     except Exception as error:  # a missing compiler, an unsupported Python or GPU, ...: every backend has its own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         if asked is True:
             raise ValueError(f"compile=True cannot work here ({reason}): use compile=False or auto") from error
         return model, False, f"auto: torch.compile is not available: {reason}"
     return compiled, True, "as asked" if asked is True else "auto"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its type where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 # ----------------------------------------------------------------------------------------------------------------------

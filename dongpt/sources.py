@@ -55,20 +55,33 @@ def fetch(download: Download, path: str):
         try:
             with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
                 content = answer.read(download.most_bytes + 1)
+                promised = int(answer.headers.get("Content-Length") or len(content))
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
             problems.append(f"{host}: {getattr(error, 'reason', error)}")
             continue
-        if problem := implausible(content, download):
+        problem = implausible(content, download) or len(content) < promised and "the download broke off"
+        if problem:
             problems.append(f"{host}: {problem}")
             continue
-        temporary = path + ".part"
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
+        store(path, content)
         return
     folder = os.path.relpath(os.path.dirname(path))
     raise ValueError(f"{download.title} could not be downloaded ({'; '.join(problems)}): "
                      f"pass your copy with --input=PATH, or put it at {os.path.join(folder, 'input.txt')}")
+
+
+def store(path: str, content: bytes):
+    """Write content to path, whole or not at all. Raises ValueError when it cannot be written."""
+    temporary = path + ".part"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise ValueError(f"{path} cannot be written ({error.strerror}): free space there or change its rights") \
+            from error
 
 
 def implausible(content: bytes, download: Download) -> str:
@@ -95,7 +108,8 @@ def read_text(path: str) -> tuple[str, str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 at byte {error.start}: convert it to UTF-8 first") from error
+        at = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
+        raise ValueError(f"{path} is not UTF-8 at byte {at}: convert it to UTF-8 first") from error
     if not text.strip():
         raise ValueError(f"{path} is empty: give a file with text in it")
     return text.replace("\r\n", "\n").replace("\r", "\n"), hashlib.sha256(content).hexdigest()
@@ -105,10 +119,13 @@ def strip_gutenberg(text: str) -> tuple[str, bool]:
     """(text between Project Gutenberg's START and END markers, True), or (text, False) where it has neither."""
     marker = r"^\*\*\* ?{} OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^*]{{0,300}}\*\*\*[^\n]*\n?"
     start = re.search(marker.format("START"), text, re.MULTILINE | re.IGNORECASE)
-    end = re.search(marker.format("END"), text, re.MULTILINE | re.IGNORECASE)
+    body = text[start.end():] if start else text
+    end = re.search(marker.format("END"), body, re.MULTILINE | re.IGNORECASE)
     if not start and not end:
         return text, False
-    return text[start.end() if start else 0:end.start() if end else len(text)].strip("\n") + "\n", True
+    body = body[:end.start()] if end else body
+    body = re.sub(r"\n\s*End of (?:the )?Project Gutenberg[^\n]*\s*$", "\n", body, flags=re.IGNORECASE)
+    return body.strip("\n") + "\n", True
 
 
 def read_book(path: str, raw: bool) -> tuple[str, str]:

@@ -405,9 +405,9 @@ def transformers():
     return pytest.importorskip("transformers")
 
 
-def hugging_face_model(transformers, **more):
+def hugging_face_model(transformers, vocab_size=23, **more):
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=23, n_positions=16, n_embd=24, n_layer=3, n_head=4, **more)
+    config = transformers.GPT2Config(vocab_size=vocab_size, n_positions=16, n_embd=24, n_layer=3, n_head=4, **more)
     model = transformers.GPT2LMHeadModel(config).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -427,9 +427,11 @@ def test_a_hugging_face_folder_gives_the_same_logits(tmp_path, transformers, mor
 
 
 def test_a_hugging_face_folder_is_what_load_model_takes_too(tmp_path, transformers, gpt2_vocabulary):
-    hugging_face_model(transformers).save_pretrained(tmp_path)
-    model, tokenizer = load_model(str(tmp_path))
+    hugging_face_model(transformers, vocab_size=50257).save_pretrained(tmp_path / "gpt2")
+    model, tokenizer = load_model(str(tmp_path / "gpt2"))
     assert not model.training and tokenizer.to_dict()["kind"] == "gpt2"
+    hugging_face_model(transformers).save_pretrained(tmp_path / "other")
+    assert load_model(str(tmp_path / "other"))[1] is None  # its vocabulary is not GPT-2's
 
 
 def test_an_untrained_activation_is_refused_by_name(tmp_path, transformers):

@@ -112,7 +112,7 @@ def test_logits_of_a_prefix_do_not_depend_on_what_follows():
 
 def test_attention_equals_softmax_of_q_k_times_v():
     torch.manual_seed(0)
-    attention = CausalSelfAttention(TINY, layer=0).eval()
+    attention = CausalSelfAttention(TINY).eval()
     x = torch.randn(3, 8, 16)
     q, k, v = (attention.c_attn(x)[:, :, i * 16:(i + 1) * 16] for i in range(3))
     heads = []

@@ -338,10 +338,11 @@ def test_max_minutes_that_are_over_before_the_first_update_still_end_in_good_ord
     assert load("out")["iter_num"] <= 1 and load("out", "ckpt.pt")["iter_num"] <= 1
 
 
-def test_a_run_of_no_updates_saves_the_initial_model(tiny_data):
+def test_a_run_of_no_updates_is_refused(tiny_data, tmp_path):
     """max_iters=0 ended with 'there is no checkpoint out/ckpt.pt' after the evaluation."""
-    assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=0"]) == 0
-    assert load("out", "ckpt.pt")["iter_num"] == 0
+    with pytest.raises(ValueError, match="max_iters=0"):
+        train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=0"])
+    assert os.listdir(tmp_path) == []
 
 
 # ----------------------------------------------------------------------------------------------------------------------

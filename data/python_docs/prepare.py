@@ -37,7 +37,7 @@ def language_reference() -> str:
         from pydoc_data.topics import topics
     except ImportError:
         return ""
-    return "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
+    return "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n" if topics else ""
 
 
 def docstrings(folder: str) -> str:
