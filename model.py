@@ -42,8 +42,16 @@ class GPTConfig:
     tie_weights: bool = True  # one matrix for the token embedding and the output head
 
     def __post_init__(self):
+        self.settle_names()
+        self.check()
+
+    def settle_names(self):
+        """Replace aliases, so that checkpoints and comparisons know one name."""
         if self.pos_embd == "absolute":
-            object.__setattr__(self, "pos_embd", "default")  # an alias; checkpoints know one name
+            object.__setattr__(self, "pos_embd", "default")
+
+    def check(self):
+        """Raise ValueError for an architecture that cannot be built."""
         if self.pos_embd != "default":
             raise ValueError(f"pos_embd={self.pos_embd!r} is not built yet: use pos_embd=default")
         for name in ("block_size", "n_layer", "n_head", "n_embd"):

@@ -29,9 +29,9 @@ from dongpt.evaluation import evaluate
 from dongpt.runtime import Interrupts, RuntimeConfig, print_main, seed_everything
 from model import GPT, GPTConfig
 
-ARCHITECTURE = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout", "vocab_size")]
+ARCHITECTURE = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout")]
 LONG_RUN = 6 * 3600  # seconds; a run that will take longer says so
-REDRAW_EVERY = 30  # seconds between two drawings of loss.png
+REDRAW_EVERY = 60  # seconds between two drawings of loss.png
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ class TrainConfig(RuntimeConfig, GPTConfig):
     backend: str = "auto"  # of torch.distributed: nccl on CUDA, gloo on CPU
 
     def __post_init__(self):
-        super().__post_init__()
+        self.settle_names()
+        if self.init_from == "scratch":  # else the architecture is the checkpoint's, not what these fields say yet
+            self.check()
         least = dict(eval_interval=1, eval_iters=1, log_interval=1, gradient_accumulation_steps=1, batch_size=1,
                      max_iters=1, sample_tokens=0, patience=0, warmup_iters=0, lr_decay_iters=0, grad_clip=0,
                      learning_rate=0, min_lr=0, weight_decay=0)
@@ -124,6 +126,9 @@ def resumed_config(cfg: TrainConfig, given: dict, checkpoint: dict, path: str) -
     if "format_version" not in checkpoint:  # nanoGPT wrote what its own machine had
         stored = {key: value for key, value in stored.items() if key not in ("device", "dtype", "compile", "backend")}
     stored.update({key: checkpoint["model_args"][key] for key in ARCHITECTURE if key in checkpoint["model_args"]})
+    stored["out_dir"] = cfg.out_dir  # where the checkpoint is now; it may have been moved
+    if "dataset" in given:
+        stored["data_dir"] = ""  # which would go before dataset
     for key in ARCHITECTURE:
         if key in given and key in stored and getattr(cfg, key) != stored[key]:
             raise ValueError(f"{key}={given[key]!r} contradicts the checkpoint {path}, which has {stored[key]!r}: "
@@ -214,6 +219,7 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
     run.describe()
     if resuming:
         run.state = restored_state(checkpoint, cfg)
+        run.resumed_at = run.state.iter_num, run.state.evaluated_at
         checkpoints.restore_optimizer(optimizer, checkpoint, path)
         if checkpoint.get("scaler"):
             run.scaler.load_state_dict(checkpoint["scaler"])
@@ -246,7 +252,8 @@ class Run:
     model: GPT  # the plain one, whose names go into checkpoints
     optimizer: torch.optim.Optimizer
     resuming: bool
-    state: State = field(default_factory=State)
+    state: State = field(default_factory=State)  # replaced on a resume
+    resumed_at: tuple[int, int] = (0, -1)  # iter_num and evaluated_at at the start
     log: metrics.RunLog | None = None  # opened at the first record
     bar: Any = None  # tqdm's, on a terminal
 
@@ -349,12 +356,12 @@ class Run:
                 wandb_run = metrics.start_wandb(cfg.wandb_project, cfg.wandb_run_name, asdict(cfg), state.wandb_run_id)
                 state.wandb_run_id = wandb_run.id
             if self.resuming:
-                kept = metrics.records_before(metrics.read_log(cfg.out_dir), state.iter_num, state.evaluated_at)
+                kept = metrics.records_before(metrics.read_log(cfg.out_dir), *self.resumed_at)
             elif old := checkpoints.set_aside(cfg.out_dir, [metrics.LOG, metrics.PICTURE]):
                 self.say(f"{cfg.out_dir} held an earlier run: its files are now in {old}")
             self.log = metrics.RunLog(cfg.out_dir, wandb_run)
             self.log.open(kept if self.resuming else [], dict(
-                config=asdict(cfg), iter=state.iter_num, machine=self.machine, world_size=self.rt.world_size,
+                config=asdict(cfg), iter=self.resumed_at[0], machine=self.machine, world_size=self.rt.world_size,
                 versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__),
                 data=self.corpus.name, data_sha256=self.corpus.meta.get("sha256"), command=shlex.join(sys.argv)))
         self.log.write(kind, **values)
@@ -439,7 +446,7 @@ def training_loop(run: Run, interrupts: Interrupts) -> int:
             run.say(f"step {state.iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
             run.record("eval", iter=state.iter_num, train_loss=train_loss, val_loss=val_loss)
             state.evaluated_at = state.iter_num
-            if state.iter_num > 0:
+            if state.iter_num > 0 or last:
                 is_best = val_loss < state.best_val_loss
                 state.best_val_loss = min(val_loss, state.best_val_loss)
                 state.evals_since_best = 0 if is_best else state.evals_since_best + 1
@@ -502,7 +509,8 @@ def training_loop(run: Run, interrupts: Interrupts) -> int:
         elif state.iter_num == first_iter > 0:
             rt.print(f"all {cfg.max_iters} iterations of this run are done: give a larger --max_iters to go on")
         run.finish(abandon=lambda: interrupts.code)
-        exit_code = interrupts.code
+        if exit_code := interrupts.code:
+            rt.print("interrupted in the last evaluation: the run itself is complete and saved")
     if run.log:
         run.log.close()
         metrics.draw_loss(cfg.out_dir)

@@ -331,6 +331,10 @@ def run_program(main: Callable[[], int | None]):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     stop()
+    if _world_size() > 1:  # gloo's threads now and then abort a process that ends in the ordinary way
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

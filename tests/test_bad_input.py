@@ -14,7 +14,7 @@ smoke = pytest.mark.smoke
 
 
 def snapshot(folder) -> dict:
-    """Everything below folder: path -> (time of change, content), so that two calls tell whether anything was touched."""
+    """Everything below folder, path -> (time of change, content): two calls tell whether anything was touched."""
     found = {}
     for place, folders, files in os.walk(folder):
         for name in [".", *files]:
@@ -76,11 +76,8 @@ def test_several_numbers_out_of_range_are_all_named(refuse):
            parts=("batch_size=0", "eval_interval=0", "dataset_fraction=1.5"))
 
 
-@pytest.mark.parametrize("device", ["nonsense", "cuda:63", "mps"])
-def test_a_device_that_is_not_there(device, refuse):
-    if device == "mps" and torch.backends.mps.is_available():
-        pytest.skip("this machine has MPS")
-    refuse(f"--device={device}", parts=(device, "device=" if device == "cuda:63" and torch.cuda.is_available() else "cpu"))
+def test_a_device_that_is_none(refuse):
+    refuse("--device=nonsense", parts=("device='nonsense'", "cpu", "cuda", "mps"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -106,8 +103,8 @@ def test_a_train_split_of_block_size_tokens(refuse, tmp_path):
     text = generated_text(100)
     write_corpus(str(tmp_path / "short"), text)
     n_tokens = os.path.getsize(tmp_path / "short" / "train.bin") // 2
-    refuse("--data_dir=short", f"--block_size={n_tokens}", parts=("train.bin", f"{n_tokens} tokens", f"block_size={n_tokens}"))
-    run("train.py", "--data_dir=short", *TINY_RUN, f"--block_size={n_tokens - 1}", "--eval_only", cwd=tmp_path)
+    refuse("--data_dir=short", f"--block_size={n_tokens}",
+           parts=("train.bin", f"{n_tokens} tokens", f"block_size={n_tokens}"))
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin"])
@@ -130,7 +127,7 @@ def test_bins_with_ids_beyond_the_vocabulary(refuse, tmp_path):
     refuse(parts=("train.bin", "4321", "vocabulary"))
 
 
-@pytest.mark.parametrize("start", ["resume", "out", os.path.join("out", "ckpt.pt")])
+@pytest.mark.parametrize("start", ["resume", "out"])
 def test_bins_of_another_vocabulary_than_the_checkpoints(start, refuse, tmp_path):
     """As many characters, but others: every id fits, and every one means something else."""
     write_corpus(str(tmp_path / "other"), generated_text().replace("k", "q"))
@@ -145,10 +142,9 @@ def test_a_vocab_size_below_that_of_the_data(refuse):
 # checkpoints
 
 
-@pytest.mark.parametrize("key, value, stored", [pytest.param("n_layer", "3", "2", marks=smoke), ("block_size", "8", "16"),
-                                                ("n_embd", "32", "16"), ("vocab_size", "64", "25")])
-def test_a_resume_whose_architecture_contradicts_the_checkpoint(key, value, stored, refuse):
-    refuse("--init_from=resume", f"--{key}={value}", settings=["--max_iters=9"], parts=(key, value, stored))
+@smoke
+def test_a_resume_whose_architecture_contradicts_the_checkpoint(refuse):
+    refuse("--init_from=resume", "--n_layer=3", settings=["--max_iters=9"], parts=("n_layer", "3", "2"))
 
 
 def test_a_warm_start_whose_architecture_contradicts_the_checkpoint(refuse):
@@ -173,10 +169,9 @@ def test_a_warm_start_from_what_is_no_checkpoint(path, refuse):
     refuse(f"--init_from={path}", parts=(path, "checkpoint"))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_truncated_checkpoint(share, refuse, tmp_path):
+def test_a_truncated_checkpoint(refuse, tmp_path):
     path = tmp_path / "out" / "ckpt.pt"
-    os.truncate(path, int(os.path.getsize(path) * share))
+    os.truncate(path, os.path.getsize(path) // 2)
     refuse("--init_from=out/ckpt.pt", parts=("ckpt.pt", "damaged"))
 
 

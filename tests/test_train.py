@@ -65,7 +65,7 @@ def read_log(out_dir, kind: str | None = None) -> list[dict]:
 
 
 def snapshot(folder) -> dict:
-    """Everything below folder: path -> (time of change, content), so that two calls tell whether anything was touched."""
+    """Everything below folder, path -> (time of change, content): two calls tell whether anything was touched."""
     found = {}
     for place, folders, files in os.walk(folder):
         for name in [".", *files]:
@@ -381,7 +381,8 @@ def test_eval_only_touches_nothing_in_a_used_out_dir(start, tiny_run, tiny_data,
     settings = [] if start == "resume" else [f"--data_dir={tiny_data}", *TINY_RUN]
     assert train.main([f"--init_from={start}", "--out_dir=used", "--eval_only", *settings]) == 0
     assert snapshot(tmp_path) == before
-    line = re.search(r"^step (\d+): train loss \d+\.\d{4}, val loss (\d+\.\d{4})$", capsys.readouterr().out, re.MULTILINE)
+    printed = capsys.readouterr().out
+    line = re.search(r"^step (\d+): train loss \d+\.\d{4}, val loss (\d+\.\d{4})$", printed, re.MULTILINE)
     assert line[1] == ("6" if start == "resume" else "0")
     if start == "resume":
         assert line[2] == f"{read_log(tiny_run, 'eval')[-1]['val_loss']:.4f}"
@@ -456,7 +457,7 @@ def test_dataset_fraction_uses_the_first_part_of_train_alone(tmp_path):
 
 @pytest.fixture
 def fresh_copy(tmp_path):
-    """A function that runs a program of a copy of the project, whose data sets are not prepared, in tmp_path/elsewhere."""
+    """A function that runs a program of a copy of the project without prepared data, in tmp_path/elsewhere."""
     names = [name for name in os.listdir(ROOT) if name.endswith(".py")]
     for name in names:
         os.makedirs(tmp_path / "copy", exist_ok=True)
