@@ -10,8 +10,6 @@ import torch
 import train
 from conftest import TINY_RUN, expect_sentence, generated_text, run, write_corpus
 
-smoke = pytest.mark.smoke
-
 
 def snapshot(folder) -> dict:
     """Everything below folder, path -> (time of change, content): two calls tell whether anything was touched."""
@@ -44,7 +42,7 @@ def refuse(tmp_path, tiny_data, tiny_run):
 # settings
 
 
-@smoke
+@pytest.mark.smoke
 def test_a_misspelt_key_on_the_command_line(refuse):
     refuse("--bach_size=3", parts=("command line", "'bach_size'", "did you mean 'batch_size'"))
 
@@ -52,6 +50,11 @@ def test_a_misspelt_key_on_the_command_line(refuse):
 def test_a_misspelt_key_in_a_file(refuse, tmp_path):
     (tmp_path / "mine.py").write_text("n_layer = 2\nlerning_rate = 1e-3\n", encoding="utf-8")
     refuse("mine.py", parts=("mine.py", "'lerning_rate'", "did you mean 'learning_rate'"))
+
+
+def test_an_error_inside_a_config_file(refuse, tmp_path):
+    (tmp_path / "mine.py").write_text("batch_size = 4\nlearning_rate = lr\n", encoding="utf-8")
+    refuse("mine.py", parts=("mine.py", "line 2", "'lr'"))
 
 
 def test_a_wrong_type_in_a_file(refuse, tmp_path):
@@ -142,7 +145,6 @@ def test_a_vocab_size_below_that_of_the_data(refuse):
 # checkpoints
 
 
-@smoke
 def test_a_resume_whose_architecture_contradicts_the_checkpoint(refuse):
     refuse("--init_from=resume", "--n_layer=3", settings=["--max_iters=9"], parts=("n_layer", "3", "2"))
 
@@ -203,7 +205,6 @@ def write_malicious(path, how: str):
             pickle.dump(checkpoint, file)
 
 
-@smoke
 def test_a_malicious_pickle_is_refused_and_not_run(refuse, tmp_path):
     write_malicious(tmp_path / "evil.pt", "zip")
     refuse("--init_from=evil.pt", parts=("evil.pt", "refused", "not run"))  # and no file appeared

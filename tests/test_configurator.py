@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_type_hints
 
 import pytest
-from conftest import ROOT, expect_sentence, run
+from conftest import ROOT
 
 import configurator
 from configurator import load
@@ -576,13 +576,3 @@ def test_every_config_of_ours_begins_with_its_command(path):
     with open(path, encoding="utf-8") as file:
         text = file.read()
     assert text.startswith('"""') and f"config/{os.path.basename(path)}" in text.split('"""')[1]
-
-
-def test_misspelt_key_ends_the_program_in_one_sentence(tmp_path):
-    expect_sentence(run("train.py", "--bach_size=1", cwd=tmp_path, check=None), "bach_size", "batch_size")
-    assert os.listdir(tmp_path) == []
-
-
-def test_error_in_a_config_file_ends_the_program_in_one_sentence(tmp_path):
-    path = config_file(tmp_path, "batch_size = 4\nlearning_rate = lr\n")
-    expect_sentence(run("train.py", path, cwd=tmp_path, check=None), path, "line 2", "'lr'")

@@ -9,8 +9,6 @@ import sys
 import pytest
 from conftest import ROOT, run
 
-pytestmark = pytest.mark.smoke
-
 LEAVES = ("model", "configurator")  # import nothing of ours
 HEAVY = ("transformers", "datasets", "wandb", "matplotlib", "tiktoken")
 
@@ -52,12 +50,14 @@ def our_imports(path: str) -> set[str]:
     return {name for name in imports(path) if name.split(".")[0] in tops}
 
 
+@pytest.mark.smoke
 def test_the_files_of_the_design_are_there():
     assert {"train.py", "sample.py", "evaluate.py", "bench.py"} <= set(PROGRAMS)
     assert {f"dongpt/{name}.py" for name in ("runtime", "tokenizers", "corpus", "checkpoint", "metrics")} <= set(SHARED)
     assert {f"data/{name}/prepare.py" for name in ("don", "don_char", "python_docs")} <= set(PREPARE)
 
 
+@pytest.mark.smoke
 def test_root_holds_only_the_programs_of_the_design():
     known = {"model", "configurator", "train", "sample", "chat", "evaluate", "bench", "ckpt_update"}
     assert {path[:-3] for path in found("*.py")} <= known
@@ -68,10 +68,12 @@ def test_root_holds_only_the_programs_of_the_design():
 
 
 @pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.smoke
 def test_model_and_configurator_import_nothing_of_ours(name):
     assert our_imports(f"{name}.py") == set()
 
 
+@pytest.mark.smoke
 def test_no_file_imports_a_program():
     programs = {path[:-3].replace("/", ".") for path in PROGRAMS}
     for path in SHARED + PROGRAMS + found("config/*.py"):
@@ -79,12 +81,14 @@ def test_no_file_imports_a_program():
         assert not any(name.split(".")[0] in ("config", "data", "tests") for name in our_imports(path)), path
 
 
+@pytest.mark.smoke
 def test_shared_files_import_only_each_other_and_the_leaves():
     allowed = {path[:-3].replace("/", ".") for path in SHARED} | set(LEAVES)
     for path in SHARED + PROGRAMS:
         assert our_imports(path) <= allowed, path
 
 
+@pytest.mark.smoke
 def test_shared_files_import_each_other_without_a_circle():
     arrows = {path[:-3].replace("/", "."): our_imports(path) - set(LEAVES) for path in SHARED}
     assert any(arrows.values())  # else the test sees nothing
@@ -139,6 +143,7 @@ def test_importing_every_program_prints_writes_and_imports_nothing_heavy(tmp_pat
     assert files == sorted(OURS)
 
 
+@pytest.mark.smoke
 def test_every_program_has_main_and_a_guard():
     for path in PROGRAMS:
         body = tree(path).body
@@ -146,10 +151,12 @@ def test_every_program_has_main_and_a_guard():
         assert isinstance(body[-1], ast.If) and ast.unparse(body[-1].test) == "__name__ == '__main__'", path
 
 
+@pytest.mark.smoke
 def test_every_file_begins_with_a_docstring():
     assert [path for path in OURS if not ast.get_docstring(tree(path))] == []
 
 
+@pytest.mark.smoke
 def test_heavy_libraries_are_imported_inside_functions():
     for path in CODE:
         for node in tree(path).body:
@@ -157,6 +164,7 @@ def test_heavy_libraries_are_imported_inside_functions():
                 assert not {name.split(".")[0] for name in imports(path, node)} & set(HEAVY), (path, ast.unparse(node))
 
 
+@pytest.mark.smoke
 def test_prepare_programs_put_the_root_on_the_path_before_they_import_ours():
     for path in PREPARE:
         lines = {ast.unparse(node): node.lineno for node in tree(path).body if isinstance(node, (ast.Expr, ast.Import))}
@@ -192,11 +200,13 @@ def opens_text_without_encoding(call: ast.Call) -> bool:
     return not binary and "encoding" not in given
 
 
+@pytest.mark.smoke
 def test_every_text_file_is_opened_with_an_encoding():
     calls = [(path, node) for path in CODE for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
     assert [f"{path}:{call.lineno}" for path, call in calls if opens_text_without_encoding(call)] == []
 
 
+@pytest.mark.smoke
 def test_the_encoding_check_sees_what_it_should():
     code = "open(p); open(p, 'w'); io.open(p, mode='r'); os.fdopen(f); p.read_text(); open(p, 'rb'); os.open(p, 1); " \
            "open(p, encoding='utf-8'); open(p, 'w', encoding='utf-8'); zipfile.open(p)"
@@ -204,6 +214,7 @@ def test_the_encoding_check_sees_what_it_should():
     assert sum(map(opens_text_without_encoding, calls)) == 5
 
 
+@pytest.mark.smoke
 def test_lines_have_at_most_120_columns():
     too_long = []
     for path in OURS:
@@ -212,6 +223,7 @@ def test_lines_have_at_most_120_columns():
     assert not too_long, ", ".join(too_long)
 
 
+@pytest.mark.smoke
 def test_no_program_loads_code_from_a_pickle():
     calls = [(path, node) for path in CODE for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
     for path, call in calls:
