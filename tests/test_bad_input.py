@@ -42,7 +42,6 @@ def refuse(tmp_path, tiny_data, tiny_run):
 # settings
 
 
-@pytest.mark.smoke
 def test_a_misspelt_key_on_the_command_line(refuse):
     refuse("--bach_size=3", parts=("command line", "'bach_size'", "did you mean 'batch_size'"))
 

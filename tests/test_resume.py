@@ -112,8 +112,7 @@ def truncate(path, share: float = 0.6):
 # a stop in good order
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("stops", [(6,), (4,), (1, 2, 7, 11)])
+@pytest.mark.parametrize("stops", [pytest.param((6,), marks=pytest.mark.smoke), (4,), (1, 2, 7, 11)])
 def test_stopped_and_resumed_steps_equal_straight_steps_bit_for_bit(stops, start, straight):
     """At an evaluation (4), between two (6), often, and with a learning rate that decays and dropout."""
     start(stops[0])
