@@ -4,6 +4,7 @@
     python bench.py --real_data=False --compile=True
     python bench.py --n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --batch_size=64 --profile
 """
+import sys
 import time
 from dataclasses import dataclass, fields, replace
 
@@ -62,10 +63,7 @@ def main(argv: list[str] | None = None):
     def batch(i: int):
         if not corpus:
             return x, x
-        pair = corpus.train_batch(i * cfg.batch_size, cfg.batch_size, cfg.block_size, cfg.seed, vocab_size)
-        if rt.device_type == "cuda":
-            pair = [t.pin_memory() for t in pair]
-        return [t.to(rt.device, non_blocking=True) for t in pair]
+        return rt.move(*corpus.train_batch(i * cfg.batch_size, cfg.batch_size, cfg.block_size, cfg.seed, vocab_size))
 
     def trial(module):
         with rt.autocast():
@@ -123,7 +121,6 @@ def memory(rt: runtime.Runtime) -> int:
         import resource
     except ImportError:  # Windows
         return 0
-    import sys
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -18,11 +18,11 @@ from dongpt.checkpoint import load_anything
 from dongpt.corpus import Corpus, find_folder, prepare_if_missing, same_tokenizer
 from dongpt.evaluation import evaluate
 from dongpt.metrics import finite, progress_bar
-from dongpt.runtime import RuntimeConfig
+from dongpt.runtime import DeviceConfig
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(RuntimeConfig):
+class EvaluateConfig(DeviceConfig):
     out_dir: str = "out"  # measure the checkpoint of this run; not used when paths are given
     split: Literal["val", "train"] = "val"  # which part of the corpus
     dataset: str = ""  # a folder under data/; without it the checkpoint's own
@@ -52,15 +52,15 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
         raise ValueError(f"{path} was trained with another vocabulary than that of {corpus.name}: "
                          f"pass --dataset or --data_dir of data with its tokenizer")
     corpus.check_split(cfg.split, model.config.vocab_size)
+    n_bytes = corpus.predicted_bytes(cfg.split)
     model.to(rt.device)
-    model.eval()
     block_size = model.config.block_size
     bar = progress_bar(-(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size)), 0)
     loss = evaluate(model, corpus, cfg.split, cfg.batch_size, block_size, rt, on_batch=bar.update if bar else None)
     if bar:
         bar.close()
     return {"checkpoint": path, "split": cfg.split, "loss": loss.nats, "perplexity": loss.perplexity,
-            "bits_per_byte": loss.bits_per_byte(corpus.predicted_bytes(cfg.split)), "tokens": loss.tokens}
+            "bits_per_byte": loss.bits_per_byte(n_bytes), "tokens": loss.tokens}
 
 
 def print_table(results: list[dict]):
@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(EvaluateConfig, [arg for arg in argv if arg not in paths])
     rt = runtime.start(cfg.device, cfg.dtype)
     results = [measure(path, cfg, rt) for path in paths or [cfg.out_dir]]
+    print(rt.why, file=sys.stderr)
     if cfg.json:
         print(json.dumps([finite(result) for result in results], indent=1))
     else:

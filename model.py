@@ -263,6 +263,15 @@ class GPT(nn.Module):
         self.transformer.wpe.num_embeddings = block_size
         self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
 
+    def set_dropout(self, dropout: float, attn_dropout: float):
+        """Give a loaded model the dropout of a new run."""
+        self.config = replace(self.config, dropout=dropout, attn_dropout=attn_dropout)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
+            elif isinstance(module, CausalSelfAttention):
+                module.attn_dropout = attn_dropout
+
     # ------------------------------------------------------------------------------------------------------------------
     # decoding
 

@@ -5,6 +5,7 @@
     python sample.py --init_from=gpt2 --start=FILE:prompt.txt
 """
 import os
+import sys
 from dataclasses import dataclass
 
 import configurator
@@ -69,7 +70,7 @@ def compile_blocks(model):
 
 
 def main(argv: list[str] | None = None):
-    cfg, given = configurator.load(SampleConfig, argv)
+    cfg, _ = configurator.load(SampleConfig, argv)
     prompt = read_prompt(cfg.start)
     rt = runtime.start(cfg.device, cfg.dtype)
     path = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
@@ -82,6 +83,7 @@ def main(argv: list[str] | None = None):
     if cfg.compile is True:  # auto leaves it off: a few samples do not repay a minute of compiling
         compile_blocks(model)
 
+    print(rt.why, file=sys.stderr)
     rows = [ids or [tokenizer.start_id] for _ in range(cfg.num_samples)]
     texts = [list(row) if ids else [] for row in rows]
     bar = progress_bar(cfg.max_new_tokens, 0)

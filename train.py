@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -163,7 +164,7 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
     if not same_tokenizer(tokenizer, corpus.tokenizer_dict):
         raise ValueError(f"{path or cfg.init_from} was trained with another vocabulary than that of {corpus.name}: "
                          f"prepare the data with the same tokenizer, or begin with init_from=scratch")
-    checkpoints.set_dropout(model, cfg.dropout, cfg.attn_dropout)
+    model.set_dropout(cfg.dropout, cfg.attn_dropout)
     return model
 
 
@@ -196,7 +197,7 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
     before = (checkpoint or {}).get("runtime", {})
     same_kind = before and before["device"] == torch.device(runtime.pick_device(cfg.device)[0]).type
     dtype = before["dtype"] if same_kind and "dtype" not in given else cfg.dtype
-    to_compile = before["compile"] if same_kind and "compile" not in given else cfg.compile
+    to_compile = ("before" if before["compile"] else False) if same_kind and "compile" not in given else cfg.compile
     rt = runtime.start(cfg.device, dtype, cfg.backend)
     runtime.use_threads(before.get("threads", torch.get_num_threads()))
     if cfg.gradient_accumulation_steps % rt.world_size:
@@ -223,8 +224,10 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
         checkpoints.restore_optimizer(optimizer, checkpoint, path)
         if checkpoint.get("scaler"):
             run.scaler.load_state_dict(checkpoint["scaler"])
-        if checkpoint.get("data_sha256", None) != corpus.meta.get("sha256"):
-            rt.print(f"the text in {corpus.name} is not the one that this run began with")
+        if checkpoint.get("data_sha256", corpus.sha256) != corpus.sha256:
+            rt.print(f"this resume is not bitwise: {corpus.name} is not what this run began with")
+        if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST)):
+            run.state.best_val_loss = math.inf  # the state that had it is gone: the next one is the best there is
     checkpoint = None  # or its tensors would stay in memory
     run.compile(to_compile)
     if before and before != run.machine:
@@ -294,12 +297,14 @@ class Run:
         if rt.world_size > 1:
             self.train_model = DistributedDataParallel(
                 self.eval_model, device_ids=[rt.local_rank] if rt.device_type == "cuda" else None)
-        self.machine = dict(device=rt.device_type, dtype=rt.dtype, compile=compiled, threads=torch.get_num_threads())
+        self.machine = dict(device=rt.device_type, dtype=rt.dtype, compile=compiled, threads=torch.get_num_threads(),
+                            world_size=rt.world_size, torch=str(torch.__version__), numpy=np.__version__)
 
     def say(self, line: str):
         """Print a line on rank 0, above the progress bar if there is one."""
         if self.bar:
             self.bar.write(line)
+            sys.stdout.flush()
         else:
             self.rt.print(line)
 
@@ -314,9 +319,7 @@ class Run:
             index = micro_step * rt.world_size + rt.rank  # of the micro-batch, over all processes
             x, y = self.corpus.train_batch(state.windows + index * cfg.batch_size, cfg.batch_size, cfg.block_size,
                                            cfg.seed, self.model.config.vocab_size)
-            if rt.device_type == "cuda":  # pinned memory is copied while the GPU still computes
-                x, y = x.pin_memory(), y.pin_memory()
-            x, y = x.to(rt.device, non_blocking=True), y.to(rt.device, non_blocking=True)
+            x, y = rt.move(x, y)
             if rt.world_size > 1:  # gradients are averaged over the processes after the last micro-batch alone
                 self.train_model.require_backward_grad_sync = micro_step == accumulate - 1
             seed_everything(cfg.seed, state.iter_num, index)  # for dropout
@@ -363,23 +366,28 @@ class Run:
             self.log.open(kept if self.resuming else [], dict(
                 config=asdict(cfg), iter=self.resumed_at[0], machine=self.machine, world_size=self.rt.world_size,
                 versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__),
-                data=self.corpus.name, data_sha256=self.corpus.meta.get("sha256"), command=shlex.join(sys.argv)))
+                data=self.corpus.name, data_sha256=self.corpus.sha256, command=shlex.join(sys.argv)))
         self.log.write(kind, **values)
 
     def save(self, is_best: bool):
-        """Write ckpt_last.pt, and ckpt.pt if this is the state to use, or the first one."""
+        """Write ckpt_last.pt, and ckpt.pt if this is the state to use, or if there is no valid one.
+
+        Raises ValueError, and writes nothing, when the weights are no numbers.
+        """
         if not self.rt.is_main:
             return
+        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
+            check_finite(math.nan, self.state.iter_num)
         snapshot = {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "model_args": checkpoints.model_args(self.model.config), "config": asdict(self.cfg), **asdict(self.state),
             "format_version": checkpoints.FORMAT_VERSION, "tokenizer": self.corpus.tokenizer_dict,
             "runtime": self.machine, "scaler": self.scaler.state_dict(),
-            "data_sha256": self.corpus.meta.get("sha256"),
+            "data_sha256": self.corpus.sha256,
         }
         self.say(f"saving checkpoint to {self.cfg.out_dir}")
         best = os.path.join(self.cfg.out_dir, checkpoints.BEST)
-        if is_best or self.cfg.always_save_checkpoint or not os.path.exists(best):
+        if is_best or self.cfg.always_save_checkpoint or not checkpoints.is_valid(best):
             checkpoints.save(snapshot, best)  # first, so that a crash between the two cannot lose the best state
         checkpoints.save(snapshot, os.path.join(self.cfg.out_dir, checkpoints.LAST))
 
@@ -401,7 +409,8 @@ class Run:
         if rt.is_main:
             used = checkpoints.load(os.path.join(cfg.out_dir, checkpoints.BEST))
             used_iter = used["iter_num"]
-            self.model.load_state_dict(used["model"])
+            self.model.load_state_dict(checkpoints.clean_names(used["model"]))
+            del used  # its optimizer state would stay in memory
         rt.broadcast([p.data for p in self.model.parameters()])
         loss = evaluate(self.eval_model, self.corpus, "val", cfg.batch_size, cfg.block_size, rt,
                         abandon=lambda: rt.world_size == 1 and abandon())
@@ -501,8 +510,10 @@ def training_loop(run: Run, interrupts: Interrupts) -> int:
     elif exit_code:
         run.save(is_best=False)
         launcher = f"torchrun --standalone --nproc_per_node={rt.world_size}" if rt.world_size > 1 else "python"
-        rt.print(f"interrupted after {state.iter_num} iterations, the state is saved; resume with\n  {launcher} "
-                 f"{shlex.quote(sys.argv[0])} --init_from=resume --out_dir={shlex.quote(cfg.out_dir)}")
+        words = [sys.argv[0], "--init_from=resume", f"--out_dir={cfg.out_dir}"]
+        quoted = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+        rt.print(f"interrupted after {state.iter_num} iterations, the state is saved; resume with\n"
+                 f"  {launcher} {quoted}")
     else:
         if reason:
             rt.print(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {reason}")

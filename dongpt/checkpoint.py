@@ -5,12 +5,13 @@ A checkpoint is one dict of tensors and plain Python values that `torch.load(wei
 
     model, tokenizer = load_model("out/ckpt.pt")        # eval mode, float32, CPU
 """
+import errno
 import os
 import pickle
 import sys
 import warnings
 import zipfile
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 
 import torch
 
@@ -40,14 +41,35 @@ def save(checkpoint: dict, path: str):
             os.fsync(file.fileno())
         os.replace(temporary, path)
         if os.name == "posix":  # the new name itself lasts only once the folder is written
-            folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            _sync_folder(os.path.dirname(os.path.abspath(path)))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
+            raise
         if os.path.exists(temporary):
             os.remove(temporary)
         raise ValueError(f"{path} could not be written ({error}): free space there; "
                          f"the file that was there before is as it was") from error
+
+
+def _sync_folder(folder: str):
+    """Have the names of the files in a folder last, where its file system can do that."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems answer this; the file itself is whole
+            raise
+    finally:
+        os.close(handle)
+
+
+def is_valid(path: str) -> bool:
+    """Whether path is a checkpoint that is not cut off; reads its index alone."""
+    try:
+        load(path, mmap=True)
+        return True
+    except ValueError:
+        return False
 
 
 def load(path: str, mmap: bool = False) -> dict:
@@ -235,13 +257,3 @@ def from_hugging_face(name: str) -> GPT:
             weights[key] = weights[key].t()
     model.load_state_dict(weights)
     return model
-
-
-def set_dropout(model: GPT, dropout: float, attn_dropout: float):
-    """Give a loaded model the dropout of a new run."""
-    model.config = replace(model.config, dropout=dropout, attn_dropout=attn_dropout)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = dropout
-        elif hasattr(module, "attn_dropout"):
-            module.attn_dropout = attn_dropout

@@ -8,6 +8,7 @@ tokenizer, counts, bytes of source text and where the text came from. nanoGPT's 
     x, y = corpus.train_batch(first_window, batch_size, block_size, seed)      # (B, T) int64 each
     for x, y, n_tokens in corpus.eval_batches("val", batch_size, block_size): ...
 """
+import hashlib
 import json
 import os
 import pickle
@@ -54,7 +55,8 @@ def write(folder: str, tokenizer: Tokenizer, texts: dict[str, str], source: str,
         "bytes": {split: len(text.encode("utf-8")) for split, text in texts.items()},
         "tokens": {split: len(ids[split]) for split in texts},
         "source": source,
-        "sha256": sha256,
+        "sha256": sha256,  # of the source
+        "ids_sha256": hashlib.sha256(b"".join(ids[split].tobytes() for split in texts)).hexdigest(),
     }
     contents = {f"{split}.bin": ids[split].tobytes() for split in texts}
     contents["meta.json"] = json.dumps(meta, indent=1).encode("utf-8")  # last: it vouches for the lengths of the bins
@@ -156,6 +158,7 @@ class Corpus:
         self.lengths["train"] = int(self.lengths["train"] * train_fraction)
         self.tokenizer_dict = self.meta.get("tokenizer", {"kind": "gpt2"})  # as nanoGPT assumes
         self.vocab_size = self.meta.get("vocab_size", 50257)
+        self.sha256 = self.meta.get("ids_sha256")  # None where the bins are nanoGPT's
         self.model_vocab_size = 50304 if self.tokenizer_dict["kind"] == "gpt2" else self.vocab_size
         self._in_memory: dict[str, np.ndarray] = {}
         self._epoch: tuple | None = None
@@ -289,5 +292,5 @@ def same_tokenizer(one: dict | None, other: dict | None) -> bool:
     if not one or not other:
         return True
     if one["kind"] == other["kind"] == "gpt2":
-        return one.get("sha256", 0) == other.get("sha256", 0) or "sha256" not in one or "sha256" not in other
+        return "sha256" not in one or "sha256" not in other or one["sha256"] == other["sha256"]
     return one == other

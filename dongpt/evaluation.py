@@ -38,7 +38,7 @@ def evaluate(model, corpus: Corpus, split: str, batch_size: int, block_size: int
         if abandoned := abandon():
             break
         with runtime.autocast():
-            loss = model(x.to(runtime.device), y.to(runtime.device))[1]
+            loss = model(*runtime.move(x, y))[1]
         total, count = total + loss.item() * n_tokens, count + n_tokens
         if on_batch:
             on_batch()

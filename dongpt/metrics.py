@@ -13,7 +13,7 @@ LOG, PICTURE = "log.jsonl", "loss.png"
 # Dense bf16 (fp16 on Volta and Turing) tensor-core peak in FLOP/s, from the vendor's datasheets; the longest name wins.
 PEAK_FLOPS = {
     "V100": 125e12, "T4": 65e12, "A10": 125e12, "A100": 312e12, "A30": 165e12, "A40": 150e12, "L4": 121e12,
-    "L40S": 362e12, "H100": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "GH200": 989e12,
+    "L40S": 362e12, "H100": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H200": 989e12, "GH200": 989e12,
 }
 
 
@@ -45,7 +45,7 @@ class RunLog:
         self.file = None
 
     def open(self, kept: list[dict], header: dict):
-        """Write the records kept from before a resume, then a header; atomic, so that a crash loses no record."""
+        """Write the records kept from before a resume, then a header; a killed process loses no record."""
         path = os.path.join(self.out_dir, LOG)
         with open(path + ".part", "w", encoding="utf-8", newline="\n") as file:
             for record in [*kept, {"kind": "header", **header}]:
@@ -59,7 +59,7 @@ class RunLog:
         self.file.flush()
         if self.wandb_run is not None:
             names = {key: f"train/{key}" if kind == "iter" else key for key in record if key != "iter"}
-            names.update(train_loss="train/loss_eval", val_loss="val/loss")
+            names.update(train_loss="train/loss_eval", val_loss="val/final" if kind == "final" else "val/loss")
             self.wandb_run.log({"iter": record["iter"], **{names[k]: v for k, v in record.items() if k != "iter"}})
 
     def close(self):

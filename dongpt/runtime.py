@@ -1,6 +1,6 @@
 """The machine under a program: device, dtype, compile, seeds, several processes, and how a program ends.
 
-The rules are fixed and never time anything; each choice is said aloud in one line (see Runtime.describe).
+The rules are fixed and never time anything; each choice comes with its reason, which programs print in one line.
 """
 import ctypes
 import os
@@ -24,10 +24,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class RuntimeConfig:
-    """Settings of the machine that programs share."""
+class DeviceConfig:
+    """Where and how precisely to compute."""
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto takes CUDA, else MPS, else the CPU
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the arithmetic; weights train in float32
+
+
+@dataclass(frozen=True)
+class RuntimeConfig(DeviceConfig):
+    """Settings of the machine that most programs share."""
     compile: Literal["auto", True, False] = "auto"  # torch.compile; auto: on CUDA, if the run is long enough
     seed: int = 1337  # every random draw is a function of it
 
@@ -36,16 +41,17 @@ class RuntimeConfig:
 # device and dtype
 
 
-def pick_device(asked: str, local_rank: int = 0) -> tuple[str, str]:
+def pick_device(asked: str) -> tuple[str, str]:
     """(device, why) for what was asked; under torchrun each process takes the GPU of its local rank.
 
     Raises ValueError when the device that was asked for is not there.
     """
-    why_no_cuda = cuda_problem(local_rank)
+    local_rank, alone = int(os.environ.get("LOCAL_RANK", 0)), _world_size() == 1
     if asked == "auto":
+        why_no_cuda = cuda_problem(local_rank)
         if not why_no_cuda:
             return f"cuda:{local_rank}", torch.cuda.get_device_name(local_rank)
-        if torch.backends.mps.is_available():
+        if alone and torch.backends.mps.is_available():
             return "mps", "Apple GPU"
         return "cpu", why_no_cuda
     try:
@@ -55,29 +61,32 @@ def pick_device(asked: str, local_rank: int = 0) -> tuple[str, str]:
     if kind not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device={asked!r} is not a device: use auto, cpu, cuda, cuda:N or mps")
     if kind == "cuda":
-        if why_no_cuda:
-            raise ValueError(f"device={asked!r} is not there: {why_no_cuda}; use device=cpu or device=auto")
         index = torch.device(asked).index
-        index = local_rank if index is None or _world_size() > 1 else index
-        if index >= torch.cuda.device_count():
-            raise ValueError(f"device=cuda:{index} is not there: this machine has {torch.cuda.device_count()} GPU(s)")
+        index = local_rank if index is None or not alone else index
+        if why_no_cuda := cuda_problem(index):
+            raise ValueError(f"device={asked!r} is not there: {why_no_cuda}; use device=cpu or device=auto")
         return f"cuda:{index}", torch.cuda.get_device_name(index)
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device='mps' is not there: this torch finds no Apple GPU; use device=cpu or device=auto")
+    if kind == "mps" and not alone:
+        raise ValueError("several processes cannot share an Apple GPU: use device=cpu, or start one process")
     return kind, "as asked"
 
 
-def cuda_problem(local_rank: int = 0) -> str:
+def cuda_problem(index: int) -> str:
     """'' if CUDA works; else why not: no GPU, or an NVIDIA GPU that this torch cannot use, with the remedy."""
     if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            return f"this machine has {torch.cuda.device_count()} GPU(s), too few for process {local_rank + 1}"
+        if index >= torch.cuda.device_count():
+            return f"this machine has {torch.cuda.device_count()} GPU(s), and this would be number {index + 1}"
+        name = torch.cuda.get_device_name(index)
         try:
-            torch.zeros(1, device=f"cuda:{local_rank}").add_(1)
+            torch.zeros(1, device=f"cuda:{index}").add_(1)
             return ""
-        except RuntimeError:  # the GPU is older or newer than what this torch has kernels for
-            return (f"found {torch.cuda.get_device_name(local_rank)}, but torch {torch.__version__} has no kernels for "
-                    f"it: install another build of torch, as pytorch.org/get-started shows")
+        except RuntimeError as error:
+            if "no kernel image" not in str(error):
+                return f"found {name}, but it cannot be used now ({first_line(error)})"
+            return (f"found {name}, but torch {torch.__version__} has no kernels for it: "
+                    f"install another build of torch, as pytorch.org/get-started shows")
     name = nvidia_gpu_name()
     if not name:
         return "no GPU found"
@@ -154,12 +163,17 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device_type, dtype=DTYPES[self.dtype])
 
+    def move(self, *tensors) -> list[torch.Tensor]:
+        """The tensors on the device; to CUDA through pinned memory, which is copied while the GPU still computes."""
+        if self.device_type != "cuda":  # elsewhere non_blocking may read memory that is freed: pytorch issue 189690
+            return [tensor.to(self.device) for tensor in tensors]
+        return [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]
+
     def sum(self, *values: float) -> list[float]:
-        """The values added up over all processes, in float64 (float32 on devices without it)."""
+        """The values added up over all processes, in float64."""
         if self.world_size == 1:
             return list(values)
-        kind = torch.float32 if self.device_type == "mps" else torch.float64
-        total = torch.tensor(values, dtype=kind, device=self.device)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()
 
@@ -177,6 +191,8 @@ class Runtime:
         """Wait until the device has done what was queued, for timings."""
         if self.device_type == "cuda":
             torch.cuda.synchronize()
+        elif self.device_type == "mps":
+            torch.mps.synchronize()
 
 
 def print_main(*args, **kwargs):
@@ -191,19 +207,18 @@ def start(device: str = "auto", dtype: str = "auto", backend: str = "auto") -> R
     Raises ValueError for a device, dtype or backend that cannot work here.
     """
     world_size, rank, local_rank = _world_size(), int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
-    device, why_device = pick_device(device, local_rank)
+    device, why_device = pick_device(device)
     kind = torch.device(device).type
-    dtype, why_dtype = pick_dtype(dtype, kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     else:
         keep_freed_memory()
+    dtype, why_dtype = pick_dtype(dtype, kind)
+    if backend not in ("auto", "nccl", "gloo"):
+        raise ValueError(f"backend={backend!r} is not known: use auto, nccl or gloo")
     if world_size > 1:
         if backend == "nccl" and kind != "cuda":
             raise ValueError(f"backend='nccl' needs CUDA, and the device is {device}: use backend=auto or gloo")
-        if backend not in ("auto", "nccl", "gloo"):
-            raise ValueError(f"backend={backend!r} is not known: use auto, nccl or gloo")
         backend = ("nccl" if kind == "cuda" else "gloo") if backend == "auto" else backend
         dist.init_process_group(backend)
     why = f"device: {device} ({why_device}), dtype: {dtype} ({why_dtype})"
@@ -242,14 +257,11 @@ def seed_everything(*numbers: int):
     torch.manual_seed(mixed)
 
 
-def use_threads(n_threads: int) -> bool:
-    """Compute with n_threads CPU threads; False, and nothing changes, if this process may not use so many cores."""
+def use_threads(n_threads: int):
+    """Compute with n_threads CPU threads, if this machine's processes may use so many cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if n_threads != torch.get_num_threads():
-        if n_threads > cores:
-            return False
+    if n_threads != torch.get_num_threads() and n_threads * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= cores:
         torch.set_num_threads(n_threads)
-    return True
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -263,8 +275,8 @@ WORTH_COMPILING = 2e15
 def compile_model(model, asked, runtime: Runtime, run_flops: float, trial: Callable) -> tuple[Callable, bool, str]:
     """(the model to call, whether it is compiled, why). trial(model) runs one real forward and backward.
 
-    auto compiles on CUDA when run_flops, the cost of the whole run, repays it, and falls back to the plain model
-    when the trial fails. An explicit True that fails raises ValueError.
+    auto compiles on CUDA when run_flops, the cost of the whole run, repays it. "before" compiles since the run that
+    is resumed did. Both fall back to the plain model when the trial fails; an explicit True raises ValueError.
     """
     if asked == "auto":
         if runtime.device_type != "cuda":
@@ -278,12 +290,15 @@ def compile_model(model, asked, runtime: Runtime, run_flops: float, trial: Calla
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial(compiled)
+    except torch.OutOfMemoryError:
+        raise  # run_program has the remedy
     except Exception as error:  # a missing compiler, an unsupported Python or GPU, ...: every backend has its own
+        model.zero_grad(set_to_none=True)
         reason = first_line(error)
         if asked is True:
             raise ValueError(f"compile=True cannot work here ({reason}): use compile=False or auto") from error
-        return model, False, f"auto: torch.compile is not available: {reason}"
-    return compiled, True, "as asked" if asked is True else "auto"
+        return model, False, f"torch.compile is not available: {reason}"
+    return compiled, True, "as asked" if asked is True else asked
 
 
 def first_line(error: Exception) -> str:

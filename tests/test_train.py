@@ -1,4 +1,5 @@
 """train.py from the first line it prints to the files it leaves; resuming, several processes and bad input apart."""
+import hashlib
 import json
 import math
 import os
@@ -186,7 +187,8 @@ def test_log_begins_with_a_header_that_says_what_was_run(shown, tiny_data):
     assert header["config"]["n_embd"] == 16 and header["config"]["data_dir"] == tiny_data
     assert header["config"].keys() == {field for field in train.TrainConfig.__dataclass_fields__}
     assert header["versions"]["torch"] == torch.__version__ and {"python", "numpy"} <= header["versions"].keys()
-    assert header["data_sha256"] == "0" * 64
+    bins = b"".join(open(os.path.join(tiny_data, name), "rb").read() for name in ("train.bin", "val.bin"))
+    assert header["data_sha256"] == hashlib.sha256(bins).hexdigest()
     assert all(arg in header["command"] for arg in args)
     assert {record["kind"] for record in records} == {"iter", "eval", "final"}
     assert all(math.isfinite(record["loss"]) and record["lr"] > 0 for record in records if record["kind"] == "iter")
