@@ -70,14 +70,17 @@ def compile_blocks(model):
 
 
 def main(argv: list[str] | None = None):
-    cfg, _ = configurator.load(SampleConfig, argv)
+    cfg, given = configurator.load(SampleConfig, argv)
     prompt = read_prompt(cfg.start)
     rt = runtime.start(cfg.device, cfg.dtype)
     path = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
     model, description, _ = load_anything(path)
     if description is None:
-        raise ValueError(f"{path} holds no tokenizer, so its ids cannot be shown as text")
+        raise ValueError(f"{path} holds no tokenizer, so its ids cannot be shown as text: put the meta.pkl or "
+                         f"meta.json of its data beside it")
     tokenizer = from_dict(description)
+    if "start" not in given and tokenizer.kind == "char" and prompt not in tokenizer.ids:
+        prompt = ""  # a text without line ends: the default prompt is not in its vocabulary
     ids = encode_prompt(tokenizer, prompt)
     model.to(device=rt.device, dtype=DTYPES[rt.dtype]).eval()
     if cfg.compile is True:  # auto leaves it off: a few samples do not repay a minute of compiling

@@ -131,7 +131,7 @@ def resumed_config(cfg: TrainConfig, given: dict, checkpoint: dict, path: str) -
     if "dataset" in given:
         stored["data_dir"] = ""  # which would go before dataset
     for key in ARCHITECTURE:
-        if key in given and key in stored and getattr(cfg, key) != stored[key]:
+        if given.get(key) is not None and key in stored and getattr(cfg, key) != stored[key]:
             raise ValueError(f"{key}={given[key]!r} contradicts the checkpoint {path}, which has {stored[key]!r}: "
                              f"leave {key} away, or begin a new run in another out_dir")
     return replace(cfg, **{**stored, **given})
@@ -156,7 +156,7 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
         model, tokenizer, _ = checkpoints.load_anything(cfg.init_from)
         for key in ARCHITECTURE:
             has = getattr(model.config, key)
-            wanted = getattr(cfg, key) if key in given else has
+            wanted = getattr(cfg, key) if given.get(key) is not None else has
             if key == "block_size" and wanted < has:
                 model.crop_block_size(wanted)
             elif wanted != has:
@@ -213,6 +213,8 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
     model = make_model(cfg, given, corpus, checkpoint, path).to(rt.device)
     cfg = replace(cfg, **{key: getattr(model.config, key) for key in ARCHITECTURE})
     corpus.check(cfg.block_size, model.config.vocab_size)
+    if cfg.sample_tokens:
+        corpus.tokenizer()  # so that one that cannot be loaded is said now
     if not cfg.eval_only and rt.is_main:
         checkpoints.check_writable(cfg.out_dir)
     optimizer = model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), rt.device_type)

@@ -16,6 +16,7 @@ from dataclasses import asdict, fields
 import torch
 
 import dongpt.tokenizers
+from dongpt.corpus import find_folder, read_meta
 from dongpt.runtime import DTYPES, print_main
 from model import GPT, GPTConfig
 
@@ -223,7 +224,22 @@ def load_anything(path: str, **overrides) -> tuple[GPT, dict | None, dict]:
     checkpoint, path = load_valid(path, (BEST, LAST), newest=False) if os.path.isdir(path) else (load(path), path)
     model = build(checkpoint, path, **overrides)
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
-    return model, checkpoint.get("tokenizer"), rest
+    return model, checkpoint.get("tokenizer") or foreign_tokenizer(checkpoint, path), rest
+
+
+def foreign_tokenizer(checkpoint: dict, path: str) -> dict | None:
+    """The tokenizer of nanoGPT's checkpoint, which is not in the file: of a meta file beside it or with its data.
+
+    As nanoGPT does, GPT-2's is assumed where there is none and the size of the vocabulary is GPT-2's; else None.
+    """
+    vocab_size, config = checkpoint["model_args"].get("vocab_size"), checkpoint.get("config", {})
+    folders = [os.path.dirname(os.path.abspath(path))]
+    if config.get("dataset") or config.get("data_dir"):
+        folders.append(find_folder(config.get("dataset", ""), config.get("data_dir", "")))
+    for meta in map(read_meta, folders):
+        if meta.get("vocab_size") == vocab_size:
+            return meta["tokenizer"]
+    return {"kind": "gpt2"} if vocab_size in (50257, 50304) else None
 
 
 def from_hugging_face(name: str) -> GPT:

@@ -34,7 +34,7 @@ SCANNED = 2 ** 26  # bytes of a file that are checked for ids beyond the vocabul
 def split_text(text: str, val_fraction: float = 0.1) -> dict[str, str]:
     """The first characters as train, the last val_fraction of them as val, cut where nanoGPT cuts."""
     cut = int(len(text) * (1 - val_fraction))
-    if not 0 < cut < len(text):
+    if not 2 <= cut <= len(text) - 2:  # a loss needs a token to begin with and one to predict
         raise ValueError(f"a text of {len(text)} characters is too short to split: give a longer one")
     return {"train": text[:cut], "val": text[cut:]}
 
@@ -137,7 +137,9 @@ def prepare_if_missing(folder: str, runtime: Runtime, out=None):
         if runtime.is_main and not all(os.path.exists(os.path.join(folder, f"{split}.bin")) for split in SPLITS):
             script = os.path.join(folder, "prepare.py")
             print(f"data/{name} is not prepared yet: running python data/{name}/prepare.py", file=out, flush=True)
-            subprocess.run([sys.executable, script], stdout=out)  # if it fails, opening the corpus says what is missing
+            done = subprocess.run([sys.executable, script], stdout=out)
+            if done.returncode in (130, -2):  # Ctrl-C reached both; of other failures opening the corpus says more
+                raise KeyboardInterrupt
         runtime.barrier()
 
 
@@ -192,6 +194,8 @@ class Corpus:
 
     def check(self, block_size: int, vocab_size: int):
         """Raise ValueError if the corpus is too short to train on or holds ids that a model has no embedding for."""
+        if self.lengths["train"] < 2:
+            self.check_split("train", vocab_size)
         if self.lengths["train"] < block_size + 1:
             raise ValueError(f"{self.paths['train']} gives {self.lengths['train']:,} tokens, too few for "
                              f"block_size={block_size}: use more text, or a block_size below {self.lengths['train']}")

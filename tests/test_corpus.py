@@ -54,15 +54,16 @@ def test_bins_are_what_a_script_in_the_style_of_nanogpt_writes(tmp_path):
         assert (tmp_path / f"{split}.bin").read_bytes() == expected
 
 
-@pytest.mark.parametrize("n", [2, 9, 10, 11, 99, 1001, 2307844])
+@pytest.mark.parametrize("n", [11, 20, 21, 99, 1001, 2307844])
 def test_a_text_is_cut_where_nanogpt_cuts_it(n):
     parts = split_text("x" * n)
     assert len(parts["train"]) == int(n * 0.9) and len(parts["val"]) == n - int(n * 0.9)
 
 
-def test_a_text_of_one_character_cannot_be_split():
+@pytest.mark.parametrize("n", [1, 2, 10])
+def test_a_text_too_short_for_a_loss_on_both_sides_cannot_be_split(n):
     with pytest.raises(ValueError, match="too short"):
-        split_text("x")
+        split_text("x" * n)
 
 
 def test_nothing_but_the_bins_and_meta_json_is_written(tmp_path):

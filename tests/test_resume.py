@@ -242,6 +242,14 @@ def test_a_newer_ckpt_is_resumed_when_ckpt_last_is_older(start, straight):
     assert_same_training("out", straight)
 
 
+def test_a_truncated_ckpt_is_replaced_even_if_the_loss_never_gets_lower_again(start):
+    """The damaged file once stayed for good, and each run ended on it."""
+    start(6)
+    truncate(os.path.join("out", "ckpt.pt"))
+    assert resume(9, "--learning_rate=0", "--min_lr=0") == 0
+    assert load("out", "ckpt.pt")["iter_num"] > 6
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
 def test_two_truncated_checkpoints_end_in_a_sentence(share, start):
     start(1)

@@ -9,7 +9,8 @@ import torch
 
 import bench
 import sample as program
-from conftest import expect_sentence, run, write_corpus
+import train
+from conftest import TINY_RUN, expect_sentence, run, write_corpus
 from dongpt.checkpoint import model_args, save
 from dongpt.corpus import read_meta
 from model import GPT, GPTConfig
@@ -320,3 +321,10 @@ def test_bench_refuses_what_cannot_be_measured(tmp_path, tiny_data, monkeypatch,
 def test_bench_runs_as_a_program_and_writes_nothing(tmp_path, tiny_data):
     done = run("bench.py", *SMALL, f"--data_dir={tiny_data}", cwd=tmp_path)
     assert "ms" in done.stdout and "tokens/s" in done.stdout and not list(tmp_path.iterdir())
+
+
+def test_the_default_prompt_works_for_a_text_without_line_ends(tmp_path):
+    folder = write_corpus(tmp_path / "data", "the knight rode to La Mancha and " * 60)
+    train.main([f"--data_dir={folder}", f"--out_dir={tmp_path / 'out'}", *TINY_RUN])
+    done = run("sample.py", f"--out_dir={tmp_path / 'out'}", "--num_samples=1", "--max_new_tokens=9", cwd=tmp_path)
+    assert len(done.stdout.splitlines()[0]) == 9
