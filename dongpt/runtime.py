@@ -267,8 +267,8 @@ def use_threads(n_threads: int):
 # ----------------------------------------------------------------------------------------------------------------------
 # compile
 
-# Compiling a small GPT takes about a minute, and saves up to half of the time of a step: below this many FLOPs in
-# the whole run (a few minutes of a recent GPU at the speed of small models) it is not earned back.
+# FLOPs of a whole run below which compiling, about a minute, is taken not to be earned back. An estimate (a few minutes
+# of a recent GPU at the speed of small models), not yet measured on a GPU.
 WORTH_COMPILING = 2e15
 
 
