@@ -10,7 +10,8 @@ import sys
 
 LOG, PICTURE = "log.jsonl", "loss.png"
 
-# Dense bf16 (fp16 on Volta and Turing) tensor-core peak in FLOP/s, from the vendor's datasheets; the longest name wins.
+# Dense bf16 (fp16 on Volta and Turing) tensor-core peak in FLOP/s as the vendor's datasheets have it, written down from
+# memory and still to be checked against them; the longest name wins.
 PEAK_FLOPS = {
     "V100": 125e12, "T4": 65e12, "A10": 125e12, "A100": 312e12, "A30": 165e12, "A40": 150e12, "L4": 121e12,
     "L40S": 362e12, "H100": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H200": 989e12, "GH200": 989e12,
