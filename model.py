@@ -1,18 +1,19 @@
-"""The GPT: configuration, attention, blocks, loss, decoding with a key-value cache, AdamW groups, FLOPs.
+"""The GPT: configuration, positions, attention, blocks, loss, decoding with a key-value cache, AdamW groups, FLOPs.
 
     model = GPT(GPTConfig(block_size=64, vocab_size=85, n_layer=4, n_head=4, n_embd=128))
     logits, loss = model(idx, targets)                      # idx, targets (B, T) int64
     idx = model.generate(idx, max_new_tokens=100, seed=1)   # (B, T + 100)
 
 Sources: GPT-2 (Radford et al. 2019) and its code, github.com/openai/gpt-2; parameter names, initialisation and the
-bias switch as in github.com/karpathy/nanoGPT, so that checkpoints go both ways.
+bias switch as in github.com/karpathy/nanoGPT, so that checkpoints go both ways. docs/positions.md shows the position
+schemes.
 
 Shapes: B rows of a batch, T tokens in a row, C = n_embd channels, nh = n_head heads of hs = C / nh channels,
 V = vocab_size, S tokens held in a cache.
 """
 import math
 from dataclasses import dataclass, replace
-from typing import Iterator, Literal, NamedTuple, Sequence
+from typing import Iterator, Literal, NamedTuple, Sequence, get_args
 
 import numpy as np
 import torch
@@ -37,9 +38,10 @@ class GPTConfig:
     dropout: float = 0.0  # on embeddings and residual branches; 0 for pretraining, 0.1 or more for small data
     attn_dropout: float = 0.0  # on attention weights; above 0 attention leaves the flash kernels and is slower
     bias: bool = True  # in Linear and LayerNorm, as GPT-2 has it; without is a bit better and faster
-    pos_embd: Positions = "default"  # how positions enter; default (absolute) is learned, the others are not built yet
+    pos_embd: Positions = "default"  # how positions enter: learned and absolute, or one of docs/positions.md
     activation: Literal["gelu", "gelu_tanh"] = "gelu"  # nanoGPT uses the exact GELU, GPT-2 the tanh approximation
     tie_weights: bool = True  # one matrix for the token embedding and the output head
+    model_type: Literal["gpt", "bigram"] = "gpt"  # bigram: a table of logits by the last token alone, as a baseline
 
     def __post_init__(self):
         self.settle_names()
@@ -50,10 +52,20 @@ class GPTConfig:
         if self.pos_embd == "absolute":
             object.__setattr__(self, "pos_embd", "default")
 
+    @property
+    def has_wpe(self) -> bool:
+        """Whether positions are looked up in a learned table, beyond which there are none."""
+        return self.pos_embd in ("default", "default+relative")
+
+    @property
+    def has_relative(self) -> bool:
+        """Whether attention scores get a learned bias by head and distance."""
+        return self.pos_embd in ("relative", "default+relative")
+
     def check(self):
         """Raise ValueError for an architecture that cannot be built."""
-        if self.pos_embd != "default":
-            raise ValueError(f"pos_embd={self.pos_embd!r} is not built yet: use pos_embd=default")
+        if self.pos_embd not in get_args(Positions):
+            raise ValueError(f"pos_embd={self.pos_embd!r} is not known: use one of {', '.join(get_args(Positions))}")
         for name in ("block_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -62,9 +74,112 @@ class GPTConfig:
         if self.n_embd % self.n_head:
             near = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: use n_embd={near}")
+        if self.pos_embd == "rope" and self.n_embd // self.n_head % 2:
+            raise ValueError(f"pos_embd='rope' turns pairs of channels, and n_embd={self.n_embd} with n_head={self.n_head} "
+                             f"gives heads of {self.n_embd // self.n_head}: use an even n_embd / n_head")
         for name in ("dropout", "attn_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# positions
+
+
+class Where(NamedTuple):
+    """What the attention of every layer is told about positions; with neither it is plain and causal."""
+    rotation: tuple[torch.Tensor, torch.Tensor] | None = None  # of queries and keys: cos and sin, (..., T, 1, hs)
+    bias: torch.Tensor | None = None  # added to the scores, (..., 1 or nh, T, S), -inf (or False) where not to look
+
+
+def rotation_at(positions, head_size: int, base: float = 10000.0):
+    """(cos, sin), (..., T, 1, hs) each, of the angles by which RoPE turns a head's channels at positions (..., T).
+
+    Channels i and i + hs/2 form a pair, turned by position * base^(-2i/hs): RoFormer, arxiv.org/abs/2104.09864,
+    equation 15, paired as Llama does.
+    """
+    frequencies = base ** (-torch.arange(0, head_size, 2, device=positions.device).float() / head_size)  # (hs/2,)
+    angles = (positions[..., None] * frequencies).unsqueeze(-2)  # (..., T, 1, hs/2)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+class _Rotate(torch.autograd.Function):
+    """Written by hand, since autograd's own backward of the same four lines moves twice as much memory."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        y = x * cos  # float32, whatever x is
+        y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+        y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        cos, sin = ctx.saved_tensors
+        return _Rotate.apply(grad, cos, -sin), None, None
+
+
+def rotate(x, rotation):
+    """x (B, T, nh, hs) with its channels turned by a rotation of rotation_at."""
+    return _Rotate.apply(x, *rotation)
+
+
+def alibi_slopes(n_head: int, device=None):
+    """What ALiBi takes off a score per token of distance, (nh,): 2^(-8/nh), 2^(-16/nh), ..., 2^-8.
+
+    Press et al., "Train Short, Test Long", arxiv.org/abs/2108.12409, section 3.
+    """
+    return 2.0 ** (-8.0 * torch.arange(1, n_head + 1, device=device) / n_head)
+
+
+class _BiasedAttention(torch.autograd.Function):
+    """Attention with a learned bias on a CPU: PyTorch's flash kernel forward, and here its backward.
+
+    That kernel gives no gradient to the bias; PyTorch's own way out keeps all scores, (B, nh, T, T), in memory. This
+    recomputes them in pieces that stay in the processor's cache, and only at or below the diagonal.
+    """
+    QUERIES, SCORES = 64, 2 ** 20  # in a piece
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias):
+        ctx.save_for_backward(q, k, v, bias)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.detach())
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, bias = ctx.saved_tensors
+        (B, n_head, T, head_size), scale = q.shape, q.shape[-1] ** -0.5
+        dq, dk, dv = (torch.zeros(t.shape, dtype=t.dtype) for t in (q, k, v))
+        dbias = torch.zeros_like(bias)
+        n_rows = max(1, _BiasedAttention.SCORES // (n_head * min(T, _BiasedAttention.QUERIES) * T))
+        for first in range(0, B, n_rows):
+            rows = slice(first, first + n_rows)
+            for i in range(0, T, _BiasedAttention.QUERIES):
+                n = min(i + _BiasedAttention.QUERIES, T)  # these queries look at keys 0 to n - 1
+                qs, ks, vs, gs = q[rows, :, i:n] * scale, k[rows, :, :n], v[rows, :, :n], grad[rows, :, i:n]
+                p = ((qs @ ks.mT).float() + bias[:, i:n, :n]).softmax(-1)
+                dp = (gs @ vs.mT).float()
+                ds = p * (dp - (p * dp).sum(-1, keepdim=True))  # of the scores
+                dbias[:, i:n, :n] += ds.sum(0)
+                ds = ds.to(q.dtype)
+                dq[rows, :, i:n] = (ds @ ks) * scale
+                dk[rows, :, :n] += ds.mT @ qs
+                dv[rows, :, :n] += p.to(q.dtype).mT @ gs
+        return dq, dk, dv, dbias
+
+
+def attend(q, k, v, bias, dropout: float):
+    """Attention of q (B, nh, T, hs) over k, v (B, nh, S, hs), scores plus bias; causal where bias is None."""
+    if bias is None:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    if bias.requires_grad and q.device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
+        return _BiasedAttention.apply(q, k, v, bias)
+    if bias.is_floating_point() and q.device.type != "cpu":  # a CPU takes a float32 bias with bfloat16 queries too
+        bias = bias.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -90,17 +205,16 @@ class Held(NamedTuple):
     rows: torch.Tensor  # (R,): which rows of the batch are at hand
     every_row: bool  # whether these are all
     positions: torch.Tensor  # (R, T) of the tokens at hand
-    mask: torch.Tensor  # (R, 1, T, S): each token sees itself and what is before it
+    n_held: int  # S: no row holds more tokens than this, those at hand included
 
     def extend(self, k, v):
         """Store k, v (R, nh, T, hs) of the tokens at hand; return all that their rows hold, (R, nh, S, hs) each."""
         at = (self.rows[:, None], slice(None), self.positions)
         self.keys[at] = k.transpose(1, 2)
         self.values[at] = v.transpose(1, 2)
-        S = self.mask.shape[-1]
         if self.every_row:  # a slice is a view, an index would copy the cache
-            return self.keys[:, :, :S], self.values[:, :, :S]
-        return self.keys[self.rows, :, :S], self.values[self.rows, :, :S]
+            return self.keys[:, :, :self.n_held], self.values[:, :, :self.n_held]
+        return self.keys[self.rows, :, :self.n_held], self.values[self.rows, :, :self.n_held]
 
 
 class KVCache:
@@ -111,17 +225,16 @@ class KVCache:
     """
 
     def __init__(self, model: "GPT", n_rows: int):
-        config, like = model.config, model.lm_head.weight
+        config, like = model.config, model.transformer.wte.weight
         shape = (n_rows, config.n_head, config.block_size, config.n_embd // config.n_head)
         self.n_rows = n_rows
         self.layers = [[torch.zeros(shape, device=like.device, dtype=like.dtype) for _ in "kv"]
-                       for _ in range(config.n_layer)]
+                       for _ in model.transformer.h]
 
     def at(self, rows: Sequence[int], positions, n_held: int) -> list[Held]:
         """For each layer, where tokens of these rows at positions (R, T) belong; no row holds more than n_held then."""
-        mask = (torch.arange(n_held, device=positions.device) <= positions[:, :, None])[:, None]  # (R, 1, T, S)
         rows, every_row = torch.tensor(rows, device=positions.device), len(rows) == self.n_rows
-        return [Held(keys, values, rows, every_row, positions, mask) for keys, values in self.layers]
+        return [Held(keys, values, rows, every_row, positions, n_held) for keys, values in self.layers]
 
 
 class CausalSelfAttention(nn.Module):
@@ -134,16 +247,15 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
         self.n_head, self.attn_dropout = config.n_head, config.attn_dropout
 
-    def forward(self, x, held: Held | None = None):
+    def forward(self, x, where: Where = Where(), held: Held | None = None):
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=2)
-        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
-        if held is None:
-            dropout = self.attn_dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, nh, T, hs)
-        else:
+        q, k, v = (t.view(B, T, self.n_head, C // self.n_head) for t in self.c_attn(x).split(C, dim=2))
+        if where.rotation:
+            q, k = rotate(q, where.rotation), rotate(k, where.rotation)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
+        if held:
             k, v = held.extend(k, v)  # (B, nh, S, hs)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=held.mask)  # (B, nh, T, hs)
+        y = attend(q, k, v, where.bias, self.attn_dropout if self.training else 0.0)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
@@ -172,8 +284,8 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x, held: Held | None = None):
-        x = x + self.attn(self.ln_1(x), held)
+    def forward(self, x, where: Where = Where(), held: Held | None = None):
+        x = x + self.attn(self.ln_1(x), where, held)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -188,9 +300,13 @@ class GPT(nn.Module):
         super().__init__()
         assert config.vocab_size is not None, "vocab_size comes from the data before a model is made"
         self.config = config
-        self.transformer = nn.ModuleDict(dict(
-            wte=nn.Embedding(config.vocab_size, config.n_embd),
-            wpe=nn.Embedding(config.block_size, config.n_embd),
+        self.transformer = nn.ModuleDict(dict(wte=nn.Embedding(config.vocab_size, config.n_embd)))
+        if config.has_wpe:
+            self.transformer.wpe = nn.Embedding(config.block_size, config.n_embd)
+        if config.has_relative:
+            self.transformer.relative = nn.ModuleDict(dict(
+                relative_embeddings=nn.Embedding(config.block_size, config.n_head)))
+        self.transformer.update(dict(
             drop=nn.Dropout(config.dropout),
             h=nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
             ln_f=LayerNorm(config.n_embd, config.bias),
@@ -202,6 +318,8 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # two residual branches per layer add up: GPT-2 paper, section 2.3
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
+        if config.has_relative:  # a model that is given this table computes what it did without
+            nn.init.zeros_(self.transformer.relative.relative_embeddings.weight)
 
     @staticmethod
     def _init_weights(module):
@@ -210,23 +328,49 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
+    def _embed(self, idx, positions):
+        """What enters the first layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T)."""
+        x = self.transformer.wte(idx)
+        if self.config.has_wpe:
+            x = x + self.transformer.wpe(positions)
+        return self.transformer.drop(x)
+
+    def _where(self, positions, n_held: int | None = None) -> Where:
+        """What attention needs to know of tokens at positions (..., T) that look at keys at 0 to n_held - 1.
+
+        Without n_held the positions are (T,) and the keys are the tokens themselves.
+        """
+        config = self.config
+        rotation = rotation_at(positions, config.n_embd // config.n_head) if config.pos_embd == "rope" else None
+        if n_held is None and config.pos_embd in ("default", "rope"):
+            return Where(rotation, None)
+        keys = positions if n_held is None else torch.arange(n_held, device=positions.device)
+        distance = (positions[..., :, None] - keys).unsqueeze(-3)  # (..., 1, T, S)
+        if config.pos_embd in ("default", "rope"):
+            return Where(rotation, distance >= 0)
+        if config.pos_embd == "alibi":
+            bias = -alibi_slopes(config.n_head, positions.device)[:, None, None] * distance
+        else:  # what lies beyond the table is as far as its last entry
+            table = self.transformer.relative.relative_embeddings
+            bias = table(distance.squeeze(-3).clamp(0, config.block_size - 1)).movedim(-1, -3)
+        return Where(None, bias.float().masked_fill(distance < 0, -math.inf).contiguous())
+
     def _hidden(self, idx, positions, held: list[Held] | None = None):
         """The last layer's output, normalised: (B, T, C) for idx (B, T) at positions (T,) or (B, T)."""
-        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(positions))  # (B, T, C)
+        x = self._embed(idx, positions)
+        where = self._where(positions, held[0].n_held if held else None)
         for layer, block in enumerate(self.transformer.h):
-            x = block(x, held[layer] if held else None)
+            x = block(x, where, held[layer] if held else None)
         return self.transformer.ln_f(x)
 
     def forward(self, idx, targets=None):
         """Logits and mean loss in nats for idx (B, T) int64.
 
         With targets (B, T), of which -1 is ignored: logits (B, T, V) and the loss. Without: logits (B, 1, V) of the
-        last position and None. Raises ValueError for a sequence that is longer than block_size.
+        last position and None. Raises ValueError for a sequence longer than block_size where pos_embd has default.
         """
         T = idx.shape[1]
-        if T > self.config.block_size:
-            raise ValueError(f"a sequence of {T} tokens is longer than block_size={self.config.block_size}, "
-                             f"and pos_embd=default has no positions beyond it: pass at most block_size tokens")
+        self.check_length(T)
         x = self._hidden(idx, torch.arange(T, device=idx.device))
         if targets is None:
             return self.lm_head(x[:, -1:]), None
@@ -234,13 +378,23 @@ class GPT(nn.Module):
         loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1), ignore_index=-1)
         return logits, loss
 
+    def check_length(self, T: int):
+        """Raise ValueError for a sequence of more tokens than there are positions for."""
+        if T > self.config.block_size and self.config.has_wpe:
+            raise ValueError(f"a sequence of {T} tokens is longer than block_size={self.config.block_size}, and pos_embd="
+                             f"{self.config.pos_embd} has no positions beyond it: pass at most block_size tokens")
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.wte.weight.device
+
     # ------------------------------------------------------------------------------------------------------------------
     # size, cost, optimizer
 
     def get_num_params(self, non_embedding: bool = True) -> int:
         """Number of parameters; by default without the position table, as nanoGPT counts (the head is tied to wte)."""
         count = sum(p.numel() for p in self.parameters())
-        return count - self.transformer.wpe.weight.numel() if non_embedding else count
+        return count - self.transformer.wpe.weight.numel() if non_embedding and "wpe" in self.transformer else count
 
     def flops_per_token(self) -> int:
         """FLOPs of forward and backward per token, 6 N + 12 L C T: PaLM, appendix B, arxiv.org/abs/2204.02311."""
@@ -259,9 +413,12 @@ class GPT(nn.Module):
     def crop_block_size(self, block_size: int):
         """Forget the positions from block_size on, so that a pretrained model trains on shorter windows."""
         assert block_size <= self.config.block_size
+        tables = [self.transformer.wpe] if self.config.has_wpe else []
+        tables += self.transformer.relative.values() if self.config.has_relative else []
+        for table in tables:
+            table.num_embeddings = block_size
+            table.weight = nn.Parameter(table.weight[:block_size].detach().clone())
         self.config = replace(self.config, block_size=block_size)
-        self.transformer.wpe.num_embeddings = block_size
-        self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
 
     def set_dropout(self, dropout: float, attn_dropout: float):
         """Give a loaded model the dropout of a new run."""
@@ -306,7 +463,7 @@ class GPT(nn.Module):
         fresh = [len(window) for window in windows]  # how many of these the cache does not hold yet
         cache = KVCache(self, len(rows)) if use_kv_cache else None
         generators = [np.random.Generator(np.random.Philox(key=seed % 2 ** 64 + (i << 64))) for i in range(len(rows))]
-        device, finished = self.lm_head.weight.device, [False] * len(rows)
+        device, finished = self.device, [False] * len(rows)
         for _ in range(max_new_tokens):
             logits = self._next_logits(windows, fresh, cache)[:, :n_ids]  # (B, V)
             uniforms = torch.tensor([generator.random() for generator in generators], dtype=torch.float64)
@@ -326,8 +483,8 @@ class GPT(nn.Module):
         """Logits (B, V) behind each window; with a cache only the newest fresh[i] tokens of window i are encoded."""
         if cache is None:
             return self._logits_behind(windows, [0] * len(windows))
-        logits = torch.empty(len(windows), self.config.vocab_size, device=self.lm_head.weight.device,
-                             dtype=self.lm_head.weight.dtype)
+        logits = torch.empty(len(windows), self.config.vocab_size, device=self.device,
+                             dtype=self.transformer.wte.weight.dtype)
         for many in (False, True):  # rows with one new token go apart from rows that start anew: no padding
             rows = [row for row in range(len(windows)) if (fresh[row] > 1) == many]
             if rows:
@@ -336,14 +493,48 @@ class GPT(nn.Module):
         return logits
 
     def _logits_behind(self, pieces: list[list[int]], starts: list[int], cache: KVCache | None = None, rows=None):
-        """Logits (R, V) behind each piece of tokens; piece i begins at position starts[i]. Shorter ones are padded."""
-        device, T = self.lm_head.weight.device, max(map(len, pieces))
+        """Logits (R, V) behind each piece of tokens; piece i begins at position starts[i]. Shorter ones are padded.
+
+        Without cache all begin at 0.
+        """
+        device, T = self.device, max(map(len, pieces))
         idx = torch.tensor([piece + [0] * (T - len(piece)) for piece in pieces], device=device)  # (R, T)
         last = torch.tensor([len(piece) - 1 for piece in pieces], device=device)
-        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(T, device=device)  # (R, T)
-        n_held = max(start + len(piece) for start, piece in zip(starts, pieces))
-        x = self._hidden(idx, positions, cache.at(rows, positions, n_held) if cache else None)
+        positions, held = torch.arange(T, device=device), None
+        if cache:
+            positions = torch.tensor(starts, device=device)[:, None] + positions  # (R, T)
+            held = cache.at(rows, positions, max(start + len(piece) for start, piece in zip(starts, pieces)))
+        x = self._hidden(idx, positions, held)
         return self.lm_head(x[torch.arange(len(pieces), device=device), last])  # (R, V)
+
+
+class Bigram(GPT):
+    """A baseline: the logits of the next token are a row, by the last token alone, of one V x V table."""
+
+    def __init__(self, config: GPTConfig):
+        nn.Module.__init__(self)
+        self.config = config
+        self.transformer = nn.ModuleDict(dict(wte=nn.Embedding(config.vocab_size, config.vocab_size),
+                                              h=nn.ModuleList()))
+        self.lm_head = nn.Identity()
+        self.apply(self._init_weights)
+
+    def _hidden(self, idx, positions, held=None):
+        return self.transformer.wte(idx)  # (B, T, V)
+
+    def check_length(self, T: int):
+        """Any length will do."""
+
+    def flops_per_token(self) -> int:
+        return 0  # a look-up multiplies nothing
+
+    def crop_block_size(self, block_size: int):
+        self.config = replace(self.config, block_size=block_size)
+
+
+def new_model(config: GPTConfig) -> GPT:
+    """An initialised model of config.model_type."""
+    return Bigram(config) if config.model_type == "bigram" else GPT(config)
 
 
 def window_size(n_tokens: int, block_size: int) -> int:
