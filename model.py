@@ -76,7 +76,7 @@ class GPTConfig:
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: use n_embd={near}")
         if self.pos_embd == "rope" and self.n_embd // self.n_head % 2:
             raise ValueError(f"pos_embd='rope' turns pairs of channels, and n_embd={self.n_embd} with "
-                             f"n_head={self.n_head} gives heads of {self.n_embd // self.n_head}: use an even n_embd / n_head")
+                             f"n_head={self.n_head} gives heads of {self.n_embd // self.n_head}: use an even size")
         for name in ("dropout", "attn_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
@@ -382,7 +382,7 @@ class GPT(nn.Module):
         """Raise ValueError for a sequence of more tokens than there are positions for."""
         if T > self.config.block_size and self.config.has_wpe:
             raise ValueError(f"a sequence of {T} tokens is longer than block_size={self.config.block_size}, and "
-                             f"pos_embd={self.config.pos_embd} has no positions beyond it: pass at most block_size tokens")
+                             f"pos_embd={self.config.pos_embd} has no positions beyond it: pass block_size or fewer")
 
     @property
     def device(self) -> torch.device:
