@@ -15,7 +15,7 @@ from dongpt import runtime
 from dongpt.corpus import Corpus, find_folder, prepare_if_missing
 from dongpt.metrics import peak_flops
 from dongpt.runtime import RuntimeConfig, seed_everything
-from model import GPT, GPTConfig
+from model import GPTConfig, new_model
 
 # What a CPU measures unless told otherwise: nanoGPT's CPU demo. GPT-2 124M would take minutes per iteration.
 CPU_DEFAULTS = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12)
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None):
     vocab_size = cfg.vocab_size or (corpus.model_vocab_size if corpus else GPTConfig.vocab_size)
     seed_everything(cfg.seed)
     settings = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}
-    model = GPT(GPTConfig(**{**settings, "vocab_size": vocab_size})).to(rt.device)
+    model = new_model(GPTConfig(**{**settings, "vocab_size": vocab_size})).to(rt.device)
     optimizer = model.configure_optimizers(0.01, 1e-4, (0.9, 0.95), rt.device_type)
     scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
     if corpus:

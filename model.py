@@ -295,6 +295,7 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     """A decoder-only transformer: logits for the next token at every position."""
+    can_cache = True  # whether a token's keys and values stay what they are when the text grows
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -420,6 +421,17 @@ class GPT(nn.Module):
             table.weight = nn.Parameter(table.weight[:block_size].detach().clone())
         self.config = replace(self.config, block_size=block_size)
 
+    def grow_vocabulary(self, vocab_size: int):
+        """Add rows for new tokens, initialised as all are, to the token embedding and the head."""
+        config = replace(self.config, vocab_size=vocab_size)
+        for module in {self.transformer.wte, self.lm_head}:
+            rows = torch.empty(vocab_size - self.config.vocab_size, self.config.n_embd, device=self.device)
+            module.weight = nn.Parameter(torch.cat([module.weight.detach(), nn.init.normal_(rows, std=0.02)]))
+        self.transformer.wte.num_embeddings = self.lm_head.out_features = vocab_size
+        if config.tie_weights:
+            self.transformer.wte.weight = self.lm_head.weight
+        self.config = config
+
     def set_dropout(self, dropout: float, attn_dropout: float):
         """Give a loaded model the dropout of a new run."""
         self.config = replace(self.config, dropout=dropout, attn_dropout=attn_dropout)
@@ -461,7 +473,7 @@ class GPT(nn.Module):
             seed = int(torch.randint(2 ** 62, ()))
         windows = [row[-window_size(len(row), self.config.block_size):] for row in rows]  # what the model sees
         fresh = [len(window) for window in windows]  # how many of these the cache does not hold yet
-        cache = KVCache(self, len(rows)) if use_kv_cache else None
+        cache = KVCache(self, len(rows)) if use_kv_cache and self.can_cache else None
         generators = [np.random.Generator(np.random.Philox(key=seed % 2 ** 64 + (i << 64))) for i in range(len(rows))]
         device, finished = self.device, [False] * len(rows)
         for _ in range(max_new_tokens):

@@ -27,8 +27,9 @@ from dongpt import checkpoint as checkpoints
 from dongpt import metrics, runtime
 from dongpt.corpus import Corpus, find_folder, prepare_if_missing, same_tokenizer
 from dongpt.evaluation import evaluate
+from dongpt.foreign import config_of
 from dongpt.runtime import Interrupts, RuntimeConfig, print_main, seed_everything
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, new_model
 
 ARCHITECTURE = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout")]
 LONG_RUN = 6 * 3600  # seconds; a run that will take longer says so
@@ -124,15 +125,15 @@ def get_lr(it: int, cfg: TrainConfig) -> float:
 def resumed_config(cfg: TrainConfig, given: dict, checkpoint: dict, path: str) -> TrainConfig:
     """The settings of a resumed run: the given ones, then the checkpoint's, and the checkpoint's architecture."""
     stored = {key: value for key, value in checkpoint.get("config", {}).items() if hasattr(cfg, key)}
-    if "format_version" not in checkpoint:  # nanoGPT wrote what its own machine had
-        stored = {key: value for key, value in stored.items() if key not in ("device", "dtype", "compile", "backend")}
-    stored.update({key: checkpoint["model_args"][key] for key in ARCHITECTURE if key in checkpoint["model_args"]})
+    architecture = config_of(checkpoint["model_args"], path)
+    stored.update({key: getattr(architecture, key) for key in ARCHITECTURE})
     stored["out_dir"] = cfg.out_dir  # where the checkpoint is now; it may have been moved
     if "dataset" in given:
         stored["data_dir"] = ""  # which would go before dataset
     for key in ARCHITECTURE:
-        if given.get(key) is not None and key in stored and getattr(cfg, key) != stored[key]:
-            raise ValueError(f"{key}={given[key]!r} contradicts the checkpoint {path}, which has {stored[key]!r}: "
+        has = getattr(architecture, "legacy", stored[key]) if key == "pos_embd" else stored[key]
+        if given.get(key) is not None and getattr(cfg, key) != has:
+            raise ValueError(f"{key}={given[key]!r} contradicts the checkpoint {path}, which has {has!r}: "
                              f"leave {key} away, or begin a new run in another out_dir")
     return replace(cfg, **{**stored, **given})
 
@@ -149,8 +150,8 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
             raise ValueError(f"vocab_size={vocab_size} is smaller than the {corpus.vocab_size} entries of the "
                              f"vocabulary of {corpus.name}: leave vocab_size away")
         seed_everything(cfg.seed)
-        return GPT(GPTConfig(**{**{f.name: getattr(cfg, f.name) for f in fields(GPTConfig)},
-                                "vocab_size": vocab_size}))
+        return new_model(GPTConfig(**{**{f.name: getattr(cfg, f.name) for f in fields(GPTConfig)},
+                                      "vocab_size": vocab_size}))
     else:
         print_main(f"Initializing from the weights of {cfg.init_from}")
         model, tokenizer, _ = checkpoints.load_anything(cfg.init_from)
@@ -158,6 +159,7 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
             has = getattr(model.config, key)
             wanted = getattr(cfg, key) if given.get(key) is not None else has
             if key == "block_size" and wanted < has:
+                print_main(f"cropping block_size from {has} to {wanted}: what comes later in a window is forgotten")
                 model.crop_block_size(wanted)
             elif wanted != has:
                 raise ValueError(f"{key}={wanted!r} contradicts {cfg.init_from}, which has {has!r}: leave {key} away")
@@ -223,7 +225,12 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
     if resuming:
         run.state = restored_state(checkpoint, cfg)
         run.resumed_at = run.state.iter_num, run.state.evaluated_at
-        checkpoints.restore_optimizer(optimizer, checkpoint, path)
+        if "optimizer" in checkpoint:
+            checkpoints.restore_optimizer(optimizer, checkpoint)
+        lacking = [name for name, key in (("optimizer state", "optimizer"), ("iteration", "iter_num"))
+                   if key not in checkpoint]
+        if lacking:
+            rt.print(f"{path} holds no {' and no '.join(lacking)}: fresh ones are begun")
         if checkpoint.get("scaler"):
             run.scaler.load_state_dict(checkpoint["scaler"])
         if checkpoint.get("data_sha256", corpus.sha256) != corpus.sha256:

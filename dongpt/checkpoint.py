@@ -1,38 +1,41 @@
-"""Checkpoints: owner of ckpt.pt and ckpt_last.pt in an out_dir, and of what comes from Hugging Face.
+"""Checkpoints: owner of ckpt.pt and ckpt_last.pt in an out_dir, and of what a path to a model means.
 
 A checkpoint is one dict of tensors and plain Python values that `torch.load(weights_only=True)` reads: nanoGPT's keys
-(model, optimizer, model_args, iter_num, best_val_loss, config) and ours (format_version, tokenizer, ...).
+(model, optimizer, model_args, iter_num, best_val_loss, config) and ours (format_version, tokenizer, ...). Files of
+other trainers are read as if they had been written so: dongpt/foreign.py.
 
     model, tokenizer = load_model("out/ckpt.pt")        # eval mode, float32, CPU
 """
 import errno
 import os
 import pickle
+import re
 import sys
 import warnings
 import zipfile
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from typing import Callable
 
 import torch
 
 import dongpt.tokenizers
-from dongpt.corpus import find_folder, read_meta
+from dongpt import foreign, hugging_face
+from dongpt.foreign import FORMAT_VERSION, clean_names
 from dongpt.runtime import DTYPES, print_main
 from model import GPT, GPTConfig
 
-FORMAT_VERSION = 1
 BEST, LAST = "ckpt.pt", "ckpt_last.pt"
 NANOGPT_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
-GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # files
 
 
-def save(checkpoint: dict, path: str):
+def save(checkpoint: dict, path: str, check: Callable[[str], None] | None = None):
     """Write checkpoint to path, which at every moment holds either the old file whole or the new one.
 
-    Raises ValueError, and leaves the old file, when it cannot be written.
+    check is called with the path of the written file before it gets its name. Raises ValueError, and leaves the old
+    file, when it cannot be written; what check raises leaves it too.
     """
     temporary = path + ".part"
     try:
@@ -40,6 +43,8 @@ def save(checkpoint: dict, path: str):
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
+        if check:
+            check(temporary)
         os.replace(temporary, path)
         if os.name == "posix":  # the new name itself lasts only once the folder is written
             _sync_folder(os.path.dirname(os.path.abspath(path)))
@@ -50,6 +55,9 @@ def save(checkpoint: dict, path: str):
             os.remove(temporary)
         raise ValueError(f"{path} could not be written ({error}): free space there; "
                          f"the file that was there before is as it was") from error
+    except ValueError:  # check's
+        os.remove(temporary)
+        raise
 
 
 def _sync_folder(folder: str):
@@ -73,33 +81,42 @@ def is_valid(path: str) -> bool:
         return False
 
 
-def load(path: str, mmap: bool = False) -> dict:
-    """The checkpoint at path, its tensors on the CPU (with mmap read only when they are used).
+def load(path: str, mmap: bool = False, **given) -> dict:
+    """The checkpoint at path in the current layout, its tensors on the CPU (with mmap read only when they are used).
 
-    Raises ValueError for a file that is missing, damaged, no checkpoint, or that asks to run code.
+    given are hyper-parameters that files of other trainers may lack. Raises ValueError for a file that is missing,
+    damaged, of a layout that is not known, or that asks to run code.
     """
+    content = _read(path, mmap)
+    checkpoint = foreign.upgrade(content, path, **given)
+    if "format_version" not in content:
+        checkpoint.setdefault("tokenizer", foreign.find_tokenizer(checkpoint, path))
+    return checkpoint
+
+
+def _read(path: str, mmap: bool):
+    """What the file at path holds: tensors and plain values."""
     if not os.path.isfile(path):
         raise ValueError(f"there is no checkpoint {path}: give the path of one, or train with --out_dir first")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch speaks of pickle protocols before it refuses
             is_zip = zipfile.is_zipfile(path)
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
             if is_zip and not mmap and (broken := zipfile.ZipFile(path).testzip()):  # torch checks no checksums
                 raise RuntimeError(f"{broken} is damaged")
     except pickle.UnpicklingError as error:
         if "unsupported" in str(error).lower():  # a name or an instruction that is not on torch's list of harmless ones
-            raise ValueError(f"{path} is refused, and was not run: it holds more than tensors and plain values, "
-                             f"and loading that could run any code; save its state dict instead") from error
+            wants = re.search(r"GLOBAL (\S+)", str(error))
+            raise ValueError(
+                f"{path} is refused, and was not run: it holds more than tensors and plain values"
+                f"{f' ({wants[1]})' if wants else ''}, and loading that could run any code; save model.state_dict() "
+                f"where it was made, or train anew if its vocabulary was not kept (a whole pickled model has none)"
+            ) from error
         raise ValueError(f"{path} is damaged: use an older checkpoint") from error
     except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(f"{path} is truncated or damaged: use an older checkpoint") from error
-    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("model"), dict)
-            and isinstance(checkpoint.get("model_args"), dict)):
-        raise ValueError(f"{path} is not a checkpoint of donGPT or nanoGPT: it has no model and model_args")
-    if checkpoint.get("format_version", 0) not in range(FORMAT_VERSION + 1):
-        raise ValueError(f"{path} was written by a newer donGPT: update yours")
-    return checkpoint
+    return content
 
 
 def load_valid(out_dir: str, names: tuple[str, ...] = (LAST, BEST), newest: bool = True) -> tuple[dict, str]:
@@ -153,10 +170,8 @@ def set_aside(out_dir: str, more_names: list[str]) -> str:
     return old
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, path: str):
+def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict):
     """Give optimizer the moments stored in checkpoint; its settings stay those of this run."""
-    if "optimizer" not in checkpoint:
-        raise ValueError(f"{path} has no optimizer state to resume from: use --init_from={path} for its weights alone")
     stored = checkpoint["optimizer"]
     for old, new in zip(stored["param_groups"], optimizer.param_groups):
         old.update({key: value for key, value in new.items() if key != "params"})
@@ -170,36 +185,28 @@ def model_args(config: GPTConfig) -> dict:
     """
     default = GPTConfig()
     return {name: value for name, value in asdict(config).items() if name in NANOGPT_ARGS
-            or (name != "attn_dropout" and value != getattr(default, name))}
+            or (name != "attn_dropout" and value != getattr(default, name, None))}
 
 
-def clean_names(state_dict: dict) -> dict:
-    """state_dict without the prefixes that torch.compile and DDP add and without old nanoGPT's mask buffers."""
-    clean = {}
-    for name, tensor in state_dict.items():
-        while name.startswith(("module.", "_orig_mod.")):
-            name = name.partition(".")[2]
-        if not name.endswith((".attn.bias", ".attn.masked_bias")):
-            clean[name] = tensor
-    return clean
-
-
-def build(checkpoint: dict, path: str, **overrides) -> GPT:
+def build(checkpoint: dict, path: str) -> GPT:
     """The model of a checkpoint, float32 on the CPU. Raises ValueError where weights and model_args disagree."""
-    known = {field.name for field in fields(GPTConfig)}
-    args = {**overrides, **checkpoint["model_args"]}
-    if unknown := sorted(args.keys() - known):
-        raise ValueError(f"{path} has model_args that this donGPT does not know: {', '.join(unknown)}")
-    try:
-        model = GPT(GPTConfig(**args))
-    except (TypeError, AssertionError) as error:
-        raise ValueError(f"{path} has model_args that make no model ({error}): {args}") from error
-    try:
-        model.load_state_dict(clean_names(checkpoint["model"]))
-    except RuntimeError as error:
-        raise ValueError(f"{path}: its weights do not fit its model_args "
-                         f"({' '.join(str(error).split())[:300]})") from error
+    model = foreign.make(foreign.config_of(checkpoint["model_args"], path))
+    fill(model, clean_names(checkpoint["model"]), path)
     return model
+
+
+def fill(model: GPT, weights: dict, path: str):
+    """Give model weights, of the file at path. Raises ValueError that lists every name and shape that does not fit."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    problems = [f"{kind}: {', '.join(names)}" for kind, names in (
+        ("missing", [name for name in wanted if name not in found]),
+        ("unexpected", [name for name in found if name not in wanted]),
+        ("of another shape", [f"{name} is {found[name]} in the file and {wanted[name]} by the hyper-parameters"
+                              for name in wanted if name in found and found[name] != wanted[name]])) if names]
+    if problems:
+        raise ValueError(f"{path}: its weights do not fit its hyper-parameters; {'; '.join(problems)}")
+    model.load_state_dict(weights)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -209,67 +216,22 @@ def build(checkpoint: dict, path: str, **overrides) -> GPT:
 def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_args):
     """(model in eval mode, tokenizer or None) of a checkpoint file, an out_dir, a Hugging Face folder or gpt2*.
 
-    model_args are added where the file lacks them. Raises ValueError for what cannot be loaded.
+    The file may be any that dongpt/foreign.py knows; model_args (n_head=4) say what it lacks. Raises ValueError for
+    what cannot be loaded.
     """
     model, description, _ = load_anything(path, **model_args)
     tokenizer = dongpt.tokenizers.from_dict(description) if description else None
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), tokenizer
 
 
-def load_anything(path: str, **overrides) -> tuple[GPT, dict | None, dict]:
+def load_anything(path: str, **given) -> tuple[GPT, dict | None, dict]:
     """(model, tokenizer as a plain dict or None, checkpoint without its tensors) of what load_model takes."""
-    if path in GPT2_NAMES or os.path.exists(os.path.join(path, "config.json")):
-        model = from_hugging_face(path)
-        return model, {"kind": "gpt2"} if model.config.vocab_size == 50257 else None, {}
-    checkpoint, path = load_valid(path, (BEST, LAST), newest=False) if os.path.isdir(path) else (load(path), path)
-    model = build(checkpoint, path, **overrides)
+    if hugging_face.is_one(path):
+        return *hugging_face.load(path), {}
+    if os.path.isdir(path):
+        checkpoint, path = load_valid(path, (BEST, LAST), newest=False)
+    else:
+        checkpoint = load(path, **given)
+    model = build(checkpoint, path)
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
-    return model, checkpoint.get("tokenizer") or foreign_tokenizer(checkpoint, path), rest
-
-
-def foreign_tokenizer(checkpoint: dict, path: str) -> dict | None:
-    """The tokenizer of nanoGPT's checkpoint, which is not in the file: of a meta file beside it or with its data.
-
-    As nanoGPT does, GPT-2's is assumed where there is none and the size of the vocabulary is GPT-2's; else None.
-    """
-    vocab_size, config = checkpoint["model_args"].get("vocab_size"), checkpoint.get("config", {})
-    folders = [os.path.dirname(os.path.abspath(path))]
-    if config.get("dataset") or config.get("data_dir"):
-        folders.append(find_folder(config.get("dataset", ""), config.get("data_dir", "")))
-    for meta in map(read_meta, folders):
-        if meta.get("vocab_size") == vocab_size:
-            return meta["tokenizer"]
-    return {"kind": "gpt2"} if vocab_size in (50257, 50304) else None
-
-
-def from_hugging_face(name: str) -> GPT:
-    """GPT with the weights of a Hugging Face GPT-2: one of GPT2_NAMES, which are downloaded, or a folder."""
-    from transformers import GPT2LMHeadModel
-    from transformers.utils import logging
-    logging.disable_progress_bar()
-    try:
-        theirs = GPT2LMHeadModel.from_pretrained(name)
-    except Exception as error:  # the hub's client, the network and the file formats each have errors of their own
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"the Hugging Face model {name!r} could not be loaded ({reason}): connect to a network, "
-                         f"or give a folder that holds config.json and model.safetensors") from error
-    config = theirs.config
-    activations = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-    if config.activation_function not in activations:
-        raise ValueError(f"{name}: activation {config.activation_function!r} is not one of {', '.join(activations)}")
-    ours = dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, layer_norm_epsilon=1e-5,
-                add_cross_attention=False, n_inner=None)
-    if config.n_inner == 4 * config.n_embd:
-        config.n_inner = None
-    if other := [f"{key}={getattr(config, key)}" for key, value in ours.items() if getattr(config, key) != value]:
-        raise ValueError(f"{name} is not GPT-2's architecture ({', '.join(other)}): it cannot be loaded")
-    model = GPT(GPTConfig(
-        block_size=config.n_positions, vocab_size=config.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
-        n_embd=config.n_embd, bias=True, activation=activations[config.activation_function],
-        tie_weights=config.tie_word_embeddings))
-    weights = clean_names(theirs.state_dict())
-    for key in weights:  # their Conv1D keeps its weight the other way round; c_proj is square, so no shape would tell
-        if key.endswith(("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")):
-            weights[key] = weights[key].t()
-    model.load_state_dict(weights)
-    return model
+    return model, checkpoint.get("tokenizer"), rest

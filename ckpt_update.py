@@ -1,0 +1,187 @@
+"""Rewrites a checkpoint of another trainer, or of an older age, in the current format; to and from Hugging Face's.
+
+    python ckpt_update.py ckpt_original.pt ckpt.pt                             # nanoGPT, EDS, donGPT
+    python ckpt_update.py gpt_model_small.pth.tar ckpt.pt --size=small         # nanoGPT+, which does not say n_head
+    python ckpt_update.py ckpt_original.pt ckpt.pt --pos_embd=default+relative # adds a table of distances, all zero
+    python ckpt_update.py ckpt.pt FOLDER --to=hf                               # for transformers
+    python ckpt_update.py FOLDER ckpt.pt                                       # and back
+
+The old file stays as it is. The new one gets its name only after it has given the same logits as the old one.
+"""
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+import configurator
+from dongpt import checkpoint as checkpoints
+from dongpt import foreign, hugging_face, runtime
+from dongpt.foreign import NANOGPT_PLUS_SIZES, RELATIVE
+from model import GPT
+
+CONVERTED = "converted_from"  # a key of what this program wrote, which it may write again
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    n_head: int | None = None  # attention heads, where the file does not say
+    size: Literal[None, "small", "medium", "large"] = None  # of a nanoGPT+ model: its n_head, and its shapes checked
+    pos_embd: Literal[None, "default+relative", "relative"] = None  # add a table of distances to a default model
+    to: Literal["dongpt", "hf"] = "dongpt"  # hf: a folder that transformers opens
+
+
+def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
+    """checkpoint, of any known layout, in the current format and for model's architecture; it is left as it is.
+
+    A table of distances that model has and the checkpoint lacks is added, all zero. The optimizer's states stay with
+    their parameters. Raises ValueError where the weights do not fit model.
+    """
+    lacks = {} if isinstance(checkpoint.get("model_args"), dict) else {"n_head": model.config.n_head}
+    old = foreign.upgrade(checkpoint, "the checkpoint", **lacks)
+    weights = checkpoints.clean_names(old["model"])
+    new = {**old, "model": weights, "model_args": checkpoints.model_args(model.config)}
+    table = model.state_dict().get(RELATIVE)
+    if table is not None and RELATIVE not in weights:
+        print(f"Adding {RELATIVE} to checkpoint.")
+        weights[RELATIVE] = torch.zeros(table.shape)
+    checkpoints.fill(foreign.make(model.config), weights, "the checkpoint")
+    if "optimizer" in old:
+        groups = foreign.parameter_groups(foreign.config_of(old["model_args"], "the checkpoint"))
+        new["optimizer"] = foreign.renumber(old["optimizer"], groups, foreign.parameter_groups(model.config))
+    return new
+
+
+def fixed_batch(model: GPT) -> torch.Tensor:
+    """A batch of ids that a model reads, (2, T), the same each time."""
+    config = model.config
+    return torch.randint(config.vocab_size, (2, min(config.block_size, 64)), generator=torch.Generator().manual_seed(0))
+
+
+def logits_of(model: GPT) -> torch.Tensor:
+    """What a model makes of its fixed_batch, (2, T, V)."""
+    idx = fixed_batch(model)
+    with torch.no_grad():
+        return model.eval()(idx, idx)[0]
+
+
+def check_same(old: torch.Tensor, new: torch.Tensor, tolerance: float, path: str):
+    """Raise ValueError unless two models gave the same logits."""
+    difference = (old - new).abs().max().item()
+    if not difference <= tolerance:
+        raise ValueError(f"{path} was not written: its logits would differ by {difference:.2g} from the old ones")
+
+
+def convert(old: str, new: str, cfg: UpdateConfig):
+    """Write what old holds to the checkpoint new."""
+    given = {**({"n_head": cfg.n_head} if cfg.n_head is not None else {}), **NANOGPT_PLUS_SIZES.get(cfg.size, {})}
+    if hugging_face.is_one(old):
+        model, tokenizer = hugging_face.load(old)
+        checkpoint = {"model": model.state_dict(), "model_args": checkpoints.model_args(model.config),
+                      "tokenizer": tokenizer, "format_version": checkpoints.FORMAT_VERSION}
+    else:
+        checkpoint = checkpoints.load(old, **given)
+        model = checkpoints.build(checkpoint, old)
+    logits = logits_of(model)
+    if cfg.to == "hf":
+        write_folder(model, checkpoint.get("tokenizer"), new, logits)
+        return
+    if cfg.pos_embd:
+        if model.config.model_type != "gpt" or not model.config.has_wpe:
+            kind = checkpoint["model_args"].get("legacy") or model.config.pos_embd
+            raise ValueError(f"--pos_embd={cfg.pos_embd} adds to pos_embd=default, and {old} has "
+                             f"{kind if model.config.model_type == 'gpt' else 'a bigram'}: leave it away")
+        model = foreign.make(replace(model.config, pos_embd="default+relative"))
+    lacking = [name for name, key in (("optimizer state", "optimizer"), ("iteration", "iter_num"),
+                                      ("tokenizer", "tokenizer")) if not checkpoint.get(key)]
+    checkpoint = {**update_checkpoint(checkpoint, model), CONVERTED: os.path.basename(os.path.abspath(old))}
+    checkpoints.save(checkpoint, new, check=lambda written: check_same(
+        logits, logits_of(checkpoints.build(checkpoints.load(written), written)), 1e-5, new))
+    print(f"wrote {new}: {describe(model)}, the same logits as {old}"
+          + (f"; it has no {', no '.join(lacking)}" if lacking else ""))
+    if {"optimizer state", "iteration"} & set(lacking):
+        print("a run that resumes from it starts those afresh")
+
+
+def write_folder(model: GPT, tokenizer: dict | None, folder: str, logits: torch.Tensor):
+    """Write model to a folder in Hugging Face's format, which gets its name last."""
+    parent = os.path.dirname(os.path.abspath(folder))
+    temporary = tempfile.mkdtemp(prefix=".ckpt_update-", dir=parent)
+    try:
+        hugging_face.save(model, tokenizer, temporary)
+        check_same(logits, hugging_face.logits_of(temporary, fixed_batch(model)), 1e-4, folder)
+        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's is for its owner alone
+        if os.path.isdir(folder):
+            shutil.rmtree(folder)  # empty, or written by this program: see check_new
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"wrote {folder}: {describe(model)}, the same logits" + ("" if tokenizer else "; it has no tokenizer"))
+
+
+def _umask() -> int:
+    """The rights that new files do not get here."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def describe(model: GPT) -> str:
+    """What a model is, in a few words."""
+    config = model.config
+    if config.model_type != "gpt":
+        return f"{config.model_type}, {model.get_num_params():,} parameters"
+    return (f"{config.n_layer} layers, {config.n_head} heads, n_embd {config.n_embd}, block_size {config.block_size}, "
+            f"positions: {getattr(config, 'legacy', config.pos_embd)}")
+
+
+def check_new(old: str, new: str, to: str):
+    """Raise ValueError if writing to new could destroy something that this program did not write."""
+    parent = os.path.dirname(os.path.abspath(new))
+    if not os.path.isdir(parent):
+        raise ValueError(f"there is no folder {parent} to write {os.path.basename(new)} to: make it first")
+    if not os.path.lexists(new):
+        return
+    inside = [os.path.join(old, name) for name in (checkpoints.BEST, checkpoints.LAST)] if os.path.isdir(old) else []
+    if any(os.path.exists(path) and os.path.samefile(path, new) for path in (old, *inside) if os.path.exists(new)):
+        raise ValueError(f"{new} is the file to be rewritten, and this program never writes in place: "
+                         f"give another name for the new one")
+    if to == "hf":
+        is_ours = os.path.isdir(new) and not os.path.islink(new) and (
+            not os.listdir(new) or hugging_face.was_written_by_us(new))
+    else:
+        is_ours = os.path.isfile(new) and _is_converted(new)
+    if not is_ours:
+        raise ValueError(f"{new} exists, and this program did not write it: give another name, or move it away first")
+
+
+def _is_converted(path: str) -> bool:
+    """Whether this program wrote the checkpoint at path."""
+    try:
+        return CONVERTED in checkpoints.load(path, mmap=True)
+    except ValueError:
+        return False
+
+
+def main(argv: list[str] | None = None):
+    argv = sys.argv[1:] if argv is None else argv
+    paths = [arg for arg in argv if not arg.startswith("-")]
+    cfg, _ = configurator.load(UpdateConfig, [arg for arg in argv if arg.startswith("-")])
+    if len(paths) != 2:
+        raise ValueError(f"two paths are needed, the old file and the new one, and there are {len(paths)}: "
+                         f"python ckpt_update.py OLD NEW")
+    if cfg.size and cfg.n_head not in (None, NANOGPT_PLUS_SIZES[cfg.size]["n_head"]):
+        raise ValueError(f"--size={cfg.size} means n_head={NANOGPT_PLUS_SIZES[cfg.size]['n_head']}, "
+                         f"and --n_head={cfg.n_head} is given: leave one away")
+    if cfg.to == "hf" and cfg.pos_embd:
+        raise ValueError(f"GPT-2's architecture has no pos_embd={cfg.pos_embd}: leave --pos_embd or --to=hf away")
+    old, new = paths
+    check_new(old, new, cfg.to)
+    convert(old, new, cfg)
+
+
+if __name__ == "__main__":
+    runtime.run_program(main)

@@ -1,0 +1,292 @@
+"""Checkpoints in the layouts of other trainers, rewritten in memory in ours.
+
+Known are nanoGPT's (of all ages), EDS's (nanoGPT's with a pos_embd, three generations), nanoGPT+'s (a bare state dict
+without hyper-parameters, GPT or bigram) and bare state dicts with nanoGPT's names. What is recognised is the layout,
+by its keys and shapes, never the name of the file.
+"""
+import glob
+import os
+import pickle
+import re
+import sys
+from dataclasses import asdict, fields
+
+import torch
+
+from dongpt.corpus import find_folder, read_meta
+from dongpt.legacy import MODELS, LegacyConfig
+from dongpt.runtime import print_main
+from model import GPT, GPTConfig, new_model
+
+FORMAT_VERSION = 1
+RELATIVE = "transformer.relative.relative_embeddings.weight"
+MACHINE = ("device", "dtype", "compile", "backend")  # settings that say what an old run's machine had
+KNOWN = ("donGPT's and nanoGPT's (model, model_args), EDS's (the same with pos_embd), nanoGPT+'s "
+         "(token_embedding_table.weight, transformer_blocks.N...), and state dicts with nanoGPT's names "
+         "(transformer.wte.weight, ...)")
+NANOGPT_PLUS_SIZES = {
+    "small": dict(n_layer=4, n_head=4, n_embd=128, block_size=64),
+    "medium": dict(n_layer=6, n_head=6, n_embd=384, block_size=256),
+    "large": dict(n_layer=12, n_head=12, n_embd=516, block_size=384),
+}
+NANOGPT_PLUS_NAMES = (  # its names for GPT-2's, in the order in which they are replaced
+    ("token_embedding_table.", "transformer.wte."), ("positional_embedding_table.", "transformer.wpe."),
+    ("transformer_blocks.", "transformer.h."), (".self_attention.causal_self_attention.", ".attn.c_attn."),
+    (".self_attention.projection.", ".attn.c_proj."), (".feed_forward.c_fc.", ".mlp.c_fc."),
+    (".feed_forward.projection.", ".mlp.c_proj."), (".layer_norm_1.", ".ln_1."), (".layer_norm_2.", ".ln_2."),
+    ("layer_norm_final.", "transformer.ln_f."), ("language_model_head.", "lm_head."))
+
+
+def upgrade(checkpoint: dict, path: str, **given) -> dict:
+    """checkpoint, of any known layout, in the current one; given are hyper-parameters that the file may lack.
+
+    A checkpoint that was already of the current format is returned as it is. Raises ValueError for a layout that is
+    not known, for a given hyper-parameter that contradicts the file, and for one that is missing.
+    """
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}; known are {KNOWN}")
+    if isinstance(checkpoint.get("model"), dict) and isinstance(checkpoint.get("model_args"), dict):
+        if "format_version" not in checkpoint:
+            checkpoint = _from_nanogpt(checkpoint, path)
+        elif checkpoint["format_version"] not in range(FORMAT_VERSION + 1):
+            raise ValueError(f"{path} was written by a newer donGPT: update yours")
+    else:
+        checkpoint = _from_state_dict(checkpoint, path, given)
+    args = checkpoint["model_args"]
+    has = asdict(config_of(args, path)) if "format_version" in checkpoint else args  # ours lacks nothing
+    if wrong := [key for key, value in given.items() if has.get(key, value) != value]:
+        raise ValueError("; ".join(f"{key}={given[key]!r} contradicts {path}, which has {has[key]!r}" for key in wrong)
+                         + f": leave {', '.join(wrong)} away")
+    return {**checkpoint, "model_args": {**given, **args}, "format_version": FORMAT_VERSION}
+
+
+def clean_names(state_dict: dict) -> dict:
+    """state_dict without the prefixes that torch.compile and DDP add and without old nanoGPT's mask buffers."""
+    clean = {}
+    for name, tensor in state_dict.items():
+        while name.startswith(("module.", "_orig_mod.")):
+            name = name.partition(".")[2]
+        if not name.endswith((".attn.bias", ".attn.masked_bias")):
+            clean[name] = tensor
+    return clean
+
+
+def config_of(model_args: dict, path: str) -> GPTConfig:
+    """The architecture that a checkpoint's model_args describe. Raises ValueError where they describe none."""
+    kind = LegacyConfig if "legacy" in model_args else GPTConfig
+    if unknown := sorted(model_args.keys() - {field.name for field in fields(kind)}):
+        raise ValueError(f"{path} has model_args that this donGPT does not know: {', '.join(unknown)}")
+    try:
+        config = kind(**model_args)
+        if kind is LegacyConfig and config.legacy not in MODELS:
+            raise ValueError(f"legacy={config.legacy!r} is not one of {', '.join(MODELS)}")
+        if config.vocab_size is None:
+            raise ValueError("vocab_size is missing")
+        return config
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} has model_args that make no model ({error}): {model_args}") from error
+
+
+def make(config: GPTConfig) -> GPT:
+    """A model of config, old mathematics included."""
+    return MODELS[config.legacy](config) if isinstance(config, LegacyConfig) else new_model(config)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# nanoGPT and EDS
+
+
+def _from_nanogpt(checkpoint: dict, path: str) -> dict:
+    """nanoGPT's or EDS's checkpoint in our layout. EDS's is known by its pos_embd or its table of distances."""
+    old = clean_names(checkpoint["model"])
+    args, weights = dict(checkpoint["model_args"]), dict(old)
+    scheme = args.pop("pos_embd", "default")
+    if scheme not in ("default", "rope", "relative"):
+        raise ValueError(f"{path} has pos_embd={scheme!r} and no format_version: EDS, whose layout that is, knows "
+                         f"default, rope and relative")
+    if scheme != "relative":
+        weights.pop(RELATIVE, None)  # there, but without effect
+    if scheme != "default":
+        args["legacy"] = f"eds-{scheme}"
+        weights.pop("transformer.wpe.weight", None)  # the same
+    _settle_head(weights, args)
+    new = {**checkpoint, "model": weights, "model_args": args}
+    if isinstance(new.get("config"), dict):
+        new["config"] = {key: value for key, value in new["config"].items() if key not in (*MACHINE, "pos_embd")}
+    if "optimizer" in new:
+        groups = _matching_groups(new["optimizer"], old, tied="tie_weights" not in args)
+        if groups is None:
+            print_main(f"{path}: its optimizer state does not belong to its parameters, and is left away",
+                       file=sys.stderr)
+            del new["optimizer"]
+        else:
+            new["optimizer"] = renumber(new["optimizer"], groups, parameter_groups(config_of(args, path)))
+    return new
+
+
+def _settle_head(weights: dict, args: dict):
+    """Add the head where a tied file leaves it out; note where the two matrices of a file differ."""
+    table, head = weights.get("transformer.wte.weight"), weights.get("lm_head.weight")
+    if head is None:
+        weights.update({"lm_head.weight": table} if table is not None else {})
+    elif table is not None and head.data_ptr() != table.data_ptr() and not torch.equal(head, table):
+        args["tie_weights"] = False  # nanoGPT before it tied them
+
+
+def parameter_groups(config: GPTConfig) -> list[list[str]]:
+    """The names of a model's parameters in the order in which its AdamW numbers them, by group."""
+    with torch.device("meta"):  # names and shapes alone
+        parameters = list(make(config).named_parameters())
+    return [[name for name, p in parameters if p.dim() >= 2], [name for name, p in parameters if p.dim() < 2]]
+
+
+def _matching_groups(optimizer: dict, weights: dict, tied: bool) -> list[list[str]] | None:
+    """The names of the parameters in an old optimizer's groups: of the orders in use, the one that its states fit."""
+    names = [name for name in weights if not (tied and name == "lm_head.weight")]
+    matrices = [name for name in names if weights[name].dim() >= 2]
+    vectors = [name for name in names if weights[name].dim() < 2]
+    linear = sorted(name for name in matrices if name not in (
+        "transformer.wte.weight", "transformer.wpe.weight", RELATIVE))
+    candidates = [
+        [matrices, vectors],
+        [[name for name in matrices if name != RELATIVE], vectors],  # EDS, its table added to an older file
+        [linear, sorted(set(names) - set(linear))],  # nanoGPT in its first weeks: embeddings do not decay
+    ]
+    for groups in candidates:
+        if _states_fit(optimizer, groups, weights):
+            return groups
+    return None
+
+
+def _states_fit(optimizer: dict, groups: list[list[str]], weights: dict) -> bool:
+    """Whether an optimizer's states have the shapes of the parameters that groups name."""
+    numbers = [group["params"] for group in optimizer.get("param_groups", [])]
+    if list(map(len, numbers)) != list(map(len, groups)):
+        return False
+    return all(tensor.shape == weights[name].shape
+               for group, names in zip(numbers, groups) for number, name in zip(group, names)
+               for tensor in optimizer["state"].get(number, {}).values() if torch.is_tensor(tensor) and tensor.dim())
+
+
+def renumber(optimizer: dict, old: list[list[str]], new: list[list[str]]) -> dict:
+    """optimizer, whose groups hold the parameters old, for groups that hold new: each state stays with its name."""
+    state = {}
+    for group, names in zip(optimizer["param_groups"], old):
+        state.update({name: optimizer["state"][number] for number, name in zip(group["params"], names)
+                      if number in optimizer["state"]})
+    numbers = {name: number for number, name in enumerate(sum(new, []))}
+    groups = [{**group, "params": [numbers[name] for name in names]}
+              for group, names in zip(optimizer["param_groups"], new)]
+    return {"state": {numbers[name]: value for name, value in state.items() if name in numbers}, "param_groups": groups}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# bare state dicts
+
+
+def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
+    """A state dict with nanoGPT+'s or nanoGPT's names in our layout; hyper-parameters by the shapes and as given."""
+    weights = clean_names(checkpoint)
+    if not weights or not all(torch.is_tensor(tensor) for tensor in weights.values()):
+        weights = {}
+    args = {}
+    if "token_embedding_table.weight" in weights and (
+            len(weights) == 1 or any(name.startswith("transformer_blocks.") for name in weights)):
+        if any(".lora_" in name for name in weights):
+            print_main(f"{path}: its LoRA matrices are left away, since nanoGPT+ saved its weights with them added",
+                       file=sys.stderr)
+        weights = {_our_name(name): tensor for name, tensor in weights.items()
+                   if not name.endswith(".tril") and ".lora_" not in name}
+        args["activation"] = "gelu_tanh"
+    if "transformer.wte.weight" not in weights:
+        found = sorted({re.sub(r"\d+", "N", str(key)) for key in checkpoint})
+        raise ValueError(f"{path} has a layout that is not known: it holds {', '.join(found) or 'nothing'}; "
+                         f"known are {KNOWN}")
+    table = weights["transformer.wte.weight"]
+    if len(weights) == 1:
+        if table.shape[0] != table.shape[1]:
+            raise ValueError(f"{path} holds one table of shape {tuple(table.shape)}: a bigram's is square")
+        return {"model": weights, "model_args": {"model_type": "bigram", "vocab_size": len(table), **given}}
+    if weights.get("transformer.h.0.attn.c_attn.weight", table).shape == (table.shape[1], 3 * table.shape[1]):
+        raise ValueError(f"{path} holds Hugging Face's weights: give the folder that it is in, with its config.json")
+    if "n_head" not in given:
+        raise ValueError(f"{path} does not say how many attention heads it has: convert it with python ckpt_update.py "
+                         f"{path} NEW.pt --n_head=N (or --size=small|medium|large), or give n_head=N to load_model")
+    args.update(
+        vocab_size=table.shape[0], n_embd=table.shape[1], dropout=0.0,
+        n_layer=1 + max((int(name.split(".")[2]) for name in weights if name.startswith("transformer.h.")), default=0),
+        block_size=len(weights.get("transformer.wpe.weight", ())), bias=any(name.endswith(".bias") for name in weights))
+    args.update(given)  # where they contradict the shapes, building the model says so
+    _settle_head(weights, args)
+    return {"model": weights, "model_args": args}
+
+
+def _our_name(name: str) -> str:
+    """nanoGPT+'s name of a parameter as nanoGPT has it."""
+    for theirs, ours in NANOGPT_PLUS_NAMES:
+        name = name.replace(theirs, ours)
+    return name
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# tokenizers, which these files do not hold
+
+
+def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
+    """The tokenizer of an upgraded checkpoint without one: of a meta file beside it or with its data, or nanoGPT+'s.
+
+    As nanoGPT does, GPT-2's is assumed where there is none and the size of the vocabulary is GPT-2's; else None.
+    """
+    vocab_size, config = checkpoint["model_args"].get("vocab_size"), checkpoint.get("config", {})
+    beside = os.path.dirname(os.path.abspath(path))
+    folders = [beside]
+    if config.get("dataset") or config.get("data_dir"):
+        folders.append(find_folder(config.get("dataset", ""), config.get("data_dir", "")))
+    for meta in map(read_meta, folders):
+        if meta.get("vocab_size") == vocab_size:
+            return meta["tokenizer"]
+    if "iter_num" not in checkpoint and (characters := _nanogpt_plus_characters(path, vocab_size)):
+        return {"kind": "char", "characters": characters}
+    return {"kind": "gpt2"} if vocab_size in (50257, 50304) else None
+
+
+def _nanogpt_plus_characters(path: str, vocab_size: int) -> str:
+    """The characters of nanoGPT+'s pickled tokenizer beside a checkpoint or in tokenizers/ there; '' if none fits.
+
+    The one that its naming gives to this checkpoint, else the only vocabulary of the right size.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    own = "tokenizer_" + name.partition(".")[0].replace("_model", "") + ".pkl"  # gpt_model_small -> tokenizer_gpt_small
+    found = {}
+    for place in (folder, os.path.join(folder, "tokenizers")):
+        for file in sorted(glob.glob(os.path.join(glob.escape(place), "tokenizer*.pkl"))):
+            characters = read_nanogpt_plus_tokenizer(file)
+            if len(characters) == vocab_size:
+                found.setdefault(os.path.basename(file), characters)
+    if own in found or len(set(found.values())) == 1:
+        return found.get(own) or next(iter(found.values()))
+    return ""
+
+
+class _CharTokenizer:
+    """Stands for nanoGPT+'s class; its attributes are filled by the pickle."""
+
+
+class _TokenizerUnpickler(pickle.Unpickler):
+    """Reads plain values and nanoGPT+'s tokenizer; whatever else a pickle asks for is refused, and not run."""
+
+    def find_class(self, module, name):
+        if (module, name) == ("src.data.tokenizer", "CharTokenizer"):
+            return _CharTokenizer
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def read_nanogpt_plus_tokenizer(path: str) -> str:
+    """The characters of a pickled tokenizer of nanoGPT+, by id. Raises ValueError for anything else in the file."""
+    try:
+        with open(path, "rb") as file:
+            itos = vars(_TokenizerUnpickler(file).load())["itos"]
+        return "".join([itos[i] for i in range(len(itos))])
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise ValueError(f"{path} is not a plain tokenizer of nanoGPT+ ({error}): it was not run; "
+                         f"move it away from the checkpoint") from error

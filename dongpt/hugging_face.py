@@ -1,0 +1,201 @@
+"""GPT-2 in Hugging Face's format: a folder with config.json and model.safetensors, or one of OpenAI's by its name.
+
+    model, tokenizer = load("gpt2")          # tokenizer as a plain dict, or None
+    save(model, tokenizer, "folder")         # what transformers opens as GPT2LMHeadModel
+"""
+import json
+import os
+
+import torch
+
+from dongpt.tokenizers import from_dict
+from model import GPT, GPTConfig
+
+GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+OURS = "dongpt.json"  # in a folder that save wrote: the tokenizer as a plain dict
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+# Their Conv1D keeps its weight the other way round than Linear. c_proj is square: no shape would tell.
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+GPT2_IDS = {"!": 0, "\u0120the": 262, "\u0120gazed": 50255, "<|endoftext|>": 50256}  # by these its vocabulary is known
+
+
+def is_one(path: str) -> bool:
+    """Whether path names OpenAI's weights or is a folder in this format."""
+    return path in GPT2_NAMES or os.path.exists(os.path.join(path, "config.json"))
+
+
+def load(name: str) -> tuple[GPT, dict | None]:
+    """(GPT with its weights, its tokenizer as a plain dict or None). name: a folder, or one of GPT2_NAMES to download.
+
+    Raises ValueError for a folder or a download that fails, and for models that are not GPT-2's architecture.
+    """
+    if os.path.isdir(name):
+        _check_model_type(name)
+    theirs = _load_theirs(name)
+    config = theirs.config
+    if config.activation_function not in ACTIVATIONS:
+        raise ValueError(f"{name}: activation {config.activation_function!r} is not one of {', '.join(ACTIVATIONS)}")
+    ours = dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, layer_norm_epsilon=1e-5,
+                add_cross_attention=False, n_inner=None)
+    if config.n_inner == 4 * config.n_embd:
+        config.n_inner = None
+    if other := [f"{key}={getattr(config, key)}" for key, value in ours.items() if getattr(config, key) != value]:
+        raise ValueError(f"{name} is not GPT-2's architecture ({', '.join(other)}): it cannot be loaded")
+    model = GPT(GPTConfig(
+        block_size=config.n_positions, vocab_size=config.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
+        n_embd=config.n_embd, bias=True, activation=ACTIVATIONS[config.activation_function],
+        tie_weights=config.tie_word_embeddings))
+    model.load_state_dict({key: weight.t() if key.endswith(TRANSPOSED) else weight
+                           for key, weight in theirs.state_dict().items()
+                           if not key.endswith((".attn.bias", ".attn.masked_bias"))})
+    return model, _tokenizer_of(name, config.vocab_size)
+
+
+def _check_model_type(folder: str):
+    """Raise ValueError unless config.json says GPT-2, or says nothing."""
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            kind = json.load(file).get("model_type", "gpt2")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): give a folder in Hugging Face's format") from error
+    if kind != "gpt2":
+        raise ValueError(f"{folder} holds a model of type {kind!r}: only 'gpt2' can be loaded")
+
+
+def _load_theirs(name: str):
+    """transformers' model, every weight of it from the files."""
+    from transformers import GPT2LMHeadModel
+    from transformers.utils import logging
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it reports of missing weights is said below
+    try:
+        theirs, report = GPT2LMHeadModel.from_pretrained(name, output_loading_info=True)
+    except Exception as error:  # the hub's client, the network and the file formats each have errors of their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the Hugging Face model {name!r} could not be loaded ({reason}): connect to a network, "
+                         f"or give a folder that holds config.json and model.safetensors") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(key for key in report["missing_keys"] if not key.endswith((".attn.bias", ".attn.masked_bias")))
+    if missing:
+        raise ValueError(f"{name} lacks weights: {', '.join(missing)}; it holds no GPT-2 with a language model head")
+    return theirs
+
+
+def _tokenizer_of(name: str, vocab_size: int) -> dict | None:
+    """The tokenizer that belongs to a model: as save wrote it, or GPT-2's where the files there are GPT-2's."""
+    path = os.path.join(name, OURS)
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            return json.load(file).get("tokenizer")
+    vocabulary = {}
+    for file_name in ("vocab.json", "tokenizer.json"):
+        path = os.path.join(name, file_name)
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+            vocabulary.update(content if file_name == "vocab.json" else content.get("model", {}).get("vocab", {}))
+    is_gpt2 = all(vocabulary.get(token) == i for token, i in GPT2_IDS.items()) if vocabulary else vocab_size == 50257
+    return {"kind": "gpt2"} if is_gpt2 else None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# writing
+
+
+def save(model: GPT, tokenizer: dict | None, folder: str):
+    """Write model, and its tokenizer if there is one, to folder, which must be empty or new.
+
+    Raises ValueError where GPT-2's architecture cannot express the model.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+    logging.disable_progress_bar()
+    config = model.config
+    if reason := _why_not_gpt2(config):
+        raise ValueError(f"GPT-2's architecture cannot express this model, which has {reason}: keep it as a checkpoint")
+    end_of_text = 50256 if tokenizer and tokenizer["kind"] == "gpt2" else None
+    theirs = GPT2LMHeadModel(GPT2Config(
+        vocab_size=config.vocab_size, n_positions=config.block_size, n_layer=config.n_layer, n_head=config.n_head,
+        n_embd=config.n_embd, activation_function="gelu_new" if config.activation == "gelu_tanh" else "gelu",
+        tie_word_embeddings=config.tie_weights, embd_pdrop=config.dropout, resid_pdrop=config.dropout,
+        attn_pdrop=config.attn_dropout, bos_token_id=end_of_text, eos_token_id=end_of_text))
+    weights = model.state_dict()
+    for key, weight in theirs.state_dict().items():
+        if key not in weights:  # biases, which a model without them does not have
+            assert key.endswith(".bias"), key
+            weight.zero_()
+        else:
+            weight.copy_(weights[key].t() if key.endswith(TRANSPOSED) else weights[key])
+    theirs.save_pretrained(folder)
+    if tokenizer:
+        _save_tokenizer(tokenizer, config.block_size, folder)
+    with open(os.path.join(folder, OURS), "w", encoding="utf-8") as file:
+        json.dump({"written_by": "ckpt_update.py", "tokenizer": tokenizer}, file)
+
+
+def was_written_by_us(folder: str) -> bool:
+    """Whether save wrote what is in folder."""
+    return os.path.exists(os.path.join(folder, OURS))
+
+
+def logits_of(folder: str, idx) -> torch.Tensor:
+    """What transformers' own model in folder makes of ids (B, T): (B, T, V), float32."""
+    with torch.no_grad():
+        return _load_theirs(folder).float().eval()(idx).logits
+
+
+def _why_not_gpt2(config: GPTConfig) -> str:
+    """What GPT-2 does not have of an architecture; '' if nothing."""
+    if legacy := getattr(config, "legacy", None):
+        return f"the positions of {legacy}"
+    if config.model_type != "gpt":
+        return f"model_type={config.model_type}"
+    return "" if config.pos_embd == "default" else f"pos_embd={config.pos_embd}"
+
+
+def _save_tokenizer(description: dict, block_size: int, folder: str):
+    """Write tokenizer.json, by which transformers encodes and decodes as ours does."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    tokenizer = from_dict(description)
+    if tokenizer.kind == "gpt2":
+        vocabulary, merges = _byte_pairs(tokenizer.encoding._mergeable_ranks)
+        theirs = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+        theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        theirs.decoder = decoders.ByteLevel()
+    else:
+        theirs = tokenizers.Tokenizer(models.WordLevel(tokenizer.ids))  # an unknown character is an error there too
+        theirs.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+        theirs.decoder = decoders.Fuse()
+    theirs.add_special_tokens(sorted(tokenizer.specials, key=tokenizer.specials.get))
+    end = dict(bos_token="<|endoftext|>", eos_token="<|endoftext|>") if tokenizer.kind == "gpt2" else {}
+    PreTrainedTokenizerFast(tokenizer_object=theirs, model_max_length=block_size, clean_up_tokenization_spaces=False,
+                            **end).save_pretrained(folder)
+
+
+def _byte_pairs(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """tiktoken's ranks as the vocabulary and the merges of GPT-2's own files, which write bytes as characters.
+
+    A token is the merge of the two parts that the merges before it leave of its bytes.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + i) for i, byte in enumerate(others)}}
+
+    def write(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            pairs = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]
+            i = pairs.index(min(pairs))
+            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        if len(parts) == 2:
+            merges.append((write(parts[0]), write(parts[1])))
+    return {write(token): rank for token, rank in ranks.items()}, merges
