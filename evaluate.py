@@ -3,7 +3,8 @@
     python evaluate.py --out_dir=out-don-char
     python evaluate.py out-a out-b/ckpt_last.pt --split=val --json
 
-Each checkpoint is measured on the data that it was trained on, unless --dataset or --data_dir names another; its
+A path is a checkpoint, an out_dir, a folder in Hugging Face's format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. Each
+checkpoint is measured on the data that it was trained on, unless --dataset or --data_dir names another; its
 vocabulary must be the one of the data. Bits per byte compare models with different tokenizers, the other two do not.
 """
 import json
@@ -15,25 +16,29 @@ from typing import Literal
 import configurator
 from dongpt import runtime
 from dongpt.checkpoint import load_anything
-from dongpt.corpus import Corpus, find_folder, prepare_if_missing, same_tokenizer
+from dongpt.corpus import Corpus, find_folder, prepare_if_missing
 from dongpt.evaluation import evaluate
 from dongpt.metrics import finite, progress_bar
 from dongpt.runtime import DeviceConfig
+from dongpt.tokenizers import added_tokens
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(DeviceConfig):
     out_dir: str = "out"  # measure the checkpoint of this run; not used when paths are given
+    init_from: str = "resume"  # resume: from out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
     split: Literal["val", "train"] = "val"  # which part of the corpus
     dataset: str = ""  # a folder under data/; without it the checkpoint's own
     data_dir: str = ""  # a data folder anywhere; replaces dataset
+    block_size: int | None = None  # tokens in a window; None: as many as the model was trained on
     batch_size: int = 12  # windows at a time; changes the speed alone
     json: bool = False  # print only a JSON list on stdout
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # of the arithmetic
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        for name in ("batch_size", "block_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
@@ -48,13 +53,17 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
         raise ValueError(f"the data of {path} was at {data_dir}, which is not there: pass --data_dir=DIR")
     prepare_if_missing(folder, rt, out=sys.stderr)
     corpus = Corpus(folder)
-    if not same_tokenizer(tokenizer, corpus.tokenizer_dict):
+    if added_tokens(corpus.tokenizer_dict, tokenizer) is None:
         raise ValueError(f"{path} was trained with another vocabulary than that of {corpus.name}: "
                          f"pass --dataset or --data_dir of data with its tokenizer")
     corpus.check_split(cfg.split, model.config.vocab_size)
     n_bytes = corpus.predicted_bytes(cfg.split)
+    block_size = cfg.block_size or model.config.block_size
+    try:
+        model.check_length(block_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     model.to(rt.device)
-    block_size = model.config.block_size
     bar = progress_bar(-(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size)), 0)
     loss = evaluate(model, corpus, cfg.split, cfg.batch_size, block_size, rt, on_batch=bar.update if bar else None)
     if bar:
@@ -77,7 +86,8 @@ def main(argv: list[str] | None = None):
     paths = [arg for arg in argv if not arg.startswith("-") and configurator.find_config(arg) is None]
     cfg, _ = configurator.load(EvaluateConfig, [arg for arg in argv if arg not in paths])
     rt = runtime.start(cfg.device, cfg.dtype)
-    results = [measure(path, cfg, rt) for path in paths or [cfg.out_dir]]
+    paths = paths or [cfg.out_dir if cfg.init_from == "resume" else cfg.init_from]
+    results = [measure(path, cfg, rt) for path in paths]
     print(rt.why, file=sys.stderr)
     if cfg.json:
         print(json.dumps([finite(result) for result in results], indent=1))

@@ -25,10 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 import configurator
 from dongpt import checkpoint as checkpoints
 from dongpt import metrics, runtime
-from dongpt.corpus import Corpus, find_folder, prepare_if_missing, same_tokenizer
+from dongpt.corpus import Corpus, find_folder, prepare_if_missing
 from dongpt.evaluation import evaluate
 from dongpt.foreign import config_of
 from dongpt.runtime import Interrupts, RuntimeConfig, print_main, seed_everything
+from dongpt.tokenizers import added_tokens
 from model import GPT, GPTConfig, new_model
 
 ARCHITECTURE = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout")]
@@ -163,11 +164,25 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
                 model.crop_block_size(wanted)
             elif wanted != has:
                 raise ValueError(f"{key}={wanted!r} contradicts {cfg.init_from}, which has {has!r}: leave {key} away")
-    if not same_tokenizer(tokenizer, corpus.tokenizer_dict):
+    added = added_tokens(tokenizer, corpus.tokenizer_dict)
+    if added is None or (added and checkpoint is not None):
         raise ValueError(f"{path or cfg.init_from} was trained with another vocabulary than that of {corpus.name}: "
                          f"prepare the data with the same tokenizer, or begin with init_from=scratch")
+    if added:
+        seed_everything(cfg.seed)
+        add_rows(model, added, corpus.vocab_size)
     model.set_dropout(cfg.dropout, cfg.attn_dropout)
     return model
+
+
+def add_rows(model: GPT, added: list[str], vocab_size: int):
+    """Make room in the token embedding for the special tokens that the data declares, and say so."""
+    before = model.config.vocab_size
+    if vocab_size > before:
+        model.grow_vocabulary(vocab_size)
+    print_main(f"the data adds {', '.join(added)}: the token embedding "
+               + (f"grows from {before} to {vocab_size} rows" if vocab_size > before else
+                  f"of {before} rows is padded, and has rows for them already"))
 
 
 def restored_state(checkpoint: dict, cfg: TrainConfig) -> State:

@@ -2,6 +2,7 @@
 
     python train.py config/eval_gpt2_medium.py
 
+nanoGPT's README gives a training loss of 2.85 and a validation loss of 2.84 there; not measured here.
 Another corpus in GPT-2's vocabulary: add --dataset=don, say.
 """
 batch_size = 8

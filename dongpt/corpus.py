@@ -161,7 +161,8 @@ class Corpus:
         self.tokenizer_dict = self.meta.get("tokenizer", {"kind": "gpt2"})  # as nanoGPT assumes
         self.vocab_size = self.meta.get("vocab_size", 50257)
         self.sha256 = self.meta.get("ids_sha256")  # None where the bins are nanoGPT's
-        self.model_vocab_size = 50304 if self.tokenizer_dict["kind"] == "gpt2" else self.vocab_size
+        padded = 50304 if self.tokenizer_dict["kind"] == "gpt2" else 0
+        self.model_vocab_size = max(padded, self.vocab_size)
         self._in_memory: dict[str, np.ndarray] = {}
         self._epoch: tuple | None = None
 
@@ -289,12 +290,3 @@ def _how_to_prepare(folder: str) -> str:
     shelf = os.path.join(ROOT, "data")
     known = sorted(name for name in os.listdir(shelf) if os.path.exists(os.path.join(shelf, name, "prepare.py")))
     return f"write it with one of the prepare.py programs under data/ (there are {', '.join(known)})"
-
-
-def same_tokenizer(one: dict | None, other: dict | None) -> bool:
-    """Whether two descriptions mean the same vocabulary; one that is not known is taken for the same."""
-    if not one or not other:
-        return True
-    if one["kind"] == other["kind"] == "gpt2":
-        return "sha256" not in one or "sha256" not in other or one["sha256"] == other["sha256"]
-    return one == other

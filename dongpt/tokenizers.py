@@ -1,12 +1,15 @@
 """Text to ids and back: characters and GPT-2's byte pairs, behind one interface.
 
+Special tokens are declared by name and get the ids behind the others. Plain text never gives one: encode recognises
+them with special=True alone.
 A tokenizer travels inside every checkpoint and meta.json as a plain dict (to_dict, from_dict), so that a data set that
 is prepared anew never changes what an old model means.
 """
 import codecs
 import functools
 import hashlib
-from typing import Iterable, Iterator
+import re
+from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -48,12 +51,13 @@ class CharTokenizer(Tokenizer):
     """One id per character; the ids follow the order of the characters given, by custom their code points."""
     kind = "char"
 
-    def __init__(self, characters: str):
+    def __init__(self, characters: str, special: Sequence[str] = ()):
         if not characters or len(set(characters)) != len(characters):
             raise ValueError("the characters of a vocabulary must be there and differ from each other")
         self.characters = characters
-        self.vocab_size = len(characters)
         self.ids = {character: i for i, character in enumerate(characters)}
+        self.specials = _number(special, len(characters), self.ids)
+        self.vocab_size = len(characters) + len(special)
         self.start_id = self.ids.get("\n", 0)
 
     @classmethod
@@ -62,6 +66,10 @@ class CharTokenizer(Tokenizer):
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str, special: bool = False) -> list[int]:
+        if special and self.specials:
+            pieces = re.split(f"({'|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True)))})", text)
+            return [i for piece in pieces
+                    for i in ([self.specials[piece]] if piece in self.specials else self.encode(piece))]
         try:
             return [self.ids[character] for character in text]
         except KeyError:
@@ -70,25 +78,27 @@ class CharTokenizer(Tokenizer):
                              f"{', '.join(map(repr, unknown))}; the vocabulary is {self.characters!r}") from None
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        names = {i: name for name, i in self.specials.items()}
         for i in ids:
-            yield self.characters[i] if 0 <= i < self.vocab_size else "\ufffd"
+            yield self.characters[i] if 0 <= i < len(self.characters) else names.get(i, "\ufffd")
 
     def byte_lengths(self) -> np.ndarray:
-        return np.array([len(character.encode("utf-8")) for character in self.characters], dtype=np.int64)
+        lengths = [len(character.encode("utf-8")) for character in self.characters] + [0] * len(self.specials)
+        return np.array(lengths, dtype=np.int64)
 
     def to_dict(self) -> dict:
-        return {"kind": self.kind, "characters": self.characters}
+        return _with_special({"kind": self.kind, "characters": self.characters}, self.specials)
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-pair encoding by tiktoken; <|endoftext|> is its one special token."""
+    """GPT-2's byte-pair encoding by tiktoken; <|endoftext|> is its own special token, others may be declared."""
     kind = "gpt2"
 
-    def __init__(self):
-        self.encoding = _gpt2_encoding()
+    def __init__(self, special: Sequence[str] = ()):
+        self.encoding = _gpt2_encoding(tuple(special))
         self.vocab_size = self.encoding.n_vocab
         self.start_id = self.encoding.eot_token
-        self.specials = {"<|endoftext|>": self.encoding.eot_token}
+        self.specials = {name: self.encoding.encode_single_token(name) for name in ("<|endoftext|>", *special)}
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         if special:
@@ -106,17 +116,38 @@ class GPT2Tokenizer(Tokenizer):
 
     def byte_lengths(self) -> np.ndarray:
         lengths = [len(self.encoding.decode_single_token_bytes(i)) for i in range(self.vocab_size)]
-        lengths[self.encoding.eot_token] = 0
+        for i in self.specials.values():
+            lengths[i] = 0
         return np.array(lengths, dtype=np.int64)
 
     def to_dict(self) -> dict:
-        return {"kind": self.kind, "sha256": _gpt2_sha256()}
+        declared = {name: i for name, i in self.specials.items() if i != self.encoding.eot_token}
+        return _with_special({"kind": self.kind, "sha256": _gpt2_sha256()}, declared)
+
+
+def _number(special: Sequence[str], first: int, taken) -> dict[str, int]:
+    """Declared special tokens with their ids, from first on. Raises ValueError for names that cannot be told apart."""
+    if wrong := [name for i, name in enumerate(special) if not name or name in taken or name in special[:i]]:
+        raise ValueError(f"special tokens must have names that differ, from each other and from all else in the "
+                         f"vocabulary: change {', '.join(map(repr, wrong))}")
+    return {name: first + i for i, name in enumerate(special)}
+
+
+def _with_special(description: dict, declared: dict[str, int]) -> dict:
+    """description, with the names of the declared special tokens if there are any."""
+    return {**description, "special": sorted(declared, key=declared.get)} if declared else description
 
 
 @functools.cache
-def _gpt2_encoding():
+def _gpt2_encoding(special: tuple[str, ...] = ()):
     """tiktoken's encoding; it takes the vocabulary from TIKTOKEN_CACHE_DIR if it is there, else it downloads it."""
     import tiktoken
+    if special:
+        plain = _gpt2_encoding()
+        declared = _number(special, plain.n_vocab, plain.special_tokens_set)
+        return tiktoken.Encoding("gpt2 and special tokens", pat_str=plain._pat_str,
+                                 mergeable_ranks=plain._mergeable_ranks,
+                                 special_tokens={**plain._special_tokens, **declared})
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as error:  # tiktoken hands on whatever requests, the file system or its hash check raise
@@ -136,12 +167,27 @@ def _gpt2_sha256() -> str:
 
 def from_dict(description: dict) -> Tokenizer:
     """The tokenizer that to_dict described. Raises ValueError for a kind or a vocabulary that is not known here."""
-    kind = description.get("kind")
+    kind, special = description.get("kind"), description.get("special", [])
     if kind == "char":
-        return CharTokenizer(description.get("characters", ""))
+        return CharTokenizer(description.get("characters", ""), special)
     if kind == "gpt2":
         if description.get("sha256", _gpt2_sha256()) != _gpt2_sha256():
             raise ValueError("this file's GPT-2 vocabulary is not the one that tiktoken loads here: "
                              "clear TIKTOKEN_CACHE_DIR, or prepare the data anew")
-        return GPT2Tokenizer()
+        return GPT2Tokenizer(special)
     raise ValueError(f"tokenizer kind {kind!r} is not known: this file was written by a newer donGPT, update yours")
+
+
+def added_tokens(one: dict | None, other: dict | None) -> list[str] | None:
+    """The special tokens that other declares behind those of one; None if they differ in more.
+
+    A description that is not known is taken for the same vocabulary.
+    """
+    if not one or not other:
+        return []
+    special, others = one.get("special", []), other.get("special", [])
+    if one["kind"] == other["kind"] == "gpt2":  # one that is only assumed has no hash
+        same = len({one.get("sha256"), other.get("sha256")} - {None}) <= 1
+    else:
+        same = {**one, "special": []} == {**other, "special": []}
+    return others[len(special):] if same and others[:len(special)] == special else None

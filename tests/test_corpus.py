@@ -9,8 +9,8 @@ import torch
 
 from conftest import generated_text, write_corpus
 from dongpt import corpus as corpora
-from dongpt.corpus import Corpus, read_meta, same_tokenizer, split_text
-from dongpt.tokenizers import CharTokenizer
+from dongpt.corpus import Corpus, read_meta, split_text
+from dongpt.tokenizers import CharTokenizer, added_tokens
 
 pytestmark = pytest.mark.smoke
 
@@ -378,7 +378,7 @@ def test_meta_pkl_of_nanogpt_is_read(tmp_path):
     (tmp_path / "meta.json").unlink()
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
     old = Corpus(str(tmp_path))
-    assert same_tokenizer(old.tokenizer_dict, corpus.tokenizer_dict) and old.vocab_size == len(characters)
+    assert added_tokens(old.tokenizer_dict, corpus.tokenizer_dict) == [] and old.vocab_size == len(characters)
     assert old.predicted_bytes("val") == corpus.predicted_bytes("val")
 
 
@@ -407,10 +407,15 @@ def test_a_damaged_meta_pkl_is_refused(tmp_path, content):
     refusal(lambda: read_meta(str(tmp_path)), "meta.pkl", "prepare")
 
 
-def test_same_tokenizer_compares_vocabularies():
+def test_added_tokens_compares_vocabularies():
     ab, ba = CharTokenizer("ab").to_dict(), CharTokenizer("ba").to_dict()
     gpt2, hashed, other = {"kind": "gpt2"}, {"kind": "gpt2", "sha256": "1"}, {"kind": "gpt2", "sha256": "2"}
-    assert same_tokenizer(ab, dict(ab)) and not same_tokenizer(ab, ba)
-    assert not same_tokenizer(ab, gpt2) and not same_tokenizer(hashed, other)
-    assert same_tokenizer(gpt2, hashed) and same_tokenizer(hashed, gpt2) and same_tokenizer(hashed, dict(hashed))
-    assert same_tokenizer(None, ab) and same_tokenizer(ab, None)  # an old checkpoint says nothing
+    assert added_tokens(ab, dict(ab)) == [] and added_tokens(ab, ba) is None
+    assert added_tokens(ab, gpt2) is None and added_tokens(hashed, other) is None
+    assert added_tokens(gpt2, hashed) == added_tokens(hashed, gpt2) == added_tokens(hashed, dict(hashed)) == []
+    assert added_tokens(None, ab) == added_tokens(ab, None) == []  # an old checkpoint says nothing
+    for plain, one in ((ab, CharTokenizer("ab", ["<x>"]).to_dict()), (gpt2, {**hashed, "special": ["<x>"]})):
+        two = {**one, "special": ["<x>", "<y>"]}
+        assert added_tokens(plain, one) == ["<x>"] and added_tokens(one, two) == ["<y>"]
+        assert added_tokens(plain, two) == ["<x>", "<y>"] and added_tokens(two, one) is None
+        assert added_tokens(one, {**one, "special": ["<y>", "<x>"]}) is None  # their ids would change meaning

@@ -1,0 +1,17 @@
+"""nanoGPT+'s bigram, a table of V x V logits, for any dataset: put it behind that dataset's config.
+
+    python train.py config/train_don_char.py config/bigram.py --max_iters=8000 --lr_decay_iters=8000
+
+A baseline: no text model that looks further back may be worse.
+"""
+model_type = "bigram"
+block_size = 8  # how many tokens a window of the data has; the model looks at one
+
+batch_size = 32
+gradient_accumulation_steps = 1
+learning_rate = 1e-2
+min_lr = 1e-3
+warmup_iters = 0
+beta1 = 0.9
+beta2 = 0.99
+weight_decay = 0.1
