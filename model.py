@@ -69,6 +69,9 @@ class GPTConfig:
         for name in ("block_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, choices in (("activation", ("gelu", "gelu_tanh")), ("model_type", ("gpt", "bigram"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not known: use one of {', '.join(choices)}")
         if self.vocab_size is not None and self.vocab_size < 1:
             raise ValueError(f"vocab_size={self.vocab_size} must be at least 1")
         if self.n_embd % self.n_head:
@@ -89,7 +92,7 @@ class GPTConfig:
 class Where(NamedTuple):
     """What the attention of every layer is told about positions; with neither it is plain and causal."""
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None  # of queries and keys: cos and sin, (..., T, 1, hs)
-    bias: torch.Tensor | None = None  # added to the scores, (..., 1 or nh, T, S), -inf (or False) where not to look
+    bias: torch.Tensor | None = None  # added to the scores, (1 or R, 1 or nh, T, S), -inf (or False) where not to look
 
 
 def rotation_at(positions, head_size: int, base: float = 10000.0):
@@ -160,10 +163,10 @@ class _BiasedAttention(torch.autograd.Function):
             for i in range(0, T, _BiasedAttention.QUERIES):
                 n = min(i + _BiasedAttention.QUERIES, T)  # these queries look at keys 0 to n - 1
                 qs, ks, vs, gs = q[rows, :, i:n] * scale, k[rows, :, :n], v[rows, :, :n], grad[rows, :, i:n]
-                p = ((qs @ ks.mT).float() + bias[:, i:n, :n]).softmax(-1)
+                p = ((qs @ ks.mT).float() + bias[:, :, i:n, :n]).softmax(-1)
                 dp = (gs @ vs.mT).float()
                 ds = p * (dp - (p * dp).sum(-1, keepdim=True))  # of the scores
-                dbias[:, i:n, :n] += ds.sum(0)
+                dbias[:, :, i:n, :n] += ds.sum(0)
                 ds = ds.to(q.dtype)
                 dq[rows, :, i:n] = (ds @ ks) * scale
                 dk[rows, :, :n] += ds.mT @ qs
@@ -341,19 +344,19 @@ class GPT(nn.Module):
 
         Without n_held the positions are (T,) and the keys are the tokens themselves.
         """
-        config = self.config
+        config, positions = self.config, torch.atleast_2d(positions)  # flash takes masks of 4 dimensions alone
         rotation = rotation_at(positions, config.n_embd // config.n_head) if config.pos_embd == "rope" else None
         if n_held is None and config.pos_embd in ("default", "rope"):
             return Where(rotation, None)
-        keys = positions if n_held is None else torch.arange(n_held, device=positions.device)
-        distance = (positions[..., :, None] - keys).unsqueeze(-3)  # (..., 1, T, S)
+        keys = positions[0] if n_held is None else torch.arange(n_held, device=positions.device)
+        distance = (positions[:, :, None] - keys)[:, None]  # (1 or R, 1, T, S)
         if config.pos_embd in ("default", "rope"):
             return Where(rotation, distance >= 0)
         if config.pos_embd == "alibi":
             bias = -alibi_slopes(config.n_head, positions.device)[:, None, None] * distance
         else:  # what lies beyond the table is as far as its last entry
             table = self.transformer.relative.relative_embeddings
-            bias = table(distance.squeeze(-3).clamp(0, config.block_size - 1)).movedim(-1, -3)
+            bias = table(distance[:, 0].clamp(0, config.block_size - 1)).movedim(-1, 1)
         return Where(None, bias.float().masked_fill(distance < 0, -math.inf).contiguous())
 
     def _hidden(self, idx, positions, held: list[Held] | None = None):
