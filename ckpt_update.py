@@ -20,8 +20,8 @@ import torch
 import configurator
 from dongpt import checkpoint as checkpoints
 from dongpt import foreign, hugging_face, runtime
-from dongpt.foreign import NANOGPT_PLUS_SIZES, RELATIVE
-from model import GPT
+from dongpt.foreign import NANOGPT_PLUS_SIZES
+from model import RELATIVE, GPT
 
 CONVERTED = "converted_from"  # a key of what this program wrote, which it may write again
 

@@ -25,6 +25,9 @@ from torch.nn import functional as F
 
 
 Positions = Literal["default", "absolute", "rope", "relative", "alibi", "default+relative"]
+RELATIVE = "transformer.relative.relative_embeddings.weight"  # the learned bias by distance, (block_size, n_head)
+RELATIVE_LR = 30.0  # its learning rate in units of the others': weights are small numbers, scores are not
+BEYOND = 8.0  # nats by which what lies beyond it scores below its lowest entry
 
 
 @dataclass(frozen=True)
@@ -406,13 +409,30 @@ class GPT(nn.Module):
         looked_up = 0 if config.tie_weights else self.transformer.wte.weight.numel()  # multiplies nothing
         return 6 * (self.get_num_params() - looked_up) + 12 * config.n_layer * config.n_embd * config.block_size
 
+    def parameter_groups(self) -> list[list[str]]:
+        """Names by group of the optimizer: matrices and embeddings, biases and gains, a table of distances if any."""
+        parameters = [(name, p) for name, p in self.named_parameters() if p.requires_grad]  # a tied weight comes once
+        tables = [RELATIVE] if self.config.has_relative else []
+        return [[name for name, p in parameters if p.dim() >= 2 and name not in tables],
+                [name for name, p in parameters if p.dim() < 2], *([tables] if tables else [])]
+
     def configure_optimizers(self, weight_decay: float, learning_rate: float, betas: tuple[float, float],
                              device_type: str) -> torch.optim.AdamW:
-        """AdamW with two groups: matrices and embeddings decay, biases and LayerNorm gains do not."""
-        parameters = [p for p in self.parameters() if p.requires_grad]  # a tied weight comes once
-        groups = [dict(params=[p for p in parameters if p.dim() >= 2], weight_decay=weight_decay),
-                  dict(params=[p for p in parameters if p.dim() < 2], weight_decay=0.0)]
+        """AdamW by parameter_groups: biases and gains do not decay; lr_scale multiplies a group's learning rate."""
+        parameters = dict(self.named_parameters())
+        settings = (dict(weight_decay=weight_decay), dict(weight_decay=0.0),
+                    dict(weight_decay=weight_decay, lr_scale=RELATIVE_LR, lr=learning_rate * RELATIVE_LR))
+        groups = [dict(params=[parameters[name] for name in names], **setting)
+                  for names, setting in zip(self.parameter_groups(), settings)]
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu"))
+
+    @torch.no_grad()
+    def settle(self):
+        """After an update: put the last entry of a table of distances, which also stands for all beyond it, below the
+        others. Training sees it once per window and nothing beyond; left alone, far tokens drown the near ones."""
+        if self.config.has_relative and self.config.block_size > 1:
+            table = self.transformer.relative.relative_embeddings.weight
+            table[-1] = table[:-1].amin(0) - BEYOND
 
     def crop_block_size(self, block_size: int):
         """Forget the positions from block_size on, so that a pretrained model trains on shorter windows."""

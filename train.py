@@ -297,9 +297,10 @@ class Run:
         epoch = self.corpus.epoch_windows(cfg.block_size) * cfg.block_size / self.tokens_per_iter
         rt.print(f"tokens per iteration will be: {self.tokens_per_iter:,} (one epoch is {epoch:,.1f} iterations)")
         rt.print(f"number of parameters: {self.model.get_num_params() / 1e6:.2f}M")
-        for kind, group in zip(("decayed", "non-decayed"), self.optimizer.param_groups):
-            count = sum(p.numel() for p in group["params"])
-            rt.print(f"num {kind} parameter tensors: {len(group['params'])}, with {count:,} parameters")
+        matrices, vectors, *tables = [group["params"] for group in self.optimizer.param_groups]
+        for kind, parameters in (("decayed", sum(tables, matrices)), ("non-decayed", vectors)):
+            count = sum(p.numel() for p in parameters)
+            rt.print(f"num {kind} parameter tensors: {len(parameters)}, with {count:,} parameters")
         rt.print(f"using fused AdamW: {self.optimizer.defaults['fused']}")
 
     def compile(self, asked):
@@ -336,7 +337,7 @@ class Run:
         """One update of the weights; returns this process's mean loss, on the device."""
         cfg, rt, state = self.cfg, self.rt, self.state
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1)
         accumulate = cfg.gradient_accumulation_steps // rt.world_size
         total = torch.zeros((), device=rt.device)
         for micro_step in range(accumulate):
@@ -356,6 +357,7 @@ class Run:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.model.settle()
         self.optimizer.zero_grad(set_to_none=True)
         state.iter_num += 1
         state.windows += cfg.gradient_accumulation_steps * cfg.batch_size

@@ -16,10 +16,9 @@ import torch
 from dongpt.corpus import find_folder, read_meta
 from dongpt.legacy import MODELS, LegacyConfig
 from dongpt.runtime import print_main
-from model import GPT, GPTConfig, new_model
+from model import RELATIVE, GPT, GPTConfig, new_model
 
 FORMAT_VERSION = 1
-RELATIVE = "transformer.relative.relative_embeddings.weight"
 MACHINE = ("device", "dtype", "compile", "backend")  # settings that say what an old run's machine had
 KNOWN = ("donGPT's and nanoGPT's (model, model_args), EDS's (the same with pos_embd), nanoGPT+'s "
          "(token_embedding_table.weight, transformer_blocks.N...), and state dicts with nanoGPT's names "
@@ -136,8 +135,7 @@ def _settle_head(weights: dict, args: dict):
 def parameter_groups(config: GPTConfig) -> list[list[str]]:
     """The names of a model's parameters in the order in which its AdamW numbers them, by group."""
     with torch.device("meta"):  # names and shapes alone
-        parameters = list(make(config).named_parameters())
-    return [[name for name, p in parameters if p.dim() >= 2], [name for name, p in parameters if p.dim() < 2]]
+        return make(config).parameter_groups()
 
 
 def _matching_groups(optimizer: dict, weights: dict, tied: bool) -> list[list[str]] | None:
@@ -175,8 +173,8 @@ def renumber(optimizer: dict, old: list[list[str]], new: list[list[str]]) -> dic
         state.update({name: optimizer["state"][number] for number, name in zip(group["params"], names)
                       if number in optimizer["state"]})
     numbers = {name: number for number, name in enumerate(sum(new, []))}
-    groups = [{**group, "params": [numbers[name] for name in names]}
-              for group, names in zip(optimizer["param_groups"], new)]
+    settings = [*optimizer["param_groups"], *optimizer["param_groups"][:1]]  # a group that is added is one of matrices
+    groups = [{**group, "params": [numbers[name] for name in names]} for group, names in zip(settings, new)]
     return {"state": {numbers[name]: value for name, value in state.items() if name in numbers}, "param_groups": groups}
 
 
