@@ -8,11 +8,12 @@
 
 The old file stays as it is. The new one gets its name only after it has given the same logits as the old one.
 """
+import hashlib
 import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -23,7 +24,7 @@ from dongpt import foreign, hugging_face, runtime
 from dongpt.foreign import NANOGPT_PLUS_SIZES
 from model import RELATIVE, GPT
 
-CONVERTED = "converted_from"  # a key of what this program wrote, which it may write again
+CONVERTED = "converted_by"  # a key of what this program writes: the hash of its command, which may write it again
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
         print(f"Adding {RELATIVE} to checkpoint.")
         weights[RELATIVE] = torch.zeros(table.shape)
     checkpoints.fill(foreign.make(model.config), weights, "the checkpoint")
+    had, has = asdict(foreign.config_of(old["model_args"], "the checkpoint")), asdict(model.config)
+    free = {"dropout", "attn_dropout", *(["pos_embd"] if table is not None else [])}
+    other = [f"{key}={has[key]!r}, not {had.get(key)!r}" for key in has if key not in free and has[key] != had.get(key)]
+    if other:
+        raise ValueError(f"the model computes otherwise than the checkpoint's: it has {'; '.join(other)}")
     if "optimizer" in old:
         groups = foreign.parameter_groups(foreign.config_of(old["model_args"], "the checkpoint"))
         new["optimizer"] = foreign.renumber(old["optimizer"], groups, foreign.parameter_groups(model.config))
@@ -71,23 +77,26 @@ def logits_of(model: GPT) -> torch.Tensor:
 def check_same(old: torch.Tensor, new: torch.Tensor, tolerance: float, path: str):
     """Raise ValueError unless two models gave the same logits."""
     difference = (old - new).abs().max().item()
-    if not difference <= tolerance:
+    if not difference <= tolerance * max(1.0, old.abs().max().item()):
         raise ValueError(f"{path} was not written: its logits would differ by {difference:.2g} from the old ones")
 
 
 def convert(old: str, new: str, cfg: UpdateConfig):
-    """Write what old holds to the checkpoint new."""
+    """Write what old holds to new."""
     given = {**({"n_head": cfg.n_head} if cfg.n_head is not None else {}), **NANOGPT_PLUS_SIZES.get(cfg.size, {})}
     if hugging_face.is_one(old):
         model, tokenizer = hugging_face.load(old)
         checkpoint = {"model": model.state_dict(), "model_args": checkpoints.model_args(model.config),
                       "tokenizer": tokenizer, "format_version": checkpoints.FORMAT_VERSION}
     else:
-        checkpoint = checkpoints.load(old, **given)
-        model = checkpoints.build(checkpoint, old)
+        path = old
+        if os.path.isdir(old):
+            _, path = checkpoints.load_valid(old, (checkpoints.BEST, checkpoints.LAST), newest=False)
+        checkpoint = checkpoints.load(path, **given)
+        model = checkpoints.build(checkpoint, path)
     logits = logits_of(model)
     if cfg.to == "hf":
-        write_folder(model, checkpoint.get("tokenizer"), new, logits)
+        write_folder(model, checkpoint.get("tokenizer"), new, logits, command(old, cfg))
         return
     if cfg.pos_embd:
         if model.config.model_type != "gpt" or not model.config.has_wpe:
@@ -97,7 +106,7 @@ def convert(old: str, new: str, cfg: UpdateConfig):
         model = foreign.make(replace(model.config, pos_embd="default+relative"))
     lacking = [name for name, key in (("optimizer state", "optimizer"), ("iteration", "iter_num"),
                                       ("tokenizer", "tokenizer")) if not checkpoint.get(key)]
-    checkpoint = {**update_checkpoint(checkpoint, model), CONVERTED: os.path.basename(os.path.abspath(old))}
+    checkpoint = {**update_checkpoint(checkpoint, model), CONVERTED: command(old, cfg)}
     checkpoints.save(checkpoint, new, check=lambda written: check_same(
         logits, logits_of(checkpoints.build(checkpoints.load(written), written)), 1e-5, new))
     print(f"wrote {new}: {describe(model)}, the same logits as {old}"
@@ -106,12 +115,17 @@ def convert(old: str, new: str, cfg: UpdateConfig):
         print("a run that resumes from it starts those afresh")
 
 
-def write_folder(model: GPT, tokenizer: dict | None, folder: str, logits: torch.Tensor):
+def command(old: str, cfg: UpdateConfig) -> str:
+    """A hash of what is converted and how, by which an output is known again."""
+    return hashlib.sha256(f"{os.path.realpath(old)} {cfg}".encode()).hexdigest()
+
+
+def write_folder(model: GPT, tokenizer: dict | None, folder: str, logits: torch.Tensor, mark: str):
     """Write model to a folder in Hugging Face's format, which gets its name last."""
     parent = os.path.dirname(os.path.abspath(folder))
     temporary = tempfile.mkdtemp(prefix=".ckpt_update-", dir=parent)
     try:
-        hugging_face.save(model, tokenizer, temporary)
+        hugging_face.save(model, tokenizer, temporary, mark)
         check_same(logits, hugging_face.logits_of(temporary, fixed_batch(model)), 1e-4, folder)
         os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's is for its owner alone
         if os.path.isdir(folder):
@@ -138,8 +152,8 @@ def describe(model: GPT) -> str:
             f"positions: {getattr(config, 'legacy', config.pos_embd)}")
 
 
-def check_new(old: str, new: str, to: str):
-    """Raise ValueError if writing to new could destroy something that this program did not write."""
+def check_new(old: str, new: str, cfg: UpdateConfig):
+    """Raise ValueError if writing to new could destroy something that this very command did not write."""
     parent = os.path.dirname(os.path.abspath(new))
     if not os.path.isdir(parent):
         raise ValueError(f"there is no folder {parent} to write {os.path.basename(new)} to: make it first")
@@ -149,21 +163,21 @@ def check_new(old: str, new: str, to: str):
     if any(os.path.exists(path) and os.path.samefile(path, new) for path in (old, *inside) if os.path.exists(new)):
         raise ValueError(f"{new} is the file to be rewritten, and this program never writes in place: "
                          f"give another name for the new one")
-    if to == "hf":
+    if cfg.to == "hf":
         is_ours = os.path.isdir(new) and not os.path.islink(new) and (
-            not os.listdir(new) or hugging_face.was_written_by_us(new))
+            not os.listdir(new) or hugging_face.mark_of(new) == command(old, cfg))
     else:
-        is_ours = os.path.isfile(new) and _is_converted(new)
+        is_ours = os.path.isfile(new) and _mark_of(new) == command(old, cfg)
     if not is_ours:
-        raise ValueError(f"{new} exists, and this program did not write it: give another name, or move it away first")
+        raise ValueError(f"{new} exists, and this command did not write it: give another name, or move it away first")
 
 
-def _is_converted(path: str) -> bool:
-    """Whether this program wrote the checkpoint at path."""
+def _mark_of(path: str) -> str | None:
+    """What this program wrote into the checkpoint at path to know it again; None if it did not write it."""
     try:
-        return CONVERTED in checkpoints.load(path, mmap=True)
+        return checkpoints.load(path, mmap=True).get(CONVERTED)
     except ValueError:
-        return False
+        return None
 
 
 def main(argv: list[str] | None = None):
@@ -179,7 +193,7 @@ def main(argv: list[str] | None = None):
     if cfg.to == "hf" and cfg.pos_embd:
         raise ValueError(f"GPT-2's architecture has no pos_embd={cfg.pos_embd}: leave --pos_embd or --to=hf away")
     old, new = paths
-    check_new(old, new, cfg.to)
+    check_new(old, new, cfg)
     convert(old, new, cfg)
 
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 Positions = Literal["default", "absolute", "rope", "relative", "alibi", "default+relative"]
 RELATIVE = "transformer.relative.relative_embeddings.weight"  # the learned bias by distance, (block_size, n_head)
-RELATIVE_LR = 30.0  # its learning rate in units of the others': weights are small numbers, scores are not
+RELATIVE_LR = 100.0  # its learning rate in units of the others': weights are small numbers, scores are not
 BEYOND = 8.0  # nats by which what lies beyond it scores below its lowest entry
 
 

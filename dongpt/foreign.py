@@ -44,7 +44,7 @@ def upgrade(checkpoint: dict, path: str, **given) -> dict:
     """
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}; known are {KNOWN}")
-    if isinstance(checkpoint.get("model"), dict) and isinstance(checkpoint.get("model_args"), dict):
+    if _is_state_dict(checkpoint.get("model")) and isinstance(checkpoint.get("model_args"), dict):
         if "format_version" not in checkpoint:
             checkpoint = _from_nanogpt(checkpoint, path)
         elif checkpoint["format_version"] not in range(FORMAT_VERSION + 1):
@@ -57,6 +57,12 @@ def upgrade(checkpoint: dict, path: str, **given) -> dict:
         raise ValueError("; ".join(f"{key}={given[key]!r} contradicts {path}, which has {has[key]!r}" for key in wrong)
                          + f": leave {', '.join(wrong)} away")
     return {**checkpoint, "model_args": {**given, **args}, "format_version": FORMAT_VERSION}
+
+
+def _is_state_dict(content) -> bool:
+    """Whether content is a dict of tensors by their names, at least one."""
+    return isinstance(content, dict) and bool(content) and all(
+        isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in content.items())
 
 
 def clean_names(state_dict: dict) -> dict:
@@ -109,17 +115,20 @@ def _from_nanogpt(checkpoint: dict, path: str) -> dict:
         args["legacy"] = f"eds-{scheme}"
         weights.pop("transformer.wpe.weight", None)  # the same
     _settle_head(weights, args)
-    new = {**checkpoint, "model": weights, "model_args": args}
-    if isinstance(new.get("config"), dict):
-        new["config"] = {key: value for key, value in new["config"].items() if key not in (*MACHINE, "pos_embd")}
+    new = {key: value for key, value in checkpoint.items() if value is not None}
+    new.update(model=weights, model_args=args, config={
+        key: value for key, value in (new.get("config") or {}).items() if key not in (*MACHINE, "pos_embd")})
+    config = config_of(args, path)
     if "optimizer" in new:
-        groups = _matching_groups(new["optimizer"], old, tied="tie_weights" not in args)
+        groups = _matching_groups(new["optimizer"], old, config.tie_weights)
         if groups is None:
             print_main(f"{path}: its optimizer state does not belong to its parameters, and is left away",
                        file=sys.stderr)
             del new["optimizer"]
         else:
-            new["optimizer"] = renumber(new["optimizer"], groups, parameter_groups(config_of(args, path)))
+            new["optimizer"] = renumber(new["optimizer"], groups, parameter_groups(config))
+            if groups[0] == _linear_weights(old):  # until May 2023, when nanoGPT's GELU was the approximation too
+                args.setdefault("activation", "gelu_tanh")
     return new
 
 
@@ -143,12 +152,11 @@ def _matching_groups(optimizer: dict, weights: dict, tied: bool) -> list[list[st
     names = [name for name in weights if not (tied and name == "lm_head.weight")]
     matrices = [name for name in names if weights[name].dim() >= 2]
     vectors = [name for name in names if weights[name].dim() < 2]
-    linear = sorted(name for name in matrices if name not in (
-        "transformer.wte.weight", "transformer.wpe.weight", RELATIVE))
+    linear = [name for name in _linear_weights(weights) if name in names]
     candidates = [
         [matrices, vectors],
         [[name for name in matrices if name != RELATIVE], vectors],  # EDS, its table added to an older file
-        [linear, sorted(set(names) - set(linear))],  # nanoGPT in its first weeks: embeddings do not decay
+        [linear, sorted(set(names) - set(linear))],  # nanoGPT until May 2023: embeddings do not decay
     ]
     for groups in candidates:
         if _states_fit(optimizer, groups, weights):
@@ -156,8 +164,15 @@ def _matching_groups(optimizer: dict, weights: dict, tied: bool) -> list[list[st
     return None
 
 
-def _states_fit(optimizer: dict, groups: list[list[str]], weights: dict) -> bool:
+def _linear_weights(weights: dict) -> list[str]:
+    """The names of the matrices of the linear layers, sorted; a tied head is not among them."""
+    return sorted(name for name, tensor in weights.items() if tensor.dim() >= 2 and name.startswith("transformer.h."))
+
+
+def _states_fit(optimizer, groups: list[list[str]], weights: dict) -> bool:
     """Whether an optimizer's states have the shapes of the parameters that groups name."""
+    if not (isinstance(optimizer, dict) and isinstance(optimizer.get("state"), dict)):
+        return False
     numbers = [group["params"] for group in optimizer.get("param_groups", [])]
     if list(map(len, numbers)) != list(map(len, groups)):
         return False
@@ -184,10 +199,7 @@ def renumber(optimizer: dict, old: list[list[str]], new: list[list[str]]) -> dic
 
 def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
     """A state dict with nanoGPT+'s or nanoGPT's names in our layout; hyper-parameters by the shapes and as given."""
-    weights = clean_names(checkpoint)
-    if not weights or not all(torch.is_tensor(tensor) for tensor in weights.values()):
-        weights = {}
-    args = {}
+    weights, args = clean_names(checkpoint) if _is_state_dict(checkpoint) else {}, {}
     if "token_embedding_table.weight" in weights and (
             len(weights) == 1 or any(name.startswith("transformer_blocks.") for name in weights)):
         if any(".lora_" in name for name in weights):

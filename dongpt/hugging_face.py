@@ -12,7 +12,7 @@ from dongpt.tokenizers import from_dict
 from model import GPT, GPTConfig
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-OURS = "dongpt.json"  # in a folder that save wrote: the tokenizer as a plain dict
+OURS = "dongpt.json"  # in a folder that save wrote: the tokenizer as a plain dict, the names of the files, the mark
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 # Their Conv1D keeps its weight the other way round than Linear. c_proj is square: no shape would tell.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -105,8 +105,8 @@ def _tokenizer_of(name: str, vocab_size: int) -> dict | None:
 # writing
 
 
-def save(model: GPT, tokenizer: dict | None, folder: str):
-    """Write model, and its tokenizer if there is one, to folder, which must be empty or new.
+def save(model: GPT, tokenizer: dict | None, folder: str, mark: str = ""):
+    """Write model, and its tokenizer if there is one, to folder, which must be empty or new; mark_of gives mark back.
 
     Raises ValueError where GPT-2's architecture cannot express the model.
     """
@@ -133,12 +133,17 @@ def save(model: GPT, tokenizer: dict | None, folder: str):
     if tokenizer:
         _save_tokenizer(tokenizer, config.block_size, folder)
     with open(os.path.join(folder, OURS), "w", encoding="utf-8") as file:
-        json.dump({"written_by": "ckpt_update.py", "tokenizer": tokenizer}, file)
+        json.dump({"mark": mark, "tokenizer": tokenizer, "files": sorted({*os.listdir(folder), OURS})}, file)
 
 
-def was_written_by_us(folder: str) -> bool:
-    """Whether save wrote what is in folder."""
-    return os.path.exists(os.path.join(folder, OURS))
+def mark_of(folder: str) -> str | None:
+    """The mark that save wrote, if all that is in folder is its work; else None."""
+    try:
+        with open(os.path.join(folder, OURS), encoding="utf-8") as file:
+            content = json.load(file)
+        return content["mark"] if sorted(os.listdir(folder)) == content["files"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def logits_of(folder: str, idx) -> torch.Tensor:

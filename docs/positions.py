@@ -1,0 +1,105 @@
+"""Draws docs/positions.png: what each position scheme does to attention, as model.py computes it.
+
+    python docs/positions.py
+
+Trains one small model per scheme on Python's language reference (no download), then asks its first layer what score a
+token gives to each earlier one when all tokens are alike, so that position alone makes the difference. About a minute.
+"""
+import math
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import torch
+
+from dongpt import runtime
+from dongpt.corpus import Corpus, find_folder, prepare_if_missing
+from model import GPT, GPTConfig, rotate
+
+SCHEMES = ("default", "rope", "relative", "alibi", "default+relative")
+BLOCK_SIZE, BATCH_SIZE, STEPS, SEED = 64, 16, 600, 1337
+DEEPEST = -6.0  # nats below the best score of a row; what is lower is drawn like this
+
+
+def trained(scheme: str, corpus: Corpus) -> GPT:
+    """A small model with pos_embd=scheme, trained for STEPS updates."""
+    runtime.seed_everything(SEED)
+    model = GPT(GPTConfig(block_size=BLOCK_SIZE, vocab_size=corpus.model_vocab_size, n_layer=2, n_head=4, n_embd=64,
+                          bias=False, pos_embd=scheme))
+    optimizer = model.configure_optimizers(0.1, 3e-3, (0.9, 0.99), "cpu")
+    for step in range(STEPS):
+        x, y = corpus.train_batch(step * BATCH_SIZE, BATCH_SIZE, BLOCK_SIZE, SEED, corpus.model_vocab_size)
+        loss = model(x, y)[1]
+        loss.backward()
+        optimizer.step()
+        model.settle()
+        optimizer.zero_grad()
+    print(f"{scheme}: loss {loss.item():.3f} after {STEPS} updates")
+    return model.eval()
+
+
+@torch.no_grad()
+def scores_by_position(model: GPT, corpus: Corpus) -> torch.Tensor:
+    """The scores (nh, T, T) in the first layer among T tokens that are all the average token; -inf ahead of a token.
+
+    T is twice block_size, or block_size where there are no positions beyond it. Each row's best score is 0.
+    """
+    config = model.config
+    T = BLOCK_SIZE if config.has_wpe else 2 * BLOCK_SIZE
+    positions, head_size = torch.arange(T), config.n_embd // config.n_head
+    tokens = torch.from_numpy(corpus.tokens("val")[:2 ** 14].astype("int64"))
+    x = model.transformer.wte(tokens).mean(0).expand(1, T, -1)
+    if config.has_wpe:
+        x = x + model.transformer.wpe(positions)
+    block, where = model.transformer.h[0], model._where(positions)
+    q, k, _ = (t.view(1, T, config.n_head, head_size) for t in block.attn.c_attn(block.ln_1(x)).split(config.n_embd, 2))
+    if where.rotation:
+        q, k = rotate(q, where.rotation), rotate(k, where.rotation)
+    scores = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1))[0] / math.sqrt(head_size)
+    if where.bias is not None:
+        scores = scores + where.bias[0]
+    scores = scores.masked_fill(positions[:, None] < positions, -math.inf)
+    return scores - scores.amax(-1, keepdim=True)
+
+
+def draw(scores: dict[str, torch.Tensor], path: str):
+    """Write the picture: above one head as a map, below all heads by distance."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(2, len(scores), figsize=(3.2 * len(scores), 6.4), height_ratios=(3, 2),
+                                layout="constrained")
+    for column, (scheme, heads) in enumerate(scores.items()):
+        T = heads.shape[-1]
+        last = heads[:, -1].flip(-1)  # (nh, T): of the last token, by distance
+        head = last.clamp(min=DEEPEST).std(-1).argmax()  # the one that position moves most
+        image = axes[0, column].imshow(heads[head].clamp(min=DEEPEST).where(heads[head].isfinite(), math.nan),
+                                       vmin=DEEPEST, vmax=0, extent=(0, T, T, 0))
+        axes[0, column].set(title=scheme, xlim=(0, 2 * BLOCK_SIZE), ylim=(2 * BLOCK_SIZE, 0), xlabel="key")
+        axes[1, column].plot(last.clamp(min=DEEPEST).T, linewidth=1.2)
+        axes[1, column].set(xlim=(0, 2 * BLOCK_SIZE), ylim=(DEEPEST * 1.05, 0.3), xlabel="distance")
+        if T == BLOCK_SIZE:
+            axes[0, column].text(1.5 * BLOCK_SIZE, 1.5 * BLOCK_SIZE, "no positions\nbeyond\nblock_size", ha="center",
+                                 va="center", fontsize=9)
+        for row in (0, 1):
+            axes[row, column].axvline(BLOCK_SIZE, color="grey", linestyle=":", linewidth=1)
+        axes[0, column].axhline(BLOCK_SIZE, color="grey", linestyle=":", linewidth=1)
+    axes[0, 0].set_ylabel("query")
+    axes[1, 0].set_ylabel("score below the best (nats)")
+    figure.colorbar(image, ax=axes[0], label="score below the best (nats)", shrink=0.8)
+    figure.savefig(path, dpi=80)
+
+
+def main():
+    rt = runtime.start("cpu", "float32")
+    folder = find_folder("python_docs", "")
+    prepare_if_missing(folder, rt)
+    corpus = Corpus(folder)
+    path = os.path.join(runtime.ROOT, "docs", "positions.png")
+    draw({scheme: scores_by_position(trained(scheme, corpus), corpus) for scheme in SCHEMES}, path)
+    print(f"drew {path}")
+
+
+if __name__ == "__main__":
+    runtime.run_program(main)
