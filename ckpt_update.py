@@ -84,7 +84,7 @@ def check_same(old: torch.Tensor, new: torch.Tensor, tolerance: float, path: str
 def convert(old: str, new: str, cfg: UpdateConfig):
     """Write what old holds to new."""
     given = {**({"n_head": cfg.n_head} if cfg.n_head is not None else {}), **NANOGPT_PLUS_SIZES.get(cfg.size, {})}
-    if hugging_face.is_one(old):
+    if checkpoints.is_hugging_face(old):
         model, tokenizer = hugging_face.load(old)
         checkpoint = {"model": model.state_dict(), "model_args": checkpoints.model_args(model.config),
                       "tokenizer": tokenizer, "format_version": checkpoints.FORMAT_VERSION}

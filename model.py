@@ -446,14 +446,14 @@ class GPT(nn.Module):
 
     def grow_vocabulary(self, vocab_size: int):
         """Add rows for new tokens, initialised as all are, to the token embedding and the head."""
-        config = replace(self.config, vocab_size=vocab_size)
-        for module in {self.transformer.wte, self.lm_head}:
+        wte, lm_head = self.transformer.wte, self.lm_head
+        for module in (wte,) if self.config.tie_weights else (wte, lm_head):
             rows = torch.empty(vocab_size - self.config.vocab_size, self.config.n_embd, device=self.device)
             module.weight = nn.Parameter(torch.cat([module.weight.detach(), nn.init.normal_(rows, std=0.02)]))
-        self.transformer.wte.num_embeddings = self.lm_head.out_features = vocab_size
-        if config.tie_weights:
-            self.transformer.wte.weight = self.lm_head.weight
-        self.config = config
+        if self.config.tie_weights:
+            lm_head.weight = wte.weight
+        wte.num_embeddings = lm_head.out_features = vocab_size
+        self.config = replace(self.config, vocab_size=vocab_size)
 
     def set_dropout(self, dropout: float, attn_dropout: float):
         """Give a loaded model the dropout of a new run."""
@@ -565,6 +565,12 @@ class Bigram(GPT):
 
     def crop_block_size(self, block_size: int):
         self.config = replace(self.config, block_size=block_size)
+
+    def grow_vocabulary(self, vocab_size: int):
+        old, self.config = self.transformer.wte.weight.detach(), replace(self.config, vocab_size=vocab_size)
+        table = nn.init.normal_(torch.empty(vocab_size, vocab_size, device=self.device), std=0.02)
+        table[:len(old), :len(old)] = old
+        self.transformer.wte = nn.Embedding(vocab_size, vocab_size, _weight=table)
 
 
 def new_model(config: GPTConfig) -> GPT:

@@ -220,13 +220,19 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
     what cannot be loaded.
     """
     model, description, _ = load_anything(path, **model_args)
-    tokenizer = dongpt.tokenizers.from_dict(description) if description else None
+    known = description and description != dongpt.tokenizers.FOREIGN
+    tokenizer = dongpt.tokenizers.from_dict(description) if known else None
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), tokenizer
+
+
+def is_hugging_face(path: str) -> bool:
+    """Whether path means a model in Hugging Face's format: in a folder that a run has written to, the run counts."""
+    return hugging_face.is_one(path) and not any(os.path.exists(os.path.join(path, name)) for name in (BEST, LAST))
 
 
 def load_anything(path: str, **given) -> tuple[GPT, dict | None, dict]:
     """(model, tokenizer as a plain dict or None, checkpoint without its tensors) of what load_model takes."""
-    if hugging_face.is_one(path):
+    if is_hugging_face(path):
         return *hugging_face.load(path), {}
     if os.path.isdir(path):
         checkpoint, path = load_valid(path, (BEST, LAST), newest=False)

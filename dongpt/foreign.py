@@ -46,7 +46,7 @@ def upgrade(checkpoint: dict, path: str, **given) -> dict:
         raise ValueError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}; known are {KNOWN}")
     if _is_state_dict(checkpoint.get("model")) and isinstance(checkpoint.get("model_args"), dict):
         if "format_version" not in checkpoint:
-            checkpoint = _from_nanogpt(checkpoint, path)
+            checkpoint = _from_nanogpt(checkpoint, path, given)
         elif checkpoint["format_version"] not in range(FORMAT_VERSION + 1):
             raise ValueError(f"{path} was written by a newer donGPT: update yours")
     else:
@@ -101,7 +101,7 @@ def make(config: GPTConfig) -> GPT:
 # nanoGPT and EDS
 
 
-def _from_nanogpt(checkpoint: dict, path: str) -> dict:
+def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
     """nanoGPT's or EDS's checkpoint in our layout. EDS's is known by its pos_embd or its table of distances."""
     old = clean_names(checkpoint["model"])
     args, weights = dict(checkpoint["model_args"]), dict(old)
@@ -128,7 +128,7 @@ def _from_nanogpt(checkpoint: dict, path: str) -> dict:
         else:
             new["optimizer"] = renumber(new["optimizer"], groups, parameter_groups(config))
             if groups[0] == _linear_weights(old):  # until May 2023, when nanoGPT's GELU was the approximation too
-                args.setdefault("activation", "gelu_tanh")
+                args.setdefault("activation", given.get("activation", "gelu_tanh"))
     return new
 
 

@@ -4,11 +4,12 @@
     save(model, tokenizer, "folder")         # what transformers opens as GPT2LMHeadModel
 """
 import json
+import logging
 import os
 
 import torch
 
-from dongpt.tokenizers import from_dict
+from dongpt.tokenizers import FOREIGN, from_dict
 from model import GPT, GPTConfig
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -66,10 +67,11 @@ def _check_model_type(folder: str):
 def _load_theirs(name: str):
     """transformers' model, every weight of it from the files."""
     from transformers import GPT2LMHeadModel
-    from transformers.utils import logging
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what it reports of missing weights is said below
+    from transformers.utils import logging as reports
+    reports.disable_progress_bar()
+    verbosity = reports.get_verbosity()
+    reports.set_verbosity_error()  # what it reports of missing weights is said below
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
     try:
         theirs, report = GPT2LMHeadModel.from_pretrained(name, output_loading_info=True)
     except Exception as error:  # the hub's client, the network and the file formats each have errors of their own
@@ -77,7 +79,7 @@ def _load_theirs(name: str):
         raise ValueError(f"the Hugging Face model {name!r} could not be loaded ({reason}): connect to a network, "
                          f"or give a folder that holds config.json and model.safetensors") from error
     finally:
-        logging.set_verbosity(verbosity)
+        reports.set_verbosity(verbosity)
     missing = sorted(key for key in report["missing_keys"] if not key.endswith((".attn.bias", ".attn.masked_bias")))
     if missing:
         raise ValueError(f"{name} lacks weights: {', '.join(missing)}; it holds no GPT-2 with a language model head")
@@ -85,7 +87,7 @@ def _load_theirs(name: str):
 
 
 def _tokenizer_of(name: str, vocab_size: int) -> dict | None:
-    """The tokenizer that belongs to a model: as save wrote it, or GPT-2's where the files there are GPT-2's."""
+    """The tokenizer of a model: as save wrote it, GPT-2's where the files are GPT-2's, FOREIGN for any other."""
     path = os.path.join(name, OURS)
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
@@ -97,8 +99,9 @@ def _tokenizer_of(name: str, vocab_size: int) -> dict | None:
             with open(path, encoding="utf-8") as file:
                 content = json.load(file)
             vocabulary.update(content if file_name == "vocab.json" else content.get("model", {}).get("vocab", {}))
-    is_gpt2 = all(vocabulary.get(token) == i for token, i in GPT2_IDS.items()) if vocabulary else vocab_size == 50257
-    return {"kind": "gpt2"} if is_gpt2 else None
+    if vocabulary:
+        return {"kind": "gpt2"} if all(vocabulary.get(token) == i for token, i in GPT2_IDS.items()) else FOREIGN
+    return {"kind": "gpt2"} if vocab_size == 50257 else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -111,11 +114,12 @@ def save(model: GPT, tokenizer: dict | None, folder: str, mark: str = ""):
     Raises ValueError where GPT-2's architecture cannot express the model.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
-    from transformers.utils import logging
-    logging.disable_progress_bar()
+    from transformers.utils import logging as reports
+    reports.disable_progress_bar()
     config = model.config
     if reason := _why_not_gpt2(config):
         raise ValueError(f"GPT-2's architecture cannot express this model, which has {reason}: keep it as a checkpoint")
+    tokenizer = None if tokenizer == FOREIGN else tokenizer
     end_of_text = 50256 if tokenizer and tokenizer["kind"] == "gpt2" else None
     theirs = GPT2LMHeadModel(GPT2Config(
         vocab_size=config.vocab_size, n_positions=config.block_size, n_layer=config.n_layer, n_head=config.n_head,

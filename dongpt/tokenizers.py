@@ -14,6 +14,9 @@ from typing import Iterable, Iterator, Sequence
 import numpy as np
 
 
+FOREIGN = {"kind": "foreign"}  # describes a tokenizer that is there, and is none of these
+
+
 class Tokenizer:
     """The interface.
 
@@ -29,6 +32,11 @@ class Tokenizer:
     def encode(self, text: str, special: bool = False) -> list[int]:
         """The ids of text. Raises ValueError naming what the vocabulary does not hold."""
         raise NotImplementedError
+
+    def _encode_around_specials(self, text: str) -> list[int]:
+        """The ids of text in which special tokens count, the longest name first where several fit."""
+        pieces = re.split(f"({'|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True)))})", text)
+        return sum(([self.specials[p]] if p in self.specials else self.encode(p) for p in pieces), [])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bytes that are no UTF-8, and ids beyond the vocabulary, become U+FFFD."""
@@ -67,9 +75,7 @@ class CharTokenizer(Tokenizer):
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         if special and self.specials:
-            pieces = re.split(f"({'|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True)))})", text)
-            return [i for piece in pieces
-                    for i in ([self.specials[piece]] if piece in self.specials else self.encode(piece))]
+            return self._encode_around_specials(text)
         try:
             return [self.ids[character] for character in text]
         except KeyError:
@@ -95,34 +101,38 @@ class GPT2Tokenizer(Tokenizer):
     kind = "gpt2"
 
     def __init__(self, special: Sequence[str] = ()):
-        self.encoding = _gpt2_encoding(tuple(special))
-        self.vocab_size = self.encoding.n_vocab
+        self.encoding = _gpt2_encoding()
         self.start_id = self.encoding.eot_token
-        self.specials = {name: self.encoding.encode_single_token(name) for name in ("<|endoftext|>", *special)}
+        self.specials = {"<|endoftext|>": self.start_id}
+        self.specials.update(_number(special, self.encoding.n_vocab, self.specials))
+        self.vocab_size = self.encoding.n_vocab + len(special)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        if special:
-            return self.encoding.encode(text, allowed_special=set(self.specials), disallowed_special=())
-        return self.encoding.encode_ordinary(text)
+        return self._encode_around_specials(text) if special else self.encoding.encode_ordinary(text)
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for i in ids:
-            known = 0 <= i < self.vocab_size
-            if piece := decoder.decode(self.encoding.decode_single_token_bytes(i) if known else b"\xff"):
+            if piece := decoder.decode(self._bytes(i)):
                 yield piece
         if rest := decoder.decode(b"", final=True):
             yield rest
 
     def byte_lengths(self) -> np.ndarray:
-        lengths = [len(self.encoding.decode_single_token_bytes(i)) for i in range(self.vocab_size)]
+        lengths = [len(self._bytes(i)) for i in range(self.vocab_size)]
         for i in self.specials.values():
             lengths[i] = 0
         return np.array(lengths, dtype=np.int64)
 
     def to_dict(self) -> dict:
-        declared = {name: i for name, i in self.specials.items() if i != self.encoding.eot_token}
+        declared = {name: i for name, i in self.specials.items() if i >= self.encoding.n_vocab}
         return _with_special({"kind": self.kind, "sha256": _gpt2_sha256()}, declared)
+
+    def _bytes(self, i: int) -> bytes:
+        """The bytes of one id; for one beyond the vocabulary a byte that is no UTF-8."""
+        if 0 <= i < self.encoding.n_vocab:
+            return self.encoding.decode_single_token_bytes(i)
+        return next((name.encode("utf-8") for name, number in self.specials.items() if number == i), b"\xff")
 
 
 def _number(special: Sequence[str], first: int, taken) -> dict[str, int]:
@@ -139,15 +149,9 @@ def _with_special(description: dict, declared: dict[str, int]) -> dict:
 
 
 @functools.cache
-def _gpt2_encoding(special: tuple[str, ...] = ()):
+def _gpt2_encoding():
     """tiktoken's encoding; it takes the vocabulary from TIKTOKEN_CACHE_DIR if it is there, else it downloads it."""
     import tiktoken
-    if special:
-        plain = _gpt2_encoding()
-        declared = _number(special, plain.n_vocab, plain.special_tokens_set)
-        return tiktoken.Encoding("gpt2 and special tokens", pat_str=plain._pat_str,
-                                 mergeable_ranks=plain._mergeable_ranks,
-                                 special_tokens={**plain._special_tokens, **declared})
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as error:  # tiktoken hands on whatever requests, the file system or its hash check raise
@@ -175,6 +179,9 @@ def from_dict(description: dict) -> Tokenizer:
             raise ValueError("this file's GPT-2 vocabulary is not the one that tiktoken loads here: "
                              "clear TIKTOKEN_CACHE_DIR, or prepare the data anew")
         return GPT2Tokenizer(special)
+    if description == FOREIGN:
+        raise ValueError("this model's tokenizer is not one that donGPT has, so its ids cannot be shown as text: "
+                         "use the library that it came from")
     raise ValueError(f"tokenizer kind {kind!r} is not known: this file was written by a newer donGPT, update yours")
 
 
