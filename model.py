@@ -411,10 +411,10 @@ class GPT(nn.Module):
 
     def parameter_groups(self) -> list[list[str]]:
         """Names by group of the optimizer: matrices and embeddings, biases and gains, a table of distances if any."""
-        parameters = [(name, p) for name, p in self.named_parameters() if p.requires_grad]  # a tied weight comes once
-        tables = [RELATIVE] if self.config.has_relative else []
-        return [[name for name, p in parameters if p.dim() >= 2 and name not in tables],
-                [name for name, p in parameters if p.dim() < 2], *([tables] if tables else [])]
+        parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}  # a tied weight comes once
+        tables = [RELATIVE] if self.config.has_relative and RELATIVE in parameters else []
+        return [[name for name, p in parameters.items() if p.dim() >= 2 and name not in tables],
+                [name for name, p in parameters.items() if p.dim() < 2], *([tables] if tables else [])]
 
     def configure_optimizers(self, weight_decay: float, learning_rate: float, betas: tuple[float, float],
                              device_type: str) -> torch.optim.AdamW:

@@ -209,7 +209,7 @@ def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
                    if not name.endswith(".tril") and ".lora_" not in name}
         args["activation"] = "gelu_tanh"
     if "transformer.wte.weight" not in weights:
-        found = sorted({re.sub(r"\d+", "N", str(key)) for key in checkpoint})
+        found = sorted({re.sub(r"\.\d+\.", ".N.", str(key)) for key in checkpoint})
         raise ValueError(f"{path} has a layout that is not known: it holds {', '.join(found) or 'nothing'}; "
                          f"known are {KNOWN}")
     table = weights["transformer.wte.weight"]
