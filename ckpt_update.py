@@ -31,6 +31,7 @@ CONVERTED = "converted_by"  # a key of what this program writes: the hash of its
 class UpdateConfig:
     n_head: int | None = None  # attention heads, where the file does not say
     size: Literal[None, "small", "medium", "large"] = None  # of a nanoGPT+ model: its n_head, and its shapes checked
+    activation: Literal[None, "gelu", "gelu_tanh"] = None  # nanoGPT of May and June 2023 had gelu_tanh and did not say
     pos_embd: Literal[None, "default+relative", "relative"] = None  # add a table of distances to a default model
     to: Literal["dongpt", "hf"] = "dongpt"  # hf: a folder that transformers opens
 
@@ -83,9 +84,11 @@ def check_same(old: torch.Tensor, new: torch.Tensor, tolerance: float, path: str
 
 def convert(old: str, new: str, cfg: UpdateConfig):
     """Write what old holds to new."""
-    given = {**({"n_head": cfg.n_head} if cfg.n_head is not None else {}), **NANOGPT_PLUS_SIZES.get(cfg.size, {})}
+    given = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key) is not None}
+    given.update(NANOGPT_PLUS_SIZES.get(cfg.size, {}))
     if checkpoints.is_hugging_face(old):
         model, tokenizer = hugging_face.load(old)
+        foreign.check_given(given, asdict(model.config), old)
         checkpoint = {"model": model.state_dict(), "model_args": checkpoints.model_args(model.config),
                       "tokenizer": tokenizer, "format_version": checkpoints.FORMAT_VERSION}
     else:
@@ -99,7 +102,7 @@ def convert(old: str, new: str, cfg: UpdateConfig):
         write_folder(model, checkpoint.get("tokenizer"), new, logits, command(old, cfg))
         return
     if cfg.pos_embd:
-        if model.config.model_type != "gpt" or not model.config.has_wpe:
+        if model.config.model_type != "gpt" or model.config.pos_embd != "default" or not model.config.has_wpe:
             kind = checkpoint["model_args"].get("legacy") or model.config.pos_embd
             raise ValueError(f"--pos_embd={cfg.pos_embd} adds to pos_embd=default, and {old} has "
                              f"{kind if model.config.model_type == 'gpt' else 'a bigram'}: leave it away")
@@ -157,6 +160,8 @@ def check_new(old: str, new: str, cfg: UpdateConfig):
     parent = os.path.dirname(os.path.abspath(new))
     if not os.path.isdir(parent):
         raise ValueError(f"there is no folder {parent} to write {os.path.basename(new)} to: make it first")
+    if os.path.lexists(f"{new}.part"):  # which is what the file is called until it is whole
+        raise ValueError(f"{new}.part exists, and would be overwritten: move it away first")
     if not os.path.lexists(new):
         return
     inside = [os.path.join(old, name) for name in (checkpoints.BEST, checkpoints.LAST)] if os.path.isdir(old) else []

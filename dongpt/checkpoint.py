@@ -233,11 +233,14 @@ def is_hugging_face(path: str) -> bool:
 def load_anything(path: str, **given) -> tuple[GPT, dict | None, dict]:
     """(model, tokenizer as a plain dict or None, checkpoint without its tensors) of what load_model takes."""
     if is_hugging_face(path):
-        return *hugging_face.load(path), {}
+        model, tokenizer = hugging_face.load(path)
+        foreign.check_given(given, asdict(model.config), path)
+        return model, tokenizer, {}
     if os.path.isdir(path):
         checkpoint, path = load_valid(path, (BEST, LAST), newest=False)
     else:
         checkpoint = load(path, **given)
     model = build(checkpoint, path)
+    foreign.check_given(given, asdict(model.config), path)
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
     return model, checkpoint.get("tokenizer"), rest

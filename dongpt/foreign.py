@@ -53,10 +53,15 @@ def upgrade(checkpoint: dict, path: str, **given) -> dict:
         checkpoint = _from_state_dict(checkpoint, path, given)
     args = checkpoint["model_args"]
     has = asdict(config_of(args, path)) if "format_version" in checkpoint else args  # ours lacks nothing
+    check_given(given, has, path)
+    return {**checkpoint, "model_args": {**given, **args}, "format_version": FORMAT_VERSION}
+
+
+def check_given(given: dict, has: dict, path: str):
+    """Raise ValueError where given hyper-parameters contradict those that the file at path has."""
     if wrong := [key for key, value in given.items() if has.get(key, value) != value]:
         raise ValueError("; ".join(f"{key}={given[key]!r} contradicts {path}, which has {has[key]!r}" for key in wrong)
                          + f": leave {', '.join(wrong)} away")
-    return {**checkpoint, "model_args": {**given, **args}, "format_version": FORMAT_VERSION}
 
 
 def _is_state_dict(content) -> bool:
@@ -88,8 +93,10 @@ def config_of(model_args: dict, path: str) -> GPTConfig:
         if config.vocab_size is None:
             raise ValueError("vocab_size is missing")
         return config
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} has model_args that make no model ({error}): {model_args}") from error
+    except TypeError as error:  # a value that is not even a number
+        raise ValueError(f"{path} has model_args that make no model: {model_args}") from error
 
 
 def make(config: GPTConfig) -> GPT:
@@ -115,6 +122,8 @@ def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
         args["legacy"] = f"eds-{scheme}"
         weights.pop("transformer.wpe.weight", None)  # the same
     _settle_head(weights, args)
+    args = {**_read_off(old), **{key: given[key] for key in ("n_head", "activation") if key in given}, **args}
+    _check_n_head(args, path)
     new = {key: value for key, value in checkpoint.items() if value is not None}
     new.update(model=weights, model_args=args, config={
         key: value for key, value in (new.get("config") or {}).items() if key not in (*MACHINE, "pos_embd")})
@@ -127,9 +136,27 @@ def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
             del new["optimizer"]
         else:
             new["optimizer"] = renumber(new["optimizer"], groups, parameter_groups(config))
-            if groups[0] == _linear_weights(old):  # until May 2023, when nanoGPT's GELU was the approximation too
-                args.setdefault("activation", given.get("activation", "gelu_tanh"))
+            if "transformer.wte.weight" not in groups[0]:  # until May 2023, and its GELU was the approximation then
+                args.setdefault("activation", "gelu_tanh")
     return new
+
+
+def _read_off(weights: dict) -> dict:
+    """The hyper-parameters that the names and shapes of nanoGPT's weights tell: all but n_head."""
+    table = weights.get("transformer.wte.weight")
+    if table is None or table.dim() != 2:
+        return {}
+    layers = [int(found[1]) for name in weights if (found := re.match(r"transformer\.h\.(\d+)\.", name))]
+    return dict(vocab_size=table.shape[0], n_embd=table.shape[1], n_layer=max(layers, default=-1) + 1,
+                block_size=len(weights.get("transformer.wpe.weight", ())), dropout=0.0,
+                bias=any(name.endswith(".bias") for name in weights))
+
+
+def _check_n_head(args: dict, path: str):
+    """Raise ValueError, with the remedy, where hyper-parameters lack the one that no shape tells."""
+    if "n_head" not in args:
+        raise ValueError(f"{path} does not say how many attention heads it has: convert it with python ckpt_update.py "
+                         f"{path} NEW.pt --n_head=N (or --size=small|medium|large), or give n_head=N to load_model")
 
 
 def _settle_head(weights: dict, args: dict):
@@ -152,7 +179,7 @@ def _matching_groups(optimizer: dict, weights: dict, tied: bool) -> list[list[st
     names = [name for name in weights if not (tied and name == "lm_head.weight")]
     matrices = [name for name in names if weights[name].dim() >= 2]
     vectors = [name for name in names if weights[name].dim() < 2]
-    linear = [name for name in _linear_weights(weights) if name in names]
+    linear = sorted(name for name in matrices if name.startswith(("transformer.h.", "lm_head.")))
     candidates = [
         [matrices, vectors],
         [[name for name in matrices if name != RELATIVE], vectors],  # EDS, its table added to an older file
@@ -162,11 +189,6 @@ def _matching_groups(optimizer: dict, weights: dict, tied: bool) -> list[list[st
         if _states_fit(optimizer, groups, weights):
             return groups
     return None
-
-
-def _linear_weights(weights: dict) -> list[str]:
-    """The names of the matrices of the linear layers, sorted; a tied head is not among them."""
-    return sorted(name for name, tensor in weights.items() if tensor.dim() >= 2 and name.startswith("transformer.h."))
 
 
 def _states_fit(optimizer, groups: list[list[str]], weights: dict) -> bool:
@@ -208,7 +230,7 @@ def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
         weights = {_our_name(name): tensor for name, tensor in weights.items()
                    if not name.endswith(".tril") and ".lora_" not in name}
         args["activation"] = "gelu_tanh"
-    if "transformer.wte.weight" not in weights:
+    if not (args := {**args, **_read_off(weights)}).get("n_embd"):
         found = sorted({re.sub(r"\.\d+\.", ".N.", str(key)) for key in checkpoint})
         raise ValueError(f"{path} has a layout that is not known: it holds {', '.join(found) or 'nothing'}; "
                          f"known are {KNOWN}")
@@ -219,14 +241,8 @@ def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
         return {"model": weights, "model_args": {"model_type": "bigram", "vocab_size": len(table), **given}}
     if weights.get("transformer.h.0.attn.c_attn.weight", table).shape == (table.shape[1], 3 * table.shape[1]):
         raise ValueError(f"{path} holds Hugging Face's weights: give the folder that it is in, with its config.json")
-    if "n_head" not in given:
-        raise ValueError(f"{path} does not say how many attention heads it has: convert it with python ckpt_update.py "
-                         f"{path} NEW.pt --n_head=N (or --size=small|medium|large), or give n_head=N to load_model")
-    args.update(
-        vocab_size=table.shape[0], n_embd=table.shape[1], dropout=0.0,
-        n_layer=1 + max((int(name.split(".")[2]) for name in weights if name.startswith("transformer.h.")), default=0),
-        block_size=len(weights.get("transformer.wpe.weight", ())), bias=any(name.endswith(".bias") for name in weights))
     args.update(given)  # where they contradict the shapes, building the model says so
+    _check_n_head(args, path)
     _settle_head(weights, args)
     return {"model": weights, "model_args": args}
 
@@ -252,6 +268,8 @@ def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
     folders = [beside]
     if config.get("dataset") or config.get("data_dir"):
         folders.append(find_folder(config.get("dataset", ""), config.get("data_dir", "")))
+        own = config.get("data_dir") or os.path.join("data", config["dataset"])
+        folders += [os.path.abspath(own), os.path.join(os.path.dirname(beside), own)]  # in the tree that it comes from
     for meta in map(read_meta, folders):
         if meta.get("vocab_size") == vocab_size:
             return meta["tokenizer"]

@@ -946,7 +946,7 @@ NOTEBOOK = {name: torch.zeros(4, 4) for name in [  # the word notebook's, as a s
     ({}, []),
     ({"model": {}, "model_args": {}}, []),
     ({"model": {"a": 1}, "model_args": {"n_layer": 2}}, []),
-    ({"model": NanoGPT().weights, "model_args": {"n_layer": "two"}}, ["n_layer"]),
+    ({"model": NanoGPT().weights, "model_args": {"n_head": 2, "n_layer": "two"}}, ["n_layer"]),
     ({1: 2}, ["1"]),
     ({"token_embedding_table.weight": torch.zeros(5, 3)}, ["5, 3"]),  # no bigram: not square
     (NOTEBOOK, ["sa.proj.weight", "position_embedding_table.weight"]),
@@ -1298,3 +1298,77 @@ def test_an_export_by_the_program_and_back(tmp_path, transformers):
     idx = torch.randint(13, (2, 8))
     torch.testing.assert_close(logits_of(model, idx), logits_of(ours, idx), rtol=0, atol=1e-5)
     assert tokenizer.characters == "\n abcdefghi!,"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what real files of nanoGPT lack or have otherwise
+
+
+@smoke
+def test_a_head_that_is_not_tied_keeps_its_optimizer_state_and_the_gelu_of_its_age(tmp_path):
+    torch.manual_seed(0)
+    old = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=11, tie_weights=False,
+                        activation="gelu_tanh"))  # nanoGPT before 14 January 2023
+    named = dict(old.named_parameters())
+    linear = sorted(name for name, p in named.items() if p.dim() == 2 and ".wte" not in name and ".wpe" not in name)
+    groups = [linear, sorted(named.keys() - set(linear))]
+    optimizer = torch.optim.AdamW([dict(params=[named[name] for name in names]) for names in groups])
+    for i in range(2):
+        idx = torch.randint(11, (2, 8))
+        old(idx, idx)[1].backward()
+        optimizer.step()
+    args = dict(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0)  # without vocab_size, as it was then
+    path = put(dict(model=old.state_dict(), optimizer=optimizer.state_dict(), model_args=args), tmp_path / "old.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(path)[0](idx)[0], old(idx)[0], rtol=0, atol=1e-6)
+    new = checkpoints.load(convert(path, tmp_path / "ckpt.pt"))
+    order = sum(load_model(path)[0].parameter_groups(), [])
+    for number, name in enumerate(order):
+        assert torch.equal(new["optimizer"]["state"][number]["exp_avg"], optimizer.state[named[name]]["exp_avg"]), name
+
+
+@smoke
+def test_what_model_args_lack_is_read_off_the_shapes_and_n_head_is_asked_for(tmp_path):
+    old = NanoGPT(bias=False).train(1)
+    checkpoint = old.checkpoint()
+    n_head = checkpoint["model_args"].pop("n_head")
+    for key in ("vocab_size", "n_layer", "bias"):
+        del checkpoint["model_args"][key]
+    path = put(checkpoint, tmp_path / "old.pt")
+    with pytest.raises(ValueError, match="--n_head=N"):
+        load_model(path)
+    assert_same_logits(load_model(path, n_head=n_head)[0], old)
+    assert_same_logits(load_model(convert(path, tmp_path / "ckpt.pt", f"--n_head={n_head}"))[0], old)
+
+
+@smoke
+def test_the_tokenizer_is_found_in_the_tree_that_the_checkpoint_comes_from(tmp_path, monkeypatch):
+    data = tmp_path / "nano" / "data" / "tiny"
+    out = tmp_path / "nano" / "out"
+    data.mkdir(parents=True)
+    out.mkdir()
+    characters = "abcdefghijk"
+    with open(data / "meta.pkl", "wb") as file:
+        pickle.dump(dict(vocab_size=11, itos=dict(enumerate(characters)), stoi=dict(zip(characters, range(11)))), file)
+    old = NanoGPT(vocab_size=11).train(1)
+    path = put({**old.checkpoint(), "config": {"dataset": "tiny"}}, out / "ckpt.pt")
+    monkeypatch.chdir(tmp_path)
+    assert load_model(path)[1].characters == characters
+    moved = put({**old.checkpoint(), "config": {"dataset": "tiny"}}, tmp_path / "moved.pt")
+    monkeypatch.chdir(tmp_path / "nano")  # nanoGPT looks below the working directory
+    assert load_model(moved)[1].characters == characters
+
+
+@smoke
+def test_a_file_in_the_way_of_the_unfinished_one_is_left_alone(tmp_path):
+    path = put(NanoGPT().train(1).checkpoint(), tmp_path / "old.pt")
+    (tmp_path / "new.pt.part").write_text("mine", encoding="utf-8")
+    expect_sentence(run("ckpt_update.py", path, "new.pt", cwd=tmp_path, check=None), "new.pt.part", "move it away")
+    assert (tmp_path / "new.pt.part").read_text(encoding="utf-8") == "mine" and not (tmp_path / "new.pt").exists()
+
+
+@smoke
+def test_a_hyper_parameter_that_contradicts_a_folder_is_refused(tiny_run):
+    with pytest.raises(ValueError, match="n_head=7 contradicts"):
+        load_model(tiny_run, n_head=7)
+    assert load_model(tiny_run, n_head=2)[0].config.n_head == 2
