@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None):
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
+        model.lower_last_distance()
         optimizer.zero_grad(set_to_none=True)
         return loss
 

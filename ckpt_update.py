@@ -55,9 +55,13 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     free = {"dropout", "attn_dropout", *(["pos_embd"] if table is not None else [])}
     other = [f"{key}={has[key]!r}, not {had.get(key)!r}" for key in has if key not in free and has[key] != had.get(key)]
     if other:
-        raise ValueError(f"the model computes otherwise than the checkpoint's: it has {'; '.join(other)}")
+        raise ValueError(f"the model computes otherwise than the checkpoint's, it has {'; '.join(other)}: "
+                         f"give a model of the checkpoint's own architecture")
     if "optimizer" in old:
         groups = foreign.parameter_groups(foreign.config_of(old["model_args"], "the checkpoint"))
+        if not foreign.states_fit(old["optimizer"], groups, weights):
+            raise ValueError("the checkpoint's optimizer state does not belong to its parameters: "
+                             "take its key 'optimizer' out")
         new["optimizer"] = foreign.renumber(old["optimizer"], groups, foreign.parameter_groups(model.config))
     return new
 
@@ -79,7 +83,8 @@ def check_same(old: torch.Tensor, new: torch.Tensor, tolerance: float, path: str
     """Raise ValueError unless two models gave the same logits."""
     difference = (old - new).abs().max().item()
     if not difference <= tolerance * max(1.0, old.abs().max().item()):
-        raise ValueError(f"{path} was not written: its logits would differ by {difference:.2g} from the old ones")
+        raise ValueError(f"{path} was not written, since its logits would differ by {difference:.2g} from the old "
+                         f"ones: this is a bug, please report it with the file's model_args")
 
 
 def convert(old: str, new: str, cfg: UpdateConfig):
@@ -92,10 +97,9 @@ def convert(old: str, new: str, cfg: UpdateConfig):
         checkpoint = {"model": model.state_dict(), "model_args": checkpoints.model_args(model.config),
                       "tokenizer": tokenizer, "format_version": checkpoints.FORMAT_VERSION}
     else:
-        path = old
-        if os.path.isdir(old):
-            _, path = checkpoints.load_valid(old, (checkpoints.BEST, checkpoints.LAST), newest=False)
-        checkpoint = checkpoints.load(path, **given)
+        names = (checkpoints.BEST, checkpoints.LAST)
+        checkpoint, path = (checkpoints.load_valid(old, names, newest=False, **given) if os.path.isdir(old)
+                            else (checkpoints.load(old, **given), old))
         model = checkpoints.build(checkpoint, path)
     logits = logits_of(model)
     if cfg.to == "hf":
@@ -103,12 +107,11 @@ def convert(old: str, new: str, cfg: UpdateConfig):
         return
     if cfg.pos_embd:
         if model.config.model_type != "gpt" or model.config.pos_embd != "default" or not model.config.has_wpe:
-            kind = checkpoint["model_args"].get("legacy") or model.config.pos_embd
-            raise ValueError(f"--pos_embd={cfg.pos_embd} adds to pos_embd=default, and {old} has "
-                             f"{kind if model.config.model_type == 'gpt' else 'a bigram'}: leave it away")
+            has = model.config.positions if model.config.model_type == "gpt" else "a bigram"
+            raise ValueError(f"--pos_embd={cfg.pos_embd} adds to pos_embd=default, and {old} has {has}: leave it away")
         model = foreign.make(replace(model.config, pos_embd="default+relative"))
     lacking = [name for name, key in (("optimizer state", "optimizer"), ("iteration", "iter_num"),
-                                      ("tokenizer", "tokenizer")) if not checkpoint.get(key)]
+                                      ("tokenizer", "tokenizer")) if checkpoint.get(key) is None]
     checkpoint = {**update_checkpoint(checkpoint, model), CONVERTED: command(old, cfg)}
     checkpoints.save(checkpoint, new, check=lambda written: check_same(
         logits, logits_of(checkpoints.build(checkpoints.load(written), written)), 1e-5, new))
@@ -125,25 +128,18 @@ def command(old: str, cfg: UpdateConfig) -> str:
 
 def write_folder(model: GPT, tokenizer: dict | None, folder: str, logits: torch.Tensor, mark: str):
     """Write model to a folder in Hugging Face's format, which gets its name last."""
-    parent = os.path.dirname(os.path.abspath(folder))
-    temporary = tempfile.mkdtemp(prefix=".ckpt_update-", dir=parent)
+    around = tempfile.mkdtemp(prefix=".ckpt_update-", dir=os.path.dirname(os.path.abspath(folder)))
+    temporary = os.path.join(around, "new")  # made with the rights that new folders get here, which around is not
     try:
+        os.mkdir(temporary)
         hugging_face.save(model, tokenizer, temporary, mark)
         check_same(logits, hugging_face.logits_of(temporary, fixed_batch(model)), 1e-4, folder)
-        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's is for its owner alone
-        if os.path.isdir(folder):
-            shutil.rmtree(folder)  # empty, or written by this program: see check_new
+        if os.path.isdir(folder):  # empty, or written by this very command: see check_new
+            os.replace(folder, os.path.join(around, "old"))
         os.replace(temporary, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(around, ignore_errors=True)
     print(f"wrote {folder}: {describe(model)}, the same logits" + ("" if tokenizer else "; it has no tokenizer"))
-
-
-def _umask() -> int:
-    """The rights that new files do not get here."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def describe(model: GPT) -> str:
@@ -152,7 +148,7 @@ def describe(model: GPT) -> str:
     if config.model_type != "gpt":
         return f"{config.model_type}, {model.get_num_params():,} parameters"
     return (f"{config.n_layer} layers, {config.n_head} heads, n_embd {config.n_embd}, block_size {config.block_size}, "
-            f"positions: {getattr(config, 'legacy', config.pos_embd)}")
+            f"positions: {config.positions}")
 
 
 def check_new(old: str, new: str, cfg: UpdateConfig):
@@ -160,7 +156,9 @@ def check_new(old: str, new: str, cfg: UpdateConfig):
     parent = os.path.dirname(os.path.abspath(new))
     if not os.path.isdir(parent):
         raise ValueError(f"there is no folder {parent} to write {os.path.basename(new)} to: make it first")
-    if os.path.lexists(f"{new}.part"):  # which is what the file is called until it is whole
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"{parent} cannot be written: give another place for the new file")
+    if cfg.to != "hf" and os.path.lexists(f"{new}.part"):  # which is what the file is called until it is whole
         raise ValueError(f"{new}.part exists, and would be overwritten: move it away first")
     if not os.path.lexists(new):
         return

@@ -12,8 +12,8 @@ Shapes: B rows of a batch, T tokens in a row, C = n_embd channels, nh = n_head h
 V = vocab_size, S tokens held in a cache.
 """
 import math
-from dataclasses import dataclass, replace
-from typing import Iterator, Literal, NamedTuple, Sequence, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Iterator, Literal, NamedTuple, Sequence, get_args, get_origin
 
 import numpy as np
 import torch
@@ -56,6 +56,11 @@ class GPTConfig:
             object.__setattr__(self, "pos_embd", "default")
 
     @property
+    def positions(self) -> str:
+        """The scheme by its name in messages."""
+        return self.pos_embd
+
+    @property
     def has_wpe(self) -> bool:
         """Whether positions are looked up in a learned table, beyond which there are none."""
         return self.pos_embd in ("default", "default+relative")
@@ -67,14 +72,16 @@ class GPTConfig:
 
     def check(self):
         """Raise ValueError for an architecture that cannot be built."""
-        if self.pos_embd not in get_args(Positions):
-            raise ValueError(f"pos_embd={self.pos_embd!r} is not known: use one of {', '.join(get_args(Positions))}")
+        for field in fields(self):
+            choices = get_args(field.type) if get_origin(field.type) is Literal else None
+            if choices and getattr(self, field.name) not in choices:
+                raise ValueError(f"{field.name}={getattr(self, field.name)!r} is not known: "
+                                 f"use one of {', '.join(map(str, choices))}")
+        if self.model_type == "bigram" and self.pos_embd != "default":
+            raise ValueError(f"a bigram knows no positions: leave pos_embd={self.pos_embd} away")
         for name in ("block_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name, choices in (("activation", ("gelu", "gelu_tanh")), ("model_type", ("gpt", "bigram"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not known: use one of {', '.join(choices)}")
         if self.vocab_size is not None and self.vocab_size < 1:
             raise ValueError(f"vocab_size={self.vocab_size} must be at least 1")
         if self.n_embd % self.n_head:
@@ -183,7 +190,7 @@ def attend(q, k, v, bias, dropout: float):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     if bias.requires_grad and q.device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
         return _BiasedAttention.apply(q, k, v, bias)
-    if bias.is_floating_point() and q.device.type != "cpu":  # a CPU takes a float32 bias with bfloat16 queries too
+    if bias.is_floating_point() and q.device.type != "cpu":  # only there a float32 bias may go with bfloat16 queries
         bias = bias.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
@@ -256,10 +263,10 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, where: Where = Where(), held: Held | None = None):
         B, T, C = x.shape
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head) for t in self.c_attn(x).split(C, dim=2))
-        if where.rotation:
+        if where.rotation is not None:
             q, k = rotate(q, where.rotation), rotate(k, where.rotation)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
-        if held:
+        if held is not None:
             k, v = held.extend(k, v)  # (B, nh, S, hs)
         y = attend(q, k, v, where.bias, self.attn_dropout if self.training else 0.0)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
@@ -342,18 +349,19 @@ class GPT(nn.Module):
             x = x + self.transformer.wpe(positions)
         return self.transformer.drop(x)
 
-    def _where(self, positions, n_held: int | None = None) -> Where:
+    def where(self, positions, n_held: int | None = None) -> Where:
         """What attention needs to know of tokens at positions (..., T) that look at keys at 0 to n_held - 1.
 
         Without n_held the positions are (T,) and the keys are the tokens themselves.
         """
         config, positions = self.config, torch.atleast_2d(positions)  # flash takes masks of 4 dimensions alone
         rotation = rotation_at(positions, config.n_embd // config.n_head) if config.pos_embd == "rope" else None
-        if n_held is None and config.pos_embd in ("default", "rope"):
+        no_bias = config.pos_embd in ("default", "rope")
+        if no_bias and n_held is None:
             return Where(rotation, None)
         keys = positions[0] if n_held is None else torch.arange(n_held, device=positions.device)
         distance = (positions[:, :, None] - keys)[:, None]  # (1 or R, 1, T, S)
-        if config.pos_embd in ("default", "rope"):
+        if no_bias:
             return Where(rotation, distance >= 0)
         if config.pos_embd == "alibi":
             bias = -alibi_slopes(config.n_head, positions.device)[:, None, None] * distance
@@ -365,7 +373,7 @@ class GPT(nn.Module):
     def _hidden(self, idx, positions, held: list[Held] | None = None):
         """The last layer's output, normalised: (B, T, C) for idx (B, T) at positions (T,) or (B, T)."""
         x = self._embed(idx, positions)
-        where = self._where(positions, held[0].n_held if held else None)
+        where = self.where(positions, held[0].n_held if held else None)
         for layer, block in enumerate(self.transformer.h):
             x = block(x, where, held[layer] if held else None)
         return self.transformer.ln_f(x)
@@ -427,11 +435,14 @@ class GPT(nn.Module):
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu"))
 
     @torch.no_grad()
-    def settle(self):
-        """After an update: put the last entry of a table of distances, which also stands for all beyond it, below the
-        others. Training sees it once per window and nothing beyond; left alone, far tokens drown the near ones."""
-        if self.config.has_relative and self.config.block_size > 1:
-            table = self.transformer.relative.relative_embeddings.weight
+    def lower_last_distance(self):
+        """To be called after each update: puts the last entry of pos_embd=relative's table below all others.
+
+        It stands for everything beyond the table too. Training sees it once per window and nothing beyond: left alone
+        it stays high, and on a longer text the many far tokens drown the near ones.
+        """
+        table = self.transformer.relative.relative_embeddings.weight if self.config.pos_embd == "relative" else None
+        if table is not None and table.requires_grad and len(table) > 1:
             table[-1] = table[:-1].amin(0) - BEYOND
 
     def crop_block_size(self, block_size: int):
@@ -541,6 +552,12 @@ class GPT(nn.Module):
             held = cache.at(rows, positions, max(start + len(piece) for start, piece in zip(starts, pieces)))
         x = self._hidden(idx, positions, held)
         return self.lm_head(x[torch.arange(len(pieces), device=device), last])  # (R, V)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
+    """Give the groups of configure_optimizers their learning rates for the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1)
 
 
 class Bigram(GPT):

@@ -30,7 +30,7 @@ from dongpt.evaluation import evaluate
 from dongpt.foreign import config_of
 from dongpt.runtime import Interrupts, RuntimeConfig, print_main, seed_everything
 from dongpt.tokenizers import added_tokens
-from model import GPT, GPTConfig, new_model
+from model import GPT, GPTConfig, new_model, set_learning_rate
 
 ARCHITECTURE = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout")]
 LONG_RUN = 6 * 3600  # seconds; a run that will take longer says so
@@ -132,7 +132,7 @@ def resumed_config(cfg: TrainConfig, given: dict, checkpoint: dict, path: str) -
     if "dataset" in given:
         stored["data_dir"] = ""  # which would go before dataset
     for key in ARCHITECTURE:
-        has = getattr(architecture, "legacy", stored[key]) if key == "pos_embd" else stored[key]
+        has = architecture.positions if key == "pos_embd" else stored[key]
         if given.get(key) is not None and getattr(cfg, key) != has:
             raise ValueError(f"{key}={given[key]!r} contradicts the checkpoint {path}, which has {has!r}: "
                              f"leave {key} away, or begin a new run in another out_dir")
@@ -157,7 +157,7 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
         print_main(f"Initializing from the weights of {cfg.init_from}")
         model, tokenizer, _ = checkpoints.load_anything(cfg.init_from)
         for key in ARCHITECTURE:
-            has = getattr(model.config, key)
+            has = model.config.positions if key == "pos_embd" else getattr(model.config, key)
             wanted = getattr(cfg, key) if given.get(key) is not None else has
             if key == "block_size" and wanted < has:
                 print_main(f"cropping block_size from {has} to {wanted}: what comes later in a window is forgotten")
@@ -241,7 +241,7 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
         run.state = restored_state(checkpoint, cfg)
         run.resumed_at = run.state.iter_num, run.state.evaluated_at
         if "optimizer" in checkpoint:
-            checkpoints.restore_optimizer(optimizer, checkpoint)
+            checkpoints.restore_optimizer(optimizer, checkpoint, model, path)
         lacking = [name for name, key in (("optimizer state", "optimizer"), ("iteration", "iter_num"))
                    if key not in checkpoint]
         if lacking:
@@ -336,8 +336,7 @@ class Run:
     def update(self, lr: float) -> torch.Tensor:
         """One update of the weights; returns this process's mean loss, on the device."""
         cfg, rt, state = self.cfg, self.rt, self.state
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1)
+        set_learning_rate(self.optimizer, lr)
         accumulate = cfg.gradient_accumulation_steps // rt.world_size
         total = torch.zeros((), device=rt.device)
         for micro_step in range(accumulate):
@@ -357,7 +356,7 @@ class Run:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.model.settle()
+        self.model.lower_last_distance()
         self.optimizer.zero_grad(set_to_none=True)
         state.iter_num += 1
         state.windows += cfg.gradient_accumulation_steps * cfg.batch_size

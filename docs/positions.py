@@ -15,7 +15,7 @@ import torch
 
 from dongpt import runtime
 from dongpt.corpus import Corpus, find_folder, prepare_if_missing
-from model import GPT, GPTConfig, rotate
+from model import GPT, GPTConfig, rotate, set_learning_rate
 
 SCHEMES = ("default", "rope", "relative", "alibi", "default+relative")
 BLOCK_SIZE, BATCH_SIZE, STEPS, LEARNING_RATE, SEED = 64, 16, 800, 3e-3, 1337
@@ -29,13 +29,12 @@ def trained(scheme: str, corpus: Corpus) -> GPT:
                           bias=False, pos_embd=scheme))
     optimizer = model.configure_optimizers(0.1, LEARNING_RATE, (0.9, 0.99), "cpu")
     for step in range(STEPS):
-        for group in optimizer.param_groups:  # to zero, so that the last updates leave no noise in the picture
-            group["lr"] = LEARNING_RATE * (1 - step / STEPS) * group.get("lr_scale", 1)
+        set_learning_rate(optimizer, LEARNING_RATE * (1 - step / STEPS))  # down to 0: no noise of the last updates
         x, y = corpus.train_batch(step * BATCH_SIZE, BATCH_SIZE, BLOCK_SIZE, SEED, corpus.model_vocab_size)
         loss = model(x, y)[1]
         loss.backward()
         optimizer.step()
-        model.settle()
+        model.lower_last_distance()
         optimizer.zero_grad()
     print(f"{scheme}: loss {loss.item():.3f} after {STEPS} updates")
     return model.eval()
@@ -54,9 +53,9 @@ def scores_by_position(model: GPT, corpus: Corpus) -> torch.Tensor:
     x = model.transformer.wte(tokens).mean(0).expand(1, T, -1)
     if config.has_wpe:
         x = x + model.transformer.wpe(positions)
-    block, where = model.transformer.h[0], model._where(positions)
+    block, where = model.transformer.h[0], model.where(positions)
     q, k, _ = (t.view(1, T, config.n_head, head_size) for t in block.attn.c_attn(block.ln_1(x)).split(config.n_embd, 2))
-    if where.rotation:
+    if where.rotation is not None:
         q, k = rotate(q, where.rotation), rotate(k, where.rotation)
     scores = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1))[0] / math.sqrt(head_size)
     if where.bias is not None:

@@ -13,6 +13,7 @@ import re
 import sys
 import warnings
 import zipfile
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Callable
 
@@ -39,25 +40,31 @@ def save(checkpoint: dict, path: str, check: Callable[[str], None] | None = None
     """
     temporary = path + ".part"
     try:
-        with open(temporary, "wb") as file:
+        with _writing(path), open(temporary, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
         if check:
             check(temporary)
-        os.replace(temporary, path)
-        if os.name == "posix":  # the new name itself lasts only once the folder is written
-            _sync_folder(os.path.dirname(os.path.abspath(path)))
+        with _writing(path):
+            os.replace(temporary, path)
+            if os.name == "posix":  # the new name itself lasts only once the folder is written
+                _sync_folder(os.path.dirname(os.path.abspath(path)))
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+@contextmanager
+def _writing(path: str):
+    """Turns what a full disk or missing rights raise into a ValueError that speaks of path."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
             raise
-        if os.path.exists(temporary):
-            os.remove(temporary)
         raise ValueError(f"{path} could not be written ({error}): free space there; "
                          f"the file that was there before is as it was") from error
-    except ValueError:  # check's
-        os.remove(temporary)
-        raise
 
 
 def _sync_folder(folder: str):
@@ -119,7 +126,7 @@ def _read(path: str, mmap: bool):
     return content
 
 
-def load_valid(out_dir: str, names: tuple[str, ...] = (LAST, BEST), newest: bool = True) -> tuple[dict, str]:
+def load_valid(out_dir: str, names: tuple[str, ...] = (LAST, BEST), newest: bool = True, **given) -> tuple[dict, str]:
     """(checkpoint, path) of an out_dir: the newest valid of names, or with newest=False the first valid one.
 
     What is passed over because it is damaged is said on stderr. Raises ValueError if none is left.
@@ -130,12 +137,12 @@ def load_valid(out_dir: str, names: tuple[str, ...] = (LAST, BEST), newest: bool
     problems, ages = [], {}
     for path in there:
         try:
-            ages[path] = load(path, mmap=True).get("iter_num", 0)
+            ages[path] = load(path, mmap=True, **given).get("iter_num", 0)
         except ValueError as error:
             problems.append(str(error))
     for path in sorted(ages, key=lambda path: -ages[path]) if newest else ages:  # of equals the first name wins
         try:
-            checkpoint = load(path)
+            checkpoint = load(path, **given)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -170,8 +177,11 @@ def set_aside(out_dir: str, more_names: list[str]) -> str:
     return old
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict):
-    """Give optimizer the moments stored in checkpoint; its settings stay those of this run."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model: GPT, path: str):
+    """Give the optimizer of model the moments stored in checkpoint; its settings stay those of this run."""
+    if not foreign.states_fit(checkpoint["optimizer"], model.parameter_groups(), model.state_dict()):
+        raise ValueError(f"{path}: its optimizer state does not belong to its parameters; "
+                         f"begin a new run with --init_from={path}")
     stored = checkpoint["optimizer"]
     for old, new in zip(stored["param_groups"], optimizer.param_groups):
         old.update({key: value for key, value in new.items() if key != "params"})
@@ -205,7 +215,8 @@ def fill(model: GPT, weights: dict, path: str):
         ("of another shape", [f"{name} is {found[name]} in the file and {wanted[name]} by the hyper-parameters"
                               for name in wanted if name in found and found[name] != wanted[name]])) if names]
     if problems:
-        raise ValueError(f"{path}: its weights do not fit its hyper-parameters; {'; '.join(problems)}")
+        raise ValueError(f"{path}: its weights do not fit its hyper-parameters (check --n_head or --size if you gave "
+                         f"them); {'; '.join(problems)}")
     model.load_state_dict(weights)
 
 
@@ -237,10 +248,9 @@ def load_anything(path: str, **given) -> tuple[GPT, dict | None, dict]:
         foreign.check_given(given, asdict(model.config), path)
         return model, tokenizer, {}
     if os.path.isdir(path):
-        checkpoint, path = load_valid(path, (BEST, LAST), newest=False)
+        checkpoint, path = load_valid(path, (BEST, LAST), newest=False, **given)
     else:
         checkpoint = load(path, **given)
     model = build(checkpoint, path)
-    foreign.check_given(given, asdict(model.config), path)
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
     return model, checkpoint.get("tokenizer"), rest

@@ -85,11 +85,9 @@ def config_of(model_args: dict, path: str) -> GPTConfig:
     """The architecture that a checkpoint's model_args describe. Raises ValueError where they describe none."""
     kind = LegacyConfig if "legacy" in model_args else GPTConfig
     if unknown := sorted(model_args.keys() - {field.name for field in fields(kind)}):
-        raise ValueError(f"{path} has model_args that this donGPT does not know: {', '.join(unknown)}")
+        raise ValueError(f"{path} has model_args that this donGPT does not know ({', '.join(unknown)}): update yours")
     try:
         config = kind(**model_args)
-        if kind is LegacyConfig and config.legacy not in MODELS:
-            raise ValueError(f"legacy={config.legacy!r} is not one of {', '.join(MODELS)}")
         if config.vocab_size is None:
             raise ValueError("vocab_size is missing")
         return config
@@ -186,12 +184,12 @@ def _matching_groups(optimizer: dict, weights: dict, tied: bool) -> list[list[st
         [linear, sorted(set(names) - set(linear))],  # nanoGPT until May 2023: embeddings do not decay
     ]
     for groups in candidates:
-        if _states_fit(optimizer, groups, weights):
+        if states_fit(optimizer, groups, weights):
             return groups
     return None
 
 
-def _states_fit(optimizer, groups: list[list[str]], weights: dict) -> bool:
+def states_fit(optimizer, groups: list[list[str]], weights: dict) -> bool:
     """Whether an optimizer's states have the shapes of the parameters that groups name."""
     if not (isinstance(optimizer, dict) and isinstance(optimizer.get("state"), dict)):
         return False
@@ -237,7 +235,8 @@ def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
     table = weights["transformer.wte.weight"]
     if len(weights) == 1:
         if table.shape[0] != table.shape[1]:
-            raise ValueError(f"{path} holds one table of shape {tuple(table.shape)}: a bigram's is square")
+            raise ValueError(f"{path} holds one table of shape {tuple(table.shape)}, and a bigram's is square: "
+                             f"give a file with all of the model's weights")
         return {"model": weights, "model_args": {"model_type": "bigram", "vocab_size": len(table), **given}}
     if weights.get("transformer.h.0.attn.c_attn.weight", table).shape == (table.shape[1], 3 * table.shape[1]):
         raise ValueError(f"{path} holds Hugging Face's weights: give the folder that it is in, with its config.json")

@@ -3,6 +3,7 @@
     model, tokenizer = load("gpt2")          # tokenizer as a plain dict, or None
     save(model, tokenizer, "folder")         # what transformers opens as GPT2LMHeadModel
 """
+import hashlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from dongpt.tokenizers import FOREIGN, from_dict
 from model import GPT, GPTConfig
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-OURS = "dongpt.json"  # in a folder that save wrote: the tokenizer as a plain dict, the names of the files, the mark
+OURS = "dongpt.json"  # in a folder that save wrote: the tokenizer as a plain dict, the mark, the hashes of the files
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 # Their Conv1D keeps its weight the other way round than Linear. c_proj is square: no shape would tell.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -137,17 +138,29 @@ def save(model: GPT, tokenizer: dict | None, folder: str, mark: str = ""):
     if tokenizer:
         _save_tokenizer(tokenizer, config.block_size, folder)
     with open(os.path.join(folder, OURS), "w", encoding="utf-8") as file:
-        json.dump({"mark": mark, "tokenizer": tokenizer, "files": sorted({*os.listdir(folder), OURS})}, file)
+        json.dump({"mark": mark, "tokenizer": tokenizer, "files": _hashes(folder)}, file)
 
 
 def mark_of(folder: str) -> str | None:
-    """The mark that save wrote, if all that is in folder is its work; else None."""
+    """The mark that save wrote, if what is in folder is what it wrote and no more; else None."""
     try:
         with open(os.path.join(folder, OURS), encoding="utf-8") as file:
             content = json.load(file)
-        return content["mark"] if sorted(os.listdir(folder)) == content["files"] else None
+        return content["mark"] if _hashes(folder) == content["files"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _hashes(folder: str) -> dict[str, str]:
+    """The hash of each file in folder, the record of save left out."""
+    hashes = {}
+    for name in sorted(set(os.listdir(folder)) - {OURS}):
+        digest = hashlib.sha256()
+        with open(os.path.join(folder, name), "rb") as file:
+            while piece := file.read(2 ** 20):
+                digest.update(piece)
+        hashes[name] = digest.hexdigest()
+    return hashes
 
 
 def logits_of(folder: str, idx) -> torch.Tensor:

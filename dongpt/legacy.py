@@ -20,6 +20,10 @@ class LegacyConfig(GPTConfig):
     has_wpe = False
     has_relative = False
 
+    @property
+    def positions(self) -> str:
+        return self.legacy
+
 
 class EDSModel(GPT):
     """What the two have in common: no sequence is longer than block_size, and every text is encoded from its start."""

@@ -9,6 +9,7 @@ import codecs
 import functools
 import hashlib
 import re
+from itertools import chain
 from typing import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -36,7 +37,7 @@ class Tokenizer:
     def _encode_around_specials(self, text: str) -> list[int]:
         """The ids of text in which special tokens count, the longest name first where several fit."""
         pieces = re.split(f"({'|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True)))})", text)
-        return sum(([self.specials[p]] if p in self.specials else self.encode(p) for p in pieces), [])
+        return [*chain.from_iterable([self.specials[p]] if p in self.specials else self.encode(p) for p in pieces)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bytes that are no UTF-8, and ids beyond the vocabulary, become U+FFFD."""

@@ -284,7 +284,7 @@ def qkv(B, n_head, T, head_size, dtype) -> list[torch.Tensor]:
 
 def attention_of(model: GPT, q, k, v) -> torch.Tensor:
     """Attention of q, k, v under the model's bias; float64 q take a float64 bias."""
-    bias = model._where(torch.arange(q.shape[2])).bias
+    bias = model.where(torch.arange(q.shape[2])).bias
     return attend(q, k, v, bias.double() if q.dtype == torch.float64 else bias, 0.0)
 
 
@@ -320,7 +320,7 @@ def test_attention_with_a_table_and_its_gradients_equal_autograd(B, n_head, T, h
 @pytest.mark.parametrize("B, n_head, T, head_size", [(2, 2, 5, 3), (1, 1, 67, 2)])
 def test_attention_with_a_table_has_the_gradient_of_finite_differences(B, n_head, T, head_size):
     model = make("relative", n_head=n_head, n_embd=n_head)
-    fixed = model._where(torch.arange(T)).bias.detach().double()
+    fixed = model.where(torch.arange(T)).bias.detach().double()
     distance = (torch.arange(T)[:, None] - torch.arange(T)).clamp(0, 3)
     table = torch.randn(n_head, 4, dtype=torch.float64)
     inputs = [t.detach().requires_grad_() for t in [*qkv(B, n_head, T, head_size, torch.float64)[:3], table]]
@@ -414,7 +414,7 @@ def test_without_positions_order_does_not_matter():
 def test_scores_depend_on_the_distance_alone(pos_embd):
     """One query and one key at all positions: equal scores along each diagonal, other scores on other diagonals."""
     model, T = make(pos_embd), 30
-    where = model._where(torch.arange(T))
+    where = model.where(torch.arange(T))
     q, k = torch.randn(2, 1, 1, 2, 8, generator=torch.Generator().manual_seed(0)).expand(2, 1, T, 2, 8)
     if where.rotation:
         q, k = rotate(q, where.rotation), rotate(k, where.rotation)
