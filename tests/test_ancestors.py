@@ -155,7 +155,6 @@ def describe(case) -> str:
 # load_model
 
 
-@smoke
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", EDS, ids=describe)
 def test_files_of_nanogpt_and_eds_give_their_logits(tmp_path, case, size):
@@ -166,7 +165,6 @@ def test_files_of_nanogpt_and_eds_give_their_logits(tmp_path, case, size):
     assert_same_logits(model, old)
 
 
-@smoke
 @pytest.mark.parametrize("more", [dict(prefix="_orig_mod."), dict(prefix="module."), dict(masks=True),
                                   dict(prefix="_orig_mod.", masks=True), dict(prefix="module._orig_mod.", masks=True),
                                   dict(config=None), dict(data_dir="data/emotion/with_gpt_data")], ids=str)
@@ -311,7 +309,6 @@ def greedy_in_windows(old, ids: list[int], n: int) -> list[int]:
     return text
 
 
-@smoke
 @pytest.mark.parametrize("case", [("B", "rope"), ("C", "rope"), ("C", "relative"), ("C", "default")], ids=describe)
 @pytest.mark.parametrize("use_kv_cache", [True, False])
 def test_a_legacy_model_writes_what_eds_would_have_written(tmp_path, case, use_kv_cache):
@@ -1359,7 +1356,6 @@ def test_the_tokenizer_is_found_in_the_tree_that_the_checkpoint_comes_from(tmp_p
     assert load_model(moved)[1].characters == characters
 
 
-@smoke
 def test_a_file_in_the_way_of_the_unfinished_one_is_left_alone(tmp_path):
     path = put(NanoGPT().train(1).checkpoint(), tmp_path / "old.pt")
     (tmp_path / "new.pt.part").write_text("mine", encoding="utf-8")
@@ -1367,7 +1363,6 @@ def test_a_file_in_the_way_of_the_unfinished_one_is_left_alone(tmp_path):
     assert (tmp_path / "new.pt.part").read_text(encoding="utf-8") == "mine" and not (tmp_path / "new.pt").exists()
 
 
-@smoke
 def test_a_hyper_parameter_that_contradicts_a_folder_is_refused(tiny_run):
     with pytest.raises(ValueError, match="n_head=7 contradicts"):
         load_model(tiny_run, n_head=7)

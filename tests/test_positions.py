@@ -237,7 +237,6 @@ def hugging_faces_rotation(q, k, positions):
     return apply_rotary_pos_emb(q, k, *LlamaRotaryEmbedding(config)(q, positions))
 
 
-@smoke
 @pytest.mark.parametrize("head_size", [2, 6, 8, 64])
 @pytest.mark.parametrize("first, tolerance", [(0, 1e-5), (1000, 1e-3)])  # an angle is known to a share of its size
 def test_rope_equals_hugging_faces_rotary_code(head_size, first, tolerance):
@@ -530,7 +529,6 @@ def greedy_by_hand(model: GPT, row: list[int], n: int) -> list[int]:
     return row[-n:]
 
 
-@smoke
 @pytest.mark.parametrize("block_size", [1, 2, 7, 16])
 @each_scheme
 def test_greedy_text_is_the_same_with_and_without_cache_and_by_hand(pos_embd, block_size):
@@ -542,7 +540,6 @@ def test_greedy_text_is_the_same_with_and_without_cache_and_by_hand(pos_embd, bl
     assert block_size < 7 or len({i for row in expected for i in row}) > 12  # dull texts would say little
 
 
-@smoke
 @pytest.mark.parametrize("block_size", [2, 7, 16])
 @each_scheme
 def test_drawn_text_is_the_same_with_and_without_cache_and_in_any_batch(pos_embd, block_size):
@@ -587,7 +584,6 @@ def test_dropout_on_attention_weights_trains(pos_embd):
     assert_all_near(gradients(model, *batch), still, 1e-4)
 
 
-@smoke
 @each_scheme
 def test_bfloat16_models_train_and_generate(pos_embd):
     model, batch = make(pos_embd), (ids(4, 8), ids(4, 8, seed=1))
