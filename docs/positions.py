@@ -3,7 +3,8 @@
     python docs/positions.py
 
 Trains one small model per scheme on Python's language reference (no download), then asks its first layer what score a
-token gives to each earlier one when all tokens are alike, so that position alone makes the difference. About two minutes.
+token gives to each earlier one when all tokens are alike, so that position alone makes the difference. Takes about two
+minutes.
 """
 import math
 import os
