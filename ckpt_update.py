@@ -51,14 +51,15 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
         print(f"Adding {RELATIVE} to checkpoint.")
         weights[RELATIVE] = torch.zeros(table.shape)
     checkpoints.fill(foreign.make(model.config), weights, "the checkpoint")
-    had, has = asdict(foreign.config_of(old["model_args"], "the checkpoint")), asdict(model.config)
+    config = foreign.config_of(old["model_args"], "the checkpoint")
+    had, has = asdict(config), asdict(model.config)
     free = {"dropout", "attn_dropout", *(["pos_embd"] if table is not None else [])}
     other = [f"{key}={has[key]!r}, not {had.get(key)!r}" for key in has if key not in free and has[key] != had.get(key)]
     if other:
         raise ValueError(f"the model computes otherwise than the checkpoint's, it has {'; '.join(other)}: "
                          f"give a model of the checkpoint's own architecture")
     if "optimizer" in old:
-        groups = foreign.parameter_groups(foreign.config_of(old["model_args"], "the checkpoint"))
+        groups = foreign.parameter_groups(config)
         if not foreign.states_fit(old["optimizer"], groups, weights):
             raise ValueError("the checkpoint's optimizer state does not belong to its parameters: "
                              "take its key 'optimizer' out")
@@ -97,16 +98,14 @@ def convert(old: str, new: str, cfg: UpdateConfig):
         checkpoint = {"model": model.state_dict(), "model_args": checkpoints.model_args(model.config),
                       "tokenizer": tokenizer, "format_version": checkpoints.FORMAT_VERSION}
     else:
-        names = (checkpoints.BEST, checkpoints.LAST)
-        checkpoint, path = (checkpoints.load_valid(old, names, newest=False, **given) if os.path.isdir(old)
-                            else (checkpoints.load(old, **given), old))
+        checkpoint, path = checkpoints.load_path(old, **given)
         model = checkpoints.build(checkpoint, path)
     logits = logits_of(model)
     if cfg.to == "hf":
         write_folder(model, checkpoint.get("tokenizer"), new, logits, command(old, cfg))
         return
     if cfg.pos_embd:
-        if model.config.model_type != "gpt" or model.config.pos_embd != "default" or not model.config.has_wpe:
+        if model.config.model_type != "gpt" or model.config.positions != "default":
             has = model.config.positions if model.config.model_type == "gpt" else "a bigram"
             raise ValueError(f"--pos_embd={cfg.pos_embd} adds to pos_embd=default, and {old} has {has}: leave it away")
         model = foreign.make(replace(model.config, pos_embd="default+relative"))
@@ -163,7 +162,7 @@ def check_new(old: str, new: str, cfg: UpdateConfig):
     if not os.path.lexists(new):
         return
     inside = [os.path.join(old, name) for name in (checkpoints.BEST, checkpoints.LAST)] if os.path.isdir(old) else []
-    if any(os.path.exists(path) and os.path.samefile(path, new) for path in (old, *inside) if os.path.exists(new)):
+    if os.path.exists(new) and any(os.path.samefile(path, new) for path in (old, *inside) if os.path.exists(path)):
         raise ValueError(f"{new} is the file to be rewritten, and this program never writes in place: "
                          f"give another name for the new one")
     if cfg.to == "hf":

@@ -236,6 +236,13 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), tokenizer
 
 
+def load_path(path: str, **given) -> tuple[dict, str]:
+    """(checkpoint, the path of its file) of a checkpoint file or of an out_dir, which means its ckpt.pt."""
+    if os.path.isdir(path):
+        return load_valid(path, (BEST, LAST), newest=False, **given)
+    return load(path, **given), path
+
+
 def is_hugging_face(path: str) -> bool:
     """Whether path means a model in Hugging Face's format: in a folder that a run has written to, the run counts."""
     return hugging_face.is_one(path) and not any(os.path.exists(os.path.join(path, name)) for name in (BEST, LAST))
@@ -247,10 +254,7 @@ def load_anything(path: str, **given) -> tuple[GPT, dict | None, dict]:
         model, tokenizer = hugging_face.load(path)
         foreign.check_given(given, asdict(model.config), path)
         return model, tokenizer, {}
-    if os.path.isdir(path):
-        checkpoint, path = load_valid(path, (BEST, LAST), newest=False, **given)
-    else:
-        checkpoint = load(path, **given)
+    checkpoint, path = load_path(path, **given)
     model = build(checkpoint, path)
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
     return model, checkpoint.get("tokenizer"), rest

@@ -44,17 +44,14 @@ def upgrade(checkpoint: dict, path: str, **given) -> dict:
     """
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}; known are {KNOWN}")
-    if _is_state_dict(checkpoint.get("model")) and isinstance(checkpoint.get("model_args"), dict):
-        if "format_version" not in checkpoint:
-            checkpoint = _from_nanogpt(checkpoint, path, given)
-        elif checkpoint["format_version"] not in range(FORMAT_VERSION + 1):
-            raise ValueError(f"{path} was written by a newer donGPT: update yours")
-    else:
-        checkpoint = _from_state_dict(checkpoint, path, given)
-    args = checkpoint["model_args"]
-    has = asdict(config_of(args, path)) if "format_version" in checkpoint else args  # ours lacks nothing
-    check_given(given, has, path)
-    return {**checkpoint, "model_args": {**given, **args}, "format_version": FORMAT_VERSION}
+    if not (_is_state_dict(checkpoint.get("model")) and isinstance(checkpoint.get("model_args"), dict)):
+        return {**_from_state_dict(checkpoint, path, given), "format_version": FORMAT_VERSION}
+    if "format_version" not in checkpoint:
+        return {**_from_nanogpt(checkpoint, path, given), "format_version": FORMAT_VERSION}
+    if checkpoint["format_version"] not in range(FORMAT_VERSION + 1):
+        raise ValueError(f"{path} was written by a newer donGPT: update yours")
+    check_given(given, asdict(config_of(checkpoint["model_args"], path)), path)  # ours lacks nothing
+    return checkpoint
 
 
 def check_given(given: dict, has: dict, path: str):
@@ -119,8 +116,9 @@ def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
     if scheme != "default":
         args["legacy"] = f"eds-{scheme}"
         weights.pop("transformer.wpe.weight", None)  # the same
+    check_given(given, args, path)
     _settle_head(weights, args)
-    args = {**_read_off(old), **{key: given[key] for key in ("n_head", "activation") if key in given}, **args}
+    args = {**_read_off(old), **given, **args}
     _check_n_head(args, path)
     new = {key: value for key, value in checkpoint.items() if value is not None}
     new.update(model=weights, model_args=args, config={

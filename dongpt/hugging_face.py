@@ -55,14 +55,24 @@ def load(name: str) -> tuple[GPT, dict | None]:
 
 def _check_model_type(folder: str):
     """Raise ValueError unless config.json says GPT-2, or says nothing."""
-    path = os.path.join(folder, "config.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            kind = json.load(file).get("model_type", "gpt2")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): give a folder in Hugging Face's format") from error
+    kind = _read_json(folder, "config.json").get("model_type", "gpt2")
     if kind != "gpt2":
         raise ValueError(f"{folder} holds a model of type {kind!r}: only 'gpt2' can be loaded")
+
+
+def _read_json(folder: str, name: str) -> dict:
+    """The content of a file in folder, {} if there is no such file. Raises ValueError for one that holds no dict."""
+    path = os.path.join(folder, name)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): fetch or write the folder anew") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: fetch or write the folder anew")
+    return content
 
 
 def _load_theirs(name: str):
@@ -89,17 +99,11 @@ def _load_theirs(name: str):
 
 def _tokenizer_of(name: str, vocab_size: int) -> dict | None:
     """The tokenizer of a model: as save wrote it, GPT-2's where the files are GPT-2's, FOREIGN for any other."""
-    path = os.path.join(name, OURS)
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            return json.load(file).get("tokenizer")
-    vocabulary = {}
-    for file_name in ("vocab.json", "tokenizer.json"):
-        path = os.path.join(name, file_name)
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                content = json.load(file)
-            vocabulary.update(content if file_name == "vocab.json" else content.get("model", {}).get("vocab", {}))
+    if ours := _read_json(name, OURS):
+        return ours.get("tokenizer")
+    vocabulary = _read_json(name, "vocab.json") or _read_json(name, "tokenizer.json").get("model", {}).get("vocab")
+    if isinstance(vocabulary, list):  # of a unigram model, pieces with their scores
+        return FOREIGN
     if vocabulary:
         return {"kind": "gpt2"} if all(vocabulary.get(token) == i for token, i in GPT2_IDS.items()) else FOREIGN
     return {"kind": "gpt2"} if vocab_size == 50257 else None
@@ -144,10 +148,9 @@ def save(model: GPT, tokenizer: dict | None, folder: str, mark: str = ""):
 def mark_of(folder: str) -> str | None:
     """The mark that save wrote, if what is in folder is what it wrote and no more; else None."""
     try:
-        with open(os.path.join(folder, OURS), encoding="utf-8") as file:
-            content = json.load(file)
-        return content["mark"] if _hashes(folder) == content["files"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        ours = _read_json(folder, OURS)
+        return ours.get("mark") if _hashes(folder) == ours.get("files") else None
+    except (OSError, ValueError):
         return None
 
 
@@ -171,11 +174,9 @@ def logits_of(folder: str, idx) -> torch.Tensor:
 
 def _why_not_gpt2(config: GPTConfig) -> str:
     """What GPT-2 does not have of an architecture; '' if nothing."""
-    if legacy := getattr(config, "legacy", None):
-        return f"the positions of {legacy}"
     if config.model_type != "gpt":
         return f"model_type={config.model_type}"
-    return "" if config.pos_embd == "default" else f"pos_embd={config.pos_embd}"
+    return "" if config.positions == "default" else f"{config.positions} positions"
 
 
 def _save_tokenizer(description: dict, block_size: int, folder: str):
