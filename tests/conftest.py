@@ -1,4 +1,5 @@
 """What the tests share: a small generated corpus, a small trained run, and a way to run the programs."""
+import json
 import os
 import random
 import subprocess
@@ -57,6 +58,65 @@ def expect_sentence(done, *parts: str):
     assert "Traceback" not in done.stderr
     for part in parts:
         assert part in lines[0], f"{part!r} is not in {lines[0]!r}"
+
+
+def load(out_dir, name: str = "ckpt_last.pt") -> dict:
+    """A checkpoint of out_dir as torch reads it without trust."""
+    import torch
+    return torch.load(os.path.join(out_dir, name), weights_only=True)
+
+
+def read_log(out_dir, kind: str | None = None) -> list[dict]:
+    """The records of log.jsonl, those of one kind if it is given."""
+    with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    return [record for record in records if kind in (None, record["kind"])]
+
+
+def assert_same(one, other, where: str = "state"):
+    """Check that two states hold bit for bit the same."""
+    import torch
+    assert type(one) is type(other), where
+    if torch.is_tensor(one):
+        assert one.dtype == other.dtype and torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other)):
+            assert_same(a, b, f"{where}[{i}]")
+    else:
+        assert one == other, where
+
+
+def assert_same_training(one_dir, other_dir):
+    """Check that two runs ended with the same weights and optimizer state, and that each update is logged once."""
+    one, other = load(one_dir), load(other_dir)
+    for key in ("iter_num", "windows", "model", "optimizer"):
+        assert_same(one[key], other[key], key)
+    losses = [[(record["iter"], record["loss"], record["lr"]) for record in read_log(d, "iter")]
+              for d in (one_dir, other_dir)]
+    assert losses[0] == losses[1]
+
+
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """The test works in its own folder and on one thread, as the programs that run() starts do."""
+    import torch
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def transformers():
+    """transformers, which must not look for anything on a network."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="session")

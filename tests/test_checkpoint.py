@@ -393,13 +393,6 @@ def test_a_checkpoint_of_nanogpt_may_lack_its_config(tmp_path, fixtures_folder):
 # Hugging Face
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    """transformers, which must not look for anything on a network."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return pytest.importorskip("transformers")
-
-
 def hugging_face_model(transformers, vocab_size=23, **more):
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=vocab_size, n_positions=16, n_embd=24, n_layer=3, n_head=4, **more)

@@ -1,5 +1,4 @@
 """train.py under torchrun: two processes on one CPU do what one does, and end as one does."""
-import json
 import os
 import re
 import signal
@@ -11,20 +10,13 @@ import pytest
 import torch
 
 import train
-from conftest import ROOT, TINY_RUN, run, torchrun
+from conftest import ROOT, TINY_RUN, load, read_log, run, torchrun
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
                                 reason="this torch has no gloo")
 SETTINGS = [*TINY_RUN, "--gradient_accumulation_steps=4", "--max_iters=8", "--lr_decay_iters=8",
             "--eval_interval=4", "--eval_iters=7"]  # dropout is on; the last batches of an evaluation are not full
 CLOSE = dict(abs=1e-5, rel=0)  # DESIGN: gradients are added in another order, and nothing else differs
-
-
-def read_log(out_dir, kind: str | None = None) -> list[dict]:
-    """The records of log.jsonl, those of one kind if it is given."""
-    with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
-    return [record for record in records if kind in (None, record["kind"])]
 
 
 def numbers(out_dir, kind: str, *keys: str) -> list[float]:
@@ -35,10 +27,6 @@ def numbers(out_dir, kind: str, *keys: str) -> list[float]:
 def assert_same_losses(one_dir, other_dir):
     for kind, keys in (("iter", ("loss", "lr")), ("eval", ("train_loss", "val_loss")), ("final", ("val_loss",))):
         assert numbers(one_dir, kind, *keys) == pytest.approx(numbers(other_dir, kind, *keys), **CLOSE), kind
-
-
-def load(out_dir, name: str = "ckpt_last.pt") -> dict:
-    return torch.load(os.path.join(out_dir, name), weights_only=True)
 
 
 @pytest.fixture(scope="module")

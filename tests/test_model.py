@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from model import GPT, CausalSelfAttention, GPTConfig, KVCache, draw, window_size
 

@@ -9,9 +9,8 @@ import torch
 from torch.nn import functional as F
 
 import train
-from conftest import TINY_RUN, run, write_corpus
+from conftest import TINY_RUN, assert_same_training, load, run, write_corpus
 from model import GPT, GPTConfig, KVCache, alibi_slopes, attend, new_model, rotate, rotation_at
-from test_resume import assert_same_training, load
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]
 ENDLESS = ["rope", "relative", "alibi"]  # those that take sequences longer than block_size
@@ -795,19 +794,11 @@ def test_traced_bigram_equals_the_eager_one():
 # end to end
 
 
-@pytest.fixture
-def on_one_thread_in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train.metrics, "draw_loss", lambda out_dir: None)  # slow, and no part of the state
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 @pytest.mark.parametrize("setting", [*(f"--pos_embd={name}" for name in SCHEMES), "--model_type=bigram"])
-@pytest.mark.usefixtures("on_one_thread_in_a_folder_of_its_own")
-def test_a_run_that_stops_and_goes_on_equals_a_straight_run(setting, tiny_data, capsys):
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_a_run_that_stops_and_goes_on_equals_a_straight_run(setting, tiny_data, capsys, monkeypatch):
+    monkeypatch.setattr(train.metrics, "draw_loss", lambda out_dir: None)  # slow, and no part of the state
     args = [f"--data_dir={tiny_data}", *TINY_RUN, setting, "--attn_dropout=0.1"]
     assert train.main([*args, "--out_dir=straight", "--sample_tokens=20"]) == 0  # more than block_size
     assert train.main([*args, "--max_iters=2"]) == 0

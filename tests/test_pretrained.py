@@ -19,7 +19,7 @@ import configurator
 import evaluate
 import sample
 import train
-from conftest import ROOT, TINY_RUN, expect_sentence, generated_text, run, write_corpus
+from conftest import ROOT, assert_same, expect_sentence, generated_text, load, run, write_corpus
 from dongpt import checkpoint as checkpoints
 from dongpt import hugging_face, tokenizers
 from dongpt.checkpoint import load_model
@@ -36,21 +36,9 @@ SPECIALS = ["<|x|>", "<|y|>"]
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
+def no_drawing(in_a_folder_of_its_own, monkeypatch):
     """Each test works in its own folder, on one thread, and draws no loss.png."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train.metrics, "draw_loss", lambda out_dir: None)  # slow, and no part of the state
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    """transformers, which must not look for anything on a network."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return pytest.importorskip("transformers")
 
 
 def theirs(transformers, folder=None, vocab_size: int = 23, std: float = 0.1, seed: int = 0, **more):
@@ -106,27 +94,6 @@ def refusal(main, *args: str) -> str:
 def measured(*args: str) -> list[dict]:
     """What evaluate.py --json prints for args."""
     return json.loads(printed(evaluate.main, *args, "--json", "--device=cpu"))
-
-
-def load(out_dir, name: str = "ckpt_last.pt") -> dict:
-    return torch.load(os.path.join(out_dir, name), weights_only=True)
-
-
-def assert_same(one, other, where: str = "state"):
-    """Both hold the same tensors, bit for bit, and the same values."""
-    assert type(one) is type(other), where
-    if torch.is_tensor(one):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for i, pair in enumerate(zip(one, other)):
-            assert_same(*pair, f"{where}.{i}")
-    else:
-        assert one == other, where
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,4 @@
 """A run that stops, in good order or by force, and goes on: bit for bit what it would have been without the stop."""
-import json
 import os
 import random
 import re
@@ -15,21 +14,12 @@ import pytest
 import torch
 
 import train
-from conftest import ROOT, TINY_RUN, generated_text, write_corpus
+from conftest import ROOT, TINY_RUN, assert_same, assert_same_training, generated_text, load, read_log, write_corpus
 
 TWELVE = [*TINY_RUN, "--lr_decay_iters=12", "--eval_interval=4"]  # dropout is on
 SLOWER = [*TINY_RUN, "--n_embd=64", "--block_size=32", "--batch_size=8", "--max_iters=120", "--lr_decay_iters=120",
           "--eval_interval=5"]  # a few seconds, so that a signal meets it at work
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Each test works in its own folder and on one thread, as the programs that it starts do."""
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def straight_run(folder, *args) -> str:
@@ -64,43 +54,6 @@ def start(tiny_data):
 def resume(max_iters: int = 12, *args: str) -> int:
     """Go on in out; everything else comes from the checkpoint."""
     return train.main(["--init_from=resume", "--out_dir=out", f"--max_iters={max_iters}", *args])
-
-
-def load(out_dir, name: str = "ckpt_last.pt") -> dict:
-    return torch.load(os.path.join(out_dir, name), weights_only=True)
-
-
-def read_log(out_dir, kind: str | None = None) -> list[dict]:
-    """The records of log.jsonl, those of one kind if it is given."""
-    with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
-    return [record for record in records if kind in (None, record["kind"])]
-
-
-def assert_same(one, other, where: str = "state"):
-    """Check that two states hold bit for bit the same."""
-    if torch.is_tensor(one):
-        assert one.dtype == other.dtype and torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for i, (a, b) in enumerate(zip(one, other)):
-            assert_same(a, b, f"{where}[{i}]")
-    else:
-        assert one == other, where
-
-
-def assert_same_training(one_dir, other_dir):
-    """Check that two runs ended with the same weights and optimizer state, and that each update is logged once."""
-    one, other = load(one_dir), load(other_dir)
-    for key in ("iter_num", "windows", "model", "optimizer"):
-        assert_same(one[key], other[key], key)
-    losses = [[(record["iter"], record["loss"], record["lr"]) for record in read_log(d, "iter")]
-              for d in (one_dir, other_dir)]
-    assert losses[0] == losses[1]
 
 
 def truncate(path, share: float = 0.6):

@@ -15,7 +15,7 @@ import torch
 
 import evaluate
 import train
-from conftest import ROOT, TINY_RUN, generated_text, run, write_corpus
+from conftest import ROOT, TINY_RUN, assert_same, generated_text, load, read_log, run, write_corpus
 from dongpt import corpus as corpora
 from dongpt import runtime
 from dongpt.tokenizers import CharTokenizer
@@ -23,16 +23,7 @@ from dongpt.tokenizers import CharTokenizer
 NANOGPT_KEYS = {"model", "optimizer", "model_args", "iter_num", "best_val_loss", "config"}
 PNG = b"\x89PNG\r\n\x1a\n"
 TEN = ["--max_iters=10", "--lr_decay_iters=10"]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Each test works in its own folder and on one thread, as the programs that run() starts do."""
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +45,6 @@ def watched_little(tmp_path_factory, tiny_data):
     return out_dir
 
 
-def load(out_dir, name: str = "ckpt_last.pt") -> dict:
-    return torch.load(os.path.join(out_dir, name), weights_only=True)
-
-
-def read_log(out_dir, kind: str | None = None) -> list[dict]:
-    """The records of log.jsonl, those of one kind if it is given."""
-    with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
-    return [record for record in records if kind in (None, record["kind"])]
-
-
 def snapshot(folder) -> dict:
     """Everything below folder, path -> (time of change, content): two calls tell whether anything was touched."""
     found = {}
@@ -74,22 +54,6 @@ def snapshot(folder) -> dict:
             content = b"" if name == "." else open(path, "rb").read()
             found[path] = os.stat(path).st_mtime_ns, content
     return found
-
-
-def assert_same(one, other, where: str = "state"):
-    """Check that two states hold bit for bit the same."""
-    if torch.is_tensor(one):
-        assert one.dtype == other.dtype and torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for i, (a, b) in enumerate(zip(one, other)):
-            assert_same(a, b, f"{where}[{i}]")
-    else:
-        assert one == other, where
 
 
 def assert_same_training(one_dir, other_dir):
