@@ -100,9 +100,10 @@ class GPTConfig:
 
 
 class Where(NamedTuple):
-    """What the attention of every layer is told about positions; with neither it is plain and causal."""
+    """What the attention of every layer is told about positions; as it stands it is plain and causal."""
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None  # of queries and keys: cos and sin, (..., T, 1, hs)
     bias: torch.Tensor | None = None  # added to the scores, (1 or R, 1 or nh, T, S), -inf (or False) where not to look
+    causal: bool = True  # without a bias: whether a token looks at none behind it; else it looks at all keys
 
 
 def rotation_at(positions, head_size: int, base: float = 10000.0):
@@ -184,10 +185,10 @@ class _BiasedAttention(torch.autograd.Function):
         return dq, dk, dv, dbias
 
 
-def attend(q, k, v, bias, dropout: float):
-    """Attention of q (B, nh, T, hs) over k, v (B, nh, S, hs), scores plus bias; causal where bias is None."""
+def attend(q, k, v, bias, dropout: float, causal: bool = True):
+    """Attention of q (B, nh, T, hs) over k, v (B, nh, S, hs), scores plus bias; without a bias causal, or of all keys."""
     if bias is None:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
     if bias.requires_grad and q.device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
         return _BiasedAttention.apply(q, k, v, bias)
     if bias.is_floating_point() and q.device.type != "cpu":  # only there a float32 bias may go with bfloat16 queries
@@ -215,19 +216,24 @@ class Held(NamedTuple):
     """One layer's share of a KVCache, and where in it the tokens at hand belong."""
     keys: torch.Tensor  # (B, nh, block_size, hs)
     values: torch.Tensor  # (B, nh, block_size, hs)
-    rows: torch.Tensor  # (R,): which rows of the batch are at hand
-    every_row: bool  # whether these are all
-    positions: torch.Tensor  # (R, T) of the tokens at hand
+    rows: slice | torch.Tensor  # which rows of the batch are at hand: the first few, or (R,) their numbers
+    positions: torch.Tensor  # (T,), or (R, T) where the rows differ, of the tokens at hand
+    start: int | None  # the first of the positions where all rows have the same, and they follow each other
     n_held: int  # S: no row holds more tokens than this, those at hand included
 
     def extend(self, k, v):
         """Store k, v (R, nh, T, hs) of the tokens at hand; return all that their rows hold, (R, nh, S, hs) each."""
-        at = (self.rows[:, None], slice(None), self.positions)
-        self.keys[at] = k.transpose(1, 2)
-        self.values[at] = v.transpose(1, 2)
-        if self.every_row:  # a slice is a view, an index would copy the cache
-            return self.keys[:, :, :self.n_held], self.values[:, :, :self.n_held]
-        return self.keys[self.rows, :, :self.n_held], self.values[self.rows, :, :self.n_held]
+        return self._store(self.keys, k), self._store(self.values, v)
+
+    def _store(self, held, new):
+        if self.start is not None:
+            held[self.rows, :, self.start:self.n_held] = new
+        elif isinstance(self.rows, slice):
+            rows = torch.arange(len(new), device=new.device)
+            held[rows[:, None], :, self.positions] = new.transpose(1, 2).to(held.dtype)
+        else:
+            held[self.rows[:, None], :, self.positions] = new.transpose(1, 2).to(held.dtype)
+        return held[self.rows, :, :self.n_held]  # of a slice a view; numbers of rows copy
 
 
 class KVCache:
@@ -240,14 +246,19 @@ class KVCache:
     def __init__(self, model: "GPT", n_rows: int):
         config, like = model.config, model.transformer.wte.weight
         shape = (n_rows, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.n_rows = n_rows
-        self.layers = [[torch.zeros(shape, device=like.device, dtype=like.dtype) for _ in "kv"]
-                       for _ in model.transformer.h]
+        kind, dtype = like.device.type, like.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        self.layers = [[torch.zeros(shape, device=like.device, dtype=dtype) for _ in "kv"] for _ in model.transformer.h]
 
-    def at(self, rows: Sequence[int], positions, n_held: int) -> list[Held]:
-        """For each layer, where tokens of these rows at positions (R, T) belong; no row holds more than n_held then."""
-        rows, every_row = torch.tensor(rows, device=positions.device), len(rows) == self.n_rows
-        return [Held(keys, values, rows, every_row, positions, n_held) for keys, values in self.layers]
+    def at(self, positions, n_held: int, start: int | None = None, rows=slice(None)) -> list[Held]:
+        """For each layer, where tokens at positions (T,) or (R, T) of these rows belong; see Held."""
+        return [Held(keys, values, rows, positions, start, n_held) for keys, values in self.layers]
+
+    def copy_first(self, n_held: int):
+        """Give all rows the n_held tokens of the first."""
+        for held in (tensor for layer in self.layers for tensor in layer):
+            held[1:, :, :n_held] = held[:1, :, :n_held]
 
 
 class CausalSelfAttention(nn.Module):
@@ -268,7 +279,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         if held is not None:
             k, v = held.extend(k, v)  # (B, nh, S, hs)
-        y = attend(q, k, v, where.bias, self.attn_dropout if self.training else 0.0)  # (B, nh, T, hs)
+        y = attend(q, k, v, where.bias, self.attn_dropout if self.training else 0.0, where.causal)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
@@ -349,17 +360,19 @@ class GPT(nn.Module):
             x = x + self.transformer.wpe(positions)
         return self.transformer.drop(x)
 
-    def where(self, positions, n_held: int | None = None) -> Where:
-        """What attention needs to know of tokens at positions (..., T) that look at keys at 0 to n_held - 1.
+    def where(self, positions, held: Held | None = None) -> Where:
+        """What attention needs to know of tokens at positions (T,) or (R, T) that look at what a cache holds.
 
-        Without n_held the positions are (T,) and the keys are the tokens themselves.
+        Without one they look at each other.
         """
         config, positions = self.config, torch.atleast_2d(positions)  # flash takes masks of 4 dimensions alone
         rotation = rotation_at(positions, config.n_embd // config.n_head) if config.pos_embd == "rope" else None
         no_bias = config.pos_embd in ("default", "rope")
-        if no_bias and n_held is None:
-            return Where(rotation, None)
-        keys = positions[0] if n_held is None else torch.arange(n_held, device=positions.device)
+        if no_bias and (held is None or held.start == 0):
+            return Where(rotation)
+        if no_bias and held.start is not None and positions.shape[1] == 1:  # the newest token looks at all
+            return Where(rotation, causal=False)
+        keys = positions[0] if held is None else torch.arange(held.n_held, device=positions.device)
         distance = (positions[:, :, None] - keys)[:, None]  # (1 or R, 1, T, S)
         if no_bias:
             return Where(rotation, distance >= 0)
@@ -373,7 +386,7 @@ class GPT(nn.Module):
     def _hidden(self, idx, positions, held: list[Held] | None = None):
         """The last layer's output, normalised: (B, T, C) for idx (B, T) at positions (T,) or (B, T)."""
         x = self._embed(idx, positions)
-        where = self.where(positions, held[0].n_held if held else None)
+        where = self.where(positions, held[0] if held else None)
         for layer, block in enumerate(self.transformer.h):
             x = block(x, where, held[layer] if held else None)
         return self.transformer.ln_f(x)
@@ -480,78 +493,46 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
-                 top_p: float | None = None, seed: int | None = None, use_kv_cache: bool = True,
-                 n_ids: int | None = None):
+                 top_p: float | None = None, seed: int | None = None, use_kv_cache: bool = True, **more):
         """idx (B, T) with max_new_tokens drawn ids behind it: (B, T + max_new_tokens). See stream for the settings."""
-        new = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed, use_kv_cache, n_ids=n_ids)
-        return torch.cat([idx, *(ids[:, None] for ids in new)], dim=1)
+        new = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed, use_kv_cache, **more)
+        return torch.cat([idx, *(ids[:, None].to(idx.device) for ids in new)], dim=1)
 
     @torch.no_grad()
     def stream(self, prompts, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
                top_p: float | None = None, seed: int | None = None, use_kv_cache: bool = True,
-               stop_ids: Sequence[int] = (), n_ids: int | None = None) -> Iterator[torch.Tensor]:
-        """Yield the next id of every row, (B,) int64, up to max_new_tokens times; a finished row gives -1.
+               stop_ids: Sequence[int] = (), n_ids: int | None = None, min_p: float | None = None,
+               repetition_penalty: float | None = None) -> Iterator[torch.Tensor]:
+        """Yield the next id of every row, (B,) int64 on the CPU, up to max_new_tokens times; a finished row gives -1.
 
-        prompts: (B, T) ids, or a list of id lists of any lengths above 0. temperature 0 takes the likeliest id;
-        top_k and top_p cut the distribution, 0 or None leaves it. A row is finished after an id of stop_ids; the
-        stream ends when all rows are. Only ids below n_ids (a tokenizer's size, where the vocabulary is padded) are
-        drawn. Row i draws its random numbers from (seed, i) alone; seed None takes a seed from torch's generator.
-        When block_size tokens are held and one more comes, only the newest half of the tokens is kept: what the
-        model sees depends on the count of tokens alone, with and without cache. Call model.eval() before.
-        Raises ValueError for settings that make no sense, an empty prompt, and logits that are not finite.
+        prompts: (B, T) ids, or a list of id lists of any lengths above 0. The settings are those of Sampling. A row is
+        finished after an id of stop_ids; the stream ends when all rows are. Only ids below n_ids (a tokenizer's size,
+        where the vocabulary is padded) are drawn. Row i draws its random numbers from (seed, i) alone; seed None takes
+        a seed from torch's generator. When block_size tokens are held and one more comes, only the newest half of the
+        tokens is kept: what the model sees depends on the count of tokens alone, with and without cache. Call
+        model.eval() before. Raises ValueError for settings that make no sense, an empty prompt, and logits that are
+        not finite.
         """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         rows = prompts.tolist() if torch.is_tensor(prompts) else [list(row) for row in prompts]
-        n_ids = self.config.vocab_size if n_ids is None else n_ids
-        _check_decoding(rows, self.config.vocab_size, max_new_tokens, temperature, top_k, top_p)
+        _check_decoding(rows, self.config.vocab_size, max_new_tokens, sampling)
         if seed is None:
             seed = int(torch.randint(2 ** 62, ()))
-        windows = [row[-window_size(len(row), self.config.block_size):] for row in rows]  # what the model sees
-        fresh = [len(window) for window in windows]  # how many of these the cache does not hold yet
-        cache = KVCache(self, len(rows)) if use_kv_cache and self.can_cache else None
-        generators = [np.random.Generator(np.random.Philox(key=seed % 2 ** 64 + (i << 64))) for i in range(len(rows))]
-        device, finished = self.device, [False] * len(rows)
-        for _ in range(max_new_tokens):
-            logits = self._next_logits(windows, fresh, cache)[:, :n_ids]  # (B, V)
-            uniforms = torch.tensor([generator.random() for generator in generators], dtype=torch.float64)
-            drawn = draw(logits, uniforms, temperature, top_k, top_p).tolist()
-            yield torch.tensor([-1 if done else i for i, done in zip(drawn, finished)], device=device)
+        n_ids = self.config.vocab_size if n_ids is None else n_ids
+        finished, stop_ids = [False] * len(rows), frozenset(stop_ids)
+        for drawn in Decoder.of(self, len(rows), sampling, n_ids, use_kv_cache).draws(rows, seed, max_new_tokens):
+            if any(i == NOT_FINITE and not done for i, done in zip(drawn, finished)):
+                raise ValueError("the model's logits are not finite: use dtype=float32, or an earlier checkpoint "
+                                 "if the training diverged")
+            yield torch.tensor([-1 if done else i for i, done in zip(drawn, finished)])
             finished = [done or i in stop_ids for i, done in zip(drawn, finished)]
             if all(finished):
                 return
-            for row, i in enumerate(drawn):  # a finished row goes on unseen, so that the rows stay in step
-                windows[row].append(i)
-                fresh[row] = 1
-                if len(windows[row]) > self.config.block_size:
-                    windows[row] = windows[row][-window_size(len(windows[row]), self.config.block_size):]
-                    fresh[row] = len(windows[row])
 
-    def _next_logits(self, windows: list[list[int]], fresh: list[int], cache: KVCache | None):
-        """Logits (B, V) behind each window; with a cache only the newest fresh[i] tokens of window i are encoded."""
-        if cache is None:
-            return self._logits_behind(windows, [0] * len(windows))
-        logits = torch.empty(len(windows), self.config.vocab_size, device=self.device,
-                             dtype=self.transformer.wte.weight.dtype)
-        for many in (False, True):  # rows with one new token go apart from rows that start anew: no padding
-            rows = [row for row in range(len(windows)) if (fresh[row] > 1) == many]
-            if rows:
-                new = [windows[row][-fresh[row]:] for row in rows]
-                logits[rows] = self._logits_behind(new, [len(windows[r]) - fresh[r] for r in rows], cache, rows)
-        return logits
-
-    def _logits_behind(self, pieces: list[list[int]], starts: list[int], cache: KVCache | None = None, rows=None):
-        """Logits (R, V) behind each piece of tokens; piece i begins at position starts[i]. Shorter ones are padded.
-
-        Without cache all begin at 0.
-        """
-        device, T = self.device, max(map(len, pieces))
-        idx = torch.tensor([piece + [0] * (T - len(piece)) for piece in pieces], device=device)  # (R, T)
-        last = torch.tensor([len(piece) - 1 for piece in pieces], device=device)
-        positions, held = torch.arange(T, device=device), None
-        if cache:
-            positions = torch.tensor(starts, device=device)[:, None] + positions  # (R, T)
-            held = cache.at(rows, positions, max(start + len(piece) for start, piece in zip(starts, pieces)))
-        x = self._hidden(idx, positions, held)
-        return self.lm_head(x[torch.arange(len(pieces), device=device), last])  # (R, V)
+    def logits_at(self, idx, last):
+        """Logits (R, V) behind token last[i] of each row of idx (R, T), encoded anew; what follows it is no matter."""
+        x = self._hidden(idx, torch.arange(idx.shape[1], device=idx.device))
+        return self.lm_head(x[torch.arange(len(idx), device=idx.device), last])
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
@@ -606,7 +587,32 @@ def window_size(n_tokens: int, block_size: int) -> int:
     return half + (n_tokens - block_size - 1) % (block_size - half + 1)
 
 
-def _check_decoding(rows, vocab_size, max_new_tokens, temperature, top_k, top_p):
+@dataclass(frozen=True)
+class Sampling:
+    """How an id is drawn from the logits: the filters are Hugging Face's, in its order, which is the one here."""
+    temperature: float = 1.0  # below 1 bolder on the likely, above 1 more random; 0 takes the likeliest token
+    top_k: int | None = None  # draw from this many likeliest tokens; 0 or None is off
+    top_p: float | None = None  # draw from the likeliest tokens that reach this probability; None is off
+    min_p: float | None = None  # draw from tokens at least so probable as this share of the likeliest; None is off
+    repetition_penalty: float | None = None  # above 1 makes tokens that the text has less likely; before all others
+
+    def problems(self) -> list[str]:
+        """A sentence on each setting that makes no sense."""
+        found = []
+        if not 0 <= self.temperature < math.inf:
+            found.append(f"temperature={self.temperature} must be at least 0 (0 takes the likeliest token)")
+        if self.top_k is not None and self.top_k < 0:
+            found.append(f"top_k={self.top_k} must be at least 0 (0 or None is off)")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            found.append(f"top_p={self.top_p} must be above 0 and at most 1 (1 or None is off)")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            found.append(f"min_p={self.min_p} must be between 0 and 1 (0 or None is off)")
+        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
+            found.append(f"repetition_penalty={self.repetition_penalty} must be above 0 (1 or None is off)")
+        return found
+
+
+def _check_decoding(rows, vocab_size: int, max_new_tokens: int, sampling: Sampling):
     """Raise ValueError, with all that is wrong, unless ids can be drawn with these settings."""
     problems = []
     if not rows or not all(isinstance(row, list) and row for row in rows):
@@ -615,40 +621,230 @@ def _check_decoding(rows, vocab_size, max_new_tokens, temperature, top_k, top_p)
         problems.append(f"a prompt holds ids beyond the model's vocabulary of {vocab_size}: use the model's tokenizer")
     if max_new_tokens < 0:
         problems.append(f"max_new_tokens={max_new_tokens} must be at least 0")
-    if not 0 <= temperature < math.inf:
-        problems.append(f"temperature={temperature} must be at least 0 (0 takes the likeliest token)")
-    if top_k is not None and top_k < 0:
-        problems.append(f"top_k={top_k} must be at least 0 (0 or None is off)")
-    if top_p is not None and not 0 <= top_p <= 1:
-        problems.append(f"top_p={top_p} must be between 0 and 1 (0 or None is off)")
-    if problems:
+    if problems := problems + sampling.problems():
         raise ValueError("; ".join(problems))
 
 
-def draw(logits, uniforms, temperature: float, top_k: int | None, top_p: float | None):
+NOT_FINITE = -2  # drawn where the logits are not finite: a number, so that a GPU need not be waited for
+
+
+def penalise(logits, seen, penalty: float):
+    """logits (B, V) with those of the ids in seen (B, V) made less likely: CTRL, arxiv.org/abs/1909.05858, section 4.1.
+
+    As Hugging Face has it: a positive logit is divided by the penalty, a negative one multiplied.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def draw(logits, uniforms, sampling: Sampling):
     """One id per row (B,), drawn from logits (B, V) by inverting the cumulative distribution at uniforms (B,) < 1.
 
-    The filters are Hugging Face's, in its order: temperature, then the top_k likeliest, then the smallest set whose
-    probability reaches top_p. Raises ValueError for logits that are not finite.
+    A row whose logits are not finite gives NOT_FINITE. repetition_penalty is not applied here: see penalise.
     """
     logits = logits.float()
     if logits.device.type == "mps":
         logits = logits.cpu()  # sampling on MPS has given wrong ids without an error: nanoGPT issues 255 and 458
-    if not torch.isfinite(logits).all():
-        raise ValueError("the model's logits are not finite: use dtype=float32, or an earlier checkpoint "
-                         "if the training diverged")
-    if temperature == 0:
+    finite = torch.isfinite(logits).all(-1)
+    return torch.where(finite, _draw_finite(logits, uniforms.to(logits.device), sampling), NOT_FINITE)
+
+
+def _draw_finite(logits, uniforms, sampling: Sampling):
+    if sampling.temperature == 0:
         return logits.argmax(-1)
-    logits = (logits - logits.max(-1, keepdim=True).values) / max(temperature, 1e-37)  # no tiny one may overflow
-    if top_k:
-        least = torch.topk(logits, min(top_k, logits.size(-1))).values[:, -1:]
+    # no tiny temperature may overflow
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, 1e-37)
+    if sampling.top_k:
+        least = torch.topk(logits, min(sampling.top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
-    if top_p:
+    if sampling.top_p is not None and sampling.top_p < 1:
         ascending, order = logits.sort()
-        outside = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        outside = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
         outside[:, -1] = False  # the likeliest id always stays
         logits = logits.masked_fill(outside.scatter(1, order, outside), -math.inf)
+    if sampling.min_p:
+        probabilities = logits.softmax(-1)
+        least = sampling.min_p * probabilities.amax(-1, keepdim=True)
+        logits = logits.masked_fill(probabilities < least, -math.inf)
     # float64, so that ids of small probability keep theirs; searchsorted never lands on one of probability 0
     cumulative = logits.double().softmax(-1).cumsum(-1)  # (B, V)
-    points = uniforms.to(logits.device)[:, None].clamp(max=1 - 2 ** -40) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, points, right=True)[:, 0]
+    points = uniforms[:, None].clamp(max=1 - 2 ** -40) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.size(-1) - 1)
+
+
+class Decoder:
+    """A batch of texts that is being written: what the model sees of each row, and how the next ids are drawn.
+
+    All that a step reads and writes are tensors that stay where they are, so that a GPU can replay a step that was
+    recorded once, and no step waits for the ids of another: which tokens are seen depends on their number alone.
+    """
+    UNIFORMS = 64  # random numbers per row that are drawn at a time
+    PREFILL = 8192  # tokens that are encoded at a time
+    BUCKET = 128  # a recorded step looks at a multiple of so many keys
+
+    def __init__(self, model: GPT, n_rows: int, sampling: Sampling, n_ids: int, use_kv_cache: bool):
+        self.model, self.sampling, self.n_ids, self.use_kv_cache = model, sampling, n_ids, use_kv_cache
+        self.device, self.block_size, B = model.device, model.config.block_size, n_rows
+        self.counts = [0] * B  # tokens that are seen of each row
+        self.text = torch.zeros(B, self.block_size + 1, dtype=torch.int64, device=self.device)  # then garbage
+        self.last = torch.zeros(B, dtype=torch.int64, device=self.device)  # where the newest token stands
+        self.every_row = torch.arange(B, device=self.device)
+        # in float64, which MPS does not have: there ids are drawn on the CPU
+        self.uniforms = torch.zeros(self.UNIFORMS, B, dtype=torch.float64,
+                                    device="cpu" if self.device.type == "mps" else self.device)
+        self.n_drawn = torch.zeros(1, dtype=torch.int64, device=self.uniforms.device)  # of the uniforms at hand
+        self.drawn = torch.zeros(B, dtype=torch.int64, device=self.device)
+        self.seen = None  # (B, V): which ids a row has, where that matters
+        if sampling.repetition_penalty not in (None, 1):
+            self.seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=self.device)
+        self.cache = KVCache(model, B) if use_kv_cache and model.can_cache else None
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # a recorded step, by the number of keys that it looks at
+        self.busy = False
+
+    @classmethod
+    def of(cls, model: GPT, n_rows: int, *settings) -> "Decoder":
+        """A Decoder for these settings: on CUDA the model's last one, if it fits and is free, with what it recorded."""
+        last = model.__dict__.get("_decoder")
+        weight = model.transformer.wte.weight.data_ptr()
+        if last and not last.busy and last.key == (n_rows, settings, weight):
+            return last
+        decoder = cls(model, n_rows, *settings)
+        decoder.key = (n_rows, settings, weight)
+        if model.device.type == "cuda":
+            model.__dict__["_decoder"] = decoder  # past Module, whose copies and state have no use for it
+        return decoder
+
+    def draws(self, rows: list[list[int]], seed: int, n: int) -> Iterator[list[int]]:
+        """Begin with these rows, and give the next id of each, n times.
+
+        On a GPU the next step is already under way when they come: stop conditions are read one step behind.
+        """
+        self.busy = True
+        try:
+            self._begin(rows)
+            generators = [np.random.Generator(np.random.Philox(key=seed % 2 ** 64 + (i << 64)))
+                          for i in range(len(rows))]
+            waiting = None
+            for i in range(n):
+                if i % self.UNIFORMS == 0:
+                    numbers = np.array([generator.random(self.UNIFORMS) for generator in generators]).T
+                    self.uniforms.copy_(torch.from_numpy(numbers))
+                    self.n_drawn.zero_()
+                self._make_room()
+                self._step()
+                self.counts = [count + 1 for count in self.counts]
+                if self.device.type != "cuda":
+                    yield self.drawn.tolist()
+                    continue
+                if waiting:
+                    yield self._wait(*waiting)
+                waiting = self.drawn.to("cpu", non_blocking=True), torch.cuda.Event()
+                waiting[1].record()
+            if waiting:
+                yield self._wait(*waiting)
+        finally:
+            self.busy = False
+
+    @staticmethod
+    def _wait(drawn, copied) -> list[int]:
+        copied.synchronize()
+        return drawn.tolist()
+
+    def _begin(self, rows: list[list[int]]):
+        """Take the prompts, and encode them but for their newest tokens."""
+        windows = [row[-window_size(len(row), self.block_size):] for row in rows]
+        self.counts = [len(window) for window in windows]
+        longest = max(self.counts)
+        padded = torch.tensor([window + [0] * (longest - len(window)) for window in windows])
+        self.text[:, :longest] = padded.to(self.device)
+        self.last.copy_(torch.tensor(self.counts) - 1)
+        if self.seen is not None:
+            seen = torch.zeros(self.seen.shape, dtype=torch.bool)
+            for i, row in enumerate(rows):
+                seen[i, row] = True
+            self.seen.copy_(seen)
+        if self.cache:
+            self._encode(range(len(rows)), all(window == windows[0] for window in windows))
+
+    def _make_room(self):
+        """Where a row has one token too many, keep its newest half, and encode that anew but for its newest."""
+        full = [row for row, count in enumerate(self.counts) if count > self.block_size]
+        if not full:
+            return
+        half = window_size(self.block_size + 1, self.block_size)
+        rows = torch.tensor(full, device=self.device)
+        self.text[rows, :half] = self.text[rows, self.block_size + 1 - half:]
+        self.last[rows] = half - 1
+        for row in full:
+            self.counts[row] = half
+        if self.cache:
+            self._encode(full, False)
+
+    def _encode(self, rows: Sequence[int], same: bool):
+        """Put all but the newest token of these rows into the cache; where all rows are the same, one does for all."""
+        n = max(self.counts[row] for row in rows) - 1
+        whole = len(rows) == len(self.counts)
+        if same:
+            at = slice(0, 1)
+        else:
+            at = slice(None) if whole else torch.tensor(rows, device=self.device)
+        text = self.text[at]
+        size = max(1, self.PREFILL // len(text))
+        for start in range(0, n, size):
+            stop = min(start + size, n)
+            positions = torch.arange(start, stop, device=self.device)
+            self.model._hidden(text[:, start:stop], positions, self.cache.at(positions, stop, start, at))
+        if same and len(self.counts) > 1:
+            self.cache.copy_first(n)
+
+    def _step(self):
+        """Draw one id for each row."""
+        longest = max(self.counts)
+        if self.cache is None:
+            self._draw(self.model.logits_at(self.text[:, :longest], self.last))
+        elif self.device.type == "cuda":
+            self._replay(min(-(-longest // self.BUCKET) * self.BUCKET, self.block_size))
+        else:
+            start = longest - 1 if min(self.counts) == longest else None
+            self._draw(self._logits(longest, start))
+
+    def _logits(self, n_held: int, start: int | None):
+        """Logits (B, V) behind the newest tokens, which are put into the cache; start where all stand there."""
+        newest = self.text[self.every_row, self.last][:, None]  # (B, 1)
+        positions = self.last[:1] if start is not None else self.last[:, None]
+        x = self.model._hidden(newest, positions, self.cache.at(positions, n_held, start))
+        return self.model.lm_head(x[:, 0])
+
+    def _draw(self, logits):
+        """Draw an id from each row of logits (B, V), and put it behind the row's text."""
+        if self.seen is not None:
+            logits = penalise(logits.float(), self.seen, self.sampling.repetition_penalty)
+        uniforms = self.uniforms.index_select(0, self.n_drawn)[0]
+        self.drawn.copy_(draw(logits[:, :self.n_ids], uniforms, self.sampling))
+        self.n_drawn += 1
+        self.last += 1
+        ids = self.drawn.clamp(min=0)
+        self.text[self.every_row, self.last] = ids
+        if self.seen is not None:
+            self.seen[self.every_row, ids] = True
+
+    def _replay(self, n_held: int):
+        """A step on CUDA, as one recorded graph: without it a small model waits for its kernels to be started."""
+        if n_held not in self.graphs:
+            state = [t for t in (self.uniforms, self.n_drawn, self.last, self.text, self.seen) if t is not None]
+            kept = [t.clone() for t in state]
+
+            def restore():
+                for tensor, value in zip(state, kept):
+                    tensor.copy_(value)
+
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # as torch.cuda.graph wants it: a few steps beforehand, beside the others
+                for _ in range(3):
+                    self._draw(self._logits(n_held, None))
+                    restore()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graphs[n_held] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graphs[n_held]):
+                self._draw(self._logits(n_held, None))
+        self.graphs[n_held].replay()

@@ -2,38 +2,49 @@
 
     python sample.py --out_dir=out-don-char
     python sample.py --out_dir=out-don-char --start="Sancho " --num_samples=5 --max_new_tokens=100
-    python sample.py --init_from=gpt2 --start=FILE:prompt.txt
+    python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="###" --output=samples.jsonl
+
+On a terminal the first text appears as it is written. Ctrl-C ends all of them where they are.
 """
+import json
 import os
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass, fields
 
 import configurator
 from dongpt import runtime
 from dongpt.checkpoint import load_anything
+from dongpt.inference import Quantize, prepare
 from dongpt.metrics import progress_bar
-from dongpt.runtime import DTYPES, ROOT, RuntimeConfig
+from dongpt.runtime import ROOT, RuntimeConfig
 from dongpt.tokenizers import Tokenizer, from_dict
+from dongpt.writing import Texts, read_stop, read_stop_ids
+from model import Sampling, window_size
 
 SEPARATOR = "---------------"  # nanoGPT's
 
 
 @dataclass(frozen=True)
-class SampleConfig(RuntimeConfig):
+class SampleConfig(RuntimeConfig, Sampling):
     out_dir: str = "out"  # take the checkpoint of this run
     init_from: str = "resume"  # resume: from out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
     start: str = "\n"  # the prompt, or FILE:path of a file that holds it; may be empty
     num_samples: int = 10  # how many texts, all drawn together
-    max_new_tokens: int = 500  # length of each text behind the prompt
+    max_new_tokens: int = 500  # length of each text behind the prompt, unless it stops before
     temperature: float = 0.8  # below 1 bolder on the likely, above 1 more random; 0 takes the likeliest token
     top_k: int | None = 200  # draw from this many likeliest tokens; 0 or None is off
-    top_p: float | None = None  # draw from the likeliest tokens that reach this probability; 0 or None is off
+    stop: str = ""  # end a text before this string; several as a JSON list, --stop='["a", "b"]'
+    stop_ids: str = ""  # end a text before one of these token ids, divided by commas
+    output: str = ""  # write the texts to this file too: name.jsonl as JSON lines with their settings, else as printed
+    quantize: Quantize = "none"  # int8: weights of one byte, on a CPU faster; README says what loss it costs
     use_kv_cache: bool = True  # encode each token once; off gives the same text, slower
 
     def __post_init__(self):
-        for name, least in (("num_samples", 1), ("max_new_tokens", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        problems = [f"{name}={getattr(self, name)} must be at least {least}"
+                    for name, least in (("num_samples", 1), ("max_new_tokens", 0)) if getattr(self, name) < least]
+        if problems := problems + self.problems():
+            raise ValueError("; ".join(problems))
 
 
 def read_prompt(start: str) -> str:
@@ -59,19 +70,65 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
         raise ValueError(f"--start: {error}") from error
 
 
-def compile_blocks(model):
-    """Have the model's blocks compiled; raises ValueError where torch.compile does not work."""
-    for block in model.transformer.h:
-        block.compile(dynamic=True)
+def check_output(path: str):
+    """Raise ValueError unless a file can be written at path; nothing is written yet."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder):
+        raise ValueError(f"--output={path}: " + ("it is a folder" if os.path.isdir(path) else
+                                                 f"there is no folder {folder}") + ", name a file in one that exists")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise ValueError(f"--output={path} may not be written: name another file")
+
+
+def write_output(cfg: SampleConfig, prompt: str, texts: Texts):
+    """Write cfg.output: JSON lines, where text is what follows the prompt, or what is printed."""
+    if os.path.splitext(cfg.output)[1].lower() in (".jsonl", ".json"):
+        settings = {key: value for key, value in asdict(cfg).items() if key not in ("start", "seed", "output")}
+        lines = [json.dumps({"prompt": prompt, "text": text, "sample": i, "tokens": n, "end": end, "seed": cfg.seed,
+                             "settings": settings}, ensure_ascii=False)
+                 for i, (text, n, end) in enumerate(zip(texts.texts, texts.n_tokens, texts.ends))]
+    else:
+        lines = [f"{prompt}{text}\n{SEPARATOR}" for text in texts.texts]
     try:
-        list(model.stream([[0, 0]], 2))
-    except Exception as error:  # a missing compiler, an unsupported Python or GPU, ...: every backend has its own
-        raise ValueError(f"compile=True cannot work here ({runtime.first_line(error)}): use compile=False") from error
+        with open(cfg.output, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in lines)
+    except OSError as error:
+        raise ValueError(f"--output={cfg.output} could not be written ({error}): free space, or name another") from error
+
+
+class Screen:
+    """Prints the texts: on a terminal the first as it comes, the others and all elsewhere when they are over."""
+
+    def __init__(self, prompt: str, n_steps: int):
+        self.prompt, self.live = prompt, sys.stdout.isatty()
+        self.bar = None if self.live else progress_bar(n_steps, 0)
+        if self.live:
+            print(prompt, end="", flush=True)
+
+    def show(self, pieces: list[str], n_steps: int = 1):
+        """What every text has to say after so many more tokens."""
+        if self.bar:
+            self.bar.update(n_steps)
+        if self.live and pieces[0]:
+            print(pieces[0], end="", flush=True)
+
+    def end(self, texts: list[str]):
+        """All texts, but for what was shown."""
+        if self.bar:
+            self.bar.close()
+        for i, text in enumerate(texts):
+            if self.live and i == 0:
+                print(f"\n{SEPARATOR}")
+            else:
+                print(f"{self.prompt}{text}\n{SEPARATOR}")
+        sys.stdout.flush()
 
 
 def main(argv: list[str] | None = None):
     cfg, given = configurator.load(SampleConfig, argv)
-    prompt = read_prompt(cfg.start)
+    prompt, stop = read_prompt(cfg.start), read_stop(cfg.stop)
+    if cfg.output:
+        check_output(cfg.output)
     rt = runtime.start(cfg.device, cfg.dtype)
     path = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
     model, description, _ = load_anything(path)
@@ -82,25 +139,36 @@ def main(argv: list[str] | None = None):
     if "start" not in given and tokenizer.kind == "char" and prompt not in tokenizer.ids:
         prompt = ""  # a text without line ends: the default prompt is not in its vocabulary
     ids = encode_prompt(tokenizer, prompt)
-    model.to(device=rt.device, dtype=DTYPES[rt.dtype]).eval()
-    if cfg.compile is True:  # auto leaves it off: a few samples do not repay a minute of compiling
-        compile_blocks(model)
+    stop_ids = read_stop_ids(cfg.stop_ids, tokenizer.vocab_size)
+    model, why = prepare(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
+    print(why, file=sys.stderr)
+    block_size = model.config.block_size
+    if len(ids) > block_size:
+        print(f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with its last "
+              f"{window_size(len(ids), block_size)}", file=sys.stderr)
 
-    print(rt.why, file=sys.stderr)
-    rows = [ids or [tokenizer.start_id] for _ in range(cfg.num_samples)]
-    texts = [list(row) if ids else [] for row in rows]
-    bar = progress_bar(cfg.max_new_tokens, 0)
-    for new in model.stream(rows, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.seed,
-                            cfg.use_kv_cache, n_ids=tokenizer.vocab_size):
-        for text, i in zip(texts, new.tolist()):
-            text.append(i)
-        if bar:
-            bar.update()
-    if bar:
-        bar.close()
-    for text in texts:
-        print(tokenizer.decode(text))
-        print(SEPARATOR)
+    texts = Texts(tokenizer, cfg.num_samples, stop, stop_ids)
+    screen, end = Screen(prompt, cfg.max_new_tokens), "length"
+    began, first = time.perf_counter(), 0.0
+    try:
+        for new in model.stream([ids or [tokenizer.start_id]] * cfg.num_samples, cfg.max_new_tokens, seed=cfg.seed,
+                                use_kv_cache=cfg.use_kv_cache, stop_ids=stop_ids, n_ids=tokenizer.vocab_size,
+                                **{field.name: getattr(cfg, field.name) for field in fields(Sampling)}):
+            first = first or time.perf_counter() - began
+            screen.show(texts.add(new.tolist()))
+            if texts.done:
+                break
+    except KeyboardInterrupt:
+        end = "interrupted"
+    seconds = time.perf_counter() - began
+    screen.show(texts.finish(end), 0)
+    screen.end(texts.texts)
+    if cfg.output:
+        write_output(cfg, prompt, texts)
+    n_tokens = sum(texts.n_tokens)
+    print(f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s), the first after "
+          f"{first * 1000:.0f} ms" + (", interrupted" if end == "interrupted" else ""), file=sys.stderr)
+    return 130 if end == "interrupted" else 0
 
 
 if __name__ == "__main__":

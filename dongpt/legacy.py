@@ -70,10 +70,9 @@ class EDSRelative(EDSModel):
         table.num_embeddings = 2 * block_size - 1
         table.weight = nn.Parameter(table.weight[first:first + table.num_embeddings].detach().clone())
 
-    def _logits_behind(self, pieces, starts, cache=None, rows=None):
-        if len(set(map(len, pieces))) == 1:
-            return super()._logits_behind(pieces, starts)
-        return torch.cat([super(EDSRelative, self)._logits_behind([piece], [0]) for piece in pieces])  # no padding
+    def logits_at(self, idx, last):
+        rows = [idx[i:i + 1, :n + 1] for i, n in enumerate(last.tolist())]  # no padding
+        return torch.cat([super(EDSRelative, self).logits_at(row, row.shape[1] - 1) for row in rows])
 
 
 MODELS = {"eds-rope": EDSRope, "eds-relative": EDSRelative}

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import re
 from itertools import chain
-from typing import Iterable, Iterator, Sequence
+from typing import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -45,6 +45,11 @@ class Tokenizer:
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Yield the text of ids piece by piece; a character that is split over ids comes whole, with its last one."""
+        decode = self.decoder()
+        yield from filter(None, (decode(i) for i in chain(ids, [None])))
+
+    def decoder(self) -> Callable[[int | None], str]:
+        """A function that takes one id after the other and gives the text that is whole by then; None ends it."""
         raise NotImplementedError
 
     def byte_lengths(self) -> np.ndarray:
@@ -84,10 +89,9 @@ class CharTokenizer(Tokenizer):
             raise ValueError(f"the text has characters that are not in the vocabulary: "
                              f"{', '.join(map(repr, unknown))}; the vocabulary is {self.characters!r}") from None
 
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        names = {i: name for name, i in self.specials.items()}
-        for i in ids:
-            yield self.characters[i] if 0 <= i < len(self.characters) else names.get(i, "\ufffd")
+    def decoder(self) -> Callable[[int | None], str]:
+        names = dict(enumerate(self.characters)) | {i: name for name, i in self.specials.items()} | {None: ""}
+        return lambda i: names.get(i, "\ufffd")
 
     def byte_lengths(self) -> np.ndarray:
         lengths = [len(character.encode("utf-8")) for character in self.characters] + [0] * len(self.specials)
@@ -111,13 +115,9 @@ class GPT2Tokenizer(Tokenizer):
     def encode(self, text: str, special: bool = False) -> list[int]:
         return self._encode_around_specials(text) if special else self.encoding.encode_ordinary(text)
 
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for i in ids:
-            if piece := decoder.decode(self._bytes(i)):
-                yield piece
-        if rest := decoder.decode(b"", final=True):
-            yield rest
+    def decoder(self) -> Callable[[int | None], str]:
+        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda i: utf8.decode(b"" if i is None else self._bytes(i), final=i is None)
 
     def byte_lengths(self) -> np.ndarray:
         lengths = [len(self._bytes(i)) for i in range(self.vocab_size)]

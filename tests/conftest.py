@@ -161,3 +161,13 @@ def fixtures_folder() -> str:
 def gpt2_vocabulary() -> str:
     """tiktoken's cached copy of GPT-2's vocabulary."""
     return _from_environment("TIKTOKEN_CACHE_DIR")
+
+
+def cached_logits(model, cache, windows: list[list[int]], fresh: list[int]):
+    """Logits (R, V) behind each window, of whose tokens the cache holds all but the newest fresh[i], by then all."""
+    import torch
+    T, starts = max(fresh), torch.tensor([len(window) - n for window, n in zip(windows, fresh)])
+    idx = torch.tensor([window[-n:] + [0] * (T - n) for window, n in zip(windows, fresh)])
+    positions = starts[:, None] + torch.arange(T)
+    x = model._hidden(idx, positions, cache.at(positions, int(positions.max()) + 1))
+    return model.lm_head(x[torch.arange(len(idx)), torch.tensor(fresh) - 1])

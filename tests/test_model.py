@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model import GPT, CausalSelfAttention, GPTConfig, KVCache, draw, window_size
+from conftest import cached_logits
+from model import NOT_FINITE, GPT, CausalSelfAttention, GPTConfig, KVCache, Sampling, draw, window_size
 
 pytestmark = pytest.mark.smoke
 
@@ -384,8 +385,8 @@ def test_cache_gives_the_same_logits_within_rounding():
     cache = KVCache(model, 2)
     with torch.no_grad():
         for i in range(3):
-            torch.testing.assert_close(model._next_logits(windows, fresh, cache),
-                                       model._next_logits(windows, fresh, None), atol=1e-4, rtol=1e-4)
+            expected = torch.cat([all_logits(model, torch.tensor([window]))[:, -1] for window in windows])
+            torch.testing.assert_close(cached_logits(model, cache, windows, fresh), expected, atol=1e-4, rtol=1e-4)
             windows, fresh = [row + [i] for row in windows], [1, 1]
 
 
@@ -473,7 +474,8 @@ def test_cache_encodes_each_token_once():
     model, counts = writer(block_size=8), []
     model.transformer.h[0].register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[1]))
     list(model.stream(ids(1, 3), 14, seed=0))
-    assert counts == [3, 1, 1, 1, 1, 1, 4, 1, 1, 1, 1, 4, 1, 1]  # half of the block anew when it is full
+    # the newest token goes alone; when the block is full, the others of its newest half come anew
+    assert counts == [2] + 6 * [1] + [3] + 5 * [1] + [3] + 3 * [1]
 
 
 def test_prompts_of_the_caller_stay_as_they_are():
@@ -490,7 +492,7 @@ def test_top_k_of_1_is_greedy_and_0_and_None_are_off():
     assert torch.equal(model.generate(idx, 30, top_k=1, seed=3), greedy)
     assert torch.equal(model.generate(idx, 30, top_p=1e-9, seed=3), greedy)
     free = model.generate(idx, 30, seed=3)
-    for off in (dict(top_k=0), dict(top_k=None), dict(top_k=23), dict(top_k=500), dict(top_p=0.0), dict(top_p=None),
+    for off in (dict(top_k=0), dict(top_k=None), dict(top_k=23), dict(top_k=500), dict(top_p=None),
                 dict(top_p=1.0)):
         assert torch.equal(model.generate(idx, 30, seed=3, **off), free), off
 
@@ -507,7 +509,7 @@ def test_ids_beyond_n_ids_are_never_drawn():
 @pytest.mark.parametrize("settings, part", [
     (dict(temperature=-1.0), "temperature=-1.0"), (dict(temperature=math.nan), "temperature=nan"),
     (dict(temperature=math.inf), "temperature=inf"), (dict(top_k=-1), "top_k=-1"), (dict(top_p=1.5), "top_p=1.5"),
-    (dict(top_p=-0.1), "top_p=-0.1"), (dict(top_p=math.nan), "top_p=nan"),
+    (dict(top_p=0.0), "top_p=0.0"), (dict(top_p=-0.1), "top_p=-0.1"), (dict(top_p=math.nan), "top_p=nan"),
     (dict(max_new_tokens=-1), "max_new_tokens=-1"),
 ])
 def test_settings_that_make_no_sense_are_refused(settings, part):
@@ -568,7 +570,7 @@ def grid(n: int) -> torch.Tensor:
 def shares(logits: torch.Tensor, n: int = 20_000, **settings) -> torch.Tensor:
     """The share (V,) of each id among n draws at evenly spaced numbers: its probability, to 1 / n."""
     settings = {"temperature": 1.0, "top_k": None, "top_p": None, **settings}
-    drawn_ids = draw(logits.expand(n, -1), grid(n), **settings)
+    drawn_ids = draw(logits.expand(n, -1), grid(n), Sampling(**settings))
     return torch.bincount(drawn_ids, minlength=logits.numel()) / n
 
 
@@ -605,7 +607,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it_by_hand():
 def test_frequencies_of_random_draws_fit_the_probabilities():
     logits = torch.randn(12, generator=torch.Generator().manual_seed(1))
     uniforms = torch.rand(60_000, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    counts = torch.bincount(draw(logits.expand(60_000, -1), uniforms, 1.0, None, None), minlength=12)
+    counts = torch.bincount(draw(logits.expand(60_000, -1), uniforms, Sampling()), minlength=12)
     expected = 60_000 * logits.double().softmax(-1)
     chi_squared = ((counts - expected) ** 2 / expected).sum().item()
     assert chi_squared < 31.3  # 11 degrees of freedom: exceeded once in a thousand seeds
@@ -634,13 +636,13 @@ def test_successive_random_numbers_of_a_row_are_independent():
 
 def test_temperature_0_takes_the_likeliest_id_and_the_first_of_a_tie():
     logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, 5.0, 5.0]])
-    assert draw(logits, grid(2), 0, 2, 0.5).tolist() == [1, 0]
+    assert draw(logits, grid(2), Sampling(0, 2, 0.5)).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-40, 1e-46, 5e-324])
 def test_tiny_temperature_is_greedy(temperature):
     logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(draw(logits, grid(50), temperature, None, None), logits.argmax(-1))
+    assert torch.equal(draw(logits, grid(50), Sampling(temperature)), logits.argmax(-1))
 
 
 def test_extreme_random_numbers_never_land_on_an_id_of_probability_0():
@@ -648,14 +650,14 @@ def test_extreme_random_numbers_never_land_on_an_id_of_probability_0():
     for uniform in (0.0, 1e-300, 0.5, 1 - 2 ** -53):
         for top_k in (1, 2, 3, 4):
             allowed = set(logits[0].topk(top_k).indices.tolist()) | ({1, 3} if top_k == 2 else set())  # a tie
-            assert draw(logits, torch.tensor([uniform], dtype=torch.float64), 1.0, top_k, None).item() in allowed
+            assert draw(logits, torch.tensor([uniform], dtype=torch.float64), Sampling(top_k=top_k)).item() in allowed
 
 
 def test_largest_random_number_stays_inside_the_vocabulary_however_the_sums_round():
     logits = torch.randn(5000, 30, generator=torch.Generator().manual_seed(0))
     largest = torch.full((5000,), 1 - 2 ** -53, dtype=torch.float64)
-    assert draw(logits, largest, 1.0, None, None).max() < 30
-    kept = draw(logits, largest, 1.0, 5, None)
+    assert draw(logits, largest, Sampling()).max() < 30
+    kept = draw(logits, largest, Sampling(top_k=5))
     assert (logits.topk(5).indices == kept[:, None]).any(dim=1).all()
 
 
@@ -663,17 +665,16 @@ def test_ids_of_small_probability_keep_theirs_in_a_large_vocabulary():
     logits = torch.zeros(1, 50304)
     logits[0, 0] = 25.0  # leaves 7e-7 for all the others together: beyond float32's cumulative sums
     share = 50303 * math.exp(-25) / (1 + 50303 * math.exp(-25))
-    assert draw(logits, torch.tensor([1 - share * 0.5], dtype=torch.float64), 1.0, None, None).item() == \
+    assert draw(logits, torch.tensor([1 - share * 0.5], dtype=torch.float64), Sampling()).item() == \
         pytest.approx(50304 / 2, abs=5)
-    assert draw(logits, torch.tensor([1 - share * 1.1], dtype=torch.float64), 1.0, None, None).item() == 0
+    assert draw(logits, torch.tensor([1 - share * 1.1], dtype=torch.float64), Sampling()).item() == 0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_draw_refuses_logits_that_are_not_finite(value):
+def test_draw_marks_rows_whose_logits_are_not_finite(value):
     logits = torch.zeros(2, 5)
     logits[1, 3] = value
-    with pytest.raises(ValueError, match="finite"):
-        draw(logits, grid(2), 1.0, None, None)
+    assert draw(logits, grid(2), Sampling(0)).tolist() == [0, NOT_FINITE]
 
 
 def test_bfloat16_logits_are_drawn_from_in_full_precision():

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import train
-from conftest import TINY_RUN, assert_same_training, load, run, write_corpus
+from conftest import TINY_RUN, assert_same_training, cached_logits, load, run, write_corpus
 from model import GPT, GPTConfig, KVCache, alibi_slopes, attend, new_model, rotate, rotation_at
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]
@@ -559,7 +559,7 @@ def test_cached_logits_equal_those_of_a_full_forward_pass(pos_embd):
     with torch.no_grad():
         for step in range(7):
             expected = torch.cat([all_logits(model, torch.tensor([window]))[:, -1] for window in windows])
-            got = model._next_logits(windows, fresh, cache)
+            got = cached_logits(model, cache, windows, fresh)
             torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
             windows, fresh = [[*window, step] for window in windows], [1, 1, 1]
 
@@ -613,7 +613,8 @@ def test_bfloat16_logits_with_cache_are_near_those_without(pos_embd):
     windows, cache = [ids(n, seed=n).tolist() for n in (2, 5)], KVCache(model, 2)
     with torch.no_grad():
         for fresh in ([2, 5], [1, 1], [1, 1]):
-            assert_near(model._next_logits(windows, fresh, cache), model._next_logits(windows, fresh, None), 0.05)
+            expected = torch.cat([all_logits(model, torch.tensor([window]))[:, -1] for window in windows])
+            assert_near(cached_logits(model, cache, windows, fresh), expected, 0.05)
             windows = [[*window, 3] for window in windows]
 
 

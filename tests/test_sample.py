@@ -151,7 +151,7 @@ def test_sampling_works_from_any_working_directory(tmp_path, tiny_run):
     done = run("sample.py", "--out_dir=mine", "--start=FILE:prompt.txt", "--num_samples=2", "--max_new_tokens=20",
                cwd=tmp_path)
     assert done.stdout.count(f"\n{SEPARATOR}\n") == 2 and done.stdout.count("señor") >= 2
-    assert done.stderr.startswith("device: cpu ") and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("device: cpu ") and len(done.stderr.splitlines()) == 2  # and the speed
 
 
 def test_texts_are_printed_whatever_the_encoding_of_the_terminal(tmp_path, tiny_run):
@@ -198,7 +198,7 @@ def test_a_truncated_checkpoint_is_replaced_by_the_last_one_and_that_is_said(tmp
     (tmp_path / "out" / "ckpt.pt").write_bytes(content[:len(content) // 2])
     done = run("sample.py", "--out_dir=out", "--num_samples=1", "--max_new_tokens=9", cwd=tmp_path)
     assert SEPARATOR in done.stdout and "ckpt.pt" in done.stderr and "ckpt_last.pt" in done.stderr
-    assert len(done.stderr.splitlines()) == 2  # this, and the device
+    assert len(done.stderr.splitlines()) == 3  # this, the device, the speed
     assert (tmp_path / "out" / "ckpt.pt").read_bytes() == content[:len(content) // 2]
 
 

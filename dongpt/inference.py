@@ -1,0 +1,54 @@
+"""A loaded model made ready to write: its weights in the form that the device reads fastest, by a fixed rule.
+
+    model, why = prepare(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
+
+A GPU takes them in the runtime's dtype. On a CPU a token costs reading every weight once, so that half the bytes are
+half the time: there large models keep bfloat16 weights (packed by dongpt/rows.py) and compute in float32.
+"""
+from typing import Literal
+
+from dongpt import quantize, rows
+from dongpt.runtime import DTYPES, Runtime, first_line
+from model import GPT
+
+WORTH_PACKING = 1e6  # parameters below which a token's time is not that of reading them
+WORTH_ROUNDING = 5e7  # parameters from which dtype=auto takes bfloat16 weights on a CPU
+Quantize = Literal["none", "int8"]
+
+
+def prepare(model: GPT, rt: Runtime, dtype: str = "auto", quantized: Quantize = "none",
+            compiled="auto") -> tuple[GPT, str]:
+    """(model on the device, in eval mode, for inference only; what was chosen and why). dtype is what was asked for.
+
+    compiled=True compiles the blocks; auto leaves them, since a few samples do not repay a minute of compiling. Raises
+    ValueError where torch.compile does not work.
+    """
+    size, weights, why = model.get_num_params(), rt.dtype, ""
+    model.eval().requires_grad_(False)
+    packs, why_not = (rt.device_type == "cpu" and compiled is not True and size >= WORTH_PACKING), ""
+    if packs:
+        found, why_not = rows.library()
+        packs = found is not None
+    if dtype == "auto" and packs and size >= WORTH_ROUNDING:
+        weights, why = "bfloat16", f" (auto: {size / 1e6:.0f}M of them are read for every token)"
+    if quantized == "int8":
+        quantize.quantize_linears(model)
+        weights, why = "int8", " (as asked)"
+    if packs and weights != "float16":
+        rows.pack_linears(model, DTYPES.get(weights))
+        return model.to(rt.device), f"{rt.why}, weights: {weights}{why}, packed, sums in float32"
+    model.to(device=rt.device, dtype=DTYPES[rt.dtype])
+    if compiled is True:
+        compile_blocks(model)
+    slow = f", not packed ({why_not}): slower" if why_not else ""
+    return model, f"{rt.why}, weights: {weights}{why}{slow}" if quantized == "int8" or slow else rt.why
+
+
+def compile_blocks(model: GPT):
+    """Have the model's blocks compiled; raises ValueError where torch.compile does not work."""
+    for block in model.transformer.h:
+        block.compile(dynamic=True)
+    try:
+        list(model.stream([[0, 0]], 3))
+    except Exception as error:  # a missing compiler, an unsupported Python or GPU, ...: every backend has its own
+        raise ValueError(f"compile=True cannot work here ({first_line(error)}): use compile=False") from error
