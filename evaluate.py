@@ -18,7 +18,9 @@ from dongpt import runtime
 from dongpt.checkpoint import load_anything
 from dongpt.corpus import Corpus, find_folder, prepare_if_missing
 from dongpt.evaluation import evaluate
+from dongpt.inference import Quantize
 from dongpt.metrics import finite, progress_bar
+from dongpt.quantize import quantize_linears
 from dongpt.runtime import DeviceConfig
 from dongpt.tokenizers import added_tokens
 
@@ -34,6 +36,7 @@ class EvaluateConfig(DeviceConfig):
     batch_size: int = 12  # windows at a time; changes the speed alone
     json: bool = False  # print only a JSON list on stdout
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # of the arithmetic
+    quantize: Quantize = "none"  # int8: with the weights of one byte that sample.py --quantize=int8 takes
 
     def __post_init__(self):
         for name in ("batch_size", "block_size"):
@@ -64,6 +67,8 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     model.to(rt.device)
+    if cfg.quantize == "int8":
+        quantize_linears(model)
     bar = progress_bar(-(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size)), 0)
     loss = evaluate(model, corpus, cfg.split, cfg.batch_size, block_size, rt, on_batch=bar.update if bar else None)
     if bar:

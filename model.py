@@ -186,7 +186,7 @@ class _BiasedAttention(torch.autograd.Function):
 
 
 def attend(q, k, v, bias, dropout: float, causal: bool = True):
-    """Attention of q (B, nh, T, hs) over k, v (B, nh, S, hs), scores plus bias; without a bias causal, or of all keys."""
+    """Attention of q (B, nh, T, hs) over k, v (B, nh, S, hs), scores plus bias; without one causal, or of all keys."""
     if bias is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
     if bias.requires_grad and q.device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
@@ -214,8 +214,8 @@ class LayerNorm(nn.Module):
 
 class Held(NamedTuple):
     """One layer's share of a KVCache, and where in it the tokens at hand belong."""
-    keys: torch.Tensor  # (B, nh, block_size, hs)
-    values: torch.Tensor  # (B, nh, block_size, hs)
+    keys: torch.Tensor  # (B, nh, size, hs)
+    values: torch.Tensor  # (B, nh, size, hs)
     rows: slice | torch.Tensor  # which rows of the batch are at hand: the first few, or (R,) their numbers
     positions: torch.Tensor  # (T,), or (R, T) where the rows differ, of the tokens at hand
     start: int | None  # the first of the positions where all rows have the same, and they follow each other
@@ -239,13 +239,13 @@ class Held(NamedTuple):
 class KVCache:
     """Keys and values of the tokens that a batch holds, so that a new token is encoded alone.
 
-    Room for block_size tokens per row is taken once. Rows may hold different numbers of tokens: what lies in a row
-    beyond its newest token is garbage that the mask hides and that later tokens overwrite.
+    Room for size tokens per row, by default block_size, is taken once. Rows may hold different numbers of tokens: what
+    lies in a row beyond its newest token is garbage that the mask hides and that later tokens overwrite.
     """
 
-    def __init__(self, model: "GPT", n_rows: int):
+    def __init__(self, model: "GPT", n_rows: int, size: int | None = None):
         config, like = model.config, model.transformer.wte.weight
-        shape = (n_rows, config.n_head, config.block_size, config.n_embd // config.n_head)
+        shape = (n_rows, config.n_head, size or config.block_size, config.n_embd // config.n_head)
         kind, dtype = like.device.type, like.dtype
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
@@ -254,6 +254,11 @@ class KVCache:
     def at(self, positions, n_held: int, start: int | None = None, rows=slice(None)) -> list[Held]:
         """For each layer, where tokens at positions (T,) or (R, T) of these rows belong; see Held."""
         return [Held(keys, values, rows, positions, start, n_held) for keys, values in self.layers]
+
+    def clear(self):
+        """Forget what was held."""
+        for held in (tensor for layer in self.layers for tensor in layer):
+            held.zero_()
 
     def copy_first(self, n_held: int):
         """Give all rows the n_held tokens of the first."""
@@ -385,11 +390,13 @@ class GPT(nn.Module):
 
     def _hidden(self, idx, positions, held: list[Held] | None = None):
         """The last layer's output, normalised: (B, T, C) for idx (B, T) at positions (T,) or (B, T)."""
-        x = self._embed(idx, positions)
         where = self.where(positions, held[0] if held else None)
+        return self.transformer.ln_f(self._blocks(self._embed(idx, positions), where, held))
+
+    def _blocks(self, x, where: Where, held: list[Held] | None):
         for layer, block in enumerate(self.transformer.h):
             x = block(x, where, held[layer] if held else None)
-        return self.transformer.ln_f(x)
+        return x
 
     def forward(self, idx, targets=None):
         """Logits and mean loss in nats for idx (B, T) int64.
@@ -415,6 +422,9 @@ class GPT(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.transformer.wte.weight.device
+
+    def __getstate__(self):  # what copies and pickles take: not what was recorded on a GPU
+        return {key: value for key, value in self.__dict__.items() if key != "_decoder"}
 
     # ------------------------------------------------------------------------------------------------------------------
     # size, cost, optimizer
@@ -514,13 +524,14 @@ class GPT(nn.Module):
         not finite.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        rows = prompts.tolist() if torch.is_tensor(prompts) else [list(row) for row in prompts]
-        _check_decoding(rows, self.config.vocab_size, max_new_tokens, sampling)
-        if seed is None:
-            seed = int(torch.randint(2 ** 62, ()))
+        rows = prompts.tolist() if torch.is_tensor(prompts) else prompts
+        rows = [list(row) if isinstance(row, Sequence) else row for row in rows]
         n_ids = self.config.vocab_size if n_ids is None else n_ids
+        _check_decoding(rows, self.config.vocab_size, n_ids, max_new_tokens, sampling)
+        seed = int(torch.randint(2 ** 62, ())) if seed is None else int(seed)
         finished, stop_ids = [False] * len(rows), frozenset(stop_ids)
-        for drawn in Decoder.of(self, len(rows), sampling, n_ids, use_kv_cache).draws(rows, seed, max_new_tokens):
+        size = min(max(map(len, rows)) + max_new_tokens, self.config.block_size)
+        for drawn in Decoder.of(self, len(rows), size, sampling, n_ids, use_kv_cache).draws(rows, seed, max_new_tokens):
             if any(i == NOT_FINITE and not done for i, done in zip(drawn, finished)):
                 raise ValueError("the model's logits are not finite: use dtype=float32, or an earlier checkpoint "
                                  "if the training diverged")
@@ -601,26 +612,30 @@ class Sampling:
         found = []
         if not 0 <= self.temperature < math.inf:
             found.append(f"temperature={self.temperature} must be at least 0 (0 takes the likeliest token)")
-        if self.top_k is not None and self.top_k < 0:
-            found.append(f"top_k={self.top_k} must be at least 0 (0 or None is off)")
+        if self.top_k is not None and (self.top_k < 0 or self.top_k != int(self.top_k)):
+            found.append(f"top_k={self.top_k} must be a whole number, at least 0 (0 or None is off)")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             found.append(f"top_p={self.top_p} must be above 0 and at most 1 (1 or None is off)")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             found.append(f"min_p={self.min_p} must be between 0 and 1 (0 or None is off)")
-        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
-            found.append(f"repetition_penalty={self.repetition_penalty} must be above 0 (1 or None is off)")
+        if self.repetition_penalty is not None and not 1e-9 < self.repetition_penalty < 1e9:
+            found.append(f"repetition_penalty={self.repetition_penalty} must be above 0, near 1 (1 or None is off)")
         return found
 
 
-def _check_decoding(rows, vocab_size: int, max_new_tokens: int, sampling: Sampling):
+def _check_decoding(rows, vocab_size: int, n_ids: int, max_new_tokens: int, sampling: Sampling):
     """Raise ValueError, with all that is wrong, unless ids can be drawn with these settings."""
     problems = []
-    if not rows or not all(isinstance(row, list) and row for row in rows):
+    if not all(isinstance(row, list) and all(isinstance(i, int) for i in row) for row in rows):
+        problems.append("prompts must be rows of token ids: a tensor (B, T) of whole numbers, or a list of lists")
+    elif not rows or not all(rows):
         problems.append("a prompt is empty: pass rows of at least one token id each")
     elif not all(0 <= min(row) and max(row) < vocab_size for row in rows):
         problems.append(f"a prompt holds ids beyond the model's vocabulary of {vocab_size}: use the model's tokenizer")
     if max_new_tokens < 0:
         problems.append(f"max_new_tokens={max_new_tokens} must be at least 0")
+    if n_ids < 1:
+        problems.append(f"n_ids={n_ids} must be at least 1")
     if problems := problems + sampling.problems():
         raise ValueError("; ".join(problems))
 
@@ -644,15 +659,15 @@ def draw(logits, uniforms, sampling: Sampling):
     logits = logits.float()
     if logits.device.type == "mps":
         logits = logits.cpu()  # sampling on MPS has given wrong ids without an error: nanoGPT issues 255 and 458
-    finite = torch.isfinite(logits).all(-1)
-    return torch.where(finite, _draw_finite(logits, uniforms.to(logits.device), sampling), NOT_FINITE)
+    lowest, highest = logits.aminmax(dim=-1, keepdim=True)  # both are NaN where one logit is
+    finite = torch.isfinite(highest - lowest)[:, 0]
+    drawn = logits.argmax(-1) if sampling.temperature == 0 else _draw_at(uniforms, logits - highest, sampling)
+    return torch.where(finite, drawn, NOT_FINITE)
 
 
-def _draw_finite(logits, uniforms, sampling: Sampling):
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    # no tiny temperature may overflow
-    logits = (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, 1e-37)
+def _draw_at(uniforms, logits, sampling: Sampling):
+    """draw at a temperature above 0, from finite logits (B, V) of at most 0."""
+    logits = logits / max(sampling.temperature, 1e-37)  # no tiny one may overflow
     if sampling.top_k:
         least = torch.topk(logits, min(sampling.top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
@@ -665,9 +680,9 @@ def _draw_finite(logits, uniforms, sampling: Sampling):
         probabilities = logits.softmax(-1)
         least = sampling.min_p * probabilities.amax(-1, keepdim=True)
         logits = logits.masked_fill(probabilities < least, -math.inf)
-    # float64, so that ids of small probability keep theirs; searchsorted never lands on one of probability 0
-    cumulative = logits.double().softmax(-1).cumsum(-1)  # (B, V)
-    points = uniforms[:, None].clamp(max=1 - 2 ** -40) * cumulative[:, -1:]
+    # summed in float64, so that ids of small probability keep theirs; searchsorted lands on none of probability 0
+    cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (B, V)
+    points = uniforms.to(logits.device)[:, None].clamp(max=1 - 2 ** -40) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.size(-1) - 1)
 
 
@@ -681,8 +696,9 @@ class Decoder:
     PREFILL = 8192  # tokens that are encoded at a time
     BUCKET = 128  # a recorded step looks at a multiple of so many keys
 
-    def __init__(self, model: GPT, n_rows: int, sampling: Sampling, n_ids: int, use_kv_cache: bool):
-        self.model, self.sampling, self.n_ids, self.use_kv_cache = model, sampling, n_ids, use_kv_cache
+    def __init__(self, model: GPT, n_rows: int, sampling: Sampling, n_ids: int, use_kv_cache: bool,
+                 size: int | None = None):
+        self.model, self.sampling, self.n_ids = model, sampling, n_ids
         self.device, self.block_size, B = model.device, model.config.block_size, n_rows
         self.counts = [0] * B  # tokens that are seen of each row
         self.text = torch.zeros(B, self.block_size + 1, dtype=torch.int64, device=self.device)  # then garbage
@@ -696,22 +712,21 @@ class Decoder:
         self.seen = None  # (B, V): which ids a row has, where that matters
         if sampling.repetition_penalty not in (None, 1):
             self.seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=self.device)
-        self.cache = KVCache(model, B) if use_kv_cache and model.can_cache else None
+        self.cache = KVCache(model, B, size) if use_kv_cache and model.can_cache else None
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # a recorded step, by the number of keys that it looks at
         self.busy = False
 
     @classmethod
-    def of(cls, model: GPT, n_rows: int, *settings) -> "Decoder":
-        """A Decoder for these settings: on CUDA the model's last one, if it fits and is free, with what it recorded."""
-        last = model.__dict__.get("_decoder")
-        weight = model.transformer.wte.weight.data_ptr()
-        if last and not last.busy and last.key == (n_rows, settings, weight):
-            return last
-        decoder = cls(model, n_rows, *settings)
-        decoder.key = (n_rows, settings, weight)
-        if model.device.type == "cuda":
-            model.__dict__["_decoder"] = decoder  # past Module, whose copies and state have no use for it
-        return decoder
+    def of(cls, model: GPT, n_rows: int, size: int, *settings) -> "Decoder":
+        """A Decoder for size tokens a row: on CUDA the model's last one with its graphs, if it fits and is free."""
+        if model.device.type != "cuda":
+            return cls(model, n_rows, *settings, size=size)
+        weight, last = model.transformer.wte.weight, model.__dict__.get("_decoder")
+        key = (n_rows, settings, model.config, weight.data_ptr(), weight.dtype, torch.is_autocast_enabled("cuda"))
+        if last is None or last.busy or last.key != key:
+            last = cls(model, n_rows, *settings)  # room for block_size tokens, so that any text fits
+            model.__dict__["_decoder"], last.key = last, key
+        return last
 
     def draws(self, rows: list[list[int]], seed: int, n: int) -> Iterator[list[int]]:
         """Begin with these rows, and give the next id of each, n times.
@@ -763,6 +778,8 @@ class Decoder:
                 seen[i, row] = True
             self.seen.copy_(seen)
         if self.cache:
+            if self.graphs:  # used before: what a mask hides must be finite
+                self.cache.clear()
             self._encode(range(len(rows)), all(window == windows[0] for window in windows))
 
     def _make_room(self):

@@ -35,8 +35,8 @@ def prepare(model: GPT, rt: Runtime, dtype: str = "auto", quantized: Quantize = 
         quantize.quantize_linears(model)
         weights, why = "int8", " (as asked)"
     if packs and weights != "float16":
-        rows.pack_linears(model, DTYPES.get(weights))
-        return model.to(rt.device), f"{rt.why}, weights: {weights}{why}, packed, sums in float32"
+        rows.pack_model(model.to(rt.device), DTYPES.get(weights))
+        return model, f"{rt.why}, weights: {weights}{why}, packed, sums in float32"
     model.to(device=rt.device, dtype=DTYPES[rt.dtype])
     if compiled is True:
         compile_blocks(model)

@@ -1,9 +1,11 @@
-// y = x W^T for a few rows of x: what a token costs on a CPU is reading W once, and this reads it as fast as memory gives.
+// A GPT's newest token on a CPU: rows() multiplies a few rows by a packed weight, blocks() runs all layers of model.py
+// for one new token of each row. A token costs reading every weight once; this reads them as fast as memory gives.
 //
 // W (N, K) comes packed by rows.py: panels of PARTS * V output channels; in a panel, for each k, V words of 32 bits; a
 // word holds PARTS weights, of channels V apart (1 float32, 2 bfloat16, 4 int8). So one load gives weights of PARTS * V
 // channels for one k, a shift or a mask makes them float32, and each is multiplied by x[m][k] for several rows m while
-// it is in a register. Sums are float32. Row m of y does not depend on which other rows there are.
+// it is in a register. Sums are float32. A row's result does not depend on which other rows there are.
+#include <math.h>
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
@@ -75,19 +77,183 @@ INLINE void panels(const char *w, const float *scale, const float *bias, const f
     }
 }
 
-// y (M, N) = x (M, K) times the transpose of W, times scale (N) if there is one, plus bias (N) if there is one.
-void rows(const char *w, const float *scale, const float *bias, const float *x, float *y, long M, long N, long K,
-          int parts) {
-    const long count = (N + parts * V - 1) / (parts * V);
-    #pragma omp parallel if (M * N * K > 1 << 16)
+typedef struct {
+    const char *weight;  // packed
+    const float *scale, *bias;  // (N), or NULL
+    long N, K, parts;
+} linear;
+
+// y (M, N) = x (M, K) times the transpose of the weight, times scale if there is one, plus bias if there is one.
+void rows(const linear *f, const float *x, float *y, long M) {
+    const long count = (f->N + f->parts * V - 1) / (f->parts * V);
+    #pragma omp parallel if (M * f->N * f->K > 1 << 15)
     {
         long first = count * omp_get_thread_num() / omp_get_num_threads();
         long last = count * (omp_get_thread_num() + 1) / omp_get_num_threads();
         for (long m = 0; m < M; m += ROWS) {
+            const float *from = x + m * f->K;
+            float *to = y + m * f->N;
             long n = M - m < ROWS ? M - m : ROWS;
-            if (parts == 1) panels(w, scale, bias, x + m * K, y + m * N, n, N, K, 1, first, last);
-            if (parts == 2) panels(w, scale, bias, x + m * K, y + m * N, n, N, K, 2, first, last);
-            if (parts == 4) panels(w, scale, bias, x + m * K, y + m * N, n, N, K, 4, first, last);
+            if (f->parts == 1) panels(f->weight, f->scale, f->bias, from, to, n, f->N, f->K, 1, first, last);
+            if (f->parts == 2) panels(f->weight, f->scale, f->bias, from, to, n, f->N, f->K, 2, first, last);
+            if (f->parts == 4) panels(f->weight, f->scale, f->bias, from, to, n, f->N, f->K, 4, first, last);
         }
+    }
+}
+
+INLINE float total(floats a) {
+    float sum = 0;
+    for (int i = 0; i < V; i++) sum += a[i];
+    return sum;
+}
+
+INLINE floats select(words condition, floats yes, floats no) {
+    return (floats)((condition & (words)yes) | (~condition & (words)no));
+}
+
+// e^x within 2e-7 of itself; 0 or inf beyond what float32 holds, NaN for NaN: 2^n times the series of the rest.
+INLINE floats exponential(floats x) {
+    floats low = select(x < -87.0f, (floats){0} - 87.0f, x);
+    floats y = select(low > 88.0f, (floats){0} + 88.0f, low);
+    floats shifted = y * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;  // n rounded; its bits are at the end
+    floats r = y - n * 0.693359375f + n * 2.12194440e-4f;
+    floats series = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f))))));
+    return select(x == x, (floats)((words)series + ((words)shifted << 23)), x);
+}
+
+// GELU, exact (erf by Abramowitz and Stegun 7.1.26, within 1.5e-7) or by GPT-2's tanh.
+INLINE floats gelu(floats x, int by_tanh) {
+    if (by_tanh) {
+        floats u = 0.7978845608f * (x + 0.044715f * x * x * x);
+        return x - x / (exponential(2 * u) + 1);  // (1 + tanh u) / 2 = 1 - 1 / (e^2u + 1)
+    }
+    floats z = 0.7071067812f * select(x < 0, -x, x), t = 1 / (1 + 0.3275911f * z);
+    floats series = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f
+                                                                                      + t * 1.061405429f))));
+    floats rest = 0.5f * series * exponential(-z * z);  // (1 - erf z) / 2
+    return x * select(x < 0, rest, 1 - rest);
+}
+
+static void gelu_all(float *x, long n, int by_tanh) {
+    #pragma omp parallel for if (n > 1 << 13)
+    for (long i = 0; i < n; i += V) {
+        floats part = {0};
+        long size = n - i < V ? n - i : V;
+        memcpy(&part, x + i, sizeof(float) * size);
+        part = gelu(part, by_tanh);
+        memcpy(x + i, &part, sizeof(float) * size);
+    }
+}
+
+static void normalise(const float *x, const float *weight, const float *bias, float *y, long M, long C) {
+    for (long m = 0; m < M; m++, x += C, y += C) {
+        float mean = 0, variance = 0;
+        #pragma omp simd reduction(+ : mean)
+        for (long i = 0; i < C; i++) mean += x[i];
+        mean /= C;
+        #pragma omp simd reduction(+ : variance)
+        for (long i = 0; i < C; i++) variance += (x[i] - mean) * (x[i] - mean);
+        float factor = 1 / sqrtf(variance / C + 1e-5f);
+        for (long i = 0; i < C; i++) y[i] = (x[i] - mean) * factor * weight[i] + (bias ? bias[i] : 0);
+    }
+}
+
+// One head's attention of q (size) over n keys and values (n, size); bias (n) or NULL is added to the scores.
+static void look(const float *q, const float *keys, const float *values, const float *bias, float *scores, float *y,
+                 long n, long size) {
+    const float scale = 1 / sqrtf(size);
+    float highest = -INFINITY;
+    for (long s = 0; s < n; s++) {
+        const float *key = keys + s * size;
+        floats sum = {0};
+        long i = 0;
+        for (; i + V <= size; i += V) sum += *(const floats *)(q + i) * *(const floats *)(key + i);
+        float score = total(sum);
+        for (; i < size; i++) score += q[i] * key[i];
+        scores[s] = score * scale + (bias ? bias[s] : 0);
+        if (!(scores[s] <= highest)) highest = scores[s];
+    }
+    float sum = 0;
+    for (long s = 0; s < n; s += V) {
+        floats part = {0};
+        long here = n - s < V ? n - s : V;
+        memcpy(&part, scores + s, sizeof(float) * here);
+        part = exponential(part - highest);
+        memcpy(scores + s, &part, sizeof(float) * here);
+        for (long i = 0; i < here; i++) sum += part[i];
+    }
+    memset(y, 0, sizeof(float) * size);
+    for (long s = 0; s < n; s++) {
+        const float *value = values + s * size, share = scores[s] / sum;
+        #pragma omp simd
+        for (long i = 0; i < size; i++) y[i] += share * value[i];
+    }
+}
+
+typedef struct {
+    const float *ln_1_weight, *ln_1_bias, *ln_2_weight, *ln_2_bias;  // a bias may be NULL
+    linear c_attn, attn_c_proj, c_fc, mlp_c_proj;
+} layer;
+
+typedef struct {  // what is the same in all layers
+    const int64_t *positions;  // of the newest tokens: one for all rows, or (B)
+    const float *cos, *sin;  // (1 or B, head size) or NULL: model.rotate
+    const float *bias;  // (1 or B, 1 or n_head, n_held) or NULL
+    long B, C, n_head, capacity;  // rows; channels; heads; tokens for which a row of a cache has room
+    long positions_differ, rotations_differ, bias_rows, bias_heads, n_held, by_tanh;
+} token;
+
+// model.rotate for one head: channels i and i + size / 2 are a pair.
+static void rotate(float *x, const float *cos, const float *sin, long size) {
+    for (long i = 0, j = size / 2; j < size; i++, j++) {
+        float a = x[i] * cos[i] - x[j] * sin[i], b = x[j] * cos[j] + x[i] * sin[j];
+        x[i] = a, x[j] = b;
+    }
+}
+
+static void attend(const token *t, float *qkv, float *keys, float *values, float *scores, float *y) {
+    const long size = t->C / t->n_head;
+    #pragma omp parallel for collapse(2)
+    for (long b = 0; b < t->B; b++)
+        for (long h = 0; h < t->n_head; h++) {
+            const long position = t->positions[t->positions_differ ? b : 0];
+            const long offset = (b * t->n_head + h) * t->capacity * size;
+            float *q = qkv + b * 3 * t->C + h * size, *k = q + t->C, *v = k + t->C;
+            if (t->cos) {
+                const long turn = t->rotations_differ ? b * size : 0;
+                rotate(q, t->cos + turn, t->sin + turn, size);
+                rotate(k, t->cos + turn, t->sin + turn, size);
+            }
+            memcpy(keys + offset + position * size, k, sizeof(float) * size);
+            memcpy(values + offset + position * size, v, sizeof(float) * size);
+            const float *bias = t->bias ? t->bias + ((t->bias_rows > 1 ? b : 0) * t->bias_heads
+                                                     + (t->bias_heads > 1 ? h : 0)) * t->n_held : NULL;
+            look(q, keys + offset, values + offset, bias, scores + omp_get_thread_num() * t->capacity,
+                 y + b * t->C + h * size, position + 1, size);
+        }
+}
+
+static void add(float *x, const float *y, long n) {
+    for (long i = 0; i < n; i++) x[i] += y[i];
+}
+
+// x (B, C) through all layers; the new keys and values go into the caches (B, n_head, capacity, head size).
+// scratch holds 6 * B * C floats, and capacity for each thread.
+void blocks(const token *t, const layer *layers, long n_layer, float *const *keys, float *const *values, float *x,
+            float *scratch) {
+    const long n = t->B * t->C;
+    float *normal = scratch, *wide = normal + n, *y = wide + 4 * n, *scores = y + n;
+    for (long i = 0; i < n_layer; i++) {
+        const layer *l = layers + i;
+        normalise(x, l->ln_1_weight, l->ln_1_bias, normal, t->B, t->C);
+        rows(&l->c_attn, normal, wide, t->B);
+        attend(t, wide, keys[i], values[i], scores, normal);
+        rows(&l->attn_c_proj, normal, y, t->B);
+        add(x, y, n);
+        normalise(x, l->ln_2_weight, l->ln_2_bias, normal, t->B, t->C);
+        rows(&l->c_fc, normal, wide, t->B);
+        gelu_all(wide, 4 * n, t->by_tanh);
+        rows(&l->mlp_c_proj, wide, y, t->B);
+        add(x, y, n);
     }
 }

@@ -1,8 +1,9 @@
-"""Linear layers for decoding on a CPU: float32, bfloat16 or int8 weights, packed once, read at the speed of memory.
+"""Decoding on a CPU: float32, bfloat16 or int8 weights, packed once and read at the speed of memory.
 
-PyTorch's own kernels read the weights for one row of input at a half to three quarters of what memory gives, and for
-eight rows in bfloat16 ten times slower than they could where the processor has no instructions for it. rows.c, a
-hundred lines, is compiled when it is first needed, which takes a second; without a compiler all works without it.
+PyTorch's own kernels read the weights for one row of input at a half to three quarters of what memory gives, eight rows
+in bfloat16 ten times slower than they could where the processor has no instructions for it, and between them a token
+waits for a few hundred small calls. rows.c is compiled when it is first needed, which takes a second; without a
+compiler all works without it.
 """
 import ctypes
 import functools
@@ -16,6 +17,7 @@ import torch
 import torch.nn as nn
 
 from dongpt.quantize import Int8Linear
+from model import GPT, Held, Where
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rows.c")
 PARTS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # weights in a word of 32 bits
@@ -39,10 +41,30 @@ def library() -> tuple[ctypes.CDLL | None, str]:
             compiled = ctypes.CDLL(target)
         except (OSError, subprocess.TimeoutExpired) as error:
             return None, f"{compiler} could not compile it ({type(error).__name__})"
-    pointer, number = ctypes.c_void_p, ctypes.c_long
-    compiled.rows.argtypes = [pointer] * 5 + [number] * 3 + [ctypes.c_int]
-    compiled.rows.restype = None
+    compiled.rows.argtypes = [ctypes.POINTER(_Linear), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long]
+    compiled.blocks.argtypes = [ctypes.POINTER(_Token), ctypes.POINTER(_Layer), ctypes.c_long,
+                                *[ctypes.POINTER(ctypes.c_void_p)] * 2, ctypes.c_void_p, ctypes.c_void_p]
+    compiled.rows.restype = compiled.blocks.restype = None
     return compiled, ""
+
+
+def _struct(name: str, pointers: str, numbers: str, inner: str = "") -> type:
+    """A struct of rows.c: its pointers, then linears, then numbers, in the order of their names there."""
+    members = [(field, ctypes.c_void_p) for field in pointers.split()] + [(field, _Linear) for field in inner.split()]
+    members += [(field, ctypes.c_long) for field in numbers.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": members})
+
+
+_Linear = _struct("_Linear", "weight scale bias", "N K parts")
+_Layer = _struct("_Layer", "ln_1_weight ln_1_bias ln_2_weight ln_2_bias", "", "c_attn attn_c_proj c_fc mlp_c_proj")
+_Token = _struct("_Token", "positions cos sin bias", "B C n_head capacity positions_differ rotations_differ bias_rows "
+                                                     "bias_heads n_held by_tanh")
+
+
+def _at(tensor) -> int | None:
+    """Where a tensor's numbers lie, for C."""
+    assert tensor is None or tensor.is_contiguous()
+    return None if tensor is None else tensor.data_ptr()
 
 
 class PackedLinear(nn.Module):
@@ -61,13 +83,44 @@ class PackedLinear(nn.Module):
         bias = None if linear.bias is None else linear.bias.detach().float().clone()
         self.register_buffer("bias", bias, persistent=False)
 
+    def struct(self) -> ctypes.Structure:
+        """This layer for C, as long as it lives."""
+        return _Linear(_at(self.weight), _at(self.scale), _at(self.bias), self.out_features, self.in_features,
+                       self.parts)
+
     def forward(self, x):
         flat = x.detach().float().contiguous()
         y = torch.empty(*x.shape[:-1], self.out_features)
-        pointers = (t if t is None else t.data_ptr() for t in (self.weight, self.scale, self.bias, flat, y))
-        n_rows = flat.numel() // self.in_features
-        self.library.rows(*pointers, n_rows, self.out_features, self.in_features, self.parts)
+        self.library.rows(self.struct(), _at(flat), _at(y), flat.numel() // self.in_features)
         return y.to(x.dtype)
+
+
+class PackedBlocks:
+    """model._blocks of a model whose Linears are packed: the newest token of each row goes through rows.c at once."""
+
+    def __init__(self, model: GPT):
+        self.model, self.library = model, library()[0]
+        layers = [_Layer(_at(block.ln_1.weight), _at(block.ln_1.bias), _at(block.ln_2.weight), _at(block.ln_2.bias),
+                         *(linear.struct() for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc,
+                                                          block.mlp.c_proj))) for block in model.transformer.h]
+        self.layers = (_Layer * len(layers))(*layers)
+
+    def __call__(self, x, where: Where, held: list[Held] | None):
+        B, T, C = x.shape
+        if T > 1 or held is None or held[0].keys.shape[0] != B:
+            return GPT._blocks(self.model, x, where, held)
+        config, capacity, positions = self.model.config, held[0].keys.shape[2], held[0].positions
+        cos, sin = where.rotation or (None, None)
+        bias = where.bias if where.bias is not None and where.bias.is_floating_point() else None  # else by positions
+        x, scratch = x.clone(), torch.empty(6 * B * C + torch.get_num_threads() * capacity)
+        token = _Token(_at(positions), _at(cos), _at(sin), _at(bias), B, C, config.n_head, capacity,
+                       positions.numel() > 1, cos is not None and len(cos) > 1, *(bias.shape[:2] if bias is not None
+                                                                                  else (1, 1)),
+                       held[0].n_held, config.activation == "gelu_tanh")
+        pointers = ctypes.c_void_p * len(held)
+        self.library.blocks(token, self.layers, len(held), pointers(*(_at(layer.keys) for layer in held)),
+                            pointers(*(_at(layer.values) for layer in held)), _at(x), _at(scratch))
+        return x
 
 
 def pack(weight, lanes: int):
@@ -78,9 +131,12 @@ def pack(weight, lanes: int):
     return padded.view(-1, parts, lanes, weight.shape[1]).permute(0, 3, 2, 1).contiguous()
 
 
-def pack_linears(model: nn.Module, dtype: torch.dtype):
-    """Replace each Linear (its weight then in dtype) and Int8Linear of model by a PackedLinear, for inference only."""
+def pack_model(model: GPT, dtype: torch.dtype):
+    """Make model, on a CPU, one for inference: weights of Linears in dtype (int8 ones stay), all else in float32."""
+    model.float()
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, (nn.Linear, Int8Linear)):
                 setattr(module, name, PackedLinear(child, dtype))
+    if len(model.transformer.h):
+        model._blocks = PackedBlocks(model)
