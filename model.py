@@ -246,10 +246,11 @@ class KVCache:
     def __init__(self, model: "GPT", n_rows: int, size: int | None = None):
         config, like = model.config, model.transformer.wte.weight
         shape = (n_rows, config.n_head, size or config.block_size, config.n_embd // config.n_head)
-        kind, dtype = like.device.type, like.dtype
+        kind, self.dtype = like.device.type, like.dtype
         if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-        self.layers = [[torch.zeros(shape, device=like.device, dtype=dtype) for _ in "kv"] for _ in model.transformer.h]
+            self.dtype = torch.get_autocast_dtype(kind)
+        self.layers = [[torch.zeros(shape, device=like.device, dtype=self.dtype) for _ in "kv"]
+                       for _ in model.transformer.h]
 
     def at(self, positions, n_held: int, start: int | None = None, rows=slice(None)) -> list[Held]:
         """For each layer, where tokens at positions (T,) or (R, T) of these rows belong; see Held."""
@@ -325,6 +326,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer: logits for the next token at every position."""
     can_cache = True  # whether a token's keys and values stay what they are when the text grows
+    packer = None  # gives what runs the blocks on a CPU for one new token a row, faster, or None: dongpt/rows.py
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -390,13 +392,11 @@ class GPT(nn.Module):
 
     def _hidden(self, idx, positions, held: list[Held] | None = None):
         """The last layer's output, normalised: (B, T, C) for idx (B, T) at positions (T,) or (B, T)."""
+        x = self._embed(idx, positions)
         where = self.where(positions, held[0] if held else None)
-        return self.transformer.ln_f(self._blocks(self._embed(idx, positions), where, held))
-
-    def _blocks(self, x, where: Where, held: list[Held] | None):
         for layer, block in enumerate(self.transformer.h):
             x = block(x, where, held[layer] if held else None)
-        return x
+        return self.transformer.ln_f(x)
 
     def forward(self, idx, targets=None):
         """Logits and mean loss in nats for idx (B, T) int64.
@@ -554,6 +554,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
 
 class Bigram(GPT):
     """A baseline: the logits of the next token are a row, by the last token alone, of one V x V table."""
+    can_cache = False
 
     def __init__(self, config: GPTConfig):
         nn.Module.__init__(self)
@@ -565,6 +566,9 @@ class Bigram(GPT):
 
     def _hidden(self, idx, positions, held=None):
         return self.transformer.wte(idx)  # (B, T, V)
+
+    def logits_at(self, idx, last):
+        return self.transformer.wte(idx.gather(1, last[:, None])[:, 0])
 
     def check_length(self, T: int):
         """Any length will do."""
@@ -713,6 +717,9 @@ class Decoder:
         if sampling.repetition_penalty not in (None, 1):
             self.seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=self.device)
         self.cache = KVCache(model, B, size) if use_kv_cache and model.can_cache else None
+        self.packed = None  # runs the blocks for the newest tokens, where the model has what does it faster
+        if self.cache and model.packer and self.device.type == "cpu" and self.cache.dtype == torch.float32:
+            self.packed = model.packer(model)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # a recorded step, by the number of keys that it looks at
         self.busy = False
 
@@ -828,8 +835,11 @@ class Decoder:
         """Logits (B, V) behind the newest tokens, which are put into the cache; start where all stand there."""
         newest = self.text[self.every_row, self.last][:, None]  # (B, 1)
         positions = self.last[:1] if start is not None else self.last[:, None]
-        x = self.model._hidden(newest, positions, self.cache.at(positions, n_held, start))
-        return self.model.lm_head(x[:, 0])
+        held, model = self.cache.at(positions, n_held, start), self.model
+        if self.packed is None:
+            return model.lm_head(model._hidden(newest, positions, held)[:, 0])
+        x = self.packed.blocks(model._embed(newest, positions), model.where(positions, held[0]), held)
+        return self.packed.head(model.transformer.ln_f(x)[:, 0])
 
     def _draw(self, logits):
         """Draw an id from each row of logits (B, V), and put it behind the row's text."""

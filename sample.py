@@ -36,7 +36,7 @@ class SampleConfig(RuntimeConfig, Sampling):
     top_k: int | None = 200  # draw from this many likeliest tokens; 0 or None is off
     stop: str = ""  # end a text before this string; several as a JSON list, --stop='["a", "b"]'
     stop_ids: str = ""  # end a text before one of these token ids, divided by commas
-    output: str = ""  # write the texts to this file too: name.jsonl as JSON lines with their settings, else as printed
+    output: str = ""  # write the texts to this file too: NAME.jsonl as JSON lines with the settings, else as printed
     quantize: Quantize = "none"  # int8: weights of one byte, on a CPU faster; README says what loss it costs
     use_kv_cache: bool = True  # encode each token once; off gives the same text, slower
 
@@ -100,27 +100,36 @@ class Screen:
     """Prints the texts: on a terminal the first as it comes, the others and all elsewhere when they are over."""
 
     def __init__(self, prompt: str, n_steps: int):
-        self.prompt, self.live = prompt, sys.stdout.isatty()
-        self.bar = None if self.live else progress_bar(n_steps, 0)
+        self.prompt, self.n_steps, self.live, self.bar = prompt, n_steps, sys.stdout.isatty(), None
+        self.first_is_over = False
         if self.live:
             print(prompt, end="", flush=True)
+        else:
+            self.bar = progress_bar(n_steps, 0)
 
-    def show(self, pieces: list[str], n_steps: int = 1):
-        """What every text has to say after so many more tokens."""
+    def show(self, pieces: list[str], first_is_over: bool, step: int):
+        """What every text has to say after its token number step."""
         if self.bar:
-            self.bar.update(n_steps)
-        if self.live and pieces[0]:
+            self.bar.update()
+        if self.live and not self.first_is_over:
             print(pieces[0], end="", flush=True)
+            if first_is_over:
+                self._end_first()
+                self.bar = progress_bar(self.n_steps, step)  # the others go on, out of sight
 
-    def end(self, texts: list[str]):
-        """All texts, but for what was shown."""
+    def _end_first(self):
+        print(f"\n{SEPARATOR}", flush=True)
+        self.first_is_over = True
+
+    def end(self, pieces: list[str], texts: list[str]):
+        """The last pieces, and all texts but what was shown."""
         if self.bar:
             self.bar.close()
-        for i, text in enumerate(texts):
-            if self.live and i == 0:
-                print(f"\n{SEPARATOR}")
-            else:
-                print(f"{self.prompt}{text}\n{SEPARATOR}")
+        if self.live and not self.first_is_over:
+            print(pieces[0], end="")
+            self._end_first()
+        for text in texts[self.live:]:
+            print(f"{self.prompt}{text}\n{SEPARATOR}")
         sys.stdout.flush()
 
 
@@ -145,30 +154,40 @@ def main(argv: list[str] | None = None):
     block_size = model.config.block_size
     if len(ids) > block_size:
         print(f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with its last "
-              f"{window_size(len(ids), block_size)}", file=sys.stderr)
+              f"{window_size(len(ids), block_size)}, as if they had come one by one", file=sys.stderr)
 
     texts = Texts(tokenizer, cfg.num_samples, stop, stop_ids)
-    screen, end = Screen(prompt, cfg.max_new_tokens), "length"
+    screen, end, failure, n_steps = Screen(prompt, cfg.max_new_tokens), "length", None, 0
     began, first = time.perf_counter(), 0.0
-    try:
-        for new in model.stream([ids or [tokenizer.start_id]] * cfg.num_samples, cfg.max_new_tokens, seed=cfg.seed,
-                                use_kv_cache=cfg.use_kv_cache, stop_ids=stop_ids, n_ids=tokenizer.vocab_size,
-                                **{field.name: getattr(cfg, field.name) for field in fields(Sampling)}):
-            first = first or time.perf_counter() - began
-            screen.show(texts.add(new.tolist()))
-            if texts.done:
-                break
-    except KeyboardInterrupt:
-        end = "interrupted"
-    seconds = time.perf_counter() - began
-    screen.show(texts.finish(end), 0)
-    screen.end(texts.texts)
-    if cfg.output:
-        write_output(cfg, prompt, texts)
+    with runtime.Interrupts() as interrupts:
+        try:
+            for new in model.stream(
+                    [ids or [tokenizer.start_id]] * cfg.num_samples, cfg.max_new_tokens, seed=cfg.seed,
+                    use_kv_cache=cfg.use_kv_cache, stop_ids=stop_ids, n_ids=tokenizer.vocab_size,
+                    **{field.name: getattr(cfg, field.name) for field in fields(Sampling)}):
+                if interrupts.code:
+                    break
+                first, n_steps = first or time.perf_counter() - began, n_steps + 1
+                screen.show(texts.add(new.tolist()), bool(texts.ends[0]), n_steps)
+                if texts.done:
+                    break
+        except ValueError as error:  # logits that are not finite: what was drawn before is shown and kept
+            end, failure = "failed", error
+        seconds = time.perf_counter() - began
+        end = "interrupted" if interrupts.code else end
+        pieces = texts.finish(end)
+        if n_steps or not failure:
+            try:
+                if cfg.output:  # first, since nobody may be reading what is printed
+                    write_output(cfg, prompt, texts)
+            finally:
+                screen.end(pieces, texts.texts)
+    if failure:
+        raise failure
     n_tokens = sum(texts.n_tokens)
     print(f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s), the first after "
-          f"{first * 1000:.0f} ms" + (", interrupted" if end == "interrupted" else ""), file=sys.stderr)
-    return 130 if end == "interrupted" else 0
+          f"{first * 1000:.0f} ms" + (", interrupted" if interrupts.code else ""), file=sys.stderr)
+    return interrupts.code
 
 
 if __name__ == "__main__":

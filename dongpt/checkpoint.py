@@ -20,7 +20,7 @@ from typing import Callable
 import torch
 
 import dongpt.tokenizers
-from dongpt import foreign, hugging_face
+from dongpt import foreign, hugging_face, rows
 from dongpt.foreign import FORMAT_VERSION, clean_names
 from dongpt.runtime import DTYPES, print_main
 from model import GPT, GPTConfig
@@ -233,6 +233,7 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
     model, description, _ = load_anything(path, **model_args)
     known = description and description != dongpt.tokenizers.FOREIGN
     tokenizer = dongpt.tokenizers.from_dict(description) if known else None
+    model.packer = rows.packer
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), tokenizer
 
 

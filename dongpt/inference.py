@@ -11,7 +11,6 @@ from dongpt import quantize, rows
 from dongpt.runtime import DTYPES, Runtime, first_line
 from model import GPT
 
-WORTH_PACKING = 1e6  # parameters below which a token's time is not that of reading them
 WORTH_ROUNDING = 5e7  # parameters from which dtype=auto takes bfloat16 weights on a CPU
 Quantize = Literal["none", "int8"]
 
@@ -24,18 +23,15 @@ def prepare(model: GPT, rt: Runtime, dtype: str = "auto", quantized: Quantize = 
     ValueError where torch.compile does not work.
     """
     size, weights, why = model.get_num_params(), rt.dtype, ""
-    model.eval().requires_grad_(False)
-    packs, why_not = (rt.device_type == "cpu" and compiled is not True and size >= WORTH_PACKING), ""
-    if packs:
-        found, why_not = rows.library()
-        packs = found is not None
+    model.to(rt.device).eval().requires_grad_(False)
+    packs, why_not = rows.worth_packing(model) if compiled is not True else (False, "")
     if dtype == "auto" and packs and size >= WORTH_ROUNDING:
         weights, why = "bfloat16", f" (auto: {size / 1e6:.0f}M of them are read for every token)"
     if quantized == "int8":
         quantize.quantize_linears(model)
         weights, why = "int8", " (as asked)"
     if packs and weights != "float16":
-        rows.pack_model(model.to(rt.device), DTYPES.get(weights))
+        rows.pack_model(model, DTYPES.get(weights))
         return model, f"{rt.why}, weights: {weights}{why}, packed, sums in float32"
     model.to(device=rt.device, dtype=DTYPES[rt.dtype])
     if compiled is True:

@@ -20,6 +20,8 @@ from dongpt.quantize import Int8Linear
 from model import GPT, Held, Where
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rows.c")
+WORTH_PACKING = 1e6  # parameters below which a token's time is not that of reading them
+WORTH_COPYING = 5e8  # parameters above which a second copy of the weights may not fit
 PARTS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # weights in a word of 32 bits
 
 
@@ -95,32 +97,36 @@ class PackedLinear(nn.Module):
         return y.to(x.dtype)
 
 
-class PackedBlocks:
-    """model._blocks of a model whose Linears are packed: the newest token of each row goes through rows.c at once."""
+class Packed:
+    """The blocks and the head of a GPT on a CPU in float32, packed: weights in dtype, or as they are packed already."""
 
-    def __init__(self, model: GPT):
-        self.model, self.library = model, library()[0]
-        layers = [_Layer(_at(block.ln_1.weight), _at(block.ln_1.bias), _at(block.ln_2.weight), _at(block.ln_2.bias),
-                         *(linear.struct() for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc,
-                                                          block.mlp.c_proj))) for block in model.transformer.h]
-        self.layers = (_Layer * len(layers))(*layers)
+    def __init__(self, model: GPT, dtype: torch.dtype):
+        self.config, self.library, transformer = model.config, library()[0], model.transformer
+        self.head = _packed(model.lm_head, dtype)
+        self.linears = [[_packed(linear, dtype) for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc,
+                                                               block.mlp.c_proj)] for block in transformer.h]
+        self.layers = (_Layer * len(transformer.h))(
+            *(_Layer(_at(block.ln_1.weight), _at(block.ln_1.bias), _at(block.ln_2.weight), _at(block.ln_2.bias),
+                     *(linear.struct() for linear in linears)) for block, linears in zip(transformer.h, self.linears)))
 
-    def __call__(self, x, where: Where, held: list[Held] | None):
-        B, T, C = x.shape
-        if T > 1 or held is None or held[0].keys.shape[0] != B:
-            return GPT._blocks(self.model, x, where, held)
-        config, capacity, positions = self.model.config, held[0].keys.shape[2], held[0].positions
-        cos, sin = where.rotation or (None, None)
+    def blocks(self, x, where: Where, held: list[Held]):
+        """What the blocks of model.py make of x (B, 1, C), the newest token of every row; the cache is extended."""
+        (B, _, C), (cos, sin), config = x.shape, where.rotation or (None, None), self.config
+        positions, capacity = held[0].positions, held[0].keys.shape[2]
         bias = where.bias if where.bias is not None and where.bias.is_floating_point() else None  # else by positions
         x, scratch = x.clone(), torch.empty(6 * B * C + torch.get_num_threads() * capacity)
         token = _Token(_at(positions), _at(cos), _at(sin), _at(bias), B, C, config.n_head, capacity,
-                       positions.numel() > 1, cos is not None and len(cos) > 1, *(bias.shape[:2] if bias is not None
-                                                                                  else (1, 1)),
-                       held[0].n_held, config.activation == "gelu_tanh")
+                       len(positions) > 1, cos is not None and len(cos) > 1,
+                       *(bias.shape[:2] if bias is not None else (1, 1)), held[0].n_held,
+                       config.activation == "gelu_tanh")
         pointers = ctypes.c_void_p * len(held)
         self.library.blocks(token, self.layers, len(held), pointers(*(_at(layer.keys) for layer in held)),
                             pointers(*(_at(layer.values) for layer in held)), _at(x), _at(scratch))
         return x
+
+
+def _packed(linear, dtype: torch.dtype) -> PackedLinear:
+    return linear if isinstance(linear, PackedLinear) else PackedLinear(linear, dtype)
 
 
 def pack(weight, lanes: int):
@@ -131,6 +137,21 @@ def pack(weight, lanes: int):
     return padded.view(-1, parts, lanes, weight.shape[1]).permute(0, 3, 2, 1).contiguous()
 
 
+def worth_packing(model: GPT) -> tuple[bool, str]:
+    """(whether a model is large enough and can be packed here, why not if only the compiler is missing)."""
+    if model.device.type != "cpu" or not model.can_cache or model.get_num_params() < WORTH_PACKING:
+        return False, ""
+    found, why_not = library()
+    return found is not None, why_not
+
+
+def packer(model: GPT) -> Packed | None:
+    """A packed copy of the weights of now, as model.packer of a model that stays as it is; None where it is no gain."""
+    if model.get_num_params() > WORTH_COPYING or not worth_packing(model)[0]:
+        return None
+    return Packed(model, torch.float32)
+
+
 def pack_model(model: GPT, dtype: torch.dtype):
     """Make model, on a CPU, one for inference: weights of Linears in dtype (int8 ones stay), all else in float32."""
     model.float()
@@ -138,5 +159,4 @@ def pack_model(model: GPT, dtype: torch.dtype):
         for name, child in module.named_children():
             if isinstance(child, (nn.Linear, Int8Linear)):
                 setattr(module, name, PackedLinear(child, dtype))
-    if len(model.transformer.h):
-        model._blocks = PackedBlocks(model)
+    model.packer = functools.partial(Packed, dtype=dtype)

@@ -64,13 +64,14 @@ class Texts:
 
 
 def read_stop(stop: str) -> list[str]:
-    """The stop strings that a setting means: none, the setting itself, or those of a JSON list. Raises ValueError."""
+    """The stop strings that a setting means: none, one, or a JSON list of some; \\n is a line end. Raises ValueError."""
+    one = stop.replace("\\n", "\n").replace("\\t", "\t")  # what a shell hands on when somebody types "\n"
     if not stop.startswith("["):
-        return [stop] if stop else []
+        return [one] if stop else []
     try:
         strings = json.loads(stop, strict=False)  # a line end may stand in it as it is
     except ValueError:
-        return [stop]
+        return [one]
     if not strings or not all(isinstance(string, str) and string for string in strings):
         raise ValueError(f'--stop={stop}: pass one string, or a JSON list of strings, as in --stop=\'["a", "b"]\'')
     return strings
