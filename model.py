@@ -665,16 +665,33 @@ def draw(logits, uniforms, sampling: Sampling):
         logits = logits.cpu()  # sampling on MPS has given wrong ids without an error: nanoGPT issues 255 and 458
     lowest, highest = logits.aminmax(dim=-1, keepdim=True)  # both are NaN where one logit is
     finite = torch.isfinite(highest - lowest)[:, 0]
-    drawn = logits.argmax(-1) if sampling.temperature == 0 else _draw_at(uniforms, logits - highest, sampling)
+    if sampling.temperature == 0:
+        return torch.where(finite, logits.argmax(-1), NOT_FINITE)
+    logits, ids = _keep_top_k(logits, sampling.top_k)
+    drawn = _draw_at(uniforms, logits - highest, sampling)
+    if ids is not None:
+        drawn = ids.gather(1, drawn[:, None])[:, 0]
     return torch.where(finite, drawn, NOT_FINITE)
 
 
+def _keep_top_k(logits, k: int | None):
+    """Logits (B, V) with -inf for all but the k likeliest ids, and None; or those (B, k) alone, and their ids in order.
+
+    Ids that tie with the last one stay. The shorter form is faster to draw from, and the same otherwise.
+    """
+    if not k or k >= logits.size(-1):
+        return logits, None
+    values, ids = torch.topk(logits, k)
+    kept = logits >= values[:, -1:]
+    if logits.device.type == "cpu" and kept.sum() == ids.numel():  # no ties; to ask that of a GPU would be to wait
+        ids, order = ids.sort(-1)
+        return values.gather(1, order), ids
+    return logits.masked_fill(~kept, -math.inf), None
+
+
 def _draw_at(uniforms, logits, sampling: Sampling):
-    """draw at a temperature above 0, from finite logits (B, V) of at most 0."""
+    """The index drawn in each row of logits (B, n), none of them above 0, at a temperature above 0."""
     logits = logits / max(sampling.temperature, 1e-37)  # no tiny one may overflow
-    if sampling.top_k:
-        least = torch.topk(logits, min(sampling.top_k, logits.size(-1))).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
     if sampling.top_p is not None and sampling.top_p < 1:
         ascending, order = logits.sort()
         outside = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
@@ -707,7 +724,6 @@ class Decoder:
         self.counts = [0] * B  # tokens that are seen of each row
         self.text = torch.zeros(B, self.block_size + 1, dtype=torch.int64, device=self.device)  # then garbage
         self.last = torch.zeros(B, dtype=torch.int64, device=self.device)  # where the newest token stands
-        self.every_row = torch.arange(B, device=self.device)
         # in float64, which MPS does not have: there ids are drawn on the CPU
         self.uniforms = torch.zeros(self.UNIFORMS, B, dtype=torch.float64,
                                     device="cpu" if self.device.type == "mps" else self.device)
@@ -833,7 +849,7 @@ class Decoder:
 
     def _logits(self, n_held: int, start: int | None):
         """Logits (B, V) behind the newest tokens, which are put into the cache; start where all stand there."""
-        newest = self.text[self.every_row, self.last][:, None]  # (B, 1)
+        newest = self.text.gather(1, self.last[:, None])  # (B, 1)
         positions = self.last[:1] if start is not None else self.last[:, None]
         held, model = self.cache.at(positions, n_held, start), self.model
         if self.packed is None:
@@ -849,15 +865,15 @@ class Decoder:
         self.drawn.copy_(draw(logits[:, :self.n_ids], uniforms, self.sampling))
         self.n_drawn += 1
         self.last += 1
-        ids = self.drawn.clamp(min=0)
-        self.text[self.every_row, self.last] = ids
+        ids = self.drawn[:, None].clamp(min=0)  # (B, 1)
+        self.text.scatter_(1, self.last[:, None], ids)
         if self.seen is not None:
-            self.seen[self.every_row, ids] = True
+            self.seen.scatter_(1, ids, True)
 
     def _replay(self, n_held: int):
         """A step on CUDA, as one recorded graph: without it a small model waits for its kernels to be started."""
         if n_held not in self.graphs:
-            state = [t for t in (self.uniforms, self.n_drawn, self.last, self.text, self.seen) if t is not None]
+            state = [t for t in (self.n_drawn, self.last, self.text, self.seen) if t is not None]
             kept = [t.clone() for t in state]
 
             def restore():

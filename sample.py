@@ -93,7 +93,7 @@ def write_output(cfg: SampleConfig, prompt: str, texts: Texts):
         with open(cfg.output, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.writelines(f"{line}\n" for line in lines)
     except OSError as error:
-        raise ValueError(f"--output={cfg.output} could not be written ({error}): free space, or name another") from error
+        raise ValueError(f"--output={cfg.output} could not be written ({error}): name another file") from error
 
 
 class Screen:

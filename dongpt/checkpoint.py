@@ -104,7 +104,8 @@ def load(path: str, mmap: bool = False, **given) -> dict:
 def _read(path: str, mmap: bool):
     """What the file at path holds: tensors and plain values."""
     if not os.path.isfile(path):
-        raise ValueError(f"there is no checkpoint {path}: give the path of one, or train with --out_dir first")
+        raise ValueError(f"there is no checkpoint {path}: pass --out_dir=FOLDER of a run or the path of a checkpoint, "
+                         f"or train first")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch speaks of pickle protocols before it refuses

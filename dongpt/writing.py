@@ -64,7 +64,7 @@ class Texts:
 
 
 def read_stop(stop: str) -> list[str]:
-    """The stop strings that a setting means: none, one, or a JSON list of some; \\n is a line end. Raises ValueError."""
+    """The strings that the setting stop means: none, one, or a JSON list; \\n is a line end. Raises ValueError."""
     one = stop.replace("\\n", "\n").replace("\\t", "\t")  # what a shell hands on when somebody types "\n"
     if not stop.startswith("["):
         return [one] if stop else []
