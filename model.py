@@ -228,11 +228,9 @@ class Held(NamedTuple):
     def _store(self, held, new):
         if self.start is not None:
             held[self.rows, :, self.start:self.n_held] = new
-        elif isinstance(self.rows, slice):
-            rows = torch.arange(len(new), device=new.device)
-            held[rows[:, None], :, self.positions] = new.transpose(1, 2).to(held.dtype)
         else:
-            held[self.rows[:, None], :, self.positions] = new.transpose(1, 2).to(held.dtype)
+            rows = torch.arange(len(new), device=new.device) if isinstance(self.rows, slice) else self.rows
+            held[rows[:, None], :, self.positions] = new.transpose(1, 2).to(held.dtype)
         return held[self.rows, :, :self.n_held]  # of a slice a view; numbers of rows copy
 
 
@@ -326,7 +324,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer: logits for the next token at every position."""
     can_cache = True  # whether a token's keys and values stay what they are when the text grows
-    packer = None  # gives what runs the blocks on a CPU for one new token a row, faster, or None: dongpt/rows.py
+    # packer(model, n_tokens) gives what runs blocks and head on a CPU for so many tokens one after another, faster than
+    # their own forward, which it replaces then; or None. dongpt/rows.py has it.
+    packer = None
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -616,7 +616,7 @@ class Sampling:
         found = []
         if not 0 <= self.temperature < math.inf:
             found.append(f"temperature={self.temperature} must be at least 0 (0 takes the likeliest token)")
-        if self.top_k is not None and (self.top_k < 0 or self.top_k != int(self.top_k)):
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 0):
             found.append(f"top_k={self.top_k} must be a whole number, at least 0 (0 or None is off)")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             found.append(f"top_p={self.top_p} must be above 0 and at most 1 (1 or None is off)")
@@ -734,18 +734,16 @@ class Decoder:
             self.seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=self.device)
         self.cache = KVCache(model, B, size) if use_kv_cache and model.can_cache else None
         self.packed = None  # runs the blocks for the newest tokens, where the model has what does it faster
-        if self.cache and model.packer and self.device.type == "cpu" and self.cache.dtype == torch.float32:
-            self.packed = model.packer(model)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # a recorded step, by the number of keys that it looks at
         self.busy = False
 
     @classmethod
     def of(cls, model: GPT, n_rows: int, size: int, *settings) -> "Decoder":
         """A Decoder for size tokens a row: on CUDA the model's last one with its graphs, if it fits and is free."""
-        if model.device.type != "cuda":
-            return cls(model, n_rows, *settings, size=size)
-        weight, last = model.transformer.wte.weight, model.__dict__.get("_decoder")
-        key = (n_rows, settings, model.config, weight.data_ptr(), weight.dtype, torch.is_autocast_enabled("cuda"))
+        weights, last = [*model.parameters(), *model.buffers()], model.__dict__.get("_decoder")
+        if model.device.type != "cuda" or model.training or any(weight.requires_grad for weight in weights):
+            return cls(model, n_rows, *settings, size=size)  # nothing is kept of a model that may go on training
+        key = (n_rows, settings, model.config, *(weight.data_ptr() for weight in weights))
         if last is None or last.busy or last.key != key:
             last = cls(model, n_rows, *settings)  # room for block_size tokens, so that any text fits
             model.__dict__["_decoder"], last.key = last, key
@@ -756,8 +754,10 @@ class Decoder:
 
         On a GPU the next step is already under way when they come: stop conditions are read one step behind.
         """
-        self.busy = True
+        self.busy, model = True, self.model
         try:
+            if self.cache and model.packer and not model.training and self.cache.dtype == torch.float32:
+                self.packed = model.packer(model, n)
             self._begin(rows)
             generators = [np.random.Generator(np.random.Philox(key=seed % 2 ** 64 + (i << 64)))
                           for i in range(len(rows))]
@@ -841,7 +841,7 @@ class Decoder:
         longest = max(self.counts)
         if self.cache is None:
             self._draw(self.model.logits_at(self.text[:, :longest], self.last))
-        elif self.device.type == "cuda":
+        elif self.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):  # its casts are gone when it ends
             self._replay(min(-(-longest // self.BUCKET) * self.BUCKET, self.block_size))
         else:
             start = longest - 1 if min(self.counts) == longest else None

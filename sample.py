@@ -89,9 +89,13 @@ def write_output(cfg: SampleConfig, prompt: str, texts: Texts):
                  for i, (text, n, end) in enumerate(zip(texts.texts, texts.n_tokens, texts.ends))]
     else:
         lines = [f"{prompt}{text}\n{SEPARATOR}" for text in texts.texts]
+    path = os.path.realpath(cfg.output)
+    whole = os.path.isfile(path) or not os.path.exists(path)  # a pipe or a device is no file that could be replaced
     try:
-        with open(cfg.output, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+        with open(path + ".part" * whole, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.writelines(f"{line}\n" for line in lines)
+        if whole:
+            os.replace(path + ".part", path)
     except OSError as error:
         raise ValueError(f"--output={cfg.output} could not be written ({error}): name another file") from error
 
@@ -99,9 +103,9 @@ def write_output(cfg: SampleConfig, prompt: str, texts: Texts):
 class Screen:
     """Prints the texts: on a terminal the first as it comes, the others and all elsewhere when they are over."""
 
-    def __init__(self, prompt: str, n_steps: int):
-        self.prompt, self.n_steps, self.live, self.bar = prompt, n_steps, sys.stdout.isatty(), None
-        self.first_is_over = False
+    def __init__(self, prompt: str, n_texts: int, n_steps: int):
+        self.prompt, self.n_texts, self.n_steps = prompt, n_texts, n_steps
+        self.live, self.bar, self.first_is_over = sys.stdout.isatty(), None, False
         if self.live:
             print(prompt, end="", flush=True)
         else:
@@ -115,7 +119,8 @@ class Screen:
             print(pieces[0], end="", flush=True)
             if first_is_over:
                 self._end_first()
-                self.bar = progress_bar(self.n_steps, step)  # the others go on, out of sight
+                if self.n_texts > 1 and step < self.n_steps:
+                    self.bar = progress_bar(self.n_steps, step)  # the others go on, out of sight
 
     def _end_first(self):
         print(f"\n{SEPARATOR}", flush=True)
@@ -124,6 +129,7 @@ class Screen:
     def end(self, pieces: list[str], texts: list[str]):
         """The last pieces, and all texts but what was shown."""
         if self.bar:
+            self.bar.leave = not self.live
             self.bar.close()
         if self.live and not self.first_is_over:
             print(pieces[0], end="")
@@ -157,7 +163,8 @@ def main(argv: list[str] | None = None):
               f"{window_size(len(ids), block_size)}, as if they had come one by one", file=sys.stderr)
 
     texts = Texts(tokenizer, cfg.num_samples, stop, stop_ids)
-    screen, end, failure, n_steps = Screen(prompt, cfg.max_new_tokens), "length", None, 0
+    screen = Screen(prompt, cfg.num_samples, cfg.max_new_tokens)
+    end, failure, n_steps = "length", None, 0
     began, first = time.perf_counter(), 0.0
     with runtime.Interrupts() as interrupts:
         try:
@@ -176,17 +183,18 @@ def main(argv: list[str] | None = None):
         seconds = time.perf_counter() - began
         end = "interrupted" if interrupts.code else end
         pieces = texts.finish(end)
-        if n_steps or not failure:
-            try:
-                if cfg.output:  # first, since nobody may be reading what is printed
-                    write_output(cfg, prompt, texts)
-            finally:
-                screen.end(pieces, texts.texts)
+        nothing = n_steps == 0 and bool(failure or interrupts.code)
+        try:
+            if cfg.output and not nothing:  # first, since nobody may be reading what is printed
+                write_output(cfg, prompt, texts)
+        finally:
+            screen.end(pieces, [] if nothing else texts.texts)
     if failure:
         raise failure
     n_tokens = sum(texts.n_tokens)
-    print(f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s), the first after "
-          f"{first * 1000:.0f} ms" + (", interrupted" if interrupts.code else ""), file=sys.stderr)
+    print(f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s)"
+          + (f", the first after {first * 1000:.0f} ms" if n_steps else "")
+          + (", interrupted" if interrupts.code else ""), file=sys.stderr)
     return interrupts.code
 
 

@@ -36,8 +36,14 @@ def prepare(model: GPT, rt: Runtime, dtype: str = "auto", quantized: Quantize = 
     model.to(device=rt.device, dtype=DTYPES[rt.dtype])
     if compiled is True:
         compile_blocks(model)
-    slow = f", not packed ({why_not}): slower" if why_not else ""
-    return model, f"{rt.why}, weights: {weights}{why}{slow}" if quantized == "int8" or slow else rt.why
+    notes = [f"weights: {weights}{why}"] if quantized == "int8" or why_not else []
+    if why_not:
+        notes.append(f"not packed ({why_not}): slower")
+    elif quantized == "int8":
+        notes.append("less memory, slower than without")  # they are made floats anew for every token
+    if rt.device_type == "cuda":
+        notes.append("compile: on (as asked)" if compiled is True else "compile: off (a minute for a few samples)")
+    return model, ", ".join([rt.why, *notes])
 
 
 def compile_blocks(model: GPT):

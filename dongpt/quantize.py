@@ -27,7 +27,12 @@ class Int8Linear(nn.Module):
 
 
 def quantize_linears(model: nn.Module):
-    """Replace each Linear of model, the head included, by an Int8Linear; embeddings keep their values."""
+    """Replace each Linear of model, the head included, by an Int8Linear; embeddings keep their values.
+
+    Raises ValueError for a model that has none.
+    """
+    if not any(isinstance(module, nn.Linear) for module in model.modules()):
+        raise ValueError("quantize=int8: this model has no weights to quantize, leave it away")
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):

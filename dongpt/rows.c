@@ -111,7 +111,7 @@ INLINE floats select(words condition, floats yes, floats no) {
     return (floats)((condition & (words)yes) | (~condition & (words)no));
 }
 
-// e^x within 2e-7 of itself; 0 or inf beyond what float32 holds, NaN for NaN: 2^n times the series of the rest.
+// e^x within 2e-7 of itself, for x from -87 to 88, beyond which it stays the same, NaN for NaN: 2^n times a series.
 INLINE floats exponential(floats x) {
     floats low = select(x < -87.0f, (floats){0} - 87.0f, x);
     floats y = select(low > 88.0f, (floats){0} + 88.0f, low);
@@ -200,7 +200,7 @@ typedef struct {  // what is the same in all layers
     const float *cos, *sin;  // (1 or B, head size) or NULL: model.rotate
     const float *bias;  // (1 or B, 1 or n_head, n_held) or NULL
     long B, C, n_head, capacity;  // rows; channels; heads; tokens for which a row of a cache has room
-    long positions_differ, rotations_differ, bias_rows, bias_heads, n_held, by_tanh;
+    long positions_differ, rotations_differ, bias_rows, bias_heads, n_held, by_tanh, n_threads;
 } token;
 
 // model.rotate for one head: channels i and i + size / 2 are a pair.
@@ -213,7 +213,7 @@ static void rotate(float *x, const float *cos, const float *sin, long size) {
 
 static void attend(const token *t, float *qkv, float *keys, float *values, float *scores, float *y) {
     const long size = t->C / t->n_head;
-    #pragma omp parallel for collapse(2)
+    #pragma omp parallel for collapse(2) num_threads(t->n_threads)
     for (long b = 0; b < t->B; b++)
         for (long h = 0; h < t->n_head; h++) {
             const long position = t->positions[t->positions_differ ? b : 0];
@@ -238,7 +238,7 @@ static void add(float *x, const float *y, long n) {
 }
 
 // x (B, C) through all layers; the new keys and values go into the caches (B, n_head, capacity, head size).
-// scratch holds 6 * B * C floats, and capacity for each thread.
+// scratch holds 6 * B * C floats, and capacity for each of n_threads.
 void blocks(const token *t, const layer *layers, long n_layer, float *const *keys, float *const *values, float *x,
             float *scratch) {
     const long n = t->B * t->C;

@@ -8,6 +8,7 @@ compiler all works without it.
 import ctypes
 import functools
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from model import GPT, Held, Where
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rows.c")
 WORTH_PACKING = 1e6  # parameters below which a token's time is not that of reading them
 WORTH_COPYING = 5e8  # parameters above which a second copy of the weights may not fit
+WORTH_A_COPY = 16  # tokens that repay one
 PARTS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # weights in a word of 32 bits
 
 
@@ -30,19 +32,19 @@ def library() -> tuple[ctypes.CDLL | None, str]:
     """(rows.c compiled for this processor, "") or (None, why there is none)."""
     if not sys.platform.startswith("linux"):
         return None, f"not done on {sys.platform}"
-    compiler = os.environ.get("CC", "gcc")
-    if not shutil.which(compiler):
-        return None, f"no C compiler ({compiler}) found"
+    compiler = shlex.split(os.environ.get("CC", "gcc")) or ["gcc"]
+    if not shutil.which(compiler[0]):
+        return None, f"no C compiler ({compiler[0]}) found"
     with tempfile.TemporaryDirectory() as folder:  # nothing is kept: a file from elsewhere is never run
         target = os.path.join(folder, "rows.so")
-        command = [compiler, "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", SOURCE, "-o", target]
+        # tuned to some processors, gcc would fuse multiply and add here and not there: rows would differ by rounding
+        command = [*compiler, "-O3", "-march=native", "-mtune=generic", "-fopenmp", "-shared", "-fPIC", SOURCE, "-o",
+                   target]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-            if done.returncode:
-                return None, f"{compiler} could not compile it"
+            subprocess.run(command, capture_output=True, timeout=120, check=True)
             compiled = ctypes.CDLL(target)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return None, f"{compiler} could not compile it ({type(error).__name__})"
+        except (OSError, subprocess.SubprocessError) as error:
+            return None, f"{compiler[0]} could not make it, or it cannot be loaded ({type(error).__name__})"
     compiled.rows.argtypes = [ctypes.POINTER(_Linear), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long]
     compiled.blocks.argtypes = [ctypes.POINTER(_Token), ctypes.POINTER(_Layer), ctypes.c_long,
                                 *[ctypes.POINTER(ctypes.c_void_p)] * 2, ctypes.c_void_p, ctypes.c_void_p]
@@ -60,7 +62,7 @@ def _struct(name: str, pointers: str, numbers: str, inner: str = "") -> type:
 _Linear = _struct("_Linear", "weight scale bias", "N K parts")
 _Layer = _struct("_Layer", "ln_1_weight ln_1_bias ln_2_weight ln_2_bias", "", "c_attn attn_c_proj c_fc mlp_c_proj")
 _Token = _struct("_Token", "positions cos sin bias", "B C n_head capacity positions_differ rotations_differ bias_rows "
-                                                     "bias_heads n_held by_tanh")
+                                                     "bias_heads n_held by_tanh n_threads")
 
 
 def _at(tensor) -> int | None:
@@ -74,13 +76,11 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear | Int8Linear, dtype: torch.dtype):
         super().__init__()
-        self.library, why = library()
-        assert self.library, why
         int8 = isinstance(linear, Int8Linear)
         weight = linear.weight.detach() if int8 else linear.weight.detach().to(dtype)
         self.out_features, self.in_features = weight.shape
         self.parts = PARTS[weight.dtype]
-        self.register_buffer("weight", pack(weight, self.library.lanes()), persistent=False)
+        self.register_buffer("weight", pack(weight, library()[0].lanes()), persistent=False)
         self.register_buffer("scale", linear.scale.float().contiguous() if int8 else None, persistent=False)
         bias = None if linear.bias is None else linear.bias.detach().float().clone()
         self.register_buffer("bias", bias, persistent=False)
@@ -93,7 +93,7 @@ class PackedLinear(nn.Module):
     def forward(self, x):
         flat = x.detach().float().contiguous()
         y = torch.empty(*x.shape[:-1], self.out_features)
-        self.library.rows(self.struct(), _at(flat), _at(y), flat.numel() // self.in_features)
+        library()[0].rows(self.struct(), _at(flat), _at(y), flat.numel() // self.in_features)
         return y.to(x.dtype)
 
 
@@ -101,10 +101,11 @@ class Packed:
     """The blocks and the head of a GPT on a CPU in float32, packed: weights in dtype, or as they are packed already."""
 
     def __init__(self, model: GPT, dtype: torch.dtype):
-        self.config, self.library, transformer = model.config, library()[0], model.transformer
+        self.config, transformer = model.config, model.transformer
         self.head = _packed(model.lm_head, dtype)
         self.linears = [[_packed(linear, dtype) for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc,
                                                                block.mlp.c_proj)] for block in transformer.h]
+        self.norms = [p for block in transformer.h for p in (*block.ln_1.parameters(), *block.ln_2.parameters())]
         self.layers = (_Layer * len(transformer.h))(
             *(_Layer(_at(block.ln_1.weight), _at(block.ln_1.bias), _at(block.ln_2.weight), _at(block.ln_2.bias),
                      *(linear.struct() for linear in linears)) for block, linears in zip(transformer.h, self.linears)))
@@ -114,13 +115,14 @@ class Packed:
         (B, _, C), (cos, sin), config = x.shape, where.rotation or (None, None), self.config
         positions, capacity = held[0].positions, held[0].keys.shape[2]
         bias = where.bias if where.bias is not None and where.bias.is_floating_point() else None  # else by positions
-        x, scratch = x.clone(), torch.empty(6 * B * C + torch.get_num_threads() * capacity)
+        n_threads = torch.get_num_threads()
+        x, scratch = x.clone(), torch.empty(6 * B * C + n_threads * capacity)
         token = _Token(_at(positions), _at(cos), _at(sin), _at(bias), B, C, config.n_head, capacity,
                        len(positions) > 1, cos is not None and len(cos) > 1,
                        *(bias.shape[:2] if bias is not None else (1, 1)), held[0].n_held,
-                       config.activation == "gelu_tanh")
+                       config.activation == "gelu_tanh", n_threads)
         pointers = ctypes.c_void_p * len(held)
-        self.library.blocks(token, self.layers, len(held), pointers(*(_at(layer.keys) for layer in held)),
+        library()[0].blocks(token, self.layers, len(held), pointers(*(_at(layer.keys) for layer in held)),
                             pointers(*(_at(layer.values) for layer in held)), _at(x), _at(scratch))
         return x
 
@@ -145,10 +147,18 @@ def worth_packing(model: GPT) -> tuple[bool, str]:
     return found is not None, why_not
 
 
-def packer(model: GPT) -> Packed | None:
-    """A packed copy of the weights of now, as model.packer of a model that stays as it is; None where it is no gain."""
-    if model.get_num_params() > WORTH_COPYING or not worth_packing(model)[0]:
+def packer(model: GPT, n_tokens: int) -> Packed | None:
+    """A packed copy of the weights of now, as model.packer of a model that stays as it is; None where it is no gain.
+
+    The copy costs about as much time as ten tokens, and the memory of the weights.
+    """
+    if n_tokens < WORTH_A_COPY or model.get_num_params() > WORTH_COPYING or not worth_packing(model)[0]:
         return None
+    return Packed(model, torch.float32)
+
+
+def packed_already(model: GPT, n_tokens: int) -> Packed:
+    """model.packer of a model of pack_model."""
     return Packed(model, torch.float32)
 
 
@@ -159,4 +169,4 @@ def pack_model(model: GPT, dtype: torch.dtype):
         for name, child in module.named_children():
             if isinstance(child, (nn.Linear, Int8Linear)):
                 setattr(module, name, PackedLinear(child, dtype))
-    model.packer = functools.partial(Packed, dtype=dtype)
+    model.packer = packed_already
