@@ -139,6 +139,26 @@ class Screen:
         sys.stdout.flush()
 
 
+def follow(stream, texts: Texts, screen: Screen,
+           interrupts: runtime.Interrupts) -> tuple[int, float, ValueError | None]:
+    """Keep and show what comes, until all texts are over: (steps, seconds to the first, the error that ended it).
+
+    What was drawn before logits that are not finite, or before Ctrl-C, stays.
+    """
+    began, first, n_steps = time.perf_counter(), 0.0, 0
+    try:
+        for new in stream:
+            if interrupts.code:
+                break
+            first, n_steps = first or time.perf_counter() - began, n_steps + 1
+            screen.show(texts.add(new.tolist()), bool(texts.ends[0]), n_steps)
+            if texts.done:
+                break
+    except ValueError as error:
+        return n_steps, first, error
+    return n_steps, first, None
+
+
 def main(argv: list[str] | None = None):
     cfg, given = configurator.load(SampleConfig, argv)
     prompt, stop = read_prompt(cfg.start), read_stop(cfg.stop)
@@ -164,25 +184,14 @@ def main(argv: list[str] | None = None):
 
     texts = Texts(tokenizer, cfg.num_samples, stop, stop_ids)
     screen = Screen(prompt, cfg.num_samples, cfg.max_new_tokens)
-    end, failure, n_steps = "length", None, 0
-    began, first = time.perf_counter(), 0.0
+    stream = model.stream([ids or [tokenizer.start_id]] * cfg.num_samples, cfg.max_new_tokens, seed=cfg.seed,
+                          use_kv_cache=cfg.use_kv_cache, stop_ids=stop_ids, n_ids=tokenizer.vocab_size,
+                          **{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
+    began = time.perf_counter()
     with runtime.Interrupts() as interrupts:
-        try:
-            for new in model.stream(
-                    [ids or [tokenizer.start_id]] * cfg.num_samples, cfg.max_new_tokens, seed=cfg.seed,
-                    use_kv_cache=cfg.use_kv_cache, stop_ids=stop_ids, n_ids=tokenizer.vocab_size,
-                    **{field.name: getattr(cfg, field.name) for field in fields(Sampling)}):
-                if interrupts.code:
-                    break
-                first, n_steps = first or time.perf_counter() - began, n_steps + 1
-                screen.show(texts.add(new.tolist()), bool(texts.ends[0]), n_steps)
-                if texts.done:
-                    break
-        except ValueError as error:  # logits that are not finite: what was drawn before is shown and kept
-            end, failure = "failed", error
+        n_steps, first, failure = follow(stream, texts, screen, interrupts)
         seconds = time.perf_counter() - began
-        end = "interrupted" if interrupts.code else end
-        pieces = texts.finish(end)
+        pieces = texts.finish("interrupted" if interrupts.code else "failed" if failure else "length")
         nothing = n_steps == 0 and bool(failure or interrupts.code)
         try:
             if cfg.output and not nothing:  # first, since nobody may be reading what is printed
