@@ -7,6 +7,8 @@ half the time: there large models keep bfloat16 weights (packed by dongpt/rows.p
 """
 from typing import Literal
 
+import torch
+
 from dongpt import quantize, rows
 from dongpt.runtime import DTYPES, Runtime, first_line
 from model import GPT
@@ -24,6 +26,8 @@ def prepare(model: GPT, rt: Runtime, dtype: str = "auto", quantized: Quantize = 
     """
     size, weights, why = model.get_num_params(), rt.dtype, ""
     model.to(rt.device).eval().requires_grad_(False)
+    if rt.device_type == "cpu" and size < rows.WORTH_PACKING:
+        torch.set_num_threads(1)  # more would wait for each other longer than they compute, above all on a busy machine
     packs, why_not = rows.worth_packing(model) if compiled is not True else (False, "")
     if dtype == "auto" and packs and size >= WORTH_ROUNDING:
         weights, why = "bfloat16", f" (auto: {size / 1e6:.0f}M of them are read for every token)"
