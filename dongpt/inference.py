@@ -37,7 +37,7 @@ def prepare(model: GPT, rt: Runtime, dtype: str = "auto", quantized: Quantize = 
     if packs and weights != "float16":
         rows.pack_model(model, DTYPES.get(weights))
         return model, f"{rt.why}, weights: {weights}{why}, packed, sums in float32"
-    model.to(device=rt.device, dtype=DTYPES[rt.dtype])
+    model.to(DTYPES[rt.dtype])
     if compiled is True:
         compile_blocks(model)
     notes = [f"weights: {weights}{why}"] if quantized == "int8" or why_not else []

@@ -33,7 +33,12 @@ def quantize_linears(model: nn.Module):
     """
     if not any(isinstance(module, nn.Linear) for module in model.modules()):
         raise ValueError("quantize=int8: this model has no weights to quantize, leave it away")
+    replace_modules(model, nn.Linear, Int8Linear)
+
+
+def replace_modules(model: nn.Module, kinds, make):
+    """Put make(child) in the place of each child in model that is one of these kinds."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(module, name, Int8Linear(child))
+            if isinstance(child, kinds):
+                setattr(module, name, make(child))

@@ -17,7 +17,7 @@ import tempfile
 import torch
 import torch.nn as nn
 
-from dongpt.quantize import Int8Linear
+from dongpt.quantize import Int8Linear, replace_modules
 from model import GPT, Held, Where
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rows.c")
@@ -165,8 +165,5 @@ def packed_already(model: GPT, n_tokens: int) -> Packed:
 def pack_model(model: GPT, dtype: torch.dtype):
     """Make model, on a CPU, one for inference: weights of Linears in dtype (int8 ones stay), all else in float32."""
     model.float()
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, (nn.Linear, Int8Linear)):
-                setattr(module, name, PackedLinear(child, dtype))
+    replace_modules(model, (nn.Linear, Int8Linear), lambda linear: PackedLinear(linear, dtype))
     model.packer = packed_already
