@@ -663,7 +663,7 @@ def draw(logits, uniforms, sampling: Sampling):
     logits = logits.float()
     if logits.device.type == "mps":
         logits = logits.cpu()  # sampling on MPS has given wrong ids without an error: nanoGPT issues 255 and 458
-    lowest, highest = logits.aminmax(dim=-1, keepdim=True)  # both are NaN where one logit is
+    lowest, highest = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)  # both are NaN where one logit is
     finite = torch.isfinite(highest - lowest)[:, 0]
     if sampling.temperature == 0:
         return torch.where(finite, logits.argmax(-1), NOT_FINITE)
@@ -681,12 +681,12 @@ def _keep_top_k(logits, k: int | None):
     """
     if not k or k >= logits.size(-1):
         return logits, None
-    values, ids = torch.topk(logits, k)
-    kept = logits >= values[:, -1:]
-    if logits.device.type == "cpu" and kept.sum() == ids.numel():  # no ties; to ask that of a GPU would be to wait
-        ids, order = ids.sort(-1)
+    values, ids = torch.topk(logits, k + 1)
+    last, next_one = values[:, k - 1:k], values[:, k:]
+    if logits.device.type == "cpu" and (last > next_one).all():  # no ties; to ask that of a GPU would be to wait
+        ids, order = ids[:, :k].sort(-1)
         return values.gather(1, order), ids
-    return logits.masked_fill(~kept, -math.inf), None
+    return logits.masked_fill(logits < last, -math.inf), None
 
 
 def _draw_at(uniforms, logits, sampling: Sampling):

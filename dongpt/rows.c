@@ -1,8 +1,8 @@
 // A GPT's newest token on a CPU: rows() multiplies a few rows by a packed weight, blocks() runs all layers of model.py
 // for one new token of each row. A token costs reading every weight once; this reads them as fast as memory gives.
 //
-// W (N, K) comes packed by rows.py: panels of PARTS * V output channels; in a panel, for each k, V words of 32 bits; a
-// word holds PARTS weights, of channels V apart (1 float32, 2 bfloat16, 4 int8). So one load gives weights of PARTS * V
+// W (N, K) comes packed by rows.py: panels of SUMS * V output channels; in a panel, for each k, words of 32 bits; a word
+// holds PARTS weights, of channels V apart (1 float32, 2 bfloat16, 4 int8). So one load gives weights of PARTS * V
 // channels for one k, a shift or a mask makes them float32, and each is multiplied by x[m][k] for several rows m while
 // it is in a register. Sums are float32. A row's result does not depend on which other rows there are.
 #include <math.h>
@@ -16,7 +16,7 @@ enum { V = 16 };
 enum { V = 8 };  // one AVX2 register, two of NEON
 #endif
 enum { BLOCK = 384,  // how many k at a time: with so many, the panel stays in the first-level cache for all rows
-       AHEAD = 2048,  // bytes by which memory is asked for weights before they are due
+       AHEAD = 2048,  // bytes by which memory is asked for weights before they are due, where rows are few
        ROWS = 64 };  // of x, for which sums are kept at a time
 
 typedef float floats __attribute__((vector_size(4 * V), aligned(4), may_alias));
@@ -24,6 +24,7 @@ typedef int32_t words __attribute__((vector_size(4 * V), aligned(4), may_alias))
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 4")
+#define SUMS(parts) (parts == 4 ? 4 : 2)  // vectors of channels in a panel
 
 int lanes(void) { return V; }
 
@@ -34,46 +35,62 @@ INLINE floats unpack(words word, int parts, int part) {
     return __builtin_convertvector((word << (24 - 8 * part)) >> 24, floats);
 }
 
-// sums (M, PARTS, V) += the panel w (n, V words) times x (M, n), whose rows are stride apart.
-INLINE void multiply(const char *w, const float *x, long stride, float *sums, long n, int parts, int M, int ahead) {
+// sum (count, R) += the weights of one k at w, of whose SUMS vectors count are taken from first on, times x (R).
+INLINE void step(floats sum[4][4], const char *w, const float *x, long stride, int parts, int R, int first, int count) {
+    floats weights[4];
+    UNROLL for (int p = 0; p < count; p++)
+        weights[p] = unpack(*(const words *)(w + (first + p) / parts * 4 * V), parts, (first + p) % parts);
+    UNROLL for (int m = 0; m < R; m++)
+        UNROLL for (int p = 0; p < count; p++) sum[p][m] += weights[p] * x[m * stride];
+}
+
+// step for n of k, with sums (R, SUMS, V). x (R, n) has rows stride apart. Meanwhile memory is asked for what lies at
+// next, pace bytes for every k.
+INLINE void multiply(const char *w, const float *x, long stride, float *sums, long n, int parts, int R, int first,
+                     int count, const char *next, long pace) {
+    const int S = SUMS(parts), bytes = 4 * V * S / parts;
     floats sum[4][4];
-    UNROLL for (int p = 0; p < parts; p++)
-        UNROLL for (int m = 0; m < M; m++) sum[p][m] = *(floats *)(sums + (m * parts + p) * V);
-    for (long k = 0; k < n; k++, w += 4 * V) {
-        if (ahead) __builtin_prefetch(w + ahead);
-        words word = *(const words *)w;
-        floats weights[4];
-        UNROLL for (int p = 0; p < parts; p++) weights[p] = unpack(word, parts, p);
-        UNROLL for (int m = 0; m < M; m++)
-            UNROLL for (int p = 0; p < parts; p++) sum[p][m] += weights[p] * x[m * stride + k];
-    }
-    UNROLL for (int p = 0; p < parts; p++)
-        UNROLL for (int m = 0; m < M; m++) *(floats *)(sums + (m * parts + p) * V) = sum[p][m];
+    UNROLL for (int p = 0; p < count; p++)
+        UNROLL for (int m = 0; m < R; m++) sum[p][m] = *(floats *)(sums + (m * S + first + p) * V);
+    for (; n >= 4; n -= 4, w += 4 * bytes, x += 4, next += 4 * pace)
+        UNROLL for (int k = 0; k < 4; k++) {
+            if (k * bytes % 64 == 0) __builtin_prefetch(next + k * pace);
+            step(sum, w + k * bytes, x + k, stride, parts, R, first, count);
+        }
+    for (long k = 0; k < n; k++) step(sum, w + k * bytes, x + k, stride, parts, R, first, count);
+    UNROLL for (int p = 0; p < count; p++)
+        UNROLL for (int m = 0; m < R; m++) *(floats *)(sums + (m * S + first + p) * V) = sum[p][m];
 }
 
 // Panels first to last - 1 for M <= ROWS rows. scale and bias (N) may be NULL.
 INLINE void panels(const char *w, const float *scale, const float *bias, const float *x, float *y, long M, long N,
                    long K, int parts, long first, long last) {
-    const long width = parts * V;
+    const int S = SUMS(parts), width = S * V, bytes = 4 * width / parts;
+    // Four rows times two sums fill the registers. The next block is asked for in equal shares by all passes, else the
+    // first would wait for memory and the others only multiply; few rows of float32 come fastest without asking.
+    const long passes = M < 4 ? 1 : M / 4 * (S / 2) + (M % 4 > 1) + M % 2;
+    const long pace = M < 4 && parts == 1 ? 0 : bytes / passes;
     float sums[ROWS * 4 * V] __attribute__((aligned(64)));
     for (long panel = first; panel < last; panel++) {
         memset(sums, 0, sizeof(float) * M * width);
         for (long k = 0; k < K; k += BLOCK) {
-            const char *block = w + (panel * K + k) * 4 * V;
+            const char *block = w + (panel * K + k) * bytes;
             long n = K - k < BLOCK ? K - k : BLOCK, m = 0;
-            if (M >= 4) multiply(block, x + k, K, sums, n, parts, 4, AHEAD), m = 4;  // the others find it in the cache
-            for (; m + 4 <= M; m += 4) multiply(block, x + m * K + k, K, sums + m * width, n, parts, 4, 0);
-            if (m + 2 <= M) multiply(block, x + m * K + k, K, sums + m * width, n, parts, 2, AHEAD), m += 2;
-            if (m < M) multiply(block, x + m * K + k, K, sums + m * width, n, parts, 1, AHEAD);
+            const char *next = block + (M < 4 ? AHEAD : n * bytes);
+            for (; m + 4 <= M; m += 4)
+                UNROLL for (int p = 0; p < S; p += 2, next += n * pace)
+                    multiply(block, x + m * K + k, K, sums + m * width, n, parts, 4, p, 2, next, pace);
+            for (; m + 2 <= M; m += 2, next += n * pace)
+                multiply(block, x + m * K + k, K, sums + m * width, n, parts, 2, 0, S, next, pace);
+            if (m < M) multiply(block, x + m * K + k, K, sums + m * width, n, parts, 1, 0, S, next, pace);
         }
-        long channels = N - panel * width < width ? N - panel * width : width;  // the last panel may be filled up
-        for (long m = 0; m < M; m++)
-            for (long i = 0; i < channels; i++) {
-                long channel = panel * width + i;
-                float sum = sums[m * width + i];
-                if (scale) sum *= scale[channel];
-                y[m * N + channel] = bias ? sum + bias[channel] : sum;
-            }
+        const long channel = panel * width, channels = N - channel < width ? N - channel : width;  // the last: filled up
+        for (long m = 0; m < M; m++) {
+            float *sum = sums + m * width;
+            if (scale) for (long i = 0; i < channels; i++) sum[i] *= scale[channel + i];
+            if (bias) for (long i = 0; i < channels; i++) sum[i] += bias[channel + i];
+            memcpy(y + m * N + channel, sum, sizeof(float) * channels);
+        }
     }
 }
 
@@ -85,7 +102,7 @@ typedef struct {
 
 // y (M, N) = x (M, K) times the transpose of the weight, times scale if there is one, plus bias if there is one.
 void rows(const linear *f, const float *x, float *y, long M) {
-    const long count = (f->N + f->parts * V - 1) / (f->parts * V);
+    const long width = SUMS(f->parts) * V, count = (f->N + width - 1) / width;
     #pragma omp parallel if (M * f->N * f->K > 1 << 15)
     {
         long first = count * omp_get_thread_num() / omp_get_num_threads();

@@ -132,11 +132,12 @@ def _packed(linear, dtype: torch.dtype) -> PackedLinear:
 
 
 def pack(weight, lanes: int):
-    """weight (N, K) as rows.c reads it: (panels, K, lanes, parts), the last panel filled up with zeros."""
+    """weight (N, K) as rows.c reads it: (panels, K, words, lanes, parts), the last panel filled up with zeros."""
     parts = PARTS[weight.dtype]
-    missing = -len(weight) % (lanes * parts)
+    words = 2 if parts == 1 else 1  # a panel has SUMS of rows.c times lanes channels
+    missing = -len(weight) % (words * parts * lanes)
     padded = torch.cat([weight, weight.new_zeros(missing, weight.shape[1])]) if missing else weight
-    return padded.view(-1, parts, lanes, weight.shape[1]).permute(0, 3, 2, 1).contiguous()
+    return padded.view(-1, words, parts, lanes, weight.shape[1]).permute(0, 4, 1, 3, 2).contiguous()
 
 
 def worth_packing(model: GPT) -> tuple[bool, str]:

@@ -177,15 +177,16 @@ def test_numbers_of_threads_change_no_bit(kind):
 
 @smoke
 def test_weights_are_packed_as_rows_c_says():
-    weight = torch.arange(1., 7).view(3, 2)  # channels 0 to 2, two k each
-    assert pack(weight, 2).tolist() == [[[[1], [3]], [[2], [4]]], [[[5], [0]], [[6], [0]]]]
-    weight = torch.arange(1., 11).view(5, 2)  # panels of 2 lanes times 2 parts: channels 0 and 2 share a word
-    expected = [[[[1, 5], [3, 7]], [[2, 6], [4, 8]]], [[[9, 0], [0, 0]], [[10, 0], [0, 0]]]]
+    weight = torch.arange(1., 11).view(5, 2)  # channels 0 to 4, two k each, in panels of 2 words times 2 lanes
+    assert pack(weight, 2).tolist() == [[[[[1], [3]], [[5], [7]]], [[[2], [4]], [[6], [8]]]],
+                                        [[[[9], [0]], [[0], [0]]], [[[10], [0]], [[0], [0]]]]]
+    # panels of 2 lanes times 2 parts: channels 0 and 2 share a word
+    expected = [[[[[1, 5], [3, 7]]], [[[2, 6], [4, 8]]]], [[[[9, 0], [0, 0]]], [[[10, 0], [0, 0]]]]]
     assert pack(weight.bfloat16(), 2).tolist() == expected
     weight = torch.arange(1, 9, dtype=torch.int8).view(8, 1)  # four weights in a word
-    assert pack(weight, 2).tolist() == [[[[1, 3, 5, 7], [2, 4, 6, 8]]]]
+    assert pack(weight, 2).tolist() == [[[[[1, 3, 5, 7], [2, 4, 6, 8]]]]]
     assert pack(weight, 2).is_contiguous() and pack(weight, 2).dtype == torch.int8
-    assert pack(weight.T.contiguous(), 2).tolist() == [[[[i, 0, 0, 0], [0] * 4] for i in range(1, 9)]]
+    assert pack(weight.T.contiguous(), 2).tolist() == [[[[[i, 0, 0, 0], [0] * 4]] for i in range(1, 9)]]
 
 
 @needs_compiler
@@ -790,7 +791,7 @@ def test_the_bench_of_decoding_takes_the_median_and_leaves_out_the_first_round(m
 def test_the_bench_of_decoding_counts_the_bytes_that_a_token_reads(measured, monkeypatch, args, worth, weights, parts):
     monkeypatch.setattr(rows, "WORTH_PACKING", worth)
     found, _ = measured("--transformers=False", *args)
-    n_bytes, panel = 4 * OTHER, parts * rows.library()[0].lanes() or 1
+    n_bytes, panel = 4 * OTHER, max(parts, 2) * rows.library()[0].lanes() if parts else 1
     for N, K in ((50, 16), (48, 16), (16, 16), (64, 16), (16, 64)):
         n_bytes += -(-N // panel) * panel * K * (1 if weights == "int8" else 4 // (parts or 1))
         n_bytes += 4 * N * (weights == "int8")  # scales
