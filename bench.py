@@ -23,6 +23,7 @@ from dongpt import runtime
 from dongpt.corpus import Corpus, find_folder, prepare_if_missing
 from dongpt.inference import Quantize, prepare
 from dongpt.metrics import peak_flops
+from dongpt.program import run_program
 from dongpt.runtime import RuntimeConfig, seed_everything
 from model import GPTConfig, new_model
 
@@ -275,4 +276,4 @@ def print_profile(step, cfg: BenchConfig, rt: runtime.Runtime):
 
 
 if __name__ == "__main__":
-    runtime.run_program(main)
+    run_program(main)

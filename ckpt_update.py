@@ -22,6 +22,7 @@ import configurator
 from dongpt import checkpoint as checkpoints
 from dongpt import foreign, hugging_face, runtime
 from dongpt.foreign import NANOGPT_PLUS_SIZES
+from dongpt.program import run_program
 from model import RELATIVE, GPT
 
 CONVERTED = "converted_by"  # a key of what this program writes: the hash of its command, which may write it again
@@ -200,4 +201,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    runtime.run_program(main)
+    run_program(main)

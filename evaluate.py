@@ -20,6 +20,7 @@ from dongpt.corpus import Corpus, find_folder, prepare_if_missing
 from dongpt.evaluation import evaluate
 from dongpt.inference import Quantize
 from dongpt.metrics import finite, progress_bar
+from dongpt.program import run_program
 from dongpt.quantize import quantize_linears
 from dongpt.runtime import DeviceConfig
 from dongpt.tokenizers import added_tokens
@@ -101,4 +102,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    runtime.run_program(main)
+    run_program(main)

@@ -17,6 +17,7 @@ from dongpt import runtime
 from dongpt.checkpoint import load_anything
 from dongpt.inference import Quantize, prepare
 from dongpt.metrics import progress_bar
+from dongpt.program import run_program
 from dongpt.runtime import ROOT, RuntimeConfig
 from dongpt.tokenizers import Tokenizer, from_dict
 from dongpt.writing import Texts, read_stop, read_stop_ids
@@ -208,4 +209,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    runtime.run_program(main)
+    run_program(main)

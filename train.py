@@ -28,6 +28,7 @@ from dongpt import metrics, runtime
 from dongpt.corpus import Corpus, find_folder, prepare_if_missing
 from dongpt.evaluation import evaluate
 from dongpt.foreign import config_of
+from dongpt.program import run_program
 from dongpt.runtime import Interrupts, RuntimeConfig, print_main, seed_everything
 from dongpt.tokenizers import added_tokens
 from model import GPT, GPTConfig, new_model, set_learning_rate
@@ -338,6 +339,8 @@ class Run:
         cfg, rt, state = self.cfg, self.rt, self.state
         set_learning_rate(self.optimizer, lr)
         accumulate = cfg.gradient_accumulation_steps // rt.world_size
+        shares = self.corpus.shares(state.windows, cfg.gradient_accumulation_steps, cfg.batch_size, cfg.block_size,
+                                    cfg.seed)
         total = torch.zeros((), device=rt.device)
         for micro_step in range(accumulate):
             index = micro_step * rt.world_size + rt.rank  # of the micro-batch, over all processes
@@ -348,7 +351,7 @@ class Run:
                 self.train_model.require_backward_grad_sync = micro_step == accumulate - 1
             seed_everything(cfg.seed, state.iter_num, index)  # for dropout
             with rt.autocast():
-                loss = self.train_model(x, y)[1] / accumulate
+                loss = self.train_model(x, y)[1] * shares[index] / accumulate
             self.scaler.scale(loss).backward()
             total += loss.detach()
         if cfg.grad_clip:
@@ -572,4 +575,4 @@ def warn_if_long(seconds: float, cfg: TrainConfig, iter_num: int, say):
 
 
 if __name__ == "__main__":
-    runtime.run_program(main)
+    run_program(main)

@@ -16,6 +16,7 @@ import torch
 
 from dongpt import runtime
 from dongpt.corpus import Corpus, find_folder, prepare_if_missing
+from dongpt.program import run_program
 from model import GPT, GPTConfig, rotate, set_learning_rate
 
 SCHEMES = ("default", "rope", "relative", "alibi", "default+relative")
@@ -104,4 +105,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runtime.run_program(main)
+    run_program(main)

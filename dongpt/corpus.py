@@ -1,14 +1,13 @@
-"""A tokenised corpus: owner of train.bin, val.bin and meta.json in a data folder.
+"""A tokenised corpus, read from train.bin, val.bin and meta.json in a data folder; preparing.py writes them.
 
 train.bin and val.bin are raw little-endian uint16 ids, as nanoGPT reads them. meta.json beside them holds the
-tokenizer, counts, bytes of source text and where the text came from. nanoGPT's meta.pkl is read too.
+tokenizer, counts, bytes of source text and where the text came from. nanoGPT's meta.pkl is read too. Where a corpus
+trains on part of its tokens only, train.mask.bin and val.mask.bin hold a byte per token: 1 where it is to be predicted.
 
-    write(folder, tokenizer, {"train": ..., "val": ...}, source, sha256)
     corpus = Corpus(folder)
     x, y = corpus.train_batch(first_window, batch_size, block_size, seed)      # (B, T) int64 each
     for x, y, n_tokens in corpus.eval_batches("val", batch_size, block_size): ...
 """
-import hashlib
 import json
 import os
 import pickle
@@ -26,68 +25,6 @@ SPLITS = ("train", "val")
 PREPARED_BY_TRAIN = ("python_docs",)  # data sets whose prepare.py needs no network
 IN_MEMORY = 64 * 2 ** 20  # bytes; a larger file stays on disk and is mapped
 SCANNED = 2 ** 26  # bytes of a file that are checked for ids beyond the vocabulary before training
-
-# ----------------------------------------------------------------------------------------------------------------------
-# writing
-
-
-def split_text(text: str, val_fraction: float = 0.1) -> dict[str, str]:
-    """The first characters as train, the last val_fraction of them as val, cut where nanoGPT cuts."""
-    cut = int(len(text) * (1 - val_fraction))
-    if not 2 <= cut <= len(text) - 2:  # a loss needs a token to begin with and one to predict
-        raise ValueError(f"a text of {len(text)} characters is too short to split: give a longer one")
-    return {"train": text[:cut], "val": text[cut:]}
-
-
-def write(folder: str, tokenizer: Tokenizer, texts: dict[str, str], source: str, sha256: str):
-    """Encode texts (train and val) and write the bins and meta.json to folder; each file appears whole or not at all.
-
-    Raises ValueError for ids that do not fit into uint16, and for a folder that cannot be written.
-    """
-    if tokenizer.vocab_size > 2 ** 16:
-        raise ValueError(f"a vocabulary of {tokenizer.vocab_size:,} does not fit into uint16 files: "
-                         f"use a tokenizer with at most 65,536 entries")
-    ids = {split: np.array(tokenizer.encode(text), dtype="<u2") for split, text in texts.items()}
-    meta = {
-        "tokenizer": tokenizer.to_dict(),
-        "vocab_size": tokenizer.vocab_size,
-        "characters": {split: len(text) for split, text in texts.items()},
-        "bytes": {split: len(text.encode("utf-8")) for split, text in texts.items()},
-        "tokens": {split: len(ids[split]) for split in texts},
-        "source": source,
-        "sha256": sha256,  # of the source
-        "ids_sha256": hashlib.sha256(b"".join(ids[split].tobytes() for split in texts)).hexdigest(),
-    }
-    contents = {f"{split}.bin": ids[split].tobytes() for split in texts}
-    contents["meta.json"] = json.dumps(meta, indent=1).encode("utf-8")  # last: it vouches for the lengths of the bins
-    temporary = {name: os.path.join(folder, name + ".part") for name in contents}
-    try:
-        os.makedirs(folder, exist_ok=True)
-        for name, content in contents.items():
-            with open(temporary[name], "wb") as file:
-                file.write(content)
-        for name in contents:
-            os.replace(temporary[name], os.path.join(folder, name))
-    except OSError as error:
-        for path in filter(os.path.exists, temporary.values()):
-            os.remove(path)
-        raise ValueError(f"{folder} cannot be written ({error.strerror}): free space there or change its rights") \
-            from error
-
-
-def report(folder: str):
-    """Print what meta.json in folder says."""
-    meta = read_meta(folder)
-    print(f"length of dataset in characters: {sum(meta['characters'].values()):,}")
-    if meta["tokenizer"]["kind"] == "char":
-        print(f"all the unique characters: {meta['tokenizer']['characters']!r}")
-    print(f"vocab size: {meta['vocab_size']:,}")
-    for split, count in meta["tokens"].items():
-        print(f"{split} has {count:,} tokens")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# reading
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -163,6 +100,9 @@ class Corpus:
         self.sha256 = self.meta.get("ids_sha256")  # None where the bins are nanoGPT's
         padded = 50304 if self.tokenizer_dict["kind"] == "gpt2" else 0
         self.model_vocab_size = max(padded, self.vocab_size)
+        self.masks = {split: path for split in SPLITS
+                      if os.path.exists(path := os.path.join(folder, f"{split}.mask.bin"))}
+        self._check_masks()
         self._in_memory: dict[str, np.ndarray] = {}
         self._epoch: tuple | None = None
 
@@ -180,18 +120,34 @@ class Corpus:
                              f"{self.meta['tokens'][split]:,}: {remedy}")
         return size // 2
 
+    def _check_masks(self):
+        for split, path in self.masks.items():
+            size, count = os.path.getsize(path), os.path.getsize(self.paths[split]) // 2
+            if size != count:
+                raise ValueError(f"{path} holds {size:,} bytes where {split}.bin has {count:,} tokens: "
+                                 f"{_how_to_prepare(self.folder)}")
+
     def tokenizer(self) -> Tokenizer:
         return from_dict(self.tokenizer_dict)
 
     def tokens(self, split: str) -> np.ndarray:
-        """The ids of a split, (lengths[split],) uint16: in memory if small, else mapped anew at each call."""
-        if split in self._in_memory:
-            return self._in_memory[split]
-        path, count = self.paths[split], self.lengths[split]
-        if 2 * count > IN_MEMORY:  # a map kept for long fills the memory with pages: nanoGPT pull request 428
-            return np.memmap(path, dtype="<u2", mode="r", shape=(count,))
-        self._in_memory[split] = np.fromfile(path, dtype="<u2", count=count)
-        return self._in_memory[split]
+        """The ids of a split, (lengths[split],) uint16."""
+        return self._read(split, self.paths[split], "<u2", self.lengths[split])
+
+    def mask(self, split: str) -> np.ndarray | None:
+        """Which tokens of a split are to be predicted, (lengths[split],) uint8; None if all are."""
+        if split not in self.masks:
+            return None
+        return self._read(f"{split} mask", self.masks[split], "u1", self.lengths[split])
+
+    def _read(self, name: str, path: str, kind: str, count: int) -> np.ndarray:
+        """The first count numbers of a file: in memory if small, else mapped anew at each call."""
+        if name in self._in_memory:
+            return self._in_memory[name]
+        if count * np.dtype(kind).itemsize > IN_MEMORY:  # a map kept for long fills the memory: nanoGPT PR 428
+            return np.memmap(path, dtype=kind, mode="r", shape=(count,))
+        self._in_memory[name] = np.fromfile(path, dtype=kind, count=count)
+        return self._in_memory[name]
 
     def check(self, block_size: int, vocab_size: int):
         """Raise ValueError if the corpus is too short to train on or holds ids that a model has no embedding for."""
@@ -208,6 +164,9 @@ class Corpus:
         if self.lengths[split] < 2:
             raise ValueError(f"{self.paths[split]} has {self.lengths[split]} token: a loss needs at least 2, "
                              f"use more text")
+        if (mask := self.mask(split)) is not None and not mask[1:].any():
+            raise ValueError(f"{self.masks[split]} masks everything: nothing is left to predict, "
+                             f"{_how_to_prepare(self.folder)}")
         tokens = self.tokens(split)
         step = -(-tokens.nbytes // SCANNED)  # whole up to SCANNED bytes, beyond that evenly spaced
         self._check_ids(tokens[::step], vocab_size, split)
@@ -244,24 +203,40 @@ class Corpus:
         return starts
 
     def train_batch(self, first: int, batch_size: int, block_size: int, seed: int, vocab_size: int):
-        """(x, y): windows first ... of the run and the same one token later, (B, T) int64 each."""
-        starts = self.window_starts(first, batch_size, block_size, seed)
-        windows = self.tokens("train")[starts[:, None] + np.arange(block_size + 1)]  # (B, T + 1)
+        """(x, y): windows first ... of the run and the same one token later, (B, T) int64 each; -1 in y is masked."""
+        places = self.window_starts(first, batch_size, block_size, seed)[:, None] + np.arange(block_size + 1)
+        windows = self.tokens("train")[places]  # (B, T + 1)
         self._check_ids(windows, vocab_size, "train")  # on a GPU a wrong id ends in an error that says nothing
-        windows = torch.from_numpy(windows.astype(np.int64))
-        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        windows = windows.astype(np.int64)
+        x, y = np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+        if (mask := self.mask("train")) is not None:
+            y[mask[places[:, 1:]] == 0] = -1
+            if (y < 0).all():  # a mean over nothing is no number; this batch's share is 0
+                y[0, 0] = x[0, 0]
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+    def shares(self, first: int, n_batches: int, batch_size: int, block_size: int, seed: int) -> np.ndarray:
+        """The weights of n_batches batches' mean losses, (n_batches,), 1 on average: every predicted token counts the
+        same, however the mask spreads them."""
+        if (mask := self.mask("train")) is None:
+            return np.ones(n_batches)
+        starts = self.window_starts(first, n_batches * batch_size, block_size, seed)
+        counts = (mask[starts[:, None] + np.arange(1, block_size + 1)] != 0).reshape(n_batches, -1).sum(1)
+        return counts * n_batches / max(counts.sum(), 1)
 
     # ------------------------------------------------------------------------------------------------------------------
     # evaluation: disjoint windows, each token but the first predicted once
 
     def eval_batches(self, split: str, batch_size: int, block_size: int, n_windows: int | None = None,
                      rank: int = 0, world_size: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-        """Yield (x, y, number of predicted tokens) over a split, x and y (B, T) int64, what is padding -1 in y.
+        """Yield (x, y, number of predicted tokens) over a split, x and y (B, T) int64; padding and what is masked are
+        -1 in y.
 
         n_windows of the disjoint windows, evenly spaced and the same each time; all of them by default. Every batch
         has the same shape. Of several processes each takes every world_size-th batch.
         """
-        tokens, available = self.tokens(split), -(-(self.lengths[split] - 1) // block_size)
+        tokens, mask = self.tokens(split), self.mask(split)
+        available = -(-(self.lengths[split] - 1) // block_size)
         chosen = np.arange(available)
         if n_windows is not None and n_windows < available:
             chosen = chosen[:n_windows] * available // n_windows
@@ -271,11 +246,17 @@ class Corpus:
             for row, window in enumerate(chosen[first:first + batch_size]):
                 ids = tokens[window * block_size:(window + 1) * block_size + 1]
                 x[row, :len(ids) - 1], y[row, :len(ids) - 1] = ids[:-1], ids[1:]
+                if mask is not None:
+                    wanted = mask[window * block_size + 1:window * block_size + len(ids)]
+                    y[row, :len(wanted)][wanted == 0] = -1
             yield torch.from_numpy(x), torch.from_numpy(y), int((y >= 0).sum())
 
     def predicted_bytes(self, split: str) -> int:
-        """UTF-8 bytes of source text of all tokens of a split but the first."""
+        """UTF-8 bytes of source text of all tokens of a split that are predicted: all but the first, or the masked."""
         lengths = self.tokenizer().byte_lengths()
+        if (mask := self.mask(split)) is not None:
+            ids = self.tokens(split)[1:][mask[1:] != 0]
+            return int((np.bincount(ids, minlength=len(lengths))[:len(lengths)] * lengths).sum())
         if split in self.meta.get("bytes", {}) and self.lengths[split] == self.meta["tokens"][split]:
             return self.meta["bytes"][split] - int(lengths[self.tokens(split)[0]])
         counts = np.bincount(self.tokens(split)[1:], minlength=len(lengths))
@@ -289,4 +270,5 @@ def _how_to_prepare(folder: str) -> str:
         return f"run python {os.path.relpath(script)} first"
     shelf = os.path.join(ROOT, "data")
     known = sorted(name for name in os.listdir(shelf) if os.path.exists(os.path.join(shelf, name, "prepare.py")))
-    return f"write it with one of the prepare.py programs under data/ (there are {', '.join(known)})"
+    return (f"write it with python data/prepare.py --input=YOUR_TEXT --name=NAME, or with one of the prepare.py under "
+            f"data/ (there are {', '.join(known)})")

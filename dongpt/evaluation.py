@@ -37,6 +37,8 @@ def evaluate(model, corpus: Corpus, split: str, batch_size: int, block_size: int
                                               runtime.rank, runtime.world_size):
         if abandoned := abandon():
             break
+        if not n_tokens:  # all of it is masked
+            continue
         with runtime.autocast():
             loss = model(*runtime.move(x, y))[1]
         total, count = total + loss.item() * n_tokens, count + n_tokens
@@ -46,4 +48,4 @@ def evaluate(model, corpus: Corpus, split: str, batch_size: int, block_size: int
     if abandoned:
         return None
     total, count = runtime.sum(total, count)
-    return Loss(total / count, int(count))
+    return Loss(total / count if count else math.nan, int(count))

@@ -1,4 +1,4 @@
-"""Text to ids and back: characters and GPT-2's byte pairs, behind one interface.
+"""Text to ids and back: characters, words, byte pairs trained on a text, GPT-2's byte pairs, behind one interface.
 
 Special tokens are declared by name and get the ids behind the others. Plain text never gives one: encode recognises
 them with special=True alone.
@@ -9,13 +9,19 @@ import codecs
 import functools
 import hashlib
 import re
+from collections import Counter
 from itertools import chain
-from typing import Callable, Iterable, Iterator, Sequence
+from typing import Callable, Iterable, Iterator, Literal, Sequence
 
 import numpy as np
 
 
 FOREIGN = {"kind": "foreign"}  # describes a tokenizer that is there, and is none of these
+END = "<|endoftext|>"  # the special token behind each of several documents
+UNKNOWN = "<unk>"  # the special token for a word that the vocabulary does not hold
+MOST = 2 ** 16  # entries of a vocabulary: ids are stored as uint16
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # openai/gpt-2, encoder.py
+Unknown = Literal["error", "skip", "replace"]
 
 
 class Tokenizer:
@@ -29,15 +35,38 @@ class Tokenizer:
     vocab_size: int
     start_id: int
     specials: dict[str, int] = {}
+    in_threads = True  # several threads encode faster than one
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """The ids of text. Raises ValueError naming what the vocabulary does not hold."""
+    @property
+    def end_id(self) -> int | None:
+        """The id behind each of several documents; None where documents follow each other without one."""
+        return self.specials.get(END)
+
+    def encode(self, text: str, special: bool = False, unknown: Unknown = "error") -> list[int]:
+        """The ids of text. What the vocabulary does not hold is left out, or replaced, or is a ValueError naming it."""
+        if special and self.specials:
+            return self._encode_around_specials(text, unknown)
+        return self._encode(text, unknown)
+
+    def _encode(self, text: str, unknown: Unknown) -> list[int]:
         raise NotImplementedError
 
-    def _encode_around_specials(self, text: str) -> list[int]:
+    def _encode_around_specials(self, text: str, unknown: Unknown) -> list[int]:
         """The ids of text in which special tokens count, the longest name first where several fit."""
         pieces = re.split(f"({'|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True)))})", text)
-        return [*chain.from_iterable([self.specials[p]] if p in self.specials else self.encode(p) for p in pieces)]
+        return [*chain.from_iterable([self.specials[p]] if p in self.specials else self._encode(p, unknown)
+                                     for p in pieces)]
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """encode(text) as (n,) uint16, for long texts."""
+        return np.array(self.encode(text), dtype=np.uint16)
+
+    def cut(self, text: str) -> int:
+        """The last place at which text, and whatever follows it, may be cut: the parts give the ids of the whole.
+
+        0 where there is none.
+        """
+        return last_break(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bytes that are no UTF-8, and ids beyond the vocabulary, become U+FFFD."""
@@ -72,22 +101,42 @@ class CharTokenizer(Tokenizer):
         self.ids = {character: i for i, character in enumerate(characters)}
         self.specials = _number(special, len(characters), self.ids)
         self.vocab_size = len(characters) + len(special)
-        self.start_id = self.ids.get("\n", 0)
+        self.start_id = self.specials.get(END, self.ids.get("\n", 0))
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
         """The tokenizer whose vocabulary is every character of text, by code point."""
         return cls("".join(sorted(set(text))))
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        if special and self.specials:
-            return self._encode_around_specials(text)
-        try:
-            return [self.ids[character] for character in text]
-        except KeyError:
-            unknown = sorted(set(text) - set(self.ids))
-            raise ValueError(f"the text has characters that are not in the vocabulary: "
-                             f"{', '.join(map(repr, unknown))}; the vocabulary is {self.characters!r}") from None
+    def _encode(self, text: str, unknown: Unknown) -> list[int]:
+        if unknown == "error":
+            try:
+                return [self.ids[character] for character in text]
+            except KeyError:
+                missing = sorted(set(text) - set(self.ids))
+                raise ValueError(f"the text has characters that are not in the vocabulary: "
+                                 f"{', '.join(map(repr, missing))}; the vocabulary is {self.characters!r}") from None
+        known = next((c for c in "\ufffd?_ " if c in self.ids), self.characters[0]) if unknown == "replace" else None
+        ids = (self.ids.get(c, self.ids.get(known)) for c in text)
+        return [i for i in ids if i is not None]
+
+    def encode_array(self, text: str) -> np.ndarray:
+        ascii_only = text.isascii()
+        codes = np.frombuffer(text.encode("ascii" if ascii_only else "utf-32-le"), np.uint8 if ascii_only else np.uint32)
+        ids = self._table[codes]
+        if len(ids) and ids.min() < 0:
+            return np.array(self.encode(text), dtype=np.uint16)  # raises, with the characters
+        return ids.astype(np.uint16)
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        """The id of each code point, -1 for none, (0x110000,) int32."""
+        table = np.full(0x110000, -1, dtype=np.int32)
+        table[[*map(ord, self.characters)]] = np.arange(len(self.characters))
+        return table
+
+    def cut(self, text: str) -> int:
+        return len(text)
 
     def decoder(self) -> Callable[[int | None], str]:
         names = dict(enumerate(self.characters)) | {i: name for name, i in self.specials.items()} | {None: ""}
@@ -101,19 +150,76 @@ class CharTokenizer(Tokenizer):
         return _with_special({"kind": self.kind, "characters": self.characters}, self.specials)
 
 
-class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-pair encoding by tiktoken; <|endoftext|> is its own special token, others may be declared."""
-    kind = "gpt2"
+class WordTokenizer(Tokenizer):
+    """One id per word, punctuation mark or blank; a space belongs to what follows it unless spaces_alone.
 
-    def __init__(self, special: Sequence[str] = ()):
-        self.encoding = _gpt2_encoding()
-        self.start_id = self.encoding.eot_token
-        self.specials = {"<|endoftext|>": self.start_id}
-        self.specials.update(_number(special, self.encoding.n_vocab, self.specials))
-        self.vocab_size = self.encoding.n_vocab + len(special)
+    With spaces_alone a text falls into \\w+, \\S and \\s, as in the word notebook. lower: capitals are lost.
+    """
+    kind = "word"
+    in_threads = False  # Python's regular expressions run in one thread at a time
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        return self._encode_around_specials(text) if special else self.encoding.encode_ordinary(text)
+    def __init__(self, words: Sequence[str], special: Sequence[str] = (), lower: bool = False,
+                 spaces_alone: bool = False):
+        if not words or len(set(words)) != len(words) or UNKNOWN in special:
+            raise ValueError(f"the words of a vocabulary must be there and differ from each other, and {UNKNOWN} is "
+                             f"declared anyway: leave it out of --special")
+        self.words, self.lower, self.spaces_alone = list(words), lower, spaces_alone
+        self.ids = {word: i for i, word in enumerate(words)}
+        self.specials = _number([UNKNOWN, *special], len(words), self.ids)
+        self.unknown_id = self.specials[UNKNOWN]
+        self.vocab_size = len(words) + len(self.specials)
+        self.start_id = self.specials.get(END, self.ids.get("\n", self.unknown_id))
+
+    def split(self, text: str) -> list[str]:
+        """The words of text, the same text when joined, in small letters if lower."""
+        return split_words(text, self.lower, self.spaces_alone)
+
+    def _encode(self, text: str, unknown: Unknown) -> list[int]:
+        words = self.split(text)
+        if unknown == "error" and (missing := sorted(set(words) - set(self.ids))):
+            raise ValueError(f"the text has words that are not in the vocabulary of {len(self.words):,}: "
+                             f"{', '.join(map(repr, missing[:10]))}{' and others' * (len(missing) > 10)}; write "
+                             f"something else, or pass --unknown=skip or --unknown=replace")
+        ids = (self.ids.get(word, self.unknown_id) for word in words)
+        return [i for i in ids if i != self.unknown_id] if unknown == "skip" else [*ids]
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """As encode; words that are too rare for the vocabulary become <unk>."""
+        return np.array(self.encode(text, unknown="replace"), dtype=np.uint16)
+
+    def decoder(self) -> Callable[[int | None], str]:
+        names = dict(enumerate(self.words)) | {i: name for name, i in self.specials.items()} | {None: ""}
+        return lambda i: names.get(i, "\ufffd")
+
+    def byte_lengths(self) -> np.ndarray:
+        return np.array([len(word.encode("utf-8")) for word in self.words] + [0] * len(self.specials), dtype=np.int64)
+
+    def to_dict(self) -> dict:
+        declared = {name: i for name, i in self.specials.items() if name != UNKNOWN}
+        return _with_special({"kind": self.kind, "words": self.words, "lower": self.lower,
+                              "spaces_alone": self.spaces_alone}, declared)
+
+
+def split_words(text: str, lower: bool = False, spaces_alone: bool = False) -> list[str]:
+    """The words of text as WordTokenizer has them."""
+    return re.findall(r"\w+|\S|\s" if spaces_alone else r" ?\w+| ?[^\w\s]|\s", text.lower() if lower else text)
+
+
+class BytePairs(Tokenizer):
+    """Byte pairs by tiktoken: encoding (a tiktoken.Encoding without specials), and special tokens behind it."""
+    encoding = None
+
+    def _encode(self, text: str, unknown: Unknown) -> list[int]:
+        return self.encode_array(text).tolist()
+
+    def encode_array(self, text: str) -> np.ndarray:
+        try:
+            return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+        except BaseException as error:  # tiktoken's own code gives up with a PanicException, which is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ValueError("the text has a stretch of hundreds of thousands of blanks, which tiktoken cannot split: "
+                             "take them out") from None
 
     def decoder(self) -> Callable[[int | None], str]:
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -125,15 +231,97 @@ class GPT2Tokenizer(Tokenizer):
             lengths[i] = 0
         return np.array(lengths, dtype=np.int64)
 
-    def to_dict(self) -> dict:
-        declared = {name: i for name, i in self.specials.items() if i >= self.encoding.n_vocab}
-        return _with_special({"kind": self.kind, "sha256": _gpt2_sha256()}, declared)
-
     def _bytes(self, i: int) -> bytes:
         """The bytes of one id; for one beyond the vocabulary a byte that is no UTF-8."""
         if 0 <= i < self.encoding.n_vocab:
             return self.encoding.decode_single_token_bytes(i)
         return next((name.encode("utf-8") for name, number in self.specials.items() if number == i), b"\xff")
+
+
+class BPETokenizer(BytePairs):
+    """Byte pairs trained on a text: the first 256 ids are the bytes, the others in the order in which they were joined.
+
+    tokens are spelled in GPT-2's alphabet, in which every byte is a visible character. The special tokens follow; the
+    first of them is <|endoftext|>.
+    """
+    kind = "bpe"
+
+    def __init__(self, tokens: Sequence[str], special: Sequence[str] = ()):
+        import tiktoken
+        self.tokens = list(tokens)
+        codes = {character: byte for byte, character in enumerate(byte_alphabet())}
+        try:
+            ranks = {bytes(codes[character] for character in token): i for i, token in enumerate(tokens)}
+        except KeyError as error:
+            raise ValueError(f"the vocabulary of byte pairs has {error}, which stands for no byte: prepare the data "
+                             f"anew") from None
+        if len(ranks) != len(tokens) or any(bytes([byte]) not in ranks for byte in range(256)):
+            raise ValueError("the vocabulary of byte pairs lacks a byte or has a token twice: prepare the data anew")
+        self.encoding = tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+        special = [name for name in special if name != END]
+        self.specials = _number([END, *special], len(tokens), ())
+        self.vocab_size = len(tokens) + len(self.specials)
+        self.start_id = self.specials[END]
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> "BPETokenizer":
+        """The tokenizer of at most vocab_size entries, special tokens included, trained on texts by Hugging Face."""
+        import tokenizers
+        n_special = len({END, *special})
+        if not 256 + n_special <= vocab_size <= MOST:
+            raise ValueError(f"vocab_size={vocab_size} must be from {256 + n_special} (the bytes and the special "
+                             f"tokens) to {MOST:,}")
+        learner = tokenizers.Tokenizer(tokenizers.models.BPE())
+        learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        learner.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size - n_special, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False))
+        ids = learner.get_vocab()
+        return cls(sorted(ids, key=ids.get), special)
+
+    def to_dict(self) -> dict:
+        return _with_special({"kind": self.kind, "tokens": self.tokens},
+                             {name: i for name, i in self.specials.items() if name != END})
+
+
+class GPT2Tokenizer(BytePairs):
+    """GPT-2's byte-pair encoding by tiktoken; <|endoftext|> is its own special token, others may be declared."""
+    kind = "gpt2"
+
+    def __init__(self, special: Sequence[str] = ()):
+        self.encoding = _gpt2_encoding()
+        self.start_id = self.encoding.eot_token
+        self.specials = {END: self.start_id}
+        self.specials.update(_number([name for name in special if name != END], self.encoding.n_vocab, self.specials))
+        self.vocab_size = self.encoding.n_vocab + len(self.specials) - 1
+
+    def to_dict(self) -> dict:
+        declared = {name: i for name, i in self.specials.items() if i >= self.encoding.n_vocab}
+        return _with_special({"kind": self.kind, "sha256": _gpt2_sha256()}, declared)
+
+
+@functools.cache
+def byte_alphabet() -> tuple[str, ...]:
+    """The character that GPT-2 writes for each of the 256 bytes: itself if it is visible Latin-1, else one of the
+    characters from U+0100 on, in order."""
+    visible = [*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x100)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return tuple(chr(byte if byte in visible else 0x100 + others.index(byte)) for byte in range(256))
+
+
+def last_break(text: str) -> int:
+    """The last place in text at which one of the patterns of words above always ends a piece, whatever follows.
+
+    That is before a blank behind what is none, and before a mark behind a letter: no piece goes on there.
+    """
+    for place in range(len(text) - 1, 0, -1):
+        here, before = text[place], text[place - 1]
+        if here in " \n" and not before.isspace() or here in MARKS and before.isalpha():
+            return place
+    return 0
+
+
+MARKS = ".,;:!?()[]\"-\u3001\u3002\uff0c\uff01\uff1f"  # neither letters nor digits nor blanks in any Unicode
 
 
 def _number(special: Sequence[str], first: int, taken) -> dict[str, int]:
@@ -175,6 +363,11 @@ def from_dict(description: dict) -> Tokenizer:
     kind, special = description.get("kind"), description.get("special", [])
     if kind == "char":
         return CharTokenizer(description.get("characters", ""), special)
+    if kind == "word":
+        return WordTokenizer(description.get("words", ()), special, description.get("lower", False),
+                             description.get("spaces_alone", False))
+    if kind == "bpe":
+        return BPETokenizer(description.get("tokens", ()), special)
     if kind == "gpt2":
         if description.get("sha256", _gpt2_sha256()) != _gpt2_sha256():
             raise ValueError("this file's GPT-2 vocabulary is not the one that tiktoken loads here: "

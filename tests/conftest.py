@@ -25,9 +25,9 @@ def generated_text(n_words: int = 4000, seed: int = 0) -> str:
 
 def write_corpus(folder: str, text: str) -> str:
     """A character corpus of text in folder, as data/*/prepare.py writes it; returns folder."""
-    from dongpt import corpus
-    from dongpt.tokenizers import CharTokenizer
-    corpus.write(str(folder), CharTokenizer.from_text(text), corpus.split_text(text), "generated", "0" * 64)
+    from dongpt.documents import Texts
+    from dongpt.preparing import Vocabulary, prepare
+    prepare(str(folder), Texts([text]), Vocabulary("char"), source="generated", sha256="0" * 64)
     return str(folder)
 
 

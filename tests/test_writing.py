@@ -20,6 +20,7 @@ import sample as program
 from conftest import ROOT, expect_sentence
 from dongpt import runtime
 from dongpt.checkpoint import load_anything, model_args, save
+from dongpt.program import run_program
 from dongpt.tokenizers import CharTokenizer, GPT2Tokenizer
 from dongpt.writing import Texts, read_stop, read_stop_ids
 from model import GPT, GPTConfig, window_size
@@ -287,7 +288,7 @@ def end_of_program(capsys, monkeypatch, out_dir, *args: str) -> subprocess.Compl
     arguments = ["--device=cpu", "--num_samples=2", "--max_new_tokens=30", "--start=", *args]
     monkeypatch.setattr(sys, "argv", ["sample.py", f"--out_dir={out_dir}", *arguments])
     with pytest.raises(SystemExit) as caught:
-        runtime.run_program(program.main)
+        run_program(program.main)
     return subprocess.CompletedProcess(sys.argv, caught.value.code, *capsys.readouterr())
 
 

@@ -11,9 +11,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from dataclasses import dataclass
 
 import configurator
-from dongpt import corpus, sources
-from dongpt.runtime import run_program
-from dongpt.tokenizers import GPT2Tokenizer
+from dongpt import sources
+from dongpt.documents import Texts
+from dongpt.preparing import Vocabulary, prepare
+from dongpt.program import run_program
+from dongpt.reporting import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
@@ -28,8 +30,7 @@ def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(PrepareConfig, argv)
     path = sources.find_text(cfg.input, FOLDER, sources.DON_QUIXOTE)
     text, sha256 = sources.read_book(path, cfg.raw)
-    corpus.write(FOLDER, GPT2Tokenizer(), corpus.split_text(text), os.path.basename(path), sha256)
-    corpus.report(FOLDER)
+    report(prepare(FOLDER, Texts([text]), Vocabulary("gpt2"), source=os.path.basename(path), sha256=sha256))
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 import ast
 import glob
-import hashlib
 import platform
 import sysconfig
 from dataclasses import dataclass
 
 import configurator
-from dongpt import corpus
-from dongpt.runtime import run_program
-from dongpt.tokenizers import CharTokenizer
+from dongpt.documents import Texts
+from dongpt.preparing import Vocabulary, prepare
+from dongpt.program import run_program
+from dongpt.reporting import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 ENOUGH = 500_000  # characters of docstrings, about what the language reference has
@@ -67,10 +67,8 @@ def main(argv: list[str] | None = None):
     if len(text) < 10_000:
         raise ValueError("this Python carries neither its language reference nor docstrings: "
                          "train on a text of yours, e.g. python data/don_char/prepare.py --input=PATH")
-    sha256 = hashlib.sha256(text.encode("utf-8")).hexdigest()
     source = f"{source} of Python {platform.python_version()}"
-    corpus.write(FOLDER, CharTokenizer.from_text(text), corpus.split_text(text), source, sha256)
-    corpus.report(FOLDER)
+    report(prepare(FOLDER, Texts([text]), Vocabulary("char"), source=source))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""Any text for training: writes train.bin, val.bin and meta.json.
+
+    python data/prepare.py --input=mytext.txt --name=mytext                     # by characters, to data/mytext
+    python data/prepare.py --input=poems/ --name=poems --tokenizer=bpe --vocab_size=1024
+    python data/prepare.py --input='logs/*.jsonl.gz' --field=message --name=logs --tokenizer=gpt2
+    python data/prepare.py                                                      # asks
+
+The input is a file, a folder with all below it, or a pattern: .txt .md .jsonl .csv .parquet, the first four also with
+.gz .bz2 .xz. Without --name the files lie beside the text, for train.py --data_dir=...
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+import ast
+import glob
+import math
+import re
+import shlex
+from dataclasses import dataclass
+
+import configurator
+from dongpt.documents import KNOWN, Document, Files, find_files, kind_of
+from dongpt.preparing import Prepared, Vocabulary, prepare
+from dongpt.program import ROOT, run_program
+from dongpt.reporting import report
+
+
+@dataclass(frozen=True)
+class PrepareConfig(Vocabulary):
+    input: str = ""  # a file, a folder or a pattern; asked for where it is not given
+    name: str = ""  # the folder under data/ to write to; without it beside the text
+    val_fraction: float = 0.1  # of the characters, for validation
+    document: Document = "file"  # file: a file or a record is a document; line or blank: cut there; none: all is one
+    field: str = "text"  # of the records of .jsonl, .csv and .parquet
+    encoding: str = "utf-8"  # of the text
+
+    def __post_init__(self):
+        if self.name in (".", "..") or self.name != os.path.basename(self.name):
+            raise ValueError(f"name={self.name} must be the name of a folder under data/, without slashes")
+
+
+def texts_here() -> list[str]:
+    """Files in the working directory and under data/ that look like texts to prepare."""
+    paths = glob.glob("*") + glob.glob(os.path.join(ROOT, "data", "*", "*"))
+    found = [os.path.relpath(path) for path in paths if os.path.isfile(path) and kind_of(path)[0] in KNOWN]
+    return sorted({path for path in found if not os.path.basename(path).startswith(("requirements", "README"))})
+
+
+def ask() -> str:
+    """The path that somebody at the terminal chooses."""
+    if not sys.stdin.isatty():
+        raise ValueError("no text was given: pass --input=PATH of a file, a folder or a pattern, and --name=NAME")
+    found = texts_here()[:20]
+    for number, path in enumerate(found, 1):
+        print(f"{number:3}  {path}")
+    try:
+        answer = input("Which text? " + ("A number, or a path: " if found else "A path: ")).strip()
+    except EOFError:
+        raise ValueError("no text was given: pass --input=PATH") from None
+    if not answer:
+        raise ValueError("no text was given: pass --input=PATH, or type a path when asked")
+    return found[int(answer) - 1] if answer.isdigit() and 0 < int(answer) <= len(found) else answer
+
+
+def folder_beside(given: str, paths: list[str]) -> str:
+    """Where the bins lie without --name: the folder given, or the one that all files are in."""
+    if os.path.isdir(given):
+        return given
+    return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+
+
+def values_in(path: str) -> dict[str, int]:
+    """The settings that are whole numbers in a program or a config file, without running it."""
+    with open(os.path.join(ROOT, path), encoding="utf-8") as file:
+        nodes = [node for node in ast.walk(ast.parse(file.read())) if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    values = {}
+    for node in nodes:
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+        text = ast.unparse(node.value) if node.value else ""
+        if isinstance(target, ast.Name) and re.fullmatch(r"\d+( \* \d+)*", text):
+            values[target.id] = math.prod(map(int, text.split(" * ")))
+    return values
+
+
+def print_next(prepared: Prepared, name: str):
+    """What an epoch is in iterations, and what to type next."""
+    config = os.path.join("config", "quickstart.py")
+    default = {**values_in("model.py"), **values_in("train.py")}
+    quick = {**default, **values_in(config)}
+    tokens = prepared.meta["tokens"]
+    for settings, title in ((quick, config), (default, "train.py's defaults")):
+        n = settings["batch_size"] * settings["block_size"] * settings["gradient_accumulation_steps"]
+        print(f"one epoch is {tokens['train'] / n:,.1f} iterations with {title} ({n:,} tokens each)", end="")
+        print(f": its {settings['max_iters']:,} iterations are {settings['max_iters'] * n / tokens['train']:,.1f} epochs")
+    where = f"--dataset={name}" if name else f"--data_dir={shlex.quote(os.path.relpath(prepared.folder))}"
+    out_dir = shlex.quote("out-" + os.path.basename(os.path.abspath(prepared.folder)))
+    block_size = min(tokens.values()) - 1
+    shorter = f" --block_size={max(1, block_size)}" if block_size < quick["block_size"] else ""
+    print(f"next: python train.py {config} {where} --out_dir={out_dir}{shorter}")
+
+
+def main(argv: list[str] | None = None):
+    cfg, _ = configurator.load(PrepareConfig, argv)
+    given = cfg.input or ask()
+    paths, n_others = find_files(given)
+    files = Files(paths, cfg.document, cfg.field, cfg.encoding)
+    folder = os.path.join(ROOT, "data", cfg.name) if cfg.name else folder_beside(given, paths)
+    print(f"{given}: {len(paths):,} files" if len(paths) > 1 else paths[0],
+          f", {n_others:,} others left aside" if n_others else "", sep="")
+    prepared = prepare(folder, files, cfg, cfg.val_fraction, os.path.basename(os.path.normpath(given)))
+    report(prepared)
+    print_next(prepared, cfg.name)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,331 @@
+"""Documents from files of many kinds, read in pieces, so that a file may be larger than memory.
+
+A text file is one document, or one per line, or one per paragraph; a record of JSON lines, CSV or Parquet is one.
+Line ends become \\n and a byte-order mark goes. What is no text is refused with its place.
+
+    files = Files(find_files("poems/")[0])
+    for texts, whole in files.batches(): ...    # texts of documents in order; whole is False where the last one goes on
+    for question, answer in Files(["qa.csv"]).records("question", "answer"): ...
+"""
+import bz2
+import codecs
+import contextlib
+import csv
+import glob
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Callable, Iterator, Literal
+
+PIECE = 2 ** 20  # bytes read at a time
+UNPACK = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+RECORDS = (".jsonl", ".ndjson", ".csv", ".parquet")
+KNOWN = (".txt", ".md", *RECORDS)  # what is taken from a folder
+BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
+LINE_ENDS = re.compile(r"\n(?:[ \t]*\n)*")
+Batch = tuple[list[str], bool]
+Document = Literal["file", "line", "blank", "none"]
+
+
+def find_files(given: str) -> tuple[list[str], int]:
+    """(paths, how many others were left aside) of a file, a folder with all below it, or a pattern; sorted.
+
+    From a folder only files of KNOWN kinds are taken. Raises ValueError where there are none.
+    """
+    if os.path.isfile(given):
+        return [given], 0
+    if os.path.isdir(given):
+        below = [os.path.join(folder, name) for folder, _, names in os.walk(given) for name in names]
+        below = [path for path in below if not re.search(r"(^|[/\\])\.", os.path.relpath(path, given))]  # hidden ones
+        paths = [path for path in below if kind_of(path)[0] in KNOWN]
+        remedy = f"it has no file that ends in {' '.join(KNOWN)} (or those with .gz .bz2 .xz)"
+    else:
+        below = paths = [path for path in glob.glob(given, recursive=True) if os.path.isfile(path)]
+        remedy = "there is no such file or folder, and as a pattern it fits nothing"
+    if not paths:
+        raise ValueError(f"{given} gives no text: {remedy}; pass --input=PATH of a text")
+    return sorted(paths), len(below) - len(paths)
+
+
+def kind_of(path: str) -> tuple[str, str]:
+    """The two endings of a path that say what it holds and how it is packed: (".txt", ".gz"), (".csv", "")."""
+    stem, ending = os.path.splitext(path.lower())
+    return (os.path.splitext(stem)[1], ending) if ending in UNPACK else (ending, "")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files, and how their documents are found in them."""
+    paths: list[str]
+    document: Document = "file"  # file: a file or a record is one; line, blank: cut further; none: all is one
+    field: str = "text"  # of the records of JSON lines, CSV and Parquet
+    encoding: str = "utf-8"
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return sum(os.path.getsize(path) for path in self.paths)
+
+    @property
+    def has_records(self) -> bool:
+        return any(kind_of(path)[0] in RECORDS for path in self.paths)
+
+    def batches(self, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[Batch]:
+        """Yield (texts, whole): documents in order, at most about PIECE characters together unless one is longer.
+
+        on_bytes is told how many bytes of the files were used up; digest (of hashlib) takes in what was read.
+        Raises ValueError naming file and place for what is no text.
+        """
+        digest = digest or hashlib.sha256()
+        batches = self._files(on_bytes, digest)
+        if self.document == "none":
+            return _join(batches)
+        if self.document == "file":
+            return batches
+        return _cut(batches, LINE_ENDS if self.document == "line" else BLANK_LINES)
+
+    def records(self, *fields: str, on_bytes: Callable[[int], None] = lambda n: None, digest=None
+                ) -> Iterator[tuple[str, ...]]:
+        """Yield the texts of these fields of every record of JSON lines, CSV and Parquet."""
+        digest = digest or hashlib.sha256()
+        for path in self.paths:
+            kind = kind_of(path)[0]
+            if kind == ".parquet":
+                yield from _parquet(path, fields, digest)
+            elif kind == ".csv":
+                yield from _csv(path, fields, _lines(self._pieces(path, digest)))
+            elif kind in RECORDS:
+                yield from _json_lines(path, fields, _lines(self._pieces(path, digest)))
+            else:
+                raise ValueError(f"{path} has no records: give a file that ends in {' '.join(RECORDS)}")
+            on_bytes(os.path.getsize(path))
+
+    def _files(self, on_bytes, digest) -> Iterator[Batch]:
+        for path in self.paths:
+            if kind_of(path)[0] in RECORDS:
+                one = Files([path], encoding=self.encoding)
+                yield from _gather(text for text, in one.records(self.field, digest=digest))
+            else:
+                yield from _one_document(self._pieces(path, digest))
+            on_bytes(os.path.getsize(path))
+
+    def _pieces(self, path: str, digest) -> Iterator[str]:
+        """The text of a file in pieces, checked, with line ends \\n."""
+        codec, encoding, place, line_ends = None, "", 0, io.IncrementalNewlineDecoder(None, translate=True)
+        for piece in _read(path):
+            digest.update(piece)
+            if codec is None:
+                encoding, mark = _by_mark(piece, self.encoding)
+                codec, piece, place = codecs.getincrementaldecoder(encoding)(), piece[mark:], mark
+            waiting = len(codec.getstate()[0])
+            try:
+                text = codec.decode(piece, final=not piece)
+            except UnicodeDecodeError as error:
+                raise ValueError(_not_text(path, error, place - waiting + error.start)) from error
+            if "\0" in text:
+                at = f" at byte {place + piece.index(0):,}" if encoding == "utf-8" else ""
+                raise ValueError(f"{path} has a NUL{at}: it is no text in {encoding.upper()}, leave it out, or pass "
+                                 f"--encoding=NAME of the encoding it has, such as utf-16-le")
+            place += len(piece)
+            if text := line_ends.decode(text, final=not piece):
+                yield text
+
+
+def _read(path: str) -> Iterator[bytes]:
+    """The unpacked bytes of a file in pieces; b"" comes last."""
+    try:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(UNPACK.get(kind_of(path)[1], open)(path, "rb"))
+            while piece := file.read(PIECE):
+                yield piece
+            yield b""
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} cannot be unpacked ({error}): it is damaged or not what its name says") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}): give the path of a text file") from error
+
+
+def _by_mark(start: bytes, encoding: str) -> tuple[str, int]:
+    """(encoding, length of the byte-order mark) of a file that begins like this."""
+    try:
+        "".encode(encoding)
+        codecs.getincrementaldecoder(encoding)
+    except LookupError as error:
+        raise ValueError(f"encoding={encoding} is not known: try utf-8, cp1252 or utf-16") from error
+    if start.startswith(codecs.BOM_UTF8):
+        return encoding, 3
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16-le" if start.startswith(codecs.BOM_UTF16_LE) else "utf-16-be", 2
+    return encoding, 0
+
+
+def _not_text(path: str, error: UnicodeDecodeError, place: int) -> str:
+    byte = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "its end"
+    guess = "cp1252" if error.encoding == "utf-8" and error.object[error.start] not in b"\x81\x8d\x8f\x90\x9d" else ""
+    guess = f", such as --encoding={guess} for Western Windows" if guess else ""
+    return (f"{path} is not {error.encoding.upper()} at byte {place:,} ({byte}): convert it to UTF-8, or pass "
+            f"--encoding=NAME of the encoding that it has{guess}")
+
+
+def _checked(text, path: str, field: str) -> str:
+    """A record's text; ValueError where it is none."""
+    if not isinstance(text, str):
+        raise ValueError(f"{path} has a record whose {field!r} is no text but {str(text)[:40]!r}: mend or drop it")
+    if "\0" in text or not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"{path} has a record with a NUL or half a surrogate pair in {field!r} "
+                         f"({text[:40]!r}...): mend or drop it")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _parquet(path: str, fields, digest) -> Iterator[tuple[str, ...]]:
+    import pyarrow
+    import pyarrow.parquet
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for field in fields:
+                if field not in file.schema_arrow.names:
+                    raise ValueError(_no_field(path, field, file.schema_arrow.names))
+            for batch in file.iter_batches(batch_size=256, columns=list(fields)):
+                for texts in zip(*(batch.column(field).to_pylist() for field in fields)):
+                    digest.update(repr(texts).encode("utf-8"))
+                    yield tuple(_checked(text, path, field) for text, field in zip(texts, fields))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): make it anew") from error
+
+
+def _no_field(path: str, field: str, there) -> str:
+    return (f"{path} has no field {field!r}: pass --field=NAME, one of "
+            f"{', '.join(map(repr, list(there)[:20])) or 'none there'}")
+
+
+def _lines(pieces: Iterator[str]) -> Iterator[str]:
+    """The lines of a text, with their ends."""
+    rest: list[str] = []
+    for piece in pieces:
+        first, *others = piece.split("\n")
+        rest.append(first)
+        if others:
+            yield "".join(rest) + "\n"
+            yield from (line + "\n" for line in others[:-1])
+            rest = [others[-1]]
+    if last := "".join(rest):
+        yield last
+
+
+def _json_lines(path: str, fields, lines: Iterator[str]) -> Iterator[tuple[str, ...]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} line {number:,} is no JSON ({error}): mend or drop the line") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path} line {number:,} is no object: each line must be like {{\"{fields[0]}\": \"...\"}}")
+        for field in fields:
+            if field not in record:
+                raise ValueError(f"line {number:,} of " + _no_field(path, field, record))
+        yield tuple(_checked(record[field], path, field) for field in fields)
+
+
+def _csv(path: str, fields, lines: Iterator[str]) -> Iterator[tuple[str, ...]]:
+    csv.field_size_limit(2 ** 31 - 1)
+    rows = csv.reader(lines, strict=True)
+    try:
+        names = next(rows, [])
+        for field in fields:
+            if field not in names:
+                raise ValueError(_no_field(path, field, names))
+        for row in filter(None, rows):
+            if len(row) != len(names):
+                raise ValueError(f"{path} line {rows.line_num:,} has {len(row)} columns where the first line has "
+                                 f"{len(names)}: mend or drop it")
+            yield tuple(_checked(row[names.index(field)], path, field) for field in fields)
+    except csv.Error as error:
+        raise ValueError(f"{path} line {rows.line_num:,} is no CSV ({error}): mend or drop it") from error
+
+
+def _one_document(pieces: Iterator[str]) -> Iterator[Batch]:
+    """A file as one document; none if there is nothing but blanks in it."""
+    blank, last = "", None
+    for piece in pieces:
+        if last is None and not piece.strip():
+            blank += piece
+            continue
+        if last is not None:
+            yield [last], False
+        last, blank = blank + piece, ""
+    if last is not None:
+        yield [last], True
+
+
+def _gather(texts: Iterator[str]) -> Iterator[Batch]:
+    """Records as batches; those with nothing but blanks are left away."""
+    batch, size = [], 0
+    for text in texts:
+        if not text.strip():
+            continue
+        batch.append(text)
+        size += len(text)
+        if size > PIECE:
+            yield batch, True
+            batch, size = [], 0
+    if batch:
+        yield batch, True
+
+
+def _join(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """All documents as one; each begins on a new line."""
+    for texts, whole in batches:
+        for i, text in enumerate(texts):
+            ends = whole or i < len(texts) - 1
+            yield [text + "\n" if ends and not text.endswith("\n") else text], False
+    yield [], True
+
+
+def _cut(batches: Iterator[Batch], ends: re.Pattern) -> Iterator[Batch]:
+    """Documents cut where ends fits, which stays with what is before it; their joined text stays the same."""
+    rest = ""
+    for texts, whole in batches:
+        cut = []
+        for i, text in enumerate(texts):
+            text, rest = rest + text, ""
+            places = [0, *(match.end() for match in ends.finditer(text))]
+            if len(places) > 1 and not text[:places[1]].strip():  # blank lines at the beginning are no document
+                del places[1]
+            if whole or i < len(texts) - 1:
+                places += [len(text)] if places[-1] < len(text) else []
+            else:  # what fits at the very end may go on
+                while len(places) > 1 and not text[places[-1]:].strip():
+                    places.pop()
+                rest = text[places[-1]:]
+            cut += [text[a:b] for a, b in zip(places, places[1:])]
+        if cut:
+            yield cut, True
+        if len(rest) > PIECE:  # a document longer than a piece
+            keep = len(rest) - len(rest.rstrip())
+            yield [rest[:len(rest) - keep]], False
+            rest = rest[len(rest) - keep:]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Documents that are in memory, with the interface of Files."""
+    texts: list[str]
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.texts))
+
+    def batches(self, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[Batch]:
+        for text in self.texts:
+            if digest is not None:
+                digest.update(text.encode("utf-8"))
+            on_bytes(len(text))
+            yield [text], True

@@ -1,0 +1,526 @@
+"""From documents to a data folder: survey, vocabulary, split, encode on all cores, write; in memory that stays the same.
+
+The documents are read twice, or three times where byte pairs are trained: once to count them, then to encode them.
+Whatever is cut for the sake of memory or speed is cut where the tokenizer would cut too (Tokenizer.cut), so the ids are
+those of encoding every document whole.
+
+    prepared = prepare("data/mytext", Files(["mytext.txt"]), Vocabulary("bpe", vocab_size=1024))
+"""
+import hashlib
+import json
+import os
+import sys
+import zlib
+from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Callable, Iterable, Iterator, Literal
+
+import numpy as np
+
+from dongpt.documents import Files, Texts
+from dongpt.tokenizers import (END, MOST, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, WordTokenizer,
+                               last_break, split_words)
+
+SPLITS = ("train", "val")
+JOB = 2 ** 18  # characters that a core encodes at a time
+LONGEST = 2 ** 26  # characters without a place to cut that are kept in memory
+LEAST_DOCUMENTS = 20  # fewer are not split whole
+BUCKETS = 2 ** 16  # of documents by their hash: what a split by documents chooses from
+HASHED = 2 ** 16  # characters of a document that decide its bucket
+TRAINED_ON = 2 ** 28  # characters that byte pairs are trained on at most, evenly spaced over a longer text
+SAMPLE = 1000  # characters that are kept to show that they read back
+MOST_WORDS = 2 ** 21  # different words that are counted at most
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which tokenizer, and how it is made from the text."""
+    tokenizer: Literal["char", "word", "bpe", "gpt2"] = "char"  # characters, words, trained byte pairs, GPT-2's
+    vocab_size: int = 4096  # bpe: entries, special tokens included
+    min_count: int = 1  # word: rarer words become <unk>
+    lower: bool = False  # word: in small letters
+    spaces_alone: bool = False  # word: blanks are tokens of their own, as in the word notebook
+    special: str = ""  # special tokens, with commas between: "<|summarize|>,<|sentiment|>"
+
+    def names(self) -> list[str]:
+        """The special tokens."""
+        return [name.strip() for name in self.special.split(",") if name.strip()]
+
+
+@dataclass
+class Survey:
+    """What the first reading finds."""
+    documents: int = 0
+    characters: int = 0
+    sha256: str = ""
+    buckets: np.ndarray = field(default_factory=lambda: np.zeros(BUCKETS, np.int64))  # characters by hash of documents
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which part of the text is for validation."""
+    by: str  # "documents" or "position"
+    cut: int = 0  # position: characters of train
+    val_buckets: np.ndarray | None = None  # documents: (BUCKETS,) bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written: meta.json, how often each id occurs, (vocab_size,) a split, the tokenizer, and some text."""
+    folder: str
+    meta: dict
+    counts: dict[str, np.ndarray]
+    tokenizer: Tokenizer
+    sample: str = ""
+
+
+def prepare(folder: str, documents: Files | Texts, vocabulary: Vocabulary, val_fraction: float = 0.1,
+            source: str = "", sha256: str = "", quiet: bool = False) -> Prepared:
+    """Write train.bin, val.bin and meta.json to folder, all or none of them.
+
+    source and sha256 say where the text comes from; by default what was read is hashed. Raises ValueError for a text
+    that is too short to split, a vocabulary that does not fit into uint16, a folder that cannot be written, and for
+    what documents.batches and the tokenizers raise.
+    """
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction={val_fraction} must be above 0 and below 1")
+    builder = _builder(vocabulary)
+    with _progress(documents.size * (3 if vocabulary.tokenizer == "bpe" else 2), quiet) as progress:
+        survey = look(documents, builder, progress)
+        ends = survey.documents > 1 and getattr(documents, "document", "file") == "file"
+        tokenizer = builder.finish(vocabulary.names(), ends, documents, survey, progress)
+        if tokenizer.vocab_size > MOST:
+            raise ValueError(f"a vocabulary of {tokenizer.vocab_size:,} does not fit into uint16 files: {TOO_MANY}")
+        split = choose(survey, val_fraction)
+        with Writer(folder, tokenizer) as writer:
+            digest = hashlib.sha256()
+            routed = _Sampled(_route(documents.batches(progress, digest), split))
+            for name, done in _encode_all(routed, tokenizer, survey.documents > 1):
+                writer.add(name, *done)
+            if digest.hexdigest() != survey.sha256:
+                raise ValueError("the text changed while it was read: run this again when it rests")
+            meta = {"source": source, "sha256": sha256 or survey.sha256, "documents": survey.documents,
+                    "split": split.by}
+            return replace(writer.finish(meta), sample=routed.sample)
+
+
+TOO_MANY = "take --tokenizer=bpe, or for words a larger --min_count"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# survey and vocabulary
+
+
+def look(documents: Files | Texts, builder, progress=lambda n: None) -> Survey:
+    """Read all documents once: count them, hash them, and show their text to builder."""
+    survey, digest = Survey(), hashlib.sha256()
+    observed = deque()
+    with _pool(builder.in_threads) as pool:
+        for text in _chunks(_counted(documents.batches(progress, digest), survey), builder.cut):
+            if builder.observe is None:
+                continue
+            observed.append(pool.submit(builder.observe, text))
+            if len(observed) > 2 * _n_cores():
+                builder.add(observed.popleft().result())
+        for done in observed:
+            builder.add(done.result())
+    if not survey.characters:
+        raise ValueError("there is nothing but blanks in the text: give one with words in it")
+    survey.sha256 = digest.hexdigest()
+    return survey
+
+
+def bucket_of(text: str) -> int:
+    """The bucket of a document that begins with text; equal documents share one."""
+    return zlib.crc32(text[:HASHED].encode("utf-8")) % BUCKETS
+
+
+def _counted(batches, survey: Survey) -> Iterator[tuple[str, bool]]:
+    """The texts of batches one by one, each with whether its document ends with it, counted."""
+    bucket = None
+    for texts, whole in batches:
+        for i, text in enumerate(texts):
+            bucket = bucket_of(text) if bucket is None else bucket
+            survey.characters += len(text)
+            survey.buckets[bucket] += len(text)
+            ends = whole or i < len(texts) - 1
+            if ends:
+                bucket, survey.documents = None, survey.documents + 1
+            yield text, ends
+
+
+def _chunks(parts: Iterable[tuple[str, bool]], cut: Callable[[str], int]) -> Iterator[str]:
+    """The text of parts in chunks of about JOB characters, cut where cut allows it."""
+    waiting, size = [], 0
+    for text, ends in parts:
+        waiting.append(text)
+        size += len(text)
+        if size >= JOB:
+            text = "".join(waiting)
+            place = len(text) if ends else cut(text)
+            _check_length(len(text) - place)
+            if place:
+                yield text[:place]
+            waiting, size = [text[place:]], len(text) - place
+    if size:
+        yield "".join(waiting)
+
+
+def _check_length(n: int):
+    if n > LONGEST:
+        raise ValueError(f"the text has {n:,} characters without a space or a mark between words, too many for this "
+                         f"tokenizer: take --tokenizer=char, or break the text up")
+
+
+class _Characters:
+    """Collects the characters of a text."""
+    in_threads = True
+
+    def __init__(self):
+        self.known, self.ascii = set(), b""
+
+    @staticmethod
+    def cut(text: str) -> int:
+        return len(text)
+
+    def observe(self, text: str) -> set[str]:
+        """The characters of text, or those of them that are new."""
+        if text.isascii():
+            return set(text.encode("ascii").translate(None, self.ascii).decode("ascii"))
+        codes = np.zeros(0x110000, dtype=bool)
+        codes[np.frombuffer(text.encode("utf-32-le"), np.uint32)] = True
+        return set(map(chr, np.flatnonzero(codes)))
+
+    def add(self, new: set[str]):
+        if new - self.known:
+            self.known |= new
+            self.ascii = "".join(c for c in self.known if c.isascii()).encode("ascii")
+
+    def finish(self, special: list[str], ends: bool, documents, survey, progress) -> Tokenizer:
+        return CharTokenizer("".join(sorted(self.known)), _with_end(special, ends))
+
+
+class _Words:
+    """Counts the words of a text."""
+    in_threads = False
+    cut = staticmethod(last_break)
+
+    def __init__(self, vocabulary: Vocabulary):
+        if vocabulary.min_count < 1:
+            raise ValueError(f"min_count={vocabulary.min_count} must be at least 1")
+        self.vocabulary, self.counts = vocabulary, Counter()
+        self.observe = _WordCounter(vocabulary.lower, vocabulary.spaces_alone)
+
+    def add(self, counts: Counter):
+        self.counts.update(counts)
+        if len(self.counts) > MOST_WORDS:
+            raise ValueError(f"the text has more than {MOST_WORDS:,} different words: take --tokenizer=bpe")
+
+    def finish(self, special: list[str], ends: bool, documents, survey, progress) -> Tokenizer:
+        words = sorted(word for word, count in self.counts.items() if count >= self.vocabulary.min_count)
+        if len(words) >= MOST:
+            raise ValueError(f"the text has {len(words):,} different words, and uint16 files hold {MOST:,}: {TOO_MANY}")
+        return WordTokenizer(words, _with_end(special, ends), self.vocabulary.lower, self.vocabulary.spaces_alone)
+
+
+@dataclass(frozen=True)
+class _WordCounter:
+    """Counts the words of a text; other processes can be given it."""
+    lower: bool
+    spaces_alone: bool
+
+    def __call__(self, text: str) -> Counter:
+        return Counter(split_words(text, self.lower, self.spaces_alone))
+
+
+class _BytePairs:
+    """Byte pairs need no survey."""
+    in_threads = True
+    observe = None
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
+
+    @staticmethod
+    def cut(text: str) -> int:
+        return len(text)
+
+    def finish(self, special: list[str], ends: bool, documents, survey, progress) -> Tokenizer:
+        if self.vocabulary.tokenizer == "gpt2":
+            return GPT2Tokenizer(special)
+        every = -(-survey.characters // TRAINED_ON)
+        texts = chain.from_iterable(texts for texts, _ in documents.batches(progress))
+        chunks = _chunks(((text, False) for text in texts), last_break)
+        return BPETokenizer.train((text for i, text in enumerate(chunks) if i % every == 0),
+                                  self.vocabulary.vocab_size, special)
+
+
+def _builder(vocabulary: Vocabulary):
+    if vocabulary.tokenizer == "char":
+        return _Characters()
+    return _Words(vocabulary) if vocabulary.tokenizer == "word" else _BytePairs(vocabulary)
+
+
+def _with_end(special: list[str], ends: bool) -> list[str]:
+    """special, with the token that ends a document where documents are files or records and nothing else parts them."""
+    return [*special, END] if ends and END not in special else special
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# split
+
+
+def choose(survey: Survey, val_fraction: float) -> Split:
+    """Whole documents where there are enough and val_fraction can be met within a factor of 2, else a position.
+
+    Documents are taken in the order of their hash, which has nothing to do with their order in the text.
+    """
+    target = val_fraction * survey.characters
+    taken, total = np.zeros(BUCKETS, dtype=bool), 0
+    for bucket in np.flatnonzero(survey.buckets):
+        if total + survey.buckets[bucket] <= target:
+            taken[bucket] = True
+            total += survey.buckets[bucket]
+    if total < target / 2:  # then every bucket left is larger than half of it
+        sizes = np.where(taken | (survey.buckets == 0), np.iinfo(np.int64).max, survey.buckets)
+        taken[:], total = False, sizes.min()
+        taken[sizes.argmin()] = True
+    if survey.documents >= LEAST_DOCUMENTS and target / 2 <= total <= 2 * target and total < survey.characters:
+        return Split("documents", val_buckets=taken)
+    cut = int(survey.characters * (1 - val_fraction))  # as nanoGPT's scripts cut
+    if not 2 <= cut <= survey.characters - 2:  # a loss needs a token to begin with and one to predict
+        raise ValueError(f"a text of {survey.characters} characters is too short to split: give a longer one")
+    return Split("position", cut)
+
+
+def _route(batches, split: Split) -> Iterator[tuple[str, str, bool]]:
+    """(train or val, text, whether its document ends with it) for all of batches."""
+    place, bucket = 0, None
+    for texts, whole in batches:
+        for i, text in enumerate(texts):
+            ends = whole or i < len(texts) - 1
+            if split.by == "documents":
+                bucket = bucket_of(text) if bucket is None else bucket
+                yield SPLITS[int(split.val_buckets[bucket])], text, ends
+                bucket = None if ends else bucket
+                continue
+            n = min(max(split.cut - place, 0), len(text))
+            place += len(text)
+            if n:
+                yield "train", text[:n], ends and n == len(text)
+            if n < len(text) or not text:
+                yield "val" if place > split.cut else "train", text[n:], ends
+
+
+class _Sampled:
+    """Hands on what is routed, and keeps the beginning of val."""
+
+    def __init__(self, routed):
+        self.routed, self.sample = routed, ""
+
+    def __iter__(self):
+        for name, text, ends in self.routed:
+            if name == "val" and not self.sample.strip():
+                self.sample = text[:SAMPLE]
+            yield name, text, ends
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# encoding
+
+
+def _n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _pool(in_threads: bool):
+    return ThreadPoolExecutor(_n_cores()) if in_threads else ProcessPoolExecutor(min(_n_cores(), 8))
+
+
+def _jobs(routed, tokenizer: Tokenizer) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
+    """(split, [(text, whether its document ends with it)]): about JOB characters that are encoded one by one."""
+    jobs, sizes, rest = {name: [] for name in SPLITS}, dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, "")
+    for name, text, ends in routed:
+        text, start = rest[name] + text, 0
+        while not ends or len(text) - start > JOB:
+            n = tokenizer.cut(text[start:start + JOB]) or tokenizer.cut(text[start:])
+            if not n:
+                break
+            jobs[name].append((text[start:start + n], False))
+            start, sizes[name] = start + n, sizes[name] + n
+            if sizes[name] >= JOB:
+                yield name, jobs[name]
+                jobs[name], sizes[name] = [], 0
+        rest[name] = "" if ends else text[start:]
+        _check_length(len(rest[name]))
+        if ends:
+            jobs[name].append((text[start:], True))
+            sizes[name] += len(text) - start
+        if sizes[name] >= JOB:
+            yield name, jobs[name]
+            jobs[name], sizes[name] = [], 0
+    for name in SPLITS:
+        yield name, [*jobs[name], (rest[name], False)]
+
+
+def _encode(tokenizer: Tokenizer, end_id: int | None, parts: list[tuple[str, bool]]):
+    """(ids (n,) uint16, None, characters, bytes) of parts; end_id stands behind each document."""
+    arrays, n_characters, n_bytes = [], 0, 0
+    for text, ends in parts:
+        if text:
+            arrays.append(tokenizer.encode_array(text))
+        if ends and end_id is not None:
+            arrays.append(np.array([end_id], dtype=np.uint16))
+        n_characters += len(text)
+        n_bytes += len(text) if text.isascii() else len(text.encode("utf-8"))
+    return np.concatenate(arrays or [np.zeros(0, np.uint16)]), None, n_characters, n_bytes
+
+
+_tokenizer: Tokenizer | None = None  # of a process that encodes
+
+
+def _receive(tokenizer: Tokenizer):
+    global _tokenizer
+    _tokenizer = tokenizer
+
+
+def _encode_here(end_id: int | None, parts):
+    return _encode(_tokenizer, end_id, parts)
+
+
+def _encode_all(routed, tokenizer: Tokenizer, several: bool):
+    """(split, what _encode gives) for everything routed, in order."""
+    end_id = tokenizer.end_id if several else None
+    waiting = deque()
+    if tokenizer.in_threads:
+        pool = ThreadPoolExecutor(_n_cores(), initializer=_receive, initargs=(tokenizer,))
+    else:
+        pool = ProcessPoolExecutor(min(_n_cores(), 8), initializer=_receive, initargs=(tokenizer,))
+    with pool:
+        try:
+            for name, parts in _jobs(routed, tokenizer):
+                waiting.append((name, pool.submit(_encode, tokenizer, end_id, parts) if tokenizer.in_threads
+                                else pool.submit(_encode_here, end_id, parts)))
+                if len(waiting) > 2 * _n_cores():
+                    name, done = waiting.popleft()
+                    yield name, done.result()
+            for name, done in waiting:
+                yield name, done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# writing
+
+
+class Writer:
+    """Writes the bins of a data folder under other names, and gives them theirs at the end.
+
+        with Writer(folder, tokenizer) as writer:
+            writer.add("train", ids, mask)      # mask (n,) bool: which tokens a loss is taken of; None for all
+            prepared = writer.finish(meta)
+    """
+
+    def __init__(self, folder: str, tokenizer: Tokenizer):
+        self.folder, self.tokenizer = folder, tokenizer
+        self.files, self.sha256 = {}, hashlib.sha256()
+        self.hashes = {split: hashlib.sha256() for split in SPLITS}
+        self.counts = {split: np.zeros(MOST, np.int64) for split in SPLITS}
+        self.characters, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+
+    def __enter__(self) -> "Writer":
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            for split in SPLITS:
+                self._open(f"{split}.bin")
+        except OSError as error:
+            self.__exit__()
+            raise self._cannot(error) from error
+        return self
+
+    def __exit__(self, *error):
+        for file in self.files.values():
+            file.close()
+            if os.path.exists(file.name):
+                os.remove(file.name)
+
+    def _open(self, name: str):
+        self.files[name] = open(os.path.join(self.folder, name + ".part"), "wb")
+
+    def _cannot(self, error: OSError) -> ValueError:
+        return ValueError(f"{self.folder} cannot be written ({error.strerror}): free space there or change its rights")
+
+    def add(self, split: str, ids: np.ndarray, mask: np.ndarray | None, n_characters: int, n_bytes: int):
+        """Append ids (n,) uint16, which stand for so many characters and bytes of source text, to a split."""
+        try:
+            ids = np.ascontiguousarray(ids, dtype="<u2")
+            self.files[f"{split}.bin"].write(ids)
+            if mask is not None:
+                if f"{split}.mask.bin" not in self.files:
+                    self._open(f"{split}.mask.bin")
+                self.files[f"{split}.mask.bin"].write(np.ascontiguousarray(mask, dtype=np.uint8))
+        except OSError as error:
+            raise self._cannot(error) from error
+        self.hashes[split].update(ids)
+        counts = np.bincount(ids)
+        self.counts[split][:len(counts)] += counts
+        self.characters[split] += n_characters
+        self.bytes[split] += n_bytes
+
+    def finish(self, meta: dict) -> Prepared:
+        """Give the files their names; what is in meta goes into meta.json. Raises ValueError for an empty split."""
+        tokens = {split: int(self.counts[split].sum()) for split in SPLITS}
+        if min(tokens.values()) < 2:
+            raise ValueError(f"the text gives {tokens['train']:,} tokens to train on and {tokens['val']:,} for "
+                             f"validation, and a loss needs two: give a longer one, or another --val_fraction")
+        meta = {
+            "tokenizer": self.tokenizer.to_dict(),
+            "vocab_size": self.tokenizer.vocab_size,
+            "characters": self.characters,
+            "bytes": self.bytes,
+            "tokens": tokens,
+            "ids_sha256": hashlib.sha256("".join(h.hexdigest() for h in self.hashes.values()).encode()).hexdigest(),
+            **meta,
+        }
+        try:
+            self._open("meta.json")
+            self.files["meta.json"].write(json.dumps(meta, indent=1).encode("utf-8"))
+            for file in self.files.values():
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+            for split in SPLITS:  # of data that was here before
+                if f"{split}.mask.bin" not in self.files and os.path.exists(
+                        old := os.path.join(self.folder, f"{split}.mask.bin")):
+                    os.remove(old)
+            for name, file in self.files.items():  # meta.json last: it vouches for the lengths of the others
+                os.replace(file.name, os.path.join(self.folder, name))
+        except OSError as error:
+            raise self._cannot(error) from error
+        counts = {split: self.counts[split][:self.tokenizer.vocab_size] for split in SPLITS}
+        return Prepared(self.folder, meta, counts, self.tokenizer)
+
+
+class _progress:
+    """Called with bytes that were read; a bar on a terminal."""
+
+    def __init__(self, total: int, quiet: bool):
+        self.total, self.quiet, self.bar = total, quiet or not sys.stderr.isatty(), None
+
+    def __enter__(self):
+        if not self.quiet:
+            from tqdm import tqdm
+            self.bar = tqdm(total=self.total, unit="B", unit_scale=True, leave=False)
+        return self
+
+    def __exit__(self, *error):
+        if self.bar:
+            self.bar.close()
+
+    def __call__(self, n: int):
+        if self.bar:
+            self.bar.update(n)
