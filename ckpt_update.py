@@ -20,7 +20,7 @@ import torch
 
 import configurator
 from dongpt import checkpoint as checkpoints
-from dongpt import foreign, hugging_face, runtime
+from dongpt import foreign, hugging_face
 from dongpt.foreign import NANOGPT_PLUS_SIZES
 from dongpt.program import run_program
 from model import RELATIVE, GPT

@@ -19,7 +19,7 @@ from dongpt.inference import Quantize, prepare
 from dongpt.metrics import progress_bar
 from dongpt.program import run_program
 from dongpt.runtime import ROOT, RuntimeConfig
-from dongpt.tokenizers import Tokenizer, from_dict
+from dongpt.tokenizers import Tokenizer, Unknown, from_dict
 from dongpt.writing import Texts, read_stop, read_stop_ids
 from model import Sampling, window_size
 
@@ -31,6 +31,7 @@ class SampleConfig(RuntimeConfig, Sampling):
     out_dir: str = "out"  # take the checkpoint of this run
     init_from: str = "resume"  # resume: from out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
     start: str = "\n"  # the prompt, or FILE:path of a file that holds it; may be empty
+    unknown: Unknown = "error"  # what the vocabulary lacks in the prompt: error, skip it, or replace it
     num_samples: int = 10  # how many texts, all drawn together
     max_new_tokens: int = 500  # length of each text behind the prompt, unless it stops before
     temperature: float = 0.8  # below 1 bolder on the likely, above 1 more random; 0 takes the likeliest token
@@ -63,10 +64,10 @@ def read_prompt(start: str) -> str:
     raise ValueError(f"there is no prompt file {name!r}: give --start=FILE:path of a text file, or the prompt itself")
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error") -> list[int]:
     """The prompt's ids; special tokens in it are recognised. [] for an empty one."""
     try:
-        return tokenizer.encode(prompt, special=True)
+        return tokenizer.encode(prompt, special=True, unknown=unknown)
     except ValueError as error:
         raise ValueError(f"--start: {error}") from error
 
@@ -172,9 +173,9 @@ def main(argv: list[str] | None = None):
         raise ValueError(f"{path} holds no tokenizer, so its ids cannot be shown as text: put the meta.pkl or "
                          f"meta.json of its data beside it")
     tokenizer = from_dict(description)
-    if "start" not in given and tokenizer.kind == "char" and prompt not in tokenizer.ids:
+    if "start" not in given and tokenizer.kind in ("char", "word") and prompt not in tokenizer.ids:
         prompt = ""  # a text without line ends: the default prompt is not in its vocabulary
-    ids = encode_prompt(tokenizer, prompt)
+    ids = encode_prompt(tokenizer, prompt, cfg.unknown)
     stop_ids = read_stop_ids(cfg.stop_ids, tokenizer.vocab_size)
     model, why = prepare(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
     print(why, file=sys.stderr)

@@ -21,8 +21,9 @@ import shlex
 from dataclasses import dataclass
 
 import configurator
+from dongpt.bins import Prepared
 from dongpt.documents import KNOWN, Document, Files, find_files, kind_of
-from dongpt.preparing import Prepared, Vocabulary, prepare
+from dongpt.preparing import Vocabulary, prepare
 from dongpt.program import ROOT, run_program
 from dongpt.reporting import report
 
@@ -92,8 +93,8 @@ def print_next(prepared: Prepared, name: str):
     tokens = prepared.meta["tokens"]
     for settings, title in ((quick, config), (default, "train.py's defaults")):
         n = settings["batch_size"] * settings["block_size"] * settings["gradient_accumulation_steps"]
-        print(f"one epoch is {tokens['train'] / n:,.1f} iterations with {title} ({n:,} tokens each)", end="")
-        print(f": its {settings['max_iters']:,} iterations are {settings['max_iters'] * n / tokens['train']:,.1f} epochs")
+        print(f"one epoch is {tokens['train'] / n:,.1f} iterations with {title} ({n:,} tokens each); its "
+              f"{settings['max_iters']:,} iterations are {settings['max_iters'] * n / tokens['train']:,.1f} epochs")
     where = f"--dataset={name}" if name else f"--data_dir={shlex.quote(os.path.relpath(prepared.folder))}"
     out_dir = shlex.quote("out-" + os.path.basename(os.path.abspath(prepared.folder)))
     block_size = min(tokens.values()) - 1

@@ -13,7 +13,6 @@ import contextlib
 import csv
 import glob
 import gzip
-import hashlib
 import io
 import json
 import lzma
@@ -76,14 +75,17 @@ class Files:
     def has_records(self) -> bool:
         return any(kind_of(path)[0] in RECORDS for path in self.paths)
 
+    def stamp(self) -> list[tuple[int, int]]:
+        """What changes when a file does: size and time of each."""
+        return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, self.paths)]
+
     def batches(self, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[Batch]:
         """Yield (texts, whole): documents in order, at most about PIECE characters together unless one is longer.
 
         on_bytes is told how many bytes of the files were used up; digest (of hashlib) takes in what was read.
         Raises ValueError naming file and place for what is no text.
         """
-        digest = digest or hashlib.sha256()
-        batches = self._files(on_bytes, digest)
+        batches = self._files(on_bytes, digest or _NoDigest())
         if self.document == "none":
             return _join(batches)
         if self.document == "file":
@@ -93,7 +95,7 @@ class Files:
     def records(self, *fields: str, on_bytes: Callable[[int], None] = lambda n: None, digest=None
                 ) -> Iterator[tuple[str, ...]]:
         """Yield the texts of these fields of every record of JSON lines, CSV and Parquet."""
-        digest = digest or hashlib.sha256()
+        digest = digest or _NoDigest()
         for path in self.paths:
             kind = kind_of(path)[0]
             if kind == ".parquet":
@@ -112,14 +114,17 @@ class Files:
                 one = Files([path], encoding=self.encoding)
                 yield from _gather(text for text, in one.records(self.field, digest=digest))
             else:
-                yield from _one_document(self._pieces(path, digest))
-            on_bytes(os.path.getsize(path))
+                yield from _one_document(self._pieces(path, digest, on_bytes))
+            if kind_of(path)[0] in RECORDS or kind_of(path)[1]:
+                on_bytes(os.path.getsize(path))
 
-    def _pieces(self, path: str, digest) -> Iterator[str]:
+    def _pieces(self, path: str, digest, on_bytes=lambda n: None) -> Iterator[str]:
         """The text of a file in pieces, checked, with line ends \\n."""
         codec, encoding, place, line_ends = None, "", 0, io.IncrementalNewlineDecoder(None, translate=True)
         for piece in _read(path):
             digest.update(piece)
+            if not kind_of(path)[1]:
+                on_bytes(len(piece))
             if codec is None:
                 encoding, mark = _by_mark(piece, self.encoding)
                 codec, piece, place = codecs.getincrementaldecoder(encoding)(), piece[mark:], mark
@@ -227,7 +232,7 @@ def _json_lines(path: str, fields, lines: Iterator[str]) -> Iterator[tuple[str, 
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} line {number:,} is no JSON ({error}): mend or drop the line") from error
         if not isinstance(record, dict):
-            raise ValueError(f"{path} line {number:,} is no object: each line must be like {{\"{fields[0]}\": \"...\"}}")
+            raise ValueError(f"{path} line {number:,} is no object: lines must be like {{\"{fields[0]}\": \"...\"}}")
         for field in fields:
             if field not in record:
                 raise ValueError(f"line {number:,} of " + _no_field(path, field, record))
@@ -314,14 +319,25 @@ def _cut(batches: Iterator[Batch], ends: re.Pattern) -> Iterator[Batch]:
             rest = rest[len(rest) - keep:]
 
 
+class _NoDigest:
+    """Takes in nothing."""
+
+    def update(self, content: bytes):
+        pass
+
+
 @dataclass(frozen=True)
 class Texts:
     """Documents that are in memory, with the interface of Files."""
     texts: list[str]
+    document: Document = "file"
 
     @property
     def size(self) -> int:
         return sum(map(len, self.texts))
+
+    def stamp(self) -> list[str]:
+        return self.texts
 
     def batches(self, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[Batch]:
         for text in self.texts:

@@ -1,13 +1,12 @@
-"""From documents to a data folder: survey, vocabulary, split, encode on all cores, write; in memory that stays the same.
+"""From documents to a data folder: survey, vocabulary, split, encode on all cores, write.
 
 The documents are read twice, or three times where byte pairs are trained: once to count them, then to encode them.
-Whatever is cut for the sake of memory or speed is cut where the tokenizer would cut too (Tokenizer.cut), so the ids are
-those of encoding every document whole.
+Memory does not grow with them. Whatever is cut for the sake of memory or speed is cut where the tokenizer would cut too
+(Tokenizer.cut), so the ids are those of encoding every document whole.
 
     prepared = prepare("data/mytext", Files(["mytext.txt"]), Vocabulary("bpe", vocab_size=1024))
 """
 import hashlib
-import json
 import os
 import sys
 import zlib
@@ -19,11 +18,11 @@ from typing import Callable, Iterable, Iterator, Literal
 
 import numpy as np
 
+from dongpt.bins import SPLITS, Encoded, Prepared, Writer
 from dongpt.documents import Files, Texts
 from dongpt.tokenizers import (END, MOST, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, WordTokenizer,
                                last_break, split_words)
 
-SPLITS = ("train", "val")
 JOB = 2 ** 18  # characters that a core encodes at a time
 LONGEST = 2 ** 26  # characters without a place to cut that are kept in memory
 LEAST_DOCUMENTS = 20  # fewer are not split whole
@@ -34,10 +33,13 @@ SAMPLE = 1000  # characters that are kept to show that they read back
 MOST_WORDS = 2 ** 21  # different words that are counted at most
 
 
+Kind = Literal["char", "word", "bpe", "gpt2"]
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Which tokenizer, and how it is made from the text."""
-    tokenizer: Literal["char", "word", "bpe", "gpt2"] = "char"  # characters, words, trained byte pairs, GPT-2's
+    tokenizer: Kind = "char"  # characters, words, trained byte pairs, GPT-2's
     vocab_size: int = 4096  # bpe: entries, special tokens included
     min_count: int = 1  # word: rarer words become <unk>
     lower: bool = False  # word: in small letters
@@ -66,16 +68,6 @@ class Split:
     val_buckets: np.ndarray | None = None  # documents: (BUCKETS,) bool
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What was written: meta.json, how often each id occurs, (vocab_size,) a split, the tokenizer, and some text."""
-    folder: str
-    meta: dict
-    counts: dict[str, np.ndarray]
-    tokenizer: Tokenizer
-    sample: str = ""
-
-
 def prepare(folder: str, documents: Files | Texts, vocabulary: Vocabulary, val_fraction: float = 0.1,
             source: str = "", sha256: str = "", quiet: bool = False) -> Prepared:
     """Write train.bin, val.bin and meta.json to folder, all or none of them.
@@ -86,24 +78,67 @@ def prepare(folder: str, documents: Files | Texts, vocabulary: Vocabulary, val_f
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must be above 0 and below 1")
-    builder = _builder(vocabulary)
+    builder, survey, stamp = _builder(vocabulary), Survey(), documents.stamp()
     with _progress(documents.size * (3 if vocabulary.tokenizer == "bpe" else 2), quiet) as progress:
-        survey = look(documents, builder, progress)
-        ends = survey.documents > 1 and getattr(documents, "document", "file") == "file"
-        tokenizer = builder.finish(vocabulary.names(), ends, documents, survey, progress)
+        look(_counted(documents, survey, progress), builder)
+        special = vocabulary.names()
+        if survey.documents > 1 and documents.document == "file" and END not in special:
+            special.append(END)  # nothing else parts files and records
+        again = ((text, whole or i < len(texts) - 1) for texts, whole in documents.batches(progress)
+                 for i, text in enumerate(texts))
+        tokenizer = builder.finish(special, again, survey)
         if tokenizer.vocab_size > MOST:
-            raise ValueError(f"a vocabulary of {tokenizer.vocab_size:,} does not fit into uint16 files: {TOO_MANY}")
+            raise ValueError(f"a vocabulary of {tokenizer.vocab_size:,} does not fit into uint16 files, which hold "
+                             f"{MOST:,}: {TOO_MANY}")
         split = choose(survey, val_fraction)
         with Writer(folder, tokenizer) as writer:
-            digest = hashlib.sha256()
-            routed = _Sampled(_route(documents.batches(progress, digest), split))
+            routed = _Sampled(_route(documents.batches(progress), split))
             for name, done in _encode_all(routed, tokenizer, survey.documents > 1):
-                writer.add(name, *done)
-            if digest.hexdigest() != survey.sha256:
-                raise ValueError("the text changed while it was read: run this again when it rests")
+                writer.add(name, done)
+            _check_rest(documents, stamp)
             meta = {"source": source, "sha256": sha256 or survey.sha256, "documents": survey.documents,
                     "split": split.by}
             return replace(writer.finish(meta), sample=routed.sample)
+
+
+def prepare_tasks(folder: str, files: Files, fields: tuple[str, str], mark: str, vocabulary: Vocabulary,
+                  val_fraction: float = 0.1, source: str = "") -> Prepared:
+    """Write bins and masks of records: the question, mark, the answer, END; answer and END alone are to be predicted.
+
+    mark and END become special tokens. Raises ValueError as prepare does, and for records that cannot be split whole.
+    """
+    builder, survey, stamp = _builder(vocabulary), Survey(), files.stamp()
+    with _progress(files.size * (3 if vocabulary.tokenizer == "bpe" else 2), False) as progress:
+        look(_counted_tasks(files, fields, survey, progress), builder)
+        special = [mark, END, *(name for name in vocabulary.names() if name not in (mark, END))]
+        again = (text for task in _tasks(files, fields, progress) for text in task)
+        tokenizer = builder.finish(special, ((text, True) for text in again), survey)
+        split = choose(survey, val_fraction, least=2)
+        if split.by != "documents":
+            raise ValueError(f"{survey.documents:,} records cannot be split so that about {100 * val_fraction:.0f} % "
+                             f"of the text are for validation: give more records, or another --val_fraction")
+        with Writer(folder, tokenizer) as writer:
+            sample = ""
+            for question, answer in _tasks(files, fields, progress):
+                name = SPLITS[int(split.val_buckets[bucket_of(question)])]
+                sample = sample or question[:SAMPLE]
+                writer.add(name, _encode_task(tokenizer, tokenizer.specials[mark], question, answer))
+            _check_rest(files, stamp)
+            return replace(writer.finish({"source": source, "sha256": survey.sha256, "documents": survey.documents,
+                                          "split": split.by}), sample=sample)
+
+
+def _check_rest(documents: Files | Texts, stamp):
+    if documents.stamp() != stamp:
+        raise ValueError("the text changed while it was read: run this again when it rests")
+
+
+def _encode_task(tokenizer: Tokenizer, mark_id: int, question: str, answer: str) -> Encoded:
+    """Question, mark, answer, END; the mask is 1 for what comes behind the mark."""
+    asked, given = tokenizer.encode_array(question), tokenizer.encode_array(answer)
+    ids = np.concatenate([asked, [mark_id], given, [tokenizer.end_id]]).astype(np.uint16)
+    mask = np.arange(len(ids)) > len(asked)
+    return Encoded(ids, len(question) + len(answer), len((question + answer).encode("utf-8")), mask)
 
 
 TOO_MANY = "take --tokenizer=bpe, or for words a larger --min_count"
@@ -113,23 +148,20 @@ TOO_MANY = "take --tokenizer=bpe, or for words a larger --min_count"
 # survey and vocabulary
 
 
-def look(documents: Files | Texts, builder, progress=lambda n: None) -> Survey:
-    """Read all documents once: count them, hash them, and show their text to builder."""
-    survey, digest = Survey(), hashlib.sha256()
+def look(parts: Iterable[tuple[str, bool]], builder):
+    """Show the text of parts, each with whether its document ends with it, to builder."""
+    if builder.observe is None:
+        for _ in parts:
+            pass
+        return
     observed = deque()
     with _pool(builder.in_threads) as pool:
-        for text in _chunks(_counted(documents.batches(progress, digest), survey), builder.cut):
-            if builder.observe is None:
-                continue
-            observed.append(pool.submit(builder.observe, text))
+        for _, chunk in _jobs((("train", *part) for part in parts), builder.cut):
+            observed.append(pool.submit(builder.observe, [text for text, _ in chunk]))
             if len(observed) > 2 * _n_cores():
                 builder.add(observed.popleft().result())
         for done in observed:
             builder.add(done.result())
-    if not survey.characters:
-        raise ValueError("there is nothing but blanks in the text: give one with words in it")
-    survey.sha256 = digest.hexdigest()
-    return survey
 
 
 def bucket_of(text: str) -> int:
@@ -137,10 +169,10 @@ def bucket_of(text: str) -> int:
     return zlib.crc32(text[:HASHED].encode("utf-8")) % BUCKETS
 
 
-def _counted(batches, survey: Survey) -> Iterator[tuple[str, bool]]:
-    """The texts of batches one by one, each with whether its document ends with it, counted."""
-    bucket = None
-    for texts, whole in batches:
+def _counted(documents: Files | Texts, survey: Survey, progress) -> Iterator[tuple[str, bool]]:
+    """The texts of documents one by one, each with whether its document ends with it, counted in survey."""
+    bucket, digest = None, hashlib.sha256()
+    for texts, whole in documents.batches(progress, digest):
         for i, text in enumerate(texts):
             bucket = bucket_of(text) if bucket is None else bucket
             survey.characters += len(text)
@@ -149,23 +181,32 @@ def _counted(batches, survey: Survey) -> Iterator[tuple[str, bool]]:
             if ends:
                 bucket, survey.documents = None, survey.documents + 1
             yield text, ends
+    _finish(survey, digest)
 
 
-def _chunks(parts: Iterable[tuple[str, bool]], cut: Callable[[str], int]) -> Iterator[str]:
-    """The text of parts in chunks of about JOB characters, cut where cut allows it."""
-    waiting, size = [], 0
-    for text, ends in parts:
-        waiting.append(text)
-        size += len(text)
-        if size >= JOB:
-            text = "".join(waiting)
-            place = len(text) if ends else cut(text)
-            _check_length(len(text) - place)
-            if place:
-                yield text[:place]
-            waiting, size = [text[place:]], len(text) - place
-    if size:
-        yield "".join(waiting)
+def _counted_tasks(files: Files, fields: tuple[str, str], survey: Survey, progress) -> Iterator[tuple[str, bool]]:
+    """Questions and answers in turn, counted in survey; what is asked decides the bucket."""
+    digest = hashlib.sha256()
+    for question, answer in _tasks(files, fields, progress, digest):
+        survey.documents += 1
+        survey.characters += len(question) + len(answer)
+        survey.buckets[bucket_of(question)] += len(question) + len(answer)
+        yield question, True
+        yield answer, True
+    _finish(survey, digest)
+
+
+def _finish(survey: Survey, digest):
+    survey.sha256 = digest.hexdigest()
+    if not survey.characters:
+        raise ValueError("there is nothing but blanks in the text: give one with words in it")
+
+
+def _tasks(files: Files, fields: tuple[str, str], progress, digest=None) -> Iterator[tuple[str, str]]:
+    """The records of which both fields hold more than blanks."""
+    for question, answer in files.records(*fields, on_bytes=progress, digest=digest):
+        if question.strip() and answer.strip():
+            yield question, answer
 
 
 def _check_length(n: int):
@@ -185,8 +226,9 @@ class _Characters:
     def cut(text: str) -> int:
         return len(text)
 
-    def observe(self, text: str) -> set[str]:
-        """The characters of text, or those of them that are new."""
+    def observe(self, texts: list[str]) -> set[str]:
+        """The characters of texts, or those of them that are new."""
+        text = "".join(texts)
         if text.isascii():
             return set(text.encode("ascii").translate(None, self.ascii).decode("ascii"))
         codes = np.zeros(0x110000, dtype=bool)
@@ -198,8 +240,8 @@ class _Characters:
             self.known |= new
             self.ascii = "".join(c for c in self.known if c.isascii()).encode("ascii")
 
-    def finish(self, special: list[str], ends: bool, documents, survey, progress) -> Tokenizer:
-        return CharTokenizer("".join(sorted(self.known)), _with_end(special, ends))
+    def finish(self, special: list[str], parts, survey: Survey) -> Tokenizer:
+        return CharTokenizer("".join(sorted(self.known)), special)
 
 
 class _Words:
@@ -218,21 +260,21 @@ class _Words:
         if len(self.counts) > MOST_WORDS:
             raise ValueError(f"the text has more than {MOST_WORDS:,} different words: take --tokenizer=bpe")
 
-    def finish(self, special: list[str], ends: bool, documents, survey, progress) -> Tokenizer:
+    def finish(self, special: list[str], parts, survey: Survey) -> Tokenizer:
         words = sorted(word for word, count in self.counts.items() if count >= self.vocabulary.min_count)
         if len(words) >= MOST:
-            raise ValueError(f"the text has {len(words):,} different words, and uint16 files hold {MOST:,}: {TOO_MANY}")
-        return WordTokenizer(words, _with_end(special, ends), self.vocabulary.lower, self.vocabulary.spaces_alone)
+            raise ValueError(f"the text has {len(words):,} different words, uint16 files hold {MOST:,}: {TOO_MANY}")
+        return WordTokenizer(words, special, self.vocabulary.lower, self.vocabulary.spaces_alone)
 
 
 @dataclass(frozen=True)
 class _WordCounter:
-    """Counts the words of a text; other processes can be given it."""
+    """Counts the words of texts; other processes can be given it."""
     lower: bool
     spaces_alone: bool
 
-    def __call__(self, text: str) -> Counter:
-        return Counter(split_words(text, self.lower, self.spaces_alone))
+    def __call__(self, texts: list[str]) -> Counter:
+        return Counter(chain.from_iterable(split_words(text, self.lower, self.spaces_alone) for text in texts))
 
 
 class _BytePairs:
@@ -247,14 +289,14 @@ class _BytePairs:
     def cut(text: str) -> int:
         return len(text)
 
-    def finish(self, special: list[str], ends: bool, documents, survey, progress) -> Tokenizer:
+    def finish(self, special: list[str], parts, survey: Survey) -> Tokenizer:
+        special = [name for name in special if name != END]  # byte pairs have it anyway
         if self.vocabulary.tokenizer == "gpt2":
             return GPT2Tokenizer(special)
         every = -(-survey.characters // TRAINED_ON)
-        texts = chain.from_iterable(texts for texts, _ in documents.batches(progress))
-        chunks = _chunks(((text, False) for text in texts), last_break)
-        return BPETokenizer.train((text for i, text in enumerate(chunks) if i % every == 0),
-                                  self.vocabulary.vocab_size, special)
+        jobs = _jobs((("train", *part) for part in parts), last_break)
+        texts = (text for i, (_, job) in enumerate(jobs) if i % every == 0 for text, _ in job)
+        return BPETokenizer.train(texts, self.vocabulary.vocab_size, special)
 
 
 def _builder(vocabulary: Vocabulary):
@@ -263,17 +305,12 @@ def _builder(vocabulary: Vocabulary):
     return _Words(vocabulary) if vocabulary.tokenizer == "word" else _BytePairs(vocabulary)
 
 
-def _with_end(special: list[str], ends: bool) -> list[str]:
-    """special, with the token that ends a document where documents are files or records and nothing else parts them."""
-    return [*special, END] if ends and END not in special else special
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # split
 
 
-def choose(survey: Survey, val_fraction: float) -> Split:
-    """Whole documents where there are enough and val_fraction can be met within a factor of 2, else a position.
+def choose(survey: Survey, val_fraction: float, least: int = LEAST_DOCUMENTS) -> Split:
+    """Whole documents where there are at least `least` and val_fraction can be met within a factor of 2, else a place.
 
     Documents are taken in the order of their hash, which has nothing to do with their order in the text.
     """
@@ -287,7 +324,7 @@ def choose(survey: Survey, val_fraction: float) -> Split:
         sizes = np.where(taken | (survey.buckets == 0), np.iinfo(np.int64).max, survey.buckets)
         taken[:], total = False, sizes.min()
         taken[sizes.argmin()] = True
-    if survey.documents >= LEAST_DOCUMENTS and target / 2 <= total <= 2 * target and total < survey.characters:
+    if survey.documents >= least and target / 2 <= total <= 2 * target and total < survey.characters:
         return Split("documents", val_buckets=taken)
     cut = int(survey.characters * (1 - val_fraction))  # as nanoGPT's scripts cut
     if not 2 <= cut <= survey.characters - 2:  # a loss needs a token to begin with and one to predict
@@ -340,13 +377,13 @@ def _pool(in_threads: bool):
     return ThreadPoolExecutor(_n_cores()) if in_threads else ProcessPoolExecutor(min(_n_cores(), 8))
 
 
-def _jobs(routed, tokenizer: Tokenizer) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
+def _jobs(routed, cut: Callable[[str], int]) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
     """(split, [(text, whether its document ends with it)]): about JOB characters that are encoded one by one."""
     jobs, sizes, rest = {name: [] for name in SPLITS}, dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, "")
     for name, text, ends in routed:
         text, start = rest[name] + text, 0
         while not ends or len(text) - start > JOB:
-            n = tokenizer.cut(text[start:start + JOB]) or tokenizer.cut(text[start:])
+            n = cut(text[start:start + JOB]) or cut(text[start:])
             if not n:
                 break
             jobs[name].append((text[start:start + n], False))
@@ -366,8 +403,8 @@ def _jobs(routed, tokenizer: Tokenizer) -> Iterator[tuple[str, list[tuple[str, b
         yield name, [*jobs[name], (rest[name], False)]
 
 
-def _encode(tokenizer: Tokenizer, end_id: int | None, parts: list[tuple[str, bool]]):
-    """(ids (n,) uint16, None, characters, bytes) of parts; end_id stands behind each document."""
+def _encode(tokenizer: Tokenizer, end_id: int | None, parts: list[tuple[str, bool]]) -> Encoded:
+    """The ids of parts; end_id stands behind each document."""
     arrays, n_characters, n_bytes = [], 0, 0
     for text, ends in parts:
         if text:
@@ -376,7 +413,8 @@ def _encode(tokenizer: Tokenizer, end_id: int | None, parts: list[tuple[str, boo
             arrays.append(np.array([end_id], dtype=np.uint16))
         n_characters += len(text)
         n_bytes += len(text) if text.isascii() else len(text.encode("utf-8"))
-    return np.concatenate(arrays or [np.zeros(0, np.uint16)]), None, n_characters, n_bytes
+    ids = arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.zeros(0, np.uint16)])
+    return Encoded(ids, n_characters, n_bytes)
 
 
 _tokenizer: Tokenizer | None = None  # of a process that encodes
@@ -392,7 +430,7 @@ def _encode_here(end_id: int | None, parts):
 
 
 def _encode_all(routed, tokenizer: Tokenizer, several: bool):
-    """(split, what _encode gives) for everything routed, in order."""
+    """(split, Encoded) for everything routed, in order."""
     end_id = tokenizer.end_id if several else None
     waiting = deque()
     if tokenizer.in_threads:
@@ -401,7 +439,7 @@ def _encode_all(routed, tokenizer: Tokenizer, several: bool):
         pool = ProcessPoolExecutor(min(_n_cores(), 8), initializer=_receive, initargs=(tokenizer,))
     with pool:
         try:
-            for name, parts in _jobs(routed, tokenizer):
+            for name, parts in _jobs(routed, tokenizer.cut):
                 waiting.append((name, pool.submit(_encode, tokenizer, end_id, parts) if tokenizer.in_threads
                                 else pool.submit(_encode_here, end_id, parts)))
                 if len(waiting) > 2 * _n_cores():
@@ -411,98 +449,6 @@ def _encode_all(routed, tokenizer: Tokenizer, several: bool):
                 yield name, done.result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# writing
-
-
-class Writer:
-    """Writes the bins of a data folder under other names, and gives them theirs at the end.
-
-        with Writer(folder, tokenizer) as writer:
-            writer.add("train", ids, mask)      # mask (n,) bool: which tokens a loss is taken of; None for all
-            prepared = writer.finish(meta)
-    """
-
-    def __init__(self, folder: str, tokenizer: Tokenizer):
-        self.folder, self.tokenizer = folder, tokenizer
-        self.files, self.sha256 = {}, hashlib.sha256()
-        self.hashes = {split: hashlib.sha256() for split in SPLITS}
-        self.counts = {split: np.zeros(MOST, np.int64) for split in SPLITS}
-        self.characters, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-
-    def __enter__(self) -> "Writer":
-        try:
-            os.makedirs(self.folder, exist_ok=True)
-            for split in SPLITS:
-                self._open(f"{split}.bin")
-        except OSError as error:
-            self.__exit__()
-            raise self._cannot(error) from error
-        return self
-
-    def __exit__(self, *error):
-        for file in self.files.values():
-            file.close()
-            if os.path.exists(file.name):
-                os.remove(file.name)
-
-    def _open(self, name: str):
-        self.files[name] = open(os.path.join(self.folder, name + ".part"), "wb")
-
-    def _cannot(self, error: OSError) -> ValueError:
-        return ValueError(f"{self.folder} cannot be written ({error.strerror}): free space there or change its rights")
-
-    def add(self, split: str, ids: np.ndarray, mask: np.ndarray | None, n_characters: int, n_bytes: int):
-        """Append ids (n,) uint16, which stand for so many characters and bytes of source text, to a split."""
-        try:
-            ids = np.ascontiguousarray(ids, dtype="<u2")
-            self.files[f"{split}.bin"].write(ids)
-            if mask is not None:
-                if f"{split}.mask.bin" not in self.files:
-                    self._open(f"{split}.mask.bin")
-                self.files[f"{split}.mask.bin"].write(np.ascontiguousarray(mask, dtype=np.uint8))
-        except OSError as error:
-            raise self._cannot(error) from error
-        self.hashes[split].update(ids)
-        counts = np.bincount(ids)
-        self.counts[split][:len(counts)] += counts
-        self.characters[split] += n_characters
-        self.bytes[split] += n_bytes
-
-    def finish(self, meta: dict) -> Prepared:
-        """Give the files their names; what is in meta goes into meta.json. Raises ValueError for an empty split."""
-        tokens = {split: int(self.counts[split].sum()) for split in SPLITS}
-        if min(tokens.values()) < 2:
-            raise ValueError(f"the text gives {tokens['train']:,} tokens to train on and {tokens['val']:,} for "
-                             f"validation, and a loss needs two: give a longer one, or another --val_fraction")
-        meta = {
-            "tokenizer": self.tokenizer.to_dict(),
-            "vocab_size": self.tokenizer.vocab_size,
-            "characters": self.characters,
-            "bytes": self.bytes,
-            "tokens": tokens,
-            "ids_sha256": hashlib.sha256("".join(h.hexdigest() for h in self.hashes.values()).encode()).hexdigest(),
-            **meta,
-        }
-        try:
-            self._open("meta.json")
-            self.files["meta.json"].write(json.dumps(meta, indent=1).encode("utf-8"))
-            for file in self.files.values():
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
-            for split in SPLITS:  # of data that was here before
-                if f"{split}.mask.bin" not in self.files and os.path.exists(
-                        old := os.path.join(self.folder, f"{split}.mask.bin")):
-                    os.remove(old)
-            for name, file in self.files.items():  # meta.json last: it vouches for the lengths of the others
-                os.replace(file.name, os.path.join(self.folder, name))
-        except OSError as error:
-            raise self._cannot(error) from error
-        counts = {split: self.counts[split][:self.tokenizer.vocab_size] for split in SPLITS}
-        return Prepared(self.folder, meta, counts, self.tokenizer)
 
 
 class _progress:

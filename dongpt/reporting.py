@@ -1,7 +1,7 @@
 """What a prepared corpus looks like, in words and figures."""
 import numpy as np
 
-from dongpt.preparing import Prepared
+from dongpt.bins import Prepared
 from dongpt.tokenizers import UNKNOWN, Tokenizer
 
 SHOWN = 10  # symbols

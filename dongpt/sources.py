@@ -33,6 +33,14 @@ DON_QUIXOTE = Download(
 )
 
 
+TINY_SHAKESPEARE = Download(
+    title="First Citizen",
+    least_bytes=1_000_000,
+    most_bytes=1_300_000,
+    addresses=("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",),
+)
+
+
 def find_text(given: str, folder: str, download: Download) -> str:
     """Path of the text to prepare: the one given, else input.txt in folder, else the download, kept there as input.txt.
 

@@ -9,7 +9,6 @@ import codecs
 import functools
 import hashlib
 import re
-from collections import Counter
 from itertools import chain
 from typing import Callable, Iterable, Iterator, Literal, Sequence
 
@@ -20,7 +19,9 @@ FOREIGN = {"kind": "foreign"}  # describes a tokenizer that is there, and is non
 END = "<|endoftext|>"  # the special token behind each of several documents
 UNKNOWN = "<unk>"  # the special token for a word that the vocabulary does not hold
 MOST = 2 ** 16  # entries of a vocabulary: ids are stored as uint16
-GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # openai/gpt-2, encoder.py
+# openai/gpt-2, encoder.py
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+NO_ID = 255
 Unknown = Literal["error", "skip", "replace"]
 
 
@@ -115,18 +116,28 @@ class CharTokenizer(Tokenizer):
             except KeyError:
                 missing = sorted(set(text) - set(self.ids))
                 raise ValueError(f"the text has characters that are not in the vocabulary: "
-                                 f"{', '.join(map(repr, missing))}; the vocabulary is {self.characters!r}") from None
+                                 f"{', '.join(map(repr, missing))}; the vocabulary is {self.characters!r}; pass "
+                                 f"--unknown=skip or --unknown=replace to go on without them") from None
         known = next((c for c in "\ufffd?_ " if c in self.ids), self.characters[0]) if unknown == "replace" else None
         ids = (self.ids.get(c, self.ids.get(known)) for c in text)
         return [i for i in ids if i is not None]
 
     def encode_array(self, text: str) -> np.ndarray:
-        ascii_only = text.isascii()
-        codes = np.frombuffer(text.encode("ascii" if ascii_only else "utf-32-le"), np.uint8 if ascii_only else np.uint32)
-        ids = self._table[codes]
-        if len(ids) and ids.min() < 0:
-            return np.array(self.encode(text), dtype=np.uint16)  # raises, with the characters
-        return ids.astype(np.uint16)
+        if text.isascii() and self._ascii_table:
+            ids = np.frombuffer(text.encode("ascii").translate(self._ascii_table), np.uint8)
+            known = not len(ids) or ids.max() < NO_ID
+        else:
+            ids = self._table[np.frombuffer(text.encode("utf-32-le"), np.uint32)]
+            known = not len(ids) or ids.min() >= 0
+        return ids.astype(np.uint16) if known else np.array(self.encode(text), dtype=np.uint16)  # which raises
+
+    @functools.cached_property
+    def _ascii_table(self) -> bytes:
+        """The id of each ASCII character for bytes.translate, NO_ID for none; b"" where the ids don't fit."""
+        known = {code: self.ids[chr(code)] for code in range(128) if chr(code) in self.ids}
+        if any(i >= NO_ID for i in known.values()):
+            return b""
+        return bytes(known.get(code, NO_ID) for code in range(256))
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
@@ -241,8 +252,8 @@ class BytePairs(Tokenizer):
 class BPETokenizer(BytePairs):
     """Byte pairs trained on a text: the first 256 ids are the bytes, the others in the order in which they were joined.
 
-    tokens are spelled in GPT-2's alphabet, in which every byte is a visible character. The special tokens follow; the
-    first of them is <|endoftext|>.
+    tokens are spelled in GPT-2's alphabet, in which every byte is a visible character. <|endoftext|> follows, then the
+    special tokens that are declared.
     """
     kind = "bpe"
 
@@ -258,7 +269,6 @@ class BPETokenizer(BytePairs):
         if len(ranks) != len(tokens) or any(bytes([byte]) not in ranks for byte in range(256)):
             raise ValueError("the vocabulary of byte pairs lacks a byte or has a token twice: prepare the data anew")
         self.encoding = tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
-        special = [name for name in special if name != END]
         self.specials = _number([END, *special], len(tokens), ())
         self.vocab_size = len(tokens) + len(self.specials)
         self.start_id = self.specials[END]
@@ -267,7 +277,7 @@ class BPETokenizer(BytePairs):
     def train(cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> "BPETokenizer":
         """The tokenizer of at most vocab_size entries, special tokens included, trained on texts by Hugging Face."""
         import tokenizers
-        n_special = len({END, *special})
+        n_special = 1 + len(special)
         if not 256 + n_special <= vocab_size <= MOST:
             raise ValueError(f"vocab_size={vocab_size} must be from {256 + n_special} (the bytes and the special "
                              f"tokens) to {MOST:,}")
@@ -292,8 +302,8 @@ class GPT2Tokenizer(BytePairs):
         self.encoding = _gpt2_encoding()
         self.start_id = self.encoding.eot_token
         self.specials = {END: self.start_id}
-        self.specials.update(_number([name for name in special if name != END], self.encoding.n_vocab, self.specials))
-        self.vocab_size = self.encoding.n_vocab + len(self.specials) - 1
+        self.specials.update(_number(special, self.encoding.n_vocab, self.specials))
+        self.vocab_size = self.encoding.n_vocab + len(special)
 
     def to_dict(self) -> dict:
         declared = {name: i for name, i in self.specials.items() if i >= self.encoding.n_vocab}

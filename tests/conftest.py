@@ -31,6 +31,22 @@ def write_corpus(folder: str, text: str) -> str:
     return str(folder)
 
 
+def split_text(text: str) -> dict[str, str]:
+    """The splits of a text where nanoGPT's scripts cut."""
+    cut = int(len(text) * 0.9)
+    return {"train": text[:cut], "val": text[cut:]}
+
+
+def write_splits(folder: str, tokenizer, texts: dict[str, str]) -> str:
+    """A corpus of these splits in folder; returns folder."""
+    from dongpt.bins import Encoded, Writer
+    with Writer(str(folder), tokenizer) as writer:
+        for split, text in texts.items():
+            writer.add(split, Encoded(tokenizer.encode_array(text), len(text), len(text.encode("utf-8"))))
+        writer.finish({"source": "generated", "sha256": "0" * 64})
+    return str(folder)
+
+
 def run(program: str, *args: str, cwd, launcher=(), env=None, timeout=300, check: int | None = 0):
     """Run a program of the repository (e.g. "train.py") in cwd as a user would; returns the CompletedProcess.
 

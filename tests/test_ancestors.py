@@ -13,7 +13,7 @@ import torch
 
 import ancestors
 from ancestors import NanoGPT, Plus, PlusBigram
-from conftest import expect_sentence, generated_text, run
+from conftest import expect_sentence, generated_text, run, split_text, write_splits
 from dongpt import checkpoint as checkpoints
 from dongpt.checkpoint import load_model
 from dongpt.corpus import Corpus
@@ -826,12 +826,10 @@ def test_a_bigram_goes_on_training(tmp_path, tiny_data):
 @pytest.fixture(scope="module")
 def fixture_data(tmp_path_factory):
     """A corpus of the vocabulary that the fixtures have."""
-    from dongpt import corpus
     tokenizer = CharTokenizer("\n" + "".join(map(chr, range(32, 95))))
     text = "".join(c for c in generated_text().upper() if c in tokenizer.ids)
     folder = tmp_path_factory.mktemp("fixture_data")
-    corpus.write(str(folder), tokenizer, corpus.split_text(text), "generated", "0" * 64)
-    return str(folder)
+    return write_splits(folder, tokenizer, split_text(text))
 
 
 def use_as_a_user(old, new_args, data):

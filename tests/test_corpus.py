@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import generated_text, write_corpus
+from conftest import generated_text, split_text, write_corpus
 from dongpt import corpus as corpora
-from dongpt.corpus import Corpus, read_meta, split_text
+from dongpt.corpus import Corpus, read_meta
 from dongpt.tokenizers import CharTokenizer, added_tokens
 
 pytestmark = pytest.mark.smoke
@@ -55,15 +55,15 @@ def test_bins_are_what_a_script_in_the_style_of_nanogpt_writes(tmp_path):
 
 
 @pytest.mark.parametrize("n", [11, 20, 21, 99, 1001, 2307844])
-def test_a_text_is_cut_where_nanogpt_cuts_it(n):
-    parts = split_text("x" * n)
-    assert len(parts["train"]) == int(n * 0.9) and len(parts["val"]) == n - int(n * 0.9)
+def test_a_text_is_cut_where_nanogpt_cuts_it(tmp_path, n):
+    tokens = read_meta(write_corpus(tmp_path, "x" * n))["tokens"]
+    assert tokens == {"train": int(n * 0.9), "val": n - int(n * 0.9)}
 
 
 @pytest.mark.parametrize("n", [1, 2, 10])
-def test_a_text_too_short_for_a_loss_on_both_sides_cannot_be_split(n):
+def test_a_text_too_short_for_a_loss_on_both_sides_cannot_be_split(tmp_path, n):
     with pytest.raises(ValueError, match="too short"):
-        split_text("x" * n)
+        write_corpus(tmp_path, "x" * n)
 
 
 def test_nothing_but_the_bins_and_meta_json_is_written(tmp_path):

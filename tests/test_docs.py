@@ -93,4 +93,5 @@ def test_requirements_are_the_packages_that_the_readme_installs():
     lines = [line for line in read("requirements.txt").splitlines() if line]
     assert lines[0] == "torch>=2.11,<2.14"
     assert {re.split(r"[<>=]", line)[0] for line in lines} == {
-        "torch", "numpy", "tiktoken", "transformers", "datasets", "wandb", "tqdm", "matplotlib", "pytest"}
+        "torch", "numpy", "tiktoken", "tokenizers", "pyarrow", "transformers", "datasets", "wandb", "tqdm",
+        "matplotlib", "pytest", "pytest-xdist", "hypothesis"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import evaluate as program
-from conftest import ROOT, expect_sentence, generated_text, run, write_corpus
+from conftest import ROOT, expect_sentence, generated_text, run, split_text, write_corpus, write_splits
 from dongpt import runtime
 from dongpt.checkpoint import load_model, model_args, save
 from dongpt.corpus import Corpus, read_meta
@@ -232,13 +232,12 @@ def test_help_lists_the_keys(capsys, flag):
 
 
 def test_a_hugging_face_folder_is_a_path(tmp_path, gpt2_vocabulary, capsys):
-    from dongpt import corpus
     from dongpt.tokenizers import GPT2Tokenizer
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_positions=32, n_embd=16, n_layer=1, n_head=2)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "hf")
-    corpus.write(str(tmp_path / "data"), GPT2Tokenizer(), corpus.split_text(generated_text(600)), "generated", "0" * 64)
+    write_splits(tmp_path / "data", GPT2Tokenizer(), split_text(generated_text(600)))
     result, = results(capsys, str(tmp_path / "hf"), f"--data_dir={tmp_path / 'data'}")
     assert result["loss"] == pytest.approx(math.log(50257), abs=0.5)

@@ -15,7 +15,8 @@ import torch
 
 import evaluate
 import train
-from conftest import ROOT, TINY_RUN, assert_same, generated_text, load, read_log, run, write_corpus
+from conftest import (ROOT, TINY_RUN, assert_same, generated_text, load, read_log, run, write_corpus,
+                      write_splits)
 from dongpt import corpus as corpora
 from dongpt import runtime
 from dongpt.tokenizers import CharTokenizer
@@ -68,8 +69,7 @@ def one_sentence(tmp_path) -> str:
     """A corpus whose train split is a single window, so that a model soon knows it by heart and val gets worse."""
     texts = {"train": "the knight rode t", "val": "to the giant. " * 12}
     folder = str(tmp_path / "one_sentence")
-    corpora.write(folder, CharTokenizer.from_text("".join(texts.values())), texts, "made up", "0" * 64)
-    return folder
+    return write_splits(folder, CharTokenizer.from_text("".join(texts.values())), texts)
 
 
 def overfit(data_dir: str, out_dir: str, *args: str) -> int:
@@ -411,7 +411,7 @@ def test_dataset_fraction_uses_the_first_part_of_train_alone(tmp_path):
     first, one, other, val = (generated_text(300, seed)[:1500] for seed in range(4))
     tokenizer = CharTokenizer.from_text(first + one + other + val)
     for name, rest in (("a", one), ("b", other)):
-        corpora.write(str(tmp_path / name), tokenizer, {"train": first + rest, "val": val}, "made up", "0" * 64)
+        write_splits(tmp_path / name, tokenizer, {"train": first + rest, "val": val})
     for name, fraction in (("a", 0.5), ("b", 0.5), ("b", 1.0)):
         train.main([f"--data_dir={name}", f"--out_dir=out-{name}-{fraction}", *TINY_RUN, "--eval_iters=1000",
                     f"--dataset_fraction={fraction}"])

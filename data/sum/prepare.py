@@ -1,0 +1,50 @@
+"""Texts with their summaries, for a model that summarises: writes bins, masks and meta.json beside this script.
+
+    python data/sum/prepare.py --input=articles.csv                              # columns text and summary
+    python data/sum/prepare.py --input=articles.jsonl.gz --text=body --summary=title --tokenizer=bpe
+    python train.py config/finetune_sum.py
+    python sample.py --out_dir=out-sum --start='A long text ...<|summarize|>' --stop='<|endoftext|>'
+
+A record becomes its text, <|summarize|>, its summary, <|endoftext|>, where both marks are real special tokens. Only the
+summary and the end behind it are to be predicted: the masks say so, and train.py and evaluate.py heed them.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+
+from dataclasses import dataclass
+
+import configurator
+from dongpt.documents import Files, find_files
+from dongpt.preparing import Kind, Vocabulary, prepare_tasks
+from dongpt.program import run_program
+from dongpt.reporting import report
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+MARK = "<|summarize|>"
+
+
+@dataclass(frozen=True)
+class PrepareConfig(Vocabulary):
+    tokenizer: Kind = "gpt2"  # gpt2 to fine-tune GPT-2; char, word or bpe for a model of your own
+    input: str = ""  # a file of records (.jsonl, .csv, .parquet), a folder or a pattern
+    text: str = "text"  # the field that holds what is to be summarised
+    summary: str = "summary"  # the field that holds the answer
+    val_fraction: float = 0.1  # of the characters, for validation; records stay whole
+    name: str = ""  # a folder under data/ to write to; without it beside this script
+
+
+def main(argv: list[str] | None = None):
+    cfg, _ = configurator.load(PrepareConfig, argv)
+    if not cfg.input:
+        raise ValueError("no records were given: pass --input=PATH of a .csv, .jsonl or .parquet file with the fields "
+                         "text and summary, or name yours with --text and --summary")
+    paths, _ = find_files(cfg.input)
+    folder = os.path.join(os.path.dirname(FOLDER), os.path.basename(cfg.name)) if cfg.name else FOLDER
+    report(prepare_tasks(folder, Files(paths), (cfg.text, cfg.summary), MARK, cfg, cfg.val_fraction,
+                         os.path.basename(os.path.normpath(cfg.input))))
+
+
+if __name__ == "__main__":
+    run_program(main)
