@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from dongpt.tokenizers import FOREIGN, from_dict
+from dongpt.tokenizers import END, FOREIGN, UNKNOWN, byte_alphabet, from_dict
 from model import GPT, GPTConfig
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -125,7 +125,7 @@ def save(model: GPT, tokenizer: dict | None, folder: str, mark: str = ""):
     if reason := _why_not_gpt2(config):
         raise ValueError(f"GPT-2's architecture cannot express this model, which has {reason}: keep it as a checkpoint")
     tokenizer = None if tokenizer == FOREIGN else tokenizer
-    end_of_text = 50256 if tokenizer and tokenizer["kind"] == "gpt2" else None
+    end_of_text = from_dict(tokenizer).end_id if tokenizer else None
     theirs = GPT2LMHeadModel(GPT2Config(
         vocab_size=config.vocab_size, n_positions=config.block_size, n_layer=config.n_layer, n_head=config.n_head,
         n_embd=config.n_embd, activation_function="gelu_new" if config.activation == "gelu_tanh" else "gelu",
@@ -182,20 +182,26 @@ def _why_not_gpt2(config: GPTConfig) -> str:
 def _save_tokenizer(description: dict, block_size: int, folder: str):
     """Write tokenizer.json, by which transformers encodes and decodes as ours does."""
     import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
     tokenizer = from_dict(description)
-    if tokenizer.kind == "gpt2":
+    if tokenizer.kind in ("gpt2", "bpe"):
         vocabulary, merges = _byte_pairs(tokenizer.encoding._mergeable_ranks)
         theirs = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
         theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         theirs.decoder = decoders.ByteLevel()
+    elif tokenizer.kind == "word":
+        ids = {**tokenizer.ids, UNKNOWN: tokenizer.unknown_id}
+        theirs = tokenizers.Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+        theirs.normalizer = normalizers.Lowercase() if tokenizer.lower else None
+        theirs.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(tokenizer.pattern), "isolated")
+        theirs.decoder = decoders.Fuse()
     else:
         theirs = tokenizers.Tokenizer(models.WordLevel(tokenizer.ids))  # an unknown character is an error there too
         theirs.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
         theirs.decoder = decoders.Fuse()
     theirs.add_special_tokens(sorted(tokenizer.specials, key=tokenizer.specials.get))
-    end = dict(bos_token="<|endoftext|>", eos_token="<|endoftext|>") if tokenizer.kind == "gpt2" else {}
+    end = dict(bos_token=END, eos_token=END) if END in tokenizer.specials else {}
     PreTrainedTokenizerFast(tokenizer_object=theirs, model_max_length=block_size, clean_up_tokenization_spaces=False,
                             **end).save_pretrained(folder)
 
@@ -205,9 +211,7 @@ def _byte_pairs(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str
 
     A token is the merge of the two parts that the merges before it leave of its bytes.
     """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + i) for i, byte in enumerate(others)}}
+    letters = byte_alphabet()
 
     def write(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)

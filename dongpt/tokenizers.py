@@ -181,6 +181,11 @@ class WordTokenizer(Tokenizer):
         self.vocab_size = len(words) + len(self.specials)
         self.start_id = self.specials.get(END, self.ids.get("\n", self.unknown_id))
 
+    @property
+    def pattern(self) -> str:
+        """The regular expression that fits a word."""
+        return WORDS if self.spaces_alone else WORDS_WITH_SPACES
+
     def split(self, text: str) -> list[str]:
         """The words of text, the same text when joined, in small letters if lower."""
         return split_words(text, self.lower, self.spaces_alone)
@@ -211,9 +216,12 @@ class WordTokenizer(Tokenizer):
                               "spaces_alone": self.spaces_alone}, declared)
 
 
+WORDS, WORDS_WITH_SPACES = r"\w+|\S|\s", r" ?\w+| ?[^\w\s]|\s"
+
+
 def split_words(text: str, lower: bool = False, spaces_alone: bool = False) -> list[str]:
     """The words of text as WordTokenizer has them."""
-    return re.findall(r"\w+|\S|\s" if spaces_alone else r" ?\w+| ?[^\w\s]|\s", text.lower() if lower else text)
+    return re.findall(WORDS if spaces_alone else WORDS_WITH_SPACES, text.lower() if lower else text)
 
 
 class BytePairs(Tokenizer):

@@ -24,7 +24,8 @@ from dongpt import checkpoint as checkpoints
 from dongpt import hugging_face, tokenizers
 from dongpt.checkpoint import load_model
 from dongpt.corpus import Corpus
-from dongpt.tokenizers import CharTokenizer, GPT2Tokenizer, added_tokens, from_dict
+from dongpt.tokenizers import (BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, added_tokens, from_dict,
+                               split_words)
 from model import GPT, GPTConfig, new_model
 from train import TrainConfig
 
@@ -1000,3 +1001,21 @@ def test_train_eds_holds_eds_settings():
         grad_clip=1.0, bias=False, decay_lr=True, pos_embd="default", activation="gelu", tie_weights=True))
     for pos_embd in ("rope", "relative"):
         assert configurator.load(TrainConfig, ["train_eds", f"--pos_embd={pos_embd}"])[0].pos_embd == pos_embd
+
+
+@smoke
+@pytest.mark.parametrize("kind", ["bpe", "word", "word, lower, spaces alone"])
+def test_an_exported_vocabulary_of_ones_own_encodes_as_ours(tmp_path, transformers, kind):
+    text = generated_text(900) + "It's a_b, señor: x² 12\t日本\n\n"
+    if kind == "bpe":
+        tokenizer = BPETokenizer.train([text], 400, ["<|x|>"])
+    else:
+        flags = ("lower" in kind,) * 2
+        tokenizer = WordTokenizer(sorted(set(split_words(text, *flags))), ["<|x|>", "<|endoftext|>"], *flags)
+    model = GPT(GPTConfig(block_size=4096, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=8))
+    hugging_face.save(model, tokenizer.to_dict(), str(tmp_path / "hf"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ids = tokenizer.encode(text[-4000:] + "unheard", unknown="replace")
+    assert theirs.encode(text[-4000:] + "unheard") == ids and theirs.decode(ids) == tokenizer.decode(ids)
+    assert theirs.encode("<|x|>") == [tokenizer.specials["<|x|>"]] and theirs.eos_token_id == tokenizer.end_id
+    assert hugging_face.load(str(tmp_path / "hf"))[1] == tokenizer.to_dict()
