@@ -95,11 +95,17 @@ def print_next(prepared: Prepared, name: str):
         n = settings["batch_size"] * settings["block_size"] * settings["gradient_accumulation_steps"]
         print(f"one epoch is {tokens['train'] / n:,.1f} iterations with {title} ({n:,} tokens each); its "
               f"{settings['max_iters']:,} iterations are {settings['max_iters'] * n / tokens['train']:,.1f} epochs")
-    where = f"--dataset={name}" if name else f"--data_dir={shlex.quote(os.path.relpath(prepared.folder))}"
+    where = f"--dataset={name}" if name else f"--data_dir={shlex.quote(shortest(prepared.folder))}"
     out_dir = shlex.quote("out-" + os.path.basename(os.path.abspath(prepared.folder)))
     block_size = min(tokens.values()) - 1
     shorter = f" --block_size={max(1, block_size)}" if block_size < quick["block_size"] else ""
-    print(f"next: python train.py {config} {where} --out_dir={out_dir}{shorter}")
+    train, config = (shlex.quote(shortest(os.path.join(ROOT, path))) for path in ("train.py", config))
+    print(f"next: python {train} {config} {where} --out_dir={out_dir}{shorter}")
+
+
+def shortest(path: str) -> str:
+    """The shorter one of a path from here and from the root."""
+    return min(os.path.relpath(path), os.path.abspath(path), key=len)
 
 
 def main(argv: list[str] | None = None):

@@ -24,6 +24,7 @@ from dongpt.tokenizers import Tokenizer, from_dict
 SPLITS = ("train", "val")
 PREPARED_BY_TRAIN = ("python_docs",)  # data sets whose prepare.py needs no network
 IN_MEMORY = 64 * 2 ** 20  # bytes; a larger file stays on disk and is mapped
+REMAP = 16  # uses of a mapped file
 SCANNED = 2 ** 26  # bytes of a file that are checked for ids beyond the vocabulary before training
 
 
@@ -104,6 +105,7 @@ class Corpus:
                       if os.path.exists(path := os.path.join(folder, f"{split}.mask.bin"))}
         self._check_masks()
         self._in_memory: dict[str, np.ndarray] = {}
+        self._mapped: dict[str, tuple[np.ndarray, int]] = {}  # and how often it was used
         self._epoch: tuple | None = None
 
     def _count(self, split: str) -> int:
@@ -141,13 +143,17 @@ class Corpus:
         return self._read(f"{split} mask", self.masks[split], "u1", self.lengths[split])
 
     def _read(self, name: str, path: str, kind: str, count: int) -> np.ndarray:
-        """The first count numbers of a file: in memory if small, else mapped anew at each call."""
+        """The first count numbers of a file: in memory if small, else mapped, anew after every REMAP calls."""
         if name in self._in_memory:
             return self._in_memory[name]
-        if count * np.dtype(kind).itemsize > IN_MEMORY:  # a map kept for long fills the memory: nanoGPT PR 428
-            return np.memmap(path, dtype=kind, mode="r", shape=(count,))
-        self._in_memory[name] = np.fromfile(path, dtype=kind, count=count)
-        return self._in_memory[name]
+        if count * np.dtype(kind).itemsize <= IN_MEMORY:
+            self._in_memory[name] = np.fromfile(path, dtype=kind, count=count)
+            return self._in_memory[name]
+        mapped, uses = self._mapped.get(name, (None, REMAP))
+        if uses >= REMAP:  # a map kept for long fills the memory with its pages: nanoGPT PR 428
+            mapped, uses = np.memmap(path, dtype=kind, mode="r", shape=(count,)), 0
+        self._mapped[name] = mapped, uses + 1
+        return mapped
 
     def check(self, block_size: int, vocab_size: int):
         """Raise ValueError if the corpus is too short to train on or holds ids that a model has no embedding for."""

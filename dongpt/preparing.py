@@ -405,16 +405,8 @@ def _jobs(routed, cut: Callable[[str], int]) -> Iterator[tuple[str, list[tuple[s
 
 def _encode(tokenizer: Tokenizer, end_id: int | None, parts: list[tuple[str, bool]]) -> Encoded:
     """The ids of parts; end_id stands behind each document."""
-    arrays, n_characters, n_bytes = [], 0, 0
-    for text, ends in parts:
-        if text:
-            arrays.append(tokenizer.encode_array(text))
-        if ends and end_id is not None:
-            arrays.append(np.array([end_id], dtype=np.uint16))
-        n_characters += len(text)
-        n_bytes += len(text) if text.isascii() else len(text.encode("utf-8"))
-    ids = arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.zeros(0, np.uint16)])
-    return Encoded(ids, n_characters, n_bytes)
+    n_bytes = sum(len(text) if text.isascii() else len(text.encode("utf-8")) for text, _ in parts)
+    return Encoded(tokenizer.encode_parts(parts, end_id), sum(len(text) for text, _ in parts), n_bytes)
 
 
 _tokenizer: Tokenizer | None = None  # of a process that encodes

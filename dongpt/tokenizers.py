@@ -62,6 +62,12 @@ class Tokenizer:
         """encode(text) as (n,) uint16, for long texts."""
         return np.array(self.encode(text), dtype=np.uint16)
 
+    def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
+        """The ids of texts one by one, (n,) uint16, each followed by end_id, if there is one, where its flag is set."""
+        end = np.array([] if end_id is None else [end_id], dtype=np.uint16)
+        arrays = [array for text, ends in parts for array in (self.encode_array(text), *([end] if ends else []))]
+        return np.concatenate(arrays) if arrays else end[:0]
+
     def cut(self, text: str) -> int:
         """The last place at which text, and whatever follows it, may be cut: the parts give the ids of the whole.
 
@@ -130,6 +136,11 @@ class CharTokenizer(Tokenizer):
             ids = self._table[np.frombuffer(text.encode("utf-32-le"), np.uint32)]
             known = not len(ids) or ids.min() >= 0
         return ids.astype(np.uint16) if known else np.array(self.encode(text), dtype=np.uint16)  # which raises
+
+    def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
+        if end_id is None:
+            return self.encode_array("".join(text for text, _ in parts))
+        return super().encode_parts(parts, end_id)
 
     @functools.cached_property
     def _ascii_table(self) -> bytes:
@@ -225,15 +236,25 @@ def split_words(text: str, lower: bool = False, spaces_alone: bool = False) -> l
 
 
 class BytePairs(Tokenizer):
-    """Byte pairs by tiktoken: encoding (a tiktoken.Encoding without specials), and special tokens behind it."""
+    """Byte pairs by tiktoken: encoding (a tiktoken.Encoding that has END), and special tokens behind it."""
     encoding = None
 
     def _encode(self, text: str, unknown: Unknown) -> list[int]:
         return self.encode_array(text).tolist()
 
     def encode_array(self, text: str) -> np.ndarray:
+        return self._encode_with(text, set())
+
+    def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
+        if end_id != self.end_id or any(END in text for text, _ in parts):
+            return super().encode_parts(parts, end_id)
+        # one call for all: many short texts would take longer to hand over than to encode
+        return self._encode_with("".join(text + END if ends else text for text, ends in parts), {END})
+
+    def _encode_with(self, text: str, special: set[str]) -> np.ndarray:
         try:
-            return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+            ids = self.encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
+            return ids.astype(np.uint16)
         except BaseException as error:  # tiktoken's own code gives up with a PanicException, which is no Exception
             if type(error).__name__ != "PanicException":
                 raise
@@ -276,7 +297,8 @@ class BPETokenizer(BytePairs):
                              f"anew") from None
         if len(ranks) != len(tokens) or any(bytes([byte]) not in ranks for byte in range(256)):
             raise ValueError("the vocabulary of byte pairs lacks a byte or has a token twice: prepare the data anew")
-        self.encoding = tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+        self.encoding = tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks,
+                                          special_tokens={END: len(tokens)})
         self.specials = _number([END, *special], len(tokens), ())
         self.vocab_size = len(tokens) + len(self.specials)
         self.start_id = self.specials[END]
