@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import configurator
 from dongpt.bins import Prepared
 from dongpt.documents import KNOWN, Document, Files, find_files, kind_of
-from dongpt.preparing import Vocabulary, prepare
+from dongpt.preparing import Vocabulary, named_folder, prepare
 from dongpt.program import ROOT, run_program
 from dongpt.reporting import report
 
@@ -36,10 +36,6 @@ class PrepareConfig(Vocabulary):
     document: Document = "file"  # file: a file or a record is a document; line or blank: cut there; none: all is one
     field: str = "text"  # of the records of .jsonl, .csv and .parquet
     encoding: str = "utf-8"  # of the text
-
-    def __post_init__(self):
-        if self.name in (".", "..") or self.name != os.path.basename(self.name):
-            raise ValueError(f"name={self.name} must be the name of a folder under data/, without slashes")
 
 
 def texts_here() -> list[str]:
@@ -95,7 +91,7 @@ def print_next(prepared: Prepared, name: str):
         n = settings["batch_size"] * settings["block_size"] * settings["gradient_accumulation_steps"]
         print(f"one epoch is {tokens['train'] / n:,.1f} iterations with {title} ({n:,} tokens each); its "
               f"{settings['max_iters']:,} iterations are {settings['max_iters'] * n / tokens['train']:,.1f} epochs")
-    where = f"--dataset={name}" if name else f"--data_dir={shlex.quote(shortest(prepared.folder))}"
+    where = f"--dataset={shlex.quote(name)}" if name else f"--data_dir={shlex.quote(shortest(prepared.folder))}"
     out_dir = shlex.quote("out-" + os.path.basename(os.path.abspath(prepared.folder)))
     block_size = min(tokens.values()) - 1
     shorter = f" --block_size={max(1, block_size)}" if block_size < quick["block_size"] else ""
@@ -110,10 +106,11 @@ def shortest(path: str) -> str:
 
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(PrepareConfig, argv)
+    folder = named_folder(cfg.name) if cfg.name else ""
     given = cfg.input or ask()
     paths, n_others = find_files(given)
     files = Files(paths, cfg.document, cfg.field, cfg.encoding)
-    folder = os.path.join(ROOT, "data", cfg.name) if cfg.name else folder_beside(given, paths)
+    folder = folder or folder_beside(given, paths)
     print(f"{given}: {len(paths):,} files" if len(paths) > 1 else paths[0],
           f", {n_others:,} others left aside" if n_others else "", sep="")
     prepared = prepare(folder, files, cfg, cfg.val_fraction, os.path.basename(os.path.normpath(given)))

@@ -11,16 +11,38 @@ import numpy as np
 from dongpt.tokenizers import MOST, Tokenizer
 
 SPLITS = ("train", "val")
+SETTLING = "meta.json.new"  # meta.json while the files that it describes get their names
+
+
+def settle(folder: str):
+    """Give new files their names, where a process was killed before it had done so to all of them.
+
+    From the moment on that SETTLING is there, what it describes is complete, and lies under the names or beside them.
+    """
+    path = os.path.join(folder, SETTLING)
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        masked = "predicted_bytes" in json.load(file)
+    for name in [f"{split}{kind}.bin" for kind in ("", ".mask") for split in SPLITS]:
+        target = os.path.join(folder, name)
+        if os.path.exists(target + ".part"):
+            os.replace(target + ".part", target)
+        elif ".mask" in name and not masked and os.path.exists(target):  # of the data that was there before
+            os.remove(target)
+    os.replace(path, os.path.join(folder, "meta.json"))
 
 
 class Encoded:
     """Ids (n,) uint16, how often each occurs, and how many characters and bytes of text they stand for.
 
-    mask (n,) tells which of them a loss is taken of; None for all.
+    mask (n,) tells which of them a loss is taken of, None for all; n_predicted is how many bytes those stand for.
     """
 
-    def __init__(self, ids: np.ndarray, n_characters: int, n_bytes: int, mask: np.ndarray | None = None):
-        self.ids, self.mask = np.ascontiguousarray(ids, dtype="<u2"), mask
+    def __init__(self, ids: np.ndarray, n_characters: int, n_bytes: int, mask: np.ndarray | None = None,
+                 n_predicted: int = 0, loses: bool = False):
+        self.loses = loses  # whether the ids cannot give the text back
+        self.ids, self.mask, self.n_predicted = np.ascontiguousarray(ids, dtype="<u2"), mask, n_predicted
         self.counts, self.n_characters, self.n_bytes = np.bincount(ids), n_characters, n_bytes
 
 
@@ -31,6 +53,7 @@ class Prepared:
     meta: dict
     counts: dict[str, np.ndarray]
     tokenizer: Tokenizer
+    loses: bool  # whether something of the text is not in the ids, apart from words that are unknown
     sample: str = ""
 
 
@@ -48,10 +71,13 @@ class Writer:
         self.writing, self.waiting = ThreadPoolExecutor(1), deque()  # writing and hashing beside reading
         self.counts = {split: np.zeros(MOST, np.int64) for split in SPLITS}
         self.characters, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+        self.predicted_bytes: dict[str, int] = {}
+        self.loses = False
 
     def __enter__(self) -> "Writer":
         try:
             os.makedirs(self.folder, exist_ok=True)
+            settle(self.folder)
             for split in SPLITS:
                 self._open(f"{split}.bin")
         except OSError as error:
@@ -63,8 +89,9 @@ class Writer:
         self.writing.shutdown(cancel_futures=True)
         for file in self.files.values():
             file.close()
-            if os.path.exists(file.name):
-                os.remove(file.name)
+        for path in (*(file.name for file in self.files.values()), os.path.join(self.folder, SETTLING)):
+            if os.path.exists(path):
+                os.remove(path)
 
     def _open(self, name: str):
         self.files[name] = open(os.path.join(self.folder, name + ".part"), "wb")
@@ -79,6 +106,9 @@ class Writer:
         self.counts[split][:len(encoded.counts)] += encoded.counts
         self.characters[split] += encoded.n_characters
         self.bytes[split] += encoded.n_bytes
+        self.loses |= encoded.loses
+        if encoded.mask is not None:
+            self.predicted_bytes[split] = self.predicted_bytes.get(split, 0) + encoded.n_predicted
 
     def _write(self, split: str, ids: np.ndarray, mask: np.ndarray | None):
         self.files[f"{split}.bin"].write(ids)
@@ -103,13 +133,15 @@ class Writer:
         tokens = {split: int(self.counts[split].sum()) for split in SPLITS}
         if min(tokens.values()) < 2:
             raise ValueError(f"the text gives {tokens['train']:,} tokens to train on and {tokens['val']:,} for "
-                             f"validation, and a loss needs two: give a longer one, or another --val_fraction")
+                             f"validation, and a loss needs two: give a longer one, another --val_fraction, or another "
+                             f"--tokenizer")
         meta = {
             "tokenizer": self.tokenizer.to_dict(),
             "vocab_size": self.tokenizer.vocab_size,
             "characters": self.characters,
             "bytes": self.bytes,
             "tokens": tokens,
+            **({"predicted_bytes": self.predicted_bytes} if self.predicted_bytes else {}),
             "ids_sha256": self._ids_sha256(),
             **meta,
         }
@@ -120,16 +152,12 @@ class Writer:
                 file.flush()
                 os.fsync(file.fileno())
                 file.close()
-            for split in SPLITS:  # of data that was here before
-                if f"{split}.mask.bin" not in self.files and os.path.exists(
-                        old := os.path.join(self.folder, f"{split}.mask.bin")):
-                    os.remove(old)
-            for name, file in self.files.items():  # meta.json last: it vouches for the lengths of the others
-                os.replace(file.name, os.path.join(self.folder, name))
+            os.replace(self.files["meta.json"].name, os.path.join(self.folder, SETTLING))  # from here on it is done
+            settle(self.folder)
         except OSError as error:
             raise self._cannot(error) from error
         counts = {split: self.counts[split][:self.tokenizer.vocab_size] for split in SPLITS}
-        return Prepared(self.folder, meta, counts, self.tokenizer)
+        return Prepared(self.folder, meta, counts, self.tokenizer, self.loses)
 
     def _ids_sha256(self) -> str:
         """The hash of train.bin followed by val.bin."""

@@ -18,10 +18,10 @@ from typing import Iterator
 import numpy as np
 import torch
 
+from dongpt.bins import SPLITS, settle
 from dongpt.runtime import ROOT, Runtime
 from dongpt.tokenizers import Tokenizer, from_dict
 
-SPLITS = ("train", "val")
 PREPARED_BY_TRAIN = ("python_docs",)  # data sets whose prepare.py needs no network
 IN_MEMORY = 64 * 2 ** 20  # bytes; a larger file stays on disk and is mapped
 REMAP = 16  # uses of a mapped file
@@ -37,6 +37,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def read_meta(folder: str) -> dict:
     """What is known of the corpus in folder: meta.json, else nanoGPT's meta.pkl, else {}."""
+    settle(folder)
     path = os.path.join(folder, "meta.json")
     if os.path.exists(path):
         try:
@@ -214,7 +215,7 @@ class Corpus:
         windows = self.tokens("train")[places]  # (B, T + 1)
         self._check_ids(windows, vocab_size, "train")  # on a GPU a wrong id ends in an error that says nothing
         windows = windows.astype(np.int64)
-        x, y = np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+        x, y = windows[:, :-1].copy(), windows[:, 1:].copy()
         if (mask := self.mask("train")) is not None:
             y[mask[places[:, 1:]] == 0] = -1
             if (y < 0).all():  # a mean over nothing is no number; this batch's share is 0
@@ -242,10 +243,11 @@ class Corpus:
         has the same shape. Of several processes each takes every world_size-th batch.
         """
         tokens, mask = self.tokens(split), self.mask(split)
-        available = -(-(self.lengths[split] - 1) // block_size)
-        chosen = np.arange(available)
-        if n_windows is not None and n_windows < available:
-            chosen = chosen[:n_windows] * available // n_windows
+        chosen = np.arange(-(-(self.lengths[split] - 1) // block_size))
+        if mask is not None:  # those in which something is to be predicted
+            chosen = np.flatnonzero(np.add.reduceat(mask[1:] != 0, chosen * block_size, dtype=np.int64))
+        if n_windows is not None and n_windows < len(chosen):
+            chosen = chosen[np.arange(n_windows) * len(chosen) // n_windows]
         for first in range(rank * batch_size, len(chosen), world_size * batch_size):
             x = np.zeros((batch_size, block_size), dtype=np.int64)
             y = np.full((batch_size, block_size), -1, dtype=np.int64)
@@ -261,6 +263,9 @@ class Corpus:
         """UTF-8 bytes of source text of all tokens of a split that are predicted: all but the first, or the masked."""
         lengths = self.tokenizer().byte_lengths()
         if (mask := self.mask(split)) is not None:
+            known = self.meta.get("predicted_bytes", {}).get(split)
+            if known is not None and self.lengths[split] == self.meta["tokens"][split] and not mask[0]:
+                return known
             ids = self.tokens(split)[1:][mask[1:] != 0]
             return int((np.bincount(ids, minlength=len(lengths))[:len(lengths)] * lengths).sum())
         if split in self.meta.get("bytes", {}) and self.lengths[split] == self.meta["tokens"][split]:

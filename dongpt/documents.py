@@ -26,6 +26,7 @@ PIECE = 2 ** 20  # bytes read at a time
 UNPACK = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 RECORDS = (".jsonl", ".ndjson", ".csv", ".parquet")
 KNOWN = (".txt", ".md", *RECORDS)  # what is taken from a folder
+OURS = re.compile(r"((train|val)(\.mask)?\.bin|meta\.json)(\.part|\.new)?|explore\.png")  # what a preparation leaves
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 LINE_ENDS = re.compile(r"\n(?:[ \t]*\n)*")
 Batch = tuple[list[str], bool]
@@ -41,11 +42,13 @@ def find_files(given: str) -> tuple[list[str], int]:
         return [given], 0
     if os.path.isdir(given):
         below = [os.path.join(folder, name) for folder, _, names in os.walk(given) for name in names]
-        below = [path for path in below if not re.search(r"(^|[/\\])\.", os.path.relpath(path, given))]  # hidden ones
+        below = [path for path in below if os.path.isfile(path)  # a link may lead nowhere
+                 and not re.search(r"(^|[/\\])\.", os.path.relpath(path, given))]  # hidden ones
         paths = [path for path in below if kind_of(path)[0] in KNOWN]
         remedy = f"it has no file that ends in {' '.join(KNOWN)} (or those with .gz .bz2 .xz)"
     else:
-        below = paths = [path for path in glob.glob(given, recursive=True) if os.path.isfile(path)]
+        below = [path for path in glob.glob(given, recursive=True) if os.path.isfile(path)]
+        paths = [path for path in below if not OURS.fullmatch(os.path.basename(path))]
         remedy = "there is no such file or folder, and as a pattern it fits nothing"
     if not paths:
         raise ValueError(f"{given} gives no text: {remedy}; pass --input=PATH of a text")
@@ -65,6 +68,7 @@ class Files:
     document: Document = "file"  # file: a file or a record is one; line, blank: cut further; none: all is one
     field: str = "text"  # of the records of JSON lines, CSV and Parquet
     encoding: str = "utf-8"
+    option: str = "--field"  # what names the fields on the command line
 
     @property
     def size(self) -> int:
@@ -99,11 +103,11 @@ class Files:
         for path in self.paths:
             kind = kind_of(path)[0]
             if kind == ".parquet":
-                yield from _parquet(path, fields, digest)
+                yield from _parquet(path, fields, self.option, digest)
             elif kind == ".csv":
-                yield from _csv(path, fields, _lines(self._pieces(path, digest)))
+                yield from _csv(path, fields, self.option, _lines(self._pieces(path, digest)))
             elif kind in RECORDS:
-                yield from _json_lines(path, fields, _lines(self._pieces(path, digest)))
+                yield from _json_lines(path, fields, self.option, _lines(self._pieces(path, digest)))
             else:
                 raise ValueError(f"{path} has no records: give a file that ends in {' '.join(RECORDS)}")
             on_bytes(os.path.getsize(path))
@@ -133,6 +137,9 @@ class Files:
                 text = codec.decode(piece, final=not piece)
             except UnicodeDecodeError as error:
                 raise ValueError(_not_text(path, error, place - waiting + error.start)) from error
+            except UnicodeError as error:  # UTF-16 and UTF-32 say so themselves
+                raise ValueError(f"{path} has no byte-order mark ({error}): pass --encoding={encoding}-le or "
+                                 f"--encoding={encoding}-be") from error
             if "\0" in text:
                 at = f" at byte {place + piece.index(0):,}" if encoding == "utf-8" else ""
                 raise ValueError(f"{path} has a NUL{at}: it is no text in {encoding.upper()}, leave it out, or pass "
@@ -164,7 +171,7 @@ def _by_mark(start: bytes, encoding: str) -> tuple[str, int]:
     except LookupError as error:
         raise ValueError(f"encoding={encoding} is not known: try utf-8, cp1252 or utf-16") from error
     if start.startswith(codecs.BOM_UTF8):
-        return encoding, 3
+        return "utf-8", 3
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16-le" if start.startswith(codecs.BOM_UTF16_LE) else "utf-16-be", 2
     return encoding, 0
@@ -188,14 +195,14 @@ def _checked(text, path: str, field: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def _parquet(path: str, fields, digest) -> Iterator[tuple[str, ...]]:
+def _parquet(path: str, fields, option: str, digest) -> Iterator[tuple[str, ...]]:
     import pyarrow
     import pyarrow.parquet
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for field in fields:
                 if field not in file.schema_arrow.names:
-                    raise ValueError(_no_field(path, field, file.schema_arrow.names))
+                    raise ValueError(_no_field(path, field, option, file.schema_arrow.names))
             for batch in file.iter_batches(batch_size=256, columns=list(fields)):
                 for texts in zip(*(batch.column(field).to_pylist() for field in fields)):
                     digest.update(repr(texts).encode("utf-8"))
@@ -204,8 +211,8 @@ def _parquet(path: str, fields, digest) -> Iterator[tuple[str, ...]]:
         raise ValueError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): make it anew") from error
 
 
-def _no_field(path: str, field: str, there) -> str:
-    return (f"{path} has no field {field!r}: pass --field=NAME, one of "
+def _no_field(path: str, field: str, option: str, there) -> str:
+    return (f"{path} has no field {field!r}: pass {option}=NAME, one of "
             f"{', '.join(map(repr, list(there)[:20])) or 'none there'}")
 
 
@@ -223,7 +230,7 @@ def _lines(pieces: Iterator[str]) -> Iterator[str]:
         yield last
 
 
-def _json_lines(path: str, fields, lines: Iterator[str]) -> Iterator[tuple[str, ...]]:
+def _json_lines(path: str, fields, option: str, lines: Iterator[str]) -> Iterator[tuple[str, ...]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -235,18 +242,18 @@ def _json_lines(path: str, fields, lines: Iterator[str]) -> Iterator[tuple[str, 
             raise ValueError(f"{path} line {number:,} is no object: lines must be like {{\"{fields[0]}\": \"...\"}}")
         for field in fields:
             if field not in record:
-                raise ValueError(f"line {number:,} of " + _no_field(path, field, record))
+                raise ValueError(f"line {number:,} of " + _no_field(path, field, option, record))
         yield tuple(_checked(record[field], path, field) for field in fields)
 
 
-def _csv(path: str, fields, lines: Iterator[str]) -> Iterator[tuple[str, ...]]:
+def _csv(path: str, fields, option: str, lines: Iterator[str]) -> Iterator[tuple[str, ...]]:
     csv.field_size_limit(2 ** 31 - 1)
     rows = csv.reader(lines, strict=True)
     try:
         names = next(rows, [])
         for field in fields:
             if field not in names:
-                raise ValueError(_no_field(path, field, names))
+                raise ValueError(_no_field(path, field, option, names))
         for row in filter(None, rows):
             if len(row) != len(names):
                 raise ValueError(f"{path} line {rows.line_num:,} has {len(row)} columns where the first line has "
@@ -287,36 +294,39 @@ def _gather(texts: Iterator[str]) -> Iterator[Batch]:
 
 def _join(batches: Iterator[Batch]) -> Iterator[Batch]:
     """All documents as one; each begins on a new line."""
+    found = False
     for texts, whole in batches:
         for i, text in enumerate(texts):
-            ends = whole or i < len(texts) - 1
+            ends, found = whole or i < len(texts) - 1, True
             yield [text + "\n" if ends and not text.endswith("\n") else text], False
-    yield [], True
+    if found:
+        yield [""], True
 
 
 def _cut(batches: Iterator[Batch], ends: re.Pattern) -> Iterator[Batch]:
     """Documents cut where ends fits, which stays with what is before it; their joined text stays the same."""
-    rest = ""
+    rest, is_open = "", False  # is_open: a part of the document that rest belongs to is already gone
     for texts, whole in batches:
         cut = []
         for i, text in enumerate(texts):
             text, rest = rest + text, ""
             places = [0, *(match.end() for match in ends.finditer(text))]
-            if len(places) > 1 and not text[:places[1]].strip():  # blank lines at the beginning are no document
-                del places[1]
+            if len(places) > 1 and not is_open and not cut and not text[:places[1]].strip():
+                del places[1]  # blank lines at the beginning are no document
+            while len(places) > 1 and not text[places[-1]:].strip():
+                places.pop()  # blanks at the end belong to the last document, and may go on
             if whole or i < len(texts) - 1:
-                places += [len(text)] if places[-1] < len(text) else []
-            else:  # what fits at the very end may go on
-                while len(places) > 1 and not text[places[-1]:].strip():
-                    places.pop()
+                places.append(len(text))
+            else:
                 rest = text[places[-1]:]
             cut += [text[a:b] for a, b in zip(places, places[1:])]
         if cut:
             yield cut, True
+            is_open = False
         if len(rest) > PIECE:  # a document longer than a piece
             keep = len(rest) - len(rest.rstrip())
             yield [rest[:len(rest) - keep]], False
-            rest = rest[len(rest) - keep:]
+            rest, is_open = rest[len(rest) - keep:], True
 
 
 class _NoDigest:

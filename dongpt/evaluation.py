@@ -20,7 +20,7 @@ class Loss:
 
     def bits_per_byte(self, n_bytes: int) -> float:
         """Bits per byte when the predicted tokens stand for n_bytes of text; unlike nats it compares tokenizers."""
-        return self.nats * self.tokens / math.log(2) / n_bytes
+        return self.nats * self.tokens / math.log(2) / n_bytes if n_bytes else math.nan
 
 
 @torch.no_grad()

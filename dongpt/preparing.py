@@ -20,8 +20,9 @@ import numpy as np
 
 from dongpt.bins import SPLITS, Encoded, Prepared, Writer
 from dongpt.documents import Files, Texts
+from dongpt.program import ROOT
 from dongpt.tokenizers import (END, MOST, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, WordTokenizer,
-                               last_break, split_words)
+                               is_word_break, last_break, last_word_break, split_words)
 
 JOB = 2 ** 18  # characters that a core encodes at a time
 LONGEST = 2 ** 26  # characters without a place to cut that are kept in memory
@@ -76,8 +77,7 @@ def prepare(folder: str, documents: Files | Texts, vocabulary: Vocabulary, val_f
     that is too short to split, a vocabulary that does not fit into uint16, a folder that cannot be written, and for
     what documents.batches and the tokenizers raise.
     """
-    if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction={val_fraction} must be above 0 and below 1")
+    check_fraction(val_fraction)
     builder, survey, stamp = _builder(vocabulary), Survey(), documents.stamp()
     with _progress(documents.size * (3 if vocabulary.tokenizer == "bpe" else 2), quiet) as progress:
         look(_counted(documents, survey, progress), builder)
@@ -92,7 +92,7 @@ def prepare(folder: str, documents: Files | Texts, vocabulary: Vocabulary, val_f
                              f"{MOST:,}: {TOO_MANY}")
         split = choose(survey, val_fraction)
         with Writer(folder, tokenizer) as writer:
-            routed = _Sampled(_route(documents.batches(progress), split))
+            routed = _Sampled(_route(documents.batches(progress), split, vocabulary.tokenizer == "word"))
             for name, done in _encode_all(routed, tokenizer, survey.documents > 1):
                 writer.add(name, done)
             _check_rest(documents, stamp)
@@ -107,6 +107,7 @@ def prepare_tasks(folder: str, files: Files, fields: tuple[str, str], mark: str,
 
     mark and END become special tokens. Raises ValueError as prepare does, and for records that cannot be split whole.
     """
+    check_fraction(val_fraction)
     builder, survey, stamp = _builder(vocabulary), Survey(), files.stamp()
     with _progress(files.size * (3 if vocabulary.tokenizer == "bpe" else 2), False) as progress:
         look(_counted_tasks(files, fields, survey, progress), builder)
@@ -128,6 +129,19 @@ def prepare_tasks(folder: str, files: Files, fields: tuple[str, str], mark: str,
                                           "split": split.by}), sample=sample)
 
 
+def check_fraction(val_fraction: float):
+    """Raise ValueError unless val_fraction is one."""
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction={val_fraction} must be above 0 and below 1")
+
+
+def named_folder(name: str) -> str:
+    """data/<name>. Raises ValueError for a name that is none of a folder."""
+    if not name or name in (".", "..") or name != os.path.basename(name):
+        raise ValueError(f"name={name} must be the name of a folder under data/, without slashes")
+    return os.path.join(ROOT, "data", name)
+
+
 def _check_rest(documents: Files | Texts, stamp):
     if documents.stamp() != stamp:
         raise ValueError("the text changed while it was read: run this again when it rests")
@@ -138,7 +152,8 @@ def _encode_task(tokenizer: Tokenizer, mark_id: int, question: str, answer: str)
     asked, given = tokenizer.encode_array(question), tokenizer.encode_array(answer)
     ids = np.concatenate([asked, [mark_id], given, [tokenizer.end_id]]).astype(np.uint16)
     mask = np.arange(len(ids)) > len(asked)
-    return Encoded(ids, len(question) + len(answer), len((question + answer).encode("utf-8")), mask)
+    return Encoded(ids, len(question) + len(answer), len((question + answer).encode("utf-8")), mask,
+                   len(answer.encode("utf-8")), tokenizer.loses(question + answer))
 
 
 TOO_MANY = "take --tokenizer=bpe, or for words a larger --min_count"
@@ -165,8 +180,8 @@ def look(parts: Iterable[tuple[str, bool]], builder):
 
 
 def bucket_of(text: str) -> int:
-    """The bucket of a document that begins with text; equal documents share one."""
-    return zlib.crc32(text[:HASHED].encode("utf-8")) % BUCKETS
+    """The bucket of a document that begins with text; documents that are equal but for blanks around share one."""
+    return zlib.crc32(text[:HASHED].strip().encode("utf-8")) % BUCKETS
 
 
 def _counted(documents: Files | Texts, survey: Survey, progress) -> Iterator[tuple[str, bool]]:
@@ -247,7 +262,7 @@ class _Characters:
 class _Words:
     """Counts the words of a text."""
     in_threads = False
-    cut = staticmethod(last_break)
+    cut = staticmethod(last_word_break)
 
     def __init__(self, vocabulary: Vocabulary):
         if vocabulary.min_count < 1:
@@ -332,9 +347,19 @@ def choose(survey: Survey, val_fraction: float, least: int = LEAST_DOCUMENTS) ->
     return Split("position", cut)
 
 
-def _route(batches, split: Split) -> Iterator[tuple[str, str, bool]]:
-    """(train or val, text, whether its document ends with it) for all of batches."""
-    place, bucket = 0, None
+def _nearest_break(text: str, place: int) -> int:
+    """place, or where a word ends before it, or else the first such place behind it, or the end."""
+    if is_word_break(text[place - 1], text[place]):
+        return place
+    found = last_word_break(text[:place])  # one more, lest the word that place is in is all that follows
+    return last_word_break(text[:found]) or found or next(
+        (i for i in range(place + 1, len(text)) if is_word_break(text[i - 1], text[i])), len(text))
+
+
+def _route(batches, split: Split, between_words: bool = False) -> Iterator[tuple[str, str, bool]]:
+    """(train or val, text, whether its document ends with it) for all of batches; between_words: no word is cut."""
+    place, bucket, before = 0, None, "\n"
+    cut = split.cut
     for texts, whole in batches:
         for i, text in enumerate(texts):
             ends = whole or i < len(texts) - 1
@@ -343,12 +368,16 @@ def _route(batches, split: Split) -> Iterator[tuple[str, str, bool]]:
                 yield SPLITS[int(split.val_buckets[bucket])], text, ends
                 bucket = None if ends else bucket
                 continue
-            n = min(max(split.cut - place, 0), len(text))
+            n = min(max(cut - place, 0), len(text))
+            if between_words and place + n == cut and n < len(text):
+                n = _nearest_break(before + text, n + len(before)) - len(before)
+                cut = place + n
             place += len(text)
+            before = text[-1:] or before
             if n:
                 yield "train", text[:n], ends and n == len(text)
             if n < len(text) or not text:
-                yield "val" if place > split.cut else "train", text[n:], ends
+                yield "val" if place > cut else "train", text[n:], ends
 
 
 class _Sampled:
@@ -406,7 +435,8 @@ def _jobs(routed, cut: Callable[[str], int]) -> Iterator[tuple[str, list[tuple[s
 def _encode(tokenizer: Tokenizer, end_id: int | None, parts: list[tuple[str, bool]]) -> Encoded:
     """The ids of parts; end_id stands behind each document."""
     n_bytes = sum(len(text) if text.isascii() else len(text.encode("utf-8")) for text, _ in parts)
-    return Encoded(tokenizer.encode_parts(parts, end_id), sum(len(text) for text, _ in parts), n_bytes)
+    return Encoded(tokenizer.encode_parts(parts, end_id), sum(len(text) for text, _ in parts), n_bytes,
+                   loses=any(tokenizer.loses(text) for text, _ in parts))
 
 
 _tokenizer: Tokenizer | None = None  # of a process that encodes

@@ -39,12 +39,13 @@ def report(prepared: Prepared):
     print("rarest:", ", ".join(f"{name_of(tokenizer, i)} {both[i]:,}" for i in order[:-SHOWN - 1:-1]))
     unseen = counts["val"][counts["train"] == 0].sum() / meta["tokens"]["val"]
     print(f"validation tokens that never occur in training: {100 * unseen:.3f} %")
-    if unknown := int(both[tokenizer.specials[UNKNOWN]]) if UNKNOWN in tokenizer.specials else 0:
+    unknown = int(both[tokenizer.specials[UNKNOWN]]) if UNKNOWN in tokenizer.specials else 0
+    if unknown:
         print(f"{UNKNOWN} stands for {unknown:,} words")
     read_back = tokenizer.decode(tokenizer.encode_array(prepared.sample).tolist())
     print(f"a piece of it: {prepared.sample[:60]!r}")
-    if read_back == prepared.sample:
+    if read_back == prepared.sample and not unknown and not prepared.loses:
         print("ids give the same text back")
     else:
-        print(f"ids do not give the same text back, but {read_back[:60]!r}: lower-casing and {UNKNOWN} lose something")
+        print(f"ids do not give the same text back, but here {read_back[:60]!r}: --lower and {UNKNOWN} lose something")
     print(f"written to {prepared.folder}")

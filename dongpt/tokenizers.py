@@ -68,6 +68,10 @@ class Tokenizer:
         arrays = [array for text, ends in parts for array in (self.encode_array(text), *([end] if ends else []))]
         return np.concatenate(arrays) if arrays else end[:0]
 
+    def loses(self, text: str) -> bool:
+        """Whether ids cannot give text back, for another reason than that a vocabulary lacks something."""
+        return False
+
     def cut(self, text: str) -> int:
         """The last place at which text, and whatever follows it, may be cut: the parts give the ids of the whole.
 
@@ -214,6 +218,12 @@ class WordTokenizer(Tokenizer):
         """As encode; words that are too rare for the vocabulary become <unk>."""
         return np.array(self.encode(text, unknown="replace"), dtype=np.uint16)
 
+    def cut(self, text: str) -> int:
+        return last_word_break(text)
+
+    def loses(self, text: str) -> bool:
+        return self.lower and text != text.lower()
+
     def decoder(self) -> Callable[[int | None], str]:
         names = dict(enumerate(self.words)) | {i: name for name, i in self.specials.items()} | {None: ""}
         return lambda i: names.get(i, "\ufffd")
@@ -313,7 +323,7 @@ class BPETokenizer(BytePairs):
                              f"tokens) to {MOST:,}")
         learner = tokenizers.Tokenizer(tokenizers.models.BPE())
         learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        learner.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
+        learner.train_from_iterator(chain.from_iterable(map(_shortened, texts)), tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size - n_special, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False))
         ids = learner.get_vocab()
@@ -340,6 +350,15 @@ class GPT2Tokenizer(BytePairs):
         return _with_special({"kind": self.kind, "sha256": _gpt2_sha256()}, declared)
 
 
+LONG_RUN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")
+
+
+def _shortened(text: str) -> list[str]:
+    """text cut behind every thousand characters of one kind, of which training takes time by the square."""
+    places = [0, *(match.end() for match in LONG_RUN.finditer(text)), len(text)]
+    return [text[a:b] for a, b in zip(places, places[1:])]
+
+
 @functools.cache
 def byte_alphabet() -> tuple[str, ...]:
     """The character that GPT-2 writes for each of the 256 bytes: itself if it is visible Latin-1, else one of the
@@ -354,11 +373,21 @@ def last_break(text: str) -> int:
 
     That is before a blank behind what is none, and before a mark behind a letter: no piece goes on there.
     """
-    for place in range(len(text) - 1, 0, -1):
-        here, before = text[place], text[place - 1]
-        if here in " \n" and not before.isspace() or here in MARKS and before.isalpha():
-            return place
-    return 0
+    return next((place for place in range(len(text) - 1, 0, -1) if is_word_break(text[place - 1], text[place])
+                 or text[place] in MARKS and text[place - 1].isalpha()), 0)
+
+
+def is_word_break(before: str, here: str) -> bool:
+    """Whether a word always ends between these two characters, and small letters do not depend on what is beyond.
+
+    (Before a mark they do: the sigma in capitals' "\u03a3." is another letter at the end of a word.)
+    """
+    return here in " \n" and not before.isspace()
+
+
+def last_word_break(text: str) -> int:
+    """The last place in text that is_word_break, 0 if there is none."""
+    return next((place for place in range(len(text) - 1, 0, -1) if is_word_break(text[place - 1], text[place])), 0)
 
 
 MARKS = ".,;:!?()[]\"-\u3001\u3002\uff0c\uff01\uff1f"  # neither letters nor digits nor blanks in any Unicode

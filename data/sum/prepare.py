@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import configurator
 from dongpt.documents import Files, find_files
-from dongpt.preparing import Kind, Vocabulary, prepare_tasks
+from dongpt.preparing import Kind, Vocabulary, named_folder, prepare_tasks
 from dongpt.program import run_program
 from dongpt.reporting import report
 
@@ -41,8 +41,9 @@ def main(argv: list[str] | None = None):
         raise ValueError("no records were given: pass --input=PATH of a .csv, .jsonl or .parquet file with the fields "
                          "text and summary, or name yours with --text and --summary")
     paths, _ = find_files(cfg.input)
-    folder = os.path.join(os.path.dirname(FOLDER), os.path.basename(cfg.name)) if cfg.name else FOLDER
-    report(prepare_tasks(folder, Files(paths), (cfg.text, cfg.summary), MARK, cfg, cfg.val_fraction,
+    folder = named_folder(cfg.name) if cfg.name else FOLDER
+    files = Files(paths, option="--text or --summary")
+    report(prepare_tasks(folder, files, (cfg.text, cfg.summary), MARK, cfg, cfg.val_fraction,
                          os.path.basename(os.path.normpath(cfg.input))))
 
 
