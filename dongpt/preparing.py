@@ -8,6 +8,7 @@ Memory does not grow with them. Whatever is cut for the sake of memory or speed 
 """
 import hashlib
 import os
+import re
 import sys
 import zlib
 from collections import Counter, deque
@@ -29,9 +30,10 @@ LONGEST = 2 ** 26  # characters without a place to cut that are kept in memory
 LEAST_DOCUMENTS = 20  # fewer are not split whole
 BUCKETS = 2 ** 16  # of documents by their hash: what a split by documents chooses from
 HASHED = 2 ** 16  # characters of a document that decide its bucket
-TRAINED_ON = 2 ** 28  # characters that byte pairs are trained on at most, evenly spaced over a longer text
+TRAINED_ON = 2 ** 25  # characters that byte pairs are trained on at most, evenly spaced over a longer text
+TRAINED_WORDS = 2 ** 18  # different words in them at most: each takes nearly a kilobyte while they are trained
 SAMPLE = 1000  # characters that are kept to show that they read back
-MOST_WORDS = 2 ** 21  # different words that are counted at most
+MOST_WORDS = 2 ** 20  # different words that are counted at most
 
 
 Kind = Literal["char", "word", "bpe", "gpt2"]
@@ -311,7 +313,17 @@ class _BytePairs:
         every = -(-survey.characters // TRAINED_ON)
         jobs = _jobs((("train", *part) for part in parts), last_break)
         texts = (text for i, (_, job) in enumerate(jobs) if i % every == 0 for text, _ in job)
-        return BPETokenizer.train(texts, self.vocabulary.vocab_size, special)
+        return BPETokenizer.train(_with_few_words(texts), self.vocabulary.vocab_size, special)
+
+
+def _with_few_words(texts: Iterable[str]) -> Iterator[str]:
+    """The first of texts, as far as they have no more than about TRAINED_WORDS different words together."""
+    words = set()
+    for text in texts:
+        yield text
+        words.update(re.findall(r"\w+", text))
+        if len(words) > TRAINED_WORDS:
+            return
 
 
 def _builder(vocabulary: Vocabulary):

@@ -47,5 +47,5 @@ def report(prepared: Prepared):
     if read_back == prepared.sample and not unknown and not prepared.loses:
         print("ids give the same text back")
     else:
-        print(f"ids do not give the same text back, but here {read_back[:60]!r}: --lower and {UNKNOWN} lose something")
+        print(f"ids do not give the same text back everywhere: --lower and {UNKNOWN} lose something")
     print(f"written to {prepared.folder}")
