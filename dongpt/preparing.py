@@ -26,7 +26,7 @@ from dongpt.tokenizers import (END, MOST, BPETokenizer, CharTokenizer, GPT2Token
                                is_word_break, last_break, last_word_break, split_words)
 
 JOB = 2 ** 18  # characters that a core encodes at a time
-LONGEST = 2 ** 26  # characters without a place to cut that are kept in memory
+LONGEST = 2 ** 24  # characters without a place to cut that are kept in memory
 LEAST_DOCUMENTS = 20  # fewer are not split whole
 BUCKETS = 2 ** 16  # of documents by their hash: what a split by documents chooses from
 HASHED = 2 ** 16  # characters of a document that decide its bucket
