@@ -13,7 +13,7 @@ import os
 import pickle
 import subprocess
 import sys
-from typing import Iterator
+from typing import BinaryIO, Iterator
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from dongpt.tokenizers import Tokenizer, from_dict
 
 PREPARED_BY_TRAIN = ("python_docs",)  # data sets whose prepare.py needs no network
 IN_MEMORY = 64 * 2 ** 20  # bytes; a larger file stays on disk and is mapped
-REMAP = 16  # uses of a mapped file
 SCANNED = 2 ** 26  # bytes of a file that are checked for ids beyond the vocabulary before training
 
 
@@ -106,7 +105,7 @@ class Corpus:
                       if os.path.exists(path := os.path.join(folder, f"{split}.mask.bin"))}
         self._check_masks()
         self._in_memory: dict[str, np.ndarray] = {}
-        self._mapped: dict[str, tuple[np.ndarray, int]] = {}  # and how often it was used
+        self._files: dict[str, BinaryIO] = {}
         self._epoch: tuple | None = None
 
     def _count(self, split: str) -> int:
@@ -144,17 +143,27 @@ class Corpus:
         return self._read(f"{split} mask", self.masks[split], "u1", self.lengths[split])
 
     def _read(self, name: str, path: str, kind: str, count: int) -> np.ndarray:
-        """The first count numbers of a file: in memory if small, else mapped, anew after every REMAP calls."""
+        """The first count numbers of a file: in memory if small, else mapped anew at each call."""
         if name in self._in_memory:
             return self._in_memory[name]
-        if count * np.dtype(kind).itemsize <= IN_MEMORY:
-            self._in_memory[name] = np.fromfile(path, dtype=kind, count=count)
-            return self._in_memory[name]
-        mapped, uses = self._mapped.get(name, (None, REMAP))
-        if uses >= REMAP:  # a map kept for long fills the memory with its pages: nanoGPT PR 428
-            mapped, uses = np.memmap(path, dtype=kind, mode="r", shape=(count,)), 0
-        self._mapped[name] = mapped, uses + 1
-        return mapped
+        if count * np.dtype(kind).itemsize > IN_MEMORY:  # a map kept for long fills the memory: nanoGPT PR 428
+            return np.memmap(path, dtype=kind, mode="r", shape=(count,))
+        self._in_memory[name] = np.fromfile(path, dtype=kind, count=count)
+        return self._in_memory[name]
+
+    def _windows(self, of: str, starts: np.ndarray, length: int) -> np.ndarray:
+        """Windows of train's tokens or mask, (len(starts), length)."""
+        path, kind = (self.paths["train"], "<u2") if of == "tokens" else (self.masks["train"], "u1")
+        if self.lengths["train"] * np.dtype(kind).itemsize <= IN_MEMORY:
+            numbers = self.tokens("train") if of == "tokens" else self.mask("train")
+            return numbers[starts[:, None] + np.arange(length)]
+        if of not in self._files:  # reading costs less than mapping, and no memory
+            self._files[of] = open(path, "rb", buffering=0)
+        windows = np.empty((len(starts), length), dtype=kind)
+        for window, start in zip(windows, starts):
+            self._files[of].seek(int(start) * windows.itemsize)
+            self._files[of].readinto(window)
+        return windows
 
     def check(self, block_size: int, vocab_size: int):
         """Raise ValueError if the corpus is too short to train on or holds ids that a model has no embedding for."""
@@ -211,13 +220,13 @@ class Corpus:
 
     def train_batch(self, first: int, batch_size: int, block_size: int, seed: int, vocab_size: int):
         """(x, y): windows first ... of the run and the same one token later, (B, T) int64 each; -1 in y is masked."""
-        places = self.window_starts(first, batch_size, block_size, seed)[:, None] + np.arange(block_size + 1)
-        windows = self.tokens("train")[places]  # (B, T + 1)
+        starts = self.window_starts(first, batch_size, block_size, seed)
+        windows = self._windows("tokens", starts, block_size + 1)  # (B, T + 1)
         self._check_ids(windows, vocab_size, "train")  # on a GPU a wrong id ends in an error that says nothing
         windows = windows.astype(np.int64)
         x, y = windows[:, :-1].copy(), windows[:, 1:].copy()
-        if (mask := self.mask("train")) is not None:
-            y[mask[places[:, 1:]] == 0] = -1
+        if "train" in self.masks:
+            y[self._windows("mask", starts + 1, block_size) == 0] = -1
             if (y < 0).all():  # a mean over nothing is no number; this batch's share is 0
                 y[0, 0] = x[0, 0]
         return torch.from_numpy(x), torch.from_numpy(y)
@@ -225,10 +234,10 @@ class Corpus:
     def shares(self, first: int, n_batches: int, batch_size: int, block_size: int, seed: int) -> np.ndarray:
         """The weights of n_batches batches' mean losses, (n_batches,), 1 on average: every predicted token counts the
         same, however the mask spreads them."""
-        if (mask := self.mask("train")) is None:
+        if "train" not in self.masks:
             return np.ones(n_batches)
         starts = self.window_starts(first, n_batches * batch_size, block_size, seed)
-        counts = (mask[starts[:, None] + np.arange(1, block_size + 1)] != 0).reshape(n_batches, -1).sum(1)
+        counts = (self._windows("mask", starts + 1, block_size) != 0).reshape(n_batches, -1).sum(1)
         return counts * n_batches / max(counts.sum(), 1)
 
     # ------------------------------------------------------------------------------------------------------------------

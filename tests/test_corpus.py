@@ -419,3 +419,23 @@ def test_added_tokens_compares_vocabularies():
         assert added_tokens(plain, one) == ["<x>"] and added_tokens(one, two) == ["<y>"]
         assert added_tokens(plain, two) == ["<x>", "<y>"] and added_tokens(two, one) is None
         assert added_tokens(one, {**one, "special": ["<y>", "<x>"]}) is None  # their ids would change meaning
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads its memory from /proc")
+def test_a_mapped_file_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "IN_MEMORY", 0)
+    rng = np.random.default_rng(0)
+    rng.integers(0, 100, 2 ** 26, dtype=np.uint16).astype("<u2").tofile(tmp_path / "train.bin")  # 128 MB
+    rng.integers(0, 100, 100, dtype=np.uint16).astype("<u2").tofile(tmp_path / "val.bin")
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    corpus = Corpus(str(tmp_path))
+    corpus.train_batch(0, 12, 64, 1337, 100)
+    before, most = resident(), 0
+    for i in range(3000):
+        corpus.train_batch(i * 12, 12, 64, 1337, 100)
+        most = max(most, resident())
+    assert most - before < 20e6
