@@ -105,6 +105,8 @@ def shortest(path: str) -> str:
 
 
 def main(argv: list[str] | None = None):
+    argv = sys.argv[1:] if argv is None else argv
+    argv = [f"--input={arg}" if os.path.exists(arg) and not arg.endswith(".py") else arg for arg in argv]
     cfg, _ = configurator.load(PrepareConfig, argv)
     folder = named_folder(cfg.name) if cfg.name else ""
     given = cfg.input or ask()

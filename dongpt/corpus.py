@@ -123,6 +123,9 @@ class Corpus:
         return size // 2
 
     def _check_masks(self):
+        if missing := sorted(set(self.meta.get("predicted_bytes", {})) - set(self.masks)):
+            raise ValueError(f"{self.name} has no {missing[0]}.mask.bin, and meta.json says that it was prepared with "
+                             f"one: {_how_to_prepare(self.folder)}")
         for split, path in self.masks.items():
             size, count = os.path.getsize(path), os.path.getsize(self.paths[split]) // 2
             if size != count:

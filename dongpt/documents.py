@@ -76,8 +76,10 @@ class Files:
         return sum(os.path.getsize(path) for path in self.paths)
 
     @property
-    def has_records(self) -> bool:
-        return any(kind_of(path)[0] in RECORDS for path in self.paths)
+    def parted(self) -> bool:
+        """Whether the text itself parts its documents: lines or paragraphs of one file, or all for one."""
+        one_text = len(self.paths) == 1 and kind_of(self.paths[0])[0] not in RECORDS
+        return self.document == "none" or self.document != "file" and one_text
 
     def stamp(self) -> list[tuple[int, int]]:
         """What changes when a file does: size and time of each."""
@@ -172,6 +174,8 @@ def _by_mark(start: bytes, encoding: str) -> tuple[str, int]:
         raise ValueError(f"encoding={encoding} is not known: try utf-8, cp1252 or utf-16") from error
     if start.startswith(codecs.BOM_UTF8):
         return "utf-8", 3
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # the former begins like UTF-16's
+        return "utf-32-le" if start.startswith(codecs.BOM_UTF32_LE) else "utf-32-be", 4
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16-le" if start.startswith(codecs.BOM_UTF16_LE) else "utf-16-be", 2
     return encoding, 0
@@ -185,13 +189,13 @@ def _not_text(path: str, error: UnicodeDecodeError, place: int) -> str:
             f"--encoding=NAME of the encoding that it has{guess}")
 
 
-def _checked(text, path: str, field: str) -> str:
+def _checked(text, place: str, field: str) -> str:
     """A record's text; ValueError where it is none."""
     if not isinstance(text, str):
-        raise ValueError(f"{path} has a record whose {field!r} is no text but {str(text)[:40]!r}: mend or drop it")
+        raise ValueError(f"{place}: {field!r} of this record is no text but {str(text)[:40]!r}: mend or drop it")
     if "\0" in text or not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise ValueError(f"{path} has a record with a NUL or half a surrogate pair in {field!r} "
-                         f"({text[:40]!r}...): mend or drop it")
+        raise ValueError(f"{place}: {field!r} of this record has a NUL or half a surrogate pair ({text[:40]!r}...): "
+                         f"mend or drop it")
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
@@ -203,10 +207,11 @@ def _parquet(path: str, fields, option: str, digest) -> Iterator[tuple[str, ...]
             for field in fields:
                 if field not in file.schema_arrow.names:
                     raise ValueError(_no_field(path, field, option, file.schema_arrow.names))
-            for batch in file.iter_batches(batch_size=256, columns=list(fields)):
-                for texts in zip(*(batch.column(field).to_pylist() for field in fields)):
-                    digest.update(repr(texts).encode("utf-8"))
-                    yield tuple(_checked(text, path, field) for text, field in zip(texts, fields))
+            batches = file.iter_batches(batch_size=256, columns=list(fields))
+            rows = (row for batch in batches for row in zip(*(batch.column(field).to_pylist() for field in fields)))
+            for number, texts in enumerate(rows, 1):
+                digest.update(repr(texts).encode("utf-8"))
+                yield tuple(_checked(text, f"{path} row {number:,}", field) for text, field in zip(texts, fields))
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): make it anew") from error
 
@@ -243,7 +248,7 @@ def _json_lines(path: str, fields, option: str, lines: Iterator[str]) -> Iterato
         for field in fields:
             if field not in record:
                 raise ValueError(f"line {number:,} of " + _no_field(path, field, option, record))
-        yield tuple(_checked(record[field], path, field) for field in fields)
+        yield tuple(_checked(record[field], f"{path} line {number:,}", field) for field in fields)
 
 
 def _csv(path: str, fields, option: str, lines: Iterator[str]) -> Iterator[tuple[str, ...]]:
@@ -258,7 +263,8 @@ def _csv(path: str, fields, option: str, lines: Iterator[str]) -> Iterator[tuple
             if len(row) != len(names):
                 raise ValueError(f"{path} line {rows.line_num:,} has {len(row)} columns where the first line has "
                                  f"{len(names)}: mend or drop it")
-            yield tuple(_checked(row[names.index(field)], path, field) for field in fields)
+            place = f"{path} line {rows.line_num:,}"
+            yield tuple(_checked(row[names.index(field)], place, field) for field in fields)
     except csv.Error as error:
         raise ValueError(f"{path} line {rows.line_num:,} is no CSV ({error}): mend or drop it") from error
 
@@ -340,7 +346,7 @@ class _NoDigest:
 class Texts:
     """Documents that are in memory, with the interface of Files."""
     texts: list[str]
-    document: Document = "file"
+    parted = False
 
     @property
     def size(self) -> int:

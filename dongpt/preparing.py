@@ -6,9 +6,11 @@ Memory does not grow with them. Whatever is cut for the sake of memory or speed 
 
     prepared = prepare("data/mytext", Files(["mytext.txt"]), Vocabulary("bpe", vocab_size=1024))
 """
+import ctypes
 import hashlib
 import os
 import re
+import signal
 import sys
 import zlib
 from collections import Counter, deque
@@ -84,8 +86,8 @@ def prepare(folder: str, documents: Files | Texts, vocabulary: Vocabulary, val_f
     with _progress(documents.size * (3 if vocabulary.tokenizer == "bpe" else 2), quiet) as progress:
         look(_counted(documents, survey, progress), builder)
         special = vocabulary.names()
-        if survey.documents > 1 and documents.document == "file" and END not in special:
-            special.append(END)  # nothing else parts files and records
+        if survey.documents > 1 and not documents.parted and END not in special:
+            special.append(END)
         again = ((text, whole or i < len(texts) - 1) for texts, whole in documents.batches(progress)
                  for i, text in enumerate(texts))
         tokenizer = builder.finish(special, again, survey)
@@ -279,6 +281,8 @@ class _Words:
 
     def finish(self, special: list[str], parts, survey: Survey) -> Tokenizer:
         words = sorted(word for word, count in self.counts.items() if count >= self.vocabulary.min_count)
+        if not words:
+            raise ValueError(f"no word occurs {self.vocabulary.min_count:,} times: lower --min_count")
         if len(words) >= MOST:
             raise ValueError(f"the text has {len(words):,} different words, uint16 files hold {MOST:,}: {TOO_MANY}")
         return WordTokenizer(words, special, self.vocabulary.lower, self.vocabulary.spaces_alone)
@@ -415,7 +419,14 @@ def _n_cores() -> int:
 
 
 def _pool(in_threads: bool):
-    return ThreadPoolExecutor(_n_cores()) if in_threads else ProcessPoolExecutor(min(_n_cores(), 8))
+    return (ThreadPoolExecutor(_n_cores()) if in_threads
+            else ProcessPoolExecutor(min(_n_cores(), 8), initializer=_end_with_parent))
+
+
+def _end_with_parent():
+    """On Linux, have the system end this process when the one that started it is killed."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of sys/prctl.h
 
 
 def _jobs(routed, cut: Callable[[str], int]) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
@@ -457,6 +468,7 @@ _tokenizer: Tokenizer | None = None  # of a process that encodes
 def _receive(tokenizer: Tokenizer):
     global _tokenizer
     _tokenizer = tokenizer
+    _end_with_parent()
 
 
 def _encode_here(end_id: int | None, parts):
@@ -468,7 +480,7 @@ def _encode_all(routed, tokenizer: Tokenizer, several: bool):
     end_id = tokenizer.end_id if several else None
     waiting = deque()
     if tokenizer.in_threads:
-        pool = ThreadPoolExecutor(_n_cores(), initializer=_receive, initargs=(tokenizer,))
+        pool = ThreadPoolExecutor(_n_cores())
     else:
         pool = ProcessPoolExecutor(min(_n_cores(), 8), initializer=_receive, initargs=(tokenizer,))
     with pool:

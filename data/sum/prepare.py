@@ -32,6 +32,7 @@ class PrepareConfig(Vocabulary):
     text: str = "text"  # the field that holds what is to be summarised
     summary: str = "summary"  # the field that holds the answer
     val_fraction: float = 0.1  # of the characters, for validation; records stay whole
+    encoding: str = "utf-8"  # of the records
     name: str = ""  # a folder under data/ to write to; without it beside this script
 
 
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None):
                          "text and summary, or name yours with --text and --summary")
     paths, _ = find_files(cfg.input)
     folder = named_folder(cfg.name) if cfg.name else FOLDER
-    files = Files(paths, option="--text or --summary")
+    files = Files(paths, encoding=cfg.encoding, option="--text or --summary")
     report(prepare_tasks(folder, files, (cfg.text, cfg.summary), MARK, cfg, cfg.val_fraction,
                          os.path.basename(os.path.normpath(cfg.input))))
 
