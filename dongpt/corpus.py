@@ -243,6 +243,13 @@ class Corpus:
         counts = (self._windows("mask", starts + 1, block_size) != 0).reshape(n_batches, -1).sum(1)
         return counts * n_batches / max(counts.sum(), 1)
 
+    def share_without_targets(self, block_size: int) -> float:
+        """Which part of train's windows the mask leaves nothing to predict in."""
+        if (mask := self.mask("train")) is None:
+            return 0.0
+        starts = np.arange(0, len(mask) - 1, block_size)
+        return float((np.add.reduceat(mask[1:] != 0, starts, dtype=np.int64) == 0).mean())
+
     # ------------------------------------------------------------------------------------------------------------------
     # evaluation: disjoint windows, each token but the first predicted once
 

@@ -800,3 +800,19 @@ def test_gpt2_in_hugging_faces_format_is_fine_tuned_on_the_answers(tmp_path, gpt
     sample.main([f"--start=A text.{MARK}", "--out_dir=out-sum", "--device=cpu", "--num_samples=1",
                  "--max_new_tokens=5"])
     assert f"A text.{MARK}" in capsys.readouterr().out
+
+
+@smoke
+def test_windows_without_targets_are_counted_and_said(tmp_path, capsys, monkeypatch):
+    ids = np.arange(41, dtype="<u2") % 7
+    for split in ("train", "val"):
+        mask = np.zeros(41, dtype=np.uint8)
+        mask[[1, 8, 40]] = 1  # of the windows 1-8, 9-16, 17-24, 25-32, 33-40 the first and the last
+        ids.tofile(tmp_path / f"{split}.bin")
+        mask.tofile(tmp_path / f"{split}.mask.bin")
+    assert Corpus(str(tmp_path)).share_without_targets(8) == pytest.approx(3 / 5)
+    assert Corpus(str(tmp_path)).share_without_targets(40) == 0
+    monkeypatch.chdir(tmp_path)
+    train.main(["--data_dir=.", "--device=cpu", "--max_iters=1", "--n_layer=1", "--n_head=1", "--n_embd=8",
+                "--eval_iters=1", "--block_size=8", "--batch_size=2", "--gradient_accumulation_steps=1", "--compile=False"])
+    assert "60.0 % of the windows hold nothing that is to be predicted" in capsys.readouterr().out
