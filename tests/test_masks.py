@@ -814,5 +814,6 @@ def test_windows_without_targets_are_counted_and_said(tmp_path, capsys, monkeypa
     assert Corpus(str(tmp_path)).share_without_targets(40) == 0
     monkeypatch.chdir(tmp_path)
     train.main(["--data_dir=.", "--device=cpu", "--max_iters=1", "--n_layer=1", "--n_head=1", "--n_embd=8",
-                "--eval_iters=1", "--block_size=8", "--batch_size=2", "--gradient_accumulation_steps=1", "--compile=False"])
+                "--eval_iters=1", "--block_size=8", "--batch_size=2", "--gradient_accumulation_steps=1",
+                "--compile=False"])
     assert "60.0 % of the windows hold nothing that is to be predicted" in capsys.readouterr().out
