@@ -355,6 +355,8 @@ LONG_RUN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")
 
 def _shortened(text: str) -> list[str]:
     """text cut behind every thousand characters of one kind, of which training takes time by the square."""
+    if max(map(len, text.split()), default=0) < 1000 and not re.search(r"\s{1000}", text):
+        return [text]
     places = [0, *(match.end() for match in LONG_RUN.finditer(text)), len(text)]
     return [text[a:b] for a, b in zip(places, places[1:])]
 
