@@ -1,4 +1,5 @@
 """Writes what corpus.py reads: train.bin, val.bin, their masks and meta.json, all or none of them."""
+import errno
 import hashlib
 import json
 import os
@@ -79,6 +80,8 @@ class Writer:
             os.makedirs(self.folder, exist_ok=True)
             settle(self.folder)
             for split in SPLITS:
+                if os.path.isdir(path := os.path.join(self.folder, f"{split}.bin")):
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
                 self._open(f"{split}.bin")
         except OSError as error:
             self.__exit__()
@@ -89,9 +92,11 @@ class Writer:
         self.writing.shutdown(cancel_futures=True)
         for file in self.files.values():
             file.close()
-        for path in (*(file.name for file in self.files.values()), os.path.join(self.folder, SETTLING)):
-            if os.path.exists(path):
-                os.remove(path)
+        if os.path.exists(os.path.join(self.folder, SETTLING)):  # interrupted where all was done but the names: they
+            return  # are given when the folder is opened, and nothing may go
+        for file in self.files.values():
+            if os.path.exists(file.name):
+                os.remove(file.name)
 
     def _open(self, name: str):
         self.files[name] = open(os.path.join(self.folder, name + ".part"), "wb")

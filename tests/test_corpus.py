@@ -113,6 +113,26 @@ def test_a_write_that_fails_leaves_no_temporary_file(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_an_interrupt_while_files_get_their_names_leaves_no_mixture(tmp_path, monkeypatch, at):
+    write_corpus(tmp_path, "abc " * 50)
+    text, replace, calls = "xyz " * 50, os.replace, []
+
+    def interrupted(*paths):
+        calls.append(paths)
+        if len(calls) == at:  # the first makes the new data the ones that count, the others give them their names
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_corpus(tmp_path, text)
+    monkeypatch.setattr(os, "replace", replace)
+    corpus = Corpus(str(tmp_path))
+    assert "".join(corpus.tokenizer().decode(corpus.tokens(split).tolist()) for split in ("train", "val")) == text
+    assert sorted(os.listdir(tmp_path)) == ["meta.json", "train.bin", "val.bin"]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # training windows
 
