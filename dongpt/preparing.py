@@ -418,9 +418,11 @@ def _n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _pool(in_threads: bool):
-    return (ThreadPoolExecutor(_n_cores()) if in_threads
-            else ProcessPoolExecutor(min(_n_cores(), 8), initializer=_end_with_parent))
+def _pool(in_threads: bool, tokenizer: Tokenizer | None = None):
+    """Threads, or processes that know tokenizer."""
+    if in_threads:
+        return ThreadPoolExecutor(_n_cores())
+    return ProcessPoolExecutor(min(_n_cores(), 8), initializer=_receive, initargs=(tokenizer,))
 
 
 def _end_with_parent():
@@ -465,7 +467,7 @@ def _encode(tokenizer: Tokenizer, end_id: int | None, parts: list[tuple[str, boo
 _tokenizer: Tokenizer | None = None  # of a process that encodes
 
 
-def _receive(tokenizer: Tokenizer):
+def _receive(tokenizer: Tokenizer | None):
     global _tokenizer
     _tokenizer = tokenizer
     _end_with_parent()
@@ -479,11 +481,7 @@ def _encode_all(routed, tokenizer: Tokenizer, several: bool):
     """(split, Encoded) for everything routed, in order."""
     end_id = tokenizer.end_id if several else None
     waiting = deque()
-    if tokenizer.in_threads:
-        pool = ThreadPoolExecutor(_n_cores())
-    else:
-        pool = ProcessPoolExecutor(min(_n_cores(), 8), initializer=_receive, initargs=(tokenizer,))
-    with pool:
+    with _pool(tokenizer.in_threads, tokenizer) as pool:
         try:
             for name, parts in _jobs(routed, tokenizer.cut):
                 waiting.append((name, pool.submit(_encode, tokenizer, end_id, parts) if tokenizer.in_threads

@@ -1,6 +1,7 @@
 """Own data: what is read from files of many kinds, and data/prepare.py: what it prints, splits, refuses and writes."""
 import bz2
 import codecs
+import contextlib
 import csv
 import fcntl
 import gzip
@@ -1011,10 +1012,8 @@ def test_a_killed_run_leaves_the_old_data(tmp_path, tokenizer):
             process.send_signal(signal.SIGKILL)
             code = process.wait(timeout=60)
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # processes that it started
-            except ProcessLookupError:
-                pass
         now = {name: (tmp_path / name).read_bytes() for name in BINS}
         if code == 0:  # it was faster
             for name, content in old.items():
