@@ -297,9 +297,6 @@ class Run:
         cfg, rt = self.cfg, self.rt
         epoch = self.corpus.epoch_windows(cfg.block_size) * cfg.block_size / self.tokens_per_iter
         rt.print(f"tokens per iteration will be: {self.tokens_per_iter:,} (one epoch is {epoch:,.1f} iterations)")
-        if empty := self.corpus.share_without_targets(self.cfg.block_size):
-            rt.print(f"{100 * empty:.1f} % of the windows hold nothing that is to be predicted, and teach nothing: a "
-                     f"larger block_size has fewer of them")
         rt.print(f"number of parameters: {self.model.get_num_params() / 1e6:.2f}M")
         matrices, vectors, *tables = [group["params"] for group in self.optimizer.param_groups]
         for kind, parameters in (("decayed", sum(tables, matrices)), ("non-decayed", vectors)):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import configurator
 from dongpt.bins import Prepared
 from dongpt.documents import KNOWN, Document, Files, find_files, kind_of
-from dongpt.preparing import Vocabulary, named_folder, prepare
+from dongpt.preparing import Vocabulary, check_options, named_folder, prepare
 from dongpt.program import ROOT, run_program
 from dongpt.reporting import report
 
@@ -107,7 +107,8 @@ def shortest(path: str) -> str:
 def main(argv: list[str] | None = None):
     argv = sys.argv[1:] if argv is None else argv
     argv = [f"--input={arg}" if os.path.exists(arg) and not arg.endswith(".py") else arg for arg in argv]
-    cfg, _ = configurator.load(PrepareConfig, argv)
+    cfg, given_keys = configurator.load(PrepareConfig, argv)
+    check_options(cfg, given_keys)
     folder = named_folder(cfg.name) if cfg.name else ""
     given = cfg.input or ask()
     paths, n_others = find_files(given)
@@ -115,6 +116,9 @@ def main(argv: list[str] | None = None):
     folder = folder or folder_beside(given, paths)
     print(f"{given}: {len(paths):,} files" if len(paths) > 1 else paths[0],
           f", {n_others:,} others left aside" if n_others else "", sep="")
+    if plain := [path for path in paths if kind_of(path)[0] not in KNOWN]:
+        print(f"read as plain text, whatever it is: {os.path.basename(plain[0])}"
+              f"{f' and {len(plain) - 1:,} more' if len(plain) > 1 else ''}")
     prepared = prepare(folder, files, cfg, cfg.val_fraction, os.path.basename(os.path.normpath(given)))
     report(prepared)
     print_next(prepared, cfg.name)

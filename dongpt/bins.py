@@ -34,6 +34,24 @@ def settle(folder: str):
     os.replace(path, os.path.join(folder, "meta.json"))
 
 
+class Digest:
+    """SHA-256 in a thread of its own: what is given to it is hashed while the next piece is read or written."""
+
+    def __init__(self):
+        self.sha256, self.pool = hashlib.sha256(), ThreadPoolExecutor(1)
+        self.last = self.pool.submit(bool)
+
+    def update(self, content: bytes | np.ndarray):
+        """Take in content, which must stay as it is."""
+        self.last.result()
+        self.last = self.pool.submit(self.sha256.update, content)
+
+    def hexdigest(self) -> str:
+        """The hash of everything, after which nothing can be added."""
+        self.pool.shutdown()
+        return self.sha256.hexdigest()
+
+
 class Encoded:
     """Ids (n,) uint16, how often each occurs, and how many characters and bytes of text they stand for.
 
@@ -68,8 +86,8 @@ class Writer:
 
     def __init__(self, folder: str, tokenizer: Tokenizer):
         self.folder, self.tokenizer = folder, tokenizer
-        self.files, self.sha256 = {}, hashlib.sha256()
-        self.writing, self.waiting = ThreadPoolExecutor(1), deque()  # writing and hashing beside reading
+        self.files, self.sha256 = {}, Digest()
+        self.writing, self.waiting = ThreadPoolExecutor(1), deque()  # beside reading and hashing
         self.counts = {split: np.zeros(MOST, np.int64) for split in SPLITS}
         self.characters, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
         self.predicted_bytes: dict[str, int] = {}

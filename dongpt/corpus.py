@@ -107,6 +107,7 @@ class Corpus:
         self._in_memory: dict[str, np.ndarray] = {}
         self._files: dict[str, BinaryIO] = {}
         self._epoch: tuple | None = None
+        self._epoch_windows: dict[int, int] = {}
 
     def _count(self, split: str) -> int:
         """How many tokens the split has, by the size of its file, checked against meta.json."""
@@ -198,14 +199,33 @@ class Corpus:
     # ------------------------------------------------------------------------------------------------------------------
     # training: shuffled windows without replacement
 
-    def epoch_windows(self, block_size: int) -> int:
-        """Windows of block_size tokens in one epoch; one fewer than fit where it takes that to vary the offset."""
+    def _fit(self, block_size: int) -> int:
         return max(1, (self.lengths["train"] - block_size) // block_size)
+
+    def epoch_windows(self, block_size: int) -> int:
+        """Windows of block_size tokens in one epoch; one fewer than fit where it takes that to vary the offset.
+
+        Of a masked corpus those count in which something is to be predicted, as they lie without an offset.
+        """
+        if block_size not in self._epoch_windows:
+            self._epoch_windows[block_size] = len(self._windows_from(0, block_size))
+        return self._epoch_windows[block_size]
+
+    def _windows_from(self, offset: int, block_size: int) -> np.ndarray:
+        """Where the disjoint windows from offset on begin, without those in which the mask leaves nothing to predict
+        (unless that is all of them)."""
+        starts = offset + block_size * np.arange(self._fit(block_size))
+        if (mask := self.mask("train")) is None:
+            return starts
+        wanted = np.maximum.reduceat(mask[:starts[-1] + block_size + 1], starts + 1) > 0
+        return starts[wanted] if wanted.any() else starts
 
     def window_starts(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
         """Where windows first ... first + count - 1 of the run begin in train, (count,) int64.
 
         Each epoch visits its disjoint windows once, in an order and from an offset that depend on (seed, epoch) alone.
+        How many of a masked corpus's windows have something to predict depends on the offset: an epoch with fewer than
+        epoch_windows begins anew, one with more leaves some out.
         """
         per_epoch = self.epoch_windows(block_size)
         number = np.arange(first, first + count)
@@ -213,12 +233,12 @@ class Corpus:
         for epoch in np.unique(number // per_epoch):
             if self._epoch is None or self._epoch[0] != (int(epoch), block_size, seed):
                 random = np.random.Generator(np.random.Philox(key=seed % 2 ** 64 + (int(epoch) << 64)))
-                slack = self.lengths["train"] - 1 - per_epoch * block_size
-                offset = random.integers(0, slack + 1)
-                self._epoch = (int(epoch), block_size, seed), offset, random.permutation(per_epoch)
-            _, offset, order = self._epoch
+                offset = random.integers(0, self.lengths["train"] - self._fit(block_size) * block_size)
+                windows = self._windows_from(offset, block_size)
+                self._epoch = (int(epoch), block_size, seed), windows[random.permutation(len(windows))]
+            _, order = self._epoch
             here = number // per_epoch == epoch
-            starts[here] = offset + order[number[here] % per_epoch] * block_size
+            starts[here] = order[number[here] % per_epoch % len(order)]
         return starts
 
     def train_batch(self, first: int, batch_size: int, block_size: int, seed: int, vocab_size: int):
@@ -242,13 +262,6 @@ class Corpus:
         starts = self.window_starts(first, n_batches * batch_size, block_size, seed)
         counts = (self._windows("mask", starts + 1, block_size) != 0).reshape(n_batches, -1).sum(1)
         return counts * n_batches / max(counts.sum(), 1)
-
-    def share_without_targets(self, block_size: int) -> float:
-        """Which part of train's windows the mask leaves nothing to predict in."""
-        if (mask := self.mask("train")) is None:
-            return 0.0
-        starts = np.arange(0, len(mask) - 1, block_size)
-        return float((np.add.reduceat(mask[1:] != 0, starts, dtype=np.int64) == 0).mean())
 
     # ------------------------------------------------------------------------------------------------------------------
     # evaluation: disjoint windows, each token but the first predicted once

@@ -7,7 +7,6 @@ Memory does not grow with them. Whatever is cut for the sake of memory or speed 
     prepared = prepare("data/mytext", Files(["mytext.txt"]), Vocabulary("bpe", vocab_size=1024))
 """
 import ctypes
-import hashlib
 import os
 import re
 import signal
@@ -21,13 +20,13 @@ from typing import Callable, Iterable, Iterator, Literal
 
 import numpy as np
 
-from dongpt.bins import SPLITS, Encoded, Prepared, Writer
+from dongpt.bins import SPLITS, Digest, Encoded, Prepared, Writer
 from dongpt.documents import Files, Texts
 from dongpt.program import ROOT
 from dongpt.tokenizers import (END, MOST, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, WordTokenizer,
                                is_word_break, last_break, last_word_break, split_words)
 
-JOB = 2 ** 18  # characters that a core encodes at a time
+JOB = 2 ** 19  # characters that a core encodes at a time
 LONGEST = 2 ** 24  # characters without a place to cut that are kept in memory
 LEAST_DOCUMENTS = 20  # fewer are not split whole
 BUCKETS = 2 ** 16  # of documents by their hash: what a split by documents chooses from
@@ -56,11 +55,15 @@ class Vocabulary:
         return [name.strip() for name in self.special.split(",") if name.strip()]
 
 
+OPTION_OF = {"vocab_size": "bpe", "min_count": "word", "lower": "word", "spaces_alone": "word"}
+
+
 @dataclass
 class Survey:
     """What the first reading finds."""
     documents: int = 0
     characters: int = 0
+    left_out: int = 0  # records with nothing but blanks in a field
     sha256: str = ""
     buckets: np.ndarray = field(default_factory=lambda: np.zeros(BUCKETS, np.int64))  # characters by hash of documents
 
@@ -130,13 +133,21 @@ def prepare_tasks(folder: str, files: Files, fields: tuple[str, str], mark: str,
                 writer.add(name, _encode_task(tokenizer, tokenizer.specials[mark], question, answer))
             _check_rest(files, stamp)
             return replace(writer.finish({"source": source, "sha256": survey.sha256, "documents": survey.documents,
-                                          "split": split.by}), sample=sample)
+                                          "split": split.by, "left_out": survey.left_out}), sample=sample)
 
 
 def check_fraction(val_fraction: float):
     """Raise ValueError unless val_fraction is one."""
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must be above 0 and below 1")
+
+
+def check_options(vocabulary: Vocabulary, given: Iterable[str]):
+    """Raise ValueError if the settings given hold one that means nothing to the tokenizer chosen."""
+    for key in given:
+        if OPTION_OF.get(key, vocabulary.tokenizer) != vocabulary.tokenizer:
+            raise ValueError(f"--{key} belongs to --tokenizer={OPTION_OF[key]}, and the tokenizer is "
+                             f"{vocabulary.tokenizer}: pass the one or leave out the other")
 
 
 def named_folder(name: str) -> str:
@@ -190,7 +201,7 @@ def bucket_of(text: str) -> int:
 
 def _counted(documents: Files | Texts, survey: Survey, progress) -> Iterator[tuple[str, bool]]:
     """The texts of documents one by one, each with whether its document ends with it, counted in survey."""
-    bucket, digest = None, hashlib.sha256()
+    bucket, digest = None, Digest()
     for texts, whole in documents.batches(progress, digest):
         for i, text in enumerate(texts):
             bucket = bucket_of(text) if bucket is None else bucket
@@ -205,8 +216,11 @@ def _counted(documents: Files | Texts, survey: Survey, progress) -> Iterator[tup
 
 def _counted_tasks(files: Files, fields: tuple[str, str], survey: Survey, progress) -> Iterator[tuple[str, bool]]:
     """Questions and answers in turn, counted in survey; what is asked decides the bucket."""
-    digest = hashlib.sha256()
-    for question, answer in _tasks(files, fields, progress, digest):
+    digest = Digest()
+    for question, answer in files.records(*fields, on_bytes=progress, digest=digest):
+        if not _is_task(question, answer):
+            survey.left_out += 1
+            continue
         survey.documents += 1
         survey.characters += len(question) + len(answer)
         survey.buckets[bucket_of(question)] += len(question) + len(answer)
@@ -221,11 +235,13 @@ def _finish(survey: Survey, digest):
         raise ValueError("there is nothing but blanks in the text: give one with words in it")
 
 
-def _tasks(files: Files, fields: tuple[str, str], progress, digest=None) -> Iterator[tuple[str, str]]:
+def _is_task(question: str, answer: str) -> bool:
+    return bool(question.strip() and answer.strip())
+
+
+def _tasks(files: Files, fields: tuple[str, str], progress) -> Iterator[tuple[str, str]]:
     """The records of which both fields hold more than blanks."""
-    for question, answer in files.records(*fields, on_bytes=progress, digest=digest):
-        if question.strip() and answer.strip():
-            yield question, answer
+    return (record for record in files.records(*fields, on_bytes=progress) if _is_task(*record))
 
 
 def _check_length(n: int):

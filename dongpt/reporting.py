@@ -24,6 +24,8 @@ def report(prepared: Prepared):
     if meta["split"] == "documents":
         by = "by whole documents, equal ones on the same side"
     print(f"documents: {meta['documents']:,}; split {by}")
+    if meta.get("left_out"):
+        print(f"left out: {meta['left_out']:,} records with nothing but blanks in a field")
     print(f"length of dataset in characters: {characters:,}")
     if tokenizer.kind == "char":
         print(f"all the unique characters: {tokenizer.characters!r}")

@@ -19,9 +19,9 @@ FOREIGN = {"kind": "foreign"}  # describes a tokenizer that is there, and is non
 END = "<|endoftext|>"  # the special token behind each of several documents
 UNKNOWN = "<unk>"  # the special token for a word that the vocabulary does not hold
 MOST = 2 ** 16  # entries of a vocabulary: ids are stored as uint16
+NO_ID = MOST - 1  # in a table of the ids of a smaller vocabulary
 # openai/gpt-2, encoder.py
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-NO_ID = 255
 Unknown = Literal["error", "skip", "replace"]
 
 
@@ -133,13 +133,13 @@ class CharTokenizer(Tokenizer):
         return [i for i in ids if i is not None]
 
     def encode_array(self, text: str) -> np.ndarray:
-        if text.isascii() and self._ascii_table:
-            ids = np.frombuffer(text.encode("ascii").translate(self._ascii_table), np.uint8)
+        if text.isascii() and self.vocab_size <= NO_ID:
+            ids = self._ascii_table.take(np.frombuffer(text.encode("ascii"), np.uint8))
             known = not len(ids) or ids.max() < NO_ID
         else:
             ids = self._table[np.frombuffer(text.encode("utf-32-le"), np.uint32)]
             known = not len(ids) or ids.min() >= 0
-        return ids.astype(np.uint16) if known else np.array(self.encode(text), dtype=np.uint16)  # which raises
+        return ids.astype(np.uint16, copy=False) if known else np.array(self.encode(text), dtype=np.uint16)  # raises
 
     def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
         if end_id is None:
@@ -147,12 +147,9 @@ class CharTokenizer(Tokenizer):
         return super().encode_parts(parts, end_id)
 
     @functools.cached_property
-    def _ascii_table(self) -> bytes:
-        """The id of each ASCII character for bytes.translate, NO_ID for none; b"" where the ids don't fit."""
-        known = {code: self.ids[chr(code)] for code in range(128) if chr(code) in self.ids}
-        if any(i >= NO_ID for i in known.values()):
-            return b""
-        return bytes(known.get(code, NO_ID) for code in range(256))
+    def _ascii_table(self) -> np.ndarray:
+        """The id of each ASCII character, NO_ID for none, (128,) uint16."""
+        return np.array([self.ids.get(chr(code), NO_ID) for code in range(128)], dtype=np.uint16)
 
     @functools.cached_property
     def _table(self) -> np.ndarray:

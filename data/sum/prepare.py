@@ -9,6 +9,7 @@ A record becomes its text, <|summarize|>, its summary, <|endoftext|>, where both
 summary and the end behind it are to be predicted: the masks say so, and train.py and evaluate.py heed them.
 """
 import os
+import shlex
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 import configurator
 from dongpt.documents import Files, find_files
-from dongpt.preparing import Kind, Vocabulary, named_folder, prepare_tasks
+from dongpt.preparing import Kind, Vocabulary, check_options, named_folder, prepare_tasks
 from dongpt.program import run_program
 from dongpt.reporting import report
 
@@ -37,7 +38,8 @@ class PrepareConfig(Vocabulary):
 
 
 def main(argv: list[str] | None = None):
-    cfg, _ = configurator.load(PrepareConfig, argv)
+    cfg, given = configurator.load(PrepareConfig, argv)
+    check_options(cfg, given)
     if not cfg.input:
         raise ValueError("no records were given: pass --input=PATH of a .csv, .jsonl or .parquet file with the fields "
                          "text and summary, or name yours with --text and --summary")
@@ -46,6 +48,9 @@ def main(argv: list[str] | None = None):
     files = Files(paths, encoding=cfg.encoding, option="--text or --summary")
     report(prepare_tasks(folder, files, (cfg.text, cfg.summary), MARK, cfg, cfg.val_fraction,
                          os.path.basename(os.path.normpath(cfg.input))))
+    config = "config/finetune_sum.py" if cfg.tokenizer == "gpt2" else "config/quickstart.py --out_dir=out-sum"
+    where = "" if cfg.tokenizer == "gpt2" and not cfg.name else f" --dataset={shlex.quote(cfg.name or 'sum')}"
+    print(f"next: python train.py {config}{where}")
 
 
 if __name__ == "__main__":
