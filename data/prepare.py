@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import configurator
 from dongpt.bins import Prepared
 from dongpt.documents import KNOWN, Document, Files, find_files, kind_of
-from dongpt.preparing import Vocabulary, check_options, named_folder, prepare
+from dongpt.preparing import Vocabulary, note_options, named_folder, prepare
 from dongpt.program import ROOT, run_program
 from dongpt.reporting import report
 
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None):
     argv = sys.argv[1:] if argv is None else argv
     argv = [f"--input={arg}" if os.path.exists(arg) and not arg.endswith(".py") else arg for arg in argv]
     cfg, given_keys = configurator.load(PrepareConfig, argv)
-    check_options(cfg, given_keys)
+    note_options(cfg, given_keys)
     folder = named_folder(cfg.name) if cfg.name else ""
     given = cfg.input or ask()
     paths, n_others = find_files(given)

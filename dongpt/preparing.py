@@ -142,12 +142,12 @@ def check_fraction(val_fraction: float):
         raise ValueError(f"val_fraction={val_fraction} must be above 0 and below 1")
 
 
-def check_options(vocabulary: Vocabulary, given: Iterable[str]):
-    """Raise ValueError if the settings given hold one that means nothing to the tokenizer chosen."""
+def note_options(vocabulary: Vocabulary, given: Iterable[str]):
+    """Say which of the settings given mean nothing to the tokenizer chosen."""
     for key in given:
         if OPTION_OF.get(key, vocabulary.tokenizer) != vocabulary.tokenizer:
-            raise ValueError(f"--{key} belongs to --tokenizer={OPTION_OF[key]}, and the tokenizer is "
-                             f"{vocabulary.tokenizer}: pass the one or leave out the other")
+            print(f"--{key} changes nothing: it belongs to --tokenizer={OPTION_OF[key]}, and this one is "
+                  f"{vocabulary.tokenizer}", file=sys.stderr)
 
 
 def named_folder(name: str) -> str:

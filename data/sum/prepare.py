@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import configurator
 from dongpt.documents import Files, find_files
-from dongpt.preparing import Kind, Vocabulary, check_options, named_folder, prepare_tasks
+from dongpt.preparing import Kind, Vocabulary, note_options, named_folder, prepare_tasks
 from dongpt.program import run_program
 from dongpt.reporting import report
 
@@ -39,7 +39,7 @@ class PrepareConfig(Vocabulary):
 
 def main(argv: list[str] | None = None):
     cfg, given = configurator.load(PrepareConfig, argv)
-    check_options(cfg, given)
+    note_options(cfg, given)
     if not cfg.input:
         raise ValueError("no records were given: pass --input=PATH of a .csv, .jsonl or .parquet file with the fields "
                          "text and summary, or name yours with --text and --summary")
