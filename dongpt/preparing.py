@@ -147,7 +147,7 @@ def note_options(vocabulary: Vocabulary, given: Iterable[str]):
     for key in given:
         if OPTION_OF.get(key, vocabulary.tokenizer) != vocabulary.tokenizer:
             print(f"--{key} changes nothing: it belongs to --tokenizer={OPTION_OF[key]}, and this one is "
-                  f"{vocabulary.tokenizer}", file=sys.stderr)
+                  f"{vocabulary.tokenizer}")
 
 
 def named_folder(name: str) -> str:
