@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import configurator
 from dongpt.bins import Prepared
 from dongpt.documents import KNOWN, Document, Files, find_files, kind_of
-from dongpt.preparing import Vocabulary, note_options, named_folder, prepare
+from dongpt.preparing import Vocabulary, named_folder, note_options, prepare
 from dongpt.program import ROOT, run_program
 from dongpt.reporting import report
 

@@ -107,12 +107,16 @@ class Files:
             if kind == ".parquet":
                 yield from _parquet(path, fields, self.option, digest)
             elif kind == ".csv":
-                yield from _csv(path, fields, self.option, _lines(self._pieces(path, digest)))
+                yield from _csv(path, fields, self.option, self.lines(path, digest=digest))
             elif kind in RECORDS:
-                yield from _json_lines(path, fields, self.option, _lines(self._pieces(path, digest)))
+                yield from _json_lines(path, fields, self.option, self.lines(path, digest=digest))
             else:
                 raise ValueError(f"{path} has no records: give a file that ends in {' '.join(RECORDS)}")
             on_bytes(os.path.getsize(path))
+
+    def lines(self, path: str, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[str]:
+        """The lines of one file, with their ends."""
+        return _lines(self._pieces(path, digest or _NoDigest(), on_bytes))
 
     def _files(self, on_bytes, digest) -> Iterator[Batch]:
         for path in self.paths:

@@ -16,13 +16,14 @@ from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Callable, Iterable, Iterator, Literal
+from typing import Callable, Iterable, Iterator, Literal, Protocol
 
 import numpy as np
 
 from dongpt.bins import SPLITS, Digest, Encoded, Prepared, Writer
 from dongpt.documents import Files, Texts
 from dongpt.program import ROOT
+from dongpt.templates import Part, Template, joined
 from dongpt.tokenizers import (END, MOST, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, WordTokenizer,
                                is_word_break, last_break, last_word_break, split_words)
 
@@ -63,7 +64,7 @@ class Survey:
     """What the first reading finds."""
     documents: int = 0
     characters: int = 0
-    left_out: int = 0  # records with nothing but blanks in a field
+    left_out: int = 0  # records that say nothing
     sha256: str = ""
     buckets: np.ndarray = field(default_factory=lambda: np.zeros(BUCKETS, np.int64))  # characters by hash of documents
 
@@ -108,32 +109,76 @@ def prepare(folder: str, documents: Files | Texts, vocabulary: Vocabulary, val_f
             return replace(writer.finish(meta), sample=routed.sample)
 
 
-def prepare_tasks(folder: str, files: Files, fields: tuple[str, str], mark: str, vocabulary: Vocabulary,
-                  val_fraction: float = 0.1, source: str = "") -> Prepared:
-    """Write bins and masks of records: the question, mark, the answer, END; answer and END alone are to be predicted.
+class Marked(Protocol):
+    """Documents with marks, of which a loss is taken in parts."""
+    size: int  # bytes on the disk
 
-    mark and END become special tokens. Raises ValueError as prepare does, and for records that cannot be split whole.
+    def stamp(self):
+        """What changes when the text does."""
+
+    def marked(self, survey: Survey, on_bytes: Callable[[int], None], digest=None) -> Iterator[tuple[int, list[Part]]]:
+        """(a number that decides on the split, parts) of each document; what is left out is counted in survey."""
+
+
+def prepare_marked(folder: str, documents: Marked, marks: list[str], vocabulary: Vocabulary, val_fraction: float = 0.1,
+                   source: str = "", template: Template | None = None, split: Split | None = None) -> Prepared:
+    """Write bins and masks of documents in parts: the mask is 1 where a part is to be predicted.
+
+    marks become special tokens, template goes with the tokenizer. Documents stay whole; by their numbers, modulo
+    BUCKETS, they are split as split says, else so that val_fraction of the characters are for validation. Raises
+    ValueError as prepare does, and for documents that cannot be split whole.
     """
     check_fraction(val_fraction)
-    builder, survey, stamp = _builder(vocabulary), Survey(), files.stamp()
-    with _progress(files.size * (3 if vocabulary.tokenizer == "bpe" else 2), False) as progress:
-        look(_counted_tasks(files, fields, survey, progress), builder)
-        special = [mark, END, *(name for name in vocabulary.names() if name not in (mark, END))]
-        again = (text for task in _tasks(files, fields, progress) for text in task)
-        tokenizer = builder.finish(special, ((text, True) for text in again), survey)
-        split = choose(survey, val_fraction, least=2)
+    builder, survey, stamp = _builder(vocabulary), Survey(), documents.stamp()
+    with _progress(documents.size * (3 if vocabulary.tokenizer == "bpe" else 2), False) as progress:
+        look(_counted_parts(documents, survey, progress), builder)
+        special = [*marks, *(name for name in vocabulary.names() if name not in marks)]
+        again = ((part.text, True) for _, parts in documents.marked(Survey(), progress) for part in parts
+                 if not part.is_mark)
+        tokenizer = builder.finish(special, again, survey)
+        tokenizer.template = template
+        split = split or choose(survey, val_fraction, least=2)
         if split.by != "documents":
             raise ValueError(f"{survey.documents:,} records cannot be split so that about {100 * val_fraction:.0f} % "
                              f"of the text are for validation: give more records, or another --val_fraction")
         with Writer(folder, tokenizer) as writer:
             sample = ""
-            for question, answer in _tasks(files, fields, progress):
-                name = SPLITS[int(split.val_buckets[bucket_of(question)])]
-                sample = sample or question[:SAMPLE]
-                writer.add(name, _encode_task(tokenizer, tokenizer.specials[mark], question, answer))
-            _check_rest(files, stamp)
+            for number, parts in documents.marked(Survey(), progress):
+                name = SPLITS[int(split.val_buckets[number % BUCKETS])]
+                sample = sample or next((part.text for part in parts if not part.is_mark), "")[:SAMPLE]
+                writer.add(name, _encode_parts(tokenizer, parts))
+            _check_rest(documents, stamp)
             return replace(writer.finish({"source": source, "sha256": survey.sha256, "documents": survey.documents,
                                           "split": split.by, "left_out": survey.left_out}), sample=sample)
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Records of which one field is a question and the other the answer: question, mark, answer, END.
+
+    The answer and END alone are to be predicted. What is asked decides on the split.
+    """
+    files: Files
+    fields: tuple[str, str]
+    mark: str
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return self.files.size
+
+    def stamp(self):
+        """What changes when a file does."""
+        return self.files.stamp()
+
+    def marked(self, survey: Survey, on_bytes: Callable[[int], None], digest=None) -> Iterator[tuple[int, list[Part]]]:
+        """(a number of the question, parts) of the records of which both fields hold more than blanks."""
+        for question, answer in self.files.records(*self.fields, on_bytes=on_bytes, digest=digest):
+            if question.strip() and answer.strip():
+                yield bucket_of(question), [Part(question), Part(self.mark, is_mark=True),
+                                            Part(answer, predicted=True), Part(END, is_mark=True, predicted=True)]
+            else:
+                survey.left_out += 1
 
 
 def check_fraction(val_fraction: float):
@@ -162,13 +207,16 @@ def _check_rest(documents: Files | Texts, stamp):
         raise ValueError("the text changed while it was read: run this again when it rests")
 
 
-def _encode_task(tokenizer: Tokenizer, mark_id: int, question: str, answer: str) -> Encoded:
-    """Question, mark, answer, END; the mask is 1 for what comes behind the mark."""
-    asked, given = tokenizer.encode_array(question), tokenizer.encode_array(answer)
-    ids = np.concatenate([asked, [mark_id], given, [tokenizer.end_id]]).astype(np.uint16)
-    mask = np.arange(len(ids)) > len(asked)
-    return Encoded(ids, len(question) + len(answer), len((question + answer).encode("utf-8")), mask,
-                   len(answer.encode("utf-8")), tokenizer.loses(question + answer))
+def _encode_parts(tokenizer: Tokenizer, parts: list[Part]) -> Encoded:
+    """The ids of parts, and their mask."""
+    parts = joined(parts)
+    texts = [part.text for part in parts if not part.is_mark]
+    ids = [np.array([tokenizer.specials[part.text]], np.uint16) if part.is_mark else tokenizer.encode_array(part.text)
+           for part in parts]
+    mask = np.repeat([part.predicted for part in parts], [len(array) for array in ids])
+    n_predicted = sum(len(part.text.encode("utf-8")) for part in parts if part.predicted and not part.is_mark)
+    return Encoded(np.concatenate(ids), sum(map(len, texts)), sum(len(text.encode("utf-8")) for text in texts), mask,
+                   n_predicted, any(map(tokenizer.loses, texts)))
 
 
 TOO_MANY = "take --tokenizer=bpe, or for words a larger --min_count"
@@ -214,18 +262,16 @@ def _counted(documents: Files | Texts, survey: Survey, progress) -> Iterator[tup
     _finish(survey, digest)
 
 
-def _counted_tasks(files: Files, fields: tuple[str, str], survey: Survey, progress) -> Iterator[tuple[str, bool]]:
-    """Questions and answers in turn, counted in survey; what is asked decides the bucket."""
+def _counted_parts(documents: Marked, survey: Survey, progress) -> Iterator[tuple[str, bool]]:
+    """The texts of documents in parts, counted in survey."""
     digest = Digest()
-    for question, answer in files.records(*fields, on_bytes=progress, digest=digest):
-        if not _is_task(question, answer):
-            survey.left_out += 1
-            continue
+    for number, parts in documents.marked(survey, progress, digest):
         survey.documents += 1
-        survey.characters += len(question) + len(answer)
-        survey.buckets[bucket_of(question)] += len(question) + len(answer)
-        yield question, True
-        yield answer, True
+        for part in parts:
+            if not part.is_mark:
+                survey.characters += len(part.text)
+                survey.buckets[number % BUCKETS] += len(part.text)
+                yield part.text, True
     _finish(survey, digest)
 
 
@@ -233,15 +279,6 @@ def _finish(survey: Survey, digest):
     survey.sha256 = digest.hexdigest()
     if not survey.characters:
         raise ValueError("there is nothing but blanks in the text: give one with words in it")
-
-
-def _is_task(question: str, answer: str) -> bool:
-    return bool(question.strip() and answer.strip())
-
-
-def _tasks(files: Files, fields: tuple[str, str], progress) -> Iterator[tuple[str, str]]:
-    """The records of which both fields hold more than blanks."""
-    return (record for record in files.records(*fields, on_bytes=progress) if _is_task(*record))
 
 
 def _check_length(n: int):

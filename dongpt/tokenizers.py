@@ -14,6 +14,7 @@ from typing import Callable, Iterable, Iterator, Literal, Sequence
 
 import numpy as np
 
+from dongpt.templates import Template
 
 FOREIGN = {"kind": "foreign"}  # describes a tokenizer that is there, and is none of these
 END = "<|endoftext|>"  # the special token behind each of several documents
@@ -37,6 +38,7 @@ class Tokenizer:
     start_id: int
     specials: dict[str, int] = {}
     in_threads = True  # several threads encode faster than one
+    template: Template | None = None  # how conversations were written for the model, if it was trained on any
 
     @property
     def end_id(self) -> int | None:
@@ -68,6 +70,10 @@ class Tokenizer:
         arrays = [array for text, ends in parts for array in (self.encode_array(text), *([end] if ends else []))]
         return np.concatenate(arrays) if arrays else end[:0]
 
+    def missing(self, text: str) -> list[str]:
+        """What of text the vocabulary does not hold, sorted."""
+        return []
+
     def loses(self, text: str) -> bool:
         """Whether ids cannot give text back, for another reason than that a vocabulary lacks something."""
         return False
@@ -97,8 +103,13 @@ class Tokenizer:
         raise NotImplementedError
 
     def to_dict(self) -> dict:
-        """A plain dict of str and int from which from_dict makes the same tokenizer."""
+        """A plain dict of str, int, bool and lists of them from which from_dict makes the same tokenizer."""
         raise NotImplementedError
+
+    def _described(self, description: dict, declared: dict[str, int]) -> dict:
+        """description, with the names of the declared special tokens and the template, where there are any."""
+        special = {"special": sorted(declared, key=declared.get)} if declared else {}
+        return {**description, **special, **({"template": self.template.to_dict()} if self.template else {})}
 
 
 class CharTokenizer(Tokenizer):
@@ -124,13 +135,16 @@ class CharTokenizer(Tokenizer):
             try:
                 return [self.ids[character] for character in text]
             except KeyError:
-                missing = sorted(set(text) - set(self.ids))
                 raise ValueError(f"the text has characters that are not in the vocabulary: "
-                                 f"{', '.join(map(repr, missing))}; the vocabulary is {self.characters!r}; pass "
-                                 f"--unknown=skip or --unknown=replace to go on without them") from None
+                                 f"{', '.join(map(repr, self.missing(text)))}; the vocabulary is "
+                                 f"{self.characters!r}; pass --unknown=skip or --unknown=replace to go on without "
+                                 f"them") from None
         known = next((c for c in "\ufffd?_ " if c in self.ids), self.characters[0]) if unknown == "replace" else None
         ids = (self.ids.get(c, self.ids.get(known)) for c in text)
         return [i for i in ids if i is not None]
+
+    def missing(self, text: str) -> list[str]:
+        return sorted(set(text) - set(self.ids))
 
     def encode_array(self, text: str) -> np.ndarray:
         if text.isascii() and self.vocab_size <= NO_ID:
@@ -170,7 +184,7 @@ class CharTokenizer(Tokenizer):
         return np.array(lengths, dtype=np.int64)
 
     def to_dict(self) -> dict:
-        return _with_special({"kind": self.kind, "characters": self.characters}, self.specials)
+        return self._described({"kind": self.kind, "characters": self.characters}, self.specials)
 
 
 class WordTokenizer(Tokenizer):
@@ -204,12 +218,15 @@ class WordTokenizer(Tokenizer):
 
     def _encode(self, text: str, unknown: Unknown) -> list[int]:
         words = self.split(text)
-        if unknown == "error" and (missing := sorted(set(words) - set(self.ids))):
+        if unknown == "error" and (missing := self.missing(text)):
             raise ValueError(f"the text has words that are not in the vocabulary of {len(self.words):,}: "
                              f"{', '.join(map(repr, missing[:10]))}{' and others' * (len(missing) > 10)}; write "
                              f"something else, or pass --unknown=skip or --unknown=replace")
         ids = (self.ids.get(word, self.unknown_id) for word in words)
         return [i for i in ids if i != self.unknown_id] if unknown == "skip" else [*ids]
+
+    def missing(self, text: str) -> list[str]:
+        return sorted(set(self.split(text)) - set(self.ids))
 
     def encode_array(self, text: str) -> np.ndarray:
         """As encode; words that are too rare for the vocabulary become <unk>."""
@@ -230,7 +247,7 @@ class WordTokenizer(Tokenizer):
 
     def to_dict(self) -> dict:
         declared = {name: i for name, i in self.specials.items() if name != UNKNOWN}
-        return _with_special({"kind": self.kind, "words": self.words, "lower": self.lower,
+        return self._described({"kind": self.kind, "words": self.words, "lower": self.lower,
                               "spaces_alone": self.spaces_alone}, declared)
 
 
@@ -327,7 +344,7 @@ class BPETokenizer(BytePairs):
         return cls(sorted(ids, key=ids.get), special)
 
     def to_dict(self) -> dict:
-        return _with_special({"kind": self.kind, "tokens": self.tokens},
+        return self._described({"kind": self.kind, "tokens": self.tokens},
                              {name: i for name, i in self.specials.items() if name != END})
 
 
@@ -344,7 +361,7 @@ class GPT2Tokenizer(BytePairs):
 
     def to_dict(self) -> dict:
         declared = {name: i for name, i in self.specials.items() if i >= self.encoding.n_vocab}
-        return _with_special({"kind": self.kind, "sha256": _gpt2_sha256()}, declared)
+        return self._described({"kind": self.kind, "sha256": _gpt2_sha256()}, declared)
 
 
 LONG_RUN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")
@@ -400,11 +417,6 @@ def _number(special: Sequence[str], first: int, taken) -> dict[str, int]:
     return {name: first + i for i, name in enumerate(special)}
 
 
-def _with_special(description: dict, declared: dict[str, int]) -> dict:
-    """description, with the names of the declared special tokens if there are any."""
-    return {**description, "special": sorted(declared, key=declared.get)} if declared else description
-
-
 @functools.cache
 def _gpt2_encoding():
     """tiktoken's encoding; it takes the vocabulary from TIKTOKEN_CACHE_DIR if it is there, else it downloads it."""
@@ -428,6 +440,13 @@ def _gpt2_sha256() -> str:
 
 def from_dict(description: dict) -> Tokenizer:
     """The tokenizer that to_dict described. Raises ValueError for a kind or a vocabulary that is not known here."""
+    tokenizer = _without_template(description)
+    if "template" in description:
+        tokenizer.template = Template.from_dict(description["template"])
+    return tokenizer
+
+
+def _without_template(description: dict) -> Tokenizer:
     kind, special = description.get("kind"), description.get("special", [])
     if kind == "char":
         return CharTokenizer(description.get("characters", ""), special)
@@ -458,5 +477,5 @@ def added_tokens(one: dict | None, other: dict | None) -> list[str] | None:
     if one["kind"] == other["kind"] == "gpt2":  # one that is only assumed has no hash
         same = len({one.get("sha256"), other.get("sha256")} - {None}) <= 1
     else:
-        same = {**one, "special": []} == {**other, "special": []}
+        same = {**one, "special": [], "template": {}} == {**other, "special": [], "template": {}}
     return others[len(special):] if same and others[:len(special)] == special else None

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 import configurator
 from dongpt.documents import Files, find_files
-from dongpt.preparing import Kind, Vocabulary, note_options, named_folder, prepare_tasks
+from dongpt.preparing import Kind, Tasks, Vocabulary, named_folder, note_options, prepare_marked
 from dongpt.program import run_program
 from dongpt.reporting import report
+from dongpt.tokenizers import END
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 MARK = "<|summarize|>"
@@ -46,8 +47,8 @@ def main(argv: list[str] | None = None):
     paths, _ = find_files(cfg.input)
     folder = named_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--text or --summary")
-    report(prepare_tasks(folder, files, (cfg.text, cfg.summary), MARK, cfg, cfg.val_fraction,
-                         os.path.basename(os.path.normpath(cfg.input))))
+    report(prepare_marked(folder, Tasks(files, (cfg.text, cfg.summary), MARK), [MARK, END], cfg, cfg.val_fraction,
+                          os.path.basename(os.path.normpath(cfg.input))))
     config = "config/finetune_sum.py" if cfg.tokenizer == "gpt2" else "config/quickstart.py --out_dir=out-sum"
     where = "" if cfg.tokenizer == "gpt2" and not cfg.name else f" --dataset={shlex.quote(cfg.name or 'sum')}"
     print(f"next: python train.py {config}{where}")

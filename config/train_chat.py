@@ -1,0 +1,30 @@
+"""A small GPT that answers, trained on conversations alone.
+
+    python data/chat/prepare.py --input=YOUR_CONVERSATIONS.jsonl
+    python train.py config/train_chat.py
+    python chat.py out-chat
+
+The loss is that of the answers, since the data has masks.
+"""
+out_dir = "out-chat"
+eval_interval = 250
+eval_iters = 50
+log_interval = 50
+
+dataset = "chat"
+gradient_accumulation_steps = 1
+batch_size = 16
+block_size = 128
+
+n_layer = 4
+n_head = 4
+n_embd = 128
+dropout = 0.1
+pos_embd = "rope"  # a conversation may become longer than any that the model was trained on
+
+learning_rate = 2e-3
+max_iters = 2000
+lr_decay_iters = 2000
+min_lr = 1e-4
+beta2 = 0.99  # few tokens per iteration
+warmup_iters = 100

@@ -1,0 +1,63 @@
+"""Conversations, for a model that one can chat with: writes bins, masks and meta.json beside this script.
+
+    python data/chat/prepare.py --input=chats.jsonl                      # {"messages": [{"role": ..., "content": ...}]}
+    python data/chat/prepare.py --input=faq.csv --user=question --assistant=reply --tokenizer=gpt2
+    python data/chat/prepare.py --input=dialogues.txt --name=eds         # <bot> ... <human> ... <endOfText>
+    python train.py config/train_chat.py
+    python chat.py out-chat
+
+What each side says gets true special tokens around it, and only the answers are to be predicted: the masks say so. A
+conversation stays whole, and shares its split with what it is a part of or the same as but for the roles.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+
+from dataclasses import dataclass
+
+import configurator
+from dongpt.dialogues import Chats, Dialogues
+from dongpt.documents import Files, find_files
+from dongpt.preparing import Kind, Vocabulary, named_folder, note_options, prepare_marked
+from dongpt.program import run_program
+from dongpt.reporting import report
+from dongpt.templates import DONGPT
+from dongpt.tokenizers import END
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+
+@dataclass(frozen=True)
+class PrepareConfig(Vocabulary):
+    tokenizer: Kind = "bpe"  # bpe for a model of your own; gpt2 to fine-tune GPT-2; or char, or word
+    vocab_size: int = 2048  # bpe: entries, special tokens included
+    input: str = ""  # a file of conversations (.jsonl, .csv, .parquet, or text with tags), a folder or a pattern
+    user: str = "user"  # .csv, .parquet: the column with the questions
+    assistant: str = "assistant"  # .csv, .parquet: the column with the answers
+    conversation: str = ""  # .csv, .parquet: rows in a row with the same value in this column are one conversation
+    val_fraction: float = 0.1  # of the characters, for validation; conversations stay whole
+    encoding: str = "utf-8"  # of the files
+    name: str = ""  # a folder under data/ to write to; without it beside this script
+
+
+def main(argv: list[str] | None = None):
+    cfg, given = configurator.load(PrepareConfig, argv)
+    note_options(cfg, given)
+    if not cfg.input:
+        raise ValueError("no conversations were given: pass --input=PATH of a .jsonl file of messages, a .csv or "
+                         ".parquet file with the columns user and assistant, or a text with the tags <bot> and <human>")
+    paths, _ = find_files(cfg.input)
+    folder = named_folder(cfg.name) if cfg.name else FOLDER
+    dialogues = Dialogues(Files(paths, encoding=cfg.encoding, option="--user or --assistant"), cfg.user, cfg.assistant,
+                          cfg.conversation)
+    chats = Chats.of(dialogues, DONGPT, cfg.val_fraction)
+    report(prepare_marked(folder, chats, [*DONGPT.marks(), END], cfg, cfg.val_fraction,
+                          os.path.basename(os.path.normpath(cfg.input)), DONGPT))
+    dataset = "" if folder == FOLDER else f" --dataset={cfg.name}"
+    config = "config/finetune_chat.py" if cfg.tokenizer == "gpt2" else "config/train_chat.py"
+    print(f"next: python train.py {config}{dataset}")
+
+
+if __name__ == "__main__":
+    run_program(main)
