@@ -512,15 +512,16 @@ class GPT(nn.Module):
     def stream(self, prompts, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
                top_p: float | None = None, seed: int | None = None, use_kv_cache: bool = True,
                stop_ids: Sequence[int] = (), n_ids: int | None = None, min_p: float | None = None,
-               repetition_penalty: float | None = None) -> Iterator[torch.Tensor]:
+               repetition_penalty: float | None = None, decoder: "Decoder | None" = None) -> Iterator[torch.Tensor]:
         """Yield the next id of every row, (B,) int64 on the CPU, up to max_new_tokens times; a finished row gives -1.
 
         prompts: (B, T) ids, or a list of id lists of any lengths above 0. The settings are those of Sampling. A row is
         finished after an id of stop_ids; the stream ends when all rows are. Only ids below n_ids (a tokenizer's size,
         where the vocabulary is padded) are drawn. Row i draws its random numbers from (seed, i) alone; seed None takes
         a seed from torch's generator. When block_size tokens are held and one more comes, only the newest half of the
-        tokens is kept: what the model sees depends on the count of tokens alone, with and without cache. Call
-        model.eval() before. Raises ValueError for settings that make no sense, an empty prompt, and logits that are
+        tokens is kept: what the model sees depends on the count of tokens alone, with and without cache. A decoder
+        made with keeps=True encodes only what differs from the text that it wrote before. Call model.eval() before.
+        Raises ValueError for settings that make no sense, an empty prompt, and logits that are
         not finite.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
@@ -531,7 +532,10 @@ class GPT(nn.Module):
         seed = int(torch.randint(2 ** 62, ())) if seed is None else int(seed)
         finished, stop_ids = [False] * len(rows), frozenset(stop_ids)
         size = min(max(map(len, rows)) + max_new_tokens, self.config.block_size)
-        for drawn in Decoder.of(self, len(rows), size, sampling, n_ids, use_kv_cache).draws(rows, seed, max_new_tokens):
+        if decoder is None:
+            decoder = Decoder.of(self, len(rows), size, sampling, n_ids, use_kv_cache)
+        decoder.settle(sampling, n_ids)
+        for drawn in decoder.draws(rows, seed, max_new_tokens):
             if any(i == NOT_FINITE and not done for i, done in zip(drawn, finished)):
                 raise ValueError("the model's logits are not finite: use dtype=float32, or an earlier checkpoint "
                                  "if the training diverged")
@@ -718,8 +722,8 @@ class Decoder:
     BUCKET = 128  # a recorded step looks at a multiple of so many keys
 
     def __init__(self, model: GPT, n_rows: int, sampling: Sampling, n_ids: int, use_kv_cache: bool,
-                 size: int | None = None):
-        self.model, self.sampling, self.n_ids = model, sampling, n_ids
+                 size: int | None = None, keeps: bool = False):
+        self.model, self.sampling, self.n_ids, self.keeps = model, sampling, n_ids, keeps
         self.device, self.block_size, B = model.device, model.config.block_size, n_rows
         self.counts = [0] * B  # tokens that are seen of each row
         self.text = torch.zeros(B, self.block_size + 1, dtype=torch.int64, device=self.device)  # then garbage
@@ -729,9 +733,7 @@ class Decoder:
                                     device="cpu" if self.device.type == "mps" else self.device)
         self.n_drawn = torch.zeros(1, dtype=torch.int64, device=self.uniforms.device)  # of the uniforms at hand
         self.drawn = torch.zeros(B, dtype=torch.int64, device=self.device)
-        self.seen = None  # (B, V): which ids a row has, where that matters
-        if sampling.repetition_penalty not in (None, 1):
-            self.seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=self.device)
+        self.seen = self._nothing_seen()  # (B, V): which ids a row has, where that matters
         self.cache = KVCache(model, B, size) if use_kv_cache and model.can_cache else None
         self.packed = None  # runs the blocks for the newest tokens, where the model has what does it faster
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # a recorded step, by the number of keys that it looks at
@@ -748,6 +750,18 @@ class Decoder:
             last = cls(model, n_rows, *settings)  # room for block_size tokens, so that any text fits
             model.__dict__["_decoder"], last.key = last, key
         return last
+
+    def _nothing_seen(self):
+        if self.sampling.repetition_penalty in (None, 1):
+            return None
+        return torch.zeros(len(self.counts), self.model.config.vocab_size, dtype=torch.bool, device=self.device)
+
+    def settle(self, sampling: Sampling, n_ids: int):
+        """Draw like this from now on."""
+        if (sampling, n_ids) != (self.sampling, self.n_ids):
+            self.sampling, self.n_ids = sampling, n_ids
+            self.graphs.clear()  # they were recorded with the old settings
+            self.seen = self._nothing_seen()
 
     def draws(self, rows: list[list[int]], seed: int, n: int) -> Iterator[list[int]]:
         """Begin with these rows, and give the next id of each, n times.
@@ -790,6 +804,7 @@ class Decoder:
     def _begin(self, rows: list[list[int]]):
         """Take the prompts, and encode them but for their newest tokens."""
         windows = [row[-window_size(len(row), self.block_size):] for row in rows]
+        n_known = self._n_known(windows[0]) if self.keeps else 0
         self.counts = [len(window) for window in windows]
         longest = max(self.counts)
         padded = torch.tensor([window + [0] * (longest - len(window)) for window in windows])
@@ -801,9 +816,15 @@ class Decoder:
                 seen[i, row] = True
             self.seen.copy_(seen)
         if self.cache:
-            if self.graphs:  # used before: what a mask hides must be finite
+            if self.graphs and not n_known:  # used before: what a mask hides must be finite
                 self.cache.clear()
-            self._encode(range(len(rows)), all(window == windows[0] for window in windows))
+            self._encode(range(len(rows)), all(window == windows[0] for window in windows), n_known)
+
+    def _n_known(self, window: list[int]) -> int:
+        """How many of the first tokens of window the cache of the only row holds; the newest is always encoded."""
+        before = self.text[0, :max(0, self.counts[0] - 1)].tolist()
+        same = next((i for i, (a, b) in enumerate(zip(before, window)) if a != b), min(len(before), len(window)))
+        return min(same, len(window) - 1)
 
     def _make_room(self):
         """Where a row has one token too many, keep its newest half, and encode that anew but for its newest."""
@@ -819,8 +840,9 @@ class Decoder:
         if self.cache:
             self._encode(full, False)
 
-    def _encode(self, rows: Sequence[int], same: bool):
-        """Put all but the newest token of these rows into the cache; where all rows are the same, one does for all."""
+    def _encode(self, rows: Sequence[int], same: bool, first: int = 0):
+        """Put the tokens from the first to the last but one of these rows into the cache; where all rows are the same,
+        one does for all."""
         n = max(self.counts[row] for row in rows) - 1
         whole = len(rows) == len(self.counts)
         if same:
@@ -829,7 +851,7 @@ class Decoder:
             at = slice(None) if whole else torch.tensor(rows, device=self.device)
         text = self.text[at]
         size = max(1, self.PREFILL // len(text))
-        for start in range(0, n, size):
+        for start in range(first, n, size):
             stop = min(start + size, n)
             positions = torch.arange(start, stop, device=self.device)
             self.model._hidden(text[:, start:stop], positions, self.cache.at(positions, stop, start, at))

@@ -22,7 +22,7 @@ from dongpt.bins import SPLITS, settle
 from dongpt.runtime import ROOT, Runtime
 from dongpt.tokenizers import Tokenizer, from_dict
 
-PREPARED_BY_TRAIN = ("python_docs",)  # data sets whose prepare.py needs no network
+PREPARED_BY_TRAIN = ("chat_demo", "python_docs")  # data sets whose prepare.py needs no network
 IN_MEMORY = 64 * 2 ** 20  # bytes; a larger file stays on disk and is mapped
 SCANNED = 2 ** 26  # bytes of a file that are checked for ids beyond the vocabulary before training
 

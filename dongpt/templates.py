@@ -36,6 +36,11 @@ class Template:
         """The names of the special tokens."""
         return [mark for mark in (self.system, self.user, self.assistant, self.end) if mark] if self.special else []
 
+    @property
+    def continues(self) -> bool:
+        """Whether an answer is the rest of what the user wrote."""
+        return not (self.user or self.assistant)
+
     def opening(self, system: str) -> list[Part]:
         """What a conversation begins with."""
         return [Part(self.system, is_mark=self.special), Part(system)] if system and self.system else []

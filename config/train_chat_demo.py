@@ -1,0 +1,29 @@
+"""A small GPT that does sums, remembers a name, answers yes or no and names feelings.
+
+    python train.py config/train_chat_demo.py
+    python chat.py out-chat-demo/ckpt.pt
+    python data/chat_demo/quiz.py out-chat-demo/ckpt.pt         # how many of its held-out questions it answers
+
+Needs no network: the conversations are made from a seed.
+"""
+out_dir = "out-chat-demo"
+eval_interval = 500
+eval_iters = 20
+log_interval = 50
+
+dataset = "chat_demo"
+gradient_accumulation_steps = 1
+batch_size = 16
+block_size = 256
+
+n_layer = 4
+n_head = 4
+n_embd = 128
+pos_embd = "rope"  # a name is found wherever it was told
+
+learning_rate = 3e-3
+max_iters = 1000
+lr_decay_iters = 1000
+min_lr = 1e-4
+beta2 = 0.99  # few tokens per iteration
+warmup_iters = 50

@@ -1,0 +1,183 @@
+"""A conversation with a model: what was said, what of it the model still sees, and its answers as they come.
+
+    conversation = Conversation(model, tokenizer, template, Sampling(temperature=0.7), print)
+    for piece in conversation.reply("What is 3 plus 4?"):
+        print(piece, end="")
+
+The whole conversation is what the model is asked, as far as it fits; of that only what is new is encoded.
+"""
+from dataclasses import asdict, dataclass
+from typing import Callable, Iterator
+
+import torch
+
+from dongpt.templates import EMOTIONS, Part, Template, encode
+from dongpt.tokenizers import END, Tokenizer
+from dongpt.writing import Texts
+from model import GPT, Decoder, Sampling
+
+
+@dataclass
+class Exchange:
+    """What the user said and the answer to it, with the ids of both."""
+    question: str
+    answer: str
+    ids: list[int]
+
+
+class Conversation:
+    """What was said so far. note is given a sentence for the user now and then.
+
+    Raises ValueError for a template that the vocabulary cannot express, and a model that sees too little for it.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, template: Template, sampling: Sampling,
+                 note: Callable[[str], None], max_new_tokens: int = 200, seed: int = 1337):
+        self.model, self.tokenizer, self.template, self.sampling = model, tokenizer, template, sampling
+        self.note, self.max_new_tokens, self.seed = note, max_new_tokens, seed
+        self.exchanges: list[Exchange] = []
+        self.n_answers, self.n_dropped, self.system = 0, 0, ""
+        self.about = ""  # what fills the template's header
+        self._decoder: Decoder | None = None
+        try:
+            marks = encode(tokenizer, [*template.question("", "afraid"), *template.answer("")])
+        except ValueError as error:
+            raise ValueError(f"this model's vocabulary cannot express the template {template.name} ({error}): pass "
+                             f"another --template, plain works with every model") from None
+        self.size = model.config.block_size
+        if len(marks) + 2 > self.size:
+            raise ValueError(f"the marks of the template {template.name} are {len(marks)} tokens, and the model sees "
+                             f"{self.size}: pass --template=plain")
+
+    def reply(self, text: str) -> Iterator[str]:
+        """Yield the answer to text piece by piece; it is part of the conversation when the iterator ends or is closed.
+
+        Raises ValueError where the model's logits are not finite.
+        """
+        about = self.about or self._guess(text)
+        opening, asked = self._opening(), self._ask(text, about)
+        ids = [*opening, *(i for exchange in self._seen(len(opening) + len(asked)) for i in exchange.ids), *asked]
+        special = [*self.tokenizer.specials.values()]
+        texts, drawn = Texts(self.tokenizer, 1, self.template.tags, special), []
+        self._decoder = self._decoder or Decoder(self.model, 1, self.sampling, self.tokenizer.vocab_size, True,
+                                                 keeps=True)
+        stream = self.model.stream([ids or [self.tokenizer.start_id]], self.max_new_tokens, **asdict(self.sampling),
+                                   seed=self.seed + self.n_answers, stop_ids=special, decoder=self._decoder,
+                                   n_ids=self.tokenizer.vocab_size)
+        said, whole = "", False  # what was yielded
+        try:
+            for new in stream:
+                drawn += new.tolist()
+                texts.add(new.tolist())
+                if piece := self._shown(texts.texts[0])[len(said):]:
+                    said += piece
+                    yield piece
+                if texts.done:
+                    break
+            texts.finish()
+            if piece := self._shown(texts.texts[0])[len(said):]:
+                said += piece
+                yield piece
+            whole = True
+        except ValueError:
+            self._decoder = None  # what it holds is of no use
+            raise
+        finally:
+            if whole or drawn:
+                self._keep(text, asked, said, drawn)
+
+    def _shown(self, text: str) -> str:
+        """What of an answer is said: blanks around it are not, unless it goes on with the user's text."""
+        return text if self.template.continues else text.strip()
+
+    def _keep(self, text: str, asked: list[int], said: str, drawn: list[int]):
+        """Add an exchange; the ids are those that were drawn, so that they need not be encoded again."""
+        if self.template.special:
+            drawn = [i for i in drawn if i not in self.tokenizer.specials.values()]
+            answer = [*drawn, self.tokenizer.specials[self.template.end]]
+        else:
+            answer = self._encode(said)
+        self.exchanges.append(Exchange(text, said, [*asked, *answer]))
+        self.n_answers += 1
+
+    def _encode(self, answer: str) -> list[int]:
+        return encode(self.tokenizer, self.template.answer(answer), "skip")
+
+    def _opening(self) -> list[int]:
+        """What stands before the first question: in training, the end of another conversation and the system text."""
+        end = [Part(END, is_mark=True)] if self.template.special and END in self.tokenizer.specials else []
+        return encode(self.tokenizer, [*end, *self.template.opening(self.system)], "skip")
+
+    def _ask(self, text: str, about: str) -> list[int]:
+        """The ids of a question, of its end if it is too long."""
+        if missing := self.tokenizer.missing(self.template.clean(text)):
+            self.note(f"left out, since the model does not know it: {', '.join(map(repr, missing[:20]))}")
+        room = max(1, self.size - self._reserve() - len(self._opening()))
+        ids = encode(self.tokenizer, self.template.question(text, about), "skip")
+        n_tokens = len(ids)
+        while len(ids) > room and text:
+            text = text[len(text) - min(len(text) - 1, len(text) * room // len(ids)):]
+            ids = encode(self.tokenizer, self.template.question(text, about), "skip")
+        if len(ids) < n_tokens:
+            self.note(f"that was {n_tokens:,} tokens, too long for the model: it sees the last {len(ids):,}")
+        return ids
+
+    def _reserve(self) -> int:
+        """Tokens that are kept free for an answer."""
+        return min(self.max_new_tokens, self.size // 4)
+
+    def _seen(self, n_tokens: int) -> list[Exchange]:
+        """The newest exchanges that fit beside so many tokens and an answer."""
+        room, seen = self.size - self._reserve() - n_tokens, []
+        for exchange in reversed(self.exchanges):
+            room -= len(exchange.ids)
+            if room < 0:
+                break
+            seen.insert(0, exchange)
+        if len(seen) < len(self.exchanges) and not self.n_dropped:
+            self.note("the conversation is longer than the model can see: it forgets the oldest turns from here on")
+        self.n_dropped = len(self.exchanges) - len(seen)
+        return seen
+
+    def _guess(self, text: str) -> str:
+        """What fills the header, where that is an emotion and none was given: the one that fits the text best."""
+        if not self.template.header.startswith("<emotion>"):
+            return ""
+        losses = torch.tensor([self._surprise(encode(self.tokenizer, self.template.question(text, emotion), "skip"))
+                               for emotion in EMOTIONS])
+        shares = torch.softmax(-losses, 0)  # by Bayes' rule, if all are as likely before
+        self.note(f"Emotion: {EMOTIONS[int(shares.argmax())]} ({100 * float(shares.max()):.0f} %)")
+        return EMOTIONS[int(shares.argmax())]
+
+    @torch.no_grad()
+    def _surprise(self, ids: list[int]) -> float:
+        """The sum of the losses of ids behind the end of another conversation, in nats."""
+        before = self.tokenizer.encode(self.template.end)
+        ids = torch.tensor([[*before, *ids][:self.size + 1]], device=self.model.device)
+        targets = ids[:, 1:].clone()
+        targets[:, :len(before) - 1] = -1
+        return float(self.model(ids[:, :-1], targets)[1]) * int((targets >= 0).sum())
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # as messages
+
+    def messages(self) -> list[tuple[str, str]]:
+        """(role, content) of everything that was said, but for exchanges in which one side said nothing."""
+        said = [message for exchange in self.exchanges if exchange.question.strip() and exchange.answer.strip()
+                for message in (("user", exchange.question), ("assistant", exchange.answer))]
+        return [*([("system", self.system)] if self.system else []), *said]
+
+    def replace_by(self, messages: list[tuple[str, str]]):
+        """Go on from these messages: a system text or none, then questions and answers in turn."""
+        self.reset()
+        self.system = ""
+        if messages and messages[0][0] == "system":
+            self.system, messages = messages[0][1], messages[1:]
+        for (_, question), (_, answer) in zip(messages[::2], messages[1::2]):
+            ids = [*self._ask(question, self.about), *self._encode(answer)]
+            self.exchanges.append(Exchange(question, answer, ids))
+        self.n_answers = len(self.exchanges)
+
+    def reset(self):
+        """Forget what was said."""
+        self.exchanges, self.n_answers, self.n_dropped = [], 0, 0
