@@ -3,7 +3,7 @@
     python chat.py out-chat                                   # an out_dir, a checkpoint, a Hugging Face folder, gpt2
     python chat.py out-chat/ckpt.pt --temperature=0.2 --prompt="What is 3 plus 4?"      # one answer, and done
     python chat.py block_size=64/withemotion/ckpt.pt --template=eds-emotion             # a file of EDS
-    printf 'Hello\\n/temperature 0\\nWhat is 3 plus 4?\\n' | python chat.py out-chat      # a line a turn, a line an answer
+    printf 'Hello\\nHow are you?\\n' | python chat.py out-chat             # a line a turn, a line an answer
 
 /help lists the commands. Ctrl-C ends an answer where it is, Ctrl-D leaves.
 """
@@ -192,8 +192,8 @@ def take_path(argv: list[str]) -> tuple[str, list[str]]:
     """(the path among the arguments, the others): a word without dashes is one, unless it is a config file's."""
     paths = [arg for arg in argv if not arg.startswith("-") and not arg.endswith(".py")]
     if len(paths) > 1:
-        raise ValueError(f"{paths[1]!r}: one model is enough, and {paths[0]!r} is it already; settings are written with "
-                         f"two dashes, as in --temperature=0.5")
+        raise ValueError(f"{paths[1]!r}: one model is enough, and {paths[0]!r} is it already; settings are written "
+                         f"with two dashes, as in --temperature=0.5")
     return "".join(paths), [arg for arg in argv if arg not in paths]
 
 

@@ -39,11 +39,10 @@ class Conversation:
         self.n_answers, self.n_dropped, self.system = 0, 0, ""
         self.about = ""  # what fills the template's header
         self._decoder: Decoder | None = None
-        try:
-            marks = encode(tokenizer, [*template.question("", "afraid"), *template.answer("")])
-        except ValueError as error:
-            raise ValueError(f"this model's vocabulary cannot express the template {template.name} ({error}): pass "
-                             f"another --template, plain works with every model") from None
+        if lacking := template.lacking(tokenizer):
+            raise ValueError(f"this model's vocabulary cannot express the template {template.name}, it has no "
+                             f"{', '.join(map(repr, lacking))}: pass another --template, plain works with every model")
+        marks = encode(tokenizer, [*template.question(""), *template.answer("")])
         self.size = model.config.block_size
         if len(marks) + 2 > self.size:
             raise ValueError(f"the marks of the template {template.name} are {len(marks)} tokens, and the model sees "

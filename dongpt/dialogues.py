@@ -21,7 +21,7 @@ from dongpt.preparing import BUCKETS, Survey, choose
 from dongpt.templates import Part, Template
 from dongpt.tokenizers import END
 
-Conversation = list[tuple[str, str]]  # (role, content)
+Messages = list[tuple[str, str]]  # (role, content)
 ROLES = ("system", "user", "assistant")
 PHRASE = 4  # what more conversations say is a phrase, and joins none of them
 LONG = 20  # characters of an utterance that joins two conversations by itself
@@ -29,7 +29,7 @@ FORM = ('a line must be {"messages": [{"role": "user", "content": "..."}, {"role
         'where user and assistant take turns, behind at most one system message')
 
 
-def check(conversation: Conversation, place: str) -> Conversation:
+def check(conversation: Messages, place: str) -> Messages:
     """conversation, if user and assistant take turns in it. Raises ValueError that begins with place."""
     turns = conversation[1:] if conversation and conversation[0][0] == "system" else conversation
     wrong = next((i for i, (role, _) in enumerate(turns) if role != ROLES[1 + i % 2]), None)
@@ -54,7 +54,7 @@ def read_message(message, place: str) -> tuple[str, str]:
     return role, content
 
 
-def read_json_lines(lines: Iterable[str], path: str) -> Iterator[Conversation]:
+def read_json_lines(lines: Iterable[str], path: str) -> Iterator[Messages]:
     """The conversations of JSON lines, checked; a message a line, or a conversation a line."""
     gathered, number, began = [], 0, 1
     for number, line in enumerate(lines, 1):
@@ -85,12 +85,12 @@ TURN_OF = {"bot": "user", "human": "assistant"}
 END_TAG = re.compile(r" *<endOfText>\s*$")
 
 
-def read_tagged(lines: Iterable[str], path: str) -> Iterator[Conversation]:
+def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
     """The records of a text with tags, checked: <bot> is the user, <human> answers, <endOfText> ends a record.
 
     What <emotion> and <context> say becomes a system message.
     """
-    record: Conversation = []
+    record: Messages = []
     began, number = 1, 0
     for number, line in enumerate(lines, 1):
         place, tag = f"{path} line {number:,}", TAG.match(line)
@@ -119,14 +119,14 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Conversation]:
         yield check(record, f"{path} line {began:,}")
 
 
-def put_together(records: list[Conversation]) -> Iterator[Conversation]:
+def put_together(records: list[Messages]) -> Iterator[Messages]:
     """Records that follow each other in one dialogue, joined.
 
     The Empathetic-Dialogue-System cut a dialogue into pairs, and added the pairs with the roles swapped: that an answer
     and the question behind it are a pair of their own shows that both belong together.
     """
     pairs = {(a[1], b[1]) for record in records for a, b in zip(record, record[1:]) if b[0] == "assistant"}
-    dialogue: Conversation = []
+    dialogue: Messages = []
     for record in records:
         if dialogue and record[0][0] == "user" and (dialogue[-1][1], record[0][1]) in pairs:
             dialogue = dialogue + record
@@ -155,7 +155,7 @@ class Dialogues:
         """What changes when a file does."""
         return self.files.stamp()
 
-    def read(self, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[Conversation]:
+    def read(self, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[Messages]:
         """The conversations in order. Raises ValueError naming file and line for what is none."""
         for path in self.files.paths:
             kind = kind_of(path)[0]
@@ -167,7 +167,7 @@ class Dialogues:
             else:
                 yield from put_together([*read_tagged(self.files.lines(path, on_bytes, digest), path)])
 
-    def _rows(self, path: str, digest) -> Iterator[Conversation]:
+    def _rows(self, path: str, digest) -> Iterator[Messages]:
         one = Files([path], encoding=self.files.encoding, option=self.files.option)
         columns = (self.user, self.assistant, *([self.conversation] if self.conversation else []))
         before, dialogue = None, []
@@ -204,7 +204,7 @@ class Kinship:
         self._known: dict[bytes, int] = {}
         self._sharing: dict[bytes, list[int]] = {}  # by one or two utterances: the first PHRASE + 1 that have them
 
-    def add(self, conversation: Conversation):
+    def add(self, conversation: Messages):
         """The next conversation."""
         texts, number = [content for role, content in conversation if role != "system"], len(self.first)
         name = _hash(texts)
@@ -271,7 +271,7 @@ class Chats:
             yield group, to_parts(conversation, self.template)
 
 
-def to_parts(conversation: Conversation, template: Template) -> list[Part]:
+def to_parts(conversation: Messages, template: Template) -> list[Part]:
     """The conversation as a model is trained on it, END behind it."""
     parts = []
     for role, content in conversation:

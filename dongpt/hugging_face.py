@@ -10,6 +10,7 @@ import os
 
 import torch
 
+from dongpt.templates import Template
 from dongpt.tokenizers import END, FOREIGN, UNKNOWN, byte_alphabet, from_dict
 from model import GPT, GPTConfig
 
@@ -201,9 +202,20 @@ def _save_tokenizer(description: dict, block_size: int, folder: str):
         theirs.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
         theirs.decoder = decoders.Fuse()
     theirs.add_special_tokens(sorted(tokenizer.specials, key=tokenizer.specials.get))
-    end = dict(bos_token=END, eos_token=END) if END in tokenizer.specials else {}
+    more = dict(bos_token=END, eos_token=END) if END in tokenizer.specials else {}
+    if tokenizer.template and tokenizer.template.special:
+        more.update(eos_token=tokenizer.template.end, chat_template=_chat_template(tokenizer.template))
     PreTrainedTokenizerFast(tokenizer_object=theirs, model_max_length=block_size, clean_up_tokenization_spaces=False,
-                            **end).save_pretrained(folder)
+                            **more).save_pretrained(folder)
+
+
+def _chat_template(template: Template) -> str:
+    """The template in Jinja, as transformers' apply_chat_template wants it: what conversation.py asks a model."""
+    said = {"system": (template.system, ""), "user": (template.user, template.assistant),
+            "assistant": (template.gap, template.end)}
+    cases = "".join(f"{{%- if message['role'] == '{role}' %}}{{{{- {before!r} + message['content'] + {after!r} }}}}"
+                    f"{{%- endif %}}" for role, (before, after) in said.items())
+    return f"{{{{- {END!r} }}}}{{%- for message in messages %}}{cases}{{%- endfor %}}"
 
 
 def _byte_pairs(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -60,6 +60,12 @@ class Template:
         """text in which no mark of plain text is left: <bot> becomes < bot>."""
         return re.sub(f"<(?={'|'.join(re.escape(tag[1:]) for tag in self.tags)})", "< ", text) if self.tags else text
 
+    def lacking(self, tokenizer) -> list[str]:
+        """The marks, or characters or words of them, that a vocabulary does not hold."""
+        if self.special:
+            return [mark for mark in self.marks() if mark not in tokenizer.specials]
+        return tokenizer.missing(self.header.format("") + self.user + self.assistant + self.gap + self.end)
+
     def to_dict(self) -> dict:
         """A plain dict for a tokenizer's description."""
         return {**asdict(self), "tags": list(self.tags)}
@@ -100,11 +106,8 @@ def joined(parts: Sequence[Part]) -> list[Part]:
 
 
 def encode(tokenizer, parts: Sequence[Part], unknown: str = "error") -> list[int]:
-    """The ids of parts; raises ValueError for a mark that the vocabulary lacks, and what tokenizer.encode raises."""
+    """The ids of parts, whose marks the vocabulary must hold; raises what tokenizer.encode raises."""
     ids: list[int] = []
     for part in joined(parts):
-        if part.is_mark and part.text not in tokenizer.specials:
-            raise ValueError(f"the model's vocabulary has no special token {part.text}: it was not trained with this "
-                             f"template, pass another --template")
         ids += [tokenizer.specials[part.text]] if part.is_mark else tokenizer.encode(part.text, unknown=unknown)
     return ids

@@ -24,8 +24,9 @@ from dongpt import checkpoint as checkpoints
 from dongpt import hugging_face, tokenizers
 from dongpt.checkpoint import load_model
 from dongpt.corpus import Corpus
-from dongpt.tokenizers import (BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, added_tokens, from_dict,
-                               split_words)
+from dongpt.templates import DONGPT, Part, encode
+from dongpt.tokenizers import (END, BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, added_tokens,
+                               from_dict, split_words)
 from model import GPT, GPTConfig, new_model
 from train import TrainConfig
 
@@ -1018,4 +1019,19 @@ def test_an_exported_vocabulary_of_ones_own_encodes_as_ours(tmp_path, transforme
     ids = tokenizer.encode(text[-4000:] + "unheard", unknown="replace")
     assert theirs.encode(text[-4000:] + "unheard") == ids and theirs.decode(ids) == tokenizer.decode(ids)
     assert theirs.encode("<|x|>") == [tokenizer.specials["<|x|>"]] and theirs.eos_token_id == tokenizer.end_id
+    assert hugging_face.load(str(tmp_path / "hf"))[1] == tokenizer.to_dict()
+
+
+@smoke
+def test_an_exported_template_asks_as_ours_does(tmp_path, transformers):
+    tokenizer = BPETokenizer.train([generated_text(900)], 400, DONGPT.marks())
+    tokenizer.template = DONGPT
+    model = GPT(GPTConfig(block_size=64, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=8))
+    hugging_face.save(model, tokenizer.to_dict(), str(tmp_path / "hf"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    said = [("system", "be brief"), ("user", "It's 'me'?"), ("assistant", 'Yes, "you".'), ("user", "so?\nwhat")]
+    text = theirs.apply_chat_template([dict(role=role, content=content) for role, content in said], tokenize=False)
+    parts = [Part(END, is_mark=True), *DONGPT.opening("be brief"), *DONGPT.question("It's 'me'?"),
+             *DONGPT.answer('Yes, "you".'), *DONGPT.question("so?\nwhat")]
+    assert theirs.encode(text) == encode(tokenizer, parts) and theirs.eos_token == "<|end|>"
     assert hugging_face.load(str(tmp_path / "hf"))[1] == tokenizer.to_dict()
