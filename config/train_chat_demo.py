@@ -13,15 +13,15 @@ log_interval = 50
 
 dataset = "chat_demo"
 gradient_accumulation_steps = 1
-batch_size = 16
-block_size = 256
+batch_size = 8
+block_size = 128
 
-n_layer = 4
+n_layer = 3
 n_head = 4
 n_embd = 128
 pos_embd = "rope"  # a name is found wherever it was told
 
-learning_rate = 3e-3
+learning_rate = 4e-3
 max_iters = 1000
 lr_decay_iters = 1000
 min_lr = 1e-4

@@ -17,7 +17,7 @@ from typing import Callable, Iterable, Iterator
 import numpy as np
 
 from dongpt.documents import RECORDS, Files, kind_of
-from dongpt.preparing import BUCKETS, Survey, choose
+from dongpt.preparing import BUCKETS, Survey, check_fraction, choose
 from dongpt.templates import Part, Template
 from dongpt.tokenizers import END
 
@@ -51,7 +51,7 @@ def read_message(message, place: str) -> tuple[str, str]:
         raise ValueError(f"{place}: the role {str(role)[:40]!r} is none of {', '.join(ROLES)}")
     if not isinstance(content, str) or "\0" in content or any("\ud800" <= c <= "\udfff" for c in content):
         raise ValueError(f"{place}: the content {str(content)[:40]!r} is no text: mend or drop it")
-    return role, content
+    return role, content.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json_lines(lines: Iterable[str], path: str) -> Iterator[Messages]:
@@ -106,7 +106,7 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
         elif tag:
             if record:
                 yield check(record, f"{path} line {began:,}")
-            record, began = [("system", f"emotion: {text}" if tag[1] == "emotion" else text)], number
+            record, began = [("system", f"emotion: {text}" if text and tag[1] == "emotion" else text)], number
         elif text and not record:
             raise ValueError(f"{place} begins with none of <bot>, <human>, <emotion>, <context>: a dialogue is a text "
                              f"with these tags, or JSON lines, CSV or Parquet by the name of the file")
@@ -162,18 +162,19 @@ class Dialogues:
             if kind in (".csv", ".parquet"):
                 yield from self._rows(path, digest)
                 on_bytes(Files([path]).size)
-            elif kind in RECORDS:
+            elif kind in RECORDS or kind == ".json":
                 yield from read_json_lines(self.files.lines(path, on_bytes, digest), path)
             else:
                 yield from put_together([*read_tagged(self.files.lines(path, on_bytes, digest), path)])
 
     def _rows(self, path: str, digest) -> Iterator[Messages]:
         one = Files([path], encoding=self.files.encoding, option=self.files.option)
-        columns = (self.user, self.assistant, *([self.conversation] if self.conversation else []))
+        name = (self.conversation,) if self.conversation else ()
+        records = one.placed_records(self.user, self.assistant, *name, digest=digest, labels=name)
         before, dialogue = None, []
-        for number, (question, answer, *name) in enumerate(one.records(*columns, digest=digest), 1):
-            pair = check([("user", question), ("assistant", answer)], f"{path} record {number:,}")
-            if dialogue and not (name and name == before):
+        for place, (question, answer, *name) in records:
+            pair = check([("user", question), ("assistant", answer)], place)
+            if dialogue and not (name and name[0].strip() and name == before):
                 yield dialogue
                 dialogue = []
             dialogue, before = dialogue + pair, name
@@ -245,6 +246,7 @@ class Chats:
     @classmethod
     def of(cls, dialogues: Dialogues, template: Template, val_fraction: float) -> "Chats":
         """Read all conversations once to find their groups: strict ones where those can be split."""
+        check_fraction(val_fraction)
         kinship, lengths = Kinship(), []
         for conversation in dialogues.read():
             kinship.add(conversation)

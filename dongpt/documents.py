@@ -101,11 +101,16 @@ class Files:
     def records(self, *fields: str, on_bytes: Callable[[int], None] = lambda n: None, digest=None
                 ) -> Iterator[tuple[str, ...]]:
         """Yield the texts of these fields of every record of JSON lines, CSV and Parquet."""
+        return (texts for _, texts in self.placed_records(*fields, on_bytes=on_bytes, digest=digest))
+
+    def placed_records(self, *fields: str, on_bytes: Callable[[int], None] = lambda n: None, digest=None,
+                       labels: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """As records, each with its place, "FILE line 2"; of fields in labels anything is taken, as text."""
         digest = digest or _NoDigest()
         for path in self.paths:
             kind = kind_of(path)[0]
             if kind == ".parquet":
-                yield from _parquet(path, fields, self.option, digest)
+                yield from _parquet(path, fields, labels, self.option, digest)
             elif kind == ".csv":
                 yield from _csv(path, fields, self.option, self.lines(path, digest=digest))
             elif kind in RECORDS:
@@ -203,7 +208,10 @@ def _checked(text, place: str, field: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def _parquet(path: str, fields, option: str, digest) -> Iterator[tuple[str, ...]]:
+Placed = tuple[str, tuple[str, ...]]  # where a record is, its texts
+
+
+def _parquet(path: str, fields, labels, option: str, digest) -> Iterator[Placed]:
     import pyarrow
     import pyarrow.parquet
     try:
@@ -215,7 +223,9 @@ def _parquet(path: str, fields, option: str, digest) -> Iterator[tuple[str, ...]
             rows = (row for batch in batches for row in zip(*(batch.column(field).to_pylist() for field in fields)))
             for number, texts in enumerate(rows, 1):
                 digest.update(repr(texts).encode("utf-8"))
-                yield tuple(_checked(text, f"{path} row {number:,}", field) for text, field in zip(texts, fields))
+                place = f"{path} row {number:,}"
+                yield place, tuple(str(text) if field in labels else _checked(text, place, field)
+                                   for text, field in zip(texts, fields))
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): make it anew") from error
 
@@ -239,7 +249,7 @@ def _lines(pieces: Iterator[str]) -> Iterator[str]:
         yield last
 
 
-def _json_lines(path: str, fields, option: str, lines: Iterator[str]) -> Iterator[tuple[str, ...]]:
+def _json_lines(path: str, fields, option: str, lines: Iterator[str]) -> Iterator[Placed]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -252,10 +262,11 @@ def _json_lines(path: str, fields, option: str, lines: Iterator[str]) -> Iterato
         for field in fields:
             if field not in record:
                 raise ValueError(f"line {number:,} of " + _no_field(path, field, option, record))
-        yield tuple(_checked(record[field], f"{path} line {number:,}", field) for field in fields)
+        place = f"{path} line {number:,}"
+        yield place, tuple(_checked(record[field], place, field) for field in fields)
 
 
-def _csv(path: str, fields, option: str, lines: Iterator[str]) -> Iterator[tuple[str, ...]]:
+def _csv(path: str, fields, option: str, lines: Iterator[str]) -> Iterator[Placed]:
     csv.field_size_limit(2 ** 31 - 1)
     rows = csv.reader(lines, strict=True)
     try:
@@ -268,7 +279,7 @@ def _csv(path: str, fields, option: str, lines: Iterator[str]) -> Iterator[tuple
                 raise ValueError(f"{path} line {rows.line_num:,} has {len(row)} columns where the first line has "
                                  f"{len(names)}: mend or drop it")
             place = f"{path} line {rows.line_num:,}"
-            yield tuple(_checked(row[names.index(field)], place, field) for field in fields)
+            yield place, tuple(_checked(row[names.index(field)], place, field) for field in fields)
     except csv.Error as error:
         raise ValueError(f"{path} line {rows.line_num:,} is no CSV ({error}): mend or drop it") from error
 

@@ -47,7 +47,7 @@ class Template:
 
     def question(self, text: str, about: str = "") -> list[Part]:
         """What stands before an answer. about fills the header."""
-        header = [Part(self.header.format(self.clean(about)))] if self.header and about else []
+        header = [Part(self.header.replace("{}", self.clean(about)))] if self.header and about else []
         return [*header, Part(self.user, is_mark=self.special), Part(self.clean(text)),
                 Part(self.assistant, is_mark=self.special)]
 
@@ -64,7 +64,8 @@ class Template:
         """The marks, or characters or words of them, that a vocabulary does not hold."""
         if self.special:
             return [mark for mark in self.marks() if mark not in tokenizer.specials]
-        return tokenizer.missing(self.header.format("") + self.user + self.assistant + self.gap + self.end)
+        marks = self.header.replace("{}", "") + self.user + self.assistant + self.gap + self.end
+        return [mark for mark in tokenizer.missing(marks) if mark != " "]  # for words a blank belongs to what follows
 
     def to_dict(self) -> dict:
         """A plain dict for a tokenizer's description."""
@@ -73,14 +74,21 @@ class Template:
     @classmethod
     def from_dict(cls, description: dict) -> "Template":
         """The template that to_dict described. Raises ValueError for what is none."""
-        kinds = {"special": bool, "tags": (list, tuple)}
-        known = {field.name for field in fields(cls)}
-        if not isinstance(description, dict) or set(description) - known or not known - {
-                "system", "header", "gap", "special", "tags"} <= set(description) or not all(
-                isinstance(value, kinds.get(key, str)) for key, value in description.items()):
+        try:
+            template = cls(**{**description, "tags": tuple(description.get("tags", ()))})
+        except (TypeError, AttributeError):
+            template = None
+        if template is None or not template._is_sound():
             raise ValueError("the file's template of conversations is not one that is known here: update donGPT, or "
                              "pass --template=NAME")
-        return cls(**{**description, "tags": tuple(description.get("tags", ()))})
+        return template
+
+    def _is_sound(self) -> bool:
+        """Whether all fields are what they should be, as those of a file may not."""
+        return (all(isinstance(getattr(self, field.name), field.type) for field in fields(self)
+                    if field.type in (str, bool))
+                and all(isinstance(tag, str) and len(tag) > 1 for tag in self.tags)
+                and self.header.count("{}") == bool(self.header))
 
 
 DONGPT = Template("dongpt", user="<|user|>", assistant="<|assistant|>", end="<|end|>", system="<|system|>")

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None):
                          ".parquet file with the columns user and assistant, or a text with the tags <bot> and <human>")
     paths, _ = find_files(cfg.input)
     folder = named_folder(cfg.name) if cfg.name else FOLDER
-    dialogues = Dialogues(Files(paths, encoding=cfg.encoding, option="--user or --assistant"), cfg.user, cfg.assistant,
+    dialogues = Dialogues(Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation"), cfg.user, cfg.assistant,
                           cfg.conversation)
     chats = Chats.of(dialogues, DONGPT, cfg.val_fraction)
     report(prepare_marked(folder, chats, [*DONGPT.marks(), END], cfg, cfg.val_fraction,
