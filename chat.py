@@ -66,8 +66,8 @@ def note(sentence: str):
 
 
 def visible(text: str) -> str:
-    """text without what could move a terminal's cursor; line ends and tabs stay."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+    """text without what could move a terminal's cursor or is no character; line ends and tabs stay."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
 
 
 class Chat:
@@ -75,17 +75,17 @@ class Chat:
 
     def __init__(self, conversation: Conversation):
         self.conversation = conversation
-        self.live = sys.stdin.isatty() and sys.stdout.isatty()
+        self.live = on_a_terminal()
 
     def run(self) -> int:
         """Take lines until they end or one says /quit; returns the exit code."""
         while (line := self.read()) is not None:
             line = visible(line).strip()
             if line.startswith("/"):
-                name, _, rest = line[1:].partition(" ")
+                name, *rest = line[1:].split(maxsplit=1) or [""]
                 if name in ("quit", "exit"):
                     return 0
-                self.obey(name, rest.strip())
+                self.obey(name, "".join(rest))
             elif line:
                 if code := self.answer(line):
                     return code
@@ -95,7 +95,9 @@ class Chat:
         """The next line; None when there is none."""
         while True:
             try:
-                return input("You: ") if self.live else sys.stdin.readline() or None
+                if self.live:
+                    return input("You: ")
+                return sys.stdin.readline() or None if sys.stdin else None  # None where it is closed
             except EOFError:
                 print(flush=True)
                 return None
@@ -108,18 +110,19 @@ class Chat:
         """Say what the model answers; an exit code if the program is to end with it, else 0."""
         pieces, said = self.conversation.reply(line), []
         as_it_comes = self.live or as_it_is
-        if self.live and not as_it_is:
-            print("Bot: ", end="", flush=True)
+        name = "Bot: " if self.live and not as_it_is else ""
         with runtime.Interrupts() as interrupts:
             try:
                 for piece in pieces:
                     said.append(visible(piece))
-                    if as_it_comes:
-                        print(said[-1], end="", flush=True)
+                    if as_it_comes and said[-1]:
+                        print(name + said[-1], end="", flush=True)
+                        name = ""
                     if interrupts.code:
                         break
             finally:
                 pieces.close()
+                print(name, end="")  # where nothing was said
                 if not as_it_comes:  # a line for each answer, so that a program can read them
                     print(" ".join("".join(said).split()), end="")
                 print(flush=True)
@@ -145,9 +148,7 @@ class Chat:
         note("forgotten")
 
     def system(self, text: str):
-        if not self.conversation.template.system:
-            raise ValueError("this model was trained without such texts")
-        self.conversation.system = text
+        self.conversation.begin_with(text)
         note("the conversation begins with that now" if text else "the conversation begins with no such text now")
 
     def temperature(self, text: str):
@@ -180,6 +181,11 @@ class Chat:
         note(f"{len(conversations[0]):,} messages from {path}")
 
 
+def on_a_terminal() -> bool:
+    """Whether somebody types and reads."""
+    return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())
+
+
 def edit_lines():
     """Have input() edit lines and remember them, where Python can."""
     try:
@@ -204,6 +210,8 @@ def begin(cfg: ChatConfig, path: str) -> Conversation:
     if description is None:
         raise ValueError(f"{path} holds no tokenizer, so it cannot read: put the meta.pkl or meta.json of its data "
                          f"beside it")
+    if cfg.template != "auto":  # the file's own may be one that is not known here
+        description = {key: value for key, value in description.items() if key != "template"}
     tokenizer = from_dict(description)
     template = (tokenizer.template or PLAIN) if cfg.template == "auto" else PRESETS[cfg.template]
     sampling = Sampling(**{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
@@ -213,20 +221,25 @@ def begin(cfg: ChatConfig, path: str) -> Conversation:
     if cfg.template == "auto" and not tokenizer.template:
         note(f"{path} was not trained on conversations: it goes on with what you write (for files of EDS pass "
              f"--template=eds, eds-emotion or eds-context)")
-    if cfg.system and not template.system:
-        raise ValueError(f"--system: the template {template.name} has no place for such a text: leave it away")
-    conversation.system, conversation.about = cfg.system, about(cfg, template.name)
+    try:
+        conversation.begin_with(cfg.system)
+    except ValueError as error:
+        raise ValueError(f"--system: {error}") from None
+    conversation.about = about(cfg, template.name)
     return conversation
 
 
 def about(cfg: ChatConfig, template: str) -> str:
     """What fills the header of EDS's templates: as set, or asked for once on a terminal."""
+    for name in ("emotion", "context"):
+        if getattr(cfg, name) and template != f"eds-{name}":
+            raise ValueError(f"--{name} belongs to --template=eds-{name}: pass that too, or leave it away")
     if template not in ("eds-emotion", "eds-context"):
         return ""
-    known, question = cfg.context, "What is the situation? (Enter for none) "
+    known, question = visible(cfg.context), "What is the situation? (Enter for none) "
     if template == "eds-emotion":
         known, question = cfg.emotion, f"Which feeling? One of {', '.join(EMOTIONS)} (Enter to have it guessed) "
-    if known or cfg.prompt or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if known or cfg.prompt or not on_a_terminal():
         return known
     try:
         answer = visible(input(question)).strip()

@@ -36,7 +36,7 @@ class Conversation:
         self.model, self.tokenizer, self.template, self.sampling = model, tokenizer, template, sampling
         self.note, self.max_new_tokens, self.seed = note, max_new_tokens, seed
         self.exchanges: list[Exchange] = []
-        self.n_answers, self.n_dropped, self.system = 0, 0, ""
+        self.n_answers, self.forgets, self.system = 0, False, ""
         self.about = ""  # what fills the template's header
         self._decoder: Decoder | None = None
         if lacking := template.lacking(tokenizer):
@@ -49,12 +49,14 @@ class Conversation:
                              f"{self.size}: pass --template=plain")
 
     def reply(self, text: str) -> Iterator[str]:
-        """Yield the answer to text piece by piece; it is part of the conversation when the iterator ends or is closed.
+        """Yield the answer to text piece by piece, "" where a token says nothing yet; it is part of the conversation
+        when the iterator ends or is closed.
 
         Raises ValueError where the model's logits are not finite.
         """
-        about = self.about or self._guess(text)
-        opening, asked = self._opening(), self._ask(text, about)
+        known = self._readable(text)
+        about = self._readable(self.about) or self._guess(known)
+        opening, asked = self._opening(), self._ask(known, about)
         ids = [*opening, *(i for exchange in self._seen(len(opening) + len(asked)) for i in exchange.ids), *asked]
         special = [*self.tokenizer.specials.values()]
         texts, drawn = Texts(self.tokenizer, 1, self.template.tags, special), []
@@ -68,15 +70,13 @@ class Conversation:
             for new in stream:
                 drawn += new.tolist()
                 texts.add(new.tolist())
-                if piece := self._shown(texts.texts[0])[len(said):]:
-                    said += piece
-                    yield piece
+                said, before = self._shown(texts.texts[0]), said
+                yield said[len(before):]
                 if texts.done:
                     break
             texts.finish()
-            if piece := self._shown(texts.texts[0])[len(said):]:
-                said += piece
-                yield piece
+            said, before = self._shown(texts.texts[0]), said
+            yield said[len(before):]
             whole = True
         except ValueError:
             self._decoder = None  # what it holds is of no use
@@ -87,12 +87,13 @@ class Conversation:
 
     def _shown(self, text: str) -> str:
         """What of an answer is said: blanks around it are not, unless it goes on with the user's text."""
+        text = text.replace("\0", "")
         return text if self.template.continues else text.strip()
 
     def _keep(self, text: str, asked: list[int], said: str, drawn: list[int]):
-        """Add an exchange; the ids are those that were drawn, so that they need not be encoded again."""
-        if self.template.special:
-            drawn = [i for i in drawn if i not in self.tokenizer.specials.values()]
+        """Add an exchange; the ids are those that were drawn if they say just that, as they are encoded already."""
+        drawn = [i for i in drawn if i not in self.tokenizer.specials.values()]
+        if self.template.special and self.tokenizer.decode(drawn) == said:
             answer = [*drawn, self.tokenizer.specials[self.template.end]]
         else:
             answer = self._encode(said)
@@ -109,8 +110,6 @@ class Conversation:
 
     def _ask(self, text: str, about: str) -> list[int]:
         """The ids of a question, of its end if it is too long."""
-        if missing := self.tokenizer.missing(self.template.clean(text)):
-            self.note(f"left out, since the model does not know it: {', '.join(map(repr, missing[:20]))}")
         room = max(1, self.size - self._reserve() - len(self._opening()))
         ids = encode(self.tokenizer, self.template.question(text, about), "skip")
         n_tokens = len(ids)
@@ -120,6 +119,17 @@ class Conversation:
         if len(ids) < n_tokens:
             self.note(f"that was {n_tokens:,} tokens, too long for the model: it sees the last {len(ids):,}")
         return ids
+
+    def _readable(self, text: str) -> str:
+        """What the model gets of text, in which marks are to be looked for; the rest is named."""
+        if missing := self.tokenizer.missing(text):
+            self.note(f"left out, since the model does not know it: {', '.join(map(repr, missing[:20]))}")
+        try:
+            ids = self.tokenizer.encode(text, unknown="skip")
+        except ValueError as error:  # byte pairs that tiktoken cannot split
+            self.note(f"left out: {error}")
+            return ""
+        return self.tokenizer.decode(ids) if missing or self.tokenizer.loses(text) else text
 
     def _reserve(self) -> int:
         """Tokens that are kept free for an answer."""
@@ -133,19 +143,20 @@ class Conversation:
             if room < 0:
                 break
             seen.insert(0, exchange)
-        if len(seen) < len(self.exchanges) and not self.n_dropped:
+        if len(seen) < len(self.exchanges) and not self.forgets:
             self.note("the conversation is longer than the model can see: it forgets the oldest turns from here on")
-        self.n_dropped = len(self.exchanges) - len(seen)
+            self.forgets = True
         return seen
 
-    def _guess(self, text: str) -> str:
+    def _guess(self, text: str, quiet: bool = False) -> str:
         """What fills the header, where that is an emotion and none was given: the one that fits the text best."""
         if not self.template.header.startswith("<emotion>"):
             return ""
         losses = torch.tensor([self._surprise(encode(self.tokenizer, self.template.question(text, emotion), "skip"))
                                for emotion in EMOTIONS])
         shares = torch.softmax(-losses, 0)  # by Bayes' rule, if all are as likely before
-        self.note(f"Emotion: {EMOTIONS[int(shares.argmax())]} ({100 * float(shares.max()):.0f} %)")
+        if not quiet:
+            self.note(f"Emotion: {EMOTIONS[int(shares.argmax())]} ({100 * float(shares.max()):.0f} %)")
         return EMOTIONS[int(shares.argmax())]
 
     @torch.no_grad()
@@ -166,17 +177,28 @@ class Conversation:
                 for message in (("user", exchange.question), ("assistant", exchange.answer))]
         return [*([("system", self.system)] if self.system else []), *said]
 
+    def begin_with(self, system: str):
+        """Have the conversation begin with this text, or none. Raises ValueError where there is no room for it."""
+        if system and not self.template.system:
+            raise ValueError(f"the template {self.template.name} has no place for a text to begin with: leave it away")
+        if (n := len(encode(self.tokenizer, self.template.opening(system), "skip"))) > self.size // 2:
+            raise ValueError(f"a text of {n:,} tokens to begin with is too long for a model that sees {self.size:,}: "
+                             f"shorten it")
+        self.system = system
+
     def replace_by(self, messages: list[tuple[str, str]]):
         """Go on from these messages: a system text or none, then questions and answers in turn."""
+        system = messages[0][1] if messages and messages[0][0] == "system" else ""
+        self.begin_with(system)
         self.reset()
-        self.system = ""
-        if messages and messages[0][0] == "system":
-            self.system, messages = messages[0][1], messages[1:]
+        messages = messages[1:] if system else messages
         for (_, question), (_, answer) in zip(messages[::2], messages[1::2]):
-            ids = [*self._ask(question, self.about), *self._encode(answer)]
+            known = self._readable(question)
+            about = self._readable(self.about) or self._guess(known, quiet=True)
+            ids = [*self._ask(known, about), *self._encode(answer)]
             self.exchanges.append(Exchange(question, answer, ids))
         self.n_answers = len(self.exchanges)
 
     def reset(self):
         """Forget what was said."""
-        self.exchanges, self.n_answers, self.n_dropped = [], 0, 0
+        self.exchanges, self.n_answers, self.forgets = [], 0, False

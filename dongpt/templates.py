@@ -58,7 +58,8 @@ class Template:
 
     def clean(self, text: str) -> str:
         """text in which no mark of plain text is left: <bot> becomes < bot>."""
-        return re.sub(f"<(?={'|'.join(re.escape(tag[1:]) for tag in self.tags)})", "< ", text) if self.tags else text
+        inner = "|".join(re.escape(tag[1:]) for tag in self.tags)  # in capitals too: a vocabulary may have none
+        return re.sub(f"<(?={inner})", "< ", text, flags=re.IGNORECASE) if self.tags else text
 
     def lacking(self, tokenizer) -> list[str]:
         """The marks, or characters or words of them, that a vocabulary does not hold."""

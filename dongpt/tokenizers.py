@@ -280,7 +280,7 @@ class BytePairs(Tokenizer):
             ids = self.encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
             return ids.astype(np.uint16)
         except BaseException as error:  # tiktoken's own code gives up with a PanicException, which is no Exception
-            if type(error).__name__ != "PanicException":
+            if type(error).__name__ not in ("PanicException", "ValueError"):
                 raise
             raise ValueError("the text has a stretch of hundreds of thousands of blanks, which tiktoken cannot split: "
                              "take them out") from None

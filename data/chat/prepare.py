@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None):
                          ".parquet file with the columns user and assistant, or a text with the tags <bot> and <human>")
     paths, _ = find_files(cfg.input)
     folder = named_folder(cfg.name) if cfg.name else FOLDER
-    dialogues = Dialogues(Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation"), cfg.user, cfg.assistant,
-                          cfg.conversation)
+    files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")
+    dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation)
     chats = Chats.of(dialogues, DONGPT, cfg.val_fraction)
     report(prepare_marked(folder, chats, [*DONGPT.marks(), END], cfg, cfg.val_fraction,
                           os.path.basename(os.path.normpath(cfg.input)), DONGPT))
