@@ -18,7 +18,7 @@ import configurator
 from dongpt import runtime
 from dongpt.checkpoint import load_anything
 from dongpt.conversation import Conversation
-from dongpt.dialogues import read_json_lines
+from dongpt.dialogues import Messages, read_json_lines
 from dongpt.documents import Files
 from dongpt.inference import Quantize, prepare
 from dongpt.program import run_program
@@ -165,7 +165,13 @@ class Chat:
         messages = self.conversation.messages()
         if not path or not messages:
             raise ValueError("name a file, as in /save talk.jsonl" if messages else "nothing was said so far")
-        with open(os.path.expanduser(path), "w", encoding="utf-8", newline="\n") as file:
+        path = os.path.expanduser(path)
+        if os.path.isfile(path):
+            try:
+                saved_before(path)
+            except ValueError:
+                raise ValueError(f"{path} is there already, and is no conversation: take another name") from None
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
             for role, content in messages:
                 file.write(json.dumps({"role": role, "content": content}, ensure_ascii=False) + "\n")
         note(f"{len(messages):,} messages are in {path}")
@@ -174,11 +180,16 @@ class Chat:
         path = os.path.expanduser(path)
         if not os.path.isfile(path):
             raise ValueError(f"there is no file {path!r}: name one, as in /load talk.jsonl")
-        conversations = [*read_json_lines(Files([path]).lines(path), path)]
+        conversations = saved_before(path)
         if len(conversations) != 1:
             raise ValueError(f"{path} holds {len(conversations):,} conversations: name a file with one")
         self.conversation.replace_by(conversations[0])
         note(f"{len(conversations[0]):,} messages from {path}")
+
+
+def saved_before(path: str) -> list[Messages]:
+    """The conversations in a file. Raises ValueError, naming the line, for what is none."""
+    return [*read_json_lines(Files([path]).lines(path), path)]
 
 
 def on_a_terminal() -> bool:

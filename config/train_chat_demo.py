@@ -7,23 +7,24 @@
 Needs no network: the conversations are made from a seed.
 """
 out_dir = "out-chat-demo"
-eval_interval = 500
+eval_interval = 1000
 eval_iters = 20
 log_interval = 50
 
 dataset = "chat_demo"
 gradient_accumulation_steps = 1
-batch_size = 8
+batch_size = 16
 block_size = 128
 
 n_layer = 3
 n_head = 4
-n_embd = 128
+n_embd = 96
 pos_embd = "rope"  # a name is found wherever it was told
 
-learning_rate = 4e-3
-max_iters = 1000
-lr_decay_iters = 1000
+learning_rate = 3e-3
+max_iters = 2200
+lr_decay_iters = 2200
 min_lr = 1e-4
-beta2 = 0.99  # few tokens per iteration
-warmup_iters = 50
+beta2 = 0.95
+warmup_iters = 100
+weight_decay = 0.0

@@ -143,8 +143,7 @@ def prepare_marked(folder: str, documents: Marked, marks: list[str], vocabulary:
                              f"of the text are for validation: give more records, or another --val_fraction")
         with Writer(folder, tokenizer) as writer:
             sample = ""
-            for number, parts in documents.marked(Survey(), progress):
-                name = SPLITS[int(split.val_buckets[number % BUCKETS])]
+            for name, parts in _gathered(documents.marked(Survey(), progress), split):
                 sample = sample or next((part.text for part in parts if not part.is_mark), "")[:SAMPLE]
                 writer.add(name, _encode_parts(tokenizer, parts))
             _check_rest(documents, stamp)
@@ -207,12 +206,27 @@ def _check_rest(documents: Files | Texts, stamp):
         raise ValueError("the text changed while it was read: run this again when it rests")
 
 
+def _gathered(documents: Iterable[tuple[int, list[Part]]], split: Split) -> Iterator[tuple[str, list[Part]]]:
+    """(train or val, the parts of documents that follow each other there), about JOB characters at a time."""
+    waiting: dict[str, list[Part]] = {name: [] for name in SPLITS}
+    sizes = dict.fromkeys(SPLITS, 0)
+    for number, parts in documents:
+        name = SPLITS[int(split.val_buckets[number % BUCKETS])]
+        waiting[name] += joined(parts)
+        sizes[name] += sum(len(part.text) for part in parts)
+        if sizes[name] >= JOB:
+            yield name, waiting[name]
+            waiting[name], sizes[name] = [], 0
+    for name in SPLITS:
+        if waiting[name]:
+            yield name, waiting[name]
+
+
 def _encode_parts(tokenizer: Tokenizer, parts: list[Part]) -> Encoded:
     """The ids of parts, and their mask."""
-    parts = joined(parts)
     texts = [part.text for part in parts if not part.is_mark]
-    ids = [np.array([tokenizer.specials[part.text]], np.uint16) if part.is_mark else tokenizer.encode_array(part.text)
-           for part in parts]
+    encoded = iter(tokenizer.encode_texts(texts))
+    ids = [np.array([tokenizer.specials[part.text]], np.uint16) if part.is_mark else next(encoded) for part in parts]
     mask = np.repeat([part.predicted for part in parts], [len(array) for array in ids])
     n_predicted = sum(len(part.text.encode("utf-8")) for part in parts if part.predicted and not part.is_mark)
     return Encoded(np.concatenate(ids), sum(map(len, texts)), sum(len(text.encode("utf-8")) for text in texts), mask,

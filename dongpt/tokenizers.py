@@ -64,6 +64,10 @@ class Tokenizer:
         """encode(text) as (n,) uint16, for long texts."""
         return np.array(self.encode(text), dtype=np.uint16)
 
+    def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each of texts, (n,) uint16."""
+        return [self.encode_array(text) for text in texts]
+
     def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
         """The ids of texts one by one, (n,) uint16, each followed by end_id, if there is one, where its flag is set."""
         end = np.array([] if end_id is None else [end_id], dtype=np.uint16)
@@ -268,6 +272,13 @@ class BytePairs(Tokenizer):
 
     def encode_array(self, text: str) -> np.ndarray:
         return self._encode_with(text, set())
+
+    def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
+        if not texts or any(END in text for text in texts):
+            return super().encode_texts(texts)
+        ids = self._encode_with(END.join(texts), {END})  # one call, as in encode_parts
+        first, *others = np.split(ids, np.flatnonzero(ids == self.end_id))
+        return [first, *(piece[1:] for piece in others)]
 
     def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
         if end_id != self.end_id or any(END in text for text, _ in parts):

@@ -625,6 +625,23 @@ def test_blanks_around_an_answer_make_no_difference_to_a_loaded_conversation(tmp
 
 
 @smoke
+def test_saving_replaces_a_conversation_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", Typed(io.BytesIO()))
+    tokenizer = char_tokenizer(DONGPT)
+    Spy(monkeypatch, [*tokenizer.encode("yes"), tokenizer.specials["<|end|>"]])
+    one = conversation(tokenizer)
+    for turns in (1, 2):
+        reply(one, "hi")
+        program.Chat(one).save(str(tmp_path / "talk.jsonl"))
+        assert len((tmp_path / "talk.jsonl").read_text(encoding="utf-8").splitlines()) == 2 * turns
+    for content in (b"\x80\x02weights", b"a text\n"):
+        (tmp_path / "mine").write_bytes(content)
+        with pytest.raises(ValueError, match="another name"):
+            program.Chat(one).save(str(tmp_path / "mine"))
+        assert (tmp_path / "mine").read_bytes() == content
+
+
+@smoke
 def test_a_turn_without_an_answer_is_no_hindrance_to_saving(tmp_path, monkeypatch):
     tokenizer = char_tokenizer(DONGPT)
     Spy(monkeypatch, [tokenizer.specials["<|end|>"]])
@@ -952,7 +969,8 @@ def test_ctrl_c_ends_the_answer_on_a_terminal_and_the_talk_goes_on(talker, talk,
     spy = Spy(monkeypatch, interrupt_at=3)
     code, out, err = talk(talker, "hello\none\n", terminal=True)
     assert code == 0 and "hi" in out and "hi there" not in out and len(spy.prompts) == 2
-    assert spy.prompts[1] == dongpt_ids(char_tokenizer(DONGPT), [("hello", tokenizer_text(spy.drawn[0]).strip())], "one")
+    said = tokenizer_text(spy.drawn[0]).strip()
+    assert spy.prompts[1] == dongpt_ids(char_tokenizer(DONGPT), [("hello", said)], "one")
 
 
 @smoke
