@@ -21,9 +21,9 @@ n_head = 4
 n_embd = 96
 pos_embd = "rope"  # a name is found wherever it was told
 
-learning_rate = 3e-3
-max_iters = 2200
-lr_decay_iters = 2200
+learning_rate = 4e-3
+max_iters = 2400
+lr_decay_iters = 2400
 min_lr = 1e-4
 beta2 = 0.95
 warmup_iters = 100

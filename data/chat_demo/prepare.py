@@ -325,7 +325,7 @@ def ask_name(draw: Draw, words: Words, name: str) -> list[Exchange]:
 def fact(draw: Draw, words: Words) -> list[Exchange]:
     """A fact, or two, and a question or two about one of them. The answer repeats the fact, and concludes from it."""
     owner, values = draw.one(("the", "the", "my")), draw.one(VALUES)
-    thing = a_word(draw) if words is KNOWN and draw.chance(0.15) else draw.one(words.things)
+    thing = a_word(draw) if words is KNOWN and draw.chance(0.08) else draw.one(words.things)
     told = draw.one(values)
     subject, here = f"{owner} {thing}", f"{owner.replace('my', 'your')} {thing} is {told}"
     said = [Exchange(typed(draw, draw.one(STATES).format(s=f"{subject} is {told}")), f"I see, {here}.")]
@@ -383,7 +383,7 @@ def until(held_out: bool, make: Callable[[], list[Exchange]]) -> list[Exchange]:
 
 def topic(draw: Draw, words: Words = KNOWN, kind: str = "", held_out: bool = False) -> list[Exchange]:
     """Exchanges about one thing but names; a kind that is drawn if none is given."""
-    kind = kind or draw.one(("arithmetic",) * 5 + ("fact",) * 4 + ("feeling",) * 2 + ("talk",))
+    kind = kind or draw.one(("arithmetic",) * 5 + ("fact",) * 6 + ("feeling",) * 2 + ("talk",))
     if kind == "talk":
         return [small_talk(draw)]
     return until(held_out, lambda: MAKE[kind](draw, words))
