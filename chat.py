@@ -36,6 +36,7 @@ HELP = """\
 /load FILE       go on from what was saved
 /quit            leave, as Ctrl-D does
 Ctrl-C ends an answer."""
+TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # the marks of bidirectional text
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ def note(sentence: str):
 
 
 def visible(text: str) -> str:
-    """text without what could move a terminal's cursor or is no character; line ends and tabs stay."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+    """text without what moves a cursor, turns the writing round or is no character; line ends and tabs stay."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")
+                   and c not in TURNING)
 
 
 class Chat:
@@ -80,8 +82,10 @@ class Chat:
     def run(self) -> int:
         """Take lines until they end or one says /quit; returns the exit code."""
         while (line := self.read()) is not None:
-            line = visible(line).strip()
-            if line.startswith("/"):
+            typed, line = line.strip(), visible(line).strip()
+            if typed and not line:
+                note("there is nothing in that line that can be read")
+            elif line.startswith("/"):
                 name, *rest = line[1:].split(maxsplit=1) or [""]
                 if name in ("quit", "exit"):
                     return 0
@@ -166,14 +170,17 @@ class Chat:
         if not path or not messages:
             raise ValueError("name a file, as in /save talk.jsonl" if messages else "nothing was said so far")
         path = os.path.expanduser(path)
+        if os.path.isdir(path):
+            raise ValueError(f"{path} is a folder: name a file")
         if os.path.isfile(path):
             try:
                 saved_before(path)
             except ValueError:
                 raise ValueError(f"{path} is there already, and is no conversation: take another name") from None
-        with open(path, "w", encoding="utf-8", newline="\n") as file:
+        with open(path + ".part", "w", encoding="utf-8", newline="\n") as file:
             for role, content in messages:
                 file.write(json.dumps({"role": role, "content": content}, ensure_ascii=False) + "\n")
+        os.replace(path + ".part", path)
         note(f"{len(messages):,} messages are in {path}")
 
     def load(self, path: str):
@@ -236,7 +243,11 @@ def begin(cfg: ChatConfig, path: str) -> Conversation:
         conversation.begin_with(cfg.system)
     except ValueError as error:
         raise ValueError(f"--system: {error}") from None
-    conversation.about = about(cfg, template.name)
+    situation = about(cfg, template.name)
+    try:
+        conversation.talk_about(situation)
+    except ValueError as error:
+        raise ValueError(f"--context: {error}") from None
     return conversation
 
 
@@ -275,11 +286,11 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError("--prompt is empty: write what you want to ask, or leave it away to talk")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    edit_lines()
     chat = Chat(begin(cfg, path or cfg.out_dir))
     if prompt:
         return chat.answer(prompt, as_it_is=True)
     if chat.live:
-        edit_lines()
         note("/help lists the commands, Ctrl-D leaves")
     return chat.run()
 

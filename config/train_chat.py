@@ -20,7 +20,7 @@ n_layer = 4
 n_head = 4
 n_embd = 128
 dropout = 0.1
-pos_embd = "rope"  # a conversation may become longer than any that the model was trained on
+pos_embd = "rope"  # a turn means the same wherever in the context it stands
 
 learning_rate = 2e-3
 max_iters = 2000

@@ -54,11 +54,9 @@ class Conversation:
 
         Raises ValueError where the model's logits are not finite.
         """
-        known = self._readable(text)
-        about = self._readable(self.about) or self._guess(known)
-        opening, asked = self._opening(), self._ask(known, about)
+        opening, asked = self._opening(), self._ask(self._readable(text))
         ids = [*opening, *(i for exchange in self._seen(len(opening) + len(asked)) for i in exchange.ids), *asked]
-        special = [*self.tokenizer.specials.values()]
+        special = set(self.tokenizer.specials.values())
         texts, drawn = Texts(self.tokenizer, 1, self.template.tags, special), []
         self._decoder = self._decoder or Decoder(self.model, 1, self.sampling, self.tokenizer.vocab_size, True,
                                                  keeps=True)
@@ -108,17 +106,22 @@ class Conversation:
         end = [Part(END, is_mark=True)] if self.template.special and END in self.tokenizer.specials else []
         return encode(self.tokenizer, [*end, *self.template.opening(self.system)], "skip")
 
-    def _ask(self, text: str, about: str) -> list[int]:
+    def _ask(self, text: str, quiet: bool = False) -> list[int]:
         """The ids of a question, of its end if it is too long."""
+        guesses = self.template.header.startswith("<emotion>") and not self.about
+        shorter, ids = self._fit(text, EMOTIONS[0] if guesses else self.about)
+        if shorter != text:
+            self.note(f"that is too long for the model: it sees the last {len(shorter):,} of {len(text):,} characters")
+        return self._fit(shorter, self._guess(shorter, quiet))[1] if guesses else ids
+
+    def _fit(self, text: str, about: str) -> tuple[str, list[int]]:
+        """(as much of the end of a question as there is room for, the ids to ask it)."""
         room = max(1, self.size - self._reserve() - len(self._opening()))
         ids = encode(self.tokenizer, self.template.question(text, about), "skip")
-        n_tokens = len(ids)
         while len(ids) > room and text:
             text = text[len(text) - min(len(text) - 1, len(text) * room // len(ids)):]
             ids = encode(self.tokenizer, self.template.question(text, about), "skip")
-        if len(ids) < n_tokens:
-            self.note(f"that was {n_tokens:,} tokens, too long for the model: it sees the last {len(ids):,}")
-        return ids
+        return text, ids
 
     def _readable(self, text: str) -> str:
         """What the model gets of text, in which marks are to be looked for; the rest is named."""
@@ -148,13 +151,11 @@ class Conversation:
             self.forgets = True
         return seen
 
-    def _guess(self, text: str, quiet: bool = False) -> str:
-        """What fills the header, where that is an emotion and none was given: the one that fits the text best."""
-        if not self.template.header.startswith("<emotion>"):
-            return ""
+    def _guess(self, text: str, quiet: bool) -> str:
+        """The emotion that the model finds likeliest before text."""
         losses = torch.tensor([self._surprise(encode(self.tokenizer, self.template.question(text, emotion), "skip"))
                                for emotion in EMOTIONS])
-        shares = torch.softmax(-losses, 0)  # by Bayes' rule, if all are as likely before
+        shares = torch.softmax(-losses, 0)
         if not quiet:
             self.note(f"Emotion: {EMOTIONS[int(shares.argmax())]} ({100 * float(shares.max()):.0f} %)")
         return EMOTIONS[int(shares.argmax())]
@@ -181,23 +182,34 @@ class Conversation:
         """Have the conversation begin with this text, or none. Raises ValueError where there is no room for it."""
         if system and not self.template.system:
             raise ValueError(f"the template {self.template.name} has no place for a text to begin with: leave it away")
-        if (n := len(encode(self.tokenizer, self.template.opening(system), "skip"))) > self.size // 2:
-            raise ValueError(f"a text of {n:,} tokens to begin with is too long for a model that sees {self.size:,}: "
-                             f"shorten it")
-        self.system = system
+        self.system = self._short(system)
+
+    def talk_about(self, about: str):
+        """Fill the template's header with this. Raises ValueError where there is no room for it."""
+        self.about = self._short(about)
+
+    def _short(self, text: str) -> str:
+        """What the model gets of a text that it always sees, if that leaves room for others."""
+        text = self._readable(text)
+        if (n := len(self.tokenizer.encode(self.template.clean(text), unknown="skip"))) > self.size // 3:
+            raise ValueError(f"a text of {n:,} tokens that is always seen is too long for a model that sees "
+                             f"{self.size:,}: shorten it")
+        return text
 
     def replace_by(self, messages: list[tuple[str, str]]):
         """Go on from these messages: a system text or none, then questions and answers in turn."""
         system = messages[0][1] if messages and messages[0][0] == "system" else ""
+        messages, before = messages[1:] if system else messages, self.system
         self.begin_with(system)
+        try:
+            exchanges = [Exchange(question, answer, [*self._ask(self._readable(question), quiet=True),
+                                                     *self._encode(self._readable(answer))])
+                         for (_, question), (_, answer) in zip(messages[::2], messages[1::2])]
+        except ValueError:
+            self.system = before
+            raise
         self.reset()
-        messages = messages[1:] if system else messages
-        for (_, question), (_, answer) in zip(messages[::2], messages[1::2]):
-            known = self._readable(question)
-            about = self._readable(self.about) or self._guess(known, quiet=True)
-            ids = [*self._ask(known, about), *self._encode(answer)]
-            self.exchanges.append(Exchange(question, answer, ids))
-        self.n_answers = len(self.exchanges)
+        self.exchanges, self.n_answers = exchanges, len(exchanges)
 
     def reset(self):
         """Forget what was said."""

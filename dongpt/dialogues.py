@@ -23,7 +23,8 @@ from dongpt.tokenizers import END
 
 Messages = list[tuple[str, str]]  # (role, content)
 ROLES = ("system", "user", "assistant")
-PHRASE = 4  # what more conversations say is a phrase, and joins none of them
+PHRASE = 4  # what more conversations say is a phrase, and joins none of them, unless
+HISTORY = 80  # characters of two utterances that follow each other are too many for a phrase
 LONG = 20  # characters of an utterance that joins two conversations by itself
 FORM = ('a line must be {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, '
         'where user and assistant take turns, behind at most one system message')
@@ -63,7 +64,9 @@ def read_json_lines(lines: Iterable[str], path: str) -> Iterator[Messages]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{place} is no JSON ({error}): mend or drop the line") from error
+                what = getattr(error, "msg", error)
+                raise ValueError(f"{place} is no JSON ({what}): mend or drop it, a line is a message or a conversation"
+                                 ) from error
             if isinstance(record, dict) and "messages" not in record:
                 began = began if gathered else number
                 gathered.append(read_message(record, place))
@@ -195,8 +198,9 @@ def _hash(texts: Iterable[str]) -> bytes:
 class Kinship:
     """Groups of conversations: the same one again, the same with the roles swapped, a part of another.
 
-    Two belong together if their utterances are the same, or, if strict, if they share a long utterance, or two that
-    follow each other, which at most PHRASE conversations have: more have a phrase in common, no history.
+    Two belong together if their utterances are the same; if strict is 1, also if they share a long utterance, or two
+    that follow each other, which at most PHRASE conversations have: more have a phrase in common, no history. If it is
+    2, two that are long enough always join.
     """
 
     def __init__(self):
@@ -204,6 +208,7 @@ class Kinship:
         self.names: list[int] = []  # a hash of each conversation
         self._known: dict[bytes, int] = {}
         self._sharing: dict[bytes, list[int]] = {}  # by one or two utterances: the first PHRASE + 1 that have them
+        self._links: list[tuple[int, int]] = []  # by two long ones, however many have them
 
     def add(self, conversation: Messages):
         """The next conversation."""
@@ -213,12 +218,14 @@ class Kinship:
         self.names.append(zlib.crc32(name))
         if self.first[-1] == number:
             alone = [(text,) for text in texts if len(text) >= LONG]
-            for key in {_hash(some) for some in [*alone, *zip(texts, texts[1:])]}:
-                sharing = self._sharing.setdefault(key, [])
-                if len(sharing) <= PHRASE:
+            for some in [*alone, *zip(texts, texts[1:])]:
+                sharing = self._sharing.setdefault(_hash(some), [])
+                if len(some) == 2 and sum(map(len, some)) >= HISTORY and sharing and sharing[0] != number:
+                    self._links.append((sharing[0], number))
+                if len(sharing) <= PHRASE and number not in sharing:
                     sharing.append(number)
 
-    def groups(self, strict: bool) -> list[int]:
+    def groups(self, strict: int) -> list[int]:
         """A number for each conversation, the same within a group, that has nothing to do with their order."""
         parent = self.first.copy()
 
@@ -233,6 +240,8 @@ class Kinship:
                 if len(others) < PHRASE:
                     for other in others:
                         parent[root(other)] = root(one)
+        for one, other in self._links if strict == 2 else ():
+            parent[root(other)] = root(one)
         return [self.names[root(i)] for i in range(len(parent))]
 
 
@@ -242,21 +251,22 @@ class Chats:
     dialogues: Dialogues
     template: Template
     groups: list[int]
+    strict: int = 2  # of Kinship.groups
 
     @classmethod
     def of(cls, dialogues: Dialogues, template: Template, val_fraction: float) -> "Chats":
-        """Read all conversations once to find their groups: strict ones where those can be split."""
+        """Read all conversations once to find their groups: as strict ones as can be split."""
         check_fraction(val_fraction)
         kinship, lengths = Kinship(), []
         for conversation in dialogues.read():
             kinship.add(conversation)
             lengths.append(sum(len(content) for _, content in conversation))
-        for strict in (True, False):
+        for strict in (2, 1, 0):
             groups, survey = kinship.groups(strict), Survey(len(lengths), sum(lengths))
             np.add.at(survey.buckets, np.array(groups, dtype=np.int64) % BUCKETS, lengths)
             if lengths and choose(survey, val_fraction, least=2).by == "documents":
                 break
-        return cls(dialogues, template, groups)
+        return cls(dialogues, template, groups, strict)
 
     @property
     def size(self) -> int:

@@ -1169,3 +1169,32 @@ def test_the_emotion_is_asked_for_on_a_terminal_and_typed_bytes_may_be_anything(
     terminal.type("\x04")
     assert terminal.end() == 0 and b"Traceback" not in terminal.shown
     assert terminal.shown.count(b"Which feeling") == 1
+
+
+@smoke
+def test_what_is_always_seen_must_leave_room_and_is_named_where_it_is_unknown(talker, talk):
+    with pytest.raises(ValueError, match="--system: .* too long"):
+        talk(talker, "hello\n", "--system=" + "be kind " * 40)
+    code, out, err = talk(talker, "/system " + "be kind " * 40 + "\n/system be 日 kind\nhello\n")
+    assert code == 0 and "too long" in err and "'日'" in err and len(out.splitlines()) == 1
+    with pytest.raises(ValueError, match="--context: .* too long"):
+        talk(talker, "hello\n", "--template=eds-context", "--context=" + "sad " * 100)
+
+
+@smoke
+def test_a_conversation_that_cannot_be_loaded_leaves_the_running_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", Typed(io.BytesIO()))
+    tokenizer = char_tokenizer(DONGPT)
+    Spy(monkeypatch, [*tokenizer.encode("yes"), tokenizer.specials["<|end|>"]])
+    one = conversation(tokenizer)
+    reply(one, "hi")
+    monkeypatch.setattr(one, "_encode", lambda answer: (_ for _ in ()).throw(ValueError("no ids")))
+    with pytest.raises(ValueError, match="no ids"):
+        one.replace_by([("system", "be brief"), ("user", "a"), ("assistant", "b")])
+    assert one.messages() == [("user", "hi"), ("assistant", "yes")] and one.system == ""
+
+
+@smoke
+def test_a_line_of_nothing_readable_is_no_turn_and_is_said(talker, talk):
+    code, out, err = talk(talker, "\x01\x02\nhello\n\u202e\n")
+    assert code == 0 and out == "hi there\n" and err.count("nothing in that line") == 2

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import random
+import string
 import re
 import sys
 from collections import Counter
@@ -974,3 +975,23 @@ def test_chats_say_how_large_they_are_and_when_they_change(tmp_path):
     before = chats.stamp()
     write_json(path, some_talks(31))
     assert chats.stamp() != before
+
+
+@smoke
+def test_a_beginning_that_many_conversations_share_keeps_them_together_if_it_is_no_phrase(tmp_path):
+    rng, talks = random.Random(3), []
+    for i in range(40):
+        ask, answer = (f"{kind} {i} " + " ".join(rng.choices(string.ascii_lowercase, k=30)) for kind in ("ask", "say"))
+        talks.append(talk(ask, answer))
+        talks += [talk(ask, answer, f"and {i} {k} then", f"that is {i} {k}") for k in range(6)]
+    found = split_of(tmp_path, talks, "--val_fraction=0.3")
+    sides = {split: {conversation[0][1] for conversation in found[split]} for split in SPLITS}
+    assert sides["train"] and sides["val"] and not sides["train"] & sides["val"]
+
+
+@smoke
+def test_where_all_share_a_turn_the_program_says_what_it_cannot_keep_together(tmp_path, capsys):
+    boilerplate = ("x" * 50, "y" * 50)
+    talks = [talk(*boilerplate, f"question {i}", f"answer {i}") for i in range(40)]
+    split_of(tmp_path, talks)
+    assert "may be on both sides" in capsys.readouterr().out

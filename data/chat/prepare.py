@@ -54,6 +54,9 @@ def main(argv: list[str] | None = None):
     chats = Chats.of(dialogues, DONGPT, cfg.val_fraction)
     report(prepare_marked(folder, chats, [*DONGPT.marks(), END], cfg, cfg.val_fraction,
                           os.path.basename(os.path.normpath(cfg.input)), DONGPT))
+    if chats.strict < 2:
+        print("so many conversations have turns in common that " + (
+            "those with a common beginning may be on both sides" if chats.strict else "only equal ones share a side"))
     dataset = "" if folder == FOLDER else f" --dataset={cfg.name}"
     config = "config/finetune_chat.py" if cfg.tokenizer == "gpt2" else "config/train_chat.py"
     print(f"next: python train.py {config}{dataset}")

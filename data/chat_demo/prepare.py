@@ -373,15 +373,16 @@ def small_talk(draw: Draw) -> Exchange:
     return Exchange(typed(draw, draw.one(sentences), 0), answer)
 
 
-def until(held_out: bool, make: Callable[[], list[Exchange]]) -> list[Exchange]:
-    """What make returns once the question at its end is held out, or is not; the ones before it never are."""
+def until(held_out: bool | None, make: Callable[[], list[Exchange]]) -> list[Exchange]:
+    """What make returns once the question at its end is held out, or is not (None: never mind); others never are."""
     while True:
         made = make()
-        if all(is_held_out(one.user) == (held_out and one is made[-1]) for one in made if one.kind):
+        if all(is_held_out(one.user) == (held_out and one is made[-1]) for one in made
+               if one.kind and not (held_out is None and one is made[-1])):
             return made
 
 
-def topic(draw: Draw, words: Words = KNOWN, kind: str = "", held_out: bool = False) -> list[Exchange]:
+def topic(draw: Draw, words: Words = KNOWN, kind: str = "", held_out: bool | None = False) -> list[Exchange]:
     """Exchanges about one thing but names; a kind that is drawn if none is given."""
     kind = kind or draw.one(("arithmetic",) * 5 + ("fact",) * 6 + ("feeling",) * 2 + ("talk",))
     if kind == "talk":
@@ -389,7 +390,7 @@ def topic(draw: Draw, words: Words = KNOWN, kind: str = "", held_out: bool = Fal
     return until(held_out, lambda: MAKE[kind](draw, words))
 
 
-def name_told(draw: Draw, words: Words, gap: int, held_out: bool = False) -> list[Exchange]:
+def name_told(draw: Draw, words: Words, gap: int, held_out: bool | None = False) -> list[Exchange]:
     """A name is told, and asked for when about that many other exchanges are over."""
     name, told = tell_name(draw, words)
     between = []
@@ -419,10 +420,11 @@ def conversation(draw: Draw) -> list[Exchange]:
 
 def question(draw: Draw, kind: str, words: Words) -> list[Exchange]:
     """A conversation of which the last line is a question that is held out; a name was told two turns earlier."""
+    held_out = True if words is KNOWN else None  # what is new is never said in training, whatever its hash
     before = [greeting(draw)] if draw.chance(0.3) else topic(draw) if draw.chance(0.3) else []
     if kind == "name":
-        return [*before, *name_told(draw, words, 1, held_out=True)]
-    return [*before, *topic(draw, words, kind, held_out=True)]
+        return [*before, *name_told(draw, words, 1, held_out)]
+    return [*before, *topic(draw, words, kind, held_out)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
