@@ -9,6 +9,7 @@ The whole conversation is what the model is asked, as far as it fits; of that on
 from dataclasses import asdict, dataclass
 from typing import Callable, Iterator
 
+import numpy.random  # noqa: F401  (model.py needs it; numpy would load it while somebody waits for the first word)
 import torch
 
 from dongpt.templates import EMOTIONS, Part, Template, encode

@@ -5,8 +5,8 @@ import importlib.util
 import json
 import os
 import random
-import string
 import re
+import string
 import sys
 from collections import Counter
 
@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 import train
 from conftest import ROOT, TINY_MODEL, expect_sentence, load, read_log, run
 from dongpt import preparing
+from dongpt.checkpoint import load_model
+from dongpt.conversation import Conversation
 from dongpt.corpus import Corpus, read_meta
 from dongpt.dialogues import Chats, Dialogues
 from dongpt.documents import Files
 from dongpt.templates import DONGPT, EDS, EDS_CONTEXT, EDS_EMOTION, PLAIN, PRESETS, Part, Template, encode, joined
 from dongpt.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, added_tokens, from_dict
+from model import Sampling
 
 smoke = pytest.mark.smoke
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -995,3 +998,26 @@ def test_where_all_share_a_turn_the_program_says_what_it_cannot_keep_together(tm
     talks = [talk(*boilerplate, f"question {i}", f"answer {i}") for i in range(40)]
     split_of(tmp_path, talks)
     assert "may be on both sides" in capsys.readouterr().out
+
+
+def answers_to_validation(checkpoint: str, folder: str, n: int) -> list[tuple[str, bool]]:
+    """(answer, whether it ended by itself) to every question of the first n validation conversations."""
+    model, tokenizer = load_model(checkpoint)
+    found = []
+    for number, said in enumerate(talks_of(folder, "val")[:n]):
+        conversation = Conversation(model, tokenizer, tokenizer.template, Sampling(0.7, 50), [].append, seed=number)
+        for question in (content for role, content in said if role == "user"):
+            answer = "".join(conversation.reply(question))
+            found.append((answer, len(tokenizer.encode(answer)) < conversation.max_new_tokens - 2))
+    return found
+
+
+@pytest.mark.long
+def test_a_model_of_edss_dialogues_always_answers_and_ends_by_itself(tmp_path, eds_file):
+    """Minutes on two cores."""
+    folder = prepare_chat(tmp_path, eds_file)
+    run("train.py", "config/train_chat.py", f"--data_dir={folder}", f"--out_dir={tmp_path}/out", cwd=tmp_path,
+        timeout=1800, env={"OMP_NUM_THREADS": "2"})
+    answers = answers_to_validation(f"{tmp_path}/out/ckpt.pt", folder, 150)
+    assert len(answers) > 200 and all(answer.strip() for answer, _ in answers)
+    assert np.mean([ends for _, ends in answers]) >= 0.95
