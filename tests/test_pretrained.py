@@ -213,7 +213,7 @@ def test_a_finetuned_folder_has_its_own_logits_at_the_start(tmp_path, transforme
     assert sorted(os.listdir(tmp_path)) == ["data", "hf"]  # eval_only writes nothing
 
 
-def test_block_size_is_cropped_aloud(tmp_path, transformers):
+def test_block_size_is_cropped_aloud(tmp_path, transformers, gpt2_vocabulary):
     model = theirs(transformers, tmp_path / "hf", vocab_size=50257, n_embd=8, n_layer=1, n_head=2)
     (tmp_path / "short.py").write_text("block_size = 6\n", encoding="utf-8")
     for given in ("--block_size=6", "short.py"):  # a file's setting is as good as one typed
@@ -237,7 +237,7 @@ def test_another_architecture_than_the_folders_is_refused(tmp_path, transformers
     assert key in sentence and value in sentence and "hf" in sentence and "out" not in os.listdir(tmp_path)
 
 
-def test_out_dir_may_be_the_folder_that_a_run_came_from(tmp_path, transformers):
+def test_out_dir_may_be_the_folder_that_a_run_came_from(tmp_path, transformers, gpt2_vocabulary):
     theirs(transformers, tmp_path / "hf", vocab_size=50257, n_embd=8, n_layer=1, n_head=2)
     printed(train.main, "--init_from=hf", f"--data_dir={nanogpt_bins(tmp_path / 'data')}", "--out_dir=hf", *TUNE,
             "--max_iters=2", "--learning_rate=1e-2", "--always_save_checkpoint")
@@ -321,7 +321,7 @@ def test_eval_configs_hold_di725s_settings_and_say_the_published_losses(suffix):
 
 
 @pytest.mark.parametrize("suffix", PUBLISHED)
-def test_eval_configs_run_on_the_model_that_they_name(tmp_path, transformers, suffix):
+def test_eval_configs_run_on_the_model_that_they_name(tmp_path, transformers, suffix, gpt2_vocabulary):
     name = "gpt2" + suffix.replace("_", "-")
     stand_in(transformers, tmp_path / name, name)  # a folder of that name in the working directory
     out = printed(train.main, f"eval_gpt2{suffix}", f"--data_dir={nanogpt_bins('data')}", *OFFLINE)
