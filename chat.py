@@ -7,6 +7,7 @@
 
 /help lists the commands. Ctrl-C ends an answer where it is, Ctrl-D leaves.
 """
+import contextlib
 import json
 import os
 import sys
@@ -206,10 +207,8 @@ def on_a_terminal() -> bool:
 
 def edit_lines():
     """Have input() edit lines and remember them, where Python can."""
-    try:
+    with contextlib.suppress(ImportError):  # on Windows the console does it
         import readline  # noqa: F401
-    except ImportError:  # on Windows the console does it
-        pass
 
 
 def take_path(argv: list[str]) -> tuple[str, list[str]]:
@@ -286,7 +285,8 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError("--prompt is empty: write what you want to ask, or leave it away to talk")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    edit_lines()
+    if on_a_terminal():  # readline may write to a terminal's output even where that is a file
+        edit_lines()
     chat = Chat(begin(cfg, path or cfg.out_dir))
     if prompt:
         return chat.answer(prompt, as_it_is=True)

@@ -521,8 +521,7 @@ class GPT(nn.Module):
         a seed from torch's generator. When block_size tokens are held and one more comes, only the newest half of the
         tokens is kept: what the model sees depends on the count of tokens alone, with and without cache. A decoder
         made with keeps=True encodes only what differs from the text that it wrote before. Call model.eval() before.
-        Raises ValueError for settings that make no sense, an empty prompt, and logits that are
-        not finite.
+        Raises ValueError for settings that make no sense, an empty prompt, and logits that are not finite.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         rows = prompts.tolist() if torch.is_tensor(prompts) else prompts

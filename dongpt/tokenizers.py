@@ -252,7 +252,7 @@ class WordTokenizer(Tokenizer):
     def to_dict(self) -> dict:
         declared = {name: i for name, i in self.specials.items() if name != UNKNOWN}
         return self._described({"kind": self.kind, "words": self.words, "lower": self.lower,
-                              "spaces_alone": self.spaces_alone}, declared)
+                                "spaces_alone": self.spaces_alone}, declared)
 
 
 WORDS, WORDS_WITH_SPACES = r"\w+|\S|\s", r" ?\w+| ?[^\w\s]|\s"
@@ -356,7 +356,7 @@ class BPETokenizer(BytePairs):
 
     def to_dict(self) -> dict:
         return self._described({"kind": self.kind, "tokens": self.tokens},
-                             {name: i for name, i in self.specials.items() if name != END})
+                               {name: i for name, i in self.specials.items() if name != END})
 
 
 class GPT2Tokenizer(BytePairs):

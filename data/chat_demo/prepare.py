@@ -27,6 +27,7 @@ from typing import Callable, Iterator, Sequence
 import numpy as np
 
 import configurator
+from dongpt.dialogues import to_parts
 from dongpt.preparing import BUCKETS, Split, Survey, Vocabulary, prepare_marked
 from dongpt.program import run_program
 from dongpt.reporting import report
@@ -453,9 +454,8 @@ class Invented:
                 if digest:
                     digest.update(f"{text}\n".encode("utf-8"))
                 on_bytes(len(text) - 2 * len(said))
-                yield number, [*(part for one in said
-                                 for part in (*DONGPT.question(one.user), *DONGPT.answer(one.answer))),
-                               Part(END, is_mark=True)]
+                messages = [message for one in said for message in (("user", one.user), ("assistant", one.answer))]
+                yield number, to_parts(messages, DONGPT)
 
 
 def questions(draw: Draw, count: int, kinds: dict[str, tuple[str, Words]],
