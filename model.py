@@ -27,6 +27,9 @@ from torch.nn import functional as F
 Positions = Literal["default", "absolute", "rope", "relative", "alibi", "default+relative"]
 RELATIVE = "transformer.relative.relative_embeddings.weight"  # the learned bias by distance, (block_size, n_head)
 RELATIVE_LR = 100.0  # its learning rate in units of the others': weights are small numbers, scores are not
+NGRAMS = "transformer.ngrams.weight"  # embeddings of the last tokens together, ((ngrams - 1) * ngram_rows, n_embd)
+NGRAMS_LR = 3.0  # its learning rate in units of the others': a row is seldom used
+SHARPER = 1.36  # factor of scores of normalised queries and keys, which else could hardly single a token out
 BEYOND = 8.0  # nats by which what lies beyond it scores below its lowest entry
 
 
@@ -44,6 +47,10 @@ class GPTConfig:
     pos_embd: Positions = "default"  # how positions enter: learned and absolute, or one of docs/positions.md
     activation: Literal["gelu", "gelu_tanh"] = "gelu"  # nanoGPT uses the exact GELU, GPT-2 the tanh approximation
     tie_weights: bool = True  # one matrix for the token embedding and the output head
+    qk_norm: bool = False  # normalise queries and keys
+    zero_init: bool = False  # residual branches begin at zero
+    ngrams: int = 1  # 4: embeddings of the last 2, 3 and 4 tokens together are added to a token's
+    ngram_rows: int = 32768  # of the table for each of these lengths; tokens find their row by a hash
     model_type: Literal["gpt", "bigram"] = "gpt"  # bigram: a table of logits by the last token alone, as a baseline
 
     def __post_init__(self):
@@ -79,7 +86,7 @@ class GPTConfig:
                                  f"use one of {', '.join(map(str, choices))}")
         if self.model_type == "bigram" and self.pos_embd != "default":
             raise ValueError(f"a bigram knows no positions: leave pos_embd={self.pos_embd} away")
-        for name in ("block_size", "n_layer", "n_head", "n_embd"):
+        for name in ("block_size", "n_layer", "n_head", "n_embd", "ngrams", "ngram_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.vocab_size is not None and self.vocab_size < 1:
@@ -139,6 +146,23 @@ class _Rotate(torch.autograd.Function):
 def rotate(x, rotation):
     """x (B, T, nh, hs) with its channels turned by a rotation of rotation_at."""
     return _Rotate.apply(x, *rotation)
+
+
+def ngram_rows(idx, before, ngrams: int, n_rows: int):
+    """Rows of a table of (ngrams - 1) * n_rows for the last 2, 3, ... ngrams tokens at each of idx (B, T), (B, T,
+    ngrams - 1).
+
+    before (B, ngrams - 1) are the tokens before idx, -1 where there are none; None if there are none at all. A row is
+    found by a hash, so that several n-grams may share one, as do the bigrams of github.com/KellerJordan/modded-nanogpt.
+    """
+    T, n_before = idx.shape[1], ngrams - 1
+    before = idx.new_full((len(idx), n_before), -1) if before is None else before
+    text, rows = torch.cat([before, idx], dim=1) + 1, []
+    number = text[:, n_before:]
+    for n in range(1, ngrams):  # of tokens before; numbers beyond 64 bits wrap around
+        number = number * 65537 + text[:, n_before - n:n_before - n + T]
+        rows.append((number * -7046029254386353131 >> 32) % n_rows + (n - 1) * n_rows)  # Knuth's multiplicative hash
+    return torch.stack(rows, dim=-1)
 
 
 def alibi_slopes(n_head: int, device=None):
@@ -265,6 +289,11 @@ class KVCache:
             held[1:, :, :n_held] = held[:1, :, :n_held]
 
 
+def normalise_heads(x):
+    """x (..., hs) with mean 0 and variance 1 in every head."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and what comes before it."""
 
@@ -273,11 +302,13 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # query, key, value in one
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
-        self.n_head, self.attn_dropout = config.n_head, config.attn_dropout
+        self.n_head, self.attn_dropout, self.qk_norm = config.n_head, config.attn_dropout, config.qk_norm
 
     def forward(self, x, where: Where = Where(), held: Held | None = None):
         B, T, C = x.shape
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head) for t in self.c_attn(x).split(C, dim=2))
+        if self.qk_norm:
+            q, k = normalise_heads(q) * SHARPER, normalise_heads(k)
         if where.rotation is not None:
             q, k = rotate(q, where.rotation), rotate(k, where.rotation)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
@@ -338,6 +369,8 @@ class GPT(nn.Module):
         if config.has_relative:
             self.transformer.relative = nn.ModuleDict(dict(
                 relative_embeddings=nn.Embedding(config.block_size, config.n_head)))
+        if config.ngrams > 1:
+            self.transformer.ngrams = nn.Embedding((config.ngrams - 1) * config.ngram_rows, config.n_embd)
         self.transformer.update(dict(
             drop=nn.Dropout(config.dropout),
             h=nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
@@ -349,9 +382,9 @@ class GPT(nn.Module):
         self.apply(self._init_weights)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # two residual branches per layer add up: GPT-2 paper, section 2.3
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
-        if config.has_relative:  # a model that is given this table computes what it did without
-            nn.init.zeros_(self.transformer.relative.relative_embeddings.weight)
+                nn.init.normal_(parameter, std=0.0 if config.zero_init else 0.02 / math.sqrt(2 * config.n_layer))
+            elif name in (RELATIVE, NGRAMS):  # a model that is given such a table computes what it did without
+                nn.init.zeros_(parameter)
 
     @staticmethod
     def _init_weights(module):
@@ -360,10 +393,12 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def _embed(self, idx, positions):
-        """What enters the first layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T)."""
-        x = self.transformer.wte(idx)
-        if self.config.has_wpe:
+    def _embed(self, idx, positions, before=None):
+        """What enters the first layer, (B, T, C) for idx (B, T) at positions (T,) or (B, T); before as in ngram_rows."""
+        x, config = self.transformer.wte(idx), self.config
+        if config.ngrams > 1:
+            x = x + self.transformer.ngrams(ngram_rows(idx, before, config.ngrams, config.ngram_rows)).sum(-2)
+        if config.has_wpe:
             x = x + self.transformer.wpe(positions)
         return self.transformer.drop(x)
 
@@ -390,9 +425,10 @@ class GPT(nn.Module):
             bias = table(distance[:, 0].clamp(0, config.block_size - 1)).movedim(-1, 1)
         return Where(None, bias.float().masked_fill(distance < 0, -math.inf).contiguous())
 
-    def _hidden(self, idx, positions, held: list[Held] | None = None):
-        """The last layer's output, normalised: (B, T, C) for idx (B, T) at positions (T,) or (B, T)."""
-        x = self._embed(idx, positions)
+    def _hidden(self, idx, positions, held: list[Held] | None = None, before=None):
+        """The last layer's output, normalised: (B, T, C) for idx (B, T) at positions (T,) or (B, T); before as in
+        ngram_rows."""
+        x = self._embed(idx, positions, before)
         where = self.where(positions, held[0] if held else None)
         for layer, block in enumerate(self.transformer.h):
             x = block(x, where, held[layer] if held else None)
@@ -438,24 +474,42 @@ class GPT(nn.Module):
         """FLOPs of forward and backward per token, 6 N + 12 L C T: PaLM, appendix B, arxiv.org/abs/2204.02311."""
         config = self.config
         looked_up = 0 if config.tie_weights else self.transformer.wte.weight.numel()  # multiplies nothing
+        looked_up += self.transformer.ngrams.weight.numel() if config.ngrams > 1 else 0
         return 6 * (self.get_num_params() - looked_up) + 12 * config.n_layer * config.n_embd * config.block_size
 
-    def parameter_groups(self) -> list[list[str]]:
-        """Names by group of the optimizer: matrices and embeddings, biases and gains, a table of distances if any."""
+    def parameter_groups(self, muon: bool = False) -> list[list[str]]:
+        """Names by group of the optimizer: matrices and embeddings, biases and gains; for Muon the blocks' matrices
+        apart; a table of distances, one of n-grams, if any."""
         parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}  # a tied weight comes once
-        tables = [RELATIVE] if self.config.has_relative and RELATIVE in parameters else []
-        return [[name for name, p in parameters.items() if p.dim() >= 2 and name not in tables],
-                [name for name, p in parameters.items() if p.dim() < 2], *([tables] if tables else [])]
+        has = {RELATIVE: self.config.has_relative, NGRAMS: self.config.ngrams > 1}
+        tables = [name for name in has if has[name] and name in parameters]
+        matrices = [name for name, p in parameters.items() if p.dim() >= 2 and name not in tables]
+        in_blocks = [name for name in matrices if muon and name.startswith("transformer.h.")]
+        return [[name for name in matrices if name not in in_blocks],
+                [name for name, p in parameters.items() if p.dim() < 2],
+                *([in_blocks] if muon else []), *([name] for name in tables)]
+
+    def optimizer_groups(self, weight_decay: float, learning_rate: float, muon_lr: float | None = None) -> list[dict]:
+        """parameter_groups with their settings: biases, gains and n-grams do not decay, lr_scale multiplies a group's
+        learning rate; with muon_lr the blocks' matrices are marked as Muon's."""
+        parameters, groups = dict(self.named_parameters()), []
+        for i, names in enumerate(self.parameter_groups(muon_lr is not None)):
+            table = names[0] if names and names[0] in (RELATIVE, NGRAMS) else None
+            group = dict(params=[parameters[name] for name in names], lr=learning_rate,
+                         weight_decay=0.0 if i == 1 or table == NGRAMS else weight_decay)
+            if i > 1 and table:
+                group["lr_scale"] = RELATIVE_LR if table == RELATIVE else NGRAMS_LR
+            elif i > 1:
+                group |= dict(lr_scale=muon_lr / learning_rate, muon=True)
+            group["lr"] *= group.get("lr_scale", 1)
+            groups.append(group)
+        return groups
 
     def configure_optimizers(self, weight_decay: float, learning_rate: float, betas: tuple[float, float],
                              device_type: str) -> torch.optim.AdamW:
-        """AdamW by parameter_groups: biases and gains do not decay; lr_scale multiplies a group's learning rate."""
-        parameters = dict(self.named_parameters())
-        settings = (dict(weight_decay=weight_decay), dict(weight_decay=0.0),
-                    dict(weight_decay=weight_decay, lr_scale=RELATIVE_LR, lr=learning_rate * RELATIVE_LR))
-        groups = [dict(params=[parameters[name] for name in names], **setting)
-                  for names, setting in zip(self.parameter_groups(), settings)]
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu"))
+        """AdamW for optimizer_groups."""
+        return torch.optim.AdamW(self.optimizer_groups(weight_decay, learning_rate), lr=learning_rate, betas=betas,
+                                 fused=device_type in ("cuda", "cpu"))
 
     @torch.no_grad()
     def lower_last_distance(self):
@@ -567,7 +621,7 @@ class Bigram(GPT):
         self.lm_head = nn.Identity()
         self.apply(self._init_weights)
 
-    def _hidden(self, idx, positions, held=None):
+    def _hidden(self, idx, positions, held=None, before=None):
         return self.transformer.wte(idx)  # (B, T, V)
 
     def logits_at(self, idx, last):
@@ -710,6 +764,14 @@ def _draw_at(uniforms, logits, sampling: Sampling):
     return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.size(-1) - 1)
 
 
+def tokens_before(text, at, n: int):
+    """The n tokens before position at[i] of row i of text (B, T), (B, n), -1 where there are none; None for n = 0."""
+    if not n:
+        return None
+    positions = at[:, None] + torch.arange(-n, 0, device=text.device)
+    return text.gather(1, positions.clamp(min=0)).masked_fill(positions < 0, -1)
+
+
 class Decoder:
     """A batch of texts that is being written: what the model sees of each row, and how the next ids are drawn.
 
@@ -734,6 +796,7 @@ class Decoder:
         self.drawn = torch.zeros(B, dtype=torch.int64, device=self.device)
         self.seen = self._nothing_seen()  # (B, V): which ids a row has, where that matters
         self.cache = KVCache(model, B, size) if use_kv_cache and model.can_cache else None
+        self.n_before = model.config.ngrams - 1  # tokens before one that its embedding depends on
         self.packed = None  # runs the blocks for the newest tokens, where the model has what does it faster
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # a recorded step, by the number of keys that it looks at
         self.busy = False
@@ -853,7 +916,8 @@ class Decoder:
         for start in range(first, n, size):
             stop = min(start + size, n)
             positions = torch.arange(start, stop, device=self.device)
-            self.model._hidden(text[:, start:stop], positions, self.cache.at(positions, stop, start, at))
+            self.model._hidden(text[:, start:stop], positions, self.cache.at(positions, stop, start, at),
+                               tokens_before(text, torch.full_like(text[:, 0], start), self.n_before))
         if same and len(self.counts) > 1:
             self.cache.copy_first(n)
 
@@ -871,11 +935,12 @@ class Decoder:
     def _logits(self, n_held: int, start: int | None):
         """Logits (B, V) behind the newest tokens, which are put into the cache; start where all stand there."""
         newest = self.text.gather(1, self.last[:, None])  # (B, 1)
+        before = tokens_before(self.text, self.last, self.n_before)
         positions = self.last[:1] if start is not None else self.last[:, None]
         held, model = self.cache.at(positions, n_held, start), self.model
         if self.packed is None:
-            return model.lm_head(model._hidden(newest, positions, held)[:, 0])
-        x = self.packed.blocks(model._embed(newest, positions), model.where(positions, held[0]), held)
+            return model.lm_head(model._hidden(newest, positions, held, before)[:, 0])
+        x = self.packed.blocks(model._embed(newest, positions, before), model.where(positions, held[0]), held)
         return self.packed.head(model.transformer.ln_f(x)[:, 0])
 
     def _draw(self, logits):

@@ -16,11 +16,10 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 import configurator
 from dongpt import checkpoint as checkpoints
@@ -28,10 +27,12 @@ from dongpt import metrics, runtime
 from dongpt.corpus import Corpus, find_folder, prepare_if_missing
 from dongpt.evaluation import evaluate
 from dongpt.foreign import config_of
+from dongpt.optim import make_optimizer
 from dongpt.program import run_program
 from dongpt.runtime import Interrupts, RuntimeConfig, print_main, seed_everything
 from dongpt.tokenizers import added_tokens
-from model import GPT, GPTConfig, new_model, set_learning_rate
+from dongpt.updates import UpdateConfig, Updates
+from model import NGRAMS, GPT, GPTConfig, new_model
 
 ARCHITECTURE = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout")]
 LONG_RUN = 6 * 3600  # seconds; a run that will take longer says so
@@ -39,7 +40,7 @@ REDRAW_EVERY = 60  # seconds between two drawings of loss.png
 
 
 @dataclass(frozen=True)
-class TrainConfig(RuntimeConfig, GPTConfig):
+class TrainConfig(RuntimeConfig, UpdateConfig, GPTConfig):
     """All settings of a training run; names and meanings are nanoGPT's where it has them."""
     # files
     out_dir: str = "out"  # checkpoints, log.jsonl and loss.png go here
@@ -57,21 +58,15 @@ class TrainConfig(RuntimeConfig, GPTConfig):
     dataset: str = "openwebtext"  # a folder under data/
     data_dir: str = ""  # a data folder anywhere, relative to the working directory; replaces dataset
     dataset_fraction: float = 1.0  # train on the first part of train.bin only
-    gradient_accumulation_steps: int = 5 * 8  # micro-batches per iteration, over all processes together
-    batch_size: int = 12  # windows per micro-batch
     # model
     bias: bool = False  # in Linear and LayerNorm; without is a bit better and faster
     vocab_size: int | None = None  # None: from the data (GPT-2's 50257 padded to 50304); given, it may be larger
-    # optimizer
-    learning_rate: float = 6e-4  # the peak
+    # schedule
     max_iters: int = 600000  # updates in the whole run
     max_minutes: float | None = None  # end in good order after this time
     patience: int = 0  # end after this many evaluations in a row without a lower validation loss; 0 is off
-    weight_decay: float = 0.1  # of matrices and embeddings
-    beta1: float = 0.9  # AdamW
-    beta2: float = 0.95  # AdamW; 0.99 suits few tokens per iteration
-    grad_clip: float = 1.0  # clip the norm of the gradient; 0 is off
-    decay_lr: bool = True  # cosine with warm-up; False keeps the learning rate constant
+    decay_lr: bool = True  # warm-up, then down to min_lr; False keeps the learning rate constant
+    decay: Literal["cosine", "linear"] = "cosine"  # the way down
     warmup_iters: int = 2000  # iterations of linear warm-up
     lr_decay_iters: int = 600000  # iteration at which min_lr is reached, usually max_iters
     min_lr: float = 6e-5  # usually a tenth of learning_rate
@@ -82,13 +77,10 @@ class TrainConfig(RuntimeConfig, GPTConfig):
         self.settle_names()
         if self.init_from == "scratch":  # else the architecture is the checkpoint's, not what these fields say yet
             self.check()
-        least = dict(eval_interval=1, eval_iters=1, log_interval=1, gradient_accumulation_steps=1, batch_size=1,
-                     max_iters=1, sample_tokens=0, patience=0, warmup_iters=0, lr_decay_iters=0, grad_clip=0,
-                     learning_rate=0, min_lr=0, weight_decay=0)
+        least = dict(eval_interval=1, eval_iters=1, log_interval=1, max_iters=1, sample_tokens=0, patience=0,
+                     warmup_iters=0, lr_decay_iters=0, min_lr=0)
         wrong = [f"{name}={getattr(self, name)} must be at least {bound}"
-                 for name, bound in least.items() if not getattr(self, name) >= bound]
-        wrong += [f"{name}={getattr(self, name)} must be at least 0 and below 1"
-                  for name in ("beta1", "beta2") if not 0 <= getattr(self, name) < 1]
+                 for name, bound in least.items() if not getattr(self, name) >= bound] + self.wrong_values()
         if not 0 < self.dataset_fraction <= 1:
             wrong.append(f"dataset_fraction={self.dataset_fraction} must be above 0 and at most 1")
         if self.max_minutes is not None and not self.max_minutes > 0:
@@ -109,7 +101,7 @@ class State:
 
 
 def get_lr(it: int, cfg: TrainConfig) -> float:
-    """Learning rate of update number it: linear warm-up, cosine to min_lr at lr_decay_iters, then min_lr."""
+    """Learning rate of update number it: linear warm-up, cosine or a line to min_lr at lr_decay_iters, then min_lr."""
     if not cfg.decay_lr:
         return cfg.learning_rate
     if it < cfg.warmup_iters:
@@ -117,7 +109,8 @@ def get_lr(it: int, cfg: TrainConfig) -> float:
     if it >= cfg.lr_decay_iters:
         return cfg.min_lr
     progress = (it - cfg.warmup_iters) / (cfg.lr_decay_iters - cfg.warmup_iters)
-    return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (cfg.learning_rate - cfg.min_lr)
+    above = 1 - progress if cfg.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return cfg.min_lr + above * (cfg.learning_rate - cfg.min_lr)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -235,7 +228,7 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
         corpus.tokenizer()  # so that one that cannot be loaded is said now
     if not cfg.eval_only and rt.is_main:
         checkpoints.check_writable(cfg.out_dir)
-    optimizer = model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), rt.device_type)
+    optimizer = make_optimizer(model, cfg, rt.device_type)
     run = Run(cfg, rt, corpus, model, optimizer, resuming)
     run.describe()
     if resuming:
@@ -248,7 +241,7 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
         if lacking:
             rt.print(f"{path} holds no {' and no '.join(lacking)}: fresh ones are begun")
         if checkpoint.get("scaler"):
-            run.scaler.load_state_dict(checkpoint["scaler"])
+            run.updates.scaler.load_state_dict(checkpoint["scaler"])
         if checkpoint.get("data_sha256", corpus.sha256) != corpus.sha256:
             rt.print(f"this resume is not bitwise: {corpus.name} is not what this run began with")
         if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST)):
@@ -286,43 +279,30 @@ class Run:
     bar: Any = None  # tqdm's, on a terminal
 
     def __post_init__(self):
-        cfg, rt = self.cfg, self.rt
-        self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
-        self.tokens_per_iter = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
+        rt = self.rt
+        self.updates = Updates(self.cfg, rt, self.corpus, self.model, self.optimizer)
         on_gpu = rt.device_type == "cuda" and rt.dtype != "float32"
         self.peak = metrics.peak_flops(torch.cuda.get_device_name()) if on_gpu else None
 
     def describe(self):
         """Print the sizes of the run, in nanoGPT's words."""
         cfg, rt = self.cfg, self.rt
-        epoch = self.corpus.epoch_windows(cfg.block_size) * cfg.block_size / self.tokens_per_iter
-        rt.print(f"tokens per iteration will be: {self.tokens_per_iter:,} (one epoch is {epoch:,.1f} iterations)")
+        epoch = self.corpus.epoch_windows(cfg.block_size) * cfg.block_size / self.updates.tokens
+        rt.print(f"tokens per iteration will be: {self.updates.tokens:,} (one epoch is {epoch:,.1f} iterations)")
         rt.print(f"number of parameters: {self.model.get_num_params() / 1e6:.2f}M")
-        matrices, vectors, *tables = [group["params"] for group in self.optimizer.param_groups]
-        for kind, parameters in (("decayed", sum(tables, matrices)), ("non-decayed", vectors)):
+        _, vectors, *_ = self.model.parameter_groups()
+        for kind, decays in (("decayed", True), ("non-decayed", False)):
+            parameters = [p for name, p in self.model.named_parameters()
+                          if p.requires_grad and (name not in vectors and name != NGRAMS) == decays]
             count = sum(p.numel() for p in parameters)
             rt.print(f"num {kind} parameter tensors: {len(parameters)}, with {count:,} parameters")
         rt.print(f"using fused AdamW: {self.optimizer.defaults['fused']}")
 
     def compile(self, asked):
-        """Decide on torch.compile, and wrap the model for several processes."""
-        cfg, rt = self.cfg, self.rt
-
-        def trial(model):
-            x = torch.zeros((cfg.batch_size, cfg.block_size), dtype=torch.int64, device=rt.device)
-            with rt.autocast():
-                loss = model(x, x)[1]
-            loss.backward()
-            self.model.zero_grad(set_to_none=True)
-
-        tokens = self.tokens_per_iter * (cfg.max_iters - self.state.iter_num) / rt.world_size
-        self.eval_model, compiled, why = runtime.compile_model(self.model, asked, rt,
-                                                               self.model.flops_per_token() * tokens, trial)
+        """Decide on torch.compile, and say what this run computes with."""
+        rt = self.rt
+        compiled, why = self.updates.compile(asked, self.cfg.max_iters - self.state.iter_num)
         rt.print(f"{rt.why}, compile: {'on' if compiled else 'off'} ({why})")
-        self.train_model = self.eval_model  # evaluation goes past DDP, whose forward would wait for the others
-        if rt.world_size > 1:
-            self.train_model = DistributedDataParallel(
-                self.eval_model, device_ids=[rt.local_rank] if rt.device_type == "cuda" else None)
         self.machine = dict(device=rt.device_type, dtype=rt.dtype, compile=compiled, threads=torch.get_num_threads(),
                             world_size=rt.world_size, torch=str(torch.__version__), numpy=np.__version__)
 
@@ -336,40 +316,16 @@ class Run:
 
     def update(self, lr: float) -> torch.Tensor:
         """One update of the weights; returns this process's mean loss, on the device."""
-        cfg, rt, state = self.cfg, self.rt, self.state
-        set_learning_rate(self.optimizer, lr)
-        accumulate = cfg.gradient_accumulation_steps // rt.world_size
-        shares = self.corpus.shares(state.windows, cfg.gradient_accumulation_steps, cfg.batch_size, cfg.block_size,
-                                    cfg.seed)
-        total = torch.zeros((), device=rt.device)
-        for micro_step in range(accumulate):
-            index = micro_step * rt.world_size + rt.rank  # of the micro-batch, over all processes
-            x, y = self.corpus.train_batch(state.windows + index * cfg.batch_size, cfg.batch_size, cfg.block_size,
-                                           cfg.seed, self.model.config.vocab_size)
-            x, y = rt.move(x, y)
-            if rt.world_size > 1:  # gradients are averaged over the processes after the last micro-batch alone
-                self.train_model.require_backward_grad_sync = micro_step == accumulate - 1
-            seed_everything(cfg.seed, state.iter_num, index)  # for dropout
-            with rt.autocast():
-                loss = self.train_model(x, y)[1] * shares[index] / accumulate
-            self.scaler.scale(loss).backward()
-            total += loss.detach()
-        if cfg.grad_clip:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.model.lower_last_distance()
-        self.optimizer.zero_grad(set_to_none=True)
-        state.iter_num += 1
-        state.windows += cfg.gradient_accumulation_steps * cfg.batch_size
-        return total
+        loss = self.updates.make(lr, self.state.iter_num, self.state.windows)
+        self.state.iter_num += 1
+        self.state.windows += self.updates.windows
+        return loss
 
     def estimate_loss(self, abandon) -> tuple[float, float] | None:
         """(train, val) loss on fixed windows spread over each split, None if abandon() became true on the way."""
         cfg, losses = self.cfg, []
         for split in ("train", "val"):
-            loss = evaluate(self.eval_model, self.corpus, split, cfg.batch_size, cfg.block_size, self.rt,
+            loss = evaluate(self.updates.eval_model, self.corpus, split, cfg.batch_size, cfg.block_size, self.rt,
                             cfg.eval_iters * cfg.batch_size, lambda: self.rt.world_size == 1 and abandon())
             if loss is None:
                 return None
@@ -410,7 +366,7 @@ class Run:
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "model_args": checkpoints.model_args(self.model.config), "config": asdict(self.cfg), **asdict(self.state),
             "format_version": checkpoints.FORMAT_VERSION, "tokenizer": self.corpus.tokenizer_dict,
-            "runtime": self.machine, "scaler": self.scaler.state_dict(),
+            "runtime": self.machine, "scaler": self.updates.scaler.state_dict(),
             "data_sha256": self.corpus.sha256,
         }
         self.say(f"saving checkpoint to {self.cfg.out_dir}")
@@ -440,7 +396,7 @@ class Run:
             self.model.load_state_dict(checkpoints.clean_names(used["model"]))
             del used  # its optimizer state would stay in memory
         rt.broadcast([p.data for p in self.model.parameters()])
-        loss = evaluate(self.eval_model, self.corpus, "val", cfg.batch_size, cfg.block_size, rt,
+        loss = evaluate(self.updates.eval_model, self.corpus, "val", cfg.batch_size, cfg.block_size, rt,
                         abandon=lambda: rt.world_size == 1 and abandon())
         if loss is None or not rt.is_main:
             return
@@ -518,7 +474,7 @@ def training_loop(run: Run, interrupts: Interrupts) -> int:
             check_finite(mean_loss, it)
             seconds = (time.perf_counter() - clock) / (state.iter_num - clock_iter)
             clock, clock_iter = time.perf_counter(), state.iter_num
-            speed = run.tokens_per_iter / seconds
+            speed = run.updates.tokens / seconds
             mfu = run.model.flops_per_token() * speed / rt.world_size / run.peak if run.peak else None
             run.say(f"iter {it}: loss {mean_loss:.4f}, time {seconds * 1000:.2f}ms, "
                     + (f"mfu {mfu * 100:.2f}%, " if mfu else "") + f"{speed:,.0f} tokens/s")

@@ -38,7 +38,7 @@ class EDSModel(GPT):
 class EDSRope(EDSModel):
     """Token embeddings turned once, over all their channels, by 90 degrees less RoPE's angle; no dropout there."""
 
-    def _embed(self, idx, positions):
+    def _embed(self, idx, positions, before=None):
         x1, x2 = self.transformer.wte(idx).chunk(2, dim=-1)  # (B, T, C/2) each
         cos, sin = (t.squeeze(-2)[..., :x1.shape[-1]] for t in rotation_at(positions, self.config.n_embd))
         return torch.cat([x1 * sin - x2 * cos, x1 * cos + x2 * sin], dim=-1).to(x1.dtype)
@@ -57,7 +57,7 @@ class EDSRelative(EDSModel):
         nn.init.normal_(table.weight, std=0.02)
         self.transformer.relative = nn.ModuleDict(dict(relative_embeddings=table))
 
-    def _embed(self, idx, positions):
+    def _embed(self, idx, positions, before=None):
         table, t = self.transformer.relative.relative_embeddings.weight, idx.shape[1]
         first = self.config.block_size - 1 - positions[:, None]  # (T, 1)
         row = torch.arange(len(table), device=idx.device)

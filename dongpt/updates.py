@@ -1,0 +1,89 @@
+"""One update of a GPT's weights: batches, mixed precision, gradients of several micro-batches and processes, clipping.
+
+    updates = Updates(cfg, rt, corpus, model, optimizer)      # cfg has the fields of UpdateConfig, GPTConfig and seed
+    compiled, why = updates.compile("auto", n_updates=1000)
+    loss = updates.make(lr, number, windows)                  # on the device; reading it waits for the update
+
+The loop around it, with evaluations, logs and checkpoints, is train.py's.
+"""
+from dataclasses import dataclass
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from dongpt import runtime
+from dongpt.corpus import Corpus
+from dongpt.optim import OptimConfig
+from dongpt.runtime import Runtime, seed_everything
+from model import GPT, set_learning_rate
+
+
+@dataclass(frozen=True)
+class UpdateConfig(OptimConfig):
+    """What goes into an update."""
+    gradient_accumulation_steps: int = 5 * 8  # micro-batches per iteration, over all processes together
+    batch_size: int = 12  # windows per micro-batch
+
+    def wrong_values(self) -> list[str]:
+        return [f"{name}={getattr(self, name)} must be at least 1"
+                for name in ("gradient_accumulation_steps", "batch_size") if not getattr(self, name) >= 1
+                ] + super().wrong_values()
+
+
+class Updates:
+    """What the updates of a run share. model is the plain one, eval_model what evaluations call."""
+
+    def __init__(self, cfg, rt: Runtime, corpus: Corpus, model: GPT, optimizer: torch.optim.Optimizer):
+        self.cfg, self.rt, self.corpus, self.model, self.optimizer = cfg, rt, corpus, model, optimizer
+        self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
+        self.windows = cfg.gradient_accumulation_steps * cfg.batch_size  # per update
+        self.tokens = self.windows * cfg.block_size
+        self.eval_model = self.train_model = model
+
+    def compile(self, asked, n_updates: float) -> tuple[bool, str]:
+        """Decide on torch.compile for a run of n_updates, wrap the model for several processes; (compiled?, why)."""
+        cfg, rt = self.cfg, self.rt
+
+        def trial(model):
+            x = torch.zeros((cfg.batch_size, cfg.block_size), dtype=torch.int64, device=rt.device)
+            with rt.autocast():
+                loss = model(x, x)[1]
+            loss.backward()
+            self.model.zero_grad(set_to_none=True)
+
+        flops = self.model.flops_per_token() * self.tokens * n_updates / rt.world_size
+        self.eval_model, compiled, why = runtime.compile_model(self.model, asked, rt, flops, trial)
+        self.train_model = self.eval_model  # evaluation goes past DDP, whose forward would wait for the others
+        if rt.world_size > 1:
+            self.train_model = DistributedDataParallel(
+                self.eval_model, device_ids=[rt.local_rank] if rt.device_type == "cuda" else None)
+        return compiled, why
+
+    def make(self, lr: float, number: int, first_window: int) -> torch.Tensor:
+        """Update number `number`, with windows first_window ...; returns this process's mean loss, on the device."""
+        cfg, rt = self.cfg, self.rt
+        set_learning_rate(self.optimizer, lr)
+        accumulate = cfg.gradient_accumulation_steps // rt.world_size
+        shares = self.corpus.shares(first_window, cfg.gradient_accumulation_steps, cfg.batch_size, cfg.block_size,
+                                    cfg.seed)
+        total = torch.zeros((), device=rt.device)
+        for micro_step in range(accumulate):
+            index = micro_step * rt.world_size + rt.rank  # of the micro-batch, over all processes
+            x, y = self.corpus.train_batch(first_window + index * cfg.batch_size, cfg.batch_size, cfg.block_size,
+                                           cfg.seed, self.model.config.vocab_size)
+            x, y = rt.move(x, y)
+            if rt.world_size > 1:  # gradients are averaged over the processes after the last micro-batch alone
+                self.train_model.require_backward_grad_sync = micro_step == accumulate - 1
+            seed_everything(cfg.seed, number, index)  # for dropout
+            with rt.autocast():
+                loss = self.train_model(x, y)[1] * shares[index] / accumulate
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        if cfg.grad_clip:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.model.lower_last_distance()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
