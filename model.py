@@ -29,7 +29,6 @@ RELATIVE = "transformer.relative.relative_embeddings.weight"  # the learned bias
 RELATIVE_LR = 100.0  # its learning rate in units of the others': weights are small numbers, scores are not
 NGRAMS = "transformer.ngrams.weight"  # embeddings of the last tokens together, ((ngrams - 1) * ngram_rows, n_embd)
 NGRAMS_LR = 3.0  # its learning rate in units of the others': a row is seldom used
-SHARPER = 1.36  # factor of scores of normalised queries and keys, which else could hardly single a token out
 BEYOND = 8.0  # nats by which what lies beyond it scores below its lowest entry
 
 
@@ -47,7 +46,6 @@ class GPTConfig:
     pos_embd: Positions = "default"  # how positions enter: learned and absolute, or one of docs/positions.md
     activation: Literal["gelu", "gelu_tanh"] = "gelu"  # nanoGPT uses the exact GELU, GPT-2 the tanh approximation
     tie_weights: bool = True  # one matrix for the token embedding and the output head
-    qk_norm: bool = False  # normalise queries and keys
     zero_init: bool = False  # residual branches begin at zero
     ngrams: int = 1  # 4: embeddings of the last 2, 3 and 4 tokens together are added to a token's
     ngram_rows: int = 32768  # of the table for each of these lengths; tokens find their row by a hash
@@ -289,11 +287,6 @@ class KVCache:
             held[1:, :, :n_held] = held[:1, :, :n_held]
 
 
-def normalise_heads(x):
-    """x (..., hs) with mean 0 and variance 1 in every head."""
-    return F.layer_norm(x, x.shape[-1:])
-
-
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and what comes before it."""
 
@@ -302,13 +295,11 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # query, key, value in one
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
-        self.n_head, self.attn_dropout, self.qk_norm = config.n_head, config.attn_dropout, config.qk_norm
+        self.n_head, self.attn_dropout = config.n_head, config.attn_dropout
 
     def forward(self, x, where: Where = Where(), held: Held | None = None):
         B, T, C = x.shape
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head) for t in self.c_attn(x).split(C, dim=2))
-        if self.qk_norm:
-            q, k = normalise_heads(q) * SHARPER, normalise_heads(k)
         if where.rotation is not None:
             q, k = rotate(q, where.rotation), rotate(k, where.rotation)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
@@ -394,7 +385,7 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def _embed(self, idx, positions, before=None):
-        """What enters the first layer, (B, T, C) for idx (B, T) at positions (T,) or (B, T); before as in ngram_rows."""
+        """What enters the first layer, (B, T, C) for idx (B, T) at positions (T,) or (B, T); before: see ngram_rows."""
         x, config = self.transformer.wte(idx), self.config
         if config.ngrams > 1:
             x = x + self.transformer.ngrams(ngram_rows(idx, before, config.ngrams, config.ngram_rows)).sum(-2)
@@ -491,16 +482,19 @@ class GPT(nn.Module):
 
     def optimizer_groups(self, weight_decay: float, learning_rate: float, muon_lr: float | None = None) -> list[dict]:
         """parameter_groups with their settings: biases, gains and n-grams do not decay, lr_scale multiplies a group's
-        learning rate; with muon_lr the blocks' matrices are marked as Muon's."""
+        learning rate; rule says which of dongpt/optim.py is meant instead of AdamW's, for the blocks' matrices where
+        muon_lr is given."""
         parameters, groups = dict(self.named_parameters()), []
         for i, names in enumerate(self.parameter_groups(muon_lr is not None)):
             table = names[0] if names and names[0] in (RELATIVE, NGRAMS) else None
             group = dict(params=[parameters[name] for name in names], lr=learning_rate,
                          weight_decay=0.0 if i == 1 or table == NGRAMS else weight_decay)
-            if i > 1 and table:
-                group["lr_scale"] = RELATIVE_LR if table == RELATIVE else NGRAMS_LR
+            if table == RELATIVE:
+                group["lr_scale"] = RELATIVE_LR
+            elif table == NGRAMS:
+                group |= dict(lr_scale=NGRAMS_LR, rule="rows")
             elif i > 1:
-                group |= dict(lr_scale=muon_lr / learning_rate, muon=True)
+                group |= dict(lr_scale=muon_lr / max(learning_rate, 1e-30), rule="muon")
             group["lr"] *= group.get("lr_scale", 1)
             groups.append(group)
         return groups

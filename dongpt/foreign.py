@@ -194,7 +194,7 @@ def states_fit(optimizer, groups: list[list[str]], weights: dict) -> bool:
     numbers = [group["params"] for group in optimizer.get("param_groups", [])]
     if list(map(len, numbers)) != list(map(len, groups)):
         return False
-    return all(tensor.shape == weights[name].shape
+    return all(tensor.shape == weights[name].shape[:tensor.dim()]  # or of its rows
                for group, names in zip(numbers, groups) for number, name in zip(group, names)
                for tensor in optimizer["state"].get(number, {}).values() if torch.is_tensor(tensor) and tensor.dim())
 

@@ -103,10 +103,10 @@ def draw_loss(out_dir: str):
     """Redraw loss.png from log.jsonl. A failure is said in one line and nothing more: no training ends for it."""
     try:
         os.environ["MPLBACKEND"] = "Agg"  # before the import: a notebook's names a backend that scripts do not have
-        from matplotlib import pyplot
-        pyplot.switch_backend("Agg")
+        from matplotlib.figure import Figure  # pyplot would take longer to import, and opens windows
         records = read_log(out_dir)
-        figure, axes = pyplot.subplots(figsize=(8, 5))
+        figure = Figure(figsize=(8, 5))
+        axes = figure.subplots()
         for kind, key, label, style in (("iter", "loss", "training batch", dict(alpha=0.4, linewidth=0.8)),
                                         ("eval", "train_loss", "train", dict(marker="o", markersize=3)),
                                         ("eval", "val_loss", "validation", dict(marker="o", markersize=3))):
@@ -120,7 +120,6 @@ def draw_loss(out_dir: str):
             axes.legend()
         figure.tight_layout()
         figure.savefig(os.path.join(out_dir, PICTURE + ".part"), format="png", dpi=120)
-        pyplot.close(figure)
         os.replace(os.path.join(out_dir, PICTURE + ".part"), os.path.join(out_dir, PICTURE))
     except Exception as error:  # matplotlib missing or broken in one of its many ways
         print(f"{PICTURE} could not be drawn: {type(error).__name__}: {error}")

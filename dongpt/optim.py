@@ -1,4 +1,4 @@
-"""Optimizers: AdamW as GPT-2 has it, or Muon for the blocks' matrices with AdamW for all else.
+"""Optimizers: AdamW as GPT-2 has it, or Muon for the blocks' matrices with AdamW for all else; rows of large tables.
 
     optimizer = make_optimizer(model, cfg, "cpu")      # cfg has the fields of OptimConfig
     set_learning_rate(optimizer, lr)                   # model.py; before each optimizer.step()
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch.optim.adamw import adamw
 
 from model import GPT
 
@@ -17,7 +18,7 @@ from model import GPT
 # page, fast rather than exactly: they end between 0.7 and 1.2.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5  # of it
-MOMENTUM = 0.95
+MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -39,40 +40,83 @@ class OptimConfig:
                         for name in ("beta1", "beta2") if not 0 <= getattr(self, name) < 1]
 
 
-def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> torch.optim.Optimizer:
+def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer":
     """The optimizer that cfg asks for, its groups those of model.parameter_groups(muon)."""
-    if cfg.optimizer == "adamw":
-        return model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), device_type)
-    return Muon(model.optimizer_groups(cfg.weight_decay, cfg.learning_rate, cfg.muon_lr), lr=cfg.learning_rate,
-                betas=(cfg.beta1, cfg.beta2), fused=device_type in ("cuda", "cpu"))
+    _leave_the_compiler_alone()
+    muon_lr = cfg.muon_lr if cfg.optimizer == "muon" else None
+    groups = model.optimizer_groups(cfg.weight_decay, cfg.learning_rate, muon_lr)
+    return Optimizer(groups, dict(lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=1e-8, weight_decay=0.0,
+                                  fused=device_type in ("cuda", "cpu")))
 
 
-class Muon(torch.optim.AdamW):
-    """AdamW, and for the groups with muon=True Muon: matrices of the same shape are orthogonalised together."""
+def _leave_the_compiler_alone():
+    """Spare the start of a program the import of torch's compiler, which takes as long as that of torch.
 
-    def __init__(self, groups: list[dict], **settings):
-        super().__init__(groups, **settings)
-        self._step_supports_amp_scaling = False  # of AdamW's fused kernel, which would not see Muon's part
+    Methods of every optimizer import it only to have themselves left out of what is compiled, unless this mark says
+    that it is done; nothing here compiles an optimizer. Where a torch does otherwise, the import comes back.
+    """
+    for method in ("add_param_group", "state_dict", "load_state_dict", "zero_grad"):
+        inner = getattr(getattr(torch.optim.Optimizer, method), "__wrapped__", None)
+        if inner is not None and not hasattr(inner, "__dynamo_disable"):
+            setattr(inner, "__dynamo_disable", inner)
+
+
+class Optimizer(torch.optim.Optimizer):
+    """AdamW, its state as torch.optim.AdamW has it; Muon for groups with rule="muon"; each row for itself with "rows".
+
+    torch's AdamW is used through its function: its step() would import the compiler too.
+    """
 
     @torch.no_grad()
     def step(self, closure=None):
         assert closure is None
+        rules = {"muon": self._move_matrices, "rows": self._move_rows}
         for group in self.param_groups:
-            if group.get("muon"):
-                self._move(group)
-        return super().step()  # passes over what has no gradient
+            if with_gradient := [p for p in group["params"] if p.grad is not None]:
+                rules.get(group.get("rule"), self._move_by_adamw)(with_gradient, group)
 
-    def _move(self, group: dict):
-        """One update of a group's matrices, whose gradients are used up."""
+    def _move_by_adamw(self, parameters: list, group: dict):
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p),
+                                     exp_avg_sq=torch.zeros_like(p))
+        states = [self.state[p] for p in parameters]
+        adamw(parameters, [p.grad for p in parameters], [state["exp_avg"] for state in states],
+              [state["exp_avg_sq"] for state in states], [], [state["step"] for state in states],
+              fused=group["fused"], amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
+              weight_decay=group["weight_decay"], eps=group["eps"], maximize=False)
+
+    def _move_rows(self, parameters: list, group: dict):
+        """One update of tables of which a batch uses few rows, their gradients dense or sparse.
+
+        Adam without momentum, its second moment one number per row. A row without a gradient stays as it is, with its
+        moment: decaying that meanwhile, as AdamW does, gave rare rows steps that are too long.
+        """
+        beta = group["betas"][1]
+        for p in parameters:
+            if not (state := self.state[p]):
+                state["square"], state["count"] = (torch.zeros(len(p), device=p.device) for _ in range(2))
+            if p.grad.is_sparse:
+                p.grad = p.grad.coalesce()
+                at, grad = p.grad.indices()[0], p.grad.values()
+            else:
+                at, grad = slice(None), p.grad
+            square = grad.square().mean(1)
+            used = square > 0
+            state["count"][at] += used
+            state["square"][at] = torch.where(used, state["square"][at].lerp(square, 1 - beta), state["square"][at])
+            correction = 1 - beta ** state["count"][at]
+            scale = torch.where(used, (state["square"][at] / correction).rsqrt(), 0.0)
+            p[at] -= group["lr"] * scale[:, None] * grad
+
+    def _move_matrices(self, parameters: list, group: dict):
+        """One update by Muon; matrices of the same shape are made orthogonal together."""
         shapes: dict[tuple[int, int], list] = {}
-        for p in group["params"]:
-            if p.grad is None:
-                continue
+        for p in parameters:
             if not (state := self.state[p]):
                 state["momentum"] = torch.zeros_like(p)
             state["momentum"].lerp_(p.grad, 1 - MOMENTUM)
             direction = p.grad.lerp(state["momentum"], MOMENTUM)  # Nesterov's
-            p.grad = None
             for matrix, move in zip(matrices_in(p), matrices_in(direction)):
                 rows, columns = matrix.shape
                 if rows > columns:  # lying matrices cost less

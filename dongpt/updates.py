@@ -30,6 +30,16 @@ class UpdateConfig(OptimConfig):
                 ] + super().wrong_values()
 
 
+def clip_gradients(model: GPT, largest: float):
+    """Scale the gradients, dense and sparse ones, so that the norm of all together is at most `largest`."""
+    for p in model.parameters():
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = p.grad.coalesce()
+    gradients = [p.grad.values() if p.grad.is_sparse else p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+
+
 class Updates:
     """What the updates of a run share. model is the plain one, eval_model what evaluations call."""
 
@@ -53,6 +63,8 @@ class Updates:
 
         flops = self.model.flops_per_token() * self.tokens * n_updates / rt.world_size
         self.eval_model, compiled, why = runtime.compile_model(self.model, asked, rt, flops, trial)
+        if self.model.config.ngrams > 1:  # what only this knows how to average and to compile is a gradient of all rows
+            self.model.transformer.ngrams.sparse = rt.device_type == "cpu" and rt.world_size == 1 and not compiled
         self.train_model = self.eval_model  # evaluation goes past DDP, whose forward would wait for the others
         if rt.world_size > 1:
             self.train_model = DistributedDataParallel(
@@ -81,7 +93,7 @@ class Updates:
             total += loss.detach()
         if cfg.grad_clip:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.grad_clip)
+            clip_gradients(self.model, cfg.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.model.lower_last_distance()

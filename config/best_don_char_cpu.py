@@ -1,0 +1,28 @@
+"""draft"""
+out_dir = "out-best-don-char-cpu"
+eval_interval = 500
+eval_iters = 20
+log_interval = 100
+
+dataset = "don_char"
+gradient_accumulation_steps = 1
+batch_size = 24
+block_size = 128
+
+n_layer = 2
+n_head = 3
+n_embd = 96
+pos_embd = "rope"
+zero_init = True
+ngrams = 6
+ngram_rows = 2**15
+
+optimizer = "muon"
+learning_rate = 2e-2
+muon_lr = 3e-2
+grad_clip = 0.0
+max_iters = 1000
+lr_decay_iters = 1000
+warmup_iters = 10
+decay = "linear"
+min_lr = 0.0

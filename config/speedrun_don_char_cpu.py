@@ -1,0 +1,28 @@
+"""draft"""
+out_dir = "out-speedrun-don-char-cpu"
+eval_interval = 1000
+eval_iters = 1
+log_interval = 10
+
+dataset = "don_char"
+gradient_accumulation_steps = 1
+batch_size = 24
+block_size = 128
+
+n_layer = 2
+n_head = 2
+n_embd = 64
+pos_embd = "rope"
+zero_init = True
+ngrams = 4
+ngram_rows = 2**14
+
+optimizer = "muon"
+learning_rate = 2e-2
+muon_lr = 3e-2
+grad_clip = 0.0
+max_iters = 40
+lr_decay_iters = 40
+warmup_iters = 5
+decay = "linear"
+min_lr = 0.0
