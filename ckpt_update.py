@@ -60,11 +60,12 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
         raise ValueError(f"the model computes otherwise than the checkpoint's, it has {'; '.join(other)}: "
                          f"give a model of the checkpoint's own architecture")
     if "optimizer" in old:
-        groups = foreign.parameter_groups(config)
+        groups = foreign.parameter_groups(config, old["optimizer"])
         if not foreign.states_fit(old["optimizer"], groups, weights):
             raise ValueError("the checkpoint's optimizer state does not belong to its parameters: "
                              "take its key 'optimizer' out")
-        new["optimizer"] = foreign.renumber(old["optimizer"], groups, foreign.parameter_groups(model.config))
+        new["optimizer"] = foreign.renumber(old["optimizer"], groups,
+                                            foreign.parameter_groups(model.config, old["optimizer"]))
     return new
 
 

@@ -84,6 +84,8 @@ class GPTConfig:
                                  f"use one of {', '.join(map(str, choices))}")
         if self.model_type == "bigram" and self.pos_embd != "default":
             raise ValueError(f"a bigram knows no positions: leave pos_embd={self.pos_embd} away")
+        if self.model_type == "bigram" and self.ngrams > 1:
+            raise ValueError(f"a bigram knows one token alone: leave ngrams={self.ngrams} away")
         for name in ("block_size", "n_layer", "n_head", "n_embd", "ngrams", "ngram_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -470,9 +472,9 @@ class GPT(nn.Module):
 
     def parameter_groups(self, muon: bool = False) -> list[list[str]]:
         """Names by group of the optimizer: matrices and embeddings, biases and gains; for Muon the blocks' matrices
-        apart; a table of distances, one of n-grams, if any."""
+        apart; a table of n-grams, one of distances, if any."""
         parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}  # a tied weight comes once
-        has = {RELATIVE: self.config.has_relative, NGRAMS: self.config.ngrams > 1}
+        has = {NGRAMS: self.config.ngrams > 1, RELATIVE: self.config.has_relative}
         tables = [name for name in has if has[name] and name in parameters]
         matrices = [name for name, p in parameters.items() if p.dim() >= 2 and name not in tables]
         in_blocks = [name for name in matrices if muon and name.startswith("transformer.h.")]

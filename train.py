@@ -209,7 +209,7 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
     same_kind = before and before["device"] == torch.device(runtime.pick_device(cfg.device)[0]).type
     dtype = before["dtype"] if same_kind and "dtype" not in given else cfg.dtype
     to_compile = ("before" if before["compile"] else False) if same_kind and "compile" not in given else cfg.compile
-    rt = runtime.start(cfg.device, dtype, cfg.backend)
+    rt = runtime.start(cfg.device, dtype, cfg.backend, cfg.n_embd)
     runtime.use_threads(before.get("threads", torch.get_num_threads()))
     if cfg.gradient_accumulation_steps % rt.world_size:
         raise ValueError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} micro-batches cannot be "
@@ -277,6 +277,7 @@ class Run:
     resumed_at: tuple[int, int] = (0, -1)  # iter_num and evaluated_at at the start
     log: metrics.RunLog | None = None  # opened at the first record
     bar: Any = None  # tqdm's, on a terminal
+    waiting: tuple | None = None  # what log_waiting logs: iteration, learning rate, what reads the loss, seconds
 
     def __post_init__(self):
         rt = self.rt
@@ -352,6 +353,22 @@ class Run:
                 versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__),
                 data=self.corpus.name, data_sha256=self.corpus.sha256, command=shlex.join(sys.argv)))
         self.log.write(kind, **values)
+
+    def log_waiting(self):
+        """Print and log the update that waits for it, if any. Raises ValueError for a loss that is not a number."""
+        if self.waiting is None:
+            return
+        (it, lr, reading, seconds), self.waiting = self.waiting, None
+        mean_loss = self.rt.sum(reading())[0] / self.rt.world_size
+        check_finite(mean_loss, it)
+        speed = self.updates.tokens / seconds
+        mfu = self.model.flops_per_token() * speed / self.rt.world_size / self.peak if self.peak else None
+        self.say(f"iter {it}: loss {mean_loss:.4f}, time {seconds * 1000:.2f}ms, "
+                 + (f"mfu {mfu * 100:.2f}%, " if mfu else "") + f"{speed:,.0f} tokens/s")
+        self.record("iter", iter=it, loss=mean_loss, lr=lr, ms=round(seconds * 1000, 3), tokens_per_s=round(speed),
+                    **({"mfu": round(mfu, 4)} if mfu else {}))
+        if self.bar:
+            self.bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
 
     def save(self, is_best: bool):
         """Write ckpt_last.pt, and ckpt.pt if this is the state to use, or if there is no valid one.
@@ -431,6 +448,7 @@ def training_loop(run: Run, interrupts: Interrupts) -> int:
         # evaluate, save, show
         last = state.iter_num >= cfg.max_iters or bool(reason)
         if (state.iter_num % cfg.eval_interval == 0 or last) and state.evaluated_at != state.iter_num:
+            run.log_waiting()
             losses = run.estimate_loss(abandon=lambda: interrupts.code)
             if losses is None:
                 continue
@@ -468,24 +486,20 @@ def training_loop(run: Run, interrupts: Interrupts) -> int:
             if len(step_seconds) == 3:
                 warn_if_long(sorted(step_seconds)[1], cfg, state.iter_num, run.say)
 
-        # log; reading the loss waits for the device, so that is done at log_interval alone
+        # log; on a GPU the update before is logged now that this one is queued, so that it never waits
+        run.log_waiting()
         if it % cfg.log_interval == 0:
-            mean_loss = rt.sum(loss.item())[0] / rt.world_size
-            check_finite(mean_loss, it)
+            reading = rt.read(loss)
             seconds = (time.perf_counter() - clock) / (state.iter_num - clock_iter)
             clock, clock_iter = time.perf_counter(), state.iter_num
-            speed = run.updates.tokens / seconds
-            mfu = run.model.flops_per_token() * speed / rt.world_size / run.peak if run.peak else None
-            run.say(f"iter {it}: loss {mean_loss:.4f}, time {seconds * 1000:.2f}ms, "
-                    + (f"mfu {mfu * 100:.2f}%, " if mfu else "") + f"{speed:,.0f} tokens/s")
-            run.record("iter", iter=it, loss=mean_loss, lr=lr, ms=round(seconds * 1000, 3), tokens_per_s=round(speed),
-                       **({"mfu": round(mfu, 4)} if mfu else {}))
-            if run.bar:
-                run.bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            run.waiting = it, lr, reading, seconds
+            if rt.device_type != "cuda":
+                run.log_waiting()
         if run.bar:
             run.bar.update()
 
     # the end
+    run.log_waiting()
     if run.bar:
         run.bar.close()
         run.bar = None

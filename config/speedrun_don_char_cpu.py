@@ -1,28 +1,28 @@
 """draft"""
 out_dir = "out-speedrun-don-char-cpu"
-eval_interval = 1000
+eval_interval = 1000  # once, at the end
 eval_iters = 1
 log_interval = 10
 
 dataset = "don_char"
 gradient_accumulation_steps = 1
-batch_size = 24
+batch_size = 8  # many small updates
 block_size = 128
 
-n_layer = 2
+n_layer = 1
 n_head = 2
 n_embd = 64
 pos_embd = "rope"
 zero_init = True
-ngrams = 4
+ngrams = 5
 ngram_rows = 2**14
 
 optimizer = "muon"
 learning_rate = 2e-2
-muon_lr = 3e-2
+muon_lr = 5e-2
 grad_clip = 0.0
-max_iters = 40
-lr_decay_iters = 40
-warmup_iters = 5
+max_iters = 60
+lr_decay_iters = 60
+warmup_iters = 2
 decay = "linear"
 min_lr = 0.0

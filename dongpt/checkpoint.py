@@ -180,9 +180,10 @@ def set_aside(out_dir: str, more_names: list[str]) -> str:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model: GPT, path: str):
     """Give the optimizer of model the moments stored in checkpoint; its settings stay those of this run."""
-    if not foreign.states_fit(checkpoint["optimizer"], model.parameter_groups(), model.state_dict()):
-        raise ValueError(f"{path}: its optimizer state does not belong to its parameters; "
-                         f"begin a new run with --init_from={path}")
+    groups = model.parameter_groups(foreign.uses_muon(optimizer.param_groups))
+    if not foreign.states_fit(checkpoint["optimizer"], groups, model.state_dict()):
+        raise ValueError(f"{path}: its optimizer state does not belong to its parameters, or is another "
+                         f"optimizer's; begin a new run with --init_from={path}")
     stored = checkpoint["optimizer"]
     for old, new in zip(stored["param_groups"], optimizer.param_groups):
         old.update({key: value for key, value in new.items() if key != "params"})

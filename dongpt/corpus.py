@@ -106,6 +106,7 @@ class Corpus:
         self._check_masks()
         self._in_memory: dict[str, np.ndarray] = {}
         self._files: dict[str, BinaryIO] = {}
+        self._on_device: dict[str, torch.Tensor] = {}  # see keep_on
         self._epoch: tuple | None = None
         self._epoch_windows: dict[int, int] = {}
 
@@ -244,6 +245,8 @@ class Corpus:
     def train_batch(self, first: int, batch_size: int, block_size: int, seed: int, vocab_size: int):
         """(x, y): windows first ... of the run and the same one token later, (B, T) int64 each; -1 in y is masked."""
         starts = self.window_starts(first, batch_size, block_size, seed)
+        if self._on_device:
+            return self._batch_there(starts, block_size)
         windows = self._windows("tokens", starts, block_size + 1)  # (B, T + 1)
         self._check_ids(windows, vocab_size, "train")  # on a GPU a wrong id ends in an error that says nothing
         windows = windows.astype(np.int64)
@@ -253,6 +256,28 @@ class Corpus:
             if (y < 0).all():  # a mean over nothing is no number; this batch's share is 0
                 y[0, 0] = x[0, 0]
         return torch.from_numpy(x), torch.from_numpy(y)
+
+    def keep_on(self, runtime: Runtime, vocab_size: int):
+        """Keep train on the device from now on, and cut batches there: a GPU then waits for no copy but that of where
+        windows begin. Raises ValueError for ids of vocab_size and above."""
+        self._check_ids(self.tokens("train"), vocab_size, "train")
+        arrays = {"tokens": self.tokens("train").view("<i2")}  # torch has few operations for uint16
+        if "train" in self.masks:
+            arrays["mask"] = self.mask("train")
+        self._move = runtime.move
+        self._on_device = {name: torch.from_numpy(np.array(array)).to(runtime.device)
+                           for name, array in arrays.items()}
+
+    def _batch_there(self, starts: np.ndarray, block_size: int):
+        """train_batch on the device, of windows that begin at starts."""
+        starts, = self._move(torch.from_numpy(starts))
+        at = starts[:, None] + torch.arange(block_size + 1, device=starts.device)
+        windows = self._on_device["tokens"][at].long() & 0xffff
+        x, y = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        if "mask" in self._on_device:
+            y.masked_fill_(self._on_device["mask"][at[:, 1:]] == 0, -1)
+            y[0, 0] = torch.where((y < 0).all(), x[0, 0], y[0, 0])
+        return x, y
 
     def shares(self, first: int, n_batches: int, batch_size: int, block_size: int, seed: int) -> np.ndarray:
         """The weights of n_batches batches' mean losses, (n_batches,), 1 on average: every predicted token counts the

@@ -131,7 +131,7 @@ def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
                        file=sys.stderr)
             del new["optimizer"]
         else:
-            new["optimizer"] = renumber(new["optimizer"], groups, parameter_groups(config))
+            new["optimizer"] = renumber(new["optimizer"], groups, parameter_groups(config, new["optimizer"]))
             if "transformer.wte.weight" not in groups[0]:  # until May 2023, and its GELU was the approximation then
                 args.setdefault("activation", "gelu_tanh")
     return new
@@ -164,10 +164,15 @@ def _settle_head(weights: dict, args: dict):
         args["tie_weights"] = False  # nanoGPT before it tied them
 
 
-def parameter_groups(config: GPTConfig) -> list[list[str]]:
-    """The names of a model's parameters in the order in which its AdamW numbers them, by group."""
+def parameter_groups(config: GPTConfig, optimizer: dict) -> list[list[str]]:
+    """The names of a model's parameters in the order in which an optimizer, of this state, numbers them, by group."""
     with torch.device("meta"):  # names and shapes alone
-        return make(config).parameter_groups()
+        return make(config).parameter_groups(uses_muon(optimizer.get("param_groups", [])))
+
+
+def uses_muon(groups: list[dict]) -> bool:
+    """Whether an optimizer with these groups moves the blocks' matrices by Muon."""
+    return any(group.get("rule") == "muon" for group in groups)
 
 
 def _matching_groups(optimizer: dict, weights: dict, tied: bool) -> list[list[str]] | None:

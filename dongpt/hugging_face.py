@@ -177,6 +177,8 @@ def _why_not_gpt2(config: GPTConfig) -> str:
     """What GPT-2 does not have of an architecture; '' if nothing."""
     if config.model_type != "gpt":
         return f"model_type={config.model_type}"
+    if config.ngrams > 1:
+        return f"ngrams={config.ngrams}"
     return "" if config.positions == "default" else f"{config.positions} positions"
 
 

@@ -1,4 +1,5 @@
-"""What the updates of a training cost: time, FLOPs, memory, and the kinds of operations that take the time.
+"""What the updates of a training cost: time, FLOPs, memory, and the kinds of operations that take the time; and what
+the machine could reach.
 
     run = Measured(updates)                 # of dongpt/updates.py
     run.compile("auto")
@@ -46,11 +47,16 @@ class Measured:
         self.maker_flops = peak_flops(torch.cuda.get_device_name(self.rt.device)) if on_gpu else None
 
     def compile(self, asked) -> str:
-        """Compile the model where asked says so, as for a long run; returns why or why not."""
+        """Compile the model where asked says so, as for a long run; returns why or why not.
+
+        compile_s are the seconds until the first update is done, since some of the work may wait for that.
+        """
         began = time.perf_counter()
         self.compiled, why = self.updates.compile(asked, float("inf"))
-        self.rt.synchronize()
-        self.compile_s = time.perf_counter() - began if self.compiled else None
+        if self.compiled:
+            self.update()
+            self.rt.synchronize()
+            self.compile_s = time.perf_counter() - began
         return why
 
     def update(self):
@@ -230,15 +236,15 @@ def peak_of_tensors(profile: torch.profiler.profile) -> int:
 
 
 def matmul_flops(rt: Runtime, n_rows: int, n_in: int, n_out: int, seconds: float = 0.1) -> float:
-    """FLOP/s of a plain product of (n_rows, n_in) and (n_in, n_out) in the runtime's dtype, the best within a time."""
-    x, weight = (torch.randn(shape, device=rt.device, dtype=DTYPES[rt.dtype]) for shape in ((n_rows, n_in),
-                                                                                         (n_in, n_out)))
-    product = x @ weight
-    rt.synchronize()
+    """FLOP/s at which a layer's weights (n_out, n_in) multiply (n_rows, n_in), in the runtime's dtype; the best that
+    is seen within some seconds."""
+    x, weight, product = (torch.randn(shape, device=rt.device, dtype=DTYPES[rt.dtype])
+                          for shape in ((n_rows, n_in), (n_out, n_in), (n_rows, n_out)))
     best, began = float("inf"), time.perf_counter()
     while best == float("inf") or time.perf_counter() - began < seconds:
+        rt.synchronize()
         before = time.perf_counter()
-        torch.mm(x, weight, out=product)
+        torch.mm(x, weight.T, out=product)
         rt.synchronize()
         best = min(best, time.perf_counter() - before)
     return 2 * n_rows * n_in * n_out / best
@@ -255,3 +261,10 @@ def memory_bandwidth(rt: Runtime) -> float:
         rt.synchronize()
         times.append(time.perf_counter() - began)
     return block.nbytes / min(times)
+
+
+def bytes_per_token(model) -> int:
+    """Bytes of weights that one step of decoding reads: matrices and biases, of the embeddings only a row."""
+    tensors = {id(t): t for m in model.modules() if not isinstance(m, torch.nn.Embedding)
+               for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}  # a tied embedding is in the head
+    return sum(t.nbytes for t in tensors.values())

@@ -45,6 +45,8 @@ class Updates:
 
     def __init__(self, cfg, rt: Runtime, corpus: Corpus, model: GPT, optimizer: torch.optim.Optimizer):
         self.cfg, self.rt, self.corpus, self.model, self.optimizer = cfg, rt, corpus, model, optimizer
+        if rt.has_room_for(3 * corpus.lengths["train"]):  # ids of two bytes, perhaps a mask
+            corpus.keep_on(rt, model.config.vocab_size)
         self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
         self.windows = cfg.gradient_accumulation_steps * cfg.batch_size  # per update
         self.tokens = self.windows * cfg.block_size
