@@ -1,0 +1,33 @@
+"""On one GPU to the loss that config/train_don_char.py reaches in 2,000 iterations.
+
+    python data/don_char/prepare.py --raw=True
+    python train.py config/speedrun_don_char.py
+
+Not measured yet: no GPU was at hand. The settings are those that paid on a CPU (docs/speed.md), on the baby GPT.
+"""
+out_dir = "out-speedrun-don-char"
+eval_interval = 1000  # at the end alone
+eval_iters = 20
+log_interval = 50
+
+dataset = "don_char"
+gradient_accumulation_steps = 1
+batch_size = 64
+block_size = 256
+
+n_layer = 6
+n_head = 6
+n_embd = 384
+dropout = 0.1
+pos_embd = "rope"
+zero_init = True
+ngrams = 5
+
+optimizer = "muon"
+learning_rate = 1e-2
+grad_clip = 0.0
+max_iters = 300
+lr_decay_iters = 300
+warmup_iters = 10
+decay = "linear"
+min_lr = 0.0

@@ -1,0 +1,167 @@
+"""Measures the table of docs/speed.md: donGPT beside a checkout of nanoGPT, in turn on the same machine.
+
+    python docs/speed.py --nanogpt=PATH --rows=demo,baby,lowest,start        # on a CPU
+    python docs/speed.py --nanogpt=PATH --rows=gpu_speedrun,gpu_best,gpu_shakespeare,gpu_gpt2   # on a GPU
+    python docs/speed.py --rows=options                                      # what each option is worth
+    taskset -c 0,1 python docs/speed.py ...                                  # on two cores
+
+PATH is nanoGPT with DI725's config/train_don_char.py and data/don_char/{train,val}.bin of the raw text, the same ids
+that `python data/don_char/prepare.py --raw=True` writes here. The last line is JSON.
+"""
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import numpy as np
+
+import configurator
+from dongpt.program import run_program
+
+DEMO = ("config/train_don_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
+        "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0")
+STEPS = "config/train_don_char.py --eval_iters=1 --eval_interval=1000 --log_interval=1 --max_iters=6"
+BENCH = "bench.py --warmup=2 --iters=4 --rounds=1"
+
+# By row the runs that are compared: a name, whose it is, and the arguments of its train.py (or another program).
+ROWS = {
+    "demo": [("nanoGPT", "theirs", DEMO), ("donGPT", "ours", "config/speedrun_don_char_cpu.py")],
+    "lowest": [("donGPT", "ours", "config/best_don_char_cpu.py")],
+    "baby": [("nanoGPT", "theirs", f"{STEPS} --device=cpu --compile=False"),
+             ("nanoGPT, compiled", "theirs", f"{STEPS} --device=cpu --compile=True"),
+             ("donGPT", "ours", f"{BENCH} config/train_don_char.py --device=cpu --compile=False"),
+             ("donGPT, compiled", "ours", f"{BENCH} config/train_don_char.py --device=cpu --compile=True")],
+    "start": [("donGPT", "ours", "config/quickstart.py --max_iters=1")],
+    "gpu_speedrun": [("nanoGPT", "theirs", "config/train_don_char.py"),
+                     ("donGPT", "ours", "config/speedrun_don_char.py")],
+    "gpu_best": [("nanoGPT", "theirs", "config/train_don_char.py"),
+                 ("donGPT", "ours", "config/best_don_char.py")],
+    "gpu_shakespeare": [("nanoGPT", "theirs", "config/train_shakespeare_char.py"),
+                        ("donGPT", "ours", "config/best_shakespeare_char.py")],
+    "gpu_gpt2": [("nanoGPT", "theirs", "bench.py --real_data=False --batch_size=30"),
+                 ("donGPT", "ours", "bench.py config/train_gpt2.py --real_data=False --gradient_accumulation_steps=1")],
+}
+
+# What each option is worth: 200 iterations of config/best_don_char_cpu.py without it, or with another in its place. The
+# loss is that of the last tenth of train.bin, which is kept out of training; val.bin is not looked at.
+OPTIONS = ["", "--ngrams=1", "--ngrams=3", "--ngrams=4", "--ngrams=5", "--ngrams=7", "--ngram_rows=8192",
+           "--ngram_rows=65536", "--optimizer=adamw --learning_rate=3e-3", "--optimizer=adamw --learning_rate=6e-3",
+           "--zero_init=False", "--pos_embd=default", "--pos_embd=relative", "--pos_embd=alibi", "--decay=cosine",
+           "--decay_lr=False", "--tie_weights=False", "--dropout=0.1", "--weight_decay=0", "--weight_decay=0.3",
+           "--grad_clip=1", "--activation=gelu_tanh", "--muon_lr=2e-2", "--learning_rate=1e-2",
+           "--ngrams=1 --optimizer=adamw --learning_rate=3e-3 --zero_init=False --pos_embd=default --decay=cosine"]
+SHORT = "config/best_don_char_cpu.py --max_iters=200 --lr_decay_iters=200 --eval_interval=1000 --eval_iters=1"
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    nanogpt: str = ""  # folder of a nanoGPT checkout; without it only donGPT runs
+    rows: str = "demo,baby,lowest,start"  # of the table
+    rounds: int = 3  # how often each run is made, in turn with the others of its row
+
+
+def measure(name: str, whose: str, arguments: str, cfg: SpeedConfig, out_dir: str, seed: int) -> dict:
+    """One run: wall seconds of the command, seconds to the first iteration, ms of the median iteration, share of the
+    peak in percent, whole-validation loss; None what it does not have."""
+    words = arguments.split()
+    program = words.pop(0) if words[0].endswith("bench.py") else "train.py"
+    folder = ROOT if whose == "ours" else cfg.nanogpt
+    if program == "train.py":
+        words.append(f"--out_dir={out_dir}")
+        words += [f"--seed={seed}"] if whose == "ours" else []  # nanoGPT's is in its code
+    began, first, lines = time.perf_counter(), None, []
+    with subprocess.Popen([sys.executable, "-u", program, *words], cwd=folder, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, encoding="utf-8") as process:
+        for line in process.stdout:
+            lines.append(line)
+            if first is None and line.startswith("iter 0"):
+                first = time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        raise ValueError(f"{name}: {program} {' '.join(words)} ended with {process.returncode}: {''.join(lines[-3:])}")
+    times = [float(found) for found in re.findall(r"time(?: per iteration)?:? ([\d.]+)ms", "".join(lines))]
+    mfu = re.findall(r"(?i)mfu:? ([\d.]+)%", "".join(lines))
+    return {"name": name, "seconds": seconds, "first_iteration_s": first, "loss": whole_loss(out_dir),
+            "ms": statistics.median(times[2:] or times) if times else None, "mfu": float(mfu[-1]) if mfu else None}
+
+
+def whole_loss(out_dir: str) -> float | None:
+    """The loss of the ckpt.pt in out_dir over the whole validation split, None without one."""
+    path = os.path.join(out_dir, "ckpt.pt")
+    if not os.path.exists(path):
+        return None
+    done = subprocess.run([sys.executable, "evaluate.py", path, "--json"], cwd=ROOT, capture_output=True, text=True,
+                          check=True)
+    return json.loads(done.stdout)[0]["loss"]
+
+
+def hold_out(folder: str):
+    """Write to folder don_char's train.bin as a corpus of its own, whose validation split is its last tenth."""
+    source = os.path.join(ROOT, "data", "don_char")
+    tokens = np.fromfile(os.path.join(source, "train.bin"), dtype="<u2")
+    splits = {"train": tokens[:len(tokens) * 9 // 10], "val": tokens[len(tokens) * 9 // 10:]}
+    with open(os.path.join(source, "meta.json"), encoding="utf-8") as file:
+        meta = json.load(file)
+    with open(os.path.join(folder, "meta.json"), "w", encoding="utf-8") as file:
+        json.dump({"tokenizer": meta["tokenizer"], "vocab_size": meta["vocab_size"],
+                   "tokens": {split: len(part) for split, part in splits.items()}}, file)
+    for split, part in splits.items():
+        part.tofile(os.path.join(folder, f"{split}.bin"))
+
+
+def measure_options(cfg: SpeedConfig):
+    """Print the mean loss of every option over the seeds, and its distance from that of none, with their ranges."""
+    losses: dict[str, list[float]] = {option: [] for option in OPTIONS}
+    with tempfile.TemporaryDirectory() as data:
+        hold_out(data)
+        for i in range(cfg.rounds):
+            for option in OPTIONS:
+                with tempfile.TemporaryDirectory() as folder:
+                    result = measure(option, "ours", f"{SHORT} --data_dir={data} {option}", cfg,
+                                     os.path.join(folder, "out"), 1337 + i)
+                losses[option].append(result["loss"])
+                print(f"seed {1337 + i}: {result['loss']:.4f}, {result['ms']:.0f} ms  {option}", flush=True)
+    for option, found in losses.items():
+        apart = statistics.mean(found) - statistics.mean(losses[""])
+        print(f"{statistics.mean(found):.4f} ({min(found):.4f} to {max(found):.4f}) {apart:+.4f}  "
+              f"{option or 'as it is'}")
+    print(json.dumps(losses))
+
+
+def main(argv: list[str] | None = None):
+    cfg, _ = configurator.load(SpeedConfig, argv)
+    if cfg.rows == "options":
+        measure_options(cfg)
+        return
+    if unknown := [row for row in cfg.rows.split(",") if row not in ROWS]:
+        raise ValueError(f"rows={unknown[0]!r} is not known: use some of {','.join(ROWS)}")
+    results = []
+    for row in cfg.rows.split(","):
+        runs = [run for run in ROWS[row] if run[1] == "ours" or cfg.nanogpt]
+        for i in range(cfg.rounds):
+            for run in runs:
+                with tempfile.TemporaryDirectory() as folder:
+                    result = {"row": row, "round": i, **measure(*run, cfg, os.path.join(folder, "out"), 1337 + i)}
+                results.append(result)
+                print(", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                                for key, value in result.items() if value is not None), flush=True)
+        for name, *_ in runs:
+            mine = [result for result in results if result["row"] == row and result["name"] == name]
+            for key in ("seconds", "first_iteration_s", "ms", "mfu", "loss"):
+                values = [result[key] for result in mine if result[key] is not None]
+                if values:
+                    print(f"{row:<14}{name:<20}{key:<20}{statistics.median(values):>10.4f}   "
+                          f"({min(values):.4f} to {max(values):.4f}, {len(values)} runs)", flush=True)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    run_program(main)
