@@ -88,13 +88,14 @@ def run_config(path: str, keys=()) -> dict[str, Any]:
             or not (key.startswith("_") or callable(value) or isinstance(value, scratch))}
 
 
-def load(cls: type, argv: list[str] | None = None) -> tuple[Any, dict[str, Any]]:
+def load(cls: type, argv: list[str] | None = None, skips_unknown: bool = False) -> tuple:
     """Return (an instance of the dataclass cls, the values the user set); -h and --help print the keys and exit.
 
+    With skips_unknown config files may have keys that cls lacks, as another program's do: their names come third.
     Raises ValueError, with a sentence for the user, for everything that is not a known key with a fitting value.
     """
     argv = sys.argv[1:] if argv is None else argv
-    kinds, given = get_type_hints(cls), {}
+    kinds, given, skipped = get_type_hints(cls), {}, {}
     if "-h" in argv or "--help" in argv:
         print_help(cls)
         sys.exit(0)
@@ -117,10 +118,13 @@ def load(cls: type, argv: list[str] | None = None) -> tuple[Any, dict[str, Any]]
                 put(key, True, "command line")  # a bare --eval_only
         elif path := find_config(arg):
             for key, value in run_config(path, kinds).items():
-                put(key, value, arg)
+                if skips_unknown and key not in kinds:
+                    skipped[key] = value
+                else:
+                    put(key, value, arg)
         else:
             raise ValueError(_not_an_argument(arg))
-    return cls(**given), given
+    return (cls(**given), given, list(skipped)) if skips_unknown else (cls(**given), given)
 
 
 def _not_an_argument(arg: str) -> str:

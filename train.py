@@ -298,6 +298,8 @@ class Run:
             count = sum(p.numel() for p in parameters)
             rt.print(f"num {kind} parameter tensors: {len(parameters)}, with {count:,} parameters")
         rt.print(f"using fused AdamW: {self.optimizer.defaults['fused']}")
+        if cfg.optimizer == "muon":
+            rt.print(f"Muon moves {len(self.model.parameter_groups(muon=True)[2])} matrices, AdamW the rest")
 
     def compile(self, asked):
         """Decide on torch.compile, and say what this run computes with."""

@@ -84,7 +84,7 @@ def values_in(path: str) -> dict[str, int]:
 def print_next(prepared: Prepared, name: str):
     """What an epoch is in iterations, and what to type next."""
     config = os.path.join("config", "quickstart.py")
-    default = {**values_in("model.py"), **values_in("train.py")}
+    default = {**values_in("model.py"), **values_in("dongpt/updates.py"), **values_in("train.py")}
     quick = {**default, **values_in(config)}
     tokens = prepared.meta["tokens"]
     for settings, title in ((quick, config), (default, "train.py's defaults")):

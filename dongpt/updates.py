@@ -59,7 +59,7 @@ class Updates:
         def trial(model):
             x = torch.zeros((cfg.batch_size, cfg.block_size), dtype=torch.int64, device=rt.device)
             with rt.autocast():
-                loss = model(x, x)[1]
+                loss = model(x, x.clone())[1]  # two tensors, as in training, or it would be compiled again
             loss.backward()
             self.model.zero_grad(set_to_none=True)
 

@@ -15,7 +15,7 @@ SHORTER = {
     "train.py": ["--max_iters=2", "--eval_interval=2", "--eval_iters=1", "--n_layer=1", "--n_head=2", "--n_embd=16",
                  "--block_size=16", "--batch_size=2", "--gradient_accumulation_steps=1"],
     "sample.py": ["--num_samples=1", "--max_new_tokens=5"],
-    "bench.py": ["--warmup_iters=1", "--max_iters=1", "--n_layer=1"],
+    "bench.py": ["--warmup=1", "--iters=1", "--rounds=1", "--n_layer=1"],
 }
 
 # Runs one command line after the other in one Python, since starting it takes longer than most of them.

@@ -1,13 +1,11 @@
-"""sample.py and bench.py on a small run: what they print, and how they end when something is wrong."""
+"""sample.py on a small run: what it prints, and how it ends when something is wrong."""
 import os
 import pickle
-import re
 import shutil
 
 import pytest
 import torch
 
-import bench
 import sample as program
 import train
 from conftest import TINY_RUN, expect_sentence, run, write_corpus
@@ -269,59 +267,6 @@ def test_weights_that_are_not_finite_end_in_a_sentence(tmp_path, tiny_run):
     save(checkpoint, str(tmp_path / "ckpt.pt"))
     with pytest.raises(ValueError, match="not finite"):
         program.main([f"--out_dir={tmp_path}", "--device=cpu"])
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# bench.py
-
-SMALL = ["--device=cpu", "--compile=False", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16",
-         "--batch_size=2", "--warmup_iters=1", "--max_iters=3"]
-
-
-def speed(capsys, *args: str) -> tuple[float, float]:
-    """(ms per iteration, tokens per second) that bench.py prints."""
-    bench.main([*SMALL, *args])
-    printed = capsys.readouterr().out
-    assert "MFU" not in printed  # a CPU's peak is not known
-    ms, tokens = re.search(r"([\d.]+) ?ms", printed), re.search(r"([\d,]+) tokens/s", printed)
-    return float(ms[1]), float(tokens[1].replace(",", ""))
-
-
-@smoke
-@pytest.mark.parametrize("data", ["real", "random"])
-def test_bench_prints_time_and_speed_with_real_data_and_without(tiny_data, capsys, data):
-    ms, tokens_per_s = speed(capsys, f"--data_dir={tiny_data}" if data == "real" else "--real_data=False")
-    assert ms > 0 and tokens_per_s == pytest.approx(2 * 16 / ms * 1000, rel=0.2)
-
-
-@smoke
-def test_bench_profiles(tiny_data, capsys):
-    bench.main([*SMALL, "--real_data=False", "--profile"])
-    printed = capsys.readouterr().out
-    assert "Self CPU" in printed and "aten::" in printed
-
-
-@smoke
-def test_bench_takes_data_of_any_vocabulary(tmp_path, capsys):
-    folder = write_corpus(tmp_path, "".join(map(chr, range(32, 400))) * 3)
-    assert speed(capsys, f"--data_dir={folder}")[0] > 0
-
-
-@smoke
-@pytest.mark.parametrize("args, part", [
-    (["--data_dir=nothing"], "nothing"), (["--batch_size=0"], "batch_size"), (["--max_iters=0"], "max_iters"),
-    (["--n_embd=15"], "n_head"), (["--block_size=100000"], "block_size"), (["--device=tpu"], "device"),
-])
-def test_bench_refuses_what_cannot_be_measured(tmp_path, tiny_data, monkeypatch, args, part):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError) as caught:
-        bench.main([*SMALL, f"--data_dir={tiny_data}", *args])
-    assert part in str(caught.value)
-
-
-def test_bench_runs_as_a_program_and_writes_nothing(tmp_path, tiny_data):
-    done = run("bench.py", *SMALL, f"--data_dir={tiny_data}", cwd=tmp_path)
-    assert "ms" in done.stdout and "tokens/s" in done.stdout and not list(tmp_path.iterdir())
 
 
 def test_the_default_prompt_works_for_a_text_without_line_ends(tmp_path):
