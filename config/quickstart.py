@@ -19,7 +19,7 @@ batch_size = 16
 block_size = 128
 
 n_layer = 2
-n_head = 3
+n_head = 4
 n_embd = 96
 pos_embd = "rope"
 zero_init = True

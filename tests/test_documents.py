@@ -800,7 +800,7 @@ def test_what_it_prints_is_true(tmp_path, monkeypatch, capsys, tokenizer):
     unseen = sum(i not in set(train) for i in val) / len(val)
     assert unseen > 0 and lines["validation tokens that never occur in training"] == f"{100 * unseen:.3f} %"
     assert "give the same text back" in out
-    tokens_each = 12 * 64  # config/quickstart.py
+    tokens_each = 16 * 128  # config/quickstart.py
     assert f"one epoch is {len(train) / tokens_each:,.1f} iterations" in out
     assert f"--data_dir={os.path.relpath(tmp_path)}" in shlex.split(lines["next"])
 
