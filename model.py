@@ -46,7 +46,6 @@ class GPTConfig:
     pos_embd: Positions = "default"  # how positions enter: learned and absolute, or one of docs/positions.md
     activation: Literal["gelu", "gelu_tanh"] = "gelu"  # nanoGPT uses the exact GELU, GPT-2 the tanh approximation
     tie_weights: bool = True  # one matrix for the token embedding and the output head
-    zero_init: bool = False  # residual branches begin at zero
     ngrams: int = 1  # 4: embeddings of the last 2, 3 and 4 tokens together are added to a token's
     ngram_rows: int = 32768  # of the table for each of these lengths; tokens find their row by a hash
     model_type: Literal["gpt", "bigram"] = "gpt"  # bigram: a table of logits by the last token alone, as a baseline
@@ -375,7 +374,7 @@ class GPT(nn.Module):
         self.apply(self._init_weights)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # two residual branches per layer add up: GPT-2 paper, section 2.3
-                nn.init.normal_(parameter, std=0.0 if config.zero_init else 0.02 / math.sqrt(2 * config.n_layer))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
             elif name in (RELATIVE, NGRAMS):  # a model that is given such a table computes what it did without
                 nn.init.zeros_(parameter)
 

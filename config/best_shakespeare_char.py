@@ -21,7 +21,7 @@ n_head = 6
 n_embd = 384
 dropout = 0.35
 pos_embd = "rope"
-zero_init = True
+tie_weights = False
 
 optimizer = "muon"
 learning_rate = 3e-3

@@ -22,7 +22,7 @@ n_layer = 2
 n_head = 4
 n_embd = 96
 pos_embd = "rope"
-zero_init = True
+tie_weights = False
 ngrams = 5
 ngram_rows = 2**14
 

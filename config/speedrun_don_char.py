@@ -20,7 +20,7 @@ n_head = 6
 n_embd = 384
 dropout = 0.1
 pos_embd = "rope"
-zero_init = True
+tie_weights = False
 ngrams = 5
 
 optimizer = "muon"

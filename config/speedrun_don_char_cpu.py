@@ -19,13 +19,14 @@ n_layer = 1  # with what the last few characters tell, one is enough to get ther
 n_head = 2
 n_embd = 64
 pos_embd = "rope"
-zero_init = True
+tie_weights = False  # a bit better here, and the table of tokens is small
 ngrams = 5
 ngram_rows = 2**14
 
 optimizer = "muon"
 learning_rate = 2e-2  # of embeddings and gains, which stand more than matrices
 muon_lr = 5e-2
+weight_decay = 0.0
 grad_clip = 0.0
 max_iters = 60
 lr_decay_iters = 60

@@ -53,9 +53,9 @@ ROWS = {
 # What each option is worth: 200 iterations of config/best_don_char_cpu.py without it, or with another in its place. The
 # loss is that of the last tenth of train.bin, which is kept out of training; val.bin is not looked at.
 OPTIONS = ["", "--ngrams=1", "--ngrams=3", "--ngrams=5", "--ngrams=7", "--optimizer=adamw --learning_rate=3e-3",
-           "--optimizer=adamw --learning_rate=6e-3", "--zero_init=False", "--pos_embd=default", "--pos_embd=relative",
-           "--decay=cosine", "--tie_weights=False", "--dropout=0.1", "--weight_decay=0", "--grad_clip=1",
-           "--ngrams=1 --optimizer=adamw --learning_rate=3e-3 --zero_init=False --pos_embd=default --decay=cosine"]
+           "--optimizer=adamw --learning_rate=6e-3", "--pos_embd=default", "--pos_embd=relative", "--decay=cosine",
+           "--tie_weights=True", "--dropout=0.1", "--weight_decay=0.1", "--grad_clip=1",
+           "--ngrams=1 --optimizer=adamw --learning_rate=3e-3 --pos_embd=default --decay=cosine"]
 SHORT = "config/best_don_char_cpu.py --max_iters=200 --lr_decay_iters=200 --eval_interval=1000 --eval_iters=1"
 
 
