@@ -266,7 +266,7 @@ def table(results: dict) -> str:
     known = any(not isinstance(result, str) and result["mfu"] is not None for result in results.values())
     width = max(len(str(name)) for name in results) + 2
     lines = [f"{'':<{width}}{'ms':>10}{'tokens/s':>12}{'FLOP/s':>17}{'MFU' if known else 'of matmul':>11}{'MiB':>11}"
-             f"{'growth':>8}{'outside matmuls':>17}{'loss':>9}"]
+             f"{'growth':>10}{'outside matmuls':>17}{'loss':>9}"]
     for name, result in results.items():
         if isinstance(result, str):
             lines.append(f"{name!s:<{width}}  {result}")
@@ -274,7 +274,7 @@ def table(results: dict) -> str:
         lines.append(
             f"{name!s:<{width}}{result['ms']:>10,.2f}{result['tokens_per_s']:>12,.0f}"
             f"{per_second(result['flops']):>17}{shown(result['mfu' if known else 'of_matmul'], '.1%'):>11}"
-            f"{result['memory_mib']:>11,.1f}{shown(result['memory_growth_mib'], '+,.1f'):>8}"
+            f"{result['memory_mib']:>11,.1f}{shown(result['memory_growth_mib'], '+,.1f'):>10}"
             f"{shown(result['shares'] and 1 - result['shares']['matmul'], '.1%'):>17}"
             f"{shown(result['loss'], '.4f'):>9}")
     return "\n".join(lines)

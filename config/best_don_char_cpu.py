@@ -1,4 +1,4 @@
-"""The lowest loss on Don Quixote's characters that nanoGPT's CPU demo leaves time for: about two minutes on two CPU cores.
+"""The lowest loss on Don Quixote's characters in the time of nanoGPT's CPU demo, two minutes on two cores.
 
     python data/don_char/prepare.py
     python train.py config/best_don_char_cpu.py

@@ -5,10 +5,13 @@
 A baseline: no text model that looks further back may be worse.
 """
 model_type = "bigram"
+pos_embd = "default"
+ngrams = 1
 block_size = 8  # how many tokens a window of the data has; the model looks at one
 
 batch_size = 32
 gradient_accumulation_steps = 1
+optimizer = "adamw"
 learning_rate = 1e-2
 min_lr = 1e-3
 warmup_iters = 0

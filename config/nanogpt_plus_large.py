@@ -8,9 +8,13 @@ n_embd = 516
 block_size = 384
 dropout = 0.2
 activation = "gelu_tanh"
+pos_embd = "default"
+tie_weights = True
+ngrams = 1
 
 batch_size = 8
 gradient_accumulation_steps = 5
+optimizer = "adamw"
 learning_rate = 3e-4
 min_lr = 3e-5
 beta1 = 0.9

@@ -8,9 +8,13 @@ n_embd = 384
 block_size = 256
 dropout = 0.2
 activation = "gelu_tanh"
+pos_embd = "default"
+tie_weights = True
+ngrams = 1
 
 batch_size = 64
 gradient_accumulation_steps = 1
+optimizer = "adamw"
 learning_rate = 1e-3
 min_lr = 1e-4
 beta1 = 0.9
