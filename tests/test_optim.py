@@ -70,12 +70,16 @@ def named_groups(model: GPT, optimizer) -> dict[str, dict]:
 # AdamW
 
 
+BETAS = (0.85, 0.97)  # not what is the default
+ADAMW_CONFIG = OptimConfig(learning_rate=1e-2, beta1=BETAS[0], beta2=BETAS[1])
+
+
 def torchs_adamw(model: GPT, fused: bool = False) -> tuple[dict[str, torch.nn.Parameter], torch.optim.AdamW]:
     """Copies of a model's parameters by name, and torch's AdamW for them in nanoGPT's two groups."""
     copies = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     groups = [dict(params=[p for p in copies.values() if p.dim() >= 2], weight_decay=0.1),
               dict(params=[p for p in copies.values() if p.dim() < 2], weight_decay=0.0)]
-    return copies, torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), fused=fused)
+    return copies, torch.optim.AdamW(groups, lr=1e-2, betas=BETAS, fused=fused)
 
 
 def step_both(model: GPT, ours, copies: dict, theirs, steps: range):
@@ -98,7 +102,6 @@ def assert_same_weights(model: GPT, copies: dict, atol: float = 1e-6):
         torch.testing.assert_close(p.detach(), copies[name].detach(), atol=atol, rtol=0, msg=lambda s: f"{name}: {s}")
 
 
-ADAMW_CONFIG = OptimConfig(learning_rate=1e-2, beta2=0.95)
 
 
 @smoke
@@ -147,10 +150,9 @@ def test_optimizer_state_of_a_runs_checkpoint_loads_into_torchs_adamw(tiny_run):
     model = checkpoints.build(checkpoint, "ckpt.pt")
     copies, theirs = torchs_adamw(model)
     theirs.load_state_dict(copy.deepcopy(checkpoint["optimizer"]))
+    assert {group["betas"] for group in theirs.param_groups} == {(0.9, 0.95)}  # the run's, nanoGPT's defaults
     ours = make_optimizer(model, OptimConfig(), "cpu")
     checkpoints.restore_optimizer(ours, checkpoint, model, "ckpt.pt")
-    for group in (*ours.param_groups, *theirs.param_groups):
-        assert group["betas"] == (0.9, 0.95) and group["weight_decay"] in (0.1, 0.0)
     step_both(model, ours, copies, theirs, range(3))
     assert_same_weights(model, copies)
 
@@ -190,12 +192,13 @@ def moved_by_muon(weight, momentum, grad, lr: float, decay: float):
     return np.concatenate(moved), momentum
 
 
-MUON_CONFIG = OptimConfig(optimizer="muon", learning_rate=1e-2, muon_lr=3e-2, weight_decay=0.1)
+MUON_CONFIG = replace(ADAMW_CONFIG, optimizer="muon", muon_lr=3e-2)
 
 
 @smoke
 @pytest.mark.parametrize("tie_weights", [True, False])
 def test_muon_equals_its_formula_in_float64(tie_weights):
+    assert 0.8 <= MOMENTUM <= 0.99  # which the formula takes as it is
     model = make(tie_weights=tie_weights)
     optimizer = make_optimizer(model, MUON_CONFIG, "cpu")
     copies, adamw = torchs_adamw(model)
@@ -582,6 +585,12 @@ def test_dense_gradients_give_a_run_the_losses_of_sparse_ones(tiny_data, monkeyp
     monkeypatch.setattr(Updates, "compile", compile_densely)
     assert not any(update[-1][-1] for update in steps_of(*args, "--out_dir=dense"))
     assert losses_of("dense") == pytest.approx(losses_of("sparse"), abs=1e-5)
+
+
+def test_gradients_are_dense_where_the_model_is_compiled(tiny_data, monkeypatch):
+    """As if it were: the compiler knows no sparse ones."""
+    monkeypatch.setattr(runtime, "compile_model", lambda model, *more: (model, True, "as asked"))
+    assert not any(sparse for update in steps_of(f"--data_dir={tiny_data}", *SIX) for *_, sparse in update)
 
 
 def test_micro_batches_give_the_losses_of_one_batch(tiny_data):
