@@ -273,7 +273,7 @@ class Corpus:
         starts, = self._move(torch.from_numpy(starts))
         at = starts[:, None] + torch.arange(block_size + 1, device=starts.device)
         windows = self._on_device["tokens"][at].long() & 0xffff
-        x, y = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        x, y = (part.clone(memory_format=torch.contiguous_format) for part in (windows[:, :-1], windows[:, 1:]))
         if "mask" in self._on_device:
             y.masked_fill_(self._on_device["mask"][at[:, 1:]] == 0, -1)
             y[0, 0] = torch.where((y < 0).all(), x[0, 0], y[0, 0])

@@ -342,7 +342,6 @@ def test_rows_of_equal_and_of_the_same_prompts_too(ngrams):
         assert len({tuple(row) for row in got}) == len(texts)
 
 
-@smoke
 @each_length
 @pytest.mark.parametrize("use_kv_cache", [True, False])
 def test_greedy_ids_are_those_of_forward_passes_over_what_is_seen(ngrams, use_kv_cache):
@@ -356,7 +355,6 @@ def test_greedy_ids_are_those_of_forward_passes_over_what_is_seen(ngrams, use_kv
             assert new == expected
 
 
-@smoke
 @each_length
 def test_a_row_of_a_batch_is_what_it_is_alone(ngrams):
     model, texts = make(ngrams), prompts()
@@ -392,7 +390,6 @@ def test_long_prompts_are_encoded_in_pieces_that_know_the_tokens_before_them(ngr
     assert drawn(model, texts[2:] * 2, 12, seed=3) == expected[1]
 
 
-@smoke
 @each_length
 @pytest.mark.parametrize("pos_embd", ["default", "rope"])
 def test_a_decoder_that_keeps_its_texts_writes_what_a_new_one_would(ngrams, pos_embd):
