@@ -478,12 +478,16 @@ class GPT(nn.Module):
         count = sum(p.numel() for p in self.parameters())
         return count - self.transformer.wpe.weight.numel() if non_embedding and "wpe" in self.transformer else count
 
+    def get_num_multiplied(self) -> int:
+        """Number of parameters by which every token is multiplied: without tables of which it takes rows."""
+        looked_up = 0 if self.config.tie_weights else self.transformer.wte.weight.numel()
+        looked_up += self.transformer.ngrams.weight.numel() if self.config.ngrams > 1 else 0
+        return self.get_num_params() - looked_up
+
     def flops_per_token(self) -> int:
         """FLOPs of forward and backward per token, 6 N + 12 L C T: PaLM, appendix B, arxiv.org/abs/2204.02311."""
         config = self.config
-        looked_up = 0 if config.tie_weights else self.transformer.wte.weight.numel()  # multiplies nothing
-        looked_up += self.transformer.ngrams.weight.numel() if config.ngrams > 1 else 0
-        return 6 * (self.get_num_params() - looked_up) + 12 * config.n_layer * config.n_embd * config.block_size
+        return 6 * self.get_num_multiplied() + 12 * config.n_layer * config.n_embd * config.block_size
 
     def parameter_groups(self, muon: bool = False) -> list[list[str]]:
         """Names by group of the optimizer: matrices and embeddings, biases and gains; for Muon the blocks' matrices

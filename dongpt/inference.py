@@ -24,7 +24,7 @@ def prepare(model: GPT, rt: Runtime, dtype: str = "auto", quantized: Quantize = 
     compiled=True compiles the blocks; auto leaves them, since a few samples do not repay a minute of compiling. Raises
     ValueError where torch.compile does not work.
     """
-    size, weights, why = model.get_num_params(), rt.dtype, ""
+    size, weights, why = model.get_num_multiplied(), rt.dtype, ""
     model.to(rt.device).eval().requires_grad_(False)
     if rt.device_type == "cpu" and size < rows.WORTH_PACKING:
         torch.set_num_threads(1)  # more would wait for each other longer than they compute, above all on a busy machine

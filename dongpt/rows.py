@@ -142,7 +142,7 @@ def pack(weight, lanes: int):
 
 def worth_packing(model: GPT) -> tuple[bool, str]:
     """(whether a model is large enough and can be packed here, why not if only the compiler is missing)."""
-    if model.device.type != "cpu" or not model.can_cache or model.get_num_params() < WORTH_PACKING:
+    if model.device.type != "cpu" or not model.can_cache or model.get_num_multiplied() < WORTH_PACKING:
         return False, ""
     found, why_not = library()
     return found is not None, why_not
@@ -153,7 +153,7 @@ def packer(model: GPT, n_tokens: int) -> Packed | None:
 
     The copy costs about as much time as ten tokens, and the memory of the weights.
     """
-    if n_tokens < WORTH_A_COPY or model.get_num_params() > WORTH_COPYING or not worth_packing(model)[0]:
+    if n_tokens < WORTH_A_COPY or model.get_num_multiplied() > WORTH_COPYING or not worth_packing(model)[0]:
         return None
     return Packed(model, torch.float32)
 

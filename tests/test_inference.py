@@ -457,7 +457,7 @@ def saved(folder, model: GPT) -> str:
 @smoke
 def test_a_loaded_model_is_packed_from_a_size_on_and_up_to_one(tmp_path, packed_models, monkeypatch):
     model, _ = load_model(saved(tmp_path, make()))
-    size = model.get_num_params()
+    size = model.get_num_multiplied()
     for name, limit, used in (("WORTH_PACKING", size, 1), ("WORTH_PACKING", size + 1, 0), ("WORTH_PACKING", size, 1),
                               ("WORTH_COPYING", size, 1), ("WORTH_COPYING", size - 1, 0)):
         monkeypatch.setattr(rows, name, limit)
@@ -613,7 +613,7 @@ def test_the_weights_are_chosen_by_the_rule_and_that_is_said(monkeypatch, limits
 @needs_compiler
 @smoke
 def test_the_limits_of_the_rule_are_part_of_what_lies_above_them(monkeypatch):
-    size = make(n_embd=64).get_num_params()
+    size = make(n_embd=64).get_num_multiplied()
     for limits, said in (((size + 1, 1), ""), ((size, size + 1), "weights: float32, packed"), ((1, size), "bfloat16")):
         why = chosen(monkeypatch, limits)[1]
         assert said in why and bool(said) == bool(why), limits

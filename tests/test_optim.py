@@ -626,7 +626,8 @@ def test_another_optimizer_on_a_resume_is_refused_and_nothing_is_lost(had, given
     assert "optimizer" in str(caught.value)
     assert before == {name: open(os.path.join("out", name), "rb").read() for name in os.listdir("out")}
     if not more:  # what the sentence says works, and so does to go on as before
-        train.main([f"--data_dir={tiny_data}", *TINY_RUN, f"--init_from={path}", f"--optimizer={given}", "--out_dir=new"])
+        train.main([f"--data_dir={tiny_data}", *TINY_RUN, f"--init_from={path}", f"--optimizer={given}",
+                    "--out_dir=new"])
         assert load("new")["iter_num"] == 6
         assert train.main(["--init_from=resume", "--out_dir=out", "--max_iters=4", f"--optimizer={had}"]) == 0
 
