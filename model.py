@@ -55,9 +55,11 @@ class GPTConfig:
         self.check()
 
     def settle_names(self):
-        """Replace aliases, so that checkpoints and comparisons know one name."""
+        """Replace aliases, and what has no effect, so that checkpoints and comparisons know one name."""
         if self.pos_embd == "absolute":
             object.__setattr__(self, "pos_embd", "default")
+        if self.ngrams == 1 and self.ngram_rows > 0:  # nanoGPT could not load a file that speaks of them
+            object.__setattr__(self, "ngram_rows", GPTConfig.ngram_rows)
 
     @property
     def positions(self) -> str:
