@@ -36,6 +36,11 @@ class PrepareConfig(Vocabulary):
     document: Document = "file"  # file: a file or a record is a document; line or blank: cut there; none: all is one
     field: str = "text"  # of the records of .jsonl, .csv and .parquet
     encoding: str = "utf-8"  # of the text
+    shard_tokens: int = 0  # tokens per file of train; 0 puts all of them into train.bin
+
+    def __post_init__(self):
+        if self.shard_tokens < 0:
+            raise ValueError(f"shard_tokens={self.shard_tokens} must be at least 0")
 
 
 def texts_here() -> list[str]:
@@ -119,7 +124,8 @@ def main(argv: list[str] | None = None):
     if plain := [path for path in paths if kind_of(path)[0] not in KNOWN]:
         print(f"read as plain text, whatever it is: {os.path.basename(plain[0])}"
               f"{f' and {len(plain) - 1:,} more' if len(plain) > 1 else ''}")
-    prepared = prepare(folder, files, cfg, cfg.val_fraction, os.path.basename(os.path.normpath(given)))
+    prepared = prepare(folder, files, cfg, cfg.val_fraction, os.path.basename(os.path.normpath(given)),
+                       shard_tokens=cfg.shard_tokens)
     report(prepared)
     print_next(prepared, cfg.name)
 

@@ -1,18 +1,22 @@
-"""Writes what corpus.py reads: train.bin, val.bin, their masks and meta.json, all or none of them."""
+"""Writes what corpus.py reads: train.bin or its shards, val.bin, their masks and meta.json, all or none of them."""
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from dongpt.shards import describe, shard_name
 from dongpt.tokenizers import MOST, Tokenizer
 
 SPLITS = ("train", "val")
 SETTLING = "meta.json.new"  # meta.json while the files that it describes get their names
+BINS = re.compile(r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin")
 
 
 def settle(folder: str):
@@ -24,14 +28,25 @@ def settle(folder: str):
     if not os.path.exists(path):
         return
     with open(path, encoding="utf-8") as file:
-        masked = "predicted_bytes" in json.load(file)
-    for name in [f"{split}{kind}.bin" for kind in ("", ".mask") for split in SPLITS]:
+        meta = json.load(file)
+    names = [shard["file"] for shard in meta.get("shards", {}).get("train", [{"file": "train.bin"}])] + ["val.bin"]
+    names += [f"{split}.mask.bin" for split in meta.get("predicted_bytes", {})]
+    for name in names:
         target = os.path.join(folder, name)
         if os.path.exists(target + ".part"):
             os.replace(target + ".part", target)
-        elif ".mask" in name and not masked and os.path.exists(target):  # of the data that was there before
-            os.remove(target)
+    for name in os.listdir(folder):
+        if BINS.fullmatch(name) and name not in names:  # of the data that was there before
+            os.remove(os.path.join(folder, name))
     os.replace(path, os.path.join(folder, "meta.json"))
+
+
+def _megabytes(folder: str, ending: str) -> str:
+    """The size of the bins in folder whose names have this ending more, '' if there is nothing."""
+    paths = [os.path.join(folder, name) for name in os.listdir(folder)
+             if name.endswith(ending) and BINS.fullmatch(name[:len(name) - len(ending)])]
+    size = sum(map(os.path.getsize, paths))
+    return f"{size / 1e6:,.0f} MB" if size else ""
 
 
 class Digest:
@@ -82,11 +97,17 @@ class Writer:
         with Writer(folder, tokenizer) as writer:
             writer.add("train", encoded)
             prepared = writer.finish(meta)
+
+    With shard_tokens train is written to files of so many tokens. What was written by then lasts where state() was
+    called: a Writer that is given what it returned goes on from there.
     """
 
-    def __init__(self, folder: str, tokenizer: Tokenizer):
-        self.folder, self.tokenizer = folder, tokenizer
+    def __init__(self, folder: str, tokenizer: Tokenizer, shard_tokens: int = 0, state: dict | None = None):
+        self.folder, self.tokenizer, self.shard_tokens = folder, tokenizer, shard_tokens
         self.files, self.sha256 = {}, Digest()
+        self.shards: list[dict] = []  # descriptions of those that are full
+        self.current, self.in_current = shard_name("train", 0) if shard_tokens else "train.bin", 0
+        self.state_before, self.lasting = state, state is not None  # whether a part of it outlives this process
         self.writing, self.waiting = ThreadPoolExecutor(1), deque()  # beside reading and hashing
         self.counts = {split: np.zeros(MOST, np.int64) for split in SPLITS}
         self.characters, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
@@ -100,18 +121,26 @@ class Writer:
             for split in SPLITS:
                 if os.path.isdir(path := os.path.join(self.folder, f"{split}.bin")):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-                self._open(f"{split}.bin")
+            if self.state_before:
+                self._go_on(self.state_before)
+            else:
+                for name in os.listdir(self.folder):  # of an earlier process that was killed
+                    if BINS.fullmatch(name.removesuffix(".part")) and name.endswith(".part"):
+                        os.remove(os.path.join(self.folder, name))
+                self._open(self.current)
+            self._open("val.bin")
         except OSError as error:
             self.__exit__()
-            raise self._cannot(error) from error
+            raise self.cannot(error) from error
         return self
 
     def __exit__(self, *error):
         self.writing.shutdown(cancel_futures=True)
         for file in self.files.values():
-            file.close()
-        if os.path.exists(os.path.join(self.folder, SETTLING)):  # interrupted where all was done but the names: they
-            return  # are given when the folder is opened, and nothing may go
+            with contextlib.suppress(OSError):  # a full disk has been told of
+                file.close()
+        if self.lasting or os.path.exists(os.path.join(self.folder, SETTLING)):
+            return  # in the latter case all is done but the names: they are given when the folder is opened
         for file in self.files.values():
             if os.path.exists(file.name):
                 os.remove(file.name)
@@ -119,8 +148,43 @@ class Writer:
     def _open(self, name: str):
         self.files[name] = open(os.path.join(self.folder, name + ".part"), "wb")
 
-    def _cannot(self, error: OSError) -> ValueError:
-        return ValueError(f"{self.folder} cannot be written ({error.strerror}): free space there or change its rights")
+    def cannot(self, error: OSError) -> ValueError:
+        """What is said to the user of an error in writing."""
+        remedy = "free space there or change its rights"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            new, old = (_megabytes(self.folder, ending) for ending in (".part", ""))
+            remedy = f"free space on that disk, where the new files have {new} by now" + (
+                f" and the earlier data, which stay as they are, {old}" if old else "")
+        return ValueError(f"{self.folder} cannot be written ({error.strerror}): {remedy}"
+                          + ("; the same command then goes on from where it was" if self.lasting else ""))
+
+    def state(self) -> dict:
+        """What a Writer needs to go on from here, after all that was added to train has reached the disk."""
+        self._wait()
+        try:
+            file = self.files[self.current]
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise self.cannot(error) from error
+        self.lasting = True
+        return {"shards": list(self.shards), "in_current": self.in_current, "characters": self.characters["train"],
+                "bytes": self.bytes["train"], "loses": self.loses,
+                "counts": self.counts["train"][:self.tokenizer.vocab_size].tolist()}
+
+    def _go_on(self, state: dict):
+        """Continue the files that state tells of, without what was written after it was asked for."""
+        self.shards, self.in_current, self.loses = state["shards"], state["in_current"], state["loses"]
+        self.characters["train"], self.bytes["train"] = state["characters"], state["bytes"]
+        self.counts["train"][:len(state["counts"])] = state["counts"]
+        self.current = shard_name("train", len(self.shards))
+        if not self.in_current:  # a shard ended there
+            self._open(self.current)
+            return
+        self.files[self.current] = file = open(os.path.join(self.folder, self.current + ".part"), "r+b")
+        file.truncate(2 * self.in_current)
+        while piece := file.read(2 ** 20):
+            self.sha256.update(piece)
 
     def add(self, split: str, encoded: Encoded):
         """Append to a split."""
@@ -134,13 +198,33 @@ class Writer:
             self.predicted_bytes[split] = self.predicted_bytes.get(split, 0) + encoded.n_predicted
 
     def _write(self, split: str, ids: np.ndarray, mask: np.ndarray | None):
-        self.files[f"{split}.bin"].write(ids)
         if split == "train":
-            self.sha256.update(ids)
+            self._write_train(ids)
+        else:
+            self.files["val.bin"].write(ids)
         if mask is not None:
             if f"{split}.mask.bin" not in self.files:
                 self._open(f"{split}.mask.bin")
             self.files[f"{split}.mask.bin"].write(np.ascontiguousarray(mask, dtype=np.uint8))
+
+    def _write_train(self, ids: np.ndarray):
+        while len(ids):
+            room = self.shard_tokens - self.in_current if self.shard_tokens else len(ids)
+            self.files[self.current].write(ids[:room])
+            self.sha256.update(ids[:room])
+            self.in_current, ids = self.in_current + len(ids[:room]), ids[room:]
+            if self.in_current == self.shard_tokens:
+                self._end_shard()
+                self.current, self.in_current, self.sha256 = shard_name("train", len(self.shards)), 0, Digest()
+                self._open(self.current)
+
+    def _end_shard(self):
+        """Close the current shard and describe it."""
+        file = self.files.pop(self.current)
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        self.shards.append(describe(file.name, self.sha256.hexdigest()))
 
     def _wait(self, most: int = 0):
         """Wait until no more than so many writes are under way."""
@@ -148,11 +232,12 @@ class Writer:
             while len(self.waiting) > most:
                 self.waiting.popleft().result()
         except OSError as error:
-            raise self._cannot(error) from error
+            raise self.cannot(error) from error
 
     def finish(self, meta: dict) -> Prepared:
         """Give the files their names; what is in meta goes into meta.json. Raises ValueError for an empty split."""
         self._wait()
+        self._end_train()
         tokens = {split: int(self.counts[split].sum()) for split in SPLITS}
         if min(tokens.values()) < 2:
             raise ValueError(f"the text gives {tokens['train']:,} tokens to train on and {tokens['val']:,} for "
@@ -165,6 +250,7 @@ class Writer:
             "bytes": self.bytes,
             "tokens": tokens,
             **({"predicted_bytes": self.predicted_bytes} if self.predicted_bytes else {}),
+            **({"shards": {"train": self.shards}} if self.shards else {}),
             "ids_sha256": self._ids_sha256(),
             **meta,
         }
@@ -178,12 +264,26 @@ class Writer:
             os.replace(self.files["meta.json"].name, os.path.join(self.folder, SETTLING))  # from here on it is done
             settle(self.folder)
         except OSError as error:
-            raise self._cannot(error) from error
+            raise self.cannot(error) from error
         counts = {split: self.counts[split][:self.tokenizer.vocab_size] for split in SPLITS}
         return Prepared(self.folder, meta, counts, self.tokenizer, self.loses)
 
+    def _end_train(self):
+        """End the last shard."""
+        if not self.shard_tokens:
+            return
+        if self.in_current or not self.shards:
+            self._end_shard()
+        else:
+            file = self.files.pop(self.current)
+            file.close()
+            os.remove(file.name)
+        self.sha256 = Digest()
+        for shard in self.shards:
+            self.sha256.update(shard["sha256"].encode("ascii"))
+
     def _ids_sha256(self) -> str:
-        """The hash of train.bin followed by val.bin."""
+        """The hash of train.bin, or of the hashes of its shards in hexadecimal, followed by val.bin."""
         self.files["val.bin"].flush()
         with open(self.files["val.bin"].name, "rb") as file:
             while piece := file.read(2 ** 20):

@@ -1,30 +1,33 @@
 """A tokenised corpus, read from train.bin, val.bin and meta.json in a data folder; preparing.py writes them.
 
-train.bin and val.bin are raw little-endian uint16 ids, as nanoGPT reads them. meta.json beside them holds the
-tokenizer, counts, bytes of source text and where the text came from. nanoGPT's meta.pkl is read too. Where a corpus
-trains on part of its tokens only, train.mask.bin and val.mask.bin hold a byte per token: 1 where it is to be predicted.
+train.bin and val.bin are raw little-endian uint16 ids, as nanoGPT reads them; a large corpus has train_000.bin,
+train_001.bin, ... instead, which are one text. meta.json beside them holds the tokenizer, counts, bytes of source text
+and where the text came from. nanoGPT's meta.pkl is read too. Where a corpus trains on part of its tokens only,
+train.mask.bin and val.mask.bin hold a byte per token: 1 where it is to be predicted. docs/data.md has a picture.
 
     corpus = Corpus(folder)
     x, y = corpus.train_batch(first_window, batch_size, block_size, seed)      # (B, T) int64 each
     for x, y, n_tokens in corpus.eval_batches("val", batch_size, block_size): ...
 """
 import json
+import math
 import os
 import pickle
 import subprocess
 import sys
-from typing import BinaryIO, Iterator
+from typing import Callable, Iterator
 
 import numpy as np
 import torch
 
 from dongpt.bins import SPLITS, settle
 from dongpt.runtime import ROOT, Runtime
+from dongpt.shards import Numbers, check_ends, find_shards
 from dongpt.tokenizers import Tokenizer, from_dict
 
 PREPARED_BY_TRAIN = ("chat_demo", "python_docs")  # data sets whose prepare.py needs no network
-IN_MEMORY = 64 * 2 ** 20  # bytes; a larger file stays on disk and is mapped
-SCANNED = 2 ** 26  # bytes of a file that are checked for ids beyond the vocabulary before training
+SCANNED = 2 ** 25  # ids that are compared with the vocabulary before training, evenly spaced over a longer text
+LISTED = 2 ** 20  # windows of an epoch whose order is a list in memory; that of more is computed
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -44,8 +47,11 @@ def read_meta(folder: str) -> dict:
                 meta = json.load(file)
             assert isinstance(meta["tokenizer"]["kind"], str) and isinstance(meta["vocab_size"], int)
             assert all(isinstance(meta[key][split], int) for key in ("tokens", "bytes") for split in meta.get(key, ()))
+            for shard in meta.get("shards", {}).get("train", ()):
+                assert shard["file"] == os.path.basename(shard["file"]) and isinstance(shard["tokens"], int)
+                assert isinstance(shard["ends_sha256"], str) and isinstance(shard["sha256"], str)
             return meta
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
             raise ValueError(f"{path} is damaged ({error}): prepare the data anew") from error
     path = os.path.join(folder, "meta.pkl")
     if not os.path.exists(path):
@@ -92,10 +98,13 @@ class Corpus:
         self.folder, self.meta = folder, read_meta(folder)
         self.name = os.path.relpath(folder, ROOT) if folder.startswith(ROOT + os.sep) else folder
         self.paths = {split: os.path.join(folder, f"{split}.bin") for split in SPLITS}
-        self.lengths = {split: self._count(split) for split in SPLITS}
+        self.shards = self.meta.get("shards", {}).get("train", [])  # what meta.json says of each
+        files = {split: self._files(split) for split in SPLITS}
+        counts = {split: sum(count for _, count in files[split]) for split in SPLITS}
         if not 0 < train_fraction <= 1:
             raise ValueError(f"dataset_fraction={train_fraction} must be above 0 and at most 1")
-        self.lengths["train"] = int(self.lengths["train"] * train_fraction)
+        self.lengths = {**counts, "train": int(counts["train"] * train_fraction)}
+        self._tokens = {split: Numbers(files[split], "<u2", self.lengths[split]) for split in SPLITS}
         self.tokenizer_dict = self.meta.get("tokenizer", {"kind": "gpt2"})  # as nanoGPT assumes
         self.vocab_size = self.meta.get("vocab_size", 50257)
         self.sha256 = self.meta.get("ids_sha256")  # None where the bins are nanoGPT's
@@ -103,33 +112,46 @@ class Corpus:
         self.model_vocab_size = max(padded, self.vocab_size)
         self.masks = {split: path for split in SPLITS
                       if os.path.exists(path := os.path.join(folder, f"{split}.mask.bin"))}
-        self._check_masks()
-        self._in_memory: dict[str, np.ndarray] = {}
-        self._files: dict[str, BinaryIO] = {}
+        self._check_masks(counts)
+        self._mask_numbers = {split: Numbers([(path, counts[split])], "u1", self.lengths[split])
+                              for split, path in self.masks.items()}
         self._on_device: dict[str, torch.Tensor] = {}  # see keep_on
         self._epoch: tuple | None = None
         self._epoch_windows: dict[int, int] = {}
 
-    def _count(self, split: str) -> int:
-        """How many tokens the split has, by the size of its file, checked against meta.json."""
-        path = self.paths[split]
-        remedy = _how_to_prepare(self.folder)
+    def _files(self, split: str) -> list[tuple[str, int]]:
+        """The paths of a split's files and how many tokens each has, by its size, checked against meta.json."""
+        described = {shard["file"]: shard["tokens"] for shard in self.shards} if split == "train" else {}
+        names = [*described]
+        if not described and not os.path.exists(self.paths[split]) and split == "train":
+            names = find_shards(self.folder, split)  # of somebody who wrote no meta.json
+        files = [(path, self._count(path, described.get(os.path.basename(path)))) for path in
+                 ([os.path.join(self.folder, name) for name in names] or [self.paths[split]])]
+        counted, told = sum(count for _, count in files), self.meta.get("tokens", {}).get(split)
+        if counted != (told or counted):
+            raise ValueError(f"{files[0][0] if len(files) == 1 else self.name} holds {counted:,} tokens where "
+                             f"meta.json says {told:,}: {_how_to_prepare(self.folder)}")
+        return files
+
+    def _count(self, path: str, told: int | None) -> int:
+        """How many tokens a file holds. Raises ValueError if it is missing or not as long as told."""
+        name = os.path.basename(path)
+        remedy = "copy it there again, or prepare the data anew" if told else _how_to_prepare(self.folder)
         if not os.path.exists(path):
-            raise ValueError(f"{self.name} has no {split}.bin: {remedy}")
+            raise ValueError(f"{self.name} has no {name}: {remedy}")
         size = os.path.getsize(path)
+        if told and size != 2 * told:
+            raise ValueError(f"{path} has {size:,} bytes where meta.json says {2 * told:,}: {remedy}")
         if size == 0 or size % 2:
             raise ValueError(f"{path} is {'empty' if size == 0 else 'damaged'}: {remedy}")
-        if size // 2 != self.meta.get("tokens", {}).get(split, size // 2):
-            raise ValueError(f"{path} holds {size // 2:,} tokens where meta.json says "
-                             f"{self.meta['tokens'][split]:,}: {remedy}")
         return size // 2
 
-    def _check_masks(self):
+    def _check_masks(self, counts: dict[str, int]):
         if missing := sorted(set(self.meta.get("predicted_bytes", {})) - set(self.masks)):
             raise ValueError(f"{self.name} has no {missing[0]}.mask.bin, and meta.json says that it was prepared with "
                              f"one: {_how_to_prepare(self.folder)}")
         for split, path in self.masks.items():
-            size, count = os.path.getsize(path), os.path.getsize(self.paths[split]) // 2
+            size, count = os.path.getsize(path), counts[split]
             if size != count:
                 raise ValueError(f"{path} holds {size:,} bytes where {split}.bin has {count:,} tokens: "
                                  f"{_how_to_prepare(self.folder)}")
@@ -137,45 +159,21 @@ class Corpus:
     def tokenizer(self) -> Tokenizer:
         return from_dict(self.tokenizer_dict)
 
-    def tokens(self, split: str) -> np.ndarray:
-        """The ids of a split, (lengths[split],) uint16."""
-        return self._read(split, self.paths[split], "<u2", self.lengths[split])
+    def tokens(self, split: str) -> np.ndarray | Numbers:
+        """The ids of a split, (lengths[split],) uint16; of a large corpus in shards what can be cut like them."""
+        return self._tokens[split].array() if self._tokens[split].is_array else self._tokens[split]
 
     def mask(self, split: str) -> np.ndarray | None:
         """Which tokens of a split are to be predicted, (lengths[split],) uint8; None if all are."""
-        if split not in self.masks:
-            return None
-        return self._read(f"{split} mask", self.masks[split], "u1", self.lengths[split])
-
-    def _read(self, name: str, path: str, kind: str, count: int) -> np.ndarray:
-        """The first count numbers of a file: in memory if small, else mapped anew at each call."""
-        if name in self._in_memory:
-            return self._in_memory[name]
-        if count * np.dtype(kind).itemsize > IN_MEMORY:  # a map kept for long fills the memory: nanoGPT PR 428
-            return np.memmap(path, dtype=kind, mode="r", shape=(count,))
-        self._in_memory[name] = np.fromfile(path, dtype=kind, count=count)
-        return self._in_memory[name]
-
-    def _windows(self, of: str, starts: np.ndarray, length: int) -> np.ndarray:
-        """Windows of train's tokens or mask, (len(starts), length)."""
-        path, kind = (self.paths["train"], "<u2") if of == "tokens" else (self.masks["train"], "u1")
-        if self.lengths["train"] * np.dtype(kind).itemsize <= IN_MEMORY:
-            numbers = self.tokens("train") if of == "tokens" else self.mask("train")
-            return numbers[starts[:, None] + np.arange(length)]
-        if of not in self._files:  # reading costs less than mapping, and no memory
-            self._files[of] = open(path, "rb", buffering=0)
-        windows = np.empty((len(starts), length), dtype=kind)
-        for window, start in zip(windows, starts):
-            self._files[of].seek(int(start) * windows.itemsize)
-            self._files[of].readinto(window)
-        return windows
+        return self._mask_numbers[split].array() if split in self.masks else None
 
     def check(self, block_size: int, vocab_size: int):
-        """Raise ValueError if the corpus is too short to train on or holds ids that a model has no embedding for."""
+        """Raise ValueError if the corpus is too short to train on, holds ids that a model has no embedding for, or
+        has shards whose ends are not what meta.json says."""
         if self.lengths["train"] < 2:
             self.check_split("train", vocab_size)
         if self.lengths["train"] < block_size + 1:
-            raise ValueError(f"{self.paths['train']} gives {self.lengths['train']:,} tokens, too few for "
+            raise ValueError(f"{self._tokens['train'].paths[0]} gives {self.lengths['train']:,} tokens, too few for "
                              f"block_size={block_size}: use more text, or a block_size below {self.lengths['train']}")
         for split in SPLITS:
             self.check_split(split, vocab_size)
@@ -185,16 +183,27 @@ class Corpus:
         if self.lengths[split] < 2:
             raise ValueError(f"{self.paths[split]} has {self.lengths[split]} token: a loss needs at least 2, "
                              f"use more text")
+        if split == "train":
+            check_ends(self.folder, self.shards)
         if (mask := self.mask(split)) is not None and not mask[1:].any():
             raise ValueError(f"{self.masks[split]} masks everything: nothing is left to predict, "
                              f"{_how_to_prepare(self.folder)}")
-        tokens = self.tokens(split)
-        step = -(-tokens.nbytes // SCANNED)  # whole up to SCANNED bytes, beyond that evenly spaced
-        self._check_ids(tokens[::step], vocab_size, split)
+        for ids in self._tokens[split].spread(SCANNED):
+            self._check_ids(ids, vocab_size, split)
+
+    def check_every_id(self, split: str, vocab_size: int):
+        """Raise ValueError if a split holds an id that a model has no embedding for."""
+        for ids in self.pieces(split):
+            self._check_ids(ids, vocab_size, split)
+
+    def pieces(self, split: str) -> Iterator[np.ndarray]:
+        """The ids of a split, some megabytes at a time."""
+        return self._tokens[split].pieces()
 
     def _check_ids(self, ids: np.ndarray, vocab_size: int, split: str):
         if ids.max() >= vocab_size:
-            raise ValueError(f"{self.paths[split]} holds the id {ids.max()}, and the vocabulary has {vocab_size} "
+            where = self.paths[split] if len(self._tokens[split].paths) == 1 else f"the {split} split of {self.name}"
+            raise ValueError(f"{where} holds the id {ids.max()}, and the vocabulary has {vocab_size} "
                              f"entries: the bins were made with another tokenizer; {_how_to_prepare(self.folder)}")
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -208,23 +217,24 @@ class Corpus:
 
         Of a masked corpus those count in which something is to be predicted, as they lie without an offset.
         """
+        if "train" not in self.masks:
+            return self._fit(block_size)
         if block_size not in self._epoch_windows:
             self._epoch_windows[block_size] = len(self._windows_from(0, block_size))
         return self._epoch_windows[block_size]
 
     def _windows_from(self, offset: int, block_size: int) -> np.ndarray:
-        """Where the disjoint windows from offset on begin, without those in which the mask leaves nothing to predict
-        (unless that is all of them)."""
-        starts = offset + block_size * np.arange(self._fit(block_size))
-        if (mask := self.mask("train")) is None:
-            return starts
+        """Where a masked corpus's disjoint windows from offset on begin, without those in which nothing is to be
+        predicted (unless that is all of them)."""
+        starts, mask = offset + block_size * np.arange(self._fit(block_size)), self.mask("train")
         wanted = np.maximum.reduceat(mask[:starts[-1] + block_size + 1], starts + 1) > 0
         return starts[wanted] if wanted.any() else starts
 
     def window_starts(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
         """Where windows first ... first + count - 1 of the run begin in train, (count,) int64.
 
-        Each epoch visits its disjoint windows once, in an order and from an offset that depend on (seed, epoch) alone.
+        Each epoch visits its disjoint windows once, in an order and from an offset that depend on (seed, epoch) alone,
+        so that any step of any process finds its windows without those before them.
         How many of a masked corpus's windows have something to predict depends on the offset: an epoch with fewer than
         epoch_windows begins anew, one with more leaves some out.
         """
@@ -234,25 +244,36 @@ class Corpus:
         for epoch in np.unique(number // per_epoch):
             if self._epoch is None or self._epoch[0] != (int(epoch), block_size, seed):
                 random = np.random.Generator(np.random.Philox(key=seed % 2 ** 64 + (int(epoch) << 64)))
-                offset = random.integers(0, self.lengths["train"] - self._fit(block_size) * block_size)
-                windows = self._windows_from(offset, block_size)
-                self._epoch = (int(epoch), block_size, seed), windows[random.permutation(len(windows))]
-            _, order = self._epoch
+                self._epoch = (int(epoch), block_size, seed), self._order(random, block_size)
             here = number // per_epoch == epoch
-            starts[here] = order[number[here] % per_epoch % len(order)]
+            starts[here] = self._epoch[1](number[here] % per_epoch)
         return starts
+
+    def _order(self, random: np.random.Generator, block_size: int) -> Callable[[np.ndarray], np.ndarray]:
+        """A function that gives to each number in an epoch where its window begins."""
+        fit = self._fit(block_size)
+        offset = random.integers(0, self.lengths["train"] - fit * block_size)
+        if "train" in self.masks:
+            windows = self._windows_from(offset, block_size)
+            order = windows[random.permutation(len(windows))]
+            return lambda number: order[number % len(order)]
+        if fit <= LISTED:
+            order = random.permutation(fit)
+            return lambda number: offset + block_size * order[number]
+        keys = random.integers(0, 2 ** 64, 8, dtype=np.uint64)
+        return lambda number: offset + block_size * scatter(number, fit, keys)
 
     def train_batch(self, first: int, batch_size: int, block_size: int, seed: int, vocab_size: int):
         """(x, y): windows first ... of the run and the same one token later, (B, T) int64 each; -1 in y is masked."""
         starts = self.window_starts(first, batch_size, block_size, seed)
         if self._on_device:
             return self._batch_there(starts, block_size)
-        windows = self._windows("tokens", starts, block_size + 1)  # (B, T + 1)
+        windows = self._tokens["train"].windows(starts, block_size + 1)  # (B, T + 1)
         self._check_ids(windows, vocab_size, "train")  # on a GPU a wrong id ends in an error that says nothing
         windows = windows.astype(np.int64)
         x, y = windows[:, :-1].copy(), windows[:, 1:].copy()
         if "train" in self.masks:
-            y[self._windows("mask", starts + 1, block_size) == 0] = -1
+            y[self._mask_numbers["train"].windows(starts + 1, block_size) == 0] = -1
             if (y < 0).all():  # a mean over nothing is no number; this batch's share is 0
                 y[0, 0] = x[0, 0]
         return torch.from_numpy(x), torch.from_numpy(y)
@@ -260,13 +281,20 @@ class Corpus:
     def keep_on(self, runtime: Runtime, vocab_size: int):
         """Keep train on the device from now on, and cut batches there: a GPU then waits for no copy but that of where
         windows begin. Raises ValueError for ids of vocab_size and above."""
-        self._check_ids(self.tokens("train"), vocab_size, "train")
-        arrays = {"tokens": self.tokens("train").view("<i2")}  # torch has few operations for uint16
-        if "train" in self.masks:
-            arrays["mask"] = self.mask("train")
+        numbers = {"tokens": self._tokens["train"], **({"mask": self._mask_numbers["train"]} if self.masks else {})}
         self._move = runtime.move
-        self._on_device = {name: torch.from_numpy(np.array(array)).to(runtime.device)
-                           for name, array in arrays.items()}
+        for name, source in numbers.items():
+            # torch has few operations for uint16
+            there = torch.empty(len(source), dtype=torch.int16 if name == "tokens" else torch.uint8,
+                                device=runtime.device)
+            place = 0
+            for piece in source.pieces():
+                if name == "tokens":
+                    self._check_ids(piece, vocab_size, "train")
+                piece = np.array(piece).view("<i2" if name == "tokens" else "u1")
+                there[place:place + len(piece)] = torch.from_numpy(piece)
+                place += len(piece)
+            self._on_device[name] = there
 
     def _batch_there(self, starts: np.ndarray, block_size: int):
         """train_batch on the device, of windows that begin at starts."""
@@ -285,7 +313,7 @@ class Corpus:
         if "train" not in self.masks:
             return np.ones(n_batches)
         starts = self.window_starts(first, n_batches * batch_size, block_size, seed)
-        counts = (self._windows("mask", starts + 1, block_size) != 0).reshape(n_batches, -1).sum(1)
+        counts = (self._mask_numbers["train"].windows(starts + 1, block_size) != 0).reshape(n_batches, -1).sum(1)
         return counts * n_batches / max(counts.sum(), 1)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -327,8 +355,37 @@ class Corpus:
             return int((np.bincount(ids, minlength=len(lengths))[:len(lengths)] * lengths).sum())
         if split in self.meta.get("bytes", {}) and self.lengths[split] == self.meta["tokens"][split]:
             return self.meta["bytes"][split] - int(lengths[self.tokens(split)[0]])
-        counts = np.bincount(self.tokens(split)[1:], minlength=len(lengths))
+        counts = sum(np.bincount(ids, minlength=2 ** 16) for ids in self.pieces(split))
+        counts[self.tokens(split)[:1]] -= 1
         return int((counts[:len(lengths)] * lengths).sum())  # ids of a padded vocabulary stand for no text
+
+
+def scatter(numbers: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
+    """Where each of numbers, all below n, stands in a permutation of 0 ... n - 1 that keys, (k,) uint64, decide on.
+
+    A Feistel network on pairs below (rows, columns), as close to square as holds n: each half is moved by a hash of the
+    other one, which can be undone, so no two numbers meet; the few that fall behind n go round again (Black and
+    Rogaway 2002, "Ciphers with arbitrary finite domains").
+    """
+    rows = math.isqrt(n - 1) + 1
+    columns = -(-n // rows)
+    places = np.array(numbers, dtype=np.uint64)
+    again = np.ones(len(places), dtype=bool)
+    while again.any():
+        left, right = places[again] % np.uint64(rows), places[again] // np.uint64(rows)
+        for first, second in zip(keys[::2], keys[1::2]):
+            left = (left + _mixed(right ^ first)) % np.uint64(rows)
+            right = (right + _mixed(left ^ second)) % np.uint64(columns)
+        places[again] = left + right * np.uint64(rows)
+        again = places >= n
+    return places.astype(np.int64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """x, uint64, with all bits stirred: the finish of MurmurHash3 (Appleby), below 2 ** 63."""
+    for factor in (0xff51afd7ed558ccd, 0xc4ceb9fe1a85ec53):
+        x = (x ^ (x >> np.uint64(33))) * np.uint64(factor)
+    return (x ^ (x >> np.uint64(33))) >> np.uint64(1)
 
 
 def _how_to_prepare(folder: str) -> str:

@@ -26,17 +26,18 @@ PIECE = 2 ** 20  # bytes read at a time
 UNPACK = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 RECORDS = (".jsonl", ".ndjson", ".csv", ".parquet")
 KNOWN = (".txt", ".md", *RECORDS)  # what is taken from a folder
-OURS = re.compile(r"((train|val)(\.mask)?\.bin|meta\.json)(\.part|\.new)?|explore\.png")  # what a preparation leaves
+# what a preparation leaves
+OURS = re.compile(r"((train|val)(_\d{3,})?(\.mask)?\.bin|val\.ids|(meta|preparing)\.json)(\.part|\.new)?|explore\.png")
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 LINE_ENDS = re.compile(r"\n(?:[ \t]*\n)*")
 Batch = tuple[list[str], bool]
 Document = Literal["file", "line", "blank", "none"]
 
 
-def find_files(given: str) -> tuple[list[str], int]:
+def find_files(given: str, option: str = "--input") -> tuple[list[str], int]:
     """(paths, how many others were left aside) of a file, a folder with all below it, or a pattern; sorted.
 
-    From a folder only files of KNOWN kinds are taken. Raises ValueError where there are none.
+    From a folder only files of KNOWN kinds are taken. Raises ValueError, naming the option, where there are none.
     """
     if os.path.isfile(given):
         return [given], 0
@@ -51,7 +52,7 @@ def find_files(given: str) -> tuple[list[str], int]:
         paths = [path for path in below if not OURS.fullmatch(os.path.basename(path))]
         remedy = "there is no such file or folder, and as a pattern it fits nothing"
     if not paths:
-        raise ValueError(f"{given} gives no text: {remedy}; pass --input=PATH of a text")
+        raise ValueError(f"{given} gives no text: {remedy}; pass {option}=PATH of a text")
     return sorted(paths), len(below) - len(paths)
 
 
@@ -122,6 +123,25 @@ class Files:
     def lines(self, path: str, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[str]:
         """The lines of one file, with their ends."""
         return _lines(self._pieces(path, digest or _NoDigest(), on_bytes))
+
+    def count(self, path: str) -> int:
+        """How many documents texts gives of one file."""
+        kind = kind_of(path)[0]
+        if kind == ".parquet":
+            return _parquet_rows(path)
+        if kind == ".csv":
+            return sum(1 for _ in Files([path], field=self.field, encoding=self.encoding).records(self.field))
+        return sum(1 for line in self.lines(path) if line.strip()) if kind in RECORDS else 1
+
+    def texts(self, path: str, on_bytes: Callable[[int], None] = lambda n: None) -> Iterator[tuple[str, bool]]:
+        """Yield (text, whether its document ends with it) of one file, of which a record or the whole is a document,
+        blank ones too."""
+        if kind_of(path)[0] in RECORDS:
+            one = Files([path], encoding=self.encoding)
+            yield from ((text, True) for text, in one.records(self.field, on_bytes=on_bytes))
+        else:
+            yield from ((piece, False) for piece in self._pieces(path, _NoDigest(), on_bytes))
+            yield "", True
 
     def _files(self, on_bytes, digest) -> Iterator[Batch]:
         for path in self.paths:
@@ -226,6 +246,17 @@ def _parquet(path: str, fields, labels, option: str, digest) -> Iterator[Placed]
                 place = f"{path} row {number:,}"
                 yield place, tuple(str(text) if field in labels else _checked(text, place, field)
                                    for text, field in zip(texts, fields))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): make it anew") from error
+
+
+def _parquet_rows(path: str) -> int:
+    """How many records a file has."""
+    import pyarrow
+    import pyarrow.parquet
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return file.metadata.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): make it anew") from error
 

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 
 from dongpt import quantize, rows
-from dongpt.runtime import DTYPES, Runtime, first_line
+from dongpt.program import first_line
+from dongpt.runtime import DTYPES, Runtime
 from model import GPT
 
 WORTH_ROUNDING = 5e7  # parameters from which dtype=auto takes bfloat16 weights on a CPU

@@ -78,8 +78,8 @@ class Split:
 
 
 def prepare(folder: str, documents: Files | Texts, vocabulary: Vocabulary, val_fraction: float = 0.1,
-            source: str = "", sha256: str = "", quiet: bool = False) -> Prepared:
-    """Write train.bin, val.bin and meta.json to folder, all or none of them.
+            source: str = "", sha256: str = "", quiet: bool = False, shard_tokens: int = 0) -> Prepared:
+    """Write train.bin, val.bin and meta.json to folder, all or none of them; with shard_tokens train_000.bin, ... .
 
     source and sha256 say where the text comes from; by default what was read is hashed. Raises ValueError for a text
     that is too short to split, a vocabulary that does not fit into uint16, a folder that cannot be written, and for
@@ -87,7 +87,7 @@ def prepare(folder: str, documents: Files | Texts, vocabulary: Vocabulary, val_f
     """
     check_fraction(val_fraction)
     builder, survey, stamp = _builder(vocabulary), Survey(), documents.stamp()
-    with _progress(documents.size * (3 if vocabulary.tokenizer == "bpe" else 2), quiet) as progress:
+    with progress_bar(documents.size * (3 if vocabulary.tokenizer == "bpe" else 2), quiet) as progress:
         look(_counted(documents, survey, progress), builder)
         special = vocabulary.names()
         if survey.documents > 1 and not documents.parted and END not in special:
@@ -99,9 +99,9 @@ def prepare(folder: str, documents: Files | Texts, vocabulary: Vocabulary, val_f
             raise ValueError(f"a vocabulary of {tokenizer.vocab_size:,} does not fit into uint16 files, which hold "
                              f"{MOST:,}: {TOO_MANY}")
         split = choose(survey, val_fraction)
-        with Writer(folder, tokenizer) as writer:
+        with Writer(folder, tokenizer, shard_tokens) as writer:
             routed = _Sampled(_route(documents.batches(progress), split, vocabulary.tokenizer == "word"))
-            for name, done in _encode_all(routed, tokenizer, survey.documents > 1):
+            for name, done in encode_all(routed, tokenizer, survey.documents > 1):
                 writer.add(name, done)
             _check_rest(documents, stamp)
             meta = {"source": source, "sha256": sha256 or survey.sha256, "documents": survey.documents,
@@ -130,7 +130,7 @@ def prepare_marked(folder: str, documents: Marked, marks: list[str], vocabulary:
     """
     check_fraction(val_fraction)
     builder, survey, stamp = _builder(vocabulary), Survey(), documents.stamp()
-    with _progress(documents.size * (3 if vocabulary.tokenizer == "bpe" else 2), False) as progress:
+    with progress_bar(documents.size * (3 if vocabulary.tokenizer == "bpe" else 2), False) as progress:
         look(_counted_parts(documents, survey, progress), builder)
         special = [*marks, *(name for name in vocabulary.names() if name not in marks)]
         again = ((part.text, True) for _, parts in documents.marked(Survey(), progress) for part in parts
@@ -544,7 +544,7 @@ def _encode_here(end_id: int | None, parts):
     return _encode(_tokenizer, end_id, parts)
 
 
-def _encode_all(routed, tokenizer: Tokenizer, several: bool):
+def encode_all(routed, tokenizer: Tokenizer, several: bool):
     """(split, Encoded) for everything routed, in order."""
     end_id = tokenizer.end_id if several else None
     waiting = deque()
@@ -562,7 +562,7 @@ def _encode_all(routed, tokenizer: Tokenizer, several: bool):
             pool.shutdown(cancel_futures=True)
 
 
-class _progress:
+class progress_bar:
     """Called with bytes that were read; a bar on a terminal."""
 
     def __init__(self, total: int, quiet: bool):

@@ -68,3 +68,8 @@ def _raised_here(error: BaseException) -> bool:
     path = os.path.abspath(trace.tb_frame.f_code.co_filename)
     inside = os.path.relpath(path, ROOT).split(os.sep) if path.startswith(ROOT + os.sep) else []
     return len(inside) == 1 or inside[:1] in (["dongpt"], ["data"])
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its type where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -23,6 +23,8 @@ def report(prepared: Prepared):
     by = "by position: the end of the text is for validation"
     if meta["split"] == "documents":
         by = "by whole documents, equal ones on the same side"
+    if meta["split"] == "drawn":
+        by = f"by whole documents, drawn with seed {meta['seed']}"
     print(f"documents: {meta['documents']:,}; split {by}")
     if meta.get("left_out"):
         print(f"left out: {meta['left_out']:,} records with nothing but blanks in a field")
@@ -30,10 +32,11 @@ def report(prepared: Prepared):
     if tokenizer.kind == "char":
         print(f"all the unique characters: {tokenizer.characters!r}")
     print(f"vocab size: {meta['vocab_size']:,}")
+    shards = len(meta.get("shards", {}).get("train", ()))
     for split, count in meta["tokens"].items():
-        print(f"{split} has {count:,} tokens")
+        print(f"{split} has {count:,} tokens" + (f" in {shards} shards" if shards and split == "train" else ""))
     share = 100 * meta["characters"]["val"] / characters
-    print(f"characters per token: {characters / tokens:.2f}; for validation {share:.1f} % of the characters")
+    print(f"characters per token: {characters / tokens:.2f}; for validation {share:.3g} % of the characters")
     both = counts["train"] + counts["val"]
     order = np.argsort(-both, kind="stable")
     order = order[:np.count_nonzero(both)]

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 import configurator
+from dongpt.program import first_line
 
 ROOT = configurator.ROOT
 ROOM = 10  # what takes less than this part of a GPU's free memory may stay there
@@ -328,11 +329,6 @@ def compile_model(model, asked, runtime: Runtime, run_flops: float, trial: Calla
             raise ValueError(f"compile=True cannot work here ({reason}): use compile=False or auto") from error
         return model, False, f"torch.compile is not available: {reason}"
     return compiled, True, "as asked" if asked is True else asked
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first; its type where it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 
 from conftest import generated_text, split_text, write_corpus
 from dongpt import corpus as corpora
+from dongpt import shards
 from dongpt.corpus import Corpus, read_meta
 from dongpt.tokenizers import CharTokenizer, added_tokens
 
@@ -211,7 +212,7 @@ def test_a_memory_mapped_file_gives_the_same_batches(tmp_path, monkeypatch):
     in_memory = numbered(tmp_path)
     batch = in_memory.train_batch(20, 8, BLOCK, 1, 50257)
     evaluated = list(in_memory.eval_batches("val", 4, BLOCK))
-    monkeypatch.setattr(corpora, "IN_MEMORY", 0)
+    monkeypatch.setattr(shards, "IN_MEMORY", 0)
     mapped = Corpus(str(tmp_path))
     assert isinstance(mapped.tokens("train"), np.memmap)
     assert all(map(torch.equal, batch, mapped.train_batch(20, 8, BLOCK, 1, 50257)))
@@ -221,7 +222,7 @@ def test_a_memory_mapped_file_gives_the_same_batches(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("in_memory", [0, 2 ** 26])
 def test_dataset_fraction_is_the_first_part_of_train(tmp_path, monkeypatch, in_memory):
-    monkeypatch.setattr(corpora, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(shards, "IN_MEMORY", in_memory)
     numbered(tmp_path)
     corpus = Corpus(str(tmp_path), train_fraction=0.5)
     assert corpus.tokens("train").tolist() == list(range(101)) and len(corpus.tokens("val")) == 50
@@ -443,7 +444,7 @@ def test_added_tokens_compares_vocabularies():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads its memory from /proc")
 def test_a_mapped_file_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "IN_MEMORY", 0)
+    monkeypatch.setattr(shards, "IN_MEMORY", 0)
     rng = np.random.default_rng(0)
     rng.integers(0, 100, 2 ** 26, dtype=np.uint16).astype("<u2").tofile(tmp_path / "train.bin")  # 128 MB
     rng.integers(0, 100, 100, dtype=np.uint16).astype("<u2").tofile(tmp_path / "val.bin")

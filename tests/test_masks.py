@@ -17,7 +17,7 @@ import sample
 import train
 from conftest import (ROOT, TINY_RUN, assert_same, assert_same_training, expect_sentence, generated_text, load,
                       read_log, run, torchrun, write_corpus)
-from dongpt import corpus as corpora
+from dongpt import shards
 from dongpt import preparing
 from dongpt.checkpoint import load_model, model_args, save
 from dongpt.corpus import Corpus, read_meta
@@ -56,7 +56,7 @@ def masked_corpus(folder, n_train: int = 203, n_val: int = 50, **options) -> tup
 @pytest.fixture(params=[0, 2 ** 26], ids=["mapped", "in_memory"])
 def in_memory(request, monkeypatch) -> int:
     """Bytes above which files are mapped: the test runs with both kinds of reading."""
-    monkeypatch.setattr(corpora, "IN_MEMORY", request.param)
+    monkeypatch.setattr(shards, "IN_MEMORY", request.param)
     return request.param
 
 

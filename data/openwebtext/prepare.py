@@ -1,0 +1,109 @@
+"""OpenWebText in GPT-2 byte pairs, in shards: writes train_000.bin, ..., val.bin and meta.json beside this script.
+
+    python data/openwebtext/prepare.py                                   # says what there is to download
+    python data/openwebtext/prepare.py --yes                             # downloads it, and prepares it
+    python data/openwebtext/prepare.py --files='owt/*.parquet|more.jsonl|notes/*.txt'     # from files of yours
+
+As nanoGPT does it: <|endoftext|> behind every document, 0.05 % of the documents for validation, the same ones. What is
+interrupted, or killed, goes on where it was when the same command is given again. Any corpus will do: a record of
+parquet or JSON lines is a document, and so is a text file.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+
+import shutil
+from dataclasses import dataclass
+
+import configurator
+from dongpt.documents import Files, find_files
+from dongpt.preparing import named_folder
+from dongpt.program import first_line, run_program
+from dongpt.reporting import report
+from dongpt.sharding import prepare
+from dongpt.tokenizers import GPT2Tokenizer
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+REPOSITORY = "Skylion007/openwebtext"  # on Hugging Face
+REVISIONS = ("main", "refs/convert/parquet")  # the latter is what Hugging Face makes of data sets in other formats
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    files: str = ""  # paths, patterns or folders with | between; without them OpenWebText is downloaded
+    yes: bool = False  # download
+    name: str = ""  # the folder under data/ to write to; without it the one of this script
+    field: str = "text"  # of the records
+    encoding: str = "utf-8"  # of the files
+    val_fraction: float = 0.0005  # of the documents, for validation; nanoGPT's
+    seed: int = 2357  # draws them; nanoGPT's
+    shard_tokens: int = 2**27  # tokens per shard, of two bytes each
+
+
+def download(yes: bool) -> list[str]:
+    """Paths of OpenWebText's parquet files, downloaded to Hugging Face's cache unless they are there already.
+
+    Raises ValueError where they cannot be had, and, with the size, unless yes.
+    """
+    import huggingface_hub as hub
+    revision, files = _reached(lambda: parquet_files(hub.HfApi()))
+    if not files:
+        raise ValueError(f"{REPOSITORY} has no whole copy in parquet any more: pass --files=PATHS of yours")
+    if not yes:
+        size = sum(file.size for file in files)
+        raise ValueError(f"{REPOSITORY} is {size / 1e9:,.1f} GB in {len(files)} parquet files, which go to Hugging "
+                         f"Face's cache (HF_HOME), and its shards take about 18 GB, and {free_space()}: pass --yes to "
+                         f"download it, or --files=PATHS of your copy")
+    return [_reached(lambda: hub.hf_hub_download(REPOSITORY, file.path, repo_type="dataset", revision=revision))
+            for file in files]
+
+
+def _reached(ask):
+    """What ask() gives. Raises ValueError when it does not reach Hugging Face."""
+    try:
+        return ask()
+    except Exception as error:  # of the hub, of two libraries for the network, or of the disk
+        raise ValueError(f"{REPOSITORY} could not be downloaded ({first_line(error)}): the same command goes on where "
+                         f"it stopped, or pass --files=PATHS of your copy") from error
+
+
+def parquet_files(api) -> tuple[str, list]:
+    """(revision, files) of the training split; no files where the repository has none in parquet."""
+    for revision in REVISIONS:
+        files = [file for file in api.list_repo_tree(REPOSITORY, recursive=True, revision=revision,
+                                                     repo_type="dataset")
+                 if file.path.endswith(".parquet") and "partial-" not in file.path]  # the first gigabytes alone
+        if files:
+            break
+    return revision, sorted(files, key=lambda file: file.path)
+
+
+def free_space() -> str:
+    """What the disk of the shards has left, in words."""
+    return f"{shutil.disk_usage(FOLDER).free / 1e9:,.1f} GB are free here"
+
+
+def main(argv: list[str] | None = None):
+    cfg, _ = configurator.load(PrepareConfig, argv)
+    folder = named_folder(cfg.name) if cfg.name else FOLDER
+    if cfg.files:
+        paths = [path for given in cfg.files.split("|") for path in find_files(given.strip(), "--files")[0]]
+        if twice := sorted({path for path in paths if paths.count(path) > 1}):
+            raise ValueError(f"--files names {twice[0]} twice: name each file once")
+    else:
+        paths = download(cfg.yes)
+    files = Files(paths, field=cfg.field, encoding=cfg.encoding)
+    print(f"{len(paths):,} files, {files.size / 1e6:,.1f} MB; {free_space()}")
+    prepared = prepare(folder, files, GPT2Tokenizer(), cfg.val_fraction, cfg.seed, cfg.shard_tokens,
+                       source=cfg.files or REPOSITORY)
+    if prepared:
+        report(prepared)
+    else:
+        print(f"{folder} holds all of it already: to prepare it anew, delete meta.json there")
+    print("next: torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py"
+          + (f" --dataset={cfg.name}" if cfg.name else ""))
+
+
+if __name__ == "__main__":
+    run_program(main)
