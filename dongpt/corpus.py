@@ -10,7 +10,6 @@ train.mask.bin and val.mask.bin hold a byte per token: 1 where it is to be predi
     for x, y, n_tokens in corpus.eval_batches("val", batch_size, block_size): ...
 """
 import json
-import math
 import os
 import pickle
 import subprocess
@@ -21,12 +20,14 @@ import numpy as np
 import torch
 
 from dongpt.bins import SPLITS, settle
+from dongpt.order import Scattered
 from dongpt.runtime import ROOT, Runtime
 from dongpt.shards import Numbers, check_ends, find_shards
 from dongpt.tokenizers import Tokenizer, from_dict
 
 PREPARED_BY_TRAIN = ("chat_demo", "python_docs")  # data sets whose prepare.py needs no network
 SCANNED = 2 ** 25  # ids that are compared with the vocabulary before training, evenly spaced over a longer text
+AHEAD = 1024  # windows that the system is asked to read at a time
 LISTED = 2 ** 20  # windows of an epoch whose order is a list in memory; that of more is computed
 
 
@@ -118,6 +119,7 @@ class Corpus:
         self._on_device: dict[str, torch.Tensor] = {}  # see keep_on
         self._epoch: tuple | None = None
         self._epoch_windows: dict[int, int] = {}
+        self._ahead = 0, 0  # the numbers of the windows that the system was asked to read
 
     def _files(self, split: str) -> list[tuple[str, int]]:
         """The paths of a split's files and how many tokens each has, by its size, checked against meta.json."""
@@ -257,14 +259,13 @@ class Corpus:
             windows = self._windows_from(offset, block_size)
             order = windows[random.permutation(len(windows))]
             return lambda number: order[number % len(order)]
-        if fit <= LISTED:
-            order = random.permutation(fit)
-            return lambda number: offset + block_size * order[number]
-        keys = random.integers(0, 2 ** 64, 8, dtype=np.uint64)
-        return lambda number: offset + block_size * scatter(number, fit, keys)
+        order = random.permutation(fit) if fit <= LISTED else Scattered(fit, random)
+        return lambda number: offset + block_size * order[number]
 
     def train_batch(self, first: int, batch_size: int, block_size: int, seed: int, vocab_size: int):
         """(x, y): windows first ... of the run and the same one token later, (B, T) int64 each; -1 in y is masked."""
+        if not self._on_device and not self._tokens["train"].in_memory:
+            self._read_ahead(first, batch_size, block_size, seed)
         starts = self.window_starts(first, batch_size, block_size, seed)
         if self._on_device:
             return self._batch_there(starts, block_size)
@@ -277,6 +278,15 @@ class Corpus:
             if (y < 0).all():  # a mean over nothing is no number; this batch's share is 0
                 y[0, 0] = x[0, 0]
         return torch.from_numpy(x), torch.from_numpy(y)
+
+    def _read_ahead(self, first: int, batch_size: int, block_size: int, seed: int):
+        """Have the system read windows from number first on, many at once, unless it was asked to already: one after
+        the other each would wait for the disk."""
+        if self._ahead[0] <= first and first + batch_size <= self._ahead[1]:
+            return
+        n = max(AHEAD, batch_size)
+        self._tokens["train"].prefetch(self.window_starts(first, n, block_size, seed), block_size + 1)
+        self._ahead = first, first + n
 
     def keep_on(self, runtime: Runtime, vocab_size: int):
         """Keep train on the device from now on, and cut batches there: a GPU then waits for no copy but that of where
@@ -328,15 +338,16 @@ class Corpus:
         has the same shape. Of several processes each takes every world_size-th batch.
         """
         tokens, mask = self.tokens(split), self.mask(split)
-        chosen = np.arange(-(-(self.lengths[split] - 1) // block_size))
+        all_windows = range(-(-(self.lengths[split] - 1) // block_size))
         if mask is not None:  # those in which something is to be predicted
-            chosen = np.flatnonzero(np.add.reduceat(mask[1:] != 0, chosen * block_size, dtype=np.int64))
-        if n_windows is not None and n_windows < len(chosen):
-            chosen = chosen[np.arange(n_windows) * len(chosen) // n_windows]
-        for first in range(rank * batch_size, len(chosen), world_size * batch_size):
+            begins = block_size * np.arange(len(all_windows))
+            all_windows = np.flatnonzero(np.add.reduceat(mask[1:] != 0, begins, dtype=np.int64)).tolist()
+        n = min(len(all_windows), len(all_windows) if n_windows is None else n_windows)
+        for first in range(rank * batch_size, n, world_size * batch_size):
             x = np.zeros((batch_size, block_size), dtype=np.int64)
             y = np.full((batch_size, block_size), -1, dtype=np.int64)
-            for row, window in enumerate(chosen[first:first + batch_size]):
+            for row, i in enumerate(range(first, min(first + batch_size, n))):
+                window = all_windows[i * len(all_windows) // n]
                 ids = tokens[window * block_size:(window + 1) * block_size + 1]
                 x[row, :len(ids) - 1], y[row, :len(ids) - 1] = ids[:-1], ids[1:]
                 if mask is not None:
@@ -358,34 +369,6 @@ class Corpus:
         counts = sum(np.bincount(ids, minlength=2 ** 16) for ids in self.pieces(split))
         counts[self.tokens(split)[:1]] -= 1
         return int((counts[:len(lengths)] * lengths).sum())  # ids of a padded vocabulary stand for no text
-
-
-def scatter(numbers: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
-    """Where each of numbers, all below n, stands in a permutation of 0 ... n - 1 that keys, (k,) uint64, decide on.
-
-    A Feistel network on pairs below (rows, columns), as close to square as holds n: each half is moved by a hash of the
-    other one, which can be undone, so no two numbers meet; the few that fall behind n go round again (Black and
-    Rogaway 2002, "Ciphers with arbitrary finite domains").
-    """
-    rows = math.isqrt(n - 1) + 1
-    columns = -(-n // rows)
-    places = np.array(numbers, dtype=np.uint64)
-    again = np.ones(len(places), dtype=bool)
-    while again.any():
-        left, right = places[again] % np.uint64(rows), places[again] // np.uint64(rows)
-        for first, second in zip(keys[::2], keys[1::2]):
-            left = (left + _mixed(right ^ first)) % np.uint64(rows)
-            right = (right + _mixed(left ^ second)) % np.uint64(columns)
-        places[again] = left + right * np.uint64(rows)
-        again = places >= n
-    return places.astype(np.int64)
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """x, uint64, with all bits stirred: the finish of MurmurHash3 (Appleby), below 2 ** 63."""
-    for factor in (0xff51afd7ed558ccd, 0xc4ceb9fe1a85ec53):
-        x = (x ^ (x >> np.uint64(33))) * np.uint64(factor)
-    return (x ^ (x >> np.uint64(33))) >> np.uint64(1)
 
 
 def _how_to_prepare(folder: str) -> str:
