@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 
-nanoGPT's README gives about 4 days on 8 A100 40GB; not measured here. The corpus must lie in data/openwebtext as
-train.bin and val.bin (nanoGPT's own files are read as they are).
+nanoGPT's README gives about 4 days on 8 A100 40GB; not measured here. data/openwebtext/prepare.py makes the corpus;
+nanoGPT's own train.bin and val.bin, put there, are read as they are.
 """
 wandb_log = True
 wandb_project = "owt"

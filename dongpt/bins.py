@@ -3,6 +3,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 from collections import deque
@@ -46,7 +47,7 @@ def _megabytes(folder: str, ending: str) -> str:
     paths = [os.path.join(folder, name) for name in os.listdir(folder)
              if name.endswith(ending) and BINS.fullmatch(name[:len(name) - len(ending)])]
     size = sum(map(os.path.getsize, paths))
-    return f"{size / 1e6:,.0f} MB" if size else ""
+    return f"{math.ceil(size / 1e6):,} MB" if size else ""
 
 
 class Digest:

@@ -47,6 +47,16 @@ def write_splits(folder: str, tokenizer, texts: dict[str, str]) -> str:
     return str(folder)
 
 
+def windows(row: list[int], new: list[int], block_size: int):
+    """What the model sees before each of the new ids: all, or after one token too many the newest half."""
+    text, held = [], 0
+    for i, token in enumerate([*row, *new]):
+        if i >= len(row):
+            yield text[-held:]
+        text.append(token)
+        held = held + 1 if held < block_size else max(1, block_size // 2)
+
+
 def run(program: str, *args: str, cwd, launcher=(), env=None, timeout=300, check: int | None = 0):
     """Run a program of the repository (e.g. "train.py") in cwd as a user would; returns the CompletedProcess.
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from conftest import windows
 from dongpt.legacy import MODELS, LegacyConfig
 from model import GPT, Decoder, GPTConfig, KVCache, Sampling, draw, new_model, penalise
 
@@ -74,16 +75,6 @@ def all_logits(model: GPT, idx) -> torch.Tensor:
     """Logits (B, T, V) at every position, without a cache."""
     idx = torch.as_tensor(idx)
     return model(idx, torch.zeros_like(idx))[0]
-
-
-def windows(row: list[int], new: list[int], block_size: int):
-    """What the model sees before each of the new ids: all, or after one token too many the newest half."""
-    text, held = [], 0
-    for i, token in enumerate([*row, *new]):
-        if i >= len(row):
-            yield text[-held:]
-        text.append(token)
-        held = held + 1 if held < block_size else max(1, block_size // 2)
 
 
 def by_hand(model: GPT, row: list[int], n: int, penalty: float = 1.0, counted=lambda text, window: text) -> list[int]:

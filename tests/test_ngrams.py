@@ -13,7 +13,7 @@ import ckpt_update
 import evaluate
 import sample
 import train
-from conftest import TINY_RUN, assert_same, generated_text, load, read_log, write_corpus
+from conftest import TINY_RUN, assert_same, generated_text, load, read_log, windows, write_corpus
 from dongpt import rows, updates
 from dongpt.checkpoint import NANOGPT_ARGS, load_model, model_args, save
 from dongpt.foreign import FORMAT_VERSION
@@ -62,16 +62,6 @@ def all_logits(model: GPT, idx) -> torch.Tensor:
 def drawn(model: GPT, texts, n: int, **settings) -> list[list[int]]:
     """The new ids of each row."""
     return torch.stack(list(model.stream(texts, n, **settings))).T.tolist()
-
-
-def windows(row: list[int], new: list[int], block_size: int):
-    """What the model sees before each of the new ids: all, or after one token too many the newest half."""
-    text, held = [], 0
-    for i, token in enumerate([*row, *new]):
-        if i >= len(row):
-            yield text[-held:]
-        text.append(token)
-        held = held + 1 if held < block_size else max(1, block_size // 2)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

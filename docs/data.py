@@ -1,0 +1,120 @@
+"""Draws docs/data.png: the files of a small corpus, the windows that two epochs draw from it, and what is predicted.
+
+    python docs/data.py
+
+Everything in it is what dongpt/ does with a corpus of 120 tokens: it is prepared, opened and asked for its windows.
+"""
+import os
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import numpy as np
+
+from dongpt.bins import Encoded, Writer
+from dongpt.corpus import Corpus
+from dongpt.program import run_program
+from dongpt.tokenizers import END, CharTokenizer
+
+BLOCK_SIZE, BATCH_SIZE, PROCESSES, SEED, SHARD = 8, 2, 2, 1337, 48
+DOCUMENTS = ("in a village of la mancha", "there lived one of those gentlemen", "lean hack", "and a greyhound for coursing",
+             "an olla of rather more")
+ANSWER = "what is his name?|quixote"  # the loss is that of what stands behind the bar
+
+
+def corpus_in(folder: str) -> Corpus:
+    """DOCUMENTS in shards."""
+    tokenizer = CharTokenizer.from_text("".join((*DOCUMENTS, ANSWER)))
+    tokenizer = CharTokenizer(tokenizer.characters, [END])
+    with Writer(folder, tokenizer, shard_tokens=SHARD) as writer:
+        for text in DOCUMENTS:
+            ids = tokenizer.encode_parts([(text, True)], tokenizer.end_id)
+            writer.add("train", Encoded(ids, len(text), len(text)))
+        writer.add("val", Encoded(tokenizer.encode_array(ANSWER), len(ANSWER), len(ANSWER)))
+        writer.finish({})
+    return Corpus(folder)
+
+
+def draw_files(axes, corpus: Corpus, ids: np.ndarray, colours):
+    """The tokens in their files, a colour for each document."""
+    tokenizer, document = corpus.tokenizer(), 0
+    for place, i in enumerate(ids.tolist()):
+        ends = i == tokenizer.end_id
+        cell(axes, place, 0, "E" if ends else tokenizer.decode([i]), "black" if ends else colours[document % len(colours)],
+             "white" if ends else "black")
+        document += ends
+    place = 0
+    for shard in corpus.shards:
+        axes.plot([place, place], [-0.25, 1.75], color="black", linewidth=2)
+        axes.text(place + 0.4, 1.25, f"{shard['file']}: {shard['tokens']} tokens", fontsize=9)
+        place += shard["tokens"]
+    axes.plot([place, place], [-0.25, 1.75], color="black", linewidth=2)
+
+
+def draw_epoch(axes, corpus: Corpus, epoch: int, colours):
+    """The windows of an epoch where they lie, numbered in the order of their visit, a colour for each process."""
+    n = corpus.epoch_windows(BLOCK_SIZE)
+    starts = corpus.window_starts(epoch * n, n, BLOCK_SIZE, SEED)
+    for number, start in enumerate(starts.tolist()):
+        process = (epoch * n + number) // BATCH_SIZE % PROCESSES
+        cell(axes, start, 0, str(number), colours[process], width=BLOCK_SIZE)
+
+
+def draw_batch(axes, corpus: Corpus, place: float):
+    """x and y of one window, and y of a window of questions and answers under its mask."""
+    tokenizer = corpus.tokenizer()
+    question, answer = ANSWER.split("|")
+    x, y = corpus.train_batch(0, 1, BLOCK_SIZE, SEED, corpus.vocab_size)
+    for row, ids in ((2.4, x), (1.2, y)):
+        for i, token in enumerate(ids[0].tolist()):
+            cell(axes, place + i, row, "E" if token == tokenizer.end_id else tokenizer.decode([token]),
+                 "white" if row == 2.4 else "#ffd08a")
+    axes.text(place - 0.5, 2.7, "x", ha="right")
+    axes.text(place - 0.5, 1.5, "y", ha="right")
+    text, place = question + answer, place + BLOCK_SIZE + 12
+    for i, letter in enumerate(text):
+        cell(axes, place + i, 2.4, letter, "white")
+        cell(axes, place + i, 1.2, "1" if i >= len(question) else "0", "#ffd08a" if i >= len(question) else "white")
+    axes.text(place - 0.5, 2.7, "tokens", ha="right")
+    axes.text(place - 0.5, 1.5, "mask", ha="right")
+
+
+def cell(axes, left: float, bottom: float, text: str, colour, ink: str = "black", width: float = 1):
+    """A box with a text in it."""
+    from matplotlib.patches import Rectangle
+    axes.add_patch(Rectangle((left, bottom), width, 1, facecolor=colour, edgecolor="grey", linewidth=0.5))
+    axes.text(left + width / 2, bottom + 0.47, text, ha="center", va="center", fontsize=8, color=ink, family="monospace")
+
+
+def main():
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    documents, processes = ("#cfe8ff", "#d8f3d0", "#ffe3cc", "#ead9ff", "#fff3b8"), ("#9ecbff", "#ffb3b3")
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = corpus_in(folder)
+        ids = corpus.tokens("train")
+        figure, rows = pyplot.subplots(4, 1, figsize=(15, 5.6), height_ratios=(2, 1.3, 1.3, 2.4), layout="constrained")
+        draw_files(rows[0], corpus, ids, documents)
+        for epoch in (0, 1):
+            draw_epoch(rows[1 + epoch], corpus, epoch, processes)
+        draw_batch(rows[3], corpus, 3)
+    rows[0].set_title("The files: one text, documents end with <|endoftext|> (E)", loc="left", fontsize=10)
+    for epoch in (0, 1):
+        rows[1 + epoch].set_title(
+            f"Epoch {epoch}: windows of block_size={BLOCK_SIZE} from a new offset on, numbered as they are visited; "
+            f"process 0 gets the blue ones, process 1 the red ones (batch_size={BATCH_SIZE})", loc="left", fontsize=10)
+    rows[3].set_title("Left: a window as it is given to the model; the loss is that of y. "
+                      "Right: a masked corpus; the loss is that of the ones alone", loc="left", fontsize=10)
+    for axes in rows:
+        axes.set_xlim(-0.5, len(ids) + 0.5)
+        axes.set_ylim(*(0.9, 3.6) if axes is rows[3] else (-0.3, 1.9) if axes is rows[0] else (-0.3, 1.1))
+        axes.axis("off")
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data.png")
+    figure.savefig(path, dpi=110)
+    print(f"{path} is drawn")
+
+
+if __name__ == "__main__":
+    run_program(main)
