@@ -197,7 +197,7 @@ def result_of(run: Measured) -> dict:
 def measure(cfg: BenchConfig, rt: Runtime):
     """Measure one setting and print it; with --profile its operations too."""
     trace = os.path.abspath(cfg.trace)
-    if cfg.profile and (os.path.isdir(trace) or not os.access(os.path.dirname(trace), os.W_OK)):
+    if cfg.profile and (os.path.exists(trace) and not os.path.isfile(trace) or not os.access(os.path.dirname(trace), os.W_OK)):
         raise ValueError(f"trace={cfg.trace} cannot be written: give the name of a file in a folder that is there")
     run = begin(cfg, rt)
     for _ in range(cfg.rounds):

@@ -210,6 +210,13 @@ class _BiasedAttention(torch.autograd.Function):
         return dq, dk, dv, dbias
 
 
+def same_document(idx, end: int):
+    """(B, 1, T, T) bool: a token of idx (B, T) looks at itself and at what is before it in its document, which begins
+    with the token `end` of the one before."""
+    document = (idx == end).cumsum(1)
+    return (document[:, :, None] == document[:, None, :]).tril()[:, None]
+
+
 def attend(q, k, v, bias, dropout: float, causal: bool = True):
     """Attention of q (B, nh, T, hs) over k, v (B, nh, S, hs), scores plus bias; without one causal, or of all keys."""
     if bias is None:
@@ -368,6 +375,8 @@ class GPT(nn.Module):
     # packer(model, n_tokens) gives what runs blocks and head on a CPU for so many tokens one after another, faster than
     # their own forward, which it replaces then; or None. dongpt/rows.py has it.
     packer = None
+    # the id behind every document where losses are taken with attention that stops there (document_mask in train.py)
+    document_end: int | None = None
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -435,11 +444,14 @@ class GPT(nn.Module):
             bias = table(distance[:, 0].clamp(0, config.block_size - 1)).movedim(-1, 1)
         return Where(None, bias.float().masked_fill(distance < 0, -math.inf).contiguous())
 
-    def _hidden(self, idx, positions, held: list[Held] | None = None, before=None):
+    def _hidden(self, idx, positions, held: list[Held] | None = None, before=None, mask=None):
         """The last layer's output, normalised: (B, T, C) for idx (B, T) at positions (T,) or (B, T); before as in
-        ngram_rows."""
+        ngram_rows; mask (B, 1, T, T) says what a token looks at, by default all before it."""
         x = self._embed(idx, positions, before)
         where = self.where(positions, held[0] if held else None)
+        if mask is not None:
+            assert where.bias is None
+            where = where._replace(bias=mask)
         for layer, block in enumerate(self.transformer.h):
             x = block(x, where, held[layer] if held else None)
         return self.transformer.ln_f(x)
@@ -452,7 +464,9 @@ class GPT(nn.Module):
         """
         T = idx.shape[1]
         self.check_length(T)
-        x = self._hidden(idx, torch.arange(T, device=idx.device))
+        in_documents = targets is not None and self.document_end is not None
+        x = self._hidden(idx, torch.arange(T, device=idx.device),
+                         mask=same_document(idx, self.document_end) if in_documents else None)
         if targets is None:
             return self.lm_head(x[:, -1:]), None
         logits = self.lm_head(x)

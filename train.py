@@ -58,6 +58,7 @@ class TrainConfig(RuntimeConfig, UpdateConfig, GPTConfig):
     dataset: str = "openwebtext"  # a folder under data/
     data_dir: str = ""  # a data folder anywhere, relative to the working directory; replaces dataset
     dataset_fraction: float = 1.0  # train on the first part of train.bin only
+    document_mask: bool = False  # losses with attention that stops at <|endoftext|>; pays for short documents
     # model
     bias: bool = False  # in Linear and LayerNorm; without is a bit better and faster
     vocab_size: int | None = None  # None: from the data (GPT-2's 50257 padded to 50304); given, it may be larger
@@ -83,6 +84,9 @@ class TrainConfig(RuntimeConfig, UpdateConfig, GPTConfig):
                  for name, bound in least.items() if not getattr(self, name) >= bound] + self.wrong_values()
         if not 0 < self.dataset_fraction <= 1:
             wrong.append(f"dataset_fraction={self.dataset_fraction} must be above 0 and at most 1")
+        if self.decay_lr and self.min_lr > self.learning_rate > 0:
+            wrong.append(f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}: lower it, it is what the "
+                         f"rate goes down to")
         if self.max_minutes is not None and not self.max_minutes > 0:
             wrong.append(f"max_minutes={self.max_minutes} must be above 0")
         if wrong:
@@ -169,6 +173,20 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
     return model
 
 
+def end_of_documents(cfg: TrainConfig, corpus: Corpus) -> int | None:
+    """The id at which attention stops, if it does. Raises ValueError where documents do not end, or attention has a
+    bias already."""
+    if not cfg.document_mask:
+        return None
+    if cfg.pos_embd not in ("default", "rope"):
+        raise ValueError(f"document_mask=True goes with pos_embd=default or rope, and this is {cfg.pos_embd}: choose "
+                         f"one of them, or leave document_mask away")
+    if (end := corpus.tokenizer().end_id) is None:
+        raise ValueError(f"document_mask=True needs documents with <|endoftext|> behind them, and {corpus.name} has "
+                         f"none: leave it away, or prepare the data from several documents")
+    return end
+
+
 def add_rows(model: GPT, added: list[str], vocab_size: int):
     """Make room in the token embedding for the special tokens that the data declares, and say so."""
     before = model.config.vocab_size
@@ -223,6 +241,7 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
 
     model = make_model(cfg, given, corpus, checkpoint, path).to(rt.device)
     cfg = replace(cfg, **{key: getattr(model.config, key) for key in ARCHITECTURE})
+    model.document_end = end_of_documents(cfg, corpus)
     corpus.check(cfg.block_size, model.config.vocab_size)
     if cfg.sample_tokens:
         corpus.tokenizer()  # so that one that cannot be loaded is said now

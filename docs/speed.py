@@ -54,9 +54,12 @@ ROWS = {
 # loss is that of the last tenth of train.bin, which is kept out of training; val.bin is not looked at.
 OPTIONS = ["", "--ngrams=1", "--ngrams=3", "--ngrams=5", "--ngrams=7", "--optimizer=adamw --learning_rate=3e-3",
            "--optimizer=adamw --learning_rate=6e-3", "--pos_embd=default", "--pos_embd=relative", "--decay=cosine",
-           "--tie_weights=True", "--dropout=0.1", "--weight_decay=0.1", "--grad_clip=1",
+           "--tie_weights=True", "--dropout=0.1", "--weight_decay=0.1", "--weight_decay=0.5", "--grad_clip=1",
            "--ngrams=1 --optimizer=adamw --learning_rate=3e-3 --pos_embd=default --decay=cosine"]
 SHORT = "config/best_don_char_cpu.py --max_iters=200 --lr_decay_iters=200 --eval_interval=1000 --eval_iters=1"
+
+
+THEIR_PEAK, OUR_PEAK = 312e12, 989e12  # FLOP/s of which the two print shares: an A100's always, an H100's and H200's
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,14 @@ class SpeedConfig:
     nanogpt: str = ""  # folder of a nanoGPT checkout; without it only donGPT runs
     rows: str = "demo,baby,lowest,start"  # of the table
     rounds: int = 3  # how often each run is made, in turn with the others of its row
+
+    def __post_init__(self):
+        if self.rounds < 1:
+            raise ValueError(f"rounds={self.rounds} must be at least 1")
+        if self.nanogpt and not os.path.exists(os.path.join(self.nanogpt, "train.py")):
+            raise ValueError(f"nanogpt={self.nanogpt} has no train.py: give the folder of a checkout of nanoGPT")
+        if unknown := [row for row in self.rows.split(",") if row not in (*ROWS, "options")]:
+            raise ValueError(f"rows={unknown[0]!r} is not known: use some of {','.join(ROWS)}, or options alone")
 
 
 def measure(name: str, whose: str, arguments: str, cfg: SpeedConfig, out_dir: str, seed: int) -> dict:
@@ -88,7 +99,8 @@ def measure(name: str, whose: str, arguments: str, cfg: SpeedConfig, out_dir: st
     times = [float(found) for found in re.findall(r"time(?: per iteration)?:? ([\d.]+)ms", "".join(lines))]
     mfu = re.findall(r"(?i)mfu:? ([\d.]+)%", "".join(lines))
     return {"name": name, "seconds": seconds, "first_iteration_s": first, "loss": whole_loss(out_dir),
-            "ms": statistics.median(times[2:] or times) if times else None, "mfu": float(mfu[-1]) if mfu else None}
+            "ms": statistics.median(times[2:] or times) if times else None,
+            "mfu": float(mfu[-1]) * (THEIR_PEAK / OUR_PEAK if whose == "theirs" else 1) if mfu else None}
 
 
 def whole_loss(out_dir: str) -> float | None:
@@ -104,6 +116,8 @@ def whole_loss(out_dir: str) -> float | None:
 def hold_out(folder: str):
     """Write to folder don_char's train.bin as a corpus of its own, whose validation split is its last tenth."""
     source = os.path.join(ROOT, "data", "don_char")
+    if not os.path.exists(os.path.join(source, "meta.json")):
+        raise ValueError("data/don_char is not prepared: run python data/don_char/prepare.py --raw=True first")
     tokens = np.fromfile(os.path.join(source, "train.bin"), dtype="<u2")
     splits = {"train": tokens[:len(tokens) * 9 // 10], "val": tokens[len(tokens) * 9 // 10:]}
     with open(os.path.join(source, "meta.json"), encoding="utf-8") as file:
@@ -136,11 +150,9 @@ def measure_options(cfg: SpeedConfig):
 
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(SpeedConfig, argv)
-    if cfg.rows == "options":
+    if "options" in cfg.rows.split(","):
         measure_options(cfg)
         return
-    if unknown := [row for row in cfg.rows.split(",") if row not in ROWS]:
-        raise ValueError(f"rows={unknown[0]!r} is not known: use some of {','.join(ROWS)}")
     results = []
     for row in cfg.rows.split(","):
         runs = [run for run in ROWS[row] if run[1] == "ours" or cfg.nanogpt]

@@ -204,6 +204,8 @@ def build(checkpoint: dict, path: str) -> GPT:
     """The model of a checkpoint, float32 on the CPU. Raises ValueError where weights and model_args disagree."""
     model = foreign.make(foreign.config_of(checkpoint["model_args"], path))
     fill(model, clean_names(checkpoint["model"]), path)
+    if checkpoint.get("config", {}).get("document_mask"):
+        model.document_end = dongpt.tokenizers.from_dict(checkpoint["tokenizer"]).end_id
     return model
 
 

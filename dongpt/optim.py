@@ -37,7 +37,8 @@ class OptimConfig:
         wrong = [f"{name}={getattr(self, name)} must be at least 0"
                  for name in ("learning_rate", "muon_lr", "weight_decay", "grad_clip") if not getattr(self, name) >= 0]
         return wrong + [f"{name}={getattr(self, name)} must be at least 0 and below 1"
-                        for name in ("beta1", "beta2") if not 0 <= getattr(self, name) < 1]
+                        for name in ("beta1", "beta2") if not 0 <= getattr(self, name) < 1] + [
+            "optimizer=muon needs a learning_rate above 0, since muon_lr rises and falls with it: give a small one"] * (self.optimizer == "muon" and self.learning_rate == 0)
 
 
 def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer":
@@ -78,7 +79,8 @@ class Optimizer(torch.optim.Optimizer):
     def _move_by_adamw(self, parameters: list, group: dict):
         for p in parameters:
             if not self.state[p]:
-                self.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p),
+                device = p.device if group["fused"] else "cpu"  # where it is read; from a GPU that would wait
+                self.state[p] = dict(step=torch.zeros((), device=device), exp_avg=torch.zeros_like(p),
                                      exp_avg_sq=torch.zeros_like(p))
         states = [self.state[p] for p in parameters]
         adamw(parameters, [p.grad for p in parameters], [state["exp_avg"] for state in states],

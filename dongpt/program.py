@@ -67,7 +67,7 @@ def _raised_here(error: BaseException) -> bool:
         trace = trace.tb_next
     path = os.path.abspath(trace.tb_frame.f_code.co_filename)
     inside = os.path.relpath(path, ROOT).split(os.sep) if path.startswith(ROOT + os.sep) else []
-    return len(inside) == 1 or inside[:1] in (["dongpt"], ["data"])
+    return len(inside) == 1 or inside[:1] in (["dongpt"], ["data"], ["docs"])
 
 
 def first_line(error: Exception) -> str:

@@ -30,11 +30,16 @@ class UpdateConfig(OptimConfig):
                 ] + super().wrong_values()
 
 
-def clip_gradients(model: GPT, largest: float):
-    """Scale the gradients, dense and sparse ones, so that the norm of all together is at most `largest`."""
+def coalesce_gradients(model: GPT):
+    """Sum what sparse gradients hold of the same row, which would pile up with every micro-batch."""
     for p in model.parameters():
         if p.grad is not None and p.grad.is_sparse:
             p.grad = p.grad.coalesce()
+
+
+def clip_gradients(model: GPT, largest: float):
+    """Scale the gradients, dense and sparse ones, so that the norm of all together is at most `largest`."""
+    coalesce_gradients(model)
     gradients = [p.grad.values() if p.grad.is_sparse else p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
@@ -92,6 +97,8 @@ class Updates:
             with rt.autocast():
                 loss = self.train_model(x, y)[1] * shares[index] / accumulate
             self.scaler.scale(loss).backward()
+            if micro_step:
+                coalesce_gradients(self.model)
             total += loss.detach()
         if cfg.grad_clip:
             self.scaler.unscale_(self.optimizer)

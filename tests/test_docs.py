@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from conftest import ROOT, generated_text
+from conftest import ROOT, expect_sentence, generated_text, run
 
 # Added to the commands so that a row takes a moment; they change sizes, not meanings.
 SHORTER = {
@@ -76,6 +76,13 @@ def test_rows_of_from_md_that_need_nothing_run(tmp_path):
 
 
 @pytest.mark.smoke
+@pytest.mark.parametrize("arguments, parts", [
+    (["--rows=nope"], ["rows='nope'", "demo"]), (["--rows="], ["rows=''"]), (["--rounds=0"], ["rounds=0"]),
+    (["--nanogpt=nowhere"], ["nanogpt=nowhere", "train.py"])])
+def test_what_speed_py_cannot_measure_is_said(tmp_path, arguments, parts):
+    expect_sentence(run("docs/speed.py", *arguments, cwd=tmp_path, check=None), *parts)
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/from.md"])
 def test_programs_and_configs_named_in_the_docs_exist(page):
     here = read(page)
