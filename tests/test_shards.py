@@ -232,7 +232,7 @@ def test_shards_on_the_device_give_the_batches_of_one_file(tmp_path, monkeypatch
     for first in range(0, 80, 5):
         assert_same(tuple(many.train_batch(first, 5, BLOCK, 1, 50257)),
                     tuple(one.train_batch(first, 5, BLOCK, 1, 50257)))
-    with pytest.raises(ValueError, match="holds the id 202.*many"):
+    with pytest.raises(ValueError, match="many holds the id 202,"):
         Corpus(str(tmp_path / "many")).keep_on(runtime.start("cpu"), 202)
 
 
@@ -474,13 +474,12 @@ def test_a_corpus_of_gigabytes_takes_no_memory_and_no_time(tmp_path):
     def look(corpus: Corpus) -> int:
         most = 0
         for i in range(200):
-            corpus.train_batch(i * 12, 12, 256, 1337, 5)
+            corpus.train_batch(i * 12, 12, 256, 1337, 100)
             most = max(most, resident())
         return most
 
     write_corpus(tmp_path / "small", generated_text(500))
-    small = Corpus(str(tmp_path / "small"))
-    look(small)
+    look(Corpus(str(tmp_path / "small")))
     before, started = resident(), time.perf_counter()
     corpus = Corpus(str(tmp_path))
     corpus.check(256, 5)
@@ -555,7 +554,7 @@ def test_an_interrupt_while_shards_get_their_names_leaves_no_mixture(tmp_path, m
 
     def killed(name):
         def call(*paths):
-            calls.append(paths)
+            calls.append(str(paths[-1]))
             if len(calls) >= at:
                 raise KeyboardInterrupt
             real[name](*paths)
@@ -569,7 +568,8 @@ def test_an_interrupt_while_shards_get_their_names_leaves_no_mixture(tmp_path, m
         monkeypatch.setattr(os, name, real[name])
     corpus = Corpus(str(tmp_path))
     found = "".join(corpus.tokenizer().decode(corpus.tokens(split).tolist()) for split in ("train", "val"))
-    assert found == (old if at == 1 else new)
+    done = [name for name in calls[:at - 1] if name.endswith("meta.json.new")]
+    assert found == (new if done else old)
     program("check").main([f"--data_dir={tmp_path}"])
 
 
@@ -606,7 +606,7 @@ def test_a_shard_may_end_within_what_is_added(tmp_path):
 @pytest.fixture
 def copied(both, tmp_path) -> str:
     """A copy of the corpus in shards to do damage to."""
-    return shutil.copytree(both[1], tmp_path / "data")
+    return str(shutil.copytree(both[1], tmp_path / "data"))
 
 
 def first_check(folder):
@@ -694,7 +694,7 @@ def test_a_changed_val_is_found_by_check(copied):
 
 @smoke
 def test_one_file_that_changed_is_found_by_check(both, tmp_path):
-    folder = shutil.copytree(both[0], tmp_path / "data")
+    folder = str(shutil.copytree(both[0], tmp_path / "data"))
     with open(os.path.join(folder, "train.bin"), "r+b") as file:
         file.seek(500)
         byte = file.read(1)[0]
@@ -716,7 +716,7 @@ def test_a_shard_of_a_larger_vocabulary_is_refused(copied, in_memory, described)
         write_json(copied, meta)
         refusal(lambda: first_check(copied), "holds the id 5000", "another tokenizer")
     else:
-        refusal(lambda: first_check(copied), "holds the id 5000", "another tokenizer")  # its ends are the same
+        refusal(lambda: first_check(copied), "train_003.bin")
         refusal(lambda: program("check").main([f"--data_dir={copied}"]), "train_003.bin")
 
 
@@ -771,10 +771,10 @@ def test_a_shard_that_is_named_after_something_else_is_a_sentence(copied, name, 
 
 
 @smoke
-def test_a_shard_left_out_of_meta_json_or_named_twice_is_told(copied):
+def test_a_shard_left_out_of_meta_json_is_told(copied):
     meta = read_json(copied)
     every = meta["shards"]["train"]
-    for found in (every[:-1], every[1:], [*every, every[0]]):
+    for found in (every[:-1], every[1:]):
         write_json(copied, {**meta, "shards": {"train": found}})
         refusal(lambda: first_check(copied), "meta.json")
 
