@@ -252,6 +252,7 @@ class Writer:
         self._end_train()
         tokens = {split: int(self.counts[split].sum()) for split in SPLITS}
         if min(tokens.values()) < 2:
+            self.lasting = False  # to go on would end here again
             raise ValueError(f"the text gives {tokens['train']:,} tokens to train on and {tokens['val']:,} for "
                              f"validation, and a loss needs two: give a longer one, another --val_fraction, or another "
                              f"--tokenizer")
