@@ -501,7 +501,7 @@ def test_a_corpus_of_gigabytes_takes_no_memory_and_no_time(tmp_path):
 
 
 @smoke
-@pytest.mark.parametrize("tokens", [1, 7, 100, 1000, 10 ** 6])
+@pytest.mark.parametrize("tokens", [7, 100, 1000, 10 ** 6])
 def test_shards_of_a_preparation_joined_are_the_train_bin_of_one_without(tmp_path, tokens):
     text = Texts([generated_text(300)])
     prepare(str(tmp_path / "one"), text, Vocabulary("char"))
@@ -822,8 +822,11 @@ def test_train_ends_with_a_sentence_and_writes_nothing(tmp_path, damage):
         with open(tmp_path / "data" / "train_002.bin", "r+b") as file:
             file.write(b"\2\0\1\0")
     before = listing(folder)
-    expect_sentence(run("train.py", f"--data_dir={folder}", *TINY_RUN, cwd=tmp_path, check=None),
-                    "train_000.bin" if damage == "swapped" else "train_002.bin")
+    if damage == "changed":
+        expect_sentence(run("train.py", f"--data_dir={folder}", *TINY_RUN, cwd=tmp_path, check=None), "train_002.bin")
+    else:
+        refusal(lambda: train.main([f"--data_dir={folder}", *TINY_RUN]),
+                "train_000.bin" if damage == "swapped" else "train_002.bin")
     assert os.listdir(tmp_path) == ["data"] and listing(folder) == before
     if damage == "missing":
         expect_sentence(run("data/check.py", f"--data_dir={folder}", cwd=tmp_path, check=None), "train_002.bin")
