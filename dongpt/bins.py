@@ -125,9 +125,7 @@ class Writer:
             if self.state_before:
                 self._go_on(self.state_before)
             else:
-                for name in os.listdir(self.folder):  # of an earlier process that was killed
-                    if BINS.fullmatch(name.removesuffix(".part")) and name.endswith(".part"):
-                        os.remove(os.path.join(self.folder, name))
+                self._remove_parts()  # of an earlier process that was killed
                 self._open(self.current)
             self._open("val.bin")
         except OSError as error:
@@ -145,6 +143,13 @@ class Writer:
         for file in self.files.values():
             if os.path.exists(file.name):
                 os.remove(file.name)
+        self._remove_parts()
+
+    def _remove_parts(self):
+        """Remove what has not got its name; shards that are full are among it."""
+        for name in os.listdir(self.folder) if os.path.isdir(self.folder) else ():
+            if BINS.fullmatch(name.removesuffix(".part")) and name.endswith(".part"):
+                os.remove(os.path.join(self.folder, name))
 
     def _open(self, name: str):
         self.files[name] = open(os.path.join(self.folder, name + ".part"), "wb")
@@ -221,10 +226,11 @@ class Writer:
 
     def _end_shard(self):
         """Close the current shard and describe it."""
-        file = self.files.pop(self.current)
+        file = self.files[self.current]
         file.flush()
         os.fsync(file.fileno())
         file.close()
+        del self.files[self.current]
         self.shards.append(describe(file.name, self.sha256.hexdigest()))
 
     def _wait(self, most: int = 0):
@@ -237,10 +243,17 @@ class Writer:
 
     def finish(self, meta: dict) -> Prepared:
         """Give the files their names; what is in meta goes into meta.json. Raises ValueError for an empty split."""
+        try:
+            return self._finish(meta)
+        except OSError as error:
+            raise self.cannot(error) from error
+
+    def _finish(self, meta: dict) -> Prepared:
         self._wait()
         self._end_train()
         tokens = {split: int(self.counts[split].sum()) for split in SPLITS}
         if min(tokens.values()) < 2:
+            self.lasting = False  # to go on would end here again
             raise ValueError(f"the text gives {tokens['train']:,} tokens to train on and {tokens['val']:,} for "
                              f"validation, and a loss needs two: give a longer one, another --val_fraction, or another "
                              f"--tokenizer")
@@ -255,17 +268,14 @@ class Writer:
             "ids_sha256": self._ids_sha256(),
             **meta,
         }
-        try:
-            self._open("meta.json")
-            self.files["meta.json"].write(json.dumps(meta, indent=1).encode("utf-8"))
-            for file in self.files.values():
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
-            os.replace(self.files["meta.json"].name, os.path.join(self.folder, SETTLING))  # from here on it is done
-            settle(self.folder)
-        except OSError as error:
-            raise self.cannot(error) from error
+        self._open("meta.json")
+        self.files["meta.json"].write(json.dumps(meta, indent=1).encode("utf-8"))
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        os.replace(self.files["meta.json"].name, os.path.join(self.folder, SETTLING))  # from here on it is done
+        settle(self.folder)
         counts = {split: self.counts[split][:self.tokenizer.vocab_size] for split in SPLITS}
         return Prepared(self.folder, meta, counts, self.tokenizer, self.loses)
 

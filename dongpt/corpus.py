@@ -365,7 +365,7 @@ class Corpus:
             ids = self.tokens(split)[1:][mask[1:] != 0]
             return int((np.bincount(ids, minlength=len(lengths))[:len(lengths)] * lengths).sum())
         if split in self.meta.get("bytes", {}) and self.lengths[split] == self.meta["tokens"][split]:
-            return self.meta["bytes"][split] - int(lengths[self.tokens(split)[0]])
+            return self.meta["bytes"][split] - int(lengths[self.tokens(split)[:1]].sum())
         counts = sum(np.bincount(ids, minlength=2 ** 16) for ids in self.pieces(split))
         counts[self.tokens(split)[:1]] -= 1
         return int((counts[:len(lengths)] * lengths).sum())  # ids of a padded vocabulary stand for no text

@@ -6,12 +6,13 @@ if the documents come in the same order. In train they stay in the order of the 
 
     prepared = prepare("data/openwebtext", Files(paths), GPT2Tokenizer(), shard_tokens=2 ** 27)
 """
+import contextlib
 import hashlib
 import json
 import math
 import os
 from dataclasses import replace
-from typing import Iterator
+from typing import Callable, Iterator
 
 import numpy as np
 
@@ -52,8 +53,8 @@ def prepare(folder: str, files: Files, tokenizer: Tokenizer, val_fraction: float
     state = journal.read()
     if state:
         print(f"going on behind document {state['documents']:,} of {sum(counts):,}, where this was stopped before")
-    with Writer(folder, tokenizer, shard_tokens, state.get("writer")) as writer, \
-            progress_bar(files.size, quiet) as progress:
+    writer = Writer(folder, tokenizer, shard_tokens, state.get("writer"))
+    with journal.removed_unless(lambda: writer.lasting), writer, progress_bar(files.size, quiet) as progress:
         chapters = _Chapters(files, counts, drawn, state.get("documents", 0), progress)
         try:
             val = _Drawn(os.path.join(folder, DRAWN), state.get("val", {}))
@@ -111,6 +112,7 @@ class _Journal:
             pass
         if os.path.exists(self.path):
             print("what was begun there before was of other files or settings, or is damaged: beginning anew")
+            self.remove()  # else it would be taken for the state of what is begun now
         return {}
 
     def write(self, state: dict):
@@ -119,6 +121,15 @@ class _Journal:
             file.flush()
             os.fsync(file.fileno())
         os.replace(self.path + ".part", self.path)
+
+    @contextlib.contextmanager
+    def removed_unless(self, lasting: Callable[[], bool]):
+        """Remove everything at the end of what follows if that leaves nothing to go on with."""
+        try:
+            yield
+        finally:
+            if not lasting():
+                self.remove()
 
     def remove(self):
         for path in (self.path, os.path.join(self.folder, DRAWN)):
