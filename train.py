@@ -507,7 +507,8 @@ def training_loop(run: Run, interrupts: Interrupts) -> int:
             if len(step_seconds) == 3:
                 warn_if_long(sorted(step_seconds)[1], cfg, state.iter_num, run.say)
 
-        # log; on a GPU the update before is logged now that this one is queued, so that it never waits
+        # log; on one GPU the update before is logged now that this one is queued, so that it never waits; several
+        # processes wait for each other's losses
         run.log_waiting()
         if it % cfg.log_interval == 0:
             reading = rt.read(loss)

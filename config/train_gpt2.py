@@ -1,11 +1,12 @@
 """GPT-2 (124M) on OpenWebText; settings of nanoGPT, whose README gives a validation loss of about 2.85.
 
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
+    python train.py config/train_gpt2.py                                       # one GPU
 
 nanoGPT's README gives about 4 days on 8 A100 40GB; not measured here. data/openwebtext/prepare.py makes the corpus;
 nanoGPT's own train.bin and val.bin, put there, are read as they are.
 """
-wandb_log = True
+wandb_log = False  # nanoGPT's is True, which needs an account
 wandb_project = "owt"
 wandb_run_name = "gpt2-124M"
 

@@ -18,8 +18,9 @@ from conftest import ROOT, TINY_RUN, assert_same, assert_same_training, expect_s
 from dongpt import corpus as corpora
 from dongpt import runtime, shards
 from dongpt.bins import Encoded, Writer
-from dongpt.corpus import Corpus, scatter
+from dongpt.corpus import Corpus
 from dongpt.documents import Texts
+from dongpt.order import scatter
 from dongpt.preparing import Vocabulary, prepare
 from dongpt.shards import Numbers, describe, find_shards, shard_name, whole_sha256
 from dongpt.tokenizers import CharTokenizer
