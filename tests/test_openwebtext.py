@@ -1,6 +1,7 @@
-"""data/openwebtext/prepare.py: nanoGPT's bins from files of many kinds, a preparation killed at any moment, downloads."""
+"""data/openwebtext/prepare.py: the bins of nanoGPT from many kinds of files, kills at any moment, downloads."""
 import csv
 import gzip
+import hashlib
 import importlib.util
 import json
 import os
@@ -106,6 +107,10 @@ def read(folder) -> tuple[bytes, bytes]:
     for name in [*names, "val.bin"]:
         with open(os.path.join(folder, name), "rb") as file:
             contents.append(file.read())
+    hashes = [hashlib.sha256(content).hexdigest() for content in contents[:-1]]
+    assert [(shard["sha256"], 2 * shard["tokens"]) for shard in meta["shards"]["train"]] == \
+        [(sha256, len(content)) for sha256, content in zip(hashes, contents)]
+    assert meta["ids_sha256"] == hashlib.sha256("".join(hashes).encode() + contents[-1]).hexdigest()
     return b"".join(contents[:-1]), contents[-1]
 
 
@@ -327,6 +332,10 @@ def without_cleaning(monkeypatch):
 def test_killed_at_every_moment_it_goes_on_to_the_same_bytes(script, tmp_path, monkeypatch, texts, moment):
     expected = as_nanogpt(texts, 0.1, 5)
     data, old, owner = tmp_path / "data", tmp_path / "old", MOMENTS[moment]
+    script.main(ARGS)
+    uninterrupted = listing(data)
+    shutil.rmtree(data)
+    data.mkdir()
     write_jsonl("earlier.jsonl", documents(12, 7))
     script.main(["--files=earlier.jsonl", "--shard_tokens=700", "--val_fraction=0.2"])
     shutil.copytree(data, old)
@@ -352,7 +361,7 @@ def test_killed_at_every_moment_it_goes_on_to_the_same_bytes(script, tmp_path, m
         assert found in (before, new)
         ends.add(found == new)
         script.main(ARGS)
-        assert read(data) == expected, at
+        assert read(data) == expected and listing(data) == uninterrupted, at
         assert at < 300
     assert at > 2 and (False in ends or moment == "removed")
 

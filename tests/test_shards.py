@@ -14,7 +14,8 @@ import torch
 
 import evaluate
 import train
-from conftest import ROOT, TINY_RUN, assert_same, assert_same_training, expect_sentence, generated_text, run, write_corpus
+from conftest import (ROOT, TINY_RUN, assert_same, assert_same_training, expect_sentence, generated_text, run,
+                      write_corpus)
 from dongpt import corpus as corpora
 from dongpt import runtime, shards
 from dongpt.bins import Encoded, Writer
