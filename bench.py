@@ -197,7 +197,8 @@ def result_of(run: Measured) -> dict:
 def measure(cfg: BenchConfig, rt: Runtime):
     """Measure one setting and print it; with --profile its operations too."""
     trace = os.path.abspath(cfg.trace)
-    if cfg.profile and (os.path.exists(trace) and not os.path.isfile(trace) or not os.access(os.path.dirname(trace), os.W_OK)):
+    taken = os.path.exists(trace) and not os.path.isfile(trace)  # by a folder, or a device
+    if cfg.profile and (taken or not os.access(os.path.dirname(trace), os.W_OK)):
         raise ValueError(f"trace={cfg.trace} cannot be written: give the name of a file in a folder that is there")
     run = begin(cfg, rt)
     for _ in range(cfg.rounds):

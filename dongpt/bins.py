@@ -17,6 +17,7 @@ from dongpt.tokenizers import MOST, Tokenizer
 
 SPLITS = ("train", "val")
 SETTLING = "meta.json.new"  # meta.json while the files that it describes get their names
+JOURNAL = "preparing.json"  # how far a preparation is that may go on after a kill
 BINS = re.compile(r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin")
 
 
@@ -24,22 +25,33 @@ def settle(folder: str):
     """Give new files their names, where a process was killed before it had done so to all of them.
 
     From the moment on that SETTLING is there, what it describes is complete, and lies under the names or beside them.
+    Several processes may do this at once: what is not there any more another one has just done. Raises ValueError
+    where it cannot be done.
     """
     path = os.path.join(folder, SETTLING)
     if not os.path.exists(path):
         return
-    with open(path, encoding="utf-8") as file:
-        meta = json.load(file)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            with open(path, encoding="utf-8") as file:
+                _give_names(folder, json.load(file))
+            os.replace(path, os.path.join(folder, "meta.json"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is of a preparation that was killed, and cannot be made use of ({error}): prepare "
+                         f"the data anew, or delete it") from error
+
+
+def _give_names(folder: str, meta: dict):
+    """Give what meta describes its names, and remove the files of the data that was there before."""
     names = [shard["file"] for shard in meta.get("shards", {}).get("train", [{"file": "train.bin"}])] + ["val.bin"]
     names += [f"{split}.mask.bin" for split in meta.get("predicted_bytes", {})]
     for name in names:
-        target = os.path.join(folder, name)
-        if os.path.exists(target + ".part"):
-            os.replace(target + ".part", target)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(os.path.join(folder, name + ".part"), os.path.join(folder, name))
     for name in os.listdir(folder):
-        if BINS.fullmatch(name) and name not in names:  # of the data that was there before
-            os.remove(os.path.join(folder, name))
-    os.replace(path, os.path.join(folder, "meta.json"))
+        if BINS.fullmatch(name) and name not in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(folder, name))
 
 
 def _megabytes(folder: str, ending: str) -> str:
@@ -126,6 +138,8 @@ class Writer:
                 self._go_on(self.state_before)
             else:
                 self._remove_parts()  # of an earlier process that was killed
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(os.path.join(self.folder, JOURNAL))  # which tells of them
                 self._open(self.current)
             self._open("val.bin")
         except OSError as error:

@@ -36,9 +36,11 @@ class OptimConfig:
         """What is out of range, a phrase each."""
         wrong = [f"{name}={getattr(self, name)} must be at least 0"
                  for name in ("learning_rate", "muon_lr", "weight_decay", "grad_clip") if not getattr(self, name) >= 0]
+        if self.optimizer == "muon" and self.learning_rate == 0:
+            wrong.append("optimizer=muon needs a learning_rate above 0, since muon_lr rises and falls with it: give a "
+                         "small one")
         return wrong + [f"{name}={getattr(self, name)} must be at least 0 and below 1"
-                        for name in ("beta1", "beta2") if not 0 <= getattr(self, name) < 1] + [
-            "optimizer=muon needs a learning_rate above 0, since muon_lr rises and falls with it: give a small one"] * (self.optimizer == "muon" and self.learning_rate == 0)
+                        for name in ("beta1", "beta2") if not 0 <= getattr(self, name) < 1]
 
 
 def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer":

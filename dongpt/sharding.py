@@ -16,13 +16,12 @@ from typing import Callable, Iterator
 
 import numpy as np
 
-from dongpt.bins import Encoded, Prepared, Writer, settle
+from dongpt.bins import JOURNAL, Encoded, Prepared, Writer, settle
 from dongpt.documents import Files
 from dongpt.preparing import SAMPLE, check_fraction, encode_all, progress_bar
 from dongpt.tokenizers import Tokenizer
 
 CHAPTER = 2 ** 26  # characters, after which the state is written: what a kill costs at most
-JOURNAL = "preparing.json"  # what was begun, and how far it is
 DRAWN = "val.ids.part"  # ids of the documents for validation in the order in which they were read
 
 

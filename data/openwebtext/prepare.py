@@ -80,7 +80,7 @@ def parquet_files(api) -> tuple[str, list]:
 
 
 def free_space() -> str:
-    """What the disk of the shards has left, in words."""
+    """What the disk of this folder has left, in words."""
     return f"{shutil.disk_usage(FOLDER).free / 1e9:,.1f} GB are free here"
 
 
@@ -89,7 +89,8 @@ def main(argv: list[str] | None = None):
     folder = named_folder(cfg.name) if cfg.name else FOLDER
     if cfg.files:
         paths = [path for given in cfg.files.split("|") for path in find_files(given.strip(), "--files")[0]]
-        if twice := sorted({path for path in paths if paths.count(path) > 1}):
+        real = [os.path.realpath(path) for path in paths]
+        if twice := sorted({path for path in real if real.count(path) > 1}):
             raise ValueError(f"--files names {twice[0]} twice: name each file once")
     else:
         paths = download(cfg.yes)
