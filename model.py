@@ -466,7 +466,7 @@ class GPT(nn.Module):
         self.check_length(T)
         in_documents = targets is not None and self.document_end is not None
         x = self._hidden(idx, torch.arange(T, device=idx.device),
-                         mask=same_document(idx, self.document_end) if in_documents else None)
+                         **({"mask": same_document(idx, self.document_end)} if in_documents else {}))
         if targets is None:
             return self.lm_head(x[:, -1:]), None
         logits = self.lm_head(x)

@@ -178,9 +178,9 @@ def end_of_documents(cfg: TrainConfig, corpus: Corpus) -> int | None:
     bias already."""
     if not cfg.document_mask:
         return None
-    if cfg.pos_embd not in ("default", "rope"):
-        raise ValueError(f"document_mask=True goes with pos_embd=default or rope, and this is {cfg.pos_embd}: choose "
-                         f"one of them, or leave document_mask away")
+    if cfg.pos_embd not in ("default", "rope") or cfg.model_type != "gpt":
+        raise ValueError(f"document_mask=True goes with a gpt with pos_embd=default or rope, and this is a "
+                         f"{cfg.model_type} with {cfg.pos_embd}: choose one of them, or leave document_mask away")
     if (end := corpus.tokenizer().end_id) is None:
         raise ValueError(f"document_mask=True needs documents with <|endoftext|> behind them, and {corpus.name} has "
                          f"none: leave it away, or prepare the data from several documents")

@@ -104,10 +104,11 @@ def test_a_resumed_run_masks_on(documents):
     assert_same_training("out", "straight")
 
 
-@pytest.mark.parametrize("pos_embd", ["relative", "alibi", "default+relative"])
-def test_schemes_with_a_bias_are_refused(documents, pos_embd):
-    with pytest.raises(ValueError, match=f"document_mask.*default or rope.*{pos_embd.replace('+', '.')}"):
-        train.main([f"--data_dir={documents}", *TINY_RUN, "--document_mask", f"--pos_embd={pos_embd}"])
+@pytest.mark.parametrize("setting", ["pos_embd=relative", "pos_embd=alibi", "pos_embd=default+relative",
+                                     "model_type=bigram"])
+def test_schemes_with_a_bias_are_refused(documents, setting):
+    with pytest.raises(ValueError, match=f"document_mask.*default or rope.*{setting.split('=')[1].replace('+', '.')}"):
+        train.main([f"--data_dir={documents}", *TINY_RUN, "--document_mask", f"--{setting}"])
 
 
 def test_data_without_ends_is_refused(tmp_path):
