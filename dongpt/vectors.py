@@ -114,7 +114,8 @@ def read_vectors(path: str, wanted: set[str]) -> dict[str, np.ndarray]:
             beginning = file.read(6)
         opened = next((unpack for magic, unpack in PACKED if beginning.startswith(magic)), open)(path, "rb")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): give the path of a file of word vectors") from error
+        raise ValueError(f"{path} cannot be read ({error.strerror}): give the path of a file of word vectors") \
+            from error
     with opened as file:
         found = dict(_rows(_Reader(file, path), wanted))
     if not found:
