@@ -48,6 +48,7 @@ class Word2VecConfig:
     vectors: str = ""  # a file of vectors to read; without it they are trained
     words: str = "food,horse,lady,sword,night,father,money,castle,hand,black"  # whose nearest words are printed
     near: int = 10  # how many of them
+    near_count: int = 20  # only words that train has so often are named: of a rarer one a vector says little
     size: int = 128  # numbers in a vector: n_embd of the model that begins with them
     window: int = 5  # words on each side that a word is to predict
     min_count: int = 3  # rarer words have no vector
@@ -62,7 +63,7 @@ class Word2VecConfig:
     def __post_init__(self):
         if not (self.dataset or self.data_dir):
             raise ValueError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
-        least = dict(near=1, size=1, window=1, min_count=1, negative=1, epochs=1, most_words=3, groups=1, seed=0)
+        least = dict(near=1, near_count=1, size=1, window=1, min_count=1, negative=1, epochs=1, most_words=3, groups=1, seed=0)
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {bound}")
@@ -132,8 +133,9 @@ def counts_of(corpus: Corpus, names: list[str]) -> Counter:
     return counts
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    """rows (n, width) of length 1; zeros stay."""
+def directions_of(rows: np.ndarray) -> np.ndarray:
+    """Where rows (n, width) point to from their mean, which all of them share: of length 1 each."""
+    rows = rows - rows.mean(0)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
@@ -212,8 +214,8 @@ def main(argv: list[str] | None = None):
     print(f"written to {path}")
     vector_of = {names[i]: rows[i] for i in np.flatnonzero(has)}
     words = sorted((word for word in vector_of if any(map(str.isalpha, word))), key=lambda word: (-counts[word], word))
-    directions = unit(np.array([vector_of[word] for word in words]))
-    tell_nearest(cfg, words, directions)
+    directions = directions_of(np.array([vector_of[word] for word in words]))
+    tell_nearest(cfg, words, directions, counts)
     shown = [i for i, word in enumerate(words) if word not in COMMON][:cfg.most_words]
     if len(shown) < 3:
         raise ValueError("fewer than 3 words have a vector: there is nothing to draw")
@@ -224,8 +226,11 @@ def main(argv: list[str] | None = None):
     print(f"drawn to {path}")
 
 
-def tell_nearest(cfg: Word2VecConfig, words: list[str], directions: np.ndarray):
+def tell_nearest(cfg: Word2VecConfig, words: list[str], directions: np.ndarray, counts: Counter):
     """Print the nearest words of cfg.words."""
+    wanted = {word.strip().lower() for word in cfg.words.split(",")}
+    frequent = [i for i, word in enumerate(words) if counts[word] >= cfg.near_count or word in wanted]
+    words, directions = [words[i] for i in frequent], directions[frequent]
     for word in filter(None, (word.strip().lower() for word in cfg.words.split(","))):
         if word in words:
             print(f"{word}:", ", ".join(f"{other} {cosine:.2f}"

@@ -1,0 +1,29 @@
+"""A word-level GPT on Don Quixote, small enough for a CPU.
+
+    python data/don_word/prepare.py
+    python train.py config/train_don_word.py
+"""
+out_dir = "out-don-word"
+eval_interval = 100
+eval_iters = 20
+log_interval = 50
+
+dataset = "don_word"
+gradient_accumulation_steps = 1
+batch_size = 24
+block_size = 64  # words of context, as many as three hundred characters
+
+n_layer = 2
+n_head = 4
+n_embd = 128
+pos_embd = "rope"
+tie_weights = False
+
+optimizer = "muon"
+learning_rate = 5e-3
+weight_decay = 0.1
+max_iters = 400
+lr_decay_iters = 400
+warmup_iters = 10
+decay = "linear"
+min_lr = 0.0
