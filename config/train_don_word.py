@@ -5,17 +5,17 @@
 """
 out_dir = "out-don-word"
 eval_interval = 100
-eval_iters = 20
+eval_iters = 5
 log_interval = 50
 
 dataset = "don_word"
 gradient_accumulation_steps = 1
-batch_size = 24
+batch_size = 16
 block_size = 64  # words of context, as many as three hundred characters
 
 n_layer = 2
-n_head = 4
-n_embd = 128
+n_head = 3
+n_embd = 96
 pos_embd = "rope"
 tie_weights = False
 

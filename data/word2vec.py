@@ -31,11 +31,12 @@ from dongpt.tokenizers import WordTokenizer
 from dongpt.vectors import read_vectors, rows_of, save_rows, spellings, wanted_spellings
 
 VECTORS, PICTURE = "word2vec.npy", "word2vec.png"
+MARGIN = (10, 2)  # pixels between the words of the picture
 ENDS = {".", "?", "!"}  # of sentences
 LONGEST = 1000  # words in a sentence that are told gensim at a time; it leaves out what comes behind 10,000
 # Words that stand everywhere and mean little: the picture shows none of them.
 COMMON = set("""a about after again all also am an and any are as at be because been before being but by can could did do
-does done for from had has have having he her here hers him his how i if in into is it its let like may me might more
+does done hast hath ll o re wilt for from had has have having he her here hers him his how i if in into is it its let like may me might more
 most much must my no nor not now of off on one only or other our out over own s said say shall she should so some such
 t than that the thee their them then there these they this those thou though thy to too under until unto up upon us
 very was we well were what when where which while who whom whose why will with without would ye yet you your""".split())
@@ -58,7 +59,7 @@ class Word2VecConfig:
     learning_rate: float = 0.025  # at the start; it falls in a line
     seed: int = 1  # the same gives the same vectors
     most_words: int = 300  # in the picture, the most frequent ones
-    groups: int = 12  # colours in the picture
+    groups: int = 24  # colours in the picture
 
     def __post_init__(self):
         if not (self.dataset or self.data_dir):
@@ -164,24 +165,25 @@ def part(centres: np.ndarray, extents: np.ndarray, rounds: int = 300) -> np.ndar
 
 
 def draw(path: str, title: str, words: list[str], directions: np.ndarray, sizes: np.ndarray, groups: int, seed: int):
-    """Draw words where t-SNE puts them, each group of k-means in a colour, larger the more frequent, to a PNG."""
+    """Draw words, in letters of sizes (n,), where t-SNE puts them, each group of k-means there in a colour, to a PNG."""
     manifold, cluster = optional("sklearn.manifold"), optional("sklearn.cluster")
     perplexity = max(1.0, min(15.0, (len(words) - 1) / 3))
     places = manifold.TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed
                            ).fit_transform(directions.astype(np.float64))
-    group_of = cluster.KMeans(min(groups, len(words)), n_init=10, random_state=seed).fit_predict(directions)
+    group_of = cluster.KMeans(min(groups, len(words)), n_init=10, random_state=seed).fit_predict(places)
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    figure, axis = plt.subplots(figsize=(18, 13), layout="constrained")
+    figure, axis = plt.subplots(figsize=(17, 12), layout="constrained")
     colours = [colour for i in (0, 2, 1) for colour in plt.get_cmap(("Dark2", "Set2", "tab10")[i]).colors]
     axis.set(title=title, xticks=[], yticks=[])
     axis.scatter(*places.T, s=0)
+    axis.margins(0.03)
     labels = [axis.text(*place, word, color=colours[group % len(colours)], size=size, ha="center", va="center",
                         parse_math=False) for word, place, group, size in zip(words, places, group_of, sizes)]
     figure.canvas.draw()  # only then texts have a size
     boxes = np.array([label.get_window_extent().get_points() for label in labels])  # (n, lower left and upper right, 2)
-    centres = part(boxes.mean(1), boxes[:, 1] - boxes[:, 0])
+    centres = part(boxes.mean(1), boxes[:, 1] - boxes[:, 0] + MARGIN)
     for label, place in zip(labels, axis.transData.inverted().transform(centres)):
         label.set_position(place)
     figure.savefig(path, dpi=100)
@@ -222,7 +224,7 @@ def main(argv: list[str] | None = None):
     heights = np.array([max(counts[words[i]], 1) for i in shown]) ** 0.25
     path = os.path.join(corpus.folder, PICTURE)
     draw(path, f"{corpus.name}: its {len(shown):,} most frequent words of meaning, near those that are used alike",
-         [words[i] for i in shown], directions[shown], 7 + 9 * heights / heights.max(), cfg.groups, cfg.seed)
+         [words[i] for i in shown], directions[shown], 9 + 13 * heights / heights.max(), cfg.groups, cfg.seed)
     print(f"drawn to {path}")
 
 
