@@ -35,11 +35,14 @@ MARGIN = (10, 2)  # pixels between the words of the picture
 ENDS = {".", "?", "!"}  # of sentences
 LONGEST = 1000  # words in a sentence that are told gensim at a time; it leaves out what comes behind 10,000
 # Words that stand everywhere and mean little: the picture shows none of them.
-COMMON = set("""a about after again all also am an and any are as at be because been before being but by can could did do
-does done hast hath ll o re wilt for from had has have having he her here hers him his how i if in into is it its let like may me might more
-most much must my no nor not now of off on one only or other our out over own s said say shall she should so some such
-t than that the thee their them then there these they this those thou though thy to too under until unto up upon us
-very was we well were what when where which while who whom whose why will with without would ye yet you your""".split())
+COMMON = set("""
+a about after again all also am an and any are as at be because been before being but by can could did do does done
+for from had has hast hath have having he her here hers him his how i if in into is it its let like ll may me might
+more most much must my no nor not now o of off on one only or other our out over own re s said say shall she should
+so some such t than that the thee their them then there these they this those thou though thy to too under until
+unto up upon us very was we well were what when where which while who whom whose why will wilt with without would ye
+yet you your
+""".split())
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Word2VecConfig:
     def __post_init__(self):
         if not (self.dataset or self.data_dir):
             raise ValueError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
-        least = dict(near=1, near_count=1, size=1, window=1, min_count=1, negative=1, epochs=1, most_words=3, groups=1, seed=0)
+        least = dict(near=1, near_count=1, size=1, window=1, min_count=1, negative=1, epochs=1, seed=0, most_words=3,
+                     groups=1)
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {bound}")
@@ -165,7 +169,7 @@ def part(centres: np.ndarray, extents: np.ndarray, rounds: int = 300) -> np.ndar
 
 
 def draw(path: str, title: str, words: list[str], directions: np.ndarray, sizes: np.ndarray, groups: int, seed: int):
-    """Draw words, in letters of sizes (n,), where t-SNE puts them, each group of k-means there in a colour, to a PNG."""
+    """Draw words, in letters of sizes (n,), where t-SNE puts them, groups of k-means there in colours, to a PNG."""
     manifold, cluster = optional("sklearn.manifold"), optional("sklearn.cluster")
     perplexity = max(1.0, min(15.0, (len(words) - 1) / 3))
     places = manifold.TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed
@@ -216,11 +220,12 @@ def main(argv: list[str] | None = None):
     print(f"written to {path}")
     vector_of = {names[i]: rows[i] for i in np.flatnonzero(has)}
     words = sorted((word for word in vector_of if any(map(str.isalpha, word))), key=lambda word: (-counts[word], word))
-    directions = directions_of(np.array([vector_of[word] for word in words]))
-    tell_nearest(cfg, words, directions, counts)
     shown = [i for i, word in enumerate(words) if word not in COMMON][:cfg.most_words]
     if len(shown) < 3:
-        raise ValueError("fewer than 3 words have a vector: there is nothing to draw")
+        print("fewer than 3 words of meaning have a vector: there is nothing to compare or to draw")
+        return
+    directions = directions_of(np.array([vector_of[word] for word in words]))
+    tell_nearest(cfg, words, directions, counts)
     heights = np.array([max(counts[words[i]], 1) for i in shown]) ** 0.25
     path = os.path.join(corpus.folder, PICTURE)
     draw(path, f"{corpus.name}: its {len(shown):,} most frequent words of meaning, near those that are used alike",

@@ -94,7 +94,7 @@ class Updates:
                 loss = self.train_model(x, y)[1] * shares[index] / accumulate
             self.scaler.scale(loss).backward()
             total += loss.detach()
-        if number < cfg.freeze_wte:  # without a gradient it does not decay either, has no moments, and no part in a norm
+        if number < cfg.freeze_wte:  # without a gradient it has no decay either, no moments, no part in the norm
             self.model.transformer.wte.weight.grad = None
         if cfg.grad_clip:
             self.scaler.unscale_(self.optimizer)
