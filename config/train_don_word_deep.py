@@ -1,13 +1,13 @@
-"""The word notebook's model on Don Quixote: 32 layers, 512 channels, 32 heads of 16, 116.11 M parameters.
+"""The word notebook's model on Don Quixote: 32 layers, 512 channels, 32 heads of 16, 116.1 M parameters.
 
     python data/don_word/prepare.py --notebook=True
     python train.py config/train_don_word_deep.py
 
-Made for a GPU: not run here beyond two iterations on a CPU, so no loss is claimed (the notebook claims none). The
-notebook divided its attention scores by the square root of n_embd, where a head has 16 channels, which made them 5.7
-times too small; here they are as they should be. Its ReLU is a GELU here, and its dropout does not act on attention
-weights. It will learn 0.8 million tokens by heart long before its iterations are over: ckpt.pt is the state with the
-lowest validation loss.
+Made for a GPU and not run here, but for two iterations on a CPU (2026-11-22): no loss is claimed, nor does the
+notebook claim one. The notebook divided its attention scores by the square root of n_embd, where a head has 16
+channels, which made them 5.7 times too small; here they are as they should be. Its ReLU is a GELU here, and its
+dropout does not act on attention weights. It will learn 0.8 million tokens by heart long before its iterations are
+over: ckpt.pt is the state with the lowest validation loss.
 """
 out_dir = "out-don-word-deep"
 eval_interval = 100
@@ -28,8 +28,7 @@ tie_weights = False
 
 learning_rate = 3e-4
 decay_lr = False
-warmup_iters = 0
-weight_decay = 0.01  # of torch's AdamW, which the notebook took as it is
+weight_decay = 0.01  # this and beta2 are torch's own, since the notebook names none
 beta2 = 0.999
 grad_clip = 0.0
 max_iters = 5000
