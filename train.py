@@ -23,7 +23,7 @@ import torch
 
 import configurator
 from dongpt import checkpoint as checkpoints
-from dongpt import metrics, runtime
+from dongpt import metrics, runtime, vectors
 from dongpt.corpus import Corpus, find_folder, prepare_if_missing
 from dongpt.evaluation import evaluate
 from dongpt.foreign import config_of
@@ -45,6 +45,7 @@ class TrainConfig(RuntimeConfig, UpdateConfig, GPTConfig):
     # files
     out_dir: str = "out"  # checkpoints, log.jsonl and loss.png go here
     init_from: str = "scratch"  # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path: weights only
+    init_wte: str = ""  # a file of data/word2vec.py: the token embedding begins with these vectors
     eval_interval: int = 2000  # iterations between two evaluations, after each of which the state is saved
     eval_iters: int = 200  # batches per split in an evaluation while training
     eval_only: bool = False  # evaluate once and exit; nothing is written
@@ -82,6 +83,11 @@ class TrainConfig(RuntimeConfig, UpdateConfig, GPTConfig):
                      warmup_iters=0, lr_decay_iters=0, min_lr=0)
         wrong = [f"{name}={getattr(self, name)} must be at least {bound}"
                  for name, bound in least.items() if not getattr(self, name) >= bound] + self.wrong_values()
+        if self.init_wte and self.init_from not in ("scratch", "resume"):
+            wrong.append(f"init_wte={self.init_wte} and init_from={self.init_from} both say what the token embedding "
+                         f"begins with: leave one of them away")
+        if (self.init_wte or self.freeze_wte) and self.model_type == "bigram":
+            wrong.append("a bigram's table holds logits, no vectors: leave init_wte and freeze_wte away")
         if not 0 < self.dataset_fraction <= 1:
             wrong.append(f"dataset_fraction={self.dataset_fraction} must be above 0 and at most 1")
         if self.decay_lr and self.min_lr > self.learning_rate > 0:
@@ -127,6 +133,9 @@ def resumed_config(cfg: TrainConfig, given: dict, checkpoint: dict, path: str) -
     architecture = config_of(checkpoint["model_args"], path)
     stored.update({key: getattr(architecture, key) for key in ARCHITECTURE})
     stored["out_dir"] = cfg.out_dir  # where the checkpoint is now; it may have been moved
+    if given.get("init_wte", "") not in ("", began := stored.get("init_wte", "")):
+        raise ValueError(f"init_wte={cfg.init_wte} is for a new run, and the one in {cfg.out_dir} began "
+                         f"{f'with {began}' if began else 'without'}: leave init_wte away, or take another out_dir")
     if "dataset" in given:
         stored["data_dir"] = ""  # which would go before dataset
     for key in ARCHITECTURE:
@@ -149,8 +158,11 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
             raise ValueError(f"vocab_size={vocab_size} is smaller than the {corpus.vocab_size} entries of the "
                              f"vocabulary of {corpus.name}: leave vocab_size away")
         seed_everything(cfg.seed)
-        return new_model(GPTConfig(**{**{f.name: getattr(cfg, f.name) for f in fields(GPTConfig)},
-                                      "vocab_size": vocab_size}))
+        model = new_model(GPTConfig(**{**{f.name: getattr(cfg, f.name) for f in fields(GPTConfig)},
+                                       "vocab_size": vocab_size}))
+        if cfg.init_wte:
+            print_main(vectors.start_from(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
+        return model
     else:
         print_main(f"Initializing from the weights of {cfg.init_from}")
         model, tokenizer, _ = checkpoints.load_anything(cfg.init_from)

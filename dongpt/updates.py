@@ -23,11 +23,12 @@ class UpdateConfig(OptimConfig):
     """What goes into an update."""
     gradient_accumulation_steps: int = 5 * 8  # micro-batches per iteration, over all processes together
     batch_size: int = 12  # windows per micro-batch
+    freeze_wte: int = 0  # iterations at the start in which the token embedding stays; the head with it if they are tied
 
     def wrong_values(self) -> list[str]:
-        return [f"{name}={getattr(self, name)} must be at least 1"
-                for name in ("gradient_accumulation_steps", "batch_size") if not getattr(self, name) >= 1
-                ] + super().wrong_values()
+        return [f"{name}={getattr(self, name)} must be at least {bound}"
+                for name, bound in (("gradient_accumulation_steps", 1), ("batch_size", 1), ("freeze_wte", 0))
+                if not getattr(self, name) >= bound] + super().wrong_values()
 
 
 def coalesce_gradients(model: GPT):
@@ -100,6 +101,8 @@ class Updates:
             if micro_step:
                 coalesce_gradients(self.model)
             total += loss.detach()
+        if number < cfg.freeze_wte:  # without a gradient it has no decay either, no moments, no part in the norm
+            self.model.transformer.wte.weight.grad = None
         if cfg.grad_clip:
             self.scaler.unscale_(self.optimizer)
             clip_gradients(self.model, cfg.grad_clip)

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, run
 
 LEAVES = ("model", "configurator")  # import nothing of ours
-HEAVY = ("transformers", "datasets", "wandb", "matplotlib", "tiktoken")
+HEAVY = ("transformers", "datasets", "wandb", "matplotlib", "tiktoken", "gensim", "sklearn")
 
 
 def found(*patterns: str) -> list[str]:

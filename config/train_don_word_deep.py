@@ -1,0 +1,34 @@
+"""The word notebook's model on Don Quixote: 32 layers, 512 channels, 32 heads of 16, 116.1 M parameters.
+
+    python data/don_word/prepare.py --notebook=True
+    python train.py config/train_don_word_deep.py
+
+Made for a GPU and not run here, but for two iterations on a CPU (2026-11-22): no loss is claimed, nor does the
+notebook claim one. The notebook divided its attention scores by the square root of n_embd, where a head has 16
+channels, which made them 5.7 times too small; here they are as they should be. Its ReLU is a GELU here, and its
+dropout does not act on attention weights. It will learn 0.8 million tokens by heart long before its iterations are
+over: ckpt.pt is the state with the lowest validation loss.
+"""
+out_dir = "out-don-word-deep"
+eval_interval = 100
+eval_iters = 20
+log_interval = 10
+
+dataset = "don_word"
+gradient_accumulation_steps = 1
+batch_size = 16
+block_size = 128
+
+n_layer = 32
+n_head = 32
+n_embd = 512
+dropout = 0.2
+bias = True
+tie_weights = False
+
+learning_rate = 3e-4
+decay_lr = False
+weight_decay = 0.01  # this and beta2 are torch's own, since the notebook names none
+beta2 = 0.999
+grad_clip = 0.0
+max_iters = 5000
