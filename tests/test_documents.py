@@ -1037,7 +1037,7 @@ def test_an_interrupted_run_leaves_the_old_data(tmp_path, signal_):
     (tmp_path / "a.txt").write_text(generated_text(500))
     prepare(str(tmp_path), Files([str(tmp_path / "a.txt")]), Vocabulary(), quiet=True)
     old = {name: (tmp_path / name).read_bytes() for name in BINS}
-    (tmp_path / "a.txt").write_text(big_text(400_000, 0))
+    (tmp_path / "a.txt").write_text(big_text(2_000_000, 0))
     process = subprocess.Popen([sys.executable, os.path.join(ROOT, PROGRAM), "--input=a.txt", "--tokenizer=bpe"],
                                cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     end = time.monotonic() + 60
