@@ -12,14 +12,15 @@ Formats: word2vec's text and binary (code.google.com/archive/p/word2vec, distanc
 """
 import bz2
 import gzip
+import io
 import lzma
-import os
 import zlib
 from typing import BinaryIO, Iterator
 
 import numpy as np
 import torch
 
+from dongpt.sources import store
 from dongpt.tokenizers import WordTokenizer
 
 STD = 0.02  # of the numbers in a new model's token embedding, as GPT-2 has it
@@ -220,16 +221,9 @@ def _check_count(reader: _Reader, n_found: int, n_promised: int):
 
 def save_rows(path: str, rows: np.ndarray):
     """Write rows to path, whole or not at all. Raises ValueError when it cannot be written."""
-    temporary = path + ".part"
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, rows, allow_pickle=False)
-        os.replace(temporary, path)
-    except OSError as error:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise ValueError(f"{path} cannot be written ({error.strerror}): free space there or change its rights") \
-            from error
+    content = io.BytesIO()
+    np.save(content, rows, allow_pickle=False)
+    store(path, content.getvalue())
 
 
 def load_rows(path: str, n_rows: int) -> np.ndarray:
