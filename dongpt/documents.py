@@ -27,7 +27,8 @@ UNPACK = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 RECORDS = (".jsonl", ".ndjson", ".csv", ".parquet")
 KNOWN = (".txt", ".md", *RECORDS)  # what is taken from a folder
 # what a preparation leaves
-OURS = re.compile(r"((train|val)(_\d{3,})?(\.mask)?\.bin|val\.ids|(meta|preparing)\.json)(\.part|\.new)?|explore\.png")
+OURS = re.compile(r"((train|val)(_\d{3,})?(\.mask)?\.bin|val\.ids|(meta|preparing)\.json)(\.part|\.new)?"
+                  r"|explore\.png|word2vec\.(npy|png)")
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 LINE_ENDS = re.compile(r"\n(?:[ \t]*\n)*")
 Batch = tuple[list[str], bool]
