@@ -67,6 +67,8 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
         model.check_length(block_size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if model.document_end is not None:
+        print(f"{path}: attention stops at <|endoftext|>, as it was trained (document_mask)", file=sys.stderr)
     model.to(rt.device)
     if cfg.quantize == "int8":
         quantize_linears(model)

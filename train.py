@@ -136,6 +136,9 @@ def resumed_config(cfg: TrainConfig, given: dict, checkpoint: dict, path: str) -
     if given.get("init_wte", "") not in ("", began := stored.get("init_wte", "")):
         raise ValueError(f"init_wte={cfg.init_wte} is for a new run, and the one in {cfg.out_dir} began "
                          f"{f'with {began}' if began else 'without'}: leave init_wte away, or take another out_dir")
+    if given.get("document_mask", (masked := stored.get("document_mask", False))) != masked:
+        raise ValueError(f"the run in {cfg.out_dir} has document_mask={masked}, and losses with and without it do not "
+                         f"compare: leave it away, or begin a new run with init_from={cfg.out_dir}")
     if "dataset" in given:
         stored["data_dir"] = ""  # which would go before dataset
     for key in ARCHITECTURE:
@@ -190,9 +193,10 @@ def end_of_documents(cfg: TrainConfig, corpus: Corpus) -> int | None:
     bias already."""
     if not cfg.document_mask:
         return None
-    if cfg.pos_embd not in ("default", "rope") or cfg.model_type != "gpt":
-        raise ValueError(f"document_mask=True goes with a gpt with pos_embd=default or rope, and this is a "
-                         f"{cfg.model_type} with {cfg.pos_embd}: choose one of them, or leave document_mask away")
+    if cfg.pos_embd not in ("default", "rope") or cfg.model_type != "gpt" or cfg.ngrams > 1:
+        raise ValueError(f"document_mask=True goes with a gpt with pos_embd=default or rope and ngrams=1, and this is "
+                         f"a {cfg.model_type} with {cfg.pos_embd} and ngrams={cfg.ngrams}: change that, or leave "
+                         f"document_mask away")
     if (end := corpus.tokenizer().end_id) is None:
         raise ValueError(f"document_mask=True needs documents with <|endoftext|> behind them, and {corpus.name} has "
                          f"none: leave it away, or prepare the data from several documents")

@@ -1,9 +1,10 @@
-"""Whether a prepared data set is what meta.json says, every byte of it.
+"""Whether the ids of a prepared data set are what meta.json says, every byte of them.
 
     python data/check.py --dataset=openwebtext
     python data/check.py --data_dir=texts
 
-A training checks the sizes of all files and the ends of each shard; this reads everything, as fast as the disk does.
+A training checks the sizes of all files and the ends of each shard; this reads all ids, as fast as the disk does. Of
+masks the size is checked.
 """
 import os
 import sys

@@ -69,6 +69,8 @@ class Word2VecConfig:
             raise ValueError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
         least = dict(near=1, near_count=1, size=1, window=1, min_count=1, negative=1, epochs=1, seed=0, most_words=3,
                      groups=1)
+        if self.seed >= 2 ** 32:
+            raise ValueError(f"seed={self.seed} must be below 2 ** 32")
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {bound}")
@@ -211,6 +213,8 @@ def main(argv: list[str] | None = None):
     else:
         found = train_vectors(Sentences(corpus, names), cfg)
     rows = rows_of(tokenizer, found)
+    if not rows.any():
+        raise ValueError(f"{cfg.vectors or 'training'} gives nothing but zeros: take another file of vectors")
     tokens = sum(np.bincount(ids, minlength=2 ** 16) for ids in corpus.pieces("train"))[:len(rows)]
     has, counts = rows.any(1), counts_of(tokens, names)
     print(f"{has.sum():,} of {len(rows):,} entries of the vocabulary have a vector of {rows.shape[1]} numbers, "

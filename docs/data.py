@@ -18,8 +18,8 @@ from dongpt.program import run_program
 from dongpt.tokenizers import END, CharTokenizer
 
 BLOCK_SIZE, BATCH_SIZE, PROCESSES, SEED, SHARD = 8, 2, 2, 1337, 48
-DOCUMENTS = ("in a village of la mancha", "there lived one of those gentlemen", "lean hack", "and a greyhound for coursing",
-             "an olla of rather more")
+DOCUMENTS = ("in a village of la mancha", "there lived one of those gentlemen", "lean hack",
+             "and a greyhound for coursing", "an olla of rather more")
 ANSWER = "what is his name?|quixote"  # the loss is that of what stands behind the bar
 
 
@@ -41,8 +41,8 @@ def draw_files(axes, corpus: Corpus, ids: np.ndarray, colours):
     tokenizer, document = corpus.tokenizer(), 0
     for place, i in enumerate(ids.tolist()):
         ends = i == tokenizer.end_id
-        cell(axes, place, 0, "E" if ends else tokenizer.decode([i]), "black" if ends else colours[document % len(colours)],
-             "white" if ends else "black")
+        cell(axes, place, 0, "E" if ends else tokenizer.decode([i]),
+             "black" if ends else colours[document % len(colours)], "white" if ends else "black")
         document += ends
     place = 0
     for shard in corpus.shards:
@@ -84,7 +84,8 @@ def cell(axes, left: float, bottom: float, text: str, colour, ink: str = "black"
     """A box with a text in it."""
     from matplotlib.patches import Rectangle
     axes.add_patch(Rectangle((left, bottom), width, 1, facecolor=colour, edgecolor="grey", linewidth=0.5))
-    axes.text(left + width / 2, bottom + 0.47, text, ha="center", va="center", fontsize=8, color=ink, family="monospace")
+    axes.text(left + width / 2, bottom + 0.47, text, ha="center", va="center", fontsize=8, color=ink,
+              family="monospace")
 
 
 def main():

@@ -139,7 +139,7 @@ class Corpus:
         """How many tokens a file holds. Raises ValueError if it is missing or not as long as told."""
         name = os.path.basename(path)
         remedy = "copy it there again, or prepare the data anew" if told else _how_to_prepare(self.folder)
-        if not os.path.exists(path):
+        if not os.path.isfile(path):
             raise ValueError(f"{self.name} has no {name}: {remedy}")
         size = os.path.getsize(path)
         if told and size != 2 * told:

@@ -19,7 +19,7 @@ import lzma
 import os
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Iterator, Literal
 
 PIECE = 2 ** 20  # bytes read at a time
@@ -28,7 +28,7 @@ RECORDS = (".jsonl", ".ndjson", ".csv", ".parquet")
 KNOWN = (".txt", ".md", *RECORDS)  # what is taken from a folder
 # what a preparation leaves
 OURS = re.compile(r"((train|val)(_\d{3,})?(\.mask)?\.bin|val\.ids|(meta|preparing)\.json)(\.part|\.new)?"
-                  r"|explore\.png|word2vec\.(npy|png)")
+                  r"|preparing\.lock|explore\.png|word2vec\.(npy|png)")
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 LINE_ENDS = re.compile(r"\n(?:[ \t]*\n)*")
 Batch = tuple[list[str], bool]
@@ -71,6 +71,7 @@ class Files:
     field: str = "text"  # of the records of JSON lines, CSV and Parquet
     encoding: str = "utf-8"
     option: str = "--field"  # what names the fields on the command line
+    as_is: bool = False  # records as they are, with NULs and any line ends, instead of refused or with \n
 
     @property
     def size(self) -> int:
@@ -108,15 +109,15 @@ class Files:
     def placed_records(self, *fields: str, on_bytes: Callable[[int], None] = lambda n: None, digest=None,
                        labels: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
         """As records, each with its place, "FILE line 2"; of fields in labels anything is taken, as text."""
-        digest = digest or _NoDigest()
+        digest, check = digest or _NoDigest(), _as_it_is if self.as_is else _checked
         for path in self.paths:
             kind = kind_of(path)[0]
             if kind == ".parquet":
-                yield from _parquet(path, fields, labels, self.option, digest)
+                yield from _parquet(path, fields, labels, self.option, digest, check)
             elif kind == ".csv":
-                yield from _csv(path, fields, self.option, self.lines(path, digest=digest))
+                yield from _csv(path, fields, self.option, self.lines(path, digest=digest), check)
             elif kind in RECORDS:
-                yield from _json_lines(path, fields, self.option, self.lines(path, digest=digest))
+                yield from _json_lines(path, fields, self.option, self.lines(path, digest=digest), check)
             else:
                 raise ValueError(f"{path} has no records: give a file that ends in {' '.join(RECORDS)}")
             on_bytes(os.path.getsize(path))
@@ -131,14 +132,14 @@ class Files:
         if kind == ".parquet":
             return _parquet_rows(path)
         if kind == ".csv":
-            return sum(1 for _ in Files([path], field=self.field, encoding=self.encoding).records(self.field))
+            return sum(1 for _ in replace(self, paths=[path]).records(self.field))
         return sum(1 for line in self.lines(path) if line.strip()) if kind in RECORDS else 1
 
     def texts(self, path: str, on_bytes: Callable[[int], None] = lambda n: None) -> Iterator[tuple[str, bool]]:
         """Yield (text, whether its document ends with it) of one file, of which a record or the whole is a document,
         blank ones too."""
         if kind_of(path)[0] in RECORDS:
-            one = Files([path], encoding=self.encoding)
+            one = replace(self, paths=[path])
             yield from ((text, True) for text, in one.records(self.field, on_bytes=on_bytes))
         else:
             yield from ((piece, False) for piece in self._pieces(path, _NoDigest(), on_bytes))
@@ -223,16 +224,29 @@ def _checked(text, place: str, field: str) -> str:
     """A record's text; ValueError where it is none."""
     if not isinstance(text, str):
         raise ValueError(f"{place}: {field!r} of this record is no text but {str(text)[:40]!r}: mend or drop it")
-    if "\0" in text or not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+    if "\0" in text or _has_surrogate(text):
         raise ValueError(f"{place}: {field!r} of this record has a NUL or half a surrogate pair ({text[:40]!r}...): "
                          f"mend or drop it")
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
+def _as_it_is(text, place: str, field: str) -> str:
+    """A record's text without a change but for halves of surrogate pairs, which no UTF-8 has; none for null."""
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        return _checked(text, place, field)  # which says what it is
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _has_surrogate(text) else text
+
+
+def _has_surrogate(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
+
+
 Placed = tuple[str, tuple[str, ...]]  # where a record is, its texts
 
 
-def _parquet(path: str, fields, labels, option: str, digest) -> Iterator[Placed]:
+def _parquet(path: str, fields, labels, option: str, digest, check) -> Iterator[Placed]:
     import pyarrow
     import pyarrow.parquet
     try:
@@ -245,7 +259,7 @@ def _parquet(path: str, fields, labels, option: str, digest) -> Iterator[Placed]
             for number, texts in enumerate(rows, 1):
                 digest.update(repr(texts).encode("utf-8"))
                 place = f"{path} row {number:,}"
-                yield place, tuple(str(text) if field in labels else _checked(text, place, field)
+                yield place, tuple(str(text) if field in labels else check(text, place, field)
                                    for text, field in zip(texts, fields))
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): make it anew") from error
@@ -281,7 +295,7 @@ def _lines(pieces: Iterator[str]) -> Iterator[str]:
         yield last
 
 
-def _json_lines(path: str, fields, option: str, lines: Iterator[str]) -> Iterator[Placed]:
+def _json_lines(path: str, fields, option: str, lines: Iterator[str], check) -> Iterator[Placed]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -295,10 +309,10 @@ def _json_lines(path: str, fields, option: str, lines: Iterator[str]) -> Iterato
             if field not in record:
                 raise ValueError(f"line {number:,} of " + _no_field(path, field, option, record))
         place = f"{path} line {number:,}"
-        yield place, tuple(_checked(record[field], place, field) for field in fields)
+        yield place, tuple(check(record[field], place, field) for field in fields)
 
 
-def _csv(path: str, fields, option: str, lines: Iterator[str]) -> Iterator[Placed]:
+def _csv(path: str, fields, option: str, lines: Iterator[str], check) -> Iterator[Placed]:
     csv.field_size_limit(2 ** 31 - 1)
     rows = csv.reader(lines, strict=True)
     try:
@@ -311,7 +325,7 @@ def _csv(path: str, fields, option: str, lines: Iterator[str]) -> Iterator[Place
                 raise ValueError(f"{path} line {rows.line_num:,} has {len(row)} columns where the first line has "
                                  f"{len(names)}: mend or drop it")
             place = f"{path} line {rows.line_num:,}"
-            yield place, tuple(_checked(row[names.index(field)], place, field) for field in fields)
+            yield place, tuple(check(row[names.index(field)], place, field) for field in fields)
     except csv.Error as error:
         raise ValueError(f"{path} line {rows.line_num:,} is no CSV ({error}): mend or drop it") from error
 

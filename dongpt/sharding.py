@@ -1,4 +1,4 @@
-"""From a corpus larger than memory to shards, in one reading, in chapters: what is killed goes on where it stopped.
+"""From a corpus larger than memory to shards, in chapters: what is killed goes on where it stopped.
 
 As nanoGPT prepares OpenWebText: <|endoftext|> behind every document, and for validation a share of the documents that
 the seed draws. val.bin holds them in the order in which they were drawn, so that it is nanoGPT's file, byte for byte,
@@ -22,6 +22,7 @@ from dongpt.preparing import SAMPLE, check_fraction, encode_all, progress_bar
 from dongpt.tokenizers import Tokenizer
 
 CHAPTER = 2 ** 26  # characters, after which the state is written: what a kill costs at most
+LOCK = "preparing.lock"
 DRAWN = "val.ids.part"  # ids of the documents for validation in the order in which they were read
 
 
@@ -35,24 +36,38 @@ def prepare(folder: str, files: Files, tokenizer: Tokenizer, val_fraction: float
     """Write train_000.bin, ..., val.bin and meta.json to folder, or go on with that where an earlier call was killed;
     None if they are there already, of the same files with the same settings.
 
-    Raises ValueError for what files and bins.Writer raise; what was done by then lasts, and so does the data that was
+    Raises ValueError for too few documents, for what files and bins.Writer raise, and while another process prepares
+    the same folder; what was done by then lasts, and so does the data that was
     there before, until all is done.
     """
     check_fraction(val_fraction)
     if shard_tokens < 1:
         raise ValueError(f"shard_tokens={shard_tokens} must be at least 1")
+    if not 0 <= seed < 2 ** 32:
+        raise ValueError(f"seed={seed} must be at least 0 and below 2 ** 32")
     counts = [files.count(path) for path in files.paths]
     drawn = draw(sum(counts), val_fraction, seed)
+    if not 0 < len(drawn) < sum(counts):
+        raise ValueError(f"{sum(counts):,} documents cannot be parted into some to train on and some for validation: "
+                         f"give more files or records, or take data/prepare.py, which cuts a text")
+    with alone(folder):
+        return _prepare(folder, files, tokenizer, counts, drawn, dict(val_fraction=val_fraction, seed=seed,
+                                                                      shard_tokens=shard_tokens), source, quiet)
+
+
+def _prepare(folder: str, files: Files, tokenizer: Tokenizer, counts: list[int], drawn: np.ndarray, settings: dict,
+             source: str, quiet: bool) -> Prepared | None:
+    """prepare, of documents that are counted and drawn."""
     journal = _Journal(folder, {"files": [[os.path.basename(path), *stamp] for path, stamp in
                                           zip(files.paths, files.stamp())],
                                 "field": files.field, "encoding": files.encoding, "tokenizer": tokenizer.to_dict(),
-                                "val_fraction": val_fraction, "seed": seed, "shard_tokens": shard_tokens})
+                                **settings})
     if journal.is_done():
         return None
     state = journal.read()
     if state:
         print(f"going on behind document {state['documents']:,} of {sum(counts):,}, where this was stopped before")
-    writer = Writer(folder, tokenizer, shard_tokens, state.get("writer"))
+    writer = Writer(folder, tokenizer, settings["shard_tokens"], state.get("writer"))
     with journal.removed_unless(lambda: writer.lasting), writer, progress_bar(files.size, quiet) as progress:
         chapters = _Chapters(files, counts, drawn, state.get("documents", 0), progress)
         try:
@@ -63,12 +78,48 @@ def prepare(folder: str, files: Files, tokenizer: Tokenizer, val_fraction: float
                 journal.write({"writer": writer.state(), "val": val.state(), "documents": chapters.done})
         except OSError as error:  # of the files read an error has become a ValueError
             raise writer.cannot(error) from error
+        except KeyboardInterrupt:
+            if writer.lasting:
+                print(f"interrupted: the same command goes on behind document {journal.documents:,}")
+            raise
         for encoded in val.in_order(drawn, tokenizer.end_id):
             writer.add("val", encoded)
         prepared = writer.finish({"source": source, "sha256": "", "documents": sum(counts), "split": "drawn",
-                                  "seed": seed, "plan_sha256": journal.plan_sha256})
+                                  "seed": settings["seed"], "plan_sha256": journal.plan_sha256})
     journal.remove()
-    return replace(prepared, sample=chapters.sample)
+    return replace(prepared, sample=chapters.sample or _beginning(folder, tokenizer))
+
+
+def _beginning(folder: str, tokenizer: Tokenizer) -> str:
+    """The beginning of the first document in val.bin."""
+    ids = np.fromfile(os.path.join(folder, "val.bin"), dtype="<u2", count=200).tolist()
+    return tokenizer.decode(ids[:ids.index(tokenizer.end_id)] if tokenizer.end_id in ids else ids).rstrip("\ufffd")
+
+
+@contextlib.contextmanager
+def alone(folder: str):
+    """Keep other processes from preparing folder; on systems without flock they are not kept. Raises ValueError while
+    another one does. The lock ends with the process, however that ends."""
+    try:
+        import fcntl
+        os.makedirs(folder, exist_ok=True)
+        file = open(os.path.join(folder, LOCK), "wb")
+    except ImportError:
+        yield
+        return
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({error.strerror}): free space there or change its rights") \
+            from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"{folder} is being prepared by another process: wait for it, or end it first") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(file.name)
 
 
 class _Journal:
@@ -115,6 +166,7 @@ class _Journal:
         return {}
 
     def write(self, state: dict):
+        self.documents = state["documents"]
         with open(self.path + ".part", "w", encoding="utf-8") as file:
             json.dump({"plan": self.plan, "state": state}, file)
             file.flush()
@@ -207,4 +259,6 @@ class _Drawn:
         for i, place in enumerate(np.argsort(np.argsort(drawn))):
             # the counts are known of all together
             known = (self.counts["characters"], self.counts["bytes"]) if i == 0 else (0, 0)
-            yield Encoded(np.array(ids[begins[place]:ends[place]]), *known)
+            for start in range(begins[place], ends[place], 2 ** 22):  # a document may be long
+                yield Encoded(np.array(ids[start:min(start + 2 ** 22, ends[place])]), *known)
+                known = 0, 0

@@ -46,16 +46,24 @@ def describe(path: str, sha256: str) -> dict:
 
 def ends_sha256(path: str) -> str:
     """SHA-256 of the first megabyte of a file followed by its last one."""
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         first = file.read(END)
         file.seek(max(0, os.path.getsize(path) - END))
         return hashlib.sha256(first + file.read(END)).hexdigest()
 
 
+def _opened(path: str, buffering: int = -1):
+    """The file at path, to be read. Raises ValueError where that is not allowed."""
+    try:
+        return open(path, "rb", buffering)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): change its rights, or copy it anew") from error
+
+
 def whole_sha256(path: str) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         while piece := file.read(END):
             digest.update(piece)
     return digest.hexdigest()
@@ -162,5 +170,5 @@ class Numbers:
         if i not in self._open:
             if len(self._open) >= MOST_OPEN:
                 self._open.popitem(last=False)[1].close()
-            self._open[i] = open(self.paths[i], "rb", buffering=0)
+            self._open[i] = _opened(self.paths[i], buffering=0)
         return self._open[i]

@@ -105,7 +105,7 @@ def test_a_resumed_run_masks_on(documents):
 
 
 @pytest.mark.parametrize("setting", ["pos_embd=relative", "pos_embd=alibi", "pos_embd=default+relative",
-                                     "model_type=bigram"])
+                                     "model_type=bigram", "ngrams=3"])
 def test_schemes_with_a_bias_are_refused(documents, setting):
     with pytest.raises(ValueError, match=f"document_mask.*default or rope.*{setting.split('=')[1].replace('+', '.')}"):
         train.main([f"--data_dir={documents}", *TINY_RUN, "--document_mask", f"--{setting}"])
@@ -116,3 +116,10 @@ def test_data_without_ends_is_refused(tmp_path):
     with pytest.raises(ValueError, match="document_mask=True needs documents with <|endoftext|>"):
         train.main([f"--data_dir={folder}", *TINY_RUN, "--document_mask"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_resume_cannot_change_what_losses_mean(documents):
+    assert train.main([f"--data_dir={documents}", *TINY_RUN, "--document_mask"]) == 0
+    with pytest.raises(ValueError, match="document_mask=True, and losses"):
+        train.main(["--init_from=resume", "--max_iters=9", "--document_mask=False"])
+    assert train.main(["--init_from=resume", "--max_iters=9", "--document_mask=True"]) == 0

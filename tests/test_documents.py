@@ -1039,7 +1039,9 @@ def test_an_interrupted_run_leaves_the_old_data(tmp_path, signal_):
     old = {name: (tmp_path / name).read_bytes() for name in BINS}
     (tmp_path / "a.txt").write_text(big_text(2_000_000, 0))
     process = subprocess.Popen([sys.executable, os.path.join(ROOT, PROGRAM), "--input=a.txt", "--tokenizer=bpe"],
-                               cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               cwd=tmp_path, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     end = time.monotonic() + 60
     while process.poll() is None and not (tmp_path / "train.bin.part").exists() and time.monotonic() < end:
         time.sleep(0.002)

@@ -240,8 +240,9 @@ REFUSED = {"no such file": (["--files=nothing*.parquet"], "nothing*.parquet", "-
            "damaged parquet": (["--files=bad.parquet"], "bad.parquet", "Parquet"),
            "damaged jsonl": (["--files=in.jsonl|bad.jsonl"], "bad.jsonl line 2"),
            "no text": (["--files=in.jsonl|latin.txt"], "latin.txt", "--encoding"),
-           "one document": (["--files=one.txt"], "tokens to train on"),
-           "no document": (["--files=none.jsonl"], "tokens to train on"),
+           "one document": (["--files=one.txt"], "1 documents cannot be parted"),
+           "seed": (["--files=one.txt", "--seed=-1"], "seed=-1"),
+           "no document": (["--files=none.jsonl"], "0 documents cannot be parted"),
            "name": (["--files=in.jsonl", "--name=a/b"], "name=a/b")}
 
 
@@ -660,6 +661,7 @@ class Hub(types.ModuleType):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """What makes a hub of given files the one that the program meets."""
+    import datasets  # noqa: F401  for as_nanogpt, which could not import it with a hub that is none
     def make(revisions, **options) -> Hub:
         (tmp_path / "cache").mkdir()
         made = Hub(tmp_path / "cache", revisions, **options)
@@ -699,3 +701,34 @@ def test_a_download_that_breaks_off_is_a_sentence(script, tmp_path, monkeypatch,
     assert os.listdir(tmp_path / "data") == []
     script.main(["--yes"])
     assert read(tmp_path / "data")[1] and there.downloaded[1:] == sorted(WHOLE)
+
+
+@pytest.mark.parametrize("write, name", [(write_parquet, "in.parquet"), (write_jsonl, "in.jsonl")])
+def test_records_are_taken_as_they_are(script, gpt2_vocabulary, write, name):
+    texts = ["\0\0", "a\r\nb\r\n", "", "c\0d\re", *documents(60, 5)]
+    write(name, texts)
+    assert script.main([f"--files={name}", "--val_fraction=0.1"]) is None
+    assert read(script.FOLDER) == as_nanogpt(texts, test_size=0.1)
+
+
+def test_null_is_a_blank_document_and_half_a_pair_a_mark(script, gpt2_vocabulary):
+    texts = [None, "a\ud83d b", *documents(60, 6)]
+    write_jsonl("in.jsonl", texts)
+    script.main(["--files=in.jsonl", "--val_fraction=0.1"])
+    assert read(script.FOLDER) == as_nanogpt(["", "a\ufffd b", *texts[2:]], test_size=0.1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock there")
+def test_two_preparations_at_once_are_refused(script, gpt2_vocabulary, monkeypatch, capsys):
+    write_jsonl("in.jsonl", documents(30, 7))
+    with sharding.alone(script.FOLDER):
+        ends_with_two(lambda: script.main(["--files=in.jsonl"]), monkeypatch, capsys, "another process")
+    script.main(["--files=in.jsonl"])
+    assert Corpus(script.FOLDER).lengths["train"] > 100 and "preparing.lock" not in os.listdir(script.FOLDER)
+
+
+def test_files_do_not_replace_the_download(script, gpt2_vocabulary, monkeypatch, capsys):
+    write_jsonl("in.jsonl", documents(30, 8))
+    with open(os.path.join(script.FOLDER, "meta.json"), "w", encoding="utf-8") as file:
+        json.dump({"source": script.REPOSITORY}, file)
+    ends_with_two(lambda: script.main(["--files=in.jsonl"]), monkeypatch, capsys, "--name")

@@ -904,3 +904,17 @@ def test_a_preparation_that_ends_in_between_leaves_no_part_of_a_shard(tmp_path, 
             writer.add("train", Encoded(ids, 100, 100))
             writer.finish({})
     assert os.listdir(tmp_path) == []
+
+
+def test_a_shard_that_cannot_be_read_is_a_sentence(tmp_path, monkeypatch):
+    for i in range(2):
+        np.arange(50, dtype="<u2").tofile(tmp_path / shard_name("train", i))
+    np.arange(50, dtype="<u2").tofile(tmp_path / "val.bin")
+    monkeypatch.setattr(shards, "IN_MEMORY", 0)
+    corpus = Corpus(str(tmp_path))
+    os.remove(tmp_path / shard_name("train", 1))
+    with pytest.raises(ValueError, match="train_001.bin cannot be read"):
+        corpus.train_batch(0, 11, BLOCK, 1, 50257)
+    os.mkdir(tmp_path / shard_name("train", 1))
+    with pytest.raises(ValueError, match="has no train_001.bin"):
+        Corpus(str(tmp_path))

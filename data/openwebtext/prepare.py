@@ -13,6 +13,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
+import json
 import shutil
 from dataclasses import dataclass
 
@@ -79,6 +80,15 @@ def parquet_files(api) -> tuple[str, list]:
     return revision, sorted(files, key=lambda file: file.path)
 
 
+def holds_openwebtext() -> bool:
+    """Whether the download has been prepared in this folder."""
+    try:
+        with open(os.path.join(FOLDER, "meta.json"), encoding="utf-8") as file:
+            return json.load(file).get("source") == REPOSITORY
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def free_space() -> str:
     """What the disk of this folder has left, in words."""
     return f"{shutil.disk_usage(FOLDER).free / 1e9:,.1f} GB are free here"
@@ -87,6 +97,8 @@ def free_space() -> str:
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(PrepareConfig, argv)
     folder = named_folder(cfg.name) if cfg.name else FOLDER
+    if cfg.files and folder == FOLDER and holds_openwebtext():
+        raise ValueError("data/openwebtext holds OpenWebText: pass --name=NAME to write your files elsewhere")
     if cfg.files:
         paths = [path for given in cfg.files.split("|") for path in find_files(given.strip(), "--files")[0]]
         real = [os.path.realpath(path) for path in paths]
@@ -94,7 +106,7 @@ def main(argv: list[str] | None = None):
             raise ValueError(f"--files names {twice[0]} twice: name each file once")
     else:
         paths = download(cfg.yes)
-    files = Files(paths, field=cfg.field, encoding=cfg.encoding)
+    files = Files(paths, field=cfg.field, encoding=cfg.encoding, as_is=True)
     print(f"{len(paths):,} files, {files.size / 1e6:,.1f} MB; {free_space()}")
     prepared = prepare(folder, files, GPT2Tokenizer(), cfg.val_fraction, cfg.seed, cfg.shard_tokens,
                        source=cfg.files or REPOSITORY)
