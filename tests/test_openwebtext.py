@@ -661,7 +661,9 @@ class Hub(types.ModuleType):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """What makes a hub of given files the one that the program meets."""
-    import datasets  # noqa: F401  for as_nanogpt, which could not import it with a hub that is none
+    import datasets  # now: as_nanogpt could not import it with a hub that is none
+    assert datasets
+
     def make(revisions, **options) -> Hub:
         (tmp_path / "cache").mkdir()
         made = Hub(tmp_path / "cache", revisions, **options)
