@@ -37,8 +37,7 @@ def prepare(folder: str, files: Files, tokenizer: Tokenizer, val_fraction: float
     None if they are there already, of the same files with the same settings.
 
     Raises ValueError for too few documents, for what files and bins.Writer raise, and while another process prepares
-    the same folder; what was done by then lasts, and so does the data that was
-    there before, until all is done.
+    the same folder; what was done by then lasts, and so does the data that was there before, until all is done.
     """
     check_fraction(val_fraction)
     if shard_tokens < 1:
@@ -128,6 +127,7 @@ class _Journal:
     def __init__(self, folder: str, plan: dict):
         self.path, self.folder, self.plan = os.path.join(folder, JOURNAL), folder, plan
         self.plan_sha256 = hashlib.sha256(json.dumps(plan).encode("utf-8")).hexdigest()
+        self.documents = 0  # that are done, by what was written or read last
 
     def is_done(self) -> bool:
         """Whether the data of this plan is there; then nothing else of the preparation is."""
@@ -157,6 +157,7 @@ class _Journal:
             sizes[DRAWN] = 2 * state["val"]["tokens"]
             there = all(os.path.getsize(os.path.join(self.folder, name)) >= size for name, size in sizes.items())
             if there and written["plan"] == self.plan:
+                self.documents = state["documents"]
                 return state
         except (OSError, ValueError, KeyError, TypeError):
             pass
@@ -166,12 +167,12 @@ class _Journal:
         return {}
 
     def write(self, state: dict):
-        self.documents = state["documents"]
         with open(self.path + ".part", "w", encoding="utf-8") as file:
             json.dump({"plan": self.plan, "state": state}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(self.path + ".part", self.path)
+        self.documents = state["documents"]
 
     @contextlib.contextmanager
     def removed_unless(self, lasting: Callable[[], bool]):
