@@ -291,7 +291,9 @@ class Corpus:
     def keep_on(self, runtime: Runtime, vocab_size: int):
         """Keep train on the device from now on, and cut batches there: a GPU then waits for no copy but that of where
         windows begin. Raises ValueError for ids of vocab_size and above."""
-        numbers = {"tokens": self._tokens["train"], **({"mask": self._mask_numbers["train"]} if self.masks else {})}
+        numbers = {"tokens": self._tokens["train"]}
+        if "train" in self.masks:
+            numbers["mask"] = self._mask_numbers["train"]
         self._move = runtime.move
         for name, source in numbers.items():
             # torch has few operations for uint16

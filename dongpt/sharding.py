@@ -160,7 +160,7 @@ class _Journal:
                 self.documents = state["documents"]
                 return state
         except (OSError, ValueError, KeyError, TypeError):
-            pass
+            pass  # said below, unless there is nothing
         if os.path.exists(self.path):
             print("what was begun there before was of other files or settings, or is damaged: beginning anew")
             self.remove()  # else it would be taken for the state of what is begun now

@@ -691,6 +691,14 @@ def test_batches_cut_on_the_device_are_those_cut_before(batch_size, block_size, 
     assert (whole_masked > 0) == (mask == "nothing")
 
 
+def test_a_mask_of_validation_alone_on_the_device(tmp_path):
+    folder = write_ids(tmp_path / "data")
+    np.ones(Corpus(folder).lengths["val"], np.uint8).tofile(os.path.join(folder, "val.mask.bin"))
+    plain, there = Corpus(folder), Corpus(folder)
+    there.keep_on(runtime.start("cpu"), 65536)
+    assert_same(tuple(there.train_batch(0, 4, 8, 1, 65536)), tuple(plain.train_batch(0, 4, 8, 1, 65536)))
+
+
 def test_largest_id_and_a_fraction_of_train_on_the_device(tmp_path):
     folder = write_ids(tmp_path / "data")
     everything = np.fromfile(os.path.join(folder, "train.bin"), "<u2")
