@@ -15,6 +15,7 @@ JSON has for each number of rows the median over rounds of the time to the first
 share of the memory's bandwidth at which weights were read behind it; and the same of transformers' generate (float32 on
 a CPU) on the same weights and prompt.
 """
+
 import json
 import os
 import shlex
@@ -30,14 +31,16 @@ from typing import Callable, Iterator, Literal, get_args, get_origin, get_type_h
 import torch
 
 import configurator
-from dongpt import measuring, runtime
-from dongpt.corpus import Corpus, find_folder, prepare_if_missing
-from dongpt.inference import Quantize, prepare
-from dongpt.measuring import Measured, bytes_per_token, memory_bandwidth
-from dongpt.optim import make_optimizer
+from configurator import UserError
+from dongpt import runtime
+from dongpt.decode.ready import Quantize, prepare
 from dongpt.program import run_program
 from dongpt.runtime import Runtime, RuntimeConfig, first_line, print_main, seed_everything
-from dongpt.updates import UpdateConfig, Updates
+from dongpt.train import measure as measuring
+from dongpt.train.data import Corpus, find_folder, prepare_if_missing
+from dongpt.train.measure import Measured, bytes_per_token, memory_bandwidth
+from dongpt.train.optim import make_optimizer
+from dongpt.train.step import UpdateConfig, Updates
 from model import GPTConfig, new_model
 
 # What a CPU measures unless told otherwise: nanoGPT's CPU demo. GPT-2 124M would take minutes per iteration.
@@ -50,6 +53,7 @@ PAIRS = 5  # rounds that a comparison has at least
 @dataclass(frozen=True)
 class Method:
     """How to measure."""
+
     warmup: int = 5  # updates before the measured ones
     iters: int = 10  # updates in a round
     rounds: int = 3  # how often all is measured in turn
@@ -77,15 +81,18 @@ class BenchConfig(RuntimeConfig, UpdateConfig, GPTConfig, Method):
     def __post_init__(self):  # GPTConfig's own checks wait until the defaults for a CPU are in
         self.settle_names()
         least = dict(warmup=0, iters=1, rounds=1, prompt_tokens=1, max_new_tokens=2)
-        wrong = [f"{name}={getattr(self, name)} must be at least {bound}"
-                 for name, bound in least.items() if getattr(self, name) < bound] + self.wrong_values()
+        wrong = [
+            f"{name}={getattr(self, name)} must be at least {bound}"
+            for name, bound in least.items()
+            if getattr(self, name) < bound
+        ] + self.wrong_values()
         if not all(n.strip().isdecimal() and int(n) for n in self.decode_batches.split(",")):
             wrong.append(f"decode_batches={self.decode_batches!r}: list numbers with commas, as in 1,8")
         modes = [name for name in ("sweep", "compare", "profile", "decode") if getattr(self, name)]
         if len(modes) > 1:
             wrong.append(f"{' and '.join(modes)} do not go together: give one of them")
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise UserError("; ".join(wrong))
 
 
 HOW = [f.name for f in fields(Method)]
@@ -141,6 +148,7 @@ def random_model(cfg: BenchConfig, vocab_size: int):
 
 class RandomBatch:
     """Stands in for a Corpus: every batch is the same, of random tokens."""
+
     name = "one random batch"
 
     def __init__(self, cfg: BenchConfig, vocab_size: int):
@@ -160,8 +168,10 @@ class RandomBatch:
 def begin(cfg: BenchConfig, rt: Runtime, label: str = "") -> Measured:
     """A training as cfg says, compiled, described in print and warmed up."""
     if cfg.gradient_accumulation_steps % rt.world_size:
-        raise ValueError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} micro-batches cannot be "
-                         f"shared evenly by {rt.world_size} processes: use a multiple of {rt.world_size}")
+        raise UserError(
+            f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} micro-batches cannot be "
+            f"shared evenly by {rt.world_size} processes: use a multiple of {rt.world_size}"
+        )
     corpus = None
     if cfg.real_data:
         folder = find_folder(cfg.dataset, cfg.data_dir)
@@ -169,20 +179,23 @@ def begin(cfg: BenchConfig, rt: Runtime, label: str = "") -> Measured:
         try:
             corpus = Corpus(folder)
         except ValueError as error:
-            raise ValueError(f"{error}; --real_data=False computes on random tokens") from error
+            raise UserError(f"{error}; --real_data=False computes on random tokens") from error
     vocab_size = cfg.vocab_size or (corpus.model_vocab_size if corpus else GPTConfig.vocab_size)
     if corpus:
         corpus.check(cfg.block_size, vocab_size)
     model = random_model(cfg, vocab_size).to(rt.device)
-    run = Measured(Updates(cfg, rt, corpus or RandomBatch(cfg, vocab_size), model,
-                           make_optimizer(model, cfg, rt.device_type)))
+    run = Measured(
+        Updates(cfg, rt, corpus or RandomBatch(cfg, vocab_size), model, make_optimizer(model, cfg, rt.device_type))
+    )
     why = run.compile(cfg.compile)
     compiled = f"on ({why}), took {run.compile_s:.1f} s" if run.compiled else f"off ({why})"
-    rt.print(f"{label}{rt.why}, compile: {compiled}, {torch.get_num_threads()} CPU threads, "
-             f"{rt.world_size} process{'es' if rt.world_size > 1 else ''}, {measuring.device_name(rt)}\n"
-             f"{label}{model.get_num_params() / 1e6:.2f}M parameters, {cfg.n_layer} layers, {cfg.n_head} heads, n_embd "
-             f"{cfg.n_embd}, block_size {cfg.block_size}, batch_size {cfg.batch_size}, micro-batches per update "
-             f"{cfg.gradient_accumulation_steps}, data: {run.updates.corpus.name}")
+    rt.print(
+        f"{label}{rt.why}, compile: {compiled}, {torch.get_num_threads()} CPU threads, "
+        f"{rt.world_size} process{'es' if rt.world_size > 1 else ''}, {measuring.device_name(rt)}\n"
+        f"{label}{model.get_num_params() / 1e6:.2f}M parameters, {cfg.n_layer} layers, {cfg.n_head} heads, n_embd "
+        f"{cfg.n_embd}, block_size {cfg.block_size}, batch_size {cfg.batch_size}, micro-batches per update "
+        f"{cfg.gradient_accumulation_steps}, data: {run.updates.corpus.name}"
+    )
     for _ in range(cfg.warmup):
         run.update()
     return run
@@ -199,7 +212,7 @@ def measure(cfg: BenchConfig, rt: Runtime):
     trace = os.path.abspath(cfg.trace)
     taken = os.path.exists(trace) and not os.path.isfile(trace)  # by a folder, or a device
     if cfg.profile and (taken or not os.access(os.path.dirname(trace), os.W_OK)):
-        raise ValueError(f"trace={cfg.trace} cannot be written: give the name of a file in a folder that is there")
+        raise UserError(f"trace={cfg.trace} cannot be written: give the name of a file in a folder that is there")
     run = begin(cfg, rt)
     for _ in range(cfg.rounds):
         run.round(cfg.iters)
@@ -217,13 +230,18 @@ def measure(cfg: BenchConfig, rt: Runtime):
 def report(result: dict) -> str:
     """The numbers of a result in words."""
     ms, shares = result["rounds_ms"], result["shares"]
-    lines = [f"time per iteration: {result['ms']:.2f}ms ({min(ms):.2f} to {max(ms):.2f} in rounds: {len(ms)}), "
-             f"{result['tokens_per_s']:,.0f} tokens/s", per_second(result["flops"])]
+    lines = [
+        f"time per iteration: {result['ms']:.2f}ms ({min(ms):.2f} to {max(ms):.2f} in rounds: {len(ms)}), "
+        f"{result['tokens_per_s']:,.0f} tokens/s",
+        per_second(result["flops"]),
+    ]
     if result["mfu"] is not None:
         lines[1] += f", MFU: {result['mfu']:.2%}"
     elif result["matmul_flops"]:
-        lines[1] += (f", {result['of_matmul']:.1%} of the {per_second(result['matmul_flops'])} that a matmul of the "
-                     f"MLP's shape reaches here")
+        lines[1] += (
+            f", {result['of_matmul']:.1%} of the {per_second(result['matmul_flops'])} that a matmul of the "
+            f"MLP's shape reaches here"
+        )
     memory = f"memory: {result['memory_mib']:,.1f} MiB in tensors at most"
     if result["process_mib"] is not None:
         memory += f", {result['process_mib']:,.0f} MiB in the process"
@@ -231,8 +249,10 @@ def report(result: dict) -> str:
         memory += f", {result['memory_growth_mib']:+,.1f} MiB from the first round to the last"
     lines.append(memory)
     if shares:
-        lines.append(f"time outside matmuls: {1 - shares['matmul']:.1%} (attention {shares['attention']:.1%}, all "
-                     f"else {shares['other']:.1%})")
+        lines.append(
+            f"time outside matmuls: {1 - shares['matmul']:.1%} (attention {shares['attention']:.1%}, all "
+            f"else {shares['other']:.1%})"
+        )
     return "\n".join([*lines, f"loss: {shown(result['loss'], '.4f')}"])
 
 
@@ -259,6 +279,7 @@ def in_turn(runs: list, rounds: int) -> Iterator:
 def compile_apart():
     """Have torch.compile make code for the shapes of each setting alone, not for any shape from the second one on."""
     from torch._dynamo import config  # some seconds, which a single setting need not wait for
+
     config.automatic_dynamic_shapes, config.recompile_limit = False, 64
 
 
@@ -266,8 +287,10 @@ def table(results: dict) -> str:
     """results, {name: result or why there is none}, a line each."""
     known = any(not isinstance(result, str) and result["mfu"] is not None for result in results.values())
     width = max(len(str(name)) for name in results) + 2
-    lines = [f"{'':<{width}}{'ms':>10}{'tokens/s':>12}{'FLOP/s':>17}{'MFU' if known else 'of matmul':>11}{'MiB':>11}"
-             f"{'growth':>10}{'outside matmuls':>17}{'loss':>9}"]
+    lines = [
+        f"{'':<{width}}{'ms':>10}{'tokens/s':>12}{'FLOP/s':>17}{'MFU' if known else 'of matmul':>11}{'MiB':>11}"
+        f"{'growth':>10}{'outside matmuls':>17}{'loss':>9}"
+    ]
     for name, result in results.items():
         if isinstance(result, str):
             lines.append(f"{name!s:<{width}}  {result}")
@@ -277,7 +300,8 @@ def table(results: dict) -> str:
             f"{per_second(result['flops']):>17}{shown(result['mfu' if known else 'of_matmul'], '.1%'):>11}"
             f"{result['memory_mib']:>11,.1f}{shown(result['memory_growth_mib'], '+,.1f'):>10}"
             f"{shown(result['shares'] and 1 - result['shares']['matmul'], '.1%'):>17}"
-            f"{shown(result['loss'], '.4f'):>9}")
+            f"{shown(result['loss'], '.4f'):>9}"
+        )
     return "\n".join(lines)
 
 
@@ -287,30 +311,34 @@ def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
     kinds = {key: kind for key, kind in get_type_hints(BenchConfig).items() if key not in HOW} | {"world_size": int}
     if name not in kinds:
         near = get_close_matches(name, kinds, n=1)
-        raise ValueError(f"sweep={name}: unknown setting" + (f", did you mean {near[0]!r}?" if near else
-                                                            "; --help lists them"))
+        raise UserError(
+            f"sweep={name}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "; --help lists them")
+        )
     kind = kinds[name]
     if colon:
-        values = [configurator.check(configurator.parse(word.strip(), kind), kind, f"sweep={name}")
-                  for word in words.split(",")]
+        values = [
+            configurator.check(configurator.parse(word.strip(), kind), kind, f"sweep={name}")
+            for word in words.split(",")
+        ]
         if name == "world_size" and min(values) < 1:
-            raise ValueError(f"sweep={cfg.sweep}: there is at least 1 process")
+            raise UserError(f"sweep={cfg.sweep}: there is at least 1 process")
         return name, list(dict.fromkeys(values))
     if name in ("block_size", "batch_size", "n_embd"):
         return name, [getattr(cfg, name) * n for n in (1, 2, 4, 8)]
     if name == "world_size":
         n_gpus = torch.cuda.device_count() if rt.device_type == "cuda" else 2
-        return name, [2 ** i for i in range(n_gpus.bit_length())]
+        return name, [2**i for i in range(n_gpus.bit_length())]
     if name == "dtype":
-        return name, [dtype for dtype in runtime.DTYPES
-                      if not isinstance(attempt(runtime.pick_dtype, dtype, rt.device_type), str)]
+        return name, [
+            dtype for dtype in runtime.DTYPES if not isinstance(attempt(runtime.pick_dtype, dtype, rt.device_type), str)
+        ]
     if name == "pos_embd":
         return name, ["default", "rope", "relative", "alibi"]
     if kind is bool or name == "compile":
         return name, [False, True]
     if get_origin(kind) is Literal:
         return name, list(get_args(kind))
-    raise ValueError(f"sweep={name} needs values, as in --sweep={name}:{getattr(cfg, name)},...")
+    raise UserError(f"sweep={name} needs values, as in --sweep={name}:{getattr(cfg, name)},...")
 
 
 def varied(cfg: BenchConfig, name: str, value) -> BenchConfig:
@@ -333,17 +361,25 @@ def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]):
     """Measure the values of one setting in turn; print a table in which those that cannot be have a sentence."""
     name, values = sweep_values(cfg, rt)
     if rt.world_size > 1:
-        raise ValueError("sweep runs in one process, and sweep=world_size starts torchrun itself: leave torchrun away")
+        raise UserError("sweep runs in one process, and sweep=world_size starts torchrun itself: leave torchrun away")
     if name == "world_size":
         results = {n: in_processes(n, cfg, argv) for n in values}
     else:
         results = sweep_here(cfg, rt, name, values)
     if all(isinstance(result, str) for result in results.values()):
-        raise ValueError(f"sweep={cfg.sweep}: nothing can be measured: {next(iter(results.values()))}")
+        raise UserError(f"sweep={cfg.sweep}: nothing can be measured: {next(iter(results.values()))}")
     print(table({f"{name}={value}": result for value, result in results.items()}))
-    print(json.dumps({"sweep": name, "results": [
-        {"value": value, **({"error": result} if isinstance(result, str) else result)}
-        for value, result in results.items()]}))
+    print(
+        json.dumps(
+            {
+                "sweep": name,
+                "results": [
+                    {"value": value, **({"error": result} if isinstance(result, str) else result)}
+                    for value, result in results.items()
+                ],
+            }
+        )
+    )
 
 
 def sweep_here(cfg: BenchConfig, rt: Runtime, name: str, values: list) -> dict:
@@ -364,13 +400,26 @@ def sweep_here(cfg: BenchConfig, rt: Runtime, name: str, values: list) -> dict:
 
 def in_processes(n: int, cfg: BenchConfig, argv: list[str]) -> dict | str:
     """What n processes of torchrun measure, each with as much work as one has; or why they do not."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}",
-               os.path.abspath(__file__), *argv, "--sweep=",
-               f"--gradient_accumulation_steps={cfg.gradient_accumulation_steps * n}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={n}",
+        os.path.abspath(__file__),
+        *argv,
+        "--sweep=",
+        f"--gradient_accumulation_steps={cfg.gradient_accumulation_steps * n}",
+    ]
     threads = max(1, torch.get_num_threads() // n)  # all of them together compute with the cores that one has
     print(f"world_size={n}, {threads} CPU threads each", flush=True)
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace",
-                          env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     said = [line for line in done.stderr.splitlines() if line.startswith("bench.py: ")]
@@ -383,13 +432,14 @@ def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]):
         words = [cfg.compare] if configurator.find_config(cfg.compare) else shlex.split(cfg.compare)
         other = read_settings([*argv, *words])
     except ValueError as error:
-        raise ValueError(f"compare: {error}") from error
+        raise UserError(f"compare: {error}") from error
     differ = [f.name for f in fields(cfg) if getattr(cfg, f.name) != getattr(other, f.name)]
     if how := [name for name in differ if name in HOW]:
-        raise ValueError(f"compare: {how[0]} says how both are measured: give it outside of the quotes")
-    if rt.world_size > 1 and (other.device != cfg.device or rt.dtype != runtime.pick_dtype(
-            other.dtype, rt.device_type, other.n_embd)[0]):
-        raise ValueError("compare: several processes share one device and dtype: compare these without torchrun")
+        raise UserError(f"compare: {how[0]} says how both are measured: give it outside of the quotes")
+    if rt.world_size > 1 and (
+        other.device != cfg.device or rt.dtype != runtime.pick_dtype(other.dtype, rt.device_type, other.n_embd)[0]
+    ):
+        raise UserError("compare: several processes share one device and dtype: compare these without torchrun")
     if True in (cfg.compile, other.compile) or rt.device_type == "cuda":
         compile_apart()
     settings, rounds, runs = {"A": cfg, "B": other}, max(cfg.rounds, PAIRS), {}
@@ -402,10 +452,21 @@ def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]):
     speeds = [[run.updates.tokens / seconds for seconds in run.seconds] for run in runs.values()]
     ratios = [b / a for a, b in zip(*speeds)]
     rt.print(table(results))
-    rt.print(f"tokens/s of B / tokens/s of A: {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f} in "
-             f"{rounds} pairs)")
-    rt.print(json.dumps({"compare": results, "ratio": median(ratios), "ratio_min": min(ratios),
-                         "ratio_max": max(ratios), "ratios": ratios}))
+    rt.print(
+        f"tokens/s of B / tokens/s of A: {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f} in "
+        f"{rounds} pairs)"
+    )
+    rt.print(
+        json.dumps(
+            {
+                "compare": results,
+                "ratio": median(ratios),
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
+                "ratios": ratios,
+            }
+        )
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -423,8 +484,10 @@ def measure_decoding(cfg: BenchConfig, rt: runtime.Runtime):
     elif cfg.transformers:
         theirs = transformers_model(model, cfg, rt)
     model, why = prepare(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
-    print(f"{why}, {torch.get_num_threads()} CPU threads\n{n_params / 1e6:.2f}M parameters, prompt of "
-          f"{cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones, temperature 0.8, top_k 200")
+    print(
+        f"{why}, {torch.get_num_threads()} CPU threads\n{n_params / 1e6:.2f}M parameters, prompt of "
+        f"{cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones, temperature 0.8, top_k 200"
+    )
     n_bytes = bytes_per_token(model)
 
     def ours(n_rows: int) -> tuple[float, float]:
@@ -441,8 +504,16 @@ def measure_decoding(cfg: BenchConfig, rt: runtime.Runtime):
         for n in (1, cfg.max_new_tokens):
             rt.synchronize()
             began = time.perf_counter()
-            theirs.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=n, min_new_tokens=n,
-                            do_sample=True, temperature=0.8, top_k=200, pad_token_id=0)
+            theirs.generate(
+                idx,
+                attention_mask=torch.ones_like(idx),
+                max_new_tokens=n,
+                min_new_tokens=n,
+                do_sample=True,
+                temperature=0.8,
+                top_k=200,
+                pad_token_id=0,
+            )
             rt.synchronize()
             times.append(time.perf_counter() - began)
         return times[0], times[1]
@@ -458,22 +529,41 @@ def measure_decoding(cfg: BenchConfig, rt: runtime.Runtime):
                 measured[name, n_rows].append(times)
     bandwidth = median(bandwidths)
     results = []
-    print(f"memory: {bandwidth / 1e9:.1f} GB/s, weights: {n_bytes / 1e6:.1f} MB per token\n"
-          f"{'':<14}{'rows':>4}{'first token':>14}{'tokens/s':>12}{'of bandwidth':>14}")
+    print(
+        f"memory: {bandwidth / 1e9:.1f} GB/s, weights: {n_bytes / 1e6:.1f} MB per token\n"
+        f"{'':<14}{'rows':>4}{'first token':>14}{'tokens/s':>12}{'of bandwidth':>14}"
+    )
     for (name, n_rows), times in measured.items():
         first, whole = (median([time[i] for time in times]) for i in (0, 1))
-        result = {"program": name, "rows": n_rows, "first_token_ms": first * 1000,
-                  "tokens_per_s": n_rows * cfg.max_new_tokens / whole}
+        result = {
+            "program": name,
+            "rows": n_rows,
+            "first_token_ms": first * 1000,
+            "tokens_per_s": n_rows * cfg.max_new_tokens / whole,
+        }
         if name == "donGPT":
             step = median([(whole - first) / (cfg.max_new_tokens - 1) for first, whole in times])
             result |= {"ms_per_step": step * 1000, "bandwidth_share": n_bytes / step / bandwidth}
         results.append(result)
         share = f"{result['bandwidth_share']:>13.0%}" if "bandwidth_share" in result else ""
         print(f"{name:<14}{n_rows:>4}{first * 1000:>11.0f} ms{result['tokens_per_s']:>12,.1f} {share}")
-    print(json.dumps({"decode": results, "bandwidth_gb_s": bandwidth / 1e9, "weight_mb": n_bytes / 1e6,
-                      "parameters": n_params, "prompt_tokens": cfg.prompt_tokens, "new_tokens": cfg.max_new_tokens,
-                      "rounds": cfg.rounds, "device": rt.device, "setup": why, "threads": torch.get_num_threads(),
-                      "torch": torch.__version__}))
+    print(
+        json.dumps(
+            {
+                "decode": results,
+                "bandwidth_gb_s": bandwidth / 1e9,
+                "weight_mb": n_bytes / 1e6,
+                "parameters": n_params,
+                "prompt_tokens": cfg.prompt_tokens,
+                "new_tokens": cfg.max_new_tokens,
+                "rounds": cfg.rounds,
+                "device": rt.device,
+                "setup": why,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+            }
+        )
+    )
 
 
 def transformers_model(model, cfg: BenchConfig, rt: runtime.Runtime):
@@ -481,7 +571,8 @@ def transformers_model(model, cfg: BenchConfig, rt: runtime.Runtime):
     try:
         from transformers import GPT2LMHeadModel
 
-        from dongpt import hugging_face
+        from dongpt.checkpoint import hugging_face
+
         with tempfile.TemporaryDirectory() as folder:
             hugging_face.save(model, None, folder)
             theirs = GPT2LMHeadModel.from_pretrained(folder)

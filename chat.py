@@ -7,6 +7,7 @@
 
 /help lists the commands. Ctrl-C ends an answer where it is, Ctrl-D leaves.
 """
+
 import contextlib
 import json
 import os
@@ -16,16 +17,17 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import configurator
+from configurator import UserError
 from dongpt import runtime
-from dongpt.checkpoint import load_anything
-from dongpt.conversation import Conversation
-from dongpt.dialogues import Messages, read_json_lines
-from dongpt.documents import Files
-from dongpt.inference import Quantize, prepare
+from dongpt.chat.conversation import Conversation
+from dongpt.chat.dialogues import Messages, read_json_lines
+from dongpt.checkpoint.files import load_anything
+from dongpt.decode.ready import Quantize, prepare
 from dongpt.program import run_program
 from dongpt.runtime import RuntimeConfig
-from dongpt.templates import EMOTIONS, PLAIN, PRESETS
-from dongpt.tokenizers import from_dict
+from dongpt.text.documents import Files
+from dongpt.text.template import EMOTIONS, PLAIN, PRESETS
+from dongpt.text.tokenizers import from_dict
 from model import Sampling
 
 HELP = """\
@@ -58,7 +60,7 @@ class ChatConfig(RuntimeConfig, Sampling):
         if self.emotion and self.emotion not in EMOTIONS:
             problems.append(f"emotion={self.emotion} is none of {', '.join(EMOTIONS)}")
         if problems := problems + self.problems():
-            raise ValueError("; ".join(problems))
+            raise UserError("; ".join(problems))
 
 
 def note(sentence: str):
@@ -69,8 +71,7 @@ def note(sentence: str):
 
 def visible(text: str) -> str:
     """text without what moves a cursor, turns the writing round or is no character; line ends and tabs stay."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")
-                   and c not in TURNING)
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") and c not in TURNING)
 
 
 class Chat:
@@ -135,8 +136,14 @@ class Chat:
 
     def obey(self, name: str, rest: str):
         """Carry out a command."""
-        commands = {"help": self.help, "reset": self.reset, "system": self.system, "temperature": self.temperature,
-                    "save": self.save, "load": self.load}
+        commands = {
+            "help": self.help,
+            "reset": self.reset,
+            "system": self.system,
+            "temperature": self.temperature,
+            "save": self.save,
+            "load": self.load,
+        }
         if name not in commands:
             note(f"there is no /{name}: /help lists the commands")
             return
@@ -160,24 +167,24 @@ class Chat:
         try:
             sampling = replace(self.conversation.sampling, temperature=float(text))
         except ValueError:
-            raise ValueError(f"{text!r} is no number: write one such as /temperature 0.5") from None
+            raise UserError(f"{text!r} is no number: write one such as /temperature 0.5") from None
         if problems := sampling.problems():
-            raise ValueError(problems[0])
+            raise UserError(problems[0])
         self.conversation.sampling = sampling
         note(f"temperature is {sampling.temperature:g}")
 
     def save(self, path: str):
         messages = self.conversation.messages()
         if not path or not messages:
-            raise ValueError("name a file, as in /save talk.jsonl" if messages else "nothing was said so far")
+            raise UserError("name a file, as in /save talk.jsonl" if messages else "nothing was said so far")
         path = os.path.expanduser(path)
         if os.path.isdir(path):
-            raise ValueError(f"{path} is a folder: name a file")
+            raise UserError(f"{path} is a folder: name a file")
         if os.path.isfile(path):
             try:
                 saved_before(path)
             except ValueError:
-                raise ValueError(f"{path} is there already, and is no conversation: take another name") from None
+                raise UserError(f"{path} is there already, and is no conversation: take another name") from None
         with open(path + ".part", "w", encoding="utf-8", newline="\n") as file:
             for role, content in messages:
                 file.write(json.dumps({"role": role, "content": content}, ensure_ascii=False) + "\n")
@@ -187,16 +194,16 @@ class Chat:
     def load(self, path: str):
         path = os.path.expanduser(path)
         if not os.path.isfile(path):
-            raise ValueError(f"there is no file {path!r}: name one, as in /load talk.jsonl")
+            raise UserError(f"there is no file {path!r}: name one, as in /load talk.jsonl")
         conversations = saved_before(path)
         if len(conversations) != 1:
-            raise ValueError(f"{path} holds {len(conversations):,} conversations: name a file with one")
+            raise UserError(f"{path} holds {len(conversations):,} conversations: name a file with one")
         self.conversation.replace_by(conversations[0])
         note(f"{len(conversations[0]):,} messages from {path}")
 
 
 def saved_before(path: str) -> list[Messages]:
-    """The conversations in a file. Raises ValueError, naming the line, for what is none."""
+    """The conversations in a file. Raises UserError, naming the line, for what is none."""
     return [*read_json_lines(Files([path]).lines(path), path)]
 
 
@@ -215,8 +222,10 @@ def take_path(argv: list[str]) -> tuple[str, list[str]]:
     """(the path among the arguments, the others): a word without dashes is one, unless it is a config file's."""
     paths = [arg for arg in argv if not arg.startswith("-") and not arg.endswith(".py")]
     if len(paths) > 1:
-        raise ValueError(f"{paths[1]!r}: one model is enough, and {paths[0]!r} is it already; settings are written "
-                         f"with two dashes, as in --temperature=0.5")
+        raise UserError(
+            f"{paths[1]!r}: one model is enough, and {paths[0]!r} is it already; settings are written "
+            f"with two dashes, as in --temperature=0.5"
+        )
     return "".join(paths), [arg for arg in argv if arg not in paths]
 
 
@@ -225,8 +234,9 @@ def begin(cfg: ChatConfig, path: str) -> Conversation:
     rt = runtime.start(cfg.device, cfg.dtype)
     model, description, _ = load_anything(path)
     if description is None:
-        raise ValueError(f"{path} holds no tokenizer, so it cannot read: put the meta.pkl or meta.json of its data "
-                         f"beside it")
+        raise UserError(
+            f"{path} holds no tokenizer, so it cannot read: put the meta.pkl or meta.json of its data beside it"
+        )
     if cfg.template != "auto":  # the file's own may be one that is not known here
         description = {key: value for key, value in description.items() if key != "template"}
     tokenizer = from_dict(description)
@@ -236,17 +246,19 @@ def begin(cfg: ChatConfig, path: str) -> Conversation:
     note(why)
     conversation = Conversation(model, tokenizer, template, sampling, note, cfg.max_new_tokens, cfg.seed)
     if cfg.template == "auto" and not tokenizer.template:
-        note(f"{path} was not trained on conversations: it goes on with what you write (for files of EDS pass "
-             f"--template=eds, eds-emotion or eds-context)")
+        note(
+            f"{path} was not trained on conversations: it goes on with what you write (for files of EDS pass "
+            f"--template=eds, eds-emotion or eds-context)"
+        )
     try:
         conversation.begin_with(cfg.system)
     except ValueError as error:
-        raise ValueError(f"--system: {error}") from None
+        raise UserError(f"--system: {error}") from None
     situation = about(cfg, template.name)
     try:
         conversation.talk_about(situation)
     except ValueError as error:
-        raise ValueError(f"--context: {error}") from None
+        raise UserError(f"--context: {error}") from None
     return conversation
 
 
@@ -254,7 +266,7 @@ def about(cfg: ChatConfig, template: str) -> str:
     """What fills the header of EDS's templates: as set, or asked for once on a terminal."""
     for name in ("emotion", "context"):
         if getattr(cfg, name) and template != f"eds-{name}":
-            raise ValueError(f"--{name} belongs to --template=eds-{name}: pass that too, or leave it away")
+            raise UserError(f"--{name} belongs to --template=eds-{name}: pass that too, or leave it away")
     if template not in ("eds-emotion", "eds-context"):
         return ""
     known, question = visible(cfg.context), "What is the situation? (Enter for none) "
@@ -277,12 +289,12 @@ def main(argv: list[str] | None = None) -> int:
     path, rest = take_path(sys.argv[1:] if argv is None else argv)
     cfg, given = configurator.load(ChatConfig, rest)
     if path and cfg.out_dir:
-        raise ValueError(f"two models, {path} and --out_dir={cfg.out_dir}: name one")
+        raise UserError(f"two models, {path} and --out_dir={cfg.out_dir}: name one")
     if not path and not cfg.out_dir:
-        raise ValueError("no model was given: python chat.py PATH of a checkpoint, of a run's folder, or gpt2")
+        raise UserError("no model was given: python chat.py PATH of a checkpoint, of a run's folder, or gpt2")
     prompt = visible(cfg.prompt).strip()
     if "prompt" in given and not prompt:
-        raise ValueError("--prompt is empty: write what you want to ask, or leave it away to talk")
+        raise UserError("--prompt is empty: write what you want to ask, or leave it away to talk")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     if on_a_terminal():  # readline may write to a terminal's output even where that is a file

@@ -8,6 +8,7 @@
 
 The old file stays as it is. The new one gets its name only after it has given the same logits as the old one.
 """
+
 import hashlib
 import os
 import shutil
@@ -19,11 +20,12 @@ from typing import Literal
 import torch
 
 import configurator
-from dongpt import checkpoint as checkpoints
-from dongpt import foreign, hugging_face
-from dongpt.foreign import NANOGPT_PLUS_SIZES
+from configurator import UserError
+from dongpt.checkpoint import files as checkpoints
+from dongpt.checkpoint import foreign, hugging_face
+from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES
 from dongpt.program import run_program
-from model import RELATIVE, GPT
+from model import GPT, RELATIVE
 
 CONVERTED = "converted_by"  # a key of what this program writes: the hash of its command, which may write it again
 
@@ -41,7 +43,7 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     """checkpoint, of any known layout, in the current format and for model's architecture; it is left as it is.
 
     A table of distances that model has and the checkpoint lacks is added, all zero. The optimizer's states stay with
-    their parameters. Raises ValueError where the weights do not fit model.
+    their parameters. Raises UserError where the weights do not fit model.
     """
     lacks = {} if isinstance(checkpoint.get("model_args"), dict) else {"n_head": model.config.n_head}
     old = foreign.upgrade(checkpoint, "the checkpoint", **lacks)
@@ -57,15 +59,19 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     free = {"dropout", "attn_dropout", *(["pos_embd"] if table is not None else [])}
     other = [f"{key}={has[key]!r}, not {had.get(key)!r}" for key in has if key not in free and has[key] != had.get(key)]
     if other:
-        raise ValueError(f"the model computes otherwise than the checkpoint's, it has {'; '.join(other)}: "
-                         f"give a model of the checkpoint's own architecture")
+        raise UserError(
+            f"the model computes otherwise than the checkpoint's, it has {'; '.join(other)}: "
+            f"give a model of the checkpoint's own architecture"
+        )
     if "optimizer" in old:
         groups = foreign.parameter_groups(config, old["optimizer"])
         if not foreign.states_fit(old["optimizer"], groups, weights):
-            raise ValueError("the checkpoint's optimizer state does not belong to its parameters: "
-                             "take its key 'optimizer' out")
-        new["optimizer"] = foreign.renumber(old["optimizer"], groups,
-                                            foreign.parameter_groups(model.config, old["optimizer"]))
+            raise UserError(
+                "the checkpoint's optimizer state does not belong to its parameters: take its key 'optimizer' out"
+            )
+        new["optimizer"] = foreign.renumber(
+            old["optimizer"], groups, foreign.parameter_groups(model.config, old["optimizer"])
+        )
     return new
 
 
@@ -83,11 +89,13 @@ def logits_of(model: GPT) -> torch.Tensor:
 
 
 def check_same(old: torch.Tensor, new: torch.Tensor, tolerance: float, path: str):
-    """Raise ValueError unless two models gave the same logits."""
+    """Raise UserError unless two models gave the same logits."""
     difference = (old - new).abs().max().item()
     if not difference <= tolerance * max(1.0, old.abs().max().item()):
-        raise ValueError(f"{path} was not written, since its logits would differ by {difference:.2g} from the old "
-                         f"ones: this is a bug, please report it with the file's model_args")
+        raise UserError(
+            f"{path} was not written, since its logits would differ by {difference:.2g} from the old "
+            f"ones: this is a bug, please report it with the file's model_args"
+        )
 
 
 def convert(old: str, new: str, cfg: UpdateConfig):
@@ -97,8 +105,12 @@ def convert(old: str, new: str, cfg: UpdateConfig):
     if checkpoints.is_hugging_face(old):
         model, tokenizer = hugging_face.load(old)
         foreign.check_given(given, asdict(model.config), old)
-        checkpoint = {"model": model.state_dict(), "model_args": checkpoints.model_args(model.config),
-                      "tokenizer": tokenizer, "format_version": checkpoints.FORMAT_VERSION}
+        checkpoint = {
+            "model": model.state_dict(),
+            "model_args": checkpoints.model_args(model.config),
+            "tokenizer": tokenizer,
+            "format_version": checkpoints.FORMAT_VERSION,
+        }
     else:
         checkpoint, path = checkpoints.load_path(old, **given)
         model = checkpoints.build(checkpoint, path)
@@ -109,15 +121,25 @@ def convert(old: str, new: str, cfg: UpdateConfig):
     if cfg.pos_embd:
         if model.config.model_type != "gpt" or model.config.positions != "default":
             has = model.config.positions if model.config.model_type == "gpt" else "a bigram"
-            raise ValueError(f"--pos_embd={cfg.pos_embd} adds to pos_embd=default, and {old} has {has}: leave it away")
+            raise UserError(f"--pos_embd={cfg.pos_embd} adds to pos_embd=default, and {old} has {has}: leave it away")
         model = foreign.make(replace(model.config, pos_embd="default+relative"))
-    lacking = [name for name, key in (("optimizer state", "optimizer"), ("iteration", "iter_num"),
-                                      ("tokenizer", "tokenizer")) if checkpoint.get(key) is None]
+    lacking = [
+        name
+        for name, key in (("optimizer state", "optimizer"), ("iteration", "iter_num"), ("tokenizer", "tokenizer"))
+        if checkpoint.get(key) is None
+    ]
     checkpoint = {**update_checkpoint(checkpoint, model), CONVERTED: command(old, cfg)}
-    checkpoints.save(checkpoint, new, check=lambda written: check_same(
-        logits, logits_of(checkpoints.build(checkpoints.load(written), written)), 1e-5, new))
-    print(f"wrote {new}: {describe(model)}, the same logits as {old}"
-          + (f"; it has no {', no '.join(lacking)}" if lacking else ""))
+    checkpoints.save(
+        checkpoint,
+        new,
+        check=lambda written: check_same(
+            logits, logits_of(checkpoints.build(checkpoints.load(written), written)), 1e-5, new
+        ),
+    )
+    print(
+        f"wrote {new}: {describe(model)}, the same logits as {old}"
+        + (f"; it has no {', no '.join(lacking)}" if lacking else "")
+    )
     if {"optimizer state", "iteration"} & set(lacking):
         print("a run that resumes from it starts those afresh")
 
@@ -148,32 +170,39 @@ def describe(model: GPT) -> str:
     config = model.config
     if config.model_type != "gpt":
         return f"{config.model_type}, {model.get_num_params():,} parameters"
-    return (f"{config.n_layer} layers, {config.n_head} heads, n_embd {config.n_embd}, block_size {config.block_size}, "
-            f"positions: {config.positions}")
+    return (
+        f"{config.n_layer} layers, {config.n_head} heads, n_embd {config.n_embd}, block_size {config.block_size}, "
+        f"positions: {config.positions}"
+    )
 
 
 def check_new(old: str, new: str, cfg: UpdateConfig):
-    """Raise ValueError if writing to new could destroy something that this very command did not write."""
+    """Raise UserError if writing to new could destroy something that this very command did not write."""
     parent = os.path.dirname(os.path.abspath(new))
     if not os.path.isdir(parent):
-        raise ValueError(f"there is no folder {parent} to write {os.path.basename(new)} to: make it first")
+        raise UserError(f"there is no folder {parent} to write {os.path.basename(new)} to: make it first")
     if not os.access(parent, os.W_OK):
-        raise ValueError(f"{parent} cannot be written: give another place for the new file")
+        raise UserError(f"{parent} cannot be written: give another place for the new file")
     if cfg.to != "hf" and os.path.lexists(f"{new}.part"):  # which is what the file is called until it is whole
-        raise ValueError(f"{new}.part exists, and would be overwritten: move it away first")
+        raise UserError(f"{new}.part exists, and would be overwritten: move it away first")
     if not os.path.lexists(new):
         return
     inside = [os.path.join(old, name) for name in (checkpoints.BEST, checkpoints.LAST)] if os.path.isdir(old) else []
     if os.path.exists(new) and any(os.path.samefile(path, new) for path in (old, *inside) if os.path.exists(path)):
-        raise ValueError(f"{new} is the file to be rewritten, and this program never writes in place: "
-                         f"give another name for the new one")
+        raise UserError(
+            f"{new} is the file to be rewritten, and this program never writes in place: "
+            f"give another name for the new one"
+        )
     if cfg.to == "hf":
-        is_ours = os.path.isdir(new) and not os.path.islink(new) and (
-            not os.listdir(new) or hugging_face.mark_of(new) == command(old, cfg))
+        is_ours = (
+            os.path.isdir(new)
+            and not os.path.islink(new)
+            and (not os.listdir(new) or hugging_face.mark_of(new) == command(old, cfg))
+        )
     else:
         is_ours = os.path.isfile(new) and _mark_of(new) == command(old, cfg)
     if not is_ours:
-        raise ValueError(f"{new} exists, and this command did not write it: give another name, or move it away first")
+        raise UserError(f"{new} exists, and this command did not write it: give another name, or move it away first")
 
 
 def _mark_of(path: str) -> str | None:
@@ -189,13 +218,17 @@ def main(argv: list[str] | None = None):
     paths = [arg for arg in argv if not arg.startswith("-")]
     cfg, _ = configurator.load(UpdateConfig, [arg for arg in argv if arg.startswith("-")])
     if len(paths) != 2:
-        raise ValueError(f"two paths are needed, the old file and the new one, and there are {len(paths)}: "
-                         f"python ckpt_update.py OLD NEW")
+        raise UserError(
+            f"two paths are needed, the old file and the new one, and there are {len(paths)}: "
+            f"python ckpt_update.py OLD NEW"
+        )
     if cfg.size and cfg.n_head not in (None, NANOGPT_PLUS_SIZES[cfg.size]["n_head"]):
-        raise ValueError(f"--size={cfg.size} means n_head={NANOGPT_PLUS_SIZES[cfg.size]['n_head']}, "
-                         f"and --n_head={cfg.n_head} is given: leave one away")
+        raise UserError(
+            f"--size={cfg.size} means n_head={NANOGPT_PLUS_SIZES[cfg.size]['n_head']}, "
+            f"and --n_head={cfg.n_head} is given: leave one away"
+        )
     if cfg.to == "hf" and cfg.pos_embd:
-        raise ValueError(f"GPT-2's architecture has no pos_embd={cfg.pos_embd}: leave --pos_embd or --to=hf away")
+        raise UserError(f"GPT-2's architecture has no pos_embd={cfg.pos_embd}: leave --pos_embd or --to=hf away")
     old, new = paths
     check_new(old, new, cfg)
     convert(old, new, cfg)

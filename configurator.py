@@ -11,7 +11,9 @@ so it is code that you trust; only a .py file is ever run. Names that start with
 in it are its own business; every other name must be a key.
 Types are int, float, bool, str, Literal and `X | None` (X not str).
 """
+
 import __future__
+
 import ast
 import inspect
 import os
@@ -25,6 +27,13 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
+
+
+class UserError(ValueError):
+    """A mistake of the user's: one sentence that says what is wrong, where, and what to do about it.
+
+    run_program prints it without a traceback and exits with code 2. Every other exception is a bug of ours.
+    """
 
 
 def parse(text: str, kind: Any) -> Any:
@@ -49,7 +58,7 @@ def describe(kind: Any) -> str:
 
 
 def check(value: Any, kind: Any, where: str) -> Any:
-    """Return value if it fits kind, else raise ValueError. int -> float is the only conversion."""
+    """Return value if it fits kind, else raise UserError. int -> float is the only conversion."""
     if get_origin(kind) is Literal:  # compared with its type, since True == 1
         fits = any(type(value) is type(choice) and value == choice for choice in get_args(kind))
     else:
@@ -58,7 +67,7 @@ def check(value: Any, kind: Any, where: str) -> Any:
             value = float(value)  # --dropout=0 means 0.0
         fits = type(value) in kinds  # type(), not isinstance(): True is no batch size
     if not fits:
-        raise ValueError(f"{where}: expected {describe(kind)}, got {value!r}")
+        raise UserError(f"{where}: expected {describe(kind)}, got {value!r}")
     return value
 
 
@@ -82,17 +91,20 @@ def run_config(path: str, keys=()) -> dict[str, Any]:
         if isinstance(error, SyntaxError) and error.filename == path and error.lineno:
             lines = [error.lineno]
         where = f"{path}, line {lines[-1]}" if lines else path
-        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
     scratch = (types.ModuleType, __future__._Feature)
-    return {key: value for key, value in names.items() if key in keys
-            or not (key.startswith("_") or callable(value) or isinstance(value, scratch))}
+    return {
+        key: value
+        for key, value in names.items()
+        if key in keys or not (key.startswith("_") or callable(value) or isinstance(value, scratch))
+    }
 
 
 def load(cls: type, argv: list[str] | None = None, skips_unknown: bool = False) -> tuple:
     """Return (an instance of the dataclass cls, the values the user set); -h and --help print the keys and exit.
 
     With skips_unknown config files may have keys that cls lacks, as another program's do: their names come third.
-    Raises ValueError, with a sentence for the user, for everything that is not a known key with a fitting value.
+    Raises UserError, with a sentence for the user, for everything that is not a known key with a fitting value.
     """
     argv = sys.argv[1:] if argv is None else argv
     kinds, given, skipped = get_type_hints(cls), {}, {}
@@ -103,8 +115,9 @@ def load(cls: type, argv: list[str] | None = None, skips_unknown: bool = False) 
     def put(key: str, value: Any, where: str) -> None:
         if key not in kinds:
             near = get_close_matches(key, kinds, n=1)
-            raise ValueError(f"{where}: unknown key {key!r}, "
-                             + (f"did you mean {near[0]!r}?" if near else "--help lists the keys"))
+            raise UserError(
+                f"{where}: unknown key {key!r}, " + (f"did you mean {near[0]!r}?" if near else "--help lists the keys")
+            )
         given[key] = check(value, kinds[key], f"{where}: {key}")
 
     for arg in argv:
@@ -113,7 +126,7 @@ def load(cls: type, argv: list[str] | None = None, skips_unknown: bool = False) 
             if equals:
                 put(key, parse(text, kinds.get(key)), "command line")
             elif key in kinds and kinds[key] is not bool and True not in get_args(kinds[key]):
-                raise ValueError(f"command line: --{key} needs a value, as in --{key}=...")
+                raise UserError(f"command line: --{key} needs a value, as in --{key}=...")
             else:
                 put(key, True, "command line")  # a bare --eval_only
         elif path := find_config(arg):
@@ -123,8 +136,17 @@ def load(cls: type, argv: list[str] | None = None, skips_unknown: bool = False) 
                 else:
                     put(key, value, arg)
         else:
-            raise ValueError(_not_an_argument(arg))
-    return (cls(**given), given, list(skipped)) if skips_unknown else (cls(**given), given)
+            raise UserError(_not_an_argument(arg))
+    cfg = build(cls, given)
+    return (cfg, given, list(skipped)) if skips_unknown else (cfg, given)
+
+
+def build(cls: type, values: dict[str, Any]) -> Any:
+    """An instance of the dataclass cls. A value that it refuses with a ValueError is the user's mistake."""
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _not_an_argument(arg: str) -> str:
@@ -134,8 +156,9 @@ def _not_an_argument(arg: str) -> str:
     shelf = os.path.join(ROOT, "config")
     names = sorted(name[:-3] for name in os.listdir(shelf) if name.endswith(".py")) if os.path.isdir(shelf) else []
     near = get_close_matches(os.path.basename(arg).removesuffix(".py"), names, n=1)
-    return (f"{arg!r} is neither a config file that exists nor --key=value"
-            + (f", did you mean config/{near[0]}.py?" if near else f"; config/ holds {', '.join(names)}"))
+    return f"{arg!r} is neither a config file that exists nor --key=value" + (
+        f", did you mean config/{near[0]}.py?" if near else f"; config/ holds {', '.join(names)}"
+    )
 
 
 def print_help(cls: type) -> None:

@@ -7,6 +7,7 @@ A path is a checkpoint, an out_dir, a folder in Hugging Face's format, or gpt2, 
 checkpoint is measured on the data that it was trained on, unless --dataset or --data_dir names another; its
 vocabulary must be the one of the data. Bits per byte compare models with different tokenizers, the other two do not.
 """
+
 import json
 import os
 import sys
@@ -14,16 +15,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import configurator
+from configurator import UserError
 from dongpt import runtime
-from dongpt.checkpoint import load_anything
-from dongpt.corpus import Corpus, find_folder, prepare_if_missing
-from dongpt.evaluation import evaluate
-from dongpt.inference import Quantize
-from dongpt.metrics import finite, progress_bar
+from dongpt.checkpoint.files import load_anything
+from dongpt.decode.quantize import quantize_linears
+from dongpt.decode.ready import Quantize
+from dongpt.log import finite, progress_bar
 from dongpt.program import run_program
-from dongpt.quantize import quantize_linears
 from dongpt.runtime import DeviceConfig
-from dongpt.tokenizers import added_tokens
+from dongpt.text.tokenizers import added_tokens
+from dongpt.train.data import Corpus, find_folder, prepare_if_missing
+from dongpt.train.evaluation import evaluate
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class EvaluateConfig(DeviceConfig):
     def __post_init__(self):
         for name in ("batch_size", "block_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
@@ -51,22 +53,24 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     stored = rest.get("config", {}) if not (cfg.dataset or cfg.data_dir) else {}
     dataset, data_dir = stored.get("dataset", cfg.dataset), stored.get("data_dir", cfg.data_dir)
     if not (dataset or data_dir):
-        raise ValueError(f"{path} does not say which data it was trained on: pass --dataset=NAME or --data_dir=DIR")
+        raise UserError(f"{path} does not say which data it was trained on: pass --dataset=NAME or --data_dir=DIR")
     folder = find_folder(dataset, data_dir)
     if stored and data_dir and not os.path.isdir(folder):
-        raise ValueError(f"the data of {path} was at {data_dir}, which is not there: pass --data_dir=DIR")
+        raise UserError(f"the data of {path} was at {data_dir}, which is not there: pass --data_dir=DIR")
     prepare_if_missing(folder, rt, out=sys.stderr)
     corpus = Corpus(folder)
     if added_tokens(corpus.tokenizer_dict, tokenizer) is None:
-        raise ValueError(f"{path} was trained with another vocabulary than that of {corpus.name}: "
-                         f"pass --dataset or --data_dir of data with its tokenizer")
+        raise UserError(
+            f"{path} was trained with another vocabulary than that of {corpus.name}: "
+            f"pass --dataset or --data_dir of data with its tokenizer"
+        )
     corpus.check_split(cfg.split, model.config.vocab_size)
     n_bytes = corpus.predicted_bytes(cfg.split)
     block_size = cfg.block_size or model.config.block_size
     try:
         model.check_length(block_size)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     if model.document_end is not None:
         print(f"{path}: attention stops at <|endoftext|>, as it was trained (document_mask)", file=sys.stderr)
     model.to(rt.device)
@@ -76,8 +80,14 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     loss = evaluate(model, corpus, cfg.split, cfg.batch_size, block_size, rt, on_batch=bar.update if bar else None)
     if bar:
         bar.close()
-    return {"checkpoint": path, "split": cfg.split, "loss": loss.nats, "perplexity": loss.perplexity,
-            "bits_per_byte": loss.bits_per_byte(n_bytes), "tokens": loss.tokens}
+    return {
+        "checkpoint": path,
+        "split": cfg.split,
+        "loss": loss.nats,
+        "perplexity": loss.perplexity,
+        "bits_per_byte": loss.bits_per_byte(n_bytes),
+        "tokens": loss.tokens,
+    }
 
 
 def print_table(results: list[dict]):
@@ -85,8 +95,10 @@ def print_table(results: list[dict]):
     width = max(len("checkpoint"), *(len(r["checkpoint"]) for r in results))
     print(f"{'checkpoint':<{width}}  split    loss  perplexity  bits/byte      tokens")
     for r in results:
-        print(f"{r['checkpoint']:<{width}}  {r['split']:<5}  {r['loss']:.4f}  {r['perplexity']:>10.3f}  "
-              f"{r['bits_per_byte']:>9.4f}  {r['tokens']:>10,}")
+        print(
+            f"{r['checkpoint']:<{width}}  {r['split']:<5}  {r['loss']:.4f}  {r['perplexity']:>10.3f}  "
+            f"{r['bits_per_byte']:>9.4f}  {r['tokens']:>10,}"
+        )
 
 
 def main(argv: list[str] | None = None):

@@ -11,6 +11,7 @@ schemes.
 Shapes: B rows of a batch, T tokens in a row, C = n_embd channels, nh = n_head heads of hs = C / nh channels,
 V = vocab_size, S tokens held in a cache.
 """
+
 import math
 from dataclasses import dataclass, fields, replace
 from typing import Iterator, Literal, NamedTuple, Sequence, get_args, get_origin
@@ -35,6 +36,7 @@ BEYOND = 8.0  # nats by which what lies beyond it scores below its lowest entry
 @dataclass(frozen=True)
 class GPTConfig:
     """The architecture. Everything that shapes the parameters is here and nowhere else."""
+
     block_size: int = 1024  # context length: how many tokens the model looks back
     vocab_size: int | None = 50304  # GPT-2's 50257 rounded up to a multiple of 64, which GPUs like
     n_layer: int = 12  # number of blocks
@@ -81,8 +83,10 @@ class GPTConfig:
         for field in fields(self):
             choices = get_args(field.type) if get_origin(field.type) is Literal else None
             if choices and getattr(self, field.name) not in choices:
-                raise ValueError(f"{field.name}={getattr(self, field.name)!r} is not known: "
-                                 f"use one of {', '.join(map(str, choices))}")
+                raise ValueError(
+                    f"{field.name}={getattr(self, field.name)!r} is not known: "
+                    f"use one of {', '.join(map(str, choices))}"
+                )
         if self.model_type == "bigram" and self.pos_embd != "default":
             raise ValueError(f"a bigram knows no positions: leave pos_embd={self.pos_embd} away")
         if self.model_type == "bigram" and self.ngrams > 1:
@@ -96,8 +100,10 @@ class GPTConfig:
             near = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: use n_embd={near}")
         if self.pos_embd == "rope" and self.n_embd // self.n_head % 2:
-            raise ValueError(f"pos_embd='rope' turns pairs of channels, and n_embd={self.n_embd} with "
-                             f"n_head={self.n_head} gives heads of {self.n_embd // self.n_head}: use an even size")
+            raise ValueError(
+                f"pos_embd='rope' turns pairs of channels, and n_embd={self.n_embd} with "
+                f"n_head={self.n_head} gives heads of {self.n_embd // self.n_head}: use an even size"
+            )
         for name in ("dropout", "attn_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
@@ -109,6 +115,7 @@ class GPTConfig:
 
 class Where(NamedTuple):
     """What the attention of every layer is told about positions; as it stands it is plain and causal."""
+
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None  # of queries and keys: cos and sin, (..., T, 1, hs)
     bias: torch.Tensor | None = None  # added to the scores, (1 or R, 1 or nh, T, S), -inf (or False) where not to look
     causal: bool = True  # without a bias: whether a token looks at none behind it; else it looks at all keys
@@ -161,7 +168,7 @@ def ngram_rows(idx, before, ngrams: int, n_rows: int):
     text, rows = torch.cat([before, idx], dim=1) + 1, []
     number = text[:, n_before:]
     for n in range(1, ngrams):  # of tokens before; numbers beyond 64 bits wrap around
-        number = number * 65537 + text[:, n_before - n:n_before - n + T]
+        number = number * 65537 + text[:, n_before - n : n_before - n + T]
         rows.append((number * -7046029254386353131 >> 32) % n_rows + (n - 1) * n_rows)  # Knuth's multiplicative hash
     return torch.stack(rows, dim=-1)
 
@@ -180,7 +187,8 @@ class _BiasedAttention(torch.autograd.Function):
     That kernel gives no gradient to the bias; PyTorch's own way out keeps all scores, (B, nh, T, T), in memory. This
     recomputes them in pieces that stay in the processor's cache, and only at or below the diagonal.
     """
-    QUERIES, SCORES = 64, 2 ** 20  # in a piece
+
+    QUERIES, SCORES = 64, 2**20  # in a piece
 
     @staticmethod
     def forward(ctx, q, k, v, bias):
@@ -190,7 +198,7 @@ class _BiasedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, k, v, bias = ctx.saved_tensors
-        (B, n_head, T, head_size), scale = q.shape, q.shape[-1] ** -0.5
+        (B, n_head, T, _), scale = q.shape, q.shape[-1] ** -0.5
         dq, dk, dv = (torch.zeros(t.shape, dtype=t.dtype) for t in (q, k, v))
         dbias = torch.zeros_like(bias)
         n_rows = max(1, _BiasedAttention.SCORES // (n_head * min(T, _BiasedAttention.QUERIES) * T))
@@ -254,14 +262,15 @@ class Dropout(nn.Dropout):
     def forward(self, x):
         if not self.training or not self.p or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None).view(torch.int16)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         n_dropped = min(round(self.p * 65536), 65535)  # of the 65536 values that they have
-        keep = bits[:x.numel()].view(x.shape) >= n_dropped - 32768
+        keep = bits[: x.numel()].view(x.shape) >= n_dropped - 32768
         return x * keep.to(x.dtype).mul_(65536 / (65536 - n_dropped))
 
 
 class Held(NamedTuple):
     """One layer's share of a KVCache, and where in it the tokens at hand belong."""
+
     keys: torch.Tensor  # (B, nh, size, hs)
     values: torch.Tensor  # (B, nh, size, hs)
     rows: slice | torch.Tensor  # which rows of the batch are at hand: the first few, or (R,) their numbers
@@ -275,11 +284,11 @@ class Held(NamedTuple):
 
     def _store(self, held, new):
         if self.start is not None:
-            held[self.rows, :, self.start:self.n_held] = new
+            held[self.rows, :, self.start : self.n_held] = new
         else:
             rows = torch.arange(len(new), device=new.device) if isinstance(self.rows, slice) else self.rows
             held[rows[:, None], :, self.positions] = new.transpose(1, 2).to(held.dtype)
-        return held[self.rows, :, :self.n_held]  # of a slice a view; numbers of rows copy
+        return held[self.rows, :, : self.n_held]  # of a slice a view; numbers of rows copy
 
 
 class KVCache:
@@ -295,8 +304,9 @@ class KVCache:
         kind, self.dtype = like.device.type, like.dtype
         if torch.is_autocast_enabled(kind):
             self.dtype = torch.get_autocast_dtype(kind)
-        self.layers = [[torch.zeros(shape, device=like.device, dtype=self.dtype) for _ in "kv"]
-                       for _ in model.transformer.h]
+        self.layers = [
+            [torch.zeros(shape, device=like.device, dtype=self.dtype) for _ in "kv"] for _ in model.transformer.h
+        ]
 
     def at(self, positions, n_held: int, start: int | None = None, rows=slice(None)) -> list[Held]:
         """For each layer, where tokens at positions (T,) or (R, T) of these rows belong; see Held."""
@@ -371,9 +381,10 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     """A decoder-only transformer: logits for the next token at every position."""
+
     can_cache = True  # whether a token's keys and values stay what they are when the text grows
     # packer(model, n_tokens) gives what runs blocks and head on a CPU for so many tokens one after another, faster than
-    # their own forward, which it replaces then; or None. dongpt/rows.py has it.
+    # their own forward, which it replaces then; or None. dongpt/kernels/cpu.py has it.
     packer = None
     # the id behind every document where losses are taken with attention that stops there (document_mask in train.py)
     document_end: int | None = None
@@ -386,15 +397,18 @@ class GPT(nn.Module):
         if config.has_wpe:
             self.transformer.wpe = nn.Embedding(config.block_size, config.n_embd)
         if config.has_relative:
-            self.transformer.relative = nn.ModuleDict(dict(
-                relative_embeddings=nn.Embedding(config.block_size, config.n_head)))
+            self.transformer.relative = nn.ModuleDict(
+                dict(relative_embeddings=nn.Embedding(config.block_size, config.n_head))
+            )
         if config.ngrams > 1:
             self.transformer.ngrams = nn.Embedding((config.ngrams - 1) * config.ngram_rows, config.n_embd)
-        self.transformer.update(dict(
-            drop=Dropout(config.dropout),
-            h=nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
-            ln_f=LayerNorm(config.n_embd, config.bias),
-        ))
+        self.transformer.update(
+            dict(
+                drop=Dropout(config.dropout),
+                h=nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
+                ln_f=LayerNorm(config.n_embd, config.bias),
+            )
+        )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.transformer.wte.weight = self.lm_head.weight
@@ -465,8 +479,11 @@ class GPT(nn.Module):
         T = idx.shape[1]
         self.check_length(T)
         in_documents = targets is not None and self.document_end is not None
-        x = self._hidden(idx, torch.arange(T, device=idx.device),
-                         **({"mask": same_document(idx, self.document_end)} if in_documents else {}))
+        x = self._hidden(
+            idx,
+            torch.arange(T, device=idx.device),
+            **({"mask": same_document(idx, self.document_end)} if in_documents else {}),
+        )
         if targets is None:
             return self.lm_head(x[:, -1:]), None
         logits = self.lm_head(x)
@@ -476,8 +493,10 @@ class GPT(nn.Module):
     def check_length(self, T: int):
         """Raise ValueError for a sequence of more tokens than there are positions for."""
         if T > self.config.block_size and self.config.has_wpe:
-            raise ValueError(f"a sequence of {T} tokens is longer than block_size={self.config.block_size}, and "
-                             f"pos_embd={self.config.pos_embd} has no positions beyond it: pass block_size or fewer")
+            raise ValueError(
+                f"a sequence of {T} tokens is longer than block_size={self.config.block_size}, and "
+                f"pos_embd={self.config.pos_embd} has no positions beyond it: pass block_size or fewer"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -513,19 +532,25 @@ class GPT(nn.Module):
         tables = [name for name in has if has[name] and name in parameters]
         matrices = [name for name, p in parameters.items() if p.dim() >= 2 and name not in tables]
         in_blocks = [name for name in matrices if muon and name.startswith("transformer.h.")]
-        return [[name for name in matrices if name not in in_blocks],
-                [name for name, p in parameters.items() if p.dim() < 2],
-                *([in_blocks] if muon else []), *([name] for name in tables)]
+        return [
+            [name for name in matrices if name not in in_blocks],
+            [name for name, p in parameters.items() if p.dim() < 2],
+            *([in_blocks] if muon else []),
+            *([name] for name in tables),
+        ]
 
     def optimizer_groups(self, weight_decay: float, learning_rate: float, muon_lr: float | None = None) -> list[dict]:
         """parameter_groups with their settings: biases, gains and n-grams do not decay, lr_scale multiplies a group's
-        learning rate; rule says which of dongpt/optim.py is meant instead of AdamW's, for the blocks' matrices where
+        learning rate; rule says which of train/optim.py is meant instead of AdamW's, for the blocks' matrices where
         muon_lr is given."""
         parameters, groups = dict(self.named_parameters()), []
         for i, names in enumerate(self.parameter_groups(muon_lr is not None)):
             table = names[0] if names and names[0] in (RELATIVE, NGRAMS) else None
-            group = dict(params=[parameters[name] for name in names], lr=learning_rate,
-                         weight_decay=0.0 if i == 1 or table == NGRAMS else weight_decay)
+            group = dict(
+                params=[parameters[name] for name in names],
+                lr=learning_rate,
+                weight_decay=0.0 if i == 1 or table == NGRAMS else weight_decay,
+            )
             if table == RELATIVE:
                 group["lr_scale"] = RELATIVE_LR
             elif table == NGRAMS:
@@ -536,11 +561,16 @@ class GPT(nn.Module):
             groups.append(group)
         return groups
 
-    def configure_optimizers(self, weight_decay: float, learning_rate: float, betas: tuple[float, float],
-                             device_type: str) -> torch.optim.AdamW:
+    def configure_optimizers(
+        self, weight_decay: float, learning_rate: float, betas: tuple[float, float], device_type: str
+    ) -> torch.optim.AdamW:
         """AdamW for optimizer_groups."""
-        return torch.optim.AdamW(self.optimizer_groups(weight_decay, learning_rate), lr=learning_rate, betas=betas,
-                                 fused=device_type in ("cuda", "cpu"))
+        return torch.optim.AdamW(
+            self.optimizer_groups(weight_decay, learning_rate),
+            lr=learning_rate,
+            betas=betas,
+            fused=device_type in ("cuda", "cpu"),
+        )
 
     @torch.no_grad()
     def lower_last_distance(self):
@@ -587,17 +617,37 @@ class GPT(nn.Module):
     # decoding
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
-                 top_p: float | None = None, seed: int | None = None, use_kv_cache: bool = True, **more):
+    def generate(
+        self,
+        idx,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        use_kv_cache: bool = True,
+        **more,
+    ):
         """idx (B, T) with max_new_tokens drawn ids behind it: (B, T + max_new_tokens). See stream for the settings."""
         new = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed, use_kv_cache, **more)
         return torch.cat([idx, *(ids[:, None].to(idx.device) for ids in new)], dim=1)
 
     @torch.no_grad()
-    def stream(self, prompts, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
-               top_p: float | None = None, seed: int | None = None, use_kv_cache: bool = True,
-               stop_ids: Sequence[int] = (), n_ids: int | None = None, min_p: float | None = None,
-               repetition_penalty: float | None = None, decoder: "Decoder | None" = None) -> Iterator[torch.Tensor]:
+    def stream(
+        self,
+        prompts,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        use_kv_cache: bool = True,
+        stop_ids: Sequence[int] = (),
+        n_ids: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        decoder: "Decoder | None" = None,
+    ) -> Iterator[torch.Tensor]:
         """Yield the next id of every row, (B,) int64 on the CPU, up to max_new_tokens times; a finished row gives -1.
 
         prompts: (B, T) ids, or a list of id lists of any lengths above 0. The settings are those of Sampling. A row is
@@ -613,7 +663,7 @@ class GPT(nn.Module):
         rows = [list(row) if isinstance(row, Sequence) else row for row in rows]
         n_ids = self.config.vocab_size if n_ids is None else n_ids
         _check_decoding(rows, self.config.vocab_size, n_ids, max_new_tokens, sampling)
-        seed = int(torch.randint(2 ** 62, ())) if seed is None else int(seed)
+        seed = int(torch.randint(2**62, ())) if seed is None else int(seed)
         finished, stop_ids = [False] * len(rows), frozenset(stop_ids)
         size = min(max(map(len, rows)) + max_new_tokens, self.config.block_size)
         if decoder is None:
@@ -621,8 +671,10 @@ class GPT(nn.Module):
         decoder.settle(sampling, n_ids)
         for drawn in decoder.draws(rows, seed, max_new_tokens):
             if any(i == NOT_FINITE and not done for i, done in zip(drawn, finished)):
-                raise ValueError("the model's logits are not finite: use dtype=float32, or an earlier checkpoint "
-                                 "if the training diverged")
+                raise ValueError(
+                    "the model's logits are not finite: use dtype=float32, or an earlier checkpoint "
+                    "if the training diverged"
+                )
             yield torch.tensor([-1 if done else i for i, done in zip(drawn, finished)])
             finished = [done or i in stop_ids for i, done in zip(drawn, finished)]
             if all(finished):
@@ -642,13 +694,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
 
 class Bigram(GPT):
     """A baseline: the logits of the next token are a row, by the last token alone, of one V x V table."""
+
     can_cache = False
 
     def __init__(self, config: GPTConfig):
         nn.Module.__init__(self)
         self.config = config
-        self.transformer = nn.ModuleDict(dict(wte=nn.Embedding(config.vocab_size, config.vocab_size),
-                                              h=nn.ModuleList()))
+        self.transformer = nn.ModuleDict(
+            dict(wte=nn.Embedding(config.vocab_size, config.vocab_size), h=nn.ModuleList())
+        )
         self.lm_head = nn.Identity()
         self.apply(self._init_weights)
 
@@ -670,7 +724,7 @@ class Bigram(GPT):
     def grow_vocabulary(self, vocab_size: int):
         old, self.config = self.transformer.wte.weight.detach(), replace(self.config, vocab_size=vocab_size)
         table = nn.init.normal_(torch.empty(vocab_size, vocab_size, device=self.device), std=0.02)
-        table[:len(old), :len(old)] = old
+        table[: len(old), : len(old)] = old
         self.transformer.wte = nn.Embedding(vocab_size, vocab_size, _weight=table)
 
 
@@ -693,6 +747,7 @@ def window_size(n_tokens: int, block_size: int) -> int:
 @dataclass(frozen=True)
 class Sampling:
     """How an id is drawn from the logits: the filters are Hugging Face's, in its order, which is the one here."""
+
     temperature: float = 1.0  # below 1 bolder on the likely, above 1 more random; 0 takes the likeliest token
     top_k: int | None = None  # draw from this many likeliest tokens; 0 or None is off
     top_p: float | None = None  # draw from the likeliest tokens that reach this probability; None is off
@@ -770,7 +825,7 @@ def _keep_top_k(logits, k: int | None):
     if not k or k >= logits.size(-1):
         return logits, None
     values, ids = torch.topk(logits, k + 1)
-    last, next_one = values[:, k - 1:k], values[:, k:]
+    last, next_one = values[:, k - 1 : k], values[:, k:]
     if logits.device.type == "cpu" and (last > next_one).all():  # no ties; to ask that of a GPU would be to wait
         ids, order = ids[:, :k].sort(-1)
         return values.gather(1, order), ids
@@ -791,7 +846,7 @@ def _draw_at(uniforms, logits, sampling: Sampling):
         logits = logits.masked_fill(probabilities < least, -math.inf)
     # summed in float64, so that ids of small probability keep theirs; searchsorted lands on none of probability 0
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (B, V)
-    points = uniforms.to(logits.device)[:, None].clamp(max=1 - 2 ** -40) * cumulative[:, -1:]
+    points = uniforms.to(logits.device)[:, None].clamp(max=1 - 2**-40) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.size(-1) - 1)
 
 
@@ -809,20 +864,30 @@ class Decoder:
     All that a step reads and writes are tensors that stay where they are, so that a GPU can replay a step that was
     recorded once, and no step waits for the ids of another: which tokens are seen depends on their number alone.
     """
+
     UNIFORMS = 64  # random numbers per row that are drawn at a time
     PREFILL = 8192  # tokens that are encoded at a time
     BUCKET = 128  # a recorded step looks at a multiple of so many keys
 
-    def __init__(self, model: GPT, n_rows: int, sampling: Sampling, n_ids: int, use_kv_cache: bool,
-                 size: int | None = None, keeps: bool = False):
+    def __init__(
+        self,
+        model: GPT,
+        n_rows: int,
+        sampling: Sampling,
+        n_ids: int,
+        use_kv_cache: bool,
+        size: int | None = None,
+        keeps: bool = False,
+    ):
         self.model, self.sampling, self.n_ids, self.keeps = model, sampling, n_ids, keeps
         self.device, self.block_size, B = model.device, model.config.block_size, n_rows
         self.counts = [0] * B  # tokens that are seen of each row
         self.text = torch.zeros(B, self.block_size + 1, dtype=torch.int64, device=self.device)  # then garbage
         self.last = torch.zeros(B, dtype=torch.int64, device=self.device)  # where the newest token stands
         # in float64, which MPS does not have: there ids are drawn on the CPU
-        self.uniforms = torch.zeros(self.UNIFORMS, B, dtype=torch.float64,
-                                    device="cpu" if self.device.type == "mps" else self.device)
+        self.uniforms = torch.zeros(
+            self.UNIFORMS, B, dtype=torch.float64, device="cpu" if self.device.type == "mps" else self.device
+        )
         self.n_drawn = torch.zeros(1, dtype=torch.int64, device=self.uniforms.device)  # of the uniforms at hand
         self.drawn = torch.zeros(B, dtype=torch.int64, device=self.device)
         self.seen = self._nothing_seen()  # (B, V): which ids a row has, where that matters
@@ -866,8 +931,7 @@ class Decoder:
             if self.cache and model.packer and not model.training and self.cache.dtype == torch.float32:
                 self.packed = model.packer(model, n)
             self._begin(rows)
-            generators = [np.random.Generator(np.random.Philox(key=seed % 2 ** 64 + (i << 64)))
-                          for i in range(len(rows))]
+            generators = [np.random.Generator(np.random.Philox(key=seed % 2**64 + (i << 64))) for i in range(len(rows))]
             waiting = None
             for i in range(n):
                 if i % self.UNIFORMS == 0:
@@ -896,7 +960,7 @@ class Decoder:
 
     def _begin(self, rows: list[list[int]]):
         """Take the prompts, and encode them but for their newest tokens."""
-        windows = [row[-window_size(len(row), self.block_size):] for row in rows]
+        windows = [row[-window_size(len(row), self.block_size) :] for row in rows]
         n_known = self._n_known(windows[0]) if self.keeps else 0
         self.counts = [len(window) for window in windows]
         longest = max(self.counts)
@@ -915,7 +979,7 @@ class Decoder:
 
     def _n_known(self, window: list[int]) -> int:
         """How many of the first tokens of window the cache of the only row holds; the newest is always encoded."""
-        before = self.text[0, :max(0, self.counts[0] - 1)].tolist()
+        before = self.text[0, : max(0, self.counts[0] - 1)].tolist()
         same = next((i for i, (a, b) in enumerate(zip(before, window)) if a != b), min(len(before), len(window)))
         return min(same, len(window) - 1)
 
@@ -926,7 +990,7 @@ class Decoder:
             return
         half = window_size(self.block_size + 1, self.block_size)
         rows = torch.tensor(full, device=self.device)
-        self.text[rows, :half] = self.text[rows, self.block_size + 1 - half:]
+        self.text[rows, :half] = self.text[rows, self.block_size + 1 - half :]
         self.last[rows] = half - 1
         for row in full:
             self.counts[row] = half
@@ -947,8 +1011,12 @@ class Decoder:
         for start in range(first, n, size):
             stop = min(start + size, n)
             positions = torch.arange(start, stop, device=self.device)
-            self.model._hidden(text[:, start:stop], positions, self.cache.at(positions, stop, start, at),
-                               tokens_before(text, torch.full_like(text[:, 0], start), self.n_before))
+            self.model._hidden(
+                text[:, start:stop],
+                positions,
+                self.cache.at(positions, stop, start, at),
+                tokens_before(text, torch.full_like(text[:, 0], start), self.n_before),
+            )
         if same and len(self.counts) > 1:
             self.cache.copy_first(n)
 
@@ -979,7 +1047,7 @@ class Decoder:
         if self.seen is not None:
             logits = penalise(logits.float(), self.seen, self.sampling.repetition_penalty)
         uniforms = self.uniforms.index_select(0, self.n_drawn)[0]
-        self.drawn.copy_(draw(logits[:, :self.n_ids], uniforms, self.sampling))
+        self.drawn.copy_(draw(logits[:, : self.n_ids], uniforms, self.sampling))
         self.n_drawn += 1
         self.last += 1
         ids = self.drawn[:, None].clamp(min=0)  # (B, 1)

@@ -6,6 +6,7 @@
 
 On a terminal the first text appears as it is written. Ctrl-C ends all of them where they are.
 """
+
 import json
 import os
 import sys
@@ -13,14 +14,15 @@ import time
 from dataclasses import asdict, dataclass, fields
 
 import configurator
+from configurator import UserError
 from dongpt import runtime
-from dongpt.checkpoint import load_anything
-from dongpt.inference import Quantize, prepare
-from dongpt.metrics import progress_bar
+from dongpt.checkpoint.files import load_anything
+from dongpt.decode.ready import Quantize, prepare
+from dongpt.decode.text import Texts, read_stop, read_stop_ids
+from dongpt.log import progress_bar
 from dongpt.program import run_program
 from dongpt.runtime import ROOT, RuntimeConfig
-from dongpt.tokenizers import Tokenizer, Unknown, from_dict
-from dongpt.writing import Texts, read_stop, read_stop_ids
+from dongpt.text.tokenizers import Tokenizer, Unknown, from_dict
 from model import Sampling, window_size
 
 SEPARATOR = "---------------"  # nanoGPT's
@@ -43,10 +45,13 @@ class SampleConfig(RuntimeConfig, Sampling):
     use_kv_cache: bool = True  # encode each token once; off gives the same text, slower
 
     def __post_init__(self):
-        problems = [f"{name}={getattr(self, name)} must be at least {least}"
-                    for name, least in (("num_samples", 1), ("max_new_tokens", 0)) if getattr(self, name) < least]
+        problems = [
+            f"{name}={getattr(self, name)} must be at least {least}"
+            for name, least in (("num_samples", 1), ("max_new_tokens", 0))
+            if getattr(self, name) < least
+        ]
         if problems := problems + self.problems():
-            raise ValueError("; ".join(problems))
+            raise UserError("; ".join(problems))
 
 
 def read_prompt(start: str) -> str:
@@ -60,8 +65,8 @@ def read_prompt(start: str) -> str:
                 with open(path, encoding="utf-8-sig") as file:
                     return file.read()
             except UnicodeDecodeError as error:
-                raise ValueError(f"the prompt file {name} is not UTF-8 at byte {error.start}: convert it") from error
-    raise ValueError(f"there is no prompt file {name!r}: give --start=FILE:path of a text file, or the prompt itself")
+                raise UserError(f"the prompt file {name} is not UTF-8 at byte {error.start}: convert it") from error
+    raise UserError(f"there is no prompt file {name!r}: give --start=FILE:path of a text file, or the prompt itself")
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error") -> list[int]:
@@ -69,26 +74,41 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error")
     try:
         return tokenizer.encode(prompt, special=True, unknown=unknown)
     except ValueError as error:
-        raise ValueError(f"--start: {error}") from error
+        raise UserError(f"--start: {error}") from error
 
 
 def check_output(path: str):
-    """Raise ValueError unless a file can be written at path; nothing is written yet."""
+    """Raise UserError unless a file can be written at path; nothing is written yet."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path) or not os.path.isdir(folder):
-        raise ValueError(f"--output={path}: " + ("it is a folder" if os.path.isdir(path) else
-                                                 f"there is no folder {folder}") + ", name a file in one that exists")
+        raise UserError(
+            f"--output={path}: "
+            + ("it is a folder" if os.path.isdir(path) else f"there is no folder {folder}")
+            + ", name a file in one that exists"
+        )
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise ValueError(f"--output={path} may not be written: name another file")
+        raise UserError(f"--output={path} may not be written: name another file")
 
 
 def write_output(cfg: SampleConfig, prompt: str, texts: Texts):
     """Write cfg.output: JSON lines, where text is what follows the prompt, or what is printed."""
     if os.path.splitext(cfg.output)[1].lower() in (".jsonl", ".json"):
         settings = {key: value for key, value in asdict(cfg).items() if key not in ("start", "seed", "output")}
-        lines = [json.dumps({"prompt": prompt, "text": text, "sample": i, "tokens": n, "end": end, "seed": cfg.seed,
-                             "settings": settings}, ensure_ascii=False)
-                 for i, (text, n, end) in enumerate(zip(texts.texts, texts.n_tokens, texts.ends))]
+        lines = [
+            json.dumps(
+                {
+                    "prompt": prompt,
+                    "text": text,
+                    "sample": i,
+                    "tokens": n,
+                    "end": end,
+                    "seed": cfg.seed,
+                    "settings": settings,
+                },
+                ensure_ascii=False,
+            )
+            for i, (text, n, end) in enumerate(zip(texts.texts, texts.n_tokens, texts.ends))
+        ]
     else:
         lines = [f"{prompt}{text}\n{SEPARATOR}" for text in texts.texts]
     path = os.path.realpath(cfg.output)
@@ -99,7 +119,7 @@ def write_output(cfg: SampleConfig, prompt: str, texts: Texts):
         if whole:
             os.replace(path + ".part", path)
     except OSError as error:
-        raise ValueError(f"--output={cfg.output} could not be written ({error}): name another file") from error
+        raise UserError(f"--output={cfg.output} could not be written ({error}): name another file") from error
 
 
 class Screen:
@@ -136,13 +156,14 @@ class Screen:
         if self.live and not self.first_is_over:
             print(pieces[0], end="")
             self._end_first()
-        for text in texts[self.live:]:
+        for text in texts[self.live :]:
             print(f"{self.prompt}{text}\n{SEPARATOR}")
         sys.stdout.flush()
 
 
-def follow(stream, texts: Texts, screen: Screen,
-           interrupts: runtime.Interrupts) -> tuple[int, float, ValueError | None]:
+def follow(
+    stream, texts: Texts, screen: Screen, interrupts: runtime.Interrupts
+) -> tuple[int, float, ValueError | None]:
     """Keep and show what comes, until all texts are over: (steps, seconds to the first, the error that ended it).
 
     What was drawn before logits that are not finite, or before Ctrl-C, stays.
@@ -170,8 +191,10 @@ def main(argv: list[str] | None = None):
     path = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
     model, description, _ = load_anything(path)
     if description is None:
-        raise ValueError(f"{path} holds no tokenizer, so its ids cannot be shown as text: put the meta.pkl or "
-                         f"meta.json of its data beside it")
+        raise UserError(
+            f"{path} holds no tokenizer, so its ids cannot be shown as text: put the meta.pkl or "
+            f"meta.json of its data beside it"
+        )
     tokenizer = from_dict(description)
     if "start" not in given and tokenizer.kind in ("char", "word") and prompt not in tokenizer.ids:
         prompt = ""  # a text without line ends: the default prompt is not in its vocabulary
@@ -181,14 +204,23 @@ def main(argv: list[str] | None = None):
     print(why, file=sys.stderr)
     block_size = model.config.block_size
     if len(ids) > block_size:
-        print(f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with its last "
-              f"{window_size(len(ids), block_size)}, as if they had come one by one", file=sys.stderr)
+        print(
+            f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with its last "
+            f"{window_size(len(ids), block_size)}, as if they had come one by one",
+            file=sys.stderr,
+        )
 
     texts = Texts(tokenizer, cfg.num_samples, stop, stop_ids)
     screen = Screen(prompt, cfg.num_samples, cfg.max_new_tokens)
-    stream = model.stream([ids or [tokenizer.start_id]] * cfg.num_samples, cfg.max_new_tokens, seed=cfg.seed,
-                          use_kv_cache=cfg.use_kv_cache, stop_ids=stop_ids, n_ids=tokenizer.vocab_size,
-                          **{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
+    stream = model.stream(
+        [ids or [tokenizer.start_id]] * cfg.num_samples,
+        cfg.max_new_tokens,
+        seed=cfg.seed,
+        use_kv_cache=cfg.use_kv_cache,
+        stop_ids=stop_ids,
+        n_ids=tokenizer.vocab_size,
+        **{field.name: getattr(cfg, field.name) for field in fields(Sampling)},
+    )
     began = time.perf_counter()
     with runtime.Interrupts() as interrupts:
         n_steps, first, failure = follow(stream, texts, screen, interrupts)
@@ -203,9 +235,12 @@ def main(argv: list[str] | None = None):
     if failure:
         raise failure
     n_tokens = sum(texts.n_tokens)
-    print(f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s)"
-          + (f", the first after {first * 1000:.0f} ms" if n_steps else "")
-          + (", interrupted" if interrupts.code else ""), file=sys.stderr)
+    print(
+        f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s)"
+        + (f", the first after {first * 1000:.0f} ms" if n_steps else "")
+        + (", interrupted" if interrupts.code else ""),
+        file=sys.stderr,
+    )
     return interrupts.code
 
 

@@ -8,6 +8,7 @@
 Writes to out_dir: ckpt.pt (the one to use), ckpt_last.pt (the newest state), log.jsonl and loss.png.
 Every setting is a field below; `python train.py --help` lists them all.
 """
+
 import math
 import os
 import platform
@@ -22,17 +23,20 @@ import numpy as np
 import torch
 
 import configurator
-from dongpt import checkpoint as checkpoints
-from dongpt import metrics, runtime, vectors
-from dongpt.corpus import Corpus, find_folder, prepare_if_missing
-from dongpt.evaluation import evaluate
-from dongpt.foreign import config_of
-from dongpt.optim import make_optimizer
+from configurator import UserError
+from dongpt import log as metrics
+from dongpt import runtime
+from dongpt.checkpoint import files as checkpoints
+from dongpt.checkpoint.foreign import config_of
 from dongpt.program import run_program
 from dongpt.runtime import Interrupts, RuntimeConfig, print_main, seed_everything
-from dongpt.tokenizers import added_tokens
-from dongpt.updates import UpdateConfig, Updates
-from model import NGRAMS, GPT, GPTConfig, new_model
+from dongpt.text.tokenizers import added_tokens
+from dongpt.train import init_wte as vectors
+from dongpt.train.data import Corpus, find_folder, prepare_if_missing
+from dongpt.train.evaluation import evaluate
+from dongpt.train.optim import make_optimizer
+from dongpt.train.step import UpdateConfig, Updates
+from model import GPT, NGRAMS, GPTConfig, new_model
 
 ARCHITECTURE = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout")]
 LONG_RUN = 6 * 3600  # seconds; a run that will take longer says so
@@ -42,6 +46,7 @@ REDRAW_EVERY = 60  # seconds between two drawings of loss.png
 @dataclass(frozen=True)
 class TrainConfig(RuntimeConfig, UpdateConfig, GPTConfig):
     """All settings of a training run; names and meanings are nanoGPT's where it has them."""
+
     # files
     out_dir: str = "out"  # checkpoints, log.jsonl and loss.png go here
     init_from: str = "scratch"  # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path: weights only
@@ -79,29 +84,46 @@ class TrainConfig(RuntimeConfig, UpdateConfig, GPTConfig):
         self.settle_names()
         if self.init_from == "scratch":  # else the architecture is the checkpoint's, not what these fields say yet
             self.check()
-        least = dict(eval_interval=1, eval_iters=1, log_interval=1, max_iters=1, sample_tokens=0, patience=0,
-                     warmup_iters=0, lr_decay_iters=0, min_lr=0)
-        wrong = [f"{name}={getattr(self, name)} must be at least {bound}"
-                 for name, bound in least.items() if not getattr(self, name) >= bound] + self.wrong_values()
+        least = dict(
+            eval_interval=1,
+            eval_iters=1,
+            log_interval=1,
+            max_iters=1,
+            sample_tokens=0,
+            patience=0,
+            warmup_iters=0,
+            lr_decay_iters=0,
+            min_lr=0,
+        )
+        wrong = [
+            f"{name}={getattr(self, name)} must be at least {bound}"
+            for name, bound in least.items()
+            if not getattr(self, name) >= bound
+        ] + self.wrong_values()
         if self.init_wte and self.init_from not in ("scratch", "resume"):
-            wrong.append(f"init_wte={self.init_wte} and init_from={self.init_from} both say what the token embedding "
-                         f"begins with: leave one of them away")
+            wrong.append(
+                f"init_wte={self.init_wte} and init_from={self.init_from} both say what the token embedding "
+                f"begins with: leave one of them away"
+            )
         if (self.init_wte or self.freeze_wte) and self.model_type == "bigram":
             wrong.append("a bigram's table holds logits, no vectors: leave init_wte and freeze_wte away")
         if not 0 < self.dataset_fraction <= 1:
             wrong.append(f"dataset_fraction={self.dataset_fraction} must be above 0 and at most 1")
         if self.decay_lr and self.min_lr > self.learning_rate > 0:
-            wrong.append(f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}: lower it, it is what the "
-                         f"rate goes down to")
+            wrong.append(
+                f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}: lower it, it is what the "
+                f"rate goes down to"
+            )
         if self.max_minutes is not None and not self.max_minutes > 0:
             wrong.append(f"max_minutes={self.max_minutes} must be above 0")
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise UserError("; ".join(wrong))
 
 
 @dataclass
 class State:
     """How far a run is; with weights and optimizer it is all that a resume needs."""
+
     iter_num: int = 0  # finished updates
     windows: int = 0  # windows of the training data used so far
     best_val_loss: float = math.inf  # of the states that were saved
@@ -134,18 +156,24 @@ def resumed_config(cfg: TrainConfig, given: dict, checkpoint: dict, path: str) -
     stored.update({key: getattr(architecture, key) for key in ARCHITECTURE})
     stored["out_dir"] = cfg.out_dir  # where the checkpoint is now; it may have been moved
     if given.get("init_wte", "") not in ("", began := stored.get("init_wte", "")):
-        raise ValueError(f"init_wte={cfg.init_wte} is for a new run, and the one in {cfg.out_dir} began "
-                         f"{f'with {began}' if began else 'without'}: leave init_wte away, or take another out_dir")
+        raise UserError(
+            f"init_wte={cfg.init_wte} is for a new run, and the one in {cfg.out_dir} began "
+            f"{f'with {began}' if began else 'without'}: leave init_wte away, or take another out_dir"
+        )
     if given.get("document_mask", (masked := stored.get("document_mask", False))) != masked:
-        raise ValueError(f"the run in {cfg.out_dir} has document_mask={masked}, and losses with and without it do not "
-                         f"compare: leave it away, or begin a new run with init_from={cfg.out_dir}")
+        raise UserError(
+            f"the run in {cfg.out_dir} has document_mask={masked}, and losses with and without it do not "
+            f"compare: leave it away, or begin a new run with init_from={cfg.out_dir}"
+        )
     if "dataset" in given:
         stored["data_dir"] = ""  # which would go before dataset
     for key in ARCHITECTURE:
         has = architecture.positions if key == "pos_embd" else stored[key]
         if given.get(key) is not None and getattr(cfg, key) != has:
-            raise ValueError(f"{key}={given[key]!r} contradicts the checkpoint {path}, which has {has!r}: "
-                             f"leave {key} away, or begin a new run in another out_dir")
+            raise UserError(
+                f"{key}={given[key]!r} contradicts the checkpoint {path}, which has {has!r}: "
+                f"leave {key} away, or begin a new run in another out_dir"
+            )
     return replace(cfg, **{**stored, **given})
 
 
@@ -158,11 +186,14 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
         print_main("Initializing a new model from scratch")
         vocab_size = cfg.vocab_size or corpus.model_vocab_size
         if vocab_size < corpus.vocab_size:
-            raise ValueError(f"vocab_size={vocab_size} is smaller than the {corpus.vocab_size} entries of the "
-                             f"vocabulary of {corpus.name}: leave vocab_size away")
+            raise UserError(
+                f"vocab_size={vocab_size} is smaller than the {corpus.vocab_size} entries of the "
+                f"vocabulary of {corpus.name}: leave vocab_size away"
+            )
         seed_everything(cfg.seed)
-        model = new_model(GPTConfig(**{**{f.name: getattr(cfg, f.name) for f in fields(GPTConfig)},
-                                       "vocab_size": vocab_size}))
+        model = new_model(
+            GPTConfig(**{**{f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}, "vocab_size": vocab_size})
+        )
         if cfg.init_wte:
             print_main(vectors.start_from(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
         return model
@@ -176,11 +207,13 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
                 print_main(f"cropping block_size from {has} to {wanted}: what comes later in a window is forgotten")
                 model.crop_block_size(wanted)
             elif wanted != has:
-                raise ValueError(f"{key}={wanted!r} contradicts {cfg.init_from}, which has {has!r}: leave {key} away")
+                raise UserError(f"{key}={wanted!r} contradicts {cfg.init_from}, which has {has!r}: leave {key} away")
     added = added_tokens(tokenizer, corpus.tokenizer_dict)
     if added is None or (added and checkpoint is not None):
-        raise ValueError(f"{path or cfg.init_from} was trained with another vocabulary than that of {corpus.name}: "
-                         f"prepare the data with the same tokenizer, or begin with init_from=scratch")
+        raise UserError(
+            f"{path or cfg.init_from} was trained with another vocabulary than that of {corpus.name}: "
+            f"prepare the data with the same tokenizer, or begin with init_from=scratch"
+        )
     if added:
         seed_everything(cfg.seed)
         add_rows(model, added, corpus.vocab_size)
@@ -189,17 +222,21 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
 
 
 def end_of_documents(cfg: TrainConfig, corpus: Corpus) -> int | None:
-    """The id at which attention stops, if it does. Raises ValueError where documents do not end, or attention has a
+    """The id at which attention stops, if it does. Raises UserError where documents do not end, or attention has a
     bias already."""
     if not cfg.document_mask:
         return None
     if cfg.pos_embd not in ("default", "rope") or cfg.model_type != "gpt" or cfg.ngrams > 1:
-        raise ValueError(f"document_mask=True goes with a gpt with pos_embd=default or rope and ngrams=1, and this is "
-                         f"a {cfg.model_type} with {cfg.pos_embd} and ngrams={cfg.ngrams}: change that, or leave "
-                         f"document_mask away")
+        raise UserError(
+            f"document_mask=True goes with a gpt with pos_embd=default or rope and ngrams=1, and this is "
+            f"a {cfg.model_type} with {cfg.pos_embd} and ngrams={cfg.ngrams}: change that, or leave "
+            f"document_mask away"
+        )
     if (end := corpus.tokenizer().end_id) is None:
-        raise ValueError(f"document_mask=True needs documents with <|endoftext|> behind them, and {corpus.name} has "
-                         f"none: leave it away, or prepare the data from several documents")
+        raise UserError(
+            f"document_mask=True needs documents with <|endoftext|> behind them, and {corpus.name} has "
+            f"none: leave it away, or prepare the data from several documents"
+        )
     return end
 
 
@@ -208,9 +245,14 @@ def add_rows(model: GPT, added: list[str], vocab_size: int):
     before = model.config.vocab_size
     if vocab_size > before:
         model.grow_vocabulary(vocab_size)
-    print_main(f"the data adds {', '.join(added)}: the token embedding "
-               + (f"grows from {before} to {vocab_size} rows" if vocab_size > before else
-                  f"of {before} rows is padded, and has rows for them already"))
+    print_main(
+        f"the data adds {', '.join(added)}: the token embedding "
+        + (
+            f"grows from {before} to {vocab_size} rows"
+            if vocab_size > before
+            else f"of {before} rows is padded, and has rows for them already"
+        )
+    )
 
 
 def restored_state(checkpoint: dict, cfg: TrainConfig) -> State:
@@ -246,14 +288,19 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
     rt = runtime.start(cfg.device, dtype, cfg.backend, cfg.n_embd)
     runtime.use_threads(before.get("threads", torch.get_num_threads()))
     if cfg.gradient_accumulation_steps % rt.world_size:
-        raise ValueError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} micro-batches cannot be "
-                         f"shared evenly by {rt.world_size} processes: use a multiple of {rt.world_size}")
+        raise UserError(
+            f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} micro-batches cannot be "
+            f"shared evenly by {rt.world_size} processes: use a multiple of {rt.world_size}"
+        )
 
     folder = find_folder(cfg.dataset, cfg.data_dir)
     prepare_if_missing(folder, rt)
     corpus = Corpus(folder, cfg.dataset_fraction)
-    rt.print(f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})" if corpus.meta
-             else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
+    rt.print(
+        f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})"
+        if corpus.meta
+        else "No meta.json or meta.pkl found, assuming GPT-2 encodings..."
+    )
 
     model = make_model(cfg, given, corpus, checkpoint, path).to(rt.device)
     cfg = replace(cfg, **{key: getattr(model.config, key) for key in ARCHITECTURE})
@@ -271,8 +318,9 @@ def train(cfg: TrainConfig, given: dict, interrupts: Interrupts) -> int:
         run.resumed_at = run.state.iter_num, run.state.evaluated_at
         if "optimizer" in checkpoint:
             checkpoints.restore_optimizer(optimizer, checkpoint, model, path)
-        lacking = [name for name, key in (("optimizer state", "optimizer"), ("iteration", "iter_num"))
-                   if key not in checkpoint]
+        lacking = [
+            name for name, key in (("optimizer state", "optimizer"), ("iteration", "iter_num")) if key not in checkpoint
+        ]
         if lacking:
             rt.print(f"{path} holds no {' and no '.join(lacking)}: fresh ones are begun")
         if checkpoint.get("scaler"):
@@ -328,8 +376,11 @@ class Run:
         rt.print(f"number of parameters: {self.model.get_num_params() / 1e6:.2f}M")
         _, vectors, *_ = self.model.parameter_groups()
         for kind, decays in (("decayed", True), ("non-decayed", False)):
-            parameters = [p for name, p in self.model.named_parameters()
-                          if p.requires_grad and (name not in vectors and name != NGRAMS) == decays]
+            parameters = [
+                p
+                for name, p in self.model.named_parameters()
+                if p.requires_grad and (name not in vectors and name != NGRAMS) == decays
+            ]
             count = sum(p.numel() for p in parameters)
             rt.print(f"num {kind} parameter tensors: {len(parameters)}, with {count:,} parameters")
         rt.print(f"using fused AdamW: {self.optimizer.defaults['fused']}")
@@ -341,8 +392,15 @@ class Run:
         rt = self.rt
         compiled, why = self.updates.compile(asked, self.cfg.max_iters - self.state.iter_num)
         rt.print(f"{rt.why}, compile: {'on' if compiled else 'off'} ({why})")
-        self.machine = dict(device=rt.device_type, dtype=rt.dtype, compile=compiled, threads=torch.get_num_threads(),
-                            world_size=rt.world_size, torch=str(torch.__version__), numpy=np.__version__)
+        self.machine = dict(
+            device=rt.device_type,
+            dtype=rt.dtype,
+            compile=compiled,
+            threads=torch.get_num_threads(),
+            world_size=rt.world_size,
+            torch=str(torch.__version__),
+            numpy=np.__version__,
+        )
 
     def say(self, line: str):
         """Print a line on rank 0, above the progress bar if there is one."""
@@ -363,8 +421,16 @@ class Run:
         """(train, val) loss on fixed windows spread over each split, None if abandon() became true on the way."""
         cfg, losses = self.cfg, []
         for split in ("train", "val"):
-            loss = evaluate(self.updates.eval_model, self.corpus, split, cfg.batch_size, cfg.block_size, self.rt,
-                            cfg.eval_iters * cfg.batch_size, lambda: self.rt.world_size == 1 and abandon())
+            loss = evaluate(
+                self.updates.eval_model,
+                self.corpus,
+                split,
+                cfg.batch_size,
+                cfg.block_size,
+                self.rt,
+                cfg.eval_iters * cfg.batch_size,
+                lambda: self.rt.world_size == 1 and abandon(),
+            )
             if loss is None:
                 return None
             losses.append(loss.nats)
@@ -385,14 +451,23 @@ class Run:
             elif old := checkpoints.set_aside(cfg.out_dir, [metrics.LOG, metrics.PICTURE]):
                 self.say(f"{cfg.out_dir} held an earlier run: its files are now in {old}")
             self.log = metrics.RunLog(cfg.out_dir, wandb_run)
-            self.log.open(kept if self.resuming else [], dict(
-                config=asdict(cfg), iter=self.resumed_at[0], machine=self.machine, world_size=self.rt.world_size,
-                versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__),
-                data=self.corpus.name, data_sha256=self.corpus.sha256, command=shlex.join(sys.argv)))
+            self.log.open(
+                kept if self.resuming else [],
+                dict(
+                    config=asdict(cfg),
+                    iter=self.resumed_at[0],
+                    machine=self.machine,
+                    world_size=self.rt.world_size,
+                    versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__),
+                    data=self.corpus.name,
+                    data_sha256=self.corpus.sha256,
+                    command=shlex.join(sys.argv),
+                ),
+            )
         self.log.write(kind, **values)
 
     def log_waiting(self):
-        """Print and log the update that waits for it, if any. Raises ValueError for a loss that is not a number."""
+        """Print and log the update that waits for it, if any. Raises UserError for a loss that is not a number."""
         if self.waiting is None:
             return
         (it, lr, reading, seconds), self.waiting = self.waiting, None
@@ -400,27 +475,42 @@ class Run:
         check_finite(mean_loss, it)
         speed = self.updates.tokens / seconds
         mfu = self.model.flops_per_token() * speed / self.rt.world_size / self.peak if self.peak else None
-        self.say(f"iter {it}: loss {mean_loss:.4f}, time {seconds * 1000:.2f}ms, "
-                 + (f"mfu {mfu * 100:.2f}%, " if mfu else "") + f"{speed:,.0f} tokens/s")
-        self.record("iter", iter=it, loss=mean_loss, lr=lr, ms=round(seconds * 1000, 3), tokens_per_s=round(speed),
-                    **({"mfu": round(mfu, 4)} if mfu else {}))
+        self.say(
+            f"iter {it}: loss {mean_loss:.4f}, time {seconds * 1000:.2f}ms, "
+            + (f"mfu {mfu * 100:.2f}%, " if mfu else "")
+            + f"{speed:,.0f} tokens/s"
+        )
+        self.record(
+            "iter",
+            iter=it,
+            loss=mean_loss,
+            lr=lr,
+            ms=round(seconds * 1000, 3),
+            tokens_per_s=round(speed),
+            **({"mfu": round(mfu, 4)} if mfu else {}),
+        )
         if self.bar:
             self.bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
 
     def save(self, is_best: bool):
         """Write ckpt_last.pt, and ckpt.pt if this is the state to use, or if there is no valid one.
 
-        Raises ValueError, and writes nothing, when the weights are no numbers.
+        Raises UserError, and writes nothing, when the weights are no numbers.
         """
         if not self.rt.is_main:
             return
         if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
             check_finite(math.nan, self.state.iter_num)
         snapshot = {
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "model_args": checkpoints.model_args(self.model.config), "config": asdict(self.cfg), **asdict(self.state),
-            "format_version": checkpoints.FORMAT_VERSION, "tokenizer": self.corpus.tokenizer_dict,
-            "runtime": self.machine, "scaler": self.updates.scaler.state_dict(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "model_args": checkpoints.model_args(self.model.config),
+            "config": asdict(self.cfg),
+            **asdict(self.state),
+            "format_version": checkpoints.FORMAT_VERSION,
+            "tokenizer": self.corpus.tokenizer_dict,
+            "runtime": self.machine,
+            "scaler": self.updates.scaler.state_dict(),
             "data_sha256": self.corpus.sha256,
         }
         self.say(f"saving checkpoint to {self.cfg.out_dir}")
@@ -436,8 +526,9 @@ class Run:
         tokenizer = self.corpus.tokenizer()
         self.model.eval()
         idx = torch.tensor([[tokenizer.start_id]], device=self.rt.device)
-        ids = self.model.generate(idx, self.cfg.sample_tokens, temperature=0.8, top_k=200, seed=self.cfg.seed,
-                                  n_ids=tokenizer.vocab_size)
+        ids = self.model.generate(
+            idx, self.cfg.sample_tokens, temperature=0.8, top_k=200, seed=self.cfg.seed, n_ids=tokenizer.vocab_size
+        )
         self.model.train()
         self.say(f"--- sample ---\n{tokenizer.decode(ids[0, 1:].tolist())}\n--------------")
 
@@ -450,18 +541,33 @@ class Run:
             self.model.load_state_dict(checkpoints.clean_names(used["model"]))
             del used  # its optimizer state would stay in memory
         rt.broadcast([p.data for p in self.model.parameters()])
-        loss = evaluate(self.updates.eval_model, self.corpus, "val", cfg.batch_size, cfg.block_size, rt,
-                        abandon=lambda: rt.world_size == 1 and abandon())
+        loss = evaluate(
+            self.updates.eval_model,
+            self.corpus,
+            "val",
+            cfg.batch_size,
+            cfg.block_size,
+            rt,
+            abandon=lambda: rt.world_size == 1 and abandon(),
+        )
         if loss is None or not rt.is_main:
             return
         try:
             bits = loss.bits_per_byte(self.corpus.predicted_bytes("val"))
         except ValueError:  # training needs no tokenizer, counting bytes does: GPT-2's may be out of reach
             bits = None
-        print(f"final: ckpt.pt of iteration {used_iter} has whole-validation loss {loss.nats:.4f}, perplexity "
-              f"{loss.perplexity:.2f}" + (f", {bits:.4f} bits per byte" if bits else "") + f" ({loss.tokens:,} tokens)")
-        self.record("final", iter=used_iter, val_loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=bits,
-                    tokens=loss.tokens)
+        print(
+            f"final: ckpt.pt of iteration {used_iter} has whole-validation loss {loss.nats:.4f}, perplexity "
+            f"{loss.perplexity:.2f}" + (f", {bits:.4f} bits per byte" if bits else "") + f" ({loss.tokens:,} tokens)"
+        )
+        self.record(
+            "final",
+            iter=used_iter,
+            val_loss=loss.nats,
+            perplexity=loss.perplexity,
+            bits_per_byte=bits,
+            tokens=loss.tokens,
+        )
 
 
 def training_loop(run: Run, interrupts: Interrupts) -> int:
@@ -548,8 +654,9 @@ def training_loop(run: Run, interrupts: Interrupts) -> int:
         launcher = f"torchrun --standalone --nproc_per_node={rt.world_size}" if rt.world_size > 1 else "python"
         words = [sys.argv[0], "--init_from=resume", f"--out_dir={cfg.out_dir}"]
         quoted = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
-        rt.print(f"interrupted after {state.iter_num} iterations, the state is saved; resume with\n"
-                 f"  {launcher} {quoted}")
+        rt.print(
+            f"interrupted after {state.iter_num} iterations, the state is saved; resume with\n  {launcher} {quoted}"
+        )
     else:
         if reason:
             rt.print(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {reason}")
@@ -565,10 +672,12 @@ def training_loop(run: Run, interrupts: Interrupts) -> int:
 
 
 def check_finite(loss: float, iter_num: int):
-    """Raise ValueError for a loss that is not a number, so that such a state is never saved."""
+    """Raise UserError for a loss that is not a number, so that such a state is never saved."""
     if not math.isfinite(loss):
-        raise ValueError(f"the loss is {loss} at iteration {iter_num}: the run diverged, and its last checkpoint is as "
-                         f"it was; lower learning_rate, or use dtype=float32")
+        raise UserError(
+            f"the loss is {loss} at iteration {iter_num}: the run diverged, and its last checkpoint is as "
+            f"it was; lower learning_rate, or use dtype=float32"
+        )
 
 
 def warn_if_long(seconds: float, cfg: TrainConfig, iter_num: int, say):
@@ -577,9 +686,11 @@ def warn_if_long(seconds: float, cfg: TrainConfig, iter_num: int, say):
     if cfg.max_minutes is not None:
         left = min(left, 60 * cfg.max_minutes)
     if left > LONG_RUN:
-        say(f"at {seconds:.1f} s per iteration this run will take about {left / 3600:,.0f} hours: to shorten it lower "
+        say(
+            f"at {seconds:.1f} s per iteration this run will take about {left / 3600:,.0f} hours: to shorten it lower "
             f"max_iters (and lr_decay_iters), n_layer, n_embd, block_size, batch_size or "
-            f"gradient_accumulation_steps, or set max_minutes")
+            f"gradient_accumulation_steps, or set max_minutes"
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Raw text (--raw=True): whole-validation loss 1.2923 (1.2919 to 1.2933 of seeds 1
 command, on 2 cores of an AMD EPYC (Zen 3) virtual machine, torch 2.13, 2026-11-22.
 Clean text: 1.2159 (1.2134 to 1.2177).
 """
+
 out_dir = "out-best-don-char-cpu"
 eval_interval = 500
 eval_iters = 20

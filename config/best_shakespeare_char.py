@@ -6,6 +6,7 @@
 Not measured yet: no GPU was at hand. The settings are those that paid on a CPU (docs/speed.md), on the baby GPT with
 the dropout that many epochs ask for; tables of n-grams are left away: they learn the training text by heart.
 """
+
 out_dir = "out-best-shakespeare-char"
 eval_interval = 250
 eval_iters = 100

@@ -4,6 +4,7 @@
 
 A baseline: no text model that looks further back may be worse.
 """
+
 model_type = "bigram"
 pos_embd = "default"
 ngrams = 1

@@ -5,6 +5,7 @@
 nanoGPT's README gives a training loss of 2.56 and a validation loss of 2.54 there; not measured here.
 Another corpus in GPT-2's vocabulary: add --dataset=don, say.
 """
+
 batch_size = 8
 eval_iters = 500  # for a close estimate
 eval_only = True

@@ -7,6 +7,7 @@
 Made for a GPU. GPT-2's weights are downloaded at the first run. The loss is that of the answers, since the data has
 masks; the marks of who speaks are new tokens, whose rows in the embedding are learned from nothing.
 """
+
 out_dir = "out-chat-gpt2"
 eval_interval = 50
 eval_iters = 40

@@ -5,6 +5,7 @@
 
 Made for a GPU. GPT-2's weights are downloaded at the first run. An iteration is 32,768 tokens.
 """
+
 import time
 
 out_dir = "out-don"

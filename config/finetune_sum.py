@@ -6,6 +6,7 @@
 Made for a GPU. GPT-2's weights are downloaded at the first run. The loss is that of the summaries alone, since the data
 has masks. An iteration is 32,768 tokens, of which the summaries count.
 """
+
 import time
 
 out_dir = "out-sum"

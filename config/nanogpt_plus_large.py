@@ -1,7 +1,8 @@
 """nanoGPT+'s large GPT (38.4 M parameters), for any dataset: put it behind that dataset's config.
 
-    python train.py config/train_don_char.py config/nanogpt_plus_large.py
+python train.py config/train_don_char.py config/nanogpt_plus_large.py
 """
+
 n_layer = 12
 n_head = 12
 n_embd = 516

@@ -1,7 +1,8 @@
 """nanoGPT+'s medium GPT (10.7 M parameters), for any dataset: put it behind that dataset's config.
 
-    python train.py config/train_don_char.py config/nanogpt_plus_medium.py
+python train.py config/train_don_char.py config/nanogpt_plus_medium.py
 """
+
 n_layer = 6
 n_head = 6
 n_embd = 384

@@ -1,7 +1,8 @@
 """nanoGPT+'s small GPT (0.80 M parameters), for any dataset: put it behind that dataset's config.
 
-    python train.py config/train_don_char.py config/nanogpt_plus_small.py
+python train.py config/train_don_char.py config/nanogpt_plus_small.py
 """
+
 n_layer = 4
 n_head = 4
 n_embd = 128

@@ -8,6 +8,7 @@ which differs from version to version; 47 s with ten samples, on 2 cores of an A
 2.13, 2026-11-22. The last four lines of the model and Muon are what makes it learn fast; docs/speed.md tells what each
 is worth. Without them it is a small GPT-2.
 """
+
 out_dir = "out-quickstart"
 eval_interval = 100
 eval_iters = 10

@@ -5,6 +5,7 @@
 
 Not measured yet: no GPU was at hand. The settings are those that paid on a CPU (docs/speed.md), on the baby GPT.
 """
+
 out_dir = "out-speedrun-don-char"
 eval_interval = 1000  # at the end alone
 eval_iters = 20

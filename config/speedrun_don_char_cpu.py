@@ -6,6 +6,7 @@
 Whole-validation loss 1.7447 (1.7434 to 1.7452 of seeds 1337 to 1339) in 7.3 s for the whole command (6.1 to 7.4),
 on 2 cores of an AMD EPYC (Zen 3) virtual machine, torch 2.13, 2026-11-22; nanoGPT's demo took 146.9 s beside it.
 """
+
 out_dir = "out-speedrun-don-char-cpu"
 eval_interval = 1000  # at the end alone
 eval_iters = 1

@@ -7,6 +7,7 @@
 The loss is that of the answers, since the data has masks. On the Empathetic-Dialogue-System's validation text it ends
 at 3.857 after 8 to 9 minutes on two busy cores of an AMD EPYC (Zen 3) virtual machine, 2026-11-21.
 """
+
 out_dir = "out-chat"
 eval_interval = 250
 eval_iters = 50

@@ -6,6 +6,7 @@
 Made for a GPU, where it has not been measured yet. On 2 cores of an AMD EPYC (Zen 3) virtual machine an iteration took
 10.7 s (torch 2.13, 2026-11-22), so that its loss is not known here; best_don_char_cpu.py is for a CPU.
 """
+
 out_dir = "out-don-char"
 eval_interval = 250  # often, since it will overfit
 eval_iters = 200

@@ -8,6 +8,7 @@ thread of a 4-core AMD EPYC (Zen 3) virtual machine that was busy with other wor
 250 iterations (lr_decay_iters too): 5.1875 (5.1857 to 5.1898 of seeds 1337 to 1339); beginning with the vectors of
 data/word2vec.py (--init_wte=data/don_word/word2vec.npy): 5.1598 (5.1506 to 5.1688).
 """
+
 out_dir = "out-don-word"
 eval_interval = 250
 eval_iters = 5

@@ -9,6 +9,7 @@ channels, which made them 5.7 times too small; here they are as they should be. 
 dropout does not act on attention weights. It will learn 0.8 million tokens by heart long before its iterations are
 over: ckpt.pt is the state with the lowest validation loss.
 """
+
 out_dir = "out-don-word-deep"
 eval_interval = 100
 eval_iters = 20

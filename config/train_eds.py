@@ -7,6 +7,7 @@ EDS's own data are dialogues, which go into --data_dir. An iteration is 20,480 t
 ckpt.pt and so ends over-fitted (ckpt_last.pt is that state here); it stopped after 30,100 of the 600,000 iterations
 that its learning rate needs to decay.
 """
+
 out_dir = "out-eds"
 eval_interval = 200
 eval_iters = 200

@@ -6,6 +6,7 @@
 nanoGPT's README gives about 4 days on 8 A100 40GB; not measured here. data/openwebtext/prepare.py makes the corpus;
 nanoGPT's own train.bin and val.bin, put there, are read as they are.
 """
+
 wandb_log = False  # nanoGPT's is True, which needs an account
 wandb_project = "owt"
 wandb_run_name = "gpt2-124M"

@@ -6,6 +6,7 @@
 A training checks the sizes of all files and the ends of each shard; this reads all ids, as fast as the disk does. Of
 masks the size is checked.
 """
+
 import os
 import sys
 
@@ -15,9 +16,10 @@ import hashlib
 from dataclasses import dataclass
 
 import configurator
-from dongpt.corpus import SPLITS, Corpus, find_folder
+from configurator import UserError
 from dongpt.program import run_program
-from dongpt.shards import check_ends, whole_sha256
+from dongpt.text.shards import check_ends, whole_sha256
+from dongpt.train.data import SPLITS, Corpus, find_folder
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,17 @@ class CheckConfig:
 
     def __post_init__(self):
         if not (self.dataset or self.data_dir):
-            raise ValueError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
+            raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
 
 
 def check(corpus: Corpus):
-    """Raise ValueError for ids that are not those of meta.json, or beyond the vocabulary; print what was read."""
+    """Raise UserError for ids that are not those of meta.json, or beyond the vocabulary; print what was read."""
     check_ends(corpus.folder, corpus.shards)  # which also says where shards are swapped
     ids = hashlib.sha256()
     for shard in corpus.shards:
         path = os.path.join(corpus.folder, shard["file"])
         if whole_sha256(path) != shard["sha256"]:
-            raise ValueError(f"{path} is not what meta.json describes: copy it anew, or prepare the data anew")
+            raise UserError(f"{path} is not what meta.json describes: copy it anew, or prepare the data anew")
         print(f"{shard['file']}: {shard['tokens']:,} tokens, as described", flush=True)
         ids.update(shard["sha256"].encode("ascii"))
     for split in SPLITS:
@@ -48,7 +50,7 @@ def check(corpus: Corpus):
         print("no meta.json tells what they should be: only sizes and ids were checked")
     elif ids.hexdigest() != corpus.sha256:
         what = "val.bin is" if corpus.shards else "train.bin or val.bin is"
-        raise ValueError(f"{what} not what meta.json describes: prepare the data anew")
+        raise UserError(f"{what} not what meta.json describes: prepare the data anew")
     for split in SPLITS:
         corpus.check_every_id(split, corpus.model_vocab_size)
         print(f"{split}: {corpus.lengths[split]:,} tokens, all of the vocabulary of {corpus.vocab_size:,}")

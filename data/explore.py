@@ -6,6 +6,7 @@
 Frequencies of characters and tokens, Zipf's line, lengths of documents, bytes per token of several tokenizers on the
 same text, duplicates, and how far validation is from training.
 """
+
 import os
 import sys
 
@@ -17,10 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 
 import configurator
-from dongpt.corpus import SPLITS, Corpus, find_folder
+from configurator import UserError
 from dongpt.program import run_program
-from dongpt.reporting import name_of
-from dongpt.tokenizers import BPETokenizer, GPT2Tokenizer, Tokenizer, split_words
+from dongpt.text.report import name_of
+from dongpt.text.tokenizers import BPETokenizer, GPT2Tokenizer, Tokenizer, split_words
+from dongpt.train.data import SPLITS, Corpus, find_folder
 
 PICTURE = "explore.png"
 
@@ -33,26 +35,29 @@ class ExploreConfig:
 
     def __post_init__(self):
         if not (self.dataset or self.data_dir):
-            raise ValueError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
+            raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
         if self.most_tokens < 2:
-            raise ValueError(f"most_tokens={self.most_tokens} must be at least 2")
+            raise UserError(f"most_tokens={self.most_tokens} must be at least 2")
 
 
 def count_tokens(corpus: Corpus, split: str) -> np.ndarray:
     """How often each id occurs in a split, (vocab_size,) int64."""
-    tokens, counts = corpus.tokens(split), np.zeros(2 ** 16, dtype=np.int64)
-    for start in range(0, len(tokens), 2 ** 22):
-        found = np.bincount(tokens[start:start + 2 ** 22])
-        counts[:len(found)] += found
-    return counts[:max(corpus.vocab_size, int(np.flatnonzero(counts)[-1]) + 1)]
+    tokens, counts = corpus.tokens(split), np.zeros(2**16, dtype=np.int64)
+    for start in range(0, len(tokens), 2**22):
+        found = np.bincount(tokens[start : start + 2**22])
+        counts[: len(found)] += found
+    return counts[: max(corpus.vocab_size, int(np.flatnonzero(counts)[-1]) + 1)]
 
 
 def documents_of(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[list[str], str]:
     """(texts, what they are): the documents of ids where they are marked, else the paragraphs of its text."""
     end = tokenizer.end_id
     if end is not None and (ids == end).any():
-        return [tokenizer.decode(part[part != end].tolist()) for part in np.split(ids, np.flatnonzero(ids == end))
-                if len(part) > 1 or part[0] != end], "documents"
+        return [
+            tokenizer.decode(part[part != end].tolist())
+            for part in np.split(ids, np.flatnonzero(ids == end))
+            if len(part) > 1 or part[0] != end
+        ], "documents"
     paragraphs = tokenizer.decode(ids.tolist()).split("\n\n")
     return [text for text in paragraphs if text.strip()], "paragraphs"
 
@@ -102,13 +107,14 @@ def drift(train: np.ndarray, val: np.ndarray) -> tuple[float, float, np.ndarray]
 def draw(path: str, title: str, panels: dict):
     """Draw what main found to a PNG."""
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+
     figure, axes = plt.subplots(2, 3, figsize=(17, 9), layout="constrained")
     for axis, (name, counts) in zip(axes[0], panels["bars"].items()):
         axis.bar(range(len(counts)), [n for _, n in counts], color="tab:blue")
-        axis.set_xticks(range(len(counts)), [label for label, _ in counts], rotation=90, fontsize=8,
-                        parse_math=False)
+        axis.set_xticks(range(len(counts)), [label for label, _ in counts], rotation=90, fontsize=8, parse_math=False)
         axis.set(title=name, yscale="log", ylabel="count")
     counts, (slope, height) = np.sort(panels["counts"][panels["counts"] > 0])[::-1], panels["zipf"]
     ranks = np.arange(1, len(counts) + 1)
@@ -140,8 +146,10 @@ def tell_counts(corpus: Corpus, counts: dict[str, np.ndarray], texts: dict[str, 
     for title, found, total in (("characters", characters, len(text)), ("tokens", tokens, both.sum())):
         print(f"{title}:", ", ".join(f"{name} {100 * n / total:.2f} %" for name, n in found[:10]))
     slope, height = zipf(both)
-    print(f"Zipf's line: count ~ rank ** {slope:.2f}; {np.count_nonzero(both):,} of {corpus.vocab_size:,} ids occur, "
-          f"{np.count_nonzero(both == 1):,} of them once")
+    print(
+        f"Zipf's line: count ~ rank ** {slope:.2f}; {np.count_nonzero(both):,} of {corpus.vocab_size:,} ids occur, "
+        f"{np.count_nonzero(both == 1):,} of them once"
+    )
     return dict(bars={"characters": characters, "tokens": tokens}, counts=both, zipf=(slope, height))
 
 
@@ -149,13 +157,17 @@ def tell_documents(documents: dict[str, list[str]], unit: str, texts: dict[str, 
     """Print lengths and duplicates; returns what draw needs of them."""
     everything = documents["train"] + documents["val"]
     lengths = [len(text) for text in everything] or [0]
-    print(f"{unit}: {len(everything):,}, length in characters: median {np.median(lengths):,.0f}, mean "
-          f"{np.mean(lengths):,.0f}, longest {max(lengths):,}")
+    print(
+        f"{unit}: {len(everything):,}, length in characters: median {np.median(lengths):,.0f}, mean "
+        f"{np.mean(lengths):,.0f}, longest {max(lengths):,}"
+    )
     known = {text.strip() for text in documents["train"]}
     again = sum(text.strip() in known for text in documents["val"]) / max(len(documents["val"]), 1)
     lines = [line for text in texts.values() for line in text.split("\n") if line.strip()]
-    print(f"duplicates: {100 * duplicates(everything):.2f} % of the {unit} and {100 * duplicates(lines):.2f} % of the "
-          f"lines stand there more than once; {100 * again:.2f} % of the {unit} of validation are in train too")
+    print(
+        f"duplicates: {100 * duplicates(everything):.2f} % of the {unit} and {100 * duplicates(lines):.2f} % of the "
+        f"lines stand there more than once; {100 * again:.2f} % of the {unit} of validation are in train too"
+    )
     return dict(lengths=lengths, unit=unit)
 
 
@@ -163,12 +175,16 @@ def tell_drift(counts: dict[str, np.ndarray], tokenizer: Tokenizer) -> dict:
     """Print how far validation is from training; returns what draw needs of it."""
     train, val = counts["train"], counts["val"]
     at_home, away, deviations = drift(train, val)
-    print(f"loss of train's token frequencies: {at_home:.4f} nats on train, {away:.4f} on validation; "
-          f"{100 * val[train == 0].sum() / val.sum():.3f} % of validation tokens never occur in train")
+    print(
+        f"loss of train's token frequencies: {at_home:.4f} nats on train, {away:.4f} on validation; "
+        f"{100 * val[train == 0].sum() / val.sum():.3f} % of validation tokens never occur in train"
+    )
     expected = (train + 1) / (train + 1).sum() * val.sum()
     strange = np.argsort(-np.abs(deviations), kind="stable")[:10]
-    print("furthest off in validation:", ", ".join(
-        f"{name_of(tokenizer, i)} {val[i]:,} where train promises {expected[i]:,.1f}" for i in strange))
+    print(
+        "furthest off in validation:",
+        ", ".join(f"{name_of(tokenizer, i)} {val[i]:,} where train promises {expected[i]:,.1f}" for i in strange),
+    )
     return dict(shares={split: n / n.sum() for split, n in counts.items()})
 
 
@@ -176,14 +192,14 @@ def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(ExploreConfig, argv)
     corpus = Corpus(find_folder(cfg.dataset, cfg.data_dir))
     for split in SPLITS:
-        corpus.check_split(split, 2 ** 16)
+        corpus.check_split(split, 2**16)
     tokenizer = corpus.tokenizer()
     counts = {split: count_tokens(corpus, split) for split in SPLITS}
     width = max(map(len, counts.values()))
     counts = {split: np.pad(n, (0, width - len(n))) for split, n in counts.items()}
     documents, texts = {}, {}
     for split in SPLITS:
-        ids = np.asarray(corpus.tokens(split)[:cfg.most_tokens])
+        ids = np.asarray(corpus.tokens(split)[: cfg.most_tokens])
         part = "" if len(ids) == corpus.lengths[split] else f"; of the first {len(ids):,} the text is looked at"
         print(f"{split}: {corpus.lengths[split]:,} tokens{part}")
         documents[split], unit = documents_of(ids, tokenizer)

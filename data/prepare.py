@@ -8,6 +8,7 @@
 The input is a file, a folder with all below it, or a pattern: .txt .md .jsonl .csv .parquet, the first four also with
 .gz .bz2 .xz. Without --name the files lie beside the text, for train.py --data_dir=...
 """
+
 import os
 import sys
 
@@ -21,11 +22,12 @@ import shlex
 from dataclasses import dataclass
 
 import configurator
-from dongpt.bins import Prepared
-from dongpt.documents import KNOWN, Document, Files, find_files, kind_of
-from dongpt.preparing import Vocabulary, named_folder, note_options, prepare
+from configurator import UserError
 from dongpt.program import ROOT, run_program
-from dongpt.reporting import report
+from dongpt.text.bins import Prepared
+from dongpt.text.documents import KNOWN, Document, Files, find_files, kind_of
+from dongpt.text.prepare import Vocabulary, named_folder, note_options, prepare
+from dongpt.text.report import report
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class PrepareConfig(Vocabulary):
 
     def __post_init__(self):
         if self.shard_tokens < 0:
-            raise ValueError(f"shard_tokens={self.shard_tokens} must be at least 0")
+            raise UserError(f"shard_tokens={self.shard_tokens} must be at least 0")
 
 
 def texts_here() -> list[str]:
@@ -53,16 +55,16 @@ def texts_here() -> list[str]:
 def ask() -> str:
     """The path that somebody at the terminal chooses."""
     if not sys.stdin.isatty():
-        raise ValueError("no text was given: pass --input=PATH of a file, a folder or a pattern, and --name=NAME")
+        raise UserError("no text was given: pass --input=PATH of a file, a folder or a pattern, and --name=NAME")
     found = texts_here()[:20]
     for number, path in enumerate(found, 1):
         print(f"{number:3}  {path}")
     try:
         answer = input("Which text? " + ("A number, or a path: " if found else "A path: ")).strip()
     except EOFError:
-        raise ValueError("no text was given: pass --input=PATH") from None
+        raise UserError("no text was given: pass --input=PATH") from None
     if not answer:
-        raise ValueError("no text was given: pass --input=PATH, or type a path when asked")
+        raise UserError("no text was given: pass --input=PATH, or type a path when asked")
     return found[int(answer) - 1] if answer.isdigit() and 0 < int(answer) <= len(found) else answer
 
 
@@ -89,13 +91,15 @@ def values_in(path: str) -> dict[str, int]:
 def print_next(prepared: Prepared, name: str):
     """What an epoch is in iterations, and what to type next."""
     config = os.path.join("config", "quickstart.py")
-    default = {**values_in("model.py"), **values_in("dongpt/updates.py"), **values_in("train.py")}
+    default = {**values_in("model.py"), **values_in("dongpt/train/step.py"), **values_in("train.py")}
     quick = {**default, **values_in(config)}
     tokens = prepared.meta["tokens"]
     for settings, title in ((quick, config), (default, "train.py's defaults")):
         n = settings["batch_size"] * settings["block_size"] * settings["gradient_accumulation_steps"]
-        print(f"one epoch is {tokens['train'] / n:,.1f} iterations with {title} ({n:,} tokens each); its "
-              f"{settings['max_iters']:,} iterations are {settings['max_iters'] * n / tokens['train']:,.1f} epochs")
+        print(
+            f"one epoch is {tokens['train'] / n:,.1f} iterations with {title} ({n:,} tokens each); its "
+            f"{settings['max_iters']:,} iterations are {settings['max_iters'] * n / tokens['train']:,.1f} epochs"
+        )
     where = f"--dataset={shlex.quote(name)}" if name else f"--data_dir={shlex.quote(shortest(prepared.folder))}"
     out_dir = shlex.quote("out-" + os.path.basename(os.path.abspath(prepared.folder)))
     block_size = min(tokens.values()) - 1
@@ -119,13 +123,19 @@ def main(argv: list[str] | None = None):
     paths, n_others = find_files(given)
     files = Files(paths, cfg.document, cfg.field, cfg.encoding)
     folder = folder or folder_beside(given, paths)
-    print(f"{given}: {len(paths):,} files" if len(paths) > 1 else paths[0],
-          f", {n_others:,} others left aside" if n_others else "", sep="")
+    print(
+        f"{given}: {len(paths):,} files" if len(paths) > 1 else paths[0],
+        f", {n_others:,} others left aside" if n_others else "",
+        sep="",
+    )
     if plain := [path for path in paths if kind_of(path)[0] not in KNOWN]:
-        print(f"read as plain text, whatever it is: {os.path.basename(plain[0])}"
-              f"{f' and {len(plain) - 1:,} more' if len(plain) > 1 else ''}")
-    prepared = prepare(folder, files, cfg, cfg.val_fraction, os.path.basename(os.path.normpath(given)),
-                       shard_tokens=cfg.shard_tokens)
+        print(
+            f"read as plain text, whatever it is: {os.path.basename(plain[0])}"
+            f"{f' and {len(plain) - 1:,} more' if len(plain) > 1 else ''}"
+        )
+    prepared = prepare(
+        folder, files, cfg, cfg.val_fraction, os.path.basename(os.path.normpath(given)), shard_tokens=cfg.shard_tokens
+    )
     report(prepared)
     print_next(prepared, cfg.name)
 

@@ -12,6 +12,7 @@ train; validation is never looked at. All spellings of a word, with a space befo
 Given vectors may be in word2vec's text or binary format or in GloVe's, also packed with gzip, bz2 or xz.
 Needs gensim and scikit-learn: pip install -r requirements-word2vec.txt
 """
+
 import os
 import sys
 
@@ -25,24 +26,27 @@ from typing import Iterator
 import numpy as np
 
 import configurator
-from dongpt.corpus import Corpus, find_folder
+from configurator import UserError
 from dongpt.program import ROOT, run_program
-from dongpt.tokenizers import WordTokenizer
-from dongpt.vectors import read_vectors, rows_of, save_rows, spellings, wanted_spellings
+from dongpt.text.tokenizers import WordTokenizer
+from dongpt.train.data import Corpus, find_folder
+from dongpt.train.init_wte import read_vectors, rows_of, save_rows, wanted_spellings
 
 VECTORS, PICTURE = "word2vec.npy", "word2vec.png"
 MARGIN = (10, 2)  # pixels between the words of the picture
 ENDS = {".", "?", "!"}  # of sentences
 LONGEST = 1000  # words in a sentence that are told gensim at a time; it leaves out what comes behind 10,000
 # Words that stand everywhere and mean little: the picture shows none of them.
-COMMON = set("""
+COMMON = set(
+    """
 a about after again all also am an and any are as at be because been before being but by can could did do does done
 for from had has hast hath have having he her here hers him his how i if in into is it its let like ll may me might
 more most much must my no nor not now o of off on one only or other our out over own re s said say shall she should
 so some such t than that the thee their them then there these they this those thou though thy to too under until
 unto up upon us very was we well were what when where which while who whom whose why will wilt with without would ye
 yet you your
-""".split())
+""".split()
+)
 
 
 @dataclass(frozen=True)
@@ -66,32 +70,35 @@ class Word2VecConfig:
 
     def __post_init__(self):
         if not (self.dataset or self.data_dir):
-            raise ValueError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
-        least = dict(near=1, near_count=1, size=1, window=1, min_count=1, negative=1, epochs=1, seed=0, most_words=3,
-                     groups=1)
-        if self.seed >= 2 ** 32:
-            raise ValueError(f"seed={self.seed} must be below 2 ** 32")
+            raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
+        least = dict(
+            near=1, near_count=1, size=1, window=1, min_count=1, negative=1, epochs=1, seed=0, most_words=3, groups=1
+        )
+        if self.seed >= 2**32:
+            raise UserError(f"seed={self.seed} must be below 2 ** 32")
         for name, bound in least.items():
             if getattr(self, name) < bound:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {bound}")
+                raise UserError(f"{name}={getattr(self, name)} must be at least {bound}")
         if not (self.learning_rate > 0 and self.sample >= 0):
-            raise ValueError(f"learning_rate={self.learning_rate} must be above 0, sample={self.sample} at least 0")
+            raise UserError(f"learning_rate={self.learning_rate} must be above 0, sample={self.sample} at least 0")
 
 
 def optional(module: str):
-    """A library that only this program needs. Raises ValueError where it is not installed."""
+    """A library that only this program needs. Raises UserError where it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         requirements = os.path.relpath(os.path.join(ROOT, "requirements-word2vec.txt"))
-        raise ValueError(f"{error.name or module} is not installed: pip install -r {requirements}") from error
+        raise UserError(f"{error.name or module} is not installed: pip install -r {requirements}") from error
 
 
 def word_tokenizer(corpus: Corpus) -> WordTokenizer:
-    """The tokenizer of a corpus of words. Raises ValueError for any other."""
+    """The tokenizer of a corpus of words. Raises UserError for any other."""
     if corpus.tokenizer_dict["kind"] != WordTokenizer.kind:
-        raise ValueError(f"{corpus.name} is a corpus of {corpus.tokenizer_dict['kind']}: vectors are those of words, "
-                         f"prepare the text with data/don_word/prepare.py or data/prepare.py --tokenizer=word")
+        raise UserError(
+            f"{corpus.name} is a corpus of {corpus.tokenizer_dict['kind']}: vectors are those of words, "
+            f"prepare the text with data/don_word/prepare.py or data/prepare.py --tokenizer=word"
+        )
     return corpus.tokenizer()
 
 
@@ -108,8 +115,8 @@ class Sentences:
 
     def __iter__(self) -> Iterator[list[str]]:
         tokens, sentence = self.corpus.tokens("train"), []
-        for start in range(0, len(tokens), 2 ** 16):
-            for i in tokens[start:start + 2 ** 16].tolist():
+        for start in range(0, len(tokens), 2**16):
+            for i in tokens[start : start + 2**16].tolist():
                 if name := self.names[i]:
                     sentence.append(name)
                 if name in ENDS or len(sentence) == LONGEST:
@@ -123,11 +130,21 @@ def train_vectors(sentences: Sentences, cfg: Word2VecConfig) -> dict[str, np.nda
     """Skip-gram vectors of the words that occur min_count times, {word: (size,) float32}."""
     models = optional("gensim.models")
     if max(Counter(word for sentence in sentences for word in sentence).values(), default=0) < cfg.min_count:
-        raise ValueError(f"no word of train occurs {cfg.min_count} times: lower --min_count, or take more text")
+        raise UserError(f"no word of train occurs {cfg.min_count} times: lower --min_count, or take more text")
     # one worker: with several the order of updates, and with it every number, changes from run to run
-    model = models.Word2Vec(sentences, sg=1, vector_size=cfg.size, window=cfg.window, min_count=cfg.min_count,
-                            negative=cfg.negative, sample=cfg.sample, epochs=cfg.epochs, alpha=cfg.learning_rate,
-                            seed=cfg.seed, workers=1)
+    model = models.Word2Vec(
+        sentences,
+        sg=1,
+        vector_size=cfg.size,
+        window=cfg.window,
+        min_count=cfg.min_count,
+        negative=cfg.negative,
+        sample=cfg.sample,
+        epochs=cfg.epochs,
+        alpha=cfg.learning_rate,
+        seed=cfg.seed,
+        workers=1,
+    )
     return {word: model.wv.vectors[i] for i, word in enumerate(model.wv.index_to_key)}
 
 
@@ -164,8 +181,9 @@ def part(centres: np.ndarray, extents: np.ndarray, rounds: int = 300) -> np.ndar
             break
         shorter = overlap[..., 1] * 2 < overlap[..., 0]  # rather up and down than to the side: words are wide
         axis = np.stack([~shorter, shorter], axis=2)
-        way = np.where(apart == 0, np.sign(np.arange(len(centres))[:, None] - np.arange(len(centres)))[..., None],
-                       np.sign(apart))
+        way = np.where(
+            apart == 0, np.sign(np.arange(len(centres))[:, None] - np.arange(len(centres)))[..., None], np.sign(apart)
+        )
         centres += 0.3 * (overlap * way * axis * covers[..., None]).sum(1)
     return centres
 
@@ -174,19 +192,26 @@ def draw(path: str, title: str, words: list[str], directions: np.ndarray, sizes:
     """Draw words, in letters of sizes (n,), where t-SNE puts them, groups of k-means there in colours, to a PNG."""
     manifold, cluster = optional("sklearn.manifold"), optional("sklearn.cluster")
     perplexity = max(1.0, min(15.0, (len(words) - 1) / 3))
-    places = manifold.TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed
-                           ).fit_transform(directions.astype(np.float64))
+    places = manifold.TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(
+        directions.astype(np.float64)
+    )
     group_of = cluster.KMeans(min(groups, len(words)), n_init=10, random_state=seed).fit_predict(places)
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+
     figure, axis = plt.subplots(figsize=(17, 12), layout="constrained")
     colours = [colour for i in (0, 2, 1) for colour in plt.get_cmap(("Dark2", "Set2", "tab10")[i]).colors]
     axis.set(title=title, xticks=[], yticks=[])
     axis.scatter(*places.T, s=0)
     axis.margins(0.03)
-    labels = [axis.text(*place, word, color=colours[group % len(colours)], size=size, ha="center", va="center",
-                        parse_math=False) for word, place, group, size in zip(words, places, group_of, sizes)]
+    labels = [
+        axis.text(
+            *place, word, color=colours[group % len(colours)], size=size, ha="center", va="center", parse_math=False
+        )
+        for word, place, group, size in zip(words, places, group_of, sizes)
+    ]
     figure.canvas.draw()  # only then texts have a size
     boxes = np.array([label.get_window_extent().get_points() for label in labels])  # (n, lower left and upper right, 2)
     centres = part(boxes.mean(1), boxes[:, 1] - boxes[:, 0] + MARGIN)
@@ -208,23 +233,27 @@ def main(argv: list[str] | None = None):
         found = read_vectors(cfg.vectors, wanted_spellings(tokenizer))
         width = len(next(iter(found.values())))
         if given.get("size", width) != width:
-            raise ValueError(f"{cfg.vectors} has vectors of {width} numbers: leave --size={cfg.size} away, train.py "
-                             f"makes them narrower by itself")
+            raise UserError(
+                f"{cfg.vectors} has vectors of {width} numbers: leave --size={cfg.size} away, train.py "
+                f"makes them narrower by itself"
+            )
     else:
         found = train_vectors(Sentences(corpus, names), cfg)
     rows = rows_of(tokenizer, found)
     if not rows.any():
-        raise ValueError(f"{cfg.vectors or 'training'} gives nothing but zeros: take another file of vectors")
-    tokens = sum(np.bincount(ids, minlength=2 ** 16) for ids in corpus.pieces("train"))[:len(rows)]
+        raise UserError(f"{cfg.vectors or 'training'} gives nothing but zeros: take another file of vectors")
+    tokens = sum(np.bincount(ids, minlength=2**16) for ids in corpus.pieces("train"))[: len(rows)]
     has, counts = rows.any(1), counts_of(tokens, names)
-    print(f"{has.sum():,} of {len(rows):,} entries of the vocabulary have a vector of {rows.shape[1]} numbers, "
-          f"{100 * tokens[has].sum() / tokens.sum():.1f} % of train's tokens")
+    print(
+        f"{has.sum():,} of {len(rows):,} entries of the vocabulary have a vector of {rows.shape[1]} numbers, "
+        f"{100 * tokens[has].sum() / tokens.sum():.1f} % of train's tokens"
+    )
     path = os.path.join(corpus.folder, VECTORS)
     save_rows(path, rows)
     print(f"written to {path}")
     vector_of = {names[i]: rows[i] for i in np.flatnonzero(has)}
     words = sorted((word for word in vector_of if any(map(str.isalpha, word))), key=lambda word: (-counts[word], word))
-    shown = [i for i, word in enumerate(words) if word not in COMMON][:cfg.most_words]
+    shown = [i for i, word in enumerate(words) if word not in COMMON][: cfg.most_words]
     if len(shown) < 3:
         print("fewer than 3 words of meaning have a vector: there is nothing to compare or to draw")
         return
@@ -232,8 +261,15 @@ def main(argv: list[str] | None = None):
     tell_nearest(cfg, words, directions, counts)
     heights = np.array([max(counts[words[i]], 1) for i in shown]) ** 0.25
     path = os.path.join(corpus.folder, PICTURE)
-    draw(path, f"{corpus.name}: its {len(shown):,} most frequent words of meaning, near those that are used alike",
-         [words[i] for i in shown], directions[shown], 9 + 13 * heights / heights.max(), cfg.groups, cfg.seed)
+    draw(
+        path,
+        f"{corpus.name}: its {len(shown):,} most frequent words of meaning, near those that are used alike",
+        [words[i] for i in shown],
+        directions[shown],
+        9 + 13 * heights / heights.max(),
+        cfg.groups,
+        cfg.seed,
+    )
     print(f"drawn to {path}")
 
 
@@ -244,8 +280,10 @@ def tell_nearest(cfg: Word2VecConfig, words: list[str], directions: np.ndarray, 
     words, directions = [words[i] for i in frequent], directions[frequent]
     for word in filter(None, (word.strip().lower() for word in cfg.words.split(","))):
         if word in words:
-            print(f"{word}:", ", ".join(f"{other} {cosine:.2f}"
-                                        for other, cosine in nearest(word, words, directions, cfg.near)))
+            print(
+                f"{word}:",
+                ", ".join(f"{other} {cosine:.2f}" for other, cosine in nearest(word, words, directions, cfg.near)),
+            )
         else:
             print(f"{word}: has no vector")
 

@@ -4,6 +4,7 @@
 
 Everything in it is what dongpt/ does with a corpus of 120 tokens: it is prepared, opened and asked for its windows.
 """
+
 import os
 import sys
 import tempfile
@@ -12,14 +13,19 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
 
-from dongpt.bins import Encoded, Writer
-from dongpt.corpus import Corpus
 from dongpt.program import run_program
-from dongpt.tokenizers import END, CharTokenizer
+from dongpt.text.bins import Encoded, Writer
+from dongpt.text.tokenizers import END, CharTokenizer
+from dongpt.train.data import Corpus
 
 BLOCK_SIZE, BATCH_SIZE, PROCESSES, SEED, SHARD = 8, 2, 2, 1337, 48
-DOCUMENTS = ("in a village of la mancha", "there lived one of those gentlemen", "lean hack",
-             "and a greyhound for coursing", "an olla of rather more")
+DOCUMENTS = (
+    "in a village of la mancha",
+    "there lived one of those gentlemen",
+    "lean hack",
+    "and a greyhound for coursing",
+    "an olla of rather more",
+)
 ANSWER = "what is his name?|quixote"  # the loss is that of what stands behind the bar
 
 
@@ -41,8 +47,14 @@ def draw_files(axes, corpus: Corpus, ids: np.ndarray, colours):
     tokenizer, document = corpus.tokenizer(), 0
     for place, i in enumerate(ids.tolist()):
         ends = i == tokenizer.end_id
-        cell(axes, place, 0, "E" if ends else tokenizer.decode([i]),
-             "black" if ends else colours[document % len(colours)], "white" if ends else "black")
+        cell(
+            axes,
+            place,
+            0,
+            "E" if ends else tokenizer.decode([i]),
+            "black" if ends else colours[document % len(colours)],
+            "white" if ends else "black",
+        )
         document += ends
     place = 0
     for shard in corpus.shards:
@@ -68,8 +80,13 @@ def draw_batch(axes, corpus: Corpus, place: float):
     x, y = corpus.train_batch(0, 1, BLOCK_SIZE, SEED, corpus.vocab_size)
     for row, ids in ((2.4, x), (1.2, y)):
         for i, token in enumerate(ids[0].tolist()):
-            cell(axes, place + i, row, "E" if token == tokenizer.end_id else tokenizer.decode([token]),
-                 "white" if row == 2.4 else "#ffd08a")
+            cell(
+                axes,
+                place + i,
+                row,
+                "E" if token == tokenizer.end_id else tokenizer.decode([token]),
+                "white" if row == 2.4 else "#ffd08a",
+            )
     axes.text(place - 0.5, 2.7, "x", ha="right")
     axes.text(place - 0.5, 1.5, "y", ha="right")
     text, place = question + answer, place + BLOCK_SIZE + 12
@@ -83,15 +100,19 @@ def draw_batch(axes, corpus: Corpus, place: float):
 def cell(axes, left: float, bottom: float, text: str, colour, ink: str = "black", width: float = 1):
     """A box with a text in it."""
     from matplotlib.patches import Rectangle
+
     axes.add_patch(Rectangle((left, bottom), width, 1, facecolor=colour, edgecolor="grey", linewidth=0.5))
-    axes.text(left + width / 2, bottom + 0.47, text, ha="center", va="center", fontsize=8, color=ink,
-              family="monospace")
+    axes.text(
+        left + width / 2, bottom + 0.47, text, ha="center", va="center", fontsize=8, color=ink, family="monospace"
+    )
 
 
 def main():
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
     documents, processes = ("#cfe8ff", "#d8f3d0", "#ffe3cc", "#ead9ff", "#fff3b8"), ("#9ecbff", "#ffb3b3")
     with tempfile.TemporaryDirectory() as folder:
         corpus = corpus_in(folder)
@@ -105,9 +126,16 @@ def main():
     for epoch in (0, 1):
         rows[1 + epoch].set_title(
             f"Epoch {epoch}: windows of block_size={BLOCK_SIZE} from a new offset on, numbered as they are visited; "
-            f"process 0 gets the blue ones, process 1 the red ones (batch_size={BATCH_SIZE})", loc="left", fontsize=10)
-    rows[3].set_title("Left: a window as it is given to the model; the loss is that of y. "
-                      "Right: a masked corpus; the loss is that of the ones alone", loc="left", fontsize=10)
+            f"process 0 gets the blue ones, process 1 the red ones (batch_size={BATCH_SIZE})",
+            loc="left",
+            fontsize=10,
+        )
+    rows[3].set_title(
+        "Left: a window as it is given to the model; the loss is that of y. "
+        "Right: a masked corpus; the loss is that of the ones alone",
+        loc="left",
+        fontsize=10,
+    )
     for axes in rows:
         axes.set_xlim(-0.5, len(ids) + 0.5)
         axes.set_ylim(*(0.9, 3.6) if axes is rows[3] else (-0.3, 1.9) if axes is rows[0] else (-0.3, 1.1))

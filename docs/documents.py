@@ -5,6 +5,7 @@
 Losses are those of the validation documents, each on its own behind <|endoftext|>, so that all variants are asked the
 same. The last line is JSON.
 """
+
 import ast
 import json
 import os
@@ -19,20 +20,22 @@ from dataclasses import dataclass
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import numpy as np
-import torch
-from torch.nn import functional as F
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 
-import configurator
-from dongpt.checkpoint import load_model
-from dongpt.corpus import Corpus
-from dongpt.documents import Texts
-from dongpt.preparing import Vocabulary, prepare
-from dongpt.program import run_program
+import configurator  # noqa: E402
+from dongpt.checkpoint.files import load_model  # noqa: E402
+from dongpt.program import run_program  # noqa: E402
+from dongpt.text.documents import Texts  # noqa: E402
+from dongpt.text.prepare import Vocabulary, prepare  # noqa: E402
+from dongpt.train.data import Corpus  # noqa: E402
 
-SETTINGS = ("--n_layer=3 --n_head=4 --n_embd=128 --pos_embd=rope --tie_weights=False --optimizer=muon "
-            "--learning_rate=1e-2 --warmup_iters=25 --min_lr=0 --decay=linear --gradient_accumulation_steps=1 "
-            "--eval_iters=10 --eval_interval=10000 --log_interval=50").split()
+SETTINGS = (
+    "--n_layer=3 --n_head=4 --n_embd=128 --pos_embd=rope --tie_weights=False --optimizer=muon "
+    "--learning_rate=1e-2 --warmup_iters=25 --min_lr=0 --decay=linear --gradient_accumulation_steps=1 "
+    "--eval_iters=10 --eval_interval=10000 --log_interval=50"
+).split()
 VARIANTS = {"as it is": [], "document_mask": ["--document_mask"]}
 
 
@@ -56,9 +59,12 @@ def docstrings(shortest: int, longest: int) -> list[str]:
                         nodes = ast.walk(ast.parse(file.read()))
                 except (SyntaxError, ValueError):  # some of the library's own tests are broken on purpose
                     continue
-                found |= {text.strip() for node in nodes
-                          if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-                          and (text := ast.get_docstring(node))}
+                found |= {
+                    text.strip()
+                    for node in nodes
+                    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+                    and (text := ast.get_docstring(node))
+                }
     texts = sorted(text for text in found if shortest <= len(text) <= longest)
     random.Random(0).shuffle(texts)
     return texts
@@ -72,7 +78,7 @@ def loss_alone(path: str, corpus: Corpus, block_size: int) -> float:
     documents = [part for part in np.split(ids, np.flatnonzero(ids == end) + 1) if len(part)]
     nats = count = 0
     for document in documents:
-        window = torch.from_numpy(np.append(end, document)[None, :block_size + 1])
+        window = torch.from_numpy(np.append(end, document)[None, : block_size + 1])
         model.document_end = None
         logits, _ = model(window[:, :-1], window[:, 1:].contiguous())
         nats += F.cross_entropy(logits[0], window[0, 1:], reduction="sum").item()
@@ -82,10 +88,23 @@ def loss_alone(path: str, corpus: Corpus, block_size: int) -> float:
 
 def train(data: str, out_dir: str, block_size: int, variant: str, seed: int, updates: int):
     """A run of train.py."""
-    subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *SETTINGS, *VARIANTS[variant], f"--data_dir={data}",
-                    f"--out_dir={out_dir}", f"--block_size={block_size}", f"--batch_size={8 * 256 // block_size}",
-                    f"--seed={seed}", f"--max_iters={updates}", f"--lr_decay_iters={updates}"],
-                   check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            os.path.join(ROOT, "train.py"),
+            *SETTINGS,
+            *VARIANTS[variant],
+            f"--data_dir={data}",
+            f"--out_dir={out_dir}",
+            f"--block_size={block_size}",
+            f"--batch_size={8 * 256 // block_size}",
+            f"--seed={seed}",
+            f"--max_iters={updates}",
+            f"--lr_decay_iters={updates}",
+        ],
+        check=True,
+        capture_output=True,
+    )
 
 
 def main(argv: list[str] | None = None):

@@ -4,6 +4,7 @@
 
 The ids are random. The machine's cache is left as it is.
 """
+
 import json
 import os
 import statistics
@@ -15,18 +16,21 @@ from dataclasses import dataclass
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import numpy as np
+import numpy as np  # noqa: E402
 
-import configurator
-from dongpt.bins import Encoded, Writer
-from dongpt.corpus import Corpus
-from dongpt.program import run_program
-from dongpt.tokenizers import CharTokenizer
+import configurator  # noqa: E402
+from configurator import UserError  # noqa: E402
+from dongpt.program import run_program  # noqa: E402
+from dongpt.text.bins import Encoded, Writer  # noqa: E402
+from dongpt.text.tokenizers import CharTokenizer  # noqa: E402
+from dongpt.train.data import Corpus  # noqa: E402
 
 # nanoGPT's demo for CPUs
-MODEL = ("config/train_don_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 "
-         "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=500 --eval_interval=250 "
-         "--dropout=0.0").split()
+MODEL = (
+    "config/train_don_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 "
+    "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=500 --eval_interval=250 "
+    "--dropout=0.0"
+).split()
 TRAINER = """
 import resource, sys
 sys.path.insert(0, sys.argv.pop(1))
@@ -47,8 +51,8 @@ def write(folder: str, n_tokens: int, shard_tokens: int):
     """A corpus of random characters."""
     tokenizer, random = CharTokenizer("".join(map(chr, range(33, 118)))), np.random.default_rng(0)
     with Writer(folder, tokenizer, shard_tokens) as writer:
-        for start in range(0, n_tokens, 2 ** 22):
-            n = min(2 ** 22, n_tokens - start)
+        for start in range(0, n_tokens, 2**22):
+            n = min(2**22, n_tokens - start)
             writer.add("train", Encoded(random.integers(0, 85, n, dtype=np.uint16), n, n))
         writer.add("val", Encoded(random.integers(0, 85, 200_000, dtype=np.uint16), 200_000, 200_000))
         writer.finish({})
@@ -65,19 +69,36 @@ def measure(folder: str) -> dict:
         before = time.perf_counter()
         corpus.train_batch(12 * i, 12, 64, 1337, 85)
         times.append(time.perf_counter() - before)
-    done = subprocess.run([sys.executable, "-c", TRAINER, ROOT, *MODEL, f"--data_dir={folder}",
-                           f"--out_dir={os.path.join(folder, 'out')}"], cwd=ROOT, check=True, capture_output=True,
-                          text=True, encoding="utf-8")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            TRAINER,
+            ROOT,
+            *MODEL,
+            f"--data_dir={folder}",
+            f"--out_dir={os.path.join(folder, 'out')}",
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
     lines = done.stdout.splitlines()
     steps = [float(line.split("time ")[1].split("ms")[0]) for line in lines if line.startswith("iter ")]
-    return {"first_batch_s": first, "batch_ms": 1000 * statistics.mean(times), "step_ms": statistics.median(steps),
-            "resident_mib": float(lines[-1].split()[1])}
+    return {
+        "first_batch_s": first,
+        "batch_ms": 1000 * statistics.mean(times),
+        "step_ms": statistics.median(steps),
+        "resident_mib": float(lines[-1].split()[1]),
+    }
 
 
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(LargeConfig, argv)
     if not 0 < cfg.shards <= cfg.tokens:
-        raise ValueError(f"shards={cfg.shards} must be at least 1, and tokens={cfg.tokens} as many")
+        raise UserError(f"shards={cfg.shards} must be at least 1, and tokens={cfg.tokens} as many")
     results = {}
     for name, tokens, shard_tokens in (("small", 5_000_000, 0), ("large", cfg.tokens, -(-cfg.tokens // cfg.shards))):
         folder = os.path.abspath(os.path.join(cfg.folder, name))

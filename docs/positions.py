@@ -6,6 +6,7 @@ Trains one small model per scheme on Python's language reference (no download), 
 token gives to each earlier one when all tokens are alike, so that position alone makes the difference. Takes about two
 minutes.
 """
+
 import math
 import os
 import sys
@@ -15,8 +16,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
 
 from dongpt import runtime
-from dongpt.corpus import Corpus, find_folder, prepare_if_missing
 from dongpt.program import run_program
+from dongpt.train.data import Corpus, find_folder, prepare_if_missing
 from model import GPT, GPTConfig, rotate, set_learning_rate
 
 SCHEMES = ("default", "rope", "relative", "alibi", "default+relative")
@@ -27,8 +28,17 @@ DEEPEST = -6.0  # nats below the best score of a row; what is lower is drawn lik
 def trained(scheme: str, corpus: Corpus) -> GPT:
     """A small model with pos_embd=scheme, trained for STEPS updates."""
     runtime.seed_everything(SEED)
-    model = GPT(GPTConfig(block_size=BLOCK_SIZE, vocab_size=corpus.model_vocab_size, n_layer=2, n_head=4, n_embd=64,
-                          bias=False, pos_embd=scheme))
+    model = GPT(
+        GPTConfig(
+            block_size=BLOCK_SIZE,
+            vocab_size=corpus.model_vocab_size,
+            n_layer=2,
+            n_head=4,
+            n_embd=64,
+            bias=False,
+            pos_embd=scheme,
+        )
+    )
     optimizer = model.configure_optimizers(0.1, LEARNING_RATE, (0.9, 0.99), "cpu")
     for step in range(STEPS):
         set_learning_rate(optimizer, LEARNING_RATE * (1 - step / STEPS))  # down to 0: no noise of the last updates
@@ -51,7 +61,7 @@ def scores_by_position(model: GPT, corpus: Corpus) -> torch.Tensor:
     config = model.config
     T = BLOCK_SIZE if config.has_wpe else 2 * BLOCK_SIZE
     positions, head_size = torch.arange(T), config.n_embd // config.n_head
-    tokens = torch.from_numpy(corpus.tokens("val")[:2 ** 14].astype("int64"))
+    tokens = torch.from_numpy(corpus.tokens("val")[: 2**14].astype("int64"))
     x = model.transformer.wte(tokens).mean(0).expand(1, T, -1)
     if config.has_wpe:
         x = x + model.transformer.wpe(positions)
@@ -69,22 +79,35 @@ def scores_by_position(model: GPT, corpus: Corpus) -> torch.Tensor:
 def draw(scores: dict[str, torch.Tensor], path: str):
     """Write the picture: above one head as a map, below all heads by distance."""
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(2, len(scores), figsize=(3.2 * len(scores), 6.4), height_ratios=(3, 2),
-                                layout="constrained")
+
+    figure, axes = plt.subplots(
+        2, len(scores), figsize=(3.2 * len(scores), 6.4), height_ratios=(3, 2), layout="constrained"
+    )
     for column, (scheme, heads) in enumerate(scores.items()):
         T = heads.shape[-1]
         last = heads[:, -1].flip(-1)  # (nh, T): of the last token, by distance
         head = last.clamp(min=DEEPEST).std(-1).argmax()  # the one that position moves most
-        image = axes[0, column].imshow(heads[head].clamp(min=DEEPEST).where(heads[head].isfinite(), math.nan),
-                                       vmin=DEEPEST, vmax=0, extent=(0, T, T, 0))
+        image = axes[0, column].imshow(
+            heads[head].clamp(min=DEEPEST).where(heads[head].isfinite(), math.nan),
+            vmin=DEEPEST,
+            vmax=0,
+            extent=(0, T, T, 0),
+        )
         axes[0, column].set(title=scheme, xlim=(0, 2 * BLOCK_SIZE), ylim=(2 * BLOCK_SIZE, 0), xlabel="key")
         axes[1, column].plot(last.clamp(min=DEEPEST).T, linewidth=1.2)
         axes[1, column].set(xlim=(0, 2 * BLOCK_SIZE), ylim=(DEEPEST * 1.05, 0.3), xlabel="distance")
         if T == BLOCK_SIZE:
-            axes[0, column].text(1.5 * BLOCK_SIZE, 1.5 * BLOCK_SIZE, "no positions\nbeyond\nblock_size", ha="center",
-                                 va="center", fontsize=9)
+            axes[0, column].text(
+                1.5 * BLOCK_SIZE,
+                1.5 * BLOCK_SIZE,
+                "no positions\nbeyond\nblock_size",
+                ha="center",
+                va="center",
+                fontsize=9,
+            )
         for row in (0, 1):
             axes[row, column].axvline(BLOCK_SIZE, color="grey", linestyle=":", linewidth=1)
         axes[0, column].axhline(BLOCK_SIZE, color="grey", linestyle=":", linewidth=1)

@@ -8,6 +8,7 @@
 PATH is nanoGPT with DI725's config/train_don_char.py and data/don_char/{train,val}.bin of the raw text, the same ids
 that `python data/don_char/prepare.py --raw=True` writes here. The last line is JSON.
 """
+
 import json
 import os
 import re
@@ -21,13 +22,16 @@ from dataclasses import dataclass
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import numpy as np
+import numpy as np  # noqa: E402
 
-import configurator
-from dongpt.program import run_program
+import configurator  # noqa: E402
+from configurator import UserError  # noqa: E402
+from dongpt.program import run_program  # noqa: E402
 
-DEMO = ("config/train_don_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
-        "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0")
+DEMO = (
+    "config/train_don_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
+    "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
+)
 STEPS = "config/train_don_char.py --eval_iters=1 --eval_interval=1000 --log_interval=1 --max_iters=6"
 BENCH = "bench.py --warmup=2 --iters=4 --rounds=1"
 
@@ -35,27 +39,48 @@ BENCH = "bench.py --warmup=2 --iters=4 --rounds=1"
 ROWS = {
     "demo": [("nanoGPT", "theirs", DEMO), ("donGPT", "ours", "config/speedrun_don_char_cpu.py")],
     "lowest": [("donGPT", "ours", "config/best_don_char_cpu.py")],
-    "baby": [("nanoGPT", "theirs", f"{STEPS} --device=cpu --compile=False"),
-             ("nanoGPT, compiled", "theirs", f"{STEPS} --device=cpu --compile=True"),
-             ("donGPT", "ours", f"{BENCH} config/train_don_char.py --device=cpu --compile=False"),
-             ("donGPT, compiled", "ours", f"{BENCH} config/train_don_char.py --device=cpu --compile=True")],
+    "baby": [
+        ("nanoGPT", "theirs", f"{STEPS} --device=cpu --compile=False"),
+        ("nanoGPT, compiled", "theirs", f"{STEPS} --device=cpu --compile=True"),
+        ("donGPT", "ours", f"{BENCH} config/train_don_char.py --device=cpu --compile=False"),
+        ("donGPT, compiled", "ours", f"{BENCH} config/train_don_char.py --device=cpu --compile=True"),
+    ],
     "start": [("donGPT", "ours", "config/quickstart.py --max_iters=1")],
-    "gpu_speedrun": [("nanoGPT", "theirs", "config/train_don_char.py"),
-                     ("donGPT", "ours", "config/speedrun_don_char.py")],
-    "gpu_best": [("nanoGPT", "theirs", "config/train_don_char.py"),
-                 ("donGPT", "ours", "config/best_don_char.py")],
-    "gpu_shakespeare": [("nanoGPT", "theirs", "config/train_shakespeare_char.py"),
-                        ("donGPT", "ours", "config/best_shakespeare_char.py")],
-    "gpu_gpt2": [("nanoGPT", "theirs", "bench.py --real_data=False --batch_size=30"),
-                 ("donGPT", "ours", "bench.py config/train_gpt2.py --real_data=False --gradient_accumulation_steps=1")],
+    "gpu_speedrun": [
+        ("nanoGPT", "theirs", "config/train_don_char.py"),
+        ("donGPT", "ours", "config/speedrun_don_char.py"),
+    ],
+    "gpu_best": [("nanoGPT", "theirs", "config/train_don_char.py"), ("donGPT", "ours", "config/best_don_char.py")],
+    "gpu_shakespeare": [
+        ("nanoGPT", "theirs", "config/train_shakespeare_char.py"),
+        ("donGPT", "ours", "config/best_shakespeare_char.py"),
+    ],
+    "gpu_gpt2": [
+        ("nanoGPT", "theirs", "bench.py --real_data=False --batch_size=30"),
+        ("donGPT", "ours", "bench.py config/train_gpt2.py --real_data=False --gradient_accumulation_steps=1"),
+    ],
 }
 
 # What each option is worth: 200 iterations of config/best_don_char_cpu.py without it, or with another in its place. The
 # loss is that of the last tenth of train.bin, which is kept out of training; val.bin is not looked at.
-OPTIONS = ["", "--ngrams=1", "--ngrams=3", "--ngrams=5", "--ngrams=7", "--optimizer=adamw --learning_rate=3e-3",
-           "--optimizer=adamw --learning_rate=6e-3", "--pos_embd=default", "--pos_embd=relative", "--decay=cosine",
-           "--tie_weights=True", "--dropout=0.1", "--weight_decay=0.1", "--weight_decay=0.5", "--grad_clip=1",
-           "--ngrams=1 --optimizer=adamw --learning_rate=3e-3 --pos_embd=default --decay=cosine"]
+OPTIONS = [
+    "",
+    "--ngrams=1",
+    "--ngrams=3",
+    "--ngrams=5",
+    "--ngrams=7",
+    "--optimizer=adamw --learning_rate=3e-3",
+    "--optimizer=adamw --learning_rate=6e-3",
+    "--pos_embd=default",
+    "--pos_embd=relative",
+    "--decay=cosine",
+    "--tie_weights=True",
+    "--dropout=0.1",
+    "--weight_decay=0.1",
+    "--weight_decay=0.5",
+    "--grad_clip=1",
+    "--ngrams=1 --optimizer=adamw --learning_rate=3e-3 --pos_embd=default --decay=cosine",
+]
 SHORT = "config/best_don_char_cpu.py --max_iters=200 --lr_decay_iters=200 --eval_interval=1000 --eval_iters=1"
 
 
@@ -70,11 +95,11 @@ class SpeedConfig:
 
     def __post_init__(self):
         if self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds} must be at least 1")
+            raise UserError(f"rounds={self.rounds} must be at least 1")
         if self.nanogpt and not os.path.exists(os.path.join(self.nanogpt, "train.py")):
-            raise ValueError(f"nanogpt={self.nanogpt} has no train.py: give the folder of a checkout of nanoGPT")
+            raise UserError(f"nanogpt={self.nanogpt} has no train.py: give the folder of a checkout of nanoGPT")
         if unknown := [row for row in self.rows.split(",") if row not in (*ROWS, "options")]:
-            raise ValueError(f"rows={unknown[0]!r} is not known: use some of {','.join(ROWS)}, or options alone")
+            raise UserError(f"rows={unknown[0]!r} is not known: use some of {','.join(ROWS)}, or options alone")
 
 
 def measure(name: str, whose: str, arguments: str, cfg: SpeedConfig, out_dir: str, seed: int) -> dict:
@@ -87,20 +112,31 @@ def measure(name: str, whose: str, arguments: str, cfg: SpeedConfig, out_dir: st
         words.append(f"--out_dir={out_dir}")
         words += [f"--seed={seed}"] if whose == "ours" else []  # nanoGPT's is in its code
     began, first, lines = time.perf_counter(), None, []
-    with subprocess.Popen([sys.executable, "-u", program, *words], cwd=folder, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, encoding="utf-8") as process:
+    with subprocess.Popen(
+        [sys.executable, "-u", program, *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+    ) as process:
         for line in process.stdout:
             lines.append(line)
             if first is None and line.startswith("iter 0"):
                 first = time.perf_counter() - began
     seconds = time.perf_counter() - began
     if process.returncode:
-        raise ValueError(f"{name}: {program} {' '.join(words)} ended with {process.returncode}: {''.join(lines[-3:])}")
+        raise UserError(f"{name}: {program} {' '.join(words)} ended with {process.returncode}: {''.join(lines[-3:])}")
     times = [float(found) for found in re.findall(r"time(?: per iteration)?:? ([\d.]+)ms", "".join(lines))]
     mfu = re.findall(r"(?i)mfu:? ([\d.]+)%", "".join(lines))
-    return {"name": name, "seconds": seconds, "first_iteration_s": first, "loss": whole_loss(out_dir),
-            "ms": statistics.median(times[2:] or times) if times else None,
-            "mfu": float(mfu[-1]) * (THEIR_PEAK / OUR_PEAK if whose == "theirs" else 1) if mfu else None}
+    return {
+        "name": name,
+        "seconds": seconds,
+        "first_iteration_s": first,
+        "loss": whole_loss(out_dir),
+        "ms": statistics.median(times[2:] or times) if times else None,
+        "mfu": float(mfu[-1]) * (THEIR_PEAK / OUR_PEAK if whose == "theirs" else 1) if mfu else None,
+    }
 
 
 def whole_loss(out_dir: str) -> float | None:
@@ -108,8 +144,9 @@ def whole_loss(out_dir: str) -> float | None:
     path = os.path.join(out_dir, "ckpt.pt")
     if not os.path.exists(path):
         return None
-    done = subprocess.run([sys.executable, "evaluate.py", path, "--json"], cwd=ROOT, capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(
+        [sys.executable, "evaluate.py", path, "--json"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout)[0]["loss"]
 
 
@@ -117,14 +154,20 @@ def hold_out(folder: str):
     """Write to folder don_char's train.bin as a corpus of its own, whose validation split is its last tenth."""
     source = os.path.join(ROOT, "data", "don_char")
     if not os.path.exists(os.path.join(source, "meta.json")):
-        raise ValueError("data/don_char is not prepared: run python data/don_char/prepare.py --raw=True first")
+        raise UserError("data/don_char is not prepared: run python data/don_char/prepare.py --raw=True first")
     tokens = np.fromfile(os.path.join(source, "train.bin"), dtype="<u2")
-    splits = {"train": tokens[:len(tokens) * 9 // 10], "val": tokens[len(tokens) * 9 // 10:]}
+    splits = {"train": tokens[: len(tokens) * 9 // 10], "val": tokens[len(tokens) * 9 // 10 :]}
     with open(os.path.join(source, "meta.json"), encoding="utf-8") as file:
         meta = json.load(file)
     with open(os.path.join(folder, "meta.json"), "w", encoding="utf-8") as file:
-        json.dump({"tokenizer": meta["tokenizer"], "vocab_size": meta["vocab_size"],
-                   "tokens": {split: len(part) for split, part in splits.items()}}, file)
+        json.dump(
+            {
+                "tokenizer": meta["tokenizer"],
+                "vocab_size": meta["vocab_size"],
+                "tokens": {split: len(part) for split, part in splits.items()},
+            },
+            file,
+        )
     for split, part in splits.items():
         part.tofile(os.path.join(folder, f"{split}.bin"))
 
@@ -137,14 +180,21 @@ def measure_options(cfg: SpeedConfig):
         for i in range(cfg.rounds):
             for option in OPTIONS:
                 with tempfile.TemporaryDirectory() as folder:
-                    result = measure(option, "ours", f"{SHORT} --data_dir={data} {option}", cfg,
-                                     os.path.join(folder, "out"), 1337 + i)
+                    result = measure(
+                        option,
+                        "ours",
+                        f"{SHORT} --data_dir={data} {option}",
+                        cfg,
+                        os.path.join(folder, "out"),
+                        1337 + i,
+                    )
                 losses[option].append(result["loss"])
                 print(f"seed {1337 + i}: {result['loss']:.4f}, {result['ms']:.0f} ms  {option}", flush=True)
     for option, found in losses.items():
         apart = statistics.mean(found) - statistics.mean(losses[""])
-        print(f"{statistics.mean(found):.4f} ({min(found):.4f} to {max(found):.4f}) {apart:+.4f}  "
-              f"{option or 'as it is'}")
+        print(
+            f"{statistics.mean(found):.4f} ({min(found):.4f} to {max(found):.4f}) {apart:+.4f}  {option or 'as it is'}"
+        )
     print(json.dumps(losses))
 
 
@@ -161,15 +211,24 @@ def main(argv: list[str] | None = None):
                 with tempfile.TemporaryDirectory() as folder:
                     result = {"row": row, "round": i, **measure(*run, cfg, os.path.join(folder, "out"), 1337 + i)}
                 results.append(result)
-                print(", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                                for key, value in result.items() if value is not None), flush=True)
+                print(
+                    ", ".join(
+                        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                        for key, value in result.items()
+                        if value is not None
+                    ),
+                    flush=True,
+                )
         for name, *_ in runs:
             mine = [result for result in results if result["row"] == row and result["name"] == name]
             for key in ("seconds", "first_iteration_s", "ms", "mfu", "loss"):
                 values = [result[key] for result in mine if result[key] is not None]
                 if values:
-                    print(f"{row:<14}{name:<20}{key:<20}{statistics.median(values):>10.4f}   "
-                          f"({min(values):.4f} to {max(values):.4f}, {len(values)} runs)", flush=True)
+                    print(
+                        f"{row:<14}{name:<20}{key:<20}{statistics.median(values):>10.4f}   "
+                        f"({min(values):.4f} to {max(values):.4f}, {len(values)} runs)",
+                        flush=True,
+                    )
     print(json.dumps(results))
 
 

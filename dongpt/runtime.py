@@ -2,6 +2,7 @@
 
 The rules are fixed and never time anything; each choice comes with its reason, which programs print in one line.
 """
+
 import ctypes
 import os
 import shutil
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 import configurator
+from configurator import UserError
 from dongpt.program import first_line
 
 ROOT = configurator.ROOT
@@ -27,6 +29,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 @dataclass(frozen=True)
 class DeviceConfig:
     """Where and how precisely to compute."""
+
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto takes CUDA, else MPS, else the CPU
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the arithmetic; weights train in float32
 
@@ -34,6 +37,7 @@ class DeviceConfig:
 @dataclass(frozen=True)
 class RuntimeConfig(DeviceConfig):
     """Settings of the machine that most programs share."""
+
     compile: Literal["auto", True, False] = "auto"  # torch.compile; auto: on CUDA, if the run is long enough
     seed: int = 1337  # every random draw is a function of it
 
@@ -45,7 +49,7 @@ class RuntimeConfig(DeviceConfig):
 def pick_device(asked: str) -> tuple[str, str]:
     """(device, why) for what was asked; under torchrun each process takes the GPU of its local rank.
 
-    Raises ValueError when the device that was asked for is not there.
+    Raises UserError when the device that was asked for is not there.
     """
     local_rank, alone = int(os.environ.get("LOCAL_RANK", 0)), _world_size() == 1
     if asked == "auto":
@@ -60,17 +64,17 @@ def pick_device(asked: str) -> tuple[str, str]:
     except RuntimeError:
         kind = None
     if kind not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device={asked!r} is not a device: use auto, cpu, cuda, cuda:N or mps")
+        raise UserError(f"device={asked!r} is not a device: use auto, cpu, cuda, cuda:N or mps")
     if kind == "cuda":
         index = torch.device(asked).index
         index = local_rank if index is None or not alone else index
         if why_no_cuda := cuda_problem(index):
-            raise ValueError(f"device={asked!r} is not there: {why_no_cuda}; use device=cpu or device=auto")
+            raise UserError(f"device={asked!r} is not there: {why_no_cuda}; use device=cpu or device=auto")
         return f"cuda:{index}", torch.cuda.get_device_name(index)
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device='mps' is not there: this torch finds no Apple GPU; use device=cpu or device=auto")
+        raise UserError("device='mps' is not there: this torch finds no Apple GPU; use device=cpu or device=auto")
     if kind == "mps" and not alone:
-        raise ValueError("several processes cannot share an Apple GPU: use device=cpu, or start one process")
+        raise UserError("several processes cannot share an Apple GPU: use device=cpu, or start one process")
     return kind, "as asked"
 
 
@@ -86,16 +90,22 @@ def cuda_problem(index: int) -> str:
         except RuntimeError as error:
             if "no kernel image" not in str(error):
                 return f"found {name}, but it cannot be used now ({first_line(error)})"
-            return (f"found {name}, but torch {torch.__version__} has no kernels for it: "
-                    f"install another build of torch, as pytorch.org/get-started shows")
+            return (
+                f"found {name}, but torch {torch.__version__} has no kernels for it: "
+                f"install another build of torch, as pytorch.org/get-started shows"
+            )
     name = nvidia_gpu_name()
     if not name:
         return "no GPU found"
     if torch.version.cuda is None:
-        return (f"found {name}, but torch {torch.__version__} is built without CUDA: "
-                f"install a CUDA build of torch, as pytorch.org/get-started shows")
-    return (f"found {name}, but torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use it: "
-            f"update the NVIDIA driver, or install a torch built for an older CUDA")
+        return (
+            f"found {name}, but torch {torch.__version__} is built without CUDA: "
+            f"install a CUDA build of torch, as pytorch.org/get-started shows"
+        )
+    return (
+        f"found {name}, but torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use it: "
+        f"update the NVIDIA driver, or install a torch built for an older CUDA"
+    )
 
 
 def nvidia_gpu_name() -> str:
@@ -104,8 +114,9 @@ def nvidia_gpu_name() -> str:
     if not tool:
         return ""
     try:
-        answer = subprocess.run([tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True,
-                                timeout=10)
+        answer = subprocess.run(
+            [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else ""
@@ -119,15 +130,15 @@ WORTH_AMX = 256
 def pick_dtype(asked: str, device_type: str, n_embd: int = 0) -> tuple[str, str]:
     """(dtype, why) for what was asked, for a model of n_embd channels, 0 where exactness counts more than speed.
 
-    Raises ValueError for a dtype that the device cannot train in.
+    Raises UserError for a dtype that the device cannot train in.
     """
     if device_type == "mps":
         if asked not in ("auto", "float32"):
-            raise ValueError(f"dtype={asked!r} gives wrong numbers on MPS: use dtype=float32 or dtype=auto")
+            raise UserError(f"dtype={asked!r} gives wrong numbers on MPS: use dtype=float32 or dtype=auto")
         return "float32", "the only safe one on MPS"
     has_bf16 = device_type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     if asked == "bfloat16" and not has_bf16:
-        raise ValueError("dtype='bfloat16' is not there on this GPU: use dtype=float16, float32 or auto")
+        raise UserError("dtype='bfloat16' is not there on this GPU: use dtype=float16, float32 or auto")
     if asked != "auto":
         return asked, "as asked"
     if device_type == "cpu":
@@ -154,6 +165,7 @@ def _world_size() -> int:
 @dataclass(frozen=True)
 class Runtime:
     """What was decided for this process. rank, local_rank and world_size are 0, 0 and 1 without torchrun."""
+
     device: str
     dtype: str
     why: str
@@ -184,8 +196,9 @@ class Runtime:
         """The tensors on the device; to CUDA through pinned memory, which is copied while the GPU still computes."""
         if self.device_type != "cuda":  # elsewhere non_blocking may read memory that is freed: pytorch issue 189690
             return [tensor.to(self.device) for tensor in tensors]
-        return [tensor if tensor.is_cuda else tensor.pin_memory().to(self.device, non_blocking=True)
-                for tensor in tensors]
+        return [
+            tensor if tensor.is_cuda else tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors
+        ]
 
     def read(self, tensor) -> Callable[[], float]:
         """A function that gives the number in tensor, as it is now; on CUDA calling it waits for what was queued so far
@@ -199,6 +212,7 @@ class Runtime:
         def wait():
             copied.synchronize()
             return copy.item()
+
         return wait
 
     def has_room_for(self, n_bytes: int) -> bool:
@@ -240,7 +254,7 @@ def print_main(*args, **kwargs):
 def start(device: str = "auto", dtype: str = "auto", backend: str = "auto", n_embd: int = 0) -> Runtime:
     """Decide on device and dtype (see pick_dtype for n_embd), and join the other processes if torchrun started several.
 
-    Raises ValueError for a device, dtype or backend that cannot work here.
+    Raises UserError for a device, dtype or backend that cannot work here.
     """
     world_size, rank, local_rank = _world_size(), int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
     device, why_device = pick_device(device)
@@ -251,10 +265,10 @@ def start(device: str = "auto", dtype: str = "auto", backend: str = "auto", n_em
         keep_freed_memory()
     dtype, why_dtype = pick_dtype(dtype, kind, n_embd)
     if backend not in ("auto", "nccl", "gloo"):
-        raise ValueError(f"backend={backend!r} is not known: use auto, nccl or gloo")
+        raise UserError(f"backend={backend!r} is not known: use auto, nccl or gloo")
     if world_size > 1:
         if backend == "nccl" and kind != "cuda":
-            raise ValueError(f"backend='nccl' needs CUDA, and the device is {device}: use backend=auto or gloo")
+            raise UserError(f"backend='nccl' needs CUDA, and the device is {device}: use backend=auto or gloo")
         backend = ("nccl" if kind == "cuda" else "gloo") if backend == "auto" else backend
         dist.init_process_group(backend)
     why = f"device: {device} ({why_device}), dtype: {dtype} ({why_dtype})"
@@ -272,17 +286,17 @@ def keep_freed_memory():
     except (OSError, AttributeError):
         return
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-    mallopt(trim_threshold, 2 ** 30)
-    mallopt(mmap_threshold, 2 ** 25)  # the most that it takes
+    mallopt(trim_threshold, 2**30)
+    mallopt(mmap_threshold, 2**25)  # the most that it takes
 
 
 def seed_everything(*numbers: int):
     """Seed torch's generators with a function of the numbers alone, e.g. (seed, step, index of the micro-batch)."""
     mixed = 0
     for number in numbers:  # the finaliser of SplitMix64 after each, so that neighbours share nothing
-        mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2 ** 64
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2 ** 64
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2 ** 64
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2**64
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
         mixed ^= mixed >> 31
     torch.manual_seed(mixed)
 
@@ -326,7 +340,7 @@ def compile_model(model, asked, runtime: Runtime, run_flops: float, trial: Calla
         model.zero_grad(set_to_none=True)
         reason = first_line(error)
         if asked is True:
-            raise ValueError(f"compile=True cannot work here ({reason}): use compile=False or auto") from error
+            raise UserError(f"compile=True cannot work here ({reason}): use compile=False or auto") from error
         return model, False, f"torch.compile is not available: {reason}"
     return compiled, True, "as asked" if asked is True else asked
 

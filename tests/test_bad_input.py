@@ -1,4 +1,5 @@
 """What a user can get wrong: each ends in one sentence and exit code 2, with nothing written and nothing lost."""
+
 import os
 import pickle
 import shutil
@@ -6,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers import TINY_RUN, expect_sentence, generated_text, run, write_corpus
 
 import train
-from conftest import TINY_RUN, expect_sentence, generated_text, run, write_corpus
 
 
 def snapshot(folder) -> dict:
@@ -35,6 +36,7 @@ def refuse(tmp_path, tiny_data, tiny_run):
         expect_sentence(done, "train.py: ", *parts)
         assert snapshot(tmp_path) == before
         return done
+
     return check
 
 
@@ -74,8 +76,12 @@ def test_n_embd_that_is_not_a_multiple_of_n_head(refuse):
 
 
 def test_several_numbers_out_of_range_are_all_named(refuse):
-    refuse("--batch_size=0", "--eval_interval=0", "--dataset_fraction=1.5",
-           parts=("batch_size=0", "eval_interval=0", "dataset_fraction=1.5"))
+    refuse(
+        "--batch_size=0",
+        "--eval_interval=0",
+        "--dataset_fraction=1.5",
+        parts=("batch_size=0", "eval_interval=0", "dataset_fraction=1.5"),
+    )
 
 
 def test_a_device_that_is_none(refuse):
@@ -105,8 +111,11 @@ def test_a_train_split_of_block_size_tokens(refuse, tmp_path):
     text = generated_text(100)
     write_corpus(str(tmp_path / "short"), text)
     n_tokens = os.path.getsize(tmp_path / "short" / "train.bin") // 2
-    refuse("--data_dir=short", f"--block_size={n_tokens}",
-           parts=("train.bin", f"{n_tokens} tokens", f"block_size={n_tokens}"))
+    refuse(
+        "--data_dir=short",
+        f"--block_size={n_tokens}",
+        parts=("train.bin", f"{n_tokens} tokens", f"block_size={n_tokens}"),
+    )
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin"])
@@ -157,8 +166,12 @@ def test_an_architecture_that_agrees_with_the_checkpoint_is_no_mistake(key, valu
     """--n_embd=16 alone was refused as no multiple of 12, the default of n_head, though the checkpoint has n_head=2."""
     monkeypatch.chdir(tmp_path)
     assert train.main(["--init_from=resume", "--out_dir=out", f"--{key}={value}", "--max_iters=7"]) == 0
-    assert train.main(["--init_from=out", "--out_dir=new", f"--{key}={value}", "--max_iters=1", "--data_dir=data",
-                       "--device=cpu"]) == 0
+    assert (
+        train.main(
+            ["--init_from=out", "--out_dir=new", f"--{key}={value}", "--max_iters=1", "--data_dir=data", "--device=cpu"]
+        )
+        == 0
+    )
 
 
 def test_a_resume_where_there_is_no_run(refuse):
@@ -196,7 +209,7 @@ class Malicious:
 
 
 def write_malicious(path, how: str):
-    checkpoint = {"model": {}, "model_args": {}, "iter_num": 10 ** 6, "evil": Malicious()}
+    checkpoint = {"model": {}, "model_args": {}, "iter_num": 10**6, "evil": Malicious()}
     if how == "zip":
         torch.save(checkpoint, path)
     else:

@@ -1,4 +1,5 @@
 """bench.py: a training step's time, speed and memory, sweeps, comparisons, profiles; the readings behind them."""
+
 import json
 import mmap
 import os
@@ -8,17 +9,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import TINY_MODEL, expect_sentence, read_log, run, torchrun, write_corpus
 
 import bench
 import configurator
 import train
-from conftest import TINY_MODEL, expect_sentence, read_log, run, torchrun, write_corpus
-from dongpt import measuring, runtime
-from dongpt.updates import Updates
+from dongpt import runtime
+from dongpt.train import measure as measuring
+from dongpt.train.step import Updates
 
 smoke = pytest.mark.smoke
-MODEL = ["--device=cpu", "--compile=False", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16",
-         "--batch_size=2"]
+MODEL = [
+    "--device=cpu",
+    "--compile=False",
+    "--n_layer=1",
+    "--n_head=2",
+    "--n_embd=16",
+    "--block_size=16",
+    "--batch_size=2",
+]
 SMALL = [*MODEL, "--real_data=False", "--vocab_size=50", "--warmup=0", "--iters=1", "--rounds=2"]
 FLOPS_PER_TOKEN = 6 * (50 * 16 + 12 * 16 * 16 + 3 * 16) + 12 * 16 * 16  # of SMALL: weights and norms, then attention
 
@@ -26,10 +35,12 @@ FLOPS_PER_TOKEN = 6 * (50 * 16 + 12 * 16 * 16 + 3 * 16) + 12 * 16 * 16  # of SMA
 @pytest.fixture
 def measured(capsys):
     """A function that runs bench.py on SMALL and returns its JSON, strictly read, and all that it prints before."""
+
     def measure(*args: str) -> tuple[dict, str]:
         bench.main([*SMALL, *args])
         *lines, last = capsys.readouterr().out.splitlines()
         return json.loads(last, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")), "\n".join(lines)
+
     return measure
 
 
@@ -74,15 +85,29 @@ def test_numbers_come_from_the_median_round_and_neither_from_the_warm_up_nor_the
 @smoke
 def test_text_and_json_agree_on_a_real_run(measured):
     found, printed = measured("--iters=3", "--rounds=3")
-    shown = {key: float(re.search(pattern, printed)[1].replace(",", "")) for key, pattern in dict(
-        ms=r"iteration: ([\d.]+)ms", tokens_per_s=r"([\d,]+) tokens/s", gflops=r"\n([\d.]+) GFLOP/s",
-        share=r"([\d.]+)% of the", matmul=r"of the ([\d.]+) GFLOP/s", memory=r"([\d.,]+) MiB in tensors",
-        outside=r"outside matmuls: ([\d.]+)%", loss=r"loss: ([\d.]+)").items()}
+    shown = {
+        key: float(re.search(pattern, printed)[1].replace(",", ""))
+        for key, pattern in dict(
+            ms=r"iteration: ([\d.]+)ms",
+            tokens_per_s=r"([\d,]+) tokens/s",
+            gflops=r"\n([\d.]+) GFLOP/s",
+            share=r"([\d.]+)% of the",
+            matmul=r"of the ([\d.]+) GFLOP/s",
+            memory=r"([\d.,]+) MiB in tensors",
+            outside=r"outside matmuls: ([\d.]+)%",
+            loss=r"loss: ([\d.]+)",
+        ).items()
+    }
     assert shown == dict(
-        ms=round(found["ms"], 2), tokens_per_s=round(found["tokens_per_s"]), gflops=round(found["flops"] / 1e9, 2),
-        share=round(100 * found["of_matmul"], 1), matmul=round(found["matmul_flops"] / 1e9, 2),
-        memory=round(found["memory_mib"], 1), outside=round(100 * (1 - found["shares"]["matmul"]), 1),
-        loss=round(found["loss"], 4))
+        ms=round(found["ms"], 2),
+        tokens_per_s=round(found["tokens_per_s"]),
+        gflops=round(found["flops"] / 1e9, 2),
+        share=round(100 * found["of_matmul"], 1),
+        matmul=round(found["matmul_flops"] / 1e9, 2),
+        memory=round(found["memory_mib"], 1),
+        outside=round(100 * (1 - found["shares"]["matmul"]), 1),
+        loss=round(found["loss"], 4),
+    )
     assert "MFU" not in printed  # a CPU's peak is not known
     assert found["tokens_per_s"] == pytest.approx(32 / found["ms"] * 1000)
     assert found["device"] == "cpu" and found["dtype"] == "float32" and found["compile"] is False
@@ -95,8 +120,17 @@ def test_text_and_json_agree_on_a_real_run(measured):
 
 def test_the_step_is_the_one_of_training(tiny_data, tmp_path, measured):
     args = [f"--data_dir={tiny_data}", *TINY_MODEL, "--learning_rate=1e-2", "--dropout=0.1", "--optimizer=muon"]
-    train.main([*args, "--device=cpu", "--compile=False", f"--out_dir={tmp_path}", "--max_iters=4", "--decay_lr=False",
-                "--eval_iters=1"])
+    train.main(
+        [
+            *args,
+            "--device=cpu",
+            "--compile=False",
+            f"--out_dir={tmp_path}",
+            "--max_iters=4",
+            "--decay_lr=False",
+            "--eval_iters=1",
+        ]
+    )
     found, _ = measured(*args, "--real_data=True", "--vocab_size=None", "--warmup=1", "--iters=1", "--rounds=3")
     assert found["loss"] == [record["loss"] for record in read_log(tmp_path, "iter")][3]
 
@@ -151,7 +185,7 @@ def test_data_of_any_vocabulary_is_taken(tmp_path, measured):
 
 @smoke
 def test_memory_is_that_of_weights_optimizer_and_one_update(measured):
-    n_bytes = {n: measured(f"--batch_size={n}")[0]["memory_mib"] * 2 ** 20 for n in (2, 4, 8)}
+    n_bytes = {n: measured(f"--batch_size={n}")[0]["memory_mib"] * 2**20 for n in (2, 4, 8)}
     weights = 4 * (50 * 16 + 12 * 16 * 16 + 3 * 16 + 16 * 16)  # with those of the positions
     assert n_bytes[2] > 4 * weights  # gradients, and AdamW's two moments
     per_window = (n_bytes[8] - n_bytes[4]) / 4
@@ -161,7 +195,7 @@ def test_memory_is_that_of_weights_optimizer_and_one_update(measured):
 
 @smoke
 def test_growth_counts_the_rounds_after_the_first(measured, updates, monkeypatch):
-    monkeypatch.setattr(measuring, "bytes_in_use", lambda rt: len(updates.made) * 2 ** 20)  # each update takes one MiB
+    monkeypatch.setattr(measuring, "bytes_in_use", lambda rt: len(updates.made) * 2**20)  # each update takes one MiB
     assert measured("--iters=2", "--rounds=3")[0]["memory_growth_mib"] == 4
     found, printed = measured("--rounds=1")
     assert found["memory_growth_mib"] is None and "first round" not in printed
@@ -172,10 +206,10 @@ def test_growth_counts_the_rounds_after_the_first(measured, updates, monkeypatch
 def test_memory_does_not_grow_with_the_number_of_updates(measured):
     rt = runtime.start("cpu")
     before = measuring.bytes_in_use(rt)
-    with mmap.mmap(-1, 2 ** 26) as held:
+    with mmap.mmap(-1, 2**26) as held:
         for page in range(0, len(held), mmap.PAGESIZE):
             held[page] = 1
-        assert measuring.bytes_in_use(rt) - before == pytest.approx(2 ** 26, rel=0.05)  # it is what it claims to be
+        assert measuring.bytes_in_use(rt) - before == pytest.approx(2**26, rel=0.05)  # it is what it claims to be
     assert measured("--iters=60", "--rounds=3")[0]["memory_growth_mib"] < 4
     assert measuring.process_peak() >= measuring.bytes_in_use(rt)
 
@@ -183,45 +217,59 @@ def test_memory_does_not_grow_with_the_number_of_updates(measured):
 @smoke
 def test_the_peak_of_tensors_is_what_is_held_at_once():
     def work():
-        one = torch.ones(2 ** 18)  # 1 MiB
-        two = torch.ones(2 ** 19)
+        one = torch.ones(2**18)  # 1 MiB
+        two = torch.ones(2**19)
         del one
-        torch.ones(2 ** 18)
+        torch.ones(2**18)
         return two.sum()
 
     profile = measuring.profiled(work, 2, runtime.start("cpu"))
-    assert measuring.peak_of_tensors(profile) == pytest.approx(3 * 2 ** 20, rel=0.01)
+    assert measuring.peak_of_tensors(profile) == pytest.approx(3 * 2**20, rel=0.01)
 
 
 @smoke
 def test_time_is_sorted_by_kinds_of_operations():
     rt, x = runtime.start("cpu"), torch.ones(400, 400)
     q = torch.ones(1, 2, 512, 64)
-    for work, kind in ((lambda: [x @ x for _ in range(20)], "matmul"), (lambda: [x.exp() for _ in range(50)], "other"),
-                       (lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q), "attention")):
+    for work, kind in (
+        (lambda: [x @ x for _ in range(20)], "matmul"),
+        (lambda: [x.exp() for _ in range(50)], "other"),
+        (lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q), "attention"),
+    ):
         spent = measuring.seconds_by_kind(measuring.profiled(work, 3, rt), rt)
         shares = measuring.shares(spent, 0.0, rt)
         assert shares[kind] > 0.7 and sum(shares.values()) == pytest.approx(1), (kind, shares)
 
 
 @smoke
-@pytest.mark.parametrize("name, kind", [
-    ("sm80_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize96x128x32", "matmul"), ("nvjet_tst_192x192_64x4_2x1_v_bz_TNT",
-     "matmul"), ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm>(Params)", "matmul"),
-    ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, cutlass::bfloat16_t>>", "attention"),
-    ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16", "attention"),
-    ("fmha_cutlassB_bf16_aligned_64x64_k64_sm80", "attention"), ("triton_tem_fused_mm_4", "matmul"),
-    ("triton_poi_fused__scaled_dot_product_flash_attention_0", "other"), ("triton_red_fused_addmm_gelu_2", "other"),
-    ("void at::native::vectorized_elementwise_kernel<4>", "other"), ("ncclDevKernel_AllReduce_Sum_f32_RING_LL",
-                                                                     "other"), ("Memcpy HtoD", "other")])
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("sm80_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize96x128x32", "matmul"),
+        ("nvjet_tst_192x192_64x4_2x1_v_bz_TNT", "matmul"),
+        ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm>(Params)", "matmul"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, cutlass::bfloat16_t>>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16", "attention"),
+        ("fmha_cutlassB_bf16_aligned_64x64_k64_sm80", "attention"),
+        ("triton_tem_fused_mm_4", "matmul"),
+        ("triton_poi_fused__scaled_dot_product_flash_attention_0", "other"),
+        ("triton_red_fused_addmm_gelu_2", "other"),
+        ("void at::native::vectorized_elementwise_kernel<4>", "other"),
+        ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "other"),
+        ("Memcpy HtoD", "other"),
+    ],
+)
 def test_kernels_of_a_gpu_are_known_by_their_names(name, kind):
     assert measuring.kind_of_kernel(name) == kind
 
 
 @smoke
 def test_a_gpu_that_waits_does_something_else():
-    spent, gpu, cpu = {"matmul": 1.0, "attention": 1.0, "other": 2.0}, SimpleNamespace(device_type="cuda"), \
-        SimpleNamespace(device_type="cpu")
+    spent, gpu, cpu = (
+        {"matmul": 1.0, "attention": 1.0, "other": 2.0},
+        SimpleNamespace(device_type="cuda"),
+        SimpleNamespace(device_type="cpu"),
+    )
     assert measuring.shares(spent, 10.0, gpu) == {"matmul": 0.1, "attention": 0.1, "other": 0.8}
     assert measuring.shares(spent, 3.0, gpu) == {"matmul": 0.25, "attention": 0.25, "other": 0.5}
     assert measuring.shares(spent, 10.0, cpu) == {"matmul": 0.25, "attention": 0.25, "other": 0.5}
@@ -242,8 +290,9 @@ def test_the_speed_of_a_product_counts_two_operations_a_weight(monkeypatch):
 @smoke
 def test_a_config_file_of_train_py_is_taken(tmp_path, measured, tiny_data):
     file = tmp_path / "mine.py"
-    file.write_text(f"out_dir = 'out-mine'\nn_layer = 2\nmax_iters = 2000\ndata_dir = {str(tiny_data)!r}\n",
-                    encoding="utf-8")
+    file.write_text(
+        f"out_dir = 'out-mine'\nn_layer = 2\nmax_iters = 2000\ndata_dir = {str(tiny_data)!r}\n", encoding="utf-8"
+    )
     found, printed = measured(str(file), "--real_data=True", "--vocab_size=None", "--gradient_accumulation_steps=1")
     assert printed.splitlines()[0] == "not used here: out_dir, max_iters"
     assert found["settings"]["n_layer"] == 2 and found["data"] == str(tiny_data)
@@ -252,8 +301,10 @@ def test_a_config_file_of_train_py_is_taken(tmp_path, measured, tiny_data):
 @smoke
 def test_settings_without_a_file_are_a_cpus_and_with_one_they_are_those_of_train_py(tmp_path):
     (tmp_path / "mine.py").write_text("n_layer = 5\n", encoding="utf-8")
-    ours, files = bench.read_settings(["--device=cpu", "--n_layer=5"]), \
-        bench.read_settings(["--device=cpu", str(tmp_path / "mine.py")])
+    ours, files = (
+        bench.read_settings(["--device=cpu", "--n_layer=5"]),
+        bench.read_settings(["--device=cpu", str(tmp_path / "mine.py")]),
+    )
     assert (ours.n_layer, ours.n_embd, ours.block_size, ours.gradient_accumulation_steps) == (5, 128, 64, 1)
     for name in ("n_layer", "n_embd", "block_size", "batch_size", "gradient_accumulation_steps", "dataset", "bias"):
         assert getattr(files, name) == (5 if name == "n_layer" else getattr(train.TrainConfig(), name)), name
@@ -265,8 +316,11 @@ def test_only_keys_of_files_are_skipped_and_only_where_asked_for(tmp_path):
     (tmp_path / "wrong.py").write_text("seed = 'three'\n", encoding="utf-8")
     cfg, given, skipped = configurator.load(runtime.RuntimeConfig, [str(tmp_path / "mine.py")], skips_unknown=True)
     assert cfg.seed == 3 and given == {"seed": 3} and skipped == ["out_dir", "rate"]
-    for argument, skips, part in ((str(tmp_path / "mine.py"), False, "out_dir"), ("--out_dir=x", True, "out_dir"),
-                                  (str(tmp_path / "wrong.py"), True, "seed: expected int")):
+    for argument, skips, part in (
+        (str(tmp_path / "mine.py"), False, "out_dir"),
+        ("--out_dir=x", True, "out_dir"),
+        (str(tmp_path / "wrong.py"), True, "seed: expected int"),
+    ):
         with pytest.raises(ValueError, match=part):
             configurator.load(runtime.RuntimeConfig, [argument], skips_unknown=skips)
 
@@ -282,19 +336,38 @@ def test_a_sweep_times_its_values_in_turn(measured, updates):
     assert [cfg.n_layer for cfg in updates.made[:9]] == [1, 2, 3, 3, 2, 1, 1, 2, 3]
     assert found["sweep"] == "n_layer"
     assert [(row["value"], row["settings"]["n_layer"], row["ms"]) for row in found["results"]] == [
-        (1, 1, 2000), (2, 2, 4000), (3, 3, 6000)]
+        (1, 1, 2000),
+        (2, 2, 4000),
+        (3, 3, 6000),
+    ]
     rows = [line.split() for line in printed.splitlines()[-3:]]
-    assert [row[:3] for row in rows] == [["n_layer=1", "2,000.00", "16"], ["n_layer=2", "4,000.00", "8"],
-                                         ["n_layer=3", "6,000.00", "5"]]
+    assert [row[:3] for row in rows] == [
+        ["n_layer=1", "2,000.00", "16"],
+        ["n_layer=2", "4,000.00", "8"],
+        ["n_layer=3", "6,000.00", "5"],
+    ]
 
 
 @smoke
-@pytest.mark.parametrize("field, values", [
-    ("pos_embd", ["default", "rope", "relative", "alibi"]), ("dtype", ["float32", "bfloat16", "float16"]),
-    ("compile", [False, True]), ("block_size", [16, 32, 64, 128]), ("batch_size", [2, 4, 8, 16]),
-    ("n_embd", [16, 32, 64, 128]), ("optimizer", ["adamw", "muon"]), ("world_size", [1, 2]), ("bias", [False, True]),
-    ("activation", ["gelu", "gelu_tanh"]), ("n_layer: 2, 3 ,2", [2, 3]), ("dropout:0,0.5", [0.0, 0.5]),
-    ("compile:True", [True]), ("data_dir:a,b", ["a", "b"])])
+@pytest.mark.parametrize(
+    "field, values",
+    [
+        ("pos_embd", ["default", "rope", "relative", "alibi"]),
+        ("dtype", ["float32", "bfloat16", "float16"]),
+        ("compile", [False, True]),
+        ("block_size", [16, 32, 64, 128]),
+        ("batch_size", [2, 4, 8, 16]),
+        ("n_embd", [16, 32, 64, 128]),
+        ("optimizer", ["adamw", "muon"]),
+        ("world_size", [1, 2]),
+        ("bias", [False, True]),
+        ("activation", ["gelu", "gelu_tanh"]),
+        ("n_layer: 2, 3 ,2", [2, 3]),
+        ("dropout:0,0.5", [0.0, 0.5]),
+        ("compile:True", [True]),
+        ("data_dir:a,b", ["a", "b"]),
+    ],
+)
 def test_values_of_a_sweep(field, values):
     found = bench.sweep_values(settings(f"--sweep={field}"), runtime.start("cpu"))
     assert found == (field.partition(":")[0], values)
@@ -305,7 +378,10 @@ def test_values_of_a_sweep(field, values):
 def test_a_wider_model_has_more_heads_of_the_same_size(measured):
     found, _ = measured("--sweep=n_embd:16,32,36")
     assert [(row["settings"]["n_embd"], row["settings"]["n_head"]) for row in found["results"]] == [
-        (16, 2), (32, 4), (36, 2)]
+        (16, 2),
+        (32, 4),
+        (36, 2),
+    ]
 
 
 @smoke
@@ -320,7 +396,11 @@ def test_what_cannot_be_built_or_run_is_a_row_with_its_sentence(measured, monkey
     monkeypatch.setattr(Updates, "make", full)
     found, printed = measured("--sweep=n_head:2,3,8,4")
     assert [(row["value"], row.get("error")) for row in found["results"]] == [
-        (2, None), (3, "n_embd=16 is not a multiple of n_head=3: use n_embd=15"), (8, "CUDA out of memory."), (4, None)]
+        (2, None),
+        (3, "n_embd=16 is not a multiple of n_head=3: use n_embd=15"),
+        (8, "CUDA out of memory."),
+        (4, None),
+    ]
     assert re.search(r"n_head=3 +n_embd=16 is not a multiple", printed) and len(found["results"][3]["rounds_ms"]) == 2
 
 
@@ -338,20 +418,35 @@ def test_a_sweep_of_world_size_starts_processes_with_the_same_work(measured, mon
     def run_command(command, env, **how):
         n = int(re.search(r"--nproc_per_node=(\d+)", " ".join(command))[1])
         started.append((n, command, env["OMP_NUM_THREADS"]))
-        row = {"ms": 2.0, "tokens_per_s": 7.0 * n, "flops": 5e9, "mfu": None, "of_matmul": 0.5, "memory_mib": 3.0,
-               "memory_growth_mib": None, "shares": None, "loss": 1.5}
-        return SimpleNamespace(returncode=2 * (n == 4), stdout=f"a line\n{json.dumps(row)}\n",
-                               stderr="W1122 torch\nbench.py: no room\nE1122 torch\n" if n == 4 else "")
+        row = {
+            "ms": 2.0,
+            "tokens_per_s": 7.0 * n,
+            "flops": 5e9,
+            "mfu": None,
+            "of_matmul": 0.5,
+            "memory_mib": 3.0,
+            "memory_growth_mib": None,
+            "shares": None,
+            "loss": 1.5,
+        }
+        return SimpleNamespace(
+            returncode=2 * (n == 4),
+            stdout=f"a line\n{json.dumps(row)}\n",
+            stderr="W1122 torch\nbench.py: no room\nE1122 torch\n" if n == 4 else "",
+        )
 
     monkeypatch.setattr(subprocess, "run", run_command)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     found, printed = measured("--sweep=world_size:1,2,4", "--gradient_accumulation_steps=3")
     assert [(n, threads) for n, _, threads in started] == [(1, "6"), (2, "3"), (4, "1")]
     for n, command, _ in started:
-        given = bench.read_settings(command[command.index(bench.__file__) + 1:])
+        given = bench.read_settings(command[command.index(bench.__file__) + 1 :])
         assert given.gradient_accumulation_steps == 3 * n and given.sweep == "" and given.n_embd == 16
     assert [(row["value"], row.get("tokens_per_s"), row.get("error")) for row in found["results"]] == [
-        (1, 7.0, None), (2, 14.0, None), (4, None, "no room")]
+        (1, 7.0, None),
+        (2, 14.0, None),
+        (4, None, "no room"),
+    ]
     assert re.search(r"world_size=4 +no room", printed)
 
 
@@ -406,8 +501,9 @@ def test_it_runs_as_a_program_and_writes_nothing(tmp_path, tiny_data):
     assert done.stderr == "" and not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
-                    reason="this torch has no gloo")
+@pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="this torch has no gloo"
+)
 def test_two_processes_print_once_and_count_together(tmp_path):
     done = run("bench.py", *SMALL, "--gradient_accumulation_steps=2", cwd=tmp_path, launcher=torchrun(2))
     *lines, last = done.stdout.splitlines()
@@ -419,20 +515,37 @@ def test_two_processes_print_once_and_count_together(tmp_path):
 
 
 @smoke
-@pytest.mark.parametrize("args, part", [
-    (["--real_data=True", "--data_dir=nothing"], "--real_data=False"), (["--batch_size=0"], "batch_size=0"),
-    (["--iters=0"], "iters=0"), (["--warmup=-1"], "warmup=-1"), (["--rounds=0"], "rounds=0"),
-    (["--n_embd=15"], "n_head=2"), (["--device=tpu"], "device='tpu'"), (["--out_dir=x"], "unknown key 'out_dir'"),
-    (["--sweep=pos_emb"], "did you mean 'pos_embd'"), (["--sweep=rounds"], "unknown setting"),
-    (["--sweep=dropout"], "dropout needs values"), (["--sweep=n_layer:1,x"], "expected int, got 'x'"),
-    (["--sweep=pos_embd:ropee"], "'ropee'"), (["--sweep=world_size:2,0"], "world_size:2,0"),
-    (["--sweep=n_head:3,5"], "n_head=3"), (["--compare=nothing.py"], "'nothing.py'"),
-    (["--compare=--n_layers=2"], "did you mean 'n_layer'"), (["--compare=\"--n_layer=2"], "quotation"),
-    (["--compare=--iters=3"], "iters"), (["--compare=--n_layer=0"], "n_layer=0"),
-    (["--compare=--n_layer=2", "--sweep=n_layer"], "sweep and compare"), (["--decode", "--profile"], "profile and"),
-    (["--profile", "--trace=nowhere/trace.json"], "nowhere/trace.json"), (["--profile", "--trace=."], "trace=."),
-    (["--gradient_accumulation_steps=0"], "gradient_accumulation_steps=0"), (["--learning_rate=-1"], "learning_rate"),
-])
+@pytest.mark.parametrize(
+    "args, part",
+    [
+        (["--real_data=True", "--data_dir=nothing"], "--real_data=False"),
+        (["--batch_size=0"], "batch_size=0"),
+        (["--iters=0"], "iters=0"),
+        (["--warmup=-1"], "warmup=-1"),
+        (["--rounds=0"], "rounds=0"),
+        (["--n_embd=15"], "n_head=2"),
+        (["--device=tpu"], "device='tpu'"),
+        (["--out_dir=x"], "unknown key 'out_dir'"),
+        (["--sweep=pos_emb"], "did you mean 'pos_embd'"),
+        (["--sweep=rounds"], "unknown setting"),
+        (["--sweep=dropout"], "dropout needs values"),
+        (["--sweep=n_layer:1,x"], "expected int, got 'x'"),
+        (["--sweep=pos_embd:ropee"], "'ropee'"),
+        (["--sweep=world_size:2,0"], "world_size:2,0"),
+        (["--sweep=n_head:3,5"], "n_head=3"),
+        (["--compare=nothing.py"], "'nothing.py'"),
+        (["--compare=--n_layers=2"], "did you mean 'n_layer'"),
+        (['--compare="--n_layer=2'], "quotation"),
+        (["--compare=--iters=3"], "iters"),
+        (["--compare=--n_layer=0"], "n_layer=0"),
+        (["--compare=--n_layer=2", "--sweep=n_layer"], "sweep and compare"),
+        (["--decode", "--profile"], "profile and"),
+        (["--profile", "--trace=nowhere/trace.json"], "nowhere/trace.json"),
+        (["--profile", "--trace=."], "trace=."),
+        (["--gradient_accumulation_steps=0"], "gradient_accumulation_steps=0"),
+        (["--learning_rate=-1"], "learning_rate"),
+    ],
+)
 def test_what_cannot_be_measured_is_refused_in_a_sentence(in_a_folder_of_its_own, tmp_path, capsys, args, part):
     with pytest.raises(ValueError) as caught:
         bench.main([*SMALL, *args])

@@ -1,4 +1,5 @@
 """chat.py: what the model is asked, what is shown, how a talk goes on and ends, in pipes and on terminals."""
+
 import inspect
 import io
 import json
@@ -15,13 +16,13 @@ from typing import get_args
 
 import pytest
 import torch
+from helpers import ROOT, expect_sentence, run
 
 import chat as program
-from conftest import ROOT, expect_sentence, run
-from dongpt.checkpoint import FORMAT_VERSION, model_args, save
-from dongpt.conversation import Conversation
-from dongpt.templates import DONGPT, EDS, EDS_EMOTION, EMOTIONS
-from dongpt.tokenizers import END, BPETokenizer, CharTokenizer, WordTokenizer, byte_alphabet
+from dongpt.chat.conversation import Conversation
+from dongpt.checkpoint.files import FORMAT_VERSION, model_args, save
+from dongpt.text.template import DONGPT, EDS, EDS_EMOTION, EMOTIONS
+from dongpt.text.tokenizers import END, BPETokenizer, CharTokenizer, WordTokenizer, byte_alphabet
 from model import GPT, GPTConfig, Positions, Sampling
 
 smoke = pytest.mark.smoke
@@ -59,8 +60,15 @@ def random_model(tokenizer, seed: int = 0, **config) -> GPT:
 def write(model, tokenizer, path) -> str:
     """A checkpoint of model at path; returns the path."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    save({"model": model.state_dict(), "model_args": model_args(model.config), "tokenizer": tokenizer.to_dict(),
-          "format_version": FORMAT_VERSION}, str(path))
+    save(
+        {
+            "model": model.state_dict(),
+            "model_args": model_args(model.config),
+            "tokenizer": tokenizer.to_dict(),
+            "format_version": FORMAT_VERSION,
+        },
+        str(path),
+    )
     return str(path)
 
 
@@ -80,8 +88,9 @@ def talker(tmp_path_factory) -> str:
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    model = GPT(GPTConfig(block_size=128, vocab_size=tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=48,
-                          pos_embd="rope"))
+    model = GPT(
+        GPTConfig(block_size=128, vocab_size=tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=48, pos_embd="rope")
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 20, 1 - i / 160))
     opens, ends = tokenizer.specials["<|assistant|>"], tokenizer.specials["<|end|>"]
@@ -143,6 +152,7 @@ class Spy:
 
 class Typed(io.TextIOWrapper):
     """Standard input, of a terminal or not."""
+
     terminal = False
 
     def isatty(self):
@@ -170,8 +180,14 @@ def talk(capsys, monkeypatch):
 def conversation(tokenizer, template=None, notes=None, sampling=Sampling(0), max_new_tokens=10, **config):
     """A conversation with a random model."""
     notes = notes if notes is not None else []
-    return Conversation(random_model(tokenizer, **config), tokenizer, template or tokenizer.template, sampling,
-                        notes.append, max_new_tokens)
+    return Conversation(
+        random_model(tokenizer, **config),
+        tokenizer,
+        template or tokenizer.template,
+        sampling,
+        notes.append,
+        max_new_tokens,
+    )
 
 
 def reply(conversation, text: str) -> str:
@@ -261,9 +277,14 @@ def test_a_line_of_a_megabyte_is_answered_and_the_next_one_too(talker, talk, mon
     assert char_tokenizer(DONGPT).decode(spy.prompts[0]).endswith("xxhello<|assistant|>")
 
 
-@pytest.mark.parametrize("line", [
-    pytest.param("x" * 1_000_000, id="letters"), pytest.param("é日" * 200_000, id="unicode"),
-    pytest.param("x" + " " * 1_000_000 + "y", id="blanks")])
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param("x" * 1_000_000, id="letters"),
+        pytest.param("é日" * 200_000, id="unicode"),
+        pytest.param("x" + " " * 1_000_000 + "y", id="blanks"),
+    ],
+)
 def test_a_line_of_a_megabyte_for_byte_pairs(tmp_path, talk, line):
     tokenizer = BPETokenizer.train(["the knight rode to La Mancha"] * 9, 300, DONGPT.marks())
     tokenizer.template = DONGPT
@@ -293,9 +314,14 @@ def test_a_prompts_answer_keeps_its_lines(talker, talk, monkeypatch):
 
 
 def test_as_a_program_in_a_pipe(tmp_path, talker):
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "chat.py"), talker, "--temperature=0", "--device=cpu"],
-                          input="hello\n/bad\n日one".encode(), capture_output=True, cwd=tmp_path, timeout=60,
-                          env={**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "chat.py"), talker, "--temperature=0", "--device=cpu"],
+        input="hello\n/bad\n日one".encode(),
+        capture_output=True,
+        cwd=tmp_path,
+        timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0 and done.stdout == b"hi there\ntwo\n"
     assert "'日'" in done.stderr.decode() and "/bad" in done.stderr.decode() and not list(tmp_path.iterdir())
 
@@ -305,17 +331,30 @@ def test_as_a_program_in_a_pipe(tmp_path, talker):
 
 
 @smoke
-@pytest.mark.parametrize("args, parts", [
-    ([], ["no model"]), (["one", "two"], ["one", "two"]), (["one", "--out_dir=two"], ["one", "two"]),
-    (["nothing.pt"], ["nothing.pt"]), (["temperature=0"], ["temperature=0"]), (["TALKER", "top_k=5"], ["top_k=5"]),
-    (["TALKER", "--temperature=-1"], ["temperature"]), (["TALKER", "--max_new_tokens=0"], ["max_new_tokens"]),
-    (["TALKER", "--top_p=2"], ["top_p"]), (["TALKER", "--template=chatml"], ["template", "eds-emotion"]),
-    (["TALKER", "--emotion=hungry"], ["hungry", "grateful"]), (["TALKER", "--temprature=1"], ["temperature"]),
-    (["TALKER", "--prompt="], ["prompt"]), (["TALKER", "--prompt= \x1b"], ["prompt"]),
-    (["TALKER", "--prompt"], ["prompt"]),
-    (["TALKER", "--device=gpu"], ["device"]), (["TALKER", "nothing.py"], ["nothing.py"]),
-    pytest.param(["TALKER", "--template=eds", "--system=Be kind"], ["system", "eds"]),
-], ids=lambda value: " ".join(value)[:40].replace("\x1b", ""))
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        ([], ["no model"]),
+        (["one", "two"], ["one", "two"]),
+        (["one", "--out_dir=two"], ["one", "two"]),
+        (["nothing.pt"], ["nothing.pt"]),
+        (["temperature=0"], ["temperature=0"]),
+        (["TALKER", "top_k=5"], ["top_k=5"]),
+        (["TALKER", "--temperature=-1"], ["temperature"]),
+        (["TALKER", "--max_new_tokens=0"], ["max_new_tokens"]),
+        (["TALKER", "--top_p=2"], ["top_p"]),
+        (["TALKER", "--template=chatml"], ["template", "eds-emotion"]),
+        (["TALKER", "--emotion=hungry"], ["hungry", "grateful"]),
+        (["TALKER", "--temprature=1"], ["temperature"]),
+        (["TALKER", "--prompt="], ["prompt"]),
+        (["TALKER", "--prompt= \x1b"], ["prompt"]),
+        (["TALKER", "--prompt"], ["prompt"]),
+        (["TALKER", "--device=gpu"], ["device"]),
+        (["TALKER", "nothing.py"], ["nothing.py"]),
+        pytest.param(["TALKER", "--template=eds", "--system=Be kind"], ["system", "eds"]),
+    ],
+    ids=lambda value: " ".join(value)[:40].replace("\x1b", ""),
+)
 def test_what_makes_no_sense_is_refused_in_a_sentence(tmp_path, talker, capsys, monkeypatch, args, parts):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as caught:
@@ -365,15 +404,28 @@ def test_weights_that_are_not_finite_end_in_a_sentence(tmp_path, talk):
 
 
 @smoke
-@pytest.mark.parametrize("template", [{"name": "new"}, {**DONGPT.to_dict(), "voice": "low"}, ["dongpt"],
-                                      {**EDS.to_dict(), "tags": [1]},
-                                      {**EDS_EMOTION.to_dict(), "header": "{x}"}],
-                         ids=["short", "newer", "a list", "tags", "header"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"name": "new"},
+        {**DONGPT.to_dict(), "voice": "low"},
+        ["dongpt"],
+        {**EDS.to_dict(), "tags": [1]},
+        {**EDS_EMOTION.to_dict(), "header": "{x}"},
+    ],
+    ids=["short", "newer", "a list", "tags", "header"],
+)
 def test_a_template_that_is_not_known_is_refused_and_another_may_be_chosen(tmp_path, talk, template):
     tokenizer = char_tokenizer(DONGPT)
     model = random_model(tokenizer)
-    save({"model": model.state_dict(), "model_args": model_args(model.config),
-          "tokenizer": {**tokenizer.to_dict(), "template": template}}, str(tmp_path / "ckpt.pt"))
+    save(
+        {
+            "model": model.state_dict(),
+            "model_args": model_args(model.config),
+            "tokenizer": {**tokenizer.to_dict(), "template": template},
+        },
+        str(tmp_path / "ckpt.pt"),
+    )
     with pytest.raises(ValueError, match="template"):
         talk(tmp_path / "ckpt.pt", "hello\n")
 
@@ -382,9 +434,14 @@ def test_a_template_that_is_not_known_is_refused_and_another_may_be_chosen(tmp_p
 def test_the_remedy_for_a_template_that_is_not_known_works(tmp_path, talk):
     tokenizer = char_tokenizer(DONGPT)
     model = random_model(tokenizer)
-    save({"model": model.state_dict(), "model_args": model_args(model.config),
-          "tokenizer": {**tokenizer.to_dict(), "template": {**DONGPT.to_dict(), "voice": "low"}}},
-         str(tmp_path / "ckpt.pt"))
+    save(
+        {
+            "model": model.state_dict(),
+            "model_args": model_args(model.config),
+            "tokenizer": {**tokenizer.to_dict(), "template": {**DONGPT.to_dict(), "voice": "low"}},
+        },
+        str(tmp_path / "ckpt.pt"),
+    )
     assert talk(tmp_path / "ckpt.pt", "hello\n", "--template=dongpt", "--max_new_tokens=5")[0] == 0
 
 
@@ -425,7 +482,8 @@ def test_plain_text_keeps_the_blanks_of_an_answer(talk, rambler, monkeypatch):
 
 
 def test_a_hugging_face_folder_keeps_the_template(tmp_path, transformers, talk, monkeypatch):
-    from dongpt import hugging_face
+    from dongpt.checkpoint import hugging_face
+
     tokenizer = char_tokenizer(DONGPT)
     model = random_model(tokenizer, tie_weights=True)
     (tmp_path / "hf").mkdir()
@@ -490,9 +548,11 @@ def tokenizer_text(ids) -> str:
 def test_reset_forgets_all_but_the_system_text(talker, talk, monkeypatch):
     spy, tokenizer = Spy(monkeypatch), char_tokenizer(DONGPT)
     assert talk(talker, "hello\none\n/reset\none\n/system Be kind\none\n/reset\none\n")[1] == "hi there\n" + "two\n" * 4
-    assert spy.prompts[2:] == [dongpt_ids(tokenizer, [], "one"),
-                               dongpt_ids(tokenizer, [("one", "two")], "one", "Be kind"),
-                               dongpt_ids(tokenizer, [], "one", "Be kind")]
+    assert spy.prompts[2:] == [
+        dongpt_ids(tokenizer, [], "one"),
+        dongpt_ids(tokenizer, [("one", "two")], "one", "Be kind"),
+        dongpt_ids(tokenizer, [], "one", "Be kind"),
+    ]
 
 
 @smoke
@@ -500,8 +560,11 @@ def test_the_system_text_stands_before_what_was_said_and_can_be_taken_away(talke
     spy, tokenizer = Spy(monkeypatch), char_tokenizer(DONGPT)
     assert talk(talker, "hello\n/system Be brief\none\n/system\none\n", "--system=Be kind")[0] == 0
     said = [("hello", tokenizer_text(spy.drawn[0])), ("one", tokenizer_text(spy.drawn[1]))]
-    assert spy.prompts == [dongpt_ids(tokenizer, [], "hello", "Be kind"),
-                           dongpt_ids(tokenizer, said[:1], "one", "Be brief"), dongpt_ids(tokenizer, said, "one")]
+    assert spy.prompts == [
+        dongpt_ids(tokenizer, [], "hello", "Be kind"),
+        dongpt_ids(tokenizer, said[:1], "one", "Be brief"),
+        dongpt_ids(tokenizer, said, "one"),
+    ]
 
 
 @smoke
@@ -522,9 +585,11 @@ def test_a_system_text_that_fills_the_model_leaves_the_question_its_place(talker
 
 
 @smoke
-@pytest.mark.parametrize("before, file", [("", "talk.jsonl"), ("hello\n", ""), ("hello\n", "nowhere/talk.jsonl"),
-                                          ("hello\n", "."), ("hello\n", "x" * 300)],
-                         ids=["nothing said", "no name", "no folder", "a folder", "a long name"])
+@pytest.mark.parametrize(
+    "before, file",
+    [("", "talk.jsonl"), ("hello\n", ""), ("hello\n", "nowhere/talk.jsonl"), ("hello\n", "."), ("hello\n", "x" * 300)],
+    ids=["nothing said", "no name", "no folder", "a folder", "a long name"],
+)
 def test_what_cannot_be_saved_is_said(tmp_path, talker, talk, monkeypatch, before, file):
     monkeypatch.chdir(tmp_path)
     code, out, err = talk(talker, f"{before}/save {file}\none\n")
@@ -537,17 +602,21 @@ BROKEN = {  # content of a file, what is said of it
     "one sided": (b'{"role": "user", "content": "a"}\n', ["line 1", "answer"]),
     "role": (b'{"role": "user", "content": "a"}\n{"role": "bot", "content": "b"}\n', ["line 2", "bot"]),
     "content": (b'{"role": "user", "content": "a"}\n{"role": "assistant", "content": 7}\n', ["line 2"]),
-    "a number": (b'7\n', ["line 1"]), "nested": (b"[" * 100_000 + b"\n", ["line 1"]), "empty": (b"", ["0"]),
+    "a number": (b"7\n", ["line 1"]),
+    "nested": (b"[" * 100_000 + b"\n", ["line 1"]),
+    "empty": (b"", ["0"]),
     "two": (b'[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]\n' * 2, ["2"]),
-    "latin": ('{"role": "user", "content": "é"}\n'.encode("latin-1"), ["UTF-8"]), "binary": (bytes(range(256)), []),
+    "latin": ('{"role": "user", "content": "é"}\n'.encode("latin-1"), ["UTF-8"]),
+    "binary": (bytes(range(256)), []),
     "swapped": (b'{"role": "assistant", "content": "a"}\n{"role": "user", "content": "b"}\n', ["line 1"]),
 }
 
 
 @smoke
 @pytest.mark.parametrize("kind", [*BROKEN, "missing", "a folder", "no name"])
-def test_a_saved_conversation_that_is_broken_is_named_and_the_running_one_stays(tmp_path, talker, talk, monkeypatch,
-                                                                                kind):
+def test_a_saved_conversation_that_is_broken_is_named_and_the_running_one_stays(
+    tmp_path, talker, talk, monkeypatch, kind
+):
     spy, content, parts = Spy(monkeypatch), *BROKEN.get(kind, (None, []))
     if content is not None:
         (tmp_path / "talk.jsonl").write_bytes(content)
@@ -560,15 +629,16 @@ def test_a_saved_conversation_that_is_broken_is_named_and_the_running_one_stays(
 
 @smoke
 @pytest.mark.parametrize("system", ["Be kind", "x" * 500])
-def test_a_saved_system_text_that_does_not_fit_leaves_the_running_conversation(tmp_path, talker, eds_file, talk,
-                                                                               monkeypatch, system):
+def test_a_saved_system_text_that_does_not_fit_leaves_the_running_conversation(
+    tmp_path, talker, eds_file, talk, monkeypatch, system
+):
     spy = Spy(monkeypatch)
     messages = [("system", system), ("user", "a"), ("assistant", "b")]
     (tmp_path / "talk.jsonl").write_text(json.dumps([{"role": role, "content": text} for role, text in messages]))
     path, *args = [talker] if len(system) > 99 else [eds_file, "--template=eds"]
     code, out, err = talk(path, f"one\n/load {tmp_path / 'talk.jsonl'}\none\n", "--max_new_tokens=5", *args)
     assert code == 0 and len(out.splitlines()) == 2 and "/load" in err
-    assert spy.prompts[1][:len(spy.prompts[0])] == spy.prompts[0]
+    assert spy.prompts[1][: len(spy.prompts[0])] == spy.prompts[0]
 
 
 @smoke
@@ -576,9 +646,12 @@ def test_a_saved_conversation_is_messages_a_line(tmp_path, talker, talk):
     code, out, err = talk(talker, f"one\n日hello\n/system Bé kind\n/save {tmp_path / 'a talk.jsonl'}\n")
     lines = (tmp_path / "a talk.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"role": "system", "content": "Bé kind"}, {"role": "user", "content": "one"},
-        {"role": "assistant", "content": "two"}, {"role": "user", "content": "日hello"},
-        {"role": "assistant", "content": "hi there"}]
+        {"role": "system", "content": "Bé kind"},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "日hello"},
+        {"role": "assistant", "content": "hi there"},
+    ]
     assert "é" in lines[0] and "5" in err
 
 
@@ -589,17 +662,23 @@ def test_what_was_saved_goes_on_in_another_process(tmp_path, talker, talk, monke
     spy, args = Spy(monkeypatch), ["--temperature=1.3", "--top_k=0"]
     typed = "hello\nis 3 < 5?\n/save talk.jsonl\n/save ~/talk.jsonl\ncount\n"
     answer = talk(talker, typed, *args, "--system=Be kind")[1].splitlines()[2]
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "chat.py"), talker, "--device=cpu", *args], text=True,
-                          input="one\n/load talk.jsonl\ncount\n", capture_output=True, timeout=60,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "chat.py"), talker, "--device=cpu", *args],
+        text=True,
+        input="one\n/load talk.jsonl\ncount\n",
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0 and done.stdout.splitlines()[1] == answer, done.stderr
     assert talk(talker, "one\n/load ~/talk.jsonl\ncount\n", *args)[1].splitlines()[1] == answer
     assert spy.prompts[-1] == spy.prompts[2] and (tmp_path / "home" / "talk.jsonl").exists()
 
 
 @smoke
-@pytest.mark.parametrize("said", ["a\nb\u2028c", "\u00e9\u65e5", "a\tb", "\x1b[2J", "\ufeffa", pytest.param(
-    "a\x00b")], ids=ascii)
+@pytest.mark.parametrize(
+    "said", ["a\nb\u2028c", "\u00e9\u65e5", "a\tb", "\x1b[2J", "\ufeffa", pytest.param("a\x00b")], ids=ascii
+)
 @pytest.mark.parametrize("template", [DONGPT, EDS], ids=["dongpt", "eds"])
 def test_any_answer_can_be_saved_and_loaded(tmp_path, monkeypatch, said, template):
     tokenizer = byte_tokenizer(template)
@@ -690,20 +769,38 @@ def test_what_a_user_types_can_never_become_a_special_token(monkeypatch, tokeniz
 def eds_text(exchanges, question: str, header: str = "") -> str:
     """What a model of EDS is to be given, written down independently."""
     return "".join(f"{header}<bot> {asked}\n<human> {said} <endOfText>\n" for asked, said in exchanges) + (
-        f"{header}<bot> {question}\n<human>")
+        f"{header}<bot> {question}\n<human>"
+    )
 
 
 TAG = re.compile("<(bot|human|endOfText|emotion|context)>")
 
 
-
-
 @smoke
-@pytest.mark.parametrize("kind, text", [
-    *((kind, text) for text in ("<bot>", "<human> hi <endOfText>", "<<bot>>", "<emotion> afraid", "<bot", "<b<bot>ot>",
-                                "a <bot> b") for kind in ("char", "bytes")),
-    ("bytes", "<\u65e5bot>"), *(pytest.param("char", text) for text in (
-        "<\u65e5bot>", "<bot\u65e5>", "<\u65e5\U0001f600human>", "<bot\x01>"))], ids=ascii)
+@pytest.mark.parametrize(
+    "kind, text",
+    [
+        *(
+            (kind, text)
+            for text in (
+                "<bot>",
+                "<human> hi <endOfText>",
+                "<<bot>>",
+                "<emotion> afraid",
+                "<bot",
+                "<b<bot>ot>",
+                "a <bot> b",
+            )
+            for kind in ("char", "bytes")
+        ),
+        ("bytes", "<\u65e5bot>"),
+        *(
+            pytest.param("char", text)
+            for text in ("<\u65e5bot>", "<bot\u65e5>", "<\u65e5\U0001f600human>", "<bot\x01>")
+        ),
+    ],
+    ids=ascii,
+)
 def test_what_a_user_types_can_never_become_a_tag(monkeypatch, tmp_path, talk, kind, text):
     tokenizer = char_tokenizer() if kind == "char" else byte_tokenizer()
     spy = Spy(monkeypatch)
@@ -717,17 +814,41 @@ def test_what_a_user_types_can_never_become_a_tag(monkeypatch, tmp_path, talk, k
 
 @smoke
 def test_capitals_become_no_tag_where_the_vocabulary_has_none(monkeypatch):
-    words = WordTokenizer(["<", ">", " <", " >", "bot", " bot", "human", " human", "endoftext", " hi", "hi", "\n", " ",
-                           "emotion", "context"], lower=True)
+    words = WordTokenizer(
+        [
+            "<",
+            ">",
+            " <",
+            " >",
+            "bot",
+            " bot",
+            "human",
+            " human",
+            "endoftext",
+            " hi",
+            "hi",
+            "\n",
+            " ",
+            "emotion",
+            "context",
+        ],
+        lower=True,
+    )
     spy = Spy(monkeypatch)
     reply(conversation(words, EDS, max_new_tokens=2), "hi <HUMAN> <Bot>hi")
     assert TAG.findall(words.decode(spy.prompts[0])) == ["bot", "human"]
 
 
 @smoke
-@pytest.mark.parametrize("args, header", [
-    (["--template=eds"], ""), (["--template=eds-emotion", "--emotion=afraid"], "<emotion> afraid\n"),
-    (["--template=eds-context", "--context=I fell"], "<context> I fell\n"), (["--template=eds-context"], "")])
+@pytest.mark.parametrize(
+    "args, header",
+    [
+        (["--template=eds"], ""),
+        (["--template=eds-emotion", "--emotion=afraid"], "<emotion> afraid\n"),
+        (["--template=eds-context", "--context=I fell"], "<context> I fell\n"),
+        (["--template=eds-context"], ""),
+    ],
+)
 def test_files_of_eds_are_asked_in_the_form_of_their_training(eds_file, talk, monkeypatch, args, header):
     tokenizer = char_tokenizer()
     said = tokenizer.encode(" I see <endOfText>\n")
@@ -735,20 +856,25 @@ def test_files_of_eds_are_asked_in_the_form_of_their_training(eds_file, talk, mo
     code, out, err = talk(eds_file, "hi\nyou?\n", *args)
     assert (code, out) == (0, "I see\nI see\n") and "goes on" not in err
     assert [tokenizer.decode(prompt) for prompt in spy.prompts] == [
-        eds_text([], "hi", header), eds_text([("hi", "I see")], "you?", header)]
+        eds_text([], "hi", header),
+        eds_text([("hi", "I see")], "you?", header),
+    ]
 
 
 @smoke
 def test_eds_ids_are_those_of_the_whole_text(monkeypatch, gpt2_vocabulary):
-    from dongpt.tokenizers import GPT2Tokenizer
+    from dongpt.text.tokenizers import GPT2Tokenizer
+
     tokenizer = GPT2Tokenizer()
     said = tokenizer.encode(" I see, that's 3 < 5. <endOfText>\n")
     spy, talk = Spy(monkeypatch, said, said), conversation(tokenizer, EDS_EMOTION, block_size=128)
     talk.about = "afraid"
     assert [reply(talk, "hi!"), reply(talk, "Why?")] == ["I see, that's 3 < 5."] * 2
     exchanges = [("hi!", "I see, that's 3 < 5.")]
-    assert spy.prompts == [tokenizer.encode(eds_text([], "hi!", "<emotion> afraid\n")),
-                           tokenizer.encode(eds_text(exchanges, "Why?", "<emotion> afraid\n"))]
+    assert spy.prompts == [
+        tokenizer.encode(eds_text([], "hi!", "<emotion> afraid\n")),
+        tokenizer.encode(eds_text(exchanges, "Why?", "<emotion> afraid\n")),
+    ]
 
 
 @smoke
@@ -758,8 +884,9 @@ def test_the_guessed_emotion_is_the_likeliest_and_is_shown(eds_file, talk, monke
     for question in ("I lost my dog", "the exam is over", "it smells"):
         losses = {}
         for emotion in EMOTIONS:
-            before, ids = (tokenizer.encode(text) for text in (" <endOfText>\n", eds_text([], question, f"<emotion> "
-                                                                                         f"{emotion}\n")))
+            before, ids = (
+                tokenizer.encode(text) for text in (" <endOfText>\n", eds_text([], question, f"<emotion> {emotion}\n"))
+            )
             logits = model(torch.tensor([before + ids]), torch.tensor([before + ids]))[0][0].log_softmax(-1)
             losses[emotion] = -sum(logits[i - 1, (before + ids)[i]] for i in range(len(before), len(before + ids)))
         best = min(losses, key=losses.get)
@@ -777,13 +904,19 @@ def test_a_guessed_emotion_is_saved_with_the_conversation(tmp_path, eds_file, ta
 
 
 @smoke
-@pytest.mark.parametrize("template, question, typed, header, shown", [
-    ("eds-emotion", "Which feeling", "afraid", "<emotion> afraid\n", ""),
-    ("eds-emotion", "Which feeling", "hungry", "<emotion> ", "hungry"),
-    ("eds-emotion", "Which feeling", "", "<emotion> ", ""),
-    ("eds-context", "situation", "I fell", "<context> I fell\n", ""), ("eds-context", "situation", "", "", "")])
-def test_a_header_is_asked_for_once_on_a_terminal(eds_file, talk, monkeypatch, template, question, typed, header,
-                                                  shown):
+@pytest.mark.parametrize(
+    "template, question, typed, header, shown",
+    [
+        ("eds-emotion", "Which feeling", "afraid", "<emotion> afraid\n", ""),
+        ("eds-emotion", "Which feeling", "hungry", "<emotion> ", "hungry"),
+        ("eds-emotion", "Which feeling", "", "<emotion> ", ""),
+        ("eds-context", "situation", "I fell", "<context> I fell\n", ""),
+        ("eds-context", "situation", "", "", ""),
+    ],
+)
+def test_a_header_is_asked_for_once_on_a_terminal(
+    eds_file, talk, monkeypatch, template, question, typed, header, shown
+):
     spy = Spy(monkeypatch)
     args = [f"--template={template}", "--max_new_tokens=3"]
     code, out, err = talk(eds_file, f"{typed}\nhi\nyou\n", *args, terminal=True)
@@ -886,7 +1019,7 @@ def test_a_turn_after_an_interrupt_encodes_only_what_is_new(monkeypatch):
     next(pieces)
     pieces.close()
     reply(talk, "you")
-    assert spy.prompts[1][:len(spy.prompts[0])] == spy.prompts[0] and spy.tokens[0] >= 8 and spy.tokens[1] <= 9
+    assert spy.prompts[1][: len(spy.prompts[0])] == spy.prompts[0] and spy.tokens[0] >= 8 and spy.tokens[1] <= 9
 
 
 def test_the_first_word_comes_within_150_ms_at_every_turn_of_50(monkeypatch):
@@ -894,8 +1027,9 @@ def test_the_first_word_comes_within_150_ms_at_every_turn_of_50(monkeypatch):
     tokenizer = char_tokenizer(DONGPT)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    talk = conversation(tokenizer, None, None, Sampling(0.7), 16, n_layer=3, n_head=4, n_embd=128, block_size=128,
-                        pos_embd="rope")
+    talk = conversation(
+        tokenizer, None, None, Sampling(0.7), 16, n_layer=3, n_head=4, n_embd=128, block_size=128, pos_embd="rope"
+    )
     took = []
     for turn in range(50):
         began = time.perf_counter()
@@ -921,10 +1055,20 @@ def test_an_answer_ends_at_any_special_token(monkeypatch, mark):
 
 
 @smoke
-@pytest.mark.parametrize("said, shown", [
-    (" yes <endOfText>\n<bot> no", "yes"), (" yes\n<bot> no", "yes"), (" yes<human>", "yes"), ("<endOfText>", ""),
-    (" 3 < 5", "3 < 5"), (" a <b> c <endOfTex", "a <b> c <endOfTex"), (" <<bot> no", "<"), (" <emotion> sad", ""),
-    (" 1\n2 <endOfText>", "1\n2")])
+@pytest.mark.parametrize(
+    "said, shown",
+    [
+        (" yes <endOfText>\n<bot> no", "yes"),
+        (" yes\n<bot> no", "yes"),
+        (" yes<human>", "yes"),
+        ("<endOfText>", ""),
+        (" 3 < 5", "3 < 5"),
+        (" a <b> c <endOfTex", "a <b> c <endOfTex"),
+        (" <<bot> no", "<"),
+        (" <emotion> sad", ""),
+        (" 1\n2 <endOfText>", "1\n2"),
+    ],
+)
 @pytest.mark.parametrize("size", [1, 3])
 def test_an_answer_of_eds_ends_at_its_tags_and_nowhere_else(monkeypatch, said, shown, size):
     tokenizer = char_tokenizer() if size == 1 else BPETokenizer.train(["<bot> <human> <endOfText>\n"] * 9, 264)
@@ -954,8 +1098,10 @@ def test_a_broken_character_at_the_end_is_shown_as_such(monkeypatch):
 
 @smoke
 def test_max_new_tokens_and_the_seed_count(eds_file, talk):
-    one = [talk(eds_file, "hi\nhi\n", "--template=plain", "--max_new_tokens=40", "--temperature=1", f"--seed={seed}")[1]
-           for seed in (1, 1, 2)]
+    one = [
+        talk(eds_file, "hi\nhi\n", "--template=plain", "--max_new_tokens=40", "--temperature=1", f"--seed={seed}")[1]
+        for seed in (1, 1, 2)
+    ]
     assert one[0] == one[1] != one[2]
     assert len(talk(eds_file, "", "--prompt=hi", "--max_new_tokens=40", "--temperature=1")[1]) == 41
 
@@ -983,9 +1129,9 @@ def test_ctrl_c_in_a_pipe_ends_with_what_was_said_and_130(talker, talk, monkeypa
 
 
 @smoke
-@pytest.mark.parametrize("template, character", [
-    ("eds", "\x00"), *(pytest.param("dongpt", blank)
-                       for blank in " \n")], ids=ascii)
+@pytest.mark.parametrize(
+    "template, character", [("eds", "\x00"), *(pytest.param("dongpt", blank) for blank in " \n")], ids=ascii
+)
 def test_ctrl_c_ends_an_answer_that_shows_nothing(monkeypatch, tmp_path, talk, template, character):
     tokenizer = byte_tokenizer(DONGPT)
     path = write(random_model(tokenizer, block_size=128), tokenizer, tmp_path / "ckpt.pt")
@@ -995,9 +1141,14 @@ def test_ctrl_c_ends_an_answer_that_shows_nothing(monkeypatch, tmp_path, talk, t
 
 
 def test_ctrl_c_while_a_program_in_a_pipe_answers_is_130(tmp_path, rambler):
-    process = subprocess.Popen([sys.executable, os.path.join(ROOT, "chat.py"), rambler, "--max_new_tokens=1000000"],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, "chat.py"), rambler, "--max_new_tokens=1000000"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     process.stderr.readline(), process.stderr.readline()  # the device, and that it is a base model
     process.stdin.write(b"hello\n")
     process.stdin.flush()
@@ -1025,8 +1176,15 @@ def test_ctrl_c_while_a_pipe_is_waited_for_ends_the_program(talker, talk, monkey
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell")
 def test_a_prompt_needs_no_standard_input(tmp_path, talker):
     command = f"{sys.executable} {os.path.join(ROOT, 'chat.py')} {talker} --temperature=0"
-    done = subprocess.run(f"{command} --prompt=hello <&-", shell=True, capture_output=True, text=True, cwd=tmp_path,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=60)
+    done = subprocess.run(
+        f"{command} --prompt=hello <&-",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=60,
+    )
     assert (done.returncode, done.stdout) == (0, "hi there\n") and "Traceback" not in done.stderr
 
 
@@ -1051,15 +1209,34 @@ class Terminal:
         import fcntl
         import struct
         import termios
+
         self.ours, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        begin = ("import fcntl, runpy, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-                 "signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = sys.argv[1:]; ")
+        begin = (
+            "import fcntl, runpy, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+            "signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = sys.argv[1:]; "
+        )
         self.process = subprocess.Popen(
-            [sys.executable, "-c", begin + "runpy.run_path(sys.argv[0], run_name='__main__')",
-             os.path.join(ROOT, "chat.py"), *args, "--device=cpu"], stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd,
-            start_new_session=True, env={**{key: value for key, value in os.environ.items() if key != "COLUMNS"},
-                                         "TERM": name, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT})
+            [
+                sys.executable,
+                "-c",
+                begin + "runpy.run_path(sys.argv[0], run_name='__main__')",
+                os.path.join(ROOT, "chat.py"),
+                *args,
+                "--device=cpu",
+            ],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=cwd,
+            start_new_session=True,
+            env={
+                **{key: value for key, value in os.environ.items() if key != "COLUMNS"},
+                "TERM": name,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": ROOT,
+            },
+        )
         os.close(theirs)
         self.shown, self.at, self.reader = b"", 0, threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -1083,10 +1260,10 @@ class Terminal:
         while time.monotonic() < end:
             found = self.shown.find(text.encode(), self.at)
             if found >= 0:
-                before, self.at = self.shown[self.at:found], found + len(text.encode())
+                before, self.at = self.shown[self.at : found], found + len(text.encode())
                 return before.decode(errors="replace")
             time.sleep(0.01)
-        raise AssertionError(f"{text!r} did not come: {self.shown[self.at:]!r}")
+        raise AssertionError(f"{text!r} did not come: {self.shown[self.at :]!r}")
 
     def end(self) -> int:
         """The exit code, which must come soon."""
@@ -1136,8 +1313,9 @@ def test_a_talk_on_a_terminal(tmp_path, talker):
 
 @needs_a_terminal
 def test_ctrl_c_in_a_long_answer_on_a_narrow_terminal_without_colours(tmp_path, rambler):
-    terminal = Terminal(rambler, "--max_new_tokens=1000000", "--temperature=2", "--top_k=0", columns=20, name="dumb",
-                        cwd=tmp_path)
+    terminal = Terminal(
+        rambler, "--max_new_tokens=1000000", "--temperature=2", "--top_k=0", columns=20, name="dumb", cwd=tmp_path
+    )
     for question in ("hello", "abcdehilo " * 8):
         terminal.wait_for("You: ")
         terminal.type(question + "\r")
@@ -1149,7 +1327,7 @@ def test_ctrl_c_in_a_long_answer_on_a_narrow_terminal_without_colours(tmp_path, 
     terminal.wait_for("You: ", 10)
     terminal.type("/quit\r")
     assert terminal.end() == 0
-    answers = terminal.shown[terminal.shown.index(b"Bot: "):].replace(b"\r\n", b"\n")
+    answers = terminal.shown[terminal.shown.index(b"Bot: ") :].replace(b"\r\n", b"\n")
     assert not re.search("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f]", answers.decode(errors="replace"))
 
 

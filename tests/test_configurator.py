@@ -1,4 +1,5 @@
 """configurator.py: what is accepted, what is refused, and in which words; every row of STYLE.md's behaviour table."""
+
 import glob
 import os
 import re
@@ -9,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_type_hints
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 import configurator
 from configurator import load
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.smoke
 @dataclass(frozen=True)
 class Small:
     """One field of every type that a configuration may have."""
+
     count: int = 1  # a whole number
     rate: float = 0.5  # a number
     on: bool = False  # a switch
@@ -59,52 +61,58 @@ def test_arguments_come_from_the_command_line_by_default(monkeypatch):
     assert load(TrainConfig)[1] == {"batch_size": 3}
 
 
-@pytest.mark.parametrize("argument, key, value", [
-    ("--rate=0", "rate", 0.0),
-    ("--rate=1e-3", "rate", 1e-3),
-    ("--count=-5", "count", -5),
-    ("--count=1_000", "count", 1000),
-    ("--name=123", "name", "123"),
-    ("--name=a=b", "name", "a=b"),
-    ("--name=", "name", ""),
-    ("--name=--on=True x.py", "name", "--on=True x.py"),
-    ("--name=None", "name", "None"),
-    ("--name=señor “Quijano” \U0001f40e", "name", "señor “Quijano” \U0001f40e"),
-    ("--on=false", "on", False),
-    ("--on=true", "on", True),
-    ("--on=False", "on", False),
-    ("--on=True", "on", True),
-    ("--mode=auto", "mode", "auto"),
-    ("--mode=false", "mode", False),
-    ("--limit=None", "limit", None),
-    ("--limit=7", "limit", 7),
-    ("--minutes=5", "minutes", 5.0),
-    ("--minutes=None", "minutes", None),
-])
+@pytest.mark.parametrize(
+    "argument, key, value",
+    [
+        ("--rate=0", "rate", 0.0),
+        ("--rate=1e-3", "rate", 1e-3),
+        ("--count=-5", "count", -5),
+        ("--count=1_000", "count", 1000),
+        ("--name=123", "name", "123"),
+        ("--name=a=b", "name", "a=b"),
+        ("--name=", "name", ""),
+        ("--name=--on=True x.py", "name", "--on=True x.py"),
+        ("--name=None", "name", "None"),
+        ("--name=señor “Quijano” \U0001f40e", "name", "señor “Quijano” \U0001f40e"),
+        ("--on=false", "on", False),
+        ("--on=true", "on", True),
+        ("--on=False", "on", False),
+        ("--on=True", "on", True),
+        ("--mode=auto", "mode", "auto"),
+        ("--mode=false", "mode", False),
+        ("--limit=None", "limit", None),
+        ("--limit=7", "limit", 7),
+        ("--minutes=5", "minutes", 5.0),
+        ("--minutes=None", "minutes", None),
+    ],
+)
 def test_value_on_the_command_line_gets_the_type_of_its_field(argument, key, value):
     cfg, given = load(Small, [argument])
     assert given == {key: value} and type(given[key]) is type(value)
     assert getattr(cfg, key) == value and type(getattr(cfg, key)) is type(value)
 
 
-@pytest.mark.parametrize("argument, expected, got", [
-    ("--count=1e3", "int", "1000.0"),
-    ("--count=True", "int", "True"),
-    ("--count=many", "int", "'many'"),
-    ("--count=", "int", "''"),
-    ("--count=None", "int", "None"),
-    ("--count=[1]", "int", "[1]"),
-    ("--count=__import__('os')", "int", "__import__"),
-    ("--rate=True", "float", "True"),
-    ("--rate=high", "float", "'high'"),
-    ("--on=1", "bool", "1"),
-    ("--on=yes", "bool", "'yes'"),
-    ("--mode=1", "'auto' or True or False", "1"),
-    ("--mode=maybe", "'auto' or True or False", "'maybe'"),
-    ("--limit=2.5", "int or None", "2.5"),
-    ("--limit=True", "int or None", "True"),
-    ("--minutes=soon", "float or None", "'soon'"),
-])
+@pytest.mark.parametrize(
+    "argument, expected, got",
+    [
+        ("--count=1e3", "int", "1000.0"),
+        ("--count=True", "int", "True"),
+        ("--count=many", "int", "'many'"),
+        ("--count=", "int", "''"),
+        ("--count=None", "int", "None"),
+        ("--count=[1]", "int", "[1]"),
+        ("--count=__import__('os')", "int", "__import__"),
+        ("--rate=True", "float", "True"),
+        ("--rate=high", "float", "'high'"),
+        ("--on=1", "bool", "1"),
+        ("--on=yes", "bool", "'yes'"),
+        ("--mode=1", "'auto' or True or False", "1"),
+        ("--mode=maybe", "'auto' or True or False", "'maybe'"),
+        ("--limit=2.5", "int or None", "2.5"),
+        ("--limit=True", "int or None", "True"),
+        ("--minutes=soon", "float or None", "'soon'"),
+    ],
+)
 def test_value_of_another_type_is_refused(argument, expected, got):
     message = refused(argument, cls=Small)
     key = argument[2:].partition("=")[0]
@@ -121,6 +129,7 @@ def test_table_max_iters_1e3_is_no_int():
 
 def test_table_start_keeps_what_was_typed():
     from sample import SampleConfig
+
     assert load(SampleConfig, ["--start=123"])[0].start == "123"
     assert load(SampleConfig, ["--start=a=b"])[0].start == "a=b"
     assert load(SampleConfig, ["--start="])[0].start == ""
@@ -162,8 +171,11 @@ def test_table_n_embd_is_refused_before_anything_starts():
 
 
 def test_table_imports_arithmetic_and_functions_work_in_a_file(tmp_path):
-    path = config_file(tmp_path, "import time\ndef double(x):\n    return 2 * x\n_scratch = 3\n"
-                                 "batch_size = 5 * 8\nmax_iters = double(_scratch)\n")
+    path = config_file(
+        tmp_path,
+        "import time\ndef double(x):\n    return 2 * x\n_scratch = 3\n"
+        "batch_size = 5 * 8\nmax_iters = double(_scratch)\n",
+    )
     assert load(TrainConfig, [path])[1] == {"batch_size": 40, "max_iters": 6}
 
 
@@ -214,10 +226,20 @@ def test_key_that_resembles_nothing_points_to_the_help():
     assert "'zzzzzz'" in message and "--help" in message
 
 
-@pytest.mark.parametrize("text", ["{[]:1}", "{{}}", "(" * 3000, "-" * 3000 + "1", "9" * 5000, "\x00", "lambda: 1",
-                                  "1+"],
-                         ids=["unhashable list", "unhashable set", "parentheses", "minus signs", "digits", "zero byte",
-                              "code", "half a sum"])
+@pytest.mark.parametrize(
+    "text",
+    ["{[]:1}", "{{}}", "(" * 3000, "-" * 3000 + "1", "9" * 5000, "\x00", "lambda: 1", "1+"],
+    ids=[
+        "unhashable list",
+        "unhashable set",
+        "parentheses",
+        "minus signs",
+        "digits",
+        "zero byte",
+        "code",
+        "half a sum",
+    ],
+)
 def test_strange_text_for_a_number_is_refused_in_a_sentence(text):
     assert "count: expected int" in refused(f"--count={text}", cls=Small)
 
@@ -257,7 +279,9 @@ def test_given_holds_what_the_user_set_even_if_it_is_the_default():
 
 
 def test_file_of_nanogpts_training_shape_loads(tmp_path):
-    path = config_file(tmp_path, '''# config for training a small model on one node of 8 GPUs
+    path = config_file(
+        tmp_path,
+        """# config for training a small model on one node of 8 GPUs
 # launch as the following (e.g. in a screen session):
 # $ torchrun --standalone --nproc_per_node=8 train.py config/example.py
 
@@ -276,14 +300,17 @@ eval_interval = 1000
 eval_iters = 200
 log_interval = 10
 weight_decay = 1e-1
-''')
+""",
+    )
     cfg, given = load(TrainConfig, [path, "--device=cpu"])
     assert cfg.gradient_accumulation_steps == 40 and cfg.weight_decay == 0.1 and cfg.wandb_log is True
     assert len(given) == 13
 
 
 def test_file_of_nanogpts_finetuning_shape_loads(tmp_path):
-    path = config_file(tmp_path, '''import time
+    path = config_file(
+        tmp_path,
+        """import time
 
 out_dir = 'out-finetuned'
 eval_interval = 5
@@ -307,20 +334,26 @@ learning_rate = 3e-5
 decay_lr = False
 # device = 'cpu'
 # compile = False
-''')
+""",
+    )
     cfg, given = load(TrainConfig, [path])
     assert cfg.wandb_run_name.startswith("ft-1") and cfg.decay_lr is False and cfg.init_from == "gpt2-xl"
     assert "time" not in given and "device" not in given
 
 
 def test_file_of_nanogpts_evaluation_shape_loads(tmp_path):
-    path = config_file(tmp_path, "batch_size = 8\neval_iters = 500 # use more iterations to get good estimate\n"
-                                 "eval_only = True\nwandb_log = False\ninit_from = 'gpt2-medium'\n")
+    path = config_file(
+        tmp_path,
+        "batch_size = 8\neval_iters = 500 # use more iterations to get good estimate\n"
+        "eval_only = True\nwandb_log = False\ninit_from = 'gpt2-medium'\n",
+    )
     assert load(TrainConfig, [path])[0].eval_only is True
 
 
 def test_every_key_of_nanogpts_train_program_is_known(tmp_path):
-    path = config_file(tmp_path, '''
+    path = config_file(
+        tmp_path,
+        """
 out_dir = 'out'; eval_interval = 2000; log_interval = 1; eval_iters = 200; eval_only = False
 always_save_checkpoint = True; init_from = 'scratch'; wandb_log = False; wandb_project = 'owt'
 wandb_run_name = 'gpt2'; dataset = 'openwebtext'; gradient_accumulation_steps = 5 * 8; batch_size = 12
@@ -328,12 +361,15 @@ block_size = 1024; n_layer = 12; n_head = 12; n_embd = 768; dropout = 0.0; bias 
 max_iters = 600000; weight_decay = 1e-1; beta1 = 0.9; beta2 = 0.95; grad_clip = 1.0; decay_lr = True
 warmup_iters = 2000; lr_decay_iters = 600000; min_lr = 6e-5; backend = 'nccl'; device = 'cuda'
 dtype = 'bfloat16'; compile = True
-''')
+""",
+    )
     assert len(load(TrainConfig, [path])[1]) == 33
 
 
 def test_scratch_names_functions_classes_and_imports_of_a_file_are_its_own(tmp_path):
-    path = config_file(tmp_path, '''"""A docstring."""
+    path = config_file(
+        tmp_path,
+        '''"""A docstring."""
 import math, os.path as _p, time
 from dataclasses import dataclass
 from functools import partial
@@ -353,7 +389,8 @@ count = halve(int(_scale)) + twice(Plan.layers) + plus_one(0)
 name = f"run-{count:03d}-{_scale:.1f}"
 rate = 1 / 8 if count else 0
 limit = None
-''')
+''',
+    )
     assert load(Small, [path])[1] == {"count": 9, "name": "run-009-4.0", "rate": 0.125, "limit": None}
 
 
@@ -373,8 +410,10 @@ def test_an_int_for_a_float_is_converted_in_a_file_too(tmp_path):
     assert given == {"rate": 1.0} and type(given["rate"]) is float
 
 
-@pytest.mark.parametrize("line", ["count = 2.0", "count = True", "on = 1", "rate = '0.1'", "name = 5", "limit = 'a'",
-                                  "mode = 1", "name = None"])
+@pytest.mark.parametrize(
+    "line",
+    ["count = 2.0", "count = True", "on = 1", "rate = '0.1'", "name = 5", "limit = 'a'", "mode = 1", "name = None"],
+)
 def test_value_of_another_type_in_a_file_is_refused_with_its_name(tmp_path, line):
     path = config_file(tmp_path, line + "\n")
     message = refused(path, cls=Small)
@@ -398,16 +437,19 @@ def test_file_runs_in_a_namespace_of_its_own(tmp_path):
     assert "is not defined" in refused(config_file(tmp_path, "count = argv\n"), cls=Small)
 
 
-@pytest.mark.parametrize("text, line, what", [
-    ("count = 1\nrate = (\n", 2, "SyntaxError"),
-    ("count = 1\n\n  rate = 2\n", 3, "IndentationError"),
-    ("count = 1\n\nrate = undefined_name\n", 3, "undefined_name"),
-    ("count = 1\nrate = 1 / 0\n", 2, "ZeroDivisionError"),
-    ("import a_module_that_is_not_there\n", 1, "a_module_that_is_not_there"),
-    ("def f():\n    return {}['key']\n\nrate = f()\n", 2, "KeyError"),
-    ("import json\n\nrate = json.loads('{')\n", 3, "JSONDecodeError"),
-    ("assert 1 == 2, 'not today'\n", 1, "not today"),
-])
+@pytest.mark.parametrize(
+    "text, line, what",
+    [
+        ("count = 1\nrate = (\n", 2, "SyntaxError"),
+        ("count = 1\n\n  rate = 2\n", 3, "IndentationError"),
+        ("count = 1\n\nrate = undefined_name\n", 3, "undefined_name"),
+        ("count = 1\nrate = 1 / 0\n", 2, "ZeroDivisionError"),
+        ("import a_module_that_is_not_there\n", 1, "a_module_that_is_not_there"),
+        ("def f():\n    return {}['key']\n\nrate = f()\n", 2, "KeyError"),
+        ("import json\n\nrate = json.loads('{')\n", 3, "JSONDecodeError"),
+        ("assert 1 == 2, 'not today'\n", 1, "not today"),
+    ],
+)
 def test_error_inside_a_file_names_file_and_line(tmp_path, text, line, what):
     path = config_file(tmp_path, text)
     message = refused(path, cls=Small)
@@ -524,6 +566,7 @@ def all_configs() -> list[type]:
     import bench
     import evaluate
     import sample
+
     return [TrainConfig, sample.SampleConfig, evaluate.EvaluateConfig, bench.BenchConfig]
 
 
@@ -538,10 +581,14 @@ def test_help_prints_and_ends_with_exit_code_0(capsys, flag):
 def test_help_lists_every_key_with_type_default_and_comment(capsys):
     configurator.print_help(Small)
     out = capsys.readouterr().out
-    for key, default, kind, comment in (("count", "1", "int", "a whole number"), ("rate", "0.5", "float", "a number"),
-                                        ("on", "False", "bool", "a switch"), ("name", "'x'", "str", "any text"),
-                                        ("mode", "'auto'", "'auto' or True or False", "words or a switch"),
-                                        ("limit", "None", "int or None", "a number or nothing")):
+    for key, default, kind, comment in (
+        ("count", "1", "int", "a whole number"),
+        ("rate", "0.5", "float", "a number"),
+        ("on", "False", "bool", "a switch"),
+        ("name", "'x'", "str", "any text"),
+        ("mode", "'auto'", "'auto' or True or False", "words or a switch"),
+        ("limit", "None", "int or None", "a number or nothing"),
+    ):
         entry = out.split(f"--{key}=")[1].split("\n--")[0]
         assert entry.startswith(default) and kind in entry and comment in entry
 

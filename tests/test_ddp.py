@@ -1,4 +1,5 @@
 """train.py under torchrun: two processes on one CPU do what one does, and end as one does."""
+
 import os
 import re
 import signal
@@ -8,14 +9,21 @@ import threading
 
 import pytest
 import torch
+from helpers import ROOT, TINY_RUN, load, read_log, run, torchrun
 
 import train
-from conftest import ROOT, TINY_RUN, load, read_log, run, torchrun
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
-                                reason="this torch has no gloo")
-SETTINGS = [*TINY_RUN, "--gradient_accumulation_steps=4", "--max_iters=8", "--lr_decay_iters=8",
-            "--eval_interval=4", "--eval_iters=7"]  # dropout is on; the last batches of an evaluation are not full
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="this torch has no gloo"
+)
+SETTINGS = [
+    *TINY_RUN,
+    "--gradient_accumulation_steps=4",
+    "--max_iters=8",
+    "--lr_decay_iters=8",
+    "--eval_interval=4",
+    "--eval_iters=7",
+]  # dropout is on; the last batches of an evaluation are not full
 CLOSE = dict(abs=1e-5, rel=0)  # DESIGN: gradients are added in another order, and nothing else differs
 
 
@@ -51,12 +59,21 @@ def test_two_processes_give_the_losses_of_one(tiny_data, tmp_path, one_process):
             torch.testing.assert_close(two["model"][key], one["model"][key], rtol=0, atol=1e-4)
 
     # one process writes and speaks
-    header, = read_log(tmp_path / "out", "header")
+    (header,) = read_log(tmp_path / "out", "header")
     assert header["world_size"] == 2
     assert [record["iter"] for record in read_log(tmp_path / "out", "iter")] == list(range(8))
     lines = done.stdout.splitlines()
-    for pattern in ("tokens per iteration will be: 256 ", "Initializing a new model", "found vocab_size",
-                    "number of parameters", "Overriding: n_embd", "device: cpu", "step 4:", "iter 5:", "final"):
+    for pattern in (
+        "tokens per iteration will be: 256 ",
+        "Initializing a new model",
+        "found vocab_size",
+        "number of parameters",
+        "Overriding: n_embd",
+        "device: cpu",
+        "step 4:",
+        "iter 5:",
+        "final",
+    ):
         assert len([line for line in lines if line.startswith(pattern)]) == 1, f"{pattern!r} in\n{done.stdout}"
 
 
@@ -66,24 +83,29 @@ def test_resume_of_two_processes_gives_the_losses_of_one_straight_run(tiny_data,
     run("train.py", "--init_from=resume", "--out_dir=out", "--max_iters=8", cwd=tmp_path, launcher=torchrun(2))
     assert numbers(tmp_path / "out", "iter", "loss") == pytest.approx(numbers(one_process, "iter", "loss"), **CLOSE)
     assert numbers(tmp_path / "out", "eval", "val_loss")[-2:] == pytest.approx(
-        numbers(one_process, "eval", "val_loss")[-2:], **CLOSE)
+        numbers(one_process, "eval", "val_loss")[-2:], **CLOSE
+    )
     assert [record["iter"] for record in read_log(tmp_path / "out", "eval")] == [0, 4, 5, 8]
     assert len(read_log(tmp_path / "out", "header")) == 2
 
 
-@pytest.mark.parametrize("settings, parts", [
-    (("--gradient_accumulation_steps=3",), ("gradient_accumulation_steps=3", "2")),
-    (("--backend=nccl",), ("nccl", "gloo")),
-])
+@pytest.mark.parametrize(
+    "settings, parts",
+    [
+        (("--gradient_accumulation_steps=3",), ("gradient_accumulation_steps=3", "2")),
+        (("--backend=nccl",), ("nccl", "gloo")),
+    ],
+)
 def test_bad_input_under_torchrun_is_one_sentence_said_once(settings, parts, tiny_data, tmp_path):
-    done = run("train.py", f"--data_dir={tiny_data}", *SETTINGS, *settings, cwd=tmp_path, launcher=torchrun(2),
-               check=None)
+    done = run(
+        "train.py", f"--data_dir={tiny_data}", *SETTINGS, *settings, cwd=tmp_path, launcher=torchrun(2), check=None
+    )
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]  # torchrun reports too
     assert len(said) == 1, done.stderr
     for part in parts:
         assert part in said[0]
-    assert "Traceback" not in done.stderr.split("torch/distributed")[0] or "train.py\", line" not in done.stderr
+    assert "Traceback" not in done.stderr.split("torch/distributed")[0] or 'train.py", line' not in done.stderr
     assert os.listdir(tmp_path) == []
 
 
@@ -92,10 +114,24 @@ def test_bad_input_under_torchrun_is_one_sentence_said_once(settings, parts, tin
 def test_a_signal_to_torchrun_saves_the_state_of_a_step_boundary(number, whole_group, tiny_data, tmp_path, one_process):
     """From a scheduler, and as Ctrl-C in a terminal, which every process of the group gets."""
     process = subprocess.Popen(
-        [*torchrun(2), os.path.join(ROOT, "train.py"), f"--data_dir={tiny_data}", *SETTINGS, "--log_interval=1",
-         "--max_iters=1000000", "--eval_interval=1000000"], cwd=tmp_path, text=True, encoding="utf-8",
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL, start_new_session=True)
+        [
+            *torchrun(2),
+            os.path.join(ROOT, "train.py"),
+            f"--data_dir={tiny_data}",
+            *SETTINGS,
+            "--log_interval=1",
+            "--max_iters=1000000",
+            "--eval_interval=1000000",
+        ],
+        cwd=tmp_path,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     watchdog = threading.Timer(120, os.killpg, (process.pid, signal.SIGKILL))
     watchdog.start()
     printed = ""
@@ -114,6 +150,7 @@ def test_a_signal_to_torchrun_saves_the_state_of_a_step_boundary(number, whole_g
     assert state["iter_num"] > 20, printed + rest + errors
     assert [record["iter"] for record in read_log(tmp_path / "out", "iter")] == list(range(state["iter_num"]))
     assert numbers(tmp_path / "out", "iter", "loss")[:4] == pytest.approx(
-        numbers(one_process, "iter", "loss")[:4], **CLOSE)
-    command, = re.findall(r"torchrun .*--nproc_per_node=2 .*train\.py --init_from=resume --out_dir=out", rest)
+        numbers(one_process, "iter", "loss")[:4], **CLOSE
+    )
+    (command,) = re.findall(r"torchrun .*--nproc_per_node=2 .*train\.py --init_from=resume --out_dir=out", rest)
     assert sys.executable not in command

@@ -1,4 +1,5 @@
 """README and docs say what is there, and the commands of docs/from.md that need nothing run."""
+
 import os
 import re
 import shutil
@@ -7,13 +8,21 @@ import subprocess
 import sys
 
 import pytest
-
-from conftest import ROOT, expect_sentence, generated_text, run
+from helpers import ROOT, expect_sentence, generated_text, run
 
 # Added to the commands so that a row takes a moment; they change sizes, not meanings.
 SHORTER = {
-    "train.py": ["--max_iters=2", "--eval_interval=2", "--eval_iters=1", "--n_layer=1", "--n_head=2", "--n_embd=16",
-                 "--block_size=16", "--batch_size=2", "--gradient_accumulation_steps=1"],
+    "train.py": [
+        "--max_iters=2",
+        "--eval_interval=2",
+        "--eval_iters=1",
+        "--n_layer=1",
+        "--n_head=2",
+        "--n_embd=16",
+        "--block_size=16",
+        "--batch_size=2",
+        "--gradient_accumulation_steps=1",
+    ],
     "sample.py": ["--num_samples=1", "--max_new_tokens=5"],
     "bench.py": ["--warmup=1", "--iters=1", "--rounds=1", "--n_layer=1"],
 }
@@ -60,8 +69,13 @@ def shortened(command: str) -> str:
 
 def test_rows_of_from_md_that_need_nothing_run(tmp_path):
     tree = tmp_path / "donGPT"
-    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", "venv*", "out*", "*.bin", "meta.json",
-                                                              "input.txt", "__pycache__", "tests", "wandb"))
+    shutil.copytree(
+        ROOT,
+        tree,
+        ignore=shutil.ignore_patterns(
+            ".git", ".venv*", "venv*", "out*", "*.bin", "meta.json", "input.txt", "__pycache__", "tests", "wandb"
+        ),
+    )
     (tree / "text.txt").write_text(string.printable[:95] + "\n" + generated_text(6000), encoding="utf-8")
     commands = rows_that_need_nothing()
     assert len(commands) > 15
@@ -69,16 +83,28 @@ def test_rows_of_from_md_that_need_nothing_run(tmp_path):
     lines = [shortened(command).replace("TEXT", "text.txt") for command in commands]
     (tree / "commands.txt").write_text("\n".join(lines), encoding="utf-8")
     (tree / "driver.py").write_text(DRIVER, encoding="utf-8")
-    done = subprocess.run([sys.executable, "driver.py", "commands.txt"], cwd=tree, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "driver.py", "commands.txt"],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("RUNNING") == len(commands)
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("arguments, parts", [
-    (["--rows=nope"], ["rows='nope'", "demo"]), (["--rows="], ["rows=''"]), (["--rounds=0"], ["rounds=0"]),
-    (["--nanogpt=nowhere"], ["nanogpt=nowhere", "train.py"])])
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (["--rows=nope"], ["rows='nope'", "demo"]),
+        (["--rows="], ["rows=''"]),
+        (["--rounds=0"], ["rounds=0"]),
+        (["--nanogpt=nowhere"], ["nanogpt=nowhere", "train.py"]),
+    ],
+)
 def test_what_speed_py_cannot_measure_is_said(tmp_path, arguments, parts):
     expect_sentence(run("docs/speed.py", *arguments, cwd=tmp_path, check=None), *parts)
 
@@ -90,8 +116,11 @@ def test_programs_and_configs_named_in_the_docs_exist(page):
         here = "\n".join(line.split("|")[2] for line in here.splitlines() if line.count("|") >= 4)
     named = set(re.findall(r"(?:^|[\s`(])((?:data|config|docs)/[\w/.-]+\.(?:py|md)|\w+\.py)\b", here))
     named -= {"config/mine.py", "prepare.py", "explore.py"}  # a file of the reader's; names without their folder
-    missing = sorted(name for name in named  # the layout in README lists the files of dongpt/ below its name
-                     if not any(os.path.exists(os.path.join(ROOT, folder, name)) for folder in ("", "dongpt")))
+    missing = sorted(
+        name
+        for name in named  # the layout in README lists the files of dongpt/ below its name
+        if not any(os.path.exists(os.path.join(ROOT, folder, name)) for folder in ("", "dongpt"))
+    )
     assert named and not missing
 
 
@@ -100,5 +129,17 @@ def test_requirements_are_the_packages_that_the_readme_installs():
     lines = [line for line in read("requirements.txt").splitlines() if line]
     assert lines[0] == "torch>=2.11,<2.14"
     assert {re.split(r"[<>=]", line)[0] for line in lines} == {
-        "torch", "numpy", "tiktoken", "tokenizers", "pyarrow", "transformers", "datasets", "wandb", "tqdm",
-        "matplotlib", "pytest", "pytest-xdist", "hypothesis"}
+        "torch",
+        "numpy",
+        "tiktoken",
+        "tokenizers",
+        "pyarrow",
+        "transformers",
+        "datasets",
+        "wandb",
+        "tqdm",
+        "matplotlib",
+        "pytest",
+        "pytest-xdist",
+        "hypothesis",
+    }

@@ -1,4 +1,5 @@
 """evaluate.py: losses that can be computed by hand, the JSON that scripts read, and what is refused."""
+
 import json
 import math
 import os
@@ -9,13 +10,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT, expect_sentence, generated_text, run, split_text, write_corpus, write_splits
 
 import evaluate as program
-from conftest import ROOT, expect_sentence, generated_text, run, split_text, write_corpus, write_splits
 from dongpt import runtime
-from dongpt.checkpoint import load_model, model_args, save
-from dongpt.corpus import Corpus, read_meta
-from dongpt.evaluation import Loss, evaluate
+from dongpt.checkpoint.files import load_model, model_args, save
+from dongpt.train.data import Corpus, read_meta
+from dongpt.train.evaluation import Loss, evaluate
 from model import GPT, GPTConfig
 
 smoke = pytest.mark.smoke
@@ -34,8 +35,15 @@ def uniform_checkpoint(path, data_dir: str) -> int:
     model = GPT(GPTConfig(block_size=16, vocab_size=meta["vocab_size"], n_layer=1, n_head=1, n_embd=8))
     for parameter in model.parameters():
         parameter.data.zero_()
-    save({"model": model.state_dict(), "model_args": model_args(model.config), "tokenizer": meta["tokenizer"],
-          "config": {"data_dir": data_dir}}, str(path))
+    save(
+        {
+            "model": model.state_dict(),
+            "model_args": model_args(model.config),
+            "tokenizer": meta["tokenizer"],
+            "config": {"data_dir": data_dir},
+        },
+        str(path),
+    )
     return meta["vocab_size"]
 
 
@@ -50,7 +58,7 @@ def test_bits_per_byte_and_perplexity_by_hand():
 @pytest.mark.parametrize("split", ["val", "train"])
 def test_a_uniform_model_has_the_loss_of_its_vocabulary(tmp_path, tiny_data, capsys, split):
     vocab_size = uniform_checkpoint(tmp_path / "ckpt.pt", tiny_data)
-    result, = results(capsys, str(tmp_path / "ckpt.pt"), f"--split={split}")
+    (result,) = results(capsys, str(tmp_path / "ckpt.pt"), f"--split={split}")
     meta, ids = read_meta(tiny_data), np.fromfile(os.path.join(tiny_data, f"{split}.bin"), "<u2")
     assert result["loss"] == pytest.approx(math.log(vocab_size), rel=1e-6)
     assert result["perplexity"] == pytest.approx(vocab_size, rel=1e-5) and result["tokens"] == len(ids) - 1
@@ -65,10 +73,10 @@ def test_the_loss_is_that_of_a_plain_loop_over_disjoint_windows(tiny_run, tiny_d
     ids = torch.from_numpy(np.fromfile(os.path.join(tiny_data, f"{split}.bin"), "<u2").astype(np.int64))
     total = 0.0
     for i in range(0, len(ids) - 1, 16):
-        x, y = ids[i:i + 16][:len(ids) - 1 - i], ids[i + 1:i + 17]
+        x, y = ids[i : i + 16][: len(ids) - 1 - i], ids[i + 1 : i + 17]
         with torch.no_grad():
             total += model(x[None], y[None])[1].item() * len(y)
-    result, = results(capsys, f"--out_dir={tiny_run}", f"--split={split}")
+    (result,) = results(capsys, f"--out_dir={tiny_run}", f"--split={split}")
     assert result["loss"] == pytest.approx(total / (len(ids) - 1), abs=1e-6) and result["tokens"] == len(ids) - 1
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"])) and result["split"] == split
 
@@ -77,7 +85,7 @@ def test_the_loss_is_that_of_a_plain_loop_over_disjoint_windows(tiny_run, tiny_d
 def test_the_final_loss_that_training_prints_is_that_of_evaluate(tiny_run, capsys):
     with open(os.path.join(tiny_run, "log.jsonl"), encoding="utf-8") as file:
         final = [json.loads(line) for line in file][-1]
-    result, = results(capsys, tiny_run)
+    (result,) = results(capsys, tiny_run)
     assert final["kind"] == "final" and final["tokens"] == result["tokens"]
     assert final["val_loss"] == pytest.approx(result["loss"], abs=1e-6)
     assert final["bits_per_byte"] == pytest.approx(result["bits_per_byte"], abs=1e-6)
@@ -86,8 +94,8 @@ def test_the_final_loss_that_training_prints_is_that_of_evaluate(tiny_run, capsy
 @smoke
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
 def test_batch_size_changes_nothing(tiny_run, capsys, batch_size):
-    usual, = results(capsys, tiny_run)
-    other, = results(capsys, tiny_run, f"--batch_size={batch_size}")
+    (usual,) = results(capsys, tiny_run)
+    (other,) = results(capsys, tiny_run, f"--batch_size={batch_size}")
     assert other == {**usual, **{key: pytest.approx(usual[key], abs=1e-5) for key in KEYS[2:5]}}
 
 
@@ -106,16 +114,28 @@ def test_evaluation_has_no_dropout_and_leaves_the_model_as_it_was(tiny_data):
 def test_an_abandoned_evaluation_gives_none(tiny_run, tiny_data):
     model, _ = load_model(tiny_run)
     seen = []
-    result = evaluate(model, Corpus(tiny_data), "val", 12, 16, runtime.start("cpu", "float32"),
-                      abandon=lambda: len(seen) == 2, on_batch=lambda: seen.append(1))
+    result = evaluate(
+        model,
+        Corpus(tiny_data),
+        "val",
+        12,
+        16,
+        runtime.start("cpu", "float32"),
+        abandon=lambda: len(seen) == 2,
+        on_batch=lambda: seen.append(1),
+    )
     assert result is None and len(seen) == 2
 
 
 @smoke
 def test_several_paths_give_one_result_each_in_order(tmp_path, tiny_run, tiny_data, capsys):
     uniform_checkpoint(tmp_path / "uniform.pt", tiny_data)
-    paths = [tiny_run, str(tmp_path / "uniform.pt"), os.path.join(tiny_run, "ckpt_last.pt"),
-             os.path.join(tiny_run, "ckpt.pt")]
+    paths = [
+        tiny_run,
+        str(tmp_path / "uniform.pt"),
+        os.path.join(tiny_run, "ckpt_last.pt"),
+        os.path.join(tiny_run, "ckpt.pt"),
+    ]
     found = results(capsys, *paths)
     assert [result["checkpoint"] for result in found] == paths and all(list(result) == KEYS for result in found)
     assert found[0]["loss"] == found[3]["loss"] != found[1]["loss"]
@@ -133,7 +153,7 @@ def test_the_table_has_a_line_per_checkpoint(tmp_path, tiny_run, tiny_data, caps
 
 def test_json_is_all_that_goes_to_stdout(tmp_path, tiny_run):
     done = run("evaluate.py", os.path.join(tiny_run, "ckpt.pt"), "--json", cwd=tmp_path)
-    result, = json.loads(done.stdout)
+    (result,) = json.loads(done.stdout)
     assert list(result) == KEYS and result["split"] == "val" and not list(tmp_path.iterdir())
 
 
@@ -152,8 +172,12 @@ def test_json_is_all_that_goes_to_stdout_when_the_data_must_be_prepared_first(tm
     torch.save({**checkpoint, "config": {"dataset": "python_docs"}}, tmp_path / "ckpt.pt")
     for name in ("train.bin", "val.bin", "meta.json"):
         (folder / name).unlink()
-    done = subprocess.run([sys.executable, str(tree / "evaluate.py"), str(tmp_path / "ckpt.pt"), "--json",
-                           "--batch_size=200"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(tree / "evaluate.py"), str(tmp_path / "ckpt.pt"), "--json", "--batch_size=200"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and list(json.loads(done.stdout)[0]) == KEYS, done.stdout[:500] + done.stderr
 
 
@@ -169,21 +193,21 @@ def test_json_stays_json_for_a_model_that_diverged(tmp_path, tiny_data, capsys, 
     checkpoint["model"]["transformer.ln_f.bias"] += 1
     save(checkpoint, str(tmp_path / "ckpt.pt"))
     program.main([str(tmp_path / "ckpt.pt"), "--json", "--device=cpu"])
-    result, = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    (result,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert result["perplexity"] is None and (result["loss"] is None or result["loss"] > 1000)
 
 
 @smoke
 def test_another_dtype_is_taken_when_asked_for(tiny_run, capsys):
-    exact, = results(capsys, tiny_run)
-    rounded, = results(capsys, tiny_run, "--dtype=bfloat16")
+    (exact,) = results(capsys, tiny_run)
+    (rounded,) = results(capsys, tiny_run, "--dtype=bfloat16")
     assert rounded["loss"] != exact["loss"] and rounded["loss"] == pytest.approx(exact["loss"], abs=0.02)
 
 
 @smoke
 def test_other_data_of_the_same_vocabulary_can_be_named(tmp_path, tiny_run, capsys):
     folder = write_corpus(tmp_path, generated_text(3000, seed=1))
-    result, = results(capsys, tiny_run, f"--data_dir={folder}")
+    (result,) = results(capsys, tiny_run, f"--data_dir={folder}")
     assert result["tokens"] == Corpus(folder).lengths["val"] - 1
 
 
@@ -206,10 +230,17 @@ def test_a_checkpoint_that_does_not_name_its_data_needs_it_named(tmp_path, tiny_
 
 
 @smoke
-@pytest.mark.parametrize("args, parts", [
-    (["nothing.pt"], ["nothing.pt"]), (["--out_dir=nothing"], ["nothing"]), ([], ["out"]),
-    (["--split=test"], ["split", "'val'"]), (["--batch_size=0"], ["batch_size"]), (["--jsn"], ["json"]),
-])
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        (["nothing.pt"], ["nothing.pt"]),
+        (["--out_dir=nothing"], ["nothing"]),
+        ([], ["out"]),
+        (["--split=test"], ["split", "'val'"]),
+        (["--batch_size=0"], ["batch_size"]),
+        (["--jsn"], ["json"]),
+    ],
+)
 def test_what_a_user_typed_wrong_is_refused(tmp_path, monkeypatch, args, parts):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as caught:
@@ -232,12 +263,13 @@ def test_help_lists_the_keys(capsys, flag):
 
 
 def test_a_hugging_face_folder_is_a_path(tmp_path, gpt2_vocabulary, capsys):
-    from dongpt.tokenizers import GPT2Tokenizer
+    from dongpt.text.tokenizers import GPT2Tokenizer
+
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_positions=32, n_embd=16, n_layer=1, n_head=2)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "hf")
     write_splits(tmp_path / "data", GPT2Tokenizer(), split_text(generated_text(600)))
-    result, = results(capsys, str(tmp_path / "hf"), f"--data_dir={tmp_path / 'data'}")
+    (result,) = results(capsys, str(tmp_path / "hf"), f"--data_dir={tmp_path / 'data'}")
     assert result["loss"] == pytest.approx(math.log(50257), abs=0.5)

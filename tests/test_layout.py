@@ -1,4 +1,5 @@
 """The layout of DESIGN.md: who may import whom, no work at import, heavy libraries only where they are used."""
+
 import ast
 import glob
 import os
@@ -7,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, run
+from helpers import ROOT, run
 
 LEAVES = ("model", "configurator")  # import nothing of ours
 HEAVY = ("transformers", "datasets", "wandb", "matplotlib", "tiktoken", "gensim", "sklearn")
@@ -107,8 +108,13 @@ for name in {names}:
         del sys.modules[known]
     importlib.import_module(name)
 """
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True,
-                          encoding="utf-8", timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": ROOT},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -124,13 +130,25 @@ def import_in_a_copy(folder, names: list[str], code: str = ""):
         shutil.copy(os.path.join(ROOT, path), copy / path)
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
-    program = "import importlib.util, sys\n" + "".join(
-        f"spec = importlib.util.spec_from_file_location({'imported_%d' % i!r}, {str(copy / name)!r})\n"
-        f"module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)\n"
-        f"spec.loader.exec_module(module)\nassert callable(module.main)\n" for i, name in enumerate(names)) + code
+    program = (
+        "import importlib.util, sys\n"
+        + "".join(
+            f"spec = importlib.util.spec_from_file_location({'imported_%d' % i!r}, {str(copy / name)!r})\n"
+            f"module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)\n"
+            f"spec.loader.exec_module(module)\nassert callable(module.main)\n"
+            for i, name in enumerate(names)
+        )
+        + code
+    )
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-c", program], cwd=elsewhere, env=environment, capture_output=True,
-                          encoding="utf-8", timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     files = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]
     return done, sorted(os.path.relpath(path, copy).replace(os.sep, "/") for path in files)
@@ -191,7 +209,7 @@ def opens_text_without_encoding(call: ast.Call) -> bool:
     name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
     given = {keyword.arg for keyword in call.keywords}
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-    if name in ("read_text", "write_text") and owner not in ("", "sources"):  # of pathlib, not dongpt.sources
+    if name in ("read_text", "write_text") and owner not in ("", "sources"):  # of pathlib, not dongpt.text.sources
         return "encoding" not in given
     if name not in ("open", "fdopen") or owner not in ("", "os", "io") or (owner == "os" and name == "open"):
         return False
@@ -208,8 +226,10 @@ def test_every_text_file_is_opened_with_an_encoding():
 
 @pytest.mark.smoke
 def test_the_encoding_check_sees_what_it_should():
-    code = "open(p); open(p, 'w'); io.open(p, mode='r'); os.fdopen(f); p.read_text(); open(p, 'rb'); os.open(p, 1); " \
-           "open(p, encoding='utf-8'); open(p, 'w', encoding='utf-8'); zipfile.open(p)"
+    code = (
+        "open(p); open(p, 'w'); io.open(p, mode='r'); os.fdopen(f); p.read_text(); open(p, 'rb'); os.open(p, 1); "
+        "open(p, encoding='utf-8'); open(p, 'w', encoding='utf-8'); zipfile.open(p)"
+    )
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     assert sum(map(opens_text_without_encoding, calls)) == 5
 

@@ -1,4 +1,5 @@
 """What a run writes down: log.jsonl, loss.png, and the peak speeds behind MFU."""
+
 import json
 import math
 import os
@@ -6,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from helpers import ROOT
 
-from conftest import ROOT
-from dongpt.metrics import RunLog, draw_loss, peak_flops, read_log, records_before
+from dongpt.log import RunLog, draw_loss, peak_flops, read_log, records_before
 
 pytestmark = pytest.mark.smoke
 
@@ -25,8 +26,10 @@ def write_log(folder, *records: dict, header: dict | None = None, kept=()) -> st
 
 def strict(line: str) -> dict:
     """line read as strict JSON: NaN and Infinity, which Python's own reader takes, are errors."""
+
     def refuse(name):
         raise AssertionError(f"{name} is no JSON")
+
     return json.loads(line, parse_constant=refuse)
 
 
@@ -76,7 +79,7 @@ def test_a_last_line_that_a_crash_cut_off_is_left_out(tmp_path):
 def test_a_cut_in_the_middle_of_a_character_is_a_cut_like_any_other(tmp_path):
     write_log(tmp_path, {"kind": "eval", "iter": 0, "note": "señor"})
     content = (tmp_path / "log.jsonl").read_bytes()
-    (tmp_path / "log.jsonl").write_bytes(content[:content.index("ñ".encode()) + 1])
+    (tmp_path / "log.jsonl").write_bytes(content[: content.index("ñ".encode()) + 1])
     assert [record["kind"] for record in read_log(str(tmp_path))] == ["header"]
 
 
@@ -119,8 +122,14 @@ def is_png(path) -> bool:
 def draw_in_a_process_of_its_own(folder, code: str = "", **env) -> subprocess.CompletedProcess:
     """Run draw_loss(folder) as a program does, where matplotlib is not imported yet; code runs before it."""
     program = f"{code}\nfrom dongpt.metrics import draw_loss\ndraw_loss({str(folder)!r})\nprint('went on')"
-    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**os.environ, **env}, capture_output=True,
-                          text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_a_drawing_shows_what_the_log_holds(tmp_path, capsys):
@@ -163,17 +172,41 @@ def test_a_missing_matplotlib_is_said_in_one_line(tmp_path):
 # GPUs
 
 
-@pytest.mark.parametrize("name, peak", [
-    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H200", 989e12),
-    ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA A100 80GB PCIe", 312e12), ("NVIDIA A100-PCIE-40GB", 312e12),
-    ("Tesla V100-SXM2-16GB", 125e12), ("Tesla T4", 65e12), ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12),
-    ("NVIDIA A10", 125e12), ("NVIDIA GH200 480GB", 989e12),
-])
+@pytest.mark.parametrize(
+    "name, peak",
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12),
+        ("Tesla V100-SXM2-16GB", 125e12),
+        ("Tesla T4", 65e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA GH200 480GB", 989e12),
+    ],
+)
 def test_the_peak_of_a_gpu_goes_by_its_name(name, peak):
     assert peak_flops(name) == pytest.approx(peak, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["NVIDIA A10G", "NVIDIA GeForce RTX 3070", "NVIDIA L40", "NVIDIA T400", "NVIDIA A1000",
-                                  "Quadro T1000", "NVIDIA H20", "NVIDIA RTX A4000", "AMD Instinct MI300X", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA A10G",
+        "NVIDIA GeForce RTX 3070",
+        "NVIDIA L40",
+        "NVIDIA T400",
+        "NVIDIA A1000",
+        "Quadro T1000",
+        "NVIDIA H20",
+        "NVIDIA RTX A4000",
+        "AMD Instinct MI300X",
+        "",
+    ],
+)
 def test_a_gpu_that_is_not_in_the_table_has_no_peak(name):
     assert peak_flops(name) is None

@@ -1,12 +1,13 @@
 """model.py against independent references: Hugging Face's GPT-2, formulas written out, and slow loops."""
+
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers import cached_logits
 
-from conftest import cached_logits
-from model import NOT_FINITE, GPT, CausalSelfAttention, GPTConfig, KVCache, Sampling, draw, window_size
+from model import GPT, NOT_FINITE, CausalSelfAttention, GPTConfig, KVCache, Sampling, draw, window_size
 
 pytestmark = pytest.mark.smoke
 
@@ -45,6 +46,7 @@ def all_logits(model: GPT, idx: torch.Tensor) -> torch.Tensor:
 
 def test_logits_and_loss_equal_hugging_faces_gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(0)
     theirs = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_positions=32, n_embd=48, n_layer=3, n_head=4)).eval()
     ours = GPT(GPTConfig(block_size=32, vocab_size=97, n_layer=3, n_head=4, n_embd=48, activation="gelu_tanh")).eval()
@@ -56,8 +58,9 @@ def test_logits_and_loss_equal_hugging_faces_gpt2():
         weights[name] = weight.T.contiguous() if turned else weight
     weights["lm_head.weight"] = weights["transformer.wte.weight"]
     ours.load_state_dict(weights)
-    theirs.load_state_dict({n: w.T if n.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else w
-                            for n, w in weights.items()})
+    theirs.load_state_dict(
+        {n: w.T if n.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else w for n, w in weights.items()}
+    )
     idx = ids(2, 32, vocab_size=97)
     with torch.no_grad():
         answer = theirs(idx, labels=idx)  # it shifts the labels itself
@@ -69,13 +72,28 @@ def test_logits_and_loss_equal_hugging_faces_gpt2():
 
 def test_parameters_have_the_names_and_shapes_of_nanogpt():
     shapes = {name: tuple(weight.shape) for name, weight in GPT(replace(TINY, n_layer=1)).state_dict().items()}
-    block = {"ln_1.weight": (16,), "ln_1.bias": (16,), "ln_2.weight": (16,), "ln_2.bias": (16,),
-             "attn.c_attn.weight": (48, 16), "attn.c_attn.bias": (48,), "attn.c_proj.weight": (16, 16),
-             "attn.c_proj.bias": (16,), "mlp.c_fc.weight": (64, 16), "mlp.c_fc.bias": (64,),
-             "mlp.c_proj.weight": (16, 64), "mlp.c_proj.bias": (16,)}
-    assert shapes == {"transformer.wte.weight": (23, 16), "transformer.wpe.weight": (8, 16), "lm_head.weight": (23, 16),
-                      "transformer.ln_f.weight": (16,), "transformer.ln_f.bias": (16,),
-                      **{f"transformer.h.0.{name}": shape for name, shape in block.items()}}
+    block = {
+        "ln_1.weight": (16,),
+        "ln_1.bias": (16,),
+        "ln_2.weight": (16,),
+        "ln_2.bias": (16,),
+        "attn.c_attn.weight": (48, 16),
+        "attn.c_attn.bias": (48,),
+        "attn.c_proj.weight": (16, 16),
+        "attn.c_proj.bias": (16,),
+        "mlp.c_fc.weight": (64, 16),
+        "mlp.c_fc.bias": (64,),
+        "mlp.c_proj.weight": (16, 64),
+        "mlp.c_proj.bias": (16,),
+    }
+    assert shapes == {
+        "transformer.wte.weight": (23, 16),
+        "transformer.wpe.weight": (8, 16),
+        "lm_head.weight": (23, 16),
+        "transformer.ln_f.weight": (16,),
+        "transformer.ln_f.bias": (16,),
+        **{f"transformer.h.0.{name}": shape for name, shape in block.items()},
+    }
 
 
 def test_bias_false_leaves_no_bias_anywhere():
@@ -114,7 +132,7 @@ def test_attention_equals_softmax_of_q_k_times_v():
     torch.manual_seed(0)
     attention = CausalSelfAttention(TINY).eval()
     x = torch.randn(3, 8, 16)
-    q, k, v = (attention.c_attn(x)[:, :, i * 16:(i + 1) * 16] for i in range(3))
+    q, k, v = (attention.c_attn(x)[:, :, i * 16 : (i + 1) * 16] for i in range(3))
     heads = []
     for h in range(2):
         at = slice(h * 8, (h + 1) * 8)
@@ -170,7 +188,7 @@ def test_dropout_on_attention_weights_acts_in_training_only():
 def test_activations_are_the_exact_gelu_and_its_tanh_approximation():
     x = torch.linspace(-3, 3, 50)
     exact = x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-    tanh = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
+    tanh = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     torch.testing.assert_close(make().transformer.h[0].mlp.gelu(x), exact, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(make(activation="gelu_tanh").transformer.h[0].mlp.gelu(x), tanh, atol=1e-6, rtol=1e-5)
 
@@ -179,17 +197,20 @@ def test_activations_are_the_exact_gelu_and_its_tanh_approximation():
 # configuration, initialisation, optimizer, cost
 
 
-@pytest.mark.parametrize("changes, parts", [
-    (dict(n_embd=770, n_head=12), ("n_embd=770", "n_head=12", "multiple")),
-    (dict(n_embd=4, n_head=8), ("n_embd=4", "n_head=8")),
-    (dict(n_head=0), ("n_head=0",)),
-    (dict(n_layer=0), ("n_layer=0",)),
-    (dict(block_size=0), ("block_size=0",)),
-    (dict(vocab_size=0), ("vocab_size=0",)),
-    (dict(dropout=1.0), ("dropout=1.0",)),
-    (dict(dropout=-0.1), ("dropout=-0.1",)),
-    (dict(attn_dropout=1.5), ("attn_dropout=1.5",)),
-])
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        (dict(n_embd=770, n_head=12), ("n_embd=770", "n_head=12", "multiple")),
+        (dict(n_embd=4, n_head=8), ("n_embd=4", "n_head=8")),
+        (dict(n_head=0), ("n_head=0",)),
+        (dict(n_layer=0), ("n_layer=0",)),
+        (dict(block_size=0), ("block_size=0",)),
+        (dict(vocab_size=0), ("vocab_size=0",)),
+        (dict(dropout=1.0), ("dropout=1.0",)),
+        (dict(dropout=-0.1), ("dropout=-0.1",)),
+        (dict(attn_dropout=1.5), ("attn_dropout=1.5",)),
+    ],
+)
 def test_architecture_that_cannot_be_is_refused(changes, parts):
     with pytest.raises(ValueError) as caught:
         GPTConfig(**changes)
@@ -349,7 +370,7 @@ def test_past_block_size_decoding_equals_a_slow_loop_that_encodes_each_window_an
         row = ids(length, seed=length).tolist()
         expected = list(row)
         for _ in range(40):
-            window = expected[-reference_windows(len(expected), block_size):]
+            window = expected[-reference_windows(len(expected), block_size) :]
             expected.append(all_logits(model, torch.tensor([window]))[0, -1].argmax().item())
         out = model.generate(torch.tensor([row]), 40, temperature=0, use_kv_cache=use_kv_cache)
         assert out[0].tolist() == expected
@@ -369,8 +390,17 @@ def drawn(model: GPT, rows, n: int, **settings) -> list[list[int]]:
     return torch.stack(list(model.stream(rows, n, **settings))).T.tolist()
 
 
-@pytest.mark.parametrize("settings", [dict(temperature=0), dict(seed=5), dict(seed=5, temperature=0.7, top_k=5),
-                                      dict(seed=5, top_p=0.8), dict(seed=5, n_ids=20)], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(temperature=0),
+        dict(seed=5),
+        dict(seed=5, temperature=0.7, top_k=5),
+        dict(seed=5, top_p=0.8),
+        dict(seed=5, n_ids=20),
+    ],
+    ids=str,
+)
 def test_cache_gives_the_same_ids_for_prompts_of_different_lengths(settings):
     model = writer()
     rows = [ids(n, seed=n, vocab_size=20).tolist() for n in LENGTHS]
@@ -437,7 +467,7 @@ def test_the_first_ids_do_not_depend_on_how_many_are_asked_for():
     assert torch.equal(model.generate(idx, 50, seed=1)[:, :20], model.generate(idx, 17, seed=1))
 
 
-@pytest.mark.parametrize("seed", [0, -1, 2 ** 62, 2 ** 64 + 3])
+@pytest.mark.parametrize("seed", [0, -1, 2**62, 2**64 + 3])
 def test_any_whole_number_is_a_seed(seed):
     model, idx = writer(), ids(2, 3)
     assert torch.equal(model.generate(idx, 10, seed=seed), model.generate(idx, 10, seed=seed))
@@ -451,7 +481,7 @@ def test_finished_row_gives_minus_one_and_the_stream_ends_with_the_last_row():
     stopped = drawn(model, rows, 60, seed=3, stop_ids=stops)
     assert len(set(ends)) > 1 and len(stopped[0]) == max(ends) + 1
     for row, end, got in zip(free, ends, stopped):
-        assert got == row[:end + 1] + [-1] * (max(ends) - end)  # the stop id itself still comes
+        assert got == row[: end + 1] + [-1] * (max(ends) - end)  # the stop id itself still comes
 
 
 def test_stream_and_generate_draw_the_same_ids():
@@ -492,8 +522,7 @@ def test_top_k_of_1_is_greedy_and_0_and_None_are_off():
     assert torch.equal(model.generate(idx, 30, top_k=1, seed=3), greedy)
     assert torch.equal(model.generate(idx, 30, top_p=1e-9, seed=3), greedy)
     free = model.generate(idx, 30, seed=3)
-    for off in (dict(top_k=0), dict(top_k=None), dict(top_k=23), dict(top_k=500), dict(top_p=None),
-                dict(top_p=1.0)):
+    for off in (dict(top_k=0), dict(top_k=None), dict(top_k=23), dict(top_k=500), dict(top_p=None), dict(top_p=1.0)):
         assert torch.equal(model.generate(idx, 30, seed=3, **off), free), off
 
 
@@ -506,12 +535,20 @@ def test_ids_beyond_n_ids_are_never_drawn():
         assert model.generate(ids(4, 3, vocab_size=20), 40, seed=0, n_ids=20, **settings).max() < 20
 
 
-@pytest.mark.parametrize("settings, part", [
-    (dict(temperature=-1.0), "temperature=-1.0"), (dict(temperature=math.nan), "temperature=nan"),
-    (dict(temperature=math.inf), "temperature=inf"), (dict(top_k=-1), "top_k=-1"), (dict(top_p=1.5), "top_p=1.5"),
-    (dict(top_p=0.0), "top_p=0.0"), (dict(top_p=-0.1), "top_p=-0.1"), (dict(top_p=math.nan), "top_p=nan"),
-    (dict(max_new_tokens=-1), "max_new_tokens=-1"),
-])
+@pytest.mark.parametrize(
+    "settings, part",
+    [
+        (dict(temperature=-1.0), "temperature=-1.0"),
+        (dict(temperature=math.nan), "temperature=nan"),
+        (dict(temperature=math.inf), "temperature=inf"),
+        (dict(top_k=-1), "top_k=-1"),
+        (dict(top_p=1.5), "top_p=1.5"),
+        (dict(top_p=0.0), "top_p=0.0"),
+        (dict(top_p=-0.1), "top_p=-0.1"),
+        (dict(top_p=math.nan), "top_p=nan"),
+        (dict(max_new_tokens=-1), "max_new_tokens=-1"),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(settings, part):
     with pytest.raises(ValueError, match=part):
         writer().generate(ids(1, 3), **{"max_new_tokens": 5, **settings})
@@ -574,11 +611,26 @@ def shares(logits: torch.Tensor, n: int = 20_000, **settings) -> torch.Tensor:
     return torch.bincount(drawn_ids, minlength=logits.numel()) / n
 
 
-@pytest.mark.parametrize("temperature, top_k, top_p", [
-    (1.0, None, None), (0.7, None, None), (2.0, None, None), (1.0, 1, None), (1.0, 5, None), (0.7, 5, None),
-    (1.0, None, 0.9), (1.0, None, 0.5), (1.0, None, 0.05), (1.5, 10, 0.8), (0.7, 3, 0.6), (1.0, 100, 1.0)])
+@pytest.mark.parametrize(
+    "temperature, top_k, top_p",
+    [
+        (1.0, None, None),
+        (0.7, None, None),
+        (2.0, None, None),
+        (1.0, 1, None),
+        (1.0, 5, None),
+        (0.7, 5, None),
+        (1.0, None, 0.9),
+        (1.0, None, 0.5),
+        (1.0, None, 0.05),
+        (1.5, 10, 0.8),
+        (0.7, 3, 0.6),
+        (1.0, 100, 1.0),
+    ],
+)
 def test_probabilities_equal_those_of_hugging_faces_warpers(temperature, top_k, top_p):
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
     logits = torch.randn(30, generator=torch.Generator().manual_seed(0))
     scores = TemperatureLogitsWarper(temperature)(None, logits[None])
     if top_k:
@@ -647,7 +699,7 @@ def test_tiny_temperature_is_greedy(temperature):
 
 def test_extreme_random_numbers_never_land_on_an_id_of_probability_0():
     logits = torch.tensor([[-math.log(9), 0.0, 3.0, 0.0, -20.0]])
-    for uniform in (0.0, 1e-300, 0.5, 1 - 2 ** -53):
+    for uniform in (0.0, 1e-300, 0.5, 1 - 2**-53):
         for top_k in (1, 2, 3, 4):
             allowed = set(logits[0].topk(top_k).indices.tolist()) | ({1, 3} if top_k == 2 else set())  # a tie
             assert draw(logits, torch.tensor([uniform], dtype=torch.float64), Sampling(top_k=top_k)).item() in allowed
@@ -655,7 +707,7 @@ def test_extreme_random_numbers_never_land_on_an_id_of_probability_0():
 
 def test_largest_random_number_stays_inside_the_vocabulary_however_the_sums_round():
     logits = torch.randn(5000, 30, generator=torch.Generator().manual_seed(0))
-    largest = torch.full((5000,), 1 - 2 ** -53, dtype=torch.float64)
+    largest = torch.full((5000,), 1 - 2**-53, dtype=torch.float64)
     assert draw(logits, largest, Sampling()).max() < 30
     kept = draw(logits, largest, Sampling(top_k=5))
     assert (logits.topk(5).indices == kept[:, None]).any(dim=1).all()
@@ -665,8 +717,9 @@ def test_ids_of_small_probability_keep_theirs_in_a_large_vocabulary():
     logits = torch.zeros(1, 50304)
     logits[0, 0] = 25.0  # leaves 7e-7 for all the others together: beyond float32's cumulative sums
     share = 50303 * math.exp(-25) / (1 + 50303 * math.exp(-25))
-    assert draw(logits, torch.tensor([1 - share * 0.5], dtype=torch.float64), Sampling()).item() == \
-        pytest.approx(50304 / 2, abs=5)
+    assert draw(logits, torch.tensor([1 - share * 0.5], dtype=torch.float64), Sampling()).item() == pytest.approx(
+        50304 / 2, abs=5
+    )
     assert draw(logits, torch.tensor([1 - share * 1.1], dtype=torch.float64), Sampling()).item() == 0
 
 

@@ -1,5 +1,6 @@
 """Embeddings of the last tokens together: their rows by a hash in whole numbers, what logits and texts may depend on,
 decoding with and without cache, packed and in chunks, and checkpoints."""
+
 import json
 import math
 import os
@@ -8,16 +9,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import TINY_RUN, assert_same, generated_text, load, read_log, windows, write_corpus
 
 import ckpt_update
 import evaluate
 import sample
 import train
-from conftest import TINY_RUN, assert_same, generated_text, load, read_log, windows, write_corpus
-from dongpt import rows, updates
-from dongpt.checkpoint import NANOGPT_ARGS, load_model, model_args, save
-from dongpt.foreign import FORMAT_VERSION
-from model import NGRAMS, RELATIVE, Decoder, GPT, GPTConfig, Sampling, ngram_rows, tokens_before
+from dongpt.checkpoint.files import NANOGPT_ARGS, load_model, model_args, save
+from dongpt.checkpoint.foreign import FORMAT_VERSION
+from dongpt.kernels import cpu as rows
+from dongpt.train import step as updates
+from model import GPT, NGRAMS, RELATIVE, Decoder, GPTConfig, Sampling, ngram_rows, tokens_before
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]
 TINY = GPTConfig(block_size=8, vocab_size=61, n_layer=2, n_head=2, n_embd=16, tie_weights=False)
@@ -70,8 +72,8 @@ def drawn(model: GPT, texts, n: int, **settings) -> list[list[int]]:
 
 def wrapped(number: int) -> int:
     """A whole number as 64 bits with a sign hold it."""
-    number %= 2 ** 64
-    return number - 2 ** 64 if number >= 2 ** 63 else number
+    number %= 2**64
+    return number - 2**64 if number >= 2**63 else number
 
 
 def row_of(tokens: list[int], n_rows: int) -> int:
@@ -79,7 +81,7 @@ def row_of(tokens: list[int], n_rows: int) -> int:
     number = 0
     for token in reversed(tokens):
         number = wrapped(number * 65537 + token + 1)
-    mixed = wrapped(number * -7046029254386353131) // 2 ** 32  # floor division is the shift that keeps the sign
+    mixed = wrapped(number * -7046029254386353131) // 2**32  # floor division is the shift that keeps the sign
     return mixed % n_rows + (len(tokens) - 2) * n_rows
 
 
@@ -87,12 +89,12 @@ def rows_of(text: list[int], t: int, ngrams: int, n_rows: int, before: list[int]
     """The rows of all n-grams that end with token t of text."""
     padded = [-1] * ngrams + (before or []) + text
     end = len(padded) - len(text) + t + 1
-    return [row_of(padded[end - n:end], n_rows) for n in range(2, ngrams + 1)]
+    return [row_of(padded[end - n : end], n_rows) for n in range(2, ngrams + 1)]
 
 
 @smoke
 @pytest.mark.parametrize("ngrams", [2, 3, 4, 5, 6])
-@pytest.mark.parametrize("n_rows", [1, 7, 97, 2 ** 15, 2 ** 31 + 11])
+@pytest.mark.parametrize("n_rows", [1, 7, 97, 2**15, 2**31 + 11])
 def test_rows_equal_those_of_the_hash_in_whole_numbers(ngrams, n_rows):
     for vocab_size in (3, 61, 50257, 65536):
         idx = ids(3, 9, seed=n_rows % 5, vocab_size=vocab_size)
@@ -100,11 +102,13 @@ def test_rows_equal_those_of_the_hash_in_whole_numbers(ngrams, n_rows):
         idx[0, 2:5], before[1, :-1] = vocab_size - 1, -1  # the largest id; a text that began a token ago
         got = ngram_rows(idx, before, ngrams, n_rows)
         assert got.shape == (3, 9, ngrams - 1) and got.dtype == torch.int64
-        expected = [[rows_of(idx[b].tolist(), t, ngrams, n_rows, before[b].tolist()) for t in range(9)]
-                    for b in range(3)]
+        expected = [
+            [rows_of(idx[b].tolist(), t, ngrams, n_rows, before[b].tolist()) for t in range(9)] for b in range(3)
+        ]
         assert got.tolist() == expected
         assert ngram_rows(idx, None, ngrams, n_rows).tolist() == [
-            [rows_of(text, t, ngrams, n_rows) for t in range(9)] for text in idx.tolist()]
+            [rows_of(text, t, ngrams, n_rows) for t in range(9)] for text in idx.tolist()
+        ]
 
 
 @smoke
@@ -113,15 +117,15 @@ def test_hash_of_five_large_ids_wraps_around():
     number = 0
     for _ in range(5):
         number = number * 65537 + 65536
-    assert number > 2 ** 64
+    assert number > 2**64
     assert ngram_rows(torch.full((1, 5), 65535), None, 5, 1000)[0, -1, -1] == row_of([65535] * 5, 1000)
 
 
 @smoke
 def test_no_token_before_is_not_the_token_0():
-    nothing, zeros = (ngram_rows(torch.tensor([[5]]), torch.full((1, 3), token), 4, 2 ** 15) for token in (-1, 0))
+    nothing, zeros = (ngram_rows(torch.tensor([[5]]), torch.full((1, 3), token), 4, 2**15) for token in (-1, 0))
     assert (nothing != zeros).all()
-    assert torch.equal(nothing, ngram_rows(torch.tensor([[5]]), None, 4, 2 ** 15))
+    assert torch.equal(nothing, ngram_rows(torch.tensor([[5]]), None, 4, 2**15))
 
 
 @smoke
@@ -135,11 +139,11 @@ def test_tables_of_different_lengths_do_not_overlap():
 def test_same_ngram_has_the_same_row_wherever_it_stands():
     gram = [7, 0, 60, 7]
     text = [*gram, 3, *gram, *gram, 9, 9, 9, *gram]
-    rows_at = ngram_rows(torch.tensor([text]), None, 4, 2 ** 15)[0]
+    rows_at = ngram_rows(torch.tensor([text]), None, 4, 2**15)[0]
     ends = [3, 8, 12, 19]
-    assert [text[end - 3:end + 1] for end in ends] == [gram] * 4
+    assert [text[end - 3 : end + 1] for end in ends] == [gram] * 4
     assert all(torch.equal(rows_at[end], rows_at[3]) for end in ends)
-    assert len({tuple(row) for row in rows_at.tolist()}) == len({tuple(text[max(0, t - 3):t + 1]) for t in range(20)})
+    assert len({tuple(row) for row in rows_at.tolist()}) == len({tuple(text[max(0, t - 3) : t + 1]) for t in range(20)})
 
 
 @smoke
@@ -147,12 +151,12 @@ def test_rows_of_a_text_do_not_depend_on_the_other_texts_of_a_batch():
     idx, before = ids(5, 12), ids(5, 3, seed=1)
     whole = ngram_rows(idx, before, 4, 1000)
     for i in range(5):
-        assert torch.equal(ngram_rows(idx[i:i + 1], before[i:i + 1], 4, 1000)[0], whole[i])
+        assert torch.equal(ngram_rows(idx[i : i + 1], before[i : i + 1], 4, 1000)[0], whole[i])
     assert not torch.equal(whole, ngram_rows(idx, before.flip(0), 4, 1000))
 
 
 @smoke
-@pytest.mark.parametrize("n_rows", [2 ** 15, 4096, 4001])
+@pytest.mark.parametrize("n_rows", [2**15, 4096, 4001])
 def test_ngrams_spread_over_the_rows_nearly_as_by_chance(n_rows):
     """All pairs of 61 ids: n balls thrown into m boxes fill m (1 - e^(-n/m)) of them; so regular a set a bit fewer."""
     pairs = torch.cartesian_prod(torch.arange(61), torch.arange(61))
@@ -166,8 +170,9 @@ def test_ngrams_spread_over_the_rows_nearly_as_by_chance(n_rows):
 def test_tokens_before_equal_those_of_a_loop():
     text, at = ids(4, 9), torch.tensor([0, 1, 3, 8])
     for n in (1, 2, 5):
-        expected = [[text[i, p - k].item() if p >= k else -1 for k in range(n, 0, -1)]
-                    for i, p in enumerate(at.tolist())]
+        expected = [
+            [text[i, p - k].item() if p >= k else -1 for k in range(n, 0, -1)] for i, p in enumerate(at.tolist())
+        ]
         assert tokens_before(text, at, n).tolist() == expected
     assert tokens_before(text, at, 0) is None
 
@@ -258,8 +263,11 @@ def test_every_parameter_is_in_one_group_and_the_table_in_one_of_its_own():
         names = [name for name, _ in model.named_parameters()]
         assert sorted(sum(groups, [])) == sorted(names)
         assert groups[-2:] == [[NGRAMS], [RELATIVE]]
-        in_blocks = [name for name in names if name.startswith("transformer.h.") and name.endswith("weight")
-                     and ".ln_" not in name]
+        in_blocks = [
+            name
+            for name in names
+            if name.startswith("transformer.h.") and name.endswith("weight") and ".ln_" not in name
+        ]
         assert len(in_blocks) == 8 and (groups[2] == in_blocks if muon else set(in_blocks) <= set(groups[0]))
 
 
@@ -295,10 +303,16 @@ def test_texts_longer_than_block_size_have_ngrams_too(pos_embd):
 
 
 @smoke
-@pytest.mark.parametrize("changes, parts", [
-    (dict(ngrams=0), ("ngrams=0", "at least 1")), (dict(ngrams=-2), ("ngrams=-2",)),
-    (dict(ngram_rows=0), ("ngram_rows=0", "at least 1")), (dict(ngrams=3, ngram_rows=-5), ("ngram_rows=-5",)),
-    (dict(model_type="bigram", ngrams=3), ("bigram", "ngrams=3"))])
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        (dict(ngrams=0), ("ngrams=0", "at least 1")),
+        (dict(ngrams=-2), ("ngrams=-2",)),
+        (dict(ngram_rows=0), ("ngram_rows=0", "at least 1")),
+        (dict(ngrams=3, ngram_rows=-5), ("ngram_rows=-5",)),
+        (dict(model_type="bigram", ngrams=3), ("bigram", "ngrams=3")),
+    ],
+)
 def test_architecture_that_cannot_be_is_refused(changes, parts, tiny_data):
     with pytest.raises(ValueError) as caught:
         GPTConfig(**changes)
@@ -340,8 +354,7 @@ def test_greedy_ids_are_those_of_forward_passes_over_what_is_seen(ngrams, use_kv
         model = make(ngrams, block_size=block_size)
         for row in prompts((1, 2, 5, 30)):
             new = drawn(model, [row], 20, temperature=0, use_kv_cache=use_kv_cache)[0]
-            expected = [all_logits(model, [window])[0, -1].argmax().item()
-                        for window in windows(row, new, block_size)]
+            expected = [all_logits(model, [window])[0, -1].argmax().item() for window in windows(row, new, block_size)]
             assert new == expected
 
 
@@ -465,8 +478,15 @@ def test_model_args_name_what_nanogpts_model_cannot_have_and_no_more():
 @pytest.mark.parametrize("ngrams, n_rows", [(2, 97), (4, 32768)])
 def test_a_saved_model_gives_the_same_logits_and_texts(ngrams, n_rows, tmp_path):
     model, idx, path = make(ngrams, ngram_rows=n_rows), ids(2, 8), str(tmp_path / "ckpt.pt")
-    save({"model": model.state_dict(), "model_args": model_args(model.config), "tokenizer": None,
-          "format_version": FORMAT_VERSION}, path)
+    save(
+        {
+            "model": model.state_dict(),
+            "model_args": model_args(model.config),
+            "tokenizer": None,
+            "format_version": FORMAT_VERSION,
+        },
+        path,
+    )
     loaded, _ = load_model(path)
     assert loaded.config == model.config
     torch.testing.assert_close(all_logits(loaded, idx), all_logits(model, idx), atol=0, rtol=0)
@@ -479,8 +499,14 @@ def test_a_checkpoint_that_lacks_its_table_is_refused(tmp_path):
     save({"model": weights, "model_args": model_args(model.config), "format_version": FORMAT_VERSION}, path)
     with pytest.raises(ValueError, match=f"missing: {NGRAMS}"):
         load_model(path)
-    save({"model": model.state_dict(), "model_args": {**model_args(model.config), "ngram_rows": 98},
-          "format_version": FORMAT_VERSION}, path)
+    save(
+        {
+            "model": model.state_dict(),
+            "model_args": {**model_args(model.config), "ngram_rows": 98},
+            "format_version": FORMAT_VERSION,
+        },
+        path,
+    )
     with pytest.raises(ValueError, match=NGRAMS):
         load_model(path)
 
@@ -490,10 +516,10 @@ def test_a_run_stores_its_architecture_and_its_final_loss_is_that_of_evaluate(ng
     args = load(ngram_run, "ckpt.pt")["model_args"]
     assert (args["ngrams"], args["ngram_rows"]) == (3, 500)
     assert set(args) == {*NANOGPT_ARGS, "ngrams", "ngram_rows"}
-    final, = read_log(ngram_run, "final")
+    (final,) = read_log(ngram_run, "final")
     capsys.readouterr()
     evaluate.main([ngram_run, "--json"])
-    measured, = json.loads(capsys.readouterr().out)
+    (measured,) = json.loads(capsys.readouterr().out)
     assert measured["loss"] == pytest.approx(final["val_loss"], abs=1e-5)
     assert measured["bits_per_byte"] == pytest.approx(final["bits_per_byte"], abs=1e-5)
     assert measured["tokens"] == final["tokens"]
@@ -501,8 +527,16 @@ def test_a_run_stores_its_architecture_and_its_final_loss_is_that_of_evaluate(ng
 
 @pytest.mark.parametrize("more", [[], ["--dtype=bfloat16"], ["--quantize=int8"], ["--use_kv_cache=False"]], ids=str)
 def test_sample_prints_texts_of_a_run_with_ngrams(more, ngram_run, capsys):
-    sample.main([f"--out_dir={ngram_run}", "--device=cpu", "--start=the knight", "--num_samples=2",
-                 "--max_new_tokens=40", *more])
+    sample.main(
+        [
+            f"--out_dir={ngram_run}",
+            "--device=cpu",
+            "--start=the knight",
+            "--num_samples=2",
+            "--max_new_tokens=40",
+            *more,
+        ]
+    )
     said = capsys.readouterr().out
     assert said.count("the knight") >= 2 and said.count("-" * 15) >= 2
     assert all(len(text) > 40 for text in said.split("-" * 15)[:2])
@@ -521,8 +555,17 @@ def test_an_architecture_that_contradicts_the_checkpoint_is_refused(given, store
 
 def test_a_run_from_the_weights_of_another_has_its_ngrams(ngram_run, ngram_data):
     best = load(ngram_run, "ckpt.pt")
-    train.main([f"--data_dir={ngram_data}", f"--init_from={ngram_run}", "--out_dir=tuned", *TINY_RUN, "--dropout=0",
-                "--learning_rate=0", "--min_lr=0"])
+    train.main(
+        [
+            f"--data_dir={ngram_data}",
+            f"--init_from={ngram_run}",
+            "--out_dir=tuned",
+            *TINY_RUN,
+            "--dropout=0",
+            "--learning_rate=0",
+            "--min_lr=0",
+        ]
+    )
     tuned = load("tuned", "ckpt.pt")
     assert tuned["model_args"] == best["model_args"]
     assert_same(tuned["model"], best["model"])  # at a learning rate of 0
@@ -573,8 +616,12 @@ def test_ckpt_update_of_a_run_with_ngrams_and_muon_keeps_each_state_with_its_par
     before, after = states_by_name(old, False), states_by_name(new, True)
     assert_same(after, before)
     adamw = {"step", "exp_avg", "exp_avg_sq"}
-    kinds = {"transformer.wte.weight": adamw, "transformer.ln_f.weight": adamw, NGRAMS: {"square", "count"},
-             "transformer.h.1.mlp.c_fc.weight": {"momentum"}}
+    kinds = {
+        "transformer.wte.weight": adamw,
+        "transformer.ln_f.weight": adamw,
+        NGRAMS: {"square", "count"},
+        "transformer.h.1.mlp.c_fc.weight": {"momentum"},
+    }
     assert {name: set(before[name]) for name in kinds} == kinds
     assert len(before) == len(old["model"]) - 1  # all but the head, which is tied
 
@@ -605,8 +652,15 @@ def test_a_converted_run_goes_on_as_the_old_one_while_its_new_table_stays_at_zer
     save({key: value for key, value in load("old").items() if key != "optimizer"}, "fresh/ckpt.pt")
     losses = {}
     for name in ("old", "converted", "fresh"):
-        train.main([f"--data_dir={ngram_data}", "--init_from=resume", f"--out_dir={name}", "--max_iters=9",
-                    "--lr_decay_iters=12"])
+        train.main(
+            [
+                f"--data_dir={ngram_data}",
+                "--init_from=resume",
+                f"--out_dir={name}",
+                "--max_iters=9",
+                "--lr_decay_iters=12",
+            ]
+        )
         losses[name] = [record["loss"] for record in read_log(name, "iter")][-3:]
     assert losses["converted"] == pytest.approx(losses["old"], abs=1e-4)
     assert losses["fresh"] != pytest.approx(losses["old"], abs=1e-3)

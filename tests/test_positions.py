@@ -1,4 +1,5 @@
 """The position schemes and the bigram, against formulas written out, slow loops and Hugging Face's rotary code."""
+
 import copy
 import math
 import os
@@ -6,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import TINY_RUN, assert_same_training, cached_logits, load, run, write_corpus
 from torch.nn import functional as F
 
 import train
-from conftest import TINY_RUN, assert_same_training, cached_logits, load, run, write_corpus
 from model import GPT, GPTConfig, KVCache, alibi_slopes, attend, new_model, rotate, rotation_at
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]
@@ -74,7 +75,7 @@ def scores_by_hand(model: GPT, q, k) -> torch.Tensor:
     if pos_embd == "rope":  # channels i and i + hs/2 are the parts of a complex number
         frequencies = 10000.0 ** (-torch.arange(0, hs, 2, dtype=torch.float64) / hs)
         turns = torch.exp(1j * torch.arange(T)[:, None] * frequencies)  # (T, hs/2)
-        q, k = (torch.complex(x[..., :hs // 2], x[..., hs // 2:]) * turns for x in (q, k))
+        q, k = (torch.complex(x[..., : hs // 2], x[..., hs // 2 :]) * turns for x in (q, k))
         return (q @ k.mH).real / math.sqrt(hs)
     scores = q @ k.mT / math.sqrt(hs)
     if pos_embd == "alibi":
@@ -96,13 +97,15 @@ def attention_by_hand(model: GPT, q, k, v) -> torch.Tensor:
 
 def model_by_hand(model: GPT, idx, targets):
     """Logits (B, T, V) and loss, from the parameters of model."""
-    (B, T), config, parts = idx.shape, model.config, model.transformer
+    T, config, parts = idx.shape[1], model.config, model.transformer
     x = parts.wte.weight[idx]
     if config.pos_embd in ("default", "default+relative"):
         x = x + parts.wpe.weight[:T]
     for block in parts.h:
-        q, k, v = (t.unflatten(2, (config.n_head, -1)).transpose(1, 2)
-                   for t in block.attn.c_attn(block.ln_1(x)).split(config.n_embd, dim=2))
+        q, k, v = (
+            t.unflatten(2, (config.n_head, -1)).transpose(1, 2)
+            for t in block.attn.c_attn(block.ln_1(x)).split(config.n_embd, dim=2)
+        )
         x = x + block.attn.c_proj(attention_by_hand(model, q, k, v).transpose(1, 2).flatten(2))
         x = x + block.mlp(block.ln_2(x))
     logits = model.lm_head(parts.ln_f(x))
@@ -116,8 +119,11 @@ def model_by_hand(model: GPT, idx, targets):
 @smoke
 @each_scheme
 def test_each_scheme_has_its_parameters_and_no_others(pos_embd):
-    shapes = {name: tuple(p.shape) for name, p in GPT(replace(TINY, pos_embd=pos_embd, n_head=4)).named_parameters()
-              if not name.startswith(("transformer.h.", "transformer.ln_f", "lm_head"))}
+    shapes = {
+        name: tuple(p.shape)
+        for name, p in GPT(replace(TINY, pos_embd=pos_embd, n_head=4)).named_parameters()
+        if not name.startswith(("transformer.h.", "transformer.ln_f", "lm_head"))
+    }
     expected = {"transformer.wte.weight": (23, 16)}
     if pos_embd in ("default", "default+relative"):
         expected["transformer.wpe.weight"] = (8, 16)
@@ -231,6 +237,7 @@ def hugging_faces_rotation(q, k, positions):
     """q, k (B, nh, T, hs) turned by Llama's code at positions (B, T)."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
     _, n_head, T, hs = q.shape
     config = LlamaConfig(hidden_size=n_head * hs, num_attention_heads=n_head, max_position_embeddings=T)
     return apply_rotary_pos_emb(q, k, *LlamaRotaryEmbedding(config)(q, positions))
@@ -286,12 +293,21 @@ def attention_of(model: GPT, q, k, v) -> torch.Tensor:
     return attend(q, k, v, bias.double() if q.dtype == torch.float64 else bias, 0.0)
 
 
-SHAPES = [(1, 1, 1, 2, 4), (2, 2, 8, 8, 8), (3, 2, 64, 4, 64), (3, 2, 65, 4, 65), (2, 3, 100, 16, 40),
-          (2, 1, 128, 64, 200), (1, 12, 150, 5, 1), (23, 4, 200, 8, 64)]  # the last is more than one piece of the batch
+SHAPES = [
+    (1, 1, 1, 2, 4),
+    (2, 2, 8, 8, 8),
+    (3, 2, 64, 4, 64),
+    (3, 2, 65, 4, 65),
+    (2, 3, 100, 16, 40),
+    (2, 1, 128, 64, 200),
+    (1, 12, 150, 5, 1),
+    (23, 4, 200, 8, 64),
+]  # the last is more than one piece of the batch
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-5), (torch.float32, 1e-4), (torch.bfloat16, 0.02)],
-                         ids=str)
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float64, 1e-5), (torch.float32, 1e-4), (torch.bfloat16, 0.02)], ids=str
+)
 @pytest.mark.parametrize("B, n_head, T, head_size, block_size", SHAPES)
 def test_attention_with_a_table_and_its_gradients_equal_autograd(B, n_head, T, head_size, block_size, dtype, tolerance):
     model = make("relative", n_head=n_head, n_embd=n_head, block_size=block_size, std=1.0)
@@ -322,8 +338,9 @@ def test_attention_with_a_table_has_the_gradient_of_finite_differences(B, n_head
     distance = (torch.arange(T)[:, None] - torch.arange(T)).clamp(0, 3)
     table = torch.randn(n_head, 4, dtype=torch.float64)
     inputs = [t.detach().requires_grad_() for t in [*qkv(B, n_head, T, head_size, torch.float64)[:3], table]]
-    assert torch.autograd.gradcheck(lambda q, k, v, table: attend(q, k, v, fixed + table[:, distance], 0.0), inputs,
-                                    eps=1e-4, atol=1e-4, rtol=1e-4)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v, table: attend(q, k, v, fixed + table[:, distance], 0.0), inputs, eps=1e-4, atol=1e-4, rtol=1e-4
+    )
 
 
 @smoke
@@ -344,6 +361,7 @@ def test_a_frozen_table_changes_no_other_gradient(pos_embd):
 def test_attention_takes_a_flash_kernel(pos_embd):
     """In training, in evaluation and with a cache; other kernels keep all scores."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
+
     model, idx = make(pos_embd), ids(2, 8)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         model.generate(idx[:, :3], 12, temperature=0)
@@ -426,7 +444,7 @@ def test_scores_depend_on_the_distance_alone(pos_embd):
     distinct = 8 if pos_embd == "relative" else T  # beyond its table, relative has one score
     by_distance = torch.stack(by_distance)
     assert torch.pdist(by_distance[:distinct]).min() > 1e-4
-    assert distinct == T or torch.pdist(by_distance[distinct - 1:]).max() < 1e-5
+    assert distinct == T or torch.pdist(by_distance[distinct - 1 :]).max() < 1e-5
 
 
 @smoke
@@ -668,14 +686,35 @@ def test_compiled_loss_and_gradients_equal_eager_ones(pos_embd):
 def test_500_iterations_on_don_quixote_and_250_twice_end_the_same(pos_embd, to_compile, don_quixote, tmp_path):
     with open(don_quixote, encoding="utf-8", newline="") as file:
         data = write_corpus(tmp_path / "data", file.read())
-    settings = [f"--data_dir={data}", f"--pos_embd={pos_embd}", f"--compile={to_compile}", "--device=cpu",
-                "--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--batch_size=12",
-                "--gradient_accumulation_steps=1",
-                "--dropout=0.1", "--learning_rate=1e-3", "--min_lr=1e-4", "--warmup_iters=100", "--lr_decay_iters=500",
-                "--eval_interval=250", "--eval_iters=5", "--log_interval=100"]
+    settings = [
+        f"--data_dir={data}",
+        f"--pos_embd={pos_embd}",
+        f"--compile={to_compile}",
+        "--device=cpu",
+        "--n_layer=4",
+        "--n_head=4",
+        "--n_embd=128",
+        "--block_size=64",
+        "--batch_size=12",
+        "--gradient_accumulation_steps=1",
+        "--dropout=0.1",
+        "--learning_rate=1e-3",
+        "--min_lr=1e-4",
+        "--warmup_iters=100",
+        "--lr_decay_iters=500",
+        "--eval_interval=250",
+        "--eval_iters=5",
+        "--log_interval=100",
+    ]
     for out, max_iters, more in (("straight", 500, settings), ("halves", 250, settings), ("halves", 500, [])):
-        run("train.py", *(more or ["--init_from=resume"]), f"--max_iters={max_iters}", f"--out_dir={out}", cwd=tmp_path,
-            timeout=900)
+        run(
+            "train.py",
+            *(more or ["--init_from=resume"]),
+            f"--max_iters={max_iters}",
+            f"--out_dir={out}",
+            cwd=tmp_path,
+            timeout=900,
+        )
     assert_same_training(tmp_path / "straight", tmp_path / "halves")
     assert load(tmp_path / "straight")["best_val_loss"] < 2.5  # nats; it was 4.4 at the start
 
@@ -729,8 +768,9 @@ def test_logits_of_the_bigram_are_rows_of_its_table(T):
 @smoke
 def test_the_best_bigram_holds_the_logarithms_of_counts():
     model, text = bigram(), ids(1, 3000, vocab_size=5) ** 2 // 3
-    counts = torch.zeros(23, 23, dtype=torch.float64).index_put_((text[0, :-1], text[0, 1:]), torch.ones(2999).double(),
-                                                                 accumulate=True)
+    counts = torch.zeros(23, 23, dtype=torch.float64).index_put_(
+        (text[0, :-1], text[0, 1:]), torch.ones(2999).double(), accumulate=True
+    )
     with torch.no_grad():
         table_of_bigram(model).copy_((counts + 1e-9).log())
     got = gradients(model, text[:, :-1], text[:, 1:])
@@ -793,7 +833,6 @@ def test_traced_bigram_equals_the_eager_one():
 
 # ----------------------------------------------------------------------------------------------------------------------
 # end to end
-
 
 
 @pytest.mark.parametrize("setting", [*(f"--pos_embd={name}" for name in SCHEMES), "--model_type=bigram"])

@@ -1,4 +1,5 @@
 """A run that stops, in good order or by force, and goes on: bit for bit what it would have been without the stop."""
+
 import os
 import random
 import re
@@ -12,13 +13,20 @@ import time
 
 import pytest
 import torch
+from helpers import ROOT, TINY_RUN, assert_same, assert_same_training, generated_text, load, read_log, write_corpus
 
 import train
-from conftest import ROOT, TINY_RUN, assert_same, assert_same_training, generated_text, load, read_log, write_corpus
 
 TWELVE = [*TINY_RUN, "--lr_decay_iters=12", "--eval_interval=4"]  # dropout is on
-SLOWER = [*TINY_RUN, "--n_embd=64", "--block_size=32", "--batch_size=8", "--max_iters=120", "--lr_decay_iters=120",
-          "--eval_interval=5"]  # a few seconds, so that a signal meets it at work
+SLOWER = [
+    *TINY_RUN,
+    "--n_embd=64",
+    "--block_size=32",
+    "--batch_size=8",
+    "--max_iters=120",
+    "--lr_decay_iters=120",
+    "--eval_interval=5",
+]  # a few seconds, so that a signal meets it at work
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
@@ -46,8 +54,10 @@ def slower_straight(tmp_path_factory, tiny_data) -> str:
 @pytest.fixture
 def start(tiny_data):
     """A function that trains from the beginning to an iteration, in out."""
+
     def begin(max_iters: int, *args: str) -> int:
         return train.main([f"--data_dir={tiny_data}", *TWELVE, f"--max_iters={max_iters}", *args])
+
     return begin
 
 
@@ -263,23 +273,52 @@ def test_a_checkpoint_of_nanogpt_is_resumed_on_a_cpu(start, straight, tiny_data,
     theirs = {key: ours[key] for key in ("model", "optimizer", "model_args", "iter_num", "config")}
     theirs["model"] = {f"_orig_mod.{name}": tensor for name, tensor in ours["model"].items()}
     theirs["best_val_loss"] = torch.tensor(ours["best_val_loss"])
-    for key in ("data_dir", "pos_embd", "attn_dropout", "activation", "tie_weights", "dataset_fraction", "patience",
-                "max_minutes", "sample_tokens", "vocab_size"):
+    for key in (
+        "data_dir",
+        "pos_embd",
+        "attn_dropout",
+        "activation",
+        "tie_weights",
+        "dataset_fraction",
+        "patience",
+        "max_minutes",
+        "sample_tokens",
+        "vocab_size",
+    ):
         del theirs["config"][key]
-    theirs["config"].update(device="cuda", dtype="float16", compile=True, backend="nccl", dataset="shakespeare_char",
-                            wandb_run_name="mini-gpt", out_dir="out-shakespeare-char")
+    theirs["config"].update(
+        device="cuda",
+        dtype="float16",
+        compile=True,
+        backend="nccl",
+        dataset="shakespeare_char",
+        wandb_run_name="mini-gpt",
+        out_dir="out-shakespeare-char",
+    )
     os.makedirs("out")
     torch.save(theirs, "out/ckpt.pt")
     assert resume(12, f"--data_dir={tiny_data}", "--device=cpu") == 0
-    assert_same({key: load("out")[key] for key in ("iter_num", "model", "optimizer", "windows")},
-                {key: load(straight)[key] for key in ("iter_num", "model", "optimizer", "windows")})
+    assert_same(
+        {key: load("out")[key] for key in ("iter_num", "model", "optimizer", "windows")},
+        {key: load(straight)[key] for key in ("iter_num", "model", "optimizer", "windows")},
+    )
     assert os.listdir(tmp_path) == ["out"]
     assert [record["iter"] for record in read_log("out", "iter")] == list(range(6, 12))
 
 
-@pytest.mark.parametrize("key, value", [("n_layer", 3), ("n_head", 1), ("n_embd", 32), ("block_size", 8),
-                                        ("bias", True), ("vocab_size", 64), ("activation", "gelu_tanh"),
-                                        ("tie_weights", False)])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("n_layer", 3),
+        ("n_head", 1),
+        ("n_embd", 32),
+        ("block_size", 8),
+        ("bias", True),
+        ("vocab_size", 64),
+        ("activation", "gelu_tanh"),
+        ("tie_weights", False),
+    ],
+)
 def test_an_architecture_that_contradicts_the_checkpoint_is_refused_with_both_values(key, value, start, straight):
     shutil.copytree(straight, "out")
     stored = {**load("out")["config"], **load("out")["model_args"]}[key]
@@ -306,7 +345,7 @@ class Died(BaseException):
 
 def test_a_death_at_any_write_loses_nothing_that_a_resume_does_not_bring_back(start, straight, tiny_data, monkeypatch):
     """Each file gets its name by os.replace: die before the first one, the second one, ... and go on."""
-    replace, left = os.replace, [10 ** 9]
+    replace, left = os.replace, [10**9]
 
     def mortal(*args):
         if left[0] == 0:
@@ -323,7 +362,7 @@ def test_a_death_at_any_write_loses_nothing_that_a_resume_does_not_bring_back(st
             start(12)
             break  # there were no more writes
         except Died:
-            left[0] = 10 ** 9
+            left[0] = 10**9
             if os.path.exists("out/ckpt_last.pt") or os.path.exists("out/ckpt.pt"):
                 resume(12)
             else:
@@ -344,9 +383,15 @@ class Program:
 
     def __init__(self, *args: str, cwd=".", command=None):
         self.process = subprocess.Popen(
-            command or [sys.executable, os.path.join(ROOT, "train.py"), *args], cwd=cwd, text=True, encoding="utf-8",
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"})
+            command or [sys.executable, os.path.join(ROOT, "train.py"), *args],
+            cwd=cwd,
+            text=True,
+            encoding="utf-8",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         self.watchdog = threading.Timer(150, self.process.kill)
         self.watchdog.start()
         self.lines = []
@@ -396,8 +441,9 @@ def test_kills_at_random_moments_and_resumes_equal_the_straight_run(tiny_data, s
 
 @needs_signals
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_saves_its_state_and_prints_the_command_that_goes_on(number, code, tiny_data,
-                                                                                slower_straight):
+def test_an_interrupted_run_saves_its_state_and_prints_the_command_that_goes_on(
+    number, code, tiny_data, slower_straight
+):
     program = Program(f"--data_dir={tiny_data}", *SLOWER, "--out_dir=my out")
     assert program.wait_for("iter 17:")
     exit_code, printed, errors = program.end(number)

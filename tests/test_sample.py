@@ -1,16 +1,17 @@
 """sample.py on a small run: what it prints, and how it ends when something is wrong."""
+
 import os
 import pickle
 import shutil
 
 import pytest
 import torch
+from helpers import TINY_RUN, expect_sentence, run, write_corpus
 
 import sample as program
 import train
-from conftest import TINY_RUN, expect_sentence, run, write_corpus
-from dongpt.checkpoint import model_args, save
-from dongpt.corpus import read_meta
+from dongpt.checkpoint.files import model_args, save
+from dongpt.train.data import read_meta
 from model import GPT, GPTConfig
 
 smoke = pytest.mark.smoke
@@ -90,8 +91,14 @@ def test_the_prompt_is_taken_as_it_was_typed(tmp_path, capsys, text):
     folder = write_corpus(tmp_path / "data", "the señor=ab123Trueid-\n" * 20)
     config = GPTConfig(block_size=8, vocab_size=read_meta(folder)["vocab_size"], n_layer=1, n_head=1, n_embd=8)
     torch.manual_seed(0)
-    save({"model": GPT(config).state_dict(), "model_args": model_args(config),
-          "tokenizer": read_meta(folder)["tokenizer"]}, str(tmp_path / "ckpt.pt"))
+    save(
+        {
+            "model": GPT(config).state_dict(),
+            "model_args": model_args(config),
+            "tokenizer": read_meta(folder)["tokenizer"],
+        },
+        str(tmp_path / "ckpt.pt"),
+    )
     assert all(found.startswith(text) for found in samples(capsys, tmp_path, f"--start={text}"))
 
 
@@ -124,16 +131,20 @@ def test_other_dtypes_work_on_a_cpu(tiny_run, capsys):
 
 def gpt2_run(folder) -> str:
     """An out_dir of a small untrained model with GPT-2's vocabulary, padded as in training."""
-    from dongpt.tokenizers import GPT2Tokenizer
+    from dongpt.text.tokenizers import GPT2Tokenizer
+
     torch.manual_seed(0)
     config = GPTConfig(block_size=16, vocab_size=50304, n_layer=1, n_head=1, n_embd=8)
-    save({"model": GPT(config).state_dict(), "model_args": model_args(config),
-          "tokenizer": GPT2Tokenizer().to_dict()}, str(folder / "ckpt.pt"))
+    save(
+        {"model": GPT(config).state_dict(), "model_args": model_args(config), "tokenizer": GPT2Tokenizer().to_dict()},
+        str(folder / "ckpt.pt"),
+    )
     return str(folder)
 
 
 def test_special_tokens_are_recognised_in_a_prompt(tmp_path, gpt2_vocabulary, capsys):
-    from dongpt.tokenizers import GPT2Tokenizer
+    from dongpt.text.tokenizers import GPT2Tokenizer
+
     assert program.encode_prompt(GPT2Tokenizer(), "<|endoftext|>Hi") == [50256, 17250]
     texts = samples(capsys, gpt2_run(tmp_path), "--start=<|endoftext|>Hi", "--top_k=0", "--max_new_tokens=100")
     assert all(text.startswith("<|endoftext|>Hi") for text in texts)
@@ -146,15 +157,24 @@ def test_special_tokens_are_recognised_in_a_prompt(tmp_path, gpt2_vocabulary, ca
 def test_sampling_works_from_any_working_directory(tmp_path, tiny_run):
     (tmp_path / "prompt.txt").write_text("señor", encoding="utf-8")
     shutil.copytree(tiny_run, tmp_path / "mine")
-    done = run("sample.py", "--out_dir=mine", "--start=FILE:prompt.txt", "--num_samples=2", "--max_new_tokens=20",
-               cwd=tmp_path)
+    done = run(
+        "sample.py", "--out_dir=mine", "--start=FILE:prompt.txt", "--num_samples=2", "--max_new_tokens=20", cwd=tmp_path
+    )
     assert done.stdout.count(f"\n{SEPARATOR}\n") == 2 and done.stdout.count("señor") >= 2
     assert done.stderr.startswith("device: cpu ") and len(done.stderr.splitlines()) == 2  # and the speed
 
 
 def test_texts_are_printed_whatever_the_encoding_of_the_terminal(tmp_path, tiny_run):
-    done = run("sample.py", f"--out_dir={tiny_run}", "--start=señor", "--num_samples=3", "--max_new_tokens=20",
-               cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"}, check=None)
+    done = run(
+        "sample.py",
+        f"--out_dir={tiny_run}",
+        "--start=señor",
+        "--num_samples=3",
+        "--max_new_tokens=20",
+        cwd=tmp_path,
+        env={"PYTHONIOENCODING": "ascii"},
+        check=None,
+    )
     assert done.returncode == 0 and done.stdout.count(SEPARATOR) == 3, done.stderr
 
 
@@ -166,8 +186,14 @@ def test_unknown_characters_in_a_prompt_are_named(tmp_path, tiny_run):
 
 def test_gpt2_without_a_network_ends_in_one_sentence(tmp_path):
     pytest.importorskip("transformers")
-    done = run("sample.py", "--init_from=gpt2", "--device=cpu", cwd=tmp_path, check=None,
-               env={"HF_HOME": str(tmp_path / "hub"), "HF_HUB_CACHE": str(tmp_path / "hub")})
+    done = run(
+        "sample.py",
+        "--init_from=gpt2",
+        "--device=cpu",
+        cwd=tmp_path,
+        check=None,
+        env={"HF_HOME": str(tmp_path / "hub"), "HF_HUB_CACHE": str(tmp_path / "hub")},
+    )
     expect_sentence(done, "gpt2")
 
 
@@ -181,9 +207,14 @@ class RunsACommand:
         return os.system, (f'echo broken > "{self.marker}"',)
 
 
-@pytest.mark.parametrize("write", [lambda bad, path: path.write_bytes(pickle.dumps(bad)),
-                                   lambda bad, path: torch.save({"model": bad, "model_args": {}}, path)],
-                         ids=["pickle", "torch.save"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda bad, path: path.write_bytes(pickle.dumps(bad)),
+        lambda bad, path: torch.save({"model": bad, "model_args": {}}, path),
+    ],
+    ids=["pickle", "torch.save"],
+)
 def test_a_malicious_checkpoint_ends_in_one_sentence_and_is_not_run(tmp_path, write):
     write(RunsACommand(tmp_path / "marker"), tmp_path / "ckpt.pt")
     expect_sentence(run("sample.py", f"--out_dir={tmp_path}", cwd=tmp_path, check=None), "ckpt.pt", "not run")
@@ -193,29 +224,52 @@ def test_a_malicious_checkpoint_ends_in_one_sentence_and_is_not_run(tmp_path, wr
 def test_a_truncated_checkpoint_is_replaced_by_the_last_one_and_that_is_said(tmp_path, tiny_run):
     shutil.copytree(tiny_run, tmp_path / "out")
     content = (tmp_path / "out" / "ckpt.pt").read_bytes()
-    (tmp_path / "out" / "ckpt.pt").write_bytes(content[:len(content) // 2])
+    (tmp_path / "out" / "ckpt.pt").write_bytes(content[: len(content) // 2])
     done = run("sample.py", "--out_dir=out", "--num_samples=1", "--max_new_tokens=9", cwd=tmp_path)
     assert SEPARATOR in done.stdout and "ckpt.pt" in done.stderr and "ckpt_last.pt" in done.stderr
     assert len(done.stderr.splitlines()) == 3  # this, the device, the speed
-    assert (tmp_path / "out" / "ckpt.pt").read_bytes() == content[:len(content) // 2]
+    assert (tmp_path / "out" / "ckpt.pt").read_bytes() == content[: len(content) // 2]
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="no C++ compiler for torch.compile")
 @pytest.mark.long
 def test_a_model_of_many_layers_compiles_on_a_cpu_without_complaint(tmp_path):
     config = GPTConfig(block_size=16, vocab_size=5, n_layer=6, n_head=1, n_embd=8)
-    save({"model": GPT(config).state_dict(), "model_args": model_args(config),
-          "tokenizer": {"kind": "char", "characters": "\nabcd"}}, str(tmp_path / "ckpt.pt"))
-    done = run("sample.py", f"--out_dir={tmp_path}", "--num_samples=2", "--max_new_tokens=5", "--device=cpu",
-               "--compile=True", cwd=tmp_path, env={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")})
+    save(
+        {
+            "model": GPT(config).state_dict(),
+            "model_args": model_args(config),
+            "tokenizer": {"kind": "char", "characters": "\nabcd"},
+        },
+        str(tmp_path / "ckpt.pt"),
+    )
+    done = run(
+        "sample.py",
+        f"--out_dir={tmp_path}",
+        "--num_samples=2",
+        "--max_new_tokens=5",
+        "--device=cpu",
+        "--compile=True",
+        cwd=tmp_path,
+        env={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+    )
     assert done.stdout.count(SEPARATOR) == 2
     assert "recompile_limit" not in done.stderr  # what is beyond it runs uncompiled
 
 
 def test_compile_without_a_compiler_is_an_error_in_one_sentence(tmp_path, tiny_run):
     env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": str(tmp_path / "no-compiler")}
-    done = run("sample.py", f"--out_dir={tiny_run}", "--num_samples=1", "--max_new_tokens=5", "--device=cpu",
-               "--compile=True", cwd=tmp_path, env=env, check=None)
+    done = run(
+        "sample.py",
+        f"--out_dir={tiny_run}",
+        "--num_samples=1",
+        "--max_new_tokens=5",
+        "--device=cpu",
+        "--compile=True",
+        cwd=tmp_path,
+        env=env,
+        check=None,
+    )
     expect_sentence(done, "compile")
 
 
@@ -224,13 +278,27 @@ def test_compile_without_a_compiler_is_an_error_in_one_sentence(tmp_path, tiny_r
 
 
 @smoke
-@pytest.mark.parametrize("setting, part", [
-    ("--temperature=-1", "temperature"), ("--temperature=nan", "temperature"), ("--num_samples=0", "num_samples"),
-    ("--max_new_tokens=-1", "max_new_tokens"), ("--top_k=-1", "top_k"), ("--top_k=1.5", "top_k"),
-    ("--top_p=2", "top_p"), ("--device=gpu", "device"), ("--dtype=float8", "dtype"), ("--temprature=1", "temperature"),
-    ("--start=FILE:nothing.txt", "nothing.txt"), ("--start=FILE:", "FILE:"), ("--out_dir=nothing", "nothing"),
-    ("--init_from=nothing.pt", "nothing.pt"), ("nothing.py", "nothing.py"), ("train_don_char", "train_don_char"),
-])
+@pytest.mark.parametrize(
+    "setting, part",
+    [
+        ("--temperature=-1", "temperature"),
+        ("--temperature=nan", "temperature"),
+        ("--num_samples=0", "num_samples"),
+        ("--max_new_tokens=-1", "max_new_tokens"),
+        ("--top_k=-1", "top_k"),
+        ("--top_k=1.5", "top_k"),
+        ("--top_p=2", "top_p"),
+        ("--device=gpu", "device"),
+        ("--dtype=float8", "dtype"),
+        ("--temprature=1", "temperature"),
+        ("--start=FILE:nothing.txt", "nothing.txt"),
+        ("--start=FILE:", "FILE:"),
+        ("--out_dir=nothing", "nothing"),
+        ("--init_from=nothing.pt", "nothing.pt"),
+        ("nothing.py", "nothing.py"),
+        ("train_don_char", "train_don_char"),
+    ],
+)
 def test_a_wrong_setting_is_refused_before_anything_is_printed(tmp_path, tiny_run, capsys, monkeypatch, setting, part):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as caught:

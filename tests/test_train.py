@@ -1,4 +1,5 @@
 """train.py from the first line it prints to the files it leaves; resuming, several processes and bad input apart."""
+
 import hashlib
 import json
 import math
@@ -12,14 +13,12 @@ import threading
 
 import pytest
 import torch
+from helpers import ROOT, TINY_RUN, assert_same, generated_text, load, read_log, run, write_corpus, write_splits
 
 import evaluate
 import train
-from conftest import (ROOT, TINY_RUN, assert_same, generated_text, load, read_log, run, write_corpus,
-                      write_splits)
-from dongpt import corpus as corpora
 from dongpt import runtime
-from dongpt.tokenizers import CharTokenizer
+from dongpt.text.tokenizers import CharTokenizer
 
 NANOGPT_KEYS = {"model", "optimizer", "model_args", "iter_num", "best_val_loss", "config"}
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -73,8 +72,20 @@ def one_sentence(tmp_path) -> str:
 
 
 def overfit(data_dir: str, out_dir: str, *args: str) -> int:
-    return train.main([f"--data_dir={data_dir}", f"--out_dir={out_dir}", *TINY_RUN, "--n_embd=32", "--dropout=0.0",
-                       "--max_iters=60", "--decay_lr=False", "--eval_interval=4", "--eval_iters=100", *args])
+    return train.main(
+        [
+            f"--data_dir={data_dir}",
+            f"--out_dir={out_dir}",
+            *TINY_RUN,
+            "--n_embd=32",
+            "--dropout=0.0",
+            "--max_iters=60",
+            "--decay_lr=False",
+            "--eval_interval=4",
+            "--eval_iters=100",
+            *args,
+        ]
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -94,7 +105,7 @@ def test_learning_rate_warms_up_from_above_zero_and_falls_as_a_cosine_to_min_lr(
     assert train.get_lr(10, cfg) == pytest.approx(1.0)
     assert train.get_lr(60, cfg) == pytest.approx(0.55)  # half-way between 1 and 0.1
     assert train.get_lr(35, cfg) == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi / 4)))
-    assert train.get_lr(110, cfg) == train.get_lr(10 ** 9, cfg) == 0.1
+    assert train.get_lr(110, cfg) == train.get_lr(10**9, cfg) == 0.1
 
 
 @pytest.mark.smoke
@@ -125,8 +136,16 @@ def test_one_batch_is_overfitted(one_sentence):
 
 @pytest.mark.smoke
 def test_loss_goes_down_on_a_text(tiny_data):
-    train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=40", "--lr_decay_iters=40", "--eval_interval=40",
-                "--eval_iters=20"])
+    train.main(
+        [
+            f"--data_dir={tiny_data}",
+            *TINY_RUN,
+            "--max_iters=40",
+            "--lr_decay_iters=40",
+            "--eval_interval=40",
+            "--eval_iters=20",
+        ]
+    )
     first, last = read_log("out", "eval")
     assert last["val_loss"] < first["val_loss"] - 0.3
     assert last["train_loss"] < first["train_loss"] - 0.3
@@ -169,8 +188,8 @@ def test_loss_png_is_a_picture(shown):
 def test_final_loss_is_the_one_that_evaluate_prints(shown, capsys):
     out_dir, stdout, _ = shown
     evaluate.main([f"--out_dir={out_dir}", "--json", "--device=cpu"])
-    measured, = json.loads(capsys.readouterr().out)
-    final, = read_log(out_dir, "final")
+    (measured,) = json.loads(capsys.readouterr().out)
+    (final,) = read_log(out_dir, "final")
     assert final["val_loss"] == pytest.approx(measured["loss"], abs=1e-5)  # sums of float32 in another order
     assert final["bits_per_byte"] == pytest.approx(measured["bits_per_byte"], abs=1e-5)
     assert final["tokens"] == measured["tokens"]
@@ -184,8 +203,15 @@ def test_checkpoint_holds_nanogpts_keys_and_ours_and_needs_no_unpickling(shown):
     for name in ("ckpt.pt", "ckpt_last.pt"):
         checkpoint = load(out_dir, name)  # weights_only
         assert NANOGPT_KEYS | {"format_version", "tokenizer", "windows"} <= checkpoint.keys()
-        assert set(checkpoint["model_args"]) == {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size",
-                                                 "dropout"}
+        assert set(checkpoint["model_args"]) == {
+            "n_layer",
+            "n_head",
+            "n_embd",
+            "block_size",
+            "bias",
+            "vocab_size",
+            "dropout",
+        }
         assert checkpoint["tokenizer"]["kind"] == "char"
         assert {"device", "dtype", "compile", "threads"} <= checkpoint["runtime"].keys()
         assert checkpoint["runtime"]["dtype"] == "float32" and checkpoint["config"]["dtype"] == "auto"
@@ -236,11 +262,18 @@ def read_terminal(descriptor: int):
 def test_scraped_lines_are_printed_above_the_progress_bar_on_a_terminal(tmp_path, tiny_data):
     import fcntl
     import termios
+
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a new one has no columns
-    process = subprocess.Popen([sys.executable, os.path.join(ROOT, "train.py"), f"--data_dir={tiny_data}", *TINY_RUN],
-                               cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, text=True, encoding="utf-8",
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, "train.py"), f"--data_dir={tiny_data}", *TINY_RUN],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     os.close(theirs)
     shown = []
     reader = threading.Thread(target=lambda: shown.extend(read_terminal(ours)))
@@ -266,7 +299,7 @@ def test_ckpt_is_the_lowest_validation_loss_and_ckpt_last_the_newest_state(one_s
     assert best < 60  # otherwise this test shows nothing
     assert load("out", "ckpt.pt")["iter_num"] == best and load("out")["iter_num"] == 60
     assert load("out", "ckpt.pt")["best_val_loss"] == load("out")["best_val_loss"] == losses[best]
-    final, = read_log("out", "final")
+    (final,) = read_log("out", "final")
     assert final["iter"] == best
     assert final["val_loss"] == pytest.approx(losses[best], abs=1e-5)  # eval_iters covers the whole split here
     assert f"{final['val_loss']:.4f}" in capsys.readouterr().out.splitlines()[-1]
@@ -290,8 +323,18 @@ def test_patience_ends_a_run_that_gets_no_better(one_sentence, capsys):
 
 
 def test_max_minutes_ends_a_run_in_good_order(tiny_data, capsys):
-    assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=1000000", "--eval_interval=1000000",
-                       "--max_minutes=0.01"]) == 0
+    assert (
+        train.main(
+            [
+                f"--data_dir={tiny_data}",
+                *TINY_RUN,
+                "--max_iters=1000000",
+                "--eval_interval=1000000",
+                "--max_minutes=0.01",
+            ]
+        )
+        == 0
+    )
     state = load("out")
     assert 0 < state["iter_num"] < 1000000
     assert read_log("out", "eval")[-1]["iter"] == read_log("out", "final")[0]["iter"] == state["iter_num"]
@@ -315,10 +358,16 @@ def test_a_run_of_no_updates_is_refused(tiny_data, tmp_path):
 # watching changes nothing
 
 
-@pytest.mark.parametrize("settings", [
-    ("--eval_interval=3",), ("--eval_interval=4", "--eval_iters=7"), ("--log_interval=4",),
-    ("--eval_interval=3", "--always_save_checkpoint=True"), ("--eval_interval=5", "--patience=50"),
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("--eval_interval=3",),
+        ("--eval_interval=4", "--eval_iters=7"),
+        ("--log_interval=4",),
+        ("--eval_interval=3", "--always_save_checkpoint=True"),
+        ("--eval_interval=5", "--patience=50"),
+    ],
+)
 def test_evaluation_and_log_settings_change_no_weight(settings, tiny_data, watched_little):
     train.main([f"--data_dir={tiny_data}", *TINY_RUN, *TEN, *settings])
     assert_same_training(watched_little, "out")
@@ -370,11 +419,17 @@ def test_fresh_runs_into_a_used_out_dir_move_the_old_files_aside_and_say_so(tiny
         assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=1", f"--seed={n}"]) == 0
         said = capsys.readouterr().out
         assert f"old-{n}" in said if n else "old-" not in said
-        kept.append({name: open(os.path.join("out", name), "rb").read()
-                     for name in ("ckpt.pt", "ckpt_last.pt", "log.jsonl", "loss.png")})
+        kept.append(
+            {
+                name: open(os.path.join("out", name), "rb").read()
+                for name in ("ckpt.pt", "ckpt_last.pt", "log.jsonl", "loss.png")
+            }
+        )
     for n in (1, 2):
-        moved = {name: open(os.path.join("out", f"old-{n}", name), "rb").read()
-                 for name in os.listdir(os.path.join("out", f"old-{n}"))}
+        moved = {
+            name: open(os.path.join("out", f"old-{n}", name), "rb").read()
+            for name in os.listdir(os.path.join("out", f"old-{n}"))
+        }
         assert moved == kept[n - 1]
     assert load("out")["config"]["seed"] == 2
     assert len(read_log("out", "header")) == 1
@@ -383,8 +438,20 @@ def test_fresh_runs_into_a_used_out_dir_move_the_old_files_aside_and_say_so(tiny
 @pytest.mark.parametrize("source", ["ckpt.pt", "out_dir"])
 def test_warm_start_takes_the_weights_alone_and_begins_at_iteration_0(source, tiny_run, tiny_data):
     path = tiny_run if source == "out_dir" else os.path.join(tiny_run, "ckpt.pt")
-    assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, f"--init_from={path}", "--max_iters=1",
-                       "--learning_rate=0", "--min_lr=0", "--dropout=0.3"]) == 0  # an update that moves no weight
+    assert (
+        train.main(
+            [
+                f"--data_dir={tiny_data}",
+                *TINY_RUN,
+                f"--init_from={path}",
+                "--max_iters=1",
+                "--learning_rate=0",
+                "--min_lr=0",
+                "--dropout=0.3",
+            ]
+        )
+        == 0
+    )  # an update that moves no weight
     old, new = load(tiny_run, "ckpt.pt"), load("out")
     assert_same(old["model"], new["model"])
     assert new["iter_num"] == 1 and {int(s["step"]) for s in new["optimizer"]["state"].values()} == {1}
@@ -413,11 +480,19 @@ def test_dataset_fraction_uses_the_first_part_of_train_alone(tmp_path):
     for name, rest in (("a", one), ("b", other)):
         write_splits(tmp_path / name, tokenizer, {"train": first + rest, "val": val})
     for name, fraction in (("a", 0.5), ("b", 0.5), ("b", 1.0)):
-        train.main([f"--data_dir={name}", f"--out_dir=out-{name}-{fraction}", *TINY_RUN, "--eval_iters=1000",
-                    f"--dataset_fraction={fraction}"])
+        train.main(
+            [
+                f"--data_dir={name}",
+                f"--out_dir=out-{name}-{fraction}",
+                *TINY_RUN,
+                "--eval_iters=1000",
+                f"--dataset_fraction={fraction}",
+            ]
+        )
     assert_same_training("out-a-0.5", "out-b-0.5")
-    assert [r["train_loss"] for r in read_log("out-a-0.5", "eval")] == [r["train_loss"] for r in
-                                                                       read_log("out-b-0.5", "eval")]
+    assert [r["train_loss"] for r in read_log("out-a-0.5", "eval")] == [
+        r["train_loss"] for r in read_log("out-b-0.5", "eval")
+    ]
     assert not torch.equal(load("out-b-1.0")["model"]["lm_head.weight"], load("out-b-0.5")["model"]["lm_head.weight"])
 
 
@@ -434,15 +509,31 @@ def fresh_copy(tmp_path):
     os.makedirs(tmp_path / "elsewhere")
 
     def start(program, *args):
-        return subprocess.run([sys.executable, os.path.join("..", "copy", program), *args], cwd=tmp_path / "elsewhere",
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
-                              encoding="utf-8", stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            [sys.executable, os.path.join("..", "copy", program), *args],
+            cwd=tmp_path / "elsewhere",
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            encoding="utf-8",
+            stdin=subprocess.DEVNULL,
+        )
+
     return start
 
 
 def test_python_docs_is_prepared_by_train_itself_from_any_working_directory(fresh_copy, tmp_path):
-    small = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=16", "--max_iters=2", "--eval_iters=1",
-             "--device=cpu", "--batch_size=64"]
+    small = [
+        "--n_layer=1",
+        "--n_head=1",
+        "--n_embd=8",
+        "--block_size=16",
+        "--max_iters=2",
+        "--eval_iters=1",
+        "--device=cpu",
+        "--batch_size=64",
+    ]
     done = fresh_copy("train.py", "config/quickstart.py", *small)
     assert done.returncode == 0, done.stderr
     assert "data/python_docs/prepare.py" in done.stdout
@@ -495,8 +586,16 @@ def test_float16_on_the_cpu_trains_or_is_refused_with_a_sentence(tiny_data):
 
 def test_gradient_accumulation_equals_the_larger_batch(tiny_data):
     for batch, accumulation in ((8, 1), (4, 2), (2, 4)):
-        train.main([f"--data_dir={tiny_data}", f"--out_dir=out-{batch}", *TINY_RUN, "--dropout=0.0",
-                    f"--batch_size={batch}", f"--gradient_accumulation_steps={accumulation}"])
+        train.main(
+            [
+                f"--data_dir={tiny_data}",
+                f"--out_dir=out-{batch}",
+                *TINY_RUN,
+                "--dropout=0.0",
+                f"--batch_size={batch}",
+                f"--gradient_accumulation_steps={accumulation}",
+            ]
+        )
     losses = {batch: [record["loss"] for record in read_log(f"out-{batch}", "iter")] for batch in (8, 4, 2)}
     assert losses[4] == pytest.approx(losses[8], abs=1e-5)  # the same windows, summed in another order
     assert losses[2] == pytest.approx(losses[8], abs=1e-5)
@@ -507,15 +606,22 @@ def test_gradient_accumulation_equals_the_larger_batch(tiny_data):
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_compile_works_on_the_cpu_and_leaves_no_trace_in_the_names(tiny_data, tmp_path):
     small = [*TINY_RUN, "--n_layer=1", "--max_iters=3", "--dropout=0.0", "--eval_interval=3"]
-    done = run("train.py", f"--data_dir={tiny_data}", *small, "--compile=True", cwd=tmp_path,
-               env={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "TMPDIR": str(tmp_path)})
+    done = run(
+        "train.py",
+        f"--data_dir={tiny_data}",
+        *small,
+        "--compile=True",
+        cwd=tmp_path,
+        env={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "TMPDIR": str(tmp_path)},
+    )
     assert "compile: on" in done.stdout
     train.main([f"--data_dir={tiny_data}", *small, "--out_dir=plain"])
     compiled, plain = load(tmp_path / "out"), load("plain")
     assert compiled["model"].keys() == plain["model"].keys()
     assert compiled["runtime"]["compile"] is True
-    assert [r["loss"] for r in read_log("out", "iter")] == pytest.approx([r["loss"] for r in read_log("plain", "iter")],
-                                                                         abs=1e-4)  # fused kernels round differently
+    assert [r["loss"] for r in read_log("out", "iter")] == pytest.approx(
+        [r["loss"] for r in read_log("plain", "iter")], abs=1e-4
+    )  # fused kernels round differently
 
 
 @pytest.mark.smoke
@@ -569,10 +675,22 @@ def test_a_run_of_more_than_six_hours_is_announced_with_what_to_lower():
 
 
 def test_a_long_run_says_so_after_its_first_updates(tiny_data, capsys):
-    assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=1000000000", "--eval_interval=8",
-                       "--decay_lr=False", "--learning_rate=0", "--patience=1"]) == 0  # never better, so it ends
+    assert (
+        train.main(
+            [
+                f"--data_dir={tiny_data}",
+                *TINY_RUN,
+                "--max_iters=1000000000",
+                "--eval_interval=8",
+                "--decay_lr=False",
+                "--learning_rate=0",
+                "--patience=1",
+            ]
+        )
+        == 0
+    )  # never better, so it ends
     lines = capsys.readouterr().out.splitlines()
-    warning, = [i for i, line in enumerate(lines) if "hours" in line]
+    (warning,) = [i for i, line in enumerate(lines) if "hours" in line]
     assert any(line.startswith("iter 2:") for line in lines[:warning])
     assert any(line.startswith("iter 7:") for line in lines[warning:])
 
@@ -595,8 +713,15 @@ def test_wandb_offline_mirrors_the_run_and_writes_in_the_working_directory_alone
     home = tmp_path / "home"
     home.mkdir()
     here = {key: str(home) for key in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TMPDIR")}
-    done = run("train.py", f"--data_dir={tiny_data}", *TINY_RUN, "--wandb_log=True", cwd=tmp_path, check=None,
-               env={**here, "WANDB_MODE": "offline", "WANDB_SILENT": "true"})
+    done = run(
+        "train.py",
+        f"--data_dir={tiny_data}",
+        *TINY_RUN,
+        "--wandb_log=True",
+        cwd=tmp_path,
+        check=None,
+        env={**here, "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+    )
     if done.returncode == 2 and "wandb could not be started" in done.stderr:
         assert len(done.stderr.strip().splitlines()) == 1
         pytest.skip(done.stderr.strip())

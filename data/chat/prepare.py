@@ -9,6 +9,7 @@
 What each side says gets true special tokens around it, and only the answers are to be predicted: the masks say so. A
 conversation stays whole, and shares its split with what it is a part of or the same as but for the roles.
 """
+
 import os
 import sys
 
@@ -17,13 +18,14 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from dataclasses import dataclass
 
 import configurator
-from dongpt.dialogues import Chats, Dialogues
-from dongpt.documents import Files, find_files
-from dongpt.preparing import Kind, Vocabulary, named_folder, note_options, prepare_marked
+from configurator import UserError
+from dongpt.chat.dialogues import Chats, Dialogues
 from dongpt.program import run_program
-from dongpt.reporting import report
-from dongpt.templates import DONGPT
-from dongpt.tokenizers import END
+from dongpt.text.documents import Files, find_files
+from dongpt.text.prepare import Kind, Vocabulary, named_folder, note_options, prepare_marked
+from dongpt.text.report import report
+from dongpt.text.template import DONGPT
+from dongpt.text.tokenizers import END
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
@@ -45,18 +47,31 @@ def main(argv: list[str] | None = None):
     cfg, given = configurator.load(PrepareConfig, argv)
     note_options(cfg, given)
     if not cfg.input:
-        raise ValueError("no conversations were given: pass --input=PATH of a .jsonl file of messages, a .csv or "
-                         ".parquet file with the columns user and assistant, or a text with the tags <bot> and <human>")
+        raise UserError(
+            "no conversations were given: pass --input=PATH of a .jsonl file of messages, a .csv or "
+            ".parquet file with the columns user and assistant, or a text with the tags <bot> and <human>"
+        )
     paths, _ = find_files(cfg.input)
     folder = named_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")
     dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation)
     chats = Chats.of(dialogues, DONGPT, cfg.val_fraction)
-    report(prepare_marked(folder, chats, [*DONGPT.marks(), END], cfg, cfg.val_fraction,
-                          os.path.basename(os.path.normpath(cfg.input)), DONGPT))
+    report(
+        prepare_marked(
+            folder,
+            chats,
+            [*DONGPT.marks(), END],
+            cfg,
+            cfg.val_fraction,
+            os.path.basename(os.path.normpath(cfg.input)),
+            DONGPT,
+        )
+    )
     if chats.strict < 2:
-        print("so many conversations have turns in common that " + (
-            "those with a common beginning may be on both sides" if chats.strict else "only equal ones share a side"))
+        print(
+            "so many conversations have turns in common that "
+            + ("those with a common beginning may be on both sides" if chats.strict else "only equal ones share a side")
+        )
     dataset = "" if folder == FOLDER else f" --dataset={cfg.name}"
     config = "config/finetune_chat.py" if cfg.tokenizer == "gpt2" else "config/train_chat.py"
     print(f"next: python train.py {config}{dataset}")

@@ -12,6 +12,7 @@ the fact that it asks for is, in other words. Its lines are {"kind": ..., "turns
 types, line by line, and the one right answer to the last line. Kinds that begin with "new" ask for what never occurred
 in training at all: other names, other wordings, other things.
 """
+
 import os
 import sys
 
@@ -27,12 +28,12 @@ from typing import Callable, Iterator, Sequence
 import numpy as np
 
 import configurator
-from dongpt.dialogues import to_parts
-from dongpt.preparing import BUCKETS, Split, Survey, Vocabulary, prepare_marked
+from dongpt.chat.dialogues import to_parts
 from dongpt.program import run_program
-from dongpt.reporting import report
-from dongpt.templates import DONGPT, Part
-from dongpt.tokenizers import END
+from dongpt.text.prepare import BUCKETS, Split, Survey, Vocabulary, prepare_marked
+from dongpt.text.report import report
+from dongpt.text.template import DONGPT, Part
+from dongpt.text.tokenizers import END
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 KINDS = ("arithmetic", "name", "fact", "feeling")
@@ -50,6 +51,7 @@ class PrepareConfig:
 @dataclass(frozen=True)
 class Exchange:
     """What a user says, and the answer."""
+
     user: str
     answer: str
     kind: str = ""  # of a question with one right answer
@@ -89,150 +91,625 @@ def is_held_out(text: str) -> bool:
 
 OPENERS = ("please tell me, ", "tell me, ", "hey, ", "OK, ", "now, ", "and ", "well, ", "one question: ", "so, ")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-SUMS = {"+": ("{a} plus {b}", "{a} plus {b}", "{a} + {b}", "{a} and {b}"),
-        "-": ("{a} minus {b}", "{a} minus {b}", "{a} - {b}", "{a} take away {b}")}
-FRAMES = ("what is {}?", "what is {}?", "how much is {}?", "what's {}?", "{}?", "{} =", "{} is?", "calculate {}.",
-          "tell me what {} is.", "can you work out {}?", "do you know what {} is?", "what does {} make?")
+SUMS = {
+    "+": ("{a} plus {b}", "{a} plus {b}", "{a} + {b}", "{a} and {b}"),
+    "-": ("{a} minus {b}", "{a} minus {b}", "{a} - {b}", "{a} take away {b}"),
+}
+FRAMES = (
+    "what is {}?",
+    "what is {}?",
+    "how much is {}?",
+    "what's {}?",
+    "{}?",
+    "{} =",
+    "{} is?",
+    "calculate {}.",
+    "tell me what {} is.",
+    "can you work out {}?",
+    "do you know what {} is?",
+    "what does {} make?",
+)
 NEW_FRAMES = ("what would {} come to?", "give me the answer to {}.", "any idea what {} is?", "what number is {}?")
 
-PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Ida", "Jack", "Kate", "Leo", "Maria",
-          "Nina", "Oscar", "Paul", "Rosa", "Sam", "Tom", "Uma", "Victor", "Will", "Yara", "Zoe", "Alice", "Bob",
-          "Carl", "Daniel", "Eva", "Felix", "George", "Hannah", "Ivan", "Jane", "Kevin", "Laura", "Max", "Nora",
-          "Olga", "Peter", "Rita", "Simon", "Tina", "Vera", "Walter", "Mary", "John", "Lucy", "Mark", "Susan", "Adam",
-          "Sarah", "James", "Robert", "Linda", "Michael", "Karen", "Steven", "Julia", "Martin", "Ali", "Fatima",
-          "Chen", "Yuki", "Raj", "Priya", "Omar", "Lena", "Hans", "Greta", "Pierre", "Marie", "Carlos", "Lucia",
-          "Sofia", "Diego", "Sancho", "Amir", "Noah", "Liam", "Olivia", "Mia", "Ella", "Jacob", "Emily", "Andrew",
-          "Joseph", "Thomas")
-NEW_PEOPLE = ("Arthur", "Beatrice", "Boris", "Charlotte", "Cleo", "Dora", "Edward", "Elena", "Fiona", "Gustav",
-              "Helen", "Igor", "Isabel", "Jonas", "Katherine", "Lars", "Louise", "Matilda", "Nathan", "Oliver",
-              "Patrick", "Quentin", "Rebecca", "Samuel", "Theodore", "Ursula", "Vincent", "Wendy", "Xavier", "Zachary",
-              "Sophie", "Ahmed", "Dulcinea", "Marcus", "Nadia", "Philip", "Ruth", "Stella", "Tobias", "Yvonne")
-FIRST = ("b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "ch", "cl",
-         "dr", "fr", "gr", "kr", "pl", "sh", "st", "th", "tr", "", "")
+PEOPLE = (
+    "Anna",
+    "Ben",
+    "Clara",
+    "David",
+    "Emma",
+    "Frank",
+    "Grace",
+    "Henry",
+    "Ida",
+    "Jack",
+    "Kate",
+    "Leo",
+    "Maria",
+    "Nina",
+    "Oscar",
+    "Paul",
+    "Rosa",
+    "Sam",
+    "Tom",
+    "Uma",
+    "Victor",
+    "Will",
+    "Yara",
+    "Zoe",
+    "Alice",
+    "Bob",
+    "Carl",
+    "Daniel",
+    "Eva",
+    "Felix",
+    "George",
+    "Hannah",
+    "Ivan",
+    "Jane",
+    "Kevin",
+    "Laura",
+    "Max",
+    "Nora",
+    "Olga",
+    "Peter",
+    "Rita",
+    "Simon",
+    "Tina",
+    "Vera",
+    "Walter",
+    "Mary",
+    "John",
+    "Lucy",
+    "Mark",
+    "Susan",
+    "Adam",
+    "Sarah",
+    "James",
+    "Robert",
+    "Linda",
+    "Michael",
+    "Karen",
+    "Steven",
+    "Julia",
+    "Martin",
+    "Ali",
+    "Fatima",
+    "Chen",
+    "Yuki",
+    "Raj",
+    "Priya",
+    "Omar",
+    "Lena",
+    "Hans",
+    "Greta",
+    "Pierre",
+    "Marie",
+    "Carlos",
+    "Lucia",
+    "Sofia",
+    "Diego",
+    "Sancho",
+    "Amir",
+    "Noah",
+    "Liam",
+    "Olivia",
+    "Mia",
+    "Ella",
+    "Jacob",
+    "Emily",
+    "Andrew",
+    "Joseph",
+    "Thomas",
+)
+NEW_PEOPLE = (
+    "Arthur",
+    "Beatrice",
+    "Boris",
+    "Charlotte",
+    "Cleo",
+    "Dora",
+    "Edward",
+    "Elena",
+    "Fiona",
+    "Gustav",
+    "Helen",
+    "Igor",
+    "Isabel",
+    "Jonas",
+    "Katherine",
+    "Lars",
+    "Louise",
+    "Matilda",
+    "Nathan",
+    "Oliver",
+    "Patrick",
+    "Quentin",
+    "Rebecca",
+    "Samuel",
+    "Theodore",
+    "Ursula",
+    "Vincent",
+    "Wendy",
+    "Xavier",
+    "Zachary",
+    "Sophie",
+    "Ahmed",
+    "Dulcinea",
+    "Marcus",
+    "Nadia",
+    "Philip",
+    "Ruth",
+    "Stella",
+    "Tobias",
+    "Yvonne",
+)
+FIRST = (
+    "b",
+    "c",
+    "d",
+    "f",
+    "g",
+    "h",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "t",
+    "v",
+    "w",
+    "z",
+    "br",
+    "ch",
+    "cl",
+    "dr",
+    "fr",
+    "gr",
+    "kr",
+    "pl",
+    "sh",
+    "st",
+    "th",
+    "tr",
+    "",
+    "",
+)
 VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "ea", "ie", "oo", "y")
 LAST = ("", "", "", "", "n", "l", "r", "s", "m", "t", "ck", "nd", "x", "ll", "ss", "th", "rd", "d", "p")
-TELLS = ("my name is {}.", "my name is {}.", "my name is {}.", "I am {}.", "I'm {}.", "call me {}.",
-         "you can call me {}.", "please call me {}.", "my name's {}.", "people call me {}.", "I am called {}.",
-         "hello, I am {}.", "hi, my name is {}.", "my friends call me {}.", "remember that my name is {}.")
+TELLS = (
+    "my name is {}.",
+    "my name is {}.",
+    "my name is {}.",
+    "I am {}.",
+    "I'm {}.",
+    "call me {}.",
+    "you can call me {}.",
+    "please call me {}.",
+    "my name's {}.",
+    "people call me {}.",
+    "I am called {}.",
+    "hello, I am {}.",
+    "hi, my name is {}.",
+    "my friends call me {}.",
+    "remember that my name is {}.",
+)
 NEW_TELLS = ("I was named {}.", "everybody calls me {}.", "you are talking to {}.", "the name is {}.")
-ASKS = ("what is my name?", "what is my name?", "what's my name?", "who am I?", "what am I called?",
-        "do you know my name?", "do you remember my name?", "what was my name?", "can you tell me my name?",
-        "tell me my name.", "say my name.", "what did I say my name was?", "do you still know my name?",
-        "what do people call me?", "do you remember who I am?", "do you know who I am?", "what was my name again?",
-        "could you tell me what my name is?", "can you say my name?", "what name did I tell you?")
+ASKS = (
+    "what is my name?",
+    "what is my name?",
+    "what's my name?",
+    "who am I?",
+    "what am I called?",
+    "do you know my name?",
+    "do you remember my name?",
+    "what was my name?",
+    "can you tell me my name?",
+    "tell me my name.",
+    "say my name.",
+    "what did I say my name was?",
+    "do you still know my name?",
+    "what do people call me?",
+    "do you remember who I am?",
+    "do you know who I am?",
+    "what was my name again?",
+    "could you tell me what my name is?",
+    "can you say my name?",
+    "what name did I tell you?",
+)
 NEW_ASKS = ("how did I introduce myself?", "repeat my name.", "what should you call me?", "please recall my name.")
 UNTOLD = "You have not told me your name."
 
-THINGS = ("cat", "dog", "car", "house", "ball", "book", "door", "hat", "cup", "bag", "box", "boat", "bird", "bike",
-          "shirt", "coat", "chair", "table", "flower", "horse", "lamp", "key", "phone", "apple", "pen", "train", "wall",
-          "bed", "clock", "shoe", "fish", "tree", "guitar", "knife", "ring", "mouse", "cake", "bus", "egg")
+THINGS = (
+    "cat",
+    "dog",
+    "car",
+    "house",
+    "ball",
+    "book",
+    "door",
+    "hat",
+    "cup",
+    "bag",
+    "box",
+    "boat",
+    "bird",
+    "bike",
+    "shirt",
+    "coat",
+    "chair",
+    "table",
+    "flower",
+    "horse",
+    "lamp",
+    "key",
+    "phone",
+    "apple",
+    "pen",
+    "train",
+    "wall",
+    "bed",
+    "clock",
+    "shoe",
+    "fish",
+    "tree",
+    "guitar",
+    "knife",
+    "ring",
+    "mouse",
+    "cake",
+    "bus",
+    "egg",
+)
 NEW_THINGS = ("tent", "violin", "candle", "wagon", "kettle", "carpet", "pillow", "rabbit", "mirror", "bucket")
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "pink")
-VALUES = (COLOURS, COLOURS, ("big", "small"), ("old", "new"), ("clean", "dirty"), ("hot", "cold"), ("wet", "dry"),
-          ("open", "closed"))
+VALUES = (
+    COLOURS,
+    COLOURS,
+    ("big", "small"),
+    ("old", "new"),
+    ("clean", "dirty"),
+    ("hot", "cold"),
+    ("wet", "dry"),
+    ("open", "closed"),
+)
 STATES = ("{s}.", "{s}.", "{s}.", "remember that {s}.", "you should know that {s}.", "I tell you that {s}.")
-CHECKS = ("{q}?", "{q}?", "{q}?", "{q}?", "is it true that {s}?", "is it right that {s}?", "would you say that {s}?",
-          "{s}, right?", "do you think that {s}?", "yes or no: {q}?")
+CHECKS = (
+    "{q}?",
+    "{q}?",
+    "{q}?",
+    "{q}?",
+    "is it true that {s}?",
+    "is it right that {s}?",
+    "would you say that {s}?",
+    "{s}, right?",
+    "do you think that {s}?",
+    "yes or no: {q}?",
+)
 NEW_CHECKS = ("am I right that {s}?", "{s}, agreed?", "{q}, do you know?", "is it so that {s}?")
 
 FEELINGS = ("happy", "sad", "angry", "afraid", "tired", "surprised")
-MOODS = {"happy": ("happy", "glad", "cheerful", "delighted", "joyful", "in a good mood", "full of joy", "pleased"),
-         "sad": ("sad", "unhappy", "miserable", "down", "heartbroken", "in tears", "full of sorrow", "depressed"),
-         "angry": ("angry", "furious", "mad", "annoyed", "full of rage", "cross", "outraged", "irritated"),
-         "afraid": ("afraid", "scared", "frightened", "terrified", "full of fear", "anxious", "worried", "in a panic"),
-         "tired": ("tired", "sleepy", "exhausted", "worn out", "weary", "ready for bed", "drowsy", "out of energy"),
-         "surprised": ("surprised", "astonished", "amazed", "speechless", "startled", "stunned", "taken by surprise")}
-NEW_MOODS = {"happy": ("overjoyed", "merry"), "sad": ("gloomy", "tearful"), "angry": ("enraged", "livid"),
-             "afraid": ("fearful", "horrified"), "tired": ("fatigued", "dead on my feet"),
-             "surprised": ("astounded", "dumbfounded")}
-MOOD_FRAMES = ("I am {}.", "I'm {}.", "I am so {}.", "I feel {}.", "I am very {}.", "I feel really {}.",
-               "I am {} today.", "I feel so {} today.", "I have been {} all day.", "today I feel {}.",
-               "I am {} right now.", "I am a bit {}.", "I'm feeling {}.")
+MOODS = {
+    "happy": ("happy", "glad", "cheerful", "delighted", "joyful", "in a good mood", "full of joy", "pleased"),
+    "sad": ("sad", "unhappy", "miserable", "down", "heartbroken", "in tears", "full of sorrow", "depressed"),
+    "angry": ("angry", "furious", "mad", "annoyed", "full of rage", "cross", "outraged", "irritated"),
+    "afraid": ("afraid", "scared", "frightened", "terrified", "full of fear", "anxious", "worried", "in a panic"),
+    "tired": ("tired", "sleepy", "exhausted", "worn out", "weary", "ready for bed", "drowsy", "out of energy"),
+    "surprised": ("surprised", "astonished", "amazed", "speechless", "startled", "stunned", "taken by surprise"),
+}
+NEW_MOODS = {
+    "happy": ("overjoyed", "merry"),
+    "sad": ("gloomy", "tearful"),
+    "angry": ("enraged", "livid"),
+    "afraid": ("fearful", "horrified"),
+    "tired": ("fatigued", "dead on my feet"),
+    "surprised": ("astounded", "dumbfounded"),
+}
+MOOD_FRAMES = (
+    "I am {}.",
+    "I'm {}.",
+    "I am so {}.",
+    "I feel {}.",
+    "I am very {}.",
+    "I feel really {}.",
+    "I am {} today.",
+    "I feel so {} today.",
+    "I have been {} all day.",
+    "today I feel {}.",
+    "I am {} right now.",
+    "I am a bit {}.",
+    "I'm feeling {}.",
+)
 EVENTS = {
-    "happy": ("I won {prize}.", "I got {prize} for my birthday.", "{friend} gave me {prize}.", "today is my birthday.",
-              "I passed my exam.", "the sun is shining and I am singing.", "I am going on holiday tomorrow.",
-              "{friend} came to visit me and we laughed a lot.", "I am dancing for joy.", "we won the match.",
-              "my dream came true.", "I am in love.", "{friend} said that they love me.", "I cannot stop smiling.",
-              "what a wonderful day.", "I had so much fun with {friend}.", "I got the job I wanted."),
-    "sad": ("my {pet} died.", "I lost my {pet}.", "{friend} moved away and I miss them.", "I cried all day.",
-            "I cannot stop crying.", "{friend} is very ill.", "I failed my exam and I could cry.", "my {pet} is dead.",
-            "nobody came to my party.", "I miss {friend} so much.", "I have no friends and I am alone.",
-            "my heart is broken.", "{friend} left me for ever.", "we lost the match and I cried.", "I miss my {pet}."),
-    "angry": ("{friend} broke my {thing}.", "somebody stole my {thing}.", "{friend} lied to me.",
-              "I could scream at {friend}.", "the neighbours are noisy again and I hate it.",
-              "{friend} shouted at me for nothing.", "{friend} took my {thing} without asking.",
-              "how dare {friend} talk to me like that.", "I hit the table with my fist.",
-              "I have had enough of {friend}.", "{friend} cheated me.", "I want to shout at somebody.",
-              "{friend} insulted me."),
-    "afraid": ("there is a {beast} in my room.", "I saw a {beast} and ran away.", "I hear strange noises at night.",
-               "I think that a {beast} is following me.", "I have to see the dentist and I tremble.",
-               "somebody is following me in the dark.", "I am shaking with fear.",
-               "I had a nightmare about a {beast}.", "I do not dare to go into the cellar.",
-               "the {beast} looked at me and my heart stopped.", "I am hiding from the {beast}.",
-               "what if the {beast} comes back.", "I cannot look down from up here."),
-    "tired": ("I worked all night.", "I have not slept for {n} days.", "I can hardly keep my eyes open.",
-              "I only slept {n} hours.", "I need to go to bed.", "I ran for {n} hours and need a rest.",
-              "I keep yawning.", "I want to sleep.", "I walked for {n} hours and my legs hurt.",
-              "I could sleep for {n} days.", "I nearly fell asleep at work.", "the baby kept me awake all night.",
-              "I need a nap."),
-    "surprised": ("I did not expect that.", "I never thought that {friend} would come.",
-                  "wow, I did not see that coming.", "I cannot believe it.", "suddenly {friend} stood at my door.",
-                  "I had no idea that {friend} can sing.", "who would have thought that.",
-                  "what, {friend} is here already.", "nobody told me about the party.",
-                  "I opened the box and there was a {beast} in it, can you believe it.", "that is unbelievable.",
-                  "I never expected to get {prize}.", "out of nowhere {friend} called me.")}
+    "happy": (
+        "I won {prize}.",
+        "I got {prize} for my birthday.",
+        "{friend} gave me {prize}.",
+        "today is my birthday.",
+        "I passed my exam.",
+        "the sun is shining and I am singing.",
+        "I am going on holiday tomorrow.",
+        "{friend} came to visit me and we laughed a lot.",
+        "I am dancing for joy.",
+        "we won the match.",
+        "my dream came true.",
+        "I am in love.",
+        "{friend} said that they love me.",
+        "I cannot stop smiling.",
+        "what a wonderful day.",
+        "I had so much fun with {friend}.",
+        "I got the job I wanted.",
+    ),
+    "sad": (
+        "my {pet} died.",
+        "I lost my {pet}.",
+        "{friend} moved away and I miss them.",
+        "I cried all day.",
+        "I cannot stop crying.",
+        "{friend} is very ill.",
+        "I failed my exam and I could cry.",
+        "my {pet} is dead.",
+        "nobody came to my party.",
+        "I miss {friend} so much.",
+        "I have no friends and I am alone.",
+        "my heart is broken.",
+        "{friend} left me for ever.",
+        "we lost the match and I cried.",
+        "I miss my {pet}.",
+    ),
+    "angry": (
+        "{friend} broke my {thing}.",
+        "somebody stole my {thing}.",
+        "{friend} lied to me.",
+        "I could scream at {friend}.",
+        "the neighbours are noisy again and I hate it.",
+        "{friend} shouted at me for nothing.",
+        "{friend} took my {thing} without asking.",
+        "how dare {friend} talk to me like that.",
+        "I hit the table with my fist.",
+        "I have had enough of {friend}.",
+        "{friend} cheated me.",
+        "I want to shout at somebody.",
+        "{friend} insulted me.",
+    ),
+    "afraid": (
+        "there is a {beast} in my room.",
+        "I saw a {beast} and ran away.",
+        "I hear strange noises at night.",
+        "I think that a {beast} is following me.",
+        "I have to see the dentist and I tremble.",
+        "somebody is following me in the dark.",
+        "I am shaking with fear.",
+        "I had a nightmare about a {beast}.",
+        "I do not dare to go into the cellar.",
+        "the {beast} looked at me and my heart stopped.",
+        "I am hiding from the {beast}.",
+        "what if the {beast} comes back.",
+        "I cannot look down from up here.",
+    ),
+    "tired": (
+        "I worked all night.",
+        "I have not slept for {n} days.",
+        "I can hardly keep my eyes open.",
+        "I only slept {n} hours.",
+        "I need to go to bed.",
+        "I ran for {n} hours and need a rest.",
+        "I keep yawning.",
+        "I want to sleep.",
+        "I walked for {n} hours and my legs hurt.",
+        "I could sleep for {n} days.",
+        "I nearly fell asleep at work.",
+        "the baby kept me awake all night.",
+        "I need a nap.",
+    ),
+    "surprised": (
+        "I did not expect that.",
+        "I never thought that {friend} would come.",
+        "wow, I did not see that coming.",
+        "I cannot believe it.",
+        "suddenly {friend} stood at my door.",
+        "I had no idea that {friend} can sing.",
+        "who would have thought that.",
+        "what, {friend} is here already.",
+        "nobody told me about the party.",
+        "I opened the box and there was a {beast} in it, can you believe it.",
+        "that is unbelievable.",
+        "I never expected to get {prize}.",
+        "out of nowhere {friend} called me.",
+    ),
+}
 NEW_EVENTS = {
-    "happy": ("I found the present that I had wished for.", "I laughed so much with my cousin.",
-              "our team won the cup."),
+    "happy": (
+        "I found the present that I had wished for.",
+        "I laughed so much with my cousin.",
+        "our team won the cup.",
+    ),
     "sad": ("my hamster died last night.", "I cried when the train left.", "I miss my home so much."),
     "angry": ("my boss lied to me again.", "a thief stole my wallet.", "the boys broke my window."),
     "afraid": ("there is a crocodile in my garden.", "a stranger is following me.", "I tremble in the dark."),
     "tired": ("I have not slept since Monday.", "I worked for twenty hours.", "I yawn all the time."),
-    "surprised": ("I never thought that it would snow in June.", "I did not expect to see you here.",
-                  "I cannot believe that they came.")}
-SLOTS = {"prize": ("a prize", "a new bike", "a present", "a gold medal", "a car", "the lottery", "a big cake",
-                   "flowers"),
-         "friend": ("my friend", "my brother", "my sister", "my mother", "my best friend", "my grandmother",
-                    "my uncle", "my father", "Tom", "Anna", "my neighbour", "my teacher"),
-         "pet": ("dog", "cat", "bird", "horse", "fish", "rabbit", "mouse"),
-         "thing": ("car", "bike", "phone", "cup", "computer", "bag", "guitar", "money", "book", "watch"),
-         "beast": ("spider", "snake", "ghost", "wolf", "bear", "monster", "rat", "lion"),
-         "n": ("two", "three", "four", "2", "3", "4")}
-FEELING_FRAMES = ("{s}",) * 6 + ("{s} How do I feel?", "how do I feel? {s}", "{s} What do I feel?",
-                                 "which feeling is this: {s}", "{s} Guess how I feel.", "guess how I feel. {s}")
+    "surprised": (
+        "I never thought that it would snow in June.",
+        "I did not expect to see you here.",
+        "I cannot believe that they came.",
+    ),
+}
+SLOTS = {
+    "prize": ("a prize", "a new bike", "a present", "a gold medal", "a car", "the lottery", "a big cake", "flowers"),
+    "friend": (
+        "my friend",
+        "my brother",
+        "my sister",
+        "my mother",
+        "my best friend",
+        "my grandmother",
+        "my uncle",
+        "my father",
+        "Tom",
+        "Anna",
+        "my neighbour",
+        "my teacher",
+    ),
+    "pet": ("dog", "cat", "bird", "horse", "fish", "rabbit", "mouse"),
+    "thing": ("car", "bike", "phone", "cup", "computer", "bag", "guitar", "money", "book", "watch"),
+    "beast": ("spider", "snake", "ghost", "wolf", "bear", "monster", "rat", "lion"),
+    "n": ("two", "three", "four", "2", "3", "4"),
+}
+FEELING_FRAMES = ("{s}",) * 6 + (
+    "{s} How do I feel?",
+    "how do I feel? {s}",
+    "{s} What do I feel?",
+    "which feeling is this: {s}",
+    "{s} Guess how I feel.",
+    "guess how I feel. {s}",
+)
 
 GREETINGS = ("Hello", "Hi", "Hey", "Good morning", "Good evening", "Good afternoon", "Hi there", "Hello there")
 POLITE = (  # what users say, and the answer
-    (("how are you?", "how are you today?", "how do you do?", "how is it going?", "are you well?", "how are things?",
-      "and how are you?", "what's up?", "hello, how are you?", "hi, how are you?"), "I am fine, thank you."),
-    (("who are you?", "what is your name?", "what's your name?", "what are you?", "are you a robot?",
-      "are you a human?", "do you have a name?", "what are you called?", "tell me about yourself.", "are you real?",
-      "what should I call you?"),
-     "I am a small chat program called donGPT."),
-    (("what can you do?", "how can you help me?", "can you help me?", "help", "what do you know?", "I need help.",
-      "what can I ask you?", "what are you good at?", "what should we talk about?"),
-     "Ask me a sum, tell me your name or a fact, or how you feel."),
-    (("thank you.", "thanks.", "thank you very much.", "thanks a lot.", "thank you so much.", "many thanks.",
-      "thanks for your help.", "great, thank you.", "thank you, that helps.", "that was helpful.", "cheers."),
-     "You are welcome."),
-    (("goodbye.", "bye.", "bye bye.", "see you.", "see you later.", "good night.", "I have to go now.",
-      "see you soon.", "see you tomorrow.", "that is all, goodbye.", "farewell.", "I must go.", "take care.",
-      "thanks, bye."),
-     "Goodbye, see you soon!"),
-    (("you are right.", "well done.", "very good.", "great.", "nice.", "that is right.", "correct.", "good job.",
-      "cool.", "you are clever.", "good answer.", "I like you.", "perfect.", "you are great.", "wonderful.", "super."),
-     "Thank you!"),
-    (("OK.", "yes.", "no.", "I see.", "hm.", "fine.", "all right.", "aha.", "really?", "interesting.", "sure."),
-     "What else can I do for you?"),
-    (("I am fine.", "I am fine, thanks.", "I'm fine.", "I am well.", "fine, thanks.", "I am OK.", "not bad.",
-      "I'm good, thank you."), "I am glad to hear that."),
-    (("nice to meet you.", "pleased to meet you.", "nice to see you.", "good to see you.", "how nice to meet you."),
-     "Nice to meet you, too."))
+    (
+        (
+            "how are you?",
+            "how are you today?",
+            "how do you do?",
+            "how is it going?",
+            "are you well?",
+            "how are things?",
+            "and how are you?",
+            "what's up?",
+            "hello, how are you?",
+            "hi, how are you?",
+        ),
+        "I am fine, thank you.",
+    ),
+    (
+        (
+            "who are you?",
+            "what is your name?",
+            "what's your name?",
+            "what are you?",
+            "are you a robot?",
+            "are you a human?",
+            "do you have a name?",
+            "what are you called?",
+            "tell me about yourself.",
+            "are you real?",
+            "what should I call you?",
+        ),
+        "I am a small chat program called donGPT.",
+    ),
+    (
+        (
+            "what can you do?",
+            "how can you help me?",
+            "can you help me?",
+            "help",
+            "what do you know?",
+            "I need help.",
+            "what can I ask you?",
+            "what are you good at?",
+            "what should we talk about?",
+        ),
+        "Ask me a sum, tell me your name or a fact, or how you feel.",
+    ),
+    (
+        (
+            "thank you.",
+            "thanks.",
+            "thank you very much.",
+            "thanks a lot.",
+            "thank you so much.",
+            "many thanks.",
+            "thanks for your help.",
+            "great, thank you.",
+            "thank you, that helps.",
+            "that was helpful.",
+            "cheers.",
+        ),
+        "You are welcome.",
+    ),
+    (
+        (
+            "goodbye.",
+            "bye.",
+            "bye bye.",
+            "see you.",
+            "see you later.",
+            "good night.",
+            "I have to go now.",
+            "see you soon.",
+            "see you tomorrow.",
+            "that is all, goodbye.",
+            "farewell.",
+            "I must go.",
+            "take care.",
+            "thanks, bye.",
+        ),
+        "Goodbye, see you soon!",
+    ),
+    (
+        (
+            "you are right.",
+            "well done.",
+            "very good.",
+            "great.",
+            "nice.",
+            "that is right.",
+            "correct.",
+            "good job.",
+            "cool.",
+            "you are clever.",
+            "good answer.",
+            "I like you.",
+            "perfect.",
+            "you are great.",
+            "wonderful.",
+            "super.",
+        ),
+        "Thank you!",
+    ),
+    (
+        ("OK.", "yes.", "no.", "I see.", "hm.", "fine.", "all right.", "aha.", "really?", "interesting.", "sure."),
+        "What else can I do for you?",
+    ),
+    (
+        (
+            "I am fine.",
+            "I am fine, thanks.",
+            "I'm fine.",
+            "I am well.",
+            "fine, thanks.",
+            "I am OK.",
+            "not bad.",
+            "I'm good, thank you.",
+        ),
+        "I am glad to hear that.",
+    ),
+    (
+        ("nice to meet you.", "pleased to meet you.", "nice to see you.", "good to see you.", "how nice to meet you."),
+        "Nice to meet you, too.",
+    ),
+)
 GOODBYES, THANKS = POLITE[4], POLITE[3]
-UNKNOWN = ("what is the capital of {x}?", "tell me a joke.", "how is the weather?", "what time is it?",
-           "who wrote Don Quixote?", "what is the meaning of life?", "where is {x}?", "sing a song.",
-           "tell me about {x}.", "how old are you?", "where do you live?", "why is the sky blue?", "tell me a story.",
-           "how many people live in {x}?", "have you been to {x}?", "who is the president of {x}?")
+UNKNOWN = (
+    "what is the capital of {x}?",
+    "tell me a joke.",
+    "how is the weather?",
+    "what time is it?",
+    "who wrote Don Quixote?",
+    "what is the meaning of life?",
+    "where is {x}?",
+    "sing a song.",
+    "tell me about {x}.",
+    "how old are you?",
+    "where do you live?",
+    "why is the sky blue?",
+    "tell me a story.",
+    "how many people live in {x}?",
+    "have you been to {x}?",
+    "who is the president of {x}?",
+)
 COUNTRIES = ("France", "Spain", "Italy", "Germany", "China", "Japan", "Brazil", "London", "Paris", "Rome", "Toledo")
 I_ONLY_KNOW = "I only know sums, names, feelings and the facts that you tell me."
 
@@ -240,6 +717,7 @@ I_ONLY_KNOW = "I only know sums, names, feelings and the facts that you tell me.
 @dataclass(frozen=True)
 class Words:
     """What may be new in a question."""
+
     frames: Sequence[str] = FRAMES
     people: Sequence[str] = PEOPLE
     tells: Sequence[str] = TELLS
@@ -262,7 +740,8 @@ NEW = {  # kind: what it is a kind of, and the words
     "new things in facts": ("fact", replace(KNOWN, things=NEW_THINGS)),
     "new ways to check a fact": ("fact", replace(KNOWN, checks=NEW_CHECKS)),
     "new feeling words": ("feeling", replace(KNOWN, moods=NEW_MOODS, events={})),
-    "new events": ("feeling", replace(KNOWN, events=NEW_EVENTS, moods={}))}
+    "new events": ("feeling", replace(KNOWN, events=NEW_EVENTS, moods={})),
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -293,8 +772,10 @@ def arithmetic(draw: Draw, words: Words) -> list[Exchange]:
 
 def a_word(draw: Draw) -> str:
     """A word that there is not, of one to three syllables."""
-    return "".join(draw.one(FIRST) + draw.one(VOWELS) + (draw.one(LAST) if draw.chance(0.4) else "")
-                   for _ in range(draw.one((1, 2, 2, 2, 3))))
+    return "".join(
+        draw.one(FIRST) + draw.one(VOWELS) + (draw.one(LAST) if draw.chance(0.4) else "")
+        for _ in range(draw.one((1, 2, 2, 2, 3)))
+    )
 
 
 def a_name(draw: Draw, words: Words) -> str:
@@ -302,7 +783,7 @@ def a_name(draw: Draw, words: Words) -> str:
     if not draw.chance(words.invented):
         return draw.one(words.people)
     while True:
-        parts = draw.one(PEOPLE)[:2 + draw.below(3)], draw.one(PEOPLE)[-3:]
+        parts = draw.one(PEOPLE)[: 2 + draw.below(3)], draw.one(PEOPLE)[-3:]
         name = capital(a_word(draw)) if draw.chance(0.6) else "".join(parts)
         held_out = zlib.crc32(name.encode("utf-8")) % 10 == 0
         if len(name) > 2 and held_out == words.held_out_names and name not in NEW_PEOPLE:
@@ -378,8 +859,11 @@ def until(held_out: bool | None, make: Callable[[], list[Exchange]]) -> list[Exc
     """What make returns once the question at its end is held out, or is not (None: never mind); others never are."""
     while True:
         made = make()
-        if all(is_held_out(one.user) == (held_out and one is made[-1]) for one in made
-               if one.kind and not (held_out is None and one is made[-1])):
+        if all(
+            is_held_out(one.user) == (held_out and one is made[-1])
+            for one in made
+            if one.kind and not (held_out is None and one is made[-1])
+        ):
             return made
 
 
@@ -396,7 +880,7 @@ def name_told(draw: Draw, words: Words, gap: int, held_out: bool | None = False)
     name, told = tell_name(draw, words)
     between = []
     while len(between) < gap:
-        between += topic(draw)[:gap - len(between)]
+        between += topic(draw)[: gap - len(between)]
     return [told, *between, *until(held_out, lambda: ask_name(draw, words, name))]
 
 
@@ -435,6 +919,7 @@ def question(draw: Draw, kind: str, words: Words) -> list[Exchange]:
 @dataclass(frozen=True)
 class Invented:
     """Conversations as preparing.py wants them: those for training have the number 0, those for validation 1."""
+
     train: Sequence[list[Exchange]]
     val: Sequence[list[Exchange]]
 
@@ -458,8 +943,9 @@ class Invented:
                 yield number, to_parts(messages, DONGPT)
 
 
-def questions(draw: Draw, count: int, kinds: dict[str, tuple[str, Words]],
-              said_before: set[str]) -> list[tuple[str, list[Exchange]]]:
+def questions(
+    draw: Draw, count: int, kinds: dict[str, tuple[str, Words]], said_before: set[str]
+) -> list[tuple[str, list[Exchange]]]:
     """(kind, conversation) count times for each kind, in turns; no question twice for the same conversation."""
     found, seen = [], set()
     for _ in range(count):
@@ -496,9 +982,17 @@ def main(argv: list[str] | None = None):
     train, asked = make(cfg)
     val_buckets = np.arange(BUCKETS) == 1
     val = [said for kind, said in asked if kind in KINDS]
-    report(prepare_marked(FOLDER, Invented(train, val), [*DONGPT.marks(), END],
-                          Vocabulary("bpe", vocab_size=cfg.vocab_size), source=f"made from seed {cfg.seed}",
-                          template=DONGPT, split=Split("documents", val_buckets=val_buckets)))
+    report(
+        prepare_marked(
+            FOLDER,
+            Invented(train, val),
+            [*DONGPT.marks(), END],
+            Vocabulary("bpe", vocab_size=cfg.vocab_size),
+            source=f"made from seed {cfg.seed}",
+            template=DONGPT,
+            split=Split("documents", val_buckets=val_buckets),
+        )
+    )
     write_questions(os.path.join(FOLDER, "questions.jsonl"), asked)
     print(f"questions.jsonl asks {len(asked):,} questions; next: python train.py config/train_chat_demo.py")
 

@@ -6,6 +6,7 @@
 Every conversation begins anew, with /reset. An answer counts only if it is right to the letter. The kinds that begin
 with "new" ask for what never occurred in training; they are counted apart.
 """
+
 import os
 import sys
 
@@ -16,6 +17,7 @@ import subprocess
 from dataclasses import dataclass
 
 import configurator
+from configurator import UserError
 from dongpt.program import ROOT, run_program
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -30,14 +32,13 @@ class QuizConfig:
 def read_questions(path: str, n: int) -> list[dict]:
     """The first n held-out questions of a file, whose kinds take turns, and all questions for what is new.
 
-    Raises ValueError where there is no such file.
+    Raises UserError where there is no such file.
     """
     if not os.path.exists(path):
-        raise ValueError(f"{path} is not there: run python data/chat_demo/prepare.py")
+        raise UserError(f"{path} is not there: run python data/chat_demo/prepare.py")
     with open(path, encoding="utf-8") as file:
         questions = [json.loads(line) for line in file]
-    return ([one for one in questions if not is_new(one["kind"])][:n]
-            + [one for one in questions if is_new(one["kind"])])
+    return [one for one in questions if not is_new(one["kind"])][:n] + [one for one in questions if is_new(one["kind"])]
 
 
 def is_new(kind: str) -> bool:
@@ -46,17 +47,23 @@ def is_new(kind: str) -> bool:
 
 
 def ask(checkpoint: str, questions: list[dict]) -> list[str]:
-    """chat.py's answer to the last line of each question. Raises ValueError if it does not answer every line."""
+    """chat.py's answer to the last line of each question. Raises UserError if it does not answer every line."""
     typed = "".join("".join(f"{line}\n" for line in one["turns"]) + "/reset\n" for one in questions)
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "chat.py"), checkpoint, "--temperature=0"],
-                          input=typed.encode("utf-8"), capture_output=True)
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "chat.py"), checkpoint, "--temperature=0"],
+        input=typed.encode("utf-8"),
+        capture_output=True,
+    )
     if done.returncode:
-        raise ValueError(f"chat.py ended with exit code {done.returncode}, mend that first: "
-                         f"{done.stderr.decode('utf-8').strip()}")
+        raise UserError(
+            f"chat.py ended with exit code {done.returncode}, mend that first: {done.stderr.decode('utf-8').strip()}"
+        )
     said, n_lines = done.stdout.decode("utf-8").splitlines(), sum(len(one["turns"]) for one in questions)
     if len(said) != n_lines:
-        raise ValueError(f"chat.py printed {len(said):,} lines for {n_lines:,} that were typed: take a model that was "
-                         f"trained with config/train_chat_demo.py, whose answers are one line")
+        raise UserError(
+            f"chat.py printed {len(said):,} lines for {n_lines:,} that were typed: take a model that was "
+            f"trained with config/train_chat_demo.py, whose answers are one line"
+        )
     answers, place = [], 0
     for one in questions:
         place += len(one["turns"])
@@ -84,13 +91,13 @@ def main(argv: list[str] | None = None):
     paths = [arg for arg in argv if not arg.startswith("-")]
     cfg, _ = configurator.load(QuizConfig, [arg for arg in argv if arg not in paths])
     if len(paths) != 1:
-        raise ValueError("one model is asked: pass its checkpoint, python data/chat_demo/quiz.py out-chat-demo/ckpt.pt")
+        raise UserError("one model is asked: pass its checkpoint, python data/chat_demo/quiz.py out-chat-demo/ckpt.pt")
     questions = read_questions(os.path.join(FOLDER, "questions.jsonl"), cfg.n)
     answers = ask(paths[0], questions)
     right = [answer == one["answer"] for one, answer in zip(questions, answers)]
     print_table(questions, right)
     wrong = [(one, answer) for one, answer, good in zip(questions, answers, right) if not good]
-    for one, answer in wrong[::max(1, len(wrong) // max(cfg.shown, 1))][:cfg.shown]:
+    for one, answer in wrong[:: max(1, len(wrong) // max(cfg.shown, 1))][: cfg.shown]:
         print(f"{one['kind']}: {' / '.join(one['turns'])}\n    {answer!r}, not {one['answer']!r}")
 
 

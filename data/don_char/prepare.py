@@ -1,8 +1,9 @@
 """Don Quixote by characters: writes train.bin, val.bin and meta.json beside this script.
 
-    python data/don_char/prepare.py                      # downloads the text from Project Gutenberg
-    python data/don_char/prepare.py --input=pg996.txt    # takes your copy; any other text works too
+python data/don_char/prepare.py                      # downloads the text from Project Gutenberg
+python data/don_char/prepare.py --input=pg996.txt    # takes your copy; any other text works too
 """
+
 import os
 import sys
 
@@ -11,11 +12,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from dataclasses import dataclass
 
 import configurator
-from dongpt import sources
-from dongpt.documents import Texts
-from dongpt.preparing import Vocabulary, prepare
 from dongpt.program import run_program
-from dongpt.reporting import report
+from dongpt.text import sources
+from dongpt.text.documents import Texts
+from dongpt.text.prepare import Vocabulary, prepare
+from dongpt.text.report import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 

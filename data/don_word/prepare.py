@@ -12,6 +12,7 @@ The notebook has small letters and a token for every blank, which is nearly half
 a text whose beginning it cut off by a number that fits Project Gutenberg's 996 as of 2021 alone; it splits by tokens,
 nine tenths to train on, where data/*/prepare.py split by characters.
 """
+
 import os
 import sys
 
@@ -20,13 +21,14 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from dataclasses import dataclass, replace
 
 import configurator
-from dongpt import sources
-from dongpt.bins import Encoded, Prepared, Writer
-from dongpt.documents import Texts
-from dongpt.preparing import SAMPLE, Vocabulary, prepare
+from configurator import UserError
 from dongpt.program import run_program
-from dongpt.reporting import report
-from dongpt.tokenizers import WordTokenizer, split_words
+from dongpt.text import sources
+from dongpt.text.bins import Encoded, Prepared, Writer
+from dongpt.text.documents import Texts
+from dongpt.text.prepare import SAMPLE, Vocabulary, prepare
+from dongpt.text.report import report
+from dongpt.text.tokenizers import WordTokenizer, split_words
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 BEGINNING = 121_506  # characters that the notebook leaves out: Gutenberg's header, the table of contents, the prefaces
@@ -41,11 +43,13 @@ class PrepareConfig:
 
 
 def notebook_text(text: str, path: str) -> str:
-    """text as the word notebook cleans it. Raises ValueError if nothing is left of it."""
+    """text as the word notebook cleans it. Raises UserError if nothing is left of it."""
     text = text.replace("\n", " ").replace("  ", " ")
     if len(text) <= BEGINNING:
-        raise ValueError(f"{path} has {len(text):,} characters, and notebook=True leaves out the first {BEGINNING:,}, "
-                         f"as fits Project Gutenberg's 996 alone: leave --notebook away")
+        raise UserError(
+            f"{path} has {len(text):,} characters, and notebook=True leaves out the first {BEGINNING:,}, "
+            f"as fits Project Gutenberg's 996 alone: leave --notebook away"
+        )
     return text[BEGINNING:].lower()
 
 
@@ -65,8 +69,9 @@ def prepare_notebook(path: str) -> Prepared:
         for split, part in (("train", words[:cut]), ("val", words[cut:])):
             text = "".join(part)
             writer.add(split, Encoded(tokenizer.encode_array(text), len(text), len(text.encode("utf-8"))))
-        prepared = writer.finish({"source": os.path.basename(path), "sha256": sha256, "documents": 1,
-                                  "split": "position"})
+        prepared = writer.finish(
+            {"source": os.path.basename(path), "sha256": sha256, "documents": 1, "split": "position"}
+        )
         return replace(prepared, sample=text[:SAMPLE])
 
 

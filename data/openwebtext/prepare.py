@@ -8,6 +8,7 @@ As nanoGPT does it: <|endoftext|> behind every document, 0.05 % of the documents
 interrupted, or killed, goes on where it was when the same command is given again. Any corpus will do: a record of
 parquet or JSON lines is a document, and so is a text file.
 """
+
 import os
 import sys
 
@@ -18,12 +19,13 @@ import shutil
 from dataclasses import dataclass
 
 import configurator
-from dongpt.documents import Files, find_files
-from dongpt.preparing import named_folder
+from configurator import UserError
 from dongpt.program import first_line, run_program
-from dongpt.reporting import report
-from dongpt.sharding import prepare
-from dongpt.tokenizers import GPT2Tokenizer
+from dongpt.text.documents import Files, find_files
+from dongpt.text.prepare import named_folder
+from dongpt.text.report import report
+from dongpt.text.sharding import prepare
+from dongpt.text.tokenizers import GPT2Tokenizer
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 REPOSITORY = "Skylion007/openwebtext"  # on Hugging Face
@@ -45,36 +47,45 @@ class PrepareConfig:
 def download(yes: bool) -> list[str]:
     """Paths of OpenWebText's parquet files, downloaded to Hugging Face's cache unless they are there already.
 
-    Raises ValueError where they cannot be had, and, with the size, unless yes.
+    Raises UserError where they cannot be had, and, with the size, unless yes.
     """
     import huggingface_hub as hub
+
     revision, files = _reached(lambda: parquet_files(hub.HfApi()))
     if not files:
-        raise ValueError(f"{REPOSITORY} has no whole copy in parquet any more: pass --files=PATHS of yours")
+        raise UserError(f"{REPOSITORY} has no whole copy in parquet any more: pass --files=PATHS of yours")
     if not yes:
         size = sum(file.size for file in files)
-        raise ValueError(f"{REPOSITORY} is {size / 1e9:,.1f} GB in {len(files)} parquet files, which go to Hugging "
-                         f"Face's cache (HF_HOME), and its shards take about 18 GB, and {free_space()}: pass --yes to "
-                         f"download it, or --files=PATHS of your copy")
-    return [_reached(lambda: hub.hf_hub_download(REPOSITORY, file.path, repo_type="dataset", revision=revision))
-            for file in files]
+        raise UserError(
+            f"{REPOSITORY} is {size / 1e9:,.1f} GB in {len(files)} parquet files, which go to Hugging "
+            f"Face's cache (HF_HOME), and its shards take about 18 GB, and {free_space()}: pass --yes to "
+            f"download it, or --files=PATHS of your copy"
+        )
+    return [
+        _reached(lambda: hub.hf_hub_download(REPOSITORY, file.path, repo_type="dataset", revision=revision))
+        for file in files
+    ]
 
 
 def _reached(ask):
-    """What ask() gives. Raises ValueError when it does not reach Hugging Face."""
+    """What ask() gives. Raises UserError when it does not reach Hugging Face."""
     try:
         return ask()
     except Exception as error:  # of the hub, of two libraries for the network, or of the disk
-        raise ValueError(f"{REPOSITORY} could not be downloaded ({first_line(error)}): the same command goes on where "
-                         f"it stopped, or pass --files=PATHS of your copy") from error
+        raise UserError(
+            f"{REPOSITORY} could not be downloaded ({first_line(error)}): the same command goes on where "
+            f"it stopped, or pass --files=PATHS of your copy"
+        ) from error
 
 
 def parquet_files(api) -> tuple[str, list]:
     """(revision, files) of the training split; no files where the repository has none in parquet."""
     for revision in REVISIONS:
-        files = [file for file in api.list_repo_tree(REPOSITORY, recursive=True, revision=revision,
-                                                     repo_type="dataset")
-                 if file.path.endswith(".parquet") and "partial-" not in file.path]  # the first gigabytes alone
+        files = [
+            file
+            for file in api.list_repo_tree(REPOSITORY, recursive=True, revision=revision, repo_type="dataset")
+            if file.path.endswith(".parquet") and "partial-" not in file.path
+        ]  # the first gigabytes alone
         if files:
             break
     return revision, sorted(files, key=lambda file: file.path)
@@ -98,24 +109,27 @@ def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(PrepareConfig, argv)
     folder = named_folder(cfg.name) if cfg.name else FOLDER
     if cfg.files and folder == FOLDER and holds_openwebtext():
-        raise ValueError("data/openwebtext holds OpenWebText: pass --name=NAME to write your files elsewhere")
+        raise UserError("data/openwebtext holds OpenWebText: pass --name=NAME to write your files elsewhere")
     if cfg.files:
         paths = [path for given in cfg.files.split("|") for path in find_files(given.strip(), "--files")[0]]
         real = [os.path.realpath(path) for path in paths]
         if twice := sorted({path for path in real if real.count(path) > 1}):
-            raise ValueError(f"--files names {twice[0]} twice: name each file once")
+            raise UserError(f"--files names {twice[0]} twice: name each file once")
     else:
         paths = download(cfg.yes)
     files = Files(paths, field=cfg.field, encoding=cfg.encoding, as_is=True)
     print(f"{len(paths):,} files, {files.size / 1e6:,.1f} MB; {free_space()}")
-    prepared = prepare(folder, files, GPT2Tokenizer(), cfg.val_fraction, cfg.seed, cfg.shard_tokens,
-                       source=cfg.files or REPOSITORY)
+    prepared = prepare(
+        folder, files, GPT2Tokenizer(), cfg.val_fraction, cfg.seed, cfg.shard_tokens, source=cfg.files or REPOSITORY
+    )
     if prepared:
         report(prepared)
     else:
         print(f"{folder} holds all of it already: to prepare it anew, delete meta.json there")
-    print("next: torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py"
-          + (f" --dataset={cfg.name}" if cfg.name else ""))
+    print(
+        "next: torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py"
+        + (f" --dataset={cfg.name}" if cfg.name else "")
+    )
 
 
 if __name__ == "__main__":

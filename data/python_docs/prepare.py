@@ -5,6 +5,7 @@
 The text is the language reference in pydoc_data.topics, which `help()` shows; where a stripped Python lacks it, the
 docstrings of the standard library. It needs no network. Its size differs between versions of Python.
 """
+
 import os
 import sys
 
@@ -17,10 +18,11 @@ import sysconfig
 from dataclasses import dataclass
 
 import configurator
-from dongpt.documents import Texts
-from dongpt.preparing import Vocabulary, prepare
+from configurator import UserError
 from dongpt.program import run_program
-from dongpt.reporting import report
+from dongpt.text.documents import Texts
+from dongpt.text.prepare import Vocabulary, prepare
+from dongpt.text.report import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 ENOUGH = 500_000  # characters of docstrings, about what the language reference has
@@ -65,8 +67,10 @@ def main(argv: list[str] | None = None):
         text, source = docstrings(sysconfig.get_paths()["stdlib"]), "docstrings of the standard library"
         print("this Python has no pydoc_data.topics: taking the docstrings of the standard library")
     if len(text) < 10_000:
-        raise ValueError("this Python carries neither its language reference nor docstrings: "
-                         "train on a text of yours, e.g. python data/don_char/prepare.py --input=PATH")
+        raise UserError(
+            "this Python carries neither its language reference nor docstrings: "
+            "train on a text of yours, e.g. python data/don_char/prepare.py --input=PATH"
+        )
     source = f"{source} of Python {platform.python_version()}"
     report(prepare(FOLDER, Texts([text]), Vocabulary("char"), source=source))
 

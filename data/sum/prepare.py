@@ -8,6 +8,7 @@
 A record becomes its text, <|summarize|>, its summary, <|endoftext|>, where both marks are real special tokens. Only the
 summary and the end behind it are to be predicted: the masks say so, and train.py and evaluate.py heed them.
 """
+
 import os
 import shlex
 import sys
@@ -17,11 +18,12 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from dataclasses import dataclass
 
 import configurator
-from dongpt.documents import Files, find_files
-from dongpt.preparing import Kind, Tasks, Vocabulary, named_folder, note_options, prepare_marked
+from configurator import UserError
 from dongpt.program import run_program
-from dongpt.reporting import report
-from dongpt.tokenizers import END
+from dongpt.text.documents import Files, find_files
+from dongpt.text.prepare import Kind, Tasks, Vocabulary, named_folder, note_options, prepare_marked
+from dongpt.text.report import report
+from dongpt.text.tokenizers import END
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 MARK = "<|summarize|>"
@@ -42,13 +44,23 @@ def main(argv: list[str] | None = None):
     cfg, given = configurator.load(PrepareConfig, argv)
     note_options(cfg, given)
     if not cfg.input:
-        raise ValueError("no records were given: pass --input=PATH of a .csv, .jsonl or .parquet file with the fields "
-                         "text and summary, or name yours with --text and --summary")
+        raise UserError(
+            "no records were given: pass --input=PATH of a .csv, .jsonl or .parquet file with the fields "
+            "text and summary, or name yours with --text and --summary"
+        )
     paths, _ = find_files(cfg.input)
     folder = named_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--text or --summary")
-    report(prepare_marked(folder, Tasks(files, (cfg.text, cfg.summary), MARK), [MARK, END], cfg, cfg.val_fraction,
-                          os.path.basename(os.path.normpath(cfg.input))))
+    report(
+        prepare_marked(
+            folder,
+            Tasks(files, (cfg.text, cfg.summary), MARK),
+            [MARK, END],
+            cfg,
+            cfg.val_fraction,
+            os.path.basename(os.path.normpath(cfg.input)),
+        )
+    )
     config = "config/finetune_sum.py" if cfg.tokenizer == "gpt2" else "config/quickstart.py --out_dir=out-sum"
     where = "" if cfg.tokenizer == "gpt2" and not cfg.name else f" --dataset={shlex.quote(cfg.name or 'sum')}"
     print(f"next: python train.py {config}{where}")

@@ -1,0 +1,1 @@
+"""Conversations: reading dialogues, prompting a model with them."""

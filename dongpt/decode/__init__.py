@@ -1,0 +1,1 @@
+"""Weights to text: KV cache, sampling, detokenizing, making a model ready."""

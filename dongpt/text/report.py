@@ -1,0 +1,57 @@
+"""What a prepared corpus looks like, in words and figures."""
+
+import numpy as np
+
+from dongpt.text.bins import Prepared
+from dongpt.text.tokenizers import UNKNOWN, Tokenizer
+
+SHOWN = 10  # symbols
+
+
+def name_of(tokenizer: Tokenizer, i: int) -> str:
+    """How an id is shown: its text in quotes, bytes that are no text as such, or the name of a special token."""
+    names = {number: name for name, number in tokenizer.specials.items()}
+    if i in names:
+        return names[i]
+    text = tokenizer.decode([i])
+    return repr(text) if "\ufffd" not in text else f"id {i}"
+
+
+def report(prepared: Prepared):
+    """Print counts, the commonest and the rarest symbols, and whether the text can be read back."""
+    meta, tokenizer, counts = prepared.meta, prepared.tokenizer, prepared.counts
+    characters, tokens = sum(meta["characters"].values()), sum(meta["tokens"].values())
+    by = "by position: the end of the text is for validation"
+    if meta["split"] == "documents":
+        by = "by whole documents, equal ones on the same side"
+    if meta["split"] == "drawn":
+        by = f"by whole documents, drawn with seed {meta['seed']}"
+    print(f"documents: {meta['documents']:,}; split {by}")
+    if meta.get("left_out"):
+        print(f"left out: {meta['left_out']:,} records with nothing but blanks in a field")
+    print(f"length of dataset in characters: {characters:,}")
+    if tokenizer.kind == "char":
+        print(f"all the unique characters: {tokenizer.characters!r}")
+    print(f"vocab size: {meta['vocab_size']:,}")
+    shards = len(meta.get("shards", {}).get("train", ()))
+    for split, count in meta["tokens"].items():
+        print(f"{split} has {count:,} tokens" + (f" in {shards} shards" if shards and split == "train" else ""))
+    share = 100 * meta["characters"]["val"] / characters
+    print(f"characters per token: {characters / tokens:.2f}; for validation {share:.3g} % of the characters")
+    both = counts["train"] + counts["val"]
+    order = np.argsort(-both, kind="stable")
+    order = order[: np.count_nonzero(both)]
+    print("most frequent:", ", ".join(f"{name_of(tokenizer, i)} {both[i]:,}" for i in order[:SHOWN]))
+    print("rarest:", ", ".join(f"{name_of(tokenizer, i)} {both[i]:,}" for i in order[: -SHOWN - 1 : -1]))
+    unseen = counts["val"][counts["train"] == 0].sum() / meta["tokens"]["val"]
+    print(f"validation tokens that never occur in training: {100 * unseen:.3f} %")
+    unknown = int(both[tokenizer.specials[UNKNOWN]]) if UNKNOWN in tokenizer.specials else 0
+    if unknown:
+        print(f"{UNKNOWN} stands for {unknown:,} words")
+    read_back = tokenizer.decode(tokenizer.encode_array(prepared.sample).tolist())
+    print(f"a piece of it: {prepared.sample[:60]!r}")
+    if read_back == prepared.sample and not unknown and not prepared.loses:
+        print("ids give the same text back")
+    else:
+        print(f"ids do not give the same text back everywhere: --lower and {UNKNOWN} lose something")
+    print(f"written to {prepared.folder}")

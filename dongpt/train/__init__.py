@@ -1,0 +1,1 @@
+"""Data files to weights: batches, one update, optimizers, losses, cost."""

@@ -1,0 +1,173 @@
+"""data/chat_demo: what it makes is the same from the same seed, right, and held out as it says."""
+
+import ast
+import importlib.util
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+from helpers import ROOT, run
+
+from dongpt.text.template import DONGPT
+from dongpt.text.tokenizers import from_dict
+from dongpt.train.data import Corpus, read_meta
+
+smoke = pytest.mark.smoke
+SMALL = ["--n_conversations=1500", "--n_questions=40", "--n_new=8", "--vocab_size=600"]
+COLOURS = "red blue green black white yellow brown pink".split()
+
+
+def load_program():
+    """data/chat_demo/prepare.py as a module of its own."""
+    path = os.path.join(ROOT, "data", "chat_demo", "prepare.py")
+    spec = importlib.util.spec_from_file_location("chat_demo_prepare", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """(the module, the folder it wrote to, the questions)."""
+    module = load_program()
+    module.FOLDER = str(tmp_path_factory.mktemp("chat_demo"))
+    module.main(SMALL)
+    with open(os.path.join(module.FOLDER, "questions.jsonl"), encoding="utf-8") as file:
+        return module, module.FOLDER, [json.loads(line) for line in file]
+
+
+def conversations(folder: str, split: str) -> list[list[tuple[str, str]]]:
+    """The exchanges of each conversation, out of the ids."""
+    tokenizer = from_dict(read_meta(folder)["tokenizer"])
+    text = tokenizer.decode(np.fromfile(os.path.join(folder, f"{split}.bin"), "<u2").tolist())
+    return [
+        [tuple(part.split("<|assistant|>")) for part in said.replace("<|end|>", "").split("<|user|>")[1:]]
+        for said in text.split("<|endoftext|>")[:-1]
+    ]
+
+
+def words(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9]+|[+-]", text.lower()))
+
+
+@smoke
+def test_the_same_seed_gives_the_same_files(demo, tmp_path):
+    module, folder, _ = demo
+    again = load_program()
+    again.FOLDER = str(tmp_path)
+    again.main(SMALL)
+    for name in ("train.bin", "val.bin", "train.mask.bin", "val.mask.bin", "questions.jsonl"):
+        with open(os.path.join(folder, name), "rb") as one, open(tmp_path / name, "rb") as other:
+            assert one.read() == other.read(), name
+    again.main([*SMALL, "--seed=2"])
+    with open(os.path.join(folder, "questions.jsonl"), "rb") as one, open(tmp_path / "questions.jsonl", "rb") as other:
+        assert one.read() != other.read()
+
+
+@smoke
+def test_no_question_is_ever_said_in_training(demo):
+    _, folder, questions = demo
+    said = {words(user) for conversation in conversations(folder, "train") for user, _ in conversation}
+    assert len(said) > 1000 and len(questions) == 40 * 4 + 8 * 9
+    assert not said & {words(question["turns"][-1]) for question in questions}
+
+
+@smoke
+def test_validation_is_the_questions(demo):
+    _, folder, questions = demo
+    held_out = [question for question in questions if not question["kind"].startswith("new ")]
+    val = conversations(folder, "val")
+    assert [[user for user, _ in said] for said in val] == [question["turns"] for question in held_out]
+    assert [said[-1][1] for said in val] == [question["answer"] for question in held_out]
+
+
+@smoke
+def test_sums_are_right_and_every_sum_is_in_training(demo):
+    module, folder, questions = demo
+    digits = {name: str(i) for i, name in enumerate(module.NUMBERS)}
+
+    def value(text: str) -> int | None:
+        """The sum in text, by Python."""
+        text = re.sub(r"\b(one)\b question", "", text.lower())
+        text = " ".join(digits.get(word, word) for word in re.findall(r"[a-z]+|\d+|[+-]", text))
+        found = re.search(r"(\d+) (plus|minus|and|take away|\+|-) (\d+)", text)
+        if not found:
+            return None
+        sign = {"plus": "+", "and": "+", "minus": "-", "take away": "-"}.get(found[2], found[2])
+        return eval(compile(ast.parse(f"{found[1]} {sign} {found[3]}", mode="eval"), "sum", "eval"))
+
+    sums = [question for question in questions if "arithmetic" in question["kind"] or "sum" in question["kind"]]
+    assert len(sums) == 48 and all(str(value(one["turns"][-1])) == one["answer"] for one in sums)
+    asked = {
+        (value(user), answer) for said in conversations(folder, "train") for user, answer in said if answer.isdigit()
+    }
+    assert len(asked) > 15 and all(str(number) == answer for number, answer in asked)
+
+
+@smoke
+def test_names_are_the_ones_that_were_told_two_turns_earlier(demo):
+    _, _, questions = demo
+    for question in (one for one in questions if one["kind"] in ("name", "new names", "new invented names")):
+        name = re.fullmatch(r"Your name is (.+)\.", question["answer"])[1]
+        assert re.search(rf"\b{re.escape(name)}\b", question["turns"][-3])
+        assert name not in question["turns"][-2] + question["turns"][-1]
+
+
+@smoke
+def test_facts_are_what_was_told(demo):
+    _, folder, questions = demo
+    checked = {"yes": 0, "no": 0}
+    for question in (one for one in questions if one["kind"] == "fact"):
+        said, truth = re.fullmatch(r"(.* is \w+), so (yes|no)\.", question["answer"]).groups()
+        told = " ".join(question["turns"][:-1]).lower().replace("my ", "your ")
+        assert said.lower() in told
+        asked = re.findall(r"\w+", question["turns"][-1].lower())
+        assert (said.split()[-1] in asked) == (truth == "yes")
+        checked[truth] += 1
+    assert min(checked.values()) > 8
+
+
+@smoke
+def test_training_counts_the_answers_alone_and_the_template_is_there(demo):
+    _, folder, _ = demo
+    corpus = Corpus(folder)
+    tokenizer = corpus.tokenizer()
+    assert tokenizer.template == DONGPT
+    ids, mask = corpus.tokens("train"), corpus.mask("train")
+    predicted = tokenizer.decode(ids[mask == 1].tolist()).split("<|end|>")[:-1]
+    assert predicted == [answer for said in conversations(folder, "train") for _, answer in said]
+
+
+@smoke
+def test_what_a_newcomer_types_is_among_what_is_said(demo):
+    module, _, _ = demo
+    train, asked = module.make(module.PrepareConfig())
+    said = {one.user for conversation in train for one in conversation} | {said[-1].user for _, said in asked}
+    for text in ("What is 3 plus 4?", "What is my name?", "My name is Anna.", "Hello", "Thank you.", "I am sad."):
+        assert text in said, text
+    facts = {}
+    for conversation in train:
+        for one in conversation:
+            if one.kind == "arithmetic":
+                facts.setdefault(one.answer, set()).add(words(one.user))
+    assert set(facts) == {str(i) for i in range(21)} and all(len(forms) > 20 for forms in facts.values())
+    assert len(asked) == 300 * 4 + 60 * 9
+
+
+@pytest.mark.long
+def test_the_demo_answers_as_readme_says(tmp_path):
+    """Train as README says, and ask through chat.py: minutes on two cores."""
+    run(
+        "train.py",
+        "config/train_chat_demo.py",
+        f"--out_dir={tmp_path}/out",
+        cwd=ROOT,
+        timeout=1800,
+        env={"OMP_NUM_THREADS": "2"},
+    )
+    table = run("data/chat_demo/quiz.py", f"{tmp_path}/out/ckpt.pt", cwd=ROOT, timeout=600).stdout
+    share = {row[0].strip(): float(row[1]) for row in re.findall(r"^(.*?) +[\d,]+ +[\d,]+ +([\d.]+) %$", table, re.M)}
+    assert share["all held-out questions"] >= 90 and all(share[kind] >= 80 for kind in load_program().KINDS)
+    assert share["name"] >= 90

@@ -1,0 +1,852 @@
+"""Decoding: the cache in chunks and past the context, filters against transformers, streams side by side, memory."""
+
+import functools
+import gc
+import os
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import windows
+
+from dongpt.checkpoint.legacy import MODELS, LegacyConfig
+from model import GPT, Decoder, GPTConfig, KVCache, Sampling, draw, new_model, penalise
+
+SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]
+TINY = GPTConfig(block_size=8, vocab_size=61, n_layer=2, n_head=2, n_embd=16, tie_weights=False)
+LENGTHS = (1, 3, 8, 9, 12, 30)
+EVERYTHING = dict(temperature=0.8, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.3)
+
+smoke = pytest.mark.smoke
+each_scheme = pytest.mark.parametrize("pos_embd", SCHEMES)
+with_and_without_cache = pytest.mark.parametrize("use_kv_cache", [True, False])
+
+
+def randomise(model: GPT, seed: int = 0) -> GPT:
+    """model in eval mode with random parameters by which its texts are varied: small biases, gains about 1."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            gain = name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight"))
+            std = 0.03 if name.endswith("bias") else 0.9 if name.endswith("attn.c_proj.weight") else 0.3
+            parameter.copy_(torch.randn(parameter.shape) * std + (1.0 if gain else 0.0))
+    return model.eval()
+
+
+def make(pos_embd: str = "default", seed: int = 0, **changes) -> GPT:
+    return randomise(new_model(replace(TINY, pos_embd=pos_embd, **changes)), seed)
+
+
+def legacy(name: str) -> GPT:
+    torch.manual_seed(0)
+    model = MODELS[name](LegacyConfig(block_size=8, vocab_size=61, n_layer=2, n_head=2, n_embd=16, legacy=name)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0 if parameter.dim() > 1 else 1.0)
+    return model
+
+
+def ids(*shape: int, seed: int = 0, vocab_size: int = 61) -> torch.Tensor:
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def prompts(lengths=LENGTHS, vocab_size: int = 61) -> list[list[int]]:
+    return [ids(n, seed=n, vocab_size=vocab_size).tolist() for n in lengths]
+
+
+def drawn(model: GPT, rows, n: int, **settings) -> list[list[int]]:
+    """The new ids of each row."""
+    return torch.stack(list(model.stream(rows, n, **settings))).T.tolist()
+
+
+def decoder_of(model: GPT, n_rows: int, use_kv_cache: bool = True, **sampling) -> Decoder:
+    return Decoder(model, n_rows, Sampling(**sampling), model.config.vocab_size, use_kv_cache)
+
+
+@torch.no_grad()
+def draws(decoder: Decoder, rows, seed: int, n: int) -> list[list[int]]:
+    """The new ids of each row, from a Decoder itself."""
+    return torch.tensor(list(decoder.draws(rows, seed, n))).T.tolist()
+
+
+@torch.no_grad()
+def all_logits(model: GPT, idx) -> torch.Tensor:
+    """Logits (B, T, V) at every position, without a cache."""
+    idx = torch.as_tensor(idx)
+    return model(idx, torch.zeros_like(idx))[0]
+
+
+def by_hand(model: GPT, row: list[int], n: int, penalty: float = 1.0, counted=lambda text, window: text) -> list[int]:
+    """Greedy new ids by a forward pass for each; penalty for the ids of counted(text, window)."""
+    text, held, block_size = [], 0, model.config.block_size
+    for i in range(len(row) + n):
+        if i >= len(row):
+            logits = all_logits(model, [text[-held:]])[0, -1].tolist()
+            for token in set(counted(text, text[-held:])):
+                logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+        text.append(row[i] if i < len(row) else max(range(len(logits)), key=logits.__getitem__))
+        held = held + 1 if held < block_size else max(1, block_size // 2)
+    return text[len(row) :]
+
+
+def encoded_shapes(model: GPT) -> list[tuple[int, int]]:
+    """A list that gets (rows, tokens) of everything that enters the first layer from now on."""
+    shapes = []
+    model.transformer.h[0].register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape[:2])))
+    return shapes
+
+
+def recorded_logits(model: GPT) -> list[torch.Tensor]:
+    """A list that gets the logits (B, V) of every step from now on."""
+    logits = []
+    model.lm_head.register_forward_hook(lambda *args: logits.append(args[2].detach()))
+    return logits
+
+
+def assert_close(got, expected, atol: float = 1e-4):
+    torch.testing.assert_close(got.float(), expected.float(), atol=atol, rtol=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the cache
+
+
+@torch.no_grad()
+def encode(model: GPT, cache: KVCache, idx, first: int, chunks, rows=slice(None)) -> torch.Tensor:
+    """Logits (R, T, V) of idx (R, T), put into these rows of the cache from position first on, in chunks."""
+    parts, done = [], 0
+    for n in chunks:
+        positions = torch.arange(first + done, first + done + n)
+        held = cache.at(positions, first + done + n, first + done, rows)
+        parts.append(model.lm_head(model._hidden(idx[:, done : done + n], positions, held)))
+        done += n
+    assert done == idx.shape[1]
+    return torch.cat(parts, dim=1)
+
+
+@smoke
+@pytest.mark.parametrize("chunks", [(16,), (5, 11), (1, 3, 1, 7, 4)], ids=str)
+@each_scheme
+def test_prefill_in_uneven_chunks_gives_the_logits_of_one_full_pass_at_every_position(pos_embd, chunks):
+    model, idx = make(pos_embd, block_size=16), ids(3, 16)
+    cache = KVCache(model, 3)
+    assert_close(encode(model, cache, idx, 0, chunks), all_logits(model, idx))
+    other = ids(3, 16, seed=1)  # over what the cache is full of
+    assert_close(encode(model, cache, other, 0, chunks), all_logits(model, other))
+
+
+@smoke
+@each_scheme
+def test_chunks_of_different_sizes_by_row_give_the_logits_of_full_passes(pos_embd):
+    model, idx, cache = make(pos_embd, block_size=24), ids(3, 16), KVCache(make(pos_embd, block_size=24), 3)
+    sizes = ((4, 1, 6, 2), (1, 5, 1, 6), (2, 2, 3, 5))
+    starts, got = torch.zeros(3, dtype=torch.int64), [[], [], []]
+    for fresh in zip(*sizes):
+        T = max(fresh)
+        positions = starts[:, None] + torch.arange(T)
+        tokens = torch.zeros(3, T, dtype=torch.int64)  # padded with token 0, which is garbage there
+        for row, n in enumerate(fresh):
+            tokens[row, :n] = idx[row, starts[row] : starts[row] + n]
+        with torch.no_grad():
+            logits = model.lm_head(model._hidden(tokens, positions, cache.at(positions, int(positions.max()) + 1)))
+        for row, n in enumerate(fresh):
+            got[row].append(logits[row, :n])
+            starts[row] += n
+    for row, parts in enumerate(got):
+        assert_close(torch.cat(parts), all_logits(model, idx[row : row + 1, : sum(sizes[row])])[0])
+
+
+@smoke
+@each_scheme
+def test_some_rows_are_encoded_anew_and_the_others_keep_what_they_hold(pos_embd):
+    model, idx, fresh = make(pos_embd, block_size=16), ids(4, 12), ids(2, 12, seed=1)
+    cache = KVCache(model, 4)
+    encode(model, cache, idx[:, :8], 0, (8,))
+    some = torch.tensor([3, 1])
+    assert_close(encode(model, cache, fresh[:, :8], 0, (3, 5), some), all_logits(model, fresh[:, :8]))
+    now = idx.clone()
+    now[some] = fresh
+    assert_close(encode(model, cache, now[:, 8:], 8, (1, 3)), all_logits(model, now)[:, 8:])
+
+
+@smoke
+@each_scheme
+def test_what_lies_beyond_the_newest_token_makes_no_difference(pos_embd):
+    """A recorded step on a GPU looks at more keys than there are."""
+    model = make(pos_embd, block_size=16)
+    for rows in (prompts((2, 7, 5)), prompts((5, 5, 5))):
+        decoder = decoder_of(model, 3)
+        draws(decoder, prompts((16, 16, 16)), 0, 1)  # leaves garbage everywhere
+        draws(decoder, rows, 0, 4)
+        longest = max(decoder.counts)
+        with torch.no_grad():
+            expected = decoder._logits(longest, longest - 1 if min(decoder.counts) == longest else None)
+            assert longest < 16
+            assert_close(decoder._logits(16, None), expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "pos_embd, kind, tolerance",
+    [
+        *((name, "float32", 1e-4) for name in SCHEMES),
+        ("default", "bfloat16", 0.15),
+        ("relative", "bfloat16", 0.15),
+        ("rope", "autocast", 0.15),
+        ("alibi", "autocast", 0.15),
+    ],
+)
+def test_the_logits_of_every_step_equal_those_of_a_full_pass_over_the_window(pos_embd, kind, tolerance):
+    model, rows = make(pos_embd), prompts((1, 3, 8, 9, 30))  # their windows are full at different steps
+    if kind == "bfloat16":
+        model = model.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        logits = recorded_logits(model)
+        new = drawn(model, rows, 16, seed=2)
+        logits = torch.stack(logits)  # (16, B, V)
+        assert logits.shape == (16, 5, 61) and logits.dtype == (torch.bfloat16 if kind != "float32" else torch.float32)
+        for i, row in enumerate(rows):
+            for step, window in enumerate(windows(row, new[i], 8)):
+                expected = all_logits(model, [window])[0, -1]
+                assert_close(logits[step, i], expected, tolerance)
+    assert logits.std() > 0.5 and len({i for row in new for i in row}) > 30
+
+
+@smoke
+def test_the_cache_has_the_dtype_that_attention_has():
+    model = make()
+    assert {t.dtype for layer in KVCache(model, 1).layers for t in layer} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {t.dtype for layer in KVCache(model, 1).layers for t in layer} == {torch.bfloat16}
+    cache = KVCache(model.to(torch.bfloat16), 3)
+    assert {t.dtype for layer in cache.layers for t in layer} == {torch.bfloat16}
+    assert {t.shape for layer in cache.layers for t in layer} == {(3, 2, 8, 8)} and len(cache.layers) == 2
+
+
+@each_scheme
+def test_text_under_autocast_is_drawn_with_a_seed_again(pos_embd):
+    model, rows = make(pos_embd), prompts()
+    with torch.autocast("cpu", torch.bfloat16):
+        text = drawn(model, rows, 10, seed=0, **EVERYTHING)
+        assert text == drawn(model, rows, 10, seed=0, **EVERYTHING)
+    assert all(0 <= i < 61 for row in text for i in row) and [len(row) for row in text] == [10] * len(rows)
+
+
+@pytest.mark.parametrize("pos_embd, prefill", [*((name, 7) for name in SCHEMES), ("rope", 1), ("relative", 30)])
+def test_text_does_not_depend_on_how_much_is_encoded_at_a_time(pos_embd, prefill, monkeypatch):
+    model, rows = make(pos_embd, block_size=32), prompts((30, 2, 21))
+    logits = recorded_logits(model)
+    text = drawn(model, rows, 10, seed=1)
+    expected, shapes = torch.stack(logits), encoded_shapes(model)
+    logits.clear()
+    monkeypatch.setattr(Decoder, "PREFILL", prefill)
+    assert drawn(model, rows, 10, seed=1) == text
+    assert_close(torch.stack(logits), expected)
+    size = max(1, prefill // 3)  # of 29 tokens; later the first row, which is full, has 15 to encode anew
+    assert [n for B, n in shapes if B == 3 and n > 1 or size == 1] and max(B * n for B, n in shapes) <= max(prefill, 3)
+    assert shapes[: -(-29 // size)] == [(3, min(size, 29 - start)) for start in range(0, 29, size)]
+    assert (1, min(prefill, 15)) in shapes
+
+
+def test_only_rows_that_are_full_are_encoded_anew():
+    model, rows = make(), prompts((3, 6))
+    shapes = encoded_shapes(model)
+    text = drawn(model, rows, 10, temperature=0)
+    step, anew = (2, 1), (1, 3)
+    assert shapes == [(2, 5), *3 * [step], anew, *3 * [step], anew, *2 * [step], anew, *2 * [step]]
+    assert text == [by_hand(model, row, 10) for row in rows]
+
+
+@smoke
+@pytest.mark.parametrize(
+    "rows, first",
+    [
+        ([[3, 1, 4, 1, 5]] * 4, (1, 4)),
+        ([[3, 1, 4, 1, 5]] * 3 + [[3, 1, 4, 1, 6]], (4, 4)),
+        ([[3, 1, 4, 1, 5]] * 3 + [[1, 5]], (4, 4)),
+        ([[3, 1, 4, 1, 5]], (1, 4)),
+        ([[i] * 10 + [1, 2, 3, 4] for i in range(4)], (1, 3)),  # of 14 tokens the newest 4 are seen
+        ([[i] * 10 + [1, 2, 3] for i in range(4)], (4, 7)),
+    ],
+    ids=str,
+)  # of 13 the newest 8
+def test_rows_that_begin_the_same_are_encoded_once(rows, first):
+    model = make()
+    expected = drawn(model, rows, 20, seed=3, use_kv_cache=False)
+    shapes = encoded_shapes(model)
+    assert drawn(model, rows, 20, seed=3) == expected
+    assert shapes[0] == first and shapes[1] == (len(rows), 1)
+    assert len({tuple(row) for row in expected}) == len(rows)
+    assert drawn(model, rows, 12, temperature=0) == [by_hand(model, row, 12) for row in rows]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# filters
+
+
+def grid(n: int) -> torch.Tensor:
+    """n evenly spaced numbers in (0, 1): the ids drawn at them have the shares of their probabilities, to 1 / n."""
+    return (torch.arange(n, dtype=torch.float64) + 0.5) / n
+
+
+def shares(logits, text, n: int = 5000, **settings) -> torch.Tensor:
+    """The probabilities (V,) with which ids are drawn behind text from the model's logits (V,)."""
+    sampling = Sampling(**settings)
+    logits = logits[None].float()
+    if sampling.repetition_penalty is not None:
+        seen = torch.zeros(logits.shape, dtype=torch.bool)
+        seen[0, text] = True
+        logits = penalise(logits, seen, sampling.repetition_penalty)
+    return torch.bincount(draw(logits.expand(n, -1), grid(n), sampling), minlength=logits.shape[1]) / n
+
+
+def random_logits(seed: int, n: int = 30) -> torch.Tensor:
+    return 2 * torch.randn(n, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same_distribution(got, scores, n: int = 5000):
+    """Check that shares at n points are the probabilities of scores (V,), where ids are excluded by -inf."""
+    expected = scores.softmax(-1)
+    # what is less likely than a step of the grid may get no point
+    assert torch.equal((got > 0)[expected > 1 / n], torch.ones_like(got > 0)[expected > 1 / n])
+    assert not got[expected == 0].any()
+    torch.testing.assert_close(got, expected, atol=2.2 / n, rtol=0)
+
+
+@functools.cache
+def some_gpt2(transformers):
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(n_positions=8, n_embd=4, n_layer=1, n_head=1))
+
+
+def processors_of(transformers, **settings) -> list:
+    """The logits processors that transformers' own generate builds for these settings, in its order."""
+    config = transformers.GenerationConfig(do_sample=True, **{"top_k": None, **settings})
+    gpt2 = some_gpt2(transformers)
+    return list(gpt2._get_logits_processor(config, input_ids_seq_length=5, device="cpu", model_kwargs={}))
+
+
+def processed(processors, text, logits) -> torch.Tensor:
+    scores = logits[None].clone()
+    for processor in processors:
+        scores = processor(torch.tensor([text]), scores)
+    return scores[0]
+
+
+@smoke
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(min_p=0.1),
+        dict(min_p=0.5, temperature=2.0),
+        dict(min_p=0.5, temperature=0.5),
+        EVERYTHING,
+        dict(repetition_penalty=1.3),
+        dict(repetition_penalty=0.7),
+        dict(repetition_penalty=20.0),
+        dict(repetition_penalty=1.5, top_k=3),
+        dict(repetition_penalty=1.5, top_p=0.6),
+        dict(top_p=0.8, min_p=0.2),
+        dict(temperature=2.5, top_k=12, top_p=0.75, min_p=0.2, repetition_penalty=2.0),
+        dict(temperature=0.5, top_k=500, top_p=0.95, min_p=0.001, repetition_penalty=0.8),
+    ],
+    ids=str,
+)
+def test_probabilities_equal_those_of_transformers_processors(settings, transformers):
+    processors, text = processors_of(transformers, **settings), [3, 4, 4, 11, 29, 0]
+    assert len(processors) == len(settings)
+    for seed in range(2):
+        logits = random_logits(seed)
+        assert_same_distribution(shares(logits, text, **settings), processed(processors, text, logits))
+
+
+def test_the_filters_come_in_the_order_of_transformers(transformers):
+    settings = dict(temperature=2.5, top_k=12, top_p=0.75, min_p=0.2, repetition_penalty=2.0)
+    processors, text = processors_of(transformers, **settings), [3, 4, 4, 11, 29, 0]
+    assert [type(processor).__name__ for processor in processors] == [
+        "RepetitionPenaltyLogitsProcessor",
+        "TemperatureLogitsWarper",
+        "TopKLogitsWarper",
+        "TopPLogitsWarper",
+        "MinPLogitsWarper",
+    ]
+    penalty, temperature, top_k, top_p, min_p = processors
+    others = [
+        [temperature, top_k, top_p, min_p, penalty],
+        [penalty, top_k, top_p, min_p, temperature],
+        [penalty, temperature, top_p, top_k, min_p],
+        [penalty, temperature, top_k, min_p, top_p],
+    ]
+    found = [False] * len(others)
+    for seed in range(12):
+        logits = random_logits(seed)
+        expected = processed(processors, text, logits)
+        assert_same_distribution(shares(logits, text, **settings), expected)
+        for i, other in enumerate(others):
+            found[i] |= not torch.allclose(processed(other, text, logits).softmax(-1), expected.softmax(-1), atol=1e-3)
+    assert all(found)  # or the order would have made no difference above
+
+
+@smoke
+def test_the_penalty_by_hand():
+    logits, seen = torch.tensor([[2.0, -2.0, 0.0, 4.0], [2.0, -2.0, 0.0, 4.0]]), torch.tensor([[1, 1, 1, 0], [0] * 4])
+    assert penalise(logits, seen.bool(), 2.0).tolist() == [[1.0, -4.0, 0.0, 4.0], [2.0, -2.0, 0.0, 4.0]]
+    assert penalise(logits, seen.bool(), 0.5).tolist() == [[4.0, -1.0, 0.0, 4.0], [2.0, -2.0, 0.0, 4.0]]
+
+
+@smoke
+def test_min_p_by_hand():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    for min_p, kept in ((0.0, 4), (0.09, 4), (0.11, 3), (0.31, 2), (0.61, 1), (1.0, 1)):
+        assert (shares(logits, [], min_p=min_p) > 0).sum() == kept
+    torch.testing.assert_close(shares(logits, [], min_p=0.31)[:2], torch.tensor([0.625, 0.375]), atol=4e-4, rtol=0)
+
+
+@smoke
+def test_values_that_leave_a_filter_off_change_nothing():
+    model, rows = make(), prompts((1, 9))
+    free = drawn(model, rows, 12, seed=3)
+    for off in (
+        dict(min_p=None),
+        dict(min_p=0.0),
+        dict(repetition_penalty=None),
+        dict(repetition_penalty=1.0),
+        dict(repetition_penalty=1),
+    ):
+        assert drawn(model, rows, 12, seed=3, **off) == free, off
+    greedy = drawn(model, rows, 12, temperature=0)
+    assert drawn(model, rows, 12, seed=3, min_p=1.0) == greedy
+    for on in (dict(min_p=0.3), dict(repetition_penalty=1.5), dict(repetition_penalty=0.7)):
+        assert drawn(model, rows, 12, seed=3, **on) != free, on
+        if "min_p" in on:
+            assert drawn(model, rows, 12, temperature=0, **on) == greedy
+        else:
+            assert drawn(model, rows, 12, temperature=0, **on) != greedy
+
+
+def random_gpt2(transformers, folder) -> tuple:
+    """(transformers' tiny GPT-2 with random weights, the same as ours): what it saved in folder is loaded."""
+    from dongpt.checkpoint import hugging_face
+
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=61,
+            n_positions=64,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(20.0)
+    theirs.save_pretrained(folder)
+    ours, _ = hugging_face.load(str(folder))
+    return theirs, ours.eval()
+
+
+@pytest.mark.parametrize("penalty", [0.8, 1.5])
+def test_greedy_text_with_a_penalty_equals_that_of_transformers_generate(penalty, transformers, tmp_path):
+    theirs, ours = random_gpt2(transformers, tmp_path / "folder")
+    idx = ids(3, 7)
+    expected = theirs.generate(
+        idx,
+        max_new_tokens=35,
+        do_sample=False,
+        repetition_penalty=penalty,
+        pad_token_id=0,
+        attention_mask=torch.ones_like(idx),
+    )
+    assert expected.shape == (3, 42) and not torch.equal(expected, ours.generate(idx, 35, temperature=0))
+    for use_kv_cache in (True, False):
+        got = ours.generate(idx, 35, temperature=0, repetition_penalty=penalty, use_kv_cache=use_kv_cache)
+        assert torch.equal(got, expected)
+
+
+def test_probabilities_equal_the_scores_of_transformers_generate(transformers, tmp_path):
+    theirs, ours = random_gpt2(transformers, tmp_path / "folder")
+    idx = ids(1, 7)
+    torch.manual_seed(0)
+    answer = theirs.generate(
+        idx,
+        max_new_tokens=12,
+        do_sample=True,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        attention_mask=torch.ones_like(idx),
+        output_scores=True,
+        **EVERYTHING,
+    )
+    text = answer.sequences[0].tolist()
+    assert len(answer.scores) == 12 and len({int((scores > -1e30).sum()) for scores in answer.scores}) > 2
+    for n, scores in enumerate(answer.scores, start=7):
+        logits = all_logits(ours, [text[:n]])[0, -1]
+        assert_same_distribution(shares(logits, text[:n], **EVERYTHING), scores[0])
+
+
+@pytest.mark.parametrize("kind", [*SCHEMES, "bigram", *MODELS])
+def test_the_penalty_counts_the_prompt_and_drawn_ids_also_those_no_longer_seen(kind):
+    model = legacy(kind) if kind in MODELS else make(model_type="bigram") if kind == "bigram" else make(kind)
+    rows = prompts((1, 8, 30))
+    expected = [by_hand(model, row, 24, 1.4) for row in rows]
+    for use_kv_cache in (True, False):
+        assert drawn(model, rows, 24, temperature=0, repetition_penalty=1.4, use_kv_cache=use_kv_cache) == expected
+
+
+def test_a_penalty_on_the_window_the_prompt_or_the_new_ids_alone_would_show():
+    model = make()
+    for wrong in (
+        lambda text, window: window,
+        lambda text, window: text[:9],
+        lambda text, window: text[9:],
+        lambda text, window: text[:-1],
+    ):
+        row = ids(9, seed=9).tolist()
+        assert by_hand(model, row, 30, 1.4, wrong) != drawn(model, [row], 30, temperature=0, repetition_penalty=1.4)[0]
+
+
+@pytest.mark.parametrize(
+    "pos_embd, settings",
+    [*((name, EVERYTHING) for name in SCHEMES), ("default", dict(repetition_penalty=1.4)), ("rope", dict(min_p=0.1))],
+    ids=str,
+)
+def test_drawn_text_with_all_filters_is_the_same_with_and_without_cache_and_in_any_batch(pos_embd, settings):
+    model, rows = make(pos_embd), prompts((1, 8, 9, 30))
+    text = drawn(model, rows, 16, seed=3, **settings)
+    assert text == drawn(model, rows, 16, seed=3, use_kv_cache=False, **settings)
+    assert drawn(model, rows[:1], 16, seed=3, **settings) == text[:1]
+    assert drawn(model, [rows[0], [5], rows[2]], 16, seed=3, **settings)[2] == text[2]  # each row has its own penalty
+    assert all(len(set(row)) > 6 for row in text)
+
+
+def p_value(counts, probabilities) -> float:
+    """Of chi-squared for counts (V,) of draws; what is expected less than five times counts as one cell."""
+    counts, expected = counts.double(), counts.sum() * probabilities.double()
+    assert not counts[expected == 0].any()
+    rare = expected < 5
+    counts, expected = (torch.cat([t[~rare], t[rare].sum()[None]]) for t in (counts, expected))
+    if expected[-1] < 1:
+        counts, expected = counts[:-1], expected[:-1]
+    assert len(expected) > 2
+    chi_squared = ((counts - expected) ** 2 / expected).sum()
+    return torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2).double(), chi_squared / 2).item()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(min_p=0.05, temperature=1.3),
+        dict(top_k=8, top_p=0.9),
+        dict(repetition_penalty=1.5),
+        EVERYTHING,
+        dict(temperature=2.0, top_k=30, top_p=0.8, min_p=0.01, repetition_penalty=2.0),
+    ],
+    ids=str,
+)
+def test_frequencies_of_drawn_ids_fit_the_probabilities_of_transformers(settings, transformers):
+    model, row, n = make(), ids(6, seed=1).tolist(), 4000
+    processors = processors_of(transformers, **settings)
+    text = torch.tensor(drawn(model, [row] * n, 2, seed=11, **settings))
+    first = processed(processors, row, all_logits(model, [row])[0, -1]).softmax(-1)
+    assert p_value(torch.bincount(text[:, 0], minlength=61), first) > 1e-3
+    common = text[:, 0].mode().values
+    after = text[text[:, 0] == common, 1]  # the second id, where the first was this
+    row = [*row, common.item()]
+    second = processed(processors, row, all_logits(model, [row])[0, -1]).softmax(-1)
+    assert len(after) > 300 and p_value(torch.bincount(after, minlength=61), second) > 1e-3
+
+
+@smoke
+@pytest.mark.parametrize(
+    "settings",
+    [dict(temperature=0, repetition_penalty=1.4), dict(repetition_penalty=1.4), dict(min_p=0.1), EVERYTHING],
+    ids=str,
+)
+@with_and_without_cache
+def test_a_padded_vocabulary_gives_the_text_of_one_without_padding(settings, use_kv_cache):
+    model, rows = make(), prompts((1, 9, 12), vocab_size=50)
+    with torch.no_grad():
+        model.lm_head.weight[50:] *= 20  # the padding looks likely
+    cut = GPT(replace(model.config, vocab_size=50)).eval()
+    cut.load_state_dict(
+        {
+            name: weight[:50] if "wte" in name or "lm_head" in name else weight
+            for name, weight in model.state_dict().items()
+        }
+    )
+    got = drawn(model, rows, 12, seed=5, n_ids=50, use_kv_cache=use_kv_cache, **settings)
+    assert got == drawn(cut, rows, 12, seed=5, use_kv_cache=use_kv_cache, **settings)
+    assert max(max(row) for row in drawn(model, rows, 12, seed=5, **settings)) >= 50
+
+
+@smoke
+@pytest.mark.parametrize(
+    "settings, part",
+    [
+        (dict(min_p=-0.1), "min_p=-0.1"),
+        (dict(min_p=1.1), "min_p=1.1"),
+        (dict(min_p=float("nan")), "min_p=nan"),
+        (dict(repetition_penalty=0.0), "repetition_penalty=0.0"),
+        (dict(repetition_penalty=-1.0), "repetition_penalty=-1"),
+        (dict(repetition_penalty=float("inf")), "repetition_penalty=inf"),
+        (dict(repetition_penalty=float("nan")), "repetition_penalty=nan"),
+        (dict(min_p=2.0, repetition_penalty=-3.0), "min_p=2.0.*repetition_penalty=-3.0"),
+    ],
+)
+def test_filters_that_make_no_sense_are_refused(settings, part):
+    with pytest.raises(ValueError, match=part):
+        list(make().stream([[1, 2]], 5, **settings))
+    with pytest.raises(ValueError, match=part):
+        make().generate(ids(1, 3), 5, temperature=0, **settings)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# logits that are not finite
+
+
+def spoil(model: GPT, row: int, step: int, value: float = float("nan")):
+    """From this step on, an entry of a row's logits is not finite."""
+    calls = []
+
+    def hook(_, args, logits):
+        calls.append(1)
+        if len(calls) > step:
+            logits[row, 3] = value
+        return logits
+
+    return model.lm_head.register_forward_hook(hook)
+
+
+@smoke
+@pytest.mark.parametrize("settings", [dict(temperature=0), dict(seed=1), dict(seed=1, **EVERYTHING)], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@with_and_without_cache
+def test_one_row_whose_logits_are_not_finite_ends_the_stream(settings, value, use_kv_cache):
+    model, rows = make(), prompts((2, 5, 9))
+    spoil(model, 1, 4, value)
+    stream = model.stream(rows, 20, use_kv_cache=use_kv_cache, **settings)
+    good = [next(stream) for _ in range(4)]
+    with pytest.raises(ValueError, match="not finite.*float32"):
+        next(stream)
+    assert torch.stack(good).min() >= 0
+
+
+@smoke
+@pytest.mark.parametrize("settings", [dict(seed=1), dict(seed=1, **EVERYTHING)], ids=str)
+@with_and_without_cache
+def test_logits_of_a_finished_row_need_not_be_finite(settings, use_kv_cache):
+    model, rows = make(), prompts((2, 5, 9))
+    free = drawn(model, rows, 20, **settings)
+    stop = next(i for i in free[1][:12] if i not in free[0] + free[2])
+    end = free[1].index(stop) + 1
+    spoil(model, 1, end)
+    text = drawn(model, rows, 20, stop_ids=[stop], use_kv_cache=use_kv_cache, **settings)
+    assert text == [free[0], free[1][:end] + [-1] * (20 - end), free[2]]
+
+
+@smoke
+def test_ids_that_cannot_be_drawn_may_have_any_logits():
+    model, rows = make(), prompts((2, 5, 9), vocab_size=50)
+    expected = drawn(model, rows, 20, seed=1, n_ids=50)
+    with torch.no_grad():
+        model.lm_head.weight[50:] = float("inf")
+    assert drawn(model, rows, 20, seed=1, n_ids=50) == expected
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# a Decoder that is used again, and streams side by side
+
+
+@pytest.mark.parametrize(
+    "pos_embd, use_kv_cache, settings",
+    [
+        *((name, True, EVERYTHING) for name in SCHEMES),
+        ("default", False, EVERYTHING),
+        ("rope", True, {}),
+        ("default", True, dict(temperature=0, repetition_penalty=1.4)),
+    ],
+    ids=str,
+)
+def test_a_decoder_that_is_used_again_gives_what_a_fresh_one_gives(pos_embd, use_kv_cache, settings):
+    model = make(pos_embd)
+    used = decoder_of(model, 3, use_kv_cache, **settings)
+    for seed, lengths, n in ((0, (9, 30, 8), 20), (1, (1, 2, 3), 1), (2, (3, 3, 3), 3), (2, (1, 8, 5), 12)):
+        rows = prompts(lengths)
+        assert draws(used, rows, seed, n) == drawn(model, rows, n, seed=seed, use_kv_cache=use_kv_cache, **settings)
+
+
+@smoke
+def test_a_decoder_left_half_way_begins_anew():
+    model = make()
+    used, rows = decoder_of(model, 3, **EVERYTHING), prompts((3, 9, 6))
+    expected = draws(used, rows, 4, 30)
+    with torch.no_grad():
+        left = used.draws(prompts((8, 1, 5)), 9, 50)
+        next(left), next(left)
+        assert used.busy
+        left.close()
+    assert not used.busy and draws(used, rows, 4, 30) == expected and not used.busy
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only there a Decoder is kept")
+def test_a_remembered_decoder_is_used_again_only_where_it_fits_and_is_free():
+    model, sampling = make().to("cuda"), Sampling(**EVERYTHING)
+    settings = (3, 8, sampling, 61, True)
+    remembered = Decoder.of(model, *settings)
+    assert Decoder.of(model, *settings) is remembered
+    for other in (
+        (2, *settings[1:]),
+        (3, 8, Sampling(), 61, True),
+        (3, 8, sampling, 60, True),
+        (3, 8, sampling, 61, False),
+    ):
+        assert Decoder.of(model, *other) is not remembered
+    rows, settings = prompts((1, 9, 6)), dict(seed=4, **EVERYTHING)
+    expected = drawn(model, rows, 15, **settings)
+    first, second = model.stream(rows, 15, **settings), model.stream(rows, 15, **settings)
+    both = [torch.stack(one).T.tolist() for one in zip(*zip(first, second))]
+    assert both == [expected, expected]
+    assert drawn(model, rows, 15, **settings) == expected
+
+
+@pytest.mark.parametrize("uniforms", [7, 1000])
+def test_text_does_not_depend_on_how_many_random_numbers_come_at_a_time(uniforms, monkeypatch):
+    model, rows = make(n_layer=1), prompts((1, 9))
+    assert Decoder.UNIFORMS < 140
+    expected = drawn(model, rows, 140, seed=8, min_p=0.02)
+    monkeypatch.setattr(Decoder, "UNIFORMS", uniforms)
+    assert drawn(model, rows, 140, seed=8, min_p=0.02) == expected
+
+
+@smoke
+@each_scheme
+def test_text_does_not_depend_on_how_much_more_is_asked_for(pos_embd):
+    """Room is taken for no more tokens than there will be."""
+    model, rows = make(pos_embd, block_size=16), prompts((3, 9))
+    whole = drawn(model, rows, 25, seed=6)
+    for n in (1, 2, 6, 7, 8, 13, 14, 24):  # up to block_size of either row, and beyond
+        assert drawn(model, rows, n, seed=6) == [row[:n] for row in whole], n
+
+
+@pytest.mark.parametrize("kinds", [("default", "default"), ("rope", "alibi")], ids=str)
+def test_two_streams_side_by_side_give_what_each_gives_alone(kinds):
+    models = [make(kind) for kind in kinds]
+    models[1] = models[0] if kinds[0] == kinds[1] else models[1]
+    calls = [
+        lambda: models[0].stream(prompts((3, 9, 1)), 20, seed=1, **EVERYTHING),
+        lambda: models[1].stream(prompts((3, 9, 1)), 20, seed=2, **EVERYTHING),
+        lambda: models[0].stream(prompts((8, 30)), 20, temperature=0),
+        lambda: models[1].stream(prompts((8, 30)), 20, seed=3, use_kv_cache=False),
+    ]
+    alone = [torch.stack(list(call())).tolist() for call in calls]
+    together = [torch.stack(one).tolist() for one in zip(*zip(*(call() for call in calls)))]
+    assert together == alone
+
+
+@smoke
+def test_a_stream_that_is_left_half_way_disturbs_no_other():
+    model, rows = make(), prompts((3, 9, 1))
+    expected = drawn(model, rows, 18, seed=1, **EVERYTHING)
+    left = model.stream(rows, 18, seed=1, **EVERYTHING)
+    begun = [next(left) for _ in range(11)]
+    assert drawn(model, prompts((5, 5, 5)), 18, seed=2, **EVERYTHING)
+    assert drawn(model, rows, 18, seed=1, **EVERYTHING) == expected
+    assert torch.stack([*begun, *left]).T.tolist() == expected  # and it can be taken up again
+    left = model.stream(rows, 18, seed=1)
+    next(left)
+    left.close()
+    assert drawn(model, rows, 18, seed=1, **EVERYTHING) == expected
+    assert torch.is_grad_enabled()
+
+
+@smoke
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "bigram", *MODELS])
+@with_and_without_cache
+def test_ids_come_as_int64_on_the_cpu(kind, use_kv_cache):
+    model = legacy(kind) if kind in MODELS else make(model_type="bigram") if kind == "bigram" else make()
+    model = model.to(torch.bfloat16) if kind == "bfloat16" else model
+    for settings in (dict(temperature=0), dict(seed=1, **EVERYTHING)):
+        new = list(model.stream(prompts((3, 9)), 12, use_kv_cache=use_kv_cache, **settings))
+        assert len(new) == 12 and {(t.shape, t.dtype, t.device.type, t.requires_grad) for t in new} == {
+            ((2,), torch.int64, "cpu", False)
+        }
+
+
+@pytest.mark.parametrize("kind", [*MODELS, "bigram"])
+@pytest.mark.parametrize("settings", [dict(temperature=0), EVERYTHING], ids=str)
+def test_legacy_models_and_the_bigram_write_the_same_in_any_batch(kind, settings):
+    model, rows = legacy(kind) if kind in MODELS else make(model_type="bigram"), prompts((1, 8, 30))
+    text = drawn(model, rows, 16, seed=3, **settings)
+    assert text == drawn(model, rows, 16, seed=3, use_kv_cache=False, **settings)
+    for i in range(len(rows)):
+        others = [*prompts((9, 2))[:i], rows[i], *prompts((5,))]  # row i has the random numbers of row i
+        assert drawn(model, others, 16, seed=3, **settings)[i] == text[i]
+    if settings.get("temperature") == 0:
+        assert text == [by_hand(model, row, 16) for row in rows]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# without a limit
+
+
+def live_tensors() -> int:
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def tensors_of(decoder: Decoder) -> list[torch.Tensor]:
+    found = [decoder.text, decoder.last, decoder.uniforms, decoder.n_drawn, decoder.drawn]
+    found += [] if decoder.seen is None else [decoder.seen]
+    return found + ([t for layer in decoder.cache.layers for t in layer] if decoder.cache else [])
+
+
+@pytest.mark.parametrize("settings", [dict(), EVERYTHING], ids=str)
+def test_a_decoder_keeps_its_tensors_where_they_are(settings):
+    model = make(block_size=16, n_layer=1)
+    decoder = decoder_of(model, 2, **settings)
+    before = [(t.data_ptr(), t.shape, t.untyped_storage().nbytes()) for t in tensors_of(decoder)]
+    for lengths in ((3, 9), (30, 30)):
+        draws(decoder, prompts(lengths), 1, 60)
+        assert [(t.data_ptr(), t.shape, t.untyped_storage().nbytes()) for t in tensors_of(decoder)] == before
+
+
+def test_a_long_text_takes_no_more_memory_than_a_short_one():
+    model = make(block_size=16, n_layer=1)
+    stream = model.stream(prompts((300,)), 3000, seed=1, repetition_penalty=1.1)
+    for _ in range(500):
+        next(stream)
+    n, blocks = live_tensors(), sys.getallocatedblocks()
+    for _ in range(2500):
+        next(stream)
+    assert sys.getallocatedblocks() - blocks < 1000  # of Python's memory: a number kept for each token would be one
+    assert live_tensors() == n
+    assert next(stream, None) is None
+
+
+def resident_bytes() -> int:
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("resident memory is read from /proc")
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.long
+@each_scheme
+def test_100000_tokens_take_the_same_time_each_and_no_more_memory(pos_embd):
+    model, tenth = make(pos_embd, block_size=16, n_layer=1), 10_000
+    stream = model.stream(prompts((3,)), 10 * tenth, seed=1, **EVERYTHING)
+    seconds, resident, seen = [], [], set()
+    for _ in range(10):
+        start = time.process_time()
+        for _ in range(tenth):
+            seen.add(next(stream).item())
+        seconds.append(time.process_time() - start)
+        gc.collect()
+        resident.append(resident_bytes())
+    assert next(stream, None) is None and len(seen) > 30
+    assert seconds[-1] < 1.5 * seconds[1], seconds
+    assert resident[-1] - resident[0] < 20e6, resident
