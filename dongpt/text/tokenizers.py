@@ -82,7 +82,7 @@ class Tokenizer:
         """What of text the vocabulary does not hold, sorted."""
         return []
 
-    def loses(self, text: str) -> bool:
+    def is_lossy(self, text: str) -> bool:
         """Whether ids cannot give text back, for another reason than that a vocabulary lacks something."""
         return False
 
@@ -252,7 +252,7 @@ class WordTokenizer(Tokenizer):
     def cut(self, text: str) -> int:
         return last_word_break(text)
 
-    def loses(self, text: str) -> bool:
+    def is_lossy(self, text: str) -> bool:
         return self.lower and text != text.lower()
 
     def decoder(self) -> Callable[[int | None], str]:
