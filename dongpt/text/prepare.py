@@ -28,7 +28,7 @@ from dongpt.text.documents import Files, Texts
 from dongpt.text.template import Segment, Template, joined
 from dongpt.text.tokenizers import (
     END,
-    MOST,
+    MAX_VOCAB,
     BPETokenizer,
     CharTokenizer,
     GPT2Tokenizer,
@@ -122,10 +122,10 @@ def prepare(
             for i, text in enumerate(texts)
         )
         tokenizer = builder.finish(special, again, survey)
-        if tokenizer.vocab_size > MOST:
+        if tokenizer.vocab_size > MAX_VOCAB:
             raise UserError(
                 f"a vocabulary of {tokenizer.vocab_size:,} does not fit into uint16 files, which hold "
-                f"{MOST:,}: {TOO_MANY}"
+                f"{MAX_VOCAB:,}: {TOO_MANY}"
             )
         split = choose(survey, val_fraction)
         with Writer(folder, tokenizer, shard_tokens) as writer:
@@ -432,8 +432,8 @@ class _Words:
         words = sorted(word for word, count in self.counts.items() if count >= self.vocabulary.min_count)
         if not words:
             raise UserError(f"no word occurs {self.vocabulary.min_count:,} times: lower --min_count")
-        if len(words) >= MOST:
-            raise UserError(f"the text has {len(words):,} different words, uint16 files hold {MOST:,}: {TOO_MANY}")
+        if len(words) >= MAX_VOCAB:
+            raise UserError(f"the text has {len(words):,} different words, uint16 files hold {MAX_VOCAB:,}: {TOO_MANY}")
         return WordTokenizer(words, special, self.vocabulary.lower, self.vocabulary.spaces_alone)
 
 
