@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterable, Iterator, Literal
 
 from configurator import UserError
+from dongpt.text.template import is_unicode
 
 READ_BYTES = 2**20  # bytes read at a time
 DECOMPRESS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -201,6 +202,8 @@ class Files:
                     f"{path} has a NUL{at}: it is no text in {encoding.upper()}, leave it out, or pass "
                     f"--encoding=NAME of the encoding it has, such as utf-16-le"
                 )
+            if not is_unicode(text):  # as utf-7 and unicode_escape can spell it
+                raise UserError(f"{path} has half a surrogate pair: convert it to UTF-8")
             place += len(piece)
             if text := line_ends.decode(text, final=not piece):
                 yield text
@@ -210,7 +213,7 @@ class Files:
 
 def _decompressed(path: str) -> Iterator[bytes]:
     """Yield the bytes of a file in pieces; b"" comes last."""
-    opener: Callable[..., Any] = DECOMPRESS.get(kind_of(path)[1], open)
+    opener: Any = DECOMPRESS.get(kind_of(path)[1], open)
     try:
         with opener(path, "rb") as file:
             while piece := file.read(READ_BYTES):
@@ -254,7 +257,7 @@ def check_text(text, place: str, field: str) -> str:
     """The text of a record's field, with line ends \\n. Raises UserError if it isn't text."""
     if not isinstance(text, str):
         raise UserError(f"{place}: {field!r} of this record is no text but {str(text)[:40]!r}: mend or drop it")
-    if "\0" in text or _has_surrogate(text):
+    if "\0" in text or not is_unicode(text):
         raise UserError(
             f"{place}: {field!r} of this record has a NUL or half a surrogate pair ({text[:40]!r}...): mend or drop it"
         )
@@ -267,11 +270,7 @@ def _as_it_is(text, place: str, field: str) -> str:
         return ""
     if not isinstance(text, str):
         return check_text(text, place, field)  # raises
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _has_surrogate(text) else text
-
-
-def _has_surrogate(text: str) -> bool:
-    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
+    return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def parse_json(line: str, place: str) -> Any:
