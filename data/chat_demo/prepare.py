@@ -28,7 +28,7 @@ from typing import Callable, Iterator, Sequence
 import numpy as np
 
 import configurator
-from dongpt.chat.dialogues import to_parts
+from dongpt.chat.dialogues import to_segments
 from dongpt.program import run_program
 from dongpt.text.prepare import BUCKETS, Split, Survey, Vocabulary, prepare_marked
 from dongpt.text.report import report
@@ -942,7 +942,7 @@ class Invented:
                     digest.update(f"{text}\n".encode("utf-8"))
                 on_bytes(len(text) - 2 * len(said))
                 messages = [message for one in said for message in (("user", one.user), ("assistant", one.answer))]
-                yield number, to_parts(messages, DONGPT)
+                yield number, to_segments(messages, DONGPT)
 
 
 def questions(

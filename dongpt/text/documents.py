@@ -278,7 +278,7 @@ def parse_json(line: str, place: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is no JSON ({error}): mend or drop the line") from error
+        raise UserError(f"{place} is no JSON ({getattr(error, 'msg', error)}): mend or drop the line") from error
 
 
 def _check_fields(where: str, fields: Iterable[str], found: Iterable[str], option: str):

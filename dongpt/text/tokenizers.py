@@ -519,7 +519,8 @@ def check_dict(description: Any) -> int:
     n_entries = {"gpt2": GPT2_VOCAB, "word": 1, "bpe": 1, "char": 0}[kind]  # 1: <unk> or <|endoftext|>
     for key, expected in [*KEYS[kind].items(), ("special", list)]:
         value: Any = description.get(key, expected())
-        if type(value) is not expected or expected is list and {*map(type, value)} - {str}:
+        has_type = type(value) is expected
+        if not has_type or expected is list and {*map(type, value)} - {str}:
             wanted = {str: "text", bool: "True or False", list: "a list of texts"}[expected]
             raise UserError(f"the tokenizer's {key!r} is not {wanted}: prepare the data again")
         if expected is bool:
