@@ -1,10 +1,10 @@
-"""Asks a model the questions that were held out, through chat.py as a user would, and counts the exact answers.
+"""Ask a model the held-out questions, through chat.py as a user would, and count the exact answers.
 
     python data/chat_demo/quiz.py out-chat-demo/ckpt.pt
     python data/chat_demo/quiz.py out-chat-demo/ckpt.pt --n=100 --shown=20
 
-Every conversation begins anew, with /reset. An answer counts only if it is right to the letter. The kinds that begin
-with "new" ask for what never occurred in training; they are counted apart.
+Every conversation starts with /reset. An answer counts only if it is right to the letter. The kinds that start with
+"new" ask for what never occurred in training; they are counted separately.
 """
 
 import os
@@ -12,32 +12,35 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-import json
 import subprocess
 from dataclasses import dataclass
+from typing import Annotated
 
 import configurator
 from configurator import UserError
 from dongpt.program import ROOT, run_program
+from dongpt.text.documents import parse_json
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
 @dataclass(frozen=True)
 class QuizConfig:
-    n: int = 1000  # held-out questions
-    shown: int = 10  # wrong answers that are printed
+    n: Annotated[int, ">=", 0] = 1000  # held-out questions
+    shown: Annotated[int, ">=", 0] = 10  # wrong answers that are printed
 
 
 def read_questions(path: str, n: int) -> list[dict]:
-    """The first n held-out questions of a file, whose kinds take turns, and all questions for what is new.
+    """The first n held-out questions of a file, whose kinds alternate, and all questions for what is new.
 
-    Raises UserError where there is no such file.
+    Raises UserError if there is no such file, or for what is not a question of prepare.py.
     """
     if not os.path.exists(path):
         raise UserError(f"{path} is not there: run python data/chat_demo/prepare.py")
     with open(path, encoding="utf-8") as file:
-        questions = [json.loads(line) for line in file]
+        questions = [parse_json(line, f"{path} line {number:,}") for number, line in enumerate(file, 1)]
+    if not all(isinstance(one, dict) and {"kind", "turns", "answer"} <= set(one) for one in questions):
+        raise UserError(f"{path} is not what data/chat_demo/prepare.py writes: run it again")
     return [one for one in questions if not is_new(one["kind"])][:n] + [one for one in questions if is_new(one["kind"])]
 
 
@@ -77,23 +80,18 @@ def row(name: str, results: list[bool]) -> str:
 
 
 def print_table(questions: list[dict], right: list[bool]):
-    """Kind by kind, what was asked and how much of it was answered exactly; the new kinds apart."""
+    """Print how much was asked of each kind and answered exactly; the new kinds separately."""
     print(f"{'kind':<28}{'asked':>7}{'exact':>7}")
     for new, title in ((False, "all held-out questions"), (True, "all that is new")):
         for kind in dict.fromkeys(one["kind"] for one in questions if is_new(one["kind"]) == new):
             print(row(kind, [good for one, good in zip(questions, right) if one["kind"] == kind]))
-        print(row(title, [good for one, good in zip(questions, right) if is_new(one["kind"]) == new]))
-        print()
+        print(row(title, [good for one, good in zip(questions, right) if is_new(one["kind"]) == new]), end="\n\n")
 
 
 def main(argv: list[str] | None = None):
-    argv = sys.argv[1:] if argv is None else argv
-    paths = [arg for arg in argv if not arg.startswith("-")]
-    cfg, _ = configurator.load(QuizConfig, [arg for arg in argv if arg not in paths])
-    if len(paths) != 1:
-        raise UserError("one model is asked: pass its checkpoint, python data/chat_demo/quiz.py out-chat-demo/ckpt.pt")
+    cfg, _, (checkpoint,) = configurator.load_with_paths(QuizConfig, argv, "CHECKPOINT")
     questions = read_questions(os.path.join(FOLDER, "questions.jsonl"), cfg.n)
-    answers = ask(paths[0], questions)
+    answers = ask(checkpoint, questions)
     right = [answer == one["answer"] for one, answer in zip(questions, answers)]
     print_table(questions, right)
     wrong = [(one, answer) for one, answer, good in zip(questions, answers, right) if not good]

@@ -1,6 +1,6 @@
 """Word vectors: read from files, looked up for the words of a vocabulary, and copied into a model's token embedding.
 
-    vectors = read_vectors("GoogleNews-vectors-negative300.bin.gz", wanted_spellings(tokenizer))  # {"food": (300,), ...}
+    vectors = read_vectors("GoogleNews-vectors-negative300.bin", wanted_spellings(tokenizer))  # {"food": (300,), ...}
     table = vector_table(tokenizer, vectors)            # (vocab_size, 300), zeros for tokens without a vector
     save_table("data/don_word/word2vec.npy", table)
     line = init_embedding(model.transformer.wte.weight, "data/don_word/word2vec.npy", tokenizer.vocab_size)
