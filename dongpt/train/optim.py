@@ -1,7 +1,7 @@
 """Optimizers: AdamW as GPT-2 has it, or Muon for the blocks' matrices with AdamW for all else; rows of large tables.
 
     optimizer = make_optimizer(model, cfg, "cpu")      # cfg has the fields of OptimConfig
-    set_learning_rate(optimizer, lr)                   # model.py; before each optimizer.step()
+    set_learning_rate(optimizer, lr)                   # before each optimizer.step()
 
 Muon: Keller Jordan et al. 2024, kellerjordan.github.io/posts/muon. A matrix moves along the orthogonal matrix that is
 nearest to its averaged gradient, so that all of its directions learn equally fast.
@@ -13,13 +13,16 @@ from typing import Literal
 import torch
 from torch.optim.adamw import adamw
 
-from model import GPT
+from model import GPT, NGRAMS, RELATIVE
 
 # Each X -> a X + b X X' X + c X X' X X' X brings the singular values of X nearer to 1; with these numbers, of Jordan's
-# page, fast rather than exactly: they end between 0.7 and 1.2.
+# page, fast rather than exactly: most end between 0.7 and 1.2, the smallest ones of square matrices lower, near 0.06.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5  # of it
 MOMENTUM = 0.9  # Jordan has 0.95; short runs end lower with this: docs/speed.md
+RELATIVE_LR = 100.0  # lr multiplier of the relative table: biases grow to about -5 while weights stay near 0.02
+NGRAMS_LR = 3.0  # lr multiplier of the n-gram table: each entry is rarely used
+BEYOND = 8.0  # scores beyond the relative table get its lowest bias minus this many nats
 
 
 @dataclass(frozen=True)
@@ -53,20 +56,45 @@ class OptimConfig:
 
 
 def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer":
-    """The optimizer that cfg asks for, its groups those of model.parameter_groups(muon)."""
+    """The optimizer that cfg asks for, over the groups of model.configure_optimizers; see parameter_groups there."""
     _leave_the_compiler_alone()
-    muon_lr = cfg.muon_lr if cfg.optimizer == "muon" else None
-    groups = model.optimizer_groups(cfg.weight_decay, cfg.learning_rate, muon_lr)
-    return Optimizer(
-        groups,
-        dict(
-            lr=cfg.learning_rate,
-            betas=(cfg.beta1, cfg.beta2),
-            eps=1e-8,
-            weight_decay=0.0,
-            fused=device_type in ("cuda", "cpu"),
-        ),
-    )
+    betas = (cfg.beta1, cfg.beta2)
+    adamw = model.configure_optimizers(cfg.weight_decay, cfg.learning_rate, betas, device_type)
+    parameters = dict(model.named_parameters())
+    groups = [dict(params=group["params"], weight_decay=group["weight_decay"]) for group in adamw.param_groups]
+    if cfg.optimizer == "muon":
+        matrices, _, in_blocks, *_ = model.parameter_groups(muon=True)
+        groups[0]["params"] = [parameters[name] for name in matrices]
+        muon_scale = cfg.muon_lr / max(cfg.learning_rate, 1e-30)
+        muon_group = dict(params=[parameters[name] for name in in_blocks], weight_decay=cfg.weight_decay)
+        groups.insert(2, muon_group | dict(lr_scale=muon_scale, rule="muon"))
+    for names, group in zip(model.parameter_groups(muon=cfg.optimizer == "muon"), groups):
+        if names == [RELATIVE]:
+            group["lr_scale"] = RELATIVE_LR
+        elif names == [NGRAMS]:
+            group |= dict(lr_scale=NGRAMS_LR, rule="rows")
+    defaults = dict(lr=cfg.learning_rate, betas=betas, eps=1e-8, weight_decay=0.0, fused=device_type in ("cuda", "cpu"))
+    optimizer = Optimizer(groups, defaults)
+    set_learning_rate(optimizer, cfg.learning_rate)
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
+    """Set every group's learning rate, times its lr_scale, for the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1)
+
+
+@torch.no_grad()
+def lower_last_distance(model: GPT):
+    """Put the last entry of pos_embd=relative's table BEYOND below all others; call this after each update.
+
+    Distances beyond the table use this entry too. Training sees it once per window and nothing beyond: left alone it
+    stays high, and on a longer text the many far tokens drown out the near ones.
+    """
+    table = model.transformer.relative.relative_embeddings.weight if model.config.pos_embd == "relative" else None
+    if table is not None and table.requires_grad and len(table) > 1:
+        table[-1] = table[:-1].amin(0) - BEYOND
 
 
 def _leave_the_compiler_alone():

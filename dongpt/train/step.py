@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dongpt import runtime
 from dongpt.runtime import Runtime, seed_everything
 from dongpt.train.data import Corpus
-from dongpt.train.optim import OptimConfig
-from model import GPT, set_learning_rate
+from dongpt.train.optim import OptimConfig, lower_last_distance, set_learning_rate
+from model import GPT
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,6 @@ class Updates:
             clip_gradients(self.model, cfg.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.model.lower_last_distance()
+        lower_last_distance(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         return total
