@@ -1,10 +1,10 @@
-"""What is in a prepared data set: prints it, and draws it beside the bins as explore.png.
+"""Print statistics of a prepared data set, and draw them next to its data files as explore.png.
 
     python data/explore.py --dataset=don_char
     python data/explore.py --data_dir=texts
 
-Frequencies of characters and tokens, Zipf's line, lengths of documents, bytes per token of several tokenizers on the
-same text, duplicates, and how far validation is from training.
+Frequencies of characters and tokens, Zipf's law, lengths of documents, bytes per token of several tokenizers on the
+same text, duplicates, and how much validation differs from training.
 """
 
 import os
@@ -14,11 +14,13 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 import configurator
 from configurator import UserError
+from dongpt.log import import_figure
 from dongpt.program import run_program
 from dongpt.text.report import name_of
 from dongpt.text.tokenizers import BPETokenizer, GPT2Tokenizer, Tokenizer, split_words
@@ -31,26 +33,23 @@ PICTURE = "explore.png"
 class ExploreConfig:
     dataset: str = ""  # a folder under data/
     data_dir: str = ""  # a data folder anywhere; replaces dataset
-    most_tokens: int = 3_000_000  # of each split whose text is looked at; frequencies are counted in all of it
+    most_tokens: Annotated[int, ">=", 2] = 3_000_000  # of each split whose text is read; all of it counts frequencies
 
     def __post_init__(self):
         if not (self.dataset or self.data_dir):
             raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
-        if self.most_tokens < 2:
-            raise UserError(f"most_tokens={self.most_tokens} must be at least 2")
 
 
 def count_tokens(corpus: Corpus, split: str) -> np.ndarray:
     """How often each id occurs in a split, (vocab_size,) int64."""
-    tokens, counts = corpus.tokens(split), np.zeros(2**16, dtype=np.int64)
-    for start in range(0, len(tokens), 2**22):
-        found = np.bincount(tokens[start : start + 2**22])
-        counts[: len(found)] += found
+    counts = np.zeros(2**16, dtype=np.int64)
+    for ids in corpus.pieces(split):
+        counts += np.bincount(ids, minlength=2**16)
     return counts[: max(corpus.vocab_size, int(np.flatnonzero(counts)[-1]) + 1)]
 
 
 def documents_of(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[list[str], str]:
-    """(texts, what they are): the documents of ids where they are marked, else the paragraphs of its text."""
+    """(texts, "documents") of ids if they have documents with ends, else (texts, "paragraphs")."""
     end = tokenizer.end_id
     if end is not None and (ids == end).any():
         return [
@@ -63,7 +62,7 @@ def documents_of(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[list[str], str]
 
 
 def zipf(counts: np.ndarray) -> tuple[float, float]:
-    """(slope, height) of the line log count = height + slope * log rank, every rank weighing as much as its share."""
+    """(slope, height) of the line log count = height + slope * log rank, each rank weighted by its share."""
     counts = np.sort(counts[counts > 0])[::-1]
     if len(counts) < 2:
         return 0.0, float(np.log(counts[0]))
@@ -88,15 +87,15 @@ def bytes_per_token(texts: dict[str, str], own: Tokenizer) -> dict[str, float]:
 
 
 def duplicates(texts: list[str]) -> float:
-    """Share of texts that stand there more than once, blanks around them aside."""
+    """Share of texts that occur more than once, ignoring blanks around them."""
     counts = Counter(text.strip() for text in texts)
     return sum(n for n in counts.values() if n > 1) / max(len(texts), 1)
 
 
 def drift(train: np.ndarray, val: np.ndarray) -> tuple[float, float, np.ndarray]:
-    """(loss of train's frequencies on train, on val, in nats per token; how far each id is off in val, in deviations).
+    """(unigram loss on train, on val, in nats per token; deviation of each id's count in val from the expected one).
 
-    Frequencies count one more for each id. The deviation is that of the count in val from what train's share gives.
+    The unigram model has train's frequencies, plus one for each id. Deviations are in standard deviations.
     """
     shares = (train + 1) / (train + 1).sum()
     losses = [float(-(counts * np.log(shares)).sum() / counts.sum()) for counts in (train, val)]
@@ -106,12 +105,8 @@ def drift(train: np.ndarray, val: np.ndarray) -> tuple[float, float, np.ndarray]
 
 def draw(path: str, title: str, panels: dict):
     """Draw what main found to a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(17, 9), layout="constrained")
+    figure = import_figure()(figsize=(17, 9), layout="constrained")
+    axes = figure.subplots(2, 3)
     for axis, (name, counts) in zip(axes[0], panels["bars"].items()):
         axis.bar(range(len(counts)), [n for _, n in counts], color="tab:blue")
         axis.set_xticks(range(len(counts)), [label for label, _ in counts], rotation=90, fontsize=8, parse_math=False)
@@ -122,11 +117,10 @@ def draw(path: str, title: str, panels: dict):
     axes[0, 2].loglog(ranks, np.exp(height + slope * np.log(ranks)), label=f"Zipf's line, slope {slope:.2f}")
     axes[0, 2].set(title="count by rank", xlabel="rank", ylabel="count")
     axes[0, 2].legend()
-    lengths = np.array(panels["lengths"])
-    axes[1, 0].hist(lengths, bins=np.geomspace(1, max(lengths.max(), 2), 40))
+    axes[1, 0].hist(panels["lengths"], bins=np.geomspace(1, max(*panels["lengths"], 2), 40))
     axes[1, 0].set(title=f"length of {panels['unit']}", xscale="log", xlabel="characters", ylabel=panels["unit"])
-    names = list(panels["compression"])
-    axes[1, 1].barh(names[::-1], [panels["compression"][name] for name in names[::-1]], color="tab:green")
+    names = [*panels["compression"]][::-1]
+    axes[1, 1].barh(names, [panels["compression"][name] for name in names], color="tab:green")
     axes[1, 1].set(title="bytes of validation text per token", xlabel="bytes")
     train, val = (panels["shares"][split] for split in SPLITS)
     both = (train > 0) & (val > 0)
@@ -135,11 +129,10 @@ def draw(path: str, title: str, panels: dict):
     axes[1, 2].set(title="share of each token", xlabel="in training", ylabel="in validation")
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
-def tell_counts(corpus: Corpus, counts: dict[str, np.ndarray], texts: dict[str, str], tokenizer: Tokenizer) -> dict:
-    """Print frequencies and Zipf's line; returns what draw needs of them."""
+def print_counts(corpus: Corpus, counts: dict[str, np.ndarray], texts: dict[str, str], tokenizer: Tokenizer) -> dict:
+    """Print frequencies and Zipf's line; returns the panels of draw that show them."""
     both, text = counts["train"] + counts["val"], texts["train"] + texts["val"]
     characters = [(repr(c), n) for c, n in Counter(text).most_common(40)]
     tokens = [(name_of(tokenizer, i), int(both[i])) for i in np.argsort(-both, kind="stable")[:40] if both[i]]
@@ -153,8 +146,8 @@ def tell_counts(corpus: Corpus, counts: dict[str, np.ndarray], texts: dict[str, 
     return dict(bars={"characters": characters, "tokens": tokens}, counts=both, zipf=(slope, height))
 
 
-def tell_documents(documents: dict[str, list[str]], unit: str, texts: dict[str, str]) -> dict:
-    """Print lengths and duplicates; returns what draw needs of them."""
+def print_documents(documents: dict[str, list[str]], unit: str, texts: dict[str, str]) -> dict:
+    """Print lengths and duplicates; returns the panels of draw that show them."""
     everything = documents["train"] + documents["val"]
     lengths = [len(text) for text in everything] or [0]
     print(
@@ -171,12 +164,12 @@ def tell_documents(documents: dict[str, list[str]], unit: str, texts: dict[str, 
     return dict(lengths=lengths, unit=unit)
 
 
-def tell_drift(counts: dict[str, np.ndarray], tokenizer: Tokenizer) -> dict:
-    """Print how far validation is from training; returns what draw needs of it."""
+def print_drift(counts: dict[str, np.ndarray], tokenizer: Tokenizer) -> dict:
+    """Print how much validation differs from training; returns the panels of draw that show it."""
     train, val = counts["train"], counts["val"]
-    at_home, away, deviations = drift(train, val)
+    train_loss, val_loss, deviations = drift(train, val)
     print(
-        f"loss of train's token frequencies: {at_home:.4f} nats on train, {away:.4f} on validation; "
+        f"loss of train's token frequencies: {train_loss:.4f} nats on train, {val_loss:.4f} on validation; "
         f"{100 * val[train == 0].sum() / val.sum():.3f} % of validation tokens never occur in train"
     )
     expected = (train + 1) / (train + 1).sum() * val.sum()
@@ -204,11 +197,11 @@ def main(argv: list[str] | None = None):
         print(f"{split}: {corpus.lengths[split]:,} tokens{part}")
         documents[split], unit = documents_of(ids, tokenizer)
         texts[split] = tokenizer.decode(ids[~np.isin(ids, list(tokenizer.specials.values()))].tolist())
-    panels = tell_counts(corpus, counts, texts, tokenizer)
-    panels |= tell_documents(documents, unit, texts)
+    panels = print_counts(corpus, counts, texts, tokenizer)
+    panels |= print_documents(documents, unit, texts)
     panels["compression"] = bytes_per_token(texts, tokenizer)
     print("bytes of validation text per token -", ", ".join(f"{k}: {n:.3f}" for k, n in panels["compression"].items()))
-    panels |= tell_drift(counts, tokenizer)
+    panels |= print_drift(counts, tokenizer)
     path = os.path.join(corpus.folder, PICTURE)
     draw(path, f"{corpus.name}: {panels['counts'].sum():,} tokens, {corpus.vocab_size:,} in the vocabulary", panels)
     print(f"drawn to {path}")

@@ -68,6 +68,12 @@ def test_drift_is_the_loss_of_the_frequencies(explore):
     assert deviations[1] == pytest.approx((4 - 5 * 3 / 9) / math.sqrt(5 * 3 / 9))
 
 
+def test_a_backend_that_only_a_notebook_has_does_not_matter(tmp_path):
+    prepare(str(tmp_path), Texts(documents(30)), Vocabulary("char"))
+    done = run("data/explore.py", f"--data_dir={tmp_path}", cwd=tmp_path, env={"MPLBACKEND": "nonsense"})
+    assert "drawn to" in done.stdout and (tmp_path / "explore.png").exists()
+
+
 def test_it_wants_to_know_which_data(tmp_path):
     expect_sentence(run("data/explore.py", cwd=tmp_path, check=None), "--dataset=NAME")
     expect_sentence(run("data/explore.py", "--data_dir=nowhere", cwd=tmp_path, check=None), "nowhere", "train.bin")

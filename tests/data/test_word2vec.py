@@ -608,7 +608,39 @@ def test_given_vectors_are_taken(topics, tmp_path, file):
     assert np.array_equal(rows[ids[" ass"]], numbers(9)[1]) and np.array_equal(rows[ids["Ass"]], numbers(9)[1])
     assert f"{rows.any(1).sum()} of {len(rows)} entries" in done.stdout and 8 <= rows.any(1).sum() <= 16
     done = run("data/word2vec.py", f"--data_dir={topics}", f"--vectors={path}", "--size=300", cwd=tmp_path, check=None)
-    expect_sentence(done, f"vectors of {WIDTH} numbers", "leave --size=300 away")
+    expect_sentence(done, f"vectors of {WIDTH} numbers", "drop --size=300")
+
+
+class FakeSklearn:
+    """Places and groups as sklearn's classes return them, for a test of the drawing."""
+
+    def __init__(self, *args, **options):
+        pass
+
+    def fit_transform(self, vectors):
+        return vectors[:, :2]
+
+    def fit_predict(self, places):
+        return np.arange(len(places)) % 30
+
+    TSNE = KMeans = property(lambda self: FakeSklearn)
+
+
+@pytest.mark.smoke
+def test_words_are_drawn_whatever_backend_a_notebook_names(word2vec, monkeypatch, tmp_path):
+    monkeypatch.setenv("MPLBACKEND", "module://nowhere")
+    loaded = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "matplotlib"}
+    for name in loaded:
+        del sys.modules[name]  # it reads MPLBACKEND when it is imported
+    monkeypatch.setattr(word2vec, "optional", lambda module: FakeSklearn())
+    words = [f"word{i}$" for i in range(40)]
+    try:
+        word2vec.draw(str(tmp_path / "a.png"), "title", words, numbers(40), np.linspace(9, 22, 40), 30, 1)
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+            del sys.modules[name]
+        sys.modules.update(loaded)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and os.environ["MPLBACKEND"] == "module://nowhere"
 
 
 @pytest.mark.parametrize("absent", ["gensim", "sklearn"])
@@ -641,7 +673,7 @@ def test_pushed_apart_no_box_covers_another(word2vec):
         covers = (apart < (extents[:, None] + extents[None]) / 2 - 1e-9).all(2)
         return (covers.sum() - len(places)) // 2
 
-    assert n_covered(centres) > 10 and n_covered(word2vec.part(centres, extents, 1000)) == 0
+    assert n_covered(centres) > 10 and n_covered(word2vec.push_apart(centres, extents, 1000)) == 0
 
 
 # ----------------------------------------------------------------------------------------------------------------------

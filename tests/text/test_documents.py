@@ -235,14 +235,10 @@ def test_where_there_is_no_text_a_sentence_names_what_was_given(tmp_path, given)
 
 
 @smoke
-def test_a_link_that_leads_nowhere_does_not_crash(tmp_path):
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").write_text(generated_text(200))
-    (tmp_path / "texts" / "b.txt").symlink_to(tmp_path / "gone.txt")
-    try:
-        made(tmp_path / "out", Files(find_files(str(tmp_path / "texts"))[0]))
-    except ValueError as error:
-        assert isinstance(error, UserError) and "b.txt" in str(error)
+def test_a_link_that_leads_nowhere_is_left_out(tmp_path):
+    (tmp_path / "a.txt").write_text(generated_text(200))
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+    assert find_files(str(tmp_path)) == ([str(tmp_path / "a.txt")], 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -344,12 +340,13 @@ def test_an_encoding_that_cannot_be_used_is_a_sentence(tmp_path, encoding):
 
 
 @smoke
-def test_utf16_without_a_mark_is_read_or_refused_with_a_sentence(tmp_path):
-    (tmp_path / "a.txt").write_bytes("señor ñandú".encode("utf-16-le"))
-    try:
-        assert read(tmp_path / "a.txt", encoding="utf-16") == ["señor ñandú"]
-    except ValueError as error:
-        assert isinstance(error, UserError) and "a.txt" in str(error)
+def test_utf16_without_a_mark_is_read_in_this_machines_byte_order(tmp_path):
+    """As Python does; a file of the other order is refused if it is no text in this one."""
+    order, other = ("le", "be") if sys.byteorder == "little" else ("be", "le")
+    (tmp_path / "a.txt").write_bytes("señor ñandú".encode(f"utf-16-{order}"))
+    assert read(tmp_path / "a.txt", encoding="utf-16") == ["señor ñandú"]
+    (tmp_path / "b.txt").write_bytes("señor Ø ñandú".encode(f"utf-16-{other}"))
+    assert "b.txt" in refused(lambda: read(tmp_path / "b.txt", encoding="utf-16"))
 
 
 @smoke
@@ -375,18 +372,22 @@ def test_half_a_surrogate_pair_from_another_encoding_is_a_sentence(tmp_path, enc
         lambda b: b[: len(b) // 2] + b"\0" * 20 + b[-30:],
         lambda b: b"no such thing",
         lambda b: b[:3],
-        lambda b: b + b"tail",
     ],
 )
 def test_a_damaged_packed_file_is_refused_by_name(tmp_path, packed, damage):
     content = PACK[packed](random.Random(0).randbytes(5000).hex().encode())
     (tmp_path / ("a.txt" + packed)).write_bytes(damage(content))
-    try:
-        read(tmp_path / ("a.txt" + packed))
-    except ValueError as error:
-        assert isinstance(error, UserError) and "a.txt" in str(error)
-    else:  # bz2 and lzma take no notice of what follows
-        assert damage(b"x" * 10).endswith(b"tail") and packed != ".gz"
+    assert "a.txt" in refused(lambda: read(tmp_path / ("a.txt" + packed)))
+
+
+@smoke
+@pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
+def test_bytes_after_the_end_of_a_packed_file_are_refused_only_by_gzip(tmp_path, packed):
+    (tmp_path / ("a.txt" + packed)).write_bytes(PACK[packed](b"text") + b"tail")
+    if packed == ".gz":
+        assert "a.txt" in refused(lambda: read(tmp_path / ("a.txt" + packed)))
+    else:  # as Python's bz2 and lzma do
+        assert read(tmp_path / ("a.txt" + packed)) == ["text"]
 
 
 @smoke

@@ -14,7 +14,8 @@ import pytest
 from helpers import ROOT, expect_sentence, generated_text
 
 from dongpt.text import sources
-from dongpt.text.sources import Download, fetch, read_book, read_text, strip_gutenberg
+from dongpt.text.sources import BookConfig, Download, fetch, prepare_text, read_text, strip_gutenberg
+from dongpt.text.tokenizers import from_dict
 
 smoke = pytest.mark.smoke
 NO_NETWORK = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
@@ -124,19 +125,23 @@ def test_a_text_without_markers_is_kept_whole(text):
     assert strip_gutenberg(text) == (text, False)
 
 
-@smoke
-def test_raw_keeps_the_header_and_says_nothing(tmp_path, capsys):
-    text = f"{HEADER}*** START OF THE PROJECT GUTENBERG EBOOK X ***\nbook\n"
-    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    assert read_book(str(tmp_path / "text.txt"), raw=True)[0] == text
-    assert read_book(str(tmp_path / "text.txt"), raw=False)[0] == "book\n"
-    assert capsys.readouterr().out == ""
+def prepared_book(folder, text: str, raw: bool) -> str:
+    """The text that prepare_text makes of a book."""
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    prepare_text(BookConfig(str(folder / "text.txt"), raw=raw), str(folder), sources.DON_QUIXOTE, "char")
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    ids = [i for split in ("train", "val") for i in np.fromfile(folder / f"{split}.bin", "<u2").tolist()]
+    return from_dict(meta["tokenizer"]).decode(ids)
 
 
 @smoke
-def test_a_text_without_markers_is_said_to_be_kept_whole_once(tmp_path, capsys):
-    (tmp_path / "text.txt").write_text("book\n", encoding="utf-8")
-    assert read_book(str(tmp_path / "text.txt"), raw=False)[0] == "book\n"
+def test_raw_keeps_the_header_and_a_text_without_markers_is_said_to_be_kept_whole(tmp_path, capsys):
+    book = "In a village of La Mancha, the name of which I have no desire to recall\n"
+    text = f"{HEADER}*** START OF THE PROJECT GUTENBERG EBOOK X ***\n{book}"
+    assert prepared_book(tmp_path, text, raw=True) == text
+    assert prepared_book(tmp_path, text, raw=False) == book
+    assert "kept whole" not in capsys.readouterr().out
+    assert prepared_book(tmp_path, book, raw=False) == book
     assert capsys.readouterr().out.count("kept whole") == 1
 
 
@@ -351,7 +356,8 @@ def test_don_quixote_raw_gives_the_counts_and_ids_of_nanogpt(tree, don_quixote):
 
 
 def test_don_quixote_loses_header_and_licence_unless_raw(don_quixote):
-    book, raw = (read_book(don_quixote, raw)[0] for raw in (False, True))
+    raw = read_text(don_quixote)[0]
+    book = strip_gutenberg(raw)[0]
     assert "Gutenberg License" in raw and "START OF THIS PROJECT" in raw
     assert book.count("Gutenberg") <= 1 < 80 < raw.count("Gutenberg")  # one line of the book names where it ends
     assert "License" not in book and "DON QUIXOTE" in book and "La Mancha" in book
