@@ -26,7 +26,7 @@ from dongpt.program import run_program
 from dongpt.text import sources
 from dongpt.text.bins import Encoded, Prepared, Writer
 from dongpt.text.documents import Texts
-from dongpt.text.prepare import SAMPLE, Vocabulary, prepare
+from dongpt.text.prepare import SAMPLE_CHARS, Vocabulary, prepare
 from dongpt.text.report import report
 from dongpt.text.tokenizers import WordTokenizer, split_words
 
@@ -72,7 +72,7 @@ def prepare_notebook(path: str) -> Prepared:
         prepared = writer.finish(
             {"source": os.path.basename(path), "sha256": sha256, "documents": 1, "split": "position"}
         )
-        return replace(prepared, sample=text[:SAMPLE])
+        return replace(prepared, sample=text[:SAMPLE_CHARS])
 
 
 def main(argv: list[str] | None = None):

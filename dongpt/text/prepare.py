@@ -9,7 +9,6 @@ after the last CHAPTER_CHARS characters that were written when it is given the s
     prepared = prepare("data/openwebtext", Files(paths, as_is=True), Vocabulary("gpt2"), 0.0005, split="drawn")
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -30,6 +29,7 @@ from typing import Any, Callable, Iterable, Iterator, Literal, Protocol
 import numpy as np
 
 from configurator import UserError
+from dongpt.log import progress_bar
 from dongpt.program import ROOT
 from dongpt.text.bins import SPLITS, Encoded, Prepared, Writer, read_meta, split_files
 from dongpt.text.documents import Files, Texts
@@ -146,18 +146,20 @@ def prepare(
     passes = 3 if vocabulary.tokenizer == "bpe" else 2
     with (
         Writer(folder, shard_tokens=shard_tokens, plan=plan) as writer,
-        _progress(documents, passes, quiet) as on_bytes,
+        progress_bar(passes * documents.size, unit="B", quiet=quiet, leave=False) as bar,
     ):
         survey, digest = Survey(), hashlib.sha256()
-        found = _survey(_counted(documents.batches(on_bytes, digest), survey), vocabulary)
+        found = _survey(_counted(documents.batches(bar.update, digest), survey), vocabulary)
         _check_content(survey)
         special = vocabulary.names()
         if survey.documents > 1 and not documents.parted and END not in special:
             special.append(END)
-        again = _whole(documents.batches(on_bytes)) if vocabulary.tokenizer == "bpe" else iter(())
+        again = _whole(documents.batches(bar.update)) if vocabulary.tokenizer == "bpe" else iter(())
         tokenizer = writer.tokenizer = _build_tokenizer(vocabulary, special, found, survey.characters, again)
         chosen = choose(survey, val_fraction)
-        pieces = _Sampled(_route(_whole(documents.batches(on_bytes)), chosen, vocabulary.tokenizer == "word"), ("val",))
+        pieces = _Sampled(
+            _route(_whole(documents.batches(bar.update)), chosen, vocabulary.tokenizer == "word"), ("val",)
+        )
         end_id = tokenizer.end_id if survey.documents > 1 else None
         _write(writer, _after(writer.documents, pieces), tokenizer, end_id)
         _check_unchanged(documents, stamp)
@@ -191,7 +193,7 @@ def _prepare_drawn(
     plan_sha256 = _sha256(json.dumps(plan))
     with (
         Writer(folder, tokenizer, shard_tokens, plan_sha256, spool_val=True) as writer,
-        _progress(files, 1, quiet) as on_bytes,
+        progress_bar(files.size, unit="B", quiet=quiet, leave=False) as bar,
     ):
         if _holds(folder, plan_sha256):
             return None
@@ -204,7 +206,7 @@ def _prepare_drawn(
             )
         if writer.documents:
             print(f"continuing after document {writer.documents:,} of {sum(counts):,}, where this stopped before")
-        pieces = _Sampled(_drawn_pieces(files, counts, order, writer.documents, on_bytes), SPLITS)
+        pieces = _Sampled(_drawn_pieces(files, counts, order, writer.documents, bar.update), SPLITS)
         _write(writer, iter(pieces), tokenizer, tokenizer.end_id)
         meta = {
             "source": source,
@@ -268,14 +270,15 @@ def prepare_marked(
     """
     check_fraction(val_fraction)
     stamp = documents.stamp()
-    with Writer(folder) as writer, _progress(documents, 3 if vocabulary.tokenizer == "bpe" else 2) as on_bytes:
+    passes = 3 if vocabulary.tokenizer == "bpe" else 2
+    with Writer(folder) as writer, progress_bar(passes * documents.size, unit="B", leave=False) as bar:
         survey, digest = Survey(), hashlib.sha256()
-        found = _survey(_counted_segments(documents.marked(survey, on_bytes, digest), survey), vocabulary)
+        found = _survey(_counted_segments(documents.marked(survey, bar.update, digest), survey), vocabulary)
         _check_content(survey)
         special = [*marks, *(name for name in vocabulary.names() if name not in marks)]
         again = (
             ("train", segment.text, True)
-            for _, segments in (documents.marked(Survey(), on_bytes) if vocabulary.tokenizer == "bpe" else ())
+            for _, segments in (documents.marked(Survey(), bar.update) if vocabulary.tokenizer == "bpe" else ())
             for segment in segments
             if not segment.is_special
         )
@@ -288,7 +291,7 @@ def prepare_marked(
                 f"of the text are for validation: give more records, or another --val_fraction"
             )
         sample = ""
-        for name, segments in _gathered(documents.marked(Survey(), on_bytes), split):
+        for name, segments in _gathered(documents.marked(Survey(), bar.update), split):
             sample = sample or next((part.text for part in segments if not part.is_special), "")[:SAMPLE_CHARS]
             writer.add(name, _encode_segments(tokenizer, segments))
         _check_unchanged(documents, stamp)
@@ -336,16 +339,6 @@ def _check_unchanged(documents, stamp):
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-@contextlib.contextmanager
-def _progress(documents, passes: int, quiet: bool = False) -> Iterator[OnBytes]:
-    """A progress bar over so many readings of documents; yields the function that advances it by a number of bytes."""
-    from tqdm import tqdm
-
-    hidden = quiet or not sys.stderr.isatty()
-    with tqdm(total=passes * documents.size, unit="B", unit_scale=True, leave=False, disable=hidden) as bar:
-        yield bar.update
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -684,7 +677,7 @@ def _encode_in_process(end_id: int | None, job: list[tuple[str, bool]]) -> Encod
 
 
 def _jobs(pieces: Iterable[Piece], cut: Callable[[str], int]) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
-    """(split, [(text, whether its document ends with it)]) of about JOB_CHARS characters; texts are encoded one by one."""
+    """(split, [(text, whether its document ends with it)]) of about JOB_CHARS characters each."""
     jobs: dict[str, list[tuple[str, bool]]] = {name: [] for name in SPLITS}
     sizes, rest = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, "")
     for name, text, ends in pieces:

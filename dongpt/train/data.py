@@ -149,7 +149,7 @@ class Corpus:
         return self._epoch_windows[block_size]
 
     def _windows_in_loss(self, offset: int, block_size: int) -> np.ndarray:
-        """Starts of a masked corpus's disjoint windows from offset on that have a token in the loss; all if none has."""
+        """Starts of the disjoint windows from offset on that have a token in the loss, or of all if none has."""
         starts, mask = offset + block_size * np.arange(self._n_disjoint(block_size)), self.mask("train")
         in_loss = np.maximum.reduceat(mask[: starts[-1] + block_size + 1], starts + 1) > 0
         return starts[in_loss] if in_loss.any() else starts
@@ -208,7 +208,6 @@ class Corpus:
         Raises UserError for ids of vocab_size and above.
         """
         self._move = runtime.move
-        self.check_every_id("train", vocab_size)
         for name, source, view in (("tokens", self._tokens, "<i2"), ("mask", self._masks, "u1")):
             if "train" not in source:
                 continue
@@ -216,6 +215,8 @@ class Corpus:
             tensor = torch.empty(self.lengths["train"], dtype=dtype, device=runtime.device)
             start = 0
             for chunk in source["train"].chunks():
+                if name == "tokens":
+                    self._check_ids(chunk, vocab_size, "train")
                 tensor[start : start + len(chunk)] = torch.from_numpy(np.array(chunk).view(view))
                 start += len(chunk)
             self._device_tensors[name] = tensor
@@ -258,9 +259,11 @@ class Corpus:
         has the same shape. Each of several processes takes every world_size-th batch.
         """
         tokens, mask = self.tokens(split), self.mask(split)
-        windows = np.arange(-(-(self.lengths[split] - 1) // block_size))
+        windows: range | np.ndarray = range(-(-(self.lengths[split] - 1) // block_size))
         if mask is not None:  # those with a token in the loss
-            windows = np.flatnonzero(np.add.reduceat(mask[1:] != 0, block_size * windows, dtype=np.int64))
+            windows = np.flatnonzero(
+                np.add.reduceat(mask[1:] != 0, block_size * np.arange(len(windows)), dtype=np.int64)
+            )
         n = min(len(windows), len(windows) if n_windows is None else n_windows)
         for first in range(rank * batch_size, n, world_size * batch_size):
             x = np.zeros((batch_size, block_size), dtype=np.int64)

@@ -7,12 +7,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers import generated_text, split_text, write_corpus
+from helpers import generated_text, visible, split_text, write_corpus
 
-from dongpt.text import shards
+from dongpt.text import bins
 from dongpt.text.tokenizers import CharTokenizer, added_tokens
 from dongpt.train import data as corpora
-from dongpt.train.data import Corpus, read_meta
+from dongpt.text.bins import read_meta
+from dongpt.train.data import Corpus
 
 pytestmark = pytest.mark.smoke
 
@@ -70,7 +71,7 @@ def test_a_text_too_short_for_a_loss_on_both_sides_cannot_be_split(tmp_path, n):
 
 def test_nothing_but_the_bins_and_meta_json_is_written(tmp_path):
     write_corpus(tmp_path / "new" / "folder", generated_text(300))
-    assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["meta.json", "train.bin", "val.bin"]
+    assert visible(tmp_path / "new" / "folder") == ["meta.json", "train.bin", "val.bin"]
 
 
 def test_meta_json_gives_counts_bytes_and_the_tokenizer(tmp_path):
@@ -132,7 +133,7 @@ def test_an_interrupt_while_files_get_their_names_leaves_no_mixture(tmp_path, mo
     monkeypatch.setattr(os, "replace", replace)
     corpus = Corpus(str(tmp_path))
     assert "".join(corpus.tokenizer().decode(corpus.tokens(split).tolist()) for split in ("train", "val")) == text
-    assert sorted(os.listdir(tmp_path)) == ["meta.json", "train.bin", "val.bin"]
+    assert visible(tmp_path) == ["meta.json", "train.bin", "val.bin"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def test_a_memory_mapped_file_gives_the_same_batches(tmp_path, monkeypatch):
     in_memory = numbered(tmp_path)
     batch = in_memory.train_batch(20, 8, BLOCK, 1, 50257)
     evaluated = list(in_memory.eval_batches("val", 4, BLOCK))
-    monkeypatch.setattr(shards, "IN_MEMORY", 0)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
     mapped = Corpus(str(tmp_path))
     assert isinstance(mapped.tokens("train"), np.memmap)
     assert all(map(torch.equal, batch, mapped.train_batch(20, 8, BLOCK, 1, 50257)))
@@ -223,7 +224,7 @@ def test_a_memory_mapped_file_gives_the_same_batches(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("in_memory", [0, 2**26])
 def test_dataset_fraction_is_the_first_part_of_train(tmp_path, monkeypatch, in_memory):
-    monkeypatch.setattr(shards, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", in_memory)
     numbered(tmp_path)
     corpus = Corpus(str(tmp_path), train_fraction=0.5)
     assert corpus.tokens("train").tolist() == list(range(101)) and len(corpus.tokens("val")) == 50
@@ -361,7 +362,7 @@ def test_bins_of_another_vocabulary_are_refused(tmp_path, split):
 
 
 def test_a_wrong_id_that_the_first_check_did_not_reach_is_refused_when_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "SCANNED", 64)
+    monkeypatch.setattr(corpora, "SCANNED_TOKENS", 64)
     corpus = numbered(tmp_path)
     with pytest.raises(ValueError, match="train.bin.*vocabulary"):
         corpus.train_batch(0, 24, BLOCK, 1, vocab_size=150)
@@ -457,7 +458,7 @@ def test_added_tokens_compares_vocabularies():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads its memory from /proc")
 def test_a_mapped_file_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "IN_MEMORY", 0)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
     rng = np.random.default_rng(0)
     rng.integers(0, 100, 2**26, dtype=np.uint16).astype("<u2").tofile(tmp_path / "train.bin")  # 128 MB
     rng.integers(0, 100, 100, dtype=np.uint16).astype("<u2").tofile(tmp_path / "val.bin")
