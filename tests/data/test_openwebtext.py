@@ -23,8 +23,8 @@ import train
 from dongpt.program import run_program
 from dongpt.text import bins
 from dongpt.text import prepare as preparing
-from dongpt.text.documents import Files
 from dongpt.text.bins import file_sha256, shard_name
+from dongpt.text.documents import Files
 from dongpt.text.tokenizers import GPT2Tokenizer
 from dongpt.train.data import Corpus
 

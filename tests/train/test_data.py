@@ -7,12 +7,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers import generated_text, visible, split_text, write_corpus
+from helpers import generated_text, split_text, visible, write_corpus
 
+from configurator import UserError
 from dongpt.text import bins
+from dongpt.text.bins import read_meta
 from dongpt.text.tokenizers import CharTokenizer, added_tokens
 from dongpt.train import data as corpora
-from dongpt.text.bins import read_meta
 from dongpt.train.data import Corpus
 
 pytestmark = pytest.mark.smoke
@@ -94,7 +95,7 @@ def test_a_vocabulary_that_does_not_fit_into_uint16_is_refused_and_nothing_is_wr
     text = "".join(map(chr, range(0x10000, 0x10000 + 2**16 + 1)))
     with pytest.raises(ValueError, match="65,537.*65,536"):
         write_corpus(tmp_path / "data", text)
-    assert not (tmp_path / "data").exists()
+    assert visible(tmp_path / "data") == []
 
 
 def test_the_largest_id_of_uint16_is_written_and_read(tmp_path):
@@ -111,29 +112,43 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 def test_a_write_that_fails_leaves_no_temporary_file(tmp_path):
     (tmp_path / "val.bin").mkdir()  # so that the file cannot get its name
-    with pytest.raises(ValueError, match="cannot be written"):
+    with pytest.raises(ValueError, match="val.bin was not written by a preparation"):
         write_corpus(tmp_path, generated_text(300))
-    assert not list(tmp_path.glob("*.part"))
+    assert os.listdir(tmp_path) == ["val.bin"]
 
 
-@pytest.mark.parametrize("at", [2, 3, 4])
-def test_an_interrupt_while_files_get_their_names_leaves_no_mixture(tmp_path, monkeypatch, at):
-    write_corpus(tmp_path, "abc " * 50)
-    text, replace, calls = "xyz " * 50, os.replace, []
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_an_interrupt_while_files_are_moved_leaves_no_mixture_and_the_next_preparation_ends_it(
+    tmp_path, monkeypatch, at
+):
+    """The first replacement completes the new files' description, the next two move them, the last one meta.json."""
+    old, new, replace, calls = "abc " * 50, "xyz " * 50, os.replace, []
+    write_corpus(tmp_path, old)
+
+    def text_in(folder) -> str:
+        corpus = Corpus(str(folder))
+        return "".join(corpus.tokenizer().decode(corpus.tokens(split).tolist()) for split in ("train", "val"))
 
     def interrupted(*paths):
         calls.append(paths)
-        if len(calls) == at:  # the first makes the new data the ones that count, the others give them their names
+        if len(calls) == at:
             raise KeyboardInterrupt
         replace(*paths)
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_corpus(tmp_path, text)
+        write_corpus(tmp_path, new)
     monkeypatch.setattr(os, "replace", replace)
-    corpus = Corpus(str(tmp_path))
-    assert "".join(corpus.tokenizer().decode(corpus.tokens(split).tolist()) for split in ("train", "val")) == text
-    assert visible(tmp_path) == ["meta.json", "train.bin", "val.bin"]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    if at <= 2:
+        assert text_in(tmp_path) == old
+    else:
+        with pytest.raises(UserError, match="interrupted.*give the command that prepared it again"):
+            Corpus(str(tmp_path))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}  # reading only
+    write_corpus(tmp_path, new)
+    assert text_in(tmp_path) == new and visible(tmp_path) == ["meta.json", "train.bin", "val.bin"]
+    assert set(os.listdir(tmp_path)) - set(visible(tmp_path)) == {".dongpt.lock"}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

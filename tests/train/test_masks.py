@@ -32,8 +32,8 @@ import sample
 import train
 from dongpt.checkpoint.files import load_model, model_args, save
 from dongpt.text import bins
-from dongpt.text.tokenizers import CharTokenizer, WordTokenizer, from_dict
 from dongpt.text.bins import read_meta
+from dongpt.text.tokenizers import CharTokenizer, WordTokenizer, from_dict
 from dongpt.train.data import Corpus
 from model import GPT, GPTConfig
 
