@@ -53,7 +53,7 @@ class Corpus:
         self.model_vocab_size = max(50304 if self.tokenizer_dict["kind"] == "gpt2" else 0, self.vocab_size)
         self.sha256 = self.meta.get("ids_sha256")  # None if the files are nanoGPT's
         self._tokens = {split: TokenArray(files[split], "<u2", self.lengths[split]) for split in SPLITS}
-        self._masks = {
+        self.masks = {
             split: TokenArray([(path, counts[split])], "u1", self.lengths[split])
             for split in SPLITS
             if os.path.exists(path := os.path.join(folder, f"{split}.mask.bin"))
@@ -65,11 +65,11 @@ class Corpus:
 
     def _check_masks(self, counts: dict[str, int]):
         remedy = how_to_prepare(self.folder)
-        if missing := sorted(set(self.meta.get("predicted_bytes", {})) - set(self._masks)):
+        if missing := sorted(set(self.meta.get("predicted_bytes", {})) - set(self.masks)):
             raise UserError(
                 f"{self.name} has no {missing[0]}.mask.bin, and meta.json says that it was prepared with one: {remedy}"
             )
-        for split, mask in self._masks.items():
+        for split, mask in self.masks.items():
             size = os.path.getsize(mask.paths[0])
             if size != counts[split] or not os.path.isfile(mask.paths[0]):
                 raise UserError(
@@ -85,7 +85,7 @@ class Corpus:
 
     def mask(self, split: str) -> np.ndarray | None:
         """(lengths[split],) uint8, nonzero for the tokens in the loss; None if all are."""
-        return self._masks[split].array() if split in self._masks else None
+        return self.masks[split].array() if split in self.masks else None
 
     def chunks(self, split: str) -> Iterator[np.ndarray]:
         """The ids of a split, some megabytes at a time."""
@@ -113,7 +113,7 @@ class Corpus:
             check_ends(self.folder, self.shards)
         if (mask := self.mask(split)) is not None and not mask[1:].any():
             raise UserError(
-                f"{self._masks[split].paths[0]} masks everything: nothing is left to predict, "
+                f"{self.masks[split].paths[0]} masks everything: nothing is left to predict, "
                 f"{how_to_prepare(self.folder)}"
             )
         for ids in self._tokens[split].spread(SCANNED_TOKENS):
@@ -142,7 +142,7 @@ class Corpus:
 
     def epoch_windows(self, block_size: int) -> int:
         """Windows of block_size tokens in one epoch; in a masked corpus those with a token in the loss, at offset 0."""
-        if "train" not in self._masks:
+        if "train" not in self.masks:
             return self._n_disjoint(block_size)
         if block_size not in self._epoch_windows:
             self._epoch_windows[block_size] = len(self._windows_in_loss(0, block_size))
@@ -176,7 +176,7 @@ class Corpus:
             random = np.random.Generator(np.random.Philox(key=seed % 2**64 + (epoch << 64)))
             n = self._n_disjoint(block_size)
             offset = int(random.integers(0, self.lengths["train"] - n * block_size))
-            if "train" in self._masks:
+            if "train" in self.masks:
                 starts = self._windows_in_loss(offset, block_size)
             else:
                 small = self.lengths["train"] < 2**32
@@ -196,8 +196,8 @@ class Corpus:
         self._check_ids(windows, vocab_size, "train")  # on a GPU a wrong id ends in an error that says nothing
         windows = windows.astype(np.int64)
         x, y = windows[:, :-1].copy(), windows[:, 1:].copy()
-        if "train" in self._masks:
-            y[self._masks["train"].windows(starts + 1, block_size) == 0] = -1
+        if "train" in self.masks:
+            y[self.masks["train"].windows(starts + 1, block_size) == 0] = -1
             if (y < 0).all():  # a mean over nothing is no number; this batch's loss weight is 0
                 y[0, 0] = x[0, 0]
         return torch.from_numpy(x), torch.from_numpy(y)
@@ -208,7 +208,7 @@ class Corpus:
         Raises UserError for ids of vocab_size and above.
         """
         self._move = runtime.move
-        for name, source, view in (("tokens", self._tokens, "<i2"), ("mask", self._masks, "u1")):
+        for name, source, view in (("tokens", self._tokens, "<i2"), ("mask", self.masks, "u1")):
             if "train" not in source:
                 continue
             dtype = torch.uint8 if name == "mask" else torch.int16  # torch has few operations for uint16
@@ -234,10 +234,10 @@ class Corpus:
 
     def loss_weights(self, first: int, n_batches: int, batch_size: int, block_size: int, seed: int) -> np.ndarray:
         """Weights (n_batches,) that turn a mean of batch means into a mean over the tokens in the loss."""
-        if "train" not in self._masks:
+        if "train" not in self.masks:
             return np.ones(n_batches)
         starts = self.window_starts(first, n_batches * batch_size, block_size, seed)
-        counts = (self._masks["train"].windows(starts + 1, block_size) != 0).reshape(n_batches, -1).sum(1)
+        counts = (self.masks["train"].windows(starts + 1, block_size) != 0).reshape(n_batches, -1).sum(1)
         return counts * n_batches / max(counts.sum(), 1)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -256,7 +256,8 @@ class Corpus:
         -1 in y.
 
         n_windows of the disjoint windows, evenly spaced and the same each time; all of them by default. Every batch
-        has the same shape. Each of several processes takes every world_size-th batch.
+        has the same shape. Each of several processes takes every world_size-th batch; all get the same number, so the
+        last ones may be all padding.
         """
         tokens, mask = self.tokens(split), self.mask(split)
         windows: range | np.ndarray = range(-(-(self.lengths[split] - 1) // block_size))
@@ -265,7 +266,7 @@ class Corpus:
                 np.add.reduceat(mask[1:] != 0, block_size * np.arange(len(windows)), dtype=np.int64)
             )
         n = min(len(windows), len(windows) if n_windows is None else n_windows)
-        for first in range(rank * batch_size, n, world_size * batch_size):
+        for first in range(rank * batch_size, n + rank * batch_size, world_size * batch_size):
             x = np.zeros((batch_size, block_size), dtype=np.int64)
             y = np.full((batch_size, block_size), -1, dtype=np.int64)
             for row, i in enumerate(range(first, min(first + batch_size, n))):
