@@ -43,7 +43,7 @@ class ExploreConfig:
 def count_tokens(corpus: Corpus, split: str) -> np.ndarray:
     """How often each id occurs in a split, (vocab_size,) int64."""
     counts = np.zeros(2**16, dtype=np.int64)
-    for ids in corpus.pieces(split):
+    for ids in corpus.chunks(split):
         counts += np.bincount(ids, minlength=2**16)
     return counts[: max(corpus.vocab_size, int(np.flatnonzero(counts)[-1]) + 1)]
 

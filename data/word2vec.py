@@ -108,7 +108,7 @@ class Sentences:
 
     def __iter__(self) -> Iterator[list[str]]:
         sentence: list[str] = []
-        for ids in self.corpus.pieces("train"):
+        for ids in self.corpus.chunks("train"):
             for i in ids.tolist():
                 if name := self.names[i]:
                     sentence.append(name)
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None):
     table = vector_table(tokenizer, found)
     if not table.any():
         raise UserError(f"{cfg.vectors or 'training'} gives nothing but zeros: take another file of vectors")
-    tokens = np.sum([np.bincount(ids, minlength=2**16) for ids in corpus.pieces("train")], axis=0)[: len(table)]
+    tokens = np.sum([np.bincount(ids, minlength=2**16) for ids in corpus.chunks("train")], axis=0)[: len(table)]
     has, counts = table.any(1), count_words(tokens, names)
     print(
         f"{has.sum():,} of {len(table):,} entries of the vocabulary have a vector of {table.shape[1]} numbers, "
