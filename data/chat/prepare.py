@@ -6,8 +6,9 @@
     python train.py config/train_chat.py
     python chat.py out-chat
 
-What each side says gets true special tokens around it, and only the answers are to be predicted: the masks say so. A
-conversation stays whole, and shares its split with what it is a part of or the same as but for the roles.
+Special tokens mark what each side says, and only the answers are in the loss: train.py and evaluate.py respect the masks
+that say so. A conversation stays whole, and near duplicates, such as parts of another or the same with the roles
+swapped, are on the same side of the split.
 """
 
 import os

@@ -257,7 +257,7 @@ def topic(
 def name_told(draw: Draw, words: SimpleNamespace, gap: int, held_out: bool | None = False) -> list[Exchange]:
     """A name is told, and asked for after about `gap` other exchanges."""
     name, told = tell_name(draw, words)
-    between = []
+    between: list[Exchange] = []
     while len(between) < gap:
         between += topic(draw)[: gap - len(between)]
     return [told, *between, *until(held_out, lambda: ask_name(draw, words, name))]

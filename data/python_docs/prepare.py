@@ -1,8 +1,8 @@
-"""English prose that every CPython carries, by characters: writes train.bin, val.bin and meta.json beside this script.
+"""English prose of every CPython, by characters: writes train.bin, val.bin and meta.json beside this script.
 
     python data/python_docs/prepare.py
 
-The text is the language reference in pydoc_data.topics, which `help()` shows; where a stripped Python lacks it, the
+The text is the language reference in pydoc_data.topics, which `help()` shows; if a stripped Python lacks it, the
 docstrings of the standard library. It needs no network. Its size differs between versions of Python.
 """
 
@@ -34,7 +34,7 @@ class PrepareConfig:
 
 
 def language_reference() -> str:
-    """The topics of pydoc, in the order of their names; '' where this Python does not carry them."""
+    """The topics of pydoc, sorted by name; '' if this Python lacks them."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -50,7 +50,7 @@ def docstrings(folder: str) -> str:
             with open(path, encoding="utf-8") as file:
                 tree = ast.parse(file.read())
         except (OSError, SyntaxError, ValueError):
-            continue  # one file more or less is no matter
+            continue  # there are enough others
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
                 texts.append(text)
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None):
         print("this Python has no pydoc_data.topics: taking the docstrings of the standard library")
     if len(text) < 10_000:
         raise UserError(
-            "this Python carries neither its language reference nor docstrings: "
+            "this Python has neither its language reference nor docstrings: "
             "train on a text of yours, e.g. python data/don_char/prepare.py --input=PATH"
         )
     source = f"{source} of Python {platform.python_version()}"

@@ -6,7 +6,7 @@
     python sample.py --out_dir=out-sum --start='A long text ...<|summarize|>' --stop='<|endoftext|>'
 
 A record becomes its text, <|summarize|>, its summary, <|endoftext|>, where both marks are real special tokens. Only the
-summary and the end behind it are to be predicted: the masks say so, and train.py and evaluate.py heed them.
+summary and the end after it are in the loss: train.py and evaluate.py respect the masks that say so.
 """
 
 import os

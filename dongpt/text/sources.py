@@ -67,7 +67,9 @@ def prepare_text(cfg: TextConfig, folder: str, download: Download, tokenizer: Ki
         text, had_markers = strip_gutenberg(text)
         if not had_markers:
             print(f"{path} has no Project Gutenberg markers: kept whole")
-    report(prepare(folder, Texts([text]), Vocabulary(tokenizer), source=os.path.basename(path), sha256=sha256))
+    vocabulary, source = Vocabulary(tokenizer), os.path.basename(path)
+    if prepared := prepare(folder, Texts([text]), vocabulary, source=source, sha256=sha256):
+        report(prepared)
 
 
 def find_text(given: str, folder: str, download: Download) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, expect_sentence, generated_text
 
+from dongpt.program import LOCK
 from dongpt.text import sources
 from dongpt.text.sources import BookConfig, Download, fetch, prepare_text, read_text, strip_gutenberg
 from dongpt.text.tokenizers import from_dict
@@ -283,7 +284,7 @@ def prepare(tree, name, *args, env=None, cwd=None, check: int | None = 0):
 
 
 def files_of(tree, name) -> set[str]:
-    return set(os.listdir(tree / "data" / name)) - {"__pycache__"}
+    return set(os.listdir(tree / "data" / name)) - {"__pycache__", LOCK}
 
 
 def ids_of(tree, name) -> list[int]:
