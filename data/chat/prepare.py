@@ -6,7 +6,7 @@
     python train.py config/train_chat.py
     python chat.py out-chat
 
-Special tokens mark what each side says, and only the answers are in the loss: train.py and evaluate.py respect the masks
+Special tokens mark what each side says. Only the answers are in the loss: train.py and evaluate.py respect the masks
 that say so. A conversation stays whole, and near duplicates, such as parts of another or the same with the roles
 swapped, are on the same side of the split.
 """

@@ -13,7 +13,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from helpers import ROOT, TINY_MODEL, expect_sentence, load, read_log, run
+from helpers import ROOT, TINY_MODEL, expect_sentence, files_in, load, read_log, run
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ import train
 from dongpt.chat.conversation import Conversation
 from dongpt.chat.dialogues import Chats, Dialogues
 from dongpt.checkpoint.files import load_model
-from dongpt.text import prepare as preparing
+from dongpt.text import bins
 from dongpt.text.documents import Files
 from dongpt.text.template import (
     DONGPT,
@@ -137,8 +137,7 @@ def refusal(tmp_path, path, *args: str) -> str:
     with pytest.raises(ValueError) as caught:
         prepare_chat(tmp_path, path, "--tokenizer=char", *args)
     assert "\n" not in str(caught.value)
-    left = tmp_path / "data" / "chat"
-    assert not left.exists() or not os.listdir(left)
+    assert files_in(tmp_path / "data" / "chat") == []
     return str(caught.value)
 
 
@@ -579,7 +578,7 @@ def test_bins_and_masks_are_the_conversations_and_nothing_typed_becomes_a_mark(t
         tmp_path, write_json(tmp_path / "chats.jsonl", talks), f"--tokenizer={tokenizer}", "--vocab_size=400"
     )
     found, meta = check_bins(folder, talks), read_meta(folder)
-    assert sorted(os.listdir(folder)) == ["meta.json", "train.bin", "train.mask.bin", "val.bin", "val.mask.bin"]
+    assert files_in(folder) == ["meta.json", "train.bin", "train.mask.bin", "val.bin", "val.mask.bin"]
     assert meta["documents"] == len(talks) and meta["split"] == "documents" and meta["source"] == "chats.jsonl"
     described = from_dict(meta["tokenizer"])
     assert set(MARKS) <= set(described.specials) and described.decode([described.specials[USER]]) == USER
@@ -631,7 +630,7 @@ def test_the_same_conversations_give_the_same_files(tmp_path, tokenizer):
             launcher=[sys.executable, write_launcher(tmp_path, hash_seed)],
         )
         folder = tmp_path / f"out{hash_seed}"
-        written.append({name: open(folder / name, "rb").read() for name in os.listdir(folder)})
+        written.append({name: open(folder / name, "rb").read() for name in files_in(folder)})
     assert written[0] == written[1] and len(written[0]) == 5
 
 
@@ -641,7 +640,7 @@ def write_launcher(tmp_path, name: str) -> str:
         tmp_path / f"launch{name}.py",
         (
             f"import runpy, sys\nsys.argv = sys.argv[1:]\nsys.path.insert(0, {ROOT!r})\n"
-            f"import dongpt.text.prepare as p\np.named_folder = lambda name: {str(tmp_path / ('out' + name))!r}\n"
+            f"import dongpt.text.bins as p\np.named_folder = lambda name: {str(tmp_path / ('out' + name))!r}\n"
             f"sys.argv.append('--name=x')\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
         ),
     )
@@ -670,7 +669,7 @@ def test_name_is_a_folder_beside_the_others_and_what_comes_next_is_said(tmp_path
     monkeypatch.setattr(bins, "ROOT", str(tmp_path))
     path = write_json(tmp_path / "chats.jsonl", some_talks())
     prepare_chat(tmp_path, path, "--tokenizer=char", "--name=mine")
-    assert os.listdir(tmp_path / "data") == ["mine"] and len(os.listdir(tmp_path / "data" / "mine")) == 5
+    assert os.listdir(tmp_path / "data") == ["mine"] and len(files_in(tmp_path / "data" / "mine")) == 5
     assert "next: python train.py config/train_chat.py --dataset=mine" in capsys.readouterr().out
 
 

@@ -11,9 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import ROOT, expect_sentence, generated_text
+from helpers import ROOT, expect_sentence, files_in, generated_text
 
-from dongpt.program import LOCK
 from dongpt.text import sources
 from dongpt.text.sources import BookConfig, Download, fetch, prepare_text, read_text, strip_gutenberg
 from dongpt.text.tokenizers import from_dict
@@ -284,7 +283,7 @@ def prepare(tree, name, *args, env=None, cwd=None, check: int | None = 0):
 
 
 def files_of(tree, name) -> set[str]:
-    return set(os.listdir(tree / "data" / name)) - {"__pycache__", LOCK}
+    return set(files_in(tree / "data" / name)) - {"__pycache__"}
 
 
 def ids_of(tree, name) -> list[int]:
