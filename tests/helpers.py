@@ -170,10 +170,3 @@ def cached_logits(model, cache, windows: list[list[int]], fresh: list[int]):
     positions = starts[:, None] + torch.arange(T)
     x = model._hidden(idx, positions, cache.at(positions, int(positions.max()) + 1))
     return model.lm_head(x[torch.arange(len(idx)), torch.tensor(fresh) - 1])
-
-
-def files_in(folder) -> list[str]:
-    """The sorted names in a folder, without the lock that a preparation leaves there; [] if there is no folder."""
-    from dongpt.program import LOCK
-
-    return sorted(set(os.listdir(folder)) - {LOCK}) if os.path.isdir(folder) else []

@@ -13,7 +13,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from helpers import ROOT, TINY_MODEL, expect_sentence, files_in, load, read_log, run
+from helpers import ROOT, TINY_MODEL, expect_sentence, load, read_log, run, visible
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -137,7 +137,8 @@ def refusal(tmp_path, path, *args: str) -> str:
     with pytest.raises(ValueError) as caught:
         prepare_chat(tmp_path, path, "--tokenizer=char", *args)
     assert "\n" not in str(caught.value)
-    assert files_in(tmp_path / "data" / "chat") == []
+    left = tmp_path / "data" / "chat"
+    assert not left.exists() or visible(left) == []
     return str(caught.value)
 
 
@@ -578,7 +579,7 @@ def test_bins_and_masks_are_the_conversations_and_nothing_typed_becomes_a_mark(t
         tmp_path, write_json(tmp_path / "chats.jsonl", talks), f"--tokenizer={tokenizer}", "--vocab_size=400"
     )
     found, meta = check_bins(folder, talks), read_meta(folder)
-    assert files_in(folder) == ["meta.json", "train.bin", "train.mask.bin", "val.bin", "val.mask.bin"]
+    assert visible(folder) == ["meta.json", "train.bin", "train.mask.bin", "val.bin", "val.mask.bin"]
     assert meta["documents"] == len(talks) and meta["split"] == "documents" and meta["source"] == "chats.jsonl"
     described = from_dict(meta["tokenizer"])
     assert set(MARKS) <= set(described.specials) and described.decode([described.specials[USER]]) == USER
@@ -630,7 +631,7 @@ def test_the_same_conversations_give_the_same_files(tmp_path, tokenizer):
             launcher=[sys.executable, write_launcher(tmp_path, hash_seed)],
         )
         folder = tmp_path / f"out{hash_seed}"
-        written.append({name: open(folder / name, "rb").read() for name in files_in(folder)})
+        written.append({name: open(folder / name, "rb").read() for name in visible(folder)})
     assert written[0] == written[1] and len(written[0]) == 5
 
 
@@ -669,7 +670,7 @@ def test_name_is_a_folder_beside_the_others_and_what_comes_next_is_said(tmp_path
     monkeypatch.setattr(bins, "ROOT", str(tmp_path))
     path = write_json(tmp_path / "chats.jsonl", some_talks())
     prepare_chat(tmp_path, path, "--tokenizer=char", "--name=mine")
-    assert os.listdir(tmp_path / "data") == ["mine"] and len(files_in(tmp_path / "data" / "mine")) == 5
+    assert os.listdir(tmp_path / "data") == ["mine"] and len(visible(tmp_path / "data" / "mine")) == 5
     assert "next: python train.py config/train_chat.py --dataset=mine" in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import ROOT, expect_sentence, files_in, generated_text
+from helpers import ROOT, expect_sentence, generated_text, visible
 
 from dongpt.text import sources
 from dongpt.text.sources import BookConfig, Download, fetch, prepare_text, read_text, strip_gutenberg
@@ -283,7 +283,7 @@ def prepare(tree, name, *args, env=None, cwd=None, check: int | None = 0):
 
 
 def files_of(tree, name) -> set[str]:
-    return set(files_in(tree / "data" / name)) - {"__pycache__"}
+    return set(visible(tree / "data" / name)) - {"__pycache__"}
 
 
 def ids_of(tree, name) -> list[int]:
