@@ -1,4 +1,4 @@
-"""Conversations, for a model that one can chat with: writes bins, masks and meta.json beside this script.
+"""Conversations, for a model that one can chat with: writes bins, masks and meta.json next to this script.
 
     python data/chat/prepare.py --input=chats.jsonl                      # {"messages": [{"role": ..., "content": ...}]}
     python data/chat/prepare.py --input=faq.csv --user=question --assistant=reply --tokenizer=gpt2
@@ -42,7 +42,7 @@ class PrepareConfig(Vocabulary):
     conversation: str = ""  # .csv, .parquet: rows in a row with the same value in this column are one conversation
     val_fraction: float = 0.1  # of the characters, for validation; conversations stay whole
     encoding: str = "utf-8"  # of the files
-    name: str = ""  # a folder under data/ to write to; without it beside this script
+    name: str = ""  # a folder under data/ to write to; without it next to this script
 
 
 def main(argv: list[str] | None = None):

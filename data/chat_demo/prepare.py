@@ -4,7 +4,7 @@
     python train.py config/train_chat_demo.py
     python chat.py out-chat-demo/ckpt.pt
 
-Writes bins, masks, meta.json and questions.jsonl beside this script. The conversations are sums in many wordings, a
+Writes bins, masks, meta.json and questions.jsonl next to this script. The conversations are sums in many wordings, a
 name to remember, yes or no about a fact that was told, the feeling in a sentence, and polite talk around them.
 
 A question is held out by a hash of its words, so that no question of questions.jsonl is ever said in training, while

@@ -1,4 +1,4 @@
-"""Don Quixote in GPT-2 byte pairs: writes train.bin, val.bin and meta.json beside this script.
+"""Don Quixote in GPT-2 byte pairs: writes train.bin, val.bin and meta.json next to this script.
 
 python data/don/prepare.py                      # downloads the text from Project Gutenberg
 python data/don/prepare.py --input=pg996.txt    # takes your copy; any other text works too

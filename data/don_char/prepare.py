@@ -1,4 +1,4 @@
-"""Don Quixote by characters: writes train.bin, val.bin and meta.json beside this script.
+"""Don Quixote by characters: writes train.bin, val.bin and meta.json next to this script.
 
 python data/don_char/prepare.py                      # downloads the text from Project Gutenberg
 python data/don_char/prepare.py --input=pg996.txt    # takes your copy; any other text works too

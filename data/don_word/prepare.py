@@ -1,4 +1,4 @@
-"""Don Quixote by words: writes train.bin, val.bin and meta.json beside this script.
+"""Don Quixote by words: writes train.bin, val.bin and meta.json next to this script.
 
     python data/don_word/prepare.py                      # downloads the text from Project Gutenberg
     python data/don_word/prepare.py --input=pg996.txt    # takes your copy; any other text works too

@@ -1,4 +1,4 @@
-"""English prose of every CPython, by characters: writes train.bin, val.bin and meta.json beside this script.
+"""English prose of every CPython, by characters: writes train.bin, val.bin and meta.json next to this script.
 
     python data/python_docs/prepare.py
 

@@ -1,4 +1,4 @@
-"""Texts with their summaries, for a model that summarises: writes bins, masks and meta.json beside this script.
+"""Texts with their summaries, for a model that summarises: writes bins, masks and meta.json next to this script.
 
     python data/sum/prepare.py --input=articles.csv                              # columns text and summary
     python data/sum/prepare.py --input=articles.jsonl.gz --text=body --summary=title --tokenizer=bpe
@@ -40,7 +40,7 @@ class PrepareConfig(Vocabulary):
     summary: str = "summary"  # the field that holds the answer
     val_fraction: float = 0.1  # of the characters, for validation; records stay whole
     encoding: str = "utf-8"  # of the records
-    name: str = ""  # a folder under data/ to write to; without it beside this script
+    name: str = ""  # a folder under data/ to write to; without it next to this script
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ TINY_SHAKESPEARE = Download(
 
 @dataclass(frozen=True)
 class TextConfig:
-    input: str = ""  # path of the text; without it input.txt beside this script, else a download
+    input: str = ""  # path of the text; without it input.txt next to this script, else a download
     encoding: str = "utf-8"  # of the text
 
 
