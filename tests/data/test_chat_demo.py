@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import ROOT, run
+from helpers import ROOT, expect_sentence, run
 
 from dongpt.text.template import DONGPT
 from dongpt.text.tokenizers import from_dict
@@ -86,7 +86,7 @@ def test_validation_is_the_questions(demo):
 @smoke
 def test_sums_are_right_and_every_sum_is_in_training(demo):
     module, folder, questions = demo
-    digits = {name: str(i) for i, name in enumerate(module.NUMBERS)}
+    digits = {name: str(i) for i, name in enumerate(module.read_words().numbers)}
 
     def value(text: str) -> int | None:
         """The sum in text, by Python."""
@@ -154,6 +154,15 @@ def test_what_a_newcomer_types_is_among_what_is_said(demo):
                 facts.setdefault(one.answer, set()).add(words(one.user))
     assert set(facts) == {str(i) for i in range(21)} and all(len(forms) > 20 for forms in facts.values())
     assert len(asked) == 300 * 4 + 60 * 9
+
+
+@smoke
+@pytest.mark.parametrize(
+    "args, part",
+    [([], "CHECKPOINT"), (["a.pt", "b.pt"], "'b.pt'"), (["a.pt", "--n=-1"], "n=-1"), (["--shown"], "shown")],
+)
+def test_the_quiz_takes_one_checkpoint_and_says_so(args, part, tmp_path):
+    expect_sentence(run("data/chat_demo/quiz.py", *args, cwd=tmp_path, check=None), part)
 
 
 @pytest.mark.long

@@ -721,13 +721,13 @@ def test_the_notebooks_figures(tree, don_quixote):
 
 
 def test_by_default_words_have_their_space_and_their_capitals(tree, don_quixote):
-    from dongpt.text.sources import read_book
+    from dongpt.text.sources import read_text, strip_gutenberg
 
     prepared_in(tree, f"--input={don_quixote}")
     corpus = Corpus(str(tree / "data" / "don_word"))
     tokenizer = corpus.tokenizer()
     text = "".join(tokenizer.decode(corpus.tokens(split).tolist()) for split in ("train", "val"))
-    assert text == read_book(don_quixote, raw=False)[0]
+    assert text == strip_gutenberg(read_text(don_quixote)[0])[0]
     assert {" Quixote", " quite", "\n"} <= set(tokenizer.words) and not tokenizer.lower
 
 
