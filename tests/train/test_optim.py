@@ -949,7 +949,7 @@ def test_muon_and_ngrams_learn_in_80_updates_what_the_defaults_do_not(tmp_path):
 )
 def test_the_configs_for_a_cpu_reach_their_losses(don_quixote, config, settings, bound):
     """On the text as data/don_char/prepare.py --raw=True has it."""
-    text, sha256 = sources.read_book(don_quixote, raw=True)
+    text, sha256 = sources.read_text(don_quixote)
     prepare("data", Texts([text]), Vocabulary("char"), source=os.path.basename(don_quixote), sha256=sha256)
     train.main(
         [
