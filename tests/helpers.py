@@ -70,7 +70,7 @@ def write_splits(folder: str, tokenizer, texts: dict[str, str]) -> str:
 
 
 def windows(row: list[int], new: list[int], block_size: int):
-    """Yield the context from which each new id is predicted: when block_size tokens are held, the newer half is kept."""
+    """Yield the context that predicts each new id: whenever block_size tokens are held, the newer half is kept."""
     text, held = [], 0
     for i, token in enumerate([*row, *new]):
         if i >= len(row):
@@ -274,7 +274,7 @@ def assert_same_training(one_dir, other_dir):
 
 
 def cached_logits(model, cache, windows: list[list[int]], fresh: list[int]):
-    """Logits (B, V) after each window; the cache holds all but the last fresh[i] tokens of window i, which are added."""
+    """Logits (B, V) after each window; the cache holds all but the last fresh[i] tokens of window i, added here."""
     import torch
 
     T, starts = max(fresh), torch.tensor([len(window) - n for window, n in zip(windows, fresh)])
