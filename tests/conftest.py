@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests, and two options: --offline blocks the network, --time-limit bounds a run."""
+"""Fixtures shared by the tests, the selection of the smoke tests, and two options: --offline and --time-limit."""
 
 import os
 import platform
@@ -21,6 +21,18 @@ def pytest_configure(config):
     config.started = time.monotonic()
     if config.getoption("--offline"):
         _block_network()
+
+
+def pytest_collection_modifyitems(config, items):
+    """With -m smoke, run only the first and the last case of a parametrized test; the whole suite runs them all."""
+    if config.getoption("-m") != "smoke":
+        return
+    cases: dict[tuple, list] = {}
+    for item in items:
+        cases.setdefault((item.path, item.cls, item.originalname), []).append(item)
+    chosen = {id(item) for group in cases.values() for item in (group[0], group[-1])}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
+    items[:] = [item for item in items if id(item) in chosen]
 
 
 def pytest_runtest_setup(item):
