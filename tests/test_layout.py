@@ -41,7 +41,7 @@ BELOW_MODEL = ("dongpt.kernels", "dongpt.decode.decoder", "dongpt.decode.samplin
 MAY_IMPORT = {
     "configurator": (),
     "model": BELOW_MODEL,
-    "dongpt": ("dongpt",),
+    "dongpt": (*BASE, "dongpt.decode.ready"),
     "dongpt.runtime": BASE,
     "dongpt.program": BASE,
     "dongpt.log": BASE,
@@ -49,11 +49,11 @@ MAY_IMPORT = {
     "dongpt.decode.decoder": BELOW_MODEL,
     "dongpt.decode.sampling": BELOW_MODEL,
     "dongpt.text": (*BASE, "dongpt.text"),
-    "dongpt.train": (*BASE, "dongpt.train", "dongpt.text", "model", *BELOW_MODEL),
-    "dongpt.checkpoint": (*BASE, "dongpt.checkpoint", "dongpt.text", "model", *BELOW_MODEL),
-    "dongpt.decode": (*BASE, "dongpt.decode", "dongpt.text", "model", *BELOW_MODEL),
-    "dongpt.decode.ready": (*BASE, "dongpt.decode", "dongpt.text", "model", *BELOW_MODEL, "dongpt.checkpoint"),
-    "dongpt.chat": (*BASE, "dongpt.chat", "dongpt.text", "dongpt.decode", "model"),
+    "dongpt.train": (*BASE, "dongpt.train", "dongpt.text", "model"),
+    "dongpt.checkpoint": (*BASE, "dongpt.checkpoint", "dongpt.text", "model"),
+    "dongpt.decode": (*BASE, "dongpt.decode", "dongpt.text", "model", "dongpt.kernels"),
+    "dongpt.decode.ready": (*BASE, "dongpt.decode", "dongpt.text", "model", "dongpt.kernels", "dongpt.checkpoint"),
+    "dongpt.chat": (*BASE, "dongpt.chat", "dongpt.text", "dongpt.decode"),
 }
 PACKAGES = {"chat", "checkpoint", "decode", "kernels", "text", "train"}
 
@@ -112,10 +112,9 @@ def imports(node: ast.AST) -> set[str]:
 
 
 def our_imports(path: str) -> set[str]:
-    """Imports of a file that are ours: of the library, a program, config/, data/, docs/ or tests/."""
-    ours = {module_name(path) for path in OURS}
-    tops = {name.split(".")[0] for name in ours} | {os.path.basename(name) for name in ("config", "data", "tests")}
-    return {name for name in imports(tree(path)) if name in ours or name.split(".")[0] in tops}
+    """Imports of a file that are ours, of the library or of a program. `import dongpt` is not: it holds the version."""
+    tops = {module_name(path).split(".")[0] for path in OURS}
+    return {name for name in imports(tree(path)) if name != "dongpt" and name.split(".")[0] in tops}
 
 
 def is_within(name: str, packages) -> bool:
@@ -331,7 +330,7 @@ def is_inert(node: ast.stmt) -> bool:
         return isinstance(node.value, ast.Constant) or code.startswith(
             ("sys.path.insert(0, ", "sys.meta_path.insert(0, ")
         )
-    definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
     return isinstance(node, definitions)
 
 
