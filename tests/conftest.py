@@ -1,14 +1,74 @@
-"""Fixtures shared by the tests: a small generated corpus, a small trained run, data from outside the repository."""
+"""Fixtures shared by the tests, the selection of the smoke tests, and two options: --offline and --time-limit."""
 
 import os
+import platform
+import sys
+import time
 
 import pytest
 from helpers import TINY_RUN, generated_text, write_corpus
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::", "", None)
+OUTSIDE_DATA = ("DONGPT_TEXT", "DONGPT_DIALOGUES", "DONGPT_FIXTURES", "TIKTOKEN_CACHE_DIR")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--offline", action="store_true", help="refuse every connection except to this machine")
+    parser.addoption("--time-limit", type=float, metavar="SECONDS", help="skip tests that would start later than this")
+
+
+def pytest_configure(config):
+    config.started = time.monotonic()
+    if config.getoption("--offline"):
+        _block_network()
+
+
+def pytest_collection_modifyitems(config, items):
+    """With -m smoke, run only the first and the last case of a parametrized test; the whole suite runs them all."""
+    if config.getoption("-m") != "smoke":
+        return
+    cases: dict[tuple, list] = {}
+    for item in items:
+        cases.setdefault((item.path, item.cls, item.originalname), []).append(item)
+    chosen = {id(item) for group in cases.values() for item in (group[0], group[-1])}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
+    items[:] = [item for item in items if id(item) in chosen]
+
+
+def pytest_runtest_setup(item):
+    limit = item.config.getoption("--time-limit")
+    if limit is not None and time.monotonic() - item.config.started > limit:
+        pytest.skip(f"not started within --time-limit={limit:g} seconds")
+
+
+def pytest_report_header(config):
+    missing = [name for name in OUTSIDE_DATA if not os.environ.get(name)]
+    offline = "no network, " if config.getoption("--offline") else ""
+    return f"donGPT: {offline}data from outside the repository: {'without ' + ', '.join(missing) if missing else 'all'}"
+
+
+def _block_network():
+    """Make connections and look-ups of other machines fail at once, here and in the programs that the tests start."""
+
+    def refuse(event: str, args: tuple):
+        host: object = None
+        if event == "socket.connect":
+            host = args[1][0] if isinstance(args[1], tuple) else None  # a Unix socket's address is a string
+        elif event == "socket.getaddrinfo":
+            host = args[0].decode() if isinstance(args[0], bytes) else args[0]
+        if host not in LOOPBACK and host != platform.node():
+            raise OSError(101, f"network is blocked by --offline: {host}")
+
+    sys.addaudithook(refuse)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):  # nothing listens there
+        os.environ[name] = os.environ[name.upper()] = "http://127.0.0.1:9"
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1,::1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
 
 @pytest.fixture
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """The test works in its own folder and on one thread, as the programs that run() starts do."""
+    """Run the test in its own folder and with one thread, as run() does with programs."""
     import torch
 
     monkeypatch.chdir(tmp_path)
@@ -20,20 +80,20 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def transformers():
-    """transformers, which must not look for anything on a network."""
+    """The transformers library, told not to use the network."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> str:
-    """A folder with a small character corpus."""
+    """A data folder with a small character corpus."""
     return write_corpus(tmp_path_factory.mktemp("tiny_data"), generated_text())
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_data) -> str:
-    """The out_dir of a small finished run on tiny_data. Read it, do not write to it."""
+    """The out_dir of a small finished run on tiny_data. Tests may read it but not write to it."""
     import torch
 
     import train
@@ -61,11 +121,11 @@ def don_quixote() -> str:
 
 @pytest.fixture
 def fixtures_folder() -> str:
-    """Folder of small checkpoints in the layouts of other projects."""
+    """Folder of small checkpoints in other projects' formats."""
     return _from_environment("DONGPT_FIXTURES")
 
 
 @pytest.fixture
 def gpt2_vocabulary() -> str:
-    """tiktoken's cached copy of GPT-2's vocabulary."""
+    """Folder with tiktoken's cached copy of GPT-2's vocabulary."""
     return _from_environment("TIKTOKEN_CACHE_DIR")

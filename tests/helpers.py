@@ -1,10 +1,14 @@
-"""Helpers shared by the tests: generated corpora, ways to run the programs, comparisons."""
+"""Helpers shared by the tests: generated corpora, random models, running the programs, comparisons."""
 
+import contextlib
+import io
 import json
 import os
 import random
 import subprocess
 import sys
+
+import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -33,14 +37,14 @@ TINY_RUN = TINY_MODEL + [
 
 
 def generated_text(n_words: int = 4000, seed: int = 0) -> str:
-    """English-like lines of words from a small vocabulary, the same for the same seed; with a few accents."""
+    """Lines of words drawn from a small vocabulary that includes an accented letter; a function of the seed."""
     rng = random.Random(seed)
     words = ["the", "knight", "rode", "to", "La", "Mancha", "and", "said:", "windmill,", "señor", "giant.", "Sancho"]
     return "".join(rng.choice(words) + ("\n" if i % 9 == 8 else " ") for i in range(n_words))
 
 
 def write_corpus(folder: str, text: str) -> str:
-    """A character corpus of text in folder, as data/*/prepare.py writes it; returns folder."""
+    """Prepare text in folder as data/*/prepare.py does, with the character tokenizer; return folder."""
     from dongpt.text.documents import Texts
     from dongpt.text.prepare import Vocabulary, prepare
 
@@ -54,13 +58,13 @@ def visible(folder) -> list[str]:
 
 
 def split_text(text: str) -> dict[str, str]:
-    """The splits of a text where nanoGPT's scripts cut."""
+    """Split a text 9:1, where nanoGPT's scripts do."""
     cut = int(len(text) * 0.9)
     return {"train": text[:cut], "val": text[cut:]}
 
 
 def write_splits(folder: str, tokenizer, texts: dict[str, str]) -> str:
-    """A corpus of these splits in folder; returns folder."""
+    """Write the given splits as a prepared data folder; return folder."""
     from dongpt.text.bins import Encoded, Writer
 
     with Writer(str(folder), tokenizer) as writer:
@@ -71,7 +75,7 @@ def write_splits(folder: str, tokenizer, texts: dict[str, str]) -> str:
 
 
 def windows(row: list[int], new: list[int], block_size: int):
-    """What the model sees before each of the new ids: all, or after one token too many the newest half."""
+    """Yield the context that predicts each new id: whenever block_size tokens are held, the newer half is kept."""
     text, held = [], 0
     for i, token in enumerate([*row, *new]):
         if i >= len(row):
@@ -80,10 +84,123 @@ def windows(row: list[int], new: list[int], block_size: int):
         held = held + 1 if held < block_size else max(1, block_size // 2)
 
 
-def run(program: str, *args: str, cwd, launcher=(), env=None, timeout=300, check: int | None = 0):
-    """Run a program of the repository (e.g. "train.py") in cwd as a user would; returns the CompletedProcess.
+def read_ids(folder, split: str) -> list[int]:
+    """Token ids of a split that is stored as one file."""
+    import numpy as np
 
-    launcher: words instead of the Python executable, e.g. torchrun's. check: the exit code that is expected, or None.
+    return np.fromfile(os.path.join(folder, f"{split}.bin"), "<u2").tolist()
+
+
+def read_mask(folder, split: str) -> list[int]:
+    """Loss mask of a split that is stored as one file: 0 or 1 per token."""
+    import numpy as np
+
+    return np.fromfile(os.path.join(folder, f"{split}.mask.bin"), np.uint8).tolist()
+
+
+def snapshot(folder) -> dict:
+    """Relative path -> (modification time, content) of everything below folder: equal if nothing was touched."""
+    found = {}
+    for parent, _, files in os.walk(folder):
+        for name in [".", *files]:
+            path = os.path.join(parent, name)
+            content = b""
+            if name != ".":
+                with open(path, "rb") as file:
+                    content = file.read()
+            found[os.path.relpath(path, folder)] = os.stat(path).st_mtime_ns, content
+    return found
+
+
+class RunsACommand:
+    """An object whose pickle runs a shell command when it is loaded: the command creates the file marker."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'echo broken > "{self.marker}"',)
+
+
+def random_ids(*shape: int, seed: int = 0, vocab_size: int = 23):
+    """Token ids of the given shape, uniform over the vocabulary."""
+    import torch
+
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_prompts(lengths, vocab_size: int = 61) -> list[list[int]]:
+    """One prompt per length."""
+    return [random_ids(n, seed=n, vocab_size=vocab_size).tolist() for n in lengths]
+
+
+def randn(*shape: int, seed: int = 0):
+    """Standard normal tensor."""
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def randomise(model, seed: int = 0, std: float | None = None):
+    """Give every parameter of model random values and return it in eval mode; LayerNorm weights vary around 1.
+
+    std: standard deviation of all parameters. By default biases are small and attention projections large, so that
+    generated text is varied and depends on the context.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            mean = 1.0 if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")) else 0.0
+            default = 0.03 if name.endswith("bias") else 0.9 if name.endswith("attn.c_proj.weight") else 0.3
+            parameter.copy_(torch.randn(parameter.shape) * (default if std is None else std) + mean)
+    return model.eval()
+
+
+def all_logits(model, idx):
+    """Logits (B, T, V) at every position of idx (B, T), computed without a cache."""
+    import torch
+
+    idx = torch.as_tensor(idx)
+    with torch.no_grad():
+        return model(idx, torch.zeros_like(idx))[0]
+
+
+def generated_ids(model, prompts, n: int, **settings) -> list[list[int]]:
+    """The n new ids of each prompt."""
+    import torch
+
+    return torch.stack(list(model.stream(prompts, n, **settings))).T.tolist()
+
+
+def printed(main, *args: str) -> str:
+    """Everything that a program's main prints on stdout; checks that it succeeds."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert not main(list(args))
+    return out.getvalue()
+
+
+def refusal(action, *parts: str, error: type[Exception] | None = None) -> str:
+    """Check that action raises a UserError of one line that contains parts; return that line.
+
+    error: the exception expected instead, e.g. ValueError from model.py, which does not know UserError.
+    """
+    from configurator import UserError
+
+    with pytest.raises(error or UserError) as caught:
+        action()
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    for part in parts:
+        assert part in sentence, f"{part!r} is not in {sentence!r}"
+    return sentence
+
+
+def run(program: str, *args: str, cwd, launcher=(), env=None, timeout=300, check: int | None = 0):
+    """Run a program of the repository, e.g. "train.py", in cwd as a user would; return the CompletedProcess.
+
+    launcher: command to use instead of the Python executable, e.g. torchrun's. check: expected exit code, None for any.
     """
     command = [*(launcher or [sys.executable]), os.path.join(ROOT, program), *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
@@ -103,12 +220,12 @@ def run(program: str, *args: str, cwd, launcher=(), env=None, timeout=300, check
 
 
 def torchrun(n: int) -> list[str]:
-    """The launcher words that start n processes on this machine."""
+    """Launcher command for n processes on this machine."""
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
 
 
 def expect_sentence(done, *parts: str):
-    """Check that a program ended as it must on bad input: exit code 2, one line on stderr with parts, no traceback."""
+    """Check how a program ended on bad input: exit code 2 and one line on stderr that contains parts; no traceback."""
     assert done.returncode == 2, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, done.stderr
@@ -118,21 +235,21 @@ def expect_sentence(done, *parts: str):
 
 
 def load(out_dir, name: str = "ckpt_last.pt") -> dict:
-    """A checkpoint of out_dir as torch reads it without trust."""
+    """Load a checkpoint of out_dir with weights_only=True."""
     import torch
 
     return torch.load(os.path.join(out_dir, name), weights_only=True)
 
 
 def read_log(out_dir, kind: str | None = None) -> list[dict]:
-    """The records of log.jsonl, those of one kind if it is given."""
+    """Records of log.jsonl, optionally those of one kind only."""
     with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
     return [record for record in records if kind in (None, record["kind"])]
 
 
 def assert_same(one, other, where: str = "state"):
-    """Check that two states hold bit for bit the same."""
+    """Check that two nested states are bitwise equal."""
     import torch
 
     assert type(one) is type(other), where
@@ -151,7 +268,7 @@ def assert_same(one, other, where: str = "state"):
 
 
 def assert_same_training(one_dir, other_dir):
-    """Check that two runs ended with the same weights and optimizer state, and that each update is logged once."""
+    """Check that two runs ended with the same weights and optimizer state, and logged each update exactly once."""
     one, other = load(one_dir), load(other_dir)
     for key in ("iter_num", "windows", "model", "optimizer"):
         assert_same(one[key], other[key], key)
@@ -162,7 +279,7 @@ def assert_same_training(one_dir, other_dir):
 
 
 def cached_logits(model, cache, windows: list[list[int]], fresh: list[int]):
-    """Logits (R, V) behind each window, of whose tokens the cache holds all but the newest fresh[i], by then all."""
+    """Logits (B, V) after each window; the cache holds all but the last fresh[i] tokens of window i, added here."""
     import torch
 
     T, starts = max(fresh), torch.tensor([len(window) - n for window, n in zip(windows, fresh)])

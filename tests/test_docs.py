@@ -1,5 +1,6 @@
-"""README and docs say what is there, and the commands of docs/from.md that need nothing run."""
+"""The README and docs name only what exists, and the commands of docs/from.md that need nothing run."""
 
+import glob
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ SHORTER = {
     "bench.py": ["--warmup=1", "--iters=1", "--rounds=1", "--n_layer=1"],
 }
 
-# Runs one command line after the other in one Python, since starting it takes longer than most of them.
+# Runs the command lines in one process, since starting Python takes longer than most of them.
 DRIVER = """
 import runpy, shlex, sys
 for line in open(sys.argv[1], encoding="utf-8").read().splitlines():
@@ -118,21 +119,55 @@ def test_programs_and_configs_named_in_the_docs_exist(page):
     named -= {"config/mine.py", "prepare.py", "explore.py"}  # a file of the reader's; names without their folder
     missing = sorted(
         name
-        for name in named  # the layout in README lists the files of dongpt/ below its name
-        if not any(os.path.exists(os.path.join(ROOT, folder, name)) for folder in ("", "dongpt"))
+        for name in named  # the layout in the README lists files below the names of their packages
+        if not any(glob.glob(os.path.join(ROOT, folder, name)) for folder in ("", "dongpt", "dongpt/*"))
     )
     assert named and not missing
 
 
 @pytest.mark.smoke
+def test_the_layout_in_the_readme_names_every_module():
+    layout = read("README.md").split("## How it is laid out")[1]
+    modules = {os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "dongpt", "**", "*.py"), recursive=True)}
+    assert {name for name in modules - {"__init__.py"} if name not in layout} == set()
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md"])
+def test_names_in_the_recipes_and_the_table_of_moves_exist(page):
+    """Every `name` and `path` in backticks that is ours occurs in the code, so that renaming breaks this test."""
+    text = read(page)
+    if page == "CHANGELOG.md":  # the first column holds the old names
+        text = "\n".join(line.split("|")[2] for line in text.splitlines() if line.count("|") >= 3)
+    sources = glob.glob(os.path.join(ROOT, "*.py")) + [
+        path
+        for folder in ("dongpt", "tests")
+        for path in glob.glob(os.path.join(ROOT, folder, "**", "*.py"), recursive=True)
+    ]
+    code = "\n".join(read(path) for path in sources)
+    paths = {os.path.relpath(path, ROOT).replace(os.sep, "/") for path in sources}
+    modules = {path[: -len(".py")].replace("/", ".").removesuffix(".__init__") for path in paths}
+    for name in re.findall(r"`([A-Za-z_]\w*(?:\.\w+)*)`", text):
+        module, _, attribute = name.rpartition(".")
+        assert name in modules or re.search(rf"\b{attribute or name}\b", code), name
+        assert not name.startswith("dongpt.") or name in modules or module in modules, name
+    for path in re.findall(r"\b(?:dongpt|tests)/[\w/]+\.py\b", text):
+        assert path in paths, path
+
+
+@pytest.mark.smoke
 def test_requirements_are_the_packages_that_the_readme_installs():
-    lines = [line for line in read("requirements.txt").splitlines() if line]
+    lines = [line for line in read("requirements.txt").splitlines() if line and not line.startswith("#")]
     assert lines[0] == "torch>=2.11,<2.14"
     assert {re.split(r"[<>=]", line)[0] for line in lines} == {
         "torch",
         "numpy",
+        "filelock",
+        "psutil",
         "tiktoken",
         "tokenizers",
+        "safetensors",
+        "huggingface_hub",
         "pyarrow",
         "transformers",
         "datasets",

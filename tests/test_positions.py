@@ -674,7 +674,7 @@ def test_traced_loss_and_gradients_equal_eager_ones(pos_embd):
     check_compiled(pos_embd, "aot_eager")
 
 
-@pytest.mark.long
+@pytest.mark.compile
 @each_scheme
 def test_compiled_loss_and_gradients_equal_eager_ones(pos_embd):
     check_compiled(pos_embd, "inductor")

@@ -232,7 +232,7 @@ def test_a_truncated_checkpoint_is_replaced_by_the_last_one_and_that_is_said(tmp
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="no C++ compiler for torch.compile")
-@pytest.mark.long
+@pytest.mark.compile
 def test_a_model_of_many_layers_compiles_on_a_cpu_without_complaint(tmp_path):
     config = GPTConfig(block_size=16, vocab_size=5, n_layer=6, n_head=1, n_embd=8)
     save(

@@ -392,7 +392,7 @@ def beginning(words_data: str, **settings) -> torch.Tensor:
         {"dtype": "float16"},
         {"ngrams": 3},
         {"pos_embd": "relative"},
-        pytest.param({"compile": True}, marks=pytest.mark.long),
+        pytest.param({"compile": True}, marks=pytest.mark.compile),
     ],
 )
 def test_a_frozen_embedding_stays_bit_for_bit_and_moves_afterwards(begin, words_data, settings):
