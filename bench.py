@@ -116,7 +116,8 @@ def read_settings(argv: list[str]) -> BenchConfig:
 
     With a config file the step is the one that train.py would make with it; without, a CPU gets a small model.
     """
-    cfg, given, skipped = configurator.load(BenchConfig, argv, skips_unknown=True)
+    skipped: list[str] = []
+    cfg, given = configurator.load(BenchConfig, argv, skipped)
     if skipped:
         print_main(f"not used here: {', '.join(skipped)}")
     if any(configurator.find_config(arg) for arg in argv if not arg.startswith("--")):

@@ -218,17 +218,6 @@ def edit_lines():
         import readline  # noqa: F401
 
 
-def take_path(argv: list[str]) -> tuple[str, list[str]]:
-    """(the path among the arguments, the others): a word without dashes is one, unless it is a config file's."""
-    paths = [arg for arg in argv if not arg.startswith("-") and not arg.endswith(".py")]
-    if len(paths) > 1:
-        raise UserError(
-            f"{paths[1]!r}: one model is enough, and {paths[0]!r} is it already; settings are written "
-            f"with two dashes, as in --temperature=0.5"
-        )
-    return "".join(paths), [arg for arg in argv if arg not in paths]
-
-
 def begin(cfg: ChatConfig, path: str) -> Conversation:
     """The model ready to talk."""
     rt = runtime.start(cfg.device, cfg.dtype)
@@ -286,11 +275,11 @@ def about(cfg: ChatConfig, template: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    path, rest = take_path(sys.argv[1:] if argv is None else argv)
-    cfg, given = configurator.load(ChatConfig, rest)
-    if path and cfg.out_dir:
-        raise UserError(f"two models, {path} and --out_dir={cfg.out_dir}: name one")
-    if not path and not cfg.out_dir:
+    cfg, given, paths = configurator.load_with_paths(ChatConfig, argv, "[PATH]")
+    if paths and cfg.out_dir:
+        raise UserError(f"two models, {paths[0]} and --out_dir={cfg.out_dir}: name one")
+    path = "".join(paths) or cfg.out_dir
+    if not path:
         raise UserError("no model was given: python chat.py PATH of a checkpoint, of a run's folder, or gpt2")
     prompt = visible(cfg.prompt).strip()
     if "prompt" in given and not prompt:
@@ -299,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     if on_a_terminal():  # readline may write to a terminal's output even where that is a file
         edit_lines()
-    chat = Chat(begin(cfg, path or cfg.out_dir))
+    chat = Chat(begin(cfg, path))
     if prompt:
         return chat.answer(prompt, as_it_is=True)
     if chat.live:

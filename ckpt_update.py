@@ -24,6 +24,7 @@ from configurator import UserError
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES
+from dongpt.checkpoint.legacy import build_model
 from dongpt.program import run_program
 from model import GPT, RELATIVE
 
@@ -53,7 +54,7 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     if table is not None and RELATIVE not in weights:
         print(f"Adding {RELATIVE} to checkpoint.")
         weights[RELATIVE] = torch.zeros(table.shape)
-    checkpoints.fill(foreign.make(model.config), weights, "the checkpoint")
+    checkpoints.fill(build_model(model.config), weights, "the checkpoint")
     config = foreign.config_of(old["model_args"], "the checkpoint")
     had, has = asdict(config), asdict(model.config)
     free = {"dropout", "attn_dropout", *(["pos_embd"] if table is not None else [])}
@@ -122,7 +123,7 @@ def convert(old: str, new: str, cfg: UpdateConfig):
         if model.config.model_type != "gpt" or model.config.positions != "default":
             has = model.config.positions if model.config.model_type == "gpt" else "a bigram"
             raise UserError(f"--pos_embd={cfg.pos_embd} adds to pos_embd=default, and {old} has {has}: leave it away")
-        model = foreign.make(replace(model.config, pos_embd="default+relative"))
+        model = build_model(replace(model.config, pos_embd="default+relative"))
     lacking = [
         name
         for name, key in (("optimizer state", "optimizer"), ("iteration", "iter_num"), ("tokenizer", "tokenizer"))

@@ -2,14 +2,19 @@
 
     @dataclass(frozen=True)
     class Config:
-        batch_size: int = 12  # this comment is what --help shows
+        batch_size: Annotated[int, ">=", 1] = 12  # this comment is what --help shows
 
-    cfg, given = load(Config)            # reads sys.argv; `given` holds the values that the user set
+    cfg, given = load(Config)                                        # reads sys.argv; `given`: the values the user set
+    cfg, given, paths = load_with_paths(Config, None, "OLD NEW")     # the same for a program that takes two paths
 
-A config file is plain Python in the style of nanoGPT (`batch_size = 5 * 8`). It is run, in a namespace of its own,
-so it is code that you trust; only a .py file is ever run. Names that start with an underscore, functions and modules
-in it are its own business; every other name must be a key.
-Types are int, float, bool, str, Literal and `X | None` (X not str).
+Types are int, float, bool, str, Literal and `X | None` (X not str); Annotated adds bounds that any value but None must
+keep, as in Annotated[float | None, ">", 0, "<=", 1].
+
+An argument without dashes is a config file if it ends in .py. Otherwise it is a path in a program that takes paths,
+whatever its name, and in any other program the short name of a file in config/. A config file is plain Python in the
+style of nanoGPT (`batch_size = 5 * 8`). It is run, in a namespace of its own, so it must be code that you trust; only
+a .py file is ever run. Names that start with an underscore, functions and modules in it are ignored; every other name
+must be a key.
 """
 
 import __future__
@@ -24,32 +29,35 @@ import types
 import warnings
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from operator import ge, gt, le, lt
+from typing import Any, Collection, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
+BOUNDS = {">=": (ge, "at least"), ">": (gt, "above"), "<=": (le, "at most"), "<": (lt, "below")}
+Config = TypeVar("Config")
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one sentence that says what is wrong, where, and what to do about it.
+    """A user's mistake, in one sentence: what is wrong, where, and what to do about it.
 
     run_program prints it without a traceback and exits with code 2. Every other exception is a bug of ours.
     """
 
 
 def parse(text: str, kind: Any) -> Any:
-    """Command-line text -> Python value. A str field keeps the text as typed (--start=123, --start=a=b)."""
+    """Python value of a command-line text. A str field keeps the text as typed (--start=123, --start=a=b)."""
     if kind is str:
         return text
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python warns of `5or` on a second line
+            warnings.simplefilter("ignore")  # `5or` makes Python print a SyntaxWarning
             return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return text  # a bare word, e.g. rope
 
 
 def describe(kind: Any) -> str:
-    """The name of a type as messages and --help show it: `int`, `int or None`, `'auto' or True`."""
+    """Name of a type in messages and --help: `int`, `int or None`, `'auto' or True`."""
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if isinstance(kind, types.UnionType):
@@ -58,7 +66,7 @@ def describe(kind: Any) -> str:
 
 
 def check(value: Any, kind: Any, where: str) -> Any:
-    """Return value if it fits kind, else raise UserError. int -> float is the only conversion."""
+    """Return value if it has the type kind, else raise UserError. int -> float is the only conversion."""
     if get_origin(kind) is Literal:  # compared with its type, since True == 1
         fits = any(type(value) is type(choice) and value == choice for choice in get_args(kind))
     else:
@@ -71,8 +79,44 @@ def check(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
+def out_of_bounds(cls: type, values: dict[str, Any]) -> list[str]:
+    """A message such as `batch_size=0 must be at least 1` for every value outside the bounds that cls declares."""
+    messages = []
+    for key, kind in get_type_hints(cls, include_extras=True).items():
+        terms, value = getattr(kind, "__metadata__", ()), values.get(key)
+        limits = [(*BOUNDS[sign], limit) for sign, limit in zip(terms[::2], terms[1::2])]
+        if value is not None and not all(holds(value, limit) for holds, _, limit in limits):
+            messages.append(f"{key}={value} must be " + " and ".join(f"{words} {limit}" for _, words, limit in limits))
+    return messages
+
+
+def check_setting(key: str, value: Any, cls: type, where: str) -> Any:
+    """Return the value of one of cls's fields, of the right type; else raise UserError, which begins with `where`."""
+    kinds = get_type_hints(cls)
+    if key not in kinds:
+        near = get_close_matches(key, kinds, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "--help lists the keys"
+        raise UserError(f"{where}: unknown key {key!r}, {hint}")
+    return check(value, kinds[key], f"{where}: {key}")
+
+
+def build(cls: type[Config], values: dict[str, Any], where: str = "settings") -> Config:
+    """An instance of the dataclass cls with these values, from whatever source.
+
+    Raises UserError for an unknown key or a wrong type, for all values out of bounds together, and for whatever cls
+    itself rejects with a ValueError.
+    """
+    values = {key: check_setting(key, value, cls, where) for key, value in values.items()}
+    if messages := out_of_bounds(cls, values):
+        raise UserError("; ".join(messages))
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def find_config(name: str) -> str | None:
-    """Path of the config file that name means (a path, or the short name of a file in config/), None if none."""
+    """Path of the config file called name (a path, or the short name of a file in config/), or None."""
     if name.endswith(".py"):
         candidates = [name, os.path.join(ROOT, name)]
     else:
@@ -80,13 +124,13 @@ def find_config(name: str) -> str | None:
     return next((path for path in candidates if os.path.isfile(path)), None)
 
 
-def run_config(path: str, keys=()) -> dict[str, Any]:
-    """The settings in a config file; scratch names, functions, classes and modules that are no keys are left out."""
+def run_config(path: str, keys: Collection[str] = ()) -> dict[str, Any]:
+    """Settings in a config file, without names that are its own: _scratch names, functions, classes and modules."""
     names = {"__name__": "<config>", "__file__": path}
     try:
-        with open(path, "rb") as file:  # not runpy.run_path, which runs a zip and byte code whatever their name is
+        with open(path, "rb") as file:  # runpy.run_path would also run a zip or byte code named .py
             exec(compile(file.read(), path, "exec"), names)
-    except (Exception, SystemExit) as error:  # whatever the user's own code raises
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         if isinstance(error, SyntaxError) and error.filename == path and error.lineno:
             lines = [error.lineno]
@@ -100,70 +144,81 @@ def run_config(path: str, keys=()) -> dict[str, Any]:
     }
 
 
-def load(cls: type, argv: list[str] | None = None, skips_unknown: bool = False) -> tuple:
+def load(
+    cls: type[Config], argv: list[str] | None = None, skipped: list[str] | None = None
+) -> tuple[Config, dict[str, Any]]:
     """Return (an instance of the dataclass cls, the values the user set); -h and --help print the keys and exit.
 
-    With skips_unknown config files may have keys that cls lacks, as another program's do: their names come third.
-    Raises UserError, with a sentence for the user, for everything that is not a known key with a fitting value.
+    If `skipped` is a list, config files may hold keys that cls lacks (another program's), which are appended to it.
+    Raises UserError for everything that is not a known key with a valid value.
+    """
+    return load_with_paths(cls, argv, "", skipped)[:2]
+
+
+def load_with_paths(
+    cls: type[Config], argv: list[str] | None, usage: str, skipped: list[str] | None = None
+) -> tuple[Config, dict[str, Any], list[str]]:
+    """Return (an instance of cls, the values the user set, the paths), for a program that takes paths.
+
+    usage says how many: "OLD NEW" is two, "[PATH]" at most one, "[PATH ...]" any number.
     """
     argv = sys.argv[1:] if argv is None else argv
-    kinds, given, skipped = get_type_hints(cls), {}, {}
     if "-h" in argv or "--help" in argv:
-        print_help(cls)
+        print_help(cls, usage)
         sys.exit(0)
-
-    def put(key: str, value: Any, where: str) -> None:
-        if key not in kinds:
-            near = get_close_matches(key, kinds, n=1)
-            raise UserError(
-                f"{where}: unknown key {key!r}, " + (f"did you mean {near[0]!r}?" if near else "--help lists the keys")
-            )
-        given[key] = check(value, kinds[key], f"{where}: {key}")
-
+    kinds, given, paths = get_type_hints(cls), {}, []
     for arg in argv:
         key, equals, text = arg.removeprefix("--").partition("=")
         if arg.startswith("--"):
-            if equals:
-                put(key, parse(text, kinds.get(key)), "command line")
-            elif key in kinds and kinds[key] is not bool and True not in get_args(kinds[key]):
+            if not equals and key in kinds and kinds[key] is not bool and True not in get_args(kinds[key]):
                 raise UserError(f"command line: --{key} needs a value, as in --{key}=...")
-            else:
-                put(key, True, "command line")  # a bare --eval_only
+            value = parse(text, kinds.get(key)) if equals else True  # a bare --eval_only
+            given[key] = check_setting(key, value, cls, "command line")
+        elif usage and _is_path(arg, kinds):
+            paths.append(arg)
         elif path := find_config(arg):
             for key, value in run_config(path, kinds).items():
-                if skips_unknown and key not in kinds:
-                    skipped[key] = value
+                if skipped is not None and key not in kinds:
+                    skipped.append(key)
                 else:
-                    put(key, value, arg)
+                    given[key] = check_setting(key, value, cls, arg)
         else:
-            raise UserError(_not_an_argument(arg))
-    cfg = build(cls, given)
-    return (cfg, given, list(skipped)) if skips_unknown else (cfg, given)
+            raise UserError(_not_an_argument(arg, usage))
+    names = usage.split()
+    n_needed = sum(not name.startswith("[") for name in names if "..." not in name)
+    if len(paths) < n_needed or len(paths) > len(names) and "..." not in usage:
+        wrong = (
+            f"{len(paths)} of {n_needed} paths" if len(paths) < n_needed else f"{paths[len(names)]!r} is one too many"
+        )
+        raise UserError(f"{wrong}: python {os.path.basename(sys.argv[0])} {usage}, with settings as --key=value")
+    return build(cls, given), given, paths
 
 
-def build(cls: type, values: dict[str, Any]) -> Any:
-    """An instance of the dataclass cls. A value that it refuses with a ValueError is the user's mistake."""
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+def _is_path(arg: str, kinds: dict[str, Any]) -> bool:
+    """Whether a program that takes paths takes arg for one: block_size=64/ckpt.pt is a path, block_size=64 is none."""
+    if arg.startswith("-") or arg.endswith(".py") and not os.path.isdir(arg):
+        return False
+    is_setting = arg.partition("=")[0] in kinds and "=" in arg and os.path.basename(arg) == arg
+    return os.path.exists(arg) or arg != "" and not is_setting
 
 
-def _not_an_argument(arg: str) -> str:
-    """The sentence for an argument that is neither a config file nor --key=value."""
+def _not_an_argument(arg: str, usage: str) -> str:
+    """Error message for an argument that is no config file, setting or path."""
     if "=" in arg:
         return f"{arg!r}: settings are written with two dashes, as in --{arg.lstrip('-')}"
-    shelf = os.path.join(ROOT, "config")
-    names = sorted(name[:-3] for name in os.listdir(shelf) if name.endswith(".py")) if os.path.isdir(shelf) else []
+    if usage and not arg.endswith(".py"):
+        return f"{arg!r} is no path: one that starts with a dash is written ./{arg}, and a setting --key=value"
+    config_dir = os.path.join(ROOT, "config")
+    names = sorted(n[:-3] for n in os.listdir(config_dir) if n.endswith(".py")) if os.path.isdir(config_dir) else []
     near = get_close_matches(os.path.basename(arg).removesuffix(".py"), names, n=1)
     return f"{arg!r} is neither a config file that exists nor --key=value" + (
         f", did you mean config/{near[0]}.py?" if near else f"; config/ holds {', '.join(names)}"
     )
 
 
-def print_help(cls: type) -> None:
+def print_help(cls: type, usage: str = ""):
     """Print every key of cls with its type, default and the comment beside it in the source."""
-    program = os.path.basename(sys.argv[0])
+    program = " ".join(filter(None, [os.path.basename(sys.argv[0]), usage]))
     print(f"usage: python {program} [config file] [--key=value ...]\n")
     comments, kinds = {}, get_type_hints(cls)
     for owner in reversed(cls.__mro__[:-1]):

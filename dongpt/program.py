@@ -16,6 +16,7 @@ from typing import IO, Any, Callable, Iterator
 import filelock
 
 import configurator
+import dongpt
 from configurator import UserError
 
 ROOT = configurator.ROOT
@@ -30,7 +31,7 @@ def run_program(main: Callable[[], int | None]):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        code = main() or 0
+        code = _print_version() if "--version" in sys.argv[1:] else main() or 0
     except UserError as error:
         code = _report(str(error))
     except KeyboardInterrupt:
@@ -51,6 +52,13 @@ def run_program(main: Callable[[], int | None]):
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _print_version() -> int:
+    """Print the version on rank 0; returns the exit code."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"donGPT {dongpt.__version__}")
+    return 0
 
 
 def _report(sentence: str) -> int:

@@ -314,15 +314,16 @@ def test_settings_without_a_file_are_a_cpus_and_with_one_they_are_those_of_train
 def test_only_keys_of_files_are_skipped_and_only_where_asked_for(tmp_path):
     (tmp_path / "mine.py").write_text("seed = 3\nout_dir = 'x'\nrate = 1\n", encoding="utf-8")
     (tmp_path / "wrong.py").write_text("seed = 'three'\n", encoding="utf-8")
-    cfg, given, skipped = configurator.load(runtime.RuntimeConfig, [str(tmp_path / "mine.py")], skips_unknown=True)
+    skipped = []
+    cfg, given = configurator.load(runtime.RuntimeConfig, [str(tmp_path / "mine.py")], skipped)
     assert cfg.seed == 3 and given == {"seed": 3} and skipped == ["out_dir", "rate"]
-    for argument, skips, part in (
-        (str(tmp_path / "mine.py"), False, "out_dir"),
-        ("--out_dir=x", True, "out_dir"),
-        (str(tmp_path / "wrong.py"), True, "seed: expected int"),
+    for argument, skipped, part in (
+        (str(tmp_path / "mine.py"), None, "out_dir"),
+        ("--out_dir=x", [], "out_dir"),
+        (str(tmp_path / "wrong.py"), [], "seed: expected int"),
     ):
         with pytest.raises(ValueError, match=part):
-            configurator.load(runtime.RuntimeConfig, [argument], skips_unknown=skips)
+            configurator.load(runtime.RuntimeConfig, [argument], skipped)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -7,13 +7,13 @@ import sys
 import warnings
 import zipfile
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_type_hints
+from typing import Annotated, Literal, get_args, get_type_hints
 
 import pytest
 from helpers import ROOT
 
 import configurator
-from configurator import load
+from configurator import build, load, load_with_paths
 from train import TrainConfig
 
 pytestmark = pytest.mark.smoke
@@ -250,6 +250,178 @@ def test_strange_text_prints_no_warning_of_python(text):
         warnings.simplefilter("always")
         assert "count: expected int" in refused(f"--count={text}", cls=Small)
     assert not caught
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# bounds
+
+
+@dataclass(frozen=True)
+class Bounded:
+    size: Annotated[int, ">=", 1] = 4  # a size
+    share: Annotated[float, ">=", 0, "<", 1] = 0.1  # a share
+    part: Annotated[float | None, ">", 0, "<=", 1] = None  # a part or nothing
+
+    def __post_init__(self):
+        if self.size == 7:
+            raise ValueError("size=7 is taken: use 8")
+
+
+@pytest.mark.parametrize(
+    "argument, sentence",
+    [
+        ("--size=0", "size=0 must be at least 1"),
+        ("--share=-0.5", "share=-0.5 must be at least 0 and below 1"),
+        ("--share=1", "share=1.0 must be at least 0 and below 1"),
+        ("--part=0", "part=0.0 must be above 0 and at most 1"),
+        ("--part=1.5", "part=1.5 must be above 0 and at most 1"),
+        ("--share=1e999", "share=inf must be at least 0 and below 1"),
+    ],
+)
+def test_value_out_of_bounds_is_refused_with_its_bounds(argument, sentence):
+    assert refused(argument, cls=Bounded) == sentence
+
+
+@pytest.mark.parametrize("argument", ["--size=1", "--share=0", "--share=0.999", "--part=1", "--part=None"])
+def test_values_at_their_bounds_are_accepted(argument):
+    load(Bounded, [argument])
+
+
+def test_all_values_out_of_bounds_are_reported_at_once():
+    message = refused("--share=2", "--size=0", cls=Bounded)
+    assert message == "size=0 must be at least 1; share=2.0 must be at least 0 and below 1"
+
+
+def test_not_a_number_is_out_of_every_bound():
+    with pytest.raises(configurator.UserError, match="share=nan must be"):
+        build(Bounded, {"share": float("nan")})
+
+
+def test_only_the_last_of_several_values_must_keep_its_bounds():
+    assert load(Bounded, ["--size=0", "--size=3"])[0].size == 3
+
+
+def test_bounds_of_a_subclass_replace_the_inherited_ones():
+    @dataclass(frozen=True)
+    class Narrow(Bounded):
+        size: Annotated[int, ">=", 10] = 10
+
+    assert refused("--size=9", cls=Narrow) == "size=9 must be at least 10"
+
+
+def test_type_of_a_bounded_field_is_shown_without_its_bounds(capsys):
+    assert refused("--size=x", cls=Bounded) == "command line: size: expected int, got 'x'"
+    assert refused("--part=x", cls=Bounded) == "command line: part: expected float or None, got 'x'"
+    configurator.print_help(Bounded)
+    assert "--size=4  (int)\n      a size\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "values, sentence",
+    [
+        ({"size": "4"}, "ckpt.pt: size: expected int, got '4'"),
+        ({"sise": 4}, "ckpt.pt: unknown key 'sise', did you mean 'size'?"),
+        ({"size": 0, "share": 3.0}, "size=0 must be at least 1; share=3.0 must be at least 0 and below 1"),
+        ({"size": 7}, "size=7 is taken: use 8"),
+    ],
+)
+def test_values_from_a_checkpoint_are_checked_like_the_command_line(values, sentence):
+    with pytest.raises(configurator.UserError) as caught:
+        build(Bounded, values, "ckpt.pt")
+    assert str(caught.value) == sentence
+
+
+def test_build_converts_whole_numbers_for_float_fields():
+    assert repr(build(Bounded, {"share": 0, "size": 2})) == "Bounded(size=2, share=0.0, part=None)"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# positional paths
+
+
+def paths_of(*argv: str, usage: str = "[PATH ...]", cls=Small) -> list[str]:
+    """The positional paths in argv."""
+    return load_with_paths(cls, list(argv), usage)[2]
+
+
+def refused_paths(*argv: str, usage: str = "[PATH ...]", cls=Small) -> str:
+    with pytest.raises(configurator.UserError) as caught:
+        paths_of(*argv, usage=usage, cls=cls)
+    return str(caught.value)
+
+
+def test_words_without_dashes_are_paths_in_order_and_settings_stay_settings(tmp_path):
+    path = config_file(tmp_path, "rate = 0.25\n")
+    cfg, given, paths = load_with_paths(Small, ["out-a", path, "--count=3", "gpt2"], "[PATH ...]")
+    assert paths == ["out-a", "gpt2"] and given == {"rate": 0.25, "count": 3} and cfg.count == 3
+
+
+@pytest.mark.parametrize("name", ["quickstart", "bigram", "a b", "block_size=64/ckpt.pt", "logs/*.txt", "ñandú", "."])
+def test_every_other_word_is_a_path_even_one_named_like_a_config(name):
+    assert paths_of(name) == [name]
+
+
+def test_run_directory_named_like_a_config_is_a_path(tmp_path, monkeypatch):
+    (tmp_path / "quickstart").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert paths_of("quickstart") == ["quickstart"]
+    assert load(TrainConfig, ["quickstart"])[0].out_dir == "out-quickstart"  # which takes no paths
+
+
+def test_directory_whose_name_ends_in_py_is_a_path(tmp_path):
+    (tmp_path / "run.py").mkdir()
+    assert paths_of(str(tmp_path / "run.py")) == [str(tmp_path / "run.py")]
+
+
+def test_py_file_stays_a_config_file_in_a_program_that_takes_paths(tmp_path):
+    assert paths_of(config_file(tmp_path, "count = 2\n")) == []
+    assert "did you mean config/quickstart.py?" in refused_paths("config/quickstat.py")
+
+
+@pytest.mark.parametrize(
+    "usage, argv, part",
+    [
+        ("OLD NEW", [], "0 of 2 paths"),
+        ("OLD NEW", ["a"], "1 of 2 paths"),
+        ("OLD NEW", ["a", "b", "c"], "'c' is one too many"),
+        ("[PATH]", ["a", "b"], "'b' is one too many"),
+        ("FILE [MODEL ...]", [], "0 of 1 paths"),
+    ],
+)
+def test_too_few_and_too_many_paths_are_refused_with_the_usage(monkeypatch, usage, argv, part):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/program.py"])
+    message = refused_paths(*argv, usage=usage)
+    assert message.startswith(part) and f"python program.py {usage}" in message
+
+
+@pytest.mark.parametrize(
+    "usage, argv", [("OLD NEW", ["a", "b"]), ("[PATH]", []), ("[PATH]", ["a"]), ("FILE [MODEL ...]", ["a", "b", "c"])]
+)
+def test_numbers_of_paths_that_the_usage_allows(usage, argv):
+    assert paths_of(*argv, usage=usage) == argv
+
+
+def test_setting_without_dashes_is_no_path_unless_it_exists(tmp_path, monkeypatch):
+    assert "--count=3" in refused_paths("count=3") and "--count=3" in refused_paths("-count=3")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "count=3").mkdir()
+    assert paths_of("count=3") == ["count=3"]
+
+
+def test_path_that_starts_with_a_dash_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-run").mkdir()
+    assert "./-run" in refused_paths("-run") and paths_of("./-run") == ["./-run"]
+
+
+def test_empty_argument_is_no_path():
+    assert refused_paths("").startswith("''")
+
+
+def test_help_of_a_program_with_paths_names_them(capsys):
+    with pytest.raises(SystemExit):
+        load_with_paths(Small, ["--help"], "OLD NEW")
+    assert " OLD NEW [config file] [--key=value ...]" in capsys.readouterr().out.splitlines()[0]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

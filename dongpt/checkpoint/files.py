@@ -24,6 +24,7 @@ from configurator import UserError
 from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import FORMAT_VERSION as FORMAT_VERSION
 from dongpt.checkpoint.foreign import clean_names
+from dongpt.checkpoint.legacy import build_model
 from dongpt.kernels import cpu as rows
 from dongpt.runtime import DTYPES, print_main
 from dongpt.text import tokenizers
@@ -213,7 +214,7 @@ def model_args(config: GPTConfig) -> dict:
 
 def build(checkpoint: dict, path: str) -> GPT:
     """The model of a checkpoint, float32 on the CPU. Raises UserError where weights and model_args disagree."""
-    model = foreign.make(foreign.config_of(checkpoint["model_args"], path))
+    model = build_model(foreign.config_of(checkpoint["model_args"], path))
     fill(model, clean_names(checkpoint["model"]), path)
     if checkpoint.get("config", {}).get("document_mask"):
         model.document_end = tokenizers.from_dict(checkpoint["tokenizer"]).end_id

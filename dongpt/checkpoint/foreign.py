@@ -15,10 +15,10 @@ from dataclasses import asdict, fields
 import torch
 
 from configurator import UserError
-from dongpt.checkpoint.legacy import MODELS, LegacyConfig
+from dongpt.checkpoint.legacy import LegacyConfig, build_model
 from dongpt.runtime import print_main
 from dongpt.train.data import find_folder, read_meta
-from model import GPT, RELATIVE, GPTConfig, new_model
+from model import RELATIVE, GPTConfig
 
 FORMAT_VERSION = 1
 MACHINE = ("device", "dtype", "compile", "backend")  # settings that say what an old run's machine had
@@ -110,11 +110,6 @@ def config_of(model_args: dict, path: str) -> GPTConfig:
         raise UserError(f"{path} has model_args that make no model: {model_args}") from error
 
 
-def make(config: GPTConfig) -> GPT:
-    """A model of config, old mathematics included."""
-    return MODELS[config.legacy](config) if isinstance(config, LegacyConfig) else new_model(config)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # nanoGPT and EDS
 
@@ -196,7 +191,7 @@ def _settle_head(weights: dict, args: dict):
 def parameter_groups(config: GPTConfig, optimizer: dict) -> list[list[str]]:
     """The names of a model's parameters in the order in which an optimizer, of this state, numbers them, by group."""
     with torch.device("meta"):  # names and shapes alone
-        return make(config).parameter_groups(uses_muon(optimizer.get("param_groups", [])))
+        return build_model(config).parameter_groups(uses_muon(optimizer.get("param_groups", [])))
 
 
 def uses_muon(groups: list[dict]) -> bool:

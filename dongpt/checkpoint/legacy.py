@@ -1,10 +1,10 @@
-"""The mathematics of old files: models that donGPT runs and trains on, but does not make anew.
+"""Models other than the GPT of model.py: the bigram baseline and EDS's two position schemes. The one model factory.
 
-EDS (the Empathetic-Dialogue-System) had two position schemes whose names promise something else. What they compute is
-kept here as it was, so that its checkpoints give the logits that they were trained to give.
+EDS (the Empathetic-Dialogue-System) had position schemes named rope and relative that compute something else than those
+names promise. They are kept as they were, so that its checkpoints give the logits that they were trained to give.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,9 +16,9 @@ from model import GPT, GPTConfig, rotation_at
 
 @dataclass(frozen=True)
 class LegacyConfig(GPTConfig):
-    """A GPT with old mathematics where tokens get their positions; pos_embd says nothing here."""
+    """The architecture of an EDS model; pos_embd has no effect."""
 
-    legacy: Literal["eds-rope", "eds-relative"] = "eds-rope"  # whose
+    legacy: Literal["eds-rope", "eds-relative"] = "eds-rope"  # its position scheme
 
     has_wpe = False
     has_relative = False
@@ -28,8 +28,44 @@ class LegacyConfig(GPTConfig):
         return self.legacy
 
 
+class Bigram(GPT):
+    """A baseline: next-token logits are the row of a (V, V) table that belongs to the last token."""
+
+    can_cache = False
+
+    def __init__(self, config: GPTConfig):
+        nn.Module.__init__(self)
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            dict(wte=nn.Embedding(config.vocab_size, config.vocab_size), h=nn.ModuleList())
+        )
+        self.lm_head = nn.Identity()
+        self.apply(self._init_weights)
+
+    def _hidden(self, idx, positions, held=None, before=None):
+        return self.transformer.wte(idx)  # (B, T, V)
+
+    def logits_at(self, idx, last):
+        return self.transformer.wte(idx.gather(1, last[:, None])[:, 0])
+
+    def check_length(self, T: int):
+        """Accept any length."""
+
+    def flops_per_token(self) -> int:
+        return 0  # a look-up multiplies nothing
+
+    def crop_block_size(self, block_size: int):
+        self.config = replace(self.config, block_size=block_size)
+
+    def grow_vocabulary(self, vocab_size: int):
+        old, self.config = self.transformer.wte.weight.detach(), replace(self.config, vocab_size=vocab_size)
+        table = nn.init.normal_(torch.empty(vocab_size, vocab_size, device=self.device), std=0.02)
+        table[: len(old), : len(old)] = old
+        self.transformer.wte = nn.Embedding(vocab_size, vocab_size, _weight=table)
+
+
 class EDSModel(GPT):
-    """What the two have in common: no sequence is longer than block_size, and every text is encoded from its start."""
+    """Common part of the two: no sequence is longer than block_size, and there is no key-value cache."""
 
     can_cache = False
 
@@ -37,12 +73,12 @@ class EDSModel(GPT):
         if T > self.config.block_size:
             raise UserError(
                 f"a sequence of {T} tokens is longer than block_size={self.config.block_size}, which "
-                f"{self.config.legacy} cannot read: pass block_size or fewer"
+                f"{self.config.positions} cannot read: pass block_size or fewer"
             )
 
 
 class EDSRope(EDSModel):
-    """Token embeddings turned once, over all their channels, by 90 degrees less RoPE's angle; no dropout there."""
+    """Token embeddings rotated once, over all channels, by 90 degrees less than RoPE's angle; no dropout on them."""
 
     def _embed(self, idx, positions, before=None):
         x1, x2 = self.transformer.wte(idx).chunk(2, dim=-1)  # (B, T, C/2) each
@@ -51,10 +87,10 @@ class EDSRope(EDSModel):
 
 
 class EDSRelative(EDSModel):
-    """Token embeddings times the length t of the sequence, plus the sum of t rows of a table of distances.
+    """Token embeddings times the sequence length T, plus the sum of T rows of a table of distances.
 
-    Position i gets rows block_size - 1 - i and the t - 1 behind it: what a token looks like depends on how much text
-    follows it, but not on which.
+    Position i gets rows block_size - 1 - i and the T - 1 after it: a token's embedding depends on how much text follows
+    it, but not on which text.
     """
 
     def __init__(self, config: LegacyConfig):
@@ -64,11 +100,11 @@ class EDSRelative(EDSModel):
         self.transformer.relative = nn.ModuleDict(dict(relative_embeddings=table))
 
     def _embed(self, idx, positions, before=None):
-        table, t = self.transformer.relative.relative_embeddings.weight, idx.shape[1]
+        table, T = self.transformer.relative.relative_embeddings.weight, idx.shape[1]
         first = self.config.block_size - 1 - positions[:, None]  # (T, 1)
         row = torch.arange(len(table), device=idx.device)
-        added = (first <= row) & (row < first + t)  # (T, 2 block_size - 1)
-        return self.transformer.drop(t * self.transformer.wte(idx) + added.to(table.dtype) @ table)
+        is_added = (first <= row) & (row < first + T)  # (T, 2 block_size - 1)
+        return self.transformer.drop(T * self.transformer.wte(idx) + is_added.to(table.dtype) @ table)
 
     def crop_block_size(self, block_size: int):
         table, first = self.transformer.relative.relative_embeddings, self.config.block_size - block_size
@@ -77,8 +113,15 @@ class EDSRelative(EDSModel):
         table.weight = nn.Parameter(table.weight[first : first + table.num_embeddings].detach().clone())
 
     def logits_at(self, idx, last):
-        rows = [idx[i : i + 1, : n + 1] for i, n in enumerate(last.tolist())]  # no padding
+        rows = [idx[i : i + 1, : n + 1] for i, n in enumerate(last.tolist())]  # padding would change the embeddings
         return torch.cat([super(EDSRelative, self).logits_at(row, row.shape[1] - 1) for row in rows])
 
 
 MODELS = {"eds-rope": EDSRope, "eds-relative": EDSRelative}
+
+
+def build_model(config: GPTConfig) -> GPT:
+    """A new model of this architecture: a GPT, a bigram, or one of EDS's."""
+    if isinstance(config, LegacyConfig):
+        return MODELS[config.legacy](config)
+    return Bigram(config) if config.model_type == "bigram" else GPT(config)

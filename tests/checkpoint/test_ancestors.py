@@ -17,9 +17,10 @@ from helpers import expect_sentence, generated_text, run, split_text, write_spli
 
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint.files import load_model
+from dongpt.checkpoint.legacy import build_model
 from dongpt.text.tokenizers import CharTokenizer
 from dongpt.train.data import Corpus
-from model import GPT, GPTConfig, new_model
+from model import GPT, GPTConfig
 
 smoke = pytest.mark.smoke  # the tests without it start programs, train, import transformers, or are many
 
@@ -287,7 +288,7 @@ def test_fixtures_give_their_logits(fixtures_folder, name):
 def test_our_own_rope_and_relative_are_not_mistaken_for_edss(tmp_path, pos_embd):
     config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=13, bias=False, pos_embd=pos_embd)
     torch.manual_seed(0)
-    ours = new_model(config).eval()
+    ours = build_model(config).eval()
     for parameter in ours.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     checkpoint = {
@@ -1320,7 +1321,7 @@ def our_checkpoint(path, characters: str | None = "\n abcdefghi!,", **more) -> G
     args = dict(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=13, bias=False)
     config = GPTConfig(**{**args, **more})
     torch.manual_seed(0)
-    model = new_model(config).eval()
+    model = build_model(config).eval()
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     checkpoint = {

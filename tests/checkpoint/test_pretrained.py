@@ -24,6 +24,7 @@ import train
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint import hugging_face
 from dongpt.checkpoint.files import load_model
+from dongpt.checkpoint.legacy import build_model
 from dongpt.text import tokenizers
 from dongpt.text.template import DONGPT, Part, encode
 from dongpt.text.tokenizers import (
@@ -37,7 +38,7 @@ from dongpt.text.tokenizers import (
     split_words,
 )
 from dongpt.train.data import Corpus
-from model import GPT, GPTConfig, new_model
+from model import GPT, GPTConfig
 from train import TrainConfig
 
 smoke = pytest.mark.smoke
@@ -847,7 +848,7 @@ def test_the_same_seed_gives_the_same_new_rows(tie):
 @smoke
 def test_a_bigrams_vocabulary_grows_too():
     torch.manual_seed(0)
-    model = new_model(GPTConfig(model_type="bigram", vocab_size=5, block_size=4)).eval()
+    model = build_model(GPTConfig(model_type="bigram", vocab_size=5, block_size=4)).eval()
     idx = torch.randint(5, (2, 4))
     before = logits_of(model, idx)
     model.grow_vocabulary(7)
@@ -1009,7 +1010,7 @@ def checkpoint_of(path, data: str, **more) -> GPT:
     """Save a model with large weights, trained on data by its own account, at path; returns it."""
     torch.manual_seed(0)
     settings = dict(block_size=8, vocab_size=len(CHARACTERS), n_layer=2, n_head=2, n_embd=16)
-    model = new_model(GPTConfig(**{**settings, **more})).eval()
+    model = build_model(GPTConfig(**{**settings, **more})).eval()
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     checkpoints.save(
@@ -1223,7 +1224,7 @@ def test_nanogpt_plus_sizes_go_behind_any_datasets_config(size, dataset):
     assert settings_of(f"nanogpt_plus_{size}").n_embd == wanted["n_embd"]
     with torch.device("meta"):
         count = (
-            new_model(
+            build_model(
                 GPTConfig(
                     **{
                         key: getattr(cfg, key)
