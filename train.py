@@ -26,6 +26,7 @@ import configurator
 from configurator import UserError
 from dongpt import log as metrics
 from dongpt import runtime
+from dongpt.checkpoint import build_model
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint.foreign import config_of
 from dongpt.program import run_program
@@ -36,7 +37,7 @@ from dongpt.train.data import Corpus, find_folder, prepare_if_missing
 from dongpt.train.evaluation import evaluate
 from dongpt.train.optim import make_optimizer
 from dongpt.train.step import UpdateConfig, Updates
-from model import GPT, NGRAMS, GPTConfig, new_model
+from model import GPT, NGRAMS, GPTConfig
 
 ARCHITECTURE = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout")]
 LONG_RUN = 6 * 3600  # seconds; a run that will take longer says so
@@ -191,7 +192,7 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
                 f"vocabulary of {corpus.name}: leave vocab_size away"
             )
         seed_everything(cfg.seed)
-        model = new_model(
+        model = build_model(
             GPTConfig(**{**{f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}, "vocab_size": vocab_size})
         )
         if cfg.init_wte:
