@@ -16,7 +16,7 @@ from configurator import UserError, check
 from dongpt.checkpoint.files import load_anything
 from dongpt.decode import quantize as formats
 from dongpt.decode.sampling import NonFiniteLogits, Sampling
-from dongpt.decode.text import Texts, read_stop, read_stop_ids
+from dongpt.decode.text import Detokenizer, read_stop, read_stop_ids
 from dongpt.kernels import cpu
 from dongpt.program import first_line
 from dongpt.runtime import DTYPES, Runtime, RuntimeConfig, start
@@ -78,12 +78,14 @@ class Generator:
         tokenizer = self.require_tokenizer()
         return tokenizer.encode(prompt, special=True, unknown=unknown) or [tokenizer.start_id]
 
-    def detokenizer(self, n_samples: int, stop: str | Sequence[str] = (), stop_ids: str | Sequence[int] = ()) -> Texts:
+    def detokenizer(
+        self, n_samples: int, stop: str | Sequence[str] = (), stop_ids: str | Sequence[int] = ()
+    ) -> Detokenizer:
         """Collects the texts of n_samples streams; stop and stop_ids as on sample.py's command line, or lists."""
         tokenizer = self.require_tokenizer()
         stop = read_stop(stop) if isinstance(stop, str) else stop
         stop_ids = read_stop_ids(stop_ids, tokenizer.vocab_size) if isinstance(stop_ids, str) else stop_ids
-        return Texts(tokenizer, n_samples, stop, stop_ids)
+        return Detokenizer(tokenizer, n_samples, stop, stop_ids)
 
     def stream_ids(
         self,
