@@ -34,7 +34,7 @@ import configurator
 from configurator import UserError
 from dongpt import runtime
 from dongpt.checkpoint import build_model
-from dongpt.decode.ready import Quantize, prepare
+from dongpt.decode.ready import Quantize, to_inference
 from dongpt.log import format_table
 from dongpt.program import run_program
 from dongpt.runtime import Runtime, RuntimeConfig, first_line, print0, seed_everything
@@ -434,7 +434,7 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime):
         print("transformers is not measured: its GPT-2 ends at block_size")
     elif cfg.transformers:
         hf_model = transformers_model(model, cfg, rt)
-    model, why = prepare(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
+    model, why = to_inference(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
     print(
         f"{why}, {torch.get_num_threads()} CPU threads\n{n_params / 1e6:.2f}M parameters, prompt of "
         f"{cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones, temperature 0.8, top_k 200"
