@@ -34,7 +34,7 @@ CLOSE = dict(atol=1e-4, rtol=1e-4)  # float32, sums in another order
 smoke = pytest.mark.smoke
 each_scheme = pytest.mark.parametrize("pos_embd", SCHEMES)
 each_length = pytest.mark.parametrize("ngrams", [2, 3, 5])
-needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CC", "gcc")), reason="no C compiler for rows.c")
+needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CC", "gcc")), reason="no C compiler for cpu.c")
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 

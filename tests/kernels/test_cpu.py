@@ -1,38 +1,33 @@
-"""Fast decoding: packed and int8 weights against exact arithmetic and the model's own, the rule, bench.py --decode."""
+"""Packed weights on a CPU against exact arithmetic and the model's own forward pass."""
 
 import copy
-import json
 import math
 import os
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn as nn
-from test_decoding import SCHEMES, all_logits, drawn, ids, legacy, make, prompts
+from test_decoder import SCHEMES, all_logits, drawn, ids, legacy, make, prompts
 from torch.nn import functional as F
 
-import bench
-import evaluate
-import sample
 from dongpt import runtime
 from dongpt.checkpoint.files import load_model, model_args, save
 from dongpt.checkpoint.foreign import FORMAT_VERSION
 from dongpt.checkpoint.legacy import MODELS
-from dongpt.decode import ready as inference
 from dongpt.decode.decoder import KVCache
-from dongpt.decode.quantize import Int8Linear, pack_model, quantize, quantize_linears
+from dongpt.decode.quantize import Int8Linear, pack_model, quantize_linears
 from dongpt.decode.ready import to_inference
 from dongpt.kernels import cpu
 from dongpt.kernels.cpu import PackedBlocks, PackedLinear, pack
 from model import GPT, AttentionInputs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 smoke = pytest.mark.smoke
 SLOW_INT8 = ", weights: int8 (as asked), less memory, slower than without"
 each_scheme = pytest.mark.parametrize("pos_embd", SCHEMES)
 each_kind = pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
-needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CC", "gcc")), reason="no C compiler for rows.c")
+needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CC", "gcc")), reason="no C compiler for cpu.c")
 SHAPES = [
     (1, 1),
     (1, 300),
@@ -54,37 +49,6 @@ SHAPES = [
     (257, 31),
 ]
 BATCHES = [*range(1, 10), 17, 64, 67, 130]
-
-
-@pytest.fixture
-def anew():
-    """rows.c is looked for again, and again behind the test."""
-    cpu.library.cache_clear()
-    yield
-    cpu.library.cache_clear()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small things are slow on several, where other programs run beside them; the test may change their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def packed_models(monkeypatch) -> list:
-    """Every model is worth packing; the list gets those that are."""
-    made, init = [], PackedBlocks.__init__
-
-    def spy(self, model):
-        made.append(model)
-        init(self, model)
-
-    monkeypatch.setattr(PackedBlocks, "__init__", spy)
-    monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
-    return made
 
 
 def random_linear(kind: str, N: int, K: int, bias: bool = True) -> nn.Linear | Int8Linear:
@@ -198,7 +162,7 @@ def test_numbers_of_threads_change_no_bit(kind):
 
 
 @smoke
-def test_weights_are_packed_as_rows_c_says():
+def test_weights_are_packed_as_cpu_c_reads_them():
     weight = torch.arange(1.0, 11).view(5, 2)  # channels 0 to 4, two k each, in panels of 2 words times 2 lanes
     assert pack(weight, 2).tolist() == [
         [[[[1], [3]], [[5], [7]]], [[[2], [4]], [[6], [8]]]],
@@ -235,64 +199,6 @@ def test_what_is_not_finite_stays_so_and_where_it_is(kind, value):
     got = packed_linear(Int8Linear(plain) if kind == "int8" else plain, kind)(x)
     others = [i for i in range(37) if i != 11]
     assert not got[:, 11].isfinite().any() and torch.equal(got[:, others], good[:, others])
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# int8
-
-
-@smoke
-def test_int8_weights_are_off_by_half_a_step_at_most():
-    weight = randn(50, 70) * torch.logspace(-20, 20, 50)[:, None]
-    q, scale = quantize(weight)
-    assert q.dtype == torch.int8 and scale.dtype == torch.float32 and scale.shape == (50,)
-    torch.testing.assert_close(scale, weight.abs().amax(1) / 127)
-    assert (q.abs().amax(1) == 127).all() and q.min() >= -127
-    error = (weight.double() - q.double() * scale.double()[:, None]).abs()
-    assert (error <= 0.5001 * scale.double()[:, None]).all() and error.max() > 0
-    assert (error / scale.double()[:, None]).mean() == pytest.approx(0.25, abs=0.02)
-
-
-@smoke
-@pytest.mark.parametrize("value", [0.0, 1e-42])
-def test_rows_of_zeros_and_of_the_tiniest_numbers_are_quantized_to_finite_ones(value):
-    weight = randn(3, 6)
-    weight[1] = value
-    q, scale = quantize(weight)
-    assert scale.isfinite().all() and (scale > 0).all()
-    assert torch.allclose(q[1] * scale[1], weight[1], atol=1e-39) and (value or not q[1].any())
-    linear = nn.Linear(6, 3)
-    linear.weight.data.copy_(weight)
-    got = Int8Linear(linear)(torch.ones(1, 6))
-    assert got.isfinite().all() and got[0, 1] == pytest.approx(linear.bias[1].item())
-
-
-@smoke
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_int8_linear_is_its_formula(dtype, bias):
-    linear, x = random_linear("float32", 9, 30, bias), randn(4, 2, 30).to(dtype)
-    q, scale = quantize(linear.weight)
-    got = Int8Linear(linear)(x)
-    expected = (x.double() @ q.double().T) * scale.double() + (linear.bias.detach().double() if bias else 0)
-    assert got.dtype == dtype
-    torch.testing.assert_close(
-        got.double(),
-        expected,
-        rtol=1e-4 if dtype == torch.float32 else 0.03,
-        atol=1e-4 if dtype == torch.float32 else 0.1,
-    )
-
-
-@smoke
-@pytest.mark.parametrize("tie_weights", [True, False])
-def test_quantize_linears_replaces_every_linear_and_leaves_the_embeddings(tie_weights):
-    model = make(tie_weights=tie_weights)
-    wte, n = model.transformer.wte.weight.clone(), sum(isinstance(m, nn.Linear) for m in model.modules())
-    quantize_linears(model)
-    assert not any(isinstance(m, nn.Linear) for m in model.modules())
-    assert sum(isinstance(m, Int8Linear) for m in model.modules()) == n == 9
-    assert isinstance(model.lm_head, Int8Linear) and torch.equal(model.transformer.wte.weight, wte)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -615,360 +521,3 @@ def test_models_without_a_cache_are_never_packed_and_write_what_they_wrote(kind,
     half, _ = to_inference(fresh(), runtime.start("cpu", "bfloat16"), "bfloat16")
     assert half.transformer.wte.weight.dtype == torch.bfloat16 and drawn(half, prompts(), 5)
     assert not packed_models
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# the rule
-
-SMALL, LARGE, HUGE = (10**9, 10**9), (1, 10**9), (1, 1)  # beside the limits of packing and of rounding
-DTYPE = {
-    "auto": "dtype: float32 (exact, and the default on a CPU)",
-    "float32": "dtype: float32 (as asked)",
-    "bfloat16": "dtype: bfloat16 (as asked)",
-    "float16": "dtype: float16 (as asked)",
-}
-
-
-def chosen(monkeypatch, limits, dtype: str = "auto", quantized: str = "none", compile="auto") -> tuple[GPT, str]:
-    """(model, the sentence behind the one on the device and dtype) of prepare."""
-    monkeypatch.setattr(cpu, "WORTH_PACKING", limits[0])
-    monkeypatch.setattr(inference, "WORTH_ROUNDING", limits[1])
-    rt, model = runtime.start("cpu", dtype), make(n_embd=64)
-    model, why = to_inference(model.train(), rt, dtype, quantized, compile)
-    said = f"device: cpu (as asked), {DTYPE[dtype]}"
-    assert why.startswith(said) and not model.training and not any(p.requires_grad for p in model.parameters())
-    assert len(drawn(model, prompts((3, 9)), 8, seed=1)[0]) == 8
-    return model, why.removeprefix(said)
-
-
-def form(model: GPT) -> tuple[type, torch.dtype, torch.dtype]:
-    """What its Linears are, their weights' dtype, and its embedding's; all Linears are alike."""
-    linears = [
-        block.get_submodule(name)
-        for block in model.transformer.h
-        for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    ]
-    found = {(type(linear), linear.weight.dtype) for linear in [*linears, model.lm_head]}
-    assert len(found) == 1
-    return *found.pop(), model.transformer.wte.weight.dtype
-
-
-FLOAT, HALF, BYTE = torch.float32, torch.bfloat16, torch.int8
-
-
-@needs_compiler
-@smoke
-@pytest.mark.parametrize(
-    "limits, dtype, quantized, said, expected",
-    [
-        (SMALL, "auto", "none", "", (nn.Linear, FLOAT, FLOAT)),
-        (SMALL, "bfloat16", "none", "", (nn.Linear, HALF, HALF)),
-        (SMALL, "auto", "int8", SLOW_INT8, (Int8Linear, BYTE, FLOAT)),
-        (SMALL, "bfloat16", "int8", SLOW_INT8, (Int8Linear, BYTE, HALF)),
-        (LARGE, "auto", "none", ", weights: float32, packed, sums in float32", (PackedLinear, FLOAT, FLOAT)),
-        (LARGE, "float32", "none", ", weights: float32, packed, sums in float32", (PackedLinear, FLOAT, FLOAT)),
-        (LARGE, "bfloat16", "none", ", weights: bfloat16, packed, sums in float32", (PackedLinear, HALF, FLOAT)),
-        (LARGE, "float16", "none", "", (nn.Linear, torch.float16, torch.float16)),
-        (LARGE, "auto", "int8", ", weights: int8 (as asked), packed, sums in float32", (PackedLinear, BYTE, FLOAT)),
-        (LARGE, "bfloat16", "int8", ", weights: int8 (as asked), packed, sums in float32", (PackedLinear, BYTE, FLOAT)),
-        (
-            HUGE,
-            "auto",
-            "none",
-            ", weights: bfloat16 (auto: 0M of them are read for every token), packed, sums in float32",
-            (PackedLinear, HALF, FLOAT),
-        ),
-        (HUGE, "float32", "none", ", weights: float32, packed, sums in float32", (PackedLinear, FLOAT, FLOAT)),
-        (HUGE, "auto", "int8", ", weights: int8 (as asked), packed, sums in float32", (PackedLinear, BYTE, FLOAT)),
-    ],
-)
-def test_the_weights_are_chosen_by_the_rule_and_that_is_said(monkeypatch, limits, dtype, quantized, said, expected):
-    model, why = chosen(monkeypatch, limits, dtype, quantized)
-    assert (why, form(model)) == (said, expected)
-
-
-@needs_compiler
-@smoke
-def test_the_limits_of_the_rule_are_part_of_what_lies_above_them(monkeypatch):
-    size = make(n_embd=64).get_num_matmul_params()
-    for limits, said in (((size + 1, 1), ""), ((size, size + 1), "weights: float32, packed"), ((1, size), "bfloat16")):
-        why = chosen(monkeypatch, limits)[1]
-        assert said in why and bool(said) == bool(why), limits
-    assert cpu.WORTH_PACKING < inference.WORTH_ROUNDING
-
-
-@smoke
-@pytest.mark.parametrize("quantized, said, kind", [("none", "", nn.Linear), ("int8", SLOW_INT8, Int8Linear)])
-def test_a_compiled_model_is_not_packed(monkeypatch, quantized, said, kind):
-    compiled = []
-    monkeypatch.setattr(inference, "compile_blocks", compiled.append)
-    model, why = chosen(monkeypatch, HUGE, "auto", quantized, True)
-    assert why == said and form(model) == (kind, BYTE if quantized == "int8" else FLOAT, FLOAT)
-    assert compiled == [model]
-    chosen(monkeypatch, SMALL, "auto", quantized, False)
-    assert compiled == [model]
-
-
-def compiler(path, does: str) -> str:
-    path.write_text(f"#!/bin/sh\n{does}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-@smoke
-@pytest.mark.parametrize(
-    "dtype, quantized, weights, kind",
-    [
-        ("auto", "none", "float32", (nn.Linear, FLOAT, FLOAT)),
-        ("bfloat16", "none", "bfloat16", (nn.Linear, HALF, HALF)),
-        ("auto", "int8", "int8 (as asked)", (Int8Linear, BYTE, FLOAT)),
-    ],
-)
-@pytest.mark.parametrize(
-    "does, reason",
-    [(None, "no C compiler ({}) found"), ("exit 1", "{} could not make it"), ("exit 0", "{} could not make it, or")],
-)
-def test_without_a_compiler_that_works_nothing_is_packed_and_that_is_said(
-    monkeypatch, tmp_path, anew, dtype, quantized, weights, kind, does, reason
-):
-    name = str(tmp_path / "cc") if does is None else compiler(tmp_path / "cc", does)
-    monkeypatch.setenv("CC", name)
-    model, why = chosen(monkeypatch, HUGE, dtype, quantized)
-    assert why.startswith(f", weights: {weights}, not packed ({reason.format(name)}") and why.endswith("): slower")
-    assert "\n" not in why and form(model) == kind
-    assert chosen(monkeypatch, SMALL)[1] == ""  # where it would be no gain, nothing is said
-    loaded, _ = load_model(saved(tmp_path, make()))
-    assert drawn(loaded, prompts(), 9, seed=1) == drawn(make(), prompts(), 9, seed=1)
-
-
-@smoke
-def test_on_other_systems_nothing_is_compiled(monkeypatch, anew):
-    monkeypatch.setattr(cpu.sys, "platform", "win32")
-    assert cpu.library() == (None, "not done on win32")
-
-
-@needs_compiler
-@smoke
-def test_a_compiler_is_asked_once_and_leaves_no_file(monkeypatch, tmp_path, anew):
-    calls = tmp_path / "calls"
-    monkeypatch.setenv("CC", compiler(tmp_path / "cc", f'echo "$@" >> {calls}\nexec {shutil.which("gcc")} "$@"'))
-    monkeypatch.setattr(cpu.tempfile, "tempdir", str(tmp_path))
-    for _ in range(2):
-        chosen(monkeypatch, LARGE)
-    assert len(calls.read_text().splitlines()) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["calls", "cc"]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# sample.py and evaluate.py
-
-
-def samples(capsys, out_dir, *args: str) -> tuple[str, str]:
-    """(texts, the first line on stderr) of sample.py."""
-    capsys.readouterr()
-    sample.main([f"--out_dir={out_dir}", "--device=cpu", "--num_samples=3", "--max_new_tokens=40", *args])
-    printed = capsys.readouterr()
-    return printed.out, printed.err.splitlines()[0]
-
-
-@needs_compiler
-@smoke
-def test_sample_writes_with_packed_weights(tiny_run, capsys, packed_models, monkeypatch):
-    results = {
-        args: samples(capsys, tiny_run, *args)
-        for args in ((), ("--quantize=int8",), ("--dtype=bfloat16",), ("--dtype=bfloat16", "--quantize=int8"))
-    }
-    assert len(packed_models) == 4
-    for (args, (texts, why)), weights in zip(results.items(), ("float32", "int8", "bfloat16", "int8")):
-        assert texts.count(sample.SEPARATOR) == 3 and len(texts) > 120
-        assert f"weights: {weights}" in why and why.endswith("packed, sums in float32")
-    monkeypatch.setattr(cpu, "WORTH_PACKING", 10**9)
-    for args in ((), ("--quantize=int8",)):
-        texts, why = samples(capsys, tiny_run, *args)
-        assert texts == results[args][0] and "packed" not in why
-    assert len(packed_models) == 4
-
-
-@smoke
-def test_sample_and_evaluate_refuse_other_quantizations(tiny_run):
-    for program in (sample, evaluate):
-        with pytest.raises(ValueError, match="quantize"):
-            program.main([f"--out_dir={tiny_run}", "--device=cpu", "--quantize=int4"])
-
-
-@smoke
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_evaluate_measures_what_int8_weights_cost(tiny_run, tiny_data, capsys, dtype):
-    losses = []
-    for quantized in ("none", "int8", "int8"):
-        evaluate.main(
-            [
-                tiny_run,
-                f"--data_dir={tiny_data}",
-                "--json",
-                "--device=cpu",
-                f"--dtype={dtype}",
-                f"--quantize={quantized}",
-            ]
-        )
-        losses.append(json.loads(capsys.readouterr().out)[0]["loss"])
-    assert losses[1] == losses[2] and 0 < abs(losses[1] - losses[0]) < 0.02
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# bench.py --decode
-
-BENCH = [
-    "--decode",
-    "--device=cpu",
-    "--n_layer=1",
-    "--n_embd=16",
-    "--n_head=2",
-    "--vocab_size=50",
-    "--block_size=32",
-    "--decode_batches=1,3",
-    "--rounds=1",
-    "--max_new_tokens=5",
-    "--bias=True",
-]
-LINEAR, OTHER = 50 * 16 + 12 * 16 * 16, 9 * 16 + 6 * 16  # weights of the head and the layer; biases and norms
-
-
-@pytest.fixture
-def measured(monkeypatch, capsys):
-    """A function that gives the JSON that bench.py --decode prints, and all else; memory reads 1e6 bytes a second."""
-    monkeypatch.setattr(bench, "memory_bandwidth", lambda rt: 1e6)
-
-    def measure(*args: str) -> tuple[dict, str]:
-        bench.main([*BENCH, *args])
-        *lines, last = capsys.readouterr().out.splitlines()
-        return json.loads(last), "\n".join(lines)
-
-    return measure
-
-
-@smoke
-def test_the_bench_of_decoding_computes_its_numbers_from_the_times(measured, monkeypatch, transformers):
-    seconds = iter(range(10**6))
-    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))  # each look takes a second
-    found, printed = measured()
-    assert [(result["program"], result["rows"]) for result in found["decode"]] == [
-        ("donGPT", 1),
-        ("transformers", 1),
-        ("donGPT", 3),
-        ("transformers", 3),
-    ]
-    for result in found["decode"]:
-        ours = result["program"] == "donGPT"
-        assert result["first_token_ms"] == 1000
-        assert result["tokens_per_s"] == pytest.approx(result["rows"] * 5 / (2 if ours else 1))
-        assert ("bandwidth_share" in result) == ours
-        if ours:  # four steps behind the first took a second
-            assert result["ms_per_step"] == pytest.approx(250)
-            assert result["bandwidth_share"] == pytest.approx(4 * (LINEAR + OTHER) / 0.25 / 1e6)
-    assert found["weight_mb"] == pytest.approx(4 * (LINEAR + OTHER) / 1e6) and found["bandwidth_gb_s"] == 1e-3
-    assert found["parameters"] == LINEAR + OTHER and found["prompt_tokens"] == 16 and found["new_tokens"] == 5
-    assert found["rounds"] == 1 and found["device"] == "cpu" and found["setup"] in printed
-    assert found["threads"] == torch.get_num_threads()
-
-
-@smoke
-def test_the_bench_of_decoding_takes_the_median_and_leaves_out_the_first_round(measured, monkeypatch):
-    class Clock:
-        def __init__(self):
-            self.now, self.looks = 0.0, 0
-
-        def perf_counter(self) -> float:
-            self.looks += 1
-            self.now += {0: 1000.0, 1: 1.0, 2: 50.0, 3: 3.0}[(self.looks - 1) // 3]  # three looks a round
-            return self.now
-
-    monkeypatch.setattr(bench, "time", Clock())
-    found, _ = measured("--transformers=False", "--decode_batches=2", "--rounds=3")
-    (result,) = found["decode"]
-    assert result["first_token_ms"] == 3000 and result["tokens_per_s"] == pytest.approx(2 * 5 / 6)
-    assert result["ms_per_step"] == pytest.approx(3000 / 4)
-
-
-@needs_compiler
-@smoke
-@pytest.mark.parametrize(
-    "args, worth, weights, parts",
-    [
-        ([], 10**9, None, 0),
-        ([], 1, "float32", 1),
-        (["--dtype=bfloat16"], 1, "bfloat16", 2),
-        (["--quantize=int8"], 1, "int8", 4),
-        (["--quantize=int8"], 10**9, "int8", 0),
-        (["--tie_weights=False"], 10**9, None, 0),
-        (["--tie_weights=False"], 1, "float32", 1),
-    ],
-)
-def test_the_bench_of_decoding_counts_the_bytes_that_a_token_reads(measured, monkeypatch, args, worth, weights, parts):
-    monkeypatch.setattr(cpu, "WORTH_PACKING", worth)
-    found, _ = measured("--transformers=False", *args)
-    n_bytes, panel = 4 * OTHER, max(parts, 2) * cpu.library()[0].lanes() if parts else 1
-    for N, K in ((50, 16), (48, 16), (16, 16), (64, 16), (16, 64)):
-        n_bytes += -(-N // panel) * panel * K * (1 if weights == "int8" else 4 // (parts or 1))
-        n_bytes += 4 * N * (weights == "int8")  # scales
-    assert found["weight_mb"] * 1e6 == pytest.approx(n_bytes)
-    assert (f"weights: {weights}" in found["setup"]) == (weights is not None)
-    for result in found["decode"]:
-        assert result["program"] == "donGPT" and 0 < result["bandwidth_share"] < 1e3
-        assert 0 < result["tokens_per_s"] < 1e6 and 0 < result["first_token_ms"] < 1e4
-
-
-@smoke
-def test_transformers_computes_with_the_same_weights(transformers):
-    cfg, _ = bench.configurator.load(bench.BenchConfig, BENCH)
-    model, rt = bench.random_model(cfg, 50).eval(), runtime.start("cpu")
-    theirs, idx = bench.transformers_model(model, cfg, rt), ids(2, 9, vocab_size=50)
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(idx).logits, all_logits(model, idx), atol=1e-5, rtol=1e-5)
-    assert not theirs.training
-
-
-@smoke
-def test_the_bench_of_decoding_says_where_transformers_has_no_such_model(measured, transformers):
-    found, printed = measured("--pos_embd=rope")
-    assert {result["program"] for result in found["decode"]} == {"donGPT"}
-    (line,) = [line for line in printed.splitlines() if "transformers is not measured" in line]
-    assert "rope" in line
-
-
-@smoke
-@pytest.mark.parametrize("with_transformers", [False, True])
-@pytest.mark.parametrize("args", [["--max_new_tokens=40"], ["--prompt_tokens=40"]])
-def test_the_bench_of_decoding_goes_past_the_context(measured, args, with_transformers, transformers):
-    found, printed = measured(*args, f"--transformers={with_transformers}")
-    assert [result["rows"] for result in found["decode"] if result["program"] == "donGPT"] == [1, 3]
-    if with_transformers:
-        assert "transformers is not measured" in printed
-
-
-@smoke
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "decode_batches=",
-        "decode_batches=0",
-        "decode_batches=1,,3",
-        "decode_batches=1;3",
-        "decode_batches=-1",
-        "decode_batches=1.5",
-        "prompt_tokens=0",
-        "max_new_tokens=1",
-        "rounds=0",
-        "quantize=int4",
-        "dtype=int8",
-    ],
-)
-def test_the_bench_of_decoding_refuses_what_cannot_be_measured(setting):
-    with pytest.raises(ValueError, match=setting.partition("=")[0]) as caught:
-        bench.main([*BENCH, f"--{setting}"])
-    assert "\n" not in str(caught.value)
-
-
-@smoke
-def test_memory_is_read_at_some_gigabytes_a_second():
-    assert 1e8 < bench.memory_bandwidth(runtime.start("cpu")) < 1e13
