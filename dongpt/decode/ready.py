@@ -12,7 +12,7 @@ from typing import Any, Iterator, Literal, Sequence
 
 import torch
 
-from configurator import UserError, check
+from configurator import UserError, check, check_setting
 from dongpt.checkpoint.files import load_anything
 from dongpt.decode import quantize as formats
 from dongpt.decode.sampling import NonFiniteLogits, Sampling
@@ -135,9 +135,9 @@ def load(
     The settings are sample.py's. model_args (n_head=4) give hyper-parameters that files of other trainers may lack.
     Raises UserError for what cannot be loaded, and for settings that cannot work here.
     """
-    kinds = RuntimeConfig.__annotations__ | {"quantize": Quantize}
-    check(quantize, kinds["quantize"], "load: quantize")
-    check(compile, kinds["compile"], "load: compile")
+    for key, value in dict(device=device, dtype=dtype, compile=compile).items():
+        check_setting(key, value, RuntimeConfig, "load")
+    check(quantize, Quantize, "load: quantize")
     rt = start(device, dtype)
     model, description, _ = load_anything(path, **model_args)
     tokenizer = from_dict(description) if description and description != FOREIGN else None
