@@ -25,7 +25,6 @@ from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import FORMAT_VERSION as FORMAT_VERSION
 from dongpt.checkpoint.foreign import clean_names
 from dongpt.checkpoint.legacy import build_model
-from dongpt.kernels import cpu as rows
 from dongpt.runtime import DTYPES, print_main
 from dongpt.text import tokenizers
 from model import GPT, GPTConfig
@@ -262,7 +261,6 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
     model, description, _ = load_anything(path, **model_args)
     known = description and description != tokenizers.FOREIGN
     tokenizer = tokenizers.from_dict(description) if known else None
-    model.packer = rows.packer
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), tokenizer
 
 
