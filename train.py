@@ -27,7 +27,7 @@ from configurator import UserError
 from dongpt import log as metrics
 from dongpt import runtime
 from dongpt.checkpoint import files as checkpoints
-from dongpt.checkpoint.foreign import config_of
+from dongpt.checkpoint.foreign import parse_model_args
 from dongpt.program import run_program
 from dongpt.runtime import Interrupts, RuntimeConfig, print_main, seed_everything
 from dongpt.text.tokenizers import added_tokens
@@ -152,7 +152,7 @@ def get_lr(it: int, cfg: TrainConfig) -> float:
 def resumed_config(cfg: TrainConfig, given: dict, checkpoint: dict, path: str) -> TrainConfig:
     """The settings of a resumed run: the given ones, then the checkpoint's, and the checkpoint's architecture."""
     stored = {key: value for key, value in checkpoint.get("config", {}).items() if hasattr(cfg, key)}
-    architecture = config_of(checkpoint["model_args"], path)
+    architecture = parse_model_args(checkpoint["model_args"], path)
     stored.update({key: getattr(architecture, key) for key in ARCHITECTURE})
     stored["out_dir"] = cfg.out_dir  # where the checkpoint is now; it may have been moved
     if given.get("init_wte", "") not in ("", began := stored.get("init_wte", "")):
@@ -181,7 +181,7 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
     """The model to train, float32 on the CPU: new, resumed, or with the weights that init_from names."""
     tokenizer = (checkpoint or {}).get("tokenizer")
     if checkpoint is not None:
-        model = checkpoints.build(checkpoint, path)
+        model = checkpoints.restore_model(checkpoint, path)
     elif cfg.init_from == "scratch":
         print_main("Initializing a new model from scratch")
         vocab_size = cfg.vocab_size or corpus.model_vocab_size
