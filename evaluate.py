@@ -73,9 +73,8 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     if cfg.quantize == "int8":
         quantize_linears(model)
     bar = progress_bar(-(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size)), 0)
-    loss = evaluate(model, corpus, cfg.split, cfg.batch_size, block_size, rt, on_batch=bar.update if bar else None)
-    if bar:
-        bar.close()
+    loss = evaluate(model, corpus, cfg.split, cfg.batch_size, block_size, rt, on_batch=bar.update)
+    bar.close()
     return {
         "checkpoint": path,
         "split": cfg.split,

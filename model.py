@@ -27,10 +27,7 @@ from torch.nn import functional as F
 
 Positions = Literal["default", "absolute", "rope", "relative", "alibi", "default+relative"]
 RELATIVE = "transformer.relative.relative_embeddings.weight"  # the learned bias by distance, (block_size, n_head)
-RELATIVE_LR = 100.0  # its learning rate in units of the others': weights are small numbers, scores are not
 NGRAMS = "transformer.ngrams.weight"  # embeddings of the last tokens together, ((ngrams - 1) * ngram_rows, n_embd)
-NGRAMS_LR = 3.0  # its learning rate in units of the others': a row is seldom used
-BEYOND = 8.0  # nats by which what lies beyond it scores below its lowest entry
 
 
 @dataclass(frozen=True)
@@ -539,49 +536,17 @@ class GPT(nn.Module):
             *([name] for name in tables),
         ]
 
-    def optimizer_groups(self, weight_decay: float, learning_rate: float, muon_lr: float | None = None) -> list[dict]:
-        """parameter_groups with their settings: biases, gains and n-grams do not decay, lr_scale multiplies a group's
-        learning rate; rule says which of train/optim.py is meant instead of AdamW's, for the blocks' matrices where
-        muon_lr is given."""
-        parameters, groups = dict(self.named_parameters()), []
-        for i, names in enumerate(self.parameter_groups(muon_lr is not None)):
-            table = names[0] if names and names[0] in (RELATIVE, NGRAMS) else None
-            group = dict(
-                params=[parameters[name] for name in names],
-                lr=learning_rate,
-                weight_decay=0.0 if i == 1 or table == NGRAMS else weight_decay,
-            )
-            if table == RELATIVE:
-                group["lr_scale"] = RELATIVE_LR
-            elif table == NGRAMS:
-                group |= dict(lr_scale=NGRAMS_LR, rule="rows")
-            elif i > 1:
-                group |= dict(lr_scale=muon_lr / max(learning_rate, 1e-30), rule="muon")
-            group["lr"] *= group.get("lr_scale", 1)
-            groups.append(group)
-        return groups
-
     def configure_optimizers(
         self, weight_decay: float, learning_rate: float, betas: tuple[float, float], device_type: str
     ) -> torch.optim.AdamW:
-        """AdamW for optimizer_groups."""
-        return torch.optim.AdamW(
-            self.optimizer_groups(weight_decay, learning_rate),
-            lr=learning_rate,
-            betas=betas,
-            fused=device_type in ("cuda", "cpu"),
-        )
-
-    @torch.no_grad()
-    def lower_last_distance(self):
-        """To be called after each update: puts the last entry of pos_embd=relative's table below all others.
-
-        It stands for everything beyond the table too. Training sees it once per window and nothing beyond: left alone
-        it stays high, and on a longer text the many far tokens drown the near ones.
-        """
-        table = self.transformer.relative.relative_embeddings.weight if self.config.pos_embd == "relative" else None
-        if table is not None and table.requires_grad and len(table) > 1:
-            table[-1] = table[:-1].amin(0) - BEYOND
+        """AdamW over parameter_groups(), as in nanoGPT: LayerNorm weights, biases and n-gram tables do not decay."""
+        parameters, groups = dict(self.named_parameters()), []
+        for i, names in enumerate(self.parameter_groups()):
+            decay = 0.0 if i == 1 or names == [NGRAMS] else weight_decay
+            groups.append(dict(params=[parameters[name] for name in names], weight_decay=decay))
+        optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu"))
+        optimizer.register_step_pre_hook(_make_gradients_dense)
+        return optimizer
 
     def crop_block_size(self, block_size: int):
         """Forget the positions from block_size on, so that a pretrained model trains on shorter windows."""
@@ -686,10 +651,11 @@ class GPT(nn.Module):
         return self.lm_head(x[torch.arange(len(idx), device=idx.device), last])
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
-    """Give the groups of configure_optimizers their learning rates for the next update."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("lr_scale", 1)
+def _make_gradients_dense(optimizer: torch.optim.Optimizer, args, kwargs):
+    """A step pre-hook: AdamW refuses the sparse gradients of an n-gram table with sparse=True."""
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = p.grad.to_dense()
 
 
 class Bigram(GPT):

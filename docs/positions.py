@@ -18,7 +18,8 @@ import torch
 from dongpt import runtime
 from dongpt.program import run_program
 from dongpt.train.data import Corpus, find_folder, prepare_if_missing
-from model import GPT, GPTConfig, rotate, set_learning_rate
+from dongpt.train.optim import OptimConfig, lower_last_distance, make_optimizer, set_learning_rate
+from model import GPT, GPTConfig, rotate
 
 SCHEMES = ("default", "rope", "relative", "alibi", "default+relative")
 BLOCK_SIZE, BATCH_SIZE, STEPS, LEARNING_RATE, SEED = 64, 16, 800, 3e-3, 1337
@@ -39,14 +40,14 @@ def trained(scheme: str, corpus: Corpus) -> GPT:
             pos_embd=scheme,
         )
     )
-    optimizer = model.configure_optimizers(0.1, LEARNING_RATE, (0.9, 0.99), "cpu")
+    optimizer = make_optimizer(model, OptimConfig(learning_rate=LEARNING_RATE, beta2=0.99), "cpu")
     for step in range(STEPS):
         set_learning_rate(optimizer, LEARNING_RATE * (1 - step / STEPS))  # down to 0: no noise of the last updates
         x, y = corpus.train_batch(step * BATCH_SIZE, BATCH_SIZE, BLOCK_SIZE, SEED, corpus.model_vocab_size)
         loss = model(x, y)[1]
         loss.backward()
         optimizer.step()
-        model.lower_last_distance()
+        lower_last_distance(model)
         optimizer.zero_grad()
     print(f"{scheme}: loss {loss.item():.3f} after {STEPS} updates")
     return model.eval()

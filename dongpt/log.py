@@ -144,10 +144,23 @@ def draw_loss(out_dir: str):
         print(f"{PICTURE} could not be drawn: {type(error).__name__}: {error}")
 
 
-def progress_bar(total: int, done: int):
-    """A tqdm bar on a terminal, None elsewhere."""
-    if not sys.stderr.isatty():
-        return None
+def progress_bar(total: int, done: int = 0, unit: str = "it", quiet: bool = False, **options):
+    """A tqdm bar on stderr for `total` steps, `done` of them finished; it shows nothing unless stderr is a terminal.
+
+    It can be used in a with statement, and its update, set_postfix_str, write and close work whether it shows or not.
+    With unit="B" it counts bytes: 1.5MB/2.0MB.
+    """
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=done, unit="it", dynamic_ncols=True)
+    hidden = quiet or not sys.stderr.isatty()
+    scaled = unit == "B"
+    return tqdm(total=total, initial=done, unit=unit, unit_scale=scaled, dynamic_ncols=True, disable=hidden, **options)
+
+
+def format_table(rows: list[list[str]]) -> str:
+    """Rows of cells as aligned text, a line each: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:]))]).rstrip()
+        for row in rows
+    )

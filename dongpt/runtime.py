@@ -3,7 +3,7 @@
 The rules are fixed and never time anything; each choice comes with its reason, which programs print in one line.
 """
 
-import ctypes
+import math
 import os
 import shutil
 import signal
@@ -11,8 +11,8 @@ import subprocess
 import time
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Callable, Literal
+from dataclasses import dataclass, field
+from typing import Any, Callable, Literal
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,8 @@ from configurator import UserError
 from dongpt.program import first_line
 
 ROOT = configurator.ROOT
-ROOM = 10  # what takes less than this part of a GPU's free memory may stay there
+MEMORY_SHARE = 10  # data may stay on the GPU if they take less than a tenth of its free memory
+STOP_SECONDS = 0.25  # between two times that several processes ask each other whether to stop
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -51,7 +52,7 @@ def pick_device(asked: str) -> tuple[str, str]:
 
     Raises UserError when the device that was asked for is not there.
     """
-    local_rank, alone = int(os.environ.get("LOCAL_RANK", 0)), _world_size() == 1
+    local_rank, alone = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) == 1
     if asked == "auto":
         why_no_cuda = cuda_problem(local_rank)
         if not why_no_cuda:
@@ -158,36 +159,31 @@ def has_amx() -> bool:
 # one process or several
 
 
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
 @dataclass(frozen=True)
 class Runtime:
-    """What was decided for this process. rank, local_rank and world_size are 0, 0 and 1 without torchrun."""
+    """Device and dtype, and the place of this process among all: rank 0 of 1 without torchrun."""
 
     device: str
     dtype: str
-    why: str
+    why: str  # device and dtype with the reasons, for the user
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
 
-    @property
-    def device_type(self) -> str:
-        return torch.device(self.device).type
+    device_type: str = field(init=False)  # cpu, cuda or mps
+    is_main: bool = field(init=False)  # rank 0 prints and writes
 
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
+    def __post_init__(self):
+        object.__setattr__(self, "device_type", torch.device(self.device).type)
+        object.__setattr__(self, "is_main", self.rank == 0)
 
     def print(self, *args, **kwargs):
-        """print on rank 0 alone."""
+        """print on rank 0 only."""
         if self.is_main:
             print(*args, **kwargs, flush=True)
 
     def autocast(self):
-        """The context in which forward passes run: mixed precision unless dtype is float32."""
+        """The context of forward passes: mixed precision unless dtype is float32."""
         if self.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.device_type, dtype=DTYPES[self.dtype])
@@ -200,9 +196,11 @@ class Runtime:
             tensor if tensor.is_cuda else tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors
         ]
 
-    def read(self, tensor) -> Callable[[], float]:
-        """A function that gives the number in tensor, as it is now; on CUDA calling it waits for what was queued so far
-        alone, not for what is queued meanwhile."""
+    def read_later(self, tensor) -> Callable[[], float]:
+        """Copy a scalar to the host asynchronously; returns a function that waits for the copy and gives the number.
+
+        Work that is queued on the GPU in between is not waited for.
+        """
         if self.device_type != "cuda":
             number = tensor.item()
             return lambda: number
@@ -217,13 +215,13 @@ class Runtime:
 
     def has_room_for(self, n_bytes: int) -> bool:
         """Whether n_bytes are a small part of a GPU's free memory."""
-        return self.device_type == "cuda" and n_bytes < torch.cuda.mem_get_info(self.device)[0] / ROOM
+        return self.device_type == "cuda" and n_bytes < torch.cuda.mem_get_info(self.device)[0] / MEMORY_SHARE
 
     def sum(self, *values: float) -> list[float]:
-        """The values added up over all processes, in float64."""
+        """The values added up over all processes, in float64. A CPU tensor travels by gloo: no GPU is waited for."""
         if self.world_size == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        total = torch.tensor(values, dtype=torch.float64, device="cpu" if dist.is_gloo_available() else self.device)
         dist.all_reduce(total)
         return total.tolist()
 
@@ -237,18 +235,32 @@ class Runtime:
         """Wait until every process is here."""
         self.sum(0)
 
+    def on_main(self, function: Callable[[], Any]):
+        """Call function on rank 0 only; every rank returns after it, and raises if it raised UserError."""
+        problem = None
+        if self.is_main:
+            try:
+                function()
+            except UserError as error:
+                problem = error
+        if self.sum(problem is not None)[0]:
+            raise problem or UserError("rank 0 could not go on")  # printed by rank 0 only, see run_program
+
     def synchronize(self):
-        """Wait until the device has done what was queued, for timings."""
+        """Wait until the device has finished what was queued, for timings."""
         if self.device_type == "cuda":
             torch.cuda.synchronize()
         elif self.device_type == "mps":
             torch.mps.synchronize()
 
 
-def print_main(*args, **kwargs):
-    """print on rank 0, also before the processes know each other."""
+def print0(*args, **kwargs):
+    """print on rank 0 only, also before the processes know each other."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(*args, **kwargs, flush=True)
+
+
+print_main = print0
 
 
 def start(device: str = "auto", dtype: str = "auto", backend: str = "auto", n_embd: int = 0) -> Runtime:
@@ -256,38 +268,24 @@ def start(device: str = "auto", dtype: str = "auto", backend: str = "auto", n_em
 
     Raises UserError for a device, dtype or backend that cannot work here.
     """
-    world_size, rank, local_rank = _world_size(), int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    rank, local_rank, world_size = (
+        int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+    )
     device, why_device = pick_device(device)
     kind = torch.device(device).type
     if kind == "cuda":
         torch.cuda.set_device(device)
-    else:
-        keep_freed_memory()
     dtype, why_dtype = pick_dtype(dtype, kind, n_embd)
     if backend not in ("auto", "nccl", "gloo"):
         raise UserError(f"backend={backend!r} is not known: use auto, nccl or gloo")
     if world_size > 1:
         if backend == "nccl" and kind != "cuda":
             raise UserError(f"backend='nccl' needs CUDA, and the device is {device}: use backend=auto or gloo")
-        backend = ("nccl" if kind == "cuda" else "gloo") if backend == "auto" else backend
-        dist.init_process_group(backend)
+        uses_nccl = kind == "cuda" and backend != "gloo"
+        both = "cpu:gloo,cuda:nccl" if dist.is_gloo_available() else "nccl"  # gloo carries what sum() adds up
+        dist.init_process_group(both if uses_nccl else "gloo")
     why = f"device: {device} ({why_device}), dtype: {dtype} ({why_dtype})"
     return Runtime(device, dtype, why, rank, local_rank, world_size)
-
-
-def keep_freed_memory():
-    """Have glibc keep the memory of freed tensors for the next step; other C libraries are left as they are.
-
-    By default it hands large blocks back to the system, which then clears every page of them anew: hundreds of page
-    faults in each step of a small model, some percent of its time.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-    mallopt(trim_threshold, 2**30)
-    mallopt(mmap_threshold, 2**25)  # the most that it takes
 
 
 def seed_everything(*numbers: int):
@@ -355,8 +353,8 @@ class Interrupts:
     code is 0, or the exit code that is due: 130 after Ctrl-C, 143 after SIGTERM.
     """
 
-    def __init__(self):
-        self.code, self.first = 0, 0.0
+    code = 0
+    first = 0.0  # time of the first signal
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -367,7 +365,47 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _note(self, number, frame):
-        if self.code and not (_world_size() > 1 and time.monotonic() - self.first < 5):
+        if self.code and not (int(os.environ.get("WORLD_SIZE", 1)) > 1 and time.monotonic() - self.first < 5):
             os._exit(128 + number)
         if not self.code:  # torchrun passes on a Ctrl-C that its processes have already had: one press, two signals
             self.code, self.first = 128 + number, time.monotonic()
+
+
+@dataclass
+class Pace:
+    """Calls of Stop in one loop since the last all-reduce, and how many there may be before the next."""
+
+    calls: int = 0
+    most: int = 1
+    since: float = 0.0
+
+
+class Stop:
+    """Whether all processes have to stop together: after Ctrl-C or SIGTERM in any of them, or when time is up.
+
+        while not stop("updates"): ...
+
+    Call it equally often on every rank. A single process answers at once. Several agree by an all-reduce every
+    STOP_SECONDS or every call, whichever is rarer: the time per call travels in the same all-reduce, so that all ranks
+    count up to the same next one. code and time_is_up say why.
+    """
+
+    def __init__(self, rt: Runtime, interrupts: Interrupts, minutes: float | None = None):
+        self.rt, self.interrupts = rt, interrupts
+        self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self.code, self.time_is_up = 0, False
+        self.paces: dict[str, Pace] = {}
+
+    def __call__(self, loop: str) -> bool:
+        """True once a signal has come. `loop` names the calling loop, since each has its own pace."""
+        pace = self.paces.setdefault(loop, Pace(since=time.monotonic()))
+        pace.calls += 1
+        if self.rt.world_size > 1 and pace.calls < pace.most:
+            return self.code != 0
+        now, code = time.monotonic(), self.interrupts.code
+        ctrl_c, term, late, seconds = self.rt.sum(code == 130, code == 143, now >= self.end, now - pace.since)
+        self.code, self.time_is_up = 130 if ctrl_c else 143 if term else 0, late > 0
+        per_call = max(seconds / self.rt.world_size / pace.calls, 1e-6)
+        pace.most = max(1, min(2 * pace.most, int(STOP_SECONDS / per_call)))  # doubled at most: calls may get slower
+        pace.calls, pace.since = 0, now
+        return self.code != 0

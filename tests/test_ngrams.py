@@ -1,6 +1,7 @@
 """Embeddings of the last tokens together: their rows by a hash in whole numbers, what logits and texts may depend on,
 decoding with and without cache, packed and in chunks, and checkpoints."""
 
+import copy
 import json
 import math
 import os
@@ -269,6 +270,20 @@ def test_every_parameter_is_in_one_group_and_the_table_in_one_of_its_own():
             if name.startswith("transformer.h.") and name.endswith("weight") and ".ln_" not in name
         ]
         assert len(in_blocks) == 8 and (groups[2] == in_blocks if muon else set(in_blocks) <= set(groups[0]))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_configure_optimizers_moves_an_ngram_table_whatever_its_gradients(sparse):
+    model, idx = make(3), ids(2, 6)
+    expected = copy.deepcopy(model)
+    model.transformer.ngrams.sparse = sparse
+    for one in (model, expected):
+        optimizer = one.configure_optimizers(0.1, 1e-2, (0.9, 0.95), "cpu")
+        for _ in range(3):
+            optimizer.zero_grad()
+            one(idx, idx)[1].backward()
+            optimizer.step()
+    assert torch.equal(model.transformer.ngrams.weight, expected.transformer.ngrams.weight)
 
 
 def test_cropping_keeps_the_logits_of_short_texts():

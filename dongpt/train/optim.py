@@ -1,109 +1,129 @@
-"""Optimizers: AdamW as GPT-2 has it, or Muon for the blocks' matrices with AdamW for all else; rows of large tables.
+"""Optimizers: AdamW as in GPT-2, or Muon for the blocks' matrices and AdamW for the rest; sparse Adam for large tables.
 
     optimizer = make_optimizer(model, cfg, "cpu")      # cfg has the fields of OptimConfig
-    set_learning_rate(optimizer, lr)                   # model.py; before each optimizer.step()
+    set_learning_rate(optimizer, lr)                   # before each optimizer.step()
 
-Muon: Keller Jordan et al. 2024, kellerjordan.github.io/posts/muon. A matrix moves along the orthogonal matrix that is
-nearest to its averaged gradient, so that all of its directions learn equally fast.
+Muon: Keller Jordan et al. 2024, kellerjordan.github.io/posts/muon. It replaces the averaged gradient of a matrix by the
+nearest orthogonal matrix, so that all directions learn equally fast.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch.optim.adamw import adamw
 
-from model import GPT
+from configurator import UserError
+from model import GPT, NGRAMS, RELATIVE
 
-# Each X -> a X + b X X' X + c X X' X X' X brings the singular values of X nearer to 1; with these numbers, of Jordan's
-# page, fast rather than exactly: they end between 0.7 and 1.2.
-QUINTIC = (3.4445, -4.7750, 2.0315)
-ROUNDS = 5  # of it
-MOMENTUM = 0.9  # Jordan has 0.95; short runs end lower with this: docs/speed.md
+# X -> a X + b X X' X + c X X' X X' X drives the singular values of X towards 1. Jordan's coefficients trade accuracy for
+# speed: most values end between 0.7 and 1.2, the smallest ones of square matrices as low as 0.06.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+MUON_MOMENTUM = 0.9  # Jordan uses 0.95; short runs reach a lower loss with 0.9: docs/speed.md
+RELATIVE_LR = 100.0  # lr multiplier of the relative table: biases grow to about -5 while weights stay near 0.02
+NGRAMS_LR = 3.0  # lr multiplier of the n-gram table: each entry is rarely used
+BEYOND = 8.0  # scores beyond the relative table get its lowest bias minus this many nats
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How gradients become updates."""
+    """Optimizer settings."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon for the blocks' matrices takes 0.05 nats off a short run
-    learning_rate: float = 6e-4  # the peak
-    muon_lr: float = 0.03  # the peak of the matrices that Muon moves
-    weight_decay: float = 0.1  # of matrices and embeddings
-    beta1: float = 0.9  # AdamW
-    beta2: float = 0.95  # AdamW; 0.99 suits few tokens per iteration
-    grad_clip: float = 1.0  # clip the norm of the gradient; 0 is off
+    learning_rate: Annotated[float, ">=", 0] = 6e-4  # the peak
+    muon_lr: Annotated[float, ">=", 0] = 0.03  # the peak of the matrices that Muon updates
+    weight_decay: Annotated[float, ">=", 0] = 0.1  # of matrices and embeddings
+    beta1: Annotated[float, ">=", 0, "<", 1] = 0.9  # AdamW
+    beta2: Annotated[float, ">=", 0, "<", 1] = 0.95  # AdamW; 0.99 suits few tokens per iteration
+    grad_clip: Annotated[float, ">=", 0] = 1.0  # clip the norm of the gradient; 0 is off
 
-    def wrong_values(self) -> list[str]:
-        """What is out of range, a phrase each."""
-        wrong = [
-            f"{name}={getattr(self, name)} must be at least 0"
-            for name in ("learning_rate", "muon_lr", "weight_decay", "grad_clip")
-            if not getattr(self, name) >= 0
-        ]
+    def __post_init__(self):
         if self.optimizer == "muon" and self.learning_rate == 0:
-            wrong.append(
+            raise UserError(
                 "optimizer=muon needs a learning_rate above 0, since muon_lr rises and falls with it: give a small one"
             )
-        return wrong + [
-            f"{name}={getattr(self, name)} must be at least 0 and below 1"
-            for name in ("beta1", "beta2")
-            if not 0 <= getattr(self, name) < 1
-        ]
 
 
 def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer":
-    """The optimizer that cfg asks for, its groups those of model.parameter_groups(muon)."""
-    _leave_the_compiler_alone()
-    muon_lr = cfg.muon_lr if cfg.optimizer == "muon" else None
-    groups = model.optimizer_groups(cfg.weight_decay, cfg.learning_rate, muon_lr)
-    return Optimizer(
-        groups,
-        dict(
-            lr=cfg.learning_rate,
-            betas=(cfg.beta1, cfg.beta2),
-            eps=1e-8,
-            weight_decay=0.0,
-            fused=device_type in ("cuda", "cpu"),
-        ),
-    )
+    """The optimizer that cfg asks for, over model.parameter_groups(muon)."""
+    uses_muon = cfg.optimizer == "muon"
+    parameters, groups = dict(model.named_parameters()), []
+    for i, names in enumerate(model.parameter_groups(uses_muon)):
+        group = dict(params=[parameters[name] for name in names], weight_decay=cfg.weight_decay)
+        if i == 1:  # biases and LayerNorm weights
+            group["weight_decay"] = 0.0
+        elif uses_muon and i == 2:
+            group |= dict(rule="muon", lr_scale=cfg.muon_lr / max(cfg.learning_rate, 1e-30))
+        elif names == [NGRAMS]:
+            group |= dict(rule="rows", lr_scale=NGRAMS_LR, weight_decay=0.0)
+        elif names == [RELATIVE]:
+            group["lr_scale"] = RELATIVE_LR
+        groups.append(group)
+    betas, fused = (cfg.beta1, cfg.beta2), device_type in ("cuda", "cpu")
+    optimizer = Optimizer(groups, dict(lr=cfg.learning_rate, betas=betas, eps=1e-8, weight_decay=0.0, fused=fused))
+    set_learning_rate(optimizer, cfg.learning_rate)
+    return optimizer
 
 
-def _leave_the_compiler_alone():
-    """Spare the start of a program the import of torch's compiler, which takes as long as that of torch.
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
+    """Set every group's learning rate, times its lr_scale, for the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1)
 
-    Methods of every optimizer import it only to have themselves left out of what is compiled, unless this mark says
-    that it is done; nothing here compiles an optimizer. Where a torch does otherwise, the import comes back.
-    """
-    for method in ("add_param_group", "state_dict", "load_state_dict", "zero_grad"):
-        inner = getattr(getattr(torch.optim.Optimizer, method), "__wrapped__", None)
-        if inner is not None and not hasattr(inner, "__dynamo_disable"):
-            setattr(inner, "__dynamo_disable", inner)
+
+def describe(model: GPT, optimizer: "Optimizer") -> str:
+    """nanoGPT's lines about the parameters that decay and those that do not."""
+    _, vectors, *_ = model.parameter_groups()
+    trained = [(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad]
+    lines = []
+    for kind, decays in (("decayed", True), ("non-decayed", False)):
+        counts = [count for name, count in trained if (name not in vectors and name != NGRAMS) == decays]
+        lines.append(f"num {kind} parameter tensors: {len(counts)}, with {sum(counts):,} parameters")
+    lines.append(f"using fused AdamW: {optimizer.defaults['fused']}")
+    for group in optimizer.param_groups:
+        if group.get("rule") == "muon":
+            lines.append(f"Muon moves {len(group['params'])} matrices, AdamW the rest")
+    return "\n".join(lines)
 
 
 class Optimizer(torch.optim.Optimizer):
-    """AdamW, its state as torch.optim.AdamW has it; Muon for groups with rule="muon"; each row for itself with "rows".
+    """AdamW with torch.optim.AdamW's state; Muon for groups with rule="muon", Adam by rows for rule="rows"."""
 
-    torch's AdamW is used through its function: its step() would import the compiler too.
-    """
+    # PyTorch wraps these methods, only to keep torch.compile out of them, in a decorator that imports torch's compiler
+    # at the first call: as slow as importing torch. Nothing here compiles an optimizer, so take the methods themselves.
+    add_param_group, state_dict, load_state_dict, zero_grad = (
+        getattr(method, "__wrapped__", method)
+        for method in (
+            torch.optim.Optimizer.add_param_group,
+            torch.optim.Optimizer.state_dict,
+            torch.optim.Optimizer.load_state_dict,
+            torch.optim.Optimizer.zero_grad,
+        )
+    )
 
     @torch.no_grad()
     def step(self, closure=None):
+        """One update of all parameters that have a gradient."""
         assert closure is None
-        rules = {"muon": self._move_matrices, "rows": self._move_rows}
         for group in self.param_groups:
-            if with_gradient := [p for p in group["params"] if p.grad is not None]:
-                rules.get(group.get("rule"), self._move_by_adamw)(with_gradient, group)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters and group.get("rule") == "muon":
+                self._muon_step(parameters, group)
+            elif parameters and group.get("rule") == "rows":
+                self._row_step(parameters, group)
+            elif parameters:
+                self._adamw_step(parameters, group)
 
-    def _move_by_adamw(self, parameters: list, group: dict):
+    def _adamw_step(self, parameters: list, group: dict):
         for p in parameters:
             if not self.state[p]:
-                device = p.device if group["fused"] else "cpu"  # where it is read; from a GPU that would wait
+                device = p.device if group["fused"] else "cpu"  # unfused AdamW reads it: on a GPU that would wait
                 self.state[p] = dict(
                     step=torch.zeros((), device=device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
                 )
         states = [self.state[p] for p in parameters]
-        adamw(
+        adamw(  # the function inside torch.optim.AdamW, whose own step() imports the compiler too
             parameters,
             [p.grad for p in parameters],
             [state["exp_avg"] for state in states],
@@ -120,11 +140,11 @@ class Optimizer(torch.optim.Optimizer):
             maximize=False,
         )
 
-    def _move_rows(self, parameters: list, group: dict):
-        """One update of tables of which a batch uses few rows, their gradients dense or sparse.
+    def _row_step(self, parameters: list, group: dict):
+        """One update of tables of which a batch uses few rows, with dense or sparse gradients.
 
-        Adam without momentum, its second moment one number per row. A row without a gradient stays as it is, with its
-        moment: decaying that meanwhile, as AdamW does, gave rare rows steps that are too long.
+        Adam without momentum, with one second moment per row. A row without a gradient keeps its value and its moment:
+        if the moment decayed meanwhile, as in AdamW, rare rows would take steps that are too long.
         """
         beta = group["betas"][1]
         for p in parameters:
@@ -132,53 +152,67 @@ class Optimizer(torch.optim.Optimizer):
                 state["square"], state["count"] = (torch.zeros(len(p), device=p.device) for _ in range(2))
             if p.grad.is_sparse:
                 p.grad = p.grad.coalesce()
-                at, grad = p.grad.indices()[0], p.grad.values()
+                rows, grad = p.grad.indices()[0], p.grad.values()
             else:
-                at, grad = slice(None), p.grad
+                rows, grad = slice(None), p.grad
             square = grad.square().mean(1)
-            used = square > 0
-            state["count"][at] += used
-            state["square"][at] = torch.where(used, state["square"][at].lerp(square, 1 - beta), state["square"][at])
-            correction = 1 - beta ** state["count"][at]
-            scale = torch.where(used, (state["square"][at] / correction).rsqrt(), 0.0)
-            p[at] -= group["lr"] * scale[:, None] * grad
+            is_used = square > 0
+            state["count"][rows] += is_used
+            old = state["square"][rows]
+            state["square"][rows] = torch.where(is_used, old.lerp(square, 1 - beta), old)
+            bias_correction = 1 - beta ** state["count"][rows]
+            scale = torch.where(is_used, (state["square"][rows] / bias_correction).rsqrt(), 0.0)
+            p[rows] -= group["lr"] * scale[:, None] * grad
 
-    def _move_matrices(self, parameters: list, group: dict):
-        """One update by Muon; matrices of the same shape are made orthogonal together."""
-        shapes: dict[tuple[int, int], list] = {}
+    def _muon_step(self, parameters: list, group: dict):
+        """One update by Muon; matrices of the same shape are orthogonalized together."""
+        by_shape: dict[tuple[int, int], list] = {}
         for p in parameters:
             if not (state := self.state[p]):
                 state["momentum"] = torch.zeros_like(p)
-            state["momentum"].lerp_(p.grad, 1 - MOMENTUM)
-            direction = p.grad.lerp(state["momentum"], MOMENTUM)  # Nesterov's
-            for matrix, move in zip(matrices_in(p), matrices_in(direction)):
+            state["momentum"].lerp_(p.grad, 1 - MUON_MOMENTUM)
+            update = p.grad.lerp(state["momentum"], MUON_MOMENTUM)  # Nesterov momentum
+            for matrix, matrix_update in zip(split_qkv(p), split_qkv(update)):
                 rows, columns = matrix.shape
-                if rows > columns:  # lying matrices cost less
-                    matrix, move = matrix.mT, move.mT
-                # Jordan's scale: outputs change as much by a tall matrix as by a square one
-                shapes.setdefault(tuple(matrix.shape), []).append((matrix, move, max(1, rows / columns) ** 0.5))
-        for found in shapes.values():
-            moves = orthogonal(torch.stack([move for _, move, _ in found]))
-            for (matrix, _, scale), move in zip(found, moves):
-                matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(move, alpha=-group["lr"] * scale)
+                if rows > columns:  # wide matrices cost less
+                    matrix, matrix_update = matrix.mT, matrix_update.mT
+                scale = max(1, rows / columns) ** 0.5  # Jordan's: outputs change equally in tall and square matrices
+                by_shape.setdefault(tuple(matrix.shape), []).append((matrix, matrix_update, scale))
+        for same_shape in by_shape.values():
+            updates = orthogonalize(torch.stack([update for _, update, _ in same_shape]))
+            for (matrix, _, scale), update in zip(same_shape, updates):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
 
 
-def matrices_in(weight) -> tuple[torch.Tensor, ...]:
-    """The matrices that a weight holds, as views: c_attn's (3 C, C) is those of queries, keys and values."""
+def split_qkv(weight) -> tuple[torch.Tensor, ...]:
+    """The matrices in a weight, as views: c_attn's (3 C, C) holds those of queries, keys and values."""
     rows, columns = weight.shape
     return weight.split(columns) if rows == 3 * columns else (weight,)
 
 
-def orthogonal(matrices):
-    """matrices (n, rows, columns), rows <= columns, with their singular values brought near to 1.
+def orthogonalize(matrices):
+    """matrices (n, rows, columns), rows <= columns, with singular values near 1: Newton-Schulz iteration.
 
-    Newton and Schulz's iteration, which multiplies matrices alone; on a GPU in bfloat16, whose rounding is less than
-    what five rounds leave.
+    On a GPU in bfloat16, whose rounding error is smaller than what five steps leave.
     """
-    a, b, c = QUINTIC
+    a, b, c = NEWTON_SCHULZ
     x = matrices.bfloat16() if matrices.is_cuda else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value is above 1 then
-    for _ in range(ROUNDS):
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value is above 1
+    for _ in range(NEWTON_SCHULZ_STEPS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x.to(matrices.dtype)
+
+
+@torch.no_grad()
+def lower_last_distance(model: GPT):
+    """Put the last entry of pos_embd=relative's table BEYOND below all others; call this after each update.
+
+    Distances beyond the table use this entry too. Training sees it once per window and nothing beyond: left alone it
+    stays high, and on a longer text the many far tokens drown out the near ones.
+    """
+    if model.config.pos_embd != "relative":
+        return
+    table = model.transformer.relative.relative_embeddings.weight
+    if table.requires_grad and len(table) > 1:
+        table[-1] = table[:-1].amin(0) - BEYOND

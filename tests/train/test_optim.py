@@ -21,9 +21,19 @@ from dongpt.text import shards, sources
 from dongpt.text.documents import Texts
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.train.data import Corpus
-from dongpt.train.optim import MOMENTUM, OptimConfig, Optimizer, make_optimizer, matrices_in, orthogonal
+from dongpt.train.optim import (
+    MOMENTUM,
+    NGRAMS_LR,
+    RELATIVE_LR,
+    OptimConfig,
+    Optimizer,
+    make_optimizer,
+    matrices_in,
+    orthogonal,
+    set_learning_rate,
+)
 from dongpt.train.step import Updates, clip_gradients
-from model import GPT, NGRAMS, NGRAMS_LR, RELATIVE, RELATIVE_LR, Dropout, GPTConfig, set_learning_rate
+from model import GPT, NGRAMS, RELATIVE, Dropout, GPTConfig
 from train import TrainConfig, get_lr
 
 TINY = GPTConfig(block_size=8, vocab_size=23, n_layer=2, n_head=2, n_embd=16)
