@@ -195,7 +195,7 @@ def make_model(cfg: TrainConfig, given: dict, corpus: Corpus, checkpoint: dict |
             GPTConfig(**{**{f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}, "vocab_size": vocab_size})
         )
         if cfg.init_wte:
-            print_main(vectors.start_from(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
+            print_main(vectors.init_embedding(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
         return model
     else:
         print_main(f"Initializing from the weights of {cfg.init_from}")

@@ -67,10 +67,10 @@ def main(argv: list[str] | None = None):
             DONGPT,
         )
     )
-    if chats.strict < 2:
+    if chats.level < 2:
         print(
             "so many conversations have turns in common that "
-            + ("those with a common beginning may be on both sides" if chats.strict else "only equal ones share a side")
+            + ("those with a common beginning may be on both sides" if chats.level else "only equal ones share a side")
         )
     dataset = "" if folder == FOLDER else f" --dataset={cfg.name}"
     config = "config/finetune_chat.py" if cfg.tokenizer == "gpt2" else "config/train_chat.py"
