@@ -40,13 +40,13 @@ from dongpt.train import measure as measuring
 from dongpt.train.data import Corpus, find_folder, prepare_if_missing
 from dongpt.train.measure import Measured, bytes_per_token, memory_bandwidth
 from dongpt.train.optim import make_optimizer
-from dongpt.train.step import UpdateConfig, Updates
+from dongpt.train.step import StepConfig, TrainStep
 from model import GPTConfig, new_model
 
 # What a CPU measures unless told otherwise: nanoGPT's CPU demo. GPT-2 124M would take minutes per iteration.
 CPU_DEFAULTS = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12)
 # What train.py takes where a config file leaves these out.
-FILE_DEFAULTS = dict(dataset="openwebtext", gradient_accumulation_steps=UpdateConfig.gradient_accumulation_steps)
+FILE_DEFAULTS = dict(dataset="openwebtext", gradient_accumulation_steps=StepConfig.gradient_accumulation_steps)
 PAIRS = 5  # rounds that a comparison has at least
 
 
@@ -70,7 +70,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class BenchConfig(RuntimeConfig, UpdateConfig, GPTConfig, Method):
+class BenchConfig(RuntimeConfig, StepConfig, GPTConfig, Method):
     vocab_size: int | None = None  # None: of the corpus, GPT-2's 50304 on a random batch
     gradient_accumulation_steps: int = 1  # micro-batches per update, over all processes together
     bias: bool = False  # in Linear and LayerNorm
@@ -186,7 +186,7 @@ def begin(cfg: BenchConfig, rt: Runtime, label: str = "") -> Measured:
         corpus.check(cfg.block_size, vocab_size)
     model = random_model(cfg, vocab_size).to(rt.device)
     run = Measured(
-        Updates(cfg, rt, corpus or RandomBatch(cfg, vocab_size), model, make_optimizer(model, cfg, rt.device_type))
+        TrainStep(cfg, rt, corpus or RandomBatch(cfg, vocab_size), model, make_optimizer(model, cfg, rt.device_type))
     )
     why = run.compile(cfg.compile)
     compiled = f"on ({why}), took {run.compile_s:.1f} s" if run.compiled else f"off ({why})"

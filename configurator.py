@@ -162,6 +162,14 @@ def load_with_paths(
 
     usage says how many: "OLD NEW" is two, "[PATH]" at most one, "[PATH ...]" any number.
     """
+    given, paths = read_arguments(cls, argv, usage, skipped)
+    return build(cls, given), given, paths
+
+
+def read_arguments(
+    cls: type, argv: list[str] | None, usage: str = "", skipped: list[str] | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """(the values the user set, the paths), for a program that takes further values from elsewhere before build()."""
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
         print_help(cls, usage)
@@ -191,7 +199,7 @@ def load_with_paths(
             f"{len(paths)} of {n_needed} paths" if len(paths) < n_needed else f"{paths[len(names)]!r} is one too many"
         )
         raise UserError(f"{wrong}: python {os.path.basename(sys.argv[0])} {usage}, with settings as --key=value")
-    return build(cls, given), given, paths
+    return given, paths
 
 
 def _is_path(arg: str, kinds: dict[str, Any]) -> bool:

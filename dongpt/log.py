@@ -1,4 +1,4 @@
-"""What a run measured: owner of log.jsonl in an out_dir, of its picture loss.png, and of the mirror on wandb.
+"""Logs of training runs: log.jsonl in an out_dir, its picture loss.png and its mirror on wandb; bars and tables.
 
 The first line of log.jsonl is a header (config, versions, data, command); each further line is a record:
 {"kind": "iter", "iter": 7, "loss": ...} for an update, {"kind": "eval", "iter": 8, "val_loss": ...} after 8 updates.
@@ -8,39 +8,60 @@ import json
 import math
 import os
 import sys
+from typing import IO, Any, Callable
 
 from configurator import UserError
+from dongpt.program import replaced_file
 
 LOG, PICTURE = "log.jsonl", "loss.png"
 
-# Dense bf16 (fp16 on Volta and Turing) tensor-core peak in FLOP/s as the vendor's datasheets have it, written down from
-# memory and still to be checked against them; the longest name wins.
+# Peak of dense matrix products in FLOP/s: bf16, or fp16 on Volta and Turing, both with sums in fp32. From NVIDIA's
+# datasheets, whose numbers "with sparsity" are halved, and for GeForce and RTX A from the architecture whitepapers
+# (GA102, Ada, RTX Blackwell): SMs x 512 (RTX A: 1024) FMAs per clock x 2 x boost clock. The longest name that fits wins.
 PEAK_FLOPS = {
     "V100": 125e12,
     "T4": 65e12,
     "A10": 125e12,
-    "A100": 312e12,
     "A30": 165e12,
     "A40": 150e12,
+    "A100": 312e12,
     "L4": 121e12,
+    "L40": 181e12,
     "L40S": 362e12,
     "H100": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H200": 989e12,
+    "H200 NVL": 835e12,
     "GH200": 989e12,
+    "B200": 2250e12,
+    "GB200": 2500e12,
+    "RTX A6000": 155e12,
+    "GeForce RTX 3070": 40.6e12,
+    "GeForce RTX 3080": 59.5e12,
+    "GeForce RTX 3090": 71.2e12,
+    "GeForce RTX 4080": 97.5e12,
+    "GeForce RTX 4090": 165.2e12,
+    "GeForce RTX 5080": 112.6e12,
+    "GeForce RTX 5090": 209.5e12,
 }
 
 
 def peak_flops(gpu_name: str) -> float | None:
-    """Peak FLOP/s of a GPU by the name that CUDA gives it, None for one that is not in the table."""
+    """Peak FLOP/s of a GPU by the name that CUDA gives it; None for one that is not in the table."""
     words = f" {gpu_name.replace('-', ' ')} "
     known = [name for name in PEAK_FLOPS if f" {name} " in words]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
+    if not known or "RTX" in words and not gpu_name.endswith(tuple(known)):  # RTX 3070 Ti, RTX 4090 Laptop GPU
+        return None
+    return PEAK_FLOPS[max(known, key=len)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# records
 
 
 def read_log(out_dir: str) -> list[dict]:
-    """The records of log.jsonl, [] without one; a last line that a crash cut off is left out."""
+    """The records of log.jsonl, [] without one; a last line cut off by a crash is skipped."""
     records = []
     if os.path.exists(os.path.join(out_dir, LOG)):
         with open(os.path.join(out_dir, LOG), encoding="utf-8", errors="replace") as file:
@@ -52,37 +73,10 @@ def read_log(out_dir: str) -> list[dict]:
     return records
 
 
-class RunLog:
-    """Appends records to log.jsonl as they come, and to wandb where a run is given."""
-
-    def __init__(self, out_dir: str, wandb_run=None):
-        self.out_dir, self.wandb_run = out_dir, wandb_run
-        self.file = None
-
-    def open(self, kept: list[dict], header: dict):
-        """Write the records kept from before a resume, then a header; a killed process loses no record."""
-        path = os.path.join(self.out_dir, LOG)
-        with open(path + ".part", "w", encoding="utf-8", newline="\n") as file:
-            for record in [*kept, {"kind": "header", **header}]:
-                file.write(_line(record))
-        os.replace(path + ".part", path)
-        self.file = open(path, "a", encoding="utf-8", newline="\n")
-
-    def write(self, kind: str, **record):
-        """Append one record."""
-        self.file.write(_line({"kind": kind, **record}))
-        self.file.flush()
-        if self.wandb_run is not None:
-            names = {key: f"train/{key}" if kind == "iter" else key for key in record if key != "iter"}
-            names.update(train_loss="train/loss_eval", val_loss="val/final" if kind == "final" else "val/loss")
-            self.wandb_run.log({"iter": record["iter"], **{names[k]: v for k, v in record.items() if k != "iter"}})
-
-    def close(self):
-        """Close the file and end the wandb run."""
-        if self.file is not None:
-            self.file.close()
-        if self.wandb_run is not None:
-            self.wandb_run.finish()
+def records_before(records: list[dict], iter_num: int, evaluated_at: int) -> list[dict]:
+    """The records of a log up to a state of iter_num updates whose last evaluation was after evaluated_at."""
+    last = {"iter": iter_num - 1, "eval": evaluated_at, "final": -1}
+    return [record for record in records if record.get("iter", 0) <= last.get(record.get("kind"), iter_num)]
 
 
 def finite(value):
@@ -92,19 +86,88 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _line(record: dict) -> str:
+def to_json_line(record: dict) -> str:
     """record as one line of strict JSON."""
     return json.dumps(finite(record), ensure_ascii=False) + "\n"
 
 
-def records_before(records: list[dict], iter_num: int, evaluated_at: int) -> list[dict]:
-    """What of a log belongs to a state of iter_num finished updates whose last evaluation was after evaluated_at."""
-    bound = {"iter": iter_num - 1, "eval": evaluated_at, "final": -1}
-    return [record for record in records if record.get("iter", 0) <= bound.get(record.get("kind"), iter_num)]
+def check_finite(loss: float, iter_num: int):
+    """Raise UserError for a loss that is not a number, so that such a state is never saved."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at iteration {iter_num}: the run diverged, and its last checkpoint is as "
+            f"it was; lower learning_rate, or use dtype=float32"
+        )
+
+
+class RunLog:
+    """The log of a run: prints lines above a progress bar, appends records to log.jsonl and mirrors them on wandb.
+
+    Every rank has one; rank 0 prints and writes. start() is called on rank 0 before the first record: it returns the
+    records to keep from before a resume, the header, and a wandb run or None. peak_speed is the tokens/s at which the
+    hardware would be at its peak, for MFU.
+    """
+
+    def __init__(
+        self, out_dir: str, start: Callable[[], tuple], is_main: bool = True, peak_speed: float | None = None, bar=None
+    ):
+        self.out_dir, self.start, self.is_main, self.peak_speed = out_dir, start, is_main, peak_speed
+        self.file: IO | None = None
+        self.wandb_run: Any = None
+        self.deferred: tuple | None = None
+        self.bar = bar or progress_bar(0, quiet=True)
+
+    def print(self, line: str):
+        """Print a line on rank 0, above the progress bar if one shows."""
+        if self.is_main:
+            self.bar.write(line)
+            sys.stdout.flush()
+
+    def write(self, kind: str, **record):
+        """Append one record; a killed process loses none."""
+        if not self.is_main:
+            return
+        if self.file is None:
+            kept, header, self.wandb_run = self.start()
+            path = os.path.join(self.out_dir, LOG)
+            with replaced_file(path, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines(map(to_json_line, [*kept, {"kind": "header", **header}]))
+            self.file = open(path, "a", encoding="utf-8", newline="\n")
+        self.file.write(to_json_line({"kind": kind, **record}))
+        self.file.flush()
+        if self.wandb_run is not None:
+            names = {key: f"train/{key}" if kind == "iter" else key for key in record if key != "iter"}
+            names.update(train_loss="train/loss_eval", val_loss="val/final" if kind == "final" else "val/loss")
+            self.wandb_run.log({"iter": record["iter"], **{names[k]: v for k, v in record.items() if k != "iter"}})
+
+    def defer(self, iter_num: int, lr: float, tokens: int, seconds: float, read_loss: Callable[[], float]):
+        """Keep the record of an update, of so many tokens in so many seconds, until flush() reads its loss."""
+        self.deferred = iter_num, lr, tokens / seconds, seconds, read_loss
+
+    def flush(self):
+        """Print and append the deferred record, if any. Raises UserError for a loss that is not a number."""
+        if self.deferred is None:
+            return
+        (iter_num, lr, speed, seconds, read_loss), self.deferred = self.deferred, None
+        loss, ms = read_loss(), seconds * 1000
+        check_finite(loss, iter_num)
+        mfu = speed / self.peak_speed if self.peak_speed else None
+        utilization = f"mfu {mfu * 100:.2f}%, " if mfu else ""
+        self.print(f"iter {iter_num}: loss {loss:.4f}, time {ms:.2f}ms, {utilization}{speed:,.0f} tokens/s")
+        more = {"mfu": round(mfu, 4)} if mfu else {}
+        self.write("iter", iter=iter_num, loss=loss, lr=lr, ms=round(ms, 3), tokens_per_s=round(speed), **more)
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+
+    def close(self):
+        """Close the file and end the wandb run."""
+        if self.file is not None:
+            self.file.close()
+        if self.wandb_run is not None:
+            self.wandb_run.finish()
 
 
 def start_wandb(project: str, name: str, config: dict, run_id: str | None):
-    """A wandb run, the one of run_id on a resume. Raises UserError when wandb is missing or refuses."""
+    """A wandb run, that of run_id on a resume. Raises UserError if wandb is missing or refuses."""
     try:
         import wandb
 
@@ -115,14 +178,29 @@ def start_wandb(project: str, name: str, config: dict, run_id: str | None):
         ) from error
 
 
-def draw_loss(out_dir: str):
-    """Redraw loss.png from log.jsonl. A failure is said in one line and nothing more: no training ends for it."""
-    try:
-        os.environ["MPLBACKEND"] = "Agg"  # before the import: a notebook's names a backend that scripts do not have
-        from matplotlib.figure import Figure  # pyplot would take longer to import, and opens windows
+# ----------------------------------------------------------------------------------------------------------------------
+# pictures, bars, tables
 
+
+def import_figure():
+    """matplotlib's Figure class, which draws into files and needs no pyplot and no backend.
+
+    While it is imported MPLBACKEND is hidden: a notebook sets it to a backend that other processes do not have.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib.figure import Figure
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return Figure
+
+
+def draw_loss(out_dir: str):
+    """Redraw loss.png from log.jsonl. A failure is printed in one line and never stops a training."""
+    try:
         records = read_log(out_dir)
-        figure = Figure(figsize=(8, 5))
+        figure = import_figure()(figsize=(8, 5))
         axes = figure.subplots()
         for kind, key, label, style in (
             ("iter", "loss", "training batch", dict(alpha=0.4, linewidth=0.8)),
@@ -138,9 +216,9 @@ def draw_loss(out_dir: str):
         if axes.get_lines():
             axes.legend()
         figure.tight_layout()
-        figure.savefig(os.path.join(out_dir, PICTURE + ".part"), format="png", dpi=120)
-        os.replace(os.path.join(out_dir, PICTURE + ".part"), os.path.join(out_dir, PICTURE))
-    except Exception as error:  # matplotlib missing or broken in one of its many ways
+        with replaced_file(os.path.join(out_dir, PICTURE)) as file:
+            figure.savefig(file, format="png", dpi=120)
+    except Exception as error:  # matplotlib is missing, or broken in one of its many ways
         print(f"{PICTURE} could not be drawn: {type(error).__name__}: {error}")
 
 

@@ -197,19 +197,18 @@ class Runtime:
         ]
 
     def read_later(self, tensor) -> Callable[[], float]:
-        """Copy a scalar to the host asynchronously; returns a function that waits for the copy and gives the number.
+        """Copy a scalar to the host asynchronously; returns a function that waits for it and gives the mean over ranks.
 
         Work that is queued on the GPU in between is not waited for.
         """
         if self.device_type != "cuda":
-            number = tensor.item()
-            return lambda: number
+            return lambda: self.sum(tensor.item())[0] / self.world_size
         copy, copied = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
         copied.record()
 
         def wait():
             copied.synchronize()
-            return copy.item()
+            return self.sum(copy.item())[0] / self.world_size
 
         return wait
 

@@ -25,7 +25,7 @@ from dongpt.checkpoint.foreign import FORMAT_VERSION as FORMAT_VERSION
 from dongpt.checkpoint.foreign import clean_names, parse_model_args, restore_weights
 from dongpt.kernels import cpu as rows
 from dongpt.program import first_line, replaced_file
-from dongpt.runtime import DTYPES, print_main
+from dongpt.runtime import DTYPES, print0
 from dongpt.text import tokenizers
 from dongpt.text.tokenizers import Tokenizer
 from model import GPT, GPTConfig
@@ -60,17 +60,6 @@ def _torch_save(checkpoint: dict, file):
         if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
             raise
         raise OSError(first_line(error)) from error
-
-
-def check_writable(out_dir: str):
-    """Raise UserError unless files can be created in out_dir, which is created if missing."""
-    try:
-        os.makedirs(out_dir, exist_ok=True)
-        probe = os.path.join(out_dir, ".writable")
-        open(probe, "wb").close()
-        os.remove(probe)
-    except OSError as error:
-        raise UserError(f"out_dir={out_dir!r} cannot be written ({error.strerror}): give another --out_dir") from error
 
 
 def set_aside(out_dir: str, more_names: list[str]) -> str:
@@ -171,7 +160,7 @@ def load_valid(out_dir: str, names: tuple[str, ...] = (LAST, BEST), newest: bool
             problems.append(str(error))
             continue
         for problem in problems:
-            print_main(f"{problem}; going on with {path}", file=sys.stderr)
+            print0(f"{problem}; going on with {path}", file=sys.stderr)
         return checkpoint, path
     raise UserError("; ".join(problems))
 
@@ -188,7 +177,7 @@ def restore_model(checkpoint: dict, path: str) -> GPT:
     """The model of a checkpoint, float32 on the CPU. Raises UserError if weights and model_args disagree."""
     model = restore_weights(parse_model_args(checkpoint["model_args"], path), clean_names(checkpoint["model"]), path)
     if checkpoint.get("config", {}).get("document_mask"):
-        tokenizer = make_tokenizer(checkpoint.get("tokenizer"), path)
+        tokenizer = make_tokenizer(checkpoint.get("tokenizer"))
         if tokenizer is None or tokenizer.end_id is None:
             raise UserError(
                 f"{path} has document_mask=True, but no tokenizer with <|endoftext|>: use another checkpoint"
@@ -212,16 +201,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model:
     optimizer.load_state_dict({"state": stored["state"], "param_groups": settings})
 
 
-def make_tokenizer(description: dict | None, path: str) -> Tokenizer | None:
-    """The tokenizer that a checkpoint describes; None if it has none, or one that donGPT does not know."""
-    if not description or description == tokenizers.FOREIGN:
-        return None
-    try:
-        return tokenizers.from_dict(description)
-    except UserError:
-        raise
-    except Exception as error:  # a malformed description can raise nearly anything
-        raise UserError(f"{path} has a damaged tokenizer ({first_line(error)}): use another checkpoint") from error
+def make_tokenizer(description: dict | None) -> Tokenizer | None:
+    """The tokenizer of a checkpoint; None if it has none, or one that donGPT does not know."""
+    return tokenizers.from_dict(description) if description and description != tokenizers.FOREIGN else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -235,7 +217,7 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
     UserError for what cannot be loaded.
     """
     model, description, _ = load_anything(path, **model_args)
-    tokenizer = make_tokenizer(description, path)
+    tokenizer = make_tokenizer(description)
     model.packer = rows.packer
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), tokenizer
 

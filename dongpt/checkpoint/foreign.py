@@ -11,13 +11,13 @@ import pickle
 import re
 import sys
 from dataclasses import asdict, fields
-from typing import Any, Callable
 
 import torch
 
 from configurator import ROOT, UserError, build
 from dongpt.checkpoint.legacy import LegacyConfig, build_model
-from dongpt.runtime import print_main
+from dongpt.runtime import print0
+from dongpt.text.tokenizers import FOREIGN, check_dict
 from dongpt.train.data import read_meta
 from model import GPT, RELATIVE, GPTConfig
 
@@ -64,7 +64,9 @@ def upgrade(checkpoint: dict, path: str, **given) -> dict:
         check_values(checkpoint, path)
         return {**_from_nanogpt(checkpoint, path, given), "format_version": FORMAT_VERSION}
     check_values(checkpoint, path)
-    check_given(given, asdict(parse_model_args(checkpoint["model_args"], path)), path)
+    config = parse_model_args(checkpoint["model_args"], path)
+    check_tokenizer(checkpoint.get("tokenizer"), config.vocab_size, path)
+    check_given(given, asdict(config), path)
     return checkpoint
 
 
@@ -72,56 +74,47 @@ def upgrade(checkpoint: dict, path: str, **given) -> dict:
 # checks of what a file says
 
 
-def _is_count(value) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_number(value) -> bool:
-    if torch.is_tensor(value):
-        return value.numel() == 1 and value.is_floating_point()  # nanoGPT stores its best loss so
-    return type(value) in (int, float)
-
-
 def _is_dict(value) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-CHECKS: dict[str, Callable[[Any], bool]] = {
-    "format_version": _is_count,
-    "model_args": _is_dict,
-    "config": _is_dict,  # its values are checked by the programs that use them, except for those in CONFIG_CHECKS
-    "tokenizer": lambda value: value is None or _is_dict(value),
-    "optimizer": _is_dict,  # its content is checked by states_fit
-    "runtime": _is_dict,
-    "scaler": _is_dict,
-    "iter_num": _is_count,
-    "windows": _is_count,
-    "evals_since_best": _is_count,
-    "evaluated_at": lambda value: value == -1 or _is_count(value),
-    "best_val_loss": _is_number,
-}
-CONFIG_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "dataset": lambda value: isinstance(value, str),
-    "data_dir": lambda value: isinstance(value, str),
-    "document_mask": lambda value: isinstance(value, bool),
-}
-
-
 def check_values(checkpoint: dict, path: str):
-    """Raise UserError if a value in a checkpoint, weights and model_args apart, has an impossible type or size."""
-    problems = [
-        f"{key} is {_show(content[key])}"
-        for content, checks in ((checkpoint, CHECKS), (checkpoint.get("config"), CONFIG_CHECKS))
-        for key, is_possible in checks.items()
-        if isinstance(content, dict) and key in content and not is_possible(content[key])
-    ]
-    if problems:
-        raise UserError(f"{path} is damaged ({', '.join(problems)}): use an older checkpoint")
-    if (version := checkpoint.get("format_version", FORMAT_VERSION)) > FORMAT_VERSION:
+    """Raise UserError if a value that loading reads has an impossible type or size.
+
+    Weights and model_args are checked when they are used; what only a resumed run reads, by dongpt/train/state.py.
+    """
+    version, iter_num = checkpoint.get("format_version", FORMAT_VERSION), checkpoint.get("iter_num", 0)
+    if type(version) is int and version > FORMAT_VERSION:
         raise UserError(
-            f"{path} was written by a newer donGPT, in format {version}, and this one reads formats up to "
+            f"{path} was written by a newer donGPT, in format {_show(version)}, and this one reads formats up to "
             f"{FORMAT_VERSION}: update donGPT"
         )
+    problems = [
+        f"{key} is {_show(value)}"
+        for key, value in (("format_version", version), ("iter_num", iter_num))
+        if type(value) is not int or not 0 <= value < 2**63
+    ]
+    for key in ("model_args", "config", "optimizer"):
+        if not _is_dict(checkpoint.get(key, {})):
+            problems.append(f"{key} is {_show(checkpoint[key])}")
+    config = checkpoint.get("config")
+    for key, kind in (("dataset", str), ("data_dir", str), ("document_mask", bool)):
+        if _is_dict(config) and type(config.get(key, kind())) is not kind:
+            problems.append(f"{key} is {_show(config[key])}")
+    if problems:
+        raise UserError(f"{path} is damaged ({', '.join(problems)}): use another checkpoint")
+
+
+def check_tokenizer(description: dict | None, vocab_size: int, path: str):
+    """Raise UserError unless a file's tokenizer is one that a model with vocab_size ids can have."""
+    if description is None or description == FOREIGN:
+        return
+    try:
+        n_tokens = check_dict(description)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if n_tokens > vocab_size:
+        raise UserError(f"{path} has a tokenizer of {n_tokens} tokens, and a model of {vocab_size}: use another file")
 
 
 def _show(value) -> str:
@@ -235,9 +228,7 @@ def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
     if "optimizer" in new:
         groups = _matching_groups(new["optimizer"], old, config.tie_weights)
         if groups is None:
-            print_main(
-                f"{path}: its optimizer state does not belong to its parameters, and is left out", file=sys.stderr
-            )
+            print0(f"{path}: its optimizer state does not belong to its parameters, and is left out", file=sys.stderr)
             del new["optimizer"]
         else:
             new["optimizer"] = renumber(new["optimizer"], groups, parameter_groups(config, new["optimizer"]))
@@ -375,7 +366,7 @@ def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
         len(weights) == 1 or any(name.startswith("transformer_blocks.") for name in weights)
     ):
         if any(".lora_" in name for name in weights):
-            print_main(
+            print0(
                 f"{path}: its LoRA matrices are left out, since nanoGPT+ saved its weights with them added",
                 file=sys.stderr,
             )

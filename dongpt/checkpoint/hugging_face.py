@@ -14,7 +14,14 @@ import os
 import torch
 
 from configurator import UserError
-from dongpt.checkpoint.foreign import add_head, clean_names, is_state_dict, parse_model_args, restore_weights
+from dongpt.checkpoint.foreign import (
+    add_head,
+    check_tokenizer,
+    clean_names,
+    is_state_dict,
+    parse_model_args,
+    restore_weights,
+)
 from dongpt.program import first_line
 from dongpt.text.template import Template
 from dongpt.text.tokenizers import END, FOREIGN, UNKNOWN, Tokenizer, byte_alphabet, from_dict
@@ -78,7 +85,12 @@ def load(name: str) -> tuple[GPT, dict | None]:
         weights[key] = weight.t() if key.endswith(TRANSPOSED) and weight.dim() == 2 else weight
     if args["tie_weights"]:
         add_head(weights, args)
-    return restore_weights(parse_model_args(args, name), weights, name), _tokenizer_of(directory, args["vocab_size"])
+    model, tokenizer = (
+        restore_weights(parse_model_args(args, name), weights, name),
+        _tokenizer_of(directory, args["vocab_size"]),
+    )
+    check_tokenizer(tokenizer, args["vocab_size"], name)
+    return model, tokenizer
 
 
 def _download(name: str) -> str:
@@ -149,8 +161,7 @@ def _read_file(directory: str, name: str) -> dict[str, torch.Tensor]:
 def _tokenizer_of(directory: str, vocab_size: int) -> dict | None:
     """The tokenizer in a directory: the one that save wrote, GPT-2's if its files are there, else FOREIGN."""
     if record := _read_json(directory, RECORD):
-        tokenizer = record.get("tokenizer")
-        return tokenizer if isinstance(tokenizer, dict) else None
+        return record.get("tokenizer")
     hf_model = _read_json(directory, "tokenizer.json").get("model")
     vocabulary = _read_json(directory, "vocab.json") or (hf_model.get("vocab") if isinstance(hf_model, dict) else None)
     if not vocabulary:

@@ -364,7 +364,8 @@ class Corpus:
         -1 in y.
 
         n_windows of the disjoint windows, evenly spaced and the same each time; all of them by default. Every batch
-        has the same shape. Of several processes each takes every world_size-th batch.
+        has the same shape. Of several processes each takes every world_size-th batch; all get the same number, so the
+        last ones may be all padding.
         """
         tokens, mask = self.tokens(split), self.mask(split)
         all_windows = range(-(-(self.lengths[split] - 1) // block_size))
@@ -372,7 +373,7 @@ class Corpus:
             begins = block_size * np.arange(len(all_windows))
             all_windows = np.flatnonzero(np.add.reduceat(mask[1:] != 0, begins, dtype=np.int64)).tolist()
         n = min(len(all_windows), len(all_windows) if n_windows is None else n_windows)
-        for first in range(rank * batch_size, n, world_size * batch_size):
+        for first in range(rank * batch_size, n + rank * batch_size, world_size * batch_size):  # as many on every rank
             x = np.zeros((batch_size, block_size), dtype=np.int64)
             y = np.full((batch_size, block_size), -1, dtype=np.int64)
             for row, i in enumerate(range(first, min(first + batch_size, n))):

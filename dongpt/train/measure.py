@@ -22,7 +22,7 @@ from torch.autograd import DeviceType
 
 from dongpt.log import finite, peak_flops
 from dongpt.runtime import DTYPES, Runtime
-from dongpt.train.step import Updates
+from dongpt.train.step import TrainStep
 
 MIB = 2**20
 PROFILED = 3  # updates under the profiler, which slows them
@@ -46,7 +46,7 @@ class Measured:
     """Updates under measurement, and what their rounds took: seconds per update and FLOP/s of a plain product of
     matrices, a number for each round."""
 
-    def __init__(self, updates: Updates):
+    def __init__(self, updates: TrainStep):
         self.updates, self.rt = updates, updates.rt
         self.n_updates, self.loss, self.compiled, self.compile_s = 0, None, False, None
         self.seconds: list[float] = []
@@ -70,8 +70,8 @@ class Measured:
 
     def update(self):
         """One update of the weights, which is not waited for."""
-        first_window = self.n_updates * self.updates.windows
-        self.loss = self.updates.make(self.updates.cfg.learning_rate, self.n_updates, first_window)
+        first_window = self.n_updates * self.updates.samples
+        self.loss = self.updates(self.updates.cfg.learning_rate, self.n_updates, first_window)
         self.n_updates += 1
 
     def round(self, iters: int):

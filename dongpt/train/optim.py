@@ -16,8 +16,8 @@ from torch.optim.adamw import adamw
 from configurator import UserError
 from model import GPT, NGRAMS, RELATIVE
 
-# X -> a X + b X X' X + c X X' X X' X drives the singular values of X towards 1. Jordan's coefficients trade accuracy for
-# speed: most values end between 0.7 and 1.2, the smallest ones of square matrices as low as 0.06.
+# X -> a X + b X X' X + c X X' X X' X drives the singular values of X towards 1. Jordan's coefficients trade accuracy
+# for speed: most values end between 0.7 and 1.2, the smallest ones of square matrices as low as 0.06.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.9  # Jordan uses 0.95; short runs reach a lower loss with 0.9: docs/speed.md

@@ -96,7 +96,9 @@ class TrainStep:
         for micro_step in range(accumulate):
             index = micro_step * rt.world_size + rt.rank  # of the micro-batch, counted over all ranks
             first = samples_seen + index * cfg.batch_size
-            batch = self.corpus.train_batch(first, cfg.batch_size, cfg.block_size, cfg.seed, self.model.config.vocab_size)
+            batch = self.corpus.train_batch(
+                first, cfg.batch_size, cfg.block_size, cfg.seed, self.model.config.vocab_size
+            )
             x, y = rt.move(*batch)  # (B, T) each
             if rt.world_size > 1:  # average the gradients over the ranks only after the last micro-batch
                 self.train_model.require_backward_grad_sync = micro_step == accumulate - 1

@@ -1,0 +1,143 @@
+"""State of a training run: what a checkpoint holds besides the weights, saved, checked and restored exactly."""
+
+import math
+import os
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, get_type_hints
+
+import numpy as np
+import torch
+
+import configurator
+from configurator import UserError
+from dongpt.checkpoint import files as checkpoints
+from dongpt.log import RunLog, check_finite
+from dongpt.runtime import Runtime
+from dongpt.train.step import TrainStep
+
+WINDOW_ORDER = "numpy.random.Generator.permutation"  # before this was noted, epochs of over 2**20 windows had another
+
+
+@dataclass
+class State:
+    """Progress of a run; with weights and optimizer it is all that a resume needs."""
+
+    iter_num: Annotated[int, ">=", 0] = 0  # completed updates
+    samples_seen: Annotated[int, ">=", 0] = 0  # windows of the training data used so far; "windows" in checkpoints
+    best_val_loss: float = math.inf  # of the states that were saved
+    evaluated_at: Annotated[int, ">=", -1] = -1  # iter_num of the last evaluation
+    evals_since_best: Annotated[int, ">=", 0] = 0
+    wandb_run_id: str | None = None
+    resumed_at: tuple[int, int] = (0, -1)  # iter_num and evaluated_at at the start of this process; not saved
+
+
+@dataclass
+class Machine:
+    """Whatever decides, besides settings, data and seed, how sums are rounded."""
+
+    device: Literal["cpu", "cuda", "mps"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    compile: bool
+    threads: Annotated[int, ">=", 1]
+    world_size: Annotated[int, ">=", 1]
+    torch: str
+    numpy: str
+
+
+def this_machine(rt: Runtime, compiled: bool) -> Machine:
+    """The Machine of this process."""
+    threads, world_size = torch.get_num_threads(), rt.world_size
+    return Machine(rt.device_type, rt.dtype, compiled, threads, world_size, str(torch.__version__), np.__version__)
+
+
+def stored_values(cls: type, values: Any, where: str) -> dict[str, Any]:
+    """Those of the values in a file that belong to fields of the dataclass cls, checked against types and bounds.
+
+    Other keys, of other trainers, are ignored. Raises UserError, which begins with `where`.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is no dict but {values!r}: use another checkpoint")
+    known = {key: values[key] for key in get_type_hints(cls) if key in values}
+    for key, value in known.items():
+        if torch.is_tensor(value) and value.numel() == 1:
+            value = value.item()  # nanoGPT's best_val_loss
+        known[key] = configurator.check_setting(key, value, cls, where)
+    if wrong := configurator.out_of_bounds(cls, known):
+        raise UserError(f"{where}: {'; '.join(wrong)}: use another checkpoint")
+    return known
+
+
+def stored_machine(checkpoint: dict, path: str) -> Machine | None:
+    """The Machine that wrote a checkpoint; None if the checkpoint doesn't say, as nanoGPT's do not."""
+    if not checkpoint.get("runtime"):
+        return None
+    values = stored_values(Machine, checkpoint["runtime"], f"{path}: runtime")
+    if missing := get_type_hints(Machine).keys() - values.keys():
+        raise UserError(f"{path}: runtime has no {', '.join(sorted(missing))}: use another checkpoint")
+    return Machine(**values)
+
+
+def restore(checkpoint: dict, path: str, step: TrainStep) -> State:
+    """Load optimizer and scaler from a checkpoint and return its State, saying what is not as it was."""
+    cfg, rt, corpus = step.cfg, step.rt, step.corpus
+    values = stored_values(State, {key: value for key, value in checkpoint.items() if key != "resumed_at"}, path)
+    state = State(**values)
+    state.resumed_at = state.iter_num, state.evaluated_at
+    nanogpts = state.iter_num * step.samples  # for a checkpoint that doesn't say
+    state.samples_seen = configurator.check(checkpoint.get("windows", nanogpts), int, f"{path}: windows")
+    if "optimizer" in checkpoint:
+        checkpoints.restore_optimizer(step.optimizer, checkpoint, step.model, path)
+    keys = {"optimizer state": "optimizer", "iteration": "iter_num"}
+    if missing := [name for name, key in keys.items() if key not in checkpoint]:
+        rt.print(f"{path} holds no {' and no '.join(missing)}: fresh ones are begun")
+    if checkpoint.get("scaler"):
+        try:
+            step.scaler.load_state_dict(checkpoint["scaler"])
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path} has a damaged scaler ({error!r}): use another checkpoint") from error
+    if checkpoint.get("data_sha256", corpus.sha256) != corpus.sha256:
+        rt.print(f"this resume is not bitwise: {corpus.name} is not what this run began with")
+    elif "window_order" not in checkpoint and not corpus.masks and corpus.epoch_windows(cfg.block_size) > 2**20:
+        rt.print("this resume is not bitwise: corpora of this size are now visited in another order")
+    if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST)):
+        state.best_val_loss = math.inf  # the state with that loss is gone: the next one is the best there is
+    return state
+
+
+@dataclass
+class Saver:
+    """Writes a run's checkpoints. config is what they say about its settings."""
+
+    step: TrainStep
+    config: dict
+    machine: Machine
+    log: RunLog
+
+    def save(self, state: State, is_best: bool):
+        """Write ckpt_last.pt, and ckpt.pt if this is the state to use or if there is no valid one.
+
+        Raises UserError, and writes nothing, if a weight is not a number.
+        """
+        step, out_dir = self.step, self.step.cfg.out_dir
+        if not all(torch.isfinite(parameter).all() for parameter in step.model.parameters()):
+            check_finite(math.nan, state.iter_num)
+        progress = {"windows" if key == "samples_seen" else key: value for key, value in asdict(state).items()}
+        del progress["resumed_at"]
+        checkpoint = {
+            "model": step.model.state_dict(),
+            "optimizer": step.optimizer.state_dict(),
+            "model_args": checkpoints.model_args(step.model.config),
+            "config": self.config,
+            **progress,
+            "format_version": checkpoints.FORMAT_VERSION,
+            "tokenizer": step.corpus.tokenizer_dict,
+            "runtime": asdict(self.machine),
+            "scaler": step.scaler.state_dict(),
+            "data_sha256": step.corpus.sha256,
+            "window_order": WINDOW_ORDER,
+        }
+        self.log.print(f"saving checkpoint to {out_dir}")
+        best = os.path.join(out_dir, checkpoints.BEST)
+        if is_best or step.cfg.always_save_checkpoint or not checkpoints.is_valid(best):
+            checkpoints.save(checkpoint, best)  # first, so that a crash between the two cannot lose the best state
+        checkpoints.save(checkpoint, os.path.join(out_dir, checkpoints.LAST))
