@@ -156,13 +156,13 @@ class RandomBatch:
         self.batch = list(torch.randint(vocab_size, (2, cfg.batch_size, cfg.block_size)))
         self.lengths = {"train": cfg.batch_size * cfg.block_size}
 
-    def keep_on(self, rt: Runtime, vocab_size: int):
+    def to_device(self, rt: Runtime, vocab_size: int):
         self.batch = rt.move(*self.batch)
 
     def train_batch(self, *which):
         return self.batch
 
-    def shares(self, first: int, n_batches: int, *which) -> list[float]:
+    def loss_weights(self, first: int, n_batches: int, *which) -> list[float]:
         return [1.0] * n_batches
 
 

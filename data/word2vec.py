@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None):
     rows = vector_table(tokenizer, found)
     if not rows.any():
         raise UserError(f"{cfg.vectors or 'training'} gives nothing but zeros: take another file of vectors")
-    tokens = sum(np.bincount(ids, minlength=2**16) for ids in corpus.pieces("train"))[: len(rows)]
+    tokens = sum(np.bincount(ids, minlength=2**16) for ids in corpus.chunks("train"))[: len(rows)]
     has, counts = rows.any(1), counts_of(tokens, names)
     print(
         f"{has.sum():,} of {len(rows):,} entries of the vocabulary have a vector of {rows.shape[1]} numbers, "

@@ -21,8 +21,9 @@ import configurator
 from configurator import UserError
 from dongpt.chat.dialogues import Chats, Dialogues
 from dongpt.program import run_program
+from dongpt.text.bins import named_folder
 from dongpt.text.documents import Files, find_files
-from dongpt.text.prepare import Kind, Vocabulary, named_folder, note_options, prepare_marked
+from dongpt.text.prepare import Kind, Vocabulary, note_options, prepare_marked
 from dongpt.text.report import report
 from dongpt.text.template import DONGPT
 from dongpt.text.tokenizers import END

@@ -24,7 +24,7 @@ import configurator
 from configurator import UserError
 from dongpt.program import run_program
 from dongpt.text.bins import Encoded, Prepared, Writer
-from dongpt.text.prepare import SAMPLE
+from dongpt.text.prepare import SAMPLE_CHARS
 from dongpt.text.report import report
 from dongpt.text.sources import DON_QUIXOTE, BookConfig, find_text, prepare_text, read_text
 from dongpt.text.tokenizers import WordTokenizer, split_words
@@ -64,7 +64,7 @@ def prepare_notebook(path: str, encoding: str) -> Prepared:
         prepared = writer.finish(
             {"source": os.path.basename(path), "sha256": sha256, "documents": 1, "split": "position"}
         )
-        return replace(prepared, sample=text[:SAMPLE])
+        return replace(prepared, sample=text[:SAMPLE_CHARS])
 
 
 def main(argv: list[str] | None = None):

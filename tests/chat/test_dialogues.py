@@ -667,7 +667,7 @@ def test_every_kind_of_file_gives_the_same_bins(tmp_path, shape):
 
 @smoke
 def test_name_is_a_folder_beside_the_others_and_what_comes_next_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(preparing, "ROOT", str(tmp_path))
+    monkeypatch.setattr(bins, "ROOT", str(tmp_path))
     path = write_json(tmp_path / "chats.jsonl", some_talks())
     prepare_chat(tmp_path, path, "--tokenizer=char", "--name=mine")
     assert os.listdir(tmp_path / "data") == ["mine"] and len(os.listdir(tmp_path / "data" / "mine")) == 5

@@ -634,7 +634,7 @@ def test_documents_that_differ_by_the_blank_lines_behind_them_are_equal(tmp_path
 @smoke
 def test_equal_files_of_several_pieces_are_never_on_both_sides(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "READ_BYTES", 2**10)
-    monkeypatch.setattr(preparing, "HASHED", 2**8)
+    monkeypatch.setattr(preparing, "HASHED_CHARS", 2**8)
     texts = tmp_path / "texts"
     texts.mkdir()
     for i in range(24):
@@ -675,7 +675,7 @@ def test_ids_are_those_of_each_document_encoded_whole(texts, tokenizer, job, pie
     texts = [f"{i}{text}" for i, text in enumerate(texts * 20)]  # enough for whole documents
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "READ_BYTES", piece)
-        patch.setattr(preparing, "JOB", job)
+        patch.setattr(preparing, "JOB_CHARS", job)
         patch.setattr(preparing, "_n_cores", lambda: 2)
         for i, text in enumerate(texts):
             with open(os.path.join(folder, f"{i:03}.txt"), "wb") as file:
@@ -694,7 +694,7 @@ def test_ids_are_those_of_each_document_encoded_whole(texts, tokenizer, job, pie
 
 @smoke
 def test_lowered_words_are_those_of_the_whole_document_also_where_it_is_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "JOB", 3)
+    monkeypatch.setattr(preparing, "JOB_CHARS", 3)
     text = "ΑΣ.ΑΒ ΟΣ " * 40  # the small letter of the first sigma depends on what follows the point
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     prepared = prepare(str(tmp_path), Files([str(tmp_path / "a.txt")]), Vocabulary("word", lower=True), 0.1, quiet=True)
@@ -716,7 +716,7 @@ def test_gpt2_ids_are_those_of_each_document_encoded_whole(tmp_path, monkeypatch
     import tiktoken
 
     monkeypatch.setattr(documents, "READ_BYTES", 50)
-    monkeypatch.setattr(preparing, "JOB", 30)
+    monkeypatch.setattr(preparing, "JOB_CHARS", 30)
     gpt2, texts = tiktoken.get_encoding("gpt2"), [f"{i} {generated_text(60, seed=i)}  \n\n don't" for i in range(25)]
     store(tmp_path / "a.jsonl", texts)
     meta = made(tmp_path, Files([str(tmp_path / "a.jsonl")]), tokenizer="gpt2")
@@ -1308,7 +1308,7 @@ CONTENT = st.one_of(
 def test_prepare_never_crashes_and_never_writes_half(content, tokenizer, document, name, packed, encoding, old):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "READ_BYTES", 16)
-        patch.setattr(preparing, "JOB", 24)
+        patch.setattr(preparing, "JOB_CHARS", 24)
         patch.setattr(preparing, "_n_cores", lambda: 1)
         path, out = os.path.join(folder, name), os.path.join(folder, "out")
         with open(path, "wb") as file:
