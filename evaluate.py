@@ -24,8 +24,10 @@ from dongpt.decode.ready import Quantize
 from dongpt.log import finite, progress_bar
 from dongpt.program import run_program
 from dongpt.runtime import DeviceConfig
+from dongpt.text.bins import find_folder
+from dongpt.text.prepare import prepare_if_missing
 from dongpt.text.tokenizers import added_tokens
-from dongpt.train.data import Corpus, find_folder, prepare_if_missing
+from dongpt.train.data import Corpus
 from dongpt.train.evaluation import evaluate
 
 
@@ -72,9 +74,10 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     model.to(rt.device)
     if cfg.quantize == "int8":
         quantize_linears(model)
-    bar = progress_bar(-(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size)), 0)
-    loss = evaluate(model, corpus, cfg.split, cfg.batch_size, block_size, rt, on_batch=bar.update)
-    bar.close()
+    n_batches = -(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size * rt.world_size))
+    with progress_bar(n_batches, quiet=not rt.is_main) as bar:
+        loss = evaluate(model, corpus, cfg.split, cfg.batch_size, block_size, rt, on_batch=bar.update)
+    assert loss  # nothing stops it
     return {
         "checkpoint": path,
         "split": cfg.split,

@@ -17,8 +17,8 @@ import torch
 from configurator import ROOT, UserError, build
 from dongpt.checkpoint.legacy import LegacyConfig, build_model
 from dongpt.runtime import print0
+from dongpt.text.bins import read_meta
 from dongpt.text.tokenizers import FOREIGN, check_dict
-from dongpt.train.data import read_meta
 from model import GPT, RELATIVE, GPTConfig
 
 FORMAT_VERSION = 1
