@@ -144,9 +144,9 @@ def parse_model_args(model_args: dict, path: str) -> GPTConfig:
         config = build(kind, model_args, "model_args")
         if config.vocab_size is None:
             raise UserError("vocab_size is missing")
-        sizes = [value for value in asdict(config).values() if type(value) is int]
-        if max(*sizes, (config.ngrams - 1) * config.ngram_rows) > MAX_SIZE:
-            raise UserError(f"a size is above {MAX_SIZE:,}")
+        sizes = {**asdict(config), "ngram_rows": (config.ngrams - 1) * config.ngram_rows}
+        if large := [f"{key}={size}" for key, size in sizes.items() if type(size) is int and size > MAX_SIZE]:
+            raise UserError(f"{', '.join(large)} is above {MAX_SIZE:,}")
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} has hyper-parameters that make no model ({reason}): use another file") from error
