@@ -69,3 +69,40 @@ def fixtures_folder() -> str:
 def gpt2_vocabulary() -> str:
     """tiktoken's cached copy of GPT-2's vocabulary."""
     return _from_environment("TIKTOKEN_CACHE_DIR")
+
+
+@pytest.fixture
+def one_thread():
+    """torch on one thread during the test: small models are slow on several, above all beside other programs."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def library_again():
+    """The CPU kernels are looked for and compiled again, in the test and after it."""
+    from dongpt.kernels import cpu
+
+    cpu.library.cache_clear()
+    yield
+    cpu.library.cache_clear()
+
+
+@pytest.fixture
+def packed_models(monkeypatch) -> list:
+    """Every model is worth packing; the list receives those whose weights are packed."""
+    from dongpt.kernels import cpu
+
+    made, init = [], cpu.PackedBlocks.__init__
+
+    def spy(self, model):
+        made.append(model)
+        init(self, model)
+
+    monkeypatch.setattr(cpu.PackedBlocks, "__init__", spy)
+    monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
+    return made

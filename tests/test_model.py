@@ -7,7 +7,9 @@ import pytest
 import torch
 from helpers import cached_logits
 
-from model import GPT, NOT_FINITE, CausalSelfAttention, GPTConfig, KVCache, Sampling, draw, window_size
+from dongpt.decode.decoder import KVCache
+from dongpt.decode.sampling import window_size
+from model import GPT, CausalSelfAttention, GPTConfig
 
 pytestmark = pytest.mark.smoke
 
@@ -595,76 +597,6 @@ def test_generating_leaves_no_trace_for_training():
     assert all(p.grad is not None for p in model.parameters())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# draw: from logits to ids
-
-
-def grid(n: int) -> torch.Tensor:
-    """n evenly spaced numbers in (0, 1), as uniforms that miss no id of probability 1 / n or more."""
-    return (torch.arange(n, dtype=torch.float64) + 0.5) / n
-
-
-def shares(logits: torch.Tensor, n: int = 20_000, **settings) -> torch.Tensor:
-    """The share (V,) of each id among n draws at evenly spaced numbers: its probability, to 1 / n."""
-    settings = {"temperature": 1.0, "top_k": None, "top_p": None, **settings}
-    drawn_ids = draw(logits.expand(n, -1), grid(n), Sampling(**settings))
-    return torch.bincount(drawn_ids, minlength=logits.numel()) / n
-
-
-@pytest.mark.parametrize(
-    "temperature, top_k, top_p",
-    [
-        (1.0, None, None),
-        (0.7, None, None),
-        (2.0, None, None),
-        (1.0, 1, None),
-        (1.0, 5, None),
-        (0.7, 5, None),
-        (1.0, None, 0.9),
-        (1.0, None, 0.5),
-        (1.0, None, 0.05),
-        (1.5, 10, 0.8),
-        (0.7, 3, 0.6),
-        (1.0, 100, 1.0),
-    ],
-)
-def test_probabilities_equal_those_of_hugging_faces_warpers(temperature, top_k, top_p):
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    logits = torch.randn(30, generator=torch.Generator().manual_seed(0))
-    scores = TemperatureLogitsWarper(temperature)(None, logits[None])
-    if top_k:
-        scores = TopKLogitsWarper(top_k)(None, scores)
-    if top_p:
-        scores = TopPLogitsWarper(top_p)(None, scores)
-    expected = scores[0].softmax(-1)
-    got = shares(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-    assert expected[expected > 0].min() > 1e-4  # above the grid's step, so that the supports can be compared
-    assert torch.equal(got > 0, expected > 0)
-    torch.testing.assert_close(got, expected, atol=1.1e-4, rtol=0)  # an interval holds its points, give or take two
-
-
-def test_ids_that_tie_at_the_edge_of_top_k_all_stay():
-    got = shares(torch.tensor([1.0, 3.0, 1.0, 0.0]), top_k=2)  # as Hugging Face's warper
-    assert (got > 0).tolist() == [True, True, True, False]
-
-
-def test_top_p_keeps_the_smallest_set_that_reaches_it_by_hand():
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    assert (shares(logits, top_p=0.79) > 0).tolist() == [True, True, False, False]
-    assert (shares(logits, top_p=0.81) > 0).tolist() == [True, True, True, False]
-    torch.testing.assert_close(shares(logits, top_p=0.79)[:2], torch.tensor([0.625, 0.375]), atol=1e-4, rtol=0)
-
-
-def test_frequencies_of_random_draws_fit_the_probabilities():
-    logits = torch.randn(12, generator=torch.Generator().manual_seed(1))
-    uniforms = torch.rand(60_000, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    counts = torch.bincount(draw(logits.expand(60_000, -1), uniforms, Sampling()), minlength=12)
-    expected = 60_000 * logits.double().softmax(-1)
-    chi_squared = ((counts - expected) ** 2 / expected).sum().item()
-    assert chi_squared < 31.3  # 11 degrees of freedom: exceeded once in a thousand seeds
-
-
 def test_frequencies_of_generated_rows_fit_the_probabilities():
     model = writer(sharpen=8.0)
     n = 4000
@@ -684,52 +616,3 @@ def test_successive_random_numbers_of_a_row_are_independent():
         share = torch.tensor([6, 6, 6, 5]) / 23
         expected = len(a) * torch.outer(share, share).flatten()
         assert ((pairs - expected) ** 2 / expected).sum().item() < 37.7  # 15 degrees of freedom, once in a thousand
-
-
-def test_temperature_0_takes_the_likeliest_id_and_the_first_of_a_tie():
-    logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, 5.0, 5.0]])
-    assert draw(logits, grid(2), Sampling(0, 2, 0.5)).tolist() == [1, 0]
-
-
-@pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-40, 1e-46, 5e-324])
-def test_tiny_temperature_is_greedy(temperature):
-    logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(draw(logits, grid(50), Sampling(temperature)), logits.argmax(-1))
-
-
-def test_extreme_random_numbers_never_land_on_an_id_of_probability_0():
-    logits = torch.tensor([[-math.log(9), 0.0, 3.0, 0.0, -20.0]])
-    for uniform in (0.0, 1e-300, 0.5, 1 - 2**-53):
-        for top_k in (1, 2, 3, 4):
-            allowed = set(logits[0].topk(top_k).indices.tolist()) | ({1, 3} if top_k == 2 else set())  # a tie
-            assert draw(logits, torch.tensor([uniform], dtype=torch.float64), Sampling(top_k=top_k)).item() in allowed
-
-
-def test_largest_random_number_stays_inside_the_vocabulary_however_the_sums_round():
-    logits = torch.randn(5000, 30, generator=torch.Generator().manual_seed(0))
-    largest = torch.full((5000,), 1 - 2**-53, dtype=torch.float64)
-    assert draw(logits, largest, Sampling()).max() < 30
-    kept = draw(logits, largest, Sampling(top_k=5))
-    assert (logits.topk(5).indices == kept[:, None]).any(dim=1).all()
-
-
-def test_ids_of_small_probability_keep_theirs_in_a_large_vocabulary():
-    logits = torch.zeros(1, 50304)
-    logits[0, 0] = 25.0  # leaves 7e-7 for all the others together: beyond float32's cumulative sums
-    share = 50303 * math.exp(-25) / (1 + 50303 * math.exp(-25))
-    assert draw(logits, torch.tensor([1 - share * 0.5], dtype=torch.float64), Sampling()).item() == pytest.approx(
-        50304 / 2, abs=5
-    )
-    assert draw(logits, torch.tensor([1 - share * 1.1], dtype=torch.float64), Sampling()).item() == 0
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_draw_marks_rows_whose_logits_are_not_finite(value):
-    logits = torch.zeros(2, 5)
-    logits[1, 3] = value
-    assert draw(logits, grid(2), Sampling(0)).tolist() == [0, NOT_FINITE]
-
-
-def test_bfloat16_logits_are_drawn_from_in_full_precision():
-    logits = torch.randn(1, 30, generator=torch.Generator().manual_seed(0)).bfloat16()
-    torch.testing.assert_close(shares(logits[0]), shares(logits[0].float()), atol=0, rtol=0)
