@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -83,7 +83,7 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
 def logits_of(model: GPT) -> torch.Tensor:
     """A model's logits (2, T, V) for a batch of ids that is the same each time."""
     size, generator = (2, min(model.config.block_size, 64)), torch.Generator().manual_seed(0)
-    idx = torch.randint(model.config.vocab_size, size, generator=generator)
+    idx = torch.randint(model.transformer.wte.num_embeddings, size, generator=generator)
     with torch.no_grad():
         return model.eval()(idx, idx)[0]
 
@@ -103,9 +103,8 @@ def convert(old: str, new: str, cfg: UpdateConfig):
     given = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key) is not None}
     given.update(NANOGPT_PLUS_SIZES.get(cfg.size, {}) if cfg.size else {})
     if checkpoints.is_hugging_face(old):
-        model, tokenizer = hugging_face.load(old)
-        foreign.check_given(given, asdict(model.config), old)
-        checkpoint = {
+        model, tokenizer, _ = checkpoints.load_anything(old, **given)
+        checkpoint: dict[str, Any] = {
             "model": model.state_dict(),
             "model_args": checkpoints.model_args(model.config),
             "tokenizer": tokenizer,

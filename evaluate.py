@@ -62,7 +62,7 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
             f"{path} was trained with another vocabulary than that of {corpus.name}: "
             f"pass --dataset or --data_dir of data with its tokenizer"
         )
-    corpus.check_split(cfg.split, model.config.vocab_size)
+    corpus.check_split(cfg.split, model.transformer.wte.num_embeddings)
     n_bytes = corpus.predicted_bytes(cfg.split)
     block_size = cfg.block_size or model.config.block_size
     try:

@@ -65,7 +65,7 @@ def upgrade(checkpoint: dict, path: str, **given) -> dict:
         return {**_from_nanogpt(checkpoint, path, given), "format_version": FORMAT_VERSION}
     check_values(checkpoint, path)
     config = parse_model_args(checkpoint["model_args"], path)
-    check_tokenizer(checkpoint.get("tokenizer"), config.vocab_size, path)
+    check_tokenizer(checkpoint.get("tokenizer"), config.vocab_size or 0, path)
     check_given(given, asdict(config), path)
     return checkpoint
 
@@ -97,7 +97,7 @@ def check_values(checkpoint: dict, path: str):
     for key in ("model_args", "config", "optimizer"):
         if not _is_dict(checkpoint.get(key, {})):
             problems.append(f"{key} is {_show(checkpoint[key])}")
-    config = checkpoint.get("config")
+    config = checkpoint.get("config", {})
     for key, kind in (("dataset", str), ("data_dir", str), ("document_mask", bool)):
         if _is_dict(config) and type(config.get(key, kind())) is not kind:
             problems.append(f"{key} is {_show(config[key])}")
@@ -239,7 +239,8 @@ def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
 
 def _infer_args(weights: dict) -> dict:
     """The hyper-parameters that the names and shapes of nanoGPT's weights tell: all except n_head."""
-    table, positions = (weights.get(f"transformer.{name}.weight", torch.empty(0)) for name in ("wte", "wpe"))
+    none = torch.empty(0)
+    table, positions = weights.get("transformer.wte.weight", none), weights.get("transformer.wpe.weight", none)
     if table.dim() != 2:
         return {}
     layers = [int(found[1]) for name in weights if (found := re.match(r"transformer\.h\.(\d{1,9})\.", name))]

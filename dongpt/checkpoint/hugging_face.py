@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from dongpt.checkpoint.foreign import (
 )
 from dongpt.program import first_line
 from dongpt.text.template import Template
-from dongpt.text.tokenizers import END, FOREIGN, UNKNOWN, Tokenizer, byte_alphabet, from_dict
+from dongpt.text.tokenizers import END, FOREIGN, UNKNOWN, byte_alphabet, from_dict
 from model import GPT, GPTConfig
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -85,10 +86,8 @@ def load(name: str) -> tuple[GPT, dict | None]:
         weights[key] = weight.t() if key.endswith(TRANSPOSED) and weight.dim() == 2 else weight
     if args["tie_weights"]:
         add_head(weights, args)
-    model, tokenizer = (
-        restore_weights(parse_model_args(args, name), weights, name),
-        _tokenizer_of(directory, args["vocab_size"]),
-    )
+    config = parse_model_args(args, name)
+    model, tokenizer = restore_weights(config, weights, name), _tokenizer_of(directory, args["vocab_size"])
     check_tokenizer(tokenizer, args["vocab_size"], name)
     return model, tokenizer
 
@@ -249,7 +248,7 @@ def _why_not_gpt2(config: GPTConfig) -> str:
     return "" if config.positions == "default" else f"{config.positions} positions"
 
 
-def _save_tokenizer(tokenizer: Tokenizer, block_size: int, directory: str):
+def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
     """Write tokenizer.json and tokenizer_config.json, with which transformers encodes and decodes as tokenizer does."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as HFTokenizer

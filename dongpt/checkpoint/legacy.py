@@ -35,10 +35,10 @@ class Bigram(GPT):
 
     def __init__(self, config: GPTConfig):
         nn.Module.__init__(self)
+        assert config.vocab_size is not None, "vocab_size comes from the data before a model is made"
         self.config = config
-        self.transformer = nn.ModuleDict(
-            dict(wte=nn.Embedding(config.vocab_size, config.vocab_size), h=nn.ModuleList())
-        )
+        table = nn.Embedding(config.vocab_size, config.vocab_size)
+        self.transformer = nn.ModuleDict(dict(wte=table, h=nn.ModuleList()))
         self.lm_head = nn.Identity()
         self.apply(self._init_weights)
 
