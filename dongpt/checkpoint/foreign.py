@@ -270,7 +270,7 @@ def add_head(weights: dict, args: dict):
         weights["lm_head.weight"] = table
     elif head is not None and table is None:
         weights["transformer.wte.weight"] = head
-    elif table is not None and (table.shape != head.shape or not bool((table == head).all())):
+    elif table is not None and head is not None and (table.shape != head.shape or not bool((table == head).all())):
         args["tie_weights"] = False  # nanoGPT before it tied them
 
 

@@ -16,7 +16,6 @@ from helpers import ROOT
 
 from configurator import UserError
 from dongpt.checkpoint import files as checkpoints
-from dongpt.checkpoint import hugging_face
 from dongpt.checkpoint.files import BEST, LAST, is_valid, load, load_model, load_valid, model_args, restore_model, save
 from dongpt.text.tokenizers import CharTokenizer
 from model import GPT, GPTConfig
@@ -585,86 +584,7 @@ def test_a_checkpoint_of_nanogpt_may_lack_its_config(tmp_path, fixtures_folder):
     assert load_model(str(tmp_path))[0].config.bias
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Hugging Face
-
-
-def hugging_face_model(transformers, vocab_size=23, **more):
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=vocab_size, n_positions=16, n_embd=24, n_layer=3, n_head=4, **more)
-    model = transformers.GPT2LMHeadModel(config).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model
-
-
-@pytest.mark.parametrize("more", [{}, dict(activation_function="gelu"), dict(tie_word_embeddings=False)])
-def test_a_hugging_face_folder_gives_the_same_logits(tmp_path, transformers, more):
-    theirs = hugging_face_model(transformers, **more)
-    theirs.save_pretrained(tmp_path)
-    ours = hugging_face.load(str(tmp_path))[0].eval()
-    idx = torch.randint(23, (2, 16))
-    with torch.no_grad():
-        logits, loss = ours(idx, idx)
-        torch.testing.assert_close(logits, theirs(idx).logits, rtol=1e-4, atol=1e-4)  # float32, another order of sums
-    assert ours.config.tie_weights == (ours.lm_head.weight is ours.transformer.wte.weight)
-
-
-def test_a_hugging_face_folder_is_what_load_model_takes_too(tmp_path, transformers, gpt2_vocabulary):
-    hugging_face_model(transformers, vocab_size=50257).save_pretrained(tmp_path / "gpt2")
-    model, tokenizer = load_model(str(tmp_path / "gpt2"))
-    assert not model.training and tokenizer.to_dict()["kind"] == "gpt2"
-    hugging_face_model(transformers).save_pretrained(tmp_path / "other")
-    assert load_model(str(tmp_path / "other"))[1] is None  # its vocabulary is not GPT-2's
-
-
-def test_an_untrained_activation_is_refused_by_name(tmp_path, transformers):
-    hugging_face_model(transformers, activation_function="relu").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="relu"):
-        hugging_face.load(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        dict(n_inner=50),
-        dict(scale_attn_weights=False),
-        dict(scale_attn_by_inverse_layer_idx=True),
-        dict(layer_norm_epsilon=1e-2),
-    ],
-)
-def test_a_hugging_face_model_of_other_mathematics_is_refused(tmp_path, transformers, more):
-    hugging_face_model(transformers, **more).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=next(iter(more))):
-        hugging_face.load(str(tmp_path))
-
-
 @smoke
 def test_a_missing_folder_gives_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="no-such-model"):
         load_model(str(tmp_path / "no-such-model"))
-
-
-def test_a_hugging_face_folder_without_weights_gives_a_sentence(tmp_path, transformers):
-    hugging_face_model(transformers).config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError) as caught:
-        load_model(str(tmp_path))
-    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_malicious_hugging_face_folder_is_refused_and_not_run(tmp_path, transformers):
-    hugging_face_model(transformers).config.save_pretrained(tmp_path)
-    torch.save({"lm_head.weight": RunsACommand(tmp_path / "marker")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError):
-        load_model(str(tmp_path))
-    assert not (tmp_path / "marker").exists()
-
-
-def test_code_in_a_hugging_face_folder_is_not_run(tmp_path, transformers):
-    hugging_face_model(transformers).save_pretrained(tmp_path)
-    (tmp_path / "modeling.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
-    config = (tmp_path / "config.json").read_text(encoding="utf-8")
-    config = config.replace("{", '{"auto_map": {"AutoModelForCausalLM": "modeling.Model"},', 1)
-    (tmp_path / "config.json").write_text(config, encoding="utf-8")
-    hugging_face.load(str(tmp_path))
-    assert not (tmp_path / "marker").exists()

@@ -1,4 +1,4 @@
-"""GPT-2 and folders in Hugging Face's format, special tokens that data declare, baselines and the sizes of others."""
+"""Reading and writing GPT-2 in Hugging Face's format, special tokens that data declare, baselines and other projects' sizes."""
 
 import ast
 import contextlib
@@ -301,6 +301,70 @@ hugging_face.save(model, CharTokenizer("abcdefghijklmnopqrstuvw").to_dict(), "ag
 assert load_model("again")[1].decode([0, 1]) == "ab"
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+class RunsACommand:
+    """An object whose pickle runs a shell command when it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'echo broken > "{self.marker}"',)
+
+
+def test_a_hugging_face_folder_is_what_load_model_takes_too(tmp_path, transformers, gpt2_vocabulary):
+    theirs(transformers, vocab_size=50257).save_pretrained(tmp_path / "gpt2")
+    model, tokenizer = load_model(str(tmp_path / "gpt2"))
+    assert not model.training and tokenizer.to_dict()["kind"] == "gpt2"
+    theirs(transformers).save_pretrained(tmp_path / "other")
+    assert load_model(str(tmp_path / "other"))[1] is None  # its vocabulary is not GPT-2's
+
+
+def test_an_untrained_activation_is_refused_by_name(tmp_path, transformers):
+    theirs(transformers, activation_function="relu").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="relu"):
+        hugging_face.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(n_inner=50),
+        dict(scale_attn_weights=False),
+        dict(scale_attn_by_inverse_layer_idx=True),
+        dict(layer_norm_epsilon=1e-2),
+    ],
+)
+def test_a_hugging_face_model_of_other_mathematics_is_refused(tmp_path, transformers, more):
+    theirs(transformers, **more).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=next(iter(more))):
+        hugging_face.load(str(tmp_path))
+
+
+def test_a_hugging_face_folder_without_weights_gives_a_sentence(tmp_path, transformers):
+    theirs(transformers).config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        load_model(str(tmp_path))
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_malicious_hugging_face_folder_is_refused_and_not_run(tmp_path, transformers):
+    theirs(transformers).config.save_pretrained(tmp_path)
+    torch.save({"lm_head.weight": RunsACommand(tmp_path / "marker")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError):
+        load_model(str(tmp_path))
+    assert not (tmp_path / "marker").exists()
+
+
+def test_code_in_a_hugging_face_folder_is_not_run(tmp_path, transformers):
+    theirs(transformers).save_pretrained(tmp_path)
+    (tmp_path / "modeling.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
+    config = (tmp_path / "config.json").read_text(encoding="utf-8")
+    config = config.replace("{", '{"auto_map": {"AutoModelForCausalLM": "modeling.Model"},', 1)
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    hugging_face.load(str(tmp_path))
+    assert not (tmp_path / "marker").exists()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
