@@ -1,4 +1,4 @@
-"""Reading and writing GPT-2 in Hugging Face's format, special tokens that data declare, baselines and other projects' sizes."""
+"""GPT-2 in Hugging Face's format, special tokens that data declare, baselines and the sizes of other projects."""
 
 import ast
 import contextlib
