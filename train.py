@@ -12,15 +12,10 @@ Every setting is a field below; `python train.py --help` lists them all.
 import contextlib
 import math
 import os
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 
 import configurator
@@ -36,13 +31,12 @@ from dongpt.text.tokenizers import added_tokens
 from dongpt.train import init_wte, optim
 from dongpt.train import state as states
 from dongpt.train.data import Corpus, find_folder, prepare_if_missing
-from dongpt.train.evaluation import evaluate
+from dongpt.train.evaluation import estimate_loss, finish, print_sample
 from dongpt.train.state import State
 from dongpt.train.step import StepConfig, TrainStep
 from model import GPT, GPTConfig
 
 ARCHITECTURE = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout")]
-LONG_RUN = 6 * 3600  # seconds; a run that will take longer says so
 REDRAW_SECONDS = 60  # between two drawings of loss.png
 
 
@@ -288,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
         rt.print(optim.describe(model, optimizer))
         is_compiled, why = step.compile(compile, cfg.max_iters - state.iter_num)
         rt.print(f"{rt.why}, compile: {'on' if is_compiled else 'off'} ({why})")
-        machine = states.this_machine(rt, is_compiled)
+        machine = runtime.this_machine(rt, is_compiled)
         if before and before != machine:
             rt.print(
                 f"this resume is not bitwise: the run before it had {asdict(before)}, this one has {asdict(machine)}"
@@ -303,7 +297,9 @@ def main(argv: list[str] | None = None) -> int:
         on_gpu = rt.device_type == "cuda" and rt.dtype != "float32"
         peak = logs.peak_flops(torch.cuda.get_device_name()) if on_gpu else None
         peak_speed = peak * rt.world_size / model.flops_per_token() if peak else None
-        log = RunLog(cfg.out_dir, lambda: first_records(step, state, config, asdict(machine)), rt.is_main, peak_speed)
+        log = RunLog(
+            cfg.out_dir, lambda: states.first_records(step, state, config, asdict(machine)), rt.is_main, peak_speed
+        )
         saver = states.Saver(step, config, machine, log)
         return train(step, state, saver, log, stop)
 
@@ -317,63 +313,23 @@ def lock_out_dir(at_exit: contextlib.ExitStack, out_dir: str, source: Source | N
         remove_stale_parts(out_dir, name)
 
 
-def first_records(step: TrainStep, state: State, config: dict, machine: dict) -> tuple:
-    """(records to keep, header, wandb run) of a log that is about to be started; moves an earlier run aside."""
-    cfg, wandb_run, kept = step.cfg, None, []
-    iter_num, evaluated_at = state.resumed_at
-    if cfg.wandb_log:
-        wandb_run = logs.start_wandb(cfg.wandb_project, cfg.wandb_run_name, config, state.wandb_run_id)
-        state.wandb_run_id = wandb_run.id
-    if cfg.init_from == "resume":
-        kept = logs.records_before(logs.read_log(cfg.out_dir), iter_num, evaluated_at)
-    elif old := checkpoints.set_aside(cfg.out_dir, [logs.LOG, logs.PICTURE]):
-        step.rt.print(f"{cfg.out_dir} held an earlier run: its files are now in {old}")
-    header = dict(
-        config=config,
-        iter=iter_num,
-        machine=machine,
-        world_size=step.rt.world_size,
-        versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__),
-        data=step.corpus.name,
-        data_sha256=step.corpus.sha256,
-        command=shlex.join(sys.argv),
-    )
-    return kept, header, wandb_run
-
-
 def train(step: TrainStep, state: State, saver: states.Saver, log: RunLog, stop: Stop) -> int:
     """Evaluate, save, update and log until max_iters, or until something ends the run; returns the exit code."""
     cfg, rt = step.cfg, step.rt
-    first_iter, drawn = state.iter_num, time.monotonic()
+    first_iter = state.iter_num
     clock, clock_iter = time.perf_counter(), state.iter_num
     reason, steady = "", 0.0
     if rt.is_main:
         log.bar = logs.progress_bar(cfg.max_iters, state.iter_num)
 
     while not stop("updates"):
-        # evaluate, save, show
+        # evaluate and save, at the start, every eval_interval updates and at the end
         reason = f"max_minutes={cfg.max_minutes} are over" if stop.time_is_up else ""
         is_last = state.iter_num >= cfg.max_iters or stop.time_is_up
         if (state.iter_num % cfg.eval_interval == 0 or is_last) and state.evaluated_at != state.iter_num:
             log.flush()
-            losses = estimate_loss(step, stop)
-            if losses is None:
-                break
-            train_loss, val_loss = losses
-            check_finite(val_loss, state.iter_num)
-            log.print(f"step {state.iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
-            log.write("eval", iter=state.iter_num, train_loss=train_loss, val_loss=val_loss)
-            state.evaluated_at = state.iter_num
-            if state.iter_num > 0 or is_last:
-                is_best = val_loss < state.best_val_loss
-                state.best_val_loss = min(val_loss, state.best_val_loss)
-                state.evals_since_best = 0 if is_best else state.evals_since_best + 1
-                rt.on_main(lambda: saver.save(state, is_best))
-            if cfg.sample_tokens and rt.is_main:
-                print_sample(step, log, stop)
-            if rt.is_main and time.monotonic() - drawn > REDRAW_SECONDS:
-                logs.draw_loss(cfg.out_dir)
-                drawn = time.monotonic()
+            if not evaluate_and_save(step, state, saver, log, stop, is_last):
+                break  # a signal came
             if cfg.patience and state.evals_since_best >= cfg.patience:
                 reason, is_last = f"no lower validation loss in {state.evals_since_best} evaluations", True
             clock, clock_iter = time.perf_counter(), state.iter_num  # the log times training only
@@ -387,7 +343,9 @@ def train(step: TrainStep, state: State, saver: states.Saver, log: RunLog, stop:
         if it - first_iter in (1, 4):  # the first updates are slower than the rest
             rt.synchronize()
             if it - first_iter == 4:
-                warn_if_long((time.perf_counter() - steady) / 3, cfg, state.iter_num, log.print)
+                seconds = (time.perf_counter() - steady) / 3
+                left = seconds * (cfg.max_iters - state.iter_num)
+                logs.warn_if_long(min(left, 60 * (cfg.max_minutes or math.inf)), seconds, log.print)
             steady = time.perf_counter()
 
         # log: on a GPU the update before, now that this one is queued, so that the GPU never waits
@@ -407,12 +365,8 @@ def train(step: TrainStep, state: State, saver: states.Saver, log: RunLog, stop:
         rt.print("interrupted before the first step: nothing was saved")
     elif exit_code:
         rt.on_main(lambda: saver.save(state, is_best=False))  # other ranks wait: torchrun kills all when one ends
-        launcher = f"torchrun --standalone --nproc_per_node={rt.world_size}" if rt.world_size > 1 else "python"
-        words = [sys.argv[0], "--init_from=resume", f"--out_dir={cfg.out_dir}"]
-        quoted = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
-        rt.print(
-            f"interrupted after {state.iter_num} iterations, the state is saved; resume with\n  {launcher} {quoted}"
-        )
+        rt.print(f"interrupted after {state.iter_num} iterations, the state is saved; resume with")
+        rt.print(f"  {states.resume_command(cfg.out_dir, rt.world_size)}")
     else:
         if reason:
             rt.print(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {reason}")
@@ -422,81 +376,32 @@ def train(step: TrainStep, state: State, saver: states.Saver, log: RunLog, stop:
         if exit_code := stop.code or stop.interrupts.code:
             rt.print("interrupted in the last evaluation: the run itself is complete and saved")
     log.close()
-    if log.file:
-        logs.draw_loss(cfg.out_dir)
     return exit_code
 
 
-def estimate_loss(step: TrainStep, stop: Stop) -> tuple[float, float] | None:
-    """(train, val) loss on fixed windows spread over each split; None if all ranks have to stop."""
-    cfg, losses = step.cfg, []
-    for split in ("train", "val"):
-        n_windows = cfg.eval_iters * cfg.batch_size
-        loss = evaluate(
-            step.eval_model,
-            step.corpus,
-            split,
-            cfg.batch_size,
-            cfg.block_size,
-            step.rt,
-            n_windows,
-            lambda: stop("eval"),
-        )
-        if loss is None:
-            return None
-        losses.append(loss.nats)
-    return losses[0], losses[1]
-
-
-def print_sample(step: TrainStep, log: RunLog, stop: Stop):
-    """Print a text of sample_tokens tokens, with the same random numbers each time; a signal cuts it short."""
-    tokenizer, model, ids = step.corpus.tokenizer(), step.model.eval(), []
-    settings = dict(temperature=0.8, top_k=200, seed=step.cfg.seed, n_ids=tokenizer.vocab_size)
-    for next_ids in model.stream([[tokenizer.start_id]], step.cfg.sample_tokens, **settings):
-        ids.append(int(next_ids[0]))
-        if stop.interrupts.code:
-            break
-    model.train()
-    log.print(f"--- sample ---\n{tokenizer.decode(ids)}\n--------------")
-
-
-def finish(step: TrainStep, log: RunLog, stop: Stop):
-    """Print and log the loss of ckpt.pt over the whole validation split, unless a signal comes."""
-    cfg, rt, used_iter = step.cfg, step.rt, 0
+def evaluate_and_save(
+    step: TrainStep, state: State, saver: states.Saver, log: RunLog, stop: Stop, is_last: bool
+) -> bool:
+    """Evaluate, log it and save the state; False, and nothing is saved, if all ranks have to stop."""
+    cfg, rt = step.cfg, step.rt
+    losses = estimate_loss(step, stop)
+    if losses is None:
+        return False
+    train_loss, val_loss = losses
+    check_finite(val_loss, state.iter_num)
+    log.print(f"step {state.iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
+    log.write("eval", iter=state.iter_num, train_loss=train_loss, val_loss=val_loss)
+    state.evaluated_at = state.iter_num
+    if state.iter_num > 0 or is_last:  # new weights need no checkpoint
+        is_best = val_loss < state.best_val_loss
+        state.best_val_loss = min(val_loss, state.best_val_loss)
+        state.evals_since_best = 0 if is_best else state.evals_since_best + 1
+        rt.on_main(lambda: saver.save(state, is_best))
+    if cfg.sample_tokens and rt.is_main:
+        print_sample(step, log, stop)
     if rt.is_main:
-        best = checkpoints.load(os.path.join(cfg.out_dir, checkpoints.BEST))
-        used_iter = best["iter_num"]
-        step.model.load_state_dict(checkpoints.clean_names(best["model"]))
-        del best  # or its optimizer state would stay in memory
-    rt.broadcast([p.data for p in step.model.parameters()])
-    loss = evaluate(
-        step.eval_model, step.corpus, "val", cfg.batch_size, cfg.block_size, rt, should_stop=lambda: stop("eval")
-    )
-    if loss is None or not rt.is_main:
-        return
-    try:
-        bits = loss.bits_per_byte(step.corpus.predicted_bytes("val"))
-    except ValueError:  # counting bytes takes a tokenizer, and GPT-2's may be out of reach
-        bits = None
-    print(
-        f"final: ckpt.pt of iteration {used_iter} has whole-validation loss {loss.nats:.4f}, perplexity "
-        f"{loss.perplexity:.2f}" + (f", {bits:.4f} bits per byte" if bits else "") + f" ({loss.tokens:,} tokens)"
-    )
-    measured = dict(val_loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=bits, tokens=loss.tokens)
-    log.write("final", iter=used_iter, **measured)
-
-
-def warn_if_long(seconds: float, cfg: TrainConfig, iter_num: int, say):
-    """Say so if the rest of the run will take long at this many seconds per update."""
-    left = seconds * (cfg.max_iters - iter_num)
-    if cfg.max_minutes is not None:
-        left = min(left, 60 * cfg.max_minutes)
-    if left > LONG_RUN:
-        say(
-            f"at {seconds:.1f} s per iteration this run will take about {left / 3600:,.0f} hours: to shorten it lower "
-            f"max_iters (and lr_decay_iters), n_layer, n_embd, block_size, batch_size or "
-            f"gradient_accumulation_steps, or set max_minutes"
-        )
+        log.draw(at_most_every=REDRAW_SECONDS)
+    return True
 
 
 if __name__ == "__main__":

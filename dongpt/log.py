@@ -8,16 +8,18 @@ import json
 import math
 import os
 import sys
+import time
 from typing import IO, Any, Callable
 
 from configurator import UserError
 from dongpt.program import replaced_file
 
 LOG, PICTURE = "log.jsonl", "loss.png"
+LONG_RUN = 6 * 3600  # seconds; a run that will take longer says so
 
 # Peak of dense matrix products in FLOP/s: bf16, or fp16 on Volta and Turing, both with sums in fp32. From NVIDIA's
 # datasheets, whose numbers "with sparsity" are halved, and for GeForce and RTX A from the architecture whitepapers
-# (GA102, Ada, RTX Blackwell): SMs x 512 (RTX A: 1024) FMAs per clock x 2 x boost clock. The longest name that fits wins.
+# (GA102, Ada, RTX Blackwell): SMs x 512 (RTX A: 1024) FMAs per clock x 2 x boost clock. The longest name found wins.
 PEAK_FLOPS = {
     "V100": 125e12,
     "T4": 65e12,
@@ -100,6 +102,16 @@ def check_finite(loss: float, iter_num: int):
         )
 
 
+def warn_if_long(seconds_left: float, seconds: float, say: Callable[[str], None]):
+    """Say so if the rest of a run, at so many seconds per update, will take long."""
+    if seconds_left > LONG_RUN:
+        say(
+            f"at {seconds:.1f} s per iteration this run will take about {seconds_left / 3600:,.0f} hours: to shorten "
+            f"it lower max_iters (and lr_decay_iters), n_layer, n_embd, block_size, batch_size or "
+            f"gradient_accumulation_steps, or set max_minutes"
+        )
+
+
 class RunLog:
     """The log of a run: prints lines above a progress bar, appends records to log.jsonl and mirrors them on wandb.
 
@@ -115,6 +127,7 @@ class RunLog:
         self.file: IO | None = None
         self.wandb_run: Any = None
         self.deferred: tuple | None = None
+        self.drawn = time.monotonic()
         self.bar = bar or progress_bar(0, quiet=True)
 
     def print(self, line: str):
@@ -158,10 +171,17 @@ class RunLog:
         self.write("iter", iter=iter_num, loss=loss, lr=lr, ms=round(ms, 3), tokens_per_s=round(speed), **more)
         self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
 
+    def draw(self, at_most_every: float):
+        """Redraw loss.png unless that was done less than so many seconds ago."""
+        if time.monotonic() - self.drawn > at_most_every:
+            draw_loss(self.out_dir)
+            self.drawn = time.monotonic()
+
     def close(self):
-        """Close the file and end the wandb run."""
+        """Close the file, draw it a last time and end the wandb run."""
         if self.file is not None:
             self.file.close()
+            draw_loss(self.out_dir)
         if self.wandb_run is not None:
             self.wandb_run.finish()
 

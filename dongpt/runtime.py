@@ -12,8 +12,9 @@ import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Literal
+from typing import Annotated, Any, Callable, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -303,6 +304,25 @@ def use_threads(n_threads: int):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if n_threads != torch.get_num_threads() and n_threads * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= cores:
         torch.set_num_threads(n_threads)
+
+
+@dataclass
+class Machine:
+    """Whatever decides, besides settings, data and seed, how sums are rounded."""
+
+    device: Literal["cpu", "cuda", "mps"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    compile: bool
+    threads: Annotated[int, ">=", 1]
+    world_size: Annotated[int, ">=", 1]
+    torch: str
+    numpy: str
+
+
+def this_machine(rt: Runtime, compiled: bool) -> Machine:
+    """The Machine of this process."""
+    versions = str(torch.__version__), np.__version__
+    return Machine(rt.device_type, rt.dtype, compiled, torch.get_num_threads(), rt.world_size, *versions)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,20 @@
-"""Losses that can be compared: over fixed, disjoint windows, in nats per token and bits per byte of text."""
+"""Losses that can be compared: over fixed, disjoint windows, in nats per token and bits per byte of text.
+
+evaluate() is for any model; the functions after it evaluate a training run.
+"""
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Callable
 
 import torch
 
-from dongpt.runtime import Runtime
+from dongpt.checkpoint import files as checkpoints
+from dongpt.log import RunLog
+from dongpt.runtime import Runtime, Stop
 from dongpt.train.data import Corpus
+from dongpt.train.step import TrainStep
 
 
 @dataclass(frozen=True)
@@ -59,3 +66,62 @@ def evaluate(
         return None
     total, count = runtime.sum(total, count)
     return Loss(total / count if count else math.nan, int(count))
+
+
+def estimate_loss(step: TrainStep, stop: Stop) -> tuple[float, float] | None:
+    """(train, val) loss on fixed windows spread over each split; None if all ranks have to stop."""
+    cfg, losses = step.cfg, []
+    for split in ("train", "val"):
+        n_windows = cfg.eval_iters * cfg.batch_size
+        loss = evaluate(
+            step.eval_model,
+            step.corpus,
+            split,
+            cfg.batch_size,
+            cfg.block_size,
+            step.rt,
+            n_windows,
+            lambda: stop("eval"),
+        )
+        if loss is None:
+            return None
+        losses.append(loss.nats)
+    return losses[0], losses[1]
+
+
+def print_sample(step: TrainStep, log: RunLog, stop: Stop):
+    """Print a text of sample_tokens tokens, with the same random numbers each time; a signal cuts it short."""
+    tokenizer, model, ids = step.corpus.tokenizer(), step.model.eval(), []
+    settings = dict(temperature=0.8, top_k=200, seed=step.cfg.seed, n_ids=tokenizer.vocab_size)
+    for next_ids in model.stream([[tokenizer.start_id]], step.cfg.sample_tokens, **settings):
+        ids.append(int(next_ids[0]))
+        if stop.interrupts.code:
+            break
+    model.train()
+    log.print(f"--- sample ---\n{tokenizer.decode(ids)}\n--------------")
+
+
+def finish(step: TrainStep, log: RunLog, stop: Stop):
+    """Print and log the loss of ckpt.pt over the whole validation split, unless a signal comes."""
+    cfg, rt, used_iter = step.cfg, step.rt, 0
+    if rt.is_main:
+        best = checkpoints.load(os.path.join(cfg.out_dir, checkpoints.BEST))
+        used_iter = best["iter_num"]
+        step.model.load_state_dict(checkpoints.clean_names(best["model"]))
+        del best  # or its optimizer state would stay in memory
+    rt.broadcast([p.data for p in step.model.parameters()])
+    loss = evaluate(
+        step.eval_model, step.corpus, "val", cfg.batch_size, cfg.block_size, rt, should_stop=lambda: stop("eval")
+    )
+    if loss is None or not rt.is_main:
+        return
+    try:
+        bits = loss.bits_per_byte(step.corpus.predicted_bytes("val"))
+    except ValueError:  # counting bytes takes a tokenizer, and GPT-2's may be out of reach
+        bits = None
+    print(
+        f"final: ckpt.pt of iteration {used_iter} has whole-validation loss {loss.nats:.4f}, perplexity "
+        f"{loss.perplexity:.2f}" + (f", {bits:.4f} bits per byte" if bits else "") + f" ({loss.tokens:,} tokens)"
+    )
+    measured = dict(val_loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=bits, tokens=loss.tokens)
+    log.write("final", iter=used_iter, **measured)

@@ -2,17 +2,22 @@
 
 import math
 import os
+import platform
+import shlex
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import torch
 
 import configurator
 from configurator import UserError
+from dongpt import log
 from dongpt.checkpoint import files as checkpoints
 from dongpt.log import RunLog, check_finite
-from dongpt.runtime import Runtime
+from dongpt.runtime import Machine
 from dongpt.train.step import TrainStep
 
 WINDOW_ORDER = "numpy.random.Generator.permutation"  # before this was noted, epochs of over 2**20 windows had another
@@ -29,25 +34,6 @@ class State:
     evals_since_best: Annotated[int, ">=", 0] = 0
     wandb_run_id: str | None = None
     resumed_at: tuple[int, int] = (0, -1)  # iter_num and evaluated_at at the start of this process; not saved
-
-
-@dataclass
-class Machine:
-    """Whatever decides, besides settings, data and seed, how sums are rounded."""
-
-    device: Literal["cpu", "cuda", "mps"]
-    dtype: Literal["float32", "bfloat16", "float16"]
-    compile: bool
-    threads: Annotated[int, ">=", 1]
-    world_size: Annotated[int, ">=", 1]
-    torch: str
-    numpy: str
-
-
-def this_machine(rt: Runtime, compiled: bool) -> Machine:
-    """The Machine of this process."""
-    threads, world_size = torch.get_num_threads(), rt.world_size
-    return Machine(rt.device_type, rt.dtype, compiled, threads, world_size, str(torch.__version__), np.__version__)
 
 
 def stored_values(cls: type, values: Any, where: str) -> dict[str, Any]:
@@ -141,3 +127,34 @@ class Saver:
         if is_best or step.cfg.always_save_checkpoint or not checkpoints.is_valid(best):
             checkpoints.save(checkpoint, best)  # first, so that a crash between the two cannot lose the best state
         checkpoints.save(checkpoint, os.path.join(out_dir, checkpoints.LAST))
+
+
+def first_records(step: TrainStep, state: State, config: dict, machine: dict) -> tuple:
+    """(records to keep, header, wandb run) of a log that is about to be started; moves an earlier run aside."""
+    cfg, wandb_run, kept = step.cfg, None, []
+    iter_num, evaluated_at = state.resumed_at
+    if cfg.wandb_log:
+        wandb_run = log.start_wandb(cfg.wandb_project, cfg.wandb_run_name, config, state.wandb_run_id)
+        state.wandb_run_id = wandb_run.id
+    if cfg.init_from == "resume":
+        kept = log.records_before(log.read_log(cfg.out_dir), iter_num, evaluated_at)
+    elif old := checkpoints.set_aside(cfg.out_dir, [log.LOG, log.PICTURE]):
+        step.rt.print(f"{cfg.out_dir} held an earlier run: its files are now in {old}")
+    header = dict(
+        config=config,
+        iter=iter_num,
+        machine=machine,
+        world_size=step.rt.world_size,
+        versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__),
+        data=step.corpus.name,
+        data_sha256=step.corpus.sha256,
+        command=shlex.join(sys.argv),
+    )
+    return kept, header, wandb_run
+
+
+def resume_command(out_dir: str, world_size: int) -> str:
+    """The command that continues this run, quoted for the shell."""
+    launcher = f"torchrun --standalone --nproc_per_node={world_size}" if world_size > 1 else "python"
+    words = [sys.argv[0], "--init_from=resume", f"--out_dir={out_dir}"]
+    return f"{launcher} {subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)}"
