@@ -146,7 +146,7 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
         checkpoint, path = checkpoints.load_valid(out_dir)
         print0(f"Resuming training from {path}")
         stored = resumed_settings(checkpoint, path, overrides)
-        model, tokenizer = checkpoints.build(checkpoint, path), checkpoint.get("tokenizer")
+        model, tokenizer = checkpoints.restore_model(checkpoint, path), checkpoint.get("tokenizer")
         source = Source(path, model, tokenizer, checkpoint, os.path.getmtime(path))
     else:
         print0(f"Initializing from the weights of {init_from}")

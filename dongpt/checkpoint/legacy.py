@@ -5,7 +5,7 @@ names promise. They are kept as they were, so that its checkpoints give the logi
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
@@ -32,17 +32,18 @@ class Bigram(GPT):
     """A baseline: next-token logits are the row of a (V, V) table that belongs to the last token."""
 
     can_cache = False
+    lm_head: Any
 
     def __init__(self, config: GPTConfig):
         nn.Module.__init__(self)
+        assert config.vocab_size is not None, "vocab_size comes from the data before a model is made"
         self.config = config
-        self.transformer = nn.ModuleDict(
-            dict(wte=nn.Embedding(config.vocab_size, config.vocab_size), h=nn.ModuleList())
-        )
+        table = nn.Embedding(config.vocab_size, config.vocab_size)
+        self.transformer = nn.ModuleDict(dict(wte=table, h=nn.ModuleList()))
         self.lm_head = nn.Identity()
         self.apply(self._init_weights)
 
-    def _hidden(self, idx, positions, held=None, before=None):
+    def _hidden(self, idx, positions, caches=None, before=None, tokens=None):
         return self.transformer.wte(idx)  # (B, T, V)
 
     def logits_at(self, idx, last):

@@ -157,7 +157,7 @@ def test_states_go_to_torchs_adamw_and_back(fused):
 
 def test_optimizer_state_of_a_runs_checkpoint_loads_into_torchs_adamw(tiny_run):
     checkpoint = load(tiny_run)
-    model = checkpoints.build(checkpoint, "ckpt.pt")
+    model = checkpoints.restore_model(checkpoint, "ckpt.pt")
     copies, theirs = torchs_adamw(model)
     theirs.load_state_dict(copy.deepcopy(checkpoint["optimizer"]))
     assert {group["betas"] for group in theirs.param_groups} == {(0.9, 0.95)}  # the run's, nanoGPT's defaults
@@ -169,7 +169,7 @@ def test_optimizer_state_of_a_runs_checkpoint_loads_into_torchs_adamw(tiny_run):
 
 def test_moments_are_those_of_the_run_before_and_settings_those_of_this_run(tiny_run):
     checkpoint = load(tiny_run)
-    model = checkpoints.build(checkpoint, "ckpt.pt")
+    model = checkpoints.restore_model(checkpoint, "ckpt.pt")
     optimizer = make_optimizer(model, OptimConfig(learning_rate=0.5, weight_decay=0.3, beta1=0.7, beta2=0.8), "cpu")
     checkpoints.restore_optimizer(optimizer, load(tiny_run), model, "ckpt.pt")
     assert_same(optimizer.state_dict()["state"], checkpoint["optimizer"]["state"])

@@ -18,6 +18,7 @@ from helpers import expect_sentence, generated_text, run, split_text, write_spli
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint.files import load_model
 from dongpt.checkpoint.legacy import build_model
+from dongpt.program import locked_directory, locked_output
 from dongpt.text.tokenizers import CharTokenizer
 from dongpt.train.data import Corpus
 from model import GPT, GPTConfig
@@ -204,15 +205,11 @@ def test_a_file_of_nanogpt_from_before_the_bias_switch_has_biases(tmp_path):
 
 
 @smoke
-def test_a_head_that_is_not_tied_is_never_tied_silently(tmp_path):
+def test_a_head_that_is_not_tied_stays_so(tmp_path):
     old = NanoGPT(bias=True).train(1)
     checkpoint = old.checkpoint()
     head = checkpoint["model"]["lm_head.weight"] = torch.randn(13, 16)  # nanoGPT before 14 January 2023
-    try:
-        model, _ = load_model(put(checkpoint, tmp_path / "old.pt"))
-    except ValueError as error:
-        assert "lm_head.weight" in str(error) and "\n" not in str(error)
-        return
+    model, _ = load_model(put(checkpoint, tmp_path / "old.pt"))
     wte = model.transformer.wte.weight
     assert torch.equal(model.lm_head.weight, head) and torch.equal(wte, old.weights["transformer.wte.weight"])
 
@@ -254,19 +251,15 @@ def test_the_bigram_of_nanogptplus_gives_its_logits_and_needs_no_flag(tmp_path, 
 
 
 @smoke
-def test_lora_of_nanogptplus_is_merged_once_or_refused(tmp_path):
+def test_lora_of_nanogptplus_is_merged_once(tmp_path, capsys):
     old = Plus()
     content = old.checkpoint()
     for name in [name for name in content if name.endswith("causal_self_attention.weight")]:
         stem = name.removesuffix("weight")  # the file holds the merged weight, and these on top: ANCESTORS C2.9
         content[stem + "lora_A"], content[stem + "lora_B"] = torch.ones(4, 16), torch.ones(32, 2)
     path = put(content, tmp_path / "gpt_model_small.pth.tar")
-    try:
-        model, _ = load_model(path, n_head=2)
-    except ValueError as error:
-        assert "lora_A" in str(error) and "\n" not in str(error)
-        return
-    assert_same_logits(model, old)
+    assert_same_logits(load_model(path, n_head=2)[0], old)
+    assert "LoRA" in capsys.readouterr().err
 
 
 @smoke
@@ -280,7 +273,7 @@ def test_fixtures_give_their_logits(fixtures_folder, name):
     if "logits_first_half" in expected:
         half = logits_of(model, idx[:, : expected["logits_first_half"].shape[1]])
         torch.testing.assert_close(half, expected["logits_first_half"], rtol=0, atol=1e-5)
-    assert tokenizer is None or tokenizer.vocab_size == 64
+    assert tokenizer.vocab_size == 64  # of the meta.pkl beside it
 
 
 @smoke
@@ -423,7 +416,7 @@ def test_meta_pkl_is_found_beside_the_checkpoint_or_with_its_data(tmp_path, wher
 
 @smoke
 def test_meta_pkl_is_found_in_the_folder_of_the_dataset(tmp_path, monkeypatch):
-    monkeypatch.setattr("dongpt.train.data.ROOT", str(tmp_path))
+    monkeypatch.setattr("dongpt.checkpoint.foreign.ROOT", str(tmp_path))
     path = put(NanoGPT(vocab_size=len(CHARACTERS)).train(1).checkpoint(), tmp_path / "out" / "ckpt.pt")
     os.makedirs("data/tiny_char")
     ancestors.write_meta_pkl("data/tiny_char/meta.pkl", CHARACTERS)
@@ -452,10 +445,7 @@ def test_the_pickled_tokenizer_of_nanogptplus_is_found_and_read(tmp_path, folder
 def test_a_tokenizer_of_another_size_is_not_taken(tmp_path):
     (tmp_path / "tokenizer_gpt_small.pkl").write_bytes(ancestors.pickled_tokenizer("abc"))
     path = put(Plus().checkpoint(), tmp_path / "gpt_model_small.pth.tar")
-    try:
-        assert load_model(path, n_head=2)[1] is None
-    except ValueError as error:
-        assert "tokenizer_gpt_small.pkl" in str(error)
+    assert load_model(path, n_head=2)[1] is None
 
 
 class Touches:
@@ -1250,12 +1240,6 @@ def test_an_existing_file_is_not_overwritten(tmp_path, content):
         open("new.pt/file", "wb").close()
     elif content == "dangling link":
         os.symlink("nowhere", "new.pt")
-        try:
-            convert(old, "new.pt")
-        except ValueError:
-            return
-        assert_same_logits(load_model("new.pt")[0], NanoGPT().train(1))
-        return
     else:
         (tmp_path / "new.pt").write_bytes(content)
     refuses_to_convert(old, "new.pt", "new.pt")
@@ -1485,12 +1469,7 @@ def test_an_existing_folder_is_not_written_into(tmp_path, transformers):
     refuses_to_convert("ckpt.pt", "file", "--to=hf", "file")
     convert("ckpt.pt", "new", "--to=hf")
     (tmp_path / "new" / "notes.txt").write_text("precious", encoding="utf-8")  # not there when it was written
-    before = tree_here()
-    try:
-        convert("ckpt.pt", "new", "--to=hf")
-    except ValueError:
-        assert tree_here() == before
-    assert (tmp_path / "new" / "notes.txt").read_text(encoding="utf-8") == "precious"
+    refuses_to_convert("ckpt.pt", "new", "--to=hf", "new")
 
 
 @pytest.mark.parametrize("more", [{}, dict(activation_function="gelu"), dict(tie_word_embeddings=False)], ids=str)
@@ -1587,11 +1566,24 @@ def test_the_tokenizer_is_found_in_the_tree_that_the_checkpoint_comes_from(tmp_p
     assert load_model(moved)[1].characters == characters
 
 
-def test_a_file_in_the_way_of_the_unfinished_one_is_left_alone(tmp_path):
+@smoke
+def test_a_file_with_a_name_like_that_of_an_unfinished_one_is_left_alone(tmp_path):
     path = put(NanoGPT().train(1).checkpoint(), tmp_path / "old.pt")
     (tmp_path / "new.pt.part").write_text("mine", encoding="utf-8")
-    expect_sentence(run("ckpt_update.py", path, "new.pt", cwd=tmp_path, check=None), "new.pt.part", "move it away")
-    assert (tmp_path / "new.pt.part").read_text(encoding="utf-8") == "mine" and not (tmp_path / "new.pt").exists()
+    convert(path, "new.pt")
+    assert (tmp_path / "new.pt.part").read_text(encoding="utf-8") == "mine"
+    assert sorted(os.listdir()) == ["new.pt", "new.pt.part", "old.pt"]
+
+
+@smoke
+@pytest.mark.parametrize("what", ["the output", "its out_dir"])
+def test_an_output_that_another_process_writes_is_refused(tmp_path, what):
+    path = put(NanoGPT().train(1).checkpoint(), tmp_path / "old.pt")
+    lock = locked_output("out/new.pt") if what == "the output" else locked_directory("out")
+    os.makedirs("out", exist_ok=True)
+    with lock:
+        expect_sentence(run("ckpt_update.py", path, "out/new.pt", cwd=tmp_path, check=None), "another process")
+    assert not os.path.exists("out/new.pt")
 
 
 def test_a_hyper_parameter_that_contradicts_a_folder_is_refused(tiny_run):
