@@ -23,7 +23,6 @@ from dongpt.chat.dialogues import Chats, Dialogues
 from dongpt.checkpoint.files import load_model
 from dongpt.text import bins
 from dongpt.decode.sampling import Sampling
-from dongpt.text import prepare as preparing
 from dongpt.text.documents import Files
 from dongpt.text.template import (
     DONGPT,
