@@ -33,7 +33,7 @@ def contents(folder) -> dict[str, bytes]:
     """Every file below folder."""
     paths = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]
     found = {}
-    for path in paths:
+    for path in filter(os.path.isfile, paths):
         with open(path, "rb") as file:
             found[os.path.relpath(path, folder)] = file.read()
     return found
@@ -202,7 +202,7 @@ BAD_VALUES = {
                {"train": True, "val": True}, {"train": 10**400, "val": 1}, {"train": 1.0, "val": 2.0}],
     "bytes": [0, [1], None, {"train": 0, "val": 0}, {"train": 5, "val": -1}, {"train": 10**400, "val": 9},
               {"val": 10**9}, {"val": 1.5}, {"val": None}, {"other": 4}, {"train": 1, "val": 1}],
-    "predicted_bytes": [5, [1], None, {"val": 5}, {"val": -5}, {"train": "x"}, {"val": 10**400}, {"other": 1}],
+    "predicted_bytes": [5, [1], None, {"val": 10**6}, {"val": -5}, {"train": "x"}, {"val": 10**400}, {"other": 1}],
     "vocab_size": [True, 10**12, 0, -1, 1, 2.0, "12", None, [], 10**400],
     "characters": [5, "abc", {"val": "x"}, {"val": -1}, {"val": 10**30}, [1]],
     "ids_sha256": [5, [], {}], "sha256": [5], "source": [[1]], "split": [3], "documents": ["x", -1], "seed": [1.5],
