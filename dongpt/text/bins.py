@@ -736,6 +736,6 @@ class TokenArray:
             wanted = values[: self.starts[i + 1] - start]
             with _readable(self.paths[i]) as file:
                 file.seek((start - self.starts[i]) * self.dtype.itemsize)
-                if file.readinto(wanted) < wanted.nbytes:
+                if file.readinto(wanted.data) < wanted.nbytes:
                     raise UserError(f"{self.paths[i]} has become shorter while it was read: prepare the data again")
             values, start = values[len(wanted) :], start + len(wanted)
