@@ -843,6 +843,14 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_and_says_what_to_free(
         self.files[name] = Full(self.files[name], room, late)
 
     monkeypatch.setattr(Writer, "_open", open_full)
+    replaced_file = bins.replaced_file
+
+    def replaced_full(path, *args, **options):
+        if room[0] < 400:  # no room for meta.json
+            raise OSError(28, os.strerror(28))
+        return replaced_file(path, *args, **options)
+
+    monkeypatch.setattr(bins, "replaced_file", replaced_full)
     with pytest.raises(ValueError) as caught:
         prepare(str(tmp_path), texts, Vocabulary("char"), shard_tokens=shard_tokens)
     assert (
@@ -854,6 +862,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_and_says_what_to_free(
     )
     assert listing(tmp_path) == before
     monkeypatch.setattr(Writer, "_open", open_)
+    monkeypatch.setattr(bins, "replaced_file", replaced_file)
     prepare(str(tmp_path), texts, Vocabulary("char"), shard_tokens=shard_tokens)
     program("check").main([f"--data_dir={tmp_path}"])
 
