@@ -17,6 +17,7 @@ import bisect
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -152,7 +153,7 @@ def _validated(meta: Any) -> dict:
     for split, n in meta.get("predicted_bytes", {}).items():
         need(split in tokens and n <= n_bytes.get(split, n), "predicted_bytes")
     if "shards" in meta:
-        shards = meta["shards"].get("train") if isinstance(meta["shards"], dict) else None
+        shards: Any = meta["shards"].get("train") if isinstance(meta["shards"], dict) else None
         need(isinstance(shards, list) and all(map(_is_shard, shards)), "shards")
         names = {shard["file"] for shard in shards}
         need(0 < len(shards) == len(names), "shards")
@@ -433,7 +434,7 @@ class Writer:
     def _append(self, name: str, content: np.ndarray):
         if name not in self.files:
             self._open(name)
-        self.files[name].write(np.ascontiguousarray(content))
+        self.files[name].write(np.ascontiguousarray(content).data)
 
     def _close(self, name: str) -> str:
         """Close a file after its content has reached the disk; returns its path."""
@@ -616,7 +617,7 @@ def describe(path: str, sha256: str) -> dict:
 
 
 @contextlib.contextmanager
-def _readable(path: str) -> Iterator[IO[bytes]]:
+def _readable(path: str) -> Iterator[io.FileIO]:
     """The file at path, open for unbuffered reading. Raises UserError if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
@@ -735,6 +736,6 @@ class TokenArray:
             wanted = values[: self.starts[i + 1] - start]
             with _readable(self.paths[i]) as file:
                 file.seek((start - self.starts[i]) * self.dtype.itemsize)
-                if file.readinto(wanted) < wanted.nbytes:
+                if file.readinto(wanted.data) < wanted.nbytes:
                     raise UserError(f"{self.paths[i]} has become shorter while it was read: prepare the data again")
             values, start = values[len(wanted) :], start + len(wanted)

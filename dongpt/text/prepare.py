@@ -111,7 +111,7 @@ class Split:
 
     by: str  # "documents" or "position"
     cut: int = 0  # position: characters of train
-    val_buckets: np.ndarray | None = None  # documents: (BUCKETS,) bool
+    val_buckets: np.ndarray = field(default_factory=lambda: np.zeros(BUCKETS, bool))  # documents: those for val
 
 
 def prepare(
@@ -418,7 +418,8 @@ def _build_tokenizer(
     vocabulary: Vocabulary, special: list[str], found: Counter[str], n_characters: int, again: Iterator[Piece]
 ) -> Tokenizer:
     """The tokenizer of a text in which _survey found characters or words; again: its pieces, to train byte pairs on."""
-    kind, tokenizer = vocabulary.tokenizer, None
+    kind = vocabulary.tokenizer
+    tokenizer: Tokenizer
     if kind == "char":
         tokenizer = CharTokenizer("".join(sorted(found)), special)
     elif kind == "word":
@@ -482,7 +483,7 @@ def choose(survey: Survey, val_fraction: float, least: int = MIN_DOCUMENTS) -> S
 
 
 def _nearest_break(text: str, place: int) -> int:
-    """place, or where a word ends before it, or else the first such place behind it, or the end."""
+    """place, or where a word ends before it, or else the first such place after it, or the end."""
     if is_word_break(text[place - 1], text[place]):
         return place
     found = last_word_break(text[:place])  # one more, lest the word that place is in is all that follows
@@ -668,7 +669,12 @@ def _start_process(tokenizer: Tokenizer | None):
     global _tokenizer
     _tokenizer = tokenizer
     if parent := multiprocessing.parent_process():
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent):
+    parent.join()
+    os._exit(1)
 
 
 def _encode_in_process(end_id: int | None, job: list[tuple[str, bool]]) -> Encoded:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dongpt.text.bins import Prepared
-from dongpt.text.tokenizers import UNKNOWN, Tokenizer
+from dongpt.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer
 
 SHOWN = 10  # symbols
 
@@ -30,7 +30,7 @@ def report(prepared: Prepared):
     if meta.get("left_out"):
         print(f"left out: {meta['left_out']:,} records with nothing but blanks in a field")
     print(f"length of dataset in characters: {characters:,}")
-    if tokenizer.kind == "char":
+    if isinstance(tokenizer, CharTokenizer):
         print(f"all the unique characters: {tokenizer.characters!r}")
     print(f"vocab size: {meta['vocab_size']:,}")
     shards = len(meta.get("shards", {}).get("train", ()))

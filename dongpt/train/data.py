@@ -85,7 +85,9 @@ class Corpus:
 
     def mask(self, split: str) -> np.ndarray | None:
         """(lengths[split],) uint8, nonzero for the tokens in the loss; None if all are."""
-        return self.masks[split].array() if split in self.masks else None
+        mask = self.masks[split].array() if split in self.masks else None
+        assert not isinstance(mask, TokenArray), "masks have one file"
+        return mask
 
     def chunks(self, split: str) -> Iterator[np.ndarray]:
         """The ids of a split, some megabytes at a time."""
@@ -151,6 +153,7 @@ class Corpus:
     def _windows_in_loss(self, offset: int, block_size: int) -> np.ndarray:
         """Starts of the disjoint windows from offset on that have a token in the loss, or of all if none has."""
         starts, mask = offset + block_size * np.arange(self._n_disjoint(block_size)), self.mask("train")
+        assert mask is not None
         in_loss = np.maximum.reduceat(mask[: starts[-1] + block_size + 1], starts + 1) > 0
         return starts[in_loss] if in_loss.any() else starts
 
@@ -291,5 +294,5 @@ class Corpus:
         first = int(lengths[self.tokens(split)[:1]].sum())
         if whole and split in self.meta.get("bytes", {}):
             return self.meta["bytes"][split] - first
-        counts = sum(np.bincount(ids, minlength=2**16) for ids in self.chunks(split))
+        counts = np.sum([np.bincount(ids, minlength=2**16) for ids in self.chunks(split)], axis=0)
         return int((counts[: len(lengths)] * lengths).sum()) - first  # padded vocabularies have ids without text
