@@ -33,7 +33,7 @@ import torch
 import configurator
 from configurator import UserError
 from dongpt import runtime
-from dongpt.decode.ready import Quantize, prepare
+from dongpt.decode.ready import Quantize, to_inference
 from dongpt.program import run_program
 from dongpt.runtime import Runtime, RuntimeConfig, first_line, print_main, seed_everything
 from dongpt.train import measure as measuring
@@ -156,13 +156,13 @@ class RandomBatch:
         self.batch = list(torch.randint(vocab_size, (2, cfg.batch_size, cfg.block_size)))
         self.lengths = {"train": cfg.batch_size * cfg.block_size}
 
-    def keep_on(self, rt: Runtime, vocab_size: int):
+    def to_device(self, rt: Runtime, vocab_size: int):
         self.batch = rt.move(*self.batch)
 
     def train_batch(self, *which):
         return self.batch
 
-    def shares(self, first: int, n_batches: int, *which) -> list[float]:
+    def loss_weights(self, first: int, n_batches: int, *which) -> list[float]:
         return [1.0] * n_batches
 
 
@@ -484,7 +484,7 @@ def measure_decoding(cfg: BenchConfig, rt: runtime.Runtime):
         print("transformers is not measured: its GPT-2 ends at block_size")
     elif cfg.transformers:
         theirs = transformers_model(model, cfg, rt)
-    model, why = prepare(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
+    model, why = to_inference(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
     print(
         f"{why}, {torch.get_num_threads()} CPU threads\n{n_params / 1e6:.2f}M parameters, prompt of "
         f"{cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones, temperature 0.8, top_k 200"

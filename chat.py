@@ -22,7 +22,7 @@ from dongpt import runtime
 from dongpt.chat.conversation import Conversation
 from dongpt.chat.dialogues import Messages, read_json_lines
 from dongpt.checkpoint.files import load_anything
-from dongpt.decode.ready import Quantize, prepare
+from dongpt.decode.ready import Quantize, to_inference
 from dongpt.program import run_program
 from dongpt.runtime import RuntimeConfig
 from dongpt.text.documents import Files
@@ -231,7 +231,7 @@ def begin(cfg: ChatConfig, path: str) -> Conversation:
     tokenizer = from_dict(description)
     template = (tokenizer.template or PLAIN) if cfg.template == "auto" else PRESETS[cfg.template]
     sampling = Sampling(**{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
-    model, why = prepare(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
+    model, why = to_inference(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
     note(why)
     conversation = Conversation(model, tokenizer, template, sampling, note, cfg.max_new_tokens, cfg.seed)
     if cfg.template == "auto" and not tokenizer.template:

@@ -3,16 +3,17 @@
     python evaluate.py --out_dir=out-don-char
     python evaluate.py out-a out-b/ckpt_last.pt --split=val --json
 
-A path is a checkpoint, an out_dir, a folder in Hugging Face's format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. Each
-checkpoint is measured on the data that it was trained on, unless --dataset or --data_dir names another; its
-vocabulary must be the one of the data. Bits per byte compare models with different tokenizers, the other two do not.
+A path is a checkpoint, an out_dir, a directory in Hugging Face's format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl.
+Each checkpoint is evaluated on the data that it was trained on, unless --dataset or --data_dir names other data, which
+must have its vocabulary. Bits per byte are comparable between models with different tokenizers; the other two are not.
+With several processes (torchrun) the work is shared, and rank 0 prints.
 """
 
 import json
 import os
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import configurator
 from configurator import UserError
@@ -23,34 +24,31 @@ from dongpt.decode.ready import Quantize
 from dongpt.log import finite, progress_bar
 from dongpt.program import run_program
 from dongpt.runtime import DeviceConfig
+from dongpt.text.bins import find_folder
+from dongpt.text.prepare import prepare_if_missing
 from dongpt.text.tokenizers import added_tokens
-from dongpt.train.data import Corpus, find_folder, prepare_if_missing
+from dongpt.train.data import Corpus
 from dongpt.train.evaluation import evaluate
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(DeviceConfig):
-    out_dir: str = "out"  # measure the checkpoint of this run; not used when paths are given
+    out_dir: str = "out"  # evaluate the checkpoint of this run, if no paths are given
     init_from: str = "resume"  # resume: from out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
-    split: Literal["val", "train"] = "val"  # which part of the corpus
-    dataset: str = ""  # a folder under data/; without it the checkpoint's own
-    data_dir: str = ""  # a data folder anywhere; replaces dataset
-    block_size: int | None = None  # tokens in a window; None: as many as the model was trained on
-    batch_size: int = 12  # windows at a time; changes the speed alone
+    split: Literal["val", "train"] = "val"  # part of the corpus
+    dataset: str = ""  # a directory under data/; by default the checkpoint's own
+    data_dir: str = ""  # a data directory anywhere; replaces dataset
+    block_size: Annotated[int | None, ">=", 1] = None  # tokens in a window; None: as many as the model was trained on
+    batch_size: Annotated[int, ">=", 1] = 12  # windows at a time; affects only the speed
     json: bool = False  # print only a JSON list on stdout
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # of the arithmetic
-    quantize: Quantize = "none"  # int8: with the weights of one byte that sample.py --quantize=int8 takes
-
-    def __post_init__(self):
-        for name in ("batch_size", "block_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+    quantize: Quantize = "none"  # int8: with the one-byte weights of sample.py --quantize=int8
 
 
 def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
-    """One checkpoint's results: checkpoint, split, loss, perplexity, bits_per_byte, tokens."""
-    model, tokenizer, rest = load_anything(path)
-    stored = rest.get("config", {}) if not (cfg.dataset or cfg.data_dir) else {}
+    """Results for one checkpoint: checkpoint, split, loss, perplexity, bits_per_byte, tokens."""
+    model, tokenizer, checkpoint = load_anything(path)
+    stored = checkpoint.get("config", {}) if not (cfg.dataset or cfg.data_dir) else {}
     dataset, data_dir = stored.get("dataset", cfg.dataset), stored.get("data_dir", cfg.data_dir)
     if not (dataset or data_dir):
         raise UserError(f"{path} does not say which data it was trained on: pass --dataset=NAME or --data_dir=DIR")
@@ -72,13 +70,14 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     if model.document_end is not None:
-        print(f"{path}: attention stops at <|endoftext|>, as it was trained (document_mask)", file=sys.stderr)
+        rt.print(f"{path}: attention stops at <|endoftext|>, as it was trained (document_mask)", file=sys.stderr)
     model.to(rt.device)
     if cfg.quantize == "int8":
         quantize_linears(model)
-    bar = progress_bar(-(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size)), 0)
-    loss = evaluate(model, corpus, cfg.split, cfg.batch_size, block_size, rt, on_batch=bar.update)
-    bar.close()
+    n_batches = -(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size * rt.world_size))
+    with progress_bar(n_batches, quiet=not rt.is_main) as bar:
+        loss = evaluate(model, corpus, cfg.split, cfg.batch_size, block_size, rt, on_batch=bar.update)
+    assert loss  # nothing stops it
     return {
         "checkpoint": path,
         "split": cfg.split,
@@ -101,13 +100,15 @@ def print_table(results: list[dict]):
 
 
 def main(argv: list[str] | None = None):
-    argv = sys.argv[1:] if argv is None else argv
-    paths = [arg for arg in argv if not arg.startswith("-") and configurator.find_config(arg) is None]
-    cfg, _ = configurator.load(EvaluateConfig, [arg for arg in argv if arg not in paths])
+    cfg, given, paths = configurator.load_with_paths(EvaluateConfig, argv, "[PATH ...]")
+    if paths and (also := [key for key in ("out_dir", "init_from") if key in given]):
+        raise UserError(f"{paths[0]} and --{also[0]}={given[also[0]]} both name a model: drop --{also[0]}")
     rt = runtime.start(cfg.device, cfg.dtype)
     paths = paths or [cfg.out_dir if cfg.init_from == "resume" else cfg.init_from]
     results = [measure(path, cfg, rt) for path in paths]
-    print(rt.why, file=sys.stderr)
+    rt.print(rt.why, file=sys.stderr)
+    if not rt.is_main:
+        return
     if cfg.json:
         print(json.dumps([finite(result) for result in results], indent=1))
     else:

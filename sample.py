@@ -17,7 +17,7 @@ import configurator
 from configurator import UserError
 from dongpt import runtime
 from dongpt.checkpoint.files import load_anything
-from dongpt.decode.ready import Quantize, prepare
+from dongpt.decode.ready import Quantize, to_inference
 from dongpt.decode.text import Texts, read_stop, read_stop_ids
 from dongpt.log import progress_bar
 from dongpt.program import run_program
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None):
         prompt = ""  # a text without line ends: the default prompt is not in its vocabulary
     ids = encode_prompt(tokenizer, prompt, cfg.unknown)
     stop_ids = read_stop_ids(cfg.stop_ids, tokenizer.vocab_size)
-    model, why = prepare(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
+    model, why = to_inference(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
     print(why, file=sys.stderr)
     block_size = model.config.block_size
     if len(ids) > block_size:

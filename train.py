@@ -27,10 +27,12 @@ from dongpt.checkpoint import files as checkpoints
 from dongpt.log import RunLog, check_finite
 from dongpt.program import locked_directory, remove_stale_parts, run_program
 from dongpt.runtime import Interrupts, RuntimeConfig, Stop, print0, seed_everything
+from dongpt.text.bins import find_folder
+from dongpt.text.prepare import prepare_if_missing
 from dongpt.text.tokenizers import added_tokens
 from dongpt.train import init_wte, optim
 from dongpt.train import state as states
-from dongpt.train.data import Corpus, find_folder, prepare_if_missing
+from dongpt.train.data import Corpus
 from dongpt.train.evaluation import estimate_loss, finish, print_sample
 from dongpt.train.state import State
 from dongpt.train.step import StepConfig, TrainStep
@@ -146,7 +148,7 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
         checkpoint, path = checkpoints.load_valid(out_dir)
         print0(f"Resuming training from {path}")
         stored = resumed_settings(checkpoint, path, overrides)
-        model, tokenizer = checkpoints.build(checkpoint, path), checkpoint.get("tokenizer")
+        model, tokenizer = checkpoints.restore_model(checkpoint, path), checkpoint.get("tokenizer")
         source = Source(path, model, tokenizer, checkpoint, os.path.getmtime(path))
     else:
         print0(f"Initializing from the weights of {init_from}")
@@ -204,7 +206,7 @@ def make_model(cfg: TrainConfig, source: Source | None, corpus: Corpus) -> GPT:
         seed_everything(cfg.seed)
         model = build_model(GPTConfig(**{**settings, "vocab_size": vocab_size}))
         if cfg.init_wte:
-            print0(init_wte.start_from(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
+            print0(init_wte.init_embedding(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
         return model
     model = source.model
     added = added_tokens(source.tokenizer, corpus.tokenizer_dict)

@@ -1,10 +1,10 @@
-"""Whether the ids of a prepared data set are what meta.json says, every byte of them.
+"""Compares every byte of a prepared data set's ids with meta.json.
 
     python data/check.py --dataset=openwebtext
     python data/check.py --data_dir=texts
 
 A training checks the sizes of all files and the ends of each shard; this reads all ids, as fast as the disk does. Of
-masks the size is checked.
+masks only the size is checked. Nothing is written.
 """
 
 import os
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import configurator
 from configurator import UserError
 from dongpt.program import run_program
-from dongpt.text.shards import check_ends, whole_sha256
-from dongpt.train.data import SPLITS, Corpus, find_folder
+from dongpt.text.bins import SPLITS, check_ends, file_sha256, find_folder
+from dongpt.train.data import Corpus
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,23 @@ class CheckConfig:
 
 
 def check(corpus: Corpus):
-    """Raise UserError for ids that are not those of meta.json, or beyond the vocabulary; print what was read."""
-    check_ends(corpus.folder, corpus.shards)  # which also says where shards are swapped
+    """Raise UserError for ids that differ from meta.json or are beyond the vocabulary; print what was read."""
+    check_ends(corpus.folder, corpus.shards)  # which also says if shards are swapped
     ids = hashlib.sha256()
     for shard in corpus.shards:
         path = os.path.join(corpus.folder, shard["file"])
-        if whole_sha256(path) != shard["sha256"]:
-            raise UserError(f"{path} is not what meta.json describes: copy it anew, or prepare the data anew")
+        if file_sha256(path) != shard["sha256"]:
+            raise UserError(f"{path} is not what meta.json describes: copy it again, or prepare the data again")
         print(f"{shard['file']}: {shard['tokens']:,} tokens, as described", flush=True)
         ids.update(shard["sha256"].encode("ascii"))
-    for split in SPLITS:
-        if split == "val" or not corpus.shards:
-            for piece in corpus.pieces(split):
-                ids.update(piece)
+    for split in ("val",) if corpus.shards else SPLITS:
+        for chunk in corpus.chunks(split):
+            ids.update(chunk)
     if corpus.sha256 is None:
-        print("no meta.json tells what they should be: only sizes and ids were checked")
+        print("there is no meta.json with a hash: only sizes and ids were checked")
     elif ids.hexdigest() != corpus.sha256:
         what = "val.bin is" if corpus.shards else "train.bin or val.bin is"
-        raise UserError(f"{what} not what meta.json describes: prepare the data anew")
+        raise UserError(f"{what} not what meta.json describes: prepare the data again")
     for split in SPLITS:
         corpus.check_every_id(split, corpus.model_vocab_size)
         print(f"{split}: {corpus.lengths[split]:,} tokens, all of the vocabulary of {corpus.vocab_size:,}")

@@ -14,19 +14,16 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-import ast
 import glob
-import math
-import re
 import shlex
 from dataclasses import dataclass
 
 import configurator
 from configurator import UserError
 from dongpt.program import ROOT, run_program
-from dongpt.text.bins import Prepared
+from dongpt.text.bins import Prepared, named_folder
 from dongpt.text.documents import KNOWN, Document, Files, find_files, kind_of
-from dongpt.text.prepare import Vocabulary, named_folder, note_options, prepare
+from dongpt.text.prepare import Vocabulary, note_options, prepare
 from dongpt.text.report import report
 
 
@@ -75,51 +72,35 @@ def folder_beside(given: str, paths: list[str]) -> str:
     return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
 
 
-def values_in(path: str) -> dict[str, int]:
-    """The settings that are whole numbers in a program or a config file, without running it."""
-    with open(os.path.join(ROOT, path), encoding="utf-8") as file:
-        nodes = [node for node in ast.walk(ast.parse(file.read())) if isinstance(node, (ast.Assign, ast.AnnAssign))]
-    values = {}
-    for node in nodes:
-        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-        text = ast.unparse(node.value) if node.value else ""
-        if isinstance(target, ast.Name) and re.fullmatch(r"\d+( \* \d+)*", text):
-            values[target.id] = math.prod(map(int, text.split(" * ")))
-    return values
-
-
 def print_next(prepared: Prepared, name: str):
-    """What an epoch is in iterations, and what to type next."""
-    config = os.path.join("config", "quickstart.py")
-    default = {**values_in("model.py"), **values_in("dongpt/train/step.py"), **values_in("train.py")}
-    quick = {**default, **values_in(config)}
-    tokens = prepared.meta["tokens"]
-    for settings, title in ((quick, config), (default, "train.py's defaults")):
-        n = settings["batch_size"] * settings["block_size"] * settings["gradient_accumulation_steps"]
-        print(
-            f"one epoch is {tokens['train'] / n:,.1f} iterations with {title} ({n:,} tokens each); its "
-            f"{settings['max_iters']:,} iterations are {settings['max_iters'] * n / tokens['train']:,.1f} epochs"
-        )
+    """Print the length of an epoch in iterations of config/quickstart.py, and the command that trains with it."""
+    path = os.path.join(ROOT, "config", "quickstart.py")
+    quick, tokens = configurator.run_config(path), prepared.meta["tokens"]
+    n = quick["batch_size"] * quick["block_size"] * quick["gradient_accumulation_steps"]
+    print(
+        f"one epoch is {tokens['train'] / n:,.1f} iterations with config/quickstart.py ({n:,} tokens each); its "
+        f"{quick['max_iters']:,} iterations are {quick['max_iters'] * n / tokens['train']:,.1f} epochs"
+    )
     where = f"--dataset={shlex.quote(name)}" if name else f"--data_dir={shlex.quote(shortest(prepared.folder))}"
     out_dir = shlex.quote("out-" + os.path.basename(os.path.abspath(prepared.folder)))
     block_size = min(tokens.values()) - 1
     shorter = f" --block_size={max(1, block_size)}" if block_size < quick["block_size"] else ""
-    train, config = (shlex.quote(shortest(os.path.join(ROOT, path))) for path in ("train.py", config))
+    train, config = (shlex.quote(shortest(file)) for file in (os.path.join(ROOT, "train.py"), path))
     print(f"next: python {train} {config} {where} --out_dir={out_dir}{shorter}")
 
 
 def shortest(path: str) -> str:
-    """The shorter one of a path from here and from the root."""
+    """The shorter of the relative and the absolute path."""
     return min(os.path.relpath(path), os.path.abspath(path), key=len)
 
 
 def main(argv: list[str] | None = None):
-    argv = sys.argv[1:] if argv is None else argv
-    argv = [f"--input={arg}" if os.path.exists(arg) and not arg.endswith(".py") else arg for arg in argv]
-    cfg, given_keys = configurator.load(PrepareConfig, argv)
+    cfg, given_keys, given_paths = configurator.load_with_paths(PrepareConfig, argv, "[TEXT]")
     note_options(cfg, given_keys)
     folder = named_folder(cfg.name) if cfg.name else ""
-    given = cfg.input or ask()
+    if cfg.input and given_paths:
+        raise UserError(f"--input={cfg.input} and {given_paths[0]} are two texts: pass one, a folder or a pattern")
+    given = cfg.input or "".join(given_paths) or ask()
     paths, n_others = find_files(given)
     files = Files(paths, cfg.document, cfg.field, cfg.encoding)
     folder = folder or folder_beside(given, paths)

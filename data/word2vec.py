@@ -30,7 +30,7 @@ from configurator import UserError
 from dongpt.program import ROOT, run_program
 from dongpt.text.tokenizers import WordTokenizer
 from dongpt.train.data import Corpus, find_folder
-from dongpt.train.init_wte import read_vectors, rows_of, save_rows, wanted_spellings
+from dongpt.train.init_wte import read_vectors, save_table, vector_table, wanted_spellings
 
 VECTORS, PICTURE = "word2vec.npy", "word2vec.png"
 MARGIN = (10, 2)  # pixels between the words of the picture
@@ -239,17 +239,17 @@ def main(argv: list[str] | None = None):
             )
     else:
         found = train_vectors(Sentences(corpus, names), cfg)
-    rows = rows_of(tokenizer, found)
+    rows = vector_table(tokenizer, found)
     if not rows.any():
         raise UserError(f"{cfg.vectors or 'training'} gives nothing but zeros: take another file of vectors")
-    tokens = sum(np.bincount(ids, minlength=2**16) for ids in corpus.pieces("train"))[: len(rows)]
+    tokens = sum(np.bincount(ids, minlength=2**16) for ids in corpus.chunks("train"))[: len(rows)]
     has, counts = rows.any(1), counts_of(tokens, names)
     print(
         f"{has.sum():,} of {len(rows):,} entries of the vocabulary have a vector of {rows.shape[1]} numbers, "
         f"{100 * tokens[has].sum() / tokens.sum():.1f} % of train's tokens"
     )
     path = os.path.join(corpus.folder, VECTORS)
-    save_rows(path, rows)
+    save_table(path, rows)
     print(f"written to {path}")
     vector_of = {names[i]: rows[i] for i in np.flatnonzero(has)}
     words = sorted((word for word in vector_of if any(map(str.isalpha, word))), key=lambda word: (-counts[word], word))

@@ -4,16 +4,17 @@ Imports nothing heavy, so that programs which only prepare data start at once.
 """
 
 import contextlib
+import errno
 import getpass
 import hashlib
 import os
+import re
+import secrets
 import signal
 import sys
 import tempfile
 import time
 from typing import IO, Any, Callable, Iterator
-
-import filelock
 
 import configurator
 import dongpt
@@ -21,7 +22,8 @@ from configurator import UserError
 
 ROOT = configurator.ROOT
 LOCK = ".dongpt.lock"  # in a directory that a program writes to; the file stays, the lock on it ends with the process
-TEMPORARY = ".dongpt-part"  # ending of a file that is not yet complete
+TEMPORARY = ".dongpt-part"  # suffix of a file that is not yet complete
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks, as some NFS
 
 
 def run_program(main: Callable[[], int | None]):
@@ -31,12 +33,17 @@ def run_program(main: Callable[[], int | None]):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        code = _print_version() if "--version" in sys.argv[1:] else main() or 0
+        if "--version" in sys.argv[1:]:
+            code = _print_version()
+        else:
+            code = main() or 0
+            if sys.stdout:
+                sys.stdout.flush()  # here, so that a closed pipe is noticed
     except UserError as error:
         code = _report(str(error))
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # `python sample.py | head`
+    except BrokenPipeError:  # as in `python sample.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
@@ -47,27 +54,32 @@ def run_program(main: Callable[[], int | None]):
             f"gradient_accumulation_steps by the same factor, or lower block_size"
         )
     _leave_process_group()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # gloo's threads now and then abort a process that ends ordinarily
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # at a normal exit gloo's threads sometimes abort the process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
+def _rank() -> int:
+    """Rank of this process under torchrun, else 0."""
+    return int(os.environ.get("RANK", 0))
+
+
 def _print_version() -> int:
     """Print the version on rank 0; returns the exit code."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if _rank() == 0:
         print(f"donGPT {dongpt.__version__}")
     return 0
 
 
 def _report(sentence: str) -> int:
     """Print a sentence for the user on rank 0; returns the exit code."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if _rank() == 0:
         print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr, flush=True)
     else:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(2)  # torchrun ends all processes when one fails: leave rank 0 the time to print its line
+        time.sleep(2)  # torchrun ends all processes when one fails: give rank 0 time to print its line
     return 2
 
 
@@ -79,7 +91,7 @@ def _leave_process_group():
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether a GPU's memory is full."""
+    """Whether error says that a GPU's memory is full."""
     return "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError)
 
 
@@ -89,35 +101,63 @@ def first_line(error: Exception) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# directory locks
+# locks
 
 
 @contextlib.contextmanager
 def locked_directory(directory: str) -> Iterator[None]:
-    """Keep other processes from writing to directory, which is created if missing.
+    """Lock directory, which is created if missing, against other writers; reading needs no lock.
 
-    Only writers lock; reading never needs a lock. The operating system drops the lock when the process ends, however it
-    ends. Raises UserError if another process holds it, or if the directory cannot be written.
+    The operating system drops the lock when the process ends, however it ends; the lock file stays. Under torchrun
+    rank 0 holds the lock for all ranks. Raises UserError if the directory cannot be written, or if the lock is held,
+    also if this very process holds it.
     """
+    if _rank() > 0:
+        yield
+        return
     try:
-        os.makedirs(directory, exist_ok=True)
-        with _locked(os.path.join(directory, LOCK), directory):
-            yield
+        os.makedirs(directory or ".", exist_ok=True)
     except OSError as error:
-        if error.filename is None or not str(error.filename).endswith(LOCK) and error.filename != directory:
-            raise  # not ours: from the body of the with statement
-        raise UserError(
-            f"{directory} cannot be written ({error.strerror}): change its rights, or use another"
-        ) from error
+        raise UserError(f"{directory} cannot be written ({error.strerror}): name another directory") from error
+    with _locked(os.path.join(os.path.abspath(directory), LOCK), directory or "."):
+        yield
+
+
+@contextlib.contextmanager
+def locked_output(path: str) -> Iterator[None]:
+    """Lock the output file path against other processes of this user; a pipe or a device may have many writers.
+
+    The lock file is in the system's directory for temporary files, so that nothing stays beside the user's file.
+    Raises UserError if the lock is held.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        yield
+        return
+    target = os.path.normcase(os.path.realpath(path))
+    digest = hashlib.sha256(target.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()  # getuser fails for a user without a name
+    directory = os.path.join(tempfile.gettempdir(), f"dongpt-{user}")
+    os.makedirs(directory, exist_ok=True)
+    with _locked(os.path.join(directory, f"{digest}.lock"), path):
+        yield
 
 
 @contextlib.contextmanager
 def _locked(lock_path: str, name: str) -> Iterator[None]:
+    """Hold the lock on the file lock_path; `name` is what error messages call the locked thing."""
+    import filelock  # here, since it takes a third of a second
+
     lock = filelock.FileLock(lock_path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
+        if not os.path.exists(lock_path):  # the file system accepts no new files, as /proc
+            raise UserError(f"{name} cannot be written: name another place") from None
         raise UserError(f"{name} is being written by another process: wait for it, or end it first") from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise UserError(f"{name} cannot be written ({error.strerror}): name another place") from error
+        print(f"{name} is on a file system without locks: let only one program write to it", file=sys.stderr)
     try:
         yield
     finally:
@@ -129,72 +169,58 @@ def _locked(lock_path: str, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replaced_file(path: str, mode: str = "wb", check: Callable[[str], Any] | None = None, **how) -> Iterator[IO]:
-    """A file open for writing that takes path's place once it is complete and on the disk, or not at all.
+def replaced_file(path: str, mode: str = "wb", check: Callable[[str], Any] | None = None, **kwargs) -> Iterator[IO]:
+    """A file open for writing that replaces path once it is complete and on disk, or not at all.
 
-    At every moment path holds either the old content or the new one. A symbolic link is followed; a pipe or a device
-    is written to directly. check(temporary path) is called before the file gets its name; if it raises, nothing is
-    replaced. `how` goes to open. Raises OSError; the old file is then as it was.
+    At every moment path has either the old content or the new. A symbolic link is followed, a pipe or a device is
+    written to directly. check(temporary path) runs before the replacement and can prevent it by raising. kwargs go to
+    open(). Raises OSError; the old file is then unchanged.
     """
-    target = os.path.realpath(path)
-    if os.path.exists(target) and not os.path.isfile(target):  # a FIFO or a device cannot be replaced
-        with open(target, mode, **how) as file:
+    if os.path.exists(path) and not os.path.isfile(path):  # a FIFO or a device cannot be replaced
+        with open(path, mode, **kwargs) as file:
             yield file
         return
-    handle, temporary = tempfile.mkstemp(TEMPORARY, f".{os.path.basename(target)}.", os.path.dirname(target))
+    target = os.path.realpath(path)
+    directory, name = os.path.split(target)
+    if os.path.islink(target):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    temporary = os.path.join(directory, f"{_part_prefix(name)}{secrets.token_hex(8)}{TEMPORARY}")
     try:
-        with open(handle, mode, **how) as file:
+        with open(temporary, mode.replace("w", "x"), **kwargs) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _copy_permissions(target, temporary)
+        if os.path.exists(target):
+            os.chmod(temporary, os.stat(target).st_mode & 0o777)
         if check:
             check(temporary)
         os.replace(temporary, target)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.remove(temporary)
-    _sync_directory(os.path.dirname(target))
+    _sync_directory(directory)
 
 
-def _copy_permissions(target: str, temporary: str):
-    """Give a temporary file, which only its owner may read, the permissions of the file it replaces, or the usual."""
-    if os.path.exists(target):
-        os.chmod(temporary, os.stat(target).st_mode & 0o777)
-    else:
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+def _part_prefix(name: str) -> str:
+    """Start of the name of the temporary file for `name`, cut so that the whole stays below 255 bytes."""
+    return f".{name[:40]}."
 
 
 def _sync_directory(directory: str):
-    """Make new names in a directory survive a crash, where the file system can do that."""
+    """Make new names in directory survive a crash, where the file system can do that."""
     if os.name != "posix":
         return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems refuse; the file itself is complete
+    with contextlib.suppress(OSError):  # an unreadable directory, a network file system; the file itself is complete
+        handle = os.open(directory, os.O_RDONLY)
+        try:
             os.fsync(handle)
-    finally:
-        os.close(handle)
+        finally:
+            os.close(handle)
 
 
 def remove_stale_parts(directory: str, name: str):
-    """Delete the temporary files that killed processes left of directory/name. Call it only while holding the lock."""
+    """Delete the temporary files for directory/name that killed processes left. The caller holds the lock."""
+    part = re.compile(re.escape(_part_prefix(name)) + "[0-9a-f]{16}" + re.escape(TEMPORARY))
     for entry in os.listdir(directory) if os.path.isdir(directory) else ():
-        if entry.startswith(f".{name}.") and entry.endswith(TEMPORARY):
+        if part.fullmatch(entry):
             os.remove(os.path.join(directory, entry))
-
-
-@contextlib.contextmanager
-def locked_output(path: str) -> Iterator[None]:
-    """Keep other processes of this user's machine from writing the output file path at the same time.
-
-    The lock lies in the system's temporary directory, so that nothing is left next to the user's file. Raises
-    UserError if another process holds it.
-    """
-    digest = hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    directory = os.path.join(tempfile.gettempdir(), f"dongpt-{getpass.getuser()}")
-    os.makedirs(directory, exist_ok=True)
-    with _locked(os.path.join(directory, f"{digest}.lock"), path):
-        yield

@@ -48,6 +48,11 @@ def write_corpus(folder: str, text: str) -> str:
     return str(folder)
 
 
+def visible(folder) -> list[str]:
+    """The names in a folder, sorted, without hidden ones such as the lock's."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+
+
 def split_text(text: str) -> dict[str, str]:
     """The splits of a text where nanoGPT's scripts cut."""
     cut = int(len(text) * 0.9)

@@ -10,9 +10,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, expect_sentence, generated_text, run, split_text, write_corpus, write_splits
+from helpers import ROOT, expect_sentence, generated_text, run, split_text, torchrun, write_corpus, write_splits
 
 import evaluate as program
+from configurator import UserError
 from dongpt import runtime
 from dongpt.checkpoint.files import load_model, model_args, save
 from dongpt.train.data import Corpus, read_meta
@@ -111,7 +112,7 @@ def test_evaluation_has_no_dropout_and_leaves_the_model_as_it_was(tiny_data):
 
 
 @smoke
-def test_an_abandoned_evaluation_gives_none(tiny_run, tiny_data):
+def test_a_stopped_evaluation_gives_none(tiny_run, tiny_data):
     model, _ = load_model(tiny_run)
     seen = []
     result = evaluate(
@@ -121,7 +122,7 @@ def test_an_abandoned_evaluation_gives_none(tiny_run, tiny_data):
         12,
         16,
         runtime.start("cpu", "float32"),
-        abandon=lambda: len(seen) == 2,
+        should_stop=lambda: len(seen) == 2,
         on_batch=lambda: seen.append(1),
     )
     assert result is None and len(seen) == 2
@@ -179,6 +180,33 @@ def test_json_is_all_that_goes_to_stdout_when_the_data_must_be_prepared_first(tm
         timeout=120,
     )
     assert done.returncode == 0 and list(json.loads(done.stdout)[0]) == KEYS, done.stdout[:500] + done.stderr
+
+
+def test_several_processes_print_one_list_with_the_figures_of_one_process(tmp_path, tiny_run, capsys):
+    (alone,) = results(capsys, tiny_run)
+    done = run("evaluate.py", tiny_run, "--json", "--device=cpu", cwd=tmp_path, launcher=torchrun(2))
+    (shared,) = json.loads(done.stdout)
+    assert shared == {**alone, **{key: pytest.approx(alone[key], rel=1e-6) for key in KEYS[2:5]}}
+    done = run("evaluate.py", tiny_run, "--device=cpu", cwd=tmp_path, launcher=torchrun(2))
+    assert len(done.stdout.splitlines()) == 2 and done.stderr.count("device: cpu") == 1
+
+
+@smoke
+@pytest.mark.parametrize("name", ["quickstart", "bigram", "block_size=16"])
+def test_a_run_directory_may_be_named_like_a_config_or_a_setting(tmp_path, tiny_run, capsys, monkeypatch, name):
+    shutil.copytree(tiny_run, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    path = name if "=" not in name else f"{name}/ckpt.pt"
+    (result,) = results(capsys, path)
+    assert result["checkpoint"] == path and result["loss"] == results(capsys, tiny_run)[0]["loss"]
+
+
+@smoke
+@pytest.mark.parametrize("setting", ["--out_dir=out", "--init_from=gpt2"])
+def test_a_path_and_another_name_of_a_model_are_refused_together(tiny_run, capsys, setting):
+    with pytest.raises(UserError, match=f"both name a model: drop {setting.partition('=')[0]}"):
+        program.main([tiny_run, setting, "--device=cpu"])
+    assert capsys.readouterr().out == ""
 
 
 @smoke

@@ -21,8 +21,9 @@ import configurator
 from configurator import UserError
 from dongpt.chat.dialogues import Chats, Dialogues
 from dongpt.program import run_program
+from dongpt.text.bins import named_folder
 from dongpt.text.documents import Files, find_files
-from dongpt.text.prepare import Kind, Vocabulary, named_folder, note_options, prepare_marked
+from dongpt.text.prepare import Kind, Vocabulary, note_options, prepare_marked
 from dongpt.text.report import report
 from dongpt.text.template import DONGPT
 from dongpt.text.tokenizers import END
@@ -67,10 +68,10 @@ def main(argv: list[str] | None = None):
             DONGPT,
         )
     )
-    if chats.strict < 2:
+    if chats.level < 2:
         print(
             "so many conversations have turns in common that "
-            + ("those with a common beginning may be on both sides" if chats.strict else "only equal ones share a side")
+            + ("those with a common beginning may be on both sides" if chats.level else "only equal ones share a side")
         )
     dataset = "" if folder == FOLDER else f" --dataset={cfg.name}"
     config = "config/finetune_chat.py" if cfg.tokenizer == "gpt2" else "config/train_chat.py"

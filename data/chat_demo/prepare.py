@@ -28,11 +28,11 @@ from typing import Callable, Iterator, Sequence
 import numpy as np
 
 import configurator
-from dongpt.chat.dialogues import to_parts
+from dongpt.chat.dialogues import to_segments
 from dongpt.program import run_program
 from dongpt.text.prepare import BUCKETS, Split, Survey, Vocabulary, prepare_marked
 from dongpt.text.report import report
-from dongpt.text.template import DONGPT, Part
+from dongpt.text.template import DONGPT, Segment
 from dongpt.text.tokenizers import END
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -931,7 +931,9 @@ class Invented:
     def stamp(self):
         """What never changes."""
 
-    def marked(self, survey: Survey, on_bytes: Callable[[int], None], digest=None) -> Iterator[tuple[int, list[Part]]]:
+    def marked(
+        self, survey: Survey, on_bytes: Callable[[int], None], digest=None
+    ) -> Iterator[tuple[int, list[Segment]]]:
         """(0 or 1, parts) of each conversation."""
         for number, conversations in enumerate((self.train, self.val)):
             for said in conversations:
@@ -940,7 +942,7 @@ class Invented:
                     digest.update(f"{text}\n".encode("utf-8"))
                 on_bytes(len(text) - 2 * len(said))
                 messages = [message for one in said for message in (("user", one.user), ("assistant", one.answer))]
-                yield number, to_parts(messages, DONGPT)
+                yield number, to_segments(messages, DONGPT)
 
 
 def questions(

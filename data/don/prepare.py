@@ -9,29 +9,16 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from dataclasses import dataclass
-
 import configurator
 from dongpt.program import run_program
-from dongpt.text import sources
-from dongpt.text.documents import Texts
-from dongpt.text.prepare import Vocabulary, prepare
-from dongpt.text.report import report
+from dongpt.text.sources import DON_QUIXOTE, BookConfig, prepare_text
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
-@dataclass(frozen=True)
-class PrepareConfig:
-    input: str = ""  # path of the text; without it input.txt beside this script, else a download
-    raw: bool = False  # keep Project Gutenberg's header and licence
-
-
 def main(argv: list[str] | None = None):
-    cfg, _ = configurator.load(PrepareConfig, argv)
-    path = sources.find_text(cfg.input, FOLDER, sources.DON_QUIXOTE)
-    text, sha256 = sources.read_book(path, cfg.raw)
-    report(prepare(FOLDER, Texts([text]), Vocabulary("gpt2"), source=os.path.basename(path), sha256=sha256))
+    cfg, _ = configurator.load(BookConfig, argv)
+    prepare_text(cfg, FOLDER, DON_QUIXOTE, "gpt2")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@
     python data/don_word/prepare.py --input=pg996.txt    # takes your copy; any other text works too
     python data/don_word/prepare.py --notebook=True      # as the word notebook does it, licence and all
 
-A word has the space before it, so that no place of a window goes to a blank, and keeps its capitals: ids give the text
-back, prompts may have capitals, bits per byte mean what they mean by characters. What a spelling costs in common
-meaning, data/word2vec.py gives back: vectors are shared by all spellings of a word.
+A word includes the space before it, so that no position of a window is spent on a space, and keeps its capitals: ids
+give the text back, prompts may have capitals, and bits per byte compare with those by characters. The spellings of a
+word then share no embedding, which data/word2vec.py makes up for: it gives them the same vector.
 
-The notebook has small letters and a token for every blank, which is nearly half of its tokens. It counted its words in
-a text whose beginning it cut off by a number that fits Project Gutenberg's 996 as of 2021 alone; it splits by tokens,
-nine tenths to train on, where data/*/prepare.py split by characters.
+The notebook lowers all letters and has a token for every blank, nearly half of its tokens. It cuts off the start of the
+text at a position that fits only Project Gutenberg's 996 as of 2021, and splits by tokens, nine tenths to train on,
+where data/*/prepare.py split by characters.
 """
 
 import os
@@ -23,41 +23,33 @@ from dataclasses import dataclass, replace
 import configurator
 from configurator import UserError
 from dongpt.program import run_program
-from dongpt.text import sources
 from dongpt.text.bins import Encoded, Prepared, Writer
-from dongpt.text.documents import Texts
-from dongpt.text.prepare import SAMPLE, Vocabulary, prepare
+from dongpt.text.prepare import SAMPLE_CHARS
 from dongpt.text.report import report
+from dongpt.text.sources import DON_QUIXOTE, BookConfig, find_text, prepare_text, read_text
 from dongpt.text.tokenizers import WordTokenizer, split_words
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-BEGINNING = 121_506  # characters that the notebook leaves out: Gutenberg's header, the table of contents, the prefaces
+START = 121_506  # characters that the notebook leaves out: Gutenberg's header, the table of contents, the prefaces
 TRAIN_SHARE = 0.9  # of the notebook's tokens
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
-    input: str = ""  # path of the text; without it input.txt beside this script, else a download
-    raw: bool = False  # keep Project Gutenberg's header and licence
+class PrepareConfig(BookConfig):
     notebook: bool = False  # the word notebook's own recipe; its licence stays in, with or without raw
 
 
-def notebook_text(text: str, path: str) -> str:
-    """text as the word notebook cleans it. Raises UserError if nothing is left of it."""
+def prepare_notebook(path: str, encoding: str) -> Prepared:
+    """Write the data by the notebook's recipe, and print its figures; ids are sorted, where the notebook's change from
+    run to run. Raises UserError for a text that is too short for it."""
+    text, sha256 = read_text(path, encoding)
     text = text.replace("\n", " ").replace("  ", " ")
-    if len(text) <= BEGINNING:
+    if len(text) <= START:
         raise UserError(
-            f"{path} has {len(text):,} characters, and notebook=True leaves out the first {BEGINNING:,}, "
-            f"as fits Project Gutenberg's 996 alone: leave --notebook away"
+            f"{path} has {len(text):,} characters, and notebook=True leaves out the first {START:,}, which fits "
+            f"only Project Gutenberg's 996: drop --notebook"
         )
-    return text[BEGINNING:].lower()
-
-
-def prepare_notebook(path: str) -> Prepared:
-    """Write the bins by the notebook's recipe, and print its figures; ids follow the alphabet, where the notebook's
-    change from run to run."""
-    text, sha256 = sources.read_text(path)
-    text = notebook_text(text, path)
+    text = text[START:].lower()
     words = split_words(text, spaces_alone=True)
     tokenizer = WordTokenizer(sorted(set(words)), lower=True, spaces_alone=True)
     print(f"the text begins with {text[:60]!r} (volume i, chapter i of Project Gutenberg's 996, if it is that)")
@@ -72,18 +64,15 @@ def prepare_notebook(path: str) -> Prepared:
         prepared = writer.finish(
             {"source": os.path.basename(path), "sha256": sha256, "documents": 1, "split": "position"}
         )
-        return replace(prepared, sample=text[:SAMPLE])
+        return replace(prepared, sample=text[:SAMPLE_CHARS])
 
 
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(PrepareConfig, argv)
-    path = sources.find_text(cfg.input, FOLDER, sources.DON_QUIXOTE)
     if cfg.notebook:
-        prepared = prepare_notebook(path)
+        report(prepare_notebook(find_text(cfg.input, FOLDER, DON_QUIXOTE), cfg.encoding))
     else:
-        text, sha256 = sources.read_book(path, cfg.raw)
-        prepared = prepare(FOLDER, Texts([text]), Vocabulary("word"), source=os.path.basename(path), sha256=sha256)
-    report(prepared)
+        prepare_text(cfg, FOLDER, DON_QUIXOTE, "word")
 
 
 if __name__ == "__main__":

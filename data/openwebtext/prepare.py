@@ -21,11 +21,10 @@ from dataclasses import dataclass
 import configurator
 from configurator import UserError
 from dongpt.program import first_line, run_program
+from dongpt.text.bins import named_folder
 from dongpt.text.documents import Files, find_files
-from dongpt.text.prepare import named_folder
+from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.report import report
-from dongpt.text.sharding import prepare
-from dongpt.text.tokenizers import GPT2Tokenizer
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 REPOSITORY = "Skylion007/openwebtext"  # on Hugging Face
@@ -120,12 +119,19 @@ def main(argv: list[str] | None = None):
     files = Files(paths, field=cfg.field, encoding=cfg.encoding, as_is=True)
     print(f"{len(paths):,} files, {files.size / 1e6:,.1f} MB; {free_space()}")
     prepared = prepare(
-        folder, files, GPT2Tokenizer(), cfg.val_fraction, cfg.seed, cfg.shard_tokens, source=cfg.files or REPOSITORY
+        folder,
+        files,
+        Vocabulary("gpt2"),
+        cfg.val_fraction,
+        source=cfg.files or REPOSITORY,
+        shard_tokens=cfg.shard_tokens,
+        split="drawn",
+        seed=cfg.seed,
     )
     if prepared:
         report(prepared)
     else:
-        print(f"{folder} holds all of it already: to prepare it anew, delete meta.json there")
+        print(f"{folder} holds all of it already: to prepare it again, delete its .bin files and meta.json")
     print(
         "next: torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py"
         + (f" --dataset={cfg.name}" if cfg.name else "")

@@ -16,13 +16,16 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from dataclasses import dataclass
+from typing import Any, Callable, Iterator
 
 import configurator
 from configurator import UserError
 from dongpt.program import run_program
+from dongpt.text.bins import named_folder
 from dongpt.text.documents import Files, find_files
-from dongpt.text.prepare import Kind, Tasks, Vocabulary, named_folder, note_options, prepare_marked
+from dongpt.text.prepare import Kind, Survey, Vocabulary, bucket_of, note_options, prepare_marked
 from dongpt.text.report import report
+from dongpt.text.template import Segment
 from dongpt.text.tokenizers import END
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -38,6 +41,38 @@ class PrepareConfig(Vocabulary):
     val_fraction: float = 0.1  # of the characters, for validation; records stay whole
     encoding: str = "utf-8"  # of the records
     name: str = ""  # a folder under data/ to write to; without it beside this script
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Records of which one field is a question and another the answer: question, mark, answer, END.
+
+    Only the answer and END are in the loss. A hash of the question decides on the split.
+    """
+
+    files: Files
+    fields: tuple[str, str]
+    mark: str
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return self.files.size
+
+    def stamp(self):
+        """A value that changes when a file does."""
+        return self.files.stamp()
+
+    def marked(
+        self, survey: Survey, on_bytes: Callable[[int], Any], digest=None
+    ) -> Iterator[tuple[int, list[Segment]]]:
+        """(bucket of the question, segments) of the records in which both fields have text."""
+        for question, answer in self.files.records(*self.fields, on_bytes=on_bytes, digest=digest):
+            if question.strip() and answer.strip():
+                mark, end = Segment(self.mark, is_special=True), Segment(END, is_special=True, in_loss=True)
+                yield bucket_of(question), [Segment(question), mark, Segment(answer, in_loss=True), end]
+            else:
+                survey.left_out += 1
 
 
 def main(argv: list[str] | None = None):

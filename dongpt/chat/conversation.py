@@ -15,7 +15,7 @@ import torch
 
 from configurator import UserError
 from dongpt.decode.text import Texts
-from dongpt.text.template import EMOTIONS, Part, Template, encode
+from dongpt.text.template import EMOTIONS, Segment, Template, encode
 from dongpt.text.tokenizers import END, Tokenizer
 from model import GPT, Decoder, Sampling
 
@@ -126,7 +126,7 @@ class Conversation:
 
     def _opening(self) -> list[int]:
         """What stands before the first question: in training, the end of another conversation and the system text."""
-        end = [Part(END, is_mark=True)] if self.template.special and END in self.tokenizer.specials else []
+        end = [Segment(END, is_special=True)] if self.template.special and END in self.tokenizer.specials else []
         return encode(self.tokenizer, [*end, *self.template.opening(self.system)], "skip")
 
     def _ask(self, text: str, quiet: bool = False) -> list[int]:
@@ -155,7 +155,7 @@ class Conversation:
         except ValueError as error:  # byte pairs that tiktoken cannot split
             self.note(f"left out: {error}")
             return ""
-        return self.tokenizer.decode(ids) if missing or self.tokenizer.loses(text) else text
+        return self.tokenizer.decode(ids) if missing or self.tokenizer.is_lossy(text) else text
 
     def _reserve(self) -> int:
         """Tokens that are kept free for an answer."""

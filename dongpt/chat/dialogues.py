@@ -1,41 +1,38 @@
-"""Conversations from files, checked, and put together with those that they must share a split with.
+"""Interpret files as conversations, and find those that must be on the same side of a split.
 
     dialogues = Dialogues(Files(["chats.jsonl"]))
     for conversation in dialogues.read(): ...      # [("user", "Hello"), ("assistant", "Hello! How are you?")]
 
-JSON lines hold a conversation a line, {"messages": [{"role": ..., "content": ...}, ...]} or the list alone, or a
-message a line with an empty line between conversations, as chat.py saves them. CSV and Parquet hold a question and its
-answer a row. Everything else is text with the tags of the Empathetic-Dialogue-System.
+JSON lines hold one conversation per line, {"messages": [{"role": ..., "content": ...}, ...]} or only the list, or one
+message per line with a blank line between conversations, as chat.py saves them. CSV and Parquet hold a question and its
+answer per row. Every other file is text with the tags of the Empathetic-Dialogue-System.
 """
 
 import hashlib
-import json
 import re
 import zlib
-from dataclasses import dataclass
-from typing import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
 from configurator import UserError
-from dongpt.text.documents import RECORDS, Files, kind_of
+from dongpt.text.documents import RECORDS, Files, check_text, kind_of, parse_json
 from dongpt.text.prepare import BUCKETS, Survey, check_fraction, choose
-from dongpt.text.template import Part, Template
+from dongpt.text.template import Segment, Template
 from dongpt.text.tokenizers import END
 
 Messages = list[tuple[str, str]]  # (role, content)
 ROLES = ("system", "user", "assistant")
-PHRASE = 4  # what more conversations say is a phrase, and joins none of them, unless
-HISTORY = 80  # characters of two utterances that follow each other are too many for a phrase
-LONG = 20  # characters of an utterance that joins two conversations by itself
 FORM = (
     'a line must be {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, '
-    "where user and assistant take turns, behind at most one system message"
+    "where user and assistant take turns, after at most one system message"
 )
 
 
-def check(conversation: Messages, place: str) -> Messages:
-    """conversation, if user and assistant take turns in it. Raises UserError that begins with place."""
+def check_turns(conversation: Messages, place: str) -> Messages:
+    """conversation, if user and assistant take turns in it. Raises UserError that starts with place."""
     turns = conversation[1:] if conversation and conversation[0][0] == "system" else conversation
     wrong = next((i for i, (role, _) in enumerate(turns) if role != ROLES[1 + i % 2]), None)
     if wrong is not None:
@@ -47,74 +44,65 @@ def check(conversation: Messages, place: str) -> Messages:
     return conversation
 
 
-def read_message(message, place: str) -> tuple[str, str]:
-    """(role, content) of a message out of JSON. Raises UserError that begins with place."""
+def read_message(message: Any, place: str) -> tuple[str, str]:
+    """(role, content) of a message from JSON. Raises UserError that starts with place."""
     if not isinstance(message, dict) or not {"role", "content"} <= set(message):
         raise UserError(f"{place}: {str(message)[:60]!r} is no message with role and content: {FORM}")
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise UserError(f"{place}: the role {str(role)[:40]!r} is none of {', '.join(ROLES)}")
-    if not isinstance(content, str) or "\0" in content or any("\ud800" <= c <= "\udfff" for c in content):
-        raise UserError(f"{place}: the content {str(content)[:40]!r} is no text: mend or drop it")
-    return role, content.replace("\r\n", "\n").replace("\r", "\n")
+    if message["role"] not in ROLES:
+        raise UserError(f"{place}: the role {str(message['role'])[:40]!r} is none of {', '.join(ROLES)}")
+    return message["role"], check_text(message["content"], place, "content")
 
 
 def read_json_lines(lines: Iterable[str], path: str) -> Iterator[Messages]:
-    """The conversations of JSON lines, checked; a message a line, or a conversation a line."""
-    gathered, number, began = [], 0, 1
-    for number, line in enumerate(lines, 1):
+    """The conversations of JSON lines, checked; one message per line, or one conversation per line."""
+    single: Messages = []  # messages of a conversation that has one per line
+    first_line = 1
+    for number, line in enumerate(chain(lines, [""]), 1):
         place = f"{path} line {number:,}"
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                what = getattr(error, "msg", error)
-                raise UserError(
-                    f"{place} is no JSON ({what}): mend or drop it, a line is a message or a conversation"
-                ) from error
-            if isinstance(record, dict) and "messages" not in record:
-                began = began if gathered else number
-                gathered.append(read_message(record, place))
-                continue
-        if gathered:
-            yield check(gathered, f"{path} line {began:,}")
-            gathered = []
+        record = parse_json(line, place) if line.strip() else None
+        if isinstance(record, dict) and "messages" not in record:
+            first_line = first_line if single else number
+            single.append(read_message(record, place))
+            continue
+        if single:
+            yield check_turns(single, f"{path} line {first_line:,}")
+            single = []
         if line.strip():
             messages = record["messages"] if isinstance(record, dict) else record
             if not isinstance(messages, list):
                 raise UserError(f"{place} holds no list of messages: {FORM}")
-            yield check([read_message(message, place) for message in messages], place)
-    if gathered:
-        yield check(gathered, f"{path} line {began:,}")
+            yield check_turns([read_message(message, place) for message in messages], place)
 
 
 TAG = re.compile(r"<(bot|human|emotion|context)> ?")
-TURN_OF = {"bot": "user", "human": "assistant"}
+ROLE_OF = {"bot": "user", "human": "assistant"}
 END_TAG = re.compile(r" *<endOfText>\s*$")
 
 
 def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
-    """The records of a text with tags, checked: <bot> is the user, <human> answers, <endOfText> ends a record.
+    """The records of tagged text, checked: <bot> is the user, <human> answers, <endOfText> ends a record.
 
-    What <emotion> and <context> say becomes a system message.
+    The text after <emotion> or <context> becomes a system message.
     """
     record: Messages = []
-    began, number = 1, 0
+    first_line = 1
     for number, line in enumerate(lines, 1):
         place, tag = f"{path} line {number:,}", TAG.match(line)
         text, ends = END_TAG.subn("", line[tag.end() :] if tag else line)
         text = text.strip()
-        if tag and tag[1] in TURN_OF:
-            began = began if record else number
-            if tag[1] == "bot" and record and record[-1][0] == "user":
+        if tag and tag[1] in ROLE_OF:
+            first_line = first_line if record else number
+            asked = bool(record) and record[-1][0] == "user"
+            if asked and tag[1] == "bot":
                 raise UserError(f"{place}: <bot> speaks twice in a row: the tags must be <bot>, then <human>")
-            if tag[1] == "human" and (not record or record[-1][0] != "user"):
+            if not asked and tag[1] == "human":
                 raise UserError(f"{place}: <human> answers nothing: the tags must be <bot>, then <human>")
-            record.append((TURN_OF[tag[1]], text))
+            record.append((ROLE_OF[tag[1]], text))
         elif tag:
             if record:
-                yield check(record, f"{path} line {began:,}")
-            record, began = [("system", f"emotion: {text}" if text and tag[1] == "emotion" else text)], number
+                yield check_turns(record, f"{path} line {first_line:,}")
+            record = [("system", f"emotion: {text}" if text and tag[1] == "emotion" else text)]
+            first_line = number
         elif text and not record:
             raise UserError(
                 f"{place} begins with none of <bot>, <human>, <emotion>, <context>: a dialogue is a text "
@@ -123,27 +111,25 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
         elif text:  # a turn of several lines
             record[-1] = (record[-1][0], f"{record[-1][1]}\n{text}".strip())
         if ends and record and record[-1][0] == "assistant":
-            yield check(record, f"{path} line {began:,}")
+            yield check_turns(record, f"{path} line {first_line:,}")
             record = []
     if record:
-        yield check(record, f"{path} line {began:,}")
+        yield check_turns(record, f"{path} line {first_line:,}")
 
 
-def put_together(records: list[Messages]) -> Iterator[Messages]:
-    """Records that follow each other in one dialogue, joined.
+def join_pairs(records: list[Messages]) -> Iterator[Messages]:
+    """The dialogues that records were cut from.
 
-    The Empathetic-Dialogue-System cut a dialogue into pairs, and added the pairs with the roles swapped: that an answer
-    and the question behind it are a pair of their own shows that both belong together.
+    The Empathetic-Dialogue-System cut dialogues into pairs, and added the pairs with the roles swapped: if an answer
+    and the question after it are a pair of their own, both belong to the same dialogue.
     """
     pairs = {(a[1], b[1]) for record in records for a, b in zip(record, record[1:]) if b[0] == "assistant"}
     dialogue: Messages = []
     for record in records:
-        if dialogue and record[0][0] == "user" and (dialogue[-1][1], record[0][1]) in pairs:
-            dialogue = dialogue + record
-            continue
-        if dialogue:
+        if dialogue and not (record[0][0] == "user" and (dialogue[-1][1], record[0][1]) in pairs):
             yield dialogue
-        dialogue = record
+            dialogue = []
+        dialogue = dialogue + record
     if dialogue:
         yield dialogue
 
@@ -153,152 +139,144 @@ class Dialogues:
     """The conversations of files."""
 
     files: Files
-    user: str = "user"  # CSV, Parquet: the column that holds the question
-    assistant: str = "assistant"  # CSV, Parquet: the column that holds the answer
-    conversation: str = ""  # CSV, Parquet: rows that follow each other with the same value here are one conversation
-
-    @property
-    def size(self) -> int:
-        """Bytes on the disk."""
-        return self.files.size
-
-    def stamp(self):
-        """What changes when a file does."""
-        return self.files.stamp()
+    user: str = "user"  # CSV, Parquet: the column of the questions
+    assistant: str = "assistant"  # CSV, Parquet: the column of the answers
+    conversation: str = ""  # CSV, Parquet: adjacent rows with the same value in this column are one conversation
 
     def read(self, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[Messages]:
-        """The conversations in order. Raises UserError naming file and line for what is none."""
+        """The conversations in order. Raises UserError, naming file and line, for what is none."""
         for path in self.files.paths:
             kind = kind_of(path)[0]
             if kind in (".csv", ".parquet"):
-                yield from self._rows(path, digest)
-                on_bytes(Files([path]).size)
+                yield from self._rows(path, on_bytes, digest)
             elif kind in RECORDS or kind == ".json":
                 yield from read_json_lines(self.files.lines(path, on_bytes, digest), path)
             else:
-                yield from put_together([*read_tagged(self.files.lines(path, on_bytes, digest), path)])
+                yield from join_pairs([*read_tagged(self.files.lines(path, on_bytes, digest), path)])
 
-    def _rows(self, path: str, digest) -> Iterator[Messages]:
-        one = Files([path], encoding=self.files.encoding, option=self.files.option)
-        name = (self.conversation,) if self.conversation else ()
-        records = one.placed_records(self.user, self.assistant, *name, digest=digest, labels=name)
-        before, dialogue = None, []
+    def _rows(self, path: str, on_bytes: Callable[[int], None], digest) -> Iterator[Messages]:
+        names = (self.conversation,) if self.conversation else ()
+        file = replace(self.files, paths=[path])
+        records = file.placed_records(self.user, self.assistant, *names, on_bytes=on_bytes, digest=digest, labels=names)
+        dialogue: Messages = []
+        previous: list[str] = []
         for place, (question, answer, *name) in records:
-            pair = check([("user", question), ("assistant", answer)], place)
-            if dialogue and not (name and name[0].strip() and name == before):
+            pair = check_turns([("user", question), ("assistant", answer)], place)
+            if dialogue and not (name and name[0].strip() and name == previous):
                 yield dialogue
                 dialogue = []
-            dialogue, before = dialogue + pair, name
+            dialogue, previous = dialogue + pair, name
         if dialogue:
             yield dialogue
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# which conversations belong on the same side of a split
+# near-duplicate conversations, which must be on the same side of a split. Two are, by level, if they have in common
+
+# 0  all messages, whatever their order, case and blanks: "Hi" "Hello!" and "hello!" "HI"
+# 1  also: a long message, or two adjacent ones, which few conversations have: "I saw a wolf near our house."
+# 2  also: two adjacent messages of many characters, however many conversations have them; no polite phrase is so long
+LONG = 20  # characters of a long message
+FEW = 4  # conversations: what more of them have is a phrase, such as "Thank you." "You are welcome."
+MANY = 80  # characters of two adjacent messages together
+Links = list[tuple[int, int]]
+
+
+def find_links(conversations: Iterable[Messages]) -> tuple[list[int], list[Links]]:
+    """(a hash of each conversation, the links that levels 0, 1 and 2 add: pairs of numbers of conversations)."""
+    hashes: list[int] = []
+    links: list[Links] = [[], [], []]
+    first: dict[bytes, int] = {}  # number of the first conversation with these messages
+    having: dict[bytes, list[int]] = {}  # of each long message and adjacent two: the first FEW + 1 that have them
+    for number, conversation in enumerate(conversations):
+        texts = [content for role, content in conversation if role != "system"]
+        digest = _hash(texts)
+        hashes.append(zlib.crc32(digest))
+        if first.setdefault(digest, number) != number:
+            links[0].append((first[digest], number))
+            continue
+        for shared in [*((text,) for text in texts if len(text) >= LONG), *zip(texts, texts[1:])]:
+            numbers = having.setdefault(_hash(shared), [])
+            if len(shared) == 2 and sum(map(len, shared)) >= MANY and numbers and numbers[0] != number:
+                links[2].append((numbers[0], number))
+            if len(numbers) <= FEW and number not in numbers:
+                numbers.append(number)
+    links[1] = [(one, other) for one, *others in having.values() if len(others) < FEW for other in others]
+    return hashes, links
 
 
 def _hash(texts: Iterable[str]) -> bytes:
-    """What two collections of utterances have in common if they are the same but for order, case and blanks."""
-    return hashlib.blake2b(
-        "\n".join(sorted(" ".join(text.lower().split()) for text in texts)).encode("utf-8"), digest_size=12
-    ).digest()
+    """A hash of messages that ignores their order, case and blanks."""
+    normal = sorted(" ".join(text.lower().split()) for text in texts)
+    return hashlib.blake2b("\n".join(normal).encode("utf-8"), digest_size=12).digest()
 
 
-class Kinship:
-    """Groups of conversations: the same one again, the same with the roles swapped, a part of another.
+def group(hashes: list[int], links: Iterable[tuple[int, int]]) -> list[int]:
+    """A number for each conversation, equal within a group of linked ones, and independent of their order in a file."""
+    parent = [*range(len(hashes))]
 
-    Two belong together if their utterances are the same; if strict is 1, also if they share a long utterance, or two
-    that follow each other, which at most PHRASE conversations have: more have a phrase in common, no history. If it is
-    2, two that are long enough always join.
-    """
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
 
-    def __init__(self):
-        self.first: list[int] = []  # the number of the first conversation with the same utterances
-        self.names: list[int] = []  # a hash of each conversation
-        self._known: dict[bytes, int] = {}
-        self._sharing: dict[bytes, list[int]] = {}  # by one or two utterances: the first PHRASE + 1 that have them
-        self._links: list[tuple[int, int]] = []  # by two long ones, however many have them
-
-    def add(self, conversation: Messages):
-        """The next conversation."""
-        texts, number = [content for role, content in conversation if role != "system"], len(self.first)
-        name = _hash(texts)
-        self.first.append(self._known.setdefault(name, number))
-        self.names.append(zlib.crc32(name))
-        if self.first[-1] == number:
-            alone = [(text,) for text in texts if len(text) >= LONG]
-            for some in [*alone, *zip(texts, texts[1:])]:
-                sharing = self._sharing.setdefault(_hash(some), [])
-                if len(some) == 2 and sum(map(len, some)) >= HISTORY and sharing and sharing[0] != number:
-                    self._links.append((sharing[0], number))
-                if len(sharing) <= PHRASE and number not in sharing:
-                    sharing.append(number)
-
-    def groups(self, strict: int) -> list[int]:
-        """A number for each conversation, the same within a group, that has nothing to do with their order."""
-        parent = self.first.copy()
-
-        def root(i: int) -> int:
-            while parent[i] != i:
-                parent[i] = parent[parent[i]]
-                i = parent[i]
-            return i
-
-        if strict:
-            for one, *others in self._sharing.values():
-                if len(others) < PHRASE:
-                    for other in others:
-                        parent[root(other)] = root(one)
-        for one, other in self._links if strict == 2 else ():
-            parent[root(other)] = root(one)
-        return [self.names[root(i)] for i in range(len(parent))]
+    for one, other in links:
+        parent[root(other)] = root(one)
+    return [hashes[root(i)] for i in range(len(hashes))]
 
 
 @dataclass(frozen=True)
 class Chats:
-    """Conversations as preparing.py wants them, with the numbers of their groups."""
+    """Conversations with the numbers of their groups, as prepare_marked takes them."""
 
     dialogues: Dialogues
     template: Template
     groups: list[int]
-    strict: int = 2  # of Kinship.groups
+    level: int  # of the groups
 
     @classmethod
     def of(cls, dialogues: Dialogues, template: Template, val_fraction: float) -> "Chats":
-        """Read all conversations once to find their groups: as strict ones as can be split."""
+        """Read all conversations once to find their groups, by the highest level at which they can be split."""
         check_fraction(val_fraction)
-        kinship, lengths = Kinship(), []
-        for conversation in dialogues.read():
-            kinship.add(conversation)
-            lengths.append(sum(len(content) for _, content in conversation))
-        for strict in (2, 1, 0):
-            groups, survey = kinship.groups(strict), Survey(len(lengths), sum(lengths))
+        lengths: list[int] = []
+
+        def measured() -> Iterator[Messages]:
+            for conversation in dialogues.read():
+                lengths.append(sum(len(content) for _, content in conversation))
+                yield conversation
+
+        hashes, links = find_links(measured())
+        for level in (2, 1, 0):
+            groups, survey = group(hashes, chain(*links[: level + 1])), Survey(len(lengths), sum(lengths))
             np.add.at(survey.buckets, np.array(groups, dtype=np.int64) % BUCKETS, lengths)
             if lengths and choose(survey, val_fraction, least=2).by == "documents":
                 break
-        return cls(dialogues, template, groups, strict)
+        return cls(dialogues, template, groups, level)
 
     @property
     def size(self) -> int:
         """Bytes on the disk."""
-        return self.dialogues.size
+        return self.dialogues.files.size
 
-    def stamp(self):
-        """What changes when a file does."""
-        return self.dialogues.stamp()
+    def stamp(self) -> list[tuple[int, int]]:
+        """As Files.stamp."""
+        return self.dialogues.files.stamp()
 
-    def marked(self, survey: Survey, on_bytes: Callable[[int], None], digest=None) -> Iterator[tuple[int, list[Part]]]:
-        """(the number of its group, parts) of each conversation."""
-        for group, conversation in zip(self.groups, self.dialogues.read(on_bytes, digest)):
-            yield group, to_parts(conversation, self.template)
+    def marked(
+        self, survey: Survey, on_bytes: Callable[[int], None], digest=None
+    ) -> Iterator[tuple[int, list[Segment]]]:
+        """(the number of its group, segments) of each conversation."""
+        for number, conversation in zip(self.groups, self.dialogues.read(on_bytes, digest)):
+            yield number, to_segments(conversation, self.template)
 
 
-def to_parts(conversation: Messages, template: Template) -> list[Part]:
-    """The conversation as a model is trained on it, END behind it."""
-    parts = []
-    for role, content in conversation:
-        if role == "system":
-            parts += template.opening(content)
-        else:
-            parts += template.question(content) if role == "user" else template.answer(content)
-    return [*parts, Part(END, is_mark=True)]
+def to_segments(conversation: Messages, template: Template) -> list[Segment]:
+    """The conversation as a model is trained on it, followed by END."""
+    write: dict[str, Callable[[str], list[Segment]]] = {
+        "system": template.opening,
+        "user": template.question,
+        "assistant": template.answer,
+    }
+    turns = (write[role](content) for role, content in conversation)
+    return [*chain.from_iterable(turns), Segment(END, is_special=True)]

@@ -1,8 +1,8 @@
-"""Checkpoints in the layouts of other trainers, rewritten in memory in ours.
+"""Checkpoints of other trainers, converted in memory to our layout; checks on everything that a checkpoint holds.
 
 Known are nanoGPT's (of all ages), EDS's (nanoGPT's with a pos_embd, three generations), nanoGPT+'s (a bare state dict
-without hyper-parameters, GPT or bigram) and bare state dicts with nanoGPT's names. What is recognised is the layout,
-by its keys and shapes, never the name of the file.
+without hyper-parameters, GPT or bigram) and bare state dicts with nanoGPT's names. A layout is recognised by its keys
+and shapes, never by the name of the file.
 """
 
 import glob
@@ -14,14 +14,16 @@ from dataclasses import asdict, fields
 
 import torch
 
-from configurator import UserError
+from configurator import ROOT, UserError, build
 from dongpt.checkpoint.legacy import LegacyConfig, build_model
-from dongpt.runtime import print_main
-from dongpt.train.data import find_folder, read_meta
-from model import RELATIVE, GPTConfig
+from dongpt.runtime import print0
+from dongpt.text.bins import read_meta
+from dongpt.text.tokenizers import FOREIGN, check_dict
+from model import GPT, RELATIVE, GPTConfig
 
 FORMAT_VERSION = 1
-MACHINE = ("device", "dtype", "compile", "backend")  # settings that say what an old run's machine had
+MAX_SIZE = 2**28  # for numbers in model_args: larger ones overflow a tensor's number of bytes
+MACHINE_KEYS = ("device", "dtype", "compile", "backend")  # settings that describe the machine of an old run
 KNOWN = (
     "donGPT's and nanoGPT's (model, model_args), EDS's (the same with pos_embd), nanoGPT+'s "
     "(token_embedding_table.weight, transformer_blocks.N...), and state dicts with nanoGPT's names "
@@ -32,7 +34,7 @@ NANOGPT_PLUS_SIZES = {
     "medium": dict(n_layer=6, n_head=6, n_embd=384, block_size=256),
     "large": dict(n_layer=12, n_head=12, n_embd=516, block_size=384),
 }
-NANOGPT_PLUS_NAMES = (  # its names for GPT-2's, in the order in which they are replaced
+NANOGPT_PLUS_NAMES = (  # its names and GPT-2's, in the order in which they are replaced
     ("token_embedding_table.", "transformer.wte."),
     ("positional_embedding_table.", "transformer.wpe."),
     ("transformer_blocks.", "transformer.h."),
@@ -48,66 +50,151 @@ NANOGPT_PLUS_NAMES = (  # its names for GPT-2's, in the order in which they are 
 
 
 def upgrade(checkpoint: dict, path: str, **given) -> dict:
-    """checkpoint, of any known layout, in the current one; given are hyper-parameters that the file may lack.
+    """A checkpoint of any known layout in the current one, checked; given are hyper-parameters that it may lack.
 
-    A checkpoint that was already of the current format is returned as it is. Raises UserError for a layout that is
-    not known, for a given hyper-parameter that contradicts the file, and for one that is missing.
+    A checkpoint that is in the current format already is returned as it is. Raises UserError for an unknown layout, for
+    values that cannot be right, and for a given hyper-parameter that is missing or contradicts the file.
     """
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}; known are {KNOWN}")
-    if not (_is_state_dict(checkpoint.get("model")) and isinstance(checkpoint.get("model_args"), dict)):
+    if not (is_state_dict(checkpoint.get("model")) and isinstance(checkpoint.get("model_args"), dict)):
         return {**_from_state_dict(checkpoint, path, given), "format_version": FORMAT_VERSION}
     if "format_version" not in checkpoint:
+        checkpoint = {key: value for key, value in checkpoint.items() if value is not None}
+        check_values(checkpoint, path)
         return {**_from_nanogpt(checkpoint, path, given), "format_version": FORMAT_VERSION}
-    if checkpoint["format_version"] not in range(FORMAT_VERSION + 1):
-        raise UserError(f"{path} was written by a newer donGPT: update yours")
-    check_given(given, asdict(config_of(checkpoint["model_args"], path)), path)  # ours lacks nothing
+    check_values(checkpoint, path)
+    config = parse_model_args(checkpoint["model_args"], path)
+    check_tokenizer(checkpoint.get("tokenizer"), config.vocab_size, path)
+    check_given(given, asdict(config), path)
     return checkpoint
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# checks of what a file says
+
+
+def _is_dict(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def check_values(checkpoint: dict, path: str):
+    """Raise UserError if a value that loading reads has an impossible type or size.
+
+    Weights and model_args are checked when they are used; what only a resumed run reads, by dongpt/train/state.py.
+    """
+    version, iter_num = checkpoint.get("format_version", FORMAT_VERSION), checkpoint.get("iter_num", 0)
+    if type(version) is int and version > FORMAT_VERSION:
+        raise UserError(
+            f"{path} was written by a newer donGPT, in format {_show(version)}, and this one reads formats up to "
+            f"{FORMAT_VERSION}: update donGPT"
+        )
+    problems = [
+        f"{key} is {_show(value)}"
+        for key, value in (("format_version", version), ("iter_num", iter_num))
+        if type(value) is not int or not 0 <= value < 2**63
+    ]
+    for key in ("model_args", "config", "optimizer"):
+        if not _is_dict(checkpoint.get(key, {})):
+            problems.append(f"{key} is {_show(checkpoint[key])}")
+    config = checkpoint.get("config")
+    for key, kind in (("dataset", str), ("data_dir", str), ("document_mask", bool)):
+        if _is_dict(config) and type(config.get(key, kind())) is not kind:
+            problems.append(f"{key} is {_show(config[key])}")
+    if problems:
+        raise UserError(f"{path} is damaged ({', '.join(problems)}): use another checkpoint")
+
+
+def check_tokenizer(description: dict | None, vocab_size: int, path: str):
+    """Raise UserError unless a file's tokenizer is one that a model with vocab_size ids can have."""
+    if description is None or description == FOREIGN:
+        return
+    try:
+        n_tokens = check_dict(description)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if n_tokens > vocab_size:
+        raise UserError(f"{path} has a tokenizer of {n_tokens} tokens, and a model of {vocab_size}: use another file")
+
+
+def _show(value) -> str:
+    """A short value as it is, the type of any other."""
+    is_short = isinstance(value, float) or isinstance(value, int) and abs(value) < 2**63
+    return repr(value) if is_short or isinstance(value, str) and len(value) < 50 else f"a {type(value).__name__}"
+
+
 def check_given(given: dict, has: dict, path: str):
-    """Raise UserError where given hyper-parameters contradict those that the file at path has."""
+    """Raise UserError if given hyper-parameters contradict those that the file at path has."""
     if wrong := [key for key, value in given.items() if has.get(key, value) != value]:
         raise UserError(
             "; ".join(f"{key}={given[key]!r} contradicts {path}, which has {has[key]!r}" for key in wrong)
-            + f": leave {', '.join(wrong)} away"
+            + f": drop {', '.join(wrong)}"
         )
 
 
-def _is_state_dict(content) -> bool:
-    """Whether content is a dict of tensors by their names, at least one."""
+def parse_model_args(model_args: dict, path: str) -> GPTConfig:
+    """The architecture that model_args describe, every type and size checked. Raises UserError if there is none."""
+    kind = LegacyConfig if "legacy" in model_args else GPTConfig
+    if unknown := sorted(model_args.keys() - {field.name for field in fields(kind)}):
+        raise UserError(
+            f"{path} has model_args that this donGPT does not know ({', '.join(unknown)}): update donGPT if a newer "
+            f"one wrote the file"
+        )
+    try:
+        config = build(kind, model_args, "model_args")
+        if config.vocab_size is None:
+            raise UserError("vocab_size is missing")
+        sizes = [value for value in asdict(config).values() if type(value) is int]
+        if max(*sizes, (config.ngrams - 1) * config.ngram_rows) > MAX_SIZE:
+            raise UserError(f"a size is above {MAX_SIZE:,}")
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} has hyper-parameters that make no model ({reason}): use another file") from error
+    return config
+
+
+def restore_weights(config: GPTConfig, weights: dict, path: str) -> GPT:
+    """The model of config with the weights of the file at path. Raises UserError listing all that does not fit."""
+    if config.model_type == "gpt" and config.n_layer > len(weights):  # too many to list, perhaps to build
+        raise UserError(f"{path}: it has {len(weights)} weights, too few for n_layer={config.n_layer}")
+    with torch.device("meta"):  # only names and shapes, so that a wrong size costs no memory
+        expected = {name: tuple(tensor.shape) for name, tensor in build_model(config).state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    lists = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} is {found[name]} in the file and {shape} by the hyper-parameters"
+            for name, shape in expected.items()
+            if found.get(name, shape) != shape
+        ],
+        "not floating-point numbers": [name for name, tensor in weights.items() if not tensor.is_floating_point()],
+    }
+    if problems := [f"{kind}: {', '.join(names)}" for kind, names in lists.items() if names]:
+        raise UserError(
+            f"{path}: its weights do not fit its hyper-parameters, or those that you gave; {'; '.join(problems)}"
+        )
+    model = build_model(config)
+    model.load_state_dict(weights)
+    return model
+
+
+def is_state_dict(content) -> bool:
+    """Whether content is a dict of dense tensors by name, with at least one."""
     return (
-        isinstance(content, dict)
+        _is_dict(content)
         and bool(content)
-        and all(isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in content.items())
+        and all(torch.is_tensor(t) and t.layout == torch.strided and not t.is_meta for t in content.values())
     )
 
 
 def clean_names(state_dict: dict) -> dict:
-    """state_dict without the prefixes that torch.compile and DDP add and without old nanoGPT's mask buffers."""
-    clean = {}
-    for name, tensor in state_dict.items():
-        while name.startswith(("module.", "_orig_mod.")):
-            name = name.partition(".")[2]
-        if not name.endswith((".attn.bias", ".attn.masked_bias")):
-            clean[name] = tensor
-    return clean
-
-
-def config_of(model_args: dict, path: str) -> GPTConfig:
-    """The architecture that a checkpoint's model_args describe. Raises UserError where they describe none."""
-    kind = LegacyConfig if "legacy" in model_args else GPTConfig
-    if unknown := sorted(model_args.keys() - {field.name for field in fields(kind)}):
-        raise UserError(f"{path} has model_args that this donGPT does not know ({', '.join(unknown)}): update yours")
-    try:
-        config = kind(**model_args)
-        if config.vocab_size is None:
-            raise UserError("vocab_size is missing")
-        return config
-    except ValueError as error:
-        raise UserError(f"{path} has model_args that make no model ({error}): {model_args}") from error
-    except TypeError as error:  # a value that is not even a number
-        raise UserError(f"{path} has model_args that make no model: {model_args}") from error
+    """state_dict without the prefixes that torch.compile and DDP add, and without old nanoGPT's mask buffers."""
+    return {
+        re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor
+        for name, tensor in state_dict.items()
+        if not name.endswith((".attn.bias", ".attn.masked_bias"))
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -121,57 +208,53 @@ def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
     scheme = args.pop("pos_embd", "default")
     if scheme not in ("default", "rope", "relative"):
         raise UserError(
-            f"{path} has pos_embd={scheme!r} and no format_version: EDS, whose layout that is, knows "
+            f"{path} has pos_embd={_show(scheme)} and no format_version: EDS, whose layout that is, knows "
             f"default, rope and relative"
         )
     if scheme != "relative":
-        weights.pop(RELATIVE, None)  # there, but without effect
+        weights.pop(RELATIVE, None)  # EDS stores it always, and uses it only here
     if scheme != "default":
         args["legacy"] = f"eds-{scheme}"
-        weights.pop("transformer.wpe.weight", None)  # the same
+        weights.pop("transformer.wpe.weight", None)  # likewise
     check_given(given, args, path)
-    _settle_head(weights, args)
-    args = {**_read_off(old), **given, **args}
+    add_head(weights, args)
+    args = {**_infer_args(old), **given, **args}
     _check_n_head(args, path)
-    new = {key: value for key, value in checkpoint.items() if value is not None}
-    new.update(
-        model=weights,
-        model_args=args,
-        config={key: value for key, value in (new.get("config") or {}).items() if key not in (*MACHINE, "pos_embd")},
-    )
-    config = config_of(args, path)
+    settings = {
+        key: value for key, value in checkpoint.get("config", {}).items() if key not in (*MACHINE_KEYS, "pos_embd")
+    }
+    new = {**checkpoint, "model": weights, "model_args": args, "config": settings}
+    config = parse_model_args(args, path)
     if "optimizer" in new:
         groups = _matching_groups(new["optimizer"], old, config.tie_weights)
         if groups is None:
-            print_main(
-                f"{path}: its optimizer state does not belong to its parameters, and is left away", file=sys.stderr
-            )
+            print0(f"{path}: its optimizer state does not belong to its parameters, and is left out", file=sys.stderr)
             del new["optimizer"]
         else:
             new["optimizer"] = renumber(new["optimizer"], groups, parameter_groups(config, new["optimizer"]))
-            if "transformer.wte.weight" not in groups[0]:  # until May 2023, and its GELU was the approximation then
+            if "transformer.wte.weight" not in groups[0]:  # until May 2023, when nanoGPT's GELU was the approximation
                 args.setdefault("activation", "gelu_tanh")
     return new
 
 
-def _read_off(weights: dict) -> dict:
-    """The hyper-parameters that the names and shapes of nanoGPT's weights tell: all but n_head."""
-    table = weights.get("transformer.wte.weight")
-    if table is None or table.dim() != 2:
+def _infer_args(weights: dict) -> dict:
+    """The hyper-parameters that the names and shapes of nanoGPT's weights tell: all except n_head."""
+    table, positions = (weights.get(f"transformer.{name}.weight", torch.empty(0)) for name in ("wte", "wpe"))
+    if table.dim() != 2:
         return {}
-    layers = [int(found[1]) for name in weights if (found := re.match(r"transformer\.h\.(\d+)\.", name))]
+    layers = [int(found[1]) for name in weights if (found := re.match(r"transformer\.h\.(\d{1,9})\.", name))]
     return dict(
         vocab_size=table.shape[0],
         n_embd=table.shape[1],
         n_layer=max(layers, default=-1) + 1,
-        block_size=len(weights.get("transformer.wpe.weight", ())),
+        block_size=positions.shape[0] if positions.dim() else 0,
         dropout=0.0,
         bias=any(name.endswith(".bias") for name in weights),
     )
 
 
 def _check_n_head(args: dict, path: str):
-    """Raise UserError, with the remedy, where hyper-parameters lack the one that no shape tells."""
+    """Raise UserError if hyper-parameters lack the one that no shape tells."""
     if "n_head" not in args:
         raise UserError(
             f"{path} does not say how many attention heads it has: convert it with python ckpt_update.py "
@@ -179,28 +262,30 @@ def _check_n_head(args: dict, path: str):
         )
 
 
-def _settle_head(weights: dict, args: dict):
-    """Add the head where a tied file leaves it out; note where the two matrices of a file differ."""
+def add_head(weights: dict, args: dict):
+    """Add the output head or the embedding that a file leaves out because they are tied; note if they differ."""
     table, head = weights.get("transformer.wte.weight"), weights.get("lm_head.weight")
-    if head is None:
-        weights.update({"lm_head.weight": table} if table is not None else {})
-    elif table is not None and head.data_ptr() != table.data_ptr() and not torch.equal(head, table):
+    if table is not None and head is None:
+        weights["lm_head.weight"] = table
+    elif head is not None and table is None:
+        weights["transformer.wte.weight"] = head
+    elif table is not None and (table.shape != head.shape or not bool((table == head).all())):
         args["tie_weights"] = False  # nanoGPT before it tied them
 
 
 def parameter_groups(config: GPTConfig, optimizer: dict) -> list[list[str]]:
-    """The names of a model's parameters in the order in which an optimizer, of this state, numbers them, by group."""
-    with torch.device("meta"):  # names and shapes alone
-        return build_model(config).parameter_groups(uses_muon(optimizer.get("param_groups", [])))
+    """Names of the parameters of a model, by group of an optimizer with this state, in the optimizer's order."""
+    with torch.device("meta"):  # only names and shapes
+        return build_model(config).parameter_groups(uses_muon(optimizer.get("param_groups")))
 
 
-def uses_muon(groups: list[dict]) -> bool:
-    """Whether an optimizer with these groups moves the blocks' matrices by Muon."""
-    return any(group.get("rule") == "muon" for group in groups)
+def uses_muon(groups) -> bool:
+    """Whether an optimizer with these groups updates the blocks' matrices by Muon."""
+    return isinstance(groups, list) and any(_is_dict(group) and group.get("rule") == "muon" for group in groups)
 
 
 def _matching_groups(optimizer: dict, weights: dict, tied: bool) -> list[list[str]] | None:
-    """The names of the parameters in an old optimizer's groups: of the orders in use, the one that its states fit."""
+    """The names of the parameters in an old optimizer's groups: of the known orders, the one that its states fit."""
     names = [name for name in weights if not (tied and name == "lm_head.weight")]
     matrices = [name for name in names if weights[name].dim() >= 2]
     vectors = [name for name in names if weights[name].dim() < 2]
@@ -210,43 +295,63 @@ def _matching_groups(optimizer: dict, weights: dict, tied: bool) -> list[list[st
         [[name for name in matrices if name != RELATIVE], vectors],  # EDS, its table added to an older file
         [linear, sorted(set(names) - set(linear))],  # nanoGPT until May 2023: embeddings do not decay
     ]
-    for groups in candidates:
-        if states_fit(optimizer, groups, weights):
-            return groups
-    return None
+    return next((groups for groups in candidates if states_fit(optimizer, groups, weights)), None)
 
 
-def states_fit(optimizer, groups: list[list[str]], weights: dict) -> bool:
-    """Whether an optimizer's states have the shapes of the parameters that groups name."""
-    if not (isinstance(optimizer, dict) and isinstance(optimizer.get("state"), dict)):
+STATE_KEYS = {"muon": ["momentum"], "rows": ["square", "count"]}  # of a parameter in a group with that rule
+ADAMW_KEYS = ["step", "exp_avg", "exp_avg_sq"]  # of any other
+
+
+def states_fit(optimizer: dict, groups: list[list[str]], weights: dict) -> bool:
+    """Whether an optimizer's state_dict has groups of these parameters, with states of their shapes."""
+    states, stored = optimizer.get("state"), optimizer.get("param_groups")
+    if not (isinstance(states, dict) and isinstance(stored, list) and all(map(_is_dict, stored))):
         return False
-    numbers = [group["params"] for group in optimizer.get("param_groups", [])]
+    numbers = [group.get("params") for group in stored]
+    if not all(isinstance(of_group, list) and all(type(n) is int for n in of_group) for of_group in numbers):
+        return False
     if list(map(len, numbers)) != list(map(len, groups)):
         return False
     return all(
-        tensor.shape == weights[name].shape[: tensor.dim()]  # or of its rows
-        for group, names in zip(numbers, groups)
-        for number, name in zip(group, names)
-        for tensor in optimizer["state"].get(number, {}).values()
-        if torch.is_tensor(tensor) and tensor.dim()
+        _state_fits(states[number], str(group.get("rule")), weights[name].shape)
+        for group, names in zip(stored, groups)
+        for number, name in zip(group["params"], names)
+        if number in states
+    )
+
+
+def _state_fits(state, rule: str, shape: torch.Size) -> bool:
+    """Whether a parameter's state has what its rule needs: tensors of its shape, or of one number for each row."""
+    return (
+        _is_dict(state)
+        and all(torch.is_tensor(state.get(key)) for key in STATE_KEYS.get(rule, ADAMW_KEYS))
+        and all(
+            value.shape == (shape[:1] if rule == "rows" else () if key == "step" else shape)
+            for key, value in state.items()
+            if torch.is_tensor(value)
+        )
     )
 
 
 def renumber(optimizer: dict, old: list[list[str]], new: list[list[str]]) -> dict:
     """optimizer, whose groups hold the parameters old, for groups that hold new: each state stays with its name."""
-    state = {}
-    for group, names in zip(optimizer["param_groups"], old):
-        state.update(
-            {
-                name: optimizer["state"][number]
-                for number, name in zip(group["params"], names)
-                if number in optimizer["state"]
-            }
-        )
-    numbers = {name: number for number, name in enumerate(sum(new, []))}
-    settings = [*optimizer["param_groups"], *optimizer["param_groups"][:1]]  # a group that is added is one of matrices
-    groups = [{**group, "params": [numbers[name] for name in names]} for group, names in zip(settings, new)]
-    return {"state": {numbers[name]: value for name, value in state.items() if name in numbers}, "param_groups": groups}
+    numbers_of = dict(zip(sum(new, []), range(sum(map(len, new)))))
+    names_of = {
+        number: name
+        for group, names in zip(optimizer["param_groups"], old)
+        for number, name in zip(group["params"], names)
+    }
+    settings = [*optimizer["param_groups"], *optimizer["param_groups"][:1]]  # a group that is added holds matrices
+    return {
+        "state": {
+            numbers_of[names_of[number]]: state
+            for number, state in optimizer["state"].items()
+            if names_of.get(number) in numbers_of
+        },
+        "param_groups": [
+            {**group, "params": [numbers_of[name] for name in names]} for group, names in zip(settings, new)
+        ],
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -254,23 +359,25 @@ def renumber(optimizer: dict, old: list[list[str]], new: list[list[str]]) -> dic
 
 
 def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
-    """A state dict with nanoGPT+'s or nanoGPT's names in our layout; hyper-parameters by the shapes and as given."""
-    weights, args = clean_names(checkpoint) if _is_state_dict(checkpoint) else {}, {}
+    """A state dict with nanoGPT+'s or nanoGPT's names in our layout; hyper-parameters from shapes and from given."""
+    weights = clean_names(checkpoint) if is_state_dict(checkpoint) else {}
+    args: dict = {}
     if "token_embedding_table.weight" in weights and (
         len(weights) == 1 or any(name.startswith("transformer_blocks.") for name in weights)
     ):
         if any(".lora_" in name for name in weights):
-            print_main(
-                f"{path}: its LoRA matrices are left away, since nanoGPT+ saved its weights with them added",
+            print0(
+                f"{path}: its LoRA matrices are left out, since nanoGPT+ saved its weights with them added",
                 file=sys.stderr,
             )
         weights = {
-            _our_name(name): tensor
+            _gpt2_name(name): tensor
             for name, tensor in weights.items()
             if not name.endswith(".tril") and ".lora_" not in name
         }
         args["activation"] = "gelu_tanh"
-    if not (args := {**args, **_read_off(weights)}).get("n_embd"):
+    args.update(_infer_args(weights))
+    if not args.get("n_embd"):
         found = sorted({re.sub(r"\.\d+\.", ".N.", str(key)) for key in checkpoint})
         raise UserError(
             f"{path} has a layout that is not known: it holds {', '.join(found) or 'nothing'}; known are {KNOWN}"
@@ -284,17 +391,17 @@ def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
             )
         return {"model": weights, "model_args": {"model_type": "bigram", "vocab_size": len(table), **given}}
     if weights.get("transformer.h.0.attn.c_attn.weight", table).shape == (table.shape[1], 3 * table.shape[1]):
-        raise UserError(f"{path} holds Hugging Face's weights: give the folder that it is in, with its config.json")
-    args.update(given)  # where they contradict the shapes, building the model says so
+        raise UserError(f"{path} holds Hugging Face's weights: give the directory it is in, with its config.json")
+    args.update(given)  # if they contradict the shapes, restore_weights says so
     _check_n_head(args, path)
-    _settle_head(weights, args)
+    add_head(weights, args)
     return {"model": weights, "model_args": args}
 
 
-def _our_name(name: str) -> str:
-    """nanoGPT+'s name of a parameter as nanoGPT has it."""
-    for theirs, ours in NANOGPT_PLUS_NAMES:
-        name = name.replace(theirs, ours)
+def _gpt2_name(name: str) -> str:
+    """GPT-2's name for a parameter of nanoGPT+."""
+    for plus_name, gpt2_name in NANOGPT_PLUS_NAMES:
+        name = name.replace(plus_name, gpt2_name)
     return name
 
 
@@ -303,18 +410,19 @@ def _our_name(name: str) -> str:
 
 
 def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
-    """The tokenizer of an upgraded checkpoint without one: of a meta file beside it or with its data, or nanoGPT+'s.
+    """The tokenizer of an upgraded checkpoint without one: of a meta file near it or with its data, or nanoGPT+'s.
 
-    As nanoGPT does, GPT-2's is assumed where there is none and the size of the vocabulary is GPT-2's; else None.
+    As in nanoGPT, GPT-2's is assumed if there is none and the vocabulary has GPT-2's size; else None.
     """
     vocab_size, config = checkpoint["model_args"].get("vocab_size"), checkpoint.get("config", {})
-    beside = os.path.dirname(os.path.abspath(path))
-    folders = [beside]
-    if config.get("dataset") or config.get("data_dir"):
-        folders.append(find_folder(config.get("dataset", ""), config.get("data_dir", "")))
-        own = config.get("data_dir") or os.path.join("data", config["dataset"])
-        folders += [os.path.abspath(own), os.path.join(os.path.dirname(beside), own)]  # in the tree that it comes from
-    for meta in map(read_meta, folders):
+    dataset, data_dir = config.get("dataset", ""), config.get("data_dir", "")
+    directory = os.path.dirname(os.path.abspath(path))
+    candidates = [directory]
+    if dataset or data_dir:
+        own = data_dir or os.path.join("data", dataset)  # relative to our tree, to the working directory, or to its own
+        candidates += [os.path.abspath(own), os.path.join(os.path.dirname(directory), own)]
+        candidates[1:1] = [] if data_dir else [os.path.join(ROOT, own)]
+    for meta in map(read_meta, candidates):
         if meta.get("vocab_size") == vocab_size:
             return meta["tokenizer"]
     if "iter_num" not in checkpoint and (characters := _nanogpt_plus_characters(path, vocab_size)):
@@ -323,14 +431,14 @@ def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
 
 
 def _nanogpt_plus_characters(path: str, vocab_size: int) -> str:
-    """The characters of nanoGPT+'s pickled tokenizer beside a checkpoint or in tokenizers/ there; '' if none fits.
+    """The characters of nanoGPT+'s pickled tokenizer next to a checkpoint or in tokenizers/ there; '' if none fits.
 
-    The one that its naming gives to this checkpoint, else the only vocabulary of the right size.
+    It is the one that nanoGPT+ names after this checkpoint, else the only vocabulary of the right size.
     """
-    folder, name = os.path.split(os.path.abspath(path))
+    directory, name = os.path.split(os.path.abspath(path))
     own = "tokenizer_" + name.partition(".")[0].replace("_model", "") + ".pkl"  # gpt_model_small -> tokenizer_gpt_small
-    found = {}
-    for place in (folder, os.path.join(folder, "tokenizers")):
+    found: dict[str, str] = {}
+    for place in (directory, os.path.join(directory, "tokenizers")):
         for file in sorted(glob.glob(os.path.join(glob.escape(place), "tokenizer*.pkl"))):
             characters = read_nanogpt_plus_tokenizer(file)
             if len(characters) == vocab_size:
@@ -341,11 +449,11 @@ def _nanogpt_plus_characters(path: str, vocab_size: int) -> str:
 
 
 class _CharTokenizer:
-    """Stands for nanoGPT+'s class; its attributes are filled by the pickle."""
+    """Replaces nanoGPT+'s class in a pickle, which fills its attributes."""
 
 
 class _TokenizerUnpickler(pickle.Unpickler):
-    """Reads plain values and nanoGPT+'s tokenizer; whatever else a pickle asks for is refused, and not run."""
+    """Reads plain values and nanoGPT+'s tokenizer; refuses whatever else a pickle asks for, without running it."""
 
     def find_class(self, module, name):
         if (module, name) == ("src.data.tokenizer", "CharTokenizer"):

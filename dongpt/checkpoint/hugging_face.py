@@ -1,7 +1,9 @@
-"""GPT-2 in Hugging Face's format: a folder with config.json and model.safetensors, or one of OpenAI's by its name.
+"""GPT-2 in Hugging Face's format: a directory with config.json and model.safetensors, or OpenAI's weights by name.
 
-model, tokenizer = load("gpt2")          # tokenizer as a plain dict, or None
-save(model, tokenizer, "folder")         # what transformers opens as GPT2LMHeadModel
+    model, tokenizer = load("gpt2")              # tokenizer as a plain dict, or None
+    save(model, tokenizer, "directory")          # transformers opens it as GPT2LMHeadModel
+
+Neither imports transformers.
 """
 
 import hashlib
@@ -12,203 +14,234 @@ import os
 import torch
 
 from configurator import UserError
+from dongpt.checkpoint.foreign import (
+    add_head,
+    check_tokenizer,
+    clean_names,
+    is_state_dict,
+    parse_model_args,
+    restore_weights,
+)
+from dongpt.program import first_line
 from dongpt.text.template import Template
-from dongpt.text.tokenizers import END, FOREIGN, UNKNOWN, byte_alphabet, from_dict
+from dongpt.text.tokenizers import END, FOREIGN, UNKNOWN, Tokenizer, byte_alphabet, from_dict
 from model import GPT, GPTConfig
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-OURS = "dongpt.json"  # in a folder that save wrote: the tokenizer as a plain dict, the mark, the hashes of the files
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first one there is read; either may be in shards
+RECORD = "dongpt.json"  # written by save: the tokenizer as a plain dict, the mark, and the hashes of the other files
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-# Their Conv1D keeps its weight the other way round than Linear. c_proj is square: no shape would tell.
+# Conv1D stores the transpose of a Linear's weight. attn.c_proj is square, so its shape does not show that.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-GPT2_IDS = {"!": 0, "\u0120the": 262, "\u0120gazed": 50255, "<|endoftext|>": 50256}  # by these its vocabulary is known
+GPT2_IDS = {"!": 0, "\u0120the": 262, "\u0120gazed": 50255, "<|endoftext|>": 50256}  # these identify its vocabulary
+CONFIG_KEYS = {  # GPTConfig's fields: their key in config.json, another name for it, the default
+    "block_size": ("n_positions", "max_position_embeddings", 1024),
+    "vocab_size": ("vocab_size", "vocab_size", 50257),
+    "n_layer": ("n_layer", "num_hidden_layers", 12),
+    "n_head": ("n_head", "num_attention_heads", 12),
+    "n_embd": ("n_embd", "hidden_size", 768),
+    "tie_weights": ("tie_word_embeddings", "tie_word_embeddings", True),
+}
+FIXED = {  # what our GPT computes, and transformers' can be told not to
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "layer_norm_epsilon": 1e-5,
+    "add_cross_attention": False,
+}
 
 
-def is_one(path: str) -> bool:
-    """Whether path names OpenAI's weights or is a folder in this format."""
+def is_model(path: str) -> bool:
+    """Whether path is the name of OpenAI's weights, or a directory in this format."""
     return path in GPT2_NAMES or os.path.exists(os.path.join(path, "config.json"))
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# reading
+
+
 def load(name: str) -> tuple[GPT, dict | None]:
-    """(GPT with its weights, its tokenizer as a plain dict or None). name: a folder, or one of GPT2_NAMES to download.
+    """(GPT with its weights, its tokenizer as a plain dict or None). name: a directory, or one of GPT2_NAMES.
 
-    Raises UserError for a folder or a download that fails, and for models that are not GPT-2's architecture.
+    Raises UserError for a directory or a download that fails, and for models that are not GPT-2's architecture.
     """
-    if os.path.isdir(name):
-        _check_model_type(name)
-    theirs = _load_theirs(name)
-    config = theirs.config
-    if config.activation_function not in ACTIVATIONS:
-        raise UserError(f"{name}: activation {config.activation_function!r} is not one of {', '.join(ACTIVATIONS)}")
-    ours = dict(
-        scale_attn_weights=True,
-        scale_attn_by_inverse_layer_idx=False,
-        layer_norm_epsilon=1e-5,
-        add_cross_attention=False,
-        n_inner=None,
-    )
-    if config.n_inner == 4 * config.n_embd:
-        config.n_inner = None
-    if other := [f"{key}={getattr(config, key)}" for key, value in ours.items() if getattr(config, key) != value]:
-        raise UserError(f"{name} is not GPT-2's architecture ({', '.join(other)}): it cannot be loaded")
-    model = GPT(
-        GPTConfig(
-            block_size=config.n_positions,
-            vocab_size=config.vocab_size,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
-            bias=True,
-            activation=ACTIVATIONS[config.activation_function],
-            tie_weights=config.tie_word_embeddings,
-        )
-    )
-    model.load_state_dict(
-        {
-            key: weight.t() if key.endswith(TRANSPOSED) else weight
-            for key, weight in theirs.state_dict().items()
-            if not key.endswith((".attn.bias", ".attn.masked_bias"))
-        }
-    )
-    return model, _tokenizer_of(name, config.vocab_size)
-
-
-def _check_model_type(folder: str):
-    """Raise UserError unless config.json says GPT-2, or says nothing."""
-    kind = _read_json(folder, "config.json").get("model_type", "gpt2")
+    directory = name if os.path.exists(os.path.join(name, "config.json")) else _download(name)
+    hf_config = _read_json(directory, "config.json")
+    kind, activation = hf_config.get("model_type", "gpt2"), hf_config.get("activation_function", "gelu_new")
     if kind != "gpt2":
-        raise UserError(f"{folder} holds a model of type {kind!r}: only 'gpt2' can be loaded")
+        raise UserError(f"{name} holds a model of type {kind!r}: only 'gpt2' can be loaded")
+    if str(activation) not in ACTIVATIONS:
+        raise UserError(f"{name}: activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
+    args = {
+        field: hf_config.get(key, hf_config.get(alias, default)) for field, (key, alias, default) in CONFIG_KEYS.items()
+    }
+    args |= {"bias": True, "activation": ACTIVATIONS[activation]}
+    expected = {**FIXED, "n_inner": 4 * parse_model_args(args, name).n_embd}
+    found = {**expected, **{key: value for key, value in hf_config.items() if value is not None}}
+    if differing := [f"{key}={found[key]}" for key, value in expected.items() if found[key] != value]:
+        raise UserError(f"{name} is not GPT-2's architecture ({', '.join(differing)}): it cannot be loaded")
+    weights = {}
+    for key, weight in clean_names(_read_weights(directory)).items():
+        key = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
+        weights[key] = weight.t() if key.endswith(TRANSPOSED) and weight.dim() == 2 else weight
+    if args["tie_weights"]:
+        add_head(weights, args)
+    model, tokenizer = (
+        restore_weights(parse_model_args(args, name), weights, name),
+        _tokenizer_of(directory, args["vocab_size"]),
+    )
+    check_tokenizer(tokenizer, args["vocab_size"], name)
+    return model, tokenizer
 
 
-def _read_json(folder: str, name: str) -> dict:
-    """The content of a file in folder, {} if there is no such file. Raises UserError for one that holds no dict."""
-    path = os.path.join(folder, name)
+def _download(name: str) -> str:
+    """The directory with OpenAI's weights in Hugging Face's cache; they are downloaded if they are not there."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return os.path.dirname([hf_hub_download(name, file) for file in (WEIGHT_FILES[0], "config.json")][0])
+    except Exception as error:  # the hub's client, the network and the file system each have errors of their own
+        raise UserError(
+            f"the Hugging Face model {name!r} could not be loaded ({first_line(error)}): connect to a network, "
+            f"or give a directory that holds config.json and model.safetensors"
+        ) from error
+
+
+def _read_json(directory: str, name: str) -> dict:
+    """The content of a JSON file, {} if there is no such file. Raises UserError for one that holds no dict."""
+    path = os.path.join(directory, name)
     if not os.path.exists(path):
         return {}
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): fetch or write the folder anew") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}): download or write the directory again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: fetch or write the folder anew")
+        raise UserError(f"{path} is damaged: download or write the directory again")
     return content
 
 
-def _load_theirs(name: str):
-    """transformers' model, every weight of it from the files."""
-    from transformers import GPT2LMHeadModel
-    from transformers.utils import logging as reports
+def _read_weights(directory: str) -> dict[str, torch.Tensor]:
+    """All weights in a directory by name, from one file or from shards."""
+    for name in WEIGHT_FILES:
+        shards = _read_json(directory, f"{name}.index.json").get("weight_map")
+        if os.path.exists(os.path.join(directory, name)):
+            return _read_file(directory, name)
+        if isinstance(shards, dict):
+            return {
+                key: weight
+                for shard in sorted(set(map(str, shards.values())))
+                for key, weight in _read_file(directory, shard).items()
+            }
+    raise UserError(f"{directory} has no weights: it needs {' or '.join(WEIGHT_FILES)} next to config.json")
 
-    reports.disable_progress_bar()
-    verbosity = reports.get_verbosity()
-    reports.set_verbosity_error()  # what it reports of missing weights is said below
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
+
+def _read_file(directory: str, name: str) -> dict[str, torch.Tensor]:
+    """The weights in one file by name. Raises UserError for a file that holds anything else, which is not run."""
+    path = os.path.join(directory, name)
     try:
-        theirs, report = GPT2LMHeadModel.from_pretrained(name, output_loading_info=True)
-    except Exception as error:  # the hub's client, the network and the file formats each have errors of their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if os.path.basename(name) != name:
+            raise ValueError("it is outside the directory")
+        if name.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not is_state_dict(content):
+            raise ValueError("it holds something else")
+        return content
+    except Exception as error:  # a damaged file can raise nearly anything
         raise UserError(
-            f"the Hugging Face model {name!r} could not be loaded ({reason}): connect to a network, "
-            f"or give a folder that holds config.json and model.safetensors"
+            f"{path} could not be read as weights, and nothing in it was run ({first_line(error)}): "
+            f"download or write the directory again"
         ) from error
-    finally:
-        reports.set_verbosity(verbosity)
-    missing = sorted(key for key in report["missing_keys"] if not key.endswith((".attn.bias", ".attn.masked_bias")))
-    if missing:
-        raise UserError(f"{name} lacks weights: {', '.join(missing)}; it holds no GPT-2 with a language model head")
-    return theirs
 
 
-def _tokenizer_of(name: str, vocab_size: int) -> dict | None:
-    """The tokenizer of a model: as save wrote it, GPT-2's where the files are GPT-2's, FOREIGN for any other."""
-    if ours := _read_json(name, OURS):
-        return ours.get("tokenizer")
-    vocabulary = _read_json(name, "vocab.json") or _read_json(name, "tokenizer.json").get("model", {}).get("vocab")
-    if isinstance(vocabulary, list):  # of a unigram model, pieces with their scores
-        return FOREIGN
-    if vocabulary:
-        return {"kind": "gpt2"} if all(vocabulary.get(token) == i for token, i in GPT2_IDS.items()) else FOREIGN
-    return {"kind": "gpt2"} if vocab_size == 50257 else None
+def _tokenizer_of(directory: str, vocab_size: int) -> dict | None:
+    """The tokenizer in a directory: the one that save wrote, GPT-2's if its files are there, else FOREIGN."""
+    if record := _read_json(directory, RECORD):
+        return record.get("tokenizer")
+    hf_model = _read_json(directory, "tokenizer.json").get("model")
+    vocabulary = _read_json(directory, "vocab.json") or (hf_model.get("vocab") if isinstance(hf_model, dict) else None)
+    if not vocabulary:
+        return {"kind": "gpt2"} if vocab_size == 50257 else None
+    is_gpt2 = isinstance(vocabulary, dict) and all(vocabulary.get(token) == i for token, i in GPT2_IDS.items())
+    return {"kind": "gpt2"} if is_gpt2 else FOREIGN
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # writing
 
 
-def save(model: GPT, tokenizer: dict | None, folder: str, mark: str = ""):
-    """Write model, and its tokenizer if there is one, to folder, which must be empty or new; mark_of gives mark back.
+def save(model: GPT, tokenizer: dict | None, directory: str, mark: str = ""):
+    """Write model, and its tokenizer if there is one, to directory, which must be empty or new; mark_of returns mark.
 
-    Raises UserError where GPT-2's architecture cannot express the model.
+    Raises UserError if GPT-2's architecture cannot express the model.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
-    from transformers.utils import logging as reports
+    from safetensors.torch import save_file
 
-    reports.disable_progress_bar()
     config = model.config
     if reason := _why_not_gpt2(config):
         raise UserError(f"GPT-2's architecture cannot express this model, which has {reason}: keep it as a checkpoint")
     tokenizer = None if tokenizer == FOREIGN else tokenizer
-    end_of_text = from_dict(tokenizer).end_id if tokenizer else None
-    theirs = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.block_size,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
-            activation_function="gelu_new" if config.activation == "gelu_tanh" else "gelu",
-            tie_word_embeddings=config.tie_weights,
-            embd_pdrop=config.dropout,
-            resid_pdrop=config.dropout,
-            attn_pdrop=config.attn_dropout,
-            bos_token_id=end_of_text,
-            eos_token_id=end_of_text,
-        )
-    )
-    weights = model.state_dict()
-    for key, weight in theirs.state_dict().items():
-        if key not in weights:  # biases, which a model without them does not have
-            assert key.endswith(".bias"), key
-            weight.zero_()
-        else:
-            weight.copy_(weights[key].t() if key.endswith(TRANSPOSED) else weights[key])
-    theirs.save_pretrained(folder)
+    end_id = from_dict(tokenizer).end_id if tokenizer else None
+    weights = {}
+    for key, weight in model.state_dict().items():
+        weights[key] = (weight.t() if key.endswith(TRANSPOSED) else weight).contiguous()
+        if key.startswith(("transformer.h.", "transformer.ln_f.")) and key.endswith(".weight"):
+            weights.setdefault(key.removesuffix("weight") + "bias", torch.zeros(weight.shape[0]))  # GPT-2 needs one
+    if config.tie_weights:
+        del weights["lm_head.weight"]
+    os.makedirs(directory, exist_ok=True)
+    save_file(weights, os.path.join(directory, WEIGHT_FILES[0]), metadata={"format": "pt"})
+    hf_config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **{key: getattr(config, field) for field, (key, _, _) in CONFIG_KEYS.items()},
+        **FIXED,
+        "n_inner": None,
+        "activation_function": "gelu_new" if config.activation == "gelu_tanh" else "gelu",
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "attn_pdrop": config.attn_dropout,
+        "bos_token_id": end_id,
+        "eos_token_id": end_id,
+    }
+    _write_json(hf_config, directory, "config.json")
     if tokenizer:
-        _save_tokenizer(tokenizer, config.block_size, folder)
-    with open(os.path.join(folder, OURS), "w", encoding="utf-8") as file:
-        json.dump({"mark": mark, "tokenizer": tokenizer, "files": _hashes(folder)}, file)
+        _save_tokenizer(from_dict(tokenizer), config.block_size, directory)
+    _write_json({"mark": mark, "tokenizer": tokenizer, "files": _hashes(directory)}, directory, RECORD)
 
 
-def mark_of(folder: str) -> str | None:
-    """The mark that save wrote, if what is in folder is what it wrote and no more; else None."""
+def _write_json(content: dict, directory: str, name: str):
+    with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+
+
+def mark_of(directory: str) -> str | None:
+    """The mark that save wrote, if directory holds exactly what it wrote; else None."""
     try:
-        ours = _read_json(folder, OURS)
-        return ours.get("mark") if _hashes(folder) == ours.get("files") else None
-    except (OSError, ValueError):
+        record = _read_json(directory, RECORD)
+        return record.get("mark") if _hashes(directory) == record.get("files") else None
+    except (OSError, UserError):
         return None
 
 
-def _hashes(folder: str) -> dict[str, str]:
-    """The hash of each file in folder, the record of save left out."""
+def _hashes(directory: str) -> dict[str, str]:
+    """The hash of each file in directory except save's record."""
     hashes = {}
-    for name in sorted(set(os.listdir(folder)) - {OURS}):
+    for name in sorted(set(os.listdir(directory)) - {RECORD}):
         digest = hashlib.sha256()
-        with open(os.path.join(folder, name), "rb") as file:
+        with open(os.path.join(directory, name), "rb") as file:
             while piece := file.read(2**20):
                 digest.update(piece)
         hashes[name] = digest.hexdigest()
     return hashes
 
 
-def logits_of(folder: str, idx) -> torch.Tensor:
-    """What transformers' own model in folder makes of ids (B, T): (B, T, V), float32."""
-    with torch.no_grad():
-        return _load_theirs(folder).float().eval()(idx).logits
-
-
 def _why_not_gpt2(config: GPTConfig) -> str:
-    """What GPT-2 does not have of an architecture; '' if nothing."""
+    """What an architecture has that GPT-2's has not; '' if nothing."""
     if config.model_type != "gpt":
         return f"model_type={config.model_type}"
     if config.ngrams > 1:
@@ -216,39 +249,43 @@ def _why_not_gpt2(config: GPTConfig) -> str:
     return "" if config.positions == "default" else f"{config.positions} positions"
 
 
-def _save_tokenizer(description: dict, block_size: int, folder: str):
-    """Write tokenizer.json, by which transformers encodes and decodes as ours does."""
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+def _save_tokenizer(tokenizer: Tokenizer, block_size: int, directory: str):
+    """Write tokenizer.json and tokenizer_config.json, with which transformers encodes and decodes as tokenizer does."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as HFTokenizer
 
-    tokenizer = from_dict(description)
     if tokenizer.kind in ("gpt2", "bpe"):
         vocabulary, merges = _byte_pairs(tokenizer.encoding._mergeable_ranks)
-        theirs = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
-        theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        theirs.decoder = decoders.ByteLevel()
+        hf_tokenizer = HFTokenizer(models.BPE(vocabulary, merges))
+        hf_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        hf_tokenizer.decoder = decoders.ByteLevel()
     elif tokenizer.kind == "word":
         ids = {**tokenizer.ids, UNKNOWN: tokenizer.unknown_id}
-        theirs = tokenizers.Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-        theirs.normalizer = normalizers.Lowercase() if tokenizer.lower else None
-        theirs.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(tokenizer.pattern), "isolated")
-        theirs.decoder = decoders.Fuse()
+        hf_tokenizer = HFTokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+        if tokenizer.lower:
+            hf_tokenizer.normalizer = normalizers.Lowercase()
+        hf_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(tokenizer.pattern), "isolated")
+        hf_tokenizer.decoder = decoders.Fuse()
     else:
-        theirs = tokenizers.Tokenizer(models.WordLevel(tokenizer.ids))  # an unknown character is an error there too
-        theirs.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
-        theirs.decoder = decoders.Fuse()
-    theirs.add_special_tokens(sorted(tokenizer.specials, key=tokenizer.specials.get))
-    more = dict(bos_token=END, eos_token=END) if END in tokenizer.specials else {}
+        hf_tokenizer = HFTokenizer(models.WordLevel(tokenizer.ids))  # an unknown character is an error there too
+        hf_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        hf_tokenizer.decoder = decoders.Fuse()
+    hf_tokenizer.add_special_tokens(sorted(tokenizer.specials, key=tokenizer.specials.__getitem__))
+    hf_tokenizer.save(os.path.join(directory, "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+    }
+    if END in tokenizer.specials:
+        settings |= {"bos_token": END, "eos_token": END}
     if tokenizer.template and tokenizer.template.special:
-        more.update(eos_token=tokenizer.template.end, chat_template=_chat_template(tokenizer.template))
-    PreTrainedTokenizerFast(
-        tokenizer_object=theirs, model_max_length=block_size, clean_up_tokenization_spaces=False, **more
-    ).save_pretrained(folder)
+        settings |= {"eos_token": tokenizer.template.end, "chat_template": _chat_template(tokenizer.template)}
+    _write_json(settings, directory, "tokenizer_config.json")
 
 
 def _chat_template(template: Template) -> str:
-    """The template in Jinja, as transformers' apply_chat_template wants it: what conversation.py asks a model."""
+    """The template in Jinja for transformers' apply_chat_template, which then asks a model as our chat does."""
     said = {
         "system": (template.system, ""),
         "user": (template.user, template.assistant),
@@ -262,9 +299,9 @@ def _chat_template(template: Template) -> str:
 
 
 def _byte_pairs(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """tiktoken's ranks as the vocabulary and the merges of GPT-2's own files, which write bytes as characters.
+    """(vocabulary, merges) of GPT-2's own files, which write bytes as characters, from tiktoken's ranks.
 
-    A token is the merge of the two parts that the merges before it leave of its bytes.
+    Every token is the merge of the two parts that the earlier merges leave of its bytes.
     """
     letters = byte_alphabet()
 

@@ -1,62 +1,188 @@
-"""A loaded model made ready to write: its weights in the form that the device reads fastest, by a fixed rule.
+"""Make a trained model ready to decode: load it, and give its weights the format that the device reads fastest.
 
-    model, why = prepare(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
+    generator = load("out-quickstart")                   # or dongpt.load
+    print(generator.generate("The ", max_new_tokens=100, seed=1))
 
-A GPU takes them in the runtime's dtype. On a CPU a token costs reading every weight once, so that half the bytes are
-half the time: there large models keep bfloat16 weights (packed by dongpt/kernels/cpu.py) and compute in float32.
+On a GPU the weights have the runtime's dtype. On a CPU every token costs one reading of all weights, so half the bytes
+take half the time: large models keep bfloat16 weights there, packed by dongpt/kernels/cpu.py, and compute in float32.
 """
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Iterator, Literal, Sequence
 
 import torch
 
-from configurator import UserError
-from dongpt.decode import quantize
-from dongpt.kernels import cpu as rows
+from configurator import UserError, check
+from dongpt.checkpoint.files import load_anything
+from dongpt.decode import quantize as int8
+from dongpt.decode.text import Texts, read_stop, read_stop_ids
+from dongpt.kernels import cpu
 from dongpt.program import first_line
-from dongpt.runtime import DTYPES, Runtime
-from model import GPT
+from dongpt.runtime import DTYPES, Runtime, RuntimeConfig, start
+from dongpt.text.tokenizers import FOREIGN, Tokenizer, Unknown, from_dict
+from model import GPT, Sampling
 
-WORTH_ROUNDING = 5e7  # parameters from which dtype=auto takes bfloat16 weights on a CPU
+WORTH_ROUNDING = 5e7  # parameters from which dtype=auto means bfloat16 weights on a CPU
 Quantize = Literal["none", "int8"]
 
 
-def prepare(
-    model: GPT, rt: Runtime, dtype: str = "auto", quantized: Quantize = "none", compiled="auto"
+@dataclass
+class Generator:
+    """A model in eval mode, ready to decode, and its tokenizer (None if the checkpoint has none).
+
+    description says which device, dtype and weight format were chosen, and why.
+    """
+
+    model: GPT
+    tokenizer: Tokenizer | None
+    description: str
+
+    def generate(self, prompt: str, max_new_tokens: int = 500, **settings) -> str:
+        """The text that follows prompt: the first sample that sample.py prints with the same settings; see stream."""
+        return "".join(self.stream(prompt, max_new_tokens, **settings))
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 500,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = 200,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int = 1337,
+        stop: str | Sequence[str] = (),
+        stop_ids: str | Sequence[int] = (),
+        unknown: Unknown = "error",
+        use_kv_cache: bool = True,
+    ) -> Iterator[str]:
+        """Yield the text that follows prompt in pieces, as it is generated: whole characters, never an empty piece.
+
+        The settings and their defaults are sample.py's. Raises UserError for settings that make no sense, a prompt
+        with characters that the vocabulary lacks, a model without a tokenizer, and logits that are not finite.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        texts, ids = self.detokenizer(1, stop, stop_ids), self.encode(prompt, unknown)
+        for new_ids in self.stream_ids([ids], max_new_tokens, sampling, seed, texts.stop_ids, use_kv_cache):
+            if piece := texts.add(new_ids.tolist())[0]:
+                yield piece
+            if texts.done:
+                break
+        if piece := texts.finish()[0]:
+            yield piece
+
+    def encode(self, prompt: str, unknown: Unknown = "error") -> list[int]:
+        """The ids of a prompt, in which special tokens are recognised; never empty. Raises UserError."""
+        tokenizer = self.require_tokenizer()
+        return tokenizer.encode(prompt, special=True, unknown=unknown) or [tokenizer.start_id]
+
+    def detokenizer(
+        self, n_samples: int, stop: str | Sequence[str] = (), stop_ids: str | Sequence[int] = ()
+    ) -> Texts:
+        """Collects the texts of n_samples streams; stop and stop_ids as on sample.py's command line, or lists."""
+        tokenizer = self.require_tokenizer()
+        stop = read_stop(stop) if isinstance(stop, str) else stop
+        stop_ids = read_stop_ids(stop_ids, tokenizer.vocab_size) if isinstance(stop_ids, str) else stop_ids
+        return Texts(tokenizer, n_samples, stop, stop_ids)
+
+    def stream_ids(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        sampling: Sampling,
+        seed: int = 1337,
+        stop_ids: Sequence[int] | frozenset[int] = (),
+        use_kv_cache: bool = True,
+        **more: Any,
+    ) -> Iterator[torch.Tensor]:
+        """model.stream for ids of the tokenizer; its complaints about settings and logits become UserErrors."""
+        problems = sampling.problems()
+        if max_new_tokens < 0:
+            problems.append(f"max_new_tokens={max_new_tokens} must be at least 0")
+        if problems:
+            raise UserError("; ".join(problems))
+        more = {"n_ids": self.require_tokenizer().vocab_size, **vars(sampling), **more}
+        stream = self.model.stream(
+            prompts, max_new_tokens, seed=seed, stop_ids=stop_ids, use_kv_cache=use_kv_cache, **more
+        )
+        try:
+            yield from stream
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises UserError if the checkpoint has none."""
+        if self.tokenizer is None:
+            raise UserError(
+                "this checkpoint holds no tokenizer, so its ids cannot be shown as text: put the meta.pkl or meta.json "
+                "of its data beside it"
+            )
+        return self.tokenizer
+
+
+def load(
+    path: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: Quantize = "none",
+    compile: bool | Literal["auto"] = "auto",
+    **model_args: Any,
+) -> Generator:
+    """The model at path (a checkpoint, an out_dir, a Hugging Face directory or gpt2*), ready to decode.
+
+    The settings are sample.py's. model_args (n_head=4) give hyper-parameters that files of other trainers may lack.
+    Raises UserError for what cannot be loaded, and for settings that cannot work here.
+    """
+    kinds = RuntimeConfig.__annotations__ | {"quantize": Quantize}
+    check(quantize, kinds["quantize"], "load: quantize")
+    check(compile, kinds["compile"], "load: compile")
+    rt = start(device, dtype)
+    model, description, _ = load_anything(path, **model_args)
+    tokenizer = from_dict(description) if description and description != FOREIGN else None
+    model, why = to_inference(model, rt, dtype, quantize, compile)
+    return Generator(model, tokenizer, why)
+
+
+def to_inference(
+    model: GPT, rt: Runtime, dtype: str = "auto", quantize: Quantize = "none", compile: bool | Literal["auto"] = "auto"
 ) -> tuple[GPT, str]:
     """(model on the device, in eval mode, for inference only; what was chosen and why). dtype is what was asked for.
 
-    compiled=True compiles the blocks; auto leaves them, since a few samples do not repay a minute of compiling. Raises
-    ValueError where torch.compile does not work.
+    compile=True compiles the blocks; auto leaves them, since a few samples do not repay a minute of compiling. Raises
+    UserError where torch.compile does not work.
     """
     size, weights, why = model.get_num_multiplied(), rt.dtype, ""
     model.to(rt.device).eval().requires_grad_(False)
-    if rt.device_type == "cpu" and size < rows.WORTH_PACKING:
+    if rt.device_type == "cpu" and size < cpu.WORTH_PACKING:
         torch.set_num_threads(1)  # more would wait for each other longer than they compute, above all on a busy machine
-    packs, why_not = rows.worth_packing(model) if compiled is not True else (False, "")
+    packs, why_not = cpu.worth_packing(model) if compile is not True else (False, "")
     if dtype == "auto" and packs and size >= WORTH_ROUNDING:
         weights, why = "bfloat16", f" (auto: {size / 1e6:.0f}M of them are read for every token)"
-    if quantized == "int8":
-        quantize.quantize_linears(model)
+    if quantize == "int8":
+        try:
+            int8.quantize_linears(model)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         weights, why = "int8", " (as asked)"
     if packs and weights != "float16":
-        rows.pack_model(model, DTYPES.get(weights))
+        cpu.pack_model(model, DTYPES.get(weights))
         return model, f"{rt.why}, weights: {weights}{why}, packed, sums in float32"
     model.to(DTYPES[rt.dtype])
-    if compiled is True:
+    if compile is True:
         compile_blocks(model)
-    notes = [f"weights: {weights}{why}"] if quantized == "int8" or why_not else []
+    notes = [f"weights: {weights}{why}"] if quantize == "int8" or why_not else []
     if why_not:
         notes.append(f"not packed ({why_not}): slower")
-    elif quantized == "int8":
-        notes.append("less memory, slower than without")  # they are made floats anew for every token
+    elif quantize == "int8":
+        notes.append("less memory, slower than without")  # they are converted to floats again for every token
     if rt.device_type == "cuda":
-        notes.append("compile: on (as asked)" if compiled is True else "compile: off (a minute for a few samples)")
+        notes.append("compile: on (as asked)" if compile is True else "compile: off (a minute for a few samples)")
     return model, ", ".join([rt.why, *notes])
 
 
 def compile_blocks(model: GPT):
-    """Have the model's blocks compiled; raises ValueError where torch.compile does not work."""
+    """Compile the model's blocks. Raises UserError where torch.compile does not work."""
     for block in model.transformer.h:
         block.compile(dynamic=True)
     try:

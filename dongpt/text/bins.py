@@ -1,341 +1,740 @@
-"""Writes what corpus.py reads: train.bin or its shards, val.bin, their masks and meta.json, all or none of them."""
+"""Data folders: train.bin or its shards, val.bin, masks and meta.json, how they are written, described and read.
 
+train.bin and val.bin are raw little-endian uint16 ids, as nanoGPT reads them. A large corpus has train_000.bin,
+train_001.bin, ... instead, which are one text. Where a loss is taken of some tokens only, train.mask.bin and
+val.mask.bin hold one uint8 per token. meta.json describes them: tokenizer, counts, bytes of text, source and hashes.
+
+    with Writer(folder, tokenizer) as writer:
+        writer.add("train", Encoded(ids, n_characters, n_bytes))
+        prepared = writer.finish(meta)
+    meta = read_meta(folder)
+
+New files are written to a staging folder inside the data folder and moved into place at the end, so that the earlier
+data stay until the new ones are complete. Readers change nothing and need no lock.
+"""
+
+import bisect
 import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
+import pickle
 import re
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+import shutil
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import IO, Any, Iterator
 
 import numpy as np
 
 from configurator import UserError
-from dongpt.text.shards import describe, shard_name
-from dongpt.text.tokenizers import MOST, Tokenizer
+from dongpt.program import ROOT, locked_directory, replaced_file
+from dongpt.text.template import Template
+from dongpt.text.tokenizers import END, MAX_VOCAB, Tokenizer, from_dict
 
 SPLITS = ("train", "val")
-SETTLING = "meta.json.new"  # meta.json while the files that it describes get their names
-JOURNAL = "preparing.json"  # how far a preparation is that may go on after a kill
-BINS = re.compile(r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin")
+STAGING = ".dongpt-new"  # folder inside the data folder that holds files until all are complete
+SHARD = re.compile(r"train_(\d{3,})\.bin")
+DATA_FILES = re.compile(r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin|meta\.json")  # all names that are ever written
+IN_MEMORY_BYTES = 64 * 2**20  # larger files stay on the disk and are read where they are needed
+END_BYTES = 2**20  # at each end of a shard, hashed when training starts
+CHUNK_TOKENS = 2**22  # read at a time where a whole file is read
+GPT2_VOCAB = 50257
 
 
-def settle(folder: str):
-    """Give new files their names, where a process was killed before it had done so to all of them.
+# ----------------------------------------------------------------------------------------------------------------------
+# where data folders are
 
-    From the moment on that SETTLING is there, what it describes is complete, and lies under the names or beside them.
-    Several processes may do this at once: what is not there any more another one has just done. Raises UserError
-    where it cannot be done.
+
+def find_folder(dataset: str, data_dir: str) -> str:
+    """The data folder that the settings name: data_dir, relative to the working directory, else data/<dataset>."""
+    return os.path.abspath(data_dir) if data_dir else os.path.join(ROOT, "data", dataset)
+
+
+def named_folder(name: str) -> str:
+    """data/<name>. Raises UserError unless name is a plain folder name."""
+    if not name or name in (".", "..") or name != os.path.basename(name):
+        raise UserError(f"name={name} must be the name of a folder under data/, without slashes")
+    return os.path.join(ROOT, "data", name)
+
+
+def how_to_prepare(folder: str) -> str:
+    """The command that writes data to folder, for error messages."""
+    script = os.path.join(folder, "prepare.py")
+    if os.path.exists(script):
+        return f"run python {os.path.relpath(script)} first"
+    shelf = os.path.join(ROOT, "data")
+    known = sorted(name for name in os.listdir(shelf) if os.path.exists(os.path.join(shelf, name, "prepare.py")))
+    return (
+        f"write it with python data/prepare.py --input=YOUR_TEXT --name=NAME, or with one of the prepare.py under "
+        f"data/ (there are {', '.join(known)})"
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# meta.json
+
+
+def read_meta(folder: str) -> dict:
+    """The validated description of a data folder: meta.json, else that of nanoGPT's meta.pkl, else {}.
+
+    Raises UserError if it is damaged, or if a preparation was interrupted while it moved its files into place.
     """
-    path = os.path.join(folder, SETTLING)
-    if not os.path.exists(path):
-        return
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            with open(path, encoding="utf-8") as file:
-                _give_names(folder, json.load(file))
-            os.replace(path, os.path.join(folder, "meta.json"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    staged = _staged_meta(folder)
+    if staged and _waiting(folder, staged) != file_names(staged):
         raise UserError(
-            f"{path} is of a preparation that was killed, and cannot be made use of ({error}): prepare "
-            f"the data anew, or delete it"
+            f"the preparation of {folder} was interrupted while its files were moved into place: give the command "
+            f"that prepared it again"
+        )
+    if os.path.lexists(path := os.path.join(folder, "meta.json")):
+        return _read_json(path)
+    if os.path.lexists(path := os.path.join(folder, "meta.pkl")):
+        return _read_pickle(path)
+    return {}
+
+
+def _read_json(path: str) -> dict:
+    """A meta.json, validated."""
+    try:
+        if not os.path.isfile(path):
+            raise ValueError("it is no file")
+        with open(path, encoding="utf-8") as file:
+            return _validated(json.load(file))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged or was not written by a preparation ({error}): move it and the .bin files beside it "
+            f"elsewhere, and prepare the data again"
         ) from error
 
 
-def _give_names(folder: str, meta: dict):
-    """Give what meta describes its names, and remove the files of the data that was there before."""
-    names = [shard["file"] for shard in meta.get("shards", {}).get("train", [{"file": "train.bin"}])] + ["val.bin"]
-    names += [f"{split}.mask.bin" for split in meta.get("predicted_bytes", {})]
-    for name in names:
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads pickles of dict, list, str, int and the like; refuses everything that would run code."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _read_pickle(path: str) -> dict:
+    """nanoGPT's meta.pkl as a description."""
+    try:
+        if not os.path.isfile(path):
+            raise ValueError("it is no file")
+        with open(path, "rb") as file:
+            meta = _PlainUnpickler(file).load()
+        characters = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
+        return _validated({"tokenizer": {"kind": "char", "characters": characters}, "vocab_size": meta["vocab_size"]})
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise UserError(
+            f"{path} is not a plain meta.pkl of nanoGPT ({error}): it was not run; prepare the data again"
+        ) from error
+
+
+def _validated(meta: Any) -> dict:
+    """meta, if every key that a program reads holds what a Writer stores there. Raises ValueError naming the key."""
+
+    def need(condition: bool, key: str):
+        if not condition:
+            raise ValueError(f"{key} is not valid")
+
+    need(isinstance(meta, dict), "the content")
+    need(_is_count(meta.get("vocab_size")) and 0 < meta["vocab_size"] <= MAX_VOCAB, "vocab_size")
+    need(_vocab_size(meta.get("tokenizer")) == meta["vocab_size"], "the size of the tokenizer's vocabulary")
+    for key in ("tokens", "characters", "bytes", "predicted_bytes"):
+        counts = meta.get(key, {})
+        need(isinstance(counts, dict) and set(counts) <= set(SPLITS) and all(map(_is_count, counts.values())), key)
+    tokens, characters, n_bytes = (meta.get(key, {}) for key in ("tokens", "characters", "bytes"))
+    need(not tokens or len(tokens) == len(SPLITS) and min(tokens.values()) > 0, "tokens")
+    for split, n in n_bytes.items():  # a character takes one to four bytes
+        least = characters.get(split, 1)
+        need(split in tokens and least <= n <= 4 * characters.get(split, n), "bytes")
+    for split, n in meta.get("predicted_bytes", {}).items():
+        need(split in tokens and n <= n_bytes.get(split, n), "predicted_bytes")
+    if "shards" in meta:
+        shards = meta["shards"].get("train") if isinstance(meta["shards"], dict) else None
+        need(isinstance(shards, list) and all(map(_is_shard, shards)), "shards")
+        names = {shard["file"] for shard in shards}
+        need(0 < len(shards) == len(names), "shards")
+        need(sum(shard["tokens"] for shard in shards) == tokens.get("train"), "the sum of the shards' tokens")
+    for key, kind in (("source", str), ("sha256", str), ("ids_sha256", str), ("split", str), ("plan_sha256", str)):
+        need(isinstance(meta.get(key, ""), kind), key)
+    for key in ("documents", "seed", "left_out"):
+        need(_is_count(meta.get(key, 0)), key)
+    return meta
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**62  # True is no number of tokens
+
+
+def _is_shard(shard: Any) -> bool:
+    """Whether shard is one of meta.json's descriptions, of a file in the same folder."""
+    return (
+        isinstance(shard, dict)
+        and all(isinstance(shard.get(key), str) for key in ("file", "sha256", "ends_sha256"))
+        and SHARD.fullmatch(shard["file"]) is not None
+        and _is_count(shard.get("tokens"))
+        and shard["tokens"] > 0
+    )
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _vocab_size(tokenizer: Any) -> int:
+    """The vocabulary size of a tokenizer's description. Raises ValueError for one that no tokenizer can be made of.
+
+    Does not load GPT-2's vocabulary, which may have to be downloaded.
+    """
+    if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("kind"), str):
+        raise ValueError("tokenizer is not valid")
+    for key, value in tokenizer.items():
+        if (
+            (key in ("special", "words", "tokens") and not _is_texts(value))
+            or (key in ("characters", "sha256") and not isinstance(value, str))
+            or (key in ("lower", "spaces_alone") and not isinstance(value, bool))
+        ):
+            raise ValueError(f"tokenizer's {key} is not valid")
+    json.dumps(tokenizer, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is no text
+    if tokenizer["kind"] != "gpt2":
+        return from_dict(tokenizer).vocab_size
+    special = tokenizer.get("special", [])
+    if len({END, "", *special}) != 2 + len(special):
+        raise ValueError("tokenizer's special is not valid")
+    if "template" in tokenizer:
+        Template.from_dict(tokenizer["template"])
+    return GPT2_VOCAB + len(special)
+
+
+def file_names(meta: dict) -> set[str]:
+    """The names of the data files that meta describes."""
+    train = [shard["file"] for shard in meta["shards"]["train"]] if "shards" in meta else ["train.bin"]
+    return {*train, "val.bin", *(f"{split}.mask.bin" for split in meta.get("predicted_bytes", {}))}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# whose files they are, and how new ones take their place
+
+
+def _staged_meta(folder: str) -> dict | None:
+    """The description of new files that are complete but perhaps not all in place yet; None if there are none."""
+    path = os.path.join(folder, STAGING, "meta.json")
+    with contextlib.suppress(UserError):  # not one of ours
+        return _read_json(path) if os.path.lexists(path) else None
+    return None
+
+
+def _waiting(folder: str, staged: dict) -> set[str]:
+    """The names of the files that have still to be moved from the staging folder to folder."""
+    return {name for name in file_names(staged) if os.path.isfile(os.path.join(folder, STAGING, name))}
+
+
+def _own_files(folder: str) -> set[str]:
+    """The names of the data files in folder that an earlier preparation wrote, as meta.json says."""
+    own: set[str] = set()
+    with contextlib.suppress(UserError):
+        path = os.path.join(folder, "meta.json")
+        if os.path.lexists(path) and "tokens" in (meta := _read_json(path)):  # without counts it is somebody else's
+            own |= {"meta.json", *file_names(meta)}
+    if staged := _staged_meta(folder):
+        own |= file_names(staged) - _waiting(folder, staged)
+    return own
+
+
+def refuse_foreign_files(folder: str):
+    """Raise UserError if folder holds files with the names of data files that no preparation wrote."""
+    names = set(filter(DATA_FILES.fullmatch, os.listdir(folder))) if os.path.isdir(folder) else set()
+    if foreign := sorted(names - _own_files(folder)):
+        raise UserError(
+            f"{os.path.join(folder, foreign[0])} was not written by a preparation, or meta.json beside it does not "
+            f"say so, and would be replaced: move it elsewhere, or write to another folder"
+        )
+
+
+def _commit(folder: str):
+    """Move complete new files into place and remove earlier ones. Once started it must be finished, here or by the
+    next preparation."""
+    refuse_foreign_files(folder)
+    staging = os.path.join(folder, STAGING)
+    staged = _read_json(os.path.join(staging, "meta.json"))
+    for name in sorted(_waiting(folder, staged)):
+        os.replace(os.path.join(staging, name), os.path.join(folder, name))
+    for name in _own_files(folder) - file_names(staged) - {"meta.json"}:
         with contextlib.suppress(FileNotFoundError):
-            os.replace(os.path.join(folder, name + ".part"), os.path.join(folder, name))
-    for name in os.listdir(folder):
-        if BINS.fullmatch(name) and name not in names:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(folder, name))
+            os.remove(os.path.join(folder, name))
+    os.replace(os.path.join(staging, "meta.json"), os.path.join(folder, "meta.json"))
+    shutil.rmtree(staging)
 
 
-def _megabytes(folder: str, ending: str) -> str:
-    """The size of the bins in folder whose names have this ending more, '' if there is nothing."""
-    paths = [
-        os.path.join(folder, name)
-        for name in os.listdir(folder)
-        if name.endswith(ending) and BINS.fullmatch(name[: len(name) - len(ending)])
-    ]
-    size = sum(map(os.path.getsize, paths))
-    return f"{math.ceil(size / 1e6):,} MB" if size else ""
+# ----------------------------------------------------------------------------------------------------------------------
+# writing
 
 
-class Digest:
-    """SHA-256 in a thread of its own: what is given to it is hashed while the next piece is read or written."""
-
-    def __init__(self):
-        self.sha256, self.pool = hashlib.sha256(), ThreadPoolExecutor(1)
-        self.last = self.pool.submit(bool)
-
-    def update(self, content: bytes | np.ndarray):
-        """Take in content, which must stay as it is."""
-        self.last.result()
-        self.last = self.pool.submit(self.sha256.update, content)
-
-    def hexdigest(self) -> str:
-        """The hash of everything, after which nothing can be added."""
-        self.pool.shutdown()
-        return self.sha256.hexdigest()
-
-
+@dataclass(frozen=True)
 class Encoded:
-    """Ids (n,) uint16, how often each occurs, and how many characters and bytes of text they stand for.
+    """Ids (n,) and how many characters and bytes of text they stand for.
 
-    mask (n,) tells which of them a loss is taken of, None for all; n_predicted is how many bytes those stand for.
+    mask (n,) is nonzero for ids that are in the loss, None if all are; these stand for n_predicted bytes.
     """
 
-    def __init__(
-        self,
-        ids: np.ndarray,
-        n_characters: int,
-        n_bytes: int,
-        mask: np.ndarray | None = None,
-        n_predicted: int = 0,
-        loses: bool = False,
-    ):
-        self.loses = loses  # whether the ids cannot give the text back
-        self.ids, self.mask, self.n_predicted = np.ascontiguousarray(ids, dtype="<u2"), mask, n_predicted
-        self.counts, self.n_characters, self.n_bytes = np.bincount(ids), n_characters, n_bytes
+    ids: np.ndarray
+    n_characters: int
+    n_bytes: int
+    mask: np.ndarray | None = None
+    n_predicted: int = 0
+    is_lossy: bool = False  # the ids cannot give the text back
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was written: meta.json, how often each id occurs, (vocab_size,) a split, the tokenizer, and some text."""
+    """A data folder that was written: meta.json, counts (vocab_size,) of the ids per split, and a piece of its text."""
 
     folder: str
     meta: dict
     counts: dict[str, np.ndarray]
     tokenizer: Tokenizer
-    loses: bool  # whether something of the text is not in the ids, apart from words that are unknown
+    is_lossy: bool  # something of the text is not in the ids, apart from unknown words
     sample: str = ""
 
 
 class Writer:
-    """Writes the bins of a data folder under other names, and gives them theirs at the end.
+    """Writes a data folder, which it locks until the end of the with statement.
 
-        with Writer(folder, tokenizer) as writer:
-            writer.add("train", encoded)
-            prepared = writer.finish(meta)
-
-    With shard_tokens train is written to files of so many tokens. What was written by then lasts where state() was
-    called: a Writer that is given what it returned goes on from there.
+    With shard_tokens train is written to files of so many tokens each. plan: anything that JSON can hold and that is
+    the same whenever the same data are to be written; after save() the new files survive a crash, and a Writer with the
+    same plan continues after the first `documents` documents. spool_val: finish() is told the order of val's documents.
+    Raises UserError for a folder that is locked, cannot be written, or holds data files of somebody else.
     """
 
-    def __init__(self, folder: str, tokenizer: Tokenizer, shard_tokens: int = 0, state: dict | None = None):
-        self.folder, self.tokenizer, self.shard_tokens = folder, tokenizer, shard_tokens
-        self.files, self.sha256 = {}, Digest()
-        self.shards: list[dict] = []  # descriptions of those that are full
-        self.current, self.in_current = shard_name("train", 0) if shard_tokens else "train.bin", 0
-        self.state_before, self.lasting = state, state is not None  # whether a part of it outlives this process
-        self.writing, self.waiting = ThreadPoolExecutor(1), deque()  # beside reading and hashing
-        self.counts = {split: np.zeros(MOST, np.int64) for split in SPLITS}
-        self.characters, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-        self.predicted_bytes: dict[str, int] = {}
-        self.loses = False
+    def __init__(
+        self,
+        folder: str,
+        tokenizer: Tokenizer | None = None,
+        shard_tokens: int = 0,
+        plan: Any = None,
+        spool_val: bool = False,
+    ):
+        self.folder, self.tokenizer, self.shard_tokens, self.plan = folder, tokenizer, shard_tokens, plan
+        self.staging = os.path.join(folder, STAGING)
+        self.state_path = os.path.join(self.staging, "state.json")
+        self.val_file = "val.ids" if spool_val else "val.bin"
+        self.files: dict[str, IO[bytes]] = {}
+        self.lock = contextlib.ExitStack()
+        self._reset()
+
+    def _reset(self):
+        self.documents = 0  # that are done
+        self.saved = False  # whether a later process can continue with the new files
+        self.shards: list[dict] = []  # descriptions of the full ones
+        self.shard_size = 0  # tokens in the one that is not full yet
+        self.counts = {split: np.zeros(MAX_VOCAB, np.int64) for split in SPLITS}
+        self.totals: dict[str, dict[str, int]] = {
+            "characters": dict.fromkeys(SPLITS, 0),
+            "bytes": dict.fromkeys(SPLITS, 0),
+            "predicted_bytes": {},
+        }
+        self.is_lossy = False
 
     def __enter__(self) -> "Writer":
-        try:
-            os.makedirs(self.folder, exist_ok=True)
-            settle(self.folder)
-            for split in SPLITS:
-                if os.path.isdir(path := os.path.join(self.folder, f"{split}.bin")):
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-            if self.state_before:
-                self._go_on(self.state_before)
-            else:
-                self._remove_parts()  # of an earlier process that was killed
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(os.path.join(self.folder, JOURNAL))  # which tells of them
-                self._open(self.current)
-            self._open("val.bin")
-        except OSError as error:
-            self.__exit__()
-            raise self.cannot(error) from error
+        refuse_foreign_files(self.folder)  # before the lock creates a file there
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked_directory(self.folder))
+            with self._disk_errors():
+                if _staged_meta(self.folder):
+                    _commit(self.folder)
+                refuse_foreign_files(self.folder)
+                self._resume()
+            self.lock = stack.pop_all()
         return self
 
     def __exit__(self, *error):
-        self.writing.shutdown(cancel_futures=True)
-        for file in self.files.values():
-            with contextlib.suppress(OSError):  # a full disk has been told of
-                file.close()
-        if self.lasting or os.path.exists(os.path.join(self.folder, SETTLING)):
-            return  # in the latter case all is done but the names: they are given when the folder is opened
-        for file in self.files.values():
-            if os.path.exists(file.name):
-                os.remove(file.name)
-        self._remove_parts()
+        with self.lock:
+            for file in self.files.values():
+                with contextlib.suppress(OSError):  # a full disk has been reported
+                    file.close()
+            if not self.saved and not _staged_meta(self.folder):
+                shutil.rmtree(self.staging, ignore_errors=True)
 
-    def _remove_parts(self):
-        """Remove what has not got its name; shards that are full are among it."""
-        for name in os.listdir(self.folder) if os.path.isdir(self.folder) else ():
-            if BINS.fullmatch(name.removesuffix(".part")) and name.endswith(".part"):
-                os.remove(os.path.join(self.folder, name))
+    @contextlib.contextmanager
+    def _disk_errors(self):
+        """Turn errors in writing into sentences with a remedy."""
+        try:
+            yield
+        except OSError as error:
+            remedy = "free space there or change its rights"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                new = _megabytes(self.staging, os.listdir(self.staging))
+                earlier = _megabytes(self.folder, _own_files(self.folder))
+                remedy = f"free space on that disk, where the new files have {new} by now" + (
+                    f" and the earlier data, which stay as they are, {earlier}" if earlier else ""
+                )
+            continues = "; the same command then continues where it stopped" if self.saved else ""
+            raise UserError(f"{self.folder} cannot be written ({error.strerror}): {remedy}{continues}") from error
+
+    def _resume(self):
+        """Continue the files that an earlier process saved with the same plan, or start with none."""
+        try:
+            with open(self.state_path, encoding="utf-8") as file:
+                state = json.load(file)
+            if self.plan is not None and state["plan"] == self.plan:
+                return self._restore(state)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # reported below
+        if os.path.exists(self.state_path):
+            print("what was started there before had other files or settings, or is damaged: starting again")
+        self._reset()
+        if os.path.exists(self.staging):
+            shutil.rmtree(self.staging)
+        os.makedirs(self.staging)
+
+    def _restore(self, state: dict):
+        """Take over a saved state, without what was written to the files after it was saved."""
+        sizes = {**{shard["file"]: 2 * shard["tokens"] for shard in state["shards"]}, **state["sizes"]}
+        for name, size in sizes.items():
+            if os.path.getsize(os.path.join(self.staging, name)) < size:
+                raise ValueError(f"{name} is too short")
+        for split in SPLITS:
+            self.counts[split][: len(state["counts"][split])] = state["counts"][split]
+        self.totals, self.is_lossy, self.shard_size = state["totals"], state["is_lossy"], state["shard_size"]
+        self.shards, self.documents, self.saved = state["shards"], state["documents"], True
+        for name in set(os.listdir(self.staging)) - set(sizes) - {"state.json"}:
+            os.remove(os.path.join(self.staging, name))
+        for name, size in state["sizes"].items():
+            os.truncate(os.path.join(self.staging, name), size)
+
+    def save(self, documents: int):
+        """Make the new files, which hold this many documents, survive a crash."""
+        with self._disk_errors():
+            for file in self.files.values():
+                _sync(file)
+            sizes = {name: os.path.getsize(file.name) for name, file in self.files.items()}
+            counts = {split: np.trim_zeros(counts, "b").tolist() for split, counts in self.counts.items()}
+            state = {
+                "plan": self.plan,
+                "documents": documents,
+                "shards": self.shards,
+                "shard_size": self.shard_size,
+                "sizes": sizes,
+                "counts": counts,
+                "totals": self.totals,
+                "is_lossy": self.is_lossy,
+            }
+            with replaced_file(self.state_path, "w", encoding="utf-8") as state_file:
+                json.dump(state, state_file)
+        self.documents, self.saved = documents, True
 
     def _open(self, name: str):
-        self.files[name] = open(os.path.join(self.folder, name + ".part"), "wb")
+        self.files[name] = open(os.path.join(self.staging, name), "ab")
 
-    def cannot(self, error: OSError) -> UserError:
-        """What is said to the user of an error in writing."""
-        remedy = "free space there or change its rights"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            new, old = (_megabytes(self.folder, ending) for ending in (".part", ""))
-            remedy = f"free space on that disk, where the new files have {new} by now" + (
-                f" and the earlier data, which stay as they are, {old}" if old else ""
-            )
-        return UserError(
-            f"{self.folder} cannot be written ({error.strerror}): {remedy}"
-            + ("; the same command then goes on from where it was" if self.lasting else "")
-        )
+    def _append(self, name: str, content: np.ndarray):
+        if name not in self.files:
+            self._open(name)
+        self.files[name].write(np.ascontiguousarray(content))
 
-    def state(self) -> dict:
-        """What a Writer needs to go on from here, after all that was added to train has reached the disk."""
-        self._wait()
+    def _close(self, name: str) -> str:
+        """Close a file after its content has reached the disk; returns its path."""
+        file = self.files.pop(name)
         try:
-            file = self.files[self.current]
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError as error:
-            raise self.cannot(error) from error
-        self.lasting = True
-        return {
-            "shards": list(self.shards),
-            "in_current": self.in_current,
-            "characters": self.characters["train"],
-            "bytes": self.bytes["train"],
-            "loses": self.loses,
-            "counts": self.counts["train"][: self.tokenizer.vocab_size].tolist(),
-        }
-
-    def _go_on(self, state: dict):
-        """Continue the files that state tells of, without what was written after it was asked for."""
-        self.shards, self.in_current, self.loses = state["shards"], state["in_current"], state["loses"]
-        self.characters["train"], self.bytes["train"] = state["characters"], state["bytes"]
-        self.counts["train"][: len(state["counts"])] = state["counts"]
-        self.current = shard_name("train", len(self.shards))
-        if not self.in_current:  # a shard ended there
-            self._open(self.current)
-            return
-        self.files[self.current] = file = open(os.path.join(self.folder, self.current + ".part"), "r+b")
-        file.truncate(2 * self.in_current)
-        while piece := file.read(2**20):
-            self.sha256.update(piece)
+            _sync(file)
+        finally:
+            file.close()
+        return file.name
 
     def add(self, split: str, encoded: Encoded):
         """Append to a split."""
-        self.waiting.append(self.writing.submit(self._write, split, encoded.ids, encoded.mask))
-        self._wait(4)
-        self.counts[split][: len(encoded.counts)] += encoded.counts
-        self.characters[split] += encoded.n_characters
-        self.bytes[split] += encoded.n_bytes
-        self.loses |= encoded.loses
-        if encoded.mask is not None:
-            self.predicted_bytes[split] = self.predicted_bytes.get(split, 0) + encoded.n_predicted
-
-    def _write(self, split: str, ids: np.ndarray, mask: np.ndarray | None):
-        if split == "train":
-            self._write_train(ids)
-        else:
-            self.files["val.bin"].write(ids)
-        if mask is not None:
-            if f"{split}.mask.bin" not in self.files:
-                self._open(f"{split}.mask.bin")
-            self.files[f"{split}.mask.bin"].write(np.ascontiguousarray(mask, dtype=np.uint8))
-
-    def _write_train(self, ids: np.ndarray):
-        while len(ids):
-            room = self.shard_tokens - self.in_current if self.shard_tokens else len(ids)
-            self.files[self.current].write(ids[:room])
-            self.sha256.update(ids[:room])
-            self.in_current, ids = self.in_current + len(ids[:room]), ids[room:]
-            if self.in_current == self.shard_tokens:
-                self._end_shard()
-                self.current, self.in_current, self.sha256 = shard_name("train", len(self.shards)), 0, Digest()
-                self._open(self.current)
+        ids = np.ascontiguousarray(encoded.ids, dtype="<u2")
+        counts = np.bincount(ids)
+        self.counts[split][: len(counts)] += counts
+        self.totals["characters"][split] += encoded.n_characters
+        self.totals["bytes"][split] += encoded.n_bytes
+        self.is_lossy |= encoded.is_lossy
+        with self._disk_errors():
+            if encoded.mask is not None:
+                self._append(f"{split}.mask.bin", encoded.mask.astype(np.uint8))
+                predicted = self.totals["predicted_bytes"]
+                predicted[split] = predicted.get(split, 0) + encoded.n_predicted
+            if split == "val" or not self.shard_tokens:
+                self._append(self.val_file if split == "val" else "train.bin", ids)
+                return
+            while len(ids):
+                room = self.shard_tokens - self.shard_size
+                self._append(shard_name("train", len(self.shards)), ids[:room])
+                self.shard_size, ids = self.shard_size + len(ids[:room]), ids[room:]
+                if self.shard_size == self.shard_tokens:
+                    self._end_shard()
 
     def _end_shard(self):
-        """Close the current shard and describe it."""
-        file = self.files[self.current]
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-        del self.files[self.current]
-        self.shards.append(describe(file.name, self.sha256.hexdigest()))
+        """Close and describe the current shard."""
+        path = self._close(shard_name("train", len(self.shards)))
+        self.shards.append(describe(path, file_sha256(path)))
+        self.shard_size = 0
 
-    def _wait(self, most: int = 0):
-        """Wait until no more than so many writes are under way."""
-        try:
-            while len(self.waiting) > most:
-                self.waiting.popleft().result()
-        except OSError as error:
-            raise self.cannot(error) from error
+    def finish(self, meta: dict, val_order: np.ndarray | None = None) -> Prepared:
+        """Move the files into place; meta.json gets the entries of meta too. Raises UserError for an empty split.
 
-    def finish(self, meta: dict) -> Prepared:
-        """Give the files their names; what is in meta goes into meta.json. Raises UserError for an empty split."""
-        try:
-            return self._finish(meta)
-        except OSError as error:
-            raise self.cannot(error) from error
-
-    def _finish(self, meta: dict) -> Prepared:
-        self._wait()
-        self._end_train()
+        val_order: the numbers of val's documents, each of which ends with <|endoftext|>, in their final order.
+        """
+        tokenizer = self.tokenizer
+        assert tokenizer is not None, "a Writer needs a tokenizer"
         tokens = {split: int(self.counts[split].sum()) for split in SPLITS}
         if min(tokens.values()) < 2:
-            self.lasting = False  # to go on would end here again
+            self.saved = False  # to continue would end here again
             raise UserError(
                 f"the text gives {tokens['train']:,} tokens to train on and {tokens['val']:,} for "
                 f"validation, and a loss needs two: give a longer one, another --val_fraction, or another "
                 f"--tokenizer"
             )
-        meta = {
-            "tokenizer": self.tokenizer.to_dict(),
-            "vocab_size": self.tokenizer.vocab_size,
-            "characters": self.characters,
-            "bytes": self.bytes,
-            "tokens": tokens,
-            **({"predicted_bytes": self.predicted_bytes} if self.predicted_bytes else {}),
-            **({"shards": {"train": self.shards}} if self.shards else {}),
-            "ids_sha256": self._ids_sha256(),
-            **meta,
-        }
-        self._open("meta.json")
-        self.files["meta.json"].write(json.dumps(meta, indent=1).encode("utf-8"))
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        os.replace(self.files["meta.json"].name, os.path.join(self.folder, SETTLING))  # from here on it is done
-        settle(self.folder)
-        counts = {split: self.counts[split][: self.tokenizer.vocab_size] for split in SPLITS}
-        return Prepared(self.folder, meta, counts, self.tokenizer, self.loses)
+        with self._disk_errors():
+            if self.shard_size:
+                self._end_shard()
+            if val_order is not None:
+                self._append_in_order(val_order, tokenizer.end_id)
+            for name in [*self.files]:
+                self._close(name)
+            meta = {
+                "tokenizer": tokenizer.to_dict(),
+                "vocab_size": tokenizer.vocab_size,
+                "characters": self.totals["characters"],
+                "bytes": self.totals["bytes"],
+                "tokens": tokens,
+                **({"predicted_bytes": predicted} if (predicted := self.totals["predicted_bytes"]) else {}),
+                **({"shards": {"train": self.shards}} if self.shards else {}),
+                "ids_sha256": self._ids_sha256(),
+                **meta,
+            }
+            with replaced_file(os.path.join(self.staging, "meta.json")) as file:
+                file.write(json.dumps(meta, indent=1).encode("utf-8"))
+            _commit(self.folder)
+        self.saved = False
+        counts = {split: self.counts[split][: tokenizer.vocab_size] for split in SPLITS}
+        return Prepared(self.folder, meta, counts, tokenizer, self.is_lossy)
 
-    def _end_train(self):
-        """End the last shard."""
-        if not self.shard_tokens:
-            return
-        if self.in_current or not self.shards:
-            self._end_shard()
-        else:
-            file = self.files.pop(self.current)
-            file.close()
-            os.remove(file.name)
-        self.sha256 = Digest()
-        for shard in self.shards:
-            self.sha256.update(shard["sha256"].encode("ascii"))
+    def _append_in_order(self, order: np.ndarray, end_id: int | None):
+        """Write val.bin from the spooled documents."""
+        spool = self._close(self.val_file) if self.val_file in self.files else os.path.join(self.staging, self.val_file)
+        ids = np.memmap(spool, dtype="<u2", mode="r")
+        ends = np.flatnonzero(ids == end_id) + 1
+        assert len(ends) == len(order), "every document ends with end_id"
+        starts = np.append(0, ends[:-1])
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(self.staging, "val.bin"))  # of a process that was killed here
+        for i in order.tolist():
+            self._append("val.bin", ids[starts[i] : ends[i]])
 
     def _ids_sha256(self) -> str:
-        """The hash of train.bin, or of the hashes of its shards in hexadecimal, followed by val.bin."""
-        self.files["val.bin"].flush()
-        with open(self.files["val.bin"].name, "rb") as file:
-            while piece := file.read(2**20):
-                self.sha256.update(piece)
-        return self.sha256.hexdigest()
+        """The hash of train.bin, or of the hexadecimal hashes of its shards, followed by val.bin."""
+        digest = hashlib.sha256("".join(shard["sha256"] for shard in self.shards).encode("ascii"))
+        for name in ("val.bin",) if self.shards else ("train.bin", "val.bin"):
+            for piece in _pieces(os.path.join(self.staging, name)):
+                digest.update(piece)
+        return digest.hexdigest()
+
+
+def _sync(file: IO):
+    """Wait until the content of an open file has reached the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _megabytes(folder: str, names) -> str:
+    """The size of these files of folder in words, '' if there are none."""
+    size = sum(os.path.getsize(path) for name in names if os.path.isfile(path := os.path.join(folder, name)))
+    return f"{math.ceil(size / 1e6):,} MB" if size else ""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# shards and hashes
+
+
+def shard_name(split: str, number: int) -> str:
+    """train_000.bin and so on."""
+    return f"{split}_{number:03d}.bin"
+
+
+def find_shards(folder: str) -> list[str]:
+    """The names of train's shards in a folder without meta.json, in order. Raises UserError if a number is missing."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    shards = {int(match[1]): name for name in names if (match := SHARD.fullmatch(name))}
+    for number in range(len(shards)):
+        if number not in shards:
+            raise UserError(
+                f"{folder} has {len(shards)} shards of train and no {shard_name('train', number)}: copy it there, or "
+                f"prepare the data again"
+            )
+    return [shards[number] for number in range(len(shards))]
+
+
+def split_files(folder: str, meta: dict, split: str) -> list[tuple[str, int]]:
+    """(path, number of tokens) of a split's files, checked against meta. Raises UserError for missing or wrong ones."""
+    shards = meta.get("shards", {}).get("train", []) if split == "train" else []
+    described: dict[str, int | None] = {shard["file"]: shard["tokens"] for shard in shards}
+    if not described:
+        whole = f"{split}.bin"
+        missing = split == "train" and not os.path.exists(os.path.join(folder, whole))
+        described = dict.fromkeys((find_shards(folder) if missing else []) or [whole])
+    files = [(os.path.join(folder, name), _count(folder, name, n_tokens)) for name, n_tokens in described.items()]
+    found = sum(count for _, count in files)
+    if found != meta.get("tokens", {}).get(split, found):
+        raise UserError(
+            f"{files[0][0] if len(files) == 1 else folder} holds {found:,} tokens where "
+            f"meta.json says {meta['tokens'][split]:,}: {how_to_prepare(folder)}"
+        )
+    return files
+
+
+def _count(folder: str, name: str, expected: int | None) -> int:
+    """The number of tokens in a file. Raises UserError if it is missing or does not have the expected number."""
+    path = os.path.join(folder, name)
+    remedy = "copy it there again, or prepare the data again" if expected else how_to_prepare(folder)
+    if not os.path.isfile(path):
+        raise UserError(f"{short_name(folder)} has no {name}: {remedy}")
+    size = os.path.getsize(path)
+    if expected and size != 2 * expected:
+        raise UserError(f"{path} has {size:,} bytes where meta.json says {2 * expected:,}: {remedy}")
+    if size == 0 or size % 2:
+        raise UserError(f"{path} is {'empty' if size == 0 else 'damaged'}: {remedy}")
+    return size // 2
+
+
+def short_name(folder: str) -> str:
+    """A data folder's name in messages: relative to the repository if it is inside."""
+    return os.path.relpath(folder, ROOT) if folder.startswith(ROOT + os.sep) else folder
+
+
+def describe(path: str, sha256: str) -> dict:
+    """meta.json's description of a shard."""
+    return {
+        "file": os.path.basename(path),
+        "tokens": os.path.getsize(path) // 2,
+        "ends_sha256": ends_sha256(path),
+        "sha256": sha256,
+    }
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[IO[bytes]]:
+    """The file at path, open for unbuffered reading. Raises UserError if it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): change its rights, or copy it again") from error
+
+
+def _pieces(path: str) -> Iterator[bytes]:
+    with _readable(path) as file:
+        while piece := file.read(2**20):
+            yield piece
+
+
+def ends_sha256(path: str) -> str:
+    """SHA-256 of the first megabyte of a file followed by its last one."""
+    with _readable(path) as file:
+        first = file.read(END_BYTES)
+        file.seek(max(0, os.path.getsize(path) - END_BYTES))
+        return hashlib.sha256(first + file.read(END_BYTES)).hexdigest()
+
+
+def file_sha256(path: str) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    for piece in _pieces(path):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def check_ends(folder: str, shards: list[dict]):
+    """Raise UserError unless the ends of every shard in folder are what its description says."""
+    known = {shard["ends_sha256"]: shard["file"] for shard in shards}
+    for shard in shards:
+        path = os.path.join(folder, shard["file"])
+        if (found := ends_sha256(path)) != shard["ends_sha256"]:
+            raise UserError(
+                f"{path} is not what meta.json describes: "
+                + (
+                    f"it holds what belongs in {known[found]}, give the shards their right names"
+                    if found in known
+                    else "its first or its last megabyte differs, copy it again, or prepare the data again"
+                )
+            )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# reading
+
+
+class TokenArray:
+    """The first `length` entries of a 1-D array that is stored in consecutive files, [(path, number of entries), ...].
+
+    len(tokens) and tokens[start:stop] work as with an array. Small files are read once and kept in memory; large ones
+    are read again for each call, which takes no memory: a map that is kept fills it, see nanoGPT PR 428.
+    """
+
+    def __init__(self, files: list[tuple[str, int]], dtype: str, length: int):
+        self.paths, self.dtype, self.length = [path for path, _ in files], np.dtype(dtype), length
+        self.starts = [0, *accumulate(count for _, count in files)]  # index of each file's first entry
+        self._cached: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key) -> np.ndarray:
+        assert isinstance(key, slice) and key.step in (None, 1)
+        start, stop, _ = key.indices(self.length)
+        if self._cached is not None:
+            return self._cached[start:stop]
+        values = np.empty(max(0, stop - start), dtype=self.dtype)
+        self._read(values, start)
+        return values
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all of it is kept in memory."""
+        return self.length * self.dtype.itemsize <= IN_MEMORY_BYTES
+
+    def array(self) -> "np.ndarray | TokenArray":
+        """All of it as a numpy array, which is memory-mapped if it is a large file; shards stay a TokenArray."""
+        if self.in_memory:
+            if self._cached is None:
+                self._cached = self[:]
+            return self._cached
+        if len(self.paths) > 1:
+            return self
+        return np.memmap(self.paths[0], dtype=self.dtype, mode="r", shape=(self.length,))
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The windows that begin at starts, (len(starts), length)."""
+        if self.in_memory:
+            return self.array()[starts[:, None] + np.arange(length)]
+        windows = np.empty((len(starts), length), dtype=self.dtype)
+        for window, start in zip(windows, starts.tolist()):
+            self._read(window, start)
+        return windows
+
+    def chunks(self, size: int = CHUNK_TOKENS) -> Iterator[np.ndarray]:
+        """All of it, `size` entries at a time."""
+        for start in range(0, self.length, size):
+            yield self[start : start + size]
+
+    def spread(self, most: int) -> Iterator[np.ndarray]:
+        """Chunks evenly spaced over all of it, its end among them, together about `most` entries at most."""
+        size = max(1, min(most // 128, self.length))
+        n = -(-min(most, self.length) // size)
+        for i in range(n):
+            start = i * (self.length - size) // max(1, n - 1)
+            yield self[start : start + size]
+
+    def _read(self, values: np.ndarray, start: int):
+        """Fill values with the entries from start on."""
+        while len(values):
+            i = bisect.bisect_right(self.starts, start) - 1
+            wanted = values[: self.starts[i + 1] - start]
+            with _readable(self.paths[i]) as file:
+                file.seek((start - self.starts[i]) * self.dtype.itemsize)
+                if file.readinto(wanted) < wanted.nbytes:
+                    raise UserError(f"{self.paths[i]} has become shorter while it was read: prepare the data again")
+            values, start = values[len(wanted) :], start + len(wanted)

@@ -1,10 +1,10 @@
-"""Documents from files of many kinds, read in pieces, so that a file may be larger than memory.
+"""Read documents from files of many kinds, in pieces, so that a file may be larger than memory.
 
-A text file is one document, or one per line, or one per paragraph; a record of JSON lines, CSV or Parquet is one.
-Line ends become \\n and a byte-order mark goes. What is no text is refused with its place.
+A text file is one document, or one per line, or one per paragraph; so is a record of JSON lines, CSV or Parquet.
+Line ends become \\n and a byte-order mark is dropped. What isn't text is refused with its place.
 
     files = Files(find_files("poems/")[0])
-    for texts, whole in files.batches(): ...    # texts of documents in order; whole is False where the last one goes on
+    for texts, complete in files.batches(): ...  # texts of documents in order; the last one goes on if not complete
     for question, answer in Files(["qa.csv"]).records("question", "answer"): ...
 """
 
@@ -21,15 +21,16 @@ import os
 import re
 import zlib
 from dataclasses import dataclass, replace
-from typing import Callable, Iterator, Literal
+from typing import Any, Callable, Iterable, Iterator, Literal
 
 from configurator import UserError
+from dongpt.text.template import is_unicode
 
-PIECE = 2**20  # bytes read at a time
-UNPACK = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+READ_BYTES = 2**20  # bytes read at a time
+DECOMPRESS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 RECORDS = (".jsonl", ".ndjson", ".csv", ".parquet")
-KNOWN = (".txt", ".md", *RECORDS)  # what is taken from a folder
-# what a preparation leaves
+KNOWN = (".txt", ".md", *RECORDS)  # the endings of files that are taken from a folder
+# files that a preparation or another of our programs leaves in a data folder
 OURS = re.compile(
     r"((train|val)(_\d{3,})?(\.mask)?\.bin|val\.ids|(meta|preparing)\.json)(\.part|\.new)?"
     r"|preparing\.lock|explore\.png|word2vec\.(npy|png)"
@@ -38,23 +39,20 @@ BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 LINE_ENDS = re.compile(r"\n(?:[ \t]*\n)*")
 Batch = tuple[list[str], bool]
 Document = Literal["file", "line", "blank", "none"]
+OnBytes = Callable[[int], None]
 
 
 def find_files(given: str, option: str = "--input") -> tuple[list[str], int]:
-    """(paths, how many others were left aside) of a file, a folder with all below it, or a pattern; sorted.
+    """(sorted paths, number of files left out) of a file, a folder with everything below it, or a pattern.
 
-    From a folder only files of KNOWN kinds are taken. Raises UserError, naming the option, where there are none.
+    From a folder only files of KNOWN kinds are taken. Raises UserError, naming the option, if there are none.
     """
     if os.path.isfile(given):
         return [given], 0
     if os.path.isdir(given):
         below = [os.path.join(folder, name) for folder, _, names in os.walk(given) for name in names]
-        below = [
-            path
-            for path in below
-            if os.path.isfile(path)  # a link may lead nowhere
-            and not re.search(r"(^|[/\\])\.", os.path.relpath(path, given))
-        ]  # hidden ones
+        hidden = re.compile(r"(^|[/\\])\.")
+        below = [path for path in below if os.path.isfile(path) and not hidden.search(os.path.relpath(path, given))]
         paths = [path for path in below if kind_of(path)[0] in KNOWN]
         remedy = f"it has no file that ends in {' '.join(KNOWN)} (or those with .gz .bz2 .xz)"
     else:
@@ -67,21 +65,27 @@ def find_files(given: str, option: str = "--input") -> tuple[list[str], int]:
 
 
 def kind_of(path: str) -> tuple[str, str]:
-    """The two endings of a path that say what it holds and how it is packed: (".txt", ".gz"), (".csv", "")."""
+    """The endings that tell a file's format and compression: (".txt", ".gz"), (".csv", "")."""
     stem, ending = os.path.splitext(path.lower())
-    return (os.path.splitext(stem)[1], ending) if ending in UNPACK else (ending, "")
+    return (os.path.splitext(stem)[1], ending) if ending in DECOMPRESS else (ending, "")
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files, and how their documents are found in them."""
+    """Files, and how documents are found in them.
+
+    on_bytes, where a method takes it, is told how many bytes of the files were used up; digest (of hashlib) is updated
+    with what was read. Reading raises UserError, naming file and place, for what isn't text.
+    """
 
     paths: list[str]
     document: Document = "file"  # file: a file or a record is one; line, blank: cut further; none: all is one
     field: str = "text"  # of the records of JSON lines, CSV and Parquet
     encoding: str = "utf-8"
-    option: str = "--field"  # what names the fields on the command line
-    as_is: bool = False  # records as they are, with NULs and any line ends, instead of refused or with \n
+    option: str = "--field"  # the command-line option that names the fields
+    as_is: bool = (
+        False  # keep NULs and all line ends of records, instead of refusing the former and changing the latter
+    )
 
     @property
     def size(self) -> int:
@@ -90,99 +94,104 @@ class Files:
 
     @property
     def parted(self) -> bool:
-        """Whether the text itself parts its documents: lines or paragraphs of one file, or all for one."""
+        """Whether the text itself separates its documents: lines or paragraphs of one file, or all is one."""
         one_text = len(self.paths) == 1 and kind_of(self.paths[0])[0] not in RECORDS
         return self.document == "none" or self.document != "file" and one_text
 
     def stamp(self) -> list[tuple[int, int]]:
-        """What changes when a file does: size and time of each."""
+        """Size and time of each file, to see whether one changes."""
         return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, self.paths)]
 
-    def batches(self, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[Batch]:
-        """Yield (texts, whole): documents in order, at most about PIECE characters together unless one is longer.
-
-        on_bytes is told how many bytes of the files were used up; digest (of hashlib) takes in what was read.
-        Raises UserError naming file and place for what is no text.
-        """
-        batches = self._files(on_bytes, digest or _NoDigest())
+    def batches(self, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[Batch]:
+        """Yield (texts, complete): documents in order, about READ_BYTES characters at most unless one is longer."""
+        batches = self._batches(on_bytes, digest)
         if self.document == "none":
             return _join(batches)
         if self.document == "file":
             return batches
         return _cut(batches, LINE_ENDS if self.document == "line" else BLANK_LINES)
 
-    def records(
-        self, *fields: str, on_bytes: Callable[[int], None] = lambda n: None, digest=None
-    ) -> Iterator[tuple[str, ...]]:
-        """Yield the texts of these fields of every record of JSON lines, CSV and Parquet."""
-        return (texts for _, texts in self.placed_records(*fields, on_bytes=on_bytes, digest=digest))
-
-    def placed_records(
-        self, *fields: str, on_bytes: Callable[[int], None] = lambda n: None, digest=None, labels: tuple[str, ...] = ()
-    ) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """As records, each with its place, "FILE line 2"; of fields in labels anything is taken, as text."""
-        digest, check = digest or _NoDigest(), _as_it_is if self.as_is else _checked
+    def _batches(self, on_bytes: OnBytes, digest) -> Iterator[Batch]:
         for path in self.paths:
-            kind = kind_of(path)[0]
-            if kind == ".parquet":
-                yield from _parquet(path, fields, labels, self.option, digest, check)
-            elif kind == ".csv":
-                yield from _csv(path, fields, self.option, self.lines(path, digest=digest), check)
-            elif kind in RECORDS:
-                yield from _json_lines(path, fields, self.option, self.lines(path, digest=digest), check)
+            if kind_of(path)[0] in RECORDS:
+                records = Files([path], encoding=self.encoding).records(self.field, on_bytes=on_bytes, digest=digest)
+                yield from _gather(text for (text,) in records)
             else:
-                raise UserError(f"{path} has no records: give a file that ends in {' '.join(RECORDS)}")
-            on_bytes(os.path.getsize(path))
+                yield from _one_document(self.pieces(path, on_bytes, digest))
 
-    def lines(self, path: str, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[str]:
-        """The lines of one file, with their ends."""
-        return _lines(self._pieces(path, digest or _NoDigest(), on_bytes))
+    def texts(self, path: str, on_bytes: OnBytes = lambda n: None) -> Iterator[tuple[str, bool]]:
+        """Yield (text, whether its document ends with it) of one file, in which a record, or everything, is a document;
+        blank ones too."""
+        if kind_of(path)[0] in RECORDS:
+            yield from ((t, True) for (t,) in replace(self, paths=[path]).records(self.field, on_bytes=on_bytes))
+        else:
+            yield from ((piece, False) for piece in self.pieces(path, on_bytes))
+            yield "", True
 
     def count(self, path: str) -> int:
-        """How many documents texts gives of one file."""
+        """Number of documents that texts yields for one file."""
         kind = kind_of(path)[0]
         if kind == ".parquet":
-            return _parquet_rows(path)
+            with _open_parquet(path) as file:
+                return file.metadata.num_rows
         if kind == ".csv":
             return sum(1 for _ in replace(self, paths=[path]).records(self.field))
         return sum(1 for line in self.lines(path) if line.strip()) if kind in RECORDS else 1
 
-    def texts(self, path: str, on_bytes: Callable[[int], None] = lambda n: None) -> Iterator[tuple[str, bool]]:
-        """Yield (text, whether its document ends with it) of one file, of which a record or the whole is a document,
-        blank ones too."""
-        if kind_of(path)[0] in RECORDS:
-            one = replace(self, paths=[path])
-            yield from ((text, True) for (text,) in one.records(self.field, on_bytes=on_bytes))
-        else:
-            yield from ((piece, False) for piece in self._pieces(path, _NoDigest(), on_bytes))
-            yield "", True
+    def records(self, *fields: str, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[tuple[str, ...]]:
+        """Yield the texts of these fields of every record of JSON lines, CSV and Parquet."""
+        return (texts for _, texts in self.placed_records(*fields, on_bytes=on_bytes, digest=digest))
 
-    def _files(self, on_bytes, digest) -> Iterator[Batch]:
+    def placed_records(
+        self, *fields: str, on_bytes: OnBytes = lambda n: None, digest=None, labels: tuple[str, ...] = ()
+    ) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """As records, each with its place, "FILE line 2"; of fields in labels any value is taken, as text."""
+        check = _as_it_is if self.as_is else check_text
         for path in self.paths:
-            if kind_of(path)[0] in RECORDS:
-                one = Files([path], encoding=self.encoding)
-                yield from _gather(text for (text,) in one.records(self.field, digest=digest))
+            kind = kind_of(path)[0]
+            if kind == ".parquet":
+                records = _parquet(path, fields, self.option, digest)
+            elif kind == ".csv":
+                records = _csv(path, fields, self.option, self.lines(path, digest=digest))
+            elif kind in RECORDS:
+                records = _json_lines(path, fields, self.option, self.lines(path, digest=digest))
             else:
-                yield from _one_document(self._pieces(path, digest, on_bytes))
-            if kind_of(path)[0] in RECORDS or kind_of(path)[1]:
-                on_bytes(os.path.getsize(path))
+                raise UserError(f"{path} has no records: give a file that ends in {' '.join(RECORDS)}")
+            for place, values in records:
+                named = zip(fields, values)
+                yield place, tuple(str(v) if name in labels else check(v, place, name) for name, v in named)
+            on_bytes(os.path.getsize(path))
 
-    def _pieces(self, path: str, digest, on_bytes=lambda n: None) -> Iterator[str]:
-        """The text of a file in pieces, checked, with line ends \\n."""
-        codec, encoding, place, line_ends = None, "", 0, io.IncrementalNewlineDecoder(None, translate=True)
-        for piece in _read(path):
-            digest.update(piece)
+    def lines(self, path: str, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[str]:
+        """Yield the lines of one file, with their ends."""
+        rest: list[str] = []
+        for piece in self.pieces(path, on_bytes, digest):
+            first, *others = piece.split("\n")
+            rest.append(first)
+            if others:
+                yield "".join(rest) + "\n"
+                yield from (line + "\n" for line in others[:-1])
+                rest = [others[-1]]
+        if last := "".join(rest):
+            yield last
+
+    def pieces(self, path: str, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[str]:
+        """Yield the text of one file in pieces, checked, with line ends \\n."""
+        decoder, encoding, place, line_ends = None, "", 0, io.IncrementalNewlineDecoder(None, translate=True)
+        for piece in _decompressed(path):
+            if digest is not None:
+                digest.update(piece)
             if not kind_of(path)[1]:
                 on_bytes(len(piece))
-            if codec is None:
-                encoding, mark = _by_mark(piece, self.encoding)
-                codec, piece, place = codecs.getincrementaldecoder(encoding)(), piece[mark:], mark
-            waiting = len(codec.getstate()[0])
+            if decoder is None:
+                encoding, place = _detect_encoding(piece, self.encoding)
+                decoder, piece = codecs.getincrementaldecoder(encoding)(), piece[place:]
+            n_pending = len(decoder.getstate()[0])
             try:
-                text = codec.decode(piece, final=not piece)
+                text = decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as error:
-                raise UserError(_not_text(path, error, place - waiting + error.start)) from error
-            except UnicodeError as error:  # UTF-16 and UTF-32 say so themselves
+                raise UserError(_not_text(path, error, place - n_pending + error.start)) from error
+            except UnicodeError as error:  # UTF-16 and UTF-32 without a mark
                 raise UserError(
                     f"{path} has no byte-order mark ({error}): pass --encoding={encoding}-le or "
                     f"--encoding={encoding}-be"
@@ -193,17 +202,21 @@ class Files:
                     f"{path} has a NUL{at}: it is no text in {encoding.upper()}, leave it out, or pass "
                     f"--encoding=NAME of the encoding it has, such as utf-16-le"
                 )
+            if not is_unicode(text):  # as utf-7 and unicode_escape can spell it
+                raise UserError(f"{path} has half a surrogate pair: convert it to UTF-8")
             place += len(piece)
             if text := line_ends.decode(text, final=not piece):
                 yield text
+        if kind_of(path)[1]:  # of a compressed file only the size is known
+            on_bytes(os.path.getsize(path))
 
 
-def _read(path: str) -> Iterator[bytes]:
-    """The unpacked bytes of a file in pieces; b"" comes last."""
+def _decompressed(path: str) -> Iterator[bytes]:
+    """Yield the bytes of a file in pieces; b"" comes last."""
+    opener: Any = DECOMPRESS.get(kind_of(path)[1], open)
     try:
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(UNPACK.get(kind_of(path)[1], open)(path, "rb"))
-            while piece := file.read(PIECE):
+        with opener(path, "rb") as file:
+            while piece := file.read(READ_BYTES):
                 yield piece
             yield b""
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
@@ -212,37 +225,39 @@ def _read(path: str) -> Iterator[bytes]:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): give the path of a text file") from error
 
 
-def _by_mark(start: bytes, encoding: str) -> tuple[str, int]:
-    """(encoding, length of the byte-order mark) of a file that begins like this."""
+def _detect_encoding(start: bytes, encoding: str) -> tuple[str, int]:
+    """(encoding, length of the byte-order mark) of a file that starts with these bytes."""
     try:
         "".encode(encoding)
         codecs.getincrementaldecoder(encoding)
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:  # the latter from the codec "undefined"
         raise UserError(f"encoding={encoding} is not known: try utf-8, cp1252 or utf-16") from error
-    if start.startswith(codecs.BOM_UTF8):
-        return "utf-8", 3
-    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # the former begins like UTF-16's
-        return "utf-32-le" if start.startswith(codecs.BOM_UTF32_LE) else "utf-32-be", 4
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16-le" if start.startswith(codecs.BOM_UTF16_LE) else "utf-16-be", 2
-    return encoding, 0
+    marks = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be"}
+    marks |= {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}  # after UTF-32: the marks overlap
+    return next(((found, len(mark)) for mark, found in marks.items() if start.startswith(mark)), (encoding, 0))
 
 
 def _not_text(path: str, error: UnicodeDecodeError, place: int) -> str:
     byte = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "its end"
-    guess = "cp1252" if error.encoding == "utf-8" and error.object[error.start] not in b"\x81\x8d\x8f\x90\x9d" else ""
-    guess = f", such as --encoding={guess} for Western Windows" if guess else ""
+    is_windows = error.encoding == "utf-8" and error.object[error.start] not in b"\x81\x8d\x8f\x90\x9d"
+    guess = ", such as --encoding=cp1252 for Western Windows" if is_windows else ""
     return (
         f"{path} is not {error.encoding.upper()} at byte {place:,} ({byte}): convert it to UTF-8, or pass "
         f"--encoding=NAME of the encoding that it has{guess}"
     )
 
 
-def _checked(text, place: str, field: str) -> str:
-    """A record's text; ValueError where it is none."""
+# ----------------------------------------------------------------------------------------------------------------------
+# records: each format yields (place, values of the fields)
+
+Record = tuple[str, list[Any]]
+
+
+def check_text(text, place: str, field: str) -> str:
+    """The text of a record's field, with line ends \\n. Raises UserError if it isn't text."""
     if not isinstance(text, str):
         raise UserError(f"{place}: {field!r} of this record is no text but {str(text)[:40]!r}: mend or drop it")
-    if "\0" in text or _has_surrogate(text):
+    if "\0" in text or not is_unicode(text):
         raise UserError(
             f"{place}: {field!r} of this record has a NUL or half a surrogate pair ({text[:40]!r}...): mend or drop it"
         )
@@ -250,118 +265,88 @@ def _checked(text, place: str, field: str) -> str:
 
 
 def _as_it_is(text, place: str, field: str) -> str:
-    """A record's text without a change but for halves of surrogate pairs, which no UTF-8 has; none for null."""
+    """The text of a record's field, of which only halves of surrogate pairs change, which UTF-8 can't have."""
     if text is None:
         return ""
     if not isinstance(text, str):
-        return _checked(text, place, field)  # which says what it is
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _has_surrogate(text) else text
+        return check_text(text, place, field)  # raises
+    return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _has_surrogate(text: str) -> bool:
-    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
-
-
-Placed = tuple[str, tuple[str, ...]]  # where a record is, its texts
-
-
-def _parquet(path: str, fields, labels, option: str, digest, check) -> Iterator[Placed]:
-    import pyarrow
-    import pyarrow.parquet
-
+def parse_json(line: str, place: str) -> Any:
+    """The value of a line of JSON. Raises UserError if it isn't JSON."""
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for field in fields:
-                if field not in file.schema_arrow.names:
-                    raise UserError(_no_field(path, field, option, file.schema_arrow.names))
-            batches = file.iter_batches(batch_size=256, columns=list(fields))
-            rows = (row for batch in batches for row in zip(*(batch.column(field).to_pylist() for field in fields)))
-            for number, texts in enumerate(rows, 1):
-                digest.update(repr(texts).encode("utf-8"))
-                place = f"{path} row {number:,}"
-                yield (
-                    place,
-                    tuple(
-                        str(text) if field in labels else check(text, place, field)
-                        for text, field in zip(texts, fields)
-                    ),
-                )
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): make it anew") from error
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is no JSON ({getattr(error, 'msg', error)}): mend or drop the line") from error
 
 
-def _parquet_rows(path: str) -> int:
-    """How many records a file has."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            return file.metadata.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): make it anew") from error
+def _check_fields(where: str, fields: Iterable[str], found: Iterable[str], option: str):
+    """Raise UserError unless all fields are among those found."""
+    found = list(found)
+    for field in fields:
+        if field not in found:
+            names = ", ".join(map(repr, found[:20])) or "none there"
+            raise UserError(f"{where} has no field {field!r}: pass {option}=NAME, one of {names}")
 
 
-def _no_field(path: str, field: str, option: str, there) -> str:
-    return (
-        f"{path} has no field {field!r}: pass {option}=NAME, one of "
-        f"{', '.join(map(repr, list(there)[:20])) or 'none there'}"
-    )
-
-
-def _lines(pieces: Iterator[str]) -> Iterator[str]:
-    """The lines of a text, with their ends."""
-    rest: list[str] = []
-    for piece in pieces:
-        first, *others = piece.split("\n")
-        rest.append(first)
-        if others:
-            yield "".join(rest) + "\n"
-            yield from (line + "\n" for line in others[:-1])
-            rest = [others[-1]]
-    if last := "".join(rest):
-        yield last
-
-
-def _json_lines(path: str, fields, option: str, lines: Iterator[str], check) -> Iterator[Placed]:
+def _json_lines(path: str, fields: tuple[str, ...], option: str, lines: Iterable[str]) -> Iterator[Record]:
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} line {number:,} is no JSON ({error}): mend or drop the line") from error
-        if not isinstance(record, dict):
-            raise UserError(f'{path} line {number:,} is no object: lines must be like {{"{fields[0]}": "..."}}')
-        for field in fields:
-            if field not in record:
-                raise UserError(f"line {number:,} of " + _no_field(path, field, option, record))
-        place = f"{path} line {number:,}"
-        yield place, tuple(check(record[field], place, field) for field in fields)
+        if line.strip():
+            place = f"{path} line {number:,}"
+            record = parse_json(line, place)
+            if not isinstance(record, dict):
+                raise UserError(f'{place} is no object: lines must be like {{"{fields[0]}": "..."}}')
+            _check_fields(place, fields, record, option)
+            yield place, [record[field] for field in fields]
 
 
-def _csv(path: str, fields, option: str, lines: Iterator[str], check) -> Iterator[Placed]:
-    csv.field_size_limit(2**31 - 1)
+def _csv(path: str, fields: tuple[str, ...], option: str, lines: Iterable[str]) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)  # characters; Python's default refuses long documents
     rows = csv.reader(lines, strict=True)
     try:
         names = next(rows, [])
-        for field in fields:
-            if field not in names:
-                raise UserError(_no_field(path, field, option, names))
+        _check_fields(path, fields, names, option)
         for row in filter(None, rows):
+            place = f"{path} line {rows.line_num:,}"
             if len(row) != len(names):
                 raise UserError(
-                    f"{path} line {rows.line_num:,} has {len(row)} columns where the first line has "
-                    f"{len(names)}: mend or drop it"
+                    f"{place} has {len(row)} columns where the first line has {len(names)}: mend or drop it"
                 )
-            place = f"{path} line {rows.line_num:,}"
-            yield place, tuple(check(row[names.index(field)], place, field) for field in fields)
+            yield place, [row[names.index(field)] for field in fields]
     except csv.Error as error:
         raise UserError(f"{path} line {rows.line_num:,} is no CSV ({error}): mend or drop it") from error
 
 
-def _one_document(pieces: Iterator[str]) -> Iterator[Batch]:
-    """A file as one document; none if there is nothing but blanks in it."""
+def _parquet(path: str, fields: tuple[str, ...], option: str, digest) -> Iterator[Record]:
+    with _open_parquet(path) as file:
+        _check_fields(path, fields, file.schema_arrow.names, option)
+        batches = file.iter_batches(batch_size=256, columns=list(fields))
+        rows = (row for batch in batches for row in zip(*(batch.column(field).to_pylist() for field in fields)))
+        for number, values in enumerate(rows, 1):
+            if digest is not None:
+                digest.update(repr(values).encode("utf-8"))
+            yield f"{path} row {number:,}", list(values)
+
+
+@contextlib.contextmanager
+def _open_parquet(path: str) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): make it again") from error
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# documents from pieces and records
+
+
+def _one_document(pieces: Iterable[str]) -> Iterator[Batch]:
+    """A file as one document; none if it is blank."""
     blank, last = "", None
     for piece in pieces:
         if last is None and not piece.strip():
@@ -374,45 +359,45 @@ def _one_document(pieces: Iterator[str]) -> Iterator[Batch]:
         yield [last], True
 
 
-def _gather(texts: Iterator[str]) -> Iterator[Batch]:
-    """Records as batches; those with nothing but blanks are left away."""
-    batch, size = [], 0
+def _gather(texts: Iterable[str]) -> Iterator[Batch]:
+    """Records in batches; blank ones are dropped."""
+    batch: list[str] = []
+    size = 0
     for text in texts:
-        if not text.strip():
-            continue
-        batch.append(text)
-        size += len(text)
-        if size > PIECE:
+        if text.strip():
+            batch.append(text)
+            size += len(text)
+        if size > READ_BYTES:
             yield batch, True
             batch, size = [], 0
     if batch:
         yield batch, True
 
 
-def _join(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """All documents as one; each begins on a new line."""
+def _join(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """All documents as one; each starts on a new line."""
     found = False
-    for texts, whole in batches:
+    for texts, complete in batches:
         for i, text in enumerate(texts):
-            ends, found = whole or i < len(texts) - 1, True
+            ends, found = complete or i < len(texts) - 1, True
             yield [text + "\n" if ends and not text.endswith("\n") else text], False
     if found:
         yield [""], True
 
 
-def _cut(batches: Iterator[Batch], ends: re.Pattern) -> Iterator[Batch]:
-    """Documents cut where ends fits, which stays with what is before it; their joined text stays the same."""
-    rest, is_open = "", False  # is_open: a part of the document that rest belongs to is already gone
-    for texts, whole in batches:
-        cut = []
+def _cut(batches: Iterable[Batch], separator: re.Pattern) -> Iterator[Batch]:
+    """Documents cut after each separator; joined they are the same text."""
+    rest, is_open = "", False  # is_open: part of the document that rest belongs to was yielded already
+    for texts, complete in batches:
+        cut: list[str] = []
         for i, text in enumerate(texts):
             text, rest = rest + text, ""
-            places = [0, *(match.end() for match in ends.finditer(text))]
+            places = [0, *(match.end() for match in separator.finditer(text))]
             if len(places) > 1 and not is_open and not cut and not text[: places[1]].strip():
-                del places[1]  # blank lines at the beginning are no document
+                del places[1]  # blank lines at the start are no document
             while len(places) > 1 and not text[places[-1] :].strip():
                 places.pop()  # blanks at the end belong to the last document, and may go on
-            if whole or i < len(texts) - 1:
+            if complete or i < len(texts) - 1:
                 places.append(len(text))
             else:
                 rest = text[places[-1] :]
@@ -420,34 +405,30 @@ def _cut(batches: Iterator[Batch], ends: re.Pattern) -> Iterator[Batch]:
         if cut:
             yield cut, True
             is_open = False
-        if len(rest) > PIECE:  # a document longer than a piece
+        if len(rest) > READ_BYTES:  # a document longer than a piece
             keep = len(rest) - len(rest.rstrip())
             yield [rest[: len(rest) - keep]], False
             rest, is_open = rest[len(rest) - keep :], True
 
 
-class _NoDigest:
-    """Takes in nothing."""
-
-    def update(self, content: bytes):
-        pass
-
-
 @dataclass(frozen=True)
 class Texts:
-    """Documents that are in memory, with the interface of Files."""
+    """Documents in memory, with the interface of Files."""
 
     texts: list[str]
     parted = False
 
     @property
     def size(self) -> int:
+        """Characters."""
         return sum(map(len, self.texts))
 
     def stamp(self) -> list[str]:
+        """The texts themselves."""
         return self.texts
 
-    def batches(self, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[Batch]:
+    def batches(self, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[Batch]:
+        """As Files.batches."""
         for text in self.texts:
             if digest is not None:
                 digest.update(text.encode("utf-8"))

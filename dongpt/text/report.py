@@ -50,7 +50,7 @@ def report(prepared: Prepared):
         print(f"{UNKNOWN} stands for {unknown:,} words")
     read_back = tokenizer.decode(tokenizer.encode_array(prepared.sample).tolist())
     print(f"a piece of it: {prepared.sample[:60]!r}")
-    if read_back == prepared.sample and not unknown and not prepared.loses:
+    if read_back == prepared.sample and not unknown and not prepared.is_lossy:
         print("ids give the same text back")
     else:
         print(f"ids do not give the same text back everywhere: --lower and {UNKNOWN} lose something")

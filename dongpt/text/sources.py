@@ -1,7 +1,6 @@
-"""Where the text of a data set comes from: a file of yours, input.txt beside the script, or a download.
+"""Texts that data/<name>/prepare.py can download, and the one function behind these programs.
 
-Downloads go to a temporary file, are checked, and only then get their name: a failed one leaves nothing behind that a
-second run could take for a corpus.
+A download is checked before it is kept, so that a failed one leaves nothing that a second run could take for the text.
 """
 
 import hashlib
@@ -13,13 +12,17 @@ import urllib.request
 from dataclasses import dataclass
 
 from configurator import UserError
+from dongpt.program import replaced_file
+from dongpt.text.documents import Files, Texts
+from dongpt.text.prepare import Kind, Vocabulary, prepare
+from dongpt.text.report import report
 
 TIMEOUT = 30  # seconds without an answer
 
 
 @dataclass(frozen=True)
 class Download:
-    """A text on the network: what it must contain, how many bytes are plausible, where it lies (first one wins)."""
+    """A text on the network: a phrase it must contain, plausible sizes, and addresses that are tried in order."""
 
     title: str
     least_bytes: int
@@ -37,8 +40,6 @@ DON_QUIXOTE = Download(
         "https://raw.githubusercontent.com/GITenberg/Don-Quixote_996/master/996.txt",
     ),
 )
-
-
 TINY_SHAKESPEARE = Download(
     title="First Citizen",
     least_bytes=1_000_000,
@@ -47,21 +48,41 @@ TINY_SHAKESPEARE = Download(
 )
 
 
+@dataclass(frozen=True)
+class TextConfig:
+    input: str = ""  # path of the text; without it input.txt beside this script, else a download
+    encoding: str = "utf-8"  # of the text
+
+
+@dataclass(frozen=True)
+class BookConfig(TextConfig):
+    raw: bool = False  # keep Project Gutenberg's header and licence
+
+
+def prepare_text(cfg: TextConfig, folder: str, download: Download, tokenizer: Kind):
+    """Write train.bin, val.bin and meta.json of the text that cfg asks for to folder, and report on them."""
+    path = find_text(cfg.input, folder, download)
+    text, sha256 = read_text(path, cfg.encoding)
+    if isinstance(cfg, BookConfig) and not cfg.raw:
+        text, had_markers = strip_gutenberg(text)
+        if not had_markers:
+            print(f"{path} has no Project Gutenberg markers: kept whole")
+    report(prepare(folder, Texts([text]), Vocabulary(tokenizer), source=os.path.basename(path), sha256=sha256))
+
+
 def find_text(given: str, folder: str, download: Download) -> str:
     """Path of the text to prepare: the one given, else input.txt in folder, else the download, kept there as input.txt.
 
-    Raises UserError when none can be had; nothing is written then.
+    Raises UserError if there is none; nothing is written then.
     """
-    if given:
-        return given
     local = os.path.join(folder, "input.txt")
-    if not os.path.exists(local):
+    if not given and not os.path.exists(local):
         fetch(download, local)
-    return local
+    return given or local
 
 
 def fetch(download: Download, path: str):
-    """Write the first address of download that answers with a plausible text to path, or raise ValueError."""
+    """Write the first plausible answer of download's addresses to path, or raise UserError."""
     problems = []
     for address in download.addresses:
         host = urllib.parse.urlsplit(address).netloc
@@ -69,16 +90,15 @@ def fetch(download: Download, path: str):
         try:
             with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
                 content = answer.read(download.most_bytes + 1)
-                promised = int(answer.headers.get("Content-Length") or len(content))
+                n_announced = int(answer.headers.get("Content-Length") or len(content))
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
             problems.append(f"{host}: {getattr(error, 'reason', error)}")
             continue
-        problem = implausible(content, download) or len(content) < promised and "the download broke off"
-        if problem:
-            problems.append(f"{host}: {problem}")
-            continue
-        store(path, content)
-        return
+        problem = implausible(content, download) or len(content) < n_announced and "the download broke off"
+        if not problem:
+            store(path, content)
+            return
+        problems.append(f"{host}: {problem}")
     folder = os.path.relpath(os.path.dirname(path))
     raise UserError(
         f"{download.title} could not be downloaded ({'; '.join(problems)}): "
@@ -87,22 +107,18 @@ def fetch(download: Download, path: str):
 
 
 def store(path: str, content: bytes):
-    """Write content to path, whole or not at all. Raises UserError when it cannot be written."""
-    temporary = path + ".part"
+    """Write content to path, completely or not at all. Raises UserError if it cannot be written."""
     try:
-        with open(temporary, "wb") as file:
+        with replaced_file(path) as file:
             file.write(content)
-        os.replace(temporary, path)
     except OSError as error:
-        if os.path.exists(temporary):
-            os.remove(temporary)
         raise UserError(
             f"{path} cannot be written ({error.strerror}): free space there or change its rights"
         ) from error
 
 
 def implausible(content: bytes, download: Download) -> str:
-    """What speaks against content being the text meant, '' if nothing does."""
+    """Why content cannot be the text, '' if it can."""
     if not download.least_bytes <= len(content) <= download.most_bytes:
         return f"{len(content):,} bytes is not a plausible length"
     if content[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -112,28 +128,20 @@ def implausible(content: bytes, download: Download) -> str:
     return ""
 
 
-def read_text(path: str) -> tuple[str, str]:
-    """(text, SHA-256 of the file) of a UTF-8 file; line ends become \\n, and a byte-order mark goes.
+def read_text(path: str, encoding: str = "utf-8") -> tuple[str, str]:
+    """(text, SHA-256 of the bytes) of a file; line ends become \\n, and a byte-order mark is dropped.
 
-    Raises UserError for a file that is missing, empty or not UTF-8.
+    Raises UserError as documents.Files does, and for a file that is empty.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a text file") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        at = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
-        raise UserError(f"{path} is not UTF-8 at byte {at}: convert it to UTF-8 first") from error
+    digest = hashlib.sha256()
+    text = "".join(Files([path], encoding=encoding).pieces(path, digest=digest))
     if not text.strip():
         raise UserError(f"{path} is empty: give a file with text in it")
-    return text.replace("\r\n", "\n").replace("\r", "\n"), hashlib.sha256(content).hexdigest()
+    return text, digest.hexdigest()
 
 
 def strip_gutenberg(text: str) -> tuple[str, bool]:
-    """(text between Project Gutenberg's START and END markers, True), or (text, False) where it has neither."""
+    """(text between Project Gutenberg's START and END markers, True), or (text, False) if it has neither."""
     marker = r"^\*\*\* ?{} OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^*]{{0,300}}\*\*\*[^\n]*\n?"
     start = re.search(marker.format("START"), text, re.MULTILINE | re.IGNORECASE)
     body = text[start.end() :] if start else text
@@ -143,14 +151,3 @@ def strip_gutenberg(text: str) -> tuple[str, bool]:
     body = body[: end.start()] if end else body
     body = re.sub(r"\n\s*End of (?:the )?Project Gutenberg[^\n]*\s*$", "\n", body, flags=re.IGNORECASE)
     return body.strip("\n") + "\n", True
-
-
-def read_book(path: str, raw: bool) -> tuple[str, str]:
-    """read_text, without Project Gutenberg's header and licence unless raw."""
-    text, sha256 = read_text(path)
-    if raw:
-        return text, sha256
-    text, had_markers = strip_gutenberg(text)
-    if not had_markers:
-        print(f"{path} has no Project Gutenberg markers: kept whole")
-    return text, sha256

@@ -1,41 +1,41 @@
-"""How a conversation is written for a model: marks around what each side says.
+"""How a conversation is written for a model: marks around each side's messages.
 
-A tokenizer carries the template that its model was trained with, so that chat.py asks as the training did.
+A tokenizer carries the template that its model was trained with, so that chat.py writes prompts in the same way.
 
-    template.question("What is 3 plus 4?")  -> parts <|user|>, What is 3 plus 4?, <|assistant|>
-    template.answer("7")                    -> parts 7, <|end|>
-    encode(tokenizer, parts)                -> ids
+    template.question("What is 3 plus 4?")  -> segments <|user|>, What is 3 plus 4?, <|assistant|>
+    template.answer("7")                    -> segments 7, <|end|>
+    encode(tokenizer, segments)             -> ids
 """
 
 import re
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Sequence
+from typing import Any, Sequence
 
 from configurator import UserError
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """A piece of a conversation: text, or the name of a special token."""
 
     text: str
-    is_mark: bool = False
-    predicted: bool = False  # whether a loss is taken of it
+    is_special: bool = False
+    in_loss: bool = False  # whether training predicts it
 
 
 @dataclass(frozen=True)
 class Template:
-    """The marks. Where special is set they are special tokens, which no text can become; else they are plain text."""
+    """The marks. If special is set they are special tokens, which no text can produce; else they are plain text."""
 
     name: str
-    user: str  # before what the user says
+    user: str  # before the user's message
     assistant: str  # between that and the answer
-    end: str  # behind the answer
-    system: str = ""  # before a text that the conversation begins with; "" where a model knows none
-    header: str = ""  # before each question: "{}" stands for what it is about; "" where a model knows none
-    gap: str = ""  # before the answer, said by the model
+    end: str  # after the answer
+    system: str = ""  # before a text at the start of the conversation; "" if the model knows none
+    header: str = ""  # before each question: "{}" is replaced by its subject; "" if the model knows none
+    gap: str = ""  # before the answer, predicted by the model
     special: bool = True
-    tags: tuple[str, ...] = ()  # plain text that counts as marks: it ends an answer, and is taken apart in other text
+    tags: tuple[str, ...] = ()  # plain text that counts as a mark: it ends an answer, and is broken up in other text
 
     def marks(self) -> list[str]:
         """The names of the special tokens."""
@@ -43,67 +43,71 @@ class Template:
 
     @property
     def continues(self) -> bool:
-        """Whether an answer is the rest of what the user wrote."""
+        """Whether an answer continues the user's text."""
         return not (self.user or self.assistant)
 
-    def opening(self, system: str) -> list[Part]:
-        """What a conversation begins with."""
-        return [Part(self.system, is_mark=self.special), Part(system)] if system and self.system else []
+    def opening(self, system: str) -> list[Segment]:
+        """The start of a conversation."""
+        return [Segment(self.system, is_special=self.special), Segment(system)] if system and self.system else []
 
-    def question(self, text: str, about: str = "") -> list[Part]:
-        """What stands before an answer. about fills the header."""
-        header = [Part(self.header.replace("{}", self.clean(about)))] if self.header and about else []
-        return [
-            *header,
-            Part(self.user, is_mark=self.special),
-            Part(self.clean(text)),
-            Part(self.assistant, is_mark=self.special),
-        ]
+    def question(self, text: str, about: str = "") -> list[Segment]:
+        """Everything before an answer. about fills the header."""
+        header = [Segment(self.header.replace("{}", self.clean(about)))] if self.header and about else []
+        before, after = (Segment(mark, is_special=self.special) for mark in (self.user, self.assistant))
+        return [*header, before, Segment(self.clean(text)), after]
 
-    def answer(self, text: str) -> list[Part]:
-        """What a model is to say, up to the end of its turn."""
-        said = Part(self.gap + (text if self.special else self.clean(text)), predicted=True)
-        return [said, Part(self.end, is_mark=self.special, predicted=True)]
+    def answer(self, text: str) -> list[Segment]:
+        """The model's turn, including its end."""
+        content = Segment(self.gap + (text if self.special else self.clean(text)), in_loss=True)
+        return [content, Segment(self.end, is_special=self.special, in_loss=True)]
 
     def clean(self, text: str) -> str:
-        """text in which no mark of plain text is left: <bot> becomes < bot>."""
+        """text in which plain-text marks are broken up: <bot> becomes < bot>."""
         inner = "|".join(re.escape(tag[1:]) for tag in self.tags)  # in capitals too: a vocabulary may have none
         return re.sub(f"<(?={inner})", "< ", text, flags=re.IGNORECASE) if self.tags else text
 
     def lacking(self, tokenizer) -> list[str]:
-        """The marks, or characters or words of them, that a vocabulary does not hold."""
+        """The marks, or characters or words of them, that are not in a vocabulary."""
         if self.special:
             return [mark for mark in self.marks() if mark not in tokenizer.specials]
         marks = self.header.replace("{}", "") + self.user + self.assistant + self.gap + self.end
-        return [mark for mark in tokenizer.missing(marks) if mark != " "]  # for words a blank belongs to what follows
+        return [mark for mark in tokenizer.missing(marks) if mark != " "]  # a space is part of the word after it
 
     def to_dict(self) -> dict:
         """A plain dict for a tokenizer's description."""
         return {**asdict(self), "tags": list(self.tags)}
 
     @classmethod
-    def from_dict(cls, description: dict) -> "Template":
-        """The template that to_dict described. Raises UserError for what is none."""
+    def from_dict(cls, description: Any) -> "Template":
+        """The template that to_dict described. Raises UserError for anything else."""
         try:
             template = cls(**{**description, "tags": tuple(description.get("tags", ()))})
         except (TypeError, AttributeError):
             template = None
-        if template is None or not template._is_sound():
+        if template is None or not template._is_valid():
             raise UserError(
                 "the file's template of conversations is not one that is known here: update donGPT, or "
                 "pass --template=NAME"
             )
         return template
 
-    def _is_sound(self) -> bool:
-        """Whether all fields are what they should be, as those of a file may not."""
+    def _is_valid(self) -> bool:
+        """Whether all fields have their types; a file may hold anything."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tags"}
         return (
-            all(
-                isinstance(getattr(self, field.name), field.type) for field in fields(self) if field.type in (str, bool)
-            )
-            and all(isinstance(tag, str) and len(tag) > 1 for tag in self.tags)
+            all(type(value) is (bool if name == "special" else str) for name, value in values.items())
+            and all(type(tag) is str and len(tag) > 1 for tag in self.tags)
             and self.header.count("{}") == bool(self.header)
+            and is_unicode("".join(map(str, [*values.values(), *self.tags])))
         )
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text can be written as UTF-8, which half a surrogate pair cannot."""
+    try:
+        return text.encode("utf-8") is not None
+    except UnicodeEncodeError:
+        return False
 
 
 DONGPT = Template("dongpt", user="<|user|>", assistant="<|assistant|>", end="<|end|>", system="<|system|>")
@@ -119,25 +123,27 @@ EDS = Template(
 )
 EDS_EMOTION = replace(EDS, name="eds-emotion", header="<emotion> {}\n")
 EDS_CONTEXT = replace(EDS, name="eds-context", header="<context> {}\n")
-PLAIN = Template("plain", user="", assistant="", end="\n", special=False)  # no dialogue: the text goes on
+PLAIN = Template("plain", user="", assistant="", end="\n", special=False)  # no dialogue: the text continues
 PRESETS = {template.name: template for template in (DONGPT, EDS, EDS_EMOTION, EDS_CONTEXT, PLAIN)}
 EMOTIONS = ("afraid", "annoyed", "disappointed", "disgusted", "excited", "grateful", "impressed", "prepared")
 
 
-def joined(parts: Sequence[Part]) -> list[Part]:
-    """parts without empty ones, texts that follow each other made one, as a tokenizer must see them."""
-    found: list[Part] = []
-    for part in parts:
-        if found and not found[-1].is_mark and not part.is_mark and found[-1].predicted == part.predicted:
-            found[-1] = replace(part, text=found[-1].text + part.text)
-        elif part.text:
-            found.append(part)
-    return found
+def joined(segments: Sequence[Segment]) -> list[Segment]:
+    """segments without empty ones, and with adjacent texts merged, since a tokenizer must see them together."""
+    merged: list[Segment] = []
+    for segment in segments:
+        last = merged[-1] if merged else None
+        if last and not last.is_special and not segment.is_special and last.in_loss == segment.in_loss:
+            merged[-1] = replace(segment, text=last.text + segment.text)
+        elif segment.text:
+            merged.append(segment)
+    return merged
 
 
-def encode(tokenizer, parts: Sequence[Part], unknown: str = "error") -> list[int]:
-    """The ids of parts, whose marks the vocabulary must hold; raises what tokenizer.encode raises."""
+def encode(tokenizer, segments: Sequence[Segment], unknown: str = "error") -> list[int]:
+    """The ids of segments, whose marks must be in the vocabulary; raises what tokenizer.encode raises."""
     ids: list[int] = []
-    for part in joined(parts):
-        ids += [tokenizer.specials[part.text]] if part.is_mark else tokenizer.encode(part.text, unknown=unknown)
+    for segment in joined(segments):
+        text, is_special = segment.text, segment.is_special
+        ids += [tokenizer.specials[text]] if is_special else tokenizer.encode(text, unknown=unknown)
     return ids

@@ -1,68 +1,68 @@
 """Text to ids and back: characters, words, byte pairs trained on a text, GPT-2's byte pairs, behind one interface.
 
-Special tokens are declared by name and get the ids behind the others. Plain text never gives one: encode recognises
-them with special=True alone.
-A tokenizer travels inside every checkpoint and meta.json as a plain dict (to_dict, from_dict), so that a data set that
-is prepared anew never changes what an old model means.
+Special tokens are declared by name and get the ids after all others. Plain text never produces one: encode recognises
+them only with special=True.
+A tokenizer travels inside every checkpoint and meta.json as a plain dict (to_dict, from_dict), so preparing a data set
+again never changes the meaning of an old model.
 """
 
 import codecs
 import functools
 import hashlib
 import re
+from collections import Counter
 from itertools import chain
-from typing import Callable, Iterable, Iterator, Literal, Sequence
+from typing import Any, Callable, Collection, Iterable, Iterator, Literal, Sequence
 
 import numpy as np
 
 from configurator import UserError
-from dongpt.text.template import Template
+from dongpt.text.template import Template, is_unicode
 
-FOREIGN = {"kind": "foreign"}  # describes a tokenizer that is there, and is none of these
-END = "<|endoftext|>"  # the special token behind each of several documents
-UNKNOWN = "<unk>"  # the special token for a word that the vocabulary does not hold
-MOST = 2**16  # entries of a vocabulary: ids are stored as uint16
-NO_ID = MOST - 1  # in a table of the ids of a smaller vocabulary
+FOREIGN = {"kind": "foreign"}  # describes a tokenizer that exists but is none of these
+END = "<|endoftext|>"  # the special token after each of several documents
+UNKNOWN = "<unk>"  # the special token for a word that is not in the vocabulary
+MAX_VOCAB = 2**16  # entries of a vocabulary: ids are stored as uint16
+NO_ID = MAX_VOCAB - 1  # in a table of the ids of a smaller vocabulary
 # openai/gpt-2, encoder.py
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+GPT2_VOCAB = 50257  # entries of GPT-2's vocabulary
+WORDS, WORDS_WITH_SPACES = r"\w+|\S|\s", r" ?\w+| ?[^\w\s]|\s"
 Unknown = Literal["error", "skip", "replace"]
 
 
 class Tokenizer:
-    """The interface.
+    """The interface, and the parts shared by tokenizers that look up pieces of text in a list.
 
     encode("hi") -> [5, 6]; decode([5, 6]) -> "hi"; stream([5, 6]) yields "h", "i".
-    vocab_size counts the ids, special tokens included. start_id is what a model is given before an empty prompt.
-    specials maps the declared special tokens to their ids; encode knows them only when special=True.
+    vocab_size counts the ids, special tokens included. start_id is the model's input for an empty prompt.
+    specials maps the declared special tokens to their ids; encode recognises them only with special=True.
     """
 
     kind: str
     vocab_size: int
     start_id: int
+    entries: Sequence[str]  # text of each id, special tokens excluded
     specials: dict[str, int] = {}
     in_threads = True  # several threads encode faster than one
     template: Template | None = None  # how conversations were written for the model, if it was trained on any
 
     @property
     def end_id(self) -> int | None:
-        """The id behind each of several documents; None where documents follow each other without one."""
+        """The id after each of several documents; None if documents follow each other without one."""
         return self.specials.get(END)
 
     def encode(self, text: str, special: bool = False, unknown: Unknown = "error") -> list[int]:
-        """The ids of text. What the vocabulary does not hold is left out, or replaced, or is a ValueError naming it."""
-        if special and self.specials:
-            return self._encode_around_specials(text, unknown)
-        return self._encode(text, unknown)
+        """The ids of text. Whatever is not in the vocabulary is skipped, replaced, or named in a UserError."""
+        if not special or not self.specials:
+            return self._encode(text, unknown)
+        names = sorted(self.specials, key=len, reverse=True)  # where several match, the longest counts
+        pieces = re.split(f"({'|'.join(map(re.escape, names))})", text)
+        ids = ([self.specials[p]] if p in self.specials else self._encode(p, unknown) for p in pieces)
+        return [*chain.from_iterable(ids)]
 
     def _encode(self, text: str, unknown: Unknown) -> list[int]:
         raise NotImplementedError
-
-    def _encode_around_specials(self, text: str, unknown: Unknown) -> list[int]:
-        """The ids of text in which special tokens count, the longest name first where several fit."""
-        pieces = re.split(f"({'|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True)))})", text)
-        return [
-            *chain.from_iterable([self.specials[p]] if p in self.specials else self._encode(p, unknown) for p in pieces)
-        ]
 
     def encode_array(self, text: str) -> np.ndarray:
         """encode(text) as (n,) uint16, for long texts."""
@@ -79,56 +79,56 @@ class Tokenizer:
         return np.concatenate(arrays) if arrays else end[:0]
 
     def missing(self, text: str) -> list[str]:
-        """What of text the vocabulary does not hold, sorted."""
+        """The pieces of text that are not in the vocabulary, sorted."""
         return []
 
-    def loses(self, text: str) -> bool:
-        """Whether ids cannot give text back, for another reason than that a vocabulary lacks something."""
+    def is_lossy(self, text: str) -> bool:
+        """Whether ids cannot give text back for another reason than missing vocabulary, such as lowered letters."""
         return False
 
     def cut(self, text: str) -> int:
-        """The last place at which text, and whatever follows it, may be cut: the parts give the ids of the whole.
-
-        0 where there is none.
-        """
+        """Last place where text, however it continues, may be cut so that its parts give the ids of the whole; or 0."""
         return last_break(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; bytes that are no UTF-8, and ids beyond the vocabulary, become U+FFFD."""
+        """The text of ids; bytes that are not UTF-8, and ids outside the vocabulary, become U+FFFD."""
         return "".join(self.stream(ids))
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Yield the text of ids piece by piece; a character that is split over ids comes whole, with its last one."""
+        """Yield the text of ids in pieces; a character that is split over ids comes complete, with its last one."""
         decode = self.decoder()
         yield from filter(None, (decode(i) for i in chain(ids, [None])))
 
     def decoder(self) -> Callable[[int | None], str]:
-        """A function that takes one id after the other and gives the text that is whole by then; None ends it."""
-        raise NotImplementedError
+        """A function that takes one id at a time and returns the text completed by it; None ends the text."""
+        texts: dict[int | None, str] = {**dict(enumerate(self.entries)), None: ""}
+        texts.update({i: name for name, i in self.specials.items()})
+        return lambda i: texts.get(i, "\ufffd")
 
     def byte_lengths(self) -> np.ndarray:
         """UTF-8 bytes of source text per id, (vocab_size,) int64; 0 for special tokens."""
-        raise NotImplementedError
+        return np.array([len(text.encode("utf-8")) for text in self.entries] + [0] * len(self.specials), np.int64)
 
     def to_dict(self) -> dict:
         """A plain dict of str, int, bool and lists of them from which from_dict makes the same tokenizer."""
         raise NotImplementedError
 
-    def _described(self, description: dict, declared: dict[str, int]) -> dict:
-        """description, with the names of the declared special tokens and the template, where there are any."""
-        special = {"special": sorted(declared, key=declared.get)} if declared else {}
-        return {**description, **special, **({"template": self.template.to_dict()} if self.template else {})}
+    def _described(self, description: dict, *implied: str) -> dict:
+        """description, with the template and the special tokens that are not implied by the kind."""
+        special = [name for name in sorted(self.specials, key=lambda n: self.specials[n]) if name not in implied]
+        template = {"template": self.template.to_dict()} if self.template else {}
+        return {"kind": self.kind, **description, **({"special": special} if special else {}), **template}
 
 
 class CharTokenizer(Tokenizer):
-    """One id per character; the ids follow the order of the characters given, by custom their code points."""
+    """One id per character, in the order of the characters given, by convention that of their code points."""
 
     kind = "char"
 
     def __init__(self, characters: str, special: Sequence[str] = ()):
         if not characters or len(set(characters)) != len(characters):
-            raise UserError("the characters of a vocabulary must be there and differ from each other")
-        self.characters = characters
+            raise UserError("a vocabulary needs characters, all of them different: prepare the data again")
+        self.characters = self.entries = characters
         self.ids = {character: i for i, character in enumerate(characters)}
         self.specials = _number(special, len(characters), self.ids)
         self.vocab_size = len(characters) + len(special)
@@ -136,7 +136,7 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
-        """The tokenizer whose vocabulary is every character of text, by code point."""
+        """The tokenizer whose vocabulary is every character of text, sorted by code point."""
         return cls("".join(sorted(set(text))))
 
     def _encode(self, text: str, unknown: Unknown) -> list[int]:
@@ -150,21 +150,22 @@ class CharTokenizer(Tokenizer):
                     f"{self.characters!r}; pass --unknown=skip or --unknown=replace to go on without "
                     f"them"
                 ) from None
-        known = next((c for c in "\ufffd?_ " if c in self.ids), self.characters[0]) if unknown == "replace" else None
-        ids = (self.ids.get(c, self.ids.get(known)) for c in text)
+        replacement = next((c for c in "\ufffd?_ " if c in self.ids), self.characters[0])
+        default = self.ids[replacement] if unknown == "replace" else None
+        ids = (self.ids.get(c, default) for c in text)
         return [i for i in ids if i is not None]
 
     def missing(self, text: str) -> list[str]:
         return sorted(set(text) - set(self.ids))
 
     def encode_array(self, text: str) -> np.ndarray:
-        if text.isascii() and self.vocab_size <= NO_ID:
-            ids = self._ascii_table.take(np.frombuffer(text.encode("ascii"), np.uint8))
-            known = not len(ids) or ids.max() < NO_ID
+        if text.isascii():
+            codes = np.frombuffer(text.encode("ascii"), np.uint8)
         else:
-            ids = self._table[np.frombuffer(text.encode("utf-32-le"), np.uint32)]
-            known = not len(ids) or ids.min() >= 0
-        return ids.astype(np.uint16, copy=False) if known else np.array(self.encode(text), dtype=np.uint16)  # raises
+            codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        ids = self._table.take(codes)
+        known = not len(ids) or ids.max() < NO_ID
+        return ids if known else np.array(self.encode(text), dtype=np.uint16)  # raises UserError for what is unknown
 
     def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
         if end_id is None:
@@ -172,36 +173,23 @@ class CharTokenizer(Tokenizer):
         return super().encode_parts(parts, end_id)
 
     @functools.cached_property
-    def _ascii_table(self) -> np.ndarray:
-        """The id of each ASCII character, NO_ID for none, (128,) uint16."""
-        return np.array([self.ids.get(chr(code), NO_ID) for code in range(128)], dtype=np.uint16)
-
-    @functools.cached_property
     def _table(self) -> np.ndarray:
-        """The id of each code point, -1 for none, (0x110000,) int32."""
-        table = np.full(0x110000, -1, dtype=np.int32)
+        """The id of each code point, NO_ID if it has none, (0x110000,) uint16."""
+        table = np.full(0x110000, NO_ID, dtype=np.uint16)
         table[[*map(ord, self.characters)]] = np.arange(len(self.characters))
         return table
 
     def cut(self, text: str) -> int:
         return len(text)
 
-    def decoder(self) -> Callable[[int | None], str]:
-        names = dict(enumerate(self.characters)) | {i: name for name, i in self.specials.items()} | {None: ""}
-        return lambda i: names.get(i, "\ufffd")
-
-    def byte_lengths(self) -> np.ndarray:
-        lengths = [len(character.encode("utf-8")) for character in self.characters] + [0] * len(self.specials)
-        return np.array(lengths, dtype=np.int64)
-
     def to_dict(self) -> dict:
-        return self._described({"kind": self.kind, "characters": self.characters}, self.specials)
+        return self._described({"characters": self.characters})
 
 
 class WordTokenizer(Tokenizer):
-    """One id per word, punctuation mark or blank; a space belongs to what follows it unless spaces_alone.
+    """One id per word, punctuation mark or blank; a space belongs to the word after it unless spaces_alone.
 
-    With spaces_alone a text falls into \\w+, \\S and \\s, as in the word notebook. lower: capitals are lost.
+    With spaces_alone a text is split into \\w+, \\S and \\s, as in the word notebook. lower: capitals are lost.
     """
 
     kind = "word"
@@ -212,10 +200,11 @@ class WordTokenizer(Tokenizer):
     ):
         if not words or len(set(words)) != len(words) or UNKNOWN in special:
             raise UserError(
-                f"the words of a vocabulary must be there and differ from each other, and {UNKNOWN} is "
-                f"declared anyway: leave it out of --special"
+                f"a vocabulary needs words, all of them different, and {UNKNOWN} is declared anyway: leave it out of "
+                f"--special"
             )
-        self.words, self.lower, self.spaces_alone = list(words), lower, spaces_alone
+        self.words = self.entries = list(words)
+        self.lower, self.spaces_alone = lower, spaces_alone
         self.ids = {word: i for i, word in enumerate(words)}
         self.specials = _number([UNKNOWN, *special], len(words), self.ids)
         self.unknown_id = self.specials[UNKNOWN]
@@ -252,35 +241,23 @@ class WordTokenizer(Tokenizer):
     def cut(self, text: str) -> int:
         return last_word_break(text)
 
-    def loses(self, text: str) -> bool:
+    def is_lossy(self, text: str) -> bool:
         return self.lower and text != text.lower()
 
-    def decoder(self) -> Callable[[int | None], str]:
-        names = dict(enumerate(self.words)) | {i: name for name, i in self.specials.items()} | {None: ""}
-        return lambda i: names.get(i, "\ufffd")
-
-    def byte_lengths(self) -> np.ndarray:
-        return np.array([len(word.encode("utf-8")) for word in self.words] + [0] * len(self.specials), dtype=np.int64)
-
     def to_dict(self) -> dict:
-        declared = {name: i for name, i in self.specials.items() if name != UNKNOWN}
-        return self._described(
-            {"kind": self.kind, "words": self.words, "lower": self.lower, "spaces_alone": self.spaces_alone}, declared
-        )
-
-
-WORDS, WORDS_WITH_SPACES = r"\w+|\S|\s", r" ?\w+| ?[^\w\s]|\s"
+        options = {"lower": self.lower, "spaces_alone": self.spaces_alone}
+        return self._described({"words": self.words, **options}, UNKNOWN)
 
 
 def split_words(text: str, lower: bool = False, spaces_alone: bool = False) -> list[str]:
-    """The words of text as WordTokenizer has them."""
+    """The words of text, as WordTokenizer splits it."""
     return re.findall(WORDS if spaces_alone else WORDS_WITH_SPACES, text.lower() if lower else text)
 
 
 class BytePairs(Tokenizer):
-    """Byte pairs by tiktoken: encoding (a tiktoken.Encoding that has END), and special tokens behind it."""
+    """Byte pairs by tiktoken: encoding is a tiktoken.Encoding that has END; further special tokens follow its own."""
 
-    encoding = None
+    encoding: Any
 
     def _encode(self, text: str, unknown: Unknown) -> list[int]:
         return self.encode_array(text).tolist()
@@ -289,11 +266,8 @@ class BytePairs(Tokenizer):
         return self._encode_with(text, set())
 
     def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
-        if not texts or any(END in text for text in texts):
-            return super().encode_texts(texts)
-        ids = self._encode_with(END.join(texts), {END})  # one call, as in encode_parts
-        first, *others = np.split(ids, np.flatnonzero(ids == self.end_id))
-        return [first, *(piece[1:] for piece in others)]
+        ids = self.encode_parts([(text, True) for text in texts], self.end_id)
+        return [piece[:-1] for piece in np.split(ids, np.flatnonzero(ids == self.end_id) + 1)[:-1]]
 
     def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
         if end_id != self.end_id or any(END in text for text, _ in parts):
@@ -323,14 +297,14 @@ class BytePairs(Tokenizer):
         return np.array(lengths, dtype=np.int64)
 
     def _bytes(self, i: int) -> bytes:
-        """The bytes of one id; for one beyond the vocabulary a byte that is no UTF-8."""
+        """The bytes of one id; outside the vocabulary a byte that is not UTF-8."""
         if 0 <= i < self.encoding.n_vocab:
             return self.encoding.decode_single_token_bytes(i)
         return next((name.encode("utf-8") for name, number in self.specials.items() if number == i), b"\xff")
 
 
 class BPETokenizer(BytePairs):
-    """Byte pairs trained on a text: the first 256 ids are the bytes, the others in the order in which they were joined.
+    """Byte pairs trained on a text: ids of the 256 bytes, then of pairs in the order in which they were merged.
 
     tokens are spelled in GPT-2's alphabet, in which every byte is a visible character. <|endoftext|> follows, then the
     special tokens that are declared.
@@ -347,10 +321,12 @@ class BPETokenizer(BytePairs):
             ranks = {bytes(codes[character] for character in token): i for i, token in enumerate(tokens)}
         except KeyError as error:
             raise UserError(
-                f"the vocabulary of byte pairs has {error}, which stands for no byte: prepare the data anew"
+                f"the vocabulary of byte pairs has {error}, which stands for no byte: prepare the data again"
             ) from None
-        if len(ranks) != len(tokens) or any(bytes([byte]) not in ranks for byte in range(256)):
-            raise UserError("the vocabulary of byte pairs lacks a byte or has a token twice: prepare the data anew")
+        if len(ranks) != len(tokens) or b"" in ranks or any(bytes([byte]) not in ranks for byte in range(256)):
+            raise UserError(
+                "the vocabulary of byte pairs lacks a byte, or has an empty token or one twice: prepare the data again"
+            )
         self.encoding = tiktoken.Encoding(
             "bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END: len(tokens)}
         )
@@ -364,9 +340,10 @@ class BPETokenizer(BytePairs):
         import tokenizers
 
         n_special = 1 + len(special)
-        if not 256 + n_special <= vocab_size <= MOST:
+        if not 256 + n_special <= vocab_size <= MAX_VOCAB:
             raise UserError(
-                f"vocab_size={vocab_size} must be from {256 + n_special} (the bytes and the special tokens) to {MOST:,}"
+                f"vocab_size={vocab_size} must be from {256 + n_special} (the bytes and the special tokens) to "
+                f"{MAX_VOCAB:,}"
             )
         learner = tokenizers.Tokenizer(tokenizers.models.BPE())
         learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -379,12 +356,10 @@ class BPETokenizer(BytePairs):
             ),
         )
         ids = learner.get_vocab()
-        return cls(sorted(ids, key=ids.get), special)
+        return cls(sorted(ids, key=lambda token: ids[token]), special)
 
     def to_dict(self) -> dict:
-        return self._described(
-            {"kind": self.kind, "tokens": self.tokens}, {name: i for name, i in self.specials.items() if name != END}
-        )
+        return self._described({"tokens": self.tokens}, END)
 
 
 class GPT2Tokenizer(BytePairs):
@@ -400,15 +375,14 @@ class GPT2Tokenizer(BytePairs):
         self.vocab_size = self.encoding.n_vocab + len(special)
 
     def to_dict(self) -> dict:
-        declared = {name: i for name, i in self.specials.items() if i >= self.encoding.n_vocab}
-        return self._described({"kind": self.kind, "sha256": _gpt2_sha256()}, declared)
+        return self._described({"sha256": _gpt2_sha256()}, END)
 
 
 LONG_RUN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")
 
 
 def _shortened(text: str) -> list[str]:
-    """text cut behind every thousand characters of one kind, of which training takes time by the square."""
+    """text cut after every thousand characters of one kind, since the time of training grows with their square."""
     if max(map(len, text.split()), default=0) < 1000 and not re.search(r"\s{1000}", text):
         return [text]
     places = [0, *(match.end() for match in LONG_RUN.finditer(text)), len(text)]
@@ -425,9 +399,9 @@ def byte_alphabet() -> tuple[str, ...]:
 
 
 def last_break(text: str) -> int:
-    """The last place in text at which one of the patterns of words above always ends a piece, whatever follows.
+    """The last place in text where all patterns above end a piece, however the text continues; 0 if there is none.
 
-    That is before a blank behind what is none, and before a mark behind a letter: no piece goes on there.
+    Such places are before a blank that follows something else, and before a punctuation mark that follows a letter.
     """
     return next(
         (
@@ -440,9 +414,9 @@ def last_break(text: str) -> int:
 
 
 def is_word_break(before: str, here: str) -> bool:
-    """Whether a word always ends between these two characters, and small letters do not depend on what is beyond.
+    """Whether a word always ends between these two characters, and lowering it does not depend on what follows.
 
-    (Before a mark they do: the sigma in capitals' "\u03a3." is another letter at the end of a word.)
+    (Before a mark it does: the capital sigma in "\u03a3." becomes another letter at the end of a word.)
     """
     return here in " \n" and not before.isspace()
 
@@ -455,12 +429,13 @@ def last_word_break(text: str) -> int:
 MARKS = '.,;:!?()[]"-\u3001\u3002\uff0c\uff01\uff1f'  # neither letters nor digits nor blanks in any Unicode
 
 
-def _number(special: Sequence[str], first: int, taken) -> dict[str, int]:
+def _number(special: Sequence[str], first: int, taken: Collection[str]) -> dict[str, int]:
     """Declared special tokens with their ids, from first on. Raises UserError for names that cannot be told apart."""
-    if wrong := [name for i, name in enumerate(special) if not name or name in taken or name in special[:i]]:
+    counts = Counter(special)
+    if wrong := [name for name in special if not name or name in taken or counts[name] > 1]:
         raise UserError(
             f"special tokens must have names that differ, from each other and from all else in the "
-            f"vocabulary: change {', '.join(map(repr, wrong))}"
+            f"vocabulary: change {', '.join(map(repr, wrong[:10]))}"
         )
     return {name: first + i for i, name in enumerate(special)}
 
@@ -489,51 +464,84 @@ def _gpt2_sha256() -> str:
     return digest.hexdigest()
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# descriptions, from files that may hold anything
+
+KEYS: dict[str, dict[str, type]] = {  # of the description of each kind: their types
+    "char": {"characters": str},
+    "word": {"words": list, "lower": bool, "spaces_alone": bool},
+    "bpe": {"tokens": list},
+    "gpt2": {"sha256": str},
+}
+
+
 def from_dict(description: dict) -> Tokenizer:
-    """The tokenizer that to_dict described. Raises UserError for a kind or a vocabulary that is not known here."""
-    tokenizer = _without_template(description)
+    """The tokenizer that to_dict described. Raises UserError for anything that to_dict cannot have returned."""
+    check_dict(description)
+    kind, special = description["kind"], description.get("special", [])
+    tokenizer: Tokenizer
+    if kind == "char":
+        tokenizer = CharTokenizer(description.get("characters", ""), special)
+    elif kind == "word":
+        options = {key: description.get(key, False) for key in ("lower", "spaces_alone")}
+        tokenizer = WordTokenizer(description.get("words", ()), special, **options)
+    elif kind == "bpe":
+        tokenizer = BPETokenizer(description.get("tokens", ()), special)
+    else:
+        if description.get("sha256", _gpt2_sha256()) != _gpt2_sha256():
+            raise UserError(
+                "this file's GPT-2 vocabulary is not the one that tiktoken loads here: "
+                "clear TIKTOKEN_CACHE_DIR, or prepare the data again"
+            )
+        tokenizer = GPT2Tokenizer(special)
     if "template" in description:
         tokenizer.template = Template.from_dict(description["template"])
     return tokenizer
 
 
-def _without_template(description: dict) -> Tokenizer:
-    kind, special = description.get("kind"), description.get("special", [])
-    if kind == "char":
-        return CharTokenizer(description.get("characters", ""), special)
-    if kind == "word":
-        return WordTokenizer(
-            description.get("words", ()),
-            special,
-            description.get("lower", False),
-            description.get("spaces_alone", False),
-        )
-    if kind == "bpe":
-        return BPETokenizer(description.get("tokens", ()), special)
-    if kind == "gpt2":
-        if description.get("sha256", _gpt2_sha256()) != _gpt2_sha256():
-            raise UserError(
-                "this file's GPT-2 vocabulary is not the one that tiktoken loads here: "
-                "clear TIKTOKEN_CACHE_DIR, or prepare the data anew"
-            )
-        return GPT2Tokenizer(special)
+def check_dict(description: Any) -> int:
+    """The vocab_size of a description, without loading GPT-2's vocabulary.
+
+    Raises UserError for an unknown kind, values of a wrong type, text that is not Unicode, or more than MAX_VOCAB
+    entries. from_dict checks the rest, such as entries that occur twice.
+    """
+    if not isinstance(description, dict):
+        raise UserError("the tokenizer's description is not a dict: prepare the data again")
     if description == FOREIGN:
         raise UserError(
             "this model's tokenizer is not one that donGPT has, so its ids cannot be shown as text: "
             "use the library that it came from"
         )
-    raise UserError(f"tokenizer kind {kind!r} is not known: this file was written by a newer donGPT, update yours")
+    kind = description.get("kind")
+    if not isinstance(kind, str) or kind not in KEYS:
+        shown = repr(kind[:40]) if isinstance(kind, str) else type(kind).__name__
+        raise UserError(f"tokenizer kind {shown} is not known: this file was written by a newer donGPT, update yours")
+    n_entries = {"gpt2": GPT2_VOCAB, "word": 1, "bpe": 1, "char": 0}[kind]  # 1: <unk> or <|endoftext|>
+    for key, expected in [*KEYS[kind].items(), ("special", list)]:
+        value: Any = description.get(key, expected())
+        has_type = type(value) is expected
+        if not has_type or expected is list and {*map(type, value)} - {str}:
+            wanted = {str: "text", bool: "True or False", list: "a list of texts"}[expected]
+            raise UserError(f"the tokenizer's {key!r} is not {wanted}: prepare the data again")
+        if expected is bool:
+            continue
+        n_entries += len(value) if key != "sha256" else 0
+        if n_entries > MAX_VOCAB:
+            raise UserError(f"the tokenizer has more than {MAX_VOCAB:,} entries, too many for uint16 ids: use another")
+        if not is_unicode("".join(value)):
+            raise UserError(f"the tokenizer's {key!r} holds half a surrogate pair: prepare the data again")
+    return n_entries
 
 
 def added_tokens(one: dict | None, other: dict | None) -> list[str] | None:
-    """The special tokens that other declares behind those of one; None if they differ in more.
+    """The special tokens that other declares in addition to those of one; None if they differ in more.
 
-    A description that is not known is taken for the same vocabulary.
+    A description that is missing is taken for the same vocabulary.
     """
     if not one or not other:
         return []
     special, others = one.get("special", []), other.get("special", [])
-    if one["kind"] == other["kind"] == "gpt2":  # one that is only assumed has no hash
+    if one.get("kind") == other.get("kind") == "gpt2":  # one that is only assumed has no hash
         same = len({one.get("sha256"), other.get("sha256")} - {None}) <= 1
     else:
         same = {**one, "special": [], "template": {}} == {**other, "special": [], "template": {}}

@@ -56,7 +56,7 @@ class TrainStep:
                 f"shared evenly by {rt.world_size} processes: use a multiple of {rt.world_size}"
             )
         if rt.has_room_for(3 * corpus.lengths["train"]):  # ids of two bytes, and perhaps a mask
-            corpus.keep_on(rt, model.config.vocab_size)
+            corpus.to_device(rt, model.config.vocab_size)
         self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
         self.samples = cfg.gradient_accumulation_steps * cfg.batch_size  # per update
         self.tokens = self.samples * cfg.block_size
@@ -89,7 +89,7 @@ class TrainStep:
         cfg, rt = self.cfg, self.rt
         set_learning_rate(self.optimizer, lr)
         accumulate = cfg.gradient_accumulation_steps // rt.world_size
-        loss_weights = self.corpus.shares(
+        loss_weights = self.corpus.loss_weights(
             samples_seen, cfg.gradient_accumulation_steps, cfg.batch_size, cfg.block_size, cfg.seed
         )
         total = torch.zeros((), device=rt.device)

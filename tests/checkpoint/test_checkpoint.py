@@ -9,7 +9,7 @@ import torch
 
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint import hugging_face
-from dongpt.checkpoint.files import BEST, LAST, build, load, load_model, load_valid, model_args, save
+from dongpt.checkpoint.files import BEST, LAST, load, load_model, load_valid, model_args, restore_model, save
 from dongpt.text.tokenizers import CharTokenizer
 from model import GPT, GPTConfig
 
@@ -294,7 +294,7 @@ def test_a_weight_that_is_missing_gives_a_sentence(tmp_path):
     checkpoint = small_checkpoint()
     del checkpoint["model"]["transformer.h.1.mlp.c_fc.weight"]
     with pytest.raises(ValueError, match="h.1.mlp.c_fc"):
-        build(checkpoint, "ckpt.pt")
+        restore_model(checkpoint, "ckpt.pt")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

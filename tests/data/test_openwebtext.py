@@ -16,14 +16,15 @@ import types
 
 import numpy as np
 import pytest
-from helpers import ROOT, TINY_RUN, expect_sentence, generated_text, run
+from helpers import ROOT, TINY_RUN, expect_sentence, generated_text, run, visible
 
 import evaluate
 import train
 from dongpt.program import run_program
-from dongpt.text import bins, sharding
+from dongpt.text import bins
+from dongpt.text import prepare as preparing
+from dongpt.text.bins import file_sha256, shard_name
 from dongpt.text.documents import Files
-from dongpt.text.shards import shard_name, whole_sha256
 from dongpt.text.tokenizers import GPT2Tokenizer
 from dongpt.train.data import Corpus
 
@@ -117,7 +118,7 @@ def read(folder) -> tuple[bytes, bytes]:
     with open(os.path.join(folder, "meta.json"), encoding="utf-8") as file:
         meta = json.load(file)
     names = [shard["file"] for shard in meta["shards"]["train"]]
-    assert sorted(os.listdir(folder)) == sorted([*names, "val.bin", "meta.json"])
+    assert visible(folder) == sorted([*names, "val.bin", "meta.json"])
     contents = []
     for name in [*names, "val.bin"]:
         with open(os.path.join(folder, name), "rb") as file:
@@ -132,7 +133,7 @@ def read(folder) -> tuple[bytes, bytes]:
 
 def listing(folder) -> dict[str, str]:
     """The files of a folder and the hash of each; of meta.json without what depends on times."""
-    found = {name: whole_sha256(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+    found = {name: file_sha256(os.path.join(folder, name)) for name in visible(folder)}
     if "meta.json" in found:
         with open(os.path.join(folder, "meta.json"), encoding="utf-8") as file:
             found["meta.json"] = {key: value for key, value in json.load(file).items() if key != "plan_sha256"}
@@ -186,12 +187,12 @@ def test_the_documents_that_are_drawn_and_their_order_are_hugging_faces(n, val_f
 
     rows = datasets.Dataset.from_dict({"number": list(range(n))})
     expected = rows.train_test_split(test_size=val_fraction, seed=seed, shuffle=True)["test"]["number"]
-    assert sharding.draw(n, val_fraction, seed).tolist() == list(expected)
+    assert preparing.draw(n, val_fraction, seed).tolist() == list(expected)
 
 
 @pytest.mark.parametrize("chapter", [1, 300, 5000])
 def test_chapters_change_nothing_and_the_order_of_val_is_that_of_the_draw(script, tmp_path, monkeypatch, chapter):
-    monkeypatch.setattr(sharding, "CHAPTER", chapter)
+    monkeypatch.setattr(preparing, "CHAPTER_CHARS", chapter)
     texts = documents(60)
     write_parquet("in.parquet", texts)
     script.main(["--files=in.parquet", "--val_fraction=0.3", "--seed=5", "--shard_tokens=333"])
@@ -199,7 +200,7 @@ def test_chapters_change_nothing_and_the_order_of_val_is_that_of_the_draw(script
 
 
 def test_a_long_text_file_is_one_document(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "CHAPTER", 1000)
+    monkeypatch.setattr(preparing, "CHAPTER_CHARS", 1000)
     long, rest = generated_text(60_000), documents(20)
     (tmp_path / "long.txt").write_text(long, encoding="utf-8")
     write_jsonl("rest.jsonl", rest)
@@ -260,9 +261,9 @@ REFUSED = {
     "damaged parquet": (["--files=bad.parquet"], "bad.parquet", "Parquet"),
     "damaged jsonl": (["--files=in.jsonl|bad.jsonl"], "bad.jsonl line 2"),
     "no text": (["--files=in.jsonl|latin.txt"], "latin.txt", "--encoding"),
-    "one document": (["--files=one.txt"], "1 documents cannot be parted"),
+    "one document": (["--files=one.txt"], "1 documents cannot be split"),
     "seed": (["--files=one.txt", "--seed=-1"], "seed=-1"),
-    "no document": (["--files=none.jsonl"], "0 documents cannot be parted"),
+    "no document": (["--files=none.jsonl"], "0 documents cannot be split"),
     "name": (["--files=in.jsonl", "--name=a/b"], "name=a/b"),
 }
 
@@ -306,7 +307,7 @@ ARGS = ["--files=in.parquet|in.jsonl", "--val_fraction=0.1", "--seed=5", "--shar
 @pytest.fixture
 def texts(monkeypatch) -> list[str]:
     """Documents in two files, to be prepared in some chapters."""
-    monkeypatch.setattr(sharding, "CHAPTER", 2000)
+    monkeypatch.setattr(preparing, "CHAPTER_CHARS", 2000)
     texts = documents(40)
     write_parquet("in.parquet", texts[:FIRST])
     write_jsonl("in.jsonl", texts[FIRST:])
@@ -368,7 +369,7 @@ def test_killed_at_every_moment_it_goes_on_to_the_same_bytes(script, tmp_path, m
     write_jsonl("earlier.jsonl", documents(12, 7))
     script.main(["--files=earlier.jsonl", "--shard_tokens=700", "--val_fraction=0.2"])
     shutil.copytree(data, old)
-    before = [np.concatenate([*Corpus(str(old)).pieces(split)]).tolist() for split in ("train", "val")]
+    before = [np.concatenate([*Corpus(str(old)).chunks(split)]).tolist() for split in ("train", "val")]
     new = [np.frombuffer(content, "<u2").tolist() for content in expected]
     ends, at = set(), 0
     while True:
@@ -385,7 +386,7 @@ def test_killed_at_every_moment_it_goes_on_to_the_same_bytes(script, tmp_path, m
         if len(calls) < at:
             break
         corpus = Corpus(str(shutil.copytree(data, tmp_path / "look")))
-        found = [np.concatenate([*corpus.pieces(split)]).tolist() for split in ("train", "val")]
+        found = [np.concatenate([*corpus.chunks(split)]).tolist() for split in ("train", "val")]
         shutil.rmtree(tmp_path / "look")
         assert found in (before, new)
         ends.add(found == new)
@@ -409,7 +410,7 @@ def test_killed_again_and_again_it_still_arrives(script, tmp_path, monkeypatch, 
             except Killed:
                 killed += 1
     assert read(tmp_path / "data") == expected and killed >= (3 if again == 1 else 1)
-    assert capsys.readouterr().out.count("going on behind document") == killed
+    assert capsys.readouterr().out.count("continuing after document") == killed
 
 
 def test_what_goes_on_does_not_read_again_what_was_done(script, tmp_path, monkeypatch, texts):
@@ -437,9 +438,9 @@ spec = importlib.util.spec_from_file_location("prepare", {script!r})
 module = importlib.util.module_from_spec(spec)
 sys.modules["prepare"] = module
 spec.loader.exec_module(module)
-from dongpt.text import sharding
+from dongpt.text import prepare
 from dongpt.program import run_program
-sharding.CHAPTER, module.FOLDER = 20_000, {folder!r}
+prepare.CHAPTER_CHARS, module.FOLDER = 20_000, {folder!r}
 {more}
 run_program(lambda: module.main({args!r}))
 """
@@ -482,7 +483,7 @@ def test_a_process_that_is_killed_goes_on(script, tmp_path, texts):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert read(tmp_path / "data") == expected and kills >= 2
-    assert "going on behind document" in out or "holds all of it already" in out
+    assert "continuing after document" in out or "holds all of it already" in out
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -518,7 +519,7 @@ def test_other_files_or_settings_begin_anew_and_say_so(script, tmp_path, monkeyp
     if other == "fewer":
         texts = texts[:FIRST]
     script.main([*ARGS, *OTHERS[other]])
-    assert "beginning anew" in capsys.readouterr().out
+    assert "starting again" in capsys.readouterr().out
     assert read(tmp_path / "data") == as_nanogpt(
         texts, 0.2 if other == "val_fraction" else 0.1, 6 if other == "seed" else 5
     )
@@ -552,7 +553,7 @@ def test_a_damaged_state_begins_anew_and_says_so(script, tmp_path, monkeypatch, 
     if damage == "no val":
         (data / "val.ids.part").unlink()
     script.main(ARGS)
-    assert "beginning anew" in capsys.readouterr().out and read(data) == as_nanogpt(texts, 0.1, 5)
+    assert "starting again" in capsys.readouterr().out and read(data) == as_nanogpt(texts, 0.1, 5)
 
 
 def test_the_state_of_another_preparation_is_forgotten_when_it_is_begun_anew(script, tmp_path, monkeypatch, texts):
@@ -561,7 +562,7 @@ def test_the_state_of_another_preparation_is_forgotten_when_it_is_begun_anew(scr
     write_jsonl("other.jsonl", documents(70, 9))
     with monkeypatch.context() as patch:
         without_cleaning(patch)
-        patch.setattr(sharding, "CHAPTER", 10**6)
+        patch.setattr(preparing, "CHAPTER_CHARS", 10**6)
         kill_at(patch, sharding._Journal, "write", 1)
         with pytest.raises(Killed):
             script.main(["--files=other.jsonl", *ARGS[1:]])
@@ -576,7 +577,7 @@ def test_what_is_done_is_not_done_again(script, tmp_path, monkeypatch, capsys, t
     with monkeypatch.context() as patch:
         patch.setattr(sharding, "encode_all", None)
         script.main(ARGS)
-    assert "holds all of it already: to prepare it anew, delete meta.json" in capsys.readouterr().out
+    assert "holds all of it already: to prepare it again, delete meta.json" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()} == before
     (tmp_path / "data" / "train_001.bin").unlink()  # then it is not there
     script.main(ARGS)
@@ -621,7 +622,7 @@ def test_a_full_disk_is_a_sentence_and_it_goes_on_when_there_is_room(script, tmp
             except ValueError as error:
                 assert "No space left" in str(error) and "free space on that disk" in str(error)
                 assert "the earlier data, which stay as they are" in str(error)
-                goes_on.append("goes on from where it was" in str(error))
+                goes_on.append("continues where it stopped" in str(error))
         if len(calls) < at:
             break
         after = listing(data)
@@ -653,7 +654,7 @@ def small_disk(tmp_path):
 def test_a_small_disk(small_disk, script, tmp_path, monkeypatch, capsys):
     (small_disk / "data").mkdir()
     monkeypatch.setattr(script, "FOLDER", str(small_disk / "data"))
-    monkeypatch.setattr(sharding, "CHAPTER", 50_000)
+    monkeypatch.setattr(preparing, "CHAPTER_CHARS", 50_000)
     write_jsonl("earlier.jsonl", documents(30, 7))
     script.main(["--files=earlier.jsonl", "--shard_tokens=1000"])
     before = listing(small_disk / "data")
@@ -666,14 +667,14 @@ def test_a_small_disk(small_disk, script, tmp_path, monkeypatch, capsys):
         capsys,
         "No space left",
         "free space on that disk",
-        "goes on from where it was",
+        "continues where it stopped",
     )
     assert "the new files have 1 MB" in line
     after = listing(small_disk / "data")
     assert {name: after[name] for name in before} == before
     (small_disk / "ballast").unlink()
     script.main(["--files=in.parquet", "--shard_tokens=30000"])
-    assert "going on behind document" in capsys.readouterr().out
+    assert "continuing after document" in capsys.readouterr().out
     assert read(small_disk / "data") == as_nanogpt(many)
 
 

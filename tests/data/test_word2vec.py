@@ -15,19 +15,20 @@ import torch
 from helpers import ROOT, TINY_RUN, assert_same_training, expect_sentence, generated_text, load, run, torchrun
 
 import train
+from configurator import UserError
 from dongpt.text.documents import Texts
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.tokenizers import WordTokenizer
 from dongpt.train import init_wte as vectors
 from dongpt.train.data import Corpus
 from dongpt.train.init_wte import (
-    fitted,
-    load_rows,
+    fit_width,
+    init_embedding,
+    load_table,
     read_vectors,
-    rows_of,
-    save_rows,
+    save_table,
     spellings,
-    start_from,
+    vector_table,
     wanted_spellings,
 )
 from dongpt.train.optim import make_optimizer
@@ -112,8 +113,8 @@ def test_gensims_own_files_are_read(tmp_path, binary):
 def test_only_wanted_words_are_kept_and_pieces_do_not_matter(file, write, monkeypatch):
     rows, words = numbers(500, seed=1), [f"word{i}" for i in range(500)]
     path = file(write(rows, words))
-    for piece in (1, 13, vectors.PIECE):
-        monkeypatch.setattr(vectors, "PIECE", piece)
+    for piece in (1, 13, vectors.READ_BYTES):
+        monkeypatch.setattr(vectors, "READ_BYTES", piece)
         found = read_vectors(path, {"word3", "word499"})
         assert set(found) == {"word3", "word499"} and np.array_equal(found["word499"], rows[499])
 
@@ -186,7 +187,7 @@ def test_a_damaged_file_is_a_sentence(file, damage):
     with pytest.raises(ValueError) as error:
         read_vectors(path := file(content), set(WORDS))
     assert path in str(error.value) and part in str(error.value) and "\n" not in str(error.value)
-    assert type(error.value) is ValueError
+    assert isinstance(error.value, UserError)
 
 
 @pytest.mark.smoke
@@ -204,7 +205,7 @@ def test_a_file_that_is_not_there_or_our_own_is_a_sentence(tmp_path):
 def test_spellings_of_a_word_share_a_vector_and_its_own_goes_first():
     tokenizer = WordTokenizer(["\n", " ", " Food", " food", "food", " Knight", "KNIGHT", " knight", " unheard", ","])
     found = {"food": numbers()[0], "Knight": numbers()[1], "knight": numbers()[2], ",": numbers()[3]}
-    rows = rows_of(tokenizer, found)
+    rows = vector_table(tokenizer, found)
     assert rows.shape == (tokenizer.vocab_size, WIDTH) and rows.dtype == np.float32
     of = {word: rows[i] for word, i in tokenizer.ids.items()}
     for word in (" Food", " food", "food"):
@@ -219,7 +220,7 @@ def test_spellings_of_a_word_share_a_vector_and_its_own_goes_first():
 @pytest.mark.smoke
 def test_fitted_vectors_keep_their_geometry_and_have_the_deviation_of_gpt2():
     rows = numbers(200, 16) * 3 + 5
-    mine = fitted(rows, 16)
+    mine = fit_width(rows, 16)
     assert mine.dtype == np.float32 and mine.std() == pytest.approx(0.02, rel=1e-3)
     assert np.abs(mine.mean(0)).max() < 1e-6
     centred = rows - rows.mean(0)
@@ -231,7 +232,7 @@ def test_wider_vectors_are_projected_on_their_principal_components():
     rows = numbers(300, 5) * [5, 4, 3, 2, 1] @ numbers(5, 30, seed=1)
     centred = rows - rows.mean(0)
     for width in (5, 3):
-        mine = fitted(rows, width).astype(np.float64)
+        mine = fit_width(rows, width).astype(np.float64)
         assert mine.shape == (300, width) and np.sqrt((mine**2).mean()) == pytest.approx(0.02, rel=1e-3)
         u, s, _ = np.linalg.svd(centred, full_matrices=False)
         best = (u[:, :width] * s[:width]) @ (u[:, :width] * s[:width]).T  # products between words, as near as can be
@@ -242,17 +243,17 @@ def test_wider_vectors_are_projected_on_their_principal_components():
 def test_an_embedding_begins_with_the_vectors_and_says_how_many(tmp_path):
     rows = numbers(6)
     rows[[2, 4]] = 0
-    save_rows(path := str(tmp_path / "w.npy"), rows)
+    save_table(path := str(tmp_path / "w.npy"), rows)
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(9, WIDTH))  # a padded vocabulary
     before = weight.detach().clone()
-    line = start_from(weight, path, 6)
+    line = init_embedding(weight, path, 6)
     has = [0, 1, 3, 5]
-    assert torch.equal(weight[has], torch.from_numpy(fitted(rows[has], WIDTH)))
+    assert torch.equal(weight[has], torch.from_numpy(fit_width(rows[has], WIDTH)))
     rest = [2, 4, 6, 7, 8]
     assert torch.equal(weight[rest], before[rest])
     assert "4 words begin with their vectors, 2 without" in line and "projected" not in line
-    line = start_from(torch.nn.Parameter(torch.zeros(6, 3)), path, 6)
+    line = init_embedding(torch.nn.Parameter(torch.zeros(6, 3)), path, 6)
     assert f"of {WIDTH} numbers, projected on their first 3 principal components" in line
 
 
@@ -298,28 +299,28 @@ BAD_ROWS = {
 def test_rows_that_cannot_be_used_are_a_sentence(file, case):
     content, part = BAD_ROWS[case]
     with pytest.raises(ValueError) as error:
-        load_rows(file(content, "rows.npy"), 6)
+        load_table(file(content, "rows.npy"), 6)
     assert "rows.npy" in str(error.value) and part in str(error.value) and "data/word2vec.py" in str(error.value)
 
 
 @pytest.mark.smoke
 def test_rows_come_back(tmp_path, file):
-    save_rows(path := str(tmp_path / "w.npy"), numbers(6))
+    save_table(path := str(tmp_path / "w.npy"), numbers(6))
     for path in (path, file(promising("(6, 7)"), "by hand.npy"), file(npy(numbers(6).astype(np.float64)), "64.npy")):
-        rows = load_rows(path, 6)
+        rows = load_table(path, 6)
         assert np.array_equal(rows, numbers(6)) and rows.dtype == np.float32
 
 
 @pytest.mark.smoke
 def test_narrow_and_empty_vectors_are_refused(tmp_path):
-    save_rows(path := str(tmp_path / "w.npy"), numbers(6))
+    save_table(path := str(tmp_path / "w.npy"), numbers(6))
     with pytest.raises(ValueError, match=f"vectors of {WIDTH} numbers, and n_embd=16 is more.*--size=16"):
-        start_from(torch.zeros(6, 16), path, 6)
-    save_rows(path, np.zeros((6, 16), np.float32))
+        init_embedding(torch.zeros(6, 16), path, 6)
+    save_table(path, np.zeros((6, 16), np.float32))
     with pytest.raises(ValueError, match="no vector for any word"):
-        start_from(torch.zeros(6, 16), path, 6)
+        init_embedding(torch.zeros(6, 16), path, 6)
     with pytest.raises(ValueError, match="nowhere.npy is not there"):
-        start_from(torch.zeros(6, 16), str(tmp_path / "nowhere.npy"), 6)
+        init_embedding(torch.zeros(6, 16), str(tmp_path / "nowhere.npy"), 6)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -335,7 +336,7 @@ def words_data(tmp_path_factory) -> str:
         name: row
         for name, row in zip(sorted(wanted_spellings(tokenizer) - {"knight", "Knight", "KNIGHT"}), numbers(99, 24))
     }
-    save_rows(os.path.join(folder, "word2vec.npy"), rows_of(tokenizer, known))
+    save_table(os.path.join(folder, "word2vec.npy"), vector_table(tokenizer, known))
     return folder
 
 
@@ -377,7 +378,7 @@ def beginning(words_data: str, **settings) -> torch.Tensor:
     )
     rows = np.load(os.path.join(words_data, "word2vec.npy"))
     weight = model.transformer.wte.weight.detach().clone()
-    weight[torch.from_numpy(rows.any(1))] = torch.from_numpy(fitted(rows[rows.any(1)], 16))
+    weight[torch.from_numpy(rows.any(1))] = torch.from_numpy(fit_width(rows[rows.any(1)], 16))
     return weight
 
 

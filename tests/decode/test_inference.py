@@ -22,7 +22,7 @@ from dongpt.checkpoint.foreign import FORMAT_VERSION
 from dongpt.checkpoint.legacy import MODELS
 from dongpt.decode import ready as inference
 from dongpt.decode.quantize import Int8Linear, quantize, quantize_linears
-from dongpt.decode.ready import prepare
+from dongpt.decode.ready import to_inference
 from dongpt.kernels import cpu as rows
 from dongpt.kernels.cpu import Packed, PackedLinear, pack, pack_model
 from model import GPT, KVCache, Where
@@ -604,16 +604,16 @@ def test_models_without_a_cache_are_never_packed_and_write_what_they_wrote(kind,
     model.packer = rows.packer
     assert drawn(model, prompts(), 15, seed=1) == drawn(plain, prompts(), 15, seed=1)
     rt = runtime.start("cpu")
-    model, why = prepare(fresh(), rt)
+    model, why = to_inference(fresh(), rt)
     assert why == rt.why and drawn(model, prompts(), 15, seed=1) == drawn(plain, prompts(), 15, seed=1)
     if kind == "bigram":
         with pytest.raises(ValueError, match="no weights to quantize"):
-            prepare(fresh(), rt, quantized="int8")
+            to_inference(fresh(), rt, quantize="int8")
         return
     quantize_linears(plain)
-    model, why = prepare(fresh(), rt, quantized="int8")
+    model, why = to_inference(fresh(), rt, quantize="int8")
     assert "packed" not in why and drawn(model, prompts(), 15, seed=1) == drawn(plain, prompts(), 15, seed=1)
-    half, _ = prepare(fresh(), runtime.start("cpu", "bfloat16"), "bfloat16")
+    half, _ = to_inference(fresh(), runtime.start("cpu", "bfloat16"), "bfloat16")
     assert half.transformer.wte.weight.dtype == torch.bfloat16 and drawn(half, prompts(), 5)
     assert not packed_models
 
@@ -630,12 +630,12 @@ DTYPE = {
 }
 
 
-def chosen(monkeypatch, limits, dtype: str = "auto", quantized: str = "none", compiled="auto") -> tuple[GPT, str]:
+def chosen(monkeypatch, limits, dtype: str = "auto", quantized: str = "none", compile="auto") -> tuple[GPT, str]:
     """(model, the sentence behind the one on the device and dtype) of prepare."""
     monkeypatch.setattr(rows, "WORTH_PACKING", limits[0])
     monkeypatch.setattr(inference, "WORTH_ROUNDING", limits[1])
     rt, model = runtime.start("cpu", dtype), make(n_embd=64)
-    model, why = prepare(model.train(), rt, dtype, quantized, compiled)
+    model, why = to_inference(model.train(), rt, dtype, quantized, compiled)
     said = f"device: cpu (as asked), {DTYPE[dtype]}"
     assert why.startswith(said) and not model.training and not any(p.requires_grad for p in model.parameters())
     assert len(drawn(model, prompts((3, 9)), 8, seed=1)[0]) == 8

@@ -10,8 +10,10 @@ import pytest
 import tiktoken
 from helpers import ROOT, generated_text
 
+from configurator import UserError
 from dongpt.text import tokenizers
-from dongpt.text.tokenizers import CharTokenizer, GPT2Tokenizer, from_dict
+from dongpt.text.template import DONGPT
+from dongpt.text.tokenizers import MAX_VOCAB, CharTokenizer, GPT2Tokenizer, byte_alphabet, check_dict, from_dict
 
 pytestmark = pytest.mark.smoke
 
@@ -274,10 +276,82 @@ def test_char_keeps_ids_that_do_not_follow_the_code_points():
     assert tokenizer.encode("añz") == [2, 1, 0]
 
 
-@pytest.mark.parametrize("description", [{"kind": "hieroglyphs"}, {}, {"kind": None}])
-def test_unknown_kind_is_refused(description):
-    with pytest.raises(ValueError, match=repr(description.get("kind"))):
+CHAR, WORD = {"kind": "char", "characters": "ab\n"}, {"kind": "word", "words": ["a", " b"]}
+BPE = {"kind": "bpe", "tokens": list(byte_alphabet())}
+GPT2 = {"kind": "gpt2"}
+MALFORMED = [  # (description, a part of the message)
+    (None, "dict"),
+    ([CHAR], "dict"),
+    ("char", "dict"),
+    ({}, "NoneType"),
+    ({"kind": None}, "NoneType"),
+    ({"kind": ["char"]}, "list"),
+    ({"kind": 10**5000}, "int"),
+    ({"kind": "hieroglyphs"}, "'hieroglyphs'"),
+    ({"kind": "x" * 10**6}, "newer donGPT"),
+    ({"kind": "foreign"}, "library"),
+    ({"kind": "foreign", "special": []}, "'foreign'"),
+    ({"kind": "char"}, "needs characters"),
+    ({**CHAR, "characters": ""}, "needs characters"),
+    ({**CHAR, "characters": 5}, "'characters'"),
+    ({**CHAR, "characters": True}, "'characters'"),
+    ({**CHAR, "characters": ["a", "b"]}, "'characters'"),
+    ({**CHAR, "characters": {"a": 0}}, "'characters'"),
+    ({**CHAR, "characters": "aba"}, "different"),
+    ({**CHAR, "characters": "a\ud800"}, "surrogate"),
+    ({**CHAR, "characters": "a" * (MAX_VOCAB + 1)}, "65,536"),
+    ({**CHAR, "special": "<|x|>"}, "'special'"),
+    ({**CHAR, "special": None}, "'special'"),
+    ({**CHAR, "special": [["<|x|>"]]}, "'special'"),
+    ({**CHAR, "special": [7]}, "'special'"),
+    ({**CHAR, "special": [""]}, "names"),
+    ({**CHAR, "special": ["a"]}, "'a'"),
+    ({**CHAR, "special": ["<|x|>", "<|x|>"]}, "'<|x|>'"),
+    ({**CHAR, "special": ["\udc00"]}, "surrogate"),
+    ({**CHAR, "special": [f"<{i}>" for i in range(MAX_VOCAB)]}, "65,536"),
+    ({**CHAR, "template": "dongpt"}, "template"),
+    ({**CHAR, "template": {"name": "x"}}, "template"),
+    ({**CHAR, "template": {**DONGPT.to_dict(), "end": "\ud800"}}, "template"),
+    ({"kind": "word"}, "needs words"),
+    ({**WORD, "words": "ab"}, "'words'"),
+    ({**WORD, "words": {"a": 1}}, "'words'"),
+    ({**WORD, "words": ["a", 1]}, "'words'"),
+    ({**WORD, "words": ["a", ["b"]]}, "'words'"),
+    ({**WORD, "words": ["a", "a"]}, "different"),
+    ({**WORD, "words": [str(i) for i in range(MAX_VOCAB)]}, "65,536"),
+    ({**WORD, "lower": "yes"}, "'lower'"),
+    ({**WORD, "lower": 1}, "'lower'"),
+    ({**WORD, "spaces_alone": None}, "'spaces_alone'"),
+    ({**WORD, "special": ["<unk>"]}, "<unk>"),
+    ({"kind": "bpe"}, "lacks a byte"),
+    ({**BPE, "tokens": BPE["tokens"][:-1]}, "lacks a byte"),
+    ({**BPE, "tokens": [*BPE["tokens"], "a"]}, "twice"),
+    ({**BPE, "tokens": [*BPE["tokens"], ""]}, "empty"),
+    ({**BPE, "tokens": [*BPE["tokens"], "\u4e00"]}, "no byte"),
+    ({**BPE, "tokens": [["a", "b"]]}, "'tokens'"),
+    ({**BPE, "tokens": {"a": 0}}, "'tokens'"),
+    ({**BPE, "tokens": ["a"] * 10**6}, "65,536"),
+    ({**BPE, "special": ["<|endoftext|>"]}, "endoftext"),
+    ({**GPT2, "sha256": 5}, "'sha256'"),
+    ({**GPT2, "special": "x"}, "'special'"),
+    ({**GPT2, "special": [f"<{i}>" for i in range(MAX_VOCAB - 50256)]}, "65,536"),
+]
+
+
+@pytest.mark.parametrize("description, part", MALFORMED, ids=map(str, range(len(MALFORMED))))
+def test_a_malformed_description_is_a_sentence(description, part):
+    with pytest.raises(UserError) as caught:
         from_dict(description)
+    assert part in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("description", [CHAR, WORD, BPE, {**BPE, "special": ["<|x|>"]}])
+def test_the_size_of_a_vocabulary_is_known_without_building_it(description):
+    assert check_dict(description) == from_dict(description).vocab_size
+
+
+def test_the_size_of_gpt2s_vocabulary_is_known_without_loading_it():
+    assert check_dict({"kind": "gpt2", "special": ["<|x|>"]}) == 50258
 
 
 def test_importing_the_tokenizers_does_not_import_tiktoken():

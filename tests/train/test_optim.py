@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import train
 from dongpt import runtime
 from dongpt.checkpoint import files as checkpoints
-from dongpt.text import shards, sources
+from dongpt.text import bins, sources
 from dongpt.text.documents import Texts
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.train.data import Corpus
@@ -157,7 +157,7 @@ def test_states_go_to_torchs_adamw_and_back(fused):
 
 def test_optimizer_state_of_a_runs_checkpoint_loads_into_torchs_adamw(tiny_run):
     checkpoint = load(tiny_run)
-    model = checkpoints.build(checkpoint, "ckpt.pt")
+    model = checkpoints.restore_model(checkpoint, "ckpt.pt")
     copies, theirs = torchs_adamw(model)
     theirs.load_state_dict(copy.deepcopy(checkpoint["optimizer"]))
     assert {group["betas"] for group in theirs.param_groups} == {(0.9, 0.95)}  # the run's, nanoGPT's defaults
@@ -169,7 +169,7 @@ def test_optimizer_state_of_a_runs_checkpoint_loads_into_torchs_adamw(tiny_run):
 
 def test_moments_are_those_of_the_run_before_and_settings_those_of_this_run(tiny_run):
     checkpoint = load(tiny_run)
-    model = checkpoints.build(checkpoint, "ckpt.pt")
+    model = checkpoints.restore_model(checkpoint, "ckpt.pt")
     optimizer = make_optimizer(model, OptimConfig(learning_rate=0.5, weight_decay=0.3, beta1=0.7, beta2=0.8), "cpu")
     checkpoints.restore_optimizer(optimizer, load(tiny_run), model, "ckpt.pt")
     assert_same(optimizer.state_dict()["state"], checkpoint["optimizer"]["state"])
@@ -724,7 +724,7 @@ def masks() -> dict[str, np.ndarray | None]:
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("batch_size, block_size", [(1, 8), (3, 8), (5, 31)])
 def test_batches_cut_on_the_device_are_those_cut_before(batch_size, block_size, mapped, mask, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "IN_MEMORY", 0 if mapped else 2**26)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0 if mapped else 2**26)
     folder = write_ids(tmp_path / "data", mask=masks()[mask])
     assert Corpus(folder).tokens("train").max() > 2**15  # ids that would be negative in 16 bits with a sign
     plain, there = Corpus(folder), Corpus(folder)

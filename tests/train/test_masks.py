@@ -22,6 +22,7 @@ from helpers import (
     read_log,
     run,
     torchrun,
+    visible,
     write_corpus,
 )
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -30,10 +31,10 @@ import evaluate
 import sample
 import train
 from dongpt.checkpoint.files import load_model, model_args, save
-from dongpt.text import prepare as preparing
-from dongpt.text import shards
+from dongpt.text import bins
+from dongpt.text.bins import read_meta
 from dongpt.text.tokenizers import CharTokenizer, WordTokenizer, from_dict
-from dongpt.train.data import Corpus, read_meta
+from dongpt.train.data import Corpus
 from model import GPT, GPTConfig
 
 smoke = pytest.mark.smoke
@@ -76,7 +77,7 @@ def masked_corpus(folder, n_train: int = 203, n_val: int = 50, **options) -> tup
 @pytest.fixture(params=[0, 2**26], ids=["mapped", "in_memory"])
 def in_memory(request, monkeypatch) -> int:
     """Bytes above which files are mapped: the test runs with both kinds of reading."""
-    monkeypatch.setattr(shards, "IN_MEMORY", request.param)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", request.param)
     return request.param
 
 
@@ -126,7 +127,7 @@ def test_shares_weigh_each_batch_by_its_predicted_tokens(tmp_path, in_memory, sh
     for first in (0, 5, 23, 40):
         starts = [corpus.window_starts(first + 3 * i, 3, BLOCK, SEED) for i in range(6)]
         counts = [sum(int(masks["train"][s + 1 : s + BLOCK + 1].sum()) for s in group) for group in starts]
-        shares = corpus.shares(first, 6, 3, BLOCK, SEED)
+        shares = corpus.loss_weights(first, 6, 3, BLOCK, SEED)
         assert len(shares) == 6 and np.isfinite(shares).all()
         if sum(counts):
             assert shares == pytest.approx([6 * count / sum(counts) for count in counts])
@@ -140,7 +141,7 @@ def test_a_few_predicted_tokens_are_in_every_batch_and_its_loss_is_a_number(tmp_
     mask.tofile(tmp_path / "train.mask.bin")
     corpus = Corpus(str(tmp_path))
     model = GPT(GPTConfig(block_size=BLOCK, vocab_size=203, n_layer=1, n_head=1, n_embd=8))
-    shares = corpus.shares(0, 12, 2, BLOCK, SEED)
+    shares = corpus.loss_weights(0, 12, 2, BLOCK, SEED)
     starts = corpus.window_starts(0, 24, BLOCK, SEED).reshape(12, 2)
     empty = [i for i in range(12) if not any(mask[start + 1 : start + BLOCK + 1].any() for start in starts[i])]
     assert [i for i in range(12) if shares[i] == 0] == empty == [] and shares.mean() == pytest.approx(1)
@@ -176,7 +177,7 @@ def test_a_mask_of_one_split_alone_leaves_the_other_as_it_is(tmp_path, in_memory
         assert corpus.mask(other) is None and np.array_equal(corpus.mask(split), masks[split])
         assert sum(n for _, _, n in corpus.eval_batches(other, 2, BLOCK)) == corpus.lengths[other] - 1
         assert sum(n for _, _, n in corpus.eval_batches(split, 2, BLOCK)) == masks[split][1:].sum()
-        assert (corpus.shares(3, 4, 2, BLOCK, SEED) == 1).all() == (split == "val")
+        assert (corpus.loss_weights(3, 4, 2, BLOCK, SEED) == 1).all() == (split == "val")
         assert bool((corpus.train_batch(0, 24, BLOCK, SEED, 50257)[1] < 0).any()) == (split == "train")
 
 
@@ -189,7 +190,7 @@ def test_any_value_but_zero_is_to_be_predicted(tmp_path):
     masks["train"].tofile(tmp_path / "train.mask.bin")
     corpus = Corpus(str(tmp_path))
     assert all(map(torch.equal, once, corpus.train_batch(0, 20, BLOCK, SEED, 50257)))
-    assert shares == pytest.approx(corpus.shares(0, 20, 1, BLOCK, SEED))
+    assert shares == pytest.approx(corpus.loss_weights(0, 20, 1, BLOCK, SEED))
 
 
 @smoke
@@ -201,7 +202,7 @@ def test_masks_without_a_token_to_hide_change_nothing(tmp_path, in_memory):
     assert all(
         map(torch.equal, corpus.train_batch(7, 30, BLOCK, SEED, 50257), ones.train_batch(7, 30, BLOCK, SEED, 50257))
     )
-    assert (ones.shares(7, 5, 6, BLOCK, SEED) == 1).all() and (corpus.shares(7, 5, 6, BLOCK, SEED) == 1).all()
+    assert (ones.shares(7, 5, 6, BLOCK, SEED) == 1).all() and (corpus.loss_weights(7, 5, 6, BLOCK, SEED) == 1).all()
     for one, other in zip(corpus.eval_batches("val", 4, BLOCK), ones.eval_batches("val", 4, BLOCK), strict=True):
         assert_same(list(one), list(other))
 
@@ -653,7 +654,7 @@ def test_records_become_questions_marks_answers_and_ends(tmp_path, ending, field
     path = write_records(tmp_path, ending, records, fields)
     names = [f"--text={fields[0]}", f"--summary={fields[1]}"] if fields != ("text", "summary") else []
     folder = prepare_sum(tmp_path, path, *names, f"--tokenizer={tokenizer}", "--vocab_size=300")
-    assert sorted(os.listdir(folder)) == ["meta.json", "train.bin", "train.mask.bin", "val.bin", "val.mask.bin"]
+    assert visible(folder) == ["meta.json", "train.bin", "train.mask.bin", "val.bin", "val.mask.bin"]
     tasks = {split: tasks_of(folder, split) for split in SPLITS}
     assert sorted(tasks["train"] + tasks["val"]) == sorted(records)  # whole, all, each once
     assert [task for task in records if task in set(tasks["train"])] == tasks["train"]  # in their order
@@ -716,7 +717,7 @@ def test_the_same_records_give_the_same_files(tmp_path, tokenizer):
     path, written = write_records(tmp_path, ".jsonl", some_records()), []
     for _ in range(2):
         folder = prepare_sum(tmp_path, path, f"--tokenizer={tokenizer}", "--vocab_size=300")
-        written.append({name: open(os.path.join(folder, name), "rb").read() for name in os.listdir(folder)})
+        written.append({name: open(os.path.join(folder, name), "rb").read() for name in visible(folder)})
     assert written[0] == written[1] and len(written[0]) == 5
 
 
@@ -735,7 +736,7 @@ def test_bits_per_byte_count_the_source_text_of_words_that_the_vocabulary_lacks(
 
 @smoke
 def test_name_is_a_folder_beside_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "ROOT", str(tmp_path))
+    monkeypatch.setattr(bins, "ROOT", str(tmp_path))
     path = write_records(tmp_path, ".jsonl", some_records())
     prepare_sum(tmp_path, path, "--tokenizer=char", "--name=mine")
     assert sorted(os.listdir(tmp_path / "data")) == ["mine"] and len(os.listdir(tmp_path / "data" / "mine")) == 5
@@ -835,7 +836,7 @@ def test_preparing_a_folder_anew_takes_the_old_masks_away(tmp_path, again):
     old = {split: mask_of(folder, split) for split in SPLITS}
     if again == "text":
         write_corpus(folder, generated_text(1500))
-        assert sorted(os.listdir(folder)) == ["meta.json", "train.bin", "val.bin"]
+        assert visible(folder) == ["meta.json", "train.bin", "val.bin"]
         assert Corpus(folder).mask("train") is None and Corpus(folder).mask("val") is None
     else:
         prepare_sum(tmp_path, write_records(tmp_path, ".jsonl", some_records(90)), "--tokenizer=char")
@@ -980,12 +981,12 @@ def test_a_mask_that_no_window_reaches_trains_on_all_of_them(tmp_path, in_memory
     mask.tofile(tmp_path / "train.mask.bin")
     corpus = Corpus(str(tmp_path))
     assert corpus.epoch_windows(BLOCK) == (203 - BLOCK) // BLOCK
-    assert np.isfinite(corpus.shares(0, 4, 2, BLOCK, SEED)).all()
+    assert np.isfinite(corpus.loss_weights(0, 4, 2, BLOCK, SEED)).all()
 
 
 @smoke
 def test_what_is_left_out_and_what_comes_next_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(preparing, "ROOT", str(tmp_path))
+    monkeypatch.setattr(bins, "ROOT", str(tmp_path))
     rows = [f"text number {i},sum {i}" for i in range(30)] + ["a text,", " ,a sum", ",", "b, "]
     (tmp_path / "records.csv").write_text("text,summary\n" + "\n".join(rows) + "\n", encoding="utf-8")
     prepare_sum(tmp_path, tmp_path / "records.csv", "--name=mine", "--tokenizer=char")

@@ -20,21 +20,20 @@ from helpers import (
     expect_sentence,
     generated_text,
     run,
+    visible,
     write_corpus,
 )
 
 import evaluate
 import train
 from dongpt import runtime
-from dongpt.text import shards
-from dongpt.text.bins import Encoded, Writer
+from dongpt.text import bins
+from dongpt.text.bins import Encoded, TokenArray, Writer, describe, file_sha256, find_shards, shard_name
 from dongpt.text.documents import Texts
 from dongpt.text.prepare import Vocabulary, prepare
-from dongpt.text.shards import Numbers, describe, find_shards, shard_name, whole_sha256
 from dongpt.text.tokenizers import CharTokenizer
 from dongpt.train import data as corpora
 from dongpt.train.data import Corpus
-from dongpt.train.order import scatter
 
 smoke = pytest.mark.smoke
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -52,7 +51,7 @@ GERMAN = CharTokenizer("".join(map(chr, range(300, 50557))))  # as many entries 
 @pytest.fixture(params=[0, 2**26], ids=["on_disk", "in_memory"])
 def in_memory(request, monkeypatch) -> int:
     """Bytes above which files stay on disk: the test runs with both kinds of reading."""
-    monkeypatch.setattr(shards, "IN_MEMORY", request.param)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", request.param)
     return request.param
 
 
@@ -79,7 +78,7 @@ def cut(folder, target, sizes: list[int]) -> str:
     for number, part in enumerate(np.split(ids, np.cumsum(sizes))):
         path = os.path.join(target, shard_name("train", number))
         part.tofile(path)
-        described.append(describe(path, whole_sha256(path)))
+        described.append(describe(path, file_sha256(path)))
         digest.update(described[-1]["sha256"].encode())
     with open(os.path.join(folder, "val.bin"), "rb") as file:
         digest.update(file.read())
@@ -125,7 +124,7 @@ def refusal(action, *parts: str):
 
 def listing(folder) -> dict[str, str]:
     """The files of a folder and the hash of each."""
-    return {name: whole_sha256(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+    return {name: file_sha256(os.path.join(folder, name)) for name in visible(folder)}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -142,14 +141,14 @@ def test_numbers_in_several_files_are_those_of_one(tmp_path, in_memory, sizes, k
         files.append((str(tmp_path / str(i)), size))
         start += size
     for length in (203, 150):
-        numbers = Numbers(files, kind, length)
+        numbers = TokenArray(files, kind, length)
         expected = ids[:length]
         assert len(numbers) == length and numbers.in_memory == (in_memory > 0)
         for a in (0, 1, 28, 29, 30, 99, 100, 101, length - 1, length, length + 9):
             for b in (0, 1, 29, 30, 58, 102, length - 1, length, length + 50, None):
                 found = numbers[a:b]
                 assert found.dtype == np.dtype(kind) and found.tolist() == expected[a:b].tolist()
-        assert numbers[:].tolist() == expected.tolist() == np.concatenate([*numbers.pieces(7)]).tolist()
+        assert numbers[:].tolist() == expected.tolist() == np.concatenate([*numbers.chunks(7)]).tolist()
         assert numbers[-5:].tolist() == expected[-5:].tolist()
         starts = np.array([0, 3, 90, 95, 99, 100, length - 40, 17])
         assert numbers.windows(starts, 40).tolist() == [expected[s : s + 40].tolist() for s in starts]
@@ -161,12 +160,12 @@ def test_numbers_in_several_files_are_those_of_one(tmp_path, in_memory, sizes, k
 def test_an_array_is_had_of_what_is_small_or_in_one_file(tmp_path, monkeypatch):
     split, one = Corpus(numbered(tmp_path / "a", SIZES["tiny"])), Corpus(numbered(tmp_path / "b"))
     assert isinstance(split.tokens("train"), np.ndarray) and isinstance(one.tokens("train"), np.ndarray)
-    monkeypatch.setattr(shards, "IN_MEMORY", 0)
-    assert isinstance(split.tokens("train"), Numbers) and isinstance(one.tokens("train"), np.memmap)
-    monkeypatch.setattr(shards, "IN_MEMORY", 406)  # 2 * 203: exactly as much as may be
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
+    assert isinstance(split.tokens("train"), TokenArray) and isinstance(one.tokens("train"), np.memmap)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 406)  # 2 * 203: exactly as much as may be
     assert isinstance(split.tokens("train"), np.ndarray)
-    monkeypatch.setattr(shards, "IN_MEMORY", 405)
-    assert isinstance(split.tokens("train"), Numbers)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 405)
+    assert isinstance(split.tokens("train"), TokenArray)
 
 
 @smoke
@@ -174,7 +173,7 @@ def test_an_array_is_had_of_what_is_small_or_in_one_file(tmp_path, monkeypatch):
 def test_what_is_looked_at_is_spread_over_all_files_to_the_end(tmp_path, in_memory, length, most):
     np.arange(100, dtype="<u2").tofile(tmp_path / "a")
     np.arange(100, 203, dtype="<u2").tofile(tmp_path / "b")
-    pieces = [*Numbers([(str(tmp_path / "a"), 100), (str(tmp_path / "b"), 103)], "<u2", length).spread(most)]
+    pieces = [*TokenArray([(str(tmp_path / "a"), 100), (str(tmp_path / "b"), 103)], "<u2", length).spread(most)]
     seen = np.concatenate(pieces)
     assert len(set(map(len, pieces))) == 1 and len(seen) <= max(most, length) + len(pieces[0])
     if most >= length:
@@ -186,7 +185,7 @@ def test_what_is_looked_at_is_spread_over_all_files_to_the_end(tmp_path, in_memo
 
 @smoke
 def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "IN_MEMORY", 0)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(shards, "MOST_OPEN", 3)
     corpus = Corpus(numbered(tmp_path, SIZES["ones"]))
     before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
@@ -200,7 +199,7 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
 
 @smoke
 def test_a_shard_that_becomes_shorter_while_it_is_read_is_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "IN_MEMORY", 0)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
     corpus = Corpus(numbered(tmp_path, SIZES["two"]))
     os.truncate(tmp_path / "train_001.bin", 20)
     refusal(lambda: [corpus.train_batch(i, 4, BLOCK, 1, 50257) for i in range(6)], "train_001.bin", "shorter")
@@ -229,8 +228,8 @@ def test_batches_and_evaluation_are_those_of_one_file(tmp_path, monkeypatch, in_
                 [*many.eval_batches(split, 3, BLOCK, n_windows)], [*one.eval_batches(split, 3, BLOCK, n_windows)]
             )
         assert many.predicted_bytes(split) == one.predicted_bytes(split)
-        assert np.concatenate([*many.pieces(split)]).tolist() == one.tokens(split)[:].tolist()
-    assert many.shares(0, 3, 2, BLOCK, 1).tolist() == [1, 1, 1]
+        assert np.concatenate([*many.chunks(split)]).tolist() == one.tokens(split)[:].tolist()
+    assert many.loss_weights(0, 3, 2, BLOCK, 1).tolist() == [1, 1, 1]
 
 
 @smoke
@@ -246,13 +245,13 @@ def test_predicted_bytes_are_those_of_one_file(both, in_memory, fraction):
 def test_shards_on_the_device_give_the_batches_of_one_file(tmp_path, monkeypatch, in_memory, listed):
     monkeypatch.setattr(corpora, "LISTED", listed)
     one, many = Corpus(numbered(tmp_path / "one")), Corpus(numbered(tmp_path / "many", SIZES["tiny"]))
-    many.keep_on(runtime.start("cpu"), 50257)
+    many.to_device(runtime.start("cpu"), 50257)
     for first in range(0, 80, 5):
         assert_same(
             tuple(many.train_batch(first, 5, BLOCK, 1, 50257)), tuple(one.train_batch(first, 5, BLOCK, 1, 50257))
         )
     with pytest.raises(ValueError, match="many holds the id 202,"):
-        Corpus(str(tmp_path / "many")).keep_on(runtime.start("cpu"), 202)
+        Corpus(str(tmp_path / "many")).to_device(runtime.start("cpu"), 202)
 
 
 @smoke
@@ -407,7 +406,7 @@ def test_two_processes_never_see_the_same_window_in_an_epoch(tmp_path, monkeypat
 @pytest.mark.parametrize("mapped", [False, True], ids=["in_memory", "on_disk"])
 def test_a_training_on_shards_is_that_on_one_file_and_resumes_exactly(both, monkeypatch, mapped):
     monkeypatch.setattr(corpora, "LISTED", 20)
-    monkeypatch.setattr(shards, "IN_MEMORY", 0 if mapped else 2**26)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0 if mapped else 2**26)
     one, many = both
     assert train.main([f"--data_dir={one}", *TINY_RUN, "--out_dir=one"]) == 0
     assert train.main([f"--data_dir={many}", *TINY_RUN, "--out_dir=many"]) == 0
@@ -547,7 +546,7 @@ def test_shards_of_a_preparation_joined_are_the_train_bin_of_one_without(tmp_pat
     text = Texts([generated_text(300)])
     prepare(str(tmp_path / "one"), text, Vocabulary("char"))
     prepare(str(tmp_path / "many"), text, Vocabulary("char"), shard_tokens=tokens)
-    names = find_shards(str(tmp_path / "many"), "train")
+    names = find_shards(str(tmp_path / "many"))
     contents = [(tmp_path / "many" / name).read_bytes() for name in names]
     assert b"".join(contents) == (tmp_path / "one" / "train.bin").read_bytes()
     assert {len(content) for content in contents[:-1]} <= {2 * tokens} and 0 < len(contents[-1]) <= 2 * tokens
@@ -568,7 +567,7 @@ def test_shards_of_a_preparation_joined_are_the_train_bin_of_one_without(tmp_pat
     }
     del plain["ids_sha256"]
     assert meta == plain
-    assert sorted(os.listdir(tmp_path / "many")) == sorted([*names, "meta.json", "val.bin"])
+    assert visible(tmp_path / "many") == sorted([*names, "meta.json", "val.bin"])
     program("check").main([f"--data_dir={tmp_path / 'many'}"])
 
 
@@ -584,13 +583,13 @@ def test_the_hash_of_the_ends_is_that_of_the_first_and_the_last_megabyte(tmp_pat
 
 
 @smoke
-def test_preparing_anew_with_and_without_shards_leaves_nothing_of_the_other(tmp_path):
+def test_preparing_again_with_and_without_shards_leaves_nothing_of_the_other(tmp_path):
     texts = Texts([generated_text(300)])
     for tokens in (0, 100, 300, 0, 100):  # the second time there are fewer
         prepare(str(tmp_path), texts, Vocabulary("char"), shard_tokens=tokens)
         n = read_json(tmp_path)["tokens"]["train"]
         names = [shard_name("train", i) for i in range(-(-n // tokens))] if tokens else ["train.bin"]
-        assert sorted(os.listdir(tmp_path)) == sorted([*names, "meta.json", "val.bin"])
+        assert visible(tmp_path) == sorted([*names, "meta.json", "val.bin"])
         assert len(Corpus(str(tmp_path)).tokens("train")) == n
     (tmp_path / "train.bin").write_bytes(b"stale")  # what meta.json does not name is not read
     program("check").main([f"--data_dir={tmp_path}"])
@@ -688,7 +687,7 @@ def same_sizes(folder) -> str:
     """Four shards of 300 tokens and one of fewer."""
     text = generated_text(300)
     prepare(str(folder), Texts([text]), Vocabulary("char"), shard_tokens=300)
-    assert len(find_shards(str(folder), "train")) >= 5
+    assert len(find_shards(str(folder))) >= 5
     return str(folder)
 
 
@@ -704,7 +703,7 @@ def test_swapped_shards_are_told_with_their_right_names(tmp_path):
     folder = same_sizes(tmp_path)
     swap(folder, "train_001.bin", "train_003.bin")
     for action in (lambda: first_check(folder), lambda: program("check").main([f"--data_dir={folder}"])):
-        refusal(action, "train_001.bin is not what meta.json describes", "belongs into train_003.bin", "right names")
+        refusal(action, "train_001.bin is not what meta.json describes", "belongs in train_003.bin", "right names")
 
 
 @smoke
@@ -719,7 +718,7 @@ def test_a_corpus_whose_order_in_meta_json_is_wrong_is_refused(tmp_path):
 @smoke
 @pytest.mark.parametrize("place", ["first", "end of first", "middle", "begin of last", "last"])
 def test_a_changed_byte_is_found_at_the_ends_by_training_and_anywhere_by_check(tmp_path, monkeypatch, place):
-    monkeypatch.setattr(shards, "END", 64)
+    monkeypatch.setattr(bins, "END_BYTES", 64)
     folder = same_sizes(tmp_path)
     at = {"first": 0, "end of first": 62, "middle": 300, "begin of last": 600 - 64, "last": 598}[place]
     path = os.path.join(folder, "train_002.bin")
@@ -731,7 +730,7 @@ def test_a_changed_byte_is_found_at_the_ends_by_training_and_anywhere_by_check(t
     if place == "middle":
         first_check(folder)
     else:
-        refusal(lambda: first_check(folder), "train_002.bin", "first or its last megabyte", "copy it anew")
+        refusal(lambda: first_check(folder), "train_002.bin", "first or its last megabyte", "copy it again")
     before = listing(folder)
     refusal(lambda: program("check").main([f"--data_dir={folder}"]), "train_002.bin", "not what meta.json describes")
     assert listing(folder) == before
@@ -766,7 +765,7 @@ def test_a_shard_of_a_larger_vocabulary_is_refused(copied, in_memory, described)
     ids.tofile(path)
     meta = read_json(copied)
     if described:
-        meta["shards"]["train"][3] = describe(path, whole_sha256(path))
+        meta["shards"]["train"][3] = describe(path, file_sha256(path))
         write_json(copied, meta)
         refusal(lambda: first_check(copied), "holds the id 5000", "another tokenizer")
     else:
@@ -776,8 +775,8 @@ def test_a_shard_of_a_larger_vocabulary_is_refused(copied, in_memory, described)
 
 @smoke
 def test_an_id_in_the_middle_is_found_by_check_and_when_it_is_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "IN_MEMORY", 0)
-    monkeypatch.setattr(corpora, "SCANNED", 20)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(corpora, "SCANNED_TOKENS", 20)
     folder = numbered(tmp_path, SIZES["two"])
     ids = np.arange(100, dtype="<u2")
     ids[55] = 60000
@@ -803,7 +802,7 @@ BAD_SHARDS = {
 @pytest.mark.parametrize("bad", BAD_SHARDS)
 def test_a_meta_json_with_nonsense_about_shards_is_refused(copied, bad):
     write_json(copied, {**read_json(copied), "shards": BAD_SHARDS[bad]})
-    refusal(lambda: Corpus(copied), "meta.json is damaged", "prepare the data anew")
+    refusal(lambda: Corpus(copied), "meta.json is damaged", "prepare the data again")
 
 
 BAD_SHARD = [
@@ -825,10 +824,10 @@ def test_a_shard_whose_description_is_nonsense_or_a_path_is_refused(copied, key,
     meta = read_json(copied)
     meta["shards"]["train"][0][key] = value
     write_json(copied, meta)
-    refusal(lambda: Corpus(copied), "meta.json is damaged", "prepare the data anew")
+    refusal(lambda: Corpus(copied), "meta.json is damaged", "prepare the data again")
     del meta["shards"]["train"][0][key]
     write_json(copied, meta)
-    refusal(lambda: Corpus(copied), "meta.json is damaged", "prepare the data anew")
+    refusal(lambda: Corpus(copied), "meta.json is damaged", "prepare the data again")
 
 
 @smoke
@@ -987,7 +986,7 @@ def test_a_shard_that_cannot_be_read_is_a_sentence(tmp_path, monkeypatch):
     for i in range(2):
         np.arange(50, dtype="<u2").tofile(tmp_path / shard_name("train", i))
     np.arange(50, dtype="<u2").tofile(tmp_path / "val.bin")
-    monkeypatch.setattr(shards, "IN_MEMORY", 0)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
     corpus = Corpus(str(tmp_path))
     os.remove(tmp_path / shard_name("train", 1))
     with pytest.raises(ValueError, match="train_001.bin cannot be read"):

@@ -7,12 +7,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers import generated_text, split_text, write_corpus
+from helpers import generated_text, split_text, visible, write_corpus
 
-from dongpt.text import shards
+from configurator import UserError
+from dongpt.text import bins
+from dongpt.text.bins import read_meta
 from dongpt.text.tokenizers import CharTokenizer, added_tokens
 from dongpt.train import data as corpora
-from dongpt.train.data import Corpus, read_meta
+from dongpt.train.data import Corpus
 
 pytestmark = pytest.mark.smoke
 
@@ -70,7 +72,7 @@ def test_a_text_too_short_for_a_loss_on_both_sides_cannot_be_split(tmp_path, n):
 
 def test_nothing_but_the_bins_and_meta_json_is_written(tmp_path):
     write_corpus(tmp_path / "new" / "folder", generated_text(300))
-    assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["meta.json", "train.bin", "val.bin"]
+    assert visible(tmp_path / "new" / "folder") == ["meta.json", "train.bin", "val.bin"]
 
 
 def test_meta_json_gives_counts_bytes_and_the_tokenizer(tmp_path):
@@ -93,7 +95,7 @@ def test_a_vocabulary_that_does_not_fit_into_uint16_is_refused_and_nothing_is_wr
     text = "".join(map(chr, range(0x10000, 0x10000 + 2**16 + 1)))
     with pytest.raises(ValueError, match="65,537.*65,536"):
         write_corpus(tmp_path / "data", text)
-    assert not (tmp_path / "data").exists()
+    assert visible(tmp_path / "data") == []
 
 
 def test_the_largest_id_of_uint16_is_written_and_read(tmp_path):
@@ -110,29 +112,43 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 def test_a_write_that_fails_leaves_no_temporary_file(tmp_path):
     (tmp_path / "val.bin").mkdir()  # so that the file cannot get its name
-    with pytest.raises(ValueError, match="cannot be written"):
+    with pytest.raises(ValueError, match="val.bin was not written by a preparation"):
         write_corpus(tmp_path, generated_text(300))
-    assert not list(tmp_path.glob("*.part"))
+    assert os.listdir(tmp_path) == ["val.bin"]
 
 
-@pytest.mark.parametrize("at", [2, 3, 4])
-def test_an_interrupt_while_files_get_their_names_leaves_no_mixture(tmp_path, monkeypatch, at):
-    write_corpus(tmp_path, "abc " * 50)
-    text, replace, calls = "xyz " * 50, os.replace, []
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_an_interrupt_while_files_are_moved_leaves_no_mixture_and_the_next_preparation_ends_it(
+    tmp_path, monkeypatch, at
+):
+    """The first replacement completes the new files' description, the next two move them, the last one meta.json."""
+    old, new, replace, calls = "abc " * 50, "xyz " * 50, os.replace, []
+    write_corpus(tmp_path, old)
+
+    def text_in(folder) -> str:
+        corpus = Corpus(str(folder))
+        return "".join(corpus.tokenizer().decode(corpus.tokens(split).tolist()) for split in ("train", "val"))
 
     def interrupted(*paths):
         calls.append(paths)
-        if len(calls) == at:  # the first makes the new data the ones that count, the others give them their names
+        if len(calls) == at:
             raise KeyboardInterrupt
         replace(*paths)
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_corpus(tmp_path, text)
+        write_corpus(tmp_path, new)
     monkeypatch.setattr(os, "replace", replace)
-    corpus = Corpus(str(tmp_path))
-    assert "".join(corpus.tokenizer().decode(corpus.tokens(split).tolist()) for split in ("train", "val")) == text
-    assert sorted(os.listdir(tmp_path)) == ["meta.json", "train.bin", "val.bin"]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    if at <= 2:
+        assert text_in(tmp_path) == old
+    else:
+        with pytest.raises(UserError, match="interrupted.*give the command that prepared it again"):
+            Corpus(str(tmp_path))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}  # reading only
+    write_corpus(tmp_path, new)
+    assert text_in(tmp_path) == new and visible(tmp_path) == ["meta.json", "train.bin", "val.bin"]
+    assert set(os.listdir(tmp_path)) - set(visible(tmp_path)) == {".dongpt.lock"}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -213,7 +229,7 @@ def test_a_memory_mapped_file_gives_the_same_batches(tmp_path, monkeypatch):
     in_memory = numbered(tmp_path)
     batch = in_memory.train_batch(20, 8, BLOCK, 1, 50257)
     evaluated = list(in_memory.eval_batches("val", 4, BLOCK))
-    monkeypatch.setattr(shards, "IN_MEMORY", 0)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
     mapped = Corpus(str(tmp_path))
     assert isinstance(mapped.tokens("train"), np.memmap)
     assert all(map(torch.equal, batch, mapped.train_batch(20, 8, BLOCK, 1, 50257)))
@@ -223,7 +239,7 @@ def test_a_memory_mapped_file_gives_the_same_batches(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("in_memory", [0, 2**26])
 def test_dataset_fraction_is_the_first_part_of_train(tmp_path, monkeypatch, in_memory):
-    monkeypatch.setattr(shards, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", in_memory)
     numbered(tmp_path)
     corpus = Corpus(str(tmp_path), train_fraction=0.5)
     assert corpus.tokens("train").tolist() == list(range(101)) and len(corpus.tokens("val")) == 50
@@ -361,7 +377,7 @@ def test_bins_of_another_vocabulary_are_refused(tmp_path, split):
 
 
 def test_a_wrong_id_that_the_first_check_did_not_reach_is_refused_when_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "SCANNED", 64)
+    monkeypatch.setattr(corpora, "SCANNED_TOKENS", 64)
     corpus = numbered(tmp_path)
     with pytest.raises(ValueError, match="train.bin.*vocabulary"):
         corpus.train_batch(0, 24, BLOCK, 1, vocab_size=150)
@@ -457,7 +473,7 @@ def test_added_tokens_compares_vocabularies():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads its memory from /proc")
 def test_a_mapped_file_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "IN_MEMORY", 0)
+    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
     rng = np.random.default_rng(0)
     rng.integers(0, 100, 2**26, dtype=np.uint16).astype("<u2").tofile(tmp_path / "train.bin")  # 128 MB
     rng.integers(0, 100, 100, dtype=np.uint16).astype("<u2").tofile(tmp_path / "val.bin")
