@@ -33,6 +33,7 @@ import torch
 import configurator
 from configurator import UserError
 from dongpt import runtime
+from dongpt.checkpoint import build_model
 from dongpt.decode.ready import Quantize, to_inference
 from dongpt.program import run_program
 from dongpt.runtime import Runtime, RuntimeConfig, first_line, print_main, seed_everything
@@ -41,7 +42,7 @@ from dongpt.train.data import Corpus, find_folder, prepare_if_missing
 from dongpt.train.measure import Measured, bytes_per_token, memory_bandwidth
 from dongpt.train.optim import make_optimizer
 from dongpt.train.step import StepConfig, TrainStep
-from model import GPTConfig, new_model
+from model import GPTConfig
 
 # What a CPU measures unless told otherwise: nanoGPT's CPU demo. GPT-2 124M would take minutes per iteration.
 CPU_DEFAULTS = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12)
@@ -140,7 +141,7 @@ def architecture(cfg: BenchConfig) -> dict:
 def random_model(cfg: BenchConfig, vocab_size: int):
     """A model with the weights that training begins with."""
     seed_everything(cfg.seed)
-    return new_model(GPTConfig(**{**architecture(cfg), "vocab_size": vocab_size}))
+    return build_model(GPTConfig(**{**architecture(cfg), "vocab_size": vocab_size}))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

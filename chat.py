@@ -23,12 +23,12 @@ from dongpt.chat.conversation import Conversation
 from dongpt.chat.dialogues import Messages, read_json_lines
 from dongpt.checkpoint.files import load_anything
 from dongpt.decode.ready import Quantize, to_inference
+from dongpt.decode.sampling import Sampling
 from dongpt.program import run_program
 from dongpt.runtime import RuntimeConfig
 from dongpt.text.documents import Files
 from dongpt.text.template import EMOTIONS, PLAIN, PRESETS
 from dongpt.text.tokenizers import from_dict
-from model import Sampling
 
 HELP = """\
 /help            this list

@@ -18,12 +18,12 @@ from configurator import UserError
 from dongpt import runtime
 from dongpt.checkpoint.files import load_anything
 from dongpt.decode.ready import Quantize, to_inference
+from dongpt.decode.sampling import Sampling, window_size
 from dongpt.decode.text import Texts, read_stop, read_stop_ids
 from dongpt.log import progress_bar
 from dongpt.program import run_program
 from dongpt.runtime import ROOT, RuntimeConfig
 from dongpt.text.tokenizers import Tokenizer, Unknown, from_dict
-from model import Sampling, window_size
 
 SEPARATOR = "---------------"  # nanoGPT's
 

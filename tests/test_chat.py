@@ -21,9 +21,10 @@ from helpers import ROOT, expect_sentence, run
 import chat as program
 from dongpt.chat.conversation import Conversation
 from dongpt.checkpoint.files import FORMAT_VERSION, model_args, save
+from dongpt.decode.sampling import Sampling
 from dongpt.text.template import DONGPT, EDS, EDS_EMOTION, EMOTIONS
 from dongpt.text.tokenizers import END, BPETokenizer, CharTokenizer, WordTokenizer, byte_alphabet
-from model import GPT, GPTConfig, Positions, Sampling
+from model import GPT, GPTConfig, PositionScheme
 
 smoke = pytest.mark.smoke
 ANSWERS = {"hello": "hi there", "who are you?": "a knight", "is 3 < 5?": "yes, 3 < 5", "one": "two", "count": "1 2 3 4"}
@@ -974,7 +975,7 @@ def reference(spy: Spy, model, turn: int) -> list[int]:
 
 @smoke
 @pytest.mark.parametrize("temperature", [0, 1.2])
-@pytest.mark.parametrize("pos_embd", sorted({*get_args(Positions)} - {"absolute"}))
+@pytest.mark.parametrize("pos_embd", sorted({*get_args(PositionScheme)} - {"absolute"}))
 def test_the_kept_cache_changes_no_answer(monkeypatch, pos_embd, temperature):
     tokenizer, rng = char_tokenizer(DONGPT), random.Random(0)
     talk = conversation(tokenizer, None, None, Sampling(temperature, repetition_penalty=1.1), 20, pos_embd=pos_embd)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from helpers import cached_logits
 
-from model import GPT, NOT_FINITE, CausalSelfAttention, GPTConfig, KVCache, Sampling, draw, window_size
+from dongpt.decode.decoder import KVCache
+from dongpt.decode.sampling import NONFINITE_ID, Sampling, sample_ids, window_size
+from model import GPT, CausalSelfAttention, GPTConfig
 
 pytestmark = pytest.mark.smoke
 
@@ -607,7 +609,7 @@ def grid(n: int) -> torch.Tensor:
 def shares(logits: torch.Tensor, n: int = 20_000, **settings) -> torch.Tensor:
     """The share (V,) of each id among n draws at evenly spaced numbers: its probability, to 1 / n."""
     settings = {"temperature": 1.0, "top_k": None, "top_p": None, **settings}
-    drawn_ids = draw(logits.expand(n, -1), grid(n), Sampling(**settings))
+    drawn_ids = sample_ids(logits.expand(n, -1), grid(n), Sampling(**settings))
     return torch.bincount(drawn_ids, minlength=logits.numel()) / n
 
 
@@ -659,7 +661,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it_by_hand():
 def test_frequencies_of_random_draws_fit_the_probabilities():
     logits = torch.randn(12, generator=torch.Generator().manual_seed(1))
     uniforms = torch.rand(60_000, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    counts = torch.bincount(draw(logits.expand(60_000, -1), uniforms, Sampling()), minlength=12)
+    counts = torch.bincount(sample_ids(logits.expand(60_000, -1), uniforms, Sampling()), minlength=12)
     expected = 60_000 * logits.double().softmax(-1)
     chi_squared = ((counts - expected) ** 2 / expected).sum().item()
     assert chi_squared < 31.3  # 11 degrees of freedom: exceeded once in a thousand seeds
@@ -688,13 +690,13 @@ def test_successive_random_numbers_of_a_row_are_independent():
 
 def test_temperature_0_takes_the_likeliest_id_and_the_first_of_a_tie():
     logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, 5.0, 5.0]])
-    assert draw(logits, grid(2), Sampling(0, 2, 0.5)).tolist() == [1, 0]
+    assert sample_ids(logits, grid(2), Sampling(0, 2, 0.5)).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-40, 1e-46, 5e-324])
 def test_tiny_temperature_is_greedy(temperature):
     logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(draw(logits, grid(50), Sampling(temperature)), logits.argmax(-1))
+    assert torch.equal(sample_ids(logits, grid(50), Sampling(temperature)), logits.argmax(-1))
 
 
 def test_extreme_random_numbers_never_land_on_an_id_of_probability_0():
@@ -702,14 +704,17 @@ def test_extreme_random_numbers_never_land_on_an_id_of_probability_0():
     for uniform in (0.0, 1e-300, 0.5, 1 - 2**-53):
         for top_k in (1, 2, 3, 4):
             allowed = set(logits[0].topk(top_k).indices.tolist()) | ({1, 3} if top_k == 2 else set())  # a tie
-            assert draw(logits, torch.tensor([uniform], dtype=torch.float64), Sampling(top_k=top_k)).item() in allowed
+            assert (
+                sample_ids(logits, torch.tensor([uniform], dtype=torch.float64), Sampling(top_k=top_k)).item()
+                in allowed
+            )
 
 
 def test_largest_random_number_stays_inside_the_vocabulary_however_the_sums_round():
     logits = torch.randn(5000, 30, generator=torch.Generator().manual_seed(0))
     largest = torch.full((5000,), 1 - 2**-53, dtype=torch.float64)
-    assert draw(logits, largest, Sampling()).max() < 30
-    kept = draw(logits, largest, Sampling(top_k=5))
+    assert sample_ids(logits, largest, Sampling()).max() < 30
+    kept = sample_ids(logits, largest, Sampling(top_k=5))
     assert (logits.topk(5).indices == kept[:, None]).any(dim=1).all()
 
 
@@ -717,17 +722,17 @@ def test_ids_of_small_probability_keep_theirs_in_a_large_vocabulary():
     logits = torch.zeros(1, 50304)
     logits[0, 0] = 25.0  # leaves 7e-7 for all the others together: beyond float32's cumulative sums
     share = 50303 * math.exp(-25) / (1 + 50303 * math.exp(-25))
-    assert draw(logits, torch.tensor([1 - share * 0.5], dtype=torch.float64), Sampling()).item() == pytest.approx(
+    assert sample_ids(logits, torch.tensor([1 - share * 0.5], dtype=torch.float64), Sampling()).item() == pytest.approx(
         50304 / 2, abs=5
     )
-    assert draw(logits, torch.tensor([1 - share * 1.1], dtype=torch.float64), Sampling()).item() == 0
+    assert sample_ids(logits, torch.tensor([1 - share * 1.1], dtype=torch.float64), Sampling()).item() == 0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_draw_marks_rows_whose_logits_are_not_finite(value):
     logits = torch.zeros(2, 5)
     logits[1, 3] = value
-    assert draw(logits, grid(2), Sampling(0)).tolist() == [0, NOT_FINITE]
+    assert sample_ids(logits, grid(2), Sampling(0)).tolist() == [0, NONFINITE_ID]
 
 
 def test_bfloat16_logits_are_drawn_from_in_full_precision():

@@ -18,9 +18,12 @@ import sample
 import train
 from dongpt.checkpoint.files import NANOGPT_ARGS, load_model, model_args, save
 from dongpt.checkpoint.foreign import FORMAT_VERSION
-from dongpt.kernels import cpu as rows
+from dongpt.decode import decoder as decoding
+from dongpt.decode.decoder import Decoder, tokens_before
+from dongpt.decode.sampling import Sampling
+from dongpt.kernels import cpu
 from dongpt.train import step as updates
-from model import GPT, NGRAMS, RELATIVE, Decoder, GPTConfig, Sampling, ngram_rows, tokens_before
+from model import GPT, NGRAMS, RELATIVE, GPTConfig, ngram_rows
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]
 TINY = GPTConfig(block_size=8, vocab_size=61, n_layer=2, n_head=2, n_embd=16, tie_weights=False)
@@ -401,10 +404,10 @@ def test_long_prompts_are_encoded_in_pieces_that_know_the_tokens_before_them(ngr
     expected = [drawn(model, rows, 12, seed=3, use_kv_cache=False) for rows in (texts, texts[2:] * 2)]
     encoded = []
     model.transformer.h[0].register_forward_pre_hook(lambda _, args: encoded.append(tuple(args[0].shape[:2])))
-    monkeypatch.setattr(Decoder, "PREFILL", 3 * size)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 3 * size)
     assert drawn(model, texts, 12, seed=3) == expected[0]
     assert encoded[:5] == [(3, size)] * 5  # they did come in pieces
-    monkeypatch.setattr(Decoder, "PREFILL", size)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", size)
     assert drawn(model, texts[2:] * 2, 12, seed=3) == expected[1]
 
 
@@ -413,7 +416,7 @@ def test_long_prompts_are_encoded_in_pieces_that_know_the_tokens_before_them(ngr
 def test_a_decoder_that_keeps_its_texts_writes_what_a_new_one_would(ngrams, pos_embd):
     """As chat.py asks: each prompt goes on from the text before it, from a part of it, or is another one."""
     model = make(ngrams, pos_embd=pos_embd, block_size=16)
-    kept, text = Decoder(model, 1, Sampling(0.9), 61, True, keeps=True), [4, 7, 1]
+    kept, text = Decoder(model, 1, Sampling(0.9), 61, True, reuse_prefix=True), [4, 7, 1]
     encoded = []
     model.transformer.h[0].register_forward_pre_hook(lambda _, args: encoded.append(args[0].shape[1]))
     for turn in range(14):
@@ -433,10 +436,9 @@ def test_packed_weights_write_the_same_texts(ngrams, pos_embd, monkeypatch):
     """rows.c runs the blocks of new tokens; what enters them is looked up as ever."""
     model = make(ngrams, pos_embd=pos_embd)
     expected = drawn(model, prompts(), 20, seed=4)
-    made, init = [], rows.Packed.__init__
-    monkeypatch.setattr(rows, "WORTH_PACKING", 1)
-    monkeypatch.setattr(rows.Packed, "__init__", lambda self, *args: (made.append(1), init(self, *args))[1])
-    model.packer = rows.packer
+    made, init = [], cpu.PackedBlocks.__init__
+    monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
+    monkeypatch.setattr(cpu.PackedBlocks, "__init__", lambda self, *args: (made.append(1), init(self, *args))[1])
     assert drawn(model, prompts(), 20, seed=4) == expected
     assert made
 
@@ -444,12 +446,12 @@ def test_packed_weights_write_the_same_texts(ngrams, pos_embd, monkeypatch):
 @needs_compiler
 def test_packed_weights_give_the_same_logits(monkeypatch):
     model, texts, seen = make(3, pos_embd="rope", block_size=16), prompts((1, 2, 9, 14)), {}
-    draw = Decoder._draw
+    draw = Decoder._sample
     for name in ("plain", "packed"):
         logits = seen[name] = []
-        monkeypatch.setattr(Decoder, "_draw", lambda self, new, logits=logits: (logits.append(new), draw(self, new)))
+        monkeypatch.setattr(Decoder, "_sample", lambda self, new, logits=logits: (logits.append(new), draw(self, new)))
         drawn(model, texts, 40, temperature=0)
-        model.packer = lambda model, n_tokens: rows.Packed(model, torch.float32)
+        monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
     assert len(seen["plain"]) == len(seen["packed"]) == 40
     for plain, packed in zip(seen["plain"], seen["packed"]):
         assert packed is not plain

@@ -11,7 +11,10 @@ from helpers import TINY_RUN, assert_same_training, cached_logits, load, run, wr
 from torch.nn import functional as F
 
 import train
-from model import GPT, GPTConfig, KVCache, alibi_slopes, attend, new_model, rotate, rotation_at
+from dongpt.checkpoint import build_model
+from dongpt.decode.decoder import KVCache
+from dongpt.kernels.autograd import rotate
+from model import GPT, GPTConfig, alibi_slopes, attend, rotation_at
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]
 ENDLESS = ["rope", "relative", "alibi"]  # those that take sequences longer than block_size
@@ -25,7 +28,7 @@ each_scheme = pytest.mark.parametrize("pos_embd", SCHEMES)
 
 def make(pos_embd: str = "default", seed: int = 0, std: float = 0.3, **changes) -> GPT:
     """A model in eval mode whose parameters are all random: gains about 1, the rest about 0."""
-    model = new_model(replace(TINY, pos_embd=pos_embd, **changes)).eval()
+    model = build_model(replace(TINY, pos_embd=pos_embd, **changes)).eval()
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -289,7 +292,7 @@ def qkv(B, n_head, T, head_size, dtype) -> list[torch.Tensor]:
 
 def attention_of(model: GPT, q, k, v) -> torch.Tensor:
     """Attention of q, k, v under the model's bias; float64 q take a float64 bias."""
-    bias = model.where(torch.arange(q.shape[2])).bias
+    bias = model.attention_inputs(torch.arange(q.shape[2])).bias
     return attend(q, k, v, bias.double() if q.dtype == torch.float64 else bias, 0.0)
 
 
@@ -334,7 +337,7 @@ def test_attention_with_a_table_and_its_gradients_equal_autograd(B, n_head, T, h
 @pytest.mark.parametrize("B, n_head, T, head_size", [(2, 2, 5, 3), (1, 1, 67, 2)])
 def test_attention_with_a_table_has_the_gradient_of_finite_differences(B, n_head, T, head_size):
     model = make("relative", n_head=n_head, n_embd=n_head)
-    fixed = model.where(torch.arange(T)).bias.detach().double()
+    fixed = model.attention_inputs(torch.arange(T)).bias.detach().double()
     distance = (torch.arange(T)[:, None] - torch.arange(T)).clamp(0, 3)
     table = torch.randn(n_head, 4, dtype=torch.float64)
     inputs = [t.detach().requires_grad_() for t in [*qkv(B, n_head, T, head_size, torch.float64)[:3], table]]
@@ -430,7 +433,7 @@ def test_without_positions_order_does_not_matter():
 def test_scores_depend_on_the_distance_alone(pos_embd):
     """One query and one key at all positions: equal scores along each diagonal, other scores on other diagonals."""
     model, T = make(pos_embd), 30
-    where = model.where(torch.arange(T))
+    where = model.attention_inputs(torch.arange(T))
     q, k = torch.randn(2, 1, 1, 2, 8, generator=torch.Generator().manual_seed(0)).expand(2, 1, T, 2, 8)
     if where.rotation:
         q, k = rotate(q, where.rotation), rotate(k, where.rotation)
@@ -743,14 +746,14 @@ def test_the_bigram_is_one_table():
 
 @smoke
 def test_model_type_decides_what_is_made():
-    assert type(new_model(TINY)) is GPT
-    assert type(new_model(replace(TINY, model_type="bigram"))) is not GPT
+    assert type(build_model(TINY)) is GPT
+    assert type(build_model(replace(TINY, model_type="bigram"))) is not GPT
 
 
 @smoke
 def test_a_new_bigram_guesses():
     torch.manual_seed(0)
-    loss = new_model(replace(TINY, model_type="bigram"))(ids(8, 50), ids(8, 50, seed=1))[1]
+    loss = build_model(replace(TINY, model_type="bigram"))(ids(8, 50), ids(8, 50, seed=1))[1]
     assert loss.item() == pytest.approx(math.log(23), abs=0.01) and loss.item() != math.log(23)
 
 

@@ -14,10 +14,12 @@ import numpy.random  # noqa: F401  (model.py needs it; numpy would load it while
 import torch
 
 from configurator import UserError
+from dongpt.decode.decoder import Decoder
+from dongpt.decode.sampling import Sampling
 from dongpt.decode.text import Texts
 from dongpt.text.template import EMOTIONS, Segment, Template, encode
 from dongpt.text.tokenizers import END, Tokenizer
-from model import GPT, Decoder, Sampling
+from model import GPT
 
 
 @dataclass
@@ -75,7 +77,7 @@ class Conversation:
         special = set(self.tokenizer.specials.values())
         texts, drawn = Texts(self.tokenizer, 1, self.template.tags, special), []
         self._decoder = self._decoder or Decoder(
-            self.model, 1, self.sampling, self.tokenizer.vocab_size, True, keeps=True
+            self.model, 1, self.sampling, self.tokenizer.vocab_size, True, reuse_prefix=True
         )
         stream = self.model.stream(
             [ids or [self.tokenizer.start_id]],

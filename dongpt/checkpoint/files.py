@@ -23,7 +23,6 @@ from configurator import UserError
 from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import FORMAT_VERSION as FORMAT_VERSION
 from dongpt.checkpoint.foreign import clean_names, parse_model_args, restore_weights
-from dongpt.kernels import cpu as rows
 from dongpt.program import first_line, replaced_file
 from dongpt.runtime import DTYPES, print0
 from dongpt.text import tokenizers
@@ -218,7 +217,6 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
     """
     model, description, _ = load_anything(path, **model_args)
     tokenizer = make_tokenizer(description)
-    model.packer = rows.packer
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), tokenizer
 
 

@@ -14,13 +14,14 @@ import torch
 
 from configurator import UserError, check
 from dongpt.checkpoint.files import load_anything
-from dongpt.decode import quantize as int8
+from dongpt.decode import quantize as formats
+from dongpt.decode.sampling import NonFiniteLogits, Sampling
 from dongpt.decode.text import Texts, read_stop, read_stop_ids
 from dongpt.kernels import cpu
 from dongpt.program import first_line
 from dongpt.runtime import DTYPES, Runtime, RuntimeConfig, start
 from dongpt.text.tokenizers import FOREIGN, Tokenizer, Unknown, from_dict
-from model import GPT, Sampling
+from model import GPT
 
 WORTH_ROUNDING = 5e7  # parameters from which dtype=auto means bfloat16 weights on a CPU
 Quantize = Literal["none", "int8"]
@@ -77,9 +78,7 @@ class Generator:
         tokenizer = self.require_tokenizer()
         return tokenizer.encode(prompt, special=True, unknown=unknown) or [tokenizer.start_id]
 
-    def detokenizer(
-        self, n_samples: int, stop: str | Sequence[str] = (), stop_ids: str | Sequence[int] = ()
-    ) -> Texts:
+    def detokenizer(self, n_samples: int, stop: str | Sequence[str] = (), stop_ids: str | Sequence[int] = ()) -> Texts:
         """Collects the texts of n_samples streams; stop and stop_ids as on sample.py's command line, or lists."""
         tokenizer = self.require_tokenizer()
         stop = read_stop(stop) if isinstance(stop, str) else stop
@@ -108,7 +107,7 @@ class Generator:
         )
         try:
             yield from stream
-        except ValueError as error:
+        except NonFiniteLogits as error:
             raise UserError(str(error)) from error
 
     def require_tokenizer(self) -> Tokenizer:
@@ -152,21 +151,19 @@ def to_inference(
     compile=True compiles the blocks; auto leaves them, since a few samples do not repay a minute of compiling. Raises
     UserError where torch.compile does not work.
     """
-    size, weights, why = model.get_num_multiplied(), rt.dtype, ""
+    size, weights, why = model.get_num_matmul_params(), rt.dtype, ""
     model.to(rt.device).eval().requires_grad_(False)
-    if rt.device_type == "cpu" and size < cpu.WORTH_PACKING:
-        torch.set_num_threads(1)  # more would wait for each other longer than they compute, above all on a busy machine
-    packs, why_not = cpu.worth_packing(model) if compile is not True else (False, "")
+    packs, why_not = cpu.can_pack(model) if compile is not True else (False, "")
     if dtype == "auto" and packs and size >= WORTH_ROUNDING:
         weights, why = "bfloat16", f" (auto: {size / 1e6:.0f}M of them are read for every token)"
     if quantize == "int8":
         try:
-            int8.quantize_linears(model)
+            formats.quantize_linears(model)
         except ValueError as error:
             raise UserError(str(error)) from error
         weights, why = "int8", " (as asked)"
     if packs and weights != "float16":
-        cpu.pack_model(model, DTYPES.get(weights))
+        formats.pack_model(model, DTYPES.get(weights))
         return model, f"{rt.why}, weights: {weights}{why}, packed, sums in float32"
     model.to(DTYPES[rt.dtype])
     if compile is True:
@@ -183,6 +180,7 @@ def to_inference(
 
 def compile_blocks(model: GPT):
     """Compile the model's blocks. Raises UserError where torch.compile does not work."""
+    model.use_packed_weights = False  # packed layers would replace the compiled ones
     for block in model.transformer.h:
         block.compile(dynamic=True)
     try:

@@ -1,10 +1,10 @@
-// A GPT's newest token on a CPU: rows() multiplies a few rows by a packed weight, blocks() runs all layers of model.py
-// for one new token of each row. A token costs reading every weight once; this reads them as fast as memory gives.
+// Decoding with a GPT on a CPU: matmul() multiplies a few rows by a packed weight, blocks() runs all layers of model.py
+// for one new token per sequence. A token costs reading every weight once; this does it at the speed of memory.
 //
-// W (N, K) comes packed by rows.py: panels of SUMS * V output channels; in a panel, for each k, words of 32 bits; a word
+// W (N, K) comes packed by cpu.py: panels of SUMS * V output channels; in a panel, for each k, words of 32 bits; a word
 // holds PARTS weights, of channels V apart (1 float32, 2 bfloat16, 4 int8). So one load gives weights of PARTS * V
 // channels for one k, a shift or a mask makes them float32, and each is multiplied by x[m][k] for several rows m while
-// it is in a register. Sums are float32. A row's result does not depend on which other rows there are.
+// it is in a register. Sums are float32. A row's result does not depend on the other rows.
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -15,9 +15,9 @@ enum { V = 16 };
 #else
 enum { V = 8 };  // one AVX2 register, two of NEON
 #endif
-enum { BLOCK = 384,  // how many k at a time: with so many, the panel stays in the first-level cache for all rows
-       AHEAD = 2048,  // bytes by which memory is asked for weights before they are due, where rows are few
-       ROWS = 64 };  // of x, for which sums are kept at a time
+enum { BLOCK = 384,  // how many k at a time: the panel then stays in the first-level cache for all rows
+       PREFETCH_BYTES = 2048,  // how far ahead weights are prefetched if there are few rows
+       MAX_ROWS = 64 };  // rows of x for which sums are kept at a time
 
 typedef float floats __attribute__((vector_size(4 * V), aligned(4), may_alias));
 typedef int32_t words __attribute__((vector_size(4 * V), aligned(4), may_alias));
@@ -62,7 +62,7 @@ INLINE void multiply(const char *w, const float *x, long stride, float *sums, lo
         UNROLL for (int m = 0; m < R; m++) *(floats *)(sums + (m * S + first + p) * V) = sum[p][m];
 }
 
-// Panels first to last - 1 for M <= ROWS rows. scale and bias (N) may be NULL.
+// Panels first to last - 1 for M <= MAX_ROWS rows. scale and bias (N) may be NULL.
 INLINE void panels(const char *w, const float *scale, const float *bias, const float *x, float *y, long M, long N,
                    long K, int parts, long first, long last) {
     const int S = SUMS(parts), width = S * V, bytes = 4 * width / parts;
@@ -70,13 +70,13 @@ INLINE void panels(const char *w, const float *scale, const float *bias, const f
     // first would wait for memory and the others only multiply; few rows of float32 come fastest without asking.
     const long passes = M < 4 ? 1 : M / 4 * (S / 2) + (M % 4 > 1) + M % 2;
     const long pace = M < 4 && parts == 1 ? 0 : bytes / passes;
-    float sums[ROWS * 4 * V] __attribute__((aligned(64)));
+    float sums[MAX_ROWS * 4 * V] __attribute__((aligned(64)));
     for (long panel = first; panel < last; panel++) {
         memset(sums, 0, sizeof(float) * M * width);
         for (long k = 0; k < K; k += BLOCK) {
             const char *block = w + (panel * K + k) * bytes;
             long n = K - k < BLOCK ? K - k : BLOCK, m = 0;
-            const char *next = block + (M < 4 ? AHEAD : n * bytes);
+            const char *next = block + (M < 4 ? PREFETCH_BYTES : n * bytes);
             for (; m + 4 <= M; m += 4)
                 UNROLL for (int p = 0; p < S; p += 2, next += n * pace)
                     multiply(block, x + m * K + k, K, sums + m * width, n, parts, 4, p, 2, next, pace);
@@ -101,16 +101,16 @@ typedef struct {
 } linear;
 
 // y (M, N) = x (M, K) times the transpose of the weight, times scale if there is one, plus bias if there is one.
-void rows(const linear *f, const float *x, float *y, long M) {
+void matmul(const linear *f, const float *x, float *y, long M) {
     const long width = SUMS(f->parts) * V, count = (f->N + width - 1) / width;
     #pragma omp parallel if (M * f->N * f->K > 1 << 15)
     {
         long first = count * omp_get_thread_num() / omp_get_num_threads();
         long last = count * (omp_get_thread_num() + 1) / omp_get_num_threads();
-        for (long m = 0; m < M; m += ROWS) {
+        for (long m = 0; m < M; m += MAX_ROWS) {
             const float *from = x + m * f->K;
             float *to = y + m * f->N;
-            long n = M - m < ROWS ? M - m : ROWS;
+            long n = M - m < MAX_ROWS ? M - m : MAX_ROWS;
             if (f->parts == 1) panels(f->weight, f->scale, f->bias, from, to, n, f->N, f->K, 1, first, last);
             if (f->parts == 2) panels(f->weight, f->scale, f->bias, from, to, n, f->N, f->K, 2, first, last);
             if (f->parts == 4) panels(f->weight, f->scale, f->bias, from, to, n, f->N, f->K, 4, first, last);
@@ -139,8 +139,8 @@ INLINE floats exponential(floats x) {
 }
 
 // GELU, exact (erf by Abramowitz and Stegun 7.1.26, within 1.5e-7) or by GPT-2's tanh.
-INLINE floats gelu(floats x, int by_tanh) {
-    if (by_tanh) {
+INLINE floats gelu(floats x, int gelu_tanh) {
+    if (gelu_tanh) {
         floats u = 0.7978845608f * (x + 0.044715f * x * x * x);
         return x - x / (exponential(2 * u) + 1);  // (1 + tanh u) / 2 = 1 - 1 / (e^2u + 1)
     }
@@ -151,13 +151,13 @@ INLINE floats gelu(floats x, int by_tanh) {
     return x * select(x < 0, rest, 1 - rest);
 }
 
-static void gelu_all(float *x, long n, int by_tanh) {
+static void gelu_all(float *x, long n, int gelu_tanh) {
     #pragma omp parallel for if (n > 1 << 13)
     for (long i = 0; i < n; i += V) {
         floats part = {0};
         long size = n - i < V ? n - i : V;
         memcpy(&part, x + i, sizeof(float) * size);
-        part = gelu(part, by_tanh);
+        part = gelu(part, gelu_tanh);
         memcpy(x + i, &part, sizeof(float) * size);
     }
 }
@@ -215,10 +215,10 @@ typedef struct {
 typedef struct {  // what is the same in all layers
     const int64_t *positions;  // of the newest tokens: one for all rows, or (B)
     const float *cos, *sin;  // (1 or B, head size) or NULL: model.rotate
-    const float *bias;  // (1 or B, 1 or n_head, n_held) or NULL
+    const float *bias;  // (1 or B, 1 or n_head, cache_len) or NULL
     long B, C, n_head, capacity;  // rows; channels; heads; tokens for which a row of a cache has room
-    long positions_differ, rotations_differ, bias_rows, bias_heads, n_held, by_tanh, n_threads;
-} token;
+    long positions_differ, rotations_differ, bias_rows, bias_heads, cache_len, gelu_tanh, n_threads;
+} decode_step;
 
 // model.rotate for one head: channels i and i + size / 2 are a pair.
 static void rotate(float *x, const float *cos, const float *sin, long size) {
@@ -228,7 +228,7 @@ static void rotate(float *x, const float *cos, const float *sin, long size) {
     }
 }
 
-static void attend(const token *t, float *qkv, float *keys, float *values, float *scores, float *y) {
+static void attend(const decode_step *t, float *qkv, float *keys, float *values, float *scores, float *y) {
     const long size = t->C / t->n_head;
     #pragma omp parallel for collapse(2) num_threads(t->n_threads)
     for (long b = 0; b < t->B; b++)
@@ -244,7 +244,7 @@ static void attend(const token *t, float *qkv, float *keys, float *values, float
             memcpy(keys + offset + position * size, k, sizeof(float) * size);
             memcpy(values + offset + position * size, v, sizeof(float) * size);
             const float *bias = t->bias ? t->bias + ((t->bias_rows > 1 ? b : 0) * t->bias_heads
-                                                     + (t->bias_heads > 1 ? h : 0)) * t->n_held : NULL;
+                                                     + (t->bias_heads > 1 ? h : 0)) * t->cache_len : NULL;
             look(q, keys + offset, values + offset, bias, scores + omp_get_thread_num() * t->capacity,
                  y + b * t->C + h * size, position + 1, size);
         }
@@ -256,21 +256,21 @@ static void add(float *x, const float *y, long n) {
 
 // x (B, C) through all layers; the new keys and values go into the caches (B, n_head, capacity, head size).
 // scratch holds 6 * B * C floats, and capacity for each of n_threads.
-void blocks(const token *t, const layer *layers, long n_layer, float *const *keys, float *const *values, float *x,
+void blocks(const decode_step *t, const layer *layers, long n_layer, float *const *keys, float *const *values, float *x,
             float *scratch) {
     const long n = t->B * t->C;
     float *normal = scratch, *wide = normal + n, *y = wide + 4 * n, *scores = y + n;
     for (long i = 0; i < n_layer; i++) {
         const layer *l = layers + i;
         normalise(x, l->ln_1_weight, l->ln_1_bias, normal, t->B, t->C);
-        rows(&l->c_attn, normal, wide, t->B);
+        matmul(&l->c_attn, normal, wide, t->B);
         attend(t, wide, keys[i], values[i], scores, normal);
-        rows(&l->attn_c_proj, normal, y, t->B);
+        matmul(&l->attn_c_proj, normal, y, t->B);
         add(x, y, n);
         normalise(x, l->ln_2_weight, l->ln_2_bias, normal, t->B, t->C);
-        rows(&l->c_fc, normal, wide, t->B);
-        gelu_all(wide, 4 * n, t->by_tanh);
-        rows(&l->mlp_c_proj, wide, y, t->B);
+        matmul(&l->c_fc, normal, wide, t->B);
+        gelu_all(wide, 4 * n, t->gelu_tanh);
+        matmul(&l->mlp_c_proj, wide, y, t->B);
         add(x, y, n);
     }
 }

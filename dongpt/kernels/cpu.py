@@ -1,9 +1,9 @@
 """Decoding on a CPU: float32, bfloat16 or int8 weights, packed once and read at the speed of memory.
 
-PyTorch's own kernels read the weights for one row of input at a half to three quarters of what memory gives, eight rows
-in bfloat16 ten times slower than they could where the processor has no instructions for it, and between them a token
-waits for a few hundred small calls. rows.c is compiled when it is first needed, which takes a second; without a
-compiler all works without it.
+PyTorch's own kernels read the weights for one row of input at half to three quarters of the memory bandwidth, eight
+rows in bfloat16 ten times slower than possible on a processor without bfloat16 instructions, and each token waits for
+a few hundred small calls in between. cpu.c is compiled when first needed, which takes a second; without a compiler
+everything works without it. The plain reference is the model's own forward pass.
 """
 
 import ctypes
@@ -14,211 +14,184 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import torch
 import torch.nn as nn
 
-from dongpt.decode.quantize import Int8Linear, replace_modules
-from model import GPT, Held, Where
-
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu.c")
-WORTH_PACKING = 1e6  # parameters below which a token's time is not that of reading them
-WORTH_COPYING = 5e8  # parameters above which a second copy of the weights may not fit
-WORTH_A_COPY = 16  # tokens that repay one
-PARTS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # weights in a word of 32 bits
+WORTH_PACKING = 1e6  # parameters below which reading them is not what takes a token's time
+MAX_COPIED = 5e8  # parameters above which a second copy of the weights may not fit into memory
+MIN_TOKENS_TO_COPY = 16  # tokens that repay the time of copying the weights
+WEIGHTS_PER_WORD = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # in 32 bits
+# Tuned to some processors, gcc would fuse multiply and add in one place and not in another: a row's rounding would
+# depend on the number of rows.
+FLAGS = ["-O3", "-march=native", "-mtune=generic", "-fopenmp", "-shared", "-fPIC"]
 
 
 @functools.cache
 def library() -> tuple[ctypes.CDLL | None, str]:
-    """(rows.c compiled for this processor, "") or (None, why there is none)."""
+    """(cpu.c compiled for this processor, "") or (None, why it is not available)."""
     if not sys.platform.startswith("linux"):
         return None, f"not done on {sys.platform}"
     compiler = shlex.split(os.environ.get("CC", "gcc")) or ["gcc"]
     if not shutil.which(compiler[0]):
         return None, f"no C compiler ({compiler[0]}) found"
     with tempfile.TemporaryDirectory() as folder:  # nothing is kept: a file from elsewhere is never run
-        target = os.path.join(folder, "rows.so")
-        # tuned to some processors, gcc would fuse multiply and add here and not there: rows would differ by rounding
-        command = [
-            *compiler,
-            "-O3",
-            "-march=native",
-            "-mtune=generic",
-            "-fopenmp",
-            "-shared",
-            "-fPIC",
-            SOURCE,
-            "-o",
-            target,
-        ]
+        target = os.path.join(folder, "cpu.so")
         try:
-            subprocess.run(command, capture_output=True, timeout=120, check=True)
+            subprocess.run([*compiler, *FLAGS, SOURCE, "-o", target], capture_output=True, timeout=120, check=True)
             compiled = ctypes.CDLL(target)
         except (OSError, subprocess.SubprocessError) as error:
             return None, f"{compiler[0]} could not make it, or it cannot be loaded ({type(error).__name__})"
-    compiled.rows.argtypes = [ctypes.POINTER(_Linear), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long]
+    pointer, pointers = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
+    compiled.matmul.argtypes = [ctypes.POINTER(_Linear), pointer, pointer, ctypes.c_long]
     compiled.blocks.argtypes = [
-        ctypes.POINTER(_Token),
+        ctypes.POINTER(_Step),
         ctypes.POINTER(_Layer),
         ctypes.c_long,
-        *[ctypes.POINTER(ctypes.c_void_p)] * 2,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
+        pointers,
+        pointers,
+        pointer,
+        pointer,
     ]
-    compiled.rows.restype = compiled.blocks.restype = None
+    compiled.matmul.restype = compiled.blocks.restype = None
     return compiled, ""
 
 
-def _struct(name: str, pointers: str, numbers: str, inner: str = "") -> type:
-    """A struct of rows.c: its pointers, then linears, then numbers, in the order of their names there."""
-    members = [(field, ctypes.c_void_p) for field in pointers.split()] + [(field, _Linear) for field in inner.split()]
+def _struct(name: str, pointers: str, numbers: str, linears: str = "") -> Any:
+    """A struct of cpu.c, its members in the same order: pointers, then linears, then numbers."""
+    members: list[tuple[str, Any]] = [(field, ctypes.c_void_p) for field in pointers.split()]
+    members += [(field, _Linear) for field in linears.split()]
     members += [(field, ctypes.c_long) for field in numbers.split()]
     return type(name, (ctypes.Structure,), {"_fields_": members})
 
 
 _Linear = _struct("_Linear", "weight scale bias", "N K parts")
 _Layer = _struct("_Layer", "ln_1_weight ln_1_bias ln_2_weight ln_2_bias", "", "c_attn attn_c_proj c_fc mlp_c_proj")
-_Token = _struct(
-    "_Token",
+_Step = _struct(
+    "_Step",
     "positions cos sin bias",
-    "B C n_head capacity positions_differ rotations_differ bias_rows bias_heads n_held by_tanh n_threads",
+    "B C n_head capacity positions_differ rotations_differ bias_rows bias_heads cache_len gelu_tanh n_threads",
 )
 
 
-def _at(tensor) -> int | None:
-    """Where a tensor's numbers lie, for C."""
+def _address(tensor) -> int | None:
+    """Where a tensor's data lies, for C."""
     assert tensor is None or tensor.is_contiguous()
     return None if tensor is None else tensor.data_ptr()
 
 
 class PackedLinear(nn.Module):
-    """A Linear or Int8Linear for inference: weight in the order that rows.c reads; x and result in any float dtype."""
+    """A Linear for inference, its weight in the order that cpu.c reads; x and the result in any float dtype.
 
-    def __init__(self, linear: nn.Linear | Int8Linear, dtype: torch.dtype):
+    linear may also be an Int8Linear of dongpt/decode/quantize.py, whose weights stay int8.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    def __init__(self, linear: Any, dtype: torch.dtype):
         super().__init__()
-        int8 = isinstance(linear, Int8Linear)
-        weight = linear.weight.detach() if int8 else linear.weight.detach().to(dtype)
+        weight, scale, bias = linear.weight.detach(), getattr(linear, "scale", None), linear.bias
+        weight = weight.to(dtype) if scale is None else weight
         self.out_features, self.in_features = weight.shape
-        self.parts = PARTS[weight.dtype]
-        self.register_buffer("weight", pack(weight, library()[0].lanes()), persistent=False)
-        self.register_buffer("scale", linear.scale.float().contiguous() if int8 else None, persistent=False)
-        bias = None if linear.bias is None else linear.bias.detach().float().clone()
-        self.register_buffer("bias", bias, persistent=False)
+        self.weights_per_word = WEIGHTS_PER_WORD[weight.dtype]
+        self.register_buffer("weight", pack(weight, _compiled().lanes()), persistent=False)
+        self.register_buffer("scale", None if scale is None else scale.float().contiguous(), persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach().float().clone(), persistent=False)
 
-    def struct(self) -> ctypes.Structure:
+    def struct(self) -> Any:
         """This layer for C, as long as it lives."""
-        return _Linear(
-            _at(self.weight), _at(self.scale), _at(self.bias), self.out_features, self.in_features, self.parts
-        )
+        addresses = _address(self.weight), _address(self.scale), _address(self.bias)
+        return _Linear(*addresses, self.out_features, self.in_features, self.weights_per_word)
 
     def forward(self, x):
         flat = x.detach().float().contiguous()
         y = torch.empty(*x.shape[:-1], self.out_features)
-        library()[0].rows(self.struct(), _at(flat), _at(y), flat.numel() // self.in_features)
+        _compiled().matmul(self.struct(), _address(flat), _address(y), flat.numel() // self.in_features)
         return y.to(x.dtype)
 
 
-class Packed:
-    """The blocks and the head of a GPT on a CPU in float32, packed: weights in dtype, or as they are packed already."""
-
-    def __init__(self, model: GPT, dtype: torch.dtype):
-        self.config, transformer = model.config, model.transformer
-        self.head = _packed(model.lm_head, dtype)
-        self.linears = [
-            [
-                _packed(linear, dtype)
-                for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
-            ]
-            for block in transformer.h
-        ]
-        self.norms = [p for block in transformer.h for p in (*block.ln_1.parameters(), *block.ln_2.parameters())]
-        self.layers = (_Layer * len(transformer.h))(
-            *(
-                _Layer(
-                    _at(block.ln_1.weight),
-                    _at(block.ln_1.bias),
-                    _at(block.ln_2.weight),
-                    _at(block.ln_2.bias),
-                    *(linear.struct() for linear in linears),
-                )
-                for block, linears in zip(transformer.h, self.linears)
-            )
-        )
-
-    def blocks(self, x, where: Where, held: list[Held]):
-        """What the blocks of model.py make of x (B, 1, C), the newest token of every row; the cache is extended."""
-        (B, _, C), (cos, sin), config = x.shape, where.rotation or (None, None), self.config
-        positions, capacity = held[0].positions, held[0].keys.shape[2]
-        bias = where.bias if where.bias is not None and where.bias.is_floating_point() else None  # else by positions
-        n_threads = torch.get_num_threads()
-        x, scratch = x.clone(), torch.empty(6 * B * C + n_threads * capacity)
-        token = _Token(
-            _at(positions),
-            _at(cos),
-            _at(sin),
-            _at(bias),
-            B,
-            C,
-            config.n_head,
-            capacity,
-            len(positions) > 1,
-            cos is not None and len(cos) > 1,
-            *(bias.shape[:2] if bias is not None else (1, 1)),
-            held[0].n_held,
-            config.activation == "gelu_tanh",
-            n_threads,
-        )
-        pointers = ctypes.c_void_p * len(held)
-        library()[0].blocks(
-            token,
-            self.layers,
-            len(held),
-            pointers(*(_at(layer.keys) for layer in held)),
-            pointers(*(_at(layer.values) for layer in held)),
-            _at(x),
-            _at(scratch),
-        )
-        return x
-
-
-def _packed(linear, dtype: torch.dtype) -> PackedLinear:
-    return linear if isinstance(linear, PackedLinear) else PackedLinear(linear, dtype)
+def _compiled() -> ctypes.CDLL:
+    compiled, why_not = library()
+    assert compiled is not None, why_not
+    return compiled
 
 
 def pack(weight, lanes: int):
-    """weight (N, K) as rows.c reads it: (panels, K, words, lanes, parts), the last panel filled up with zeros."""
-    parts = PARTS[weight.dtype]
-    words = 2 if parts == 1 else 1  # a panel has SUMS of rows.c times lanes channels
-    missing = -len(weight) % (words * parts * lanes)
+    """weight (N, K) as cpu.c reads it: (panels, K, words, lanes, weights per word), padded with zeros at the end."""
+    per_word = WEIGHTS_PER_WORD[weight.dtype]
+    words = 2 if per_word == 1 else 1  # a panel has SUMS of cpu.c times lanes channels
+    missing = -len(weight) % (words * per_word * lanes)
     padded = torch.cat([weight, weight.new_zeros(missing, weight.shape[1])]) if missing else weight
-    return padded.view(-1, words, parts, lanes, weight.shape[1]).permute(0, 4, 1, 3, 2).contiguous()
+    return padded.view(-1, words, per_word, lanes, weight.shape[1]).permute(0, 4, 1, 3, 2).contiguous()
 
 
-def worth_packing(model: GPT) -> tuple[bool, str]:
-    """(whether a model is large enough and can be packed here, why not if only the compiler is missing)."""
-    if model.device.type != "cpu" or not model.can_cache or model.get_num_multiplied() < WORTH_PACKING:
-        return False, ""
-    found, why_not = library()
-    return found is not None, why_not
+class PackedBlocks:
+    """The blocks and the head of a GPT for decoding on a CPU in float32, with packed copies of its weights.
 
-
-def packer(model: GPT, n_tokens: int) -> Packed | None:
-    """A packed copy of the weights of now, as model.packer of a model that stays as it is; None where it is no gain.
-
-    The copy costs about as much time as ten tokens, and the memory of the weights.
+    Layers that are packed already are used as they are. Changes of the model's weights do not reach the copies.
     """
-    if n_tokens < WORTH_A_COPY or model.get_num_multiplied() > WORTH_COPYING or not worth_packing(model)[0]:
+
+    def __init__(self, model: Any):
+        self.config, blocks = model.config, model.transformer.h
+        self.head = _packed(model.lm_head)
+        self.linears = [
+            [_packed(linear) for linear in (b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj)] for b in blocks
+        ]
+        self.norms = [(b.ln_1.weight, b.ln_1.bias, b.ln_2.weight, b.ln_2.bias) for b in blocks]  # keeps them alive
+        self.layers = (_Layer * len(blocks))(
+            *(
+                _Layer(*map(_address, norms), *(linear.struct() for linear in linears))
+                for norms, linears in zip(self.norms, self.linears)
+            )
+        )
+
+    def blocks(self, x, inputs: Any, caches: list):
+        """The blocks' output for x (B, 1, C), the newest token of every sequence; extends the caches (LayerCache).
+
+        inputs are the model's AttentionInputs for these tokens.
+        """
+        (B, _, C), (cos, sin), bias = x.shape, inputs.rotation or (None, None), inputs.bias
+        positions, capacity = caches[0].positions, caches[0].keys.shape[2]
+        if bias is not None and not bias.is_floating_point():  # a mask
+            bias = torch.zeros(bias.shape).masked_fill(~bias, -torch.inf)
+        n_threads = torch.get_num_threads()
+        x, scratch = x.clone(), torch.empty(6 * B * C + n_threads * capacity)
+        step = _Step(
+            *map(_address, (positions, cos, sin, bias)),
+            *(B, C, self.config.n_head, capacity),
+            *(len(positions) > 1, cos is not None and len(cos) > 1),
+            *(bias.shape[:2] if bias is not None else (1, 1)),
+            *(caches[0].cache_len, self.config.activation == "gelu_tanh", n_threads),
+        )
+        pointers = ctypes.c_void_p * len(caches)
+        keys, values = (pointers(*(_address(cache[i]) for cache in caches)) for i in range(2))
+        _compiled().blocks(step, self.layers, len(caches), keys, values, _address(x), _address(scratch))
+        return x
+
+
+def _packed(linear: Any) -> PackedLinear:
+    return linear if isinstance(linear, PackedLinear) else PackedLinear(linear, torch.float32)
+
+
+def can_pack(model: Any) -> tuple[bool, str]:
+    """(whether a model is large enough and can be packed here, why not if only the compiler is missing)."""
+    if model.device.type != "cpu" or not model.can_cache or model.get_num_matmul_params() < WORTH_PACKING:
+        return False, ""
+    compiled, why_not = library()
+    return compiled is not None, why_not
+
+
+def decode_backend(model: Any, n_tokens: int) -> PackedBlocks | None:
+    """What runs the blocks of a float32 model for its next n_tokens; None if its own forward pass is to do it.
+
+    Unless the model is packed already, its weights are copied: that costs about as much time as ten tokens.
+    """
+    if isinstance(model.lm_head, PackedLinear):
+        return PackedBlocks(model)
+    if not model.use_packed_weights or n_tokens < MIN_TOKENS_TO_COPY or model.get_num_matmul_params() > MAX_COPIED:
         return None
-    return Packed(model, torch.float32)
-
-
-def packed_already(model: GPT, n_tokens: int) -> Packed:
-    """model.packer of a model of pack_model."""
-    return Packed(model, torch.float32)
-
-
-def pack_model(model: GPT, dtype: torch.dtype):
-    """Make model, on a CPU, one for inference: weights of Linears in dtype (int8 ones stay), all else in float32."""
-    model.float()
-    replace_modules(model, (nn.Linear, Int8Linear), lambda linear: PackedLinear(linear, dtype))
-    model.packer = packed_already
+    return PackedBlocks(model) if can_pack(model)[0] else None

@@ -21,6 +21,7 @@ import train
 from dongpt.chat.conversation import Conversation
 from dongpt.chat.dialogues import Chats, Dialogues
 from dongpt.checkpoint.files import load_model
+from dongpt.decode.sampling import Sampling
 from dongpt.text import prepare as preparing
 from dongpt.text.documents import Files
 from dongpt.text.template import (
@@ -37,7 +38,6 @@ from dongpt.text.template import (
 )
 from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, added_tokens, from_dict
 from dongpt.train.data import Corpus, read_meta
-from model import Sampling
 
 smoke = pytest.mark.smoke
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")

@@ -11,8 +11,12 @@ import pytest
 import torch
 from helpers import windows
 
+from dongpt.checkpoint import build_model
 from dongpt.checkpoint.legacy import MODELS, LegacyConfig
-from model import GPT, Decoder, GPTConfig, KVCache, Sampling, draw, new_model, penalise
+from dongpt.decode import decoder as decoding
+from dongpt.decode.decoder import Decoder, KVCache
+from dongpt.decode.sampling import Sampling, penalize, sample_ids
+from model import GPT, GPTConfig
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]
 TINY = GPTConfig(block_size=8, vocab_size=61, n_layer=2, n_head=2, n_embd=16, tie_weights=False)
@@ -36,7 +40,7 @@ def randomise(model: GPT, seed: int = 0) -> GPT:
 
 
 def make(pos_embd: str = "default", seed: int = 0, **changes) -> GPT:
-    return randomise(new_model(replace(TINY, pos_embd=pos_embd, **changes)), seed)
+    return randomise(build_model(replace(TINY, pos_embd=pos_embd, **changes)), seed)
 
 
 def legacy(name: str) -> GPT:
@@ -68,7 +72,7 @@ def decoder_of(model: GPT, n_rows: int, use_kv_cache: bool = True, **sampling) -
 @torch.no_grad()
 def draws(decoder: Decoder, rows, seed: int, n: int) -> list[list[int]]:
     """The new ids of each row, from a Decoder itself."""
-    return torch.tensor(list(decoder.draws(rows, seed, n))).T.tolist()
+    return torch.tensor(list(decoder.generate_ids(rows, seed, n))).T.tolist()
 
 
 @torch.no_grad()
@@ -180,9 +184,9 @@ def test_what_lies_beyond_the_newest_token_makes_no_difference(pos_embd):
         decoder = decoder_of(model, 3)
         draws(decoder, prompts((16, 16, 16)), 0, 1)  # leaves garbage everywhere
         draws(decoder, rows, 0, 4)
-        longest = max(decoder.counts)
+        longest = max(decoder.lengths)
         with torch.no_grad():
-            expected = decoder._logits(longest, longest - 1 if min(decoder.counts) == longest else None)
+            expected = decoder._logits(longest, longest - 1 if min(decoder.lengths) == longest else None)
             assert longest < 16
             assert_close(decoder._logits(16, None), expected, 1e-5)
 
@@ -240,7 +244,7 @@ def test_text_does_not_depend_on_how_much_is_encoded_at_a_time(pos_embd, prefill
     text = drawn(model, rows, 10, seed=1)
     expected, shapes = torch.stack(logits), encoded_shapes(model)
     logits.clear()
-    monkeypatch.setattr(Decoder, "PREFILL", prefill)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", prefill)
     assert drawn(model, rows, 10, seed=1) == text
     assert_close(torch.stack(logits), expected)
     size = max(1, prefill // 3)  # of 29 tokens; later the first row, which is full, has 15 to encode anew
@@ -297,8 +301,8 @@ def shares(logits, text, n: int = 5000, **settings) -> torch.Tensor:
     if sampling.repetition_penalty is not None:
         seen = torch.zeros(logits.shape, dtype=torch.bool)
         seen[0, text] = True
-        logits = penalise(logits, seen, sampling.repetition_penalty)
-    return torch.bincount(draw(logits.expand(n, -1), grid(n), sampling), minlength=logits.shape[1]) / n
+        logits = penalize(logits, seen, sampling.repetition_penalty)
+    return torch.bincount(sample_ids(logits.expand(n, -1), grid(n), sampling), minlength=logits.shape[1]) / n
 
 
 def random_logits(seed: int, n: int = 30) -> torch.Tensor:
@@ -390,8 +394,8 @@ def test_the_filters_come_in_the_order_of_transformers(transformers):
 @smoke
 def test_the_penalty_by_hand():
     logits, seen = torch.tensor([[2.0, -2.0, 0.0, 4.0], [2.0, -2.0, 0.0, 4.0]]), torch.tensor([[1, 1, 1, 0], [0] * 4])
-    assert penalise(logits, seen.bool(), 2.0).tolist() == [[1.0, -4.0, 0.0, 4.0], [2.0, -2.0, 0.0, 4.0]]
-    assert penalise(logits, seen.bool(), 0.5).tolist() == [[4.0, -1.0, 0.0, 4.0], [2.0, -2.0, 0.0, 4.0]]
+    assert penalize(logits, seen.bool(), 2.0).tolist() == [[1.0, -4.0, 0.0, 4.0], [2.0, -2.0, 0.0, 4.0]]
+    assert penalize(logits, seen.bool(), 0.5).tolist() == [[4.0, -1.0, 0.0, 4.0], [2.0, -2.0, 0.0, 4.0]]
 
 
 @smoke
@@ -686,26 +690,26 @@ def test_a_decoder_left_half_way_begins_anew():
     used, rows = decoder_of(model, 3, **EVERYTHING), prompts((3, 9, 6))
     expected = draws(used, rows, 4, 30)
     with torch.no_grad():
-        left = used.draws(prompts((8, 1, 5)), 9, 50)
+        left = used.generate_ids(prompts((8, 1, 5)), 9, 50)
         next(left), next(left)
-        assert used.busy
+        assert used.in_use
         left.close()
-    assert not used.busy and draws(used, rows, 4, 30) == expected and not used.busy
+    assert not used.in_use and draws(used, rows, 4, 30) == expected and not used.in_use
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only there a Decoder is kept")
 def test_a_remembered_decoder_is_used_again_only_where_it_fits_and_is_free():
     model, sampling = make().to("cuda"), Sampling(**EVERYTHING)
     settings = (3, 8, sampling, 61, True)
-    remembered = Decoder.of(model, *settings)
-    assert Decoder.of(model, *settings) is remembered
+    remembered = Decoder.for_model(model, *settings)
+    assert Decoder.for_model(model, *settings) is remembered
     for other in (
         (2, *settings[1:]),
         (3, 8, Sampling(), 61, True),
         (3, 8, sampling, 60, True),
         (3, 8, sampling, 61, False),
     ):
-        assert Decoder.of(model, *other) is not remembered
+        assert Decoder.for_model(model, *other) is not remembered
     rows, settings = prompts((1, 9, 6)), dict(seed=4, **EVERYTHING)
     expected = drawn(model, rows, 15, **settings)
     first, second = model.stream(rows, 15, **settings), model.stream(rows, 15, **settings)
@@ -717,9 +721,9 @@ def test_a_remembered_decoder_is_used_again_only_where_it_fits_and_is_free():
 @pytest.mark.parametrize("uniforms", [7, 1000])
 def test_text_does_not_depend_on_how_many_random_numbers_come_at_a_time(uniforms, monkeypatch):
     model, rows = make(n_layer=1), prompts((1, 9))
-    assert Decoder.UNIFORMS < 140
+    assert decoding.UNIFORMS < 140
     expected = drawn(model, rows, 140, seed=8, min_p=0.02)
-    monkeypatch.setattr(Decoder, "UNIFORMS", uniforms)
+    monkeypatch.setattr(decoding, "UNIFORMS", uniforms)
     assert drawn(model, rows, 140, seed=8, min_p=0.02) == expected
 
 
@@ -799,7 +803,7 @@ def live_tensors() -> int:
 
 
 def tensors_of(decoder: Decoder) -> list[torch.Tensor]:
-    found = [decoder.text, decoder.last, decoder.uniforms, decoder.n_drawn, decoder.drawn]
+    found = [decoder.tokens, decoder.last, decoder.uniforms, decoder.n_used, decoder.next_ids]
     found += [] if decoder.seen is None else [decoder.seen]
     return found + ([t for layer in decoder.cache.layers for t in layer] if decoder.cache else [])
 

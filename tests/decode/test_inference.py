@@ -21,11 +21,12 @@ from dongpt.checkpoint.files import load_model, model_args, save
 from dongpt.checkpoint.foreign import FORMAT_VERSION
 from dongpt.checkpoint.legacy import MODELS
 from dongpt.decode import ready as inference
-from dongpt.decode.quantize import Int8Linear, quantize, quantize_linears
+from dongpt.decode.decoder import KVCache
+from dongpt.decode.quantize import Int8Linear, pack_model, quantize, quantize_linears
 from dongpt.decode.ready import to_inference
-from dongpt.kernels import cpu as rows
-from dongpt.kernels.cpu import Packed, PackedLinear, pack, pack_model
-from model import GPT, KVCache, Where
+from dongpt.kernels import cpu
+from dongpt.kernels.cpu import PackedBlocks, PackedLinear, pack
+from model import GPT, AttentionInputs
 
 smoke = pytest.mark.smoke
 SLOW_INT8 = ", weights: int8 (as asked), less memory, slower than without"
@@ -58,9 +59,9 @@ BATCHES = [*range(1, 10), 17, 64, 67, 130]
 @pytest.fixture
 def anew():
     """rows.c is looked for again, and again behind the test."""
-    rows.library.cache_clear()
+    cpu.library.cache_clear()
     yield
-    rows.library.cache_clear()
+    cpu.library.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -75,14 +76,14 @@ def one_thread():
 @pytest.fixture
 def packed_models(monkeypatch) -> list:
     """Every model is worth packing; the list gets those that are."""
-    made, init = [], Packed.__init__
+    made, init = [], PackedBlocks.__init__
 
-    def spy(self, model, dtype):
+    def spy(self, model):
         made.append(model)
-        init(self, model, dtype)
+        init(self, model)
 
-    monkeypatch.setattr(Packed, "__init__", spy)
-    monkeypatch.setattr(rows, "WORTH_PACKING", 1)
+    monkeypatch.setattr(PackedBlocks, "__init__", spy)
+    monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
     return made
 
 
@@ -299,16 +300,16 @@ def test_quantize_linears_replaces_every_linear_and_leaves_the_embeddings(tie_we
 
 
 @torch.no_grad()
-def step(model: GPT, packed: Packed, cache: KVCache, newest, positions, n_held: int, start: int | None):
+def step(model: GPT, packed: PackedBlocks, cache: KVCache, newest, positions, n_held: int, start: int | None):
     """Logits (B, V) behind the newest tokens (B,), by packed."""
     held = cache.at(positions, n_held, start)
-    x = packed.blocks(model._embed(newest[:, None], positions), model.where(positions, held[0]), held)
+    x = packed.blocks(model._embed(newest[:, None], positions), model.attention_inputs(positions, held[0]), held)
     return packed.head(model.transformer.ln_f(x)[:, 0])
 
 
 def decode(model: GPT, idx, logits: list):
-    """Append the logits (B, V) at every position of idx (B, T), by the model's own packer."""
-    packed, cache = model.packer(model, 1), KVCache(model, len(idx))
+    """Append the logits (B, V) at every position of idx (B, T), by packed blocks."""
+    packed, cache = PackedBlocks(model), KVCache(model, len(idx))
     for t in range(idx.shape[1]):
         logits.append(step(model, packed, cache, idx[:, t], torch.tensor([t]), t + 1, t))
 
@@ -345,7 +346,6 @@ def architectures(pos_embd: str) -> list[dict]:
 def test_packed_blocks_give_the_logits_of_a_full_pass_at_every_position(pos_embd):
     for changes in architectures(pos_embd):
         model, idx, got = make(pos_embd, block_size=20, **changes), ids(3, 20), []
-        model.packer = rows.packed_already
         decode(model, idx, got)
         assert_same_logits(torch.stack(got, 1), all_logits(model, idx))
 
@@ -356,7 +356,7 @@ def test_packed_blocks_give_the_logits_of_a_full_pass_at_every_position(pos_embd
 def test_packed_blocks_give_the_logits_of_full_passes_where_rows_stand_at_different_positions(pos_embd):
     for changes in architectures(pos_embd):
         model, idx = make(pos_embd, block_size=20, **changes), ids(4, 20)
-        packed, cache, expected = Packed(model, torch.float32), KVCache(model, 4), all_logits(model, idx)
+        packed, cache, expected = PackedBlocks(model), KVCache(model, 4), all_logits(model, idx)
         starts = torch.tensor([3, 0, 11, 7])
         with torch.no_grad():
             for row, n in enumerate(starts.tolist()):
@@ -412,7 +412,6 @@ def test_saturated_attention_and_wide_activations_lose_no_precision(pos_embd, ac
     own = all_logits(model, idx)
     assert inputs[0].max() > 50 and inputs[0].min() < -50
     exact = all_logits(copy.deepcopy(model).double(), idx)
-    model.packer = rows.packed_already
     decode(model, idx, got)
     error, own_error = ((t - exact).abs().max() / exact.abs().max() for t in (torch.stack(got, 1), own))
     assert error < max(1e-5, 3 * own_error) and own_error < 1e-3
@@ -430,7 +429,7 @@ def layer_of_nothing(model: GPT, cache: KVCache, position: int, bias=None) -> to
     """What the layer makes of zeros at this position, (C,)."""
     held = cache.at(torch.tensor([position]), position + 1, position)
     x = torch.zeros(1, 1, model.config.n_embd)
-    return Packed(model, torch.float32).blocks(x, Where(None, bias, False), held)[0, 0]
+    return PackedBlocks(model).blocks(x, AttentionInputs(None, bias, False), held)[0, 0]
 
 
 @needs_compiler
@@ -510,21 +509,21 @@ def saved(folder, model: GPT) -> str:
 @smoke
 def test_a_loaded_model_is_packed_from_a_size_on_and_up_to_one(tmp_path, packed_models, monkeypatch):
     model, _ = load_model(saved(tmp_path, make()))
-    size = model.get_num_multiplied()
+    size = model.get_num_matmul_params()
     for name, limit, used in (
         ("WORTH_PACKING", size, 1),
         ("WORTH_PACKING", size + 1, 0),
         ("WORTH_PACKING", size, 1),
-        ("WORTH_COPYING", size, 1),
-        ("WORTH_COPYING", size - 1, 0),
+        ("MAX_COPIED", size, 1),
+        ("MAX_COPIED", size - 1, 0),
     ):
-        monkeypatch.setattr(rows, name, limit)
+        monkeypatch.setattr(cpu, name, limit)
         packed_models.clear()
-        drawn(model, prompts((3,)), rows.WORTH_A_COPY - 1)
+        drawn(model, prompts((3,)), cpu.MIN_TOKENS_TO_COPY - 1)
         assert not packed_models
-        drawn(model, prompts((3,)), rows.WORTH_A_COPY)
+        drawn(model, prompts((3,)), cpu.MIN_TOKENS_TO_COPY)
         assert len(packed_models) == used, (name, limit)
-        drawn(model, prompts((3,)), rows.WORTH_A_COPY, use_kv_cache=False)
+        drawn(model, prompts((3,)), cpu.MIN_TOKENS_TO_COPY, use_kv_cache=False)
         assert len(packed_models) == used
 
 
@@ -533,6 +532,7 @@ def test_a_loaded_model_is_packed_from_a_size_on_and_up_to_one(tmp_path, packed_
 @each_scheme
 def test_a_loaded_model_writes_the_same_packed_stays_as_it_is_and_trains(tmp_path, packed_models, pos_embd):
     plain = make(pos_embd, tie_weights=True)
+    plain.use_packed_weights = False
     model, _ = load_model(saved(tmp_path, plain))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     for settings in (dict(temperature=0), dict(seed=3)):
@@ -565,7 +565,7 @@ def test_a_changed_weight_is_seen_by_the_next_text(tmp_path, packed_models, chan
     with torch.no_grad():
         change(model)
     second, plain = model.generate(idx, 16, temperature=0), copy.deepcopy(model)
-    plain.packer = None
+    plain.use_packed_weights = False
     assert len(packed_models) == 2 and not torch.equal(first, second)
     assert torch.equal(second, plain.generate(idx, 16, temperature=0))
 
@@ -601,7 +601,6 @@ def test_models_without_a_cache_are_never_packed_and_write_what_they_wrote(kind,
         return make(model_type="bigram") if kind == "bigram" else legacy(kind)
 
     plain, model = fresh(), fresh()
-    model.packer = rows.packer
     assert drawn(model, prompts(), 15, seed=1) == drawn(plain, prompts(), 15, seed=1)
     rt = runtime.start("cpu")
     model, why = to_inference(fresh(), rt)
@@ -632,10 +631,10 @@ DTYPE = {
 
 def chosen(monkeypatch, limits, dtype: str = "auto", quantized: str = "none", compile="auto") -> tuple[GPT, str]:
     """(model, the sentence behind the one on the device and dtype) of prepare."""
-    monkeypatch.setattr(rows, "WORTH_PACKING", limits[0])
+    monkeypatch.setattr(cpu, "WORTH_PACKING", limits[0])
     monkeypatch.setattr(inference, "WORTH_ROUNDING", limits[1])
     rt, model = runtime.start("cpu", dtype), make(n_embd=64)
-    model, why = to_inference(model.train(), rt, dtype, quantized, compiled)
+    model, why = to_inference(model.train(), rt, dtype, quantized, compile)
     said = f"device: cpu (as asked), {DTYPE[dtype]}"
     assert why.startswith(said) and not model.training and not any(p.requires_grad for p in model.parameters())
     assert len(drawn(model, prompts((3, 9)), 8, seed=1)[0]) == 8
@@ -691,11 +690,11 @@ def test_the_weights_are_chosen_by_the_rule_and_that_is_said(monkeypatch, limits
 @needs_compiler
 @smoke
 def test_the_limits_of_the_rule_are_part_of_what_lies_above_them(monkeypatch):
-    size = make(n_embd=64).get_num_multiplied()
+    size = make(n_embd=64).get_num_matmul_params()
     for limits, said in (((size + 1, 1), ""), ((size, size + 1), "weights: float32, packed"), ((1, size), "bfloat16")):
         why = chosen(monkeypatch, limits)[1]
         assert said in why and bool(said) == bool(why), limits
-    assert rows.WORTH_PACKING < inference.WORTH_ROUNDING
+    assert cpu.WORTH_PACKING < inference.WORTH_ROUNDING
 
 
 @smoke
@@ -744,8 +743,8 @@ def test_without_a_compiler_that_works_nothing_is_packed_and_that_is_said(
 
 @smoke
 def test_on_other_systems_nothing_is_compiled(monkeypatch, anew):
-    monkeypatch.setattr(rows.sys, "platform", "win32")
-    assert rows.library() == (None, "not done on win32")
+    monkeypatch.setattr(cpu.sys, "platform", "win32")
+    assert cpu.library() == (None, "not done on win32")
 
 
 @needs_compiler
@@ -753,7 +752,7 @@ def test_on_other_systems_nothing_is_compiled(monkeypatch, anew):
 def test_a_compiler_is_asked_once_and_leaves_no_file(monkeypatch, tmp_path, anew):
     calls = tmp_path / "calls"
     monkeypatch.setenv("CC", compiler(tmp_path / "cc", f'echo "$@" >> {calls}\nexec {shutil.which("gcc")} "$@"'))
-    monkeypatch.setattr(rows.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cpu.tempfile, "tempdir", str(tmp_path))
     for _ in range(2):
         chosen(monkeypatch, LARGE)
     assert len(calls.read_text().splitlines()) == 1
@@ -783,7 +782,7 @@ def test_sample_writes_with_packed_weights(tiny_run, capsys, packed_models, monk
     for (args, (texts, why)), weights in zip(results.items(), ("float32", "int8", "bfloat16", "int8")):
         assert texts.count(sample.SEPARATOR) == 3 and len(texts) > 120
         assert f"weights: {weights}" in why and why.endswith("packed, sums in float32")
-    monkeypatch.setattr(rows, "WORTH_PACKING", 10**9)
+    monkeypatch.setattr(cpu, "WORTH_PACKING", 10**9)
     for args in ((), ("--quantize=int8",)):
         texts, why = samples(capsys, tiny_run, *args)
         assert texts == results[args][0] and "packed" not in why
@@ -906,9 +905,9 @@ def test_the_bench_of_decoding_takes_the_median_and_leaves_out_the_first_round(m
     ],
 )
 def test_the_bench_of_decoding_counts_the_bytes_that_a_token_reads(measured, monkeypatch, args, worth, weights, parts):
-    monkeypatch.setattr(rows, "WORTH_PACKING", worth)
+    monkeypatch.setattr(cpu, "WORTH_PACKING", worth)
     found, _ = measured("--transformers=False", *args)
-    n_bytes, panel = 4 * OTHER, max(parts, 2) * rows.library()[0].lanes() if parts else 1
+    n_bytes, panel = 4 * OTHER, max(parts, 2) * cpu.library()[0].lanes() if parts else 1
     for N, K in ((50, 16), (48, 16), (16, 16), (64, 16), (16, 64)):
         n_bytes += -(-N // panel) * panel * K * (1 if weights == "int8" else 4 // (parts or 1))
         n_bytes += 4 * N * (weights == "int8")  # scales

@@ -20,10 +20,11 @@ from helpers import ROOT, expect_sentence
 
 import sample as program
 from dongpt.checkpoint.files import load_anything, model_args, save
+from dongpt.decode.sampling import window_size
 from dongpt.decode.text import Texts, read_stop, read_stop_ids
 from dongpt.program import run_program
 from dongpt.text.tokenizers import CharTokenizer, GPT2Tokenizer
-from model import GPT, GPTConfig, window_size
+from model import GPT, GPTConfig
 
 smoke = pytest.mark.smoke
 SEPARATOR = "---------------"  # nanoGPT's

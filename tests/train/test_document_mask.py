@@ -10,6 +10,8 @@ from torch.nn import functional as F
 import evaluate
 import train
 from dongpt.checkpoint.files import load_model
+from dongpt.decode.sampling import window_size
+from dongpt.kernels import cpu
 from dongpt.text.documents import Texts
 from dongpt.text.prepare import Vocabulary, prepare
 from model import GPT, GPTConfig, same_document
@@ -47,7 +49,7 @@ def windows_with_ends() -> torch.Tensor:
 @smoke
 def test_a_token_looks_at_its_document_alone():
     idx = windows_with_ends()
-    mask = same_document(idx, END)
+    mask = same_document(idx, END).tril()
     assert mask.shape == (4, 1, 24, 24) and mask.dtype == torch.bool
     for row, ids in enumerate(idx.tolist()):
         for i in range(24):
@@ -73,12 +75,49 @@ def test_with_rope_a_document_gets_the_logits_that_it_gets_alone():
 
 
 @smoke
-def test_without_targets_nothing_is_masked():
-    model, idx = random_model("default"), windows_with_ends()
+@pytest.mark.parametrize("pos_embd", ["default", "rope"])
+def test_logits_do_not_depend_on_whether_targets_are_passed(pos_embd):
+    model, idx = random_model(pos_embd), windows_with_ends()
     plain, _ = model(idx)
-    written = model.generate(idx[:, :8], 10, temperature=0.0)
     model.document_end = END
-    assert torch.equal(model(idx)[0], plain) and torch.equal(model.generate(idx[:, :8], 10, temperature=0.0), written)
+    last, loss = model(idx)
+    assert loss is None and (last - plain).abs().max() > 0.1
+    torch.testing.assert_close(last, model(idx, idx)[0][:, -1:], atol=1e-6, rtol=1e-6)
+
+
+@smoke
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("pos_embd", ["default", "rope"])
+def test_decoding_sees_the_documents_that_forward_sees(pos_embd, packed, monkeypatch):
+    """Prompts with ends inside, of different lengths, and texts in which the model writes ends itself."""
+    if packed and cpu.library()[0] is None:
+        pytest.skip("no C compiler for cpu.c")
+    monkeypatch.setattr(cpu, "WORTH_PACKING", 1 if packed else 10**9)
+    model, block_size = random_model(pos_embd), 24
+    model.document_end = END
+    with torch.no_grad():
+        model.lm_head.weight[END] *= 3  # so that ends are drawn
+    prompts = [row[:n] for row, n in zip(windows_with_ends().tolist(), (24, 12, 5, 2))]
+    for use_kv_cache in (True, False):
+        text = torch.stack(list(model.stream(prompts, 40, temperature=0, use_kv_cache=use_kv_cache))).T.tolist()
+        assert any(END in new[:10] for new in text) and any(i != END for new in text for i in new)
+        for prompt, new in zip(prompts, text):
+            for n, i in enumerate(new):
+                seen = [*prompt, *new[:n]]
+                seen = seen[-window_size(len(seen), block_size) :]
+                logits = model(torch.tensor([seen]))[0][0, -1]
+                assert logits[i] > logits.max() - 1e-4, (use_kv_cache, n)
+
+
+@smoke
+def test_without_ends_inside_the_mask_changes_no_text():
+    model, idx = random_model("default"), windows_with_ends()
+    with torch.no_grad():
+        model.lm_head.weight[END] = 0.0
+    prompts = [[END, *idx[0, :7].tolist()], idx[0, :4].tolist()]  # an end at the start hides nothing
+    before = torch.stack(list(model.stream(prompts, 40, temperature=0, n_ids=END)))
+    model.document_end = END
+    assert torch.equal(torch.stack(list(model.stream(prompts, 40, temperature=0, n_ids=END))), before)
 
 
 def test_training_and_evaluate_take_the_same_loss(documents, capsys):

@@ -1,0 +1,389 @@
+"""Autoregressive decoding: KV cache, prefill, one token at a time, CUDA graphs.
+
+GPT.generate and GPT.stream call stream(). `model` is always a GPT; it is not imported, because model.py imports this.
+"""
+
+import contextlib
+from typing import Any, Iterator, NamedTuple, Sequence
+
+import numpy as np
+import torch
+
+from dongpt.decode.sampling import (
+    NONFINITE_ID,
+    NonFiniteLogits,
+    Sampling,
+    check_decoding,
+    penalize,
+    read_prompts,
+    sample_ids,
+    window_size,
+)
+from dongpt.kernels import cpu
+
+UNIFORMS = 64  # random numbers drawn at a time for each sequence
+PREFILL_TOKENS = 8192  # tokens encoded at a time
+GRAPH_BUCKET = 128  # cache lengths of CUDA graphs are multiples of this
+
+
+@torch.no_grad()
+def stream(
+    model: Any,
+    prompts: Any,
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int | None = None,
+    use_kv_cache: bool = True,
+    stop_ids: Sequence[int] = (),
+    n_ids: int | None = None,
+    decoder: "Decoder | None" = None,
+) -> Iterator[torch.Tensor]:
+    """Yield the next id of every sequence, (B,) int64 on the CPU; see GPT.stream."""
+    prompts = read_prompts(prompts)
+    n_ids = model.config.vocab_size if n_ids is None else n_ids
+    check_decoding(prompts, model.config.vocab_size, n_ids, max_new_tokens, sampling)
+    seed = int(torch.randint(2**62, ())) if seed is None else int(seed)
+    finished, stop_ids = [False] * len(prompts), frozenset(stop_ids)
+    if decoder is None:
+        capacity = min(max(map(len, prompts)) + max_new_tokens, model.config.block_size)
+        decoder = Decoder.for_model(model, len(prompts), capacity, sampling, n_ids, use_kv_cache)
+    assert decoder.model is model
+    decoder.set_sampling(sampling, n_ids)
+    for next_ids in decoder.generate_ids(prompts, seed, max_new_tokens):
+        if any(i == NONFINITE_ID and not done for i, done in zip(next_ids, finished)):
+            raise NonFiniteLogits(
+                "the model's logits are not finite: use dtype=float32, or an earlier checkpoint "
+                "if the training diverged"
+            )
+        yield torch.tensor([-1 if done else i for i, done in zip(next_ids, finished)])
+        finished = [done or i in stop_ids for i, done in zip(next_ids, finished)]
+        if all(finished):
+            return
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# KV cache
+
+
+class LayerCache(NamedTuple):
+    """One layer of the KV cache, and the positions to write."""
+
+    keys: torch.Tensor  # (B, nh, capacity, hs)
+    values: torch.Tensor  # (B, nh, capacity, hs)
+    batch: slice | torch.Tensor  # sequences being encoded: the first few, or their indices (R,)
+    positions: torch.Tensor  # of the tokens being encoded: (T,), or (R, T) if the sequences differ
+    start: int | None  # first of the positions if they are consecutive and the same for all sequences
+    cache_len: int  # S: tokens in the longest sequence, those being encoded included
+
+    def extend(self, k, v):
+        """Store k, v (R, nh, T, hs) of the new tokens; return all keys and values so far, (R, nh, S, hs) each."""
+        return self._store(self.keys, k), self._store(self.values, v)
+
+    def _store(self, cached, new):
+        if self.start is not None:
+            cached[self.batch, :, self.start : self.cache_len] = new
+        else:
+            batch = torch.arange(len(new), device=new.device) if isinstance(self.batch, slice) else self.batch
+            cached[batch[:, None], :, self.positions] = new.transpose(1, 2).to(cached.dtype)
+        return cached[self.batch, :, : self.cache_len]  # a view for a slice, a copy for an index tensor
+
+
+class KVCache:
+    """Keys and values of the tokens so far, so that only new tokens are encoded.
+
+    Memory for `capacity` tokens per sequence, by default block_size, is allocated once. Sequences may have different
+    lengths: entries beyond a sequence's newest token are garbage that the mask hides and later tokens overwrite.
+    """
+
+    def __init__(self, model: Any, batch_size: int, capacity: int | None = None):
+        config, like = model.config, model.transformer.wte.weight
+        shape = (batch_size, config.n_head, capacity or config.block_size, config.n_embd // config.n_head)
+        self.dtype = _cache_dtype(model)
+        self.layers = [
+            [torch.zeros(shape, device=like.device, dtype=self.dtype) for _ in "kv"] for _ in model.transformer.h
+        ]
+
+    def at(self, positions, cache_len: int, start: int | None = None, batch=slice(None)) -> list[LayerCache]:
+        """The cache of each layer for writing tokens at positions (T,) or (R, T) of these sequences; see LayerCache."""
+        return [LayerCache(keys, values, batch, positions, start, cache_len) for keys, values in self.layers]
+
+    def clear(self):
+        for cached in (tensor for layer in self.layers for tensor in layer):
+            cached.zero_()
+
+    def repeat_first(self, cache_len: int):
+        """Copy the first cache_len tokens of the first sequence to all others."""
+        for cached in (tensor for layer in self.layers for tensor in layer):
+            cached[1:, :, :cache_len] = cached[:1, :, :cache_len]
+
+
+def _cache_dtype(model: Any) -> torch.dtype:
+    """The dtype in which the model computes keys and values."""
+    weight = model.transformer.wte.weight
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def tokens_before(tokens, positions, n: int):
+    """The n ids before positions[i] in sequence i of tokens (B, T): (B, n), -1 before the start; None for n = 0."""
+    if not n:
+        return None
+    at = positions[:, None] + torch.arange(-n, 0, device=tokens.device)
+    return tokens.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# decoding
+
+
+class Decoder:
+    """Decoding state of a batch: token buffer, KV cache, sampler.
+
+    Buffers are static, so that a step can be captured as a CUDA graph. No step waits for the ids of another: which
+    tokens are in the context depends only on how many there are.
+
+    reuse_prefix: of the next prompt, encode only what follows the tokens that the cache holds already (batch size 1).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        batch_size: int,
+        sampling: Sampling,
+        n_ids: int,
+        use_kv_cache: bool,
+        capacity: int | None = None,
+        reuse_prefix: bool = False,
+    ):
+        self.model, self.sampling, self.n_ids, self.reuse_prefix = model, sampling, n_ids, reuse_prefix
+        self.device, self.block_size, B = model.device, model.config.block_size, batch_size
+        self.lengths = [0] * B  # tokens in the context of each sequence
+        self.tokens = torch.zeros(B, self.block_size + 1, dtype=torch.int64, device=self.device)  # then garbage
+        self.last = torch.zeros(B, dtype=torch.int64, device=self.device)  # positions of the newest tokens
+        # float64, which MPS does not have: there ids are drawn on the CPU
+        uniforms_device = "cpu" if self.device.type == "mps" else self.device
+        self.uniforms = torch.zeros(UNIFORMS, B, dtype=torch.float64, device=uniforms_device)
+        self.n_used = torch.zeros(1, dtype=torch.int64, device=uniforms_device)  # how many of the uniforms are used
+        self.next_ids = torch.zeros(B, dtype=torch.int64, device=self.device)
+        self.seen = self._empty_seen()
+        self.capacity = capacity
+        self.cache = KVCache(model, B, capacity) if use_kv_cache and model.can_cache else None
+        self.n_before = model.config.ngrams - 1  # earlier tokens that the embedding of a token depends on
+        self.backend: cpu.PackedBlocks | None = None
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # captured decode steps by cache length
+        self.fingerprint: tuple = ()  # of the weights that computed what the cache holds
+        self.key: tuple = ()  # see for_model
+        self.in_use = False
+
+    @classmethod
+    def for_model(cls, model: Any, batch_size: int, capacity: int, *settings) -> "Decoder":
+        """A Decoder for `capacity` tokens per sequence; on CUDA the model's previous one if it fits."""
+        tensors, previous = [*model.parameters(), *model.buffers()], model.__dict__.get("_decoder")
+        if model.device.type != "cuda" or model.training or any(tensor.requires_grad for tensor in tensors):
+            return cls(model, batch_size, *settings, capacity=capacity)  # a model in training keeps no buffers
+        addresses = [(tensor.data_ptr(), tensor.dtype) for tensor in tensors]
+        key = (batch_size, settings, model.config, model.document_end, _cache_dtype(model), *addresses)
+        if previous is None or previous.in_use or previous.key != key:
+            previous = cls(model, batch_size, *settings)  # capacity for block_size tokens, so that any text fits
+            model.__dict__["_decoder"], previous.key = previous, key
+        return previous
+
+    def _empty_seen(self):
+        """(B, V): which ids each sequence contains, if the sampling depends on it."""
+        if self.sampling.repetition_penalty in (None, 1):
+            return None
+        return torch.zeros(len(self.lengths), self.model.config.vocab_size, dtype=torch.bool, device=self.device)
+
+    def set_sampling(self, sampling: Sampling, n_ids: int):
+        """Sample with these settings from now on."""
+        if (sampling, n_ids) != (self.sampling, self.n_ids):
+            self.sampling, self.n_ids = sampling, n_ids
+            self.graphs.clear()  # captured with the old settings
+            self.seen = self._empty_seen()
+
+    def generate_ids(self, prompts: list[list[int]], seed: int, max_new_tokens: int) -> Iterator[list[int]]:
+        """Yield the next id of each sequence, max_new_tokens times.
+
+        On a GPU the next step is already queued when they arrive: stop conditions are checked one step late.
+        """
+        self.in_use, waiting = True, None
+        small = self.device.type == "cpu" and self.model.get_num_matmul_params() < cpu.WORTH_PACKING
+        try:
+            with _decoding_threads(small):
+                self.prefill(prompts, max_new_tokens)
+            generators = [
+                np.random.Generator(np.random.Philox(key=seed % 2**64 + (i << 64))) for i in range(len(prompts))
+            ]
+            for i in range(max_new_tokens):
+                with _decoding_threads(small):
+                    if i % UNIFORMS == 0:
+                        numbers = np.array([generator.random(UNIFORMS) for generator in generators]).T
+                        self.uniforms.copy_(torch.from_numpy(numbers))
+                        self.n_used.zero_()
+                    self.truncate_context()
+                    self.decode_step()
+                self.lengths = [length + 1 for length in self.lengths]
+                if self.device.type != "cuda":
+                    yield self.next_ids.tolist()
+                    continue
+                if waiting:
+                    yield self._wait(*waiting)
+                waiting = self.next_ids.to("cpu", non_blocking=True), torch.cuda.Event()
+                waiting[1].record()
+            if waiting:
+                yield self._wait(*waiting)
+        finally:
+            self.in_use = False
+
+    @staticmethod
+    def _wait(next_ids, copied) -> list[int]:
+        copied.synchronize()
+        return next_ids.tolist()
+
+    def prefill(self, prompts: list[list[int]], max_new_tokens: int):
+        """Load the prompts, and encode all of their tokens except the newest."""
+        windows = [prompt[-window_size(len(prompt), self.block_size) :] for prompt in prompts]
+        if self.cache and self.cache.dtype != _cache_dtype(self.model):
+            self.cache = KVCache(self.model, len(prompts), self.capacity)
+        can_pack = self.cache is not None and self.cache.dtype == torch.float32 and not self.model.training
+        self.backend = cpu.decode_backend(self.model, max_new_tokens) if can_pack else None
+        n_known = self._n_known(windows[0]) if self.reuse_prefix else 0
+        self.lengths = [len(window) for window in windows]
+        longest = max(self.lengths)
+        padded = torch.tensor([window + [0] * (longest - len(window)) for window in windows])
+        self.tokens[:, :longest] = padded.to(self.device)
+        self.last.copy_(torch.tensor(self.lengths) - 1)
+        if self.seen is not None:
+            seen = torch.zeros(self.seen.shape, dtype=torch.bool)
+            for i, prompt in enumerate(prompts):
+                seen[i, prompt] = True
+            self.seen.copy_(seen)
+        if self.cache:
+            if self.graphs and not n_known:  # used before: what a mask hides must be finite
+                self.cache.clear()
+            self._encode(range(len(prompts)), all(window == windows[0] for window in windows), n_known)
+
+    def _n_known(self, window: list[int]) -> int:
+        """How many of the first tokens of window, the newest aside, the cache holds for the current weights."""
+        fingerprint, previous = _fingerprint(self.model), self.fingerprint
+        self.fingerprint = fingerprint
+        if fingerprint != previous:
+            return 0
+        before = self.tokens[0, : max(0, self.lengths[0] - 1)].tolist()
+        same = next((i for i, (a, b) in enumerate(zip(before, window)) if a != b), min(len(before), len(window)))
+        return min(same, len(window) - 1)
+
+    def truncate_context(self):
+        """Reduce sequences of more than block_size tokens to their newest half, and encode it again from position 0."""
+        full = [i for i, length in enumerate(self.lengths) if length > self.block_size]
+        if not full:
+            return
+        half = window_size(self.block_size + 1, self.block_size)
+        batch = torch.tensor(full, device=self.device)
+        self.tokens[batch, :half] = self.tokens[batch, self.block_size + 1 - half :]
+        self.last[batch] = half - 1
+        for i in full:
+            self.lengths[i] = half
+        if self.cache:
+            self._encode(full, False)
+
+    def _encode(self, batch: Sequence[int], identical: bool, start: int = 0):
+        """Put the tokens of these sequences from start to the last but one into the cache; identical ones once."""
+        end = max(self.lengths[i] for i in batch) - 1
+        at: slice | torch.Tensor = slice(0, 1) if identical else slice(None)
+        if not identical and len(batch) < len(self.lengths):
+            at = torch.tensor(batch, device=self.device)
+        tokens = self.tokens[at]
+        chunk = max(1, PREFILL_TOKENS // len(tokens))
+        for first in range(start, end, chunk):
+            stop = min(first + chunk, end)
+            positions = torch.arange(first, stop, device=self.device)
+            before = tokens_before(tokens, torch.full_like(tokens[:, 0], first), self.n_before)
+            cache = self.cache.at(positions, stop, first, at)
+            self.model._hidden(tokens[:, first:stop], positions, cache, before, tokens[:, :stop])
+        if identical and len(self.lengths) > 1:
+            self.cache.repeat_first(end)
+
+    def decode_step(self):
+        """Draw one id for each sequence."""
+        longest = max(self.lengths)
+        if self.cache is None:
+            self._sample(self.model.logits_at(self.tokens[:, :longest], self.last))
+        elif self.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):  # autocast frees its casts at exit
+            self._replay(min(-(-longest // GRAPH_BUCKET) * GRAPH_BUCKET, self.block_size))
+        else:
+            start = longest - 1 if min(self.lengths) == longest else None
+            self._sample(self._logits(longest, start))
+
+    def _logits(self, cache_len: int, start: int | None):
+        """Logits (B, V) after the newest tokens, which enter the cache; start is their position if it is the same."""
+        newest = self.tokens.gather(1, self.last[:, None])  # (B, 1)
+        before = tokens_before(self.tokens, self.last, self.n_before)
+        positions = self.last[:1] if start is not None else self.last[:, None]
+        cache, model, tokens = self.cache.at(positions, cache_len, start), self.model, self.tokens[:, :cache_len]
+        if self.backend is None:
+            return model.lm_head(model._hidden(newest, positions, cache, before, tokens)[:, 0])
+        x = model._embed(newest, positions, before)
+        x = self.backend.blocks(x, model.attention_inputs(positions, cache[0], tokens), cache)
+        return self.backend.head(model.transformer.ln_f(x)[:, 0])
+
+    def _sample(self, logits):
+        """Draw an id from each row of logits (B, V), and append it to the sequence."""
+        if self.seen is not None:
+            logits = penalize(logits.float(), self.seen, self.sampling.repetition_penalty)
+        uniforms = self.uniforms.index_select(0, self.n_used)[0]
+        self.next_ids.copy_(sample_ids(logits[:, : self.n_ids], uniforms, self.sampling))
+        self.n_used += 1
+        self.last += 1
+        ids = self.next_ids[:, None].clamp(min=0)  # (B, 1)
+        self.tokens.scatter_(1, self.last[:, None], ids)
+        if self.seen is not None:
+            self.seen.scatter_(1, ids, True)
+
+    def _replay(self, cache_len: int):
+        """One decode step on CUDA as a graph; otherwise a small model spends its time launching kernels."""
+        if cache_len not in self.graphs:
+            state = [t for t in (self.n_used, self.last, self.tokens, self.seen) if t is not None]
+            saved = [t.clone() for t in state]
+            side_stream = torch.cuda.Stream()
+            side_stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side_stream):  # warm-up on a side stream, as torch.cuda.graph requires
+                for _ in range(3):
+                    self._sample(self._logits(cache_len, None))
+                    for tensor, value in zip(state, saved):
+                        tensor.copy_(value)
+            torch.cuda.current_stream().wait_stream(side_stream)
+            self.graphs[cache_len] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graphs[cache_len]):
+                self._sample(self._logits(cache_len, None))
+        self.graphs[cache_len].replay()
+
+
+def _fingerprint(model: Any) -> tuple:
+    """A value that changes when the keys and values of a cache become stale.
+
+    Address and version detect assignments, optimizer steps and other in-place operations; the sums detect writes
+    through .data, which change neither. Reading every weight once costs about as much as decoding one token.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    wide = torch.float32 if model.device.type == "mps" else torch.float64
+    sums = torch.stack([tensor.sum(dtype=wide) for tensor in tensors]).tolist() if tensors else []
+    versions = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
+    return (*versions, *sums, model.config, model.document_end, model.training, _cache_dtype(model))
+
+
+@contextlib.contextmanager
+def _decoding_threads(small: bool) -> Iterator[None]:
+    """Use one CPU thread for a small model: several would wait for each other longer than they compute.
+
+    Entered anew for each token, so that the caller of a stream keeps its own number of threads.
+    """
+    n_threads = torch.get_num_threads()
+    if not small or n_threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)

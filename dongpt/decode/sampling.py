@@ -1,0 +1,140 @@
+"""Choosing the next ids from logits: temperature, filters, random numbers; and how much context the model sees."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+import torch
+
+NONFINITE_ID = -2  # sentinel id for non-finite logits; checked later on the host, so no GPU sync
+
+
+class NonFiniteLogits(ValueError):
+    """The model's logits are NaN or infinite, so no id can be drawn."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an id is drawn from the logits. The filters and their order are Hugging Face's."""
+
+    temperature: float = 1.0  # below 1 favors likely tokens, above 1 is more random; 0 takes the likeliest token
+    top_k: int | None = None  # draw from this many likeliest tokens; 0 or None is off
+    top_p: float | None = None  # draw from the likeliest tokens that reach this probability; None is off
+    min_p: float | None = None  # draw from tokens at least this fraction as likely as the likeliest; None is off
+    repetition_penalty: float | None = None  # above 1 makes tokens already in the text less likely; applied first
+
+    def problems(self) -> list[str]:
+        """One sentence per setting that makes no sense."""
+        found = []
+        if not 0 <= self.temperature < math.inf:
+            found.append(f"temperature={self.temperature} must be at least 0 (0 takes the likeliest token)")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 0):
+            found.append(f"top_k={self.top_k} must be a whole number, at least 0 (0 or None is off)")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            found.append(f"top_p={self.top_p} must be above 0 and at most 1 (1 or None is off)")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            found.append(f"min_p={self.min_p} must be between 0 and 1 (0 or None is off)")
+        if self.repetition_penalty is not None and not 1e-9 < self.repetition_penalty < 1e9:
+            found.append(f"repetition_penalty={self.repetition_penalty} must be above 0, near 1 (1 or None is off)")
+        return found
+
+
+def window_size(n_tokens: int, block_size: int) -> int:
+    """How many of the newest of n_tokens the model sees: all up to block_size; one more, and it drops to half a block.
+
+    The window then grows to block_size again, and so on: block_size=4 gives 1 2 3 4 2 3 4 2 3 4 ...
+    """
+    if n_tokens <= block_size:
+        return n_tokens
+    half = max(1, block_size // 2)
+    return half + (n_tokens - block_size - 1) % (block_size - half + 1)
+
+
+def read_prompts(prompts: Any) -> list[list[int]]:
+    """Lists of ids, from a tensor (B, T) or sequences of ids; anything else is left for check_decoding to report."""
+    prompts = prompts.tolist() if torch.is_tensor(prompts) else prompts
+    return [list(prompt) if isinstance(prompt, Sequence) else prompt for prompt in prompts]
+
+
+def check_decoding(prompts: list[list[int]], vocab_size: int, n_ids: int, max_new_tokens: int, sampling: Sampling):
+    """Raise ValueError, listing every problem, unless ids can be drawn with these settings."""
+    problems = []
+    if not all(isinstance(prompt, list) and all(isinstance(i, int) for i in prompt) for prompt in prompts):
+        problems.append("prompts must be rows of token ids: a tensor (B, T) of whole numbers, or a list of lists")
+    elif not prompts or not all(prompts):
+        problems.append("a prompt is empty: pass rows of at least one token id each")
+    elif not all(0 <= min(prompt) and max(prompt) < vocab_size for prompt in prompts):
+        problems.append(f"a prompt holds ids beyond the model's vocabulary of {vocab_size}: use the model's tokenizer")
+    if max_new_tokens < 0:
+        problems.append(f"max_new_tokens={max_new_tokens} must be at least 0")
+    if n_ids < 1:
+        problems.append(f"n_ids={n_ids} must be at least 1")
+    if problems := problems + sampling.problems():
+        raise ValueError("; ".join(problems))
+
+
+def penalize(logits, seen, penalty: float):
+    """Logits (B, V) with the ids marked in seen (B, V) less likely: CTRL, arxiv.org/abs/1909.05858, section 4.1.
+
+    As in Hugging Face, positive logits are divided by the penalty and negative ones multiplied.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def sample_ids(logits, uniforms, sampling: Sampling):
+    """One id per sequence (B,), drawn from logits (B, V) by inverting the cumulative distribution at uniforms (B,) < 1.
+
+    Non-finite logits give NONFINITE_ID. Apply the repetition penalty first, see penalize. Every operation works on each
+    row by itself, so that an id never depends on the other sequences of the batch.
+    """
+    logits = logits.float()
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # sampling on MPS has given wrong ids without an error: nanoGPT issues 255 and 458
+    lowest, highest = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)  # NaN if any logit is NaN
+    finite = torch.isfinite(highest - lowest)[:, 0]
+    if sampling.temperature == 0:
+        return torch.where(finite, logits.argmax(-1), NONFINITE_ID)
+    k = sampling.top_k
+    if k and k < logits.size(-1):
+        next_ids = _sample_top_k(logits, highest, uniforms, sampling, k)
+    else:
+        next_ids = _invert_cdf(logits - highest, uniforms, sampling)
+    return torch.where(finite, next_ids, NONFINITE_ID)
+
+
+def _sample_top_k(logits, highest, uniforms, sampling: Sampling, k: int):
+    """Ids (B,) drawn from the k likeliest of logits (B, V), whose maxima are highest (B, 1); ties with the k-th stay.
+
+    On a CPU a row without such ties is reduced to its k candidates, which is faster. A GPU would have to wait to find
+    out whether there are ties.
+    """
+    values, ids = torch.topk(logits, k + 1)
+    threshold = values[:, k - 1 : k]
+    if logits.device.type != "cpu":
+        return _invert_cdf(logits.masked_fill(logits < threshold, -math.inf) - highest, uniforms, sampling)
+    tied = (values[:, k] == threshold[:, 0]).nonzero()[:, 0]
+    ids, order = ids[:, :k].sort(-1)  # in the order of the vocabulary, as the masked form has them
+    chosen = _invert_cdf(values.gather(1, order) - highest, uniforms, sampling)
+    next_ids = ids.gather(1, chosen[:, None])[:, 0]
+    if len(tied):
+        masked = logits[tied].masked_fill(logits[tied] < threshold[tied], -math.inf)
+        next_ids[tied] = _invert_cdf(masked - highest[tied], uniforms[tied], sampling)
+    return next_ids
+
+
+def _invert_cdf(logits, uniforms, sampling: Sampling):
+    """Index drawn in each row of logits (B, n), which are at most 0, at a temperature above 0."""
+    logits = logits / max(sampling.temperature, 1e-37)  # a smaller one would overflow
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ascending, order = logits.sort(stable=True)  # otherwise the order of ties depends on the size of the batch
+        outside = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        outside[:, -1] = False  # the likeliest id always stays
+        logits = logits.masked_fill(outside.scatter(1, order, outside), -math.inf)
+    if sampling.min_p:
+        probabilities = logits.softmax(-1)
+        threshold = sampling.min_p * probabilities.amax(-1, keepdim=True)
+        logits = logits.masked_fill(probabilities < threshold, -math.inf)
+    # summed in float64, so that unlikely ids keep their probability; searchsorted never lands on one of probability 0
+    cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (B, n)
+    points = uniforms.to(logits.device)[:, None].clamp(max=1 - 2**-40) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.size(-1) - 1)

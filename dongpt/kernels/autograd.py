@@ -1,0 +1,113 @@
+"""Operations of the training step that are faster on a CPU than what autograd makes of their plain form.
+
+rotate and biased_attention have a backward written by hand; rotate_reference and biased_attention_reference compute the
+same by plain operations, for tests and for reading. Dropout draws fewer random bits.
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+# ----------------------------------------------------------------------------------------------------------------------
+# rotary position embeddings
+
+
+def rotate_reference(x, rotation):
+    """x (B, T, nh, hs) with channel pairs (i, i + hs/2) rotated by the angles whose cos and sin are (..., T, 1, hs)."""
+    cos, sin = rotation
+    x1, x2 = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-x2, x1], dim=-1) * sin).to(x.dtype)
+
+
+def rotate(x, rotation):
+    """The same as rotate_reference; its backward moves half as much memory."""
+    return _Rotate.apply(x, *rotation)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        y = x * cos  # float32, whatever x is
+        y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+        y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        cos, sin = ctx.saved_tensors
+        return _Rotate.apply(grad, cos, -sin), None, None  # the transpose of a rotation is the rotation back
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# attention with a learned bias
+
+
+def biased_attention_reference(q, k, v, bias):
+    """Attention of q, k, v (B, nh, T, hs) with bias (1, nh, T, T) added to the scores; -inf hides a key."""
+    scores = (q @ k.mT) / math.sqrt(q.shape[-1])
+    return (scores.float() + bias).softmax(-1).to(v.dtype) @ v
+
+
+def biased_attention(q, k, v, bias):
+    """The same as biased_attention_reference for a causal bias, with PyTorch's flash kernel in the forward pass.
+
+    That kernel gives the bias no gradient, and PyTorch's fallback keeps all scores, (B, nh, T, T), in memory. This
+    backward recomputes them in tiles that fit into the processor's cache, and only on and below the diagonal.
+    """
+    return _BiasedAttention.apply(q, k, v, bias)
+
+
+TILE_QUERIES, TILE_SCORES = 64, 2**20  # queries and scores in one tile of the backward pass
+
+
+class _BiasedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, bias):
+        ctx.save_for_backward(q, k, v, bias)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.detach())
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, bias = ctx.saved_tensors
+        (B, n_head, T, _), scale = q.shape, q.shape[-1] ** -0.5
+        dq, dk, dv = (torch.zeros(t.shape, dtype=t.dtype) for t in (q, k, v))
+        dbias = torch.zeros_like(bias)
+        n_sequences = max(1, TILE_SCORES // (n_head * min(T, TILE_QUERIES) * T))
+        for first in range(0, B, n_sequences):
+            b = slice(first, first + n_sequences)
+            for i in range(0, T, TILE_QUERIES):
+                j = min(i + TILE_QUERIES, T)  # queries i to j - 1 look at keys 0 to j - 1
+                qs, ks, vs, gs = q[b, :, i:j] * scale, k[b, :, :j], v[b, :, :j], grad[b, :, i:j]
+                p = ((qs @ ks.mT).float() + bias[:, :, i:j, :j]).softmax(-1)
+                dp = (gs @ vs.mT).float()
+                ds = p * (dp - (p * dp).sum(-1, keepdim=True))  # softmax: ds = p (dp - sum(p dp))
+                dbias[:, :, i:j, :j] += ds.sum(0)  # the bias is added to the scores of every sequence
+                ds = ds.to(q.dtype)
+                dq[b, :, i:j] = (ds @ ks) * scale
+                dk[b, :, :j] += ds.mT @ qs
+                dv[b, :, :j] += p.to(q.dtype).mT @ gs
+        return dq, dk, dv, dbias
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# dropout
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout; on a CPU with 16 random bits per element, so that p is rounded to 1/65536.
+
+    torch draws random numbers on one core, and 64 bits each for its own dropout: a tenth of a wide model's step in
+    float32, half of it where the processor multiplies bfloat16.
+    """
+
+    def forward(self, x):
+        if not self.training or not self.p or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        n_dropped = min(round(self.p * 65536), 65535)  # of the 65536 values of 16 bits
+        keep = bits[: x.numel()].view(x.shape) >= n_dropped - 32768
+        return x * keep.to(x.dtype).mul_(65536 / (65536 - n_dropped))
