@@ -16,7 +16,7 @@ import configurator
 import train
 from dongpt import runtime
 from dongpt.train import measure as measuring
-from dongpt.train.step import Updates
+from dongpt.train.step import TrainStep
 
 smoke = pytest.mark.smoke
 MODEL = [
@@ -48,14 +48,14 @@ def measured(capsys):
 def updates(monkeypatch):
     """A clock that only updates move: updates.seconds(cfg) says how far; updates.made lists the settings of each."""
     state = SimpleNamespace(now=0.0, seconds=lambda cfg: 1.0, made=[])
-    make = Updates.make
+    call = TrainStep.__call__
 
     def timed(self, *args):
         state.made.append(self.cfg)
         state.now += state.seconds(self.cfg)
-        return make(self, *args)
+        return call(self, *args)
 
-    monkeypatch.setattr(Updates, "make", timed)
+    monkeypatch.setattr(TrainStep, "__call__", timed)
     monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: state.now))
     monkeypatch.setattr(measuring, "matmul_flops", lambda *shape: 5e6)
     return state
@@ -237,7 +237,7 @@ def test_time_is_sorted_by_kinds_of_operations():
         (lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q), "attention"),
     ):
         spent = measuring.seconds_by_kind(measuring.profiled(work, 3, rt), rt)
-        shares = measuring.shares(spent, 0.0, rt)
+        shares = measuring.time_shares(spent, 0.0, rt)
         assert shares[kind] > 0.7 and sum(shares.values()) == pytest.approx(1), (kind, shares)
 
 
@@ -270,10 +270,10 @@ def test_a_gpu_that_waits_does_something_else():
         SimpleNamespace(device_type="cuda"),
         SimpleNamespace(device_type="cpu"),
     )
-    assert measuring.shares(spent, 10.0, gpu) == {"matmul": 0.1, "attention": 0.1, "other": 0.8}
-    assert measuring.shares(spent, 3.0, gpu) == {"matmul": 0.25, "attention": 0.25, "other": 0.5}
-    assert measuring.shares(spent, 10.0, cpu) == {"matmul": 0.25, "attention": 0.25, "other": 0.5}
-    assert measuring.shares(None, 10.0, SimpleNamespace(device_type="mps")) is None
+    assert measuring.time_shares(spent, 10.0, gpu) == {"matmul": 0.1, "attention": 0.1, "other": 0.8}
+    assert measuring.time_shares(spent, 3.0, gpu) == {"matmul": 0.25, "attention": 0.25, "other": 0.5}
+    assert measuring.time_shares(spent, 10.0, cpu) == {"matmul": 0.25, "attention": 0.25, "other": 0.5}
+    assert measuring.time_shares(None, 10.0, SimpleNamespace(device_type="mps")) is None
 
 
 @smoke
@@ -387,14 +387,14 @@ def test_a_wider_model_has_more_heads_of_the_same_size(measured):
 
 @smoke
 def test_what_cannot_be_built_or_run_is_a_row_with_its_sentence(measured, monkeypatch):
-    make = Updates.make
+    call = TrainStep.__call__
 
-    def full(self, lr, number, *args):
-        if self.cfg.n_head == 8 and number == 1:
+    def full(self, lr, iter_num, *args):
+        if self.cfg.n_head == 8 and iter_num == 1:
             raise torch.OutOfMemoryError("CUDA out of memory.\nMore of it.")
-        return make(self, lr, number, *args)
+        return call(self, lr, iter_num, *args)
 
-    monkeypatch.setattr(Updates, "make", full)
+    monkeypatch.setattr(TrainStep, "__call__", full)
     found, printed = measured("--sweep=n_head:2,3,8,4")
     assert [(row["value"], row.get("error")) for row in found["results"]] == [
         (2, None),
@@ -488,7 +488,7 @@ def test_a_profile_writes_a_trace_and_nothing_else(measured, in_a_folder_of_its_
     assert os.listdir(tmp_path) == ["mine.json"] and found["trace"] == str(tmp_path / "mine.json")
     with open("mine.json", encoding="utf-8") as file:
         names = [event.get("name") for event in json.load(file)["traceEvents"]]
-    assert names.count("Optimizer.step#Optimizer.step") == measuring.PROFILED
+    assert names.count("Optimizer.step#Optimizer.step") == measuring.PROFILED_UPDATES
     assert "aten::mm" in names and found["ms"] > 0
 
 

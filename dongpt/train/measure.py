@@ -1,11 +1,10 @@
-"""What the updates of a training cost: time, FLOPs, memory, and the kinds of operations that take the time; and what
-the machine could reach.
+"""Cost of training updates: time, FLOPs, memory, and the kinds of operations that take the time.
 
-    run = Measured(updates)                 # of dongpt/train/step.py
-    run.compile("auto")
+    bench = StepBenchmark(step)             # a TrainStep
+    bench.compile("auto")
     for _ in range(3):
-        run.round(10)                       # times ten updates
-    run.result()                            # {"ms": 51.2, "tokens_per_s": 15000.0, ...}
+        bench.round(10)                     # times ten updates
+    bench.result()                          # {"ms": 51.2, "tokens_per_s": 15000.0, ...}
 
 FLOPs are counted, not measured: GPT.flops_per_token in model.py.
 """
@@ -15,8 +14,9 @@ import platform
 import sys
 import time
 from statistics import median
-from typing import Callable
+from typing import Any, Callable
 
+import psutil
 import torch
 from torch.autograd import DeviceType
 
@@ -25,87 +25,78 @@ from dongpt.runtime import DTYPES, Runtime
 from dongpt.train.step import TrainStep
 
 MIB = 2**20
-PROFILED = 3  # updates under the profiler, which slows them
-MATMULS = {
-    "aten::mm",
-    "aten::addmm",
-    "aten::_addmm_activation",
-    "aten::bmm",
-    "aten::baddbmm",
-    "aten::mkldnn_linear",
-    "mkl::_mkl_linear",
-    "mkldnn::_linear_pointwise",
-}  # operations on a CPU that multiply matrices themselves
-# Parts of the names that the kernels of cuBLAS, cuDNN, CUTLASS and PyTorch have on a GPU. Attention's come first: they
-# are built of CUTLASS's pieces, and named after them too.
-ATTENTION = ("flash", "fmha", "attention", "sdpa")
-GEMM = ("gemm", "cutlass", "xmma", "nvjet", "sm90_", "sm100_")
+PROFILED_UPDATES = 3
+CPU_MATMULS = [f"aten::{name}" for name in ("mm", "addmm", "_addmm_activation", "bmm", "baddbmm", "mkldnn_linear")]
+CPU_MATMULS += ["mkl::_mkl_linear", "mkldnn::_linear_pointwise"]
+# Substrings of the names of GPU kernels. Attention is looked for first: its kernels use CUTLASS, and say so.
+GPU_ATTENTION = ("flash", "fmha", "attention", "sdpa")
+GPU_MATMULS = ("gemm", "cutlass", "xmma", "nvjet", "sm90_", "sm100_")
 
 
-class Measured:
-    """Updates under measurement, and what their rounds took: seconds per update and FLOP/s of a plain product of
-    matrices, a number for each round."""
+class StepBenchmark:
+    """Makes updates and keeps, for each round, the seconds per update and the FLOP/s of a plain matmul."""
 
-    def __init__(self, updates: TrainStep):
-        self.updates, self.rt = updates, updates.rt
-        self.n_updates, self.loss, self.compiled, self.compile_s = 0, None, False, None
+    def __init__(self, step: TrainStep):
+        self.step, self.rt = step, step.rt
+        self.n_updates, self.compiled = 0, False
+        self.loss: torch.Tensor | None = None
+        self.compile_s: float | None = None
         self.seconds: list[float] = []
         self.matmul_flops: list[float] = []
         self.peak = self.growth = 0  # bytes
-        on_gpu = self.rt.device_type == "cuda" and self.rt.dtype != "float32"
-        self.maker_flops = peak_flops(torch.cuda.get_device_name(self.rt.device)) if on_gpu else None
+        has_known_peak = self.rt.device_type == "cuda" and self.rt.dtype != "float32"
+        self.gpu_flops = peak_flops(torch.cuda.get_device_name(self.rt.device)) if has_known_peak else None
 
     def compile(self, asked) -> str:
-        """Compile the model where asked says so, as for a long run; returns why or why not.
+        """Compile the model as for a long run if `asked` says so; returns the reason.
 
-        compile_s are the seconds until the first update is done, since some of the work may wait for that.
+        compile_s includes the first update, since some of the compiling happens in it.
         """
-        began = time.perf_counter()
-        self.compiled, why = self.updates.compile(asked, float("inf"))
+        start = time.perf_counter()
+        self.compiled, why = self.step.compile(asked, float("inf"))
         if self.compiled:
             self.update()
             self.rt.synchronize()
-            self.compile_s = time.perf_counter() - began
+            self.compile_s = time.perf_counter() - start
         return why
 
     def update(self):
-        """One update of the weights, which is not waited for."""
-        first_window = self.n_updates * self.updates.samples
-        self.loss = self.updates(self.updates.cfg.learning_rate, self.n_updates, first_window)
+        """Queue one update of the weights."""
+        self.loss = self.step(self.step.cfg.learning_rate, self.n_updates, self.n_updates * self.step.samples)
         self.n_updates += 1
 
     def round(self, iters: int):
-        """Time so many updates; where the device's peak is not known, a product of the shape of the MLP's too."""
-        rt, cfg = self.rt, self.updates.cfg
+        """Time `iters` updates, and a matmul of the MLP's shape unless the GPU's peak is known."""
+        rt, cfg = self.rt, self.step.cfg
         rt.barrier()
         rt.synchronize()
         before = bytes_in_use(rt)
         if rt.device_type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(iters):
             self.update()
         rt.synchronize()
-        self.seconds.append((time.perf_counter() - began) / iters)
+        self.seconds.append((time.perf_counter() - start) / iters)
         if rt.device_type == "cuda":
             self.peak = max(self.peak, torch.cuda.max_memory_allocated() - before)
-        if len(self.seconds) > 1 and before is not None:
+        if len(self.seconds) > 1:
             self.growth += bytes_in_use(rt) - before
-        if self.maker_flops is None:
-            self.matmul_flops.append(
-                matmul_flops(rt, min(cfg.batch_size * cfg.block_size, 8192), cfg.n_embd, 4 * cfg.n_embd)
-            )
+        if self.gpu_flops is None:
+            n_rows = min(cfg.batch_size * cfg.block_size, 8192)
+            self.matmul_flops.append(matmul_flops(rt, n_rows, cfg.n_embd, 4 * cfg.n_embd))
 
     def result(self) -> dict:
-        """All that was measured, for JSON; makes a few updates more under the profiler and keeps self.profile."""
-        rt, updates = self.rt, self.updates
-        loss, self.loss = rt.sum(self.loss.item())[0] / rt.world_size, None
-        self.profile = profiled(self.update, PROFILED, rt)
+        """All measurements, ready for JSON. Makes a few more updates under the profiler, which becomes self.profile."""
+        rt, step = self.rt, self.step
+        assert self.loss is not None, "result() needs a round"
+        loss = rt.sum(self.loss.item())[0] / rt.world_size
+        self.loss = None  # the profiler warns of tensors from before it that are freed under it
+        self.profile = profiled(self.update, PROFILED_UPDATES, rt)
         seconds = median(self.seconds)
-        tokens_per_s = updates.tokens / seconds  # of all processes, as flops
-        flops = updates.model.flops_per_token() * tokens_per_s
+        tokens_per_s = step.tokens / seconds  # of all processes, like flops
+        flops = step.model.flops_per_token() * tokens_per_s
         matmul = median(self.matmul_flops) if self.matmul_flops else None
-        peak = process_peak()
         return finite(
             dict(
                 device=rt.device,
@@ -116,43 +107,44 @@ class Measured:
                 threads=torch.get_num_threads(),
                 world_size=rt.world_size,
                 torch=str(torch.__version__),
-                data=updates.corpus.name,
-                parameters=updates.model.get_num_params(),
-                tokens_per_update=updates.tokens,
+                data=step.corpus.name,
+                parameters=step.model.get_num_params(),
+                tokens_per_update=step.tokens,
                 ms=seconds * 1000,
                 tokens_per_s=tokens_per_s,
                 rounds_ms=[each * 1000 for each in self.seconds],
                 flops=flops,
-                mfu=flops / rt.world_size / self.maker_flops if self.maker_flops else None,
+                mfu=flops / rt.world_size / self.gpu_flops if self.gpu_flops else None,
                 matmul_flops=matmul,
                 of_matmul=flops / rt.world_size / matmul if matmul else None,
-                memory_mib=self._memory() / MIB,
-                process_mib=peak / MIB if peak else None,
+                memory_mib=self._peak_of_tensors() / MIB,
+                process_mib=process_peak() / MIB,
                 memory_growth_mib=self.growth / MIB if len(self.seconds) > 1 else None,
-                shares=shares(seconds_by_kind(self.profile, rt), PROFILED * seconds, rt),
+                shares=time_shares(seconds_by_kind(self.profile, rt), PROFILED_UPDATES * seconds, rt),
                 loss=loss,
             )
         )
 
-    def _memory(self) -> int:
-        """Bytes that tensors take at most in an update; on MPS what Metal has set aside for the process."""
-        updates = self.updates
+    def _peak_of_tensors(self) -> int:
+        """Peak bytes of tensors during an update; on MPS the memory that Metal reserved for the process."""
         if self.rt.device_type == "mps":
             return torch.mps.driver_allocated_memory()
-        held = bytes_of_training(updates.model, updates.optimizer)
-        if self.rt.world_size > 1:  # DistributedDataParallel keeps room for all gradients
-            held += sum(p.nbytes for p in updates.model.parameters())
-        return held + (self.peak if self.rt.device_type == "cuda" else peak_of_tensors(self.profile))
+        model, states = self.step.model, self.step.optimizer.state.values()
+        kept = [*model.parameters(), *model.buffers(), *(v for s in states for v in s.values() if torch.is_tensor(v))]
+        if self.rt.world_size > 1:  # DistributedDataParallel keeps buckets for all gradients
+            kept += model.parameters()
+        peak = self.peak if self.rt.device_type == "cuda" else peak_of_tensors(self.profile)
+        return sum(tensor.nbytes for tensor in kept) + peak
 
 
 def device_name(rt: Runtime) -> str:
-    """The name of the GPU or the processor, as it calls itself."""
+    """Name of the GPU or the processor."""
     if rt.device_type == "cuda":
         return torch.cuda.get_device_name(rt.device)
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or a processor that is not named there
+    except (OSError, StopIteration):  # not Linux, or a processor without a name there
         return platform.processor() or platform.machine()
 
 
@@ -160,56 +152,63 @@ def device_name(rt: Runtime) -> str:
 # memory
 
 
-def bytes_in_use(rt: Runtime) -> int | None:
-    """Bytes that are taken now: of a GPU by tensors, else by the process; None where that cannot be read."""
+def bytes_in_use(rt: Runtime) -> int:
+    """Bytes in use now: by tensors on a GPU, by the whole process on a CPU."""
     if rt.device_type == "cuda":
         return torch.cuda.memory_allocated(rt.device)
     if rt.device_type == "mps":
         return torch.mps.current_allocated_memory()
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # not Linux
-        return None
+    return psutil.Process().memory_info().rss
 
 
-def process_peak() -> int | None:
-    """Bytes of memory that the process took at most since it began, None where that cannot be read."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def process_peak() -> int:
+    """Peak bytes of memory of this process since its start."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def bytes_of_training(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of what stays between two updates: weights, buffers and the optimizer's state."""
-    state = [tensor for values in optimizer.state.values() for tensor in values.values() if torch.is_tensor(tensor)]
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), *state))
+def peak_of_tensors(profile: torch.profiler.profile) -> int:
+    """Bytes by which the memory of tensors rose at most above its level at the start of a profile on a CPU."""
+    profiler: Any = profile.profiler
+    changes = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        total += event.nbytes()  # negative when memory is freed
+        peak = max(peak, total)
+    return peak
+
+
+def bytes_per_token(model: torch.nn.Module) -> int:
+    """Bytes of weights that one decoding step reads: matrices and biases; embeddings (a row each) are not counted."""
+    modules = [m for m in model.modules() if not isinstance(m, torch.nn.Embedding)]
+    tensors = [t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
+    return sum({id(t): t.nbytes for t in tensors}.values())  # a tied embedding counts as the head
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # time
 
 
-def profiled(work: Callable[[], object], times: int, rt: Runtime) -> torch.profiler.profile:
-    """torch's profile of work, done so many times."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it reports its own start and end on stderr
+def profiled(function: Callable[[], object], times: int, rt: Runtime) -> torch.profiler.profile:
+    """torch's profile of several calls of function."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it reports its start and end on stderr
     activities = [torch.profiler.ProfilerActivity.CPU]
     if rt.device_type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities, profile_memory=rt.device_type == "cpu") as profile:
         for _ in range(times):
-            with torch.profiler.record_function("all between the operations"):
-                work()
+            with torch.profiler.record_function("between operations"):
+                function()
         rt.synchronize()
     return profile
 
 
 def seconds_by_kind(profile: torch.profiler.profile, rt: Runtime) -> dict[str, float] | None:
-    """Seconds in "matmul", "attention" and "other": of a GPU's kernels, on a CPU of all that was done; None where the
-    profiler sees nothing of the device, as on MPS."""
+    """Seconds of "matmul", "attention" and "other": GPU kernels, or all operations on a CPU. None on MPS, which the
+    profiler doesn't see."""
     seconds, on_gpu = {"matmul": 0.0, "attention": 0.0, "other": 0.0}, rt.device_type != "cpu"
     for event in profile.key_averages():
         if on_gpu and event.device_type == DeviceType.CUDA and not event.is_user_annotation:
@@ -219,57 +218,46 @@ def seconds_by_kind(profile: torch.profiler.profile, rt: Runtime) -> dict[str, f
     return seconds if any(seconds.values()) else None
 
 
-def shares(spent: dict[str, float] | None, seconds: float, rt: Runtime) -> dict[str, float] | None:
-    """The shares that seconds_by_kind are of the time of the same work; what is left over is "other".
+def time_shares(by_kind: dict[str, float] | None, seconds: float, rt: Runtime) -> dict[str, float] | None:
+    """Shares of the kinds of seconds_by_kind in the time of the same work; the rest is "other".
 
-    seconds is what the work takes without the profiler. A GPU's kernels are shares of that: when none runs, it waits
-    for the CPU. On a CPU the profiler slows the operations themselves, and the time is theirs in all.
+    `seconds` is the time without the profiler. A GPU's kernels are compared with that: while none runs, the GPU waits
+    for the CPU. On a CPU the profiler slows the operations themselves, so their sum is the whole.
     """
-    if spent is None:
+    if by_kind is None:
         return None
-    whole = sum(spent.values())
+    whole = sum(by_kind.values())
     if rt.device_type != "cpu":
         whole = max(whole, seconds)
-    matmul, attention = spent["matmul"] / whole, spent["attention"] / whole
+    matmul, attention = by_kind["matmul"] / whole, by_kind["attention"] / whole
     return {"matmul": matmul, "attention": attention, "other": 1 - matmul - attention}
 
 
 def kind_of_operation(name: str) -> str:
-    """What one of PyTorch's operations does: "matmul", "attention" or "other"."""
+    """Kind of a PyTorch operation on a CPU: "matmul", "attention" or "other"."""
     if "scaled_dot_product" in name or "flash_attention" in name:
         return "attention"
-    return "matmul" if name in MATMULS else "other"
+    return "matmul" if name in CPU_MATMULS else "other"
 
 
 def kind_of_kernel(name: str) -> str:
-    """What a kernel of a GPU does: "matmul", "attention" or "other"."""
+    """Kind of a GPU kernel: "matmul", "attention" or "other"."""
     name = name.lower()
-    if name.startswith("triton_"):  # of torch.compile, named after what was fused: tem is the template of a product
+    if name.startswith("triton_"):  # torch.compile names kernels after what it fused; tem is a matmul's template
         return "matmul" if name.startswith("triton_tem") else "other"
-    if any(part in name for part in ATTENTION):
+    if any(part in name for part in GPU_ATTENTION):
         return "attention"
-    return "matmul" if any(part in name for part in GEMM) else "other"
-
-
-def peak_of_tensors(profile: torch.profiler.profile) -> int:
-    """Bytes by which the memory of tensors rose at most above where it was when a profile on a CPU began."""
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    total = highest = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        total += event.nbytes()  # below 0 where memory is given back
-        highest = max(highest, total)
-    return highest
+    return "matmul" if any(part in name for part in GPU_MATMULS) else "other"
 
 
 def matmul_flops(rt: Runtime, n_rows: int, n_in: int, n_out: int, seconds: float = 0.1) -> float:
-    """FLOP/s at which a layer's weights (n_out, n_in) multiply (n_rows, n_in), in the runtime's dtype; the best that
-    is seen within some seconds."""
+    """Best FLOP/s of (n_rows, n_in) times a linear layer's weight (n_out, n_in) within `seconds`, in rt's dtype."""
     x, weight, product = (
         torch.randn(shape, device=rt.device, dtype=DTYPES[rt.dtype])
         for shape in ((n_rows, n_in), (n_out, n_in), (n_rows, n_out))
     )
-    best, began = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() - began < seconds:
+    best, start = float("inf"), time.perf_counter()
+    while best == float("inf") or time.perf_counter() - start < seconds:
         rt.synchronize()
         before = time.perf_counter()
         torch.mm(x, weight.T, out=product)
@@ -279,24 +267,13 @@ def matmul_flops(rt: Runtime, n_rows: int, n_in: int, n_out: int, seconds: float
 
 
 def memory_bandwidth(rt: Runtime) -> float:
-    """Bytes per second at which the device reads a large tensor, the best of a few passes."""
+    """Bytes per second at which the device reads a large tensor: the best of five passes."""
     block = torch.ones(2**27 if rt.device_type == "cpu" else 2**29, device=rt.device)
-    times = []
+    best = float("inf")
     for _ in range(5):
         rt.synchronize()
-        began = time.perf_counter()
+        start = time.perf_counter()
         block.sum()
         rt.synchronize()
-        times.append(time.perf_counter() - began)
-    return block.nbytes / min(times)
-
-
-def bytes_per_token(model) -> int:
-    """Bytes of weights that one step of decoding reads: matrices and biases, of the embeddings only a row."""
-    tensors = {
-        id(t): t
-        for m in model.modules()
-        if not isinstance(m, torch.nn.Embedding)
-        for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))
-    }  # a tied embedding is in the head
-    return sum(t.nbytes for t in tensors.values())
+        best = min(best, time.perf_counter() - start)
+    return block.nbytes / best
