@@ -51,7 +51,7 @@ SPECIALS = ["<|x|>", "<|y|>"]
 @pytest.fixture(autouse=True)
 def no_drawing(in_a_folder_of_its_own, monkeypatch):
     """Each test works in its own folder, on one thread, and draws no loss.png."""
-    monkeypatch.setattr(train.metrics, "draw_loss", lambda out_dir: None)  # slow, and no part of the state
+    monkeypatch.setattr(train.logs, "draw_loss", lambda out_dir: None)  # slow, and no part of the state
 
 
 def theirs(transformers, folder=None, vocab_size: int = 23, std: float = 0.1, seed: int = 0, **more):
