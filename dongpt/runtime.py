@@ -402,9 +402,9 @@ class Stop:
 
         while not stop("updates"): ...
 
-    Call it equally often on every rank. A single process answers at once. Several agree by an all-reduce every
-    STOP_SECONDS or STOP_CALLS, but no more often than every call: the time per call travels in the same all-reduce, so that all ranks
-    count up to the same next one. code and time_is_up say why.
+    Call it equally often on every rank. A single process answers at once. Several agree by an all-reduce, in every call
+    at most and after STOP_SECONDS or STOP_CALLS at least: the time per call travels in the same all-reduce, so that all
+    ranks count up to the same next one. code and time_is_up say why to stop.
     """
 
     def __init__(self, rt: Runtime, interrupts: Interrupts, minutes: float | None = None):

@@ -368,10 +368,9 @@ def test_matrices_move_at_muon_lr_and_not_at_all_at_zero(muon_lr):
 
 
 @smoke
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_learning_rate_of_zero_divides_by_nothing_and_moves_nothing(optimizer):
+def test_learning_rate_of_zero_divides_by_nothing_and_moves_nothing():
     model = make(ngrams=3, ngram_rows=50)
-    made = make_optimizer(model, replace(MUON_CONFIG, optimizer=optimizer, learning_rate=0.0), "cpu")
+    made = make_optimizer(model, replace(MUON_CONFIG, optimizer="adamw", learning_rate=0.0), "cpu")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for _ in range(2):
         set_learning_rate(made, 0.0)
