@@ -25,12 +25,13 @@ from dongpt import runtime
 from dongpt.checkpoint import build_model
 from dongpt.checkpoint import files as checkpoints
 from dongpt.log import RunLog, check_finite
-from dongpt.program import locked_directory, remove_stale_parts, run_program
+from dongpt.program import run_program
 from dongpt.runtime import Interrupts, RuntimeConfig, Stop, print0, seed_everything
-from dongpt.text.tokenizers import added_tokens
+from dongpt.text.bins import find_folder
+from dongpt.text.prepare import prepare_if_missing
 from dongpt.train import init_wte, optim
 from dongpt.train import state as states
-from dongpt.train.data import Corpus, find_folder, prepare_if_missing
+from dongpt.train.data import Corpus
 from dongpt.train.evaluation import estimate_loss, finish, print_sample
 from dongpt.train.state import State
 from dongpt.train.step import StepConfig, TrainStep
@@ -145,7 +146,7 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
     if init_from == "resume":
         checkpoint, path = checkpoints.load_valid(out_dir)
         print0(f"Resuming training from {path}")
-        stored = resumed_settings(checkpoint, path, overrides)
+        stored = states.resumed_settings(TrainConfig, checkpoint, path, overrides)
         model, tokenizer = checkpoints.restore_model(checkpoint, path), checkpoint.get("tokenizer")
         source = Source(path, model, tokenizer, checkpoint, os.path.getmtime(path))
     else:
@@ -170,26 +171,6 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
     return cfg, overrides, source
 
 
-def resumed_settings(checkpoint: dict, path: str, overrides: dict) -> dict:
-    """The settings stored in the checkpoint of a resumed run, as far as they still hold."""
-    stored = states.stored_values(TrainConfig, checkpoint.get("config", {}), f"{path}: config")
-    stored.pop("out_dir", None)  # the directory may have been moved
-    out_dir = os.path.dirname(path)
-    if overrides.get("init_wte", "") not in ("", vectors := stored.get("init_wte", "")):
-        raise UserError(
-            f"init_wte={overrides['init_wte']} is for a new run, and the one in {out_dir} started "
-            f"{f'with {vectors}' if vectors else 'without'}: drop init_wte, or use another out_dir"
-        )
-    if overrides.get("document_mask", masked := stored.get("document_mask", False)) != masked:
-        raise UserError(
-            f"the run in {out_dir} has document_mask={masked}, and losses with and without it cannot be "
-            f"compared: drop it, or start a new run with init_from={out_dir}"
-        )
-    if "dataset" in overrides:
-        stored["data_dir"] = ""  # which would take precedence over dataset
-    return stored
-
-
 def make_model(cfg: TrainConfig, source: Source | None, corpus: Corpus) -> GPT:
     """The model to train, float32 on the CPU."""
     if source is None:
@@ -207,23 +188,7 @@ def make_model(cfg: TrainConfig, source: Source | None, corpus: Corpus) -> GPT:
             print0(init_wte.init_embedding(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
         return model
     model = source.model
-    added = added_tokens(source.tokenizer, corpus.tokenizer_dict)
-    if added is None or added and source.checkpoint:
-        raise UserError(
-            f"{source.path} was trained with another vocabulary than that of {corpus.name}: "
-            f"prepare the data with the same tokenizer, or start with init_from=scratch"
-        )
-    if added:  # special tokens that the data declares and the weights lack
-        before, size = model.config.vocab_size, corpus.vocab_size
-        is_padded = size <= before
-        grows = f"of {before} rows is padded, and has rows for them already"
-        print0(
-            f"the data adds {', '.join(added)}: the token embedding "
-            + (grows if is_padded else f"grows from {before} to {size} rows")
-        )
-        if not is_padded:
-            seed_everything(cfg.seed)
-            model.grow_vocabulary(size)
+    states.adapt_vocabulary(model, source.tokenizer, source.path, corpus, cfg.seed, is_resume=bool(source.checkpoint))
     model.set_dropout(cfg.dropout, cfg.attn_dropout)
     return model
 
@@ -274,7 +239,8 @@ def main(argv: list[str] | None = None) -> int:
         step = TrainStep(cfg, rt, corpus, model, optimizer)
         state = states.restore(source.checkpoint, source.path, step) if source and resuming else State()
         if not cfg.eval_only:
-            rt.on_main(lambda: lock_out_dir(at_exit, cfg.out_dir, source))
+            resumed_file = (source.path, source.modified) if source and resuming else None
+            rt.on_main(lambda: at_exit.enter_context(states.locked_out_dir(cfg.out_dir, resumed_file)))
         source = None  # or its tensors would stay in memory
         epoch = corpus.epoch_windows(cfg.block_size) * cfg.block_size / step.tokens
         rt.print(f"tokens per iteration will be: {step.tokens:,} (one epoch is {epoch:,.1f} iterations)")
@@ -302,15 +268,6 @@ def main(argv: list[str] | None = None) -> int:
         )
         saver = states.Saver(step, config, machine, log)
         return train(step, state, saver, log, stop)
-
-
-def lock_out_dir(at_exit: contextlib.ExitStack, out_dir: str, source: Source | None):
-    """Lock out_dir until the program ends, and remove what a killed run left half written."""
-    at_exit.enter_context(locked_directory(out_dir))
-    if source and source.modified and source.modified != os.path.getmtime(source.path):
-        raise UserError(f"{source.path} has just been written by another run: start this one again")
-    for name in (checkpoints.BEST, checkpoints.LAST, logs.LOG, logs.PICTURE):
-        remove_stale_parts(out_dir, name)
 
 
 def train(step: TrainStep, state: State, saver: states.Saver, log: RunLog, stop: Stop) -> int:

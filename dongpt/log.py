@@ -136,16 +136,20 @@ class RunLog:
             self.bar.write(line)
             sys.stdout.flush()
 
+    def open(self):
+        """Start the file with the records to keep and the header."""
+        kept, header, self.wandb_run = self.start()
+        path = os.path.join(self.out_dir, LOG)
+        with replaced_file(path, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(map(to_json_line, [*kept, {"kind": "header", **header}]))
+        self.file = open(path, "a", encoding="utf-8", newline="\n")
+
     def write(self, kind: str, **record):
         """Append one record; a killed process loses none."""
         if not self.is_main:
             return
         if self.file is None:
-            kept, header, self.wandb_run = self.start()
-            path = os.path.join(self.out_dir, LOG)
-            with replaced_file(path, "w", encoding="utf-8", newline="\n") as file:
-                file.writelines(map(to_json_line, [*kept, {"kind": "header", **header}]))
-            self.file = open(path, "a", encoding="utf-8", newline="\n")
+            self.open()
         self.file.write(to_json_line({"kind": kind, **record}))
         self.file.flush()
         if self.wandb_run is not None:

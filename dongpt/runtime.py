@@ -24,7 +24,7 @@ from dongpt.program import first_line
 
 ROOT = configurator.ROOT
 MEMORY_SHARE = 10  # data may stay on the GPU if they take less than a tenth of its free memory
-STOP_SECONDS = 0.25  # between two times that several processes ask each other whether to stop
+STOP_SECONDS, STOP_CALLS = 0.25, 50  # the most between two times that several processes agree whether to stop
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -203,7 +203,8 @@ class Runtime:
         Work that is queued on the GPU in between is not waited for.
         """
         if self.device_type != "cuda":
-            return lambda: self.sum(tensor.item())[0] / self.world_size
+            number = tensor.item()
+            return lambda: self.sum(number)[0] / self.world_size
         copy, copied = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
         copied.record()
 
@@ -258,9 +259,6 @@ def print0(*args, **kwargs):
     """print on rank 0 only, also before the processes know each other."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(*args, **kwargs, flush=True)
-
-
-print_main = print0
 
 
 def start(device: str = "auto", dtype: str = "auto", backend: str = "auto", n_embd: int = 0) -> Runtime:
@@ -404,9 +402,9 @@ class Stop:
 
         while not stop("updates"): ...
 
-    Call it equally often on every rank. A single process answers at once. Several agree by an all-reduce every
-    STOP_SECONDS or every call, whichever is rarer: the time per call travels in the same all-reduce, so that all ranks
-    count up to the same next one. code and time_is_up say why.
+    Call it equally often on every rank. A single process answers at once. Several agree by an all-reduce, in every call
+    at most and after STOP_SECONDS or STOP_CALLS at least: the time per call travels in the same all-reduce, so that all
+    ranks count up to the same next one. code and time_is_up say why to stop.
     """
 
     def __init__(self, rt: Runtime, interrupts: Interrupts, minutes: float | None = None):
@@ -425,6 +423,6 @@ class Stop:
         ctrl_c, term, late, seconds = self.rt.sum(code == 130, code == 143, now >= self.end, now - pace.since)
         self.code, self.time_is_up = 130 if ctrl_c else 143 if term else 0, late > 0
         per_call = max(seconds / self.rt.world_size / pace.calls, 1e-6)
-        pace.most = max(1, min(2 * pace.most, int(STOP_SECONDS / per_call)))  # doubled at most: calls may get slower
+        pace.most = max(1, min(2 * pace.most, STOP_CALLS, int(STOP_SECONDS / per_call)))  # calls may get slower
         pace.calls, pace.since = 0, now
         return self.code != 0

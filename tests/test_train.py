@@ -574,12 +574,8 @@ def test_bfloat16_trains_on_the_cpu(tiny_data, capsys):
     assert load("out")["model"]["lm_head.weight"].dtype == torch.float32
 
 
-def test_float16_on_the_cpu_trains_or_is_refused_with_a_sentence(tiny_data):
-    try:
-        train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=20", "--lr_decay_iters=20", "--dtype=float16"])
-    except ValueError as error:
-        assert "float16" in str(error)
-        return
+def test_float16_trains_on_the_cpu(tiny_data):
+    train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=20", "--lr_decay_iters=20", "--dtype=float16"])
     losses = [record["loss"] for record in read_log("out", "iter")]
     assert losses[-1] < losses[0] - 0.2
 
@@ -659,19 +655,6 @@ def test_an_nvidia_gpu_that_torch_cannot_use_is_named_with_the_remedy(monkeypatc
         runtime.pick_device("cuda")
     tool.write_text("#!/bin/sh\necho 'no devices were found' >&2\nexit 6\n")
     assert runtime.pick_device("auto") == ("cpu", "no GPU found")
-
-
-@pytest.mark.smoke
-def test_a_run_of_more_than_six_hours_is_announced_with_what_to_lower():
-    said = []
-    cfg = train.TrainConfig(max_iters=10_000)
-    train.warn_if_long(3.6, cfg, 5, said.append)  # 10 hours
-    assert len(said) == 1 and "10 hours" in said[0]
-    assert all(key in said[0] for key in ("max_iters", "n_layer", "n_embd", "block_size", "batch_size"))
-    train.warn_if_long(3.6, cfg, 9_000, said.append)  # an hour is left
-    train.warn_if_long(0.1, cfg, 5, said.append)
-    train.warn_if_long(3.6, train.TrainConfig(max_iters=10_000, max_minutes=30.0), 5, said.append)
-    assert len(said) == 1
 
 
 def test_a_long_run_says_so_after_its_first_updates(tiny_data, capsys):

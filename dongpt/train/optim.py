@@ -54,7 +54,7 @@ def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer
         if i == 1:  # biases and LayerNorm weights
             group["weight_decay"] = 0.0
         elif uses_muon and i == 2:
-            group |= dict(rule="muon", lr_scale=cfg.muon_lr / max(cfg.learning_rate, 1e-30))
+            group |= dict(rule="muon", lr_scale=cfg.muon_lr / cfg.learning_rate)
         elif names == [NGRAMS]:
             group |= dict(rule="rows", lr_scale=NGRAMS_LR, weight_decay=0.0)
         elif names == [RELATIVE]:

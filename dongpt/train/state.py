@@ -1,5 +1,6 @@
 """State of a training run: what a checkpoint holds besides the weights, saved, checked and restored exactly."""
 
+import contextlib
 import math
 import os
 import platform
@@ -7,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Iterator, get_type_hints
 
 import numpy as np
 import torch
@@ -17,8 +18,12 @@ from configurator import UserError
 from dongpt import log
 from dongpt.checkpoint import files as checkpoints
 from dongpt.log import RunLog, check_finite
-from dongpt.runtime import Machine
+from dongpt.program import locked_directory, remove_stale_parts
+from dongpt.runtime import Machine, print0, seed_everything
+from dongpt.text.tokenizers import added_tokens
+from dongpt.train.data import Corpus
 from dongpt.train.step import TrainStep
+from model import GPT
 
 WINDOW_ORDER = "numpy.random.Generator.permutation"  # before this was noted, epochs of over 2**20 windows had another
 
@@ -51,6 +56,26 @@ def stored_values(cls: type, values: Any, where: str) -> dict[str, Any]:
     if wrong := configurator.out_of_bounds(cls, known):
         raise UserError(f"{where}: {'; '.join(wrong)}: use another checkpoint")
     return known
+
+
+def resumed_settings(cls: type, checkpoint: dict, path: str, overrides: dict) -> dict:
+    """Those settings in the checkpoint of a resumed run, fields of cls, that still hold."""
+    stored = stored_values(cls, checkpoint.get("config", {}), f"{path}: config")
+    stored.pop("out_dir", None)  # the directory may have been moved
+    out_dir = os.path.dirname(path)
+    if overrides.get("init_wte", "") not in ("", vectors := stored.get("init_wte", "")):
+        raise UserError(
+            f"init_wte={overrides['init_wte']} is for a new run, and the one in {out_dir} started "
+            f"{f'with {vectors}' if vectors else 'without'}: drop init_wte, or use another out_dir"
+        )
+    if overrides.get("document_mask", masked := stored.get("document_mask", False)) != masked:
+        raise UserError(
+            f"the run in {out_dir} has document_mask={masked}, and losses with and without it cannot be "
+            f"compared: drop it, or start a new run with init_from={out_dir}"
+        )
+    if "dataset" in overrides:
+        stored["data_dir"] = ""  # which would take precedence over dataset
+    return stored
 
 
 def stored_machine(checkpoint: dict, path: str) -> Machine | None:
@@ -88,6 +113,40 @@ def restore(checkpoint: dict, path: str, step: TrainStep) -> State:
     if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST)):
         state.best_val_loss = math.inf  # the state with that loss is gone: the next one is the best there is
     return state
+
+
+def adapt_vocabulary(model: GPT, tokenizer: dict | None, path: str, corpus: Corpus, seed: int, is_resume: bool):
+    """Make room in a loaded model for special tokens that the data declares and its tokenizer lacks.
+
+    Raises UserError if the vocabularies differ in more than that, or at all in a resume.
+    """
+    added = added_tokens(tokenizer, corpus.tokenizer_dict)
+    if added is None or added and is_resume:
+        raise UserError(
+            f"{path} was trained with another vocabulary than that of {corpus.name}: "
+            f"prepare the data with the same tokenizer, or start with init_from=scratch"
+        )
+    if not added:
+        return
+    before, size = model.config.vocab_size, corpus.vocab_size
+    grows = f"grows from {before} to {size} rows"
+    if size > before:
+        seed_everything(seed)
+        model.grow_vocabulary(size)
+    else:
+        grows = f"of {before} rows is padded, and has rows for them already"
+    print0(f"the data adds {', '.join(added)}: the token embedding {grows}")
+
+
+@contextlib.contextmanager
+def locked_out_dir(out_dir: str, resumed_file: tuple[str, float] | None) -> Iterator[None]:
+    """Lock out_dir, and remove what a killed run left half written; resumed_file is (path, its time when read)."""
+    with locked_directory(out_dir):
+        if resumed_file and os.path.getmtime(resumed_file[0]) != resumed_file[1]:
+            raise UserError(f"{resumed_file[0]} has just been written by another run: start this one again")
+        for name in (checkpoints.BEST, checkpoints.LAST, log.LOG, log.PICTURE):
+            remove_stale_parts(out_dir, name)
+        yield
 
 
 @dataclass

@@ -437,9 +437,9 @@ def test_two_processes_freeze_as_one_does(tmp_path, words_data):
 
 
 def test_a_frozen_embedding_has_no_part_in_the_norm_of_the_gradient(words_data):
-    """One update by hand, of a model whose embedding takes no gradient, is what Updates makes of it."""
+    """One update by hand, of a model whose embedding takes no gradient, is what TrainStep makes of it."""
     from dongpt import runtime
-    from dongpt.train.step import Updates
+    from dongpt.train.step import TrainStep
 
     results = []
     for by_hand in (True, False):
@@ -468,9 +468,9 @@ def test_a_frozen_embedding_has_no_part_in_the_norm_of_the_gradient(words_data):
             )
         )
         model.transformer.wte.weight.requires_grad = not by_hand
-        updates = Updates(cfg, runtime.start("cpu", "float32"), corpus, model, make_optimizer(model, cfg, "cpu"))
-        updates.compile(False, 1)
-        updates.make(1e-2, 0, 0)
+        step = TrainStep(cfg, runtime.start("cpu", "float32"), corpus, model, make_optimizer(model, cfg, "cpu"))
+        step.compile(False, 1)
+        step(1e-2, 0, 0)
         results.append({name: p.detach().clone() for name, p in model.named_parameters()})
     for name in results[0]:
         assert torch.equal(results[0][name], results[1][name]), name

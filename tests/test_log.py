@@ -9,19 +9,26 @@ import sys
 import pytest
 from helpers import ROOT
 
-from dongpt.log import RunLog, draw_loss, peak_flops, read_log, records_before
+from configurator import UserError
+from dongpt.log import RunLog, draw_loss, peak_flops, read_log, records_before, warn_if_long
 
 pytestmark = pytest.mark.smoke
 
 
 def write_log(folder, *records: dict, header: dict | None = None, kept=()) -> str:
     """A log.jsonl of a header and records {"kind": ..., ...} in folder; returns folder."""
-    log = RunLog(str(folder))
-    log.open(header=header or {"config": {"out_dir": "out"}, "iter": 0}, kept=list(kept))
+    log = started_log(folder, header or {"config": {"out_dir": "out"}, "iter": 0}, kept)
     for record in records:
         log.write(**record)
-    log.close()
+    log.file.close()
     return str(folder)
+
+
+def started_log(folder, header: dict, kept=()) -> RunLog:
+    """A log whose file is there already, with its header."""
+    log = RunLog(str(folder), lambda: (list(kept), header, None))
+    log.open()
+    return log
 
 
 def strict(line: str) -> dict:
@@ -56,11 +63,10 @@ def test_a_header_is_strict_json_too(tmp_path):
 
 
 def test_records_are_on_disk_at_once(tmp_path):
-    log = RunLog(str(tmp_path))
-    log.open(header={"iter": 0}, kept=[])
+    log = started_log(tmp_path, {"iter": 0})
     log.write("iter", iter=0, loss=1.5)
     assert read_log(str(tmp_path))[-1] == {"kind": "iter", "iter": 0, "loss": 1.5}
-    log.close()
+    log.file.close()
 
 
 def test_no_log_has_no_records(tmp_path):
@@ -111,6 +117,51 @@ def test_a_trained_run_logs_every_update_and_evaluation(tiny_run):
     assert all(isinstance(r["loss"], float) and r["loss"] > 0 for r in records if r["kind"] == "iter")
 
 
+def deferred(tmp_path, loss: float) -> RunLog:
+    """A log in which update 7 waits to be written."""
+    log = RunLog(str(tmp_path), lambda: ([], {}, None))
+    log.defer(7, 0.25, tokens=100, seconds=0.5, read_loss=lambda: loss)
+    return log
+
+
+def test_an_update_that_is_deferred_is_logged_once(tmp_path, capsys):
+    log = deferred(tmp_path, 2.5)
+    for _ in range(2):
+        log.flush()
+    assert read_log(str(tmp_path))[1:] == [dict(kind="iter", iter=7, loss=2.5, lr=0.25, ms=500.0, tokens_per_s=200)]
+    assert capsys.readouterr().out == "iter 7: loss 2.5000, time 500.00ms, 200 tokens/s\n"
+
+
+def test_a_deferred_loss_that_is_no_number_ends_in_a_sentence_that_names_its_update(tmp_path, capsys):
+    with pytest.raises(UserError, match="loss is nan at iteration 7: the run diverged"):
+        deferred(tmp_path, math.nan).flush()
+    assert os.listdir(tmp_path) == [] and capsys.readouterr().out == ""
+
+
+def test_mfu_is_the_share_of_the_peak_speed(tmp_path, capsys):
+    log = deferred(tmp_path, 2.5)
+    log.peak_speed = 800.0
+    log.flush()
+    assert read_log(str(tmp_path))[-1]["mfu"] == 0.25 and "mfu 25.00%" in capsys.readouterr().out
+
+
+def test_other_ranks_print_and_write_nothing(tmp_path, capsys):
+    log = RunLog(str(tmp_path), lambda: ([], {}, None), is_main=False)
+    log.defer(7, 0.25, tokens=100, seconds=0.5, read_loss=lambda: 2.5)
+    log.flush()
+    log.close()
+    assert os.listdir(tmp_path) == [] and capsys.readouterr().out == ""
+
+
+def test_a_run_of_more_than_six_hours_is_announced_with_what_to_lower():
+    said = []
+    warn_if_long(10 * 3600, 3.6, said.append)
+    assert len(said) == 1 and "10 hours" in said[0]
+    assert all(key in said[0] for key in ("max_iters", "n_layer", "n_embd", "block_size", "batch_size"))
+    warn_if_long(3600, 3.6, said.append)
+    assert len(said) == 1
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # loss.png
 
@@ -121,7 +172,7 @@ def is_png(path) -> bool:
 
 def draw_in_a_process_of_its_own(folder, code: str = "", **env) -> subprocess.CompletedProcess:
     """Run draw_loss(folder) as a program does, where matplotlib is not imported yet; code runs before it."""
-    program = f"{code}\nfrom dongpt.metrics import draw_loss\ndraw_loss({str(folder)!r})\nprint('went on')"
+    program = f"{code}\nfrom dongpt.log import draw_loss\ndraw_loss({str(folder)!r})\nprint('went on')"
     return subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -152,6 +203,13 @@ def test_a_log_without_any_loss_can_be_drawn(tmp_path, capsys):
 def test_a_backend_of_a_notebook_or_a_desktop_does_no_harm(tmp_path, backend):
     done = draw_in_a_process_of_its_own(write_log(tmp_path, *ITERS), MPLBACKEND=backend, DISPLAY="")
     assert done.stdout == "went on\n" and done.stderr == "" and is_png(tmp_path / "loss.png")
+
+
+def test_drawing_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
+    """MPLBACKEND was set to Agg for good, for this process and all that it starts."""
+    monkeypatch.setenv("MPLBACKEND", "module://of_a_notebook")
+    draw_loss(write_log(tmp_path, *ITERS))
+    assert os.environ["MPLBACKEND"] == "module://of_a_notebook" and is_png(tmp_path / "loss.png")
 
 
 def test_a_failed_drawing_prints_one_line_and_no_more(tmp_path, capsys):
@@ -187,6 +245,14 @@ def test_a_missing_matplotlib_is_said_in_one_line(tmp_path):
         ("NVIDIA L40S", 362e12),
         ("NVIDIA A10", 125e12),
         ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA GeForce RTX 3090", 71.2e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("NVIDIA GeForce RTX 5090", 209.5e12),
+        ("NVIDIA RTX A6000", 155e12),
     ],
 )
 def test_the_peak_of_a_gpu_goes_by_its_name(name, peak):
@@ -197,8 +263,9 @@ def test_the_peak_of_a_gpu_goes_by_its_name(name, peak):
     "name",
     [
         "NVIDIA A10G",
-        "NVIDIA GeForce RTX 3070",
-        "NVIDIA L40",
+        "NVIDIA GeForce RTX 3070 Ti",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
         "NVIDIA T400",
         "NVIDIA A1000",
         "Quadro T1000",
