@@ -869,7 +869,7 @@ def test_eds_ids_are_those_of_the_whole_text(monkeypatch, gpt2_vocabulary):
     tokenizer = GPT2Tokenizer()
     said = tokenizer.encode(" I see, that's 3 < 5. <endOfText>\n")
     spy, talk = Spy(monkeypatch, said, said), conversation(tokenizer, EDS_EMOTION, block_size=128)
-    talk.about = "afraid"
+    talk.topic = "afraid"
     assert [reply(talk, "hi!"), reply(talk, "Why?")] == ["I see, that's 3 < 5."] * 2
     exchanges = [("hi!", "I see, that's 3 < 5.")]
     assert spy.prompts == [
@@ -1367,9 +1367,9 @@ def test_a_conversation_that_cannot_be_loaded_leaves_the_running_one(tmp_path, m
     Spy(monkeypatch, [*tokenizer.encode("yes"), tokenizer.specials["<|end|>"]])
     one = conversation(tokenizer)
     reply(one, "hi")
-    monkeypatch.setattr(one, "_encode", lambda answer: (_ for _ in ()).throw(ValueError("no ids")))
+    monkeypatch.setattr(one, "_encode_answer", lambda answer: (_ for _ in ()).throw(ValueError("no ids")))
     with pytest.raises(ValueError, match="no ids"):
-        one.replace_by([("system", "be brief"), ("user", "a"), ("assistant", "b")])
+        one.restore([("system", "be brief"), ("user", "a"), ("assistant", "b")])
     assert one.messages() == [("user", "hi"), ("assistant", "yes")] and one.system == ""
 
 
