@@ -32,7 +32,7 @@ from dongpt.chat.dialogues import to_parts
 from dongpt.program import run_program
 from dongpt.text.prepare import BUCKETS, Split, Survey, Vocabulary, prepare_marked
 from dongpt.text.report import report
-from dongpt.text.template import DONGPT, Part
+from dongpt.text.template import DONGPT, Segment
 from dongpt.text.tokenizers import END
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -931,7 +931,9 @@ class Invented:
     def stamp(self):
         """What never changes."""
 
-    def marked(self, survey: Survey, on_bytes: Callable[[int], None], digest=None) -> Iterator[tuple[int, list[Part]]]:
+    def marked(
+        self, survey: Survey, on_bytes: Callable[[int], None], digest=None
+    ) -> Iterator[tuple[int, list[Segment]]]:
         """(0 or 1, parts) of each conversation."""
         for number, conversations in enumerate((self.train, self.val)):
             for said in conversations:

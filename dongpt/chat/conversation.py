@@ -17,7 +17,7 @@ from configurator import UserError
 from dongpt.decode.decoder import Decoder
 from dongpt.decode.sampling import NonFiniteLogits, Sampling
 from dongpt.decode.text import Texts
-from dongpt.text.template import EMOTIONS, Part, Template, encode
+from dongpt.text.template import EMOTIONS, Segment, Template, encode
 from dongpt.text.tokenizers import END, Tokenizer
 from model import GPT
 
@@ -158,7 +158,7 @@ class Conversation:
         except ValueError as error:  # byte pairs that tiktoken cannot split
             self.note(f"left out: {error}")
             return ""
-        return self.tokenizer.decode(ids) if missing or self.tokenizer.loses(text) else text
+        return self.tokenizer.decode(ids) if missing or self.tokenizer.is_lossy(text) else text
 
     def _reserve(self) -> int:
         """Number of tokens kept free for the answer."""

@@ -20,7 +20,7 @@ import numpy as np
 from configurator import UserError
 from dongpt.text.documents import RECORDS, Files, kind_of
 from dongpt.text.prepare import BUCKETS, Survey, check_fraction, choose
-from dongpt.text.template import Part, Template
+from dongpt.text.template import Segment, Template
 from dongpt.text.tokenizers import END
 
 Messages = list[tuple[str, str]]  # (role, content)
@@ -287,13 +287,15 @@ class Chats:
         """What changes when a file does."""
         return self.dialogues.stamp()
 
-    def marked(self, survey: Survey, on_bytes: Callable[[int], None], digest=None) -> Iterator[tuple[int, list[Part]]]:
+    def marked(
+        self, survey: Survey, on_bytes: Callable[[int], None], digest=None
+    ) -> Iterator[tuple[int, list[Segment]]]:
         """(the number of its group, parts) of each conversation."""
         for group, conversation in zip(self.groups, self.dialogues.read(on_bytes, digest)):
             yield group, to_parts(conversation, self.template)
 
 
-def to_parts(conversation: Messages, template: Template) -> list[Part]:
+def to_parts(conversation: Messages, template: Template) -> list[Segment]:
     """The conversation as a model is trained on it, END behind it."""
     parts = []
     for role, content in conversation:
@@ -301,4 +303,4 @@ def to_parts(conversation: Messages, template: Template) -> list[Part]:
             parts += template.opening(content)
         else:
             parts += template.question(content) if role == "user" else template.answer(content)
-    return [*parts, Part(END, is_mark=True)]
+    return [*parts, Segment(END, is_special=True)]

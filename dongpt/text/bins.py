@@ -15,7 +15,7 @@ import numpy as np
 
 from configurator import UserError
 from dongpt.text.shards import describe, shard_name
-from dongpt.text.tokenizers import MOST, Tokenizer
+from dongpt.text.tokenizers import MAX_VOCAB, Tokenizer
 
 SPLITS = ("train", "val")
 SETTLING = "meta.json.new"  # meta.json while the files that it describes get their names
@@ -137,7 +137,7 @@ class Writer:
         self.current, self.in_current = shard_name("train", 0) if shard_tokens else "train.bin", 0
         self.state_before, self.lasting = state, state is not None  # whether a part of it outlives this process
         self.writing, self.waiting = ThreadPoolExecutor(1), deque()  # beside reading and hashing
-        self.counts = {split: np.zeros(MOST, np.int64) for split in SPLITS}
+        self.counts = {split: np.zeros(MAX_VOCAB, np.int64) for split in SPLITS}
         self.characters, self.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
         self.predicted_bytes: dict[str, int] = {}
         self.loses = False

@@ -25,7 +25,7 @@ from typing import Callable, Iterator, Literal
 
 from configurator import UserError
 
-PIECE = 2**20  # bytes read at a time
+READ_BYTES = 2**20  # bytes read at a time
 UNPACK = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 RECORDS = (".jsonl", ".ndjson", ".csv", ".parquet")
 KNOWN = (".txt", ".md", *RECORDS)  # what is taken from a folder
@@ -99,7 +99,7 @@ class Files:
         return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, self.paths)]
 
     def batches(self, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[Batch]:
-        """Yield (texts, whole): documents in order, at most about PIECE characters together unless one is longer.
+        """Yield (texts, whole): documents in order, at most about READ_BYTES characters together unless one is longer.
 
         on_bytes is told how many bytes of the files were used up; digest (of hashlib) takes in what was read.
         Raises UserError naming file and place for what is no text.
@@ -203,7 +203,7 @@ def _read(path: str) -> Iterator[bytes]:
     try:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(UNPACK.get(kind_of(path)[1], open)(path, "rb"))
-            while piece := file.read(PIECE):
+            while piece := file.read(READ_BYTES):
                 yield piece
             yield b""
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
@@ -382,7 +382,7 @@ def _gather(texts: Iterator[str]) -> Iterator[Batch]:
             continue
         batch.append(text)
         size += len(text)
-        if size > PIECE:
+        if size > READ_BYTES:
             yield batch, True
             batch, size = [], 0
     if batch:
@@ -420,7 +420,7 @@ def _cut(batches: Iterator[Batch], ends: re.Pattern) -> Iterator[Batch]:
         if cut:
             yield cut, True
             is_open = False
-        if len(rest) > PIECE:  # a document longer than a piece
+        if len(rest) > READ_BYTES:  # a document longer than a piece
             keep = len(rest) - len(rest.rstrip())
             yield [rest[: len(rest) - keep]], False
             rest, is_open = rest[len(rest) - keep :], True

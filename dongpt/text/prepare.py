@@ -25,10 +25,10 @@ from configurator import UserError
 from dongpt.program import ROOT
 from dongpt.text.bins import SPLITS, Digest, Encoded, Prepared, Writer
 from dongpt.text.documents import Files, Texts
-from dongpt.text.template import Part, Template, joined
+from dongpt.text.template import Segment, Template, joined
 from dongpt.text.tokenizers import (
     END,
-    MOST,
+    MAX_VOCAB,
     BPETokenizer,
     CharTokenizer,
     GPT2Tokenizer,
@@ -122,10 +122,10 @@ def prepare(
             for i, text in enumerate(texts)
         )
         tokenizer = builder.finish(special, again, survey)
-        if tokenizer.vocab_size > MOST:
+        if tokenizer.vocab_size > MAX_VOCAB:
             raise UserError(
                 f"a vocabulary of {tokenizer.vocab_size:,} does not fit into uint16 files, which hold "
-                f"{MOST:,}: {TOO_MANY}"
+                f"{MAX_VOCAB:,}: {TOO_MANY}"
             )
         split = choose(survey, val_fraction)
         with Writer(folder, tokenizer, shard_tokens) as writer:
@@ -150,7 +150,9 @@ class Marked(Protocol):
     def stamp(self):
         """What changes when the text does."""
 
-    def marked(self, survey: Survey, on_bytes: Callable[[int], None], digest=None) -> Iterator[tuple[int, list[Part]]]:
+    def marked(
+        self, survey: Survey, on_bytes: Callable[[int], None], digest=None
+    ) -> Iterator[tuple[int, list[Segment]]]:
         """(a number that decides on the split, parts) of each document; what is left out is counted in survey."""
 
 
@@ -176,7 +178,10 @@ def prepare_marked(
         look(_counted_parts(documents, survey, progress), builder)
         special = [*marks, *(name for name in vocabulary.names() if name not in marks)]
         again = (
-            (part.text, True) for _, parts in documents.marked(Survey(), progress) for part in parts if not part.is_mark
+            (part.text, True)
+            for _, parts in documents.marked(Survey(), progress)
+            for part in parts
+            if not part.is_special
         )
         tokenizer = builder.finish(special, again, survey)
         tokenizer.template = template
@@ -189,7 +194,7 @@ def prepare_marked(
         with Writer(folder, tokenizer) as writer:
             sample = ""
             for name, parts in _gathered(documents.marked(Survey(), progress), split):
-                sample = sample or next((part.text for part in parts if not part.is_mark), "")[:SAMPLE]
+                sample = sample or next((part.text for part in parts if not part.is_special), "")[:SAMPLE]
                 writer.add(name, _encode_parts(tokenizer, parts))
             _check_rest(documents, stamp)
             return replace(
@@ -226,17 +231,19 @@ class Tasks:
         """What changes when a file does."""
         return self.files.stamp()
 
-    def marked(self, survey: Survey, on_bytes: Callable[[int], None], digest=None) -> Iterator[tuple[int, list[Part]]]:
+    def marked(
+        self, survey: Survey, on_bytes: Callable[[int], None], digest=None
+    ) -> Iterator[tuple[int, list[Segment]]]:
         """(a number of the question, parts) of the records of which both fields hold more than blanks."""
         for question, answer in self.files.records(*self.fields, on_bytes=on_bytes, digest=digest):
             if question.strip() and answer.strip():
                 yield (
                     bucket_of(question),
                     [
-                        Part(question),
-                        Part(self.mark, is_mark=True),
-                        Part(answer, predicted=True),
-                        Part(END, is_mark=True, predicted=True),
+                        Segment(question),
+                        Segment(self.mark, is_special=True),
+                        Segment(answer, in_loss=True),
+                        Segment(END, is_special=True, in_loss=True),
                     ],
                 )
             else:
@@ -271,9 +278,9 @@ def _check_rest(documents: Files | Texts, stamp):
         raise UserError("the text changed while it was read: run this again when it rests")
 
 
-def _gathered(documents: Iterable[tuple[int, list[Part]]], split: Split) -> Iterator[tuple[str, list[Part]]]:
+def _gathered(documents: Iterable[tuple[int, list[Segment]]], split: Split) -> Iterator[tuple[str, list[Segment]]]:
     """(train or val, the parts of documents that follow each other there), about JOB characters at a time."""
-    waiting: dict[str, list[Part]] = {name: [] for name in SPLITS}
+    waiting: dict[str, list[Segment]] = {name: [] for name in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
     for number, parts in documents:
         name = SPLITS[int(split.val_buckets[number % BUCKETS])]
@@ -287,20 +294,20 @@ def _gathered(documents: Iterable[tuple[int, list[Part]]], split: Split) -> Iter
             yield name, waiting[name]
 
 
-def _encode_parts(tokenizer: Tokenizer, parts: list[Part]) -> Encoded:
+def _encode_parts(tokenizer: Tokenizer, parts: list[Segment]) -> Encoded:
     """The ids of parts, and their mask."""
-    texts = [part.text for part in parts if not part.is_mark]
+    texts = [part.text for part in parts if not part.is_special]
     encoded = iter(tokenizer.encode_texts(texts))
-    ids = [np.array([tokenizer.specials[part.text]], np.uint16) if part.is_mark else next(encoded) for part in parts]
-    mask = np.repeat([part.predicted for part in parts], [len(array) for array in ids])
-    n_predicted = sum(len(part.text.encode("utf-8")) for part in parts if part.predicted and not part.is_mark)
+    ids = [np.array([tokenizer.specials[part.text]], np.uint16) if part.is_special else next(encoded) for part in parts]
+    mask = np.repeat([part.in_loss for part in parts], [len(array) for array in ids])
+    n_predicted = sum(len(part.text.encode("utf-8")) for part in parts if part.in_loss and not part.is_special)
     return Encoded(
         np.concatenate(ids),
         sum(map(len, texts)),
         sum(len(text.encode("utf-8")) for text in texts),
         mask,
         n_predicted,
-        any(map(tokenizer.loses, texts)),
+        any(map(tokenizer.is_lossy, texts)),
     )
 
 
@@ -353,7 +360,7 @@ def _counted_parts(documents: Marked, survey: Survey, progress) -> Iterator[tupl
     for number, parts in documents.marked(survey, progress, digest):
         survey.documents += 1
         for part in parts:
-            if not part.is_mark:
+            if not part.is_special:
                 survey.characters += len(part.text)
                 survey.buckets[number % BUCKETS] += len(part.text)
                 yield part.text, True
@@ -425,8 +432,8 @@ class _Words:
         words = sorted(word for word, count in self.counts.items() if count >= self.vocabulary.min_count)
         if not words:
             raise UserError(f"no word occurs {self.vocabulary.min_count:,} times: lower --min_count")
-        if len(words) >= MOST:
-            raise UserError(f"the text has {len(words):,} different words, uint16 files hold {MOST:,}: {TOO_MANY}")
+        if len(words) >= MAX_VOCAB:
+            raise UserError(f"the text has {len(words):,} different words, uint16 files hold {MAX_VOCAB:,}: {TOO_MANY}")
         return WordTokenizer(words, special, self.vocabulary.lower, self.vocabulary.spaces_alone)
 
 
@@ -611,7 +618,7 @@ def _encode(tokenizer: Tokenizer, end_id: int | None, parts: list[tuple[str, boo
         tokenizer.encode_parts(parts, end_id),
         sum(len(text) for text, _ in parts),
         n_bytes,
-        loses=any(tokenizer.loses(text) for text, _ in parts),
+        loses=any(tokenizer.is_lossy(text) for text, _ in parts),
     )
 
 

@@ -15,12 +15,12 @@ from configurator import UserError
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """A piece of a conversation: text, or the name of a special token."""
 
     text: str
-    is_mark: bool = False
-    predicted: bool = False  # whether a loss is taken of it
+    is_special: bool = False
+    in_loss: bool = False  # whether a loss is taken of it
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,24 @@ class Template:
         """Whether an answer is the rest of what the user wrote."""
         return not (self.user or self.assistant)
 
-    def opening(self, system: str) -> list[Part]:
+    def opening(self, system: str) -> list[Segment]:
         """What a conversation begins with."""
-        return [Part(self.system, is_mark=self.special), Part(system)] if system and self.system else []
+        return [Segment(self.system, is_special=self.special), Segment(system)] if system and self.system else []
 
-    def question(self, text: str, about: str = "") -> list[Part]:
+    def question(self, text: str, about: str = "") -> list[Segment]:
         """What stands before an answer. about fills the header."""
-        header = [Part(self.header.replace("{}", self.clean(about)))] if self.header and about else []
+        header = [Segment(self.header.replace("{}", self.clean(about)))] if self.header and about else []
         return [
             *header,
-            Part(self.user, is_mark=self.special),
-            Part(self.clean(text)),
-            Part(self.assistant, is_mark=self.special),
+            Segment(self.user, is_special=self.special),
+            Segment(self.clean(text)),
+            Segment(self.assistant, is_special=self.special),
         ]
 
-    def answer(self, text: str) -> list[Part]:
+    def answer(self, text: str) -> list[Segment]:
         """What a model is to say, up to the end of its turn."""
-        said = Part(self.gap + (text if self.special else self.clean(text)), predicted=True)
-        return [said, Part(self.end, is_mark=self.special, predicted=True)]
+        said = Segment(self.gap + (text if self.special else self.clean(text)), in_loss=True)
+        return [said, Segment(self.end, is_special=self.special, in_loss=True)]
 
     def clean(self, text: str) -> str:
         """text in which no mark of plain text is left: <bot> becomes < bot>."""
@@ -124,20 +124,20 @@ PRESETS = {template.name: template for template in (DONGPT, EDS, EDS_EMOTION, ED
 EMOTIONS = ("afraid", "annoyed", "disappointed", "disgusted", "excited", "grateful", "impressed", "prepared")
 
 
-def joined(parts: Sequence[Part]) -> list[Part]:
+def joined(parts: Sequence[Segment]) -> list[Segment]:
     """parts without empty ones, texts that follow each other made one, as a tokenizer must see them."""
-    found: list[Part] = []
+    found: list[Segment] = []
     for part in parts:
-        if found and not found[-1].is_mark and not part.is_mark and found[-1].predicted == part.predicted:
+        if found and not found[-1].is_special and not part.is_special and found[-1].in_loss == part.in_loss:
             found[-1] = replace(part, text=found[-1].text + part.text)
         elif part.text:
             found.append(part)
     return found
 
 
-def encode(tokenizer, parts: Sequence[Part], unknown: str = "error") -> list[int]:
+def encode(tokenizer, parts: Sequence[Segment], unknown: str = "error") -> list[int]:
     """The ids of parts, whose marks the vocabulary must hold; raises what tokenizer.encode raises."""
     ids: list[int] = []
     for part in joined(parts):
-        ids += [tokenizer.specials[part.text]] if part.is_mark else tokenizer.encode(part.text, unknown=unknown)
+        ids += [tokenizer.specials[part.text]] if part.is_special else tokenizer.encode(part.text, unknown=unknown)
     return ids

@@ -21,8 +21,8 @@ from dongpt.text.template import Template
 FOREIGN = {"kind": "foreign"}  # describes a tokenizer that is there, and is none of these
 END = "<|endoftext|>"  # the special token behind each of several documents
 UNKNOWN = "<unk>"  # the special token for a word that the vocabulary does not hold
-MOST = 2**16  # entries of a vocabulary: ids are stored as uint16
-NO_ID = MOST - 1  # in a table of the ids of a smaller vocabulary
+MAX_VOCAB = 2**16  # entries of a vocabulary: ids are stored as uint16
+NO_ID = MAX_VOCAB - 1  # in a table of the ids of a smaller vocabulary
 # openai/gpt-2, encoder.py
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 Unknown = Literal["error", "skip", "replace"]
@@ -82,7 +82,7 @@ class Tokenizer:
         """What of text the vocabulary does not hold, sorted."""
         return []
 
-    def loses(self, text: str) -> bool:
+    def is_lossy(self, text: str) -> bool:
         """Whether ids cannot give text back, for another reason than that a vocabulary lacks something."""
         return False
 
@@ -252,7 +252,7 @@ class WordTokenizer(Tokenizer):
     def cut(self, text: str) -> int:
         return last_word_break(text)
 
-    def loses(self, text: str) -> bool:
+    def is_lossy(self, text: str) -> bool:
         return self.lower and text != text.lower()
 
     def decoder(self) -> Callable[[int | None], str]:
@@ -364,9 +364,9 @@ class BPETokenizer(BytePairs):
         import tokenizers
 
         n_special = 1 + len(special)
-        if not 256 + n_special <= vocab_size <= MOST:
+        if not 256 + n_special <= vocab_size <= MAX_VOCAB:
             raise UserError(
-                f"vocab_size={vocab_size} must be from {256 + n_special} (the bytes and the special tokens) to {MOST:,}"
+                f"vocab_size={vocab_size} must be from {256 + n_special} (the bytes and the special tokens) to {MAX_VOCAB:,}"
             )
         learner = tokenizers.Tokenizer(tokenizers.models.BPE())
         learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -29,7 +29,7 @@ STD = 0.02  # of the numbers in a new model's token embedding, as GPT-2 has it
 WIDEST = 2**14  # numbers in a vector; a header that says more is none
 LONGEST_LINE = 64 * WIDEST  # bytes
 LONGEST_WORD = 2**12  # bytes
-PIECE = 2**20  # bytes that are read at a time
+READ_BYTES = 2**20  # bytes that are read at a time
 PACKED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))  # by what a file begins with
 BROKEN = (EOFError, zlib.error, lzma.LZMAError, OSError)  # what reading a damaged one raises
 
@@ -74,7 +74,7 @@ class _Reader:
         """Read a piece; whether there was one."""
         if not self.at_end:
             try:
-                piece = self.file.read(PIECE)
+                piece = self.file.read(READ_BYTES)
             except BROKEN as error:
                 raise UserError(f"{self.path} is cut off or damaged ({error}): fetch it anew") from error
             self.at_end, self.held, self.at = not piece, self.held[self.at :] + piece, 0

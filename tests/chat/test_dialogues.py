@@ -24,7 +24,18 @@ from dongpt.checkpoint.files import load_model
 from dongpt.decode.sampling import Sampling
 from dongpt.text import prepare as preparing
 from dongpt.text.documents import Files
-from dongpt.text.template import DONGPT, EDS, EDS_CONTEXT, EDS_EMOTION, PLAIN, PRESETS, Part, Template, encode, joined
+from dongpt.text.template import (
+    DONGPT,
+    EDS,
+    EDS_CONTEXT,
+    EDS_EMOTION,
+    PLAIN,
+    PRESETS,
+    Segment,
+    Template,
+    encode,
+    joined,
+)
 from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, added_tokens, from_dict
 from dongpt.train.data import Corpus, read_meta
 
@@ -877,10 +888,10 @@ def test_presets_write_what_their_models_were_trained_on():
         "plain": "QA\n",
     }
     assert spelled(EDS_EMOTION.question("Q")) == "<bot> Q\n<human>"  # without a header where there is none
-    assert [part.text for part in talk_of["dongpt"] if part.is_mark] == [USER, ASSISTANT, STOP]
-    assert not any(part.is_mark for name in talk_of for part in talk_of[name] if name != "dongpt")
+    assert [part.text for part in talk_of["dongpt"] if part.is_special] == [USER, ASSISTANT, STOP]
+    assert not any(part.is_special for name in talk_of for part in talk_of[name] if name != "dongpt")
     for parts in talk_of.values():  # of the answer and its end a loss is taken, of nothing else
-        said = "".join(part.text for part in parts if part.predicted)
+        said = "".join(part.text for part in parts if part.in_loss)
         assert spelled(parts).endswith(said) and said.lstrip().startswith("A") and "Q" not in said
     assert spelled(DONGPT.opening("S")) == "<|system|>S" and not DONGPT.opening("") and not EDS.opening("S")
     assert DONGPT.marks() == MARKS and EDS.marks() == PLAIN.marks() == []
@@ -908,28 +919,28 @@ def test_what_a_user_writes_to_eds_holds_no_tag_and_loses_nothing(text):
 @smoke
 def test_joined_makes_texts_one_and_keeps_marks_and_losses_apart():
     parts = [
-        Part(""),
-        Part("a"),
-        Part("b"),
-        Part("", predicted=True),
-        Part(USER, True),
-        Part(""),
-        Part("c"),
-        Part("d", predicted=True),
-        Part("e", predicted=True),
-        Part(STOP, True, True),
-        Part(STOP, True, True),
+        Segment(""),
+        Segment("a"),
+        Segment("b"),
+        Segment("", in_loss=True),
+        Segment(USER, True),
+        Segment(""),
+        Segment("c"),
+        Segment("d", in_loss=True),
+        Segment("e", in_loss=True),
+        Segment(STOP, True, True),
+        Segment(STOP, True, True),
     ]
     assert joined(parts) == [
-        Part("ab"),
-        Part(USER, True),
-        Part("c"),
-        Part("de", predicted=True),
-        Part(STOP, True, True),
-        Part(STOP, True, True),
+        Segment("ab"),
+        Segment(USER, True),
+        Segment("c"),
+        Segment("de", in_loss=True),
+        Segment(STOP, True, True),
+        Segment(STOP, True, True),
     ]
-    assert joined([]) == [] and joined([Part("", True), Part("")]) == []
-    assert parts[1] == Part("a")  # as they were
+    assert joined([]) == [] and joined([Segment("", True), Segment("")]) == []
+    assert parts[1] == Segment("a")  # as they were
 
 
 def tokenizer_of(kind: str):
@@ -957,8 +968,8 @@ def test_encode_gives_marks_to_the_template_alone(kind):
         special[STOP],
     ]
     assert encode(tokenizer, EDS.question("What")) == tokenizer.encode("<bot> What\n<human>")  # in one piece
-    assert encode(tokenizer, [Part("3 plus"), Part(""), Part(" 4")]) == tokenizer.encode("3 plus 4")
-    assert encode(tokenizer, [Part("")]) == []
+    assert encode(tokenizer, [Segment("3 plus"), Segment(""), Segment(" 4")]) == tokenizer.encode("3 plus 4")
+    assert encode(tokenizer, [Segment("")]) == []
 
 
 @smoke

@@ -26,7 +26,7 @@ from dongpt.checkpoint import hugging_face
 from dongpt.checkpoint.files import load_model
 from dongpt.checkpoint.legacy import build_model
 from dongpt.text import tokenizers
-from dongpt.text.template import DONGPT, Part, encode
+from dongpt.text.template import DONGPT, Segment, encode
 from dongpt.text.tokenizers import (
     END,
     BPETokenizer,
@@ -1346,7 +1346,7 @@ def test_an_exported_template_asks_as_ours_does(tmp_path, transformers):
     said = [("system", "be brief"), ("user", "It's 'me'?"), ("assistant", 'Yes, "you".'), ("user", "so?\nwhat")]
     text = theirs.apply_chat_template([dict(role=role, content=content) for role, content in said], tokenize=False)
     parts = [
-        Part(END, is_mark=True),
+        Segment(END, is_special=True),
         *DONGPT.opening("be brief"),
         *DONGPT.question("It's 'me'?"),
         *DONGPT.answer('Yes, "you".'),

@@ -167,7 +167,7 @@ def test_each_record_is_a_document(tmp_path, name):
 @pytest.mark.parametrize("piece", [1, 3, 7])
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_records_do_not_depend_on_where_a_piece_ends(tmp_path, monkeypatch, name, piece):
-    monkeypatch.setattr(documents, "PIECE", piece)
+    monkeypatch.setattr(documents, "READ_BYTES", piece)
     store(tmp_path / name, TEXTS)
     assert read(tmp_path / name) == TEXTS
 
@@ -256,7 +256,7 @@ def test_a_link_that_leads_nowhere_does_not_crash(tmp_path):
     [(codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")],
 )
 def test_a_byte_order_mark_says_the_encoding_and_goes(tmp_path, monkeypatch, mark, encoding, piece):
-    monkeypatch.setattr(documents, "PIECE", piece)
+    monkeypatch.setattr(documents, "READ_BYTES", piece)
     (tmp_path / "a.txt").write_bytes(mark + "señor\r\n😀 fin\n".encode(encoding))
     assert read(tmp_path / "a.txt") == ["señor\n😀 fin\n"]
 
@@ -287,7 +287,7 @@ def test_in_a_folder_of_another_encoding_a_mark_still_says_what_a_file_has(tmp_p
 @pytest.mark.parametrize("piece", [1, 2, 3, 5, 2**20])
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_line_ends_become_plain_wherever_a_piece_ends(tmp_path, monkeypatch, piece, packed):
-    monkeypatch.setattr(documents, "PIECE", piece)
+    monkeypatch.setattr(documents, "READ_BYTES", piece)
     content = b"a\r\nb\rc\r\r\nd\n\re\r\n\r\nf\r"
     (tmp_path / ("a.txt" + packed)).write_bytes(PACK[packed](content))
     assert read(tmp_path / ("a.txt" + packed)) == ["a\nb\nc\n\nd\n\ne\n\nf\n"]
@@ -309,7 +309,7 @@ def test_line_ends_become_plain_wherever_a_piece_ends(tmp_path, monkeypatch, pie
     ],
 )
 def test_a_wrong_byte_is_named_with_its_place(tmp_path, monkeypatch, content, place, piece):
-    monkeypatch.setattr(documents, "PIECE", piece)
+    monkeypatch.setattr(documents, "READ_BYTES", piece)
     (tmp_path / "a.txt").write_bytes(content)
     sentence = refused(lambda: read(tmp_path / "a.txt"))
     assert re.search(rf"byte {place}\b", sentence) and str(tmp_path / "a.txt") in sentence and "UTF" in sentence
@@ -320,7 +320,7 @@ def test_a_wrong_byte_is_named_with_its_place(tmp_path, monkeypatch, content, pl
 @pytest.mark.parametrize("bad, word", [(b"\xe9!", "UTF-8"), (b"\0", "NUL")])
 def test_a_wrong_byte_beyond_the_first_piece_is_named_with_its_place(tmp_path, packed, bad, word):
     start = "año ".encode() * (2**20 // 5 * 2)
-    assert len(start) > documents.PIECE
+    assert len(start) > documents.READ_BYTES
     (tmp_path / ("a.txt" + packed)).write_bytes(PACK[packed](start + bad + b"more"))
     sentence = refused(lambda: read(tmp_path / ("a.txt" + packed)))
     assert word in sentence and f"byte {len(start):,} " in sentence.replace(":", " ")
@@ -330,7 +330,7 @@ def test_a_wrong_byte_beyond_the_first_piece_is_named_with_its_place(tmp_path, p
 @pytest.mark.parametrize("piece", [3, 2**20])
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 def test_a_nul_byte_is_named_with_its_place(tmp_path, monkeypatch, mark, piece):
-    monkeypatch.setattr(documents, "PIECE", piece)
+    monkeypatch.setattr(documents, "READ_BYTES", piece)
     (tmp_path / "a.txt").write_bytes(mark + "ñandú".encode() + b"\0abc")
     sentence = refused(lambda: read(tmp_path / "a.txt"))
     assert "NUL" in sentence and f"byte {len(mark) + 7}:" in sentence
@@ -516,7 +516,7 @@ def test_documents_end_where_files_and_records_end(tmp_path, document, expected)
 def test_documents_do_not_depend_on_where_a_piece_ends_and_lose_nothing(text, document, piece):
     plain = text.replace("\r\n", "\n").replace("\r", "\n")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "PIECE", piece)
+        patch.setattr(documents, "READ_BYTES", piece)
         path = os.path.join(folder, "a.txt")
         with open(path, "wb") as file:
             file.write(text.encode())
@@ -633,7 +633,7 @@ def test_documents_that_differ_by_the_blank_lines_behind_them_are_equal(tmp_path
 
 @smoke
 def test_equal_files_of_several_pieces_are_never_on_both_sides(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "PIECE", 2**10)
+    monkeypatch.setattr(documents, "READ_BYTES", 2**10)
     monkeypatch.setattr(preparing, "HASHED", 2**8)
     texts = tmp_path / "texts"
     texts.mkdir()
@@ -674,7 +674,7 @@ def test_ids_are_those_of_each_document_encoded_whole(texts, tokenizer, job, pie
     texts = [text for text in texts if text.strip()] or ["a b"]
     texts = [f"{i}{text}" for i, text in enumerate(texts * 20)]  # enough for whole documents
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "PIECE", piece)
+        patch.setattr(documents, "READ_BYTES", piece)
         patch.setattr(preparing, "JOB", job)
         patch.setattr(preparing, "_n_cores", lambda: 2)
         for i, text in enumerate(texts):
@@ -715,7 +715,7 @@ def test_words_give_the_exact_text_back_wherever_the_text_is_split(tmp_path, spa
 def test_gpt2_ids_are_those_of_each_document_encoded_whole(tmp_path, monkeypatch, gpt2_vocabulary):
     import tiktoken
 
-    monkeypatch.setattr(documents, "PIECE", 50)
+    monkeypatch.setattr(documents, "READ_BYTES", 50)
     monkeypatch.setattr(preparing, "JOB", 30)
     gpt2, texts = tiktoken.get_encoding("gpt2"), [f"{i} {generated_text(60, seed=i)}  \n\n don't" for i in range(25)]
     store(tmp_path / "a.jsonl", texts)
@@ -1307,7 +1307,7 @@ CONTENT = st.one_of(
 )
 def test_prepare_never_crashes_and_never_writes_half(content, tokenizer, document, name, packed, encoding, old):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "PIECE", 16)
+        patch.setattr(documents, "READ_BYTES", 16)
         patch.setattr(preparing, "JOB", 24)
         patch.setattr(preparing, "_n_cores", lambda: 1)
         path, out = os.path.join(folder, name), os.path.join(folder, "out")
