@@ -230,7 +230,8 @@ def start_conversation(cfg: ChatConfig, path: str) -> Conversation:
     template = (tokenizer.template or PLAIN) if cfg.template == "auto" else PRESETS[cfg.template]
     sampling = Sampling(**{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
     print_note(generator.description)
-    conversation = Conversation(generator.model, tokenizer, template, sampling, print_note, cfg.max_new_tokens, cfg.seed)
+    model, length = generator.model, cfg.max_new_tokens
+    conversation = Conversation(model, tokenizer, template, sampling, print_note, length, cfg.seed)
     if cfg.template == "auto" and not tokenizer.template:
         print_note(
             f"{path} was not trained on conversations: it goes on with what you write (for files of EDS pass "

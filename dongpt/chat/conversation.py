@@ -8,7 +8,7 @@ The prompt is the whole conversation, as far as it fits into the context; only i
 """
 
 from dataclasses import asdict, dataclass
-from typing import Callable, Iterator
+from typing import Callable, Generator
 
 import numpy.random  # noqa: F401  (sampling needs it; loaded here, it does not delay the first word)
 import torch
@@ -66,7 +66,7 @@ class Conversation:
                 f"{self.block_size}: pass --template=plain"
             )
 
-    def reply(self, text: str) -> Iterator[str]:
+    def reply(self, text: str) -> Generator[str, None, None]:
         """Yield the answer to text piece by piece, "" for a token that completes no character; the exchange is added to
         the conversation when the iterator ends or is closed.
 
@@ -75,7 +75,7 @@ class Conversation:
         opening, question = self._encode_opening(), self._encode_question(self._readable(text))
         history = self._fitting_exchanges(len(opening) + len(question))
         ids = [*opening, *(i for exchange in history for i in exchange.ids), *question]
-        special = set(self.tokenizer.specials.values())
+        special = list(self.tokenizer.specials.values())
         texts, new_ids = Texts(self.tokenizer, 1, self.template.tags, special), []
         self._decoder = self._decoder or Decoder(
             self.model, 1, self.sampling, self.tokenizer.vocab_size, True, reuse_prefix=True
@@ -166,7 +166,8 @@ class Conversation:
 
     def _fitting_exchanges(self, n_tokens: int) -> list[Exchange]:
         """The newest exchanges that fit into the context together with n_tokens and an answer."""
-        room, seen = self.block_size - self._reserve() - n_tokens, []
+        room = self.block_size - self._reserve() - n_tokens
+        seen: list[Exchange] = []
         for exchange in reversed(self.exchanges):
             room -= len(exchange.ids)
             if room < 0:
