@@ -33,7 +33,13 @@ from dongpt.kernels.autograd import Dropout, biased_attention, rotate
 PositionScheme = Literal["default", "absolute", "rope", "relative", "alibi", "default+relative"]
 RELATIVE = "transformer.relative.relative_embeddings.weight"  # learned bias by distance and head, (block_size, n_head)
 NGRAMS = "transformer.ngrams.weight"  # embeddings of the last tokens together, ((ngrams - 1) * ngram_rows, n_embd)
-BOUNDS = {">=": (operator.ge, "at least"), "<": (operator.lt, "below")}  # signs in the annotations of GPTConfig
+# The signs in the annotations of settings. configurator.py, which this file does not import, understands the same.
+BOUNDS = {
+    ">=": (operator.ge, "at least"),
+    ">": (operator.gt, "above"),
+    "<=": (operator.le, "at most"),
+    "<": (operator.lt, "below"),
+}
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any, Iterator, Literal, Sequence
 
 import torch
 
-from configurator import UserError, check
+from configurator import UserError, check, check_setting
 from dongpt.checkpoint.files import load_anything
 from dongpt.decode import quantize as formats
 from dongpt.decode.sampling import NonFiniteLogits, Sampling
-from dongpt.decode.text import Texts, read_stop, read_stop_ids
+from dongpt.decode.text import Detokenizer, read_stop, read_stop_ids
 from dongpt.kernels import cpu
 from dongpt.program import first_line
 from dongpt.runtime import DTYPES, Runtime, RuntimeConfig, start
@@ -78,12 +78,14 @@ class Generator:
         tokenizer = self.require_tokenizer()
         return tokenizer.encode(prompt, special=True, unknown=unknown) or [tokenizer.start_id]
 
-    def detokenizer(self, n_samples: int, stop: str | Sequence[str] = (), stop_ids: str | Sequence[int] = ()) -> Texts:
+    def detokenizer(
+        self, n_samples: int, stop: str | Sequence[str] = (), stop_ids: str | Sequence[int] = ()
+    ) -> Detokenizer:
         """Collects the texts of n_samples streams; stop and stop_ids as on sample.py's command line, or lists."""
         tokenizer = self.require_tokenizer()
         stop = read_stop(stop) if isinstance(stop, str) else stop
         stop_ids = read_stop_ids(stop_ids, tokenizer.vocab_size) if isinstance(stop_ids, str) else stop_ids
-        return Texts(tokenizer, n_samples, stop, stop_ids)
+        return Detokenizer(tokenizer, n_samples, stop, stop_ids)
 
     def stream_ids(
         self,
@@ -135,9 +137,9 @@ def load(
     chat_template=False drops the tokenizer's template, which may be one that this version does not know. Raises
     UserError for what cannot be loaded, and for settings that cannot work here.
     """
-    kinds = RuntimeConfig.__annotations__ | {"quantize": Quantize}
-    check(quantize, kinds["quantize"], "load: quantize")
-    check(compile, kinds["compile"], "load: compile")
+    for key, value in dict(device=device, dtype=dtype, compile=compile).items():
+        check_setting(key, value, RuntimeConfig, "load")
+    check(quantize, Quantize, "load: quantize")
     rt = start(device, dtype)
     model, description, _ = load_anything(path, **model_args)
     if description and not chat_template:

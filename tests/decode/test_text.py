@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from dongpt.decode.text import Texts, read_stop, read_stop_ids
+from dongpt.decode.text import Detokenizer, read_stop, read_stop_ids
 from dongpt.text.tokenizers import CharTokenizer, GPT2Tokenizer
 
 smoke = pytest.mark.smoke
@@ -17,12 +17,12 @@ PIECES = ["a", "b", "ab", "é", "ğ", "日本", "🙂", "👩‍👩‍👧", "\
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Texts
+# Detokenizer
 
 
-def write(tokenizer, ids, stop=(), stop_ids=()) -> tuple[Texts, list[str]]:
-    """(the finished Texts of one row that was given ids, what it said at each of them and in the end)."""
-    texts = Texts(tokenizer, 1, stop, stop_ids)
+def write(tokenizer, ids, stop=(), stop_ids=()) -> tuple[Detokenizer, list[str]]:
+    """(the finished Detokenizer of one row that was given ids, what it said at each of them and in the end)."""
+    texts = Detokenizer(tokenizer, 1, stop, stop_ids)
     pieces = [texts.add([i])[0] for i in ids]
     return texts, pieces + texts.finish()
 
@@ -111,7 +111,7 @@ def test_a_character_that_is_split_over_ids_comes_whole_with_its_last_one(gpt2_v
 
 
 def test_rows_do_not_share_what_is_left_of_a_character(gpt2_vocabulary):
-    tokenizer, texts = GPT2Tokenizer(), Texts(GPT2Tokenizer(), 2)
+    tokenizer, texts = GPT2Tokenizer(), Detokenizer(GPT2Tokenizer(), 2)
     for ids in zip(tokenizer.encode("🙂a"), tokenizer.encode("a🙂")):
         texts.add(ids)
     assert texts.texts == ["🙂a", "a🙂"]
@@ -155,7 +155,7 @@ def test_a_special_token_is_a_stop_string_by_its_name():
 
 @smoke
 def test_rows_end_on_their_own_and_hear_nothing_after_that():
-    texts, said = Texts(LETTERS, 3, ["b"], [4]), ["", "", ""]  # 4 is d
+    texts, said = Detokenizer(LETTERS, 3, ["b"], [4]), ["", "", ""]  # 4 is d
     for ids in (LETTERS.encode(column) for column in ("aax", "byd", "cya", "acb")):
         said = [before + piece for before, piece in zip(said, texts.add(ids))]
         assert texts.texts == said and texts.done == all(texts.ends)
