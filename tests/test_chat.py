@@ -1064,23 +1064,21 @@ def test_a_turn_after_an_interrupt_encodes_only_what_is_new(monkeypatch):
     assert spy.prompts[1][: len(spy.prompts[0])] == spy.prompts[0] and spy.tokens[0] >= 8 and spy.tokens[1] <= 9
 
 
-def test_the_first_word_comes_within_150_ms_at_every_turn_of_50(monkeypatch):
-    """With a model of the demo's size."""
-    tokenizer = char_tokenizer(DONGPT)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    talk = conversation(
-        tokenizer, None, None, Sampling(0.7), 16, n_layer=3, n_head=4, n_embd=128, block_size=128, pos_embd="rope"
-    )
-    took = []
+def test_the_first_word_of_a_late_turn_costs_little_more_than_encoding_the_context_once():
+    """With a model of the demo's size, over 50 turns, which overflow its context."""
+    shape = dict(n_layer=3, n_head=4, n_embd=128, block_size=128, pos_embd="rope")
+    talk = conversation(char_tokenizer(DONGPT), None, None, Sampling(0.7), 16, **shape)
+    took, once = [], []
     for turn in range(50):
-        began = time.perf_counter()
+        start = time.perf_counter()
         pieces = talk.reply(f"What is {turn} plus {turn}?")
         next(pieces, None)
-        took.append(time.perf_counter() - began)
+        took.append(time.perf_counter() - start)
         "".join(pieces)
-    torch.set_num_threads(threads)
-    assert sorted(took)[-3] < 0.15, took  # the machine may be busy with others for a moment
+        start = time.perf_counter()
+        talk.model(torch.zeros(1, 128, dtype=torch.int64))
+        once.append(time.perf_counter() - start)
+    assert sorted(took)[25] < 5 * sorted(once)[25], (took, once)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

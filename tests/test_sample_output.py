@@ -17,9 +17,9 @@ import torch
 from helpers import ROOT, expect_sentence
 
 import sample as program
+from configurator import UserError
 from dongpt.checkpoint.files import load_anything, model_args, save
 from dongpt.decode.sampling import window_size
-from configurator import UserError
 from dongpt.program import locked_output, run_program
 from dongpt.text.tokenizers import CharTokenizer, GPT2Tokenizer
 from model import GPT, GPTConfig
