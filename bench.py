@@ -510,7 +510,7 @@ def transformers_model(model, cfg: BenchConfig, rt: Runtime):
 
         with tempfile.TemporaryDirectory() as folder:
             hugging_face.save(model, None, folder)
-            hf_model = GPT2LMHeadModel.from_pretrained(folder)
+            hf_model: Any = GPT2LMHeadModel.from_pretrained(folder)
     except (ImportError, ValueError) as error:
         print(f"transformers is not measured: {first_line(error)}")
         return None

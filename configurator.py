@@ -103,16 +103,18 @@ def check_setting(key: str, value: Any, cls: type, where: str) -> Any:
 def build(cls: type[Config], values: dict[str, Any], where: str = "settings") -> Config:
     """An instance of the dataclass cls with these values, from whatever source.
 
-    Raises UserError for an unknown key or a wrong type, for all values out of bounds together, and for whatever cls
-    itself rejects with a ValueError.
+    Raises UserError for an unknown key or a wrong type; else for all values out of bounds, and for what cls itself
+    rejects with a ValueError, together.
     """
     values = {key: check_setting(key, value, cls, where) for key, value in values.items()}
-    if messages := out_of_bounds(cls, values):
-        raise UserError("; ".join(messages))
+    problems = out_of_bounds(cls, values)
     try:
-        return cls(**values)
+        config = cls(**values)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        problems += [] if str(error) in problems else [str(error)]
+    if problems:
+        raise UserError("; ".join(problems))
+    return config
 
 
 def find_config(name: str) -> str | None:

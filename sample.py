@@ -1,10 +1,10 @@
-"""Prints texts that a trained model, or GPT-2, writes after a prompt.
+"""Print texts that a trained model, or GPT-2, generates from a prompt.
 
     python sample.py --out_dir=out-don-char
     python sample.py --out_dir=out-don-char --start="Sancho " --num_samples=5 --max_new_tokens=100
     python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="###" --output=samples.jsonl
 
-On a terminal the first text appears as it is written. Ctrl-C ends all of them where they are.
+On a terminal the first text appears as it is generated. Ctrl-C ends all of them where they are.
 """
 
 import json
@@ -12,18 +12,21 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Iterator
+
+import torch
 
 import configurator
 from configurator import UserError
 from dongpt import runtime
-from dongpt.checkpoint.files import load_anything
-from dongpt.decode.ready import Quantize, to_inference
+from dongpt.decode import ready
+from dongpt.decode.ready import Quantize
 from dongpt.decode.sampling import Sampling, window_size
-from dongpt.decode.text import Texts, read_stop, read_stop_ids
+from dongpt.decode.text import Texts, read_stop
 from dongpt.log import progress_bar
-from dongpt.program import run_program
+from dongpt.program import locked_output, replaced_file, run_program
 from dongpt.runtime import ROOT, RuntimeConfig
-from dongpt.text.tokenizers import Tokenizer, Unknown, from_dict
+from dongpt.text.tokenizers import CharTokenizer, Unknown, WordTokenizer
 
 SEPARATOR = "---------------"  # nanoGPT's
 
@@ -33,29 +36,24 @@ class SampleConfig(RuntimeConfig, Sampling):
     out_dir: str = "out"  # take the checkpoint of this run
     init_from: str = "resume"  # resume: from out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
     start: str = "\n"  # the prompt, or FILE:path of a file that holds it; may be empty
-    unknown: Unknown = "error"  # what the vocabulary lacks in the prompt: error, skip it, or replace it
-    num_samples: int = 10  # how many texts, all drawn together
-    max_new_tokens: int = 500  # length of each text behind the prompt, unless it stops before
+    unknown: Unknown = "error"  # characters of the prompt that the vocabulary lacks: error, skip, or replace them
+    num_samples: Annotated[int, ">=", 1] = 10  # how many texts, all drawn together
+    max_new_tokens: Annotated[int, ">=", 0] = 500  # tokens of each text after the prompt, unless it stops earlier
     temperature: float = 0.8  # below 1 bolder on the likely, above 1 more random; 0 takes the likeliest token
     top_k: int | None = 200  # draw from this many likeliest tokens; 0 or None is off
     stop: str = ""  # end a text before this string; several as a JSON list, --stop='["a", "b"]'
-    stop_ids: str = ""  # end a text before one of these token ids, divided by commas
+    stop_ids: str = ""  # end a text before one of these token ids, separated by commas
     output: str = ""  # write the texts to this file too: NAME.jsonl as JSON lines with the settings, else as printed
     quantize: Quantize = "none"  # int8: weights of one byte, on a CPU faster; README says what loss it costs
     use_kv_cache: bool = True  # encode each token once; off gives the same text, slower
 
     def __post_init__(self):
-        problems = [
-            f"{name}={getattr(self, name)} must be at least {least}"
-            for name, least in (("num_samples", 1), ("max_new_tokens", 0))
-            if getattr(self, name) < least
-        ]
-        if problems := problems + self.problems():
+        if problems := self.problems():
             raise UserError("; ".join(problems))
 
 
 def read_prompt(start: str) -> str:
-    """The prompt that start means: itself, or the text of the file behind FILE:, here or beside this script."""
+    """The prompt: `start` itself, or after FILE: the text of a file in the working directory or beside this script."""
     if not start.startswith("FILE:"):
         return start
     name = start.removeprefix("FILE:")
@@ -69,169 +67,139 @@ def read_prompt(start: str) -> str:
     raise UserError(f"there is no prompt file {name!r}: give --start=FILE:path of a text file, or the prompt itself")
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error") -> list[int]:
-    """The prompt's ids; special tokens in it are recognised. [] for an empty one."""
-    try:
-        return tokenizer.encode(prompt, special=True, unknown=unknown)
-    except ValueError as error:
-        raise UserError(f"--start: {error}") from error
-
-
 def check_output(path: str):
     """Raise UserError unless a file can be written at path; nothing is written yet."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.path.isdir(folder):
-        raise UserError(
-            f"--output={path}: "
-            + ("it is a folder" if os.path.isdir(path) else f"there is no folder {folder}")
-            + ", name a file in one that exists"
-        )
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        raise UserError(f"--output={path}: it is a folder, name a file in one that exists")
+    if not os.path.isdir(folder):
+        raise UserError(f"--output={path}: there is no folder {folder}, name a file in one that exists")
+    is_special = os.path.exists(path) and not os.path.isfile(path)  # a pipe or a device
+    if not all(os.access(p, os.W_OK) for p in (path, *([] if is_special else [folder])) if os.path.exists(p)):
         raise UserError(f"--output={path} may not be written: name another file")
 
 
 def write_output(cfg: SampleConfig, prompt: str, texts: Texts):
-    """Write cfg.output: JSON lines, where text is what follows the prompt, or what is printed."""
+    """Write cfg.output: JSON lines, whose "text" is what follows the prompt, or the same text as printed."""
     if os.path.splitext(cfg.output)[1].lower() in (".jsonl", ".json"):
         settings = {key: value for key, value in asdict(cfg).items() if key not in ("start", "seed", "output")}
-        lines = [
-            json.dumps(
-                {
-                    "prompt": prompt,
-                    "text": text,
-                    "sample": i,
-                    "tokens": n,
-                    "end": end,
-                    "seed": cfg.seed,
-                    "settings": settings,
-                },
-                ensure_ascii=False,
-            )
+        records = [
+            dict(prompt=prompt, text=text, sample=i, tokens=n, end=end, seed=cfg.seed, settings=settings)
             for i, (text, n, end) in enumerate(zip(texts.texts, texts.n_tokens, texts.ends))
         ]
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
     else:
         lines = [f"{prompt}{text}\n{SEPARATOR}" for text in texts.texts]
-    path = os.path.realpath(cfg.output)
-    whole = os.path.isfile(path) or not os.path.exists(path)  # a pipe or a device is no file that could be replaced
     try:
-        with open(path + ".part" * whole, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+        with replaced_file(cfg.output, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.writelines(f"{line}\n" for line in lines)
-        if whole:
-            os.replace(path + ".part", path)
     except OSError as error:
         raise UserError(f"--output={cfg.output} could not be written ({error}): name another file") from error
 
 
-class Screen:
-    """Prints the texts: on a terminal the first as it comes, the others and all elsewhere when they are over."""
+class SamplePrinter:
+    """Prints the samples at the end; on a terminal the first one while it is generated."""
 
-    def __init__(self, prompt: str, n_texts: int, n_steps: int):
-        self.prompt, self.n_texts, self.n_steps = prompt, n_texts, n_steps
-        self.live, self.bar, self.first_is_over = sys.stdout.isatty(), None, False
-        if self.live:
+    def __init__(self, prompt: str, num_samples: int, max_new_tokens: int):
+        self.prompt, self.num_samples, self.max_new_tokens = prompt, num_samples, max_new_tokens
+        self.streams_first = self.first_is_open = sys.stdout.isatty()
+        self.bar = progress_bar(max_new_tokens, quiet=self.streams_first)
+        if self.streams_first:
             print(prompt, end="", flush=True)
-        else:
-            self.bar = progress_bar(n_steps, 0)
 
-    def show(self, pieces: list[str], first_is_over: bool, step: int):
-        """What every text has to say after its token number step."""
-        if self.bar:
-            self.bar.update()
-        if self.live and not self.first_is_over:
-            print(pieces[0], end="", flush=True)
-            if first_is_over:
-                self._end_first()
-                if self.n_texts > 1 and step < self.n_steps:
-                    self.bar = progress_bar(self.n_steps, step)  # the others go on, out of sight
+    def update(self, piece: str, first_is_done: bool, step: int):
+        """Show progress after token number step, of which `piece` is the text in the first sample."""
+        self.bar.update()
+        if self.first_is_open:
+            print(piece, end="", flush=True)
+            if first_is_done:
+                self._close_first()
+                if self.num_samples > 1 and step < self.max_new_tokens:  # the others continue, out of sight
+                    self.bar = progress_bar(self.max_new_tokens, step, leave=False)
 
-    def _end_first(self):
+    def _close_first(self):
         print(f"\n{SEPARATOR}", flush=True)
-        self.first_is_over = True
+        self.first_is_open = False
 
-    def end(self, pieces: list[str], texts: list[str]):
-        """The last pieces, and all texts but what was shown."""
-        if self.bar:
-            self.bar.leave = not self.live
-            self.bar.close()
-        if self.live and not self.first_is_over:
-            print(pieces[0], end="")
-            self._end_first()
-        for text in texts[self.live :]:
+    def finish(self, piece: str, texts: list[str]):
+        """Print the last piece of the first sample, and all samples that were not shown yet."""
+        self.bar.close()
+        if self.first_is_open:
+            print(piece, end="")
+            self._close_first()
+        for text in texts[self.streams_first :]:
             print(f"{self.prompt}{text}\n{SEPARATOR}")
         sys.stdout.flush()
 
 
-def follow(
-    stream, texts: Texts, screen: Screen, interrupts: runtime.Interrupts
-) -> tuple[int, float, ValueError | None]:
-    """Keep and show what comes, until all texts are over: (steps, seconds to the first, the error that ended it).
+def collect(
+    stream: Iterator[torch.Tensor], texts: Texts, printer: SamplePrinter, interrupts: runtime.Interrupts
+) -> tuple[int, float, UserError | None]:
+    """Add the generated ids to texts until all are done: (steps, seconds to the first token, error that ended it).
 
-    What was drawn before logits that are not finite, or before Ctrl-C, stays.
+    On Ctrl-C, or if logits are not finite, the texts keep what was generated before.
     """
-    began, first, n_steps = time.perf_counter(), 0.0, 0
+    start, first, n_steps = time.perf_counter(), 0.0, 0
     try:
-        for new in stream:
+        for next_ids in stream:
             if interrupts.code:
                 break
-            first, n_steps = first or time.perf_counter() - began, n_steps + 1
-            screen.show(texts.add(new.tolist()), bool(texts.ends[0]), n_steps)
+            first, n_steps = first or time.perf_counter() - start, n_steps + 1
+            pieces = texts.add(next_ids.tolist())
+            printer.update(pieces[0], bool(texts.ends[0]), n_steps)
             if texts.done:
                 break
-    except ValueError as error:
+    except UserError as error:
         return n_steps, first, error
     return n_steps, first, None
 
 
-def main(argv: list[str] | None = None):
+def main(argv: list[str] | None = None) -> int:
     cfg, given = configurator.load(SampleConfig, argv)
     prompt, stop = read_prompt(cfg.start), read_stop(cfg.stop)
-    if cfg.output:
-        check_output(cfg.output)
-    rt = runtime.start(cfg.device, cfg.dtype)
+    if not cfg.output:
+        return sample(cfg, prompt, stop, "start" not in given)
+    check_output(cfg.output)
+    with locked_output(cfg.output):
+        return sample(cfg, prompt, stop, "start" not in given)
+
+
+def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: bool) -> int:
+    """Load the model, generate the samples, print and write them; returns the exit code."""
     path = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
-    model, description, _ = load_anything(path)
-    if description is None:
-        raise UserError(
-            f"{path} holds no tokenizer, so its ids cannot be shown as text: put the meta.pkl or "
-            f"meta.json of its data beside it"
-        )
-    tokenizer = from_dict(description)
-    if "start" not in given and tokenizer.kind in ("char", "word") and prompt not in tokenizer.ids:
-        prompt = ""  # a text without line ends: the default prompt is not in its vocabulary
-    ids = encode_prompt(tokenizer, prompt, cfg.unknown)
-    stop_ids = read_stop_ids(cfg.stop_ids, tokenizer.vocab_size)
-    model, why = to_inference(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
-    print(why, file=sys.stderr)
-    block_size = model.config.block_size
+    generator = ready.load(path, cfg.device, cfg.dtype, cfg.quantize, cfg.compile)
+    tokenizer = generator.require_tokenizer()
+    if is_default_prompt and isinstance(tokenizer, CharTokenizer | WordTokenizer) and prompt not in tokenizer.ids:
+        prompt = ""  # the vocabulary has no line end
+    try:
+        ids = generator.encode(prompt, cfg.unknown)
+    except UserError as error:
+        raise UserError(f"--start: {error}") from error
+    texts = generator.detokenizer(cfg.num_samples, stop, cfg.stop_ids)
+    print(generator.description, file=sys.stderr)
+    block_size = generator.model.config.block_size
     if len(ids) > block_size:
         print(
             f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with its last "
             f"{window_size(len(ids), block_size)}, as if they had come one by one",
             file=sys.stderr,
         )
-
-    texts = Texts(tokenizer, cfg.num_samples, stop, stop_ids)
-    screen = Screen(prompt, cfg.num_samples, cfg.max_new_tokens)
-    stream = model.stream(
-        [ids or [tokenizer.start_id]] * cfg.num_samples,
-        cfg.max_new_tokens,
-        seed=cfg.seed,
-        use_kv_cache=cfg.use_kv_cache,
-        stop_ids=stop_ids,
-        n_ids=tokenizer.vocab_size,
-        **{field.name: getattr(cfg, field.name) for field in fields(Sampling)},
+    printer = SamplePrinter(prompt, cfg.num_samples, cfg.max_new_tokens)
+    sampling = Sampling(**{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
+    stream = generator.stream_ids(
+        [ids] * cfg.num_samples, cfg.max_new_tokens, sampling, cfg.seed, texts.stop_ids, cfg.use_kv_cache
     )
-    began = time.perf_counter()
+    start = time.perf_counter()
     with runtime.Interrupts() as interrupts:
-        n_steps, first, failure = follow(stream, texts, screen, interrupts)
-        seconds = time.perf_counter() - began
+        n_steps, first, failure = collect(stream, texts, printer, interrupts)
+        seconds = time.perf_counter() - start
         pieces = texts.finish("interrupted" if interrupts.code else "failed" if failure else "length")
-        nothing = n_steps == 0 and bool(failure or interrupts.code)
+        is_empty = n_steps == 0 and bool(failure or interrupts.code)
         try:
-            if cfg.output and not nothing:  # first, since nobody may be reading what is printed
+            if cfg.output and not is_empty:  # before printing, since stdout may be closed
                 write_output(cfg, prompt, texts)
         finally:
-            screen.end(pieces, [] if nothing else texts.texts)
+            printer.finish(pieces[0], [] if is_empty else texts.texts)
     if failure:
         raise failure
     n_tokens = sum(texts.n_tokens)

@@ -19,9 +19,11 @@ import torch
 from helpers import ROOT, expect_sentence, run
 
 import chat as program
+from configurator import UserError
 from dongpt.chat.conversation import Conversation
 from dongpt.checkpoint.files import FORMAT_VERSION, model_args, save
 from dongpt.decode.sampling import Sampling
+from dongpt.program import locked_output
 from dongpt.text.template import DONGPT, EDS, EDS_EMOTION, EMOTIONS
 from dongpt.text.tokenizers import END, BPETokenizer, CharTokenizer, WordTokenizer, byte_alphabet
 from model import GPT, GPTConfig, PositionScheme
@@ -270,11 +272,14 @@ def test_an_answer_of_several_lines_is_one_line_and_an_empty_one_is_an_empty_lin
 @smoke
 def test_a_line_of_a_megabyte_is_answered_and_the_next_one_too(talker, talk, monkeypatch):
     spy = Spy(monkeypatch)
-    began = time.monotonic()
+    encoded, encode = [], CharTokenizer.encode
+    monkeypatch.setattr(
+        CharTokenizer, "encode", lambda self, text, **more: encoded.append(len(text)) or encode(self, text, **more)
+    )
     code, out, err = talk(talker, "x" * 1_000_000 + "hello\none\n/reset\none\n")
     assert code == 0 and len(out.splitlines()) == 3 and out.splitlines()[2] == "two"
     assert "too long" in err and "1,000,00" in err
-    assert max(map(len, spy.prompts)) <= 128 and time.monotonic() - began < 20
+    assert max(map(len, spy.prompts)) <= 128 and sum(encoded) < 20_000_000  # a few passes over the line
     assert char_tokenizer(DONGPT).decode(spy.prompts[0]).endswith("xxhello<|assistant|>")
 
 
@@ -722,6 +727,42 @@ def test_saving_replaces_a_conversation_and_nothing_else(tmp_path, monkeypatch):
 
 
 @smoke
+def test_save_follows_a_link_and_leaves_a_users_part_file_alone(tmp_path, talker, talk):
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "talk.jsonl")
+    (tmp_path / "talk.jsonl.part").write_text("mine")
+    assert talk(talker, f"hello\n/save {tmp_path / 'link.jsonl'}\n")[0] == 0
+    assert (tmp_path / "link.jsonl").is_symlink() and "hi there" in (tmp_path / "talk.jsonl").read_text()
+    assert (tmp_path / "talk.jsonl.part").read_text() == "mine" and len(os.listdir(tmp_path)) == 3
+
+
+@smoke
+def test_save_writes_into_a_pipe_that_stays_one(tmp_path, talker, talk):
+    os.mkfifo(tmp_path / "fifo")
+    received = []
+    reader = threading.Thread(target=lambda: received.append((tmp_path / "fifo").read_text()))
+    reader.start()
+    assert talk(talker, f"hello\n/save {tmp_path / 'fifo'}\n")[0] == 0
+    reader.join(timeout=60)
+    assert "hi there" in received[0] and (tmp_path / "fifo").is_fifo() and os.listdir(tmp_path) == ["fifo"]
+
+
+@smoke
+def test_save_to_a_file_that_another_process_writes_is_refused(tmp_path, talker, talk):
+    with locked_output(str(tmp_path / "talk.jsonl")):
+        code, out, err = talk(talker, f"hello\n/save {tmp_path / 'talk.jsonl'}\n")
+    assert code == 0 and "/save: " in err and "being written by another process" in err
+    assert not list(tmp_path.iterdir())
+
+
+@smoke
+def test_bug_of_ours_in_a_command_is_not_taken_for_a_users_mistake(talker, talk, monkeypatch):
+    monkeypatch.setattr(Conversation, "reset", lambda self: int("a bug"))
+    with pytest.raises(ValueError, match="a bug") as caught:
+        talk(talker, "/reset\n")
+    assert not isinstance(caught.value, UserError)
+
+
+@smoke
 def test_a_turn_without_an_answer_is_no_hindrance_to_saving(tmp_path, monkeypatch):
     tokenizer = char_tokenizer(DONGPT)
     Spy(monkeypatch, [tokenizer.specials["<|end|>"]])
@@ -869,7 +910,7 @@ def test_eds_ids_are_those_of_the_whole_text(monkeypatch, gpt2_vocabulary):
     tokenizer = GPT2Tokenizer()
     said = tokenizer.encode(" I see, that's 3 < 5. <endOfText>\n")
     spy, talk = Spy(monkeypatch, said, said), conversation(tokenizer, EDS_EMOTION, block_size=128)
-    talk.about = "afraid"
+    talk.topic = "afraid"
     assert [reply(talk, "hi!"), reply(talk, "Why?")] == ["I see, that's 3 < 5."] * 2
     exchanges = [("hi!", "I see, that's 3 < 5.")]
     assert spy.prompts == [
@@ -1023,23 +1064,21 @@ def test_a_turn_after_an_interrupt_encodes_only_what_is_new(monkeypatch):
     assert spy.prompts[1][: len(spy.prompts[0])] == spy.prompts[0] and spy.tokens[0] >= 8 and spy.tokens[1] <= 9
 
 
-def test_the_first_word_comes_within_150_ms_at_every_turn_of_50(monkeypatch):
-    """With a model of the demo's size."""
-    tokenizer = char_tokenizer(DONGPT)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    talk = conversation(
-        tokenizer, None, None, Sampling(0.7), 16, n_layer=3, n_head=4, n_embd=128, block_size=128, pos_embd="rope"
-    )
-    took = []
+def test_the_first_word_of_a_late_turn_costs_little_more_than_encoding_the_context_once():
+    """With a model of the demo's size, over 50 turns, which overflow its context."""
+    shape = dict(n_layer=3, n_head=4, n_embd=128, block_size=128, pos_embd="rope")
+    talk = conversation(char_tokenizer(DONGPT), None, None, Sampling(0.7), 16, **shape)
+    took, once = [], []
     for turn in range(50):
-        began = time.perf_counter()
+        start = time.perf_counter()
         pieces = talk.reply(f"What is {turn} plus {turn}?")
         next(pieces, None)
-        took.append(time.perf_counter() - began)
+        took.append(time.perf_counter() - start)
         "".join(pieces)
-    torch.set_num_threads(threads)
-    assert sorted(took)[-3] < 0.15, took  # the machine may be busy with others for a moment
+        start = time.perf_counter()
+        talk.model(torch.zeros(1, 128, dtype=torch.int64))
+        once.append(time.perf_counter() - start)
+    assert sorted(took)[25] < 5 * sorted(once)[25], (took, once)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1193,10 +1232,8 @@ def test_a_prompt_needs_no_standard_input(tmp_path, talker):
 def test_a_prompt_that_is_no_utf8_is_no_traceback(tmp_path, talk, kind):
     tokenizer = char_tokenizer(DONGPT) if kind == "char" else byte_tokenizer(DONGPT)
     path = write(random_model(tokenizer), tokenizer, tmp_path / "ckpt.pt")
-    try:
-        assert talk(path, "", "--prompt=a\udcffb", "--max_new_tokens=3")[0] == 0
-    except ValueError as error:
-        assert type(error) is ValueError  # a sentence of ours
+    code, out, err = talk(path, "", "--prompt=a\udcffb", "--max_new_tokens=3")
+    assert code == 0 and "Traceback" not in err and out.endswith("\n")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1367,9 +1404,9 @@ def test_a_conversation_that_cannot_be_loaded_leaves_the_running_one(tmp_path, m
     Spy(monkeypatch, [*tokenizer.encode("yes"), tokenizer.specials["<|end|>"]])
     one = conversation(tokenizer)
     reply(one, "hi")
-    monkeypatch.setattr(one, "_encode", lambda answer: (_ for _ in ()).throw(ValueError("no ids")))
+    monkeypatch.setattr(one, "_encode_answer", lambda answer: (_ for _ in ()).throw(ValueError("no ids")))
     with pytest.raises(ValueError, match="no ids"):
-        one.replace_by([("system", "be brief"), ("user", "a"), ("assistant", "b")])
+        one.restore([("system", "be brief"), ("user", "a"), ("assistant", "b")])
     assert one.messages() == [("user", "hi"), ("assistant", "yes")] and one.system == ""
 
 

@@ -143,9 +143,10 @@ def gpt2_run(folder) -> str:
 
 
 def test_special_tokens_are_recognised_in_a_prompt(tmp_path, gpt2_vocabulary, capsys):
+    from dongpt.decode.ready import Generator
     from dongpt.text.tokenizers import GPT2Tokenizer
 
-    assert program.encode_prompt(GPT2Tokenizer(), "<|endoftext|>Hi") == [50256, 17250]
+    assert Generator(None, GPT2Tokenizer(), "").encode("<|endoftext|>Hi") == [50256, 17250]
     texts = samples(capsys, gpt2_run(tmp_path), "--start=<|endoftext|>Hi", "--top_k=0", "--max_new_tokens=100")
     assert all(text.startswith("<|endoftext|>Hi") for text in texts)
 

@@ -17,9 +17,10 @@ import torch
 from helpers import ROOT, expect_sentence
 
 import sample as program
+from configurator import UserError
 from dongpt.checkpoint.files import load_anything, model_args, save
 from dongpt.decode.sampling import window_size
-from dongpt.program import run_program
+from dongpt.program import locked_output, run_program
 from dongpt.text.tokenizers import CharTokenizer, GPT2Tokenizer
 from model import GPT, GPTConfig
 
@@ -471,6 +472,42 @@ def test_an_output_that_does_not_fit_is_told_and_the_texts_are_printed(saying, c
     done = end_of_program(capsys, monkeypatch, saying, "--output=/dev/full")
     assert done.returncode == 2 and split(done.stdout) == [SAYING * 3] * 2
     assert "--output=/dev/full" in done.stderr and "Traceback" not in done.stderr
+
+
+@smoke
+def test_output_leaves_a_users_part_file_alone_and_follows_a_link(saying, tmp_path, capsys):
+    (tmp_path / "o.txt.part").write_text("mine", encoding="utf-8")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "o.txt")
+    samples(capsys, saying, f"--output={tmp_path / 'link.txt'}")
+    assert (tmp_path / "link.txt").is_symlink() and split((tmp_path / "o.txt").read_text()) == [SAYING * 3] * 2
+    assert (tmp_path / "o.txt.part").read_text() == "mine" and len(os.listdir(tmp_path)) == 3
+
+
+@smoke
+def test_output_goes_into_a_pipe_that_stays_one(saying, tmp_path, capsys):
+    os.mkfifo(tmp_path / "fifo")
+    received = []
+    reader = threading.Thread(target=lambda: received.append((tmp_path / "fifo").read_text()))
+    reader.start()
+    printed = samples(capsys, saying, f"--output={tmp_path / 'fifo'}")
+    reader.join(timeout=60)
+    assert split(received[0]) == printed and (tmp_path / "fifo").is_fifo() and os.listdir(tmp_path) == ["fifo"]
+
+
+@smoke
+def test_output_that_another_process_writes_is_refused_before_a_model_is_loaded(saying, tmp_path, capsys, monkeypatch):
+    with locked_output(str(tmp_path / "o.txt")):
+        done = end_of_program(capsys, monkeypatch, "no_such_run", f"--output={tmp_path / 'o.txt'}")
+        expect_sentence(done, "o.txt is being written by another process")
+    assert not list(tmp_path.iterdir())
+
+
+@smoke
+def test_bug_of_ours_while_sampling_is_not_taken_for_a_users_mistake(saying, capsys, monkeypatch):
+    monkeypatch.setattr(program.Texts, "add", lambda *args: int("a bug"))
+    with pytest.raises(ValueError, match="a bug") as caught:
+        samples(capsys, saying)
+    assert not isinstance(caught.value, UserError)
 
 
 @smoke

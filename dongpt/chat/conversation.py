@@ -1,21 +1,21 @@
-"""A conversation with a model: what was said, what of it the model still sees, and its answers as they come.
+"""A conversation with a model: the turns, the part of them that fits into its context, and streamed answers.
 
     conversation = Conversation(model, tokenizer, template, Sampling(temperature=0.7), print)
     for piece in conversation.reply("What is 3 plus 4?"):
         print(piece, end="")
 
-The whole conversation is what the model is asked, as far as it fits; of that only what is new is encoded.
+The prompt is the whole conversation, as far as it fits into the context; only its new tokens are encoded.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Callable, Iterator
+from typing import Callable, Generator
 
-import numpy.random  # noqa: F401  (model.py needs it; numpy would load it while somebody waits for the first word)
+import numpy.random  # noqa: F401  (sampling needs it; loaded here, it does not delay the first word)
 import torch
 
 from configurator import UserError
 from dongpt.decode.decoder import Decoder
-from dongpt.decode.sampling import Sampling
+from dongpt.decode.sampling import NonFiniteLogits, Sampling
 from dongpt.decode.text import Texts
 from dongpt.text.template import EMOTIONS, Segment, Template, encode
 from dongpt.text.tokenizers import END, Tokenizer
@@ -24,7 +24,7 @@ from model import GPT
 
 @dataclass
 class Exchange:
-    """What the user said and the answer to it, with the ids of both."""
+    """A question of the user and the model's answer, with the ids of both."""
 
     question: str
     answer: str
@@ -32,9 +32,9 @@ class Exchange:
 
 
 class Conversation:
-    """What was said so far. note is given a sentence for the user now and then.
+    """The turns so far. note is called with sentences for the user.
 
-    Raises UserError for a template that the vocabulary cannot express, and a model that sees too little for it.
+    Raises UserError if the vocabulary cannot express the template, or if the model's context is too short for it.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Conversation:
         self.model, self.tokenizer, self.template, self.sampling = model, tokenizer, template, sampling
         self.note, self.max_new_tokens, self.seed = note, max_new_tokens, seed
         self.exchanges: list[Exchange] = []
-        self.n_answers, self.forgets, self.system = 0, False, ""
-        self.about = ""  # what fills the template's header
+        self.n_answers, self.has_truncated, self.system = 0, False, ""
+        self.topic = ""  # fills the template's header
         self._decoder: Decoder | None = None
         if lacking := template.lacking(tokenizer):
             raise UserError(
@@ -59,23 +59,24 @@ class Conversation:
                 f"{', '.join(map(repr, lacking))}: pass another --template, plain works with every model"
             )
         marks = encode(tokenizer, [*template.question(""), *template.answer("")])
-        self.size = model.config.block_size
-        if len(marks) + 2 > self.size:
+        self.block_size = model.config.block_size
+        if len(marks) + 2 > self.block_size:
             raise UserError(
                 f"the marks of the template {template.name} are {len(marks)} tokens, and the model sees "
-                f"{self.size}: pass --template=plain"
+                f"{self.block_size}: pass --template=plain"
             )
 
-    def reply(self, text: str) -> Iterator[str]:
-        """Yield the answer to text piece by piece, "" where a token says nothing yet; it is part of the conversation
-        when the iterator ends or is closed.
+    def reply(self, text: str) -> Generator[str, None, None]:
+        """Yield the answer to text piece by piece, "" for a token that completes no character; the exchange is added to
+        the conversation when the iterator ends or is closed.
 
-        Raises UserError where the model's logits are not finite.
+        Raises UserError if the model's logits are not finite.
         """
-        opening, asked = self._opening(), self._ask(self._readable(text))
-        ids = [*opening, *(i for exchange in self._seen(len(opening) + len(asked)) for i in exchange.ids), *asked]
-        special = set(self.tokenizer.specials.values())
-        texts, drawn = Texts(self.tokenizer, 1, self.template.tags, special), []
+        opening, question = self._encode_opening(), self._encode_question(self._readable(text))
+        history = self._fitting_exchanges(len(opening) + len(question))
+        ids = [*opening, *(i for exchange in history for i in exchange.ids), *question]
+        special = list(self.tokenizer.specials.values())
+        texts, new_ids = Texts(self.tokenizer, 1, self.template.tags, special), []
         self._decoder = self._decoder or Decoder(
             self.model, 1, self.sampling, self.tokenizer.vocab_size, True, reuse_prefix=True
         )
@@ -88,11 +89,11 @@ class Conversation:
             decoder=self._decoder,
             n_ids=self.tokenizer.vocab_size,
         )
-        said, whole = "", False  # what was yielded
+        said, is_complete = "", False  # `said` was yielded
         try:
-            for new in stream:
-                drawn += new.tolist()
-                texts.add(new.tolist())
+            for next_ids in stream:
+                new_ids += next_ids.tolist()
+                texts.add(next_ids.tolist())
                 said, before = self._shown(texts.texts[0]), said
                 yield said[len(before) :]
                 if texts.done:
@@ -100,56 +101,56 @@ class Conversation:
             texts.finish()
             said, before = self._shown(texts.texts[0]), said
             yield said[len(before) :]
-            whole = True
-        except ValueError:
-            self._decoder = None  # what it holds is of no use
-            raise
+            is_complete = True
+        except NonFiniteLogits as error:
+            self._decoder = None  # its cache is not finite either
+            raise UserError(str(error)) from error
         finally:
-            if whole or drawn:
-                self._keep(text, asked, said, drawn)
+            if is_complete or new_ids:
+                self._add_exchange(text, question, said, new_ids)
 
     def _shown(self, text: str) -> str:
-        """What of an answer is said: blanks around it are not, unless it goes on with the user's text."""
+        """The visible part of an answer: without whitespace around it, unless it continues the user's text."""
         text = text.replace("\0", "")
         return text if self.template.continues else text.strip()
 
-    def _keep(self, text: str, asked: list[int], said: str, drawn: list[int]):
-        """Add an exchange; the ids are those that were drawn if they say just that, as they are encoded already."""
-        drawn = [i for i in drawn if i not in self.tokenizer.specials.values()]
-        if self.template.special and self.tokenizer.decode(drawn) == said:
-            answer = [*drawn, self.tokenizer.specials[self.template.end]]
+    def _add_exchange(self, text: str, question: list[int], said: str, new_ids: list[int]):
+        """Add an exchange. The generated ids are kept if they decode to just that, since the cache holds them."""
+        new_ids = [i for i in new_ids if i not in self.tokenizer.specials.values()]
+        if self.template.special and self.tokenizer.decode(new_ids) == said:
+            answer = [*new_ids, self.tokenizer.specials[self.template.end]]
         else:
-            answer = self._encode(said)
-        self.exchanges.append(Exchange(text, said, [*asked, *answer]))
+            answer = self._encode_answer(said)
+        self.exchanges.append(Exchange(text, said, [*question, *answer]))
         self.n_answers += 1
 
-    def _encode(self, answer: str) -> list[int]:
+    def _encode_answer(self, answer: str) -> list[int]:
         return encode(self.tokenizer, self.template.answer(answer), "skip")
 
-    def _opening(self) -> list[int]:
-        """What stands before the first question: in training, the end of another conversation and the system text."""
+    def _encode_opening(self) -> list[int]:
+        """The ids before the first question: as in training, the end of another document, and the system text."""
         end = [Segment(END, is_special=True)] if self.template.special and END in self.tokenizer.specials else []
         return encode(self.tokenizer, [*end, *self.template.opening(self.system)], "skip")
 
-    def _ask(self, text: str, quiet: bool = False) -> list[int]:
-        """The ids of a question, of its end if it is too long."""
-        guesses = self.template.header.startswith("<emotion>") and not self.about
-        shorter, ids = self._fit(text, EMOTIONS[0] if guesses else self.about)
+    def _encode_question(self, text: str, quiet: bool = False) -> list[int]:
+        """The ids of a question; a question that is too long loses its beginning."""
+        guesses = self.template.header.startswith("<emotion>") and not self.topic
+        shorter, ids = self._fit(text, EMOTIONS[0] if guesses else self.topic)
         if shorter != text:
             self.note(f"that is too long for the model: it sees the last {len(shorter):,} of {len(text):,} characters")
-        return self._fit(shorter, self._guess(shorter, quiet))[1] if guesses else ids
+        return self._fit(shorter, self._guess_emotion(shorter, quiet))[1] if guesses else ids
 
-    def _fit(self, text: str, about: str) -> tuple[str, list[int]]:
-        """(as much of the end of a question as there is room for, the ids to ask it)."""
-        room = max(1, self.size - self._reserve() - len(self._opening()))
-        ids = encode(self.tokenizer, self.template.question(text, about), "skip")
+    def _fit(self, text: str, topic: str) -> tuple[str, list[int]]:
+        """(the longest end of a question that fits, its ids with the template's marks)."""
+        room = max(1, self.block_size - self._reserve() - len(self._encode_opening()))
+        ids = encode(self.tokenizer, self.template.question(text, topic), "skip")
         while len(ids) > room and text:
             text = text[len(text) - min(len(text) - 1, len(text) * room // len(ids)) :]
-            ids = encode(self.tokenizer, self.template.question(text, about), "skip")
+            ids = encode(self.tokenizer, self.template.question(text, topic), "skip")
         return text, ids
 
     def _readable(self, text: str) -> str:
-        """What the model gets of text, in which marks are to be looked for; the rest is named."""
+        """text without what the vocabulary lacks, which is named in a note."""
         if missing := self.tokenizer.missing(text):
             self.note(f"left out, since the model does not know it: {', '.join(map(repr, missing[:20]))}")
         try:
@@ -160,49 +161,46 @@ class Conversation:
         return self.tokenizer.decode(ids) if missing or self.tokenizer.is_lossy(text) else text
 
     def _reserve(self) -> int:
-        """Tokens that are kept free for an answer."""
-        return min(self.max_new_tokens, self.size // 4)
+        """Number of tokens kept free for the answer."""
+        return min(self.max_new_tokens, self.block_size // 4)
 
-    def _seen(self, n_tokens: int) -> list[Exchange]:
-        """The newest exchanges that fit beside so many tokens and an answer."""
-        room, seen = self.size - self._reserve() - n_tokens, []
+    def _fitting_exchanges(self, n_tokens: int) -> list[Exchange]:
+        """The newest exchanges that fit into the context together with n_tokens and an answer."""
+        room = self.block_size - self._reserve() - n_tokens
+        seen: list[Exchange] = []
         for exchange in reversed(self.exchanges):
             room -= len(exchange.ids)
             if room < 0:
                 break
             seen.insert(0, exchange)
-        if len(seen) < len(self.exchanges) and not self.forgets:
+        if len(seen) < len(self.exchanges) and not self.has_truncated:
             self.note("the conversation is longer than the model can see: it forgets the oldest turns from here on")
-            self.forgets = True
+            self.has_truncated = True
         return seen
 
-    def _guess(self, text: str, quiet: bool) -> str:
-        """The emotion that the model finds likeliest before text."""
-        losses = torch.tensor(
-            [
-                self._surprise(encode(self.tokenizer, self.template.question(text, emotion), "skip"))
-                for emotion in EMOTIONS
-            ]
-        )
+    def _guess_emotion(self, text: str, quiet: bool) -> str:
+        """The emotion in whose header the model finds text likeliest."""
+        questions = [encode(self.tokenizer, self.template.question(text, emotion), "skip") for emotion in EMOTIONS]
+        losses = torch.tensor([self._total_loss(ids) for ids in questions])
         shares = torch.softmax(-losses, 0)
         if not quiet:
             self.note(f"Emotion: {EMOTIONS[int(shares.argmax())]} ({100 * float(shares.max()):.0f} %)")
         return EMOTIONS[int(shares.argmax())]
 
     @torch.no_grad()
-    def _surprise(self, ids: list[int]) -> float:
-        """The sum of the losses of ids behind the end of another conversation, in nats."""
+    def _total_loss(self, ids: list[int]) -> float:
+        """Sum of the losses of ids, in nats, after the end of another conversation."""
         before = self.tokenizer.encode(self.template.end)
-        ids = torch.tensor([[*before, *ids][: self.size + 1]], device=self.model.device)
-        targets = ids[:, 1:].clone()
+        idx = torch.tensor([[*before, *ids][: self.block_size + 1]], device=self.model.device)
+        targets = idx[:, 1:].clone()
         targets[:, : len(before) - 1] = -1
-        return float(self.model(ids[:, :-1], targets)[1]) * int((targets >= 0).sum())
+        return float(self.model(idx[:, :-1], targets)[1]) * int((targets >= 0).sum())
 
     # ------------------------------------------------------------------------------------------------------------------
     # as messages
 
     def messages(self) -> list[tuple[str, str]]:
-        """(role, content) of everything that was said, but for exchanges in which one side said nothing."""
+        """(role, content) of all turns, without exchanges in which one side is empty."""
         said = [
             message
             for exchange in self.exchanges
@@ -211,40 +209,36 @@ class Conversation:
         ]
         return [*([("system", self.system)] if self.system else []), *said]
 
-    def begin_with(self, system: str):
-        """Have the conversation begin with this text, or none. Raises UserError where there is no room for it."""
+    def set_system(self, system: str):
+        """Start the conversation with this text, or none. Raises UserError if it doesn't fit."""
         if system and not self.template.system:
             raise UserError(f"the template {self.template.name} has no place for a text to begin with: leave it away")
-        self.system = self._short(system)
+        self.system = self._check_length(system)
 
-    def talk_about(self, about: str):
-        """Fill the template's header with this. Raises UserError where there is no room for it."""
-        self.about = self._short(about)
+    def set_topic(self, topic: str):
+        """Set the text of the template's header. Raises UserError if it doesn't fit."""
+        self.topic = self._check_length(topic)
 
-    def _short(self, text: str) -> str:
-        """What the model gets of a text that it always sees, if that leaves room for others."""
+    def _check_length(self, text: str) -> str:
+        """The readable part of a text that stays in the context. Raises UserError if it leaves too little room."""
         text = self._readable(text)
-        if (n := len(self.tokenizer.encode(self.template.clean(text), unknown="skip"))) > self.size // 3:
+        if (n := len(self.tokenizer.encode(self.template.clean(text), unknown="skip"))) > self.block_size // 3:
             raise UserError(
                 f"a text of {n:,} tokens that is always seen is too long for a model that sees "
-                f"{self.size:,}: shorten it"
+                f"{self.block_size:,}: shorten it"
             )
         return text
 
-    def replace_by(self, messages: list[tuple[str, str]]):
-        """Go on from these messages: a system text or none, then questions and answers in turn."""
+    def restore(self, messages: list[tuple[str, str]]):
+        """Replace the turns by these messages: an optional system text, then questions and answers in turn."""
         system = messages[0][1] if messages and messages[0][0] == "system" else ""
         messages, before = messages[1:] if system else messages, self.system
-        self.begin_with(system)
+        self.set_system(system)
         try:
-            exchanges = [
-                Exchange(
-                    question,
-                    answer,
-                    [*self._ask(self._readable(question), quiet=True), *self._encode(self._readable(answer))],
-                )
-                for (_, question), (_, answer) in zip(messages[::2], messages[1::2])
-            ]
+            exchanges = []
+            for (_, question), (_, answer) in zip(messages[::2], messages[1::2]):
+                ids = self._encode_question(self._readable(question), quiet=True)
+                exchanges.append(Exchange(question, answer, [*ids, *self._encode_answer(self._readable(answer))]))
         except ValueError:
             self.system = before
             raise
@@ -252,5 +246,5 @@ class Conversation:
         self.exchanges, self.n_answers = exchanges, len(exchanges)
 
     def reset(self):
-        """Forget what was said."""
-        self.exchanges, self.n_answers, self.forgets = [], 0, False
+        """Forget all turns."""
+        self.exchanges, self.n_answers, self.has_truncated = [], 0, False

@@ -128,18 +128,22 @@ def load(
     dtype: str = "auto",
     quantize: Quantize = "none",
     compile: bool | Literal["auto"] = "auto",
+    chat_template: bool = True,
     **model_args: Any,
 ) -> Generator:
     """The model at path (a checkpoint, an out_dir, a Hugging Face directory or gpt2*), ready to decode.
 
     The settings are sample.py's. model_args (n_head=4) give hyper-parameters that files of other trainers may lack.
-    Raises UserError for what cannot be loaded, and for settings that cannot work here.
+    chat_template=False drops the tokenizer's template, which may be one that this version does not know. Raises
+    UserError for what cannot be loaded, and for settings that cannot work here.
     """
     for key, value in dict(device=device, dtype=dtype, compile=compile).items():
         check_setting(key, value, RuntimeConfig, "load")
     check(quantize, Quantize, "load: quantize")
     rt = start(device, dtype)
     model, description, _ = load_anything(path, **model_args)
+    if description and not chat_template:
+        description = {key: value for key, value in description.items() if key != "template"}
     tokenizer = from_dict(description) if description and description != FOREIGN else None
     model, why = to_inference(model, rt, dtype, quantize, compile)
     return Generator(model, tokenizer, why)
