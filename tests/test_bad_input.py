@@ -7,21 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import TINY_RUN, expect_sentence, generated_text, run, write_corpus
+from helpers import TINY_RUN, expect_sentence, generated_text, run, snapshot, write_corpus
 
 import train
 from configurator import UserError
-from dongpt.program import LOCK
-
-
-def snapshot(folder) -> dict:
-    """Everything below folder but locks, path -> (time of change, content): two calls tell what was touched."""
-    found = {}
-    for place, _, files in os.walk(folder):
-        for name in (name for name in files if name != LOCK):
-            path = os.path.join(place, name)
-            found[os.path.relpath(path, folder)] = os.stat(path).st_mtime_ns, open(path, "rb").read()
-    return found
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_decoder import all_logits, ids
+from helpers import all_logits
+from test_decoder import ids
 
 import bench
 from dongpt import runtime

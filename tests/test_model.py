@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import cached_logits
+from helpers import all_logits, cached_logits, generated_ids, random_ids
 
 from dongpt.decode.decoder import KVCache
 from dongpt.decode.sampling import window_size
@@ -32,16 +32,6 @@ def writer(**changes) -> GPT:
     return make(**{"tie_weights": False, "sharpen": 14.0, **changes})
 
 
-def ids(*shape: int, seed: int = 0, vocab_size: int = 23) -> torch.Tensor:
-    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def all_logits(model: GPT, idx: torch.Tensor) -> torch.Tensor:
-    """Logits (B, T, V) at every position."""
-    with torch.no_grad():
-        return model(idx, torch.zeros_like(idx))[0]
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # the forward pass
 
@@ -63,7 +53,7 @@ def test_logits_and_loss_equal_hugging_faces_gpt2():
     theirs.load_state_dict(
         {n: w.T if n.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else w for n, w in weights.items()}
     )
-    idx = ids(2, 32, vocab_size=97)
+    idx = random_ids(2, 32, vocab_size=97)
     with torch.no_grad():
         answer = theirs(idx, labels=idx)  # it shifts the labels itself
     # float32, sums in another order
@@ -101,19 +91,19 @@ def test_parameters_have_the_names_and_shapes_of_nanogpt():
 def test_bias_false_leaves_no_bias_anywhere():
     model = GPT(replace(TINY, bias=False))
     assert not [name for name, _ in model.named_parameters() if "bias" in name]
-    assert torch.isfinite(model(ids(1, 8), ids(1, 8))[1])
+    assert torch.isfinite(model(random_ids(1, 8), random_ids(1, 8))[1])
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_first_loss_is_that_of_guessing(bias):
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=32, vocab_size=500, n_layer=4, n_head=4, n_embd=64, bias=bias))
-    loss = model(ids(8, 32, vocab_size=500), ids(8, 32, seed=1, vocab_size=500))[1].item()
+    loss = model(random_ids(8, 32, vocab_size=500), random_ids(8, 32, seed=1, vocab_size=500))[1].item()
     assert abs(loss - math.log(500)) < 0.1  # small random logits, about 0.02 * sqrt(64) wide
 
 
 def test_changing_a_token_leaves_the_logits_before_it():
-    model, idx = make(), ids(2, 8)
+    model, idx = make(), random_ids(2, 8)
     before = all_logits(model, idx)
     for t in range(8):
         changed = idx.clone()
@@ -124,7 +114,7 @@ def test_changing_a_token_leaves_the_logits_before_it():
 
 
 def test_logits_of_a_prefix_do_not_depend_on_what_follows():
-    model, idx = make(), ids(2, 8)
+    model, idx = make(), random_ids(2, 8)
     whole = all_logits(model, idx)
     for t in range(1, 9):
         torch.testing.assert_close(all_logits(model, idx[:, :t]), whole[:, :t], atol=1e-4, rtol=1e-4)
@@ -146,21 +136,21 @@ def test_attention_equals_softmax_of_q_k_times_v():
 
 
 def test_without_targets_only_the_last_logits_come():
-    model, idx = make(), ids(3, 5)
+    model, idx = make(), random_ids(3, 5)
     logits, loss = model(idx)
     assert logits.shape == (3, 1, 23) and loss is None
     torch.testing.assert_close(logits[:, 0], all_logits(model, idx)[:, -1], atol=1e-4, rtol=1e-4)
 
 
 def test_loss_is_the_mean_of_minus_log_probability():
-    model, idx, targets = make(), ids(2, 8), ids(2, 8, seed=1)
+    model, idx, targets = make(), random_ids(2, 8), random_ids(2, 8, seed=1)
     logits, loss = model(idx, targets)
     by_hand = [-logits[b, t].softmax(-1)[targets[b, t]].log() for b in range(2) for t in range(8)]
     torch.testing.assert_close(loss, torch.stack(by_hand).mean(), atol=1e-4, rtol=1e-5)
 
 
 def test_target_of_minus_one_is_ignored():
-    model, idx, targets = make(), ids(2, 8), ids(2, 8, seed=1)
+    model, idx, targets = make(), random_ids(2, 8), random_ids(2, 8, seed=1)
     targets[:, 3:] = -1
     loss = model(idx, targets)[1]
     torch.testing.assert_close(loss, model(idx[:, :3], targets[:, :3])[1], atol=1e-4, rtol=1e-5)
@@ -168,11 +158,11 @@ def test_target_of_minus_one_is_ignored():
 
 def test_too_long_sequence_is_refused_with_both_lengths():
     with pytest.raises(ValueError, match=r"9 tokens.*block_size=8"):
-        make()(ids(1, 9))
+        make()(random_ids(1, 9))
 
 
 def test_dropout_acts_in_training_only():
-    model, idx = make(dropout=0.5), ids(2, 8)
+    model, idx = make(dropout=0.5), random_ids(2, 8)
     torch.testing.assert_close(all_logits(model, idx), all_logits(make(), idx), atol=0, rtol=0)
     model.train()
     torch.manual_seed(1)
@@ -180,7 +170,7 @@ def test_dropout_acts_in_training_only():
 
 
 def test_dropout_on_attention_weights_acts_in_training_only():
-    model, idx = make(attn_dropout=0.5), ids(2, 8)
+    model, idx = make(attn_dropout=0.5), random_ids(2, 8)
     torch.testing.assert_close(all_logits(model, idx), all_logits(make(), idx), atol=0, rtol=0)
     model.train()
     torch.manual_seed(1)
@@ -282,7 +272,7 @@ def test_optimizer_step_equals_adamw_by_hand():
     model = make()
     optimizer = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), "cpu")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    model(ids(2, 8), ids(2, 8, seed=1))[1].backward()
+    model(random_ids(2, 8), random_ids(2, 8, seed=1))[1].backward()
     optimizer.step()
     for name, p in model.named_parameters():
         decay = 0.1 if p.dim() >= 2 else 0.0
@@ -309,13 +299,13 @@ def test_untied_head_costs_no_more_flops_than_a_tied_one():
 
 
 def test_cropping_keeps_the_logits_of_short_sequences():
-    model, idx = make(), ids(2, 5)
+    model, idx = make(), random_ids(2, 5)
     before = all_logits(model, idx)
     model.crop_block_size(5)
     assert model.config.block_size == 5 and model.transformer.wpe.weight.shape == (5, 16)
     torch.testing.assert_close(all_logits(model, idx), before, atol=0, rtol=0)
     with pytest.raises(ValueError, match="block_size=5"):
-        model(ids(1, 6))
+        model(random_ids(1, 6))
     assert model.generate(idx, 12, seed=0).shape == (2, 17)
     wpe = model.transformer.wpe.weight
     assert any(p is wpe for p in model.parameters()) and wpe.requires_grad
@@ -326,7 +316,7 @@ def test_cropping_keeps_the_logits_of_short_sequences():
 
 
 def test_generate_returns_the_prompt_and_the_new_ids():
-    model, idx = writer(), ids(3, 4)
+    model, idx = writer(), random_ids(3, 4)
     out = model.generate(idx, 20, seed=0)
     assert out.shape == (3, 24) and out.dtype == torch.int64
     assert torch.equal(out[:, :4], idx) and out.min() >= 0 and out.max() < 23
@@ -335,7 +325,7 @@ def test_generate_returns_the_prompt_and_the_new_ids():
 
 @pytest.mark.parametrize("use_kv_cache", [True, False])
 def test_greedy_equals_the_argmax_of_full_forward_passes(use_kv_cache):
-    model, idx = writer(), ids(3, 2)
+    model, idx = writer(), random_ids(3, 2)
     expected = idx
     while expected.shape[1] < 9:  # the ninth token is the last that sees all before it
         expected = torch.cat([expected, all_logits(model, expected)[:, -1:].argmax(-1)], dim=1)
@@ -369,7 +359,7 @@ def test_window_size_equals_counting():
 def test_past_block_size_decoding_equals_a_slow_loop_that_encodes_each_window_anew(block_size, use_kv_cache):
     model = writer(block_size=block_size)
     for length in (1, 5, 30):  # short, and longer than block_size
-        row = ids(length, seed=length).tolist()
+        row = random_ids(length, seed=length).tolist()
         expected = list(row)
         for _ in range(40):
             window = expected[-reference_windows(len(expected), block_size) :]
@@ -380,16 +370,11 @@ def test_past_block_size_decoding_equals_a_slow_loop_that_encodes_each_window_an
 
 def test_the_texts_of_these_tests_are_varied():
     for settings in (dict(seed=5), dict(seed=5, temperature=0.7)):  # else equal texts would show little
-        for row in drawn(writer(), [[1], [2, 3]], 60, **settings):
+        for row in generated_ids(writer(), [[1], [2, 3]], 60, **settings):
             assert len(set(row)) > 10
 
 
 LENGTHS = (1, 3, 8, 9, 12, 30)
-
-
-def drawn(model: GPT, rows, n: int, **settings) -> list[list[int]]:
-    """The new ids of each row."""
-    return torch.stack(list(model.stream(rows, n, **settings))).T.tolist()
 
 
 @pytest.mark.parametrize(
@@ -405,15 +390,15 @@ def drawn(model: GPT, rows, n: int, **settings) -> list[list[int]]:
 )
 def test_cache_gives_the_same_ids_for_prompts_of_different_lengths(settings):
     model = writer()
-    rows = [ids(n, seed=n, vocab_size=20).tolist() for n in LENGTHS]
-    with_cache = drawn(model, rows, 60, **settings)  # many windows of 8
-    assert with_cache == drawn(model, rows, 60, use_kv_cache=False, **settings)
+    rows = [random_ids(n, seed=n, vocab_size=20).tolist() for n in LENGTHS]
+    with_cache = generated_ids(model, rows, 60, **settings)  # many windows of 8
+    assert with_cache == generated_ids(model, rows, 60, use_kv_cache=False, **settings)
     assert len({tuple(row) for row in with_cache}) == len(rows)
 
 
 def test_cache_gives_the_same_logits_within_rounding():
     model = writer()
-    windows, fresh = [ids(5).tolist(), ids(3).tolist()], [5, 3]
+    windows, fresh = [random_ids(5).tolist(), random_ids(3).tolist()], [5, 3]
     cache = KVCache(model, 2)
     with torch.no_grad():
         for i in range(3):
@@ -426,19 +411,21 @@ def test_cache_gives_the_same_logits_within_rounding():
 def test_first_row_of_a_batch_is_what_it_would_be_alone(settings):
     model = writer()
     for first in (1, 9, 30):
-        rows = [ids(n, seed=n).tolist() for n in (first, 2, 11)]
-        assert drawn(model, rows, 40, **settings)[0] == drawn(model, rows[:1], 40, **settings)[0]
+        rows = [random_ids(n, seed=n).tolist() for n in (first, 2, 11)]
+        assert generated_ids(model, rows, 40, **settings)[0] == generated_ids(model, rows[:1], 40, **settings)[0]
 
 
 def test_row_does_not_depend_on_the_other_rows():
     model = writer()
-    row = ids(4, seed=9).tolist()
-    others = [[ids(n, seed=n).tolist(), row, ids(m, seed=m).tolist()] for n, m in ((1, 30), (7, 8), (20, 2))]
-    assert len({tuple(drawn(model, rows, 40, seed=5)[1]) for rows in others}) == 1
+    row = random_ids(4, seed=9).tolist()
+    others = [
+        [random_ids(n, seed=n).tolist(), row, random_ids(m, seed=m).tolist()] for n, m in ((1, 30), (7, 8), (20, 2))
+    ]
+    assert len({tuple(generated_ids(model, rows, 40, seed=5)[1]) for rows in others}) == 1
 
 
 def test_rows_with_the_same_prompt_differ_and_a_seed_repeats_them():
-    model, idx = writer(), ids(1, 3).repeat(4, 1)
+    model, idx = writer(), random_ids(1, 3).repeat(4, 1)
     first = model.generate(idx, 30, seed=7)
     assert torch.equal(first, model.generate(idx, 30, seed=7))
     assert len({tuple(row) for row in first.tolist()}) == 4
@@ -446,7 +433,7 @@ def test_rows_with_the_same_prompt_differ_and_a_seed_repeats_them():
 
 
 def test_draws_with_a_seed_neither_use_nor_change_torchs_generator():
-    model, idx = writer(), ids(1, 3)
+    model, idx = writer(), random_ids(1, 3)
     torch.manual_seed(0)
     first, state = model.generate(idx, 20, seed=7), torch.get_rng_state()
     torch.manual_seed(0)
@@ -456,7 +443,7 @@ def test_draws_with_a_seed_neither_use_nor_change_torchs_generator():
 
 
 def test_without_a_seed_draws_follow_torchs_generator():
-    model, idx = writer(), ids(1, 3)
+    model, idx = writer(), random_ids(1, 3)
     torch.manual_seed(0)
     first, second = model.generate(idx, 30), model.generate(idx, 30)
     assert not torch.equal(first, second)
@@ -465,39 +452,39 @@ def test_without_a_seed_draws_follow_torchs_generator():
 
 
 def test_the_first_ids_do_not_depend_on_how_many_are_asked_for():
-    model, idx = writer(), ids(2, 3)
+    model, idx = writer(), random_ids(2, 3)
     assert torch.equal(model.generate(idx, 50, seed=1)[:, :20], model.generate(idx, 17, seed=1))
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**62, 2**64 + 3])
 def test_any_whole_number_is_a_seed(seed):
-    model, idx = writer(), ids(2, 3)
+    model, idx = writer(), random_ids(2, 3)
     assert torch.equal(model.generate(idx, 10, seed=seed), model.generate(idx, 10, seed=seed))
 
 
 def test_finished_row_gives_minus_one_and_the_stream_ends_with_the_last_row():
-    model, rows = writer(), [ids(n, seed=n).tolist() for n in (2, 5, 9)]
-    free = drawn(model, rows, 60, seed=3)
+    model, rows = writer(), [random_ids(n, seed=n).tolist() for n in (2, 5, 9)]
+    free = generated_ids(model, rows, 60, seed=3)
     stops = (free[0][4], free[1][20])
     ends = [min([row.index(stop) for stop in stops if stop in row], default=59) for row in free]
-    stopped = drawn(model, rows, 60, seed=3, stop_ids=stops)
+    stopped = generated_ids(model, rows, 60, seed=3, stop_ids=stops)
     assert len(set(ends)) > 1 and len(stopped[0]) == max(ends) + 1
     for row, end, got in zip(free, ends, stopped):
         assert got == row[: end + 1] + [-1] * (max(ends) - end)  # the stop id itself still comes
 
 
 def test_stream_and_generate_draw_the_same_ids():
-    model, idx = writer(), ids(2, 3)
+    model, idx = writer(), random_ids(2, 3)
     streamed = list(model.stream(idx, 20, seed=4))
     assert all(new.shape == (2,) and new.dtype == torch.int64 for new in streamed)
     assert torch.equal(torch.stack(streamed, dim=1), model.generate(idx, 20, seed=4)[:, 3:])
-    assert drawn(model, idx.tolist(), 20, seed=4) == torch.stack(streamed, dim=1).tolist()
+    assert generated_ids(model, idx.tolist(), 20, seed=4) == torch.stack(streamed, dim=1).tolist()
 
 
 def test_stream_comes_one_token_at_a_time():
     model, calls = writer(), []
     model.lm_head.register_forward_hook(lambda *_: calls.append(1))
-    stream = model.stream(ids(1, 3), 1000, seed=0)
+    stream = model.stream(random_ids(1, 3), 1000, seed=0)
     next(stream), next(stream)
     assert len(calls) == 2
 
@@ -505,13 +492,13 @@ def test_stream_comes_one_token_at_a_time():
 def test_cache_encodes_each_token_once():
     model, counts = writer(block_size=8), []
     model.transformer.h[0].register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[1]))
-    list(model.stream(ids(1, 3), 14, seed=0))
+    list(model.stream(random_ids(1, 3), 14, seed=0))
     # the newest token goes alone; when the block is full, the others of its newest half come anew
     assert counts == [2] + 6 * [1] + [3] + 5 * [1] + [3] + 3 * [1]
 
 
 def test_prompts_of_the_caller_stay_as_they_are():
-    model, rows, idx = writer(), [[1, 2], [3]], ids(2, 3)
+    model, rows, idx = writer(), [[1, 2], [3]], random_ids(2, 3)
     before = idx.clone()
     list(model.stream(rows, 20, seed=0))
     model.generate(idx, 20, seed=0)
@@ -519,7 +506,7 @@ def test_prompts_of_the_caller_stay_as_they_are():
 
 
 def test_top_k_of_1_is_greedy_and_0_and_None_are_off():
-    model, idx = writer(), ids(3, 3)
+    model, idx = writer(), random_ids(3, 3)
     greedy = model.generate(idx, 30, temperature=0)
     assert torch.equal(model.generate(idx, 30, top_k=1, seed=3), greedy)
     assert torch.equal(model.generate(idx, 30, top_p=1e-9, seed=3), greedy)
@@ -532,9 +519,9 @@ def test_ids_beyond_n_ids_are_never_drawn():
     model = writer()
     with torch.no_grad():
         model.lm_head.weight[20:] *= 100  # the padding looks likely
-    assert model.generate(ids(4, 3), 40, seed=0).max() >= 20
+    assert model.generate(random_ids(4, 3), 40, seed=0).max() >= 20
     for settings in (dict(), dict(temperature=0), dict(top_k=3), dict(top_p=0.5), dict(use_kv_cache=False)):
-        assert model.generate(ids(4, 3, vocab_size=20), 40, seed=0, n_ids=20, **settings).max() < 20
+        assert model.generate(random_ids(4, 3, vocab_size=20), 40, seed=0, n_ids=20, **settings).max() < 20
 
 
 @pytest.mark.parametrize(
@@ -553,12 +540,12 @@ def test_ids_beyond_n_ids_are_never_drawn():
 )
 def test_settings_that_make_no_sense_are_refused(settings, part):
     with pytest.raises(ValueError, match=part):
-        writer().generate(ids(1, 3), **{"max_new_tokens": 5, **settings})
+        writer().generate(random_ids(1, 3), **{"max_new_tokens": 5, **settings})
 
 
 def test_every_wrong_setting_is_named_at_once():
     with pytest.raises(ValueError) as caught:
-        writer().generate(ids(1, 3), 5, temperature=-1.0, top_k=-2, top_p=3.0)
+        writer().generate(random_ids(1, 3), 5, temperature=-1.0, top_k=-2, top_p=3.0)
     assert all(part in str(caught.value) for part in ("temperature=-1.0", "top_k=-2", "top_p=3.0"))
 
 
@@ -578,22 +565,22 @@ def test_logits_that_are_not_finite_end_in_a_sentence(value):
         model.transformer.ln_f.weight[3] = value
     for temperature in (1.0, 0.0):
         with pytest.raises(ValueError, match="finite.*float32"):
-            model.generate(ids(2, 3), 5, temperature=temperature)
+            model.generate(random_ids(2, 3), 5, temperature=temperature)
 
 
 def test_bfloat16_model_generates_with_and_without_cache():
     model = writer().to(torch.bfloat16)
-    rows = [ids(n, seed=n).tolist() for n in LENGTHS]
+    rows = [random_ids(n, seed=n).tolist() for n in LENGTHS]
     for use_kv_cache in (True, False):
-        out = drawn(model, rows, 30, seed=0, use_kv_cache=use_kv_cache)
+        out = generated_ids(model, rows, 30, seed=0, use_kv_cache=use_kv_cache)
         assert all(0 <= i < 23 for row in out for i in row)
 
 
 def test_generating_leaves_no_trace_for_training():
     model = writer()
-    out = model.generate(ids(2, 3), 12, seed=0)
+    out = model.generate(random_ids(2, 3), 12, seed=0)
     assert not out.requires_grad and all(p.grad is None for p in model.parameters()) and torch.is_grad_enabled()
-    model(ids(2, 8), ids(2, 8))[1].backward()
+    model(random_ids(2, 8), random_ids(2, 8))[1].backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -610,7 +597,7 @@ def test_frequencies_of_generated_rows_fit_the_probabilities():
 def test_successive_random_numbers_of_a_row_are_independent():
     model = writer(n_layer=1)
     torch.nn.init.zeros_(model.lm_head.weight)  # every id is as likely
-    text = torch.tensor(drawn(model, [[0]] * 40, 100, seed=1))  # (40, 100)
+    text = torch.tensor(generated_ids(model, [[0]] * 40, 100, seed=1))  # (40, 100)
     for a, b in ((text[:, :-1].flatten(), text[:, 1:].flatten()), (text[:-1].flatten(), text[1:].flatten())):
         pairs = torch.bincount(a // 6 * 4 + b // 6, minlength=16)  # 23 ids in 4 classes of 6, 6, 6, 5
         share = torch.tensor([6, 6, 6, 5]) / 23

@@ -2,6 +2,7 @@
 decoding with and without cache, packed and in chunks, and checkpoints."""
 
 import copy
+import functools
 import json
 import math
 import os
@@ -10,7 +11,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import TINY_RUN, assert_same, generated_text, load, read_log, windows, write_corpus
+from helpers import (
+    TINY_RUN,
+    all_logits,
+    assert_same,
+    generated_ids,
+    generated_text,
+    load,
+    random_ids,
+    read_log,
+    windows,
+    write_corpus,
+)
 
 import ckpt_update
 import evaluate
@@ -50,24 +62,11 @@ def make(ngrams: int = 3, seed: int = 0, **changes) -> GPT:
     return model
 
 
-def ids(*shape: int, seed: int = 0, vocab_size: int = 61) -> torch.Tensor:
-    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+ids = functools.partial(random_ids, vocab_size=61)
 
 
 def prompts(lengths=LENGTHS) -> list[list[int]]:
     return [ids(n, seed=n).tolist() for n in lengths]
-
-
-@torch.no_grad()
-def all_logits(model: GPT, idx) -> torch.Tensor:
-    """Logits (B, T, V) at every position, without a cache."""
-    idx = torch.as_tensor(idx)
-    return model(idx, torch.zeros_like(idx))[0]
-
-
-def drawn(model: GPT, texts, n: int, **settings) -> list[list[int]]:
-    """The new ids of each row."""
-    return torch.stack(list(model.stream(texts, n, **settings))).T.tolist()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -295,7 +294,7 @@ def test_cropping_keeps_the_logits_of_short_texts():
     model.crop_block_size(5)
     torch.testing.assert_close(all_logits(model, idx), before, atol=0, rtol=0)
     assert model.transformer.ngrams.weight.shape == (3 * 97, 16)
-    assert drawn(model, [[1, 2]], 20, seed=0) == drawn(model, [[1, 2]], 20, seed=0, use_kv_cache=False)
+    assert generated_ids(model, [[1, 2]], 20, seed=0) == generated_ids(model, [[1, 2]], 20, seed=0, use_kv_cache=False)
 
 
 @pytest.mark.parametrize("tie_weights", [True, False])
@@ -349,8 +348,8 @@ def test_architecture_that_cannot_be_is_refused(changes, parts, tiny_data):
 def test_cache_gives_the_same_ids_for_prompts_of_different_lengths(ngrams, pos_embd):
     model = make(ngrams, pos_embd=pos_embd)
     for settings in (dict(temperature=0), dict(seed=5, temperature=0.8, top_k=20, top_p=0.9)):
-        with_cache = drawn(model, prompts(), 20, **settings)  # several windows of 8
-        assert with_cache == drawn(model, prompts(), 20, use_kv_cache=False, **settings)
+        with_cache = generated_ids(model, prompts(), 20, **settings)  # several windows of 8
+        assert with_cache == generated_ids(model, prompts(), 20, use_kv_cache=False, **settings)
         assert len({tuple(row) for row in with_cache}) == len(LENGTHS)
 
 
@@ -359,8 +358,8 @@ def test_rows_of_equal_and_of_the_same_prompts_too(ngrams):
     """Both are encoded in ways of their own: from one position on, and once for all rows."""
     model = make(ngrams, pos_embd="rope")
     for texts in (prompts((5, 5, 5)), [ids(5, seed=n).tolist() for n in range(3)], prompts((9, 9)), [[3]] * 2):
-        got = drawn(model, texts, 30, seed=2)
-        assert got == drawn(model, texts, 30, seed=2, use_kv_cache=False)
+        got = generated_ids(model, texts, 30, seed=2)
+        assert got == generated_ids(model, texts, 30, seed=2, use_kv_cache=False)
         assert len({tuple(row) for row in got}) == len(texts)
 
 
@@ -371,7 +370,7 @@ def test_greedy_ids_are_those_of_forward_passes_over_what_is_seen(ngrams, use_kv
     for block_size in (4, 7):
         model = make(ngrams, block_size=block_size)
         for row in prompts((1, 2, 5, 30)):
-            new = drawn(model, [row], 20, temperature=0, use_kv_cache=use_kv_cache)[0]
+            new = generated_ids(model, [row], 20, temperature=0, use_kv_cache=use_kv_cache)[0]
             expected = [all_logits(model, [window])[0, -1].argmax().item() for window in windows(row, new, block_size)]
             assert new == expected
 
@@ -379,21 +378,21 @@ def test_greedy_ids_are_those_of_forward_passes_over_what_is_seen(ngrams, use_kv
 @each_length
 def test_a_row_of_a_batch_is_what_it_is_alone(ngrams):
     model, texts = make(ngrams), prompts()
-    together = drawn(model, texts, 20, temperature=0)
+    together = generated_ids(model, texts, 20, temperature=0)
     for row, new in zip(texts, together):
-        assert drawn(model, [row], 20, temperature=0) == [new]
+        assert generated_ids(model, [row], 20, temperature=0) == [new]
     for first in (1, 9, 30):  # of drawn ids the first row alone has the random numbers that it would have alone
         texts = prompts((first, 2, 12))
-        assert drawn(model, texts, 20, seed=5)[0] == drawn(model, texts[:1], 20, seed=5)[0]
+        assert generated_ids(model, texts, 20, seed=5)[0] == generated_ids(model, texts[:1], 20, seed=5)[0]
 
 
 def test_the_texts_of_these_tests_are_varied_and_ngrams_decide_them():
     model = make(3)
-    text = drawn(model, prompts((2,)), 60, temperature=0)[0]
+    text = generated_ids(model, prompts((2,)), 60, temperature=0)[0]
     assert len(set(text)) > 6
     with torch.no_grad():
         model.transformer.ngrams.weight.zero_()
-    assert drawn(model, prompts((2,)), 60, temperature=0)[0][:10] != text[:10]
+    assert generated_ids(model, prompts((2,)), 60, temperature=0)[0][:10] != text[:10]
 
 
 @each_length
@@ -401,14 +400,14 @@ def test_the_texts_of_these_tests_are_varied_and_ngrams_decide_them():
 def test_long_prompts_are_encoded_in_pieces_that_know_the_tokens_before_them(ngrams, size, monkeypatch):
     model = make(ngrams, block_size=32, pos_embd="rope")
     texts = prompts((1, 11, 30))
-    expected = [drawn(model, rows, 12, seed=3, use_kv_cache=False) for rows in (texts, texts[2:] * 2)]
+    expected = [generated_ids(model, rows, 12, seed=3, use_kv_cache=False) for rows in (texts, texts[2:] * 2)]
     encoded = []
     model.transformer.h[0].register_forward_pre_hook(lambda _, args: encoded.append(tuple(args[0].shape[:2])))
     monkeypatch.setattr(decoding, "PREFILL_TOKENS", 3 * size)
-    assert drawn(model, texts, 12, seed=3) == expected[0]
+    assert generated_ids(model, texts, 12, seed=3) == expected[0]
     assert encoded[:5] == [(3, size)] * 5  # they did come in pieces
     monkeypatch.setattr(decoding, "PREFILL_TOKENS", size)
-    assert drawn(model, texts[2:] * 2, 12, seed=3) == expected[1]
+    assert generated_ids(model, texts[2:] * 2, 12, seed=3) == expected[1]
 
 
 @each_length
@@ -421,10 +420,10 @@ def test_a_decoder_that_keeps_its_texts_writes_what_a_new_one_would(ngrams, pos_
     model.transformer.h[0].register_forward_pre_hook(lambda _, args: encoded.append(args[0].shape[1]))
     for turn in range(14):
         before = len(encoded)
-        got = drawn(model, [text], 5, temperature=0.9, seed=turn, decoder=kept)[0]
+        got = generated_ids(model, [text], 5, temperature=0.9, seed=turn, decoder=kept)[0]
         if turn == 1:
             assert sum(encoded[before:]) < 3 + 5 + 4 + 5  # not all of the prompt was encoded once more
-        assert got == drawn(model, [text], 5, temperature=0.9, seed=turn, use_kv_cache=False)[0], turn
+        assert got == generated_ids(model, [text], 5, temperature=0.9, seed=turn, use_kv_cache=False)[0], turn
         text = text + got + ids(turn % 5 + 1, seed=turn).tolist()
         text = [*text[:4], *ids(2, seed=turn).tolist()] if turn % 4 == 2 else text[3:] if turn % 4 == 3 else text
 
@@ -435,11 +434,11 @@ def test_a_decoder_that_keeps_its_texts_writes_what_a_new_one_would(ngrams, pos_
 def test_packed_weights_write_the_same_texts(ngrams, pos_embd, monkeypatch):
     """rows.c runs the blocks of new tokens; what enters them is looked up as ever."""
     model = make(ngrams, pos_embd=pos_embd)
-    expected = drawn(model, prompts(), 20, seed=4)
+    expected = generated_ids(model, prompts(), 20, seed=4)
     made, init = [], cpu.PackedBlocks.__init__
     monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
     monkeypatch.setattr(cpu.PackedBlocks, "__init__", lambda self, *args: (made.append(1), init(self, *args))[1])
-    assert drawn(model, prompts(), 20, seed=4) == expected
+    assert generated_ids(model, prompts(), 20, seed=4) == expected
     assert made
 
 
@@ -450,7 +449,7 @@ def test_packed_weights_give_the_same_logits(monkeypatch):
     for name in ("plain", "packed"):
         logits = seen[name] = []
         monkeypatch.setattr(Decoder, "_sample", lambda self, new, logits=logits: (logits.append(new), draw(self, new)))
-        drawn(model, texts, 40, temperature=0)
+        generated_ids(model, texts, 40, temperature=0)
         monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
     assert len(seen["plain"]) == len(seen["packed"]) == 40
     for plain, packed in zip(seen["plain"], seen["packed"]):
@@ -507,7 +506,7 @@ def test_a_saved_model_gives_the_same_logits_and_texts(ngrams, n_rows, tmp_path)
     loaded, _ = load_model(path)
     assert loaded.config == model.config
     torch.testing.assert_close(all_logits(loaded, idx), all_logits(model, idx), atol=0, rtol=0)
-    assert drawn(loaded, prompts(), 20, seed=1) == drawn(model, prompts(), 20, seed=1)
+    assert generated_ids(loaded, prompts(), 20, seed=1) == generated_ids(model, prompts(), 20, seed=1)
 
 
 def test_a_checkpoint_that_lacks_its_table_is_refused(tmp_path):

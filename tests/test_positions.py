@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import TINY_RUN, assert_same_training, cached_logits, load, run, write_corpus
+from helpers import TINY_RUN, all_logits, assert_same_training, cached_logits, load, random_ids, run, write_corpus
 from torch.nn import functional as F
 
 import train
@@ -35,16 +35,6 @@ def make(pos_embd: str = "default", seed: int = 0, std: float = 0.3, **changes) 
             gain = name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight"))
             parameter.copy_(torch.randn(parameter.shape) * std + (1.0 if gain else 0.0))
     return model
-
-
-def ids(*shape: int, seed: int = 0, vocab_size: int = 23) -> torch.Tensor:
-    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def all_logits(model: GPT, idx: torch.Tensor) -> torch.Tensor:
-    """Logits (B, T, V) at every position."""
-    with torch.no_grad():
-        return model(idx, torch.zeros_like(idx))[0]
 
 
 def table_of(model: GPT) -> torch.Tensor:
@@ -151,7 +141,7 @@ def test_the_table_is_zero_at_the_start_and_nothing_else_is(pos_embd):
 
 @smoke
 def test_default_plus_relative_with_a_zero_table_equals_default():
-    plain, extended, idx = make(), make("default+relative", seed=1), ids(3, 8)
+    plain, extended, idx = make(), make("default+relative", seed=1), random_ids(3, 8)
     missing = extended.load_state_dict(plain.state_dict(), strict=False)
     assert missing.missing_keys == [TABLE] and not missing.unexpected_keys
     assert not torch.allclose(all_logits(extended, idx), all_logits(plain, idx), atol=1e-2)
@@ -208,7 +198,7 @@ def test_every_parameter_is_in_exactly_one_optimizer_group(pos_embd):
 @pytest.mark.parametrize("T", [1, 8])
 @each_scheme
 def test_logits_loss_and_gradients_equal_the_formula(pos_embd, T):
-    model, idx, targets = make(pos_embd), ids(3, T), ids(3, T, seed=1)
+    model, idx, targets = make(pos_embd), random_ids(3, T), random_ids(3, T, seed=1)
     exact = copy.deepcopy(model).double()
     assert_near(all_logits(model, idx), model_by_hand(exact, idx, targets)[0].detach(), 1e-5)
     by_hand = gradients(exact, idx, targets, lambda *batch: model_by_hand(exact, *batch))
@@ -218,7 +208,11 @@ def test_logits_loss_and_gradients_equal_the_formula(pos_embd, T):
 @pytest.mark.parametrize("n_head", [2, 3])
 @pytest.mark.parametrize("pos_embd", ENDLESS)
 def test_logits_and_gradients_equal_the_formula_beyond_block_size(pos_embd, n_head):
-    model, idx, targets = make(pos_embd, n_head=n_head, n_embd=12, block_size=20), ids(2, 70), ids(2, 70, seed=1)
+    model, idx, targets = (
+        make(pos_embd, n_head=n_head, n_embd=12, block_size=20),
+        random_ids(2, 70),
+        random_ids(2, 70, seed=1),
+    )
     exact = copy.deepcopy(model).double()
     assert_near(all_logits(model, idx), model_by_hand(exact, idx, targets)[0].detach(), 1e-4)
     by_hand = gradients(exact, idx, targets, lambda *batch: model_by_hand(exact, *batch))
@@ -230,7 +224,7 @@ def test_logits_and_gradients_equal_the_formula_beyond_block_size(pos_embd, n_he
 def test_every_parameter_gets_a_gradient(pos_embd):
     model = make(pos_embd, vocab_size=8)
     idx = torch.arange(8).expand(2, 8)  # each id and each position
-    for name, gradient in gradients(model, idx, ids(2, 8, vocab_size=8)).items():
+    for name, gradient in gradients(model, idx, random_ids(2, 8, vocab_size=8)).items():
         if name == TABLE or name.endswith(("wte.weight", "wpe.weight")):  # no row is left out
             assert gradient.abs().amax(dim=1).min() > 0, name
         assert torch.isfinite(gradient).all() and gradient.any(), name
@@ -349,7 +343,7 @@ def test_attention_with_a_table_has_the_gradient_of_finite_differences(B, n_head
 @smoke
 @pytest.mark.parametrize("pos_embd", WITH_TABLE)
 def test_a_frozen_table_changes_no_other_gradient(pos_embd):
-    model, batch = make(pos_embd), (ids(2, 8), ids(2, 8, seed=1))
+    model, batch = make(pos_embd), (random_ids(2, 8), random_ids(2, 8, seed=1))
     expected = gradients(model, *batch)
     model.zero_grad()
     table_of(model).requires_grad_(False)
@@ -365,7 +359,7 @@ def test_attention_takes_a_flash_kernel(pos_embd):
     """In training, in evaluation and with a cache; other kernels keep all scores."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    model, idx = make(pos_embd), ids(2, 8)
+    model, idx = make(pos_embd), random_ids(2, 8)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         model.generate(idx[:, :3], 12, temperature=0)
         all_logits(model, idx)
@@ -386,7 +380,7 @@ def lengths_to_try(pos_embd: str) -> list[int]:
 def test_changing_a_token_leaves_the_logits_before_it(pos_embd):
     model = make(pos_embd)
     for T in lengths_to_try(pos_embd):
-        idx = ids(2, T)
+        idx = random_ids(2, T)
         before = all_logits(model, idx)
         for t in {*range(0, T, 7), T - 1}:
             changed = idx.clone()
@@ -401,7 +395,7 @@ def test_changing_a_token_leaves_the_logits_before_it(pos_embd):
 def test_logits_of_a_prefix_do_not_depend_on_how_long_the_text_gets(pos_embd):
     model = make(pos_embd)
     for T in lengths_to_try(pos_embd):
-        idx = ids(2, T)
+        idx = random_ids(2, T)
         whole = all_logits(model, idx)
         for t in {1, 2, 5, 8, T // 2, T - 1, T}:
             torch.testing.assert_close(all_logits(model, idx[:, :t]), whole[:, :t], atol=1e-4, rtol=1e-4)
@@ -454,7 +448,7 @@ def test_scores_depend_on_the_distance_alone(pos_embd):
 @pytest.mark.parametrize("shift", [1, 100])
 @each_scheme
 def test_logits_stay_when_all_positions_shift_unless_they_are_absolute(pos_embd, shift):
-    model, idx, T = make(pos_embd, block_size=200), ids(2, 20), 20
+    model, idx, T = make(pos_embd, block_size=200), random_ids(2, 20), 20
     with torch.no_grad():
         here, there = (model._hidden(idx, torch.arange(T) + first) for first in (0, shift))
     if pos_embd in ENDLESS:
@@ -470,7 +464,7 @@ def test_logits_stay_when_all_positions_shift_unless_they_are_absolute(pos_embd,
 @smoke
 @pytest.mark.parametrize("pos_embd", ENDLESS)
 def test_schemes_without_wpe_take_sequences_longer_than_block_size(pos_embd):
-    model, idx = make(pos_embd), ids(2, 40)
+    model, idx = make(pos_embd), random_ids(2, 40)
     logits, loss = model(idx, idx)
     assert logits.shape == (2, 40, 23) and torch.isfinite(logits).all() and torch.isfinite(loss)
     torch.testing.assert_close(model(idx)[0], logits[:, -1:], atol=1e-4, rtol=1e-4)
@@ -487,16 +481,16 @@ def test_schemes_without_wpe_take_sequences_longer_than_block_size(pos_embd):
 @pytest.mark.parametrize("pos_embd", ["default", "default+relative"])
 def test_schemes_with_wpe_refuse_them_with_both_lengths(pos_embd):
     model = make(pos_embd)
-    for batch in ((ids(1, 9),), (ids(1, 9), ids(1, 9))):
+    for batch in ((random_ids(1, 9),), (random_ids(1, 9), random_ids(1, 9))):
         with pytest.raises(ValueError, match=r"9 tokens.*block_size=8"):
             model(*batch)
-    assert torch.isfinite(model(ids(1, 8))[0]).all()
+    assert torch.isfinite(model(random_ids(1, 8))[0]).all()
 
 
 @smoke
 @each_scheme
 def test_cropping_keeps_the_logits_of_short_sequences(pos_embd):
-    model, idx = make(pos_embd), ids(2, 5)
+    model, idx = make(pos_embd), random_ids(2, 5)
     before, table = all_logits(model, idx), table_of(model).detach().clone() if pos_embd in WITH_TABLE else None
     model.crop_block_size(5)
     assert model.config == replace(TINY, pos_embd=pos_embd, block_size=5)
@@ -506,12 +500,12 @@ def test_cropping_keeps_the_logits_of_short_sequences(pos_embd):
     if table is not None:
         assert torch.equal(table_of(model), table[:5])
     if pos_embd in ENDLESS:
-        long = ids(2, 12)
+        long = random_ids(2, 12)
         exact = copy.deepcopy(model).double()
         assert_near(all_logits(model, long), model_by_hand(exact, long, long)[0].detach(), 1e-4)
     else:
         with pytest.raises(ValueError, match="6 tokens.*block_size=5"):
-            model(ids(1, 6))
+            model(random_ids(1, 6))
     assert model.generate(idx, 12, seed=0).shape == (2, 17)
     assert all(p.requires_grad for p in model.parameters())
     assert all(torch.isfinite(gradient).all() for gradient in gradients(model, idx, idx).values())
@@ -553,7 +547,7 @@ def greedy_by_hand(model: GPT, row: list[int], n: int) -> list[int]:
 @each_scheme
 def test_greedy_text_is_the_same_with_and_without_cache_and_by_hand(pos_embd, block_size):
     model = writer(pos_embd, block_size=block_size)
-    rows = [ids(n, seed=n, vocab_size=97).tolist() for n in LENGTHS]
+    rows = [random_ids(n, seed=n, vocab_size=97).tolist() for n in LENGTHS]
     expected = [greedy_by_hand(model, row, 40) for row in rows]
     assert greedy(model, rows, 40) == expected
     assert greedy(model, rows, 40, use_kv_cache=False) == expected
@@ -564,7 +558,7 @@ def test_greedy_text_is_the_same_with_and_without_cache_and_by_hand(pos_embd, bl
 @each_scheme
 def test_drawn_text_is_the_same_with_and_without_cache_and_in_any_batch(pos_embd, block_size):
     model = writer(pos_embd, block_size=block_size)
-    rows = [ids(n, seed=n, vocab_size=97).tolist() for n in LENGTHS]
+    rows = [random_ids(n, seed=n, vocab_size=97).tolist() for n in LENGTHS]
     text = [torch.stack(list(model.stream(rows, 40, seed=3, use_kv_cache=use))).T.tolist() for use in (True, False)]
     assert text[0] == text[1]
     assert torch.stack(list(model.stream(rows[:1], 40, seed=3))).T.tolist() == text[0][:1]
@@ -575,7 +569,7 @@ def test_drawn_text_is_the_same_with_and_without_cache_and_in_any_batch(pos_embd
 @each_scheme
 def test_cached_logits_equal_those_of_a_full_forward_pass(pos_embd):
     model = make(pos_embd, block_size=16)
-    windows, cache = [ids(n, seed=n).tolist() for n in (5, 1, 9)], KVCache(model, 3)
+    windows, cache = [random_ids(n, seed=n).tolist() for n in (5, 1, 9)], KVCache(model, 3)
     fresh = [len(window) for window in windows]
     with torch.no_grad():
         for step in range(7):
@@ -592,7 +586,7 @@ def test_cached_logits_equal_those_of_a_full_forward_pass(pos_embd):
 @smoke
 @each_scheme
 def test_dropout_on_attention_weights_trains(pos_embd):
-    model, batch = make(pos_embd, attn_dropout=0.3), (ids(4, 8), ids(4, 8, seed=1))
+    model, batch = make(pos_embd, attn_dropout=0.3), (random_ids(4, 8), random_ids(4, 8, seed=1))
     still = gradients(make(pos_embd), *batch)
     assert_all_near(gradients(model, *batch), still, 1e-5)  # it acts in training only
     model.train()
@@ -606,7 +600,7 @@ def test_dropout_on_attention_weights_trains(pos_embd):
 
 @each_scheme
 def test_bfloat16_models_train_and_generate(pos_embd):
-    model, batch = make(pos_embd), (ids(4, 8), ids(4, 8, seed=1))
+    model, batch = make(pos_embd), (random_ids(4, 8), random_ids(4, 8, seed=1))
     exact = gradients(model, *batch)
     model = model.to(torch.bfloat16).train()
     got = gradients(model, *batch)
@@ -621,7 +615,7 @@ def test_bfloat16_models_train_and_generate(pos_embd):
         optimizer.step()
     assert losses[-1] < 0.8 * losses[0]
     model.eval()
-    rows = [ids(n, seed=n).tolist() for n in LENGTHS]
+    rows = [random_ids(n, seed=n).tolist() for n in LENGTHS]
     for use_kv_cache in (True, False):
         text = torch.stack(list(model.stream(rows, 30, seed=0, use_kv_cache=use_kv_cache)))
         assert text.shape == (30, len(rows)) and 0 <= text.min() and text.max() < 23
@@ -631,7 +625,7 @@ def test_bfloat16_models_train_and_generate(pos_embd):
 @each_scheme
 def test_bfloat16_logits_with_cache_are_near_those_without(pos_embd):
     model = make(pos_embd).to(torch.bfloat16)
-    windows, cache = [ids(n, seed=n).tolist() for n in (2, 5)], KVCache(model, 2)
+    windows, cache = [random_ids(n, seed=n).tolist() for n in (2, 5)], KVCache(model, 2)
     with torch.no_grad():
         for fresh in ([2, 5], [1, 1], [1, 1]):
             expected = torch.cat([all_logits(model, torch.tensor([window]))[:, -1] for window in windows])
@@ -642,7 +636,7 @@ def test_bfloat16_logits_with_cache_are_near_those_without(pos_embd):
 @smoke
 @each_scheme
 def test_autocast_trains(pos_embd):
-    model, batch = make(pos_embd).train(), (ids(4, 8), ids(4, 8, seed=1))
+    model, batch = make(pos_embd).train(), (random_ids(4, 8), random_ids(4, 8, seed=1))
     exact = gradients(model, *batch)
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(*batch)[1]
@@ -667,7 +661,7 @@ def compiled(model: GPT, backend: str):
 
 def check_compiled(pos_embd: str, backend: str):
     model = make(pos_embd, n_layer=1).train()
-    batch = (ids(2, 8), ids(2, 8, seed=1))
+    batch = (random_ids(2, 8), random_ids(2, 8, seed=1))
     assert_all_near(gradients(model, *batch, compiled(model, backend)), gradients(model, *batch), 1e-4)
 
 
@@ -753,14 +747,14 @@ def test_model_type_decides_what_is_made():
 @smoke
 def test_a_new_bigram_guesses():
     torch.manual_seed(0)
-    loss = build_model(replace(TINY, model_type="bigram"))(ids(8, 50), ids(8, 50, seed=1))[1]
+    loss = build_model(replace(TINY, model_type="bigram"))(random_ids(8, 50), random_ids(8, 50, seed=1))[1]
     assert loss.item() == pytest.approx(math.log(23), abs=0.01) and loss.item() != math.log(23)
 
 
 @smoke
 @pytest.mark.parametrize("T", [1, 8, 9, 100])  # any length will do
 def test_logits_of_the_bigram_are_rows_of_its_table(T):
-    model, idx, targets = bigram(), ids(3, T), ids(3, T, seed=1)
+    model, idx, targets = bigram(), random_ids(3, T), random_ids(3, T, seed=1)
     rows = table_of_bigram(model)[idx]
     logits, loss = model(idx, targets)
     assert torch.equal(logits, rows)
@@ -770,7 +764,7 @@ def test_logits_of_the_bigram_are_rows_of_its_table(T):
 
 @smoke
 def test_the_best_bigram_holds_the_logarithms_of_counts():
-    model, text = bigram(), ids(1, 3000, vocab_size=5) ** 2 // 3
+    model, text = bigram(), random_ids(1, 3000, vocab_size=5) ** 2 // 3
     counts = torch.zeros(23, 23, dtype=torch.float64).index_put_(
         (text[0, :-1], text[0, 1:]), torch.ones(2999).double(), accumulate=True
     )
@@ -789,7 +783,7 @@ def test_the_best_bigram_holds_the_logarithms_of_counts():
 def test_greedy_text_of_the_bigram_follows_the_likeliest_pairs(use_kv_cache, block_size):
     model = bigram(block_size=block_size)
     following = table_of_bigram(model).argmax(1).tolist()
-    rows = [ids(n, seed=n).tolist() for n in LENGTHS]
+    rows = [random_ids(n, seed=n).tolist() for n in LENGTHS]
     for row, text in zip(rows, greedy(model, rows, 30, use_kv_cache=use_kv_cache)):
         for before, i in zip([row[-1], *text], text):
             assert i == following[before]
@@ -798,7 +792,7 @@ def test_greedy_text_of_the_bigram_follows_the_likeliest_pairs(use_kv_cache, blo
 @smoke
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_drawn_text_of_the_bigram_is_the_same_with_and_without_cache(dtype):
-    model, idx = bigram().to(dtype), ids(3, 5)
+    model, idx = bigram().to(dtype), random_ids(3, 5)
     text = model.generate(idx, 40, seed=0)
     assert torch.equal(text, model.generate(idx, 40, seed=0, use_kv_cache=False))
     assert text.shape == (3, 45) and len({tuple(row) for row in text[:, 5:].tolist()}) == 3
@@ -821,7 +815,7 @@ def test_the_bigram_learns():
 
 @smoke
 def test_the_bigram_takes_a_new_block_size_and_dropout():
-    model, idx = bigram(), ids(2, 8)
+    model, idx = bigram(), random_ids(2, 8)
     before = all_logits(model, idx)
     model.crop_block_size(4)
     model.set_dropout(0.5, 0.5)
@@ -830,7 +824,7 @@ def test_the_bigram_takes_a_new_block_size_and_dropout():
 
 
 def test_traced_bigram_equals_the_eager_one():
-    model, batch = bigram(), (ids(2, 8), ids(2, 8, seed=1))
+    model, batch = bigram(), (random_ids(2, 8), random_ids(2, 8, seed=1))
     assert_all_near(gradients(model, *batch, compiled(model, "aot_eager")), gradients(model, *batch), 1e-5)
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import TINY_RUN, expect_sentence, run, write_corpus
+from helpers import TINY_RUN, RunsACommand, expect_sentence, run, write_corpus
 
 import sample as program
 import train
@@ -196,16 +196,6 @@ def test_gpt2_without_a_network_ends_in_one_sentence(tmp_path):
         env={"HF_HOME": str(tmp_path / "hub"), "HF_HUB_CACHE": str(tmp_path / "hub")},
     )
     expect_sentence(done, "gpt2")
-
-
-class RunsACommand:
-    """An object whose pickle runs a shell command when it is loaded."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f'echo broken > "{self.marker}"',)
 
 
 @pytest.mark.parametrize(

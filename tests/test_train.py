@@ -13,7 +13,18 @@ import threading
 
 import pytest
 import torch
-from helpers import ROOT, TINY_RUN, assert_same, generated_text, load, read_log, run, write_corpus, write_splits
+from helpers import (
+    ROOT,
+    TINY_RUN,
+    assert_same,
+    generated_text,
+    load,
+    read_log,
+    run,
+    snapshot,
+    write_corpus,
+    write_splits,
+)
 
 import evaluate
 import train
@@ -43,17 +54,6 @@ def watched_little(tmp_path_factory, tiny_data):
     train.main([f"--data_dir={tiny_data}", f"--out_dir={out_dir}", *TINY_RUN, *TEN, "--eval_interval=1000"])
     torch.set_num_threads(threads)
     return out_dir
-
-
-def snapshot(folder) -> dict:
-    """Everything below folder, path -> (time of change, content): two calls tell whether anything was touched."""
-    found = {}
-    for place, folders, files in os.walk(folder):
-        for name in [".", *files]:
-            path = os.path.join(place, name)
-            content = b"" if name == "." else open(path, "rb").read()
-            found[path] = os.stat(path).st_mtime_ns, content
-    return found
 
 
 def assert_same_training(one_dir, other_dir):

@@ -13,7 +13,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from helpers import ROOT, TINY_MODEL, expect_sentence, load, read_log, run, visible
+from helpers import ROOT, TINY_MODEL, expect_sentence, load, read_ids, read_log, read_mask, run, visible
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -21,8 +21,8 @@ import train
 from dongpt.chat.conversation import Conversation
 from dongpt.chat.dialogues import Chats, Dialogues
 from dongpt.checkpoint.files import load_model
-from dongpt.text import bins
 from dongpt.decode.sampling import Sampling
+from dongpt.text import bins
 from dongpt.text.documents import Files
 from dongpt.text.template import (
     DONGPT,
@@ -142,14 +142,6 @@ def refusal(tmp_path, path, *args: str) -> str:
     return str(caught.value)
 
 
-def ids_of(folder, split: str) -> list[int]:
-    return np.fromfile(os.path.join(folder, f"{split}.bin"), "<u2").tolist()
-
-
-def mask_of(folder, split: str) -> list[int]:
-    return np.fromfile(os.path.join(folder, f"{split}.mask.bin"), np.uint8).tolist()
-
-
 def rendered(tokenizer, conversation) -> tuple[list[int], list[int]]:
     """(ids, mask) of a conversation as the issue wants them, without the program's templates."""
     ids, mask = [], []
@@ -166,7 +158,7 @@ def talks_of(folder: str, split: str) -> list[list[tuple[str, str]]]:
     tokenizer = from_dict(read_meta(folder)["tokenizer"])
     roles = {tokenizer.specials[f"<|{role}|>"]: role for role in ("system", "user", "assistant")}
     stop, end = tokenizer.specials[STOP], tokenizer.specials[END]
-    ids, mask = ids_of(folder, split), mask_of(folder, split)
+    ids, mask = read_ids(folder, split), read_mask(folder, split)
     assert len(ids) == len(mask) and ids[-1] == end
     talks, start = [], 0
     while start < len(ids):
@@ -560,7 +552,7 @@ def check_bins(folder: str, talks, same: bool = True) -> dict[str, list]:
     wanted = Counter(tuple(map(tuple, rendered(tokenizer, conversation))) for conversation in talks)
     written = Counter()
     for split in SPLITS:
-        ids, mask, start = ids_of(folder, split), mask_of(folder, split), 0
+        ids, mask, start = read_ids(folder, split), read_mask(folder, split), 0
         while start < len(ids):
             behind = ids.index(tokenizer.specials[END], start) + 1
             written[tuple(ids[start:behind]), tuple(mask[start:behind])] += 1
@@ -584,7 +576,7 @@ def test_bins_and_masks_are_the_conversations_and_nothing_typed_becomes_a_mark(t
     described = from_dict(meta["tokenizer"])
     assert set(MARKS) <= set(described.specials) and described.decode([described.specials[USER]]) == USER
     for split in SPLITS:
-        ids, turns = ids_of(folder, split), Counter(role for one in found[split] for role, _ in one)
+        ids, turns = read_ids(folder, split), Counter(role for one in found[split] for role, _ in one)
         assert [ids.count(described.specials[f"<|{role}|>"]) for role in turns] == [*turns.values()]
         assert Corpus(folder).predicted_bytes(split) == sum(
             len(content.encode()) for one in found[split] for role, content in one if role == "assistant"
@@ -662,7 +654,7 @@ def test_every_kind_of_file_gives_the_same_bins(tmp_path, shape):
     tokenizer = from_dict(read_meta(folder)["tokenizer"])
     for split in SPLITS:
         inside = [conversation for conversation in talks if conversation in talks_of(folder, split)]
-        assert ids_of(folder, split) == [i for one in inside for i in rendered(tokenizer, one)[0]]  # in order
+        assert read_ids(folder, split) == [i for one in inside for i in rendered(tokenizer, one)[0]]  # in order
 
 
 @smoke

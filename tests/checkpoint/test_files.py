@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, RunsACommand
 
 from configurator import UserError
 from dongpt.checkpoint import files as checkpoints
@@ -74,16 +74,6 @@ def refused(path, *parts: str):
     assert str(path) in sentence and "\n" not in sentence
     for part in parts:
         assert part in sentence, sentence
-
-
-class RunsACommand:
-    """An object whose pickle runs a shell command when it is loaded."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f'echo broken > "{self.marker}"',)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """GPT-2 in Hugging Face's format, special tokens that data declare, baselines and the sizes of other projects."""
 
 import ast
-import contextlib
-import io
 import json
 import math
 import os
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 import tiktoken
 import torch
-from helpers import ROOT, assert_same, expect_sentence, generated_text, load, run, write_corpus
+from helpers import ROOT, RunsACommand, assert_same, expect_sentence, generated_text, load, printed, run, write_corpus
 
 import configurator
 import evaluate
@@ -88,13 +86,6 @@ def bins(folder, train_ids, val_ids, meta: dict | None = None) -> str:
         with open(os.path.join(folder, "meta.json"), "w", encoding="utf-8") as file:
             json.dump(meta, file)
     return str(folder)
-
-
-def printed(main, *args: str) -> str:
-    """What a program's main prints on stdout for args."""
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert not main(list(args))
-    return out.getvalue()
 
 
 def refusal(main, *args: str) -> str:
@@ -301,16 +292,6 @@ hugging_face.save(model, CharTokenizer("abcdefghijklmnopqrstuvw").to_dict(), "ag
 assert load_model("again")[1].decode([0, 1]) == "ab"
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-
-
-class RunsACommand:
-    """An object whose pickle runs a shell command when it is loaded."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f'echo broken > "{self.marker}"',)
 
 
 def test_a_hugging_face_folder_is_what_load_model_takes_too(tmp_path, transformers, gpt2_vocabulary):

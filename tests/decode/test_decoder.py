@@ -1,6 +1,7 @@
 """Decoding: the cache in chunks and past the context, filters against transformers, streams side by side, memory."""
 
 import copy
+import functools
 import gc
 import os
 import sys
@@ -9,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import windows
+from helpers import all_logits, generated_ids, random_ids, windows
 
 from dongpt.checkpoint import build_model
 from dongpt.checkpoint.legacy import MODELS, LegacyConfig
@@ -53,17 +54,11 @@ def legacy(name: str) -> GPT:
     return model
 
 
-def ids(*shape: int, seed: int = 0, vocab_size: int = 61) -> torch.Tensor:
-    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+ids = functools.partial(random_ids, vocab_size=61)
 
 
 def prompts(lengths=LENGTHS, vocab_size: int = 61) -> list[list[int]]:
     return [ids(n, seed=n, vocab_size=vocab_size).tolist() for n in lengths]
-
-
-def drawn(model: GPT, rows, n: int, **settings) -> list[list[int]]:
-    """The new ids of each row."""
-    return torch.stack(list(model.stream(rows, n, **settings))).T.tolist()
 
 
 def decoder_of(model: GPT, n_rows: int, use_kv_cache: bool = True, **sampling) -> Decoder:
@@ -74,13 +69,6 @@ def decoder_of(model: GPT, n_rows: int, use_kv_cache: bool = True, **sampling) -
 def draws(decoder: Decoder, rows, seed: int, n: int) -> list[list[int]]:
     """The new ids of each row, from a Decoder itself."""
     return torch.tensor(list(decoder.generate_ids(rows, seed, n))).T.tolist()
-
-
-@torch.no_grad()
-def all_logits(model: GPT, idx) -> torch.Tensor:
-    """Logits (B, T, V) at every position, without a cache."""
-    idx = torch.as_tensor(idx)
-    return model(idx, torch.zeros_like(idx))[0]
 
 
 def by_hand(model: GPT, row: list[int], n: int, penalty: float = 1.0, counted=lambda text, window: text) -> list[int]:
@@ -208,7 +196,7 @@ def test_the_logits_of_every_step_equal_those_of_a_full_pass_over_the_window(pos
         model = model.to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
         logits = recorded_logits(model)
-        new = drawn(model, rows, 16, seed=2)
+        new = generated_ids(model, rows, 16, seed=2)
         logits = torch.stack(logits)  # (16, B, V)
         assert logits.shape == (16, 5, 61) and logits.dtype == (torch.bfloat16 if kind != "float32" else torch.float32)
         for i, row in enumerate(rows):
@@ -233,8 +221,8 @@ def test_the_cache_has_the_dtype_that_attention_has():
 def test_text_under_autocast_is_drawn_with_a_seed_again(pos_embd):
     model, rows = make(pos_embd), prompts()
     with torch.autocast("cpu", torch.bfloat16):
-        text = drawn(model, rows, 10, seed=0, **EVERYTHING)
-        assert text == drawn(model, rows, 10, seed=0, **EVERYTHING)
+        text = generated_ids(model, rows, 10, seed=0, **EVERYTHING)
+        assert text == generated_ids(model, rows, 10, seed=0, **EVERYTHING)
     assert all(0 <= i < 61 for row in text for i in row) and [len(row) for row in text] == [10] * len(rows)
 
 
@@ -242,11 +230,11 @@ def test_text_under_autocast_is_drawn_with_a_seed_again(pos_embd):
 def test_text_does_not_depend_on_how_much_is_encoded_at_a_time(pos_embd, prefill, monkeypatch):
     model, rows = make(pos_embd, block_size=32), prompts((30, 2, 21))
     logits = recorded_logits(model)
-    text = drawn(model, rows, 10, seed=1)
+    text = generated_ids(model, rows, 10, seed=1)
     expected, shapes = torch.stack(logits), encoded_shapes(model)
     logits.clear()
     monkeypatch.setattr(decoding, "PREFILL_TOKENS", prefill)
-    assert drawn(model, rows, 10, seed=1) == text
+    assert generated_ids(model, rows, 10, seed=1) == text
     assert_close(torch.stack(logits), expected)
     size = max(1, prefill // 3)  # of 29 tokens; later the first row, which is full, has 15 to encode anew
     assert [n for B, n in shapes if B == 3 and n > 1 or size == 1] and max(B * n for B, n in shapes) <= max(prefill, 3)
@@ -257,7 +245,7 @@ def test_text_does_not_depend_on_how_much_is_encoded_at_a_time(pos_embd, prefill
 def test_only_rows_that_are_full_are_encoded_anew():
     model, rows = make(), prompts((3, 6))
     shapes = encoded_shapes(model)
-    text = drawn(model, rows, 10, temperature=0)
+    text = generated_ids(model, rows, 10, temperature=0)
     step, anew = (2, 1), (1, 3)
     assert shapes == [(2, 5), *3 * [step], anew, *3 * [step], anew, *2 * [step], anew, *2 * [step]]
     assert text == [by_hand(model, row, 10) for row in rows]
@@ -278,12 +266,12 @@ def test_only_rows_that_are_full_are_encoded_anew():
 )  # of 13 the newest 8
 def test_rows_that_begin_the_same_are_encoded_once(rows, first):
     model = make()
-    expected = drawn(model, rows, 20, seed=3, use_kv_cache=False)
+    expected = generated_ids(model, rows, 20, seed=3, use_kv_cache=False)
     shapes = encoded_shapes(model)
-    assert drawn(model, rows, 20, seed=3) == expected
+    assert generated_ids(model, rows, 20, seed=3) == expected
     assert shapes[0] == first and shapes[1] == (len(rows), 1)
     assert len({tuple(row) for row in expected}) == len(rows)
-    assert drawn(model, rows, 12, temperature=0) == [by_hand(model, row, 12) for row in rows]
+    assert generated_ids(model, rows, 12, temperature=0) == [by_hand(model, row, 12) for row in rows]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -305,7 +293,9 @@ def test_a_decoder_that_is_used_again_gives_what_a_fresh_one_gives(pos_embd, use
     used = decoder_of(model, 3, use_kv_cache, **settings)
     for seed, lengths, n in ((0, (9, 30, 8), 20), (1, (1, 2, 3), 1), (2, (3, 3, 3), 3), (2, (1, 8, 5), 12)):
         rows = prompts(lengths)
-        assert draws(used, rows, seed, n) == drawn(model, rows, n, seed=seed, use_kv_cache=use_kv_cache, **settings)
+        assert draws(used, rows, seed, n) == generated_ids(
+            model, rows, n, seed=seed, use_kv_cache=use_kv_cache, **settings
+        )
 
 
 @smoke
@@ -399,11 +389,11 @@ def test_packed_weights_of_before_are_not_used_under_other_conditions(monkeypatc
     assert kept.backend is not None
     add_noise(model)
     few = torch.cat(list(model.stream([text], 3, temperature=0, decoder=kept))).tolist()
-    assert kept.backend is None and few == drawn(model, [text], 3, temperature=0)[0]
+    assert kept.backend is None and few == generated_ids(model, [text], 3, temperature=0)[0]
     list(model.stream([text], 20, decoder=kept))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         halves = torch.cat(list(model.stream([text], 20, temperature=0, decoder=kept))).tolist()
-        assert kept.backend is None and halves == drawn(model, [text], 20, temperature=0)[0]
+        assert kept.backend is None and halves == generated_ids(model, [text], 20, temperature=0)[0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only there a Decoder is kept")
@@ -420,20 +410,20 @@ def test_a_remembered_decoder_is_used_again_only_where_it_fits_and_is_free():
     ):
         assert Decoder.for_model(model, *other) is not remembered
     rows, settings = prompts((1, 9, 6)), dict(seed=4, **EVERYTHING)
-    expected = drawn(model, rows, 15, **settings)
+    expected = generated_ids(model, rows, 15, **settings)
     first, second = model.stream(rows, 15, **settings), model.stream(rows, 15, **settings)
     both = [torch.stack(one).T.tolist() for one in zip(*zip(first, second))]
     assert both == [expected, expected]
-    assert drawn(model, rows, 15, **settings) == expected
+    assert generated_ids(model, rows, 15, **settings) == expected
 
 
 @pytest.mark.parametrize("uniforms", [7, 1000])
 def test_text_does_not_depend_on_how_many_random_numbers_come_at_a_time(uniforms, monkeypatch):
     model, rows = make(n_layer=1), prompts((1, 9))
     assert decoding.UNIFORMS < 140
-    expected = drawn(model, rows, 140, seed=8, min_p=0.02)
+    expected = generated_ids(model, rows, 140, seed=8, min_p=0.02)
     monkeypatch.setattr(decoding, "UNIFORMS", uniforms)
-    assert drawn(model, rows, 140, seed=8, min_p=0.02) == expected
+    assert generated_ids(model, rows, 140, seed=8, min_p=0.02) == expected
 
 
 @smoke
@@ -441,9 +431,9 @@ def test_text_does_not_depend_on_how_many_random_numbers_come_at_a_time(uniforms
 def test_text_does_not_depend_on_how_much_more_is_asked_for(pos_embd):
     """Room is taken for no more tokens than there will be."""
     model, rows = make(pos_embd, block_size=16), prompts((3, 9))
-    whole = drawn(model, rows, 25, seed=6)
+    whole = generated_ids(model, rows, 25, seed=6)
     for n in (1, 2, 6, 7, 8, 13, 14, 24):  # up to block_size of either row, and beyond
-        assert drawn(model, rows, n, seed=6) == [row[:n] for row in whole], n
+        assert generated_ids(model, rows, n, seed=6) == [row[:n] for row in whole], n
 
 
 @pytest.mark.parametrize("kinds", [("default", "default"), ("rope", "alibi")], ids=str)
@@ -464,16 +454,16 @@ def test_two_streams_side_by_side_give_what_each_gives_alone(kinds):
 @smoke
 def test_a_stream_that_is_left_half_way_disturbs_no_other():
     model, rows = make(), prompts((3, 9, 1))
-    expected = drawn(model, rows, 18, seed=1, **EVERYTHING)
+    expected = generated_ids(model, rows, 18, seed=1, **EVERYTHING)
     left = model.stream(rows, 18, seed=1, **EVERYTHING)
     begun = [next(left) for _ in range(11)]
-    assert drawn(model, prompts((5, 5, 5)), 18, seed=2, **EVERYTHING)
-    assert drawn(model, rows, 18, seed=1, **EVERYTHING) == expected
+    assert generated_ids(model, prompts((5, 5, 5)), 18, seed=2, **EVERYTHING)
+    assert generated_ids(model, rows, 18, seed=1, **EVERYTHING) == expected
     assert torch.stack([*begun, *left]).T.tolist() == expected  # and it can be taken up again
     left = model.stream(rows, 18, seed=1)
     next(left)
     left.close()
-    assert drawn(model, rows, 18, seed=1, **EVERYTHING) == expected
+    assert generated_ids(model, rows, 18, seed=1, **EVERYTHING) == expected
     assert torch.is_grad_enabled()
 
 
@@ -494,11 +484,11 @@ def test_ids_come_as_int64_on_the_cpu(kind, use_kv_cache):
 @pytest.mark.parametrize("settings", [dict(temperature=0), EVERYTHING], ids=str)
 def test_legacy_models_and_the_bigram_write_the_same_in_any_batch(kind, settings):
     model, rows = legacy(kind) if kind in MODELS else make(model_type="bigram"), prompts((1, 8, 30))
-    text = drawn(model, rows, 16, seed=3, **settings)
-    assert text == drawn(model, rows, 16, seed=3, use_kv_cache=False, **settings)
+    text = generated_ids(model, rows, 16, seed=3, **settings)
+    assert text == generated_ids(model, rows, 16, seed=3, use_kv_cache=False, **settings)
     for i in range(len(rows)):
         others = [*prompts((9, 2))[:i], rows[i], *prompts((5,))]  # row i has the random numbers of row i
-        assert drawn(model, others, 16, seed=3, **settings)[i] == text[i]
+        assert generated_ids(model, others, 16, seed=3, **settings)[i] == text[i]
     if settings.get("temperature") == 0:
         assert text == [by_hand(model, row, 16) for row in rows]
 

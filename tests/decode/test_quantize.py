@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn as nn
-from test_cpu import randn, random_linear
+from helpers import randn
+from test_cpu import random_linear
 from test_decoder import make
 
 from dongpt.decode.quantize import Int8Linear, quantize, quantize_linears

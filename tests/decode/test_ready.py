@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 import torch.nn as nn
-from helpers import ROOT
-from test_decoder import drawn, make, prompts
+from helpers import ROOT, generated_ids
+from test_decoder import make, prompts
 
 import dongpt
 import evaluate
@@ -52,7 +52,7 @@ def chosen(monkeypatch, limits, dtype: str = "auto", quantized: str = "none", co
     model, why = to_inference(model.train(), rt, dtype, quantized, compile)
     said = f"device: cpu (as asked), {DTYPE[dtype]}"
     assert why.startswith(said) and not model.training and not any(p.requires_grad for p in model.parameters())
-    assert len(drawn(model, prompts((3, 9)), 8, seed=1)[0]) == 8
+    assert len(generated_ids(model, prompts((3, 9)), 8, seed=1)[0]) == 8
     return model, why.removeprefix(said)
 
 
@@ -160,7 +160,7 @@ def test_without_a_compiler_that_works_nothing_is_packed_and_that_is_said(
     assert "\n" not in why and form(model) == kind
     assert chosen(monkeypatch, SMALL)[1] == ""  # where it would be no gain, nothing is said
     loaded, _ = load_model(saved(tmp_path, make()))
-    assert drawn(loaded, prompts(), 9, seed=1) == drawn(make(), prompts(), 9, seed=1)
+    assert generated_ids(loaded, prompts(), 9, seed=1) == generated_ids(make(), prompts(), 9, seed=1)
 
 
 @smoke

@@ -6,18 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_decoder import (
-    EVERYTHING,
-    SCHEMES,
-    all_logits,
-    by_hand,
-    drawn,
-    ids,
-    legacy,
-    make,
-    prompts,
-    with_and_without_cache,
-)
+from helpers import all_logits, generated_ids
+from test_decoder import EVERYTHING, SCHEMES, by_hand, ids, legacy, make, prompts, with_and_without_cache
 
 from dongpt.checkpoint.legacy import MODELS
 from dongpt.decode.sampling import NONFINITE_ID, Sampling, penalize, sample_ids
@@ -268,7 +258,7 @@ def test_min_p_by_hand():
 @smoke
 def test_values_that_leave_a_filter_off_change_nothing():
     model, rows = make(), prompts((1, 9))
-    free = drawn(model, rows, 12, seed=3)
+    free = generated_ids(model, rows, 12, seed=3)
     for off in (
         dict(min_p=None),
         dict(min_p=0.0),
@@ -276,15 +266,15 @@ def test_values_that_leave_a_filter_off_change_nothing():
         dict(repetition_penalty=1.0),
         dict(repetition_penalty=1),
     ):
-        assert drawn(model, rows, 12, seed=3, **off) == free, off
-    greedy = drawn(model, rows, 12, temperature=0)
-    assert drawn(model, rows, 12, seed=3, min_p=1.0) == greedy
+        assert generated_ids(model, rows, 12, seed=3, **off) == free, off
+    greedy = generated_ids(model, rows, 12, temperature=0)
+    assert generated_ids(model, rows, 12, seed=3, min_p=1.0) == greedy
     for on in (dict(min_p=0.3), dict(repetition_penalty=1.5), dict(repetition_penalty=0.7)):
-        assert drawn(model, rows, 12, seed=3, **on) != free, on
+        assert generated_ids(model, rows, 12, seed=3, **on) != free, on
         if "min_p" in on:
-            assert drawn(model, rows, 12, temperature=0, **on) == greedy
+            assert generated_ids(model, rows, 12, temperature=0, **on) == greedy
         else:
-            assert drawn(model, rows, 12, temperature=0, **on) != greedy
+            assert generated_ids(model, rows, 12, temperature=0, **on) != greedy
 
 
 def random_gpt2(transformers, folder) -> tuple:
@@ -358,7 +348,9 @@ def test_the_penalty_counts_the_prompt_and_drawn_ids_also_those_no_longer_seen(k
     rows = prompts((1, 8, 30))
     expected = [by_hand(model, row, 24, 1.4) for row in rows]
     for use_kv_cache in (True, False):
-        assert drawn(model, rows, 24, temperature=0, repetition_penalty=1.4, use_kv_cache=use_kv_cache) == expected
+        assert (
+            generated_ids(model, rows, 24, temperature=0, repetition_penalty=1.4, use_kv_cache=use_kv_cache) == expected
+        )
 
 
 def test_a_penalty_on_the_window_the_prompt_or_the_new_ids_alone_would_show():
@@ -370,7 +362,10 @@ def test_a_penalty_on_the_window_the_prompt_or_the_new_ids_alone_would_show():
         lambda text, window: text[:-1],
     ):
         row = ids(9, seed=9).tolist()
-        assert by_hand(model, row, 30, 1.4, wrong) != drawn(model, [row], 30, temperature=0, repetition_penalty=1.4)[0]
+        assert (
+            by_hand(model, row, 30, 1.4, wrong)
+            != generated_ids(model, [row], 30, temperature=0, repetition_penalty=1.4)[0]
+        )
 
 
 @pytest.mark.parametrize(
@@ -380,10 +375,12 @@ def test_a_penalty_on_the_window_the_prompt_or_the_new_ids_alone_would_show():
 )
 def test_drawn_text_with_all_filters_is_the_same_with_and_without_cache_and_in_any_batch(pos_embd, settings):
     model, rows = make(pos_embd), prompts((1, 8, 9, 30))
-    text = drawn(model, rows, 16, seed=3, **settings)
-    assert text == drawn(model, rows, 16, seed=3, use_kv_cache=False, **settings)
-    assert drawn(model, rows[:1], 16, seed=3, **settings) == text[:1]
-    assert drawn(model, [rows[0], [5], rows[2]], 16, seed=3, **settings)[2] == text[2]  # each row has its own penalty
+    text = generated_ids(model, rows, 16, seed=3, **settings)
+    assert text == generated_ids(model, rows, 16, seed=3, use_kv_cache=False, **settings)
+    assert generated_ids(model, rows[:1], 16, seed=3, **settings) == text[:1]
+    assert (
+        generated_ids(model, [rows[0], [5], rows[2]], 16, seed=3, **settings)[2] == text[2]
+    )  # each row has its own penalty
     assert all(len(set(row)) > 6 for row in text)
 
 
@@ -414,7 +411,7 @@ def p_value(counts, probabilities) -> float:
 def test_frequencies_of_drawn_ids_fit_the_probabilities_of_transformers(settings, transformers):
     model, row, n = make(), ids(6, seed=1).tolist(), 4000
     processors = processors_of(transformers, **settings)
-    text = torch.tensor(drawn(model, [row] * n, 2, seed=11, **settings))
+    text = torch.tensor(generated_ids(model, [row] * n, 2, seed=11, **settings))
     first = processed(processors, row, all_logits(model, [row])[0, -1]).softmax(-1)
     assert p_value(torch.bincount(text[:, 0], minlength=61), first) > 1e-3
     common = text[:, 0].mode().values
@@ -442,9 +439,9 @@ def test_a_padded_vocabulary_gives_the_text_of_one_without_padding(settings, use
             for name, weight in model.state_dict().items()
         }
     )
-    got = drawn(model, rows, 12, seed=5, n_ids=50, use_kv_cache=use_kv_cache, **settings)
-    assert got == drawn(cut, rows, 12, seed=5, use_kv_cache=use_kv_cache, **settings)
-    assert max(max(row) for row in drawn(model, rows, 12, seed=5, **settings)) >= 50
+    got = generated_ids(model, rows, 12, seed=5, n_ids=50, use_kv_cache=use_kv_cache, **settings)
+    assert got == generated_ids(cut, rows, 12, seed=5, use_kv_cache=use_kv_cache, **settings)
+    assert max(max(row) for row in generated_ids(model, rows, 12, seed=5, **settings)) >= 50
 
 
 @smoke
@@ -504,21 +501,21 @@ def test_one_row_whose_logits_are_not_finite_ends_the_stream(settings, value, us
 @with_and_without_cache
 def test_logits_of_a_finished_row_need_not_be_finite(settings, use_kv_cache):
     model, rows = make(), prompts((2, 5, 9))
-    free = drawn(model, rows, 20, **settings)
+    free = generated_ids(model, rows, 20, **settings)
     stop = next(i for i in free[1][:12] if i not in free[0] + free[2])
     end = free[1].index(stop) + 1
     spoil(model, 1, end)
-    text = drawn(model, rows, 20, stop_ids=[stop], use_kv_cache=use_kv_cache, **settings)
+    text = generated_ids(model, rows, 20, stop_ids=[stop], use_kv_cache=use_kv_cache, **settings)
     assert text == [free[0], free[1][:end] + [-1] * (20 - end), free[2]]
 
 
 @smoke
 def test_ids_that_cannot_be_drawn_may_have_any_logits():
     model, rows = make(), prompts((2, 5, 9), vocab_size=50)
-    expected = drawn(model, rows, 20, seed=1, n_ids=50)
+    expected = generated_ids(model, rows, 20, seed=1, n_ids=50)
     with torch.no_grad():
         model.lm_head.weight[50:] = float("inf")
-    assert drawn(model, rows, 20, seed=1, n_ids=50) == expected
+    assert generated_ids(model, rows, 20, seed=1, n_ids=50) == expected
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import shutil
 import pytest
 import torch
 import torch.nn as nn
-from test_decoder import SCHEMES, all_logits, drawn, ids, legacy, make, prompts
+from helpers import all_logits, generated_ids, randn
+from test_decoder import SCHEMES, ids, legacy, make, prompts
 from torch.nn import functional as F
 
 from dongpt import runtime
@@ -76,10 +77,6 @@ def assert_product(got, linear, kind: str, x, tolerance: float = 2e-6):
     expected, size = F.linear(x.double(), weight, bias), F.linear(x.double().abs(), weight.abs())
     size = size if bias is None else size + bias.abs()
     assert got.shape == expected.shape and ((got.double() - expected).abs() <= tolerance * size).all()
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def unpacked(model: GPT, kind: str) -> GPT:
@@ -289,8 +286,8 @@ def test_packed_text_is_that_of_the_model_past_restarts(pos_embd, kind):
             ([[5, 6, 7]] * 3, dict(seed=2)),
             (prompts((2, 9)), dict(seed=3, temperature=0.7, top_k=9, min_p=0.01)),
         ):
-            assert drawn(fast, texts, 14, **settings) == drawn(slow, texts, 14, **settings)
-    assert drawn(fast, texts, 14, seed=1, use_kv_cache=False) == drawn(fast, texts, 14, seed=1)
+            assert generated_ids(fast, texts, 14, **settings) == generated_ids(slow, texts, 14, **settings)
+    assert generated_ids(fast, texts, 14, seed=1, use_kv_cache=False) == generated_ids(fast, texts, 14, seed=1)
 
 
 @needs_compiler
@@ -300,7 +297,7 @@ def test_a_tied_embedding_keeps_its_precision_when_the_head_is_packed(kind):
     model = make(tie_weights=True)
     wte, fast = model.transformer.wte.weight.detach().clone(), packed(model, kind)
     assert torch.equal(fast.transformer.wte.weight, wte) and isinstance(fast.lm_head, PackedLinear)
-    assert drawn(fast, prompts(), 20, seed=1) == drawn(unpacked(model, kind), prompts(), 20, seed=1)
+    assert generated_ids(fast, prompts(), 20, seed=1) == generated_ids(unpacked(model, kind), prompts(), 20, seed=1)
 
 
 @needs_compiler
@@ -425,11 +422,11 @@ def test_a_loaded_model_is_packed_from_a_size_on_and_up_to_one(tmp_path, packed_
     ):
         monkeypatch.setattr(cpu, name, limit)
         packed_models.clear()
-        drawn(model, prompts((3,)), cpu.MIN_TOKENS_TO_COPY - 1)
+        generated_ids(model, prompts((3,)), cpu.MIN_TOKENS_TO_COPY - 1)
         assert not packed_models
-        drawn(model, prompts((3,)), cpu.MIN_TOKENS_TO_COPY)
+        generated_ids(model, prompts((3,)), cpu.MIN_TOKENS_TO_COPY)
         assert len(packed_models) == used, (name, limit)
-        drawn(model, prompts((3,)), cpu.MIN_TOKENS_TO_COPY, use_kv_cache=False)
+        generated_ids(model, prompts((3,)), cpu.MIN_TOKENS_TO_COPY, use_kv_cache=False)
         assert len(packed_models) == used
 
 
@@ -442,7 +439,7 @@ def test_a_loaded_model_writes_the_same_packed_stays_as_it_is_and_trains(tmp_pat
     model, _ = load_model(saved(tmp_path, plain))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     for settings in (dict(temperature=0), dict(seed=3)):
-        assert drawn(model, prompts(), 25, **settings) == drawn(plain, prompts(), 25, **settings)
+        assert generated_ids(model, prompts(), 25, **settings) == generated_ids(plain, prompts(), 25, **settings)
     assert packed_models == [model, model]
     assert list(before) == list(model.state_dict()) == list(plain.state_dict())
     assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in before.items())
@@ -485,7 +482,7 @@ def test_a_loaded_model_of_another_dtype_is_not_packed(tmp_path, packed_models, 
     if dtype != "autocast":
         plain.to(getattr(torch, dtype)), model.to(getattr(torch, dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "autocast"):
-        assert drawn(model, prompts(), 15, seed=1) == drawn(plain, prompts(), 15, seed=1)
+        assert generated_ids(model, prompts(), 15, seed=1) == generated_ids(plain, prompts(), 15, seed=1)
     assert not packed_models
 
 
@@ -493,10 +490,10 @@ def test_a_loaded_model_of_another_dtype_is_not_packed(tmp_path, packed_models, 
 @smoke
 def test_a_copy_of_a_loaded_model_works_and_is_one_of_its_own(tmp_path, packed_models):
     model, _ = load_model(saved(tmp_path, make()))
-    text, other = drawn(model, prompts(), 16, seed=1), copy.deepcopy(model)
-    assert drawn(other, prompts(), 16, seed=1) == text and packed_models == [model, other]
+    text, other = generated_ids(model, prompts(), 16, seed=1), copy.deepcopy(model)
+    assert generated_ids(other, prompts(), 16, seed=1) == text and packed_models == [model, other]
     other.lm_head.weight.data.mul_(-1)
-    assert drawn(other, prompts(), 16, seed=1) != text == drawn(model, prompts(), 16, seed=1)
+    assert generated_ids(other, prompts(), 16, seed=1) != text == generated_ids(model, prompts(), 16, seed=1)
 
 
 @needs_compiler
@@ -507,17 +504,19 @@ def test_models_without_a_cache_are_never_packed_and_write_what_they_wrote(kind,
         return make(model_type="bigram") if kind == "bigram" else legacy(kind)
 
     plain, model = fresh(), fresh()
-    assert drawn(model, prompts(), 15, seed=1) == drawn(plain, prompts(), 15, seed=1)
+    assert generated_ids(model, prompts(), 15, seed=1) == generated_ids(plain, prompts(), 15, seed=1)
     rt = runtime.start("cpu")
     model, why = to_inference(fresh(), rt)
-    assert why == rt.why and drawn(model, prompts(), 15, seed=1) == drawn(plain, prompts(), 15, seed=1)
+    assert why == rt.why and generated_ids(model, prompts(), 15, seed=1) == generated_ids(plain, prompts(), 15, seed=1)
     if kind == "bigram":
         with pytest.raises(ValueError, match="no weights to quantize"):
             to_inference(fresh(), rt, quantize="int8")
         return
     quantize_linears(plain)
     model, why = to_inference(fresh(), rt, quantize="int8")
-    assert "packed" not in why and drawn(model, prompts(), 15, seed=1) == drawn(plain, prompts(), 15, seed=1)
+    assert "packed" not in why and generated_ids(model, prompts(), 15, seed=1) == generated_ids(
+        plain, prompts(), 15, seed=1
+    )
     half, _ = to_inference(fresh(), runtime.start("cpu", "bfloat16"), "bfloat16")
-    assert half.transformer.wte.weight.dtype == torch.bfloat16 and drawn(half, prompts(), 5)
+    assert half.transformer.wte.weight.dtype == torch.bfloat16 and generated_ids(half, prompts(), 5)
     assert not packed_models

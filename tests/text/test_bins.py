@@ -17,6 +17,7 @@ from helpers import (
     assert_same_training,
     expect_sentence,
     generated_text,
+    refusal,
     run,
     visible,
     write_corpus,
@@ -109,15 +110,6 @@ def program(name: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def refusal(action, *parts: str):
-    """Check that action raises a ValueError of one line that holds parts."""
-    with pytest.raises(ValueError) as caught:
-        action()
-    for part in parts:
-        assert part in str(caught.value), str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def listing(folder) -> dict[str, str]:

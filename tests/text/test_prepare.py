@@ -16,7 +16,7 @@ import pytest
 import tiktoken
 import tokenizers as hugging_face
 import torch
-from helpers import ROOT, TINY_RUN, generated_text
+from helpers import ROOT, TINY_RUN, generated_text, read_ids
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -125,10 +125,6 @@ def through_files(description: dict, how: str) -> dict:
     return torch.load(buffer, weights_only=True)["tokenizer"]
 
 
-def ids_of(folder, split: str) -> list[int]:
-    return np.fromfile(os.path.join(folder, f"{split}.bin"), dtype="<u2").tolist()
-
-
 def write(path, text: str) -> str:
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write(text)
@@ -235,7 +231,7 @@ def test_prepared_words_are_those_that_are_frequent_enough_sorted(tmp_path, sett
     assert tokenizer.lower == settings_of.get("lower", False)
     assert tokenizer.spaces_alone == settings_of.get("spaces_alone", False)
     if settings_of.get("min_count") == 2:
-        assert "<unk>" in tokenizer.decode(ids_of(tmp_path / "out", "val"))
+        assert "<unk>" in tokenizer.decode(read_ids(tmp_path / "out", "val"))
 
 
 def test_a_minimum_count_below_one_is_refused(tmp_path):
@@ -663,7 +659,7 @@ def check_prepared(folder, kind: str, texts: list[str], ends: bool, exact: bool 
                     expected[side] += encode(part) + (end if whole else [])
                     sides[side] += part
     else:
-        bins = {side: ids_of(folder, side) for side in expected}
+        bins = {side: read_ids(folder, side) for side in expected}
         for text in texts:  # each begins with another word, so one side alone goes on with it
             ids = encode(text) + end
             fits = [side for side in bins if bins[side][len(expected[side]) :][: len(ids)] == ids]
@@ -672,7 +668,7 @@ def check_prepared(folder, kind: str, texts: list[str], ends: bool, exact: bool 
             sides[fits[0]] += text
         assert 0.05 <= len(sides["val"]) / sum(map(len, texts)) <= 0.2
     for side in expected:
-        assert ids_of(folder, side) == expected[side], side
+        assert read_ids(folder, side) == expected[side], side
         assert meta["tokens"][side] == len(expected[side])
         assert meta["characters"][side] == len(sides[side])
         assert meta["bytes"][side] == len(sides[side].encode("utf-8"))
@@ -755,7 +751,7 @@ def test_no_word_of_a_prepared_text_is_unknown_without_a_minimum_count(tmp_path,
     text = "hello wonderful " * 5 + "world.\n"  # nine tenths of it end within a word
     path = write(tmp_path / "a.txt", text)
     prepared = prepare(str(tmp_path / "out"), Files([path]), Vocabulary("word", spaces_alone=spaces_alone), quiet=True)
-    ids = ids_of(tmp_path / "out", "train") + ids_of(tmp_path / "out", "val")
+    ids = read_ids(tmp_path / "out", "train") + read_ids(tmp_path / "out", "val")
     assert prepared.tokenizer.decode(ids) == text
     assert prepared.tokenizer.unknown_id not in ids
 
@@ -764,7 +760,7 @@ def test_no_word_in_small_letters_is_unknown_where_the_text_is_split(tmp_path):
     text = "abc " * 20 + "ΟΔΟΣ.ΑΒΓ x y"  # nine tenths of it end before a sigma that is final if the text ends there
     path = write(tmp_path / "a.txt", text)
     prepared = prepare(str(tmp_path / "out"), Files([path]), Vocabulary("word", lower=True), quiet=True)
-    ids = ids_of(tmp_path / "out", "train") + ids_of(tmp_path / "out", "val")
+    ids = read_ids(tmp_path / "out", "train") + read_ids(tmp_path / "out", "val")
     assert prepared.tokenizer.decode(ids) == text.lower()
 
 
@@ -790,7 +786,7 @@ def test_declared_special_tokens_are_stored_and_no_text_gives_them(tmp_path, tin
         meta = json.load(file)
     tokenizer = from_dict(meta["tokenizer"])
     assert meta["vocab_size"] == tokenizer.vocab_size and {*TASKS, END} <= set(tokenizer.specials)
-    ids = ids_of(tmp_path / "out", "train") + ids_of(tmp_path / "out", "val")
+    ids = read_ids(tmp_path / "out", "train") + read_ids(tmp_path / "out", "val")
     used = Counter(ids)
     assert {name: used[i] for name, i in tokenizer.specials.items() if used[i]} == {END: len(texts)}
     documents_back = sorted(filter(None, re.split(f"{re.escape(END)}(?=\\d|$)", tokenizer.decode(ids))))
@@ -823,7 +819,7 @@ def test_any_prepared_text_comes_back_or_is_refused_with_a_sentence(kind, text, 
             assert "\0" in text or not expected.strip() or few, "this text should have been taken"
             return
         assert sorted(os.listdir(out)) == ["meta.json", "train.bin", "val.bin"]
-        sides = [prepared.tokenizer.decode(ids_of(out, side)) for side in ("train", "val")]
+        sides = [prepared.tokenizer.decode(read_ids(out, side)) for side in ("train", "val")]
         assert "".join(sides) == expected
         assert list(prepared.meta["characters"].values()) == [*map(len, sides)]
         assert list(prepared.meta["bytes"].values()) == [len(side.encode("utf-8")) for side in sides]
@@ -848,7 +844,7 @@ def test_any_prepared_words_are_those_of_whole_documents(texts, job):
             for side, part, whole in (("train", text[:here], here == len(text)), ("val", text[here:], True)):
                 ids = [words.index(w) if w in words else len(words) for w in joined_split(part)]
                 expected[side] += ids + [end_id] * whole if part else []
-        assert {side: ids_of(os.path.join(folder, "out"), side) for side in expected} == expected
+        assert {side: read_ids(os.path.join(folder, "out"), side) for side in expected} == expected
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -876,7 +872,7 @@ def test_vocabularies_above_65536_entries_are_refused_with_the_advice(tmp_path, 
     if fits:
         prepared = prepare(str(tmp_path / "out"), files, Vocabulary(kind), quiet=True)
         assert prepared.meta["vocab_size"] == 65536
-        ids = ids_of(tmp_path / "out", "train") + ids_of(tmp_path / "out", "val")
+        ids = read_ids(tmp_path / "out", "train") + read_ids(tmp_path / "out", "val")
         if kind == "char":
             assert ids == [*range(65536)]
         else:

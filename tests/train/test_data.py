@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers import generated_text, split_text, visible, write_corpus
+from helpers import RunsACommand, generated_text, refusal, split_text, visible, write_corpus
 
 from configurator import UserError
 from dongpt.text import bins
@@ -31,16 +31,6 @@ def numbered(folder, n_train: int = 203, n_val: int = 50) -> Corpus:
 def starts_of(corpus: Corpus, first: int, count: int, seed: int = 1, block_size: int = BLOCK) -> list[int]:
     """Where the windows first ... of a numbered corpus begin."""
     return corpus.train_batch(first, count, block_size, seed, 50257)[0][:, 0].tolist()
-
-
-class RunsACommand:
-    """An object whose pickle runs a shell command when it is loaded."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f'echo broken > "{self.marker}"',)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -325,15 +315,6 @@ def test_predicted_bytes_are_counted_from_ids_where_meta_json_lacks_them(tmp_pat
 
 # ----------------------------------------------------------------------------------------------------------------------
 # what is refused
-
-
-def refusal(action, *parts: str):
-    """Check that action raises a ValueError whose sentence holds parts and says what to do."""
-    with pytest.raises(ValueError) as caught:
-        action()
-    for part in parts:
-        assert part in str(caught.value), str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_corpus_too_short_for_a_window_is_refused_with_what_would_fit(tmp_path):

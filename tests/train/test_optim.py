@@ -10,7 +10,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY_RUN, assert_same, assert_same_training, load, read_log, run, torchrun, write_corpus
+from helpers import (
+    ROOT,
+    TINY_RUN,
+    assert_same,
+    assert_same_training,
+    load,
+    randn,
+    random_ids,
+    read_log,
+    run,
+    torchrun,
+    write_corpus,
+)
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train
@@ -57,17 +69,9 @@ def make(seed: int = 0, **changes) -> GPT:
     return model
 
 
-def ids(*shape: int, seed: int = 0, vocab_size: int = 23) -> torch.Tensor:
-    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def backward(model: GPT, seed: int):
     """Gradients of a random batch, added to those that are there."""
-    model(ids(4, 8, seed=seed), ids(4, 8, seed=seed + 1000))[1].backward()
+    model(random_ids(4, 8, seed=seed), random_ids(4, 8, seed=seed + 1000))[1].backward()
 
 
 def named_groups(model: GPT, optimizer) -> dict[str, dict]:
@@ -406,7 +410,7 @@ def moved_by_rows(table: list, square: list, count: list, grad: list, lr: float,
 
 def gradient_of_few_rows(step: int, n_rows: int = 30, columns: int = 4) -> torch.Tensor:
     """A sparse gradient as of a batch: some rows, one of them often, one with a gradient of zero."""
-    at = torch.cat([ids(9, seed=step, vocab_size=n_rows - 5), torch.tensor([3, 3, 7])])
+    at = torch.cat([random_ids(9, seed=step, vocab_size=n_rows - 5), torch.tensor([3, 3, 7])])
     values = randn(len(at), columns, seed=step) * 10.0 ** (step % 5 - 3)
     values[at == 7] = 0.0
     return torch.sparse_coo_tensor(at[None], values, (n_rows, columns), check_invariants=True)
@@ -695,7 +699,7 @@ def write_ids(folder, n_train: int = 403, vocab_size: int = 65536, mask=None) ->
     """A corpus in nanoGPT's style, without meta.json, of random ids; mask: which tokens of train are predicted."""
     os.makedirs(folder, exist_ok=True)
     for split, n in (("train", n_train), ("val", 50)):
-        ids(n, seed=n, vocab_size=vocab_size).numpy().astype("<u2").tofile(os.path.join(folder, f"{split}.bin"))
+        random_ids(n, seed=n, vocab_size=vocab_size).numpy().astype("<u2").tofile(os.path.join(folder, f"{split}.bin"))
     if mask is not None:
         np.asarray(mask, np.uint8).tofile(os.path.join(folder, "train.mask.bin"))
         np.ones(50, np.uint8).tofile(os.path.join(folder, "val.mask.bin"))
