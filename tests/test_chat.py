@@ -25,7 +25,7 @@ from dongpt.checkpoint.files import FORMAT_VERSION, model_args, save
 from dongpt.decode.sampling import Sampling
 from dongpt.program import locked_output
 from dongpt.text.template import DONGPT, EDS, EDS_EMOTION, EMOTIONS
-from dongpt.text.tokenizers import END, BPETokenizer, CharTokenizer, WordTokenizer, byte_alphabet
+from dongpt.text.tokenizers import END, BPETokenizer, CharTokenizer, WordTokenizer, byte_alphabet, from_dict
 from model import GPT, GPTConfig, PositionScheme
 
 smoke = pytest.mark.smoke
@@ -471,7 +471,7 @@ def test_a_trained_run_is_a_base_model_and_says_so(tiny_run, talk, monkeypatch):
     code, out, err = talk(tiny_run, "the knight\nSancho\n", "--max_new_tokens=12")
     assert code == 0 and len(out.splitlines()) == 2
     assert "not trained on conversations" in err and "goes on" in err
-    tokenizer = program.from_dict(torch.load(os.path.join(tiny_run, "ckpt.pt"), weights_only=True)["tokenizer"])
+    tokenizer = from_dict(torch.load(os.path.join(tiny_run, "ckpt.pt"), weights_only=True)["tokenizer"])
     assert spy.prompts[0] == tokenizer.encode("the knight")  # no mark of a dialogue around it
 
 
