@@ -1469,7 +1469,6 @@ def test_train_eds_holds_eds_settings():
         assert configurator.load(TrainConfig, ["train_eds", f"--pos_embd={pos_embd}"])[0].pos_embd == pos_embd
 
 
-@smoke
 @pytest.mark.parametrize("kind", ["bpe", "word", "word, lower, spaces alone"])
 def test_an_exported_vocabulary_of_ones_own_encodes_as_ours(tmp_path, transformers, kind):
     text = generated_text(900) + "It's a_b, señor: x² 12\t日本\n\n"

@@ -180,7 +180,6 @@ DAMAGED = {
 }
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_file_is_a_sentence(file, damage):
     content, part = DAMAGED[damage]
