@@ -692,7 +692,6 @@ def disguised(rng: random.Random, conversation):
     return talk(*map(change, contents), system=rng.choice(["", say(rng)]))
 
 
-@smoke
 @pytest.mark.parametrize("seed", range(12))
 def test_the_same_conversation_is_never_on_both_sides(tmp_path, seed):
     rng = random.Random(seed)
@@ -781,7 +780,6 @@ def test_conversations_that_are_all_linked_are_split_and_the_same_ones_stay_toge
     assert not sides["train"] & sides["val"] and len(sides["val"]) >= 5
 
 
-@smoke
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.3, 0.5, 0.8])
 def test_val_fraction_of_the_text_is_for_validation(tmp_path, fraction):
     found = split_of(tmp_path, some_talks(300), f"--val_fraction={fraction}")

@@ -221,7 +221,6 @@ def test_the_gelu_of_an_old_file_is_what_the_caller_says(tmp_path):
     assert not torch.allclose(logits_of(load_model(path)[0], ids_for(old)), old.logits(ids_for(old)), atol=1e-5)
 
 
-@smoke
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("bias, tied", [(False, True), (True, True), (False, False)])
 def test_files_of_nanogptplus_give_their_logits(tmp_path, size, bias, tied):
@@ -322,7 +321,6 @@ def test_a_legacy_model_writes_what_eds_would_have_written(tmp_path, case, use_k
     assert texts == [greedy_in_windows(old, [3], 20), greedy_in_windows(old, [5], 20)]
 
 
-@smoke
 @pytest.mark.parametrize("pos_embd", ["rope", "relative"])
 @pytest.mark.parametrize("use_kv_cache", [True, False])
 def test_rows_of_a_legacy_model_do_not_depend_on_longer_rows(tmp_path, pos_embd, use_kv_cache):
@@ -333,7 +331,6 @@ def test_rows_of_a_legacy_model_do_not_depend_on_longer_rows(tmp_path, pos_embd,
     assert [prompt + row for prompt, row in zip(prompts, new)] == [greedy_in_windows(old, p, 12) for p in prompts]
 
 
-@smoke
 @pytest.mark.parametrize("case", [("B", "rope"), ("C", "rope"), ("C", "relative")], ids=describe)
 def test_a_converted_file_says_which_legacy_it_needs(tmp_path, case):
     generation, pos_embd = case

@@ -251,7 +251,6 @@ def test_only_rows_that_are_full_are_encoded_anew():
     assert text == [by_hand(model, row, 10) for row in rows]
 
 
-@smoke
 @pytest.mark.parametrize(
     "rows, first",
     [
@@ -426,7 +425,6 @@ def test_text_does_not_depend_on_how_many_random_numbers_come_at_a_time(uniforms
     assert generated_ids(model, rows, 140, seed=8, min_p=0.02) == expected
 
 
-@smoke
 @each_scheme
 def test_text_does_not_depend_on_how_much_more_is_asked_for(pos_embd):
     """Room is taken for no more tokens than there will be."""

@@ -142,7 +142,6 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(kind):
 
 
 @needs_compiler
-@smoke
 @each_kind
 def test_numbers_of_threads_change_no_bit(kind):
     fast, x = packed_linear(random_linear(kind, 333, 200), kind), randn(67, 200)
@@ -369,7 +368,6 @@ def test_the_softmax_of_attention_is_exact_to_float32(lowest):
 
 
 @needs_compiler
-@smoke
 @pytest.mark.parametrize(
     "where, index",
     [
@@ -429,7 +427,6 @@ def test_a_loaded_model_is_packed_from_a_size_on_and_up_to_one(tmp_path, packed_
 
 
 @needs_compiler
-@smoke
 @each_scheme
 def test_a_loaded_model_writes_the_same_packed_stays_as_it_is_and_trains(tmp_path, packed_models, pos_embd):
     plain = make(pos_embd, tie_weights=True)

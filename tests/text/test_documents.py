@@ -1147,7 +1147,6 @@ def test_a_killed_run_leaves_the_old_data(tmp_path, tokenizer):
     assert killed >= 3 and late >= 1
 
 
-@smoke
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_the_old_data(tmp_path, signal_):
     (tmp_path / "a.txt").write_text(generated_text(500))
