@@ -33,12 +33,9 @@ def run_program(main: Callable[[], int | None]):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        if "--version" in sys.argv[1:]:
-            code = _print_version()
-        else:
-            code = main() or 0
-            if sys.stdout:
-                sys.stdout.flush()  # here, so that a closed pipe is noticed
+        code = (_print_version if "--version" in sys.argv[1:] else main)() or 0
+        if sys.stdout:
+            sys.stdout.flush()  # here, so that a closed pipe is noticed
     except UserError as error:
         code = _report(str(error))
     except KeyboardInterrupt:
@@ -47,13 +44,16 @@ def run_program(main: Callable[[], int | None]):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
-        if not _is_out_of_memory(error):
+        torch = sys.modules.get("torch")
+        if not (torch and isinstance(error, torch.OutOfMemoryError)):
             raise
         code = _report(
             f"the GPU has too little memory ({first_line(error)}): lower batch_size and raise "
             f"gradient_accumulation_steps by the same factor, or lower block_size"
         )
-    _leave_process_group()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # at a normal exit gloo's threads sometimes abort the process
         sys.stdout.flush()
         sys.stderr.flush()
@@ -66,11 +66,10 @@ def _rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def _print_version() -> int:
-    """Print the version on rank 0; returns the exit code."""
+def _print_version():
+    """Print the version on rank 0."""
     if _rank() == 0:
         print(f"donGPT {dongpt.__version__}")
-    return 0
 
 
 def _report(sentence: str) -> int:
@@ -81,18 +80,6 @@ def _report(sentence: str) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(2)  # torchrun ends all processes when one fails: give rank 0 time to print its line
     return 2
-
-
-def _leave_process_group():
-    """Leave torch's process group, if there is one."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether error says that a GPU's memory is full."""
-    return "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError)
 
 
 def first_line(error: Exception) -> str:
@@ -208,9 +195,7 @@ def _part_prefix(name: str) -> str:
 
 def _sync_directory(directory: str):
     """Make new names in directory survive a crash, where the file system can do that."""
-    if os.name != "posix":
-        return
-    with contextlib.suppress(OSError):  # an unreadable directory, a network file system; the file itself is complete
+    with contextlib.suppress(OSError):  # Windows, an unreadable directory, a network file system
         handle = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(handle)
