@@ -59,21 +59,14 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     config = parse_model_args(old["model_args"], where)
     before, after = asdict(config), asdict(model.config)
     free = {"dropout", "attn_dropout", *(["pos_embd"] if table is not None else [])}
-    differing = [
-        f"{key}={value!r}, not {before.get(key)!r}"
-        for key, value in after.items()
-        if key not in free and value != before.get(key)
-    ]
-    if differing:
-        raise UserError(
-            f"the model computes something else than the checkpoint's, it has {'; '.join(differing)}: "
-            f"give a model of the checkpoint's own architecture"
-        )
+    if differing := [key for key, value in after.items() if key not in free and value != before.get(key)]:
+        problems = "; ".join(f"{key}={after[key]!r}, not {before.get(key)!r}" for key in differing)
+        raise UserError(f"the model computes something else than the checkpoint's, it has {problems}: give one like it")
     if "optimizer" in old:
         groups = foreign.parameter_groups(config, old["optimizer"])
         if not foreign.states_fit(old["optimizer"], groups, weights):
             raise UserError(
-                "the checkpoint's optimizer state does not belong to its parameters: take its key 'optimizer' out"
+                "the checkpoint's optimizer state is not that of its parameters: delete its key 'optimizer'"
             )
         new_groups = foreign.parameter_groups(model.config, old["optimizer"])
         new["optimizer"] = foreign.renumber(old["optimizer"], groups, new_groups)
@@ -92,27 +85,15 @@ def check_same(old: torch.Tensor, model: GPT, path: str):
     """Raise UserError unless the model to be written to path gives the old logits."""
     difference = (old - logits_of(model)).abs().max().item()
     if not difference <= 1e-5 * max(1.0, old.abs().max().item()):
-        raise UserError(
-            f"{path} was not written, since its logits would differ by {difference:.2g} from the old "
-            f"ones: this is a bug, please report it with the file's model_args"
-        )
+        reason = f"its logits would differ by {difference:.2g} from the old ones"
+        raise UserError(f"{path} was not written, since {reason}: this is a bug, please report it with the model_args")
 
 
 def convert(old: str, new: str, cfg: UpdateConfig):
     """Write the model at old to new."""
-    given = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key) is not None}
-    given.update(NANOGPT_PLUS_SIZES.get(cfg.size, {}) if cfg.size else {})
-    if checkpoints.is_hugging_face(old):
-        model, tokenizer, _ = checkpoints.load_anything(old, **given)
-        checkpoint: dict[str, Any] = {
-            "model": model.state_dict(),
-            "model_args": checkpoints.model_args(model.config),
-            "tokenizer": tokenizer,
-            "format_version": checkpoints.FORMAT_VERSION,
-        }
-    else:
-        checkpoint, path = checkpoints.load_path(old, **given)
-        model = checkpoints.restore_model(checkpoint, path)
+    given: dict[str, Any] = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key)}
+    checkpoint, path = checkpoints.load_path(old, **given, **(NANOGPT_PLUS_SIZES[cfg.size] if cfg.size else {}))
+    model = checkpoints.restore_model(checkpoint, path)
     logits, tokenizer = logits_of(model), checkpoint.get("tokenizer")
     if cfg.to == "hf":
         write_directory(model, tokenizer, new, logits, command(old, cfg))
@@ -123,21 +104,12 @@ def convert(old: str, new: str, cfg: UpdateConfig):
             scheme = model.config.positions if model.config.model_type == "gpt" else "a bigram"
             raise UserError(f"--pos_embd={cfg.pos_embd} adds to pos_embd=default, and {old} has {scheme}: drop it")
         model = build_model(replace(model.config, pos_embd="default+relative"))
-    lacking = [
-        name
-        for name, key in (("optimizer state", "optimizer"), ("iteration", "iter_num"), ("tokenizer", "tokenizer"))
-        if checkpoint.get(key) is None
-    ]
+    names = {"optimizer": "optimizer state", "iter_num": "iteration", "tokenizer": "tokenizer"}
+    lacking = [name for key, name in names.items() if checkpoint.get(key) is None]
     checkpoint = {**update_checkpoint(checkpoint, model), CONVERTED: command(old, cfg)}
-    checkpoints.save(
-        checkpoint,
-        new,
-        check=lambda part: check_same(logits, checkpoints.restore_model(checkpoints.load(part), part), new),
-    )
-    print(
-        f"wrote {new}: {describe(model)}, the same logits as {old}"
-        + (f"; it has no {', no '.join(lacking)}" if lacking else "")
-    )
+    checkpoints.save(checkpoint, new, check=lambda part: check_same(logits, checkpoints.load_anything(part)[0], new))
+    without = f"; it has no {', no '.join(lacking)}" if lacking else ""
+    print(f"wrote {new}: {describe(model)}, the same logits as {old}{without}")
     if {"optimizer state", "iteration"} & set(lacking):
         print("a run that resumes from it starts with new ones")
 
@@ -154,7 +126,7 @@ def write_directory(model: GPT, tokenizer: dict | None, directory: str, logits: 
     try:
         os.mkdir(complete)
         hugging_face.save(model, tokenizer, complete, mark)
-        check_same(logits, hugging_face.load(complete)[0], directory)
+        check_same(logits, checkpoints.load_anything(complete)[0], directory)
         if os.path.isdir(directory):  # empty, or written by this very command: see check_new
             os.replace(directory, os.path.join(workplace, "old"))
         os.replace(complete, directory)
@@ -175,19 +147,16 @@ def describe(model: GPT) -> str:
 
 def check_new(old: str, new: str, cfg: UpdateConfig):
     """Raise UserError if writing to new could destroy something that this very command did not write."""
-    parent = os.path.dirname(os.path.abspath(new))
+    parent, name = os.path.split(os.path.abspath(new))
     if not os.path.isdir(parent):
-        raise UserError(f"there is no directory {parent} to write {os.path.basename(new)} to: create it first")
+        raise UserError(f"there is no directory {parent} to write {name} to: create it first")
     if not os.access(parent, os.W_OK):
         raise UserError(f"{parent} cannot be written: give another place for the new file")
     if not os.path.lexists(new):
         return
     sources = [old, *(os.path.join(old, name) for name in (checkpoints.BEST, checkpoints.LAST))]
     if os.path.exists(new) and any(os.path.samefile(path, new) for path in sources if os.path.exists(path)):
-        raise UserError(
-            f"{new} is the file to be converted, and this program never writes in place: "
-            f"give another name for the new one"
-        )
+        raise UserError(f"{new} is the file to be converted, which is never changed: give another name for the new one")
     if cfg.to == "hf":
         is_ours = os.path.isdir(new) and not os.path.islink(new)
         is_ours = is_ours and (not os.listdir(new) or hugging_face.mark_of(new) == command(old, cfg))
@@ -207,11 +176,8 @@ def _mark_of(path: str) -> str | None:
 
 def main(argv: list[str] | None = None):
     cfg, _, (old, new) = configurator.load_with_paths(UpdateConfig, argv, "OLD NEW")
-    if cfg.size and cfg.n_head not in (None, NANOGPT_PLUS_SIZES[cfg.size]["n_head"]):
-        raise UserError(
-            f"--size={cfg.size} means n_head={NANOGPT_PLUS_SIZES[cfg.size]['n_head']}, "
-            f"and --n_head={cfg.n_head} is given: drop one"
-        )
+    if cfg.size and cfg.n_head not in (None, n_head := NANOGPT_PLUS_SIZES[cfg.size]["n_head"]):
+        raise UserError(f"--size={cfg.size} means n_head={n_head}, and --n_head={cfg.n_head} is given: drop one")
     if cfg.to == "hf" and cfg.pos_embd:
         raise UserError(f"GPT-2's architecture has no pos_embd={cfg.pos_embd}: drop --pos_embd or --to=hf")
     parent = os.path.dirname(os.path.abspath(new))

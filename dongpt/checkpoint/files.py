@@ -39,26 +39,18 @@ NANOGPT_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size
 def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None):
     """Write checkpoint to path, which at every moment holds either the complete old file or the complete new one.
 
-    check is called with the path of the temporary file before it is renamed. Raises UserError, and keeps the old file,
-    if the new one cannot be written; if check raises, the old file is kept too.
+    check(temporary path) may prevent the replacement by raising. Raises UserError if the file cannot be written.
     """
     try:
         with replaced_file(path, check=check) as file:
-            _torch_save(checkpoint, file)
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error}): free space there; the file that was there before is as it was"
-        ) from error
-
-
-def _torch_save(checkpoint: dict, file):
-    """torch.save, with an OSError for a full disk, which torch reports as a RuntimeError."""
-    try:
-        torch.save(checkpoint, file)
-    except RuntimeError as error:
+            torch.save(checkpoint, file)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
             raise
-        raise OSError(first_line(error)) from error
+        reason = first_line(error)
+        raise UserError(
+            f"{path} could not be written ({reason}): free space there; the old file is unchanged"
+        ) from error
 
 
 def set_aside(out_dir: str, more_names: list[str]) -> str:
@@ -108,37 +100,29 @@ def load(path: str, mmap: bool = False, **given) -> dict:
 def _read(path: str, mmap: bool):
     """The content of the file at path: tensors and plain values."""
     if not os.path.isfile(path):
-        raise UserError(
-            f"there is no checkpoint {path}: pass --out_dir=FOLDER of a run or the path of a checkpoint, or train first"
-        )
+        raise UserError(f"there is no checkpoint {path}: pass a run's --out_dir or a checkpoint's path, or train first")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickle protocols before it refuses
             is_zip = zipfile.is_zipfile(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
-            if is_zip and not mmap and (broken := zipfile.ZipFile(path).testzip()):  # torch checks no checksums
-                raise RuntimeError(f"{broken} is damaged")
-    except pickle.UnpicklingError as error:
-        if "unsupported" in str(error).lower():  # a name or an instruction that is not on torch's list of harmless ones
+            if is_zip and not mmap and zipfile.ZipFile(path).testzip():  # torch checks no checksums
+                raise RuntimeError
+        return content
+    except Exception as error:  # a damaged file can raise nearly anything
+        if isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():  # not on torch's list
             wanted = re.search(r"GLOBAL (\S+)", str(error))
             raise UserError(
                 f"{path} is refused, and was not run: it holds more than tensors and plain values"
                 f"{f' ({wanted[1]})' if wanted else ''}, and loading that could run any code; save model.state_dict() "
                 f"where it was made, or train again if its vocabulary was not kept (a whole pickled model has none)"
             ) from error
-        raise UserError(f"{path} is damaged: use an older checkpoint") from error
-    except Exception as error:  # a damaged file can raise nearly anything
         raise UserError(f"{path} is truncated or damaged: use an older checkpoint") from error
-    return content
 
 
 def is_valid(path: str) -> bool:
     """Whether path is a checkpoint that can be loaded, judging by all but the values of its tensors."""
-    try:
-        load(path, mmap=True)
-        return True
-    except UserError:
-        return False
+    return _age(path) < math.inf
 
 
 def load_valid(out_dir: str, names: tuple[str, ...] = (LAST, BEST), newest: bool = True, **given) -> tuple[dict, str]:
@@ -155,12 +139,11 @@ def load_valid(out_dir: str, names: tuple[str, ...] = (LAST, BEST), newest: bool
     for path in paths:
         try:
             checkpoint = load(path, **given)
+            for problem in problems:
+                print0(f"{problem}; going on with {path}", file=sys.stderr)
+            return checkpoint, path
         except UserError as error:
             problems.append(str(error))
-            continue
-        for problem in problems:
-            print0(f"{problem}; going on with {path}", file=sys.stderr)
-        return checkpoint, path
     raise UserError("; ".join(problems))
 
 
@@ -178,9 +161,7 @@ def restore_model(checkpoint: dict, path: str) -> GPT:
     if checkpoint.get("config", {}).get("document_mask"):
         tokenizer = make_tokenizer(checkpoint.get("tokenizer"))
         if tokenizer is None or tokenizer.end_id is None:
-            raise UserError(
-                f"{path} has document_mask=True, but no tokenizer with <|endoftext|>: use another checkpoint"
-            )
+            raise UserError(f"{path} has document_mask=True, but no <|endoftext|>: use another checkpoint")
         model.document_end = tokenizer.end_id
     return model
 
@@ -193,10 +174,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model:
             f"{path}: its optimizer state does not belong to its parameters, or is another "
             f"optimizer's; start a new run with --init_from={path}"
         )
-    settings = [
-        {**new, "params": old["params"]}
-        for new, old in zip(optimizer.state_dict()["param_groups"], stored["param_groups"])
-    ]
+    pairs = zip(optimizer.state_dict()["param_groups"], stored["param_groups"])
+    settings = [{**new, "params": old["params"]} for new, old in pairs]
     optimizer.load_state_dict({"state": stored["state"], "param_groups": settings})
 
 
@@ -216,29 +195,24 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
     UserError for what cannot be loaded.
     """
     model, description, _ = load_anything(path, **model_args)
-    tokenizer = make_tokenizer(description)
-    return model.to(device=device, dtype=DTYPES[dtype]).eval(), tokenizer
+    return model.to(device=device, dtype=DTYPES[dtype]).eval(), make_tokenizer(description)
 
 
 def load_path(path: str, **given) -> tuple[dict, str]:
-    """(checkpoint, path of its file) for the path of a checkpoint file, or of an out_dir, whose ckpt.pt is loaded."""
+    """(checkpoint, path of its file) of whatever load_model accepts; of an out_dir, its ckpt.pt if that is valid."""
+    is_run = any(os.path.exists(os.path.join(path, name)) for name in (BEST, LAST))
+    if hugging_face.is_model(path) and not is_run:
+        checkpoint = hugging_face.load(path)
+        foreign.check_given(given, checkpoint["model_args"], path)
+        return checkpoint, path
     if os.path.isdir(path):
         return load_valid(path, (BEST, LAST), newest=False, **given)
     return load(path, **given), path
 
 
-def is_hugging_face(path: str) -> bool:
-    """Whether path is a model in Hugging Face's format. A directory that holds a run's checkpoints is not."""
-    return hugging_face.is_model(path) and not any(os.path.exists(os.path.join(path, name)) for name in (BEST, LAST))
-
-
 def load_anything(path: str, **given) -> tuple[GPT, dict | None, dict]:
     """(model, tokenizer as a plain dict or None, checkpoint without its tensors) of whatever load_model accepts."""
-    if is_hugging_face(path):
-        model, tokenizer = hugging_face.load(path)
-        foreign.check_given(given, asdict(model.config), path)
-        return model, tokenizer, {}
     checkpoint, path = load_path(path, **given)
-    model = restore_model(checkpoint, path)
-    rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
-    return model, checkpoint.get("tokenizer"), rest
+    model, _ = restore_model(checkpoint, path), checkpoint.pop("model")
+    checkpoint.pop("optimizer", None)
+    return model, checkpoint.get("tokenizer"), checkpoint

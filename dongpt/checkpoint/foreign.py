@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import sys
+import types
 from dataclasses import asdict, fields
 
 import torch
@@ -23,6 +24,8 @@ from model import GPT, RELATIVE, GPTConfig
 
 FORMAT_VERSION = 1
 MAX_SIZE = 2**28  # for numbers in model_args: larger ones overflow a tensor's number of bytes
+KINDS = {"format_version": int, "iter_num": int, "model_args": dict, "config": dict, "optimizer": dict}
+CONFIG_KINDS = {"dataset": str, "data_dir": str, "document_mask": bool}
 MACHINE_KEYS = ("device", "dtype", "compile", "backend")  # settings that describe the machine of an old run
 KNOWN = (
     "donGPT's and nanoGPT's (model, model_args), EDS's (the same with pos_embd), nanoGPT+'s "
@@ -78,29 +81,25 @@ def _is_dict(value) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
+def _is_kind(value, kind: type) -> bool:
+    """Whether a value is of this type: a dict with str keys, an int that is not negative."""
+    return _is_dict(value) if kind is dict else type(value) is kind and (kind is not int or 0 <= value < 2**63)
+
+
 def check_values(checkpoint: dict, path: str):
     """Raise UserError if a value that loading reads has an impossible type or size.
 
     Weights and model_args are checked when they are used; what only a resumed run reads, by dongpt/train/state.py.
     """
-    version, iter_num = checkpoint.get("format_version", FORMAT_VERSION), checkpoint.get("iter_num", 0)
+    version, config = checkpoint.get("format_version", FORMAT_VERSION), checkpoint.get("config")
     if type(version) is int and version > FORMAT_VERSION:
-        raise UserError(
-            f"{path} was written by a newer donGPT, in format {_show(version)}, and this one reads formats up to "
-            f"{FORMAT_VERSION}: update donGPT"
-        )
+        raise UserError(f"{path} was written by a newer donGPT, in format {_show(version)}: update donGPT")
     problems = [
-        f"{key} is {_show(value)}"
-        for key, value in (("format_version", version), ("iter_num", iter_num))
-        if type(value) is not int or not 0 <= value < 2**63
+        f"{key} is {_show(place[key])}"
+        for place, kinds in ((checkpoint, KINDS), (config if _is_dict(config) else {}, CONFIG_KINDS))
+        for key, kind in kinds.items()
+        if key in place and not _is_kind(place[key], kind)
     ]
-    for key in ("model_args", "config", "optimizer"):
-        if not _is_dict(checkpoint.get(key, {})):
-            problems.append(f"{key} is {_show(checkpoint[key])}")
-    config = checkpoint.get("config", {})
-    for key, kind in (("dataset", str), ("data_dir", str), ("document_mask", bool)):
-        if _is_dict(config) and type(config.get(key, kind())) is not kind:
-            problems.append(f"{key} is {_show(config[key])}")
     if problems:
         raise UserError(f"{path} is damaged ({', '.join(problems)}): use another checkpoint")
 
@@ -126,20 +125,15 @@ def _show(value) -> str:
 def check_given(given: dict, has: dict, path: str):
     """Raise UserError if given hyper-parameters contradict those that the file at path has."""
     if wrong := [key for key, value in given.items() if has.get(key, value) != value]:
-        raise UserError(
-            "; ".join(f"{key}={given[key]!r} contradicts {path}, which has {has[key]!r}" for key in wrong)
-            + f": drop {', '.join(wrong)}"
-        )
+        problems = "; ".join(f"{key}={given[key]!r} contradicts {path}, which has {has[key]!r}" for key in wrong)
+        raise UserError(f"{problems}: drop {', '.join(wrong)}")
 
 
 def parse_model_args(model_args: dict, path: str) -> GPTConfig:
     """The architecture that model_args describe, every type and size checked. Raises UserError if there is none."""
     kind = LegacyConfig if "legacy" in model_args else GPTConfig
     if unknown := sorted(model_args.keys() - {field.name for field in fields(kind)}):
-        raise UserError(
-            f"{path} has model_args that this donGPT does not know ({', '.join(unknown)}): update donGPT if a newer "
-            f"one wrote the file"
-        )
+        raise UserError(f"{path} has model_args that this donGPT does not know ({', '.join(unknown)}): update donGPT")
     try:
         config = build(kind, model_args, "model_args")
         if config.vocab_size is None:
@@ -170,10 +164,8 @@ def restore_weights(config: GPTConfig, weights: dict, path: str) -> GPT:
         ],
         "not floating-point numbers": [name for name, tensor in weights.items() if not tensor.is_floating_point()],
     }
-    if problems := [f"{kind}: {', '.join(names)}" for kind, names in lists.items() if names]:
-        raise UserError(
-            f"{path}: its weights do not fit its hyper-parameters, or those that you gave; {'; '.join(problems)}"
-        )
+    if problems := "; ".join(f"{kind}: {', '.join(names)}" for kind, names in lists.items() if names):
+        raise UserError(f"{path}: its weights do not fit its hyper-parameters, or those that you gave; {problems}")
     model = build_model(config)
     model.load_state_dict(weights)
     return model
@@ -207,10 +199,7 @@ def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
     args, weights = dict(checkpoint["model_args"]), dict(old)
     scheme = args.pop("pos_embd", "default")
     if scheme not in ("default", "rope", "relative"):
-        raise UserError(
-            f"{path} has pos_embd={_show(scheme)} and no format_version: EDS, whose layout that is, knows "
-            f"default, rope and relative"
-        )
+        raise UserError(f"{path} has pos_embd={_show(scheme)}: EDS, whose layout it has, knows default, rope, relative")
     if scheme != "relative":
         weights.pop(RELATIVE, None)  # EDS stores it always, and uses it only here
     if scheme != "default":
@@ -220,9 +209,8 @@ def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
     add_head(weights, args)
     args = {**_infer_args(old), **given, **args}
     _check_n_head(args, path)
-    settings = {
-        key: value for key, value in checkpoint.get("config", {}).items() if key not in (*MACHINE_KEYS, "pos_embd")
-    }
+    settings = checkpoint.get("config", {})
+    settings = {key: settings[key] for key in settings if key not in (*MACHINE_KEYS, "pos_embd")}
     new = {**checkpoint, "model": weights, "model_args": args, "config": settings}
     config = parse_model_args(args, path)
     if "optimizer" in new:
@@ -257,10 +245,8 @@ def _infer_args(weights: dict) -> dict:
 def _check_n_head(args: dict, path: str):
     """Raise UserError if hyper-parameters lack the one that no shape tells."""
     if "n_head" not in args:
-        raise UserError(
-            f"{path} does not say how many attention heads it has: convert it with python ckpt_update.py "
-            f"{path} NEW.pt --n_head=N (or --size=small|medium|large), or give n_head=N to load_model"
-        )
+        convert = f"python ckpt_update.py {path} NEW.pt --n_head=N (or --size=small|medium|large)"
+        raise UserError(f"{path} does not say its n_head: convert it by {convert}, or give n_head=N to load_model")
 
 
 def add_head(weights: dict, args: dict):
@@ -311,9 +297,7 @@ def states_fit(optimizer: dict, groups: list[list[str]], weights: dict) -> bool:
     numbers = [group.get("params") for group in stored]
     if not all(isinstance(of_group, list) and all(type(n) is int for n in of_group) for of_group in numbers):
         return False
-    if list(map(len, numbers)) != list(map(len, groups)):
-        return False
-    return all(
+    return list(map(len, numbers)) == list(map(len, groups)) and all(
         _state_fits(states[number], str(group.get("rule")), weights[name].shape)
         for group, names in zip(stored, groups)
         for number, name in zip(group["params"], names)
@@ -336,21 +320,15 @@ def _state_fits(state, rule: str, shape: torch.Size) -> bool:
 
 def renumber(optimizer: dict, old: list[list[str]], new: list[list[str]]) -> dict:
     """optimizer, whose groups hold the parameters old, for groups that hold new: each state stays with its name."""
-    numbers_of = dict(zip(sum(new, []), range(sum(map(len, new)))))
-    names_of = {
-        number: name
-        for group, names in zip(optimizer["param_groups"], old)
-        for number, name in zip(group["params"], names)
-    }
+    new_numbers = {name: number for number, name in enumerate(sum(new, []))}
+    old_numbers = sum((group["params"] for group in optimizer["param_groups"]), [])
+    new_of_old = {number: new_numbers.get(name) for number, name in zip(old_numbers, sum(old, []))}
+    states = {new_of_old.get(number): state for number, state in optimizer["state"].items()}
     settings = [*optimizer["param_groups"], *optimizer["param_groups"][:1]]  # a group that is added holds matrices
     return {
-        "state": {
-            numbers_of[names_of[number]]: state
-            for number, state in optimizer["state"].items()
-            if names_of.get(number) in numbers_of
-        },
+        "state": {number: state for number, state in states.items() if number is not None},
         "param_groups": [
-            {**group, "params": [numbers_of[name] for name in names]} for group, names in zip(settings, new)
+            {**group, "params": [new_numbers[name] for name in names]} for group, names in zip(settings, new)
         ],
     }
 
@@ -367,29 +345,19 @@ def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
         len(weights) == 1 or any(name.startswith("transformer_blocks.") for name in weights)
     ):
         if any(".lora_" in name for name in weights):
-            print0(
-                f"{path}: its LoRA matrices are left out, since nanoGPT+ saved its weights with them added",
-                file=sys.stderr,
-            )
-        weights = {
-            _gpt2_name(name): tensor
-            for name, tensor in weights.items()
-            if not name.endswith(".tril") and ".lora_" not in name
-        }
+            print0(f"{path}: its LoRA matrices are dropped: the weights already contain them", file=sys.stderr)
+        kept = [name for name in weights if not name.endswith(".tril") and ".lora_" not in name]
+        weights = {_gpt2_name(name): weights[name] for name in kept}
         args["activation"] = "gelu_tanh"
     args.update(_infer_args(weights))
     if not args.get("n_embd"):
-        found = sorted({re.sub(r"\.\d+\.", ".N.", str(key)) for key in checkpoint})
-        raise UserError(
-            f"{path} has a layout that is not known: it holds {', '.join(found) or 'nothing'}; known are {KNOWN}"
-        )
+        found = ", ".join(sorted({re.sub(r"\.\d+\.", ".N.", str(key)) for key in checkpoint})) or "nothing"
+        raise UserError(f"{path} has a layout that is not known: it holds {found}; known are {KNOWN}")
     table = weights["transformer.wte.weight"]
     if len(weights) == 1:
         if table.shape[0] != table.shape[1]:
-            raise UserError(
-                f"{path} holds one table of shape {tuple(table.shape)}, and a bigram's is square: "
-                f"give a file with all of the model's weights"
-            )
+            found = f"one table of shape {tuple(table.shape)}, and a bigram's is square"
+            raise UserError(f"{path} holds {found}: give a file with all of the model's weights")
         return {"model": weights, "model_args": {"model_type": "bigram", "vocab_size": len(table), **given}}
     if weights.get("transformer.h.0.attn.c_attn.weight", table).shape == (table.shape[1], 3 * table.shape[1]):
         raise UserError(f"{path} holds Hugging Face's weights: give the directory it is in, with its config.json")
@@ -449,16 +417,12 @@ def _nanogpt_plus_characters(path: str, vocab_size: int) -> str:
     return ""
 
 
-class _CharTokenizer:
-    """Replaces nanoGPT+'s class in a pickle, which fills its attributes."""
-
-
 class _TokenizerUnpickler(pickle.Unpickler):
     """Reads plain values and nanoGPT+'s tokenizer; refuses whatever else a pickle asks for, without running it."""
 
     def find_class(self, module, name):
         if (module, name) == ("src.data.tokenizer", "CharTokenizer"):
-            return _CharTokenizer
+            return types.SimpleNamespace  # which the pickle fills
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
@@ -469,6 +433,5 @@ def read_nanogpt_plus_tokenizer(path: str) -> str:
             itos = vars(_TokenizerUnpickler(file).load())["itos"]
         return "".join([itos[i] for i in range(len(itos))])
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(
-            f"{path} is not a plain tokenizer of nanoGPT+ ({error}): it was not run; move it away from the checkpoint"
-        ) from error
+        reason = f"{path} is not a plain tokenizer of nanoGPT+ ({error})"
+        raise UserError(f"{reason}: it was not run; move it away from the checkpoint") from error

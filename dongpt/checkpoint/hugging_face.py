@@ -1,12 +1,11 @@
 """GPT-2 in Hugging Face's format: a directory with config.json and model.safetensors, or OpenAI's weights by name.
 
-    model, tokenizer = load("gpt2")              # tokenizer as a plain dict, or None
+    checkpoint = load("gpt2")                    # as in a ckpt.pt: model, model_args, tokenizer, format_version
     save(model, tokenizer, "directory")          # transformers opens it as GPT2LMHeadModel
 
 Neither imports transformers.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -15,18 +14,12 @@ from typing import Any
 import torch
 
 from configurator import UserError
-from dongpt.checkpoint.foreign import (
-    add_head,
-    check_tokenizer,
-    clean_names,
-    is_state_dict,
-    parse_model_args,
-    restore_weights,
-)
+from dongpt.checkpoint.foreign import FORMAT_VERSION, add_head, clean_names, is_state_dict, parse_model_args, upgrade
 from dongpt.program import first_line
+from dongpt.text.bins import file_sha256
 from dongpt.text.template import Template
 from dongpt.text.tokenizers import END, FOREIGN, UNKNOWN, byte_alphabet, from_dict
-from model import GPT, GPTConfig
+from model import GPT
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first one there is read; either may be in shards
@@ -60,8 +53,8 @@ def is_model(path: str) -> bool:
 # reading
 
 
-def load(name: str) -> tuple[GPT, dict | None]:
-    """(GPT with its weights, its tokenizer as a plain dict or None). name: a directory, or one of GPT2_NAMES.
+def load(name: str) -> dict:
+    """The model in a directory, or with one of GPT2_NAMES, as a checkpoint in our layout.
 
     Raises UserError for a directory or a download that fails, and for models that are not GPT-2's architecture.
     """
@@ -83,13 +76,13 @@ def load(name: str) -> tuple[GPT, dict | None]:
     weights = {}
     for key, weight in clean_names(_read_weights(directory)).items():
         key = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
-        weights[key] = weight.t() if key.endswith(TRANSPOSED) and weight.dim() == 2 else weight
+        weight = weight.t() if key.endswith(TRANSPOSED) and weight.dim() == 2 else weight
+        weights[key] = weight.float().contiguous() if weight.is_floating_point() else weight
     if args["tie_weights"]:
         add_head(weights, args)
-    config = parse_model_args(args, name)
-    model, tokenizer = restore_weights(config, weights, name), _tokenizer_of(directory, args["vocab_size"])
-    check_tokenizer(tokenizer, args["vocab_size"], name)
-    return model, tokenizer
+    tokenizer = _tokenizer_of(directory, args["vocab_size"])
+    checkpoint = {"model": weights, "model_args": args, "tokenizer": tokenizer, "format_version": FORMAT_VERSION}
+    return upgrade(checkpoint, name)
 
 
 def _download(name: str) -> str:
@@ -100,10 +93,8 @@ def _download(name: str) -> str:
 
         return os.path.dirname([hf_hub_download(name, file) for file in (WEIGHT_FILES[0], "config.json")][0])
     except Exception as error:  # the hub's client, the network and the file system each have errors of their own
-        raise UserError(
-            f"the Hugging Face model {name!r} could not be loaded ({first_line(error)}): connect to a network, "
-            f"or give a directory that holds config.json and model.safetensors"
-        ) from error
+        reason = f"the Hugging Face model {name!r} could not be loaded ({first_line(error)})"
+        raise UserError(f"{reason}: connect to a network, or give a directory with config.json and weights") from error
 
 
 def _read_json(directory: str, name: str) -> dict:
@@ -114,11 +105,11 @@ def _read_json(directory: str, name: str) -> dict:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
+        return content
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({first_line(error)}): download or write the directory again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: download or write the directory again")
-    return content
 
 
 def _read_weights(directory: str) -> dict[str, torch.Tensor]:
@@ -128,11 +119,8 @@ def _read_weights(directory: str) -> dict[str, torch.Tensor]:
         if os.path.exists(os.path.join(directory, name)):
             return _read_file(directory, name)
         if isinstance(shards, dict):
-            return {
-                key: weight
-                for shard in sorted(set(map(str, shards.values())))
-                for key, weight in _read_file(directory, shard).items()
-            }
+            parts = [_read_file(directory, shard) for shard in sorted(set(map(str, shards.values())))]
+            return {key: weight for part in parts for key, weight in part.items()}
     raise UserError(f"{directory} has no weights: it needs {' or '.join(WEIGHT_FILES)} next to config.json")
 
 
@@ -151,10 +139,8 @@ def _read_file(directory: str, name: str) -> dict[str, torch.Tensor]:
             raise ValueError("it holds something else")
         return content
     except Exception as error:  # a damaged file can raise nearly anything
-        raise UserError(
-            f"{path} could not be read as weights, and nothing in it was run ({first_line(error)}): "
-            f"download or write the directory again"
-        ) from error
+        reason = f"{path} could not be read as weights, and nothing in it was run ({first_line(error)})"
+        raise UserError(f"{reason}: download or write the directory again") from error
 
 
 def _tokenizer_of(directory: str, vocab_size: int) -> dict | None:
@@ -181,8 +167,11 @@ def save(model: GPT, tokenizer: dict | None, directory: str, mark: str = ""):
     from safetensors.torch import save_file
 
     config = model.config
-    if reason := _why_not_gpt2(config):
-        raise UserError(f"GPT-2's architecture cannot express this model, which has {reason}: keep it as a checkpoint")
+    refused = [f"model_type={config.model_type}"] if config.model_type != "gpt" else []
+    refused += [f"ngrams={config.ngrams}"] if config.ngrams > 1 else []
+    refused += [f"{config.positions} positions"] if config.positions != "default" else []
+    if refused:
+        raise UserError(f"GPT-2's architecture cannot express {refused[0]}: keep the model as a checkpoint")
     tokenizer = None if tokenizer == FOREIGN else tokenizer
     end_id = from_dict(tokenizer).end_id if tokenizer else None
     weights = {}
@@ -198,8 +187,7 @@ def save(model: GPT, tokenizer: dict | None, directory: str, mark: str = ""):
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         **{key: getattr(config, field) for field, (key, _, _) in CONFIG_KEYS.items()},
-        **FIXED,
-        "n_inner": None,
+        **{**FIXED, "n_inner": None},
         "activation_function": "gelu_new" if config.activation == "gelu_tanh" else "gelu",
         "embd_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
@@ -229,23 +217,8 @@ def mark_of(directory: str) -> str | None:
 
 def _hashes(directory: str) -> dict[str, str]:
     """The hash of each file in directory except save's record."""
-    hashes = {}
-    for name in sorted(set(os.listdir(directory)) - {RECORD}):
-        digest = hashlib.sha256()
-        with open(os.path.join(directory, name), "rb") as file:
-            while piece := file.read(2**20):
-                digest.update(piece)
-        hashes[name] = digest.hexdigest()
-    return hashes
-
-
-def _why_not_gpt2(config: GPTConfig) -> str:
-    """What an architecture has that GPT-2's has not; '' if nothing."""
-    if config.model_type != "gpt":
-        return f"model_type={config.model_type}"
-    if config.ngrams > 1:
-        return f"ngrams={config.ngrams}"
-    return "" if config.positions == "default" else f"{config.positions} positions"
+    names = sorted(set(os.listdir(directory)) - {RECORD})
+    return {name: file_sha256(os.path.join(directory, name)) for name in names}
 
 
 def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
@@ -258,16 +231,16 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
         hf_tokenizer = HFTokenizer(models.BPE(vocabulary, merges))
         hf_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         hf_tokenizer.decoder = decoders.ByteLevel()
-    elif tokenizer.kind == "word":
-        ids = {**tokenizer.ids, UNKNOWN: tokenizer.unknown_id}
-        hf_tokenizer = HFTokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-        if tokenizer.lower:
-            hf_tokenizer.normalizer = normalizers.Lowercase()
-        hf_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(tokenizer.pattern), "isolated")
-        hf_tokenizer.decoder = decoders.Fuse()
     else:
-        hf_tokenizer = HFTokenizer(models.WordLevel(tokenizer.ids))  # an unknown character is an error there too
-        hf_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        is_word = tokenizer.kind == "word"  # an unknown character is an error there too
+        unknown = {UNKNOWN: tokenizer.unknown_id} if is_word else {}
+        hf_tokenizer = HFTokenizer(
+            models.WordLevel({**tokenizer.ids, **unknown}, unk_token=UNKNOWN if is_word else None)
+        )
+        if is_word and tokenizer.lower:
+            hf_tokenizer.normalizer = normalizers.Lowercase()
+        pattern = tokenizer.pattern if is_word else r"[\s\S]"
+        hf_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
         hf_tokenizer.decoder = decoders.Fuse()
     hf_tokenizer.add_special_tokens(sorted(tokenizer.specials, key=tokenizer.specials.__getitem__))
     hf_tokenizer.save(os.path.join(directory, "tokenizer.json"))

@@ -279,7 +279,7 @@ def test_values_that_leave_a_filter_off_change_nothing():
 
 def random_gpt2(transformers, folder) -> tuple:
     """(transformers' tiny GPT-2 with random weights, the same as ours): what it saved in folder is loaded."""
-    from dongpt.checkpoint import hugging_face
+    from dongpt.checkpoint import load_model
 
     torch.manual_seed(0)
     theirs = transformers.GPT2LMHeadModel(
@@ -299,7 +299,7 @@ def random_gpt2(transformers, folder) -> tuple:
             if parameter.dim() > 1:
                 parameter.mul_(20.0)
     theirs.save_pretrained(folder)
-    ours, _ = hugging_face.load(str(folder))
+    ours, _ = load_model(str(folder))
     return theirs, ours.eval()
 
 
@@ -421,7 +421,6 @@ def test_frequencies_of_drawn_ids_fit_the_probabilities_of_transformers(settings
     assert len(after) > 300 and p_value(torch.bincount(after, minlength=61), second) > 1e-3
 
 
-@smoke
 @pytest.mark.parametrize(
     "settings",
     [dict(temperature=0, repetition_penalty=1.4), dict(repetition_penalty=1.4), dict(min_p=0.1), EVERYTHING],
