@@ -23,7 +23,7 @@ from configurator import UserError
 from dongpt.program import run_program
 from dongpt.text.bins import named_folder
 from dongpt.text.documents import Files, find_files
-from dongpt.text.prepare import Kind, Survey, Vocabulary, bucket_of, note_options, prepare_marked
+from dongpt.text.prepare import Kind, Survey, Vocabulary, bucket_of, note_options, prepare
 from dongpt.text.report import report
 from dongpt.text.template import Segment
 from dongpt.text.tokenizers import END
@@ -67,7 +67,7 @@ class Tasks:
         self, survey: Survey, on_bytes: Callable[[int], Any], digest=None
     ) -> Iterator[tuple[int, list[Segment]]]:
         """(bucket of the question, segments) of the records in which both fields have text."""
-        for question, answer in self.files.records(*self.fields, on_bytes=on_bytes, digest=digest):
+        for _, (question, answer) in self.files.records(*self.fields, on_bytes=on_bytes, digest=digest):
             if question.strip() and answer.strip():
                 mark, end = Segment(self.mark, is_special=True), Segment(END, is_special=True, in_loss=True)
                 yield bucket_of(question), [Segment(question), mark, Segment(answer, in_loss=True), end]
@@ -86,16 +86,9 @@ def main(argv: list[str] | None = None):
     paths, _ = find_files(cfg.input)
     folder = named_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--text or --summary")
-    report(
-        prepare_marked(
-            folder,
-            Tasks(files, (cfg.text, cfg.summary), MARK),
-            [MARK, END],
-            cfg,
-            cfg.val_fraction,
-            os.path.basename(os.path.normpath(cfg.input)),
-        )
-    )
+    tasks = Tasks(files, (cfg.text, cfg.summary), MARK)
+    source = os.path.basename(os.path.normpath(cfg.input))
+    report(prepare(folder, tasks, cfg, cfg.val_fraction, source, marks=[MARK, END]))
     config = "config/finetune_sum.py" if cfg.tokenizer == "gpt2" else "config/quickstart.py --out_dir=out-sum"
     where = "" if cfg.tokenizer == "gpt2" and not cfg.name else f" --dataset={shlex.quote(cfg.name or 'sum')}"
     print(f"next: python train.py {config}{where}")

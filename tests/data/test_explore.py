@@ -7,8 +7,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from helpers import ROOT, expect_sentence, generated_text, run
+from helpers import ROOT, generated_text, run
 
+from configurator import UserError
 from dongpt.text.documents import Texts
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.tokenizers import CharTokenizer
@@ -75,6 +76,7 @@ def test_a_backend_that_only_a_notebook_has_does_not_matter(tmp_path):
     assert "drawn to" in done.stdout and (tmp_path / "explore.png").exists()
 
 
-def test_it_wants_to_know_which_data(tmp_path):
-    expect_sentence(run("data/explore.py", cwd=tmp_path, check=None), "--dataset=NAME")
-    expect_sentence(run("data/explore.py", "--data_dir=nowhere", cwd=tmp_path, check=None), "nowhere", "train.bin")
+def test_it_wants_to_know_which_data(explore):
+    for args, part in (([], "--dataset=NAME"), (["--data_dir=nowhere"], "nowhere.*train.bin")):
+        with pytest.raises(UserError, match=part):
+            explore.main(args)
