@@ -89,7 +89,7 @@ def _is_kind(value, kind: type) -> bool:
 def check_values(checkpoint: dict, path: str):
     """Raise UserError if a value that loading reads has an impossible type or size.
 
-    Weights and model_args are checked when they are used, and what only a resumed run reads when it resumes.
+    Weights and model_args are checked when they are used; what only a resumed run reads, by dongpt/checkpoint/run.py.
     """
     version, config = checkpoint.get("format_version", FORMAT_VERSION), checkpoint.get("config")
     if type(version) is int and version > FORMAT_VERSION:
