@@ -139,7 +139,7 @@ def random_model(cfg: BenchConfig, vocab_size: int):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# one setting
+# training steps
 
 
 class RandomBatch:
@@ -191,6 +191,43 @@ def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchm
     return run
 
 
+def measure_in_turn(
+    settings: dict[str, BenchConfig], rt: Runtime, rounds: int, tolerant: bool = False
+) -> dict[str, Any]:
+    """The StepBenchmark of each setting after rounds A B, B A, A B, ...; the message of its error if tolerant."""
+    if len(settings) > 1 and (rt.device_type == "cuda" or any(cfg.compile is True for cfg in settings.values())):
+        compile_each_shape()
+
+    def attempt(function: Callable, *args):
+        return try_to(function, *args) if tolerant else function(*args)
+
+    def start(name: str, cfg: BenchConfig) -> StepBenchmark:
+        own_rt = rt if rt.world_size > 1 else runtime.start(cfg.device, cfg.dtype, n_embd=cfg.n_embd)
+        return start_training(cfg, own_rt, f"{name}: " if name else "")
+
+    runs = {name: attempt(start, name, cfg) if isinstance(cfg, BenchConfig) else cfg for name, cfg in settings.items()}
+    for i in range(rounds):
+        for name in list(runs)[:: -1 if i % 2 else 1]:
+            if isinstance(run := runs[name], StepBenchmark):
+                runs[name] = attempt(run.round, run.step.cfg.iters) or run
+    return runs
+
+
+def try_to(function: Callable, *args):
+    """The value of function, or the message of its error if a setting is invalid or needs too much GPU memory."""
+    try:
+        return function(*args)
+    except (UserError, torch.OutOfMemoryError) as error:
+        return first_line(error)
+
+
+def compile_each_shape():
+    """Make torch.compile generate code for the shapes of each setting, not dynamic shapes from the second one on."""
+    from torch._dynamo import config  # takes seconds, which a single setting need not wait for
+
+    config.automatic_dynamic_shapes, config.recompile_limit = False, 64
+
+
 def result_of(run: StepBenchmark) -> dict:
     """All measurements of a run, with its settings."""
     settings = {key: value for key, value in asdict(run.step.cfg).items() if key not in METHOD}
@@ -203,9 +240,7 @@ def measure_step(cfg: BenchConfig, rt: Runtime):
     taken = os.path.exists(trace) and not os.path.isfile(trace)  # by a folder, or a device
     if cfg.profile and (taken or not os.access(os.path.dirname(trace), os.W_OK)):
         raise UserError(f"trace={cfg.trace} cannot be written: give the name of a file in a folder that is there")
-    run = start_training(cfg, rt)
-    for _ in range(cfg.rounds):
-        run.round(cfg.iters)
+    run = measure_in_turn({"": cfg}, rt, cfg.rounds)[""]
     result = result_of(run)
     if cfg.profile and rt.is_main:
         order = "self_device_time_total" if rt.device_type == "cuda" else "self_cpu_time_total"
@@ -221,27 +256,46 @@ def measure_step(cfg: BenchConfig, rt: Runtime):
 
 def report(result: dict) -> str:
     """The numbers of a result in words."""
-    ms, shares, speed = result["rounds_ms"], result["shares"], per_second(result["flops"])
+    ms, shares, growth, speed = *(result[key] for key in ("rounds_ms", "shares", "memory_growth_mib")), ""
     if result["mfu"] is not None:
-        speed += f", MFU: {result['mfu']:.2%}"
+        speed = f", MFU: {result['mfu']:.2%}"
     elif result["matmul_flops"]:
         matmul = per_second(result["matmul_flops"])
-        speed += f", {result['of_matmul']:.1%} of the {matmul} that a matmul of the MLP's shape reaches here"
-    memory = (
-        f"memory: {result['memory_mib']:,.1f} MiB in tensors at most, {result['process_mib']:,.0f} MiB in the process"
-    )
-    if result["memory_growth_mib"] is not None:
-        memory += f", {result['memory_growth_mib']:+,.1f} MiB from the first round to the last"
+        speed = f", {result['of_matmul']:.1%} of the {matmul} that a matmul of the MLP's shape reaches here"
     lines = [
         f"time per iteration: {result['ms']:.2f}ms ({min(ms):.2f} to {max(ms):.2f} in rounds: {len(ms)}), "
         f"{result['tokens_per_s']:,.0f} tokens/s",
-        speed,
-        memory,
+        per_second(result["flops"]) + speed,
+        f"memory: {result['memory_mib']:,.1f} MiB in tensors at most, {result['process_mib']:,.0f} MiB in the process"
+        + ("" if growth is None else f", {growth:+,.1f} MiB from the first round to the last"),
     ]
     if shares:
         parts = f"attention {shares['attention']:.1%}, all else {shares['other']:.1%}"
         lines.append(f"time outside matmuls: {1 - shares['matmul']:.1%} ({parts})")
     return "\n".join([*lines, f"loss: {number(result['loss'], '.4f')}"])
+
+
+def table(results: dict) -> str:
+    """The table of {name: result, or an error message}, a line each."""
+    has_mfu = any(not isinstance(result, str) and result["mfu"] is not None for result in results.values())
+    share = "mfu" if has_mfu else "of_matmul"
+    columns: dict[str, Callable[[dict], str]] = {
+        "ms": lambda r: f"{r['ms']:,.2f}",
+        "tokens/s": lambda r: f"{r['tokens_per_s']:,.0f}",
+        "FLOP/s": lambda r: per_second(r["flops"]),
+        "MFU" if has_mfu else "of matmul": lambda r: number(r[share], ".1%"),
+        "MiB": lambda r: f"{r['memory_mib']:,.1f}",
+        "growth": lambda r: number(r["memory_growth_mib"], "+,.1f"),
+        "outside matmuls": lambda r: number(r["shares"] and 1 - r["shares"]["matmul"], ".1%"),
+        "loss": lambda r: number(r["loss"], ".4f"),
+    }
+    rows = [["", *columns]]
+    for name, result in results.items():
+        rows.append([name, *("" if isinstance(result, str) else cell(result) for cell in columns.values())])
+    header, *lines = format_table(rows).splitlines()
+    width = max(map(len, results))
+    pairs = zip(lines, results.values())
+    return "\n".join([header, *(f"{line:<{width}}  {r}" if isinstance(r, str) else line for line, r in pairs)])
 
 
 def number(value: float | None, form: str) -> str:
@@ -256,55 +310,6 @@ def per_second(flops: float) -> str:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # several settings
-
-
-def run_rounds(runs: dict[Any, Any], rounds: int, iters: int):
-    """Time the runs in turn: A B, B A, A B, ... A run that fails becomes its error message."""
-    for i in range(rounds):
-        for key in list(runs)[:: -1 if i % 2 else 1]:
-            if isinstance(runs[key], StepBenchmark) and (message := attempt(runs[key].round, iters)):
-                runs[key] = message
-
-
-def attempt(function: Callable, *args):
-    """The value of function, or the message of its error if a setting is invalid or needs too much GPU memory."""
-    try:
-        return function(*args)
-    except (UserError, torch.OutOfMemoryError) as error:
-        return first_line(error)
-
-
-def compile_each_shape():
-    """Make torch.compile generate code for the shapes of each setting, not dynamic shapes from the second one on."""
-    from torch._dynamo import config  # takes seconds, which a single setting need not wait for
-
-    config.automatic_dynamic_shapes, config.recompile_limit = False, 64
-
-
-def table(results: dict) -> str:
-    """The table of {name: result, or an error message}, a line each."""
-    measured = {name: result for name, result in results.items() if not isinstance(result, str)}
-    has_mfu = any(result["mfu"] is not None for result in measured.values())
-    mfu = "MFU" if has_mfu else "of matmul"
-    rows = [["", "ms", "tokens/s", "FLOP/s", mfu, "MiB", "growth", "outside matmuls", "loss"]]
-    for name, result in measured.items():
-        rows.append(
-            [
-                name.ljust(max(map(len, results))),
-                f"{result['ms']:,.2f}",
-                f"{result['tokens_per_s']:,.0f}",
-                per_second(result["flops"]),
-                number(result["mfu" if has_mfu else "of_matmul"], ".1%"),
-                f"{result['memory_mib']:,.1f}",
-                number(result["memory_growth_mib"], "+,.1f"),
-                number(result["shares"] and 1 - result["shares"]["matmul"], ".1%"),
-                number(result["loss"], ".4f"),
-            ]
-        )
-    header, *lines = format_table(rows).splitlines()
-    by_name = dict(zip(measured, lines))
-    width = max(map(len, results))
-    return "\n".join([header, *(by_name.get(name) or f"{name:<{width}}  {results[name]}" for name in results)])
 
 
 def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
@@ -322,19 +327,18 @@ def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
         if name == "world_size" and min(values) < 1:
             raise UserError(f"sweep={cfg.sweep}: there is at least 1 process")
         return name, list(dict.fromkeys(values))
-    if name in ("block_size", "batch_size", "n_embd"):
-        return name, [getattr(cfg, name) * n for n in (1, 2, 4, 8)]
-    if name == "world_size":
-        n_gpus = torch.cuda.device_count() if rt.device_type == "cuda" else 2
-        return name, [2**i for i in range(n_gpus.bit_length())]
-    if name == "dtype":
-        return name, [d for d in runtime.DTYPES if isinstance(attempt(runtime.pick_dtype, d, rt.device_type), tuple)]
-    if name == "pos_embd":
-        return name, ["default", "rope", "relative", "alibi"]
-    if kind is bool or name == "compile":
-        return name, [False, True]
-    if get_origin(kind) is Literal:
-        return name, list(get_args(kind))
+    n_gpus = torch.cuda.device_count() if rt.device_type == "cuda" else 2
+    chosen = {
+        **{key: [getattr(cfg, key) * n for n in (1, 2, 4, 8)] for key in ("block_size", "batch_size", "n_embd")},
+        "world_size": [2**i for i in range(n_gpus.bit_length())],
+        "dtype": [d for d in runtime.DTYPES if isinstance(try_to(runtime.pick_dtype, d, rt.device_type), tuple)],
+        "pos_embd": ["default", "rope", "relative", "alibi"],
+        "compile": [False, True],
+    }
+    if name in chosen:
+        return name, chosen[name]
+    if kind is bool or get_origin(kind) is Literal:
+        return name, [False, True] if kind is bool else list(get_args(kind))
     raise UserError(f"sweep={name} needs values, as in --sweep={name}:{getattr(cfg, name)},...")
 
 
@@ -351,23 +355,16 @@ def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]):
     if rt.world_size > 1:
         raise UserError("sweep runs in one process, and sweep=world_size starts torchrun itself: drop torchrun")
 
-    def start(value) -> StepBenchmark:
-        setting = varied(cfg, name, value)
-        rt = runtime.start(setting.device, setting.dtype, n_embd=setting.n_embd)
-        return start_training(setting, rt, f"{name}={value}: ")
-
     if name == "world_size":
-        results = {n: run_torchrun(n, cfg, argv) for n in values}
+        results = {f"{name}={n}": run_torchrun(n, cfg, argv) for n in values}
     else:
-        if name == "compile" or cfg.compile is True or rt.device_type == "cuda":
-            compile_each_shape()
-        runs = {value: attempt(start, value) for value in values}
-        run_rounds(runs, cfg.rounds, cfg.iters)
-        results = {v: attempt(result_of, run) if isinstance(run, StepBenchmark) else run for v, run in runs.items()}
+        settings = {f"{name}={value}": try_to(varied, cfg, name, value) for value in values}
+        runs = measure_in_turn(settings, rt, cfg.rounds, tolerant=True)
+        results = {n: try_to(result_of, run) if isinstance(run, StepBenchmark) else run for n, run in runs.items()}
     if all(isinstance(result, str) for result in results.values()):
         raise UserError(f"sweep={cfg.sweep}: nothing can be measured: {next(iter(results.values()))}")
-    print(table({f"{name}={value}": result for value, result in results.items()}))
-    rows = [{"value": v, **({"error": r} if isinstance(r, str) else r)} for v, r in results.items()]
+    print(table(results))
+    rows = [{"value": v, **({"error": r} if isinstance(r, str) else r)} for v, r in zip(values, results.values())]
     print(json.dumps({"sweep": name, "results": rows}))
 
 
@@ -399,18 +396,11 @@ def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]):
     dtype = runtime.pick_dtype(other.dtype, rt.device_type, other.n_embd)[0]
     if rt.world_size > 1 and (other.device != cfg.device or rt.dtype != dtype):
         raise UserError("compare: several processes share one device and dtype: compare these without torchrun")
-    if True in (cfg.compile, other.compile) or rt.device_type == "cuda":
-        compile_each_shape()
-    runs = {}
-    for name, setting in {"A": cfg, "B": other}.items():
+    settings = {"A": cfg, "B": other}
+    for name, setting in settings.items():
         rt.print(f"{name}: {', '.join(f'{key}={getattr(setting, key)}' for key in differ) or 'the same'}")
-        if rt.world_size == 1:
-            rt = runtime.start(setting.device, setting.dtype, n_embd=setting.n_embd)
-        runs[name] = start_training(setting, rt, f"{name}: ")
     rounds = max(cfg.rounds, COMPARE_ROUNDS)
-    for i in range(rounds):
-        for name in "BA" if i % 2 else "AB":
-            runs[name].round(cfg.iters)
+    runs = measure_in_turn(settings, rt, rounds)
     results = {name: result_of(run) for name, run in runs.items()}
     speeds = [[run.step.tokens / seconds for seconds in run.seconds] for run in runs.values()]
     ratios = [b / a for a, b in zip(*speeds)]
@@ -429,17 +419,12 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime):
     model = random_model(cfg, cfg.vocab_size or GPT2_VOCAB_SIZE)
     n_params = model.get_num_params()
     prompt = torch.randint(model.config.vocab_size, (1, cfg.prompt_tokens)).tolist()
-    hf_model: Any = None
-    if cfg.transformers and cfg.prompt_tokens + cfg.max_new_tokens > model.config.block_size:
-        print("transformers is not measured: its GPT-2 ends at block_size")
-    elif cfg.transformers:
-        hf_model = transformers_model(model, cfg, rt)
+    hf_model: Any = transformers_model(model, cfg, rt) if cfg.transformers else None
     model, why = to_inference(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
     print(
         f"{why}, {torch.get_num_threads()} CPU threads\n{n_params / 1e6:.2f}M parameters, prompt of "
         f"{cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones, temperature 0.8, top_k 200"
     )
-    n_bytes = bytes_per_token(model)
 
     def time_ours(batch_size: int) -> tuple[float, float]:
         """Seconds to the first token, and to the last."""
@@ -463,47 +448,38 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime):
         return times[0], times[1]
 
     programs = {"donGPT": time_ours, **({"transformers": time_transformers} if hf_model else {})}
-    batch_sizes = [int(n) for n in cfg.decode_batches.split(",")]
-    times: dict[tuple[str, int], list] = {(name, n): [] for n in batch_sizes for name in programs}
+    times: dict[tuple[str, int], list] = {(p, int(n)): [] for n in cfg.decode_batches.split(",") for p in programs}
     bandwidths = []
     for i in range(-1, cfg.rounds):  # the first round warms up
-        for name, batch_size in times:
-            bandwidth, seconds = memory_bandwidth(rt), programs[name](batch_size)
+        for program, batch_size in times:
+            bandwidth, seconds = memory_bandwidth(rt), programs[program](batch_size)
             if i >= 0:
                 bandwidths.append(bandwidth)
-                times[name, batch_size].append(seconds)
-    bandwidth = median(bandwidths)
+                times[program, batch_size].append(seconds)
+    n_bytes, bandwidth = bytes_per_token(model), median(bandwidths)
     results, rows = [], [["", "rows", "first token", "tokens/s", "of bandwidth"]]
-    for (name, batch_size), rounds in times.items():
+    for (program, batch_size), rounds in times.items():
         first, last = (median(seconds) for seconds in zip(*rounds))
-        speed = batch_size * cfg.max_new_tokens / last
-        result = {"program": name, "rows": batch_size, "first_token_ms": first * 1000, "tokens_per_s": speed}
-        if name == "donGPT":
+        speed, share = batch_size * cfg.max_new_tokens / last, ""
+        result = {"program": program, "rows": batch_size, "first_token_ms": first * 1000, "tokens_per_s": speed}
+        if program == "donGPT":
             step = median((last - first) / (cfg.max_new_tokens - 1) for first, last in rounds)
             result |= {"ms_per_step": step * 1000, "bandwidth_share": n_bytes / step / bandwidth}
+            share = f"{result['bandwidth_share']:.0%}"
         results.append(result)
-        share = f"{result['bandwidth_share']:.0%}" if "bandwidth_share" in result else ""
-        rows.append([name, str(batch_size), f"{first * 1000:.0f} ms", f"{speed:,.1f}", share])
+        rows.append([program, str(batch_size), f"{first * 1000:.0f} ms", f"{speed:,.1f}", share])
     print(f"memory: {bandwidth / 1e9:.1f} GB/s, weights: {n_bytes / 1e6:.1f} MB per token\n{format_table(rows)}")
-    summary = dict(
-        decode=results,
-        bandwidth_gb_s=bandwidth / 1e9,
-        weight_mb=n_bytes / 1e6,
-        parameters=n_params,
-        prompt_tokens=cfg.prompt_tokens,
-        new_tokens=cfg.max_new_tokens,
-        rounds=cfg.rounds,
-        device=rt.device,
-        setup=why,
-        threads=torch.get_num_threads(),
-        torch=str(torch.__version__),
-    )
+    summary = {"decode": results, "bandwidth_gb_s": bandwidth / 1e9, "weight_mb": n_bytes / 1e6, "parameters": n_params}
+    summary |= {"prompt_tokens": cfg.prompt_tokens, "new_tokens": cfg.max_new_tokens, "rounds": cfg.rounds}
+    summary |= {"device": rt.device, "setup": why, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     print(json.dumps(summary))
 
 
 def transformers_model(model, cfg: BenchConfig, rt: Runtime):
-    """The same model in transformers: float32 on a CPU, rt's dtype elsewhere; None if it lacks the architecture."""
+    """The same model in transformers: float32 on a CPU, rt's dtype elsewhere; None if transformers cannot run it."""
     try:
+        if cfg.prompt_tokens + cfg.max_new_tokens > model.config.block_size:
+            raise UserError("its GPT-2 ends at block_size")
         from transformers import GPT2LMHeadModel
 
         from dongpt.checkpoint import hugging_face

@@ -52,13 +52,9 @@ def documents_of(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[list[str], str]
     """(texts, "documents") of ids if they have documents with ends, else (texts, "paragraphs")."""
     end = tokenizer.end_id
     if end is not None and (ids == end).any():
-        return [
-            tokenizer.decode(part[part != end].tolist())
-            for part in np.split(ids, np.flatnonzero(ids == end))
-            if len(part) > 1 or part[0] != end
-        ], "documents"
-    paragraphs = tokenizer.decode(ids.tolist()).split("\n\n")
-    return [text for text in paragraphs if text.strip()], "paragraphs"
+        parts = (part[part != end] for part in np.split(ids, np.flatnonzero(ids == end)))
+        return [tokenizer.decode(part.tolist()) for part in parts if len(part)], "documents"
+    return [text for text in tokenizer.decode(ids.tolist()).split("\n\n") if text.strip()], "paragraphs"
 
 
 def zipf(counts: np.ndarray) -> tuple[float, float]:
@@ -106,27 +102,27 @@ def drift(train: np.ndarray, val: np.ndarray) -> tuple[float, float, np.ndarray]
 def draw(path: str, title: str, panels: dict):
     """Draw what main found to a PNG."""
     figure = import_figure()(figsize=(17, 9), layout="constrained")
-    axes = figure.subplots(2, 3)
-    for axis, (name, counts) in zip(axes[0], panels["bars"].items()):
+    (*frequencies, by_rank), (lengths, compression, shares) = figure.subplots(2, 3)
+    for axis, (name, counts) in zip(frequencies, panels["bars"].items()):
         axis.bar(range(len(counts)), [n for _, n in counts], color="tab:blue")
         axis.set_xticks(range(len(counts)), [label for label, _ in counts], rotation=90, fontsize=8, parse_math=False)
         axis.set(title=name, yscale="log", ylabel="count")
     counts, (slope, height) = np.sort(panels["counts"][panels["counts"] > 0])[::-1], panels["zipf"]
     ranks = np.arange(1, len(counts) + 1)
-    axes[0, 2].loglog(ranks, counts, ".", label="tokens")
-    axes[0, 2].loglog(ranks, np.exp(height + slope * np.log(ranks)), label=f"Zipf's line, slope {slope:.2f}")
-    axes[0, 2].set(title="count by rank", xlabel="rank", ylabel="count")
-    axes[0, 2].legend()
-    axes[1, 0].hist(panels["lengths"], bins=np.geomspace(1, max(*panels["lengths"], 2), 40))
-    axes[1, 0].set(title=f"length of {panels['unit']}", xscale="log", xlabel="characters", ylabel=panels["unit"])
-    names = [*panels["compression"]][::-1]
-    axes[1, 1].barh(names, [panels["compression"][name] for name in names], color="tab:green")
-    axes[1, 1].set(title="bytes of validation text per token", xlabel="bytes")
-    train, val = (panels["shares"][split] for split in SPLITS)
+    by_rank.loglog(ranks, counts, ".", label="tokens")
+    by_rank.loglog(ranks, np.exp(height + slope * np.log(ranks)), label=f"Zipf's line, slope {slope:.2f}")
+    by_rank.set(title="count by rank", xlabel="rank", ylabel="count")
+    by_rank.legend()
+    lengths.hist(panels["lengths"], bins=np.geomspace(1, max(*panels["lengths"], 2), 40))
+    lengths.set(title=f"length of {panels['unit']}", xscale="log", xlabel="characters", ylabel=panels["unit"])
+    compression.barh([*panels["compression"]], [*panels["compression"].values()], color="tab:green")
+    compression.invert_yaxis()
+    compression.set(title="bytes of validation text per token", xlabel="bytes")
+    train, val = panels["shares"]
     both = (train > 0) & (val > 0)
-    axes[1, 2].loglog(train[both], val[both], ".")
-    axes[1, 2].axline((1e-3, 1e-3), (1e-2, 1e-2), color="gray", linewidth=1)
-    axes[1, 2].set(title="share of each token", xlabel="in training", ylabel="in validation")
+    shares.loglog(train[both], val[both], ".")
+    shares.axline((1e-3, 1e-3), (1e-2, 1e-2), color="gray", linewidth=1)
+    shares.set(title="share of each token", xlabel="in training", ylabel="in validation")
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
 
@@ -150,9 +146,10 @@ def print_documents(documents: dict[str, list[str]], unit: str, texts: dict[str,
     """Print lengths and duplicates; returns the panels of draw that show them."""
     everything = documents["train"] + documents["val"]
     lengths = [len(text) for text in everything] or [0]
+    median, mean = np.median(lengths), np.mean(lengths)
     print(
-        f"{unit}: {len(everything):,}, length in characters: median {np.median(lengths):,.0f}, mean "
-        f"{np.mean(lengths):,.0f}, longest {max(lengths):,}"
+        f"{unit}: {len(everything):,}, length in characters: median {median:,.0f}, mean {mean:,.0f}, longest "
+        f"{max(lengths):,}"
     )
     known = {text.strip() for text in documents["train"]}
     again = sum(text.strip() in known for text in documents["val"]) / max(len(documents["val"]), 1)
@@ -166,19 +163,18 @@ def print_documents(documents: dict[str, list[str]], unit: str, texts: dict[str,
 
 def print_drift(counts: dict[str, np.ndarray], tokenizer: Tokenizer) -> dict:
     """Print how much validation differs from training; returns the panels of draw that show it."""
-    train, val = counts["train"], counts["val"]
+    train, val = (counts[split] for split in SPLITS)
     train_loss, val_loss, deviations = drift(train, val)
+    unseen = 100 * val[train == 0].sum() / val.sum()
     print(
         f"loss of train's token frequencies: {train_loss:.4f} nats on train, {val_loss:.4f} on validation; "
-        f"{100 * val[train == 0].sum() / val.sum():.3f} % of validation tokens never occur in train"
+        f"{unseen:.3f} % of validation tokens never occur in train"
     )
     expected = (train + 1) / (train + 1).sum() * val.sum()
     strange = np.argsort(-np.abs(deviations), kind="stable")[:10]
-    print(
-        "furthest off in validation:",
-        ", ".join(f"{name_of(tokenizer, i)} {val[i]:,} where train promises {expected[i]:,.1f}" for i in strange),
-    )
-    return dict(shares={split: n / n.sum() for split, n in counts.items()})
+    named = (f"{name_of(tokenizer, i)} {val[i]:,} where train promises {expected[i]:,.1f}" for i in strange)
+    print("furthest off in validation:", ", ".join(named))
+    return dict(shares=(train / train.sum(), val / val.sum()))
 
 
 def main(argv: list[str] | None = None):

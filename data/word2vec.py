@@ -85,13 +85,12 @@ def optional(module: str):
 
 def word_tokenizer(corpus: Corpus) -> WordTokenizer:
     """The tokenizer of a corpus of words. Raises UserError for any other."""
-    if corpus.tokenizer_dict["kind"] != WordTokenizer.kind:
+    tokenizer = corpus.tokenizer() if corpus.tokenizer_dict["kind"] == WordTokenizer.kind else None
+    if not isinstance(tokenizer, WordTokenizer):
         raise UserError(
             f"{corpus.name} is a corpus of {corpus.tokenizer_dict['kind']}: vectors belong to words, "
             f"prepare the text with data/don_word/prepare.py or data/prepare.py --tokenizer=word"
         )
-    tokenizer = corpus.tokenizer()
-    assert isinstance(tokenizer, WordTokenizer)
     return tokenizer
 
 
@@ -141,28 +140,6 @@ def train_vectors(sentences: Sentences, cfg: Word2VecConfig) -> dict[str, np.nda
     return {word: model.wv.vectors[i] for i, word in enumerate(model.wv.index_to_key)}
 
 
-def count_words(token_counts: np.ndarray, names: list[str]) -> Counter[str]:
-    """How often each word occurs, all spellings together."""
-    counts: Counter[str] = Counter()
-    for name, n in zip(names, token_counts.tolist()):
-        counts[name] += n
-    del counts[""]
-    return counts
-
-
-def directions_of(vectors: np.ndarray) -> np.ndarray:
-    """Unit vectors (n, width) from the mean of all vectors to each."""
-    centred = vectors - vectors.mean(0)
-    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-
-
-def nearest(word: str, words: list[str], directions: np.ndarray, n: int) -> list[tuple[str, float]]:
-    """The n words with the largest cosine to word, and the cosine; directions (number of words, width)."""
-    cosines = directions @ directions[words.index(word)]
-    order = np.argsort(-cosines, kind="stable")
-    return [(words[i], float(cosines[i])) for i in order if words[i] != word][:n]
-
-
 def push_apart(centres: np.ndarray, sizes: np.ndarray, rounds: int = 300) -> np.ndarray:
     """Move boxes with these centres (n, 2) and sizes (n, 2) in steps until none overlaps another, at most `rounds`."""
     centres = centres.copy()
@@ -184,9 +161,8 @@ def draw(path: str, title: str, words: list[str], directions: np.ndarray, sizes:
     """Draw words to a PNG: t-SNE gives their places, k-means there their colours; font sizes (n,)."""
     manifold, cluster = optional("sklearn.manifold"), optional("sklearn.cluster")
     perplexity = max(1.0, min(15.0, (len(words) - 1) / 3))
-    places = manifold.TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(
-        directions.astype(np.float64)
-    )
+    tsne = manifold.TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed)
+    places = tsne.fit_transform(directions.astype(np.float64))
     group_of = cluster.KMeans(min(groups, len(words)), n_init=10, random_state=seed).fit_predict(places)
     figure = import_figure()(figsize=(17, 12), layout="constrained")
     from matplotlib import colormaps
@@ -231,7 +207,10 @@ def main(argv: list[str] | None = None):
     if not table.any():
         raise UserError(f"{cfg.vectors or 'training'} gives nothing but zeros: take another file of vectors")
     tokens = np.sum([np.bincount(ids, minlength=2**16) for ids in corpus.chunks("train")], axis=0)[: len(table)]
-    has, counts = table.any(1), count_words(tokens, names)
+    has = table.any(1)
+    counts: Counter[str] = Counter()  # of all spellings together
+    for name, n in zip(names, tokens.tolist()):
+        counts[name] += n
     print(
         f"{has.sum():,} of {len(table):,} entries of the vocabulary have a vector of {table.shape[1]} numbers, "
         f"{100 * tokens[has].sum() / tokens.sum():.1f} % of train's tokens"
@@ -245,33 +224,28 @@ def main(argv: list[str] | None = None):
     if len(shown) < 3:
         print("fewer than 3 words of meaning have a vector: there is nothing to compare or to draw")
         return
-    directions = directions_of(np.array([vector_of[word] for word in words]))
+    directions = np.array([vector_of[word] for word in words])
+    directions -= directions.mean(0)
+    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
     print_nearest(cfg, words, directions, counts)
     heights = np.array([max(counts[words[i]], 1) for i in shown]) ** 0.25
     path = os.path.join(corpus.folder, PICTURE)
-    draw(
-        path,
-        f"{corpus.name}: its {len(shown):,} most frequent words of meaning, near those that are used alike",
-        [words[i] for i in shown],
-        directions[shown],
-        9 + 13 * heights / heights.max(),
-        cfg.groups,
-        cfg.seed,
-    )
+    title = f"{corpus.name}: its {len(shown):,} most frequent words of meaning, near those that are used alike"
+    sizes = 9 + 13 * heights / heights.max()
+    draw(path, title, [words[i] for i in shown], directions[shown], sizes, cfg.groups, cfg.seed)
     print(f"drawn to {path}")
 
 
 def print_nearest(cfg: Word2VecConfig, words: list[str], directions: np.ndarray, counts: Counter):
-    """Print the nearest words of cfg.words."""
-    wanted = {word.strip().lower() for word in cfg.words.split(",")}
-    frequent = [i for i, word in enumerate(words) if counts[word] >= cfg.near_count or word in wanted]
+    """Print the words whose directions, unit vectors (number of words, width), are nearest to those of cfg.words."""
+    asked = [word for word in (word.strip().lower() for word in cfg.words.split(",")) if word]
+    frequent = [i for i, word in enumerate(words) if counts[word] >= cfg.near_count or word in asked]
     words, directions = [words[i] for i in frequent], directions[frequent]
-    for word in filter(None, (word.strip().lower() for word in cfg.words.split(","))):
+    for word in asked:
         if word in words:
-            print(
-                f"{word}:",
-                ", ".join(f"{other} {cosine:.2f}" for other, cosine in nearest(word, words, directions, cfg.near)),
-            )
+            cosines = directions @ directions[words.index(word)]
+            order = [i for i in np.argsort(-cosines, kind="stable") if words[i] != word][: cfg.near]
+            print(f"{word}:", ", ".join(f"{words[i]} {cosines[i]:.2f}" for i in order))
         else:
             print(f"{word}: has no vector")
 

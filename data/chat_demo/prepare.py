@@ -143,12 +143,11 @@ def arithmetic(draw: Draw, words: SimpleNamespace) -> list[Exchange]:
 
 def a_word(draw: Draw) -> str:
     """An invented word of one to three syllables."""
-    return "".join(
-        draw.one(draw.words.initials)
-        + draw.one(draw.words.vowels)
-        + (draw.one(draw.words.finals) if draw.chance(0.4) else "")
-        for _ in range(draw.one((1, 2, 2, 2, 3)))
-    )
+    word = ""
+    for _ in range(draw.one((1, 2, 2, 2, 3))):
+        word += draw.one(draw.words.initials) + draw.one(draw.words.vowels)
+        word += draw.one(draw.words.finals) if draw.chance(0.4) else ""
+    return word
 
 
 def a_name(draw: Draw, words: SimpleNamespace) -> str:
@@ -174,9 +173,8 @@ def tell_name(draw: Draw, words: SimpleNamespace) -> tuple[str, Exchange]:
 
 def ask_name(draw: Draw, words: SimpleNamespace, name: str) -> list[Exchange]:
     """Somebody asks for the name that was told, if it was."""
-    return [
-        Exchange(typed(draw, draw.one(words.asks), 0.5), f"Your name is {name}." if name else draw.words.untold, "name")
-    ]
+    answer = f"Your name is {name}." if name else draw.words.untold
+    return [Exchange(typed(draw, draw.one(words.asks), 0.5), answer, "name")]
 
 
 def fact(draw: Draw, words: SimpleNamespace) -> list[Exchange]:
@@ -225,9 +223,8 @@ def greeting(draw: Draw) -> Exchange:
 def small_talk(draw: Draw) -> Exchange:
     """Something polite, or something that the model does not know."""
     if draw.chance(0.35):
-        return Exchange(
-            typed(draw, draw.one(draw.words.beyond).format(x=draw.one(draw.words.countries)), 0), draw.words.only_know
-        )
+        text = draw.one(draw.words.beyond).format(x=draw.one(draw.words.countries))
+        return Exchange(typed(draw, text, 0), draw.words.only_know)
     sentences, answer = draw.one(draw.words.polite)
     return Exchange(typed(draw, draw.one(sentences), 0), answer)
 
@@ -341,14 +338,6 @@ def questions(
     return found
 
 
-def write_questions(path: str, asked: Sequence[tuple[str, list[Exchange]]]):
-    """A line of JSON for each question."""
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for kind, said in asked:
-            line = {"kind": kind, "turns": [one.user for one in said], "answer": said[-1].answer}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
 def make(cfg: PrepareConfig) -> tuple[list[list[Exchange]], list[tuple[str, list[Exchange]]]]:
     """(conversations to train on, questions with what was said before them)."""
     draw = Draw(cfg.seed)
@@ -374,7 +363,10 @@ def main(argv: list[str] | None = None):
             split=Split("documents", val_buckets=val_buckets),
         )
     )
-    write_questions(os.path.join(FOLDER, "questions.jsonl"), asked)
+    with open(os.path.join(FOLDER, "questions.jsonl"), "w", encoding="utf-8", newline="\n") as file:
+        for kind, said in asked:
+            line = {"kind": kind, "turns": [one.user for one in said], "answer": said[-1].answer}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
     print(f"questions.jsonl asks {len(asked):,} questions; next: python train.py config/train_chat_demo.py")
 
 

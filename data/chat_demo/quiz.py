@@ -14,10 +14,12 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 import subprocess
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated
 
 import configurator
 from configurator import UserError
+from dongpt.log import format_table
 from dongpt.program import ROOT, run_program
 from dongpt.text.documents import parse_json
 
@@ -52,40 +54,34 @@ def is_new(kind: str) -> bool:
 def ask(checkpoint: str, questions: list[dict]) -> list[str]:
     """chat.py's answer to the last line of each question. Raises UserError if it does not answer every line."""
     typed = "".join("".join(f"{line}\n" for line in one["turns"]) + "/reset\n" for one in questions)
-    done = subprocess.run(
-        [sys.executable, os.path.join(ROOT, "chat.py"), checkpoint, "--temperature=0"],
-        input=typed.encode("utf-8"),
-        capture_output=True,
-    )
+    command = [sys.executable, os.path.join(ROOT, "chat.py"), checkpoint, "--temperature=0"]
+    done = subprocess.run(command, input=typed.encode("utf-8"), capture_output=True)
     if done.returncode:
-        raise UserError(
-            f"chat.py ended with exit code {done.returncode}, mend that first: {done.stderr.decode('utf-8').strip()}"
-        )
+        problem = done.stderr.decode("utf-8").strip()
+        raise UserError(f"chat.py ended with exit code {done.returncode}, mend that first: {problem}")
     said, n_lines = done.stdout.decode("utf-8").splitlines(), sum(len(one["turns"]) for one in questions)
     if len(said) != n_lines:
         raise UserError(
             f"chat.py printed {len(said):,} lines for {n_lines:,} that were typed: take a model that was "
             f"trained with config/train_chat_demo.py, whose answers are one line"
         )
-    answers, place = [], 0
-    for one in questions:
-        place += len(one["turns"])
-        answers.append(said[place - 1].strip())
-    return answers
-
-
-def row(name: str, results: list[bool]) -> str:
-    """A line of the table."""
-    return f"{name:<28}{len(results):>7,}{sum(results):>7,}{100 * sum(results) / max(len(results), 1):>8.1f} %"
+    lasts = accumulate(len(one["turns"]) for one in questions)
+    return [said[n - 1].strip() for n in lasts]
 
 
 def print_table(questions: list[dict], right: list[bool]):
     """Print how much was asked of each kind and answered exactly; the new kinds separately."""
-    print(f"{'kind':<28}{'asked':>7}{'exact':>7}")
+    rows = [["kind", "asked", "exact", ""]]
+
+    def add(title: str, results: list[bool]):
+        share = 100 * sum(results) / max(len(results), 1)
+        rows.append([title, f"{len(results):,}", f"{sum(results):,}", f"{share:.1f} %"])
+
     for new, title in ((False, "all held-out questions"), (True, "all that is new")):
         for kind in dict.fromkeys(one["kind"] for one in questions if is_new(one["kind"]) == new):
-            print(row(kind, [good for one, good in zip(questions, right) if one["kind"] == kind]))
-        print(row(title, [good for one, good in zip(questions, right) if is_new(one["kind"]) == new]), end="\n\n")
+            add(kind, [good for one, good in zip(questions, right) if one["kind"] == kind])
+        add(title, [good for one, good in zip(questions, right) if is_new(one["kind"]) == new])
+    print(format_table(rows), end="\n\n")
 
 
 def main(argv: list[str] | None = None):

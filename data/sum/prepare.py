@@ -67,7 +67,7 @@ class Tasks:
         self, survey: Survey, on_bytes: Callable[[int], Any], digest=None
     ) -> Iterator[tuple[int, list[Segment]]]:
         """(bucket of the question, segments) of the records in which both fields have text."""
-        for question, answer in self.files.records(*self.fields, on_bytes=on_bytes, digest=digest):
+        for _, (question, answer) in self.files.records(*self.fields, on_bytes=on_bytes, digest=digest):
             if question.strip() and answer.strip():
                 mark, end = Segment(self.mark, is_special=True), Segment(END, is_special=True, in_loss=True)
                 yield bucket_of(question), [Segment(question), mark, Segment(answer, in_loss=True), end]

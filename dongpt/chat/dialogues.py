@@ -56,16 +56,16 @@ def read_message(message: Any, place: str) -> tuple[str, str]:
 def read_json_lines(lines: Iterable[str], path: str) -> Iterator[Messages]:
     """The conversations of JSON lines, checked; one message per line, or one conversation per line."""
     single: Messages = []  # messages of a conversation that has one per line
-    first_line = 1
+    first = ""  # place of the first of them
     for number, line in enumerate(chain(lines, [""]), 1):
         place = f"{path} line {number:,}"
         record = parse_json(line, place) if line.strip() else None
         if isinstance(record, dict) and "messages" not in record:
-            first_line = first_line if single else number
+            first = first if single else place
             single.append(read_message(record, place))
             continue
         if single:
-            yield check_turns(single, f"{path} line {first_line:,}")
+            yield check_turns(single, first)
             single = []
         if line.strip():
             messages = record["messages"] if isinstance(record, dict) else record
@@ -85,24 +85,22 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
     The text after <emotion> or <context> becomes a system message.
     """
     record: Messages = []
-    first_line = 1
-    for number, line in enumerate(lines, 1):
+    first = ""  # place of its first line
+    for number, line in enumerate(chain(lines, ["<context>"]), 1):  # the last one ends the record before it
         place, tag = f"{path} line {number:,}", TAG.match(line)
         text, ends = END_TAG.subn("", line[tag.end() :] if tag else line)
         text = text.strip()
         if tag and tag[1] in ROLE_OF:
-            first_line = first_line if record else number
+            first = first if record else place
             asked = bool(record) and record[-1][0] == "user"
-            if asked and tag[1] == "bot":
-                raise UserError(f"{place}: <bot> speaks twice in a row: the tags must be <bot>, then <human>")
-            if not asked and tag[1] == "human":
-                raise UserError(f"{place}: <human> answers nothing: the tags must be <bot>, then <human>")
+            if asked == (tag[1] == "bot"):
+                problem = "<bot> speaks twice in a row" if asked else "<human> answers nothing"
+                raise UserError(f"{place}: {problem}: the tags must be <bot>, then <human>")
             record.append((ROLE_OF[tag[1]], text))
         elif tag:
             if record:
-                yield check_turns(record, f"{path} line {first_line:,}")
-            record = [("system", f"emotion: {text}" if text and tag[1] == "emotion" else text)]
-            first_line = number
+                yield check_turns(record, first)
+            record, first = [("system", f"emotion: {text}" if text and tag[1] == "emotion" else text)], place
         elif text and not record:
             raise UserError(
                 f"{place} begins with none of <bot>, <human>, <emotion>, <context>: a dialogue is a text "
@@ -111,10 +109,8 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
         elif text:  # a turn of several lines
             record[-1] = (record[-1][0], f"{record[-1][1]}\n{text}".strip())
         if ends and record and record[-1][0] == "assistant":
-            yield check_turns(record, f"{path} line {first_line:,}")
+            yield check_turns(record, first)
             record = []
-    if record:
-        yield check_turns(record, f"{path} line {first_line:,}")
 
 
 def join_pairs(records: list[Messages]) -> Iterator[Messages]:
@@ -157,7 +153,7 @@ class Dialogues:
     def _rows(self, path: str, on_bytes: Callable[[int], None], digest) -> Iterator[Messages]:
         names = (self.conversation,) if self.conversation else ()
         file = replace(self.files, paths=[path])
-        records = file.placed_records(self.user, self.assistant, *names, on_bytes=on_bytes, digest=digest, labels=names)
+        records = file.records(self.user, self.assistant, *names, on_bytes=on_bytes, digest=digest, labels=names)
         dialogue: Messages = []
         previous: list[str] = []
         for place, (question, answer, *name) in records:
@@ -182,13 +178,15 @@ MANY = 80  # characters of two adjacent messages together
 Links = list[tuple[int, int]]
 
 
-def find_links(conversations: Iterable[Messages]) -> tuple[list[int], list[Links]]:
-    """(a hash of each conversation, the links that levels 0, 1 and 2 add: pairs of numbers of conversations)."""
+def find_links(conversations: Iterable[Messages]) -> tuple[list[int], list[int], list[Links]]:
+    """(a hash of each conversation, its characters, the links that levels 0, 1 and 2 add: pairs of their numbers)."""
     hashes: list[int] = []
+    lengths: list[int] = []
     links: list[Links] = [[], [], []]
     first: dict[bytes, int] = {}  # number of the first conversation with these messages
     having: dict[bytes, list[int]] = {}  # of each long message and adjacent two: the first FEW + 1 that have them
     for number, conversation in enumerate(conversations):
+        lengths.append(sum(len(content) for _, content in conversation))
         texts = [content for role, content in conversation if role != "system"]
         digest = _hash(texts)
         hashes.append(zlib.crc32(digest))
@@ -202,7 +200,7 @@ def find_links(conversations: Iterable[Messages]) -> tuple[list[int], list[Links
             if len(numbers) <= FEW and number not in numbers:
                 numbers.append(number)
     links[1] = [(one, other) for one, *others in having.values() if len(others) < FEW for other in others]
-    return hashes, links
+    return hashes, lengths, links
 
 
 def _hash(texts: Iterable[str]) -> bytes:
@@ -239,14 +237,7 @@ class Chats:
     def of(cls, dialogues: Dialogues, template: Template, val_fraction: float) -> "Chats":
         """Read all conversations once to find their groups, by the highest level at which they can be split."""
         check_fraction(val_fraction)
-        lengths: list[int] = []
-
-        def measured() -> Iterator[Messages]:
-            for conversation in dialogues.read():
-                lengths.append(sum(len(content) for _, content in conversation))
-                yield conversation
-
-        hashes, links = find_links(measured())
+        hashes, lengths, links = find_links(dialogues.read())
         for level in (2, 1, 0):
             groups, survey = group(hashes, chain(*links[: level + 1])), Survey(len(lengths), sum(lengths))
             np.add.at(survey.buckets, np.array(groups, dtype=np.int64) % BUCKETS, lengths)
@@ -273,10 +264,7 @@ class Chats:
 
 def to_segments(conversation: Messages, template: Template) -> list[Segment]:
     """The conversation as a model is trained on it, followed by END."""
-    write: dict[str, Callable[[str], list[Segment]]] = {
-        "system": template.opening,
-        "user": template.question,
-        "assistant": template.answer,
-    }
+    write: dict[str, Callable[[str], list[Segment]]]
+    write = {"system": template.opening, "user": template.question, "assistant": template.answer}
     turns = (write[role](content) for role, content in conversation)
     return [*chain.from_iterable(turns), Segment(END, is_special=True)]

@@ -5,7 +5,7 @@ Line ends become \\n and a byte-order mark is dropped. What isn't text is refuse
 
     files = Files(find_files("poems/")[0])
     for texts, complete in files.batches(): ...  # texts of documents in order; the last one goes on if not complete
-    for question, answer in Files(["qa.csv"]).records("question", "answer"): ...
+    for place, (question, answer) in Files(["qa.csv"]).records("question", "answer"): ...
 """
 
 import bz2
@@ -83,9 +83,7 @@ class Files:
     field: str = "text"  # of the records of JSON lines, CSV and Parquet
     encoding: str = "utf-8"
     option: str = "--field"  # the command-line option that names the fields
-    as_is: bool = (
-        False  # keep NULs and all line ends of records, instead of refusing the former and changing the latter
-    )
+    as_is: bool = False  # keep NULs and line ends of records, instead of refusing the former and changing the latter
 
     @property
     def size(self) -> int:
@@ -115,7 +113,7 @@ class Files:
         for path in self.paths:
             if kind_of(path)[0] in RECORDS:
                 records = Files([path], encoding=self.encoding).records(self.field, on_bytes=on_bytes, digest=digest)
-                yield from _gather(text for (text,) in records)
+                yield from _gather(text for _, (text,) in records)
             else:
                 yield from _one_document(self.pieces(path, on_bytes, digest))
 
@@ -123,7 +121,8 @@ class Files:
         """Yield (text, whether its document ends with it) of one file, in which a record, or everything, is a document;
         blank ones too."""
         if kind_of(path)[0] in RECORDS:
-            yield from ((t, True) for (t,) in replace(self, paths=[path]).records(self.field, on_bytes=on_bytes))
+            records = replace(self, paths=[path]).records(self.field, on_bytes=on_bytes)
+            yield from ((text, True) for _, (text,) in records)
         else:
             yield from ((piece, False) for piece in self.pieces(path, on_bytes))
             yield "", True
@@ -138,14 +137,13 @@ class Files:
             return sum(1 for _ in replace(self, paths=[path]).records(self.field))
         return sum(1 for line in self.lines(path) if line.strip()) if kind in RECORDS else 1
 
-    def records(self, *fields: str, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[tuple[str, ...]]:
-        """Yield the texts of these fields of every record of JSON lines, CSV and Parquet."""
-        return (texts for _, texts in self.placed_records(*fields, on_bytes=on_bytes, digest=digest))
-
-    def placed_records(
+    def records(
         self, *fields: str, on_bytes: OnBytes = lambda n: None, digest=None, labels: tuple[str, ...] = ()
     ) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """As records, each with its place, "FILE line 2"; of fields in labels any value is taken, as text."""
+        """Yield (place, texts of these fields) of every record, as in ("FILE line 2", ("question", "answer")).
+
+        Of fields in labels any value is taken, as text.
+        """
         check = _as_it_is if self.as_is else check_text
         for path in self.paths:
             kind = kind_of(path)[0]
@@ -164,16 +162,12 @@ class Files:
 
     def lines(self, path: str, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[str]:
         """Yield the lines of one file, with their ends."""
-        rest: list[str] = []
+        rest = ""
         for piece in self.pieces(path, on_bytes, digest):
-            first, *others = piece.split("\n")
-            rest.append(first)
-            if others:
-                yield "".join(rest) + "\n"
-                yield from (line + "\n" for line in others[:-1])
-                rest = [others[-1]]
-        if last := "".join(rest):
-            yield last
+            *complete, rest = (rest + piece).split("\n")
+            yield from (line + "\n" for line in complete)
+        if rest:
+            yield rest
 
     def pieces(self, path: str, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[str]:
         """Yield the text of one file in pieces, checked, with line ends \\n."""
@@ -192,16 +186,12 @@ class Files:
             except UnicodeDecodeError as error:
                 raise UserError(_not_text(path, error, place - n_pending + error.start)) from error
             except UnicodeError as error:  # UTF-16 and UTF-32 without a mark
-                raise UserError(
-                    f"{path} has no byte-order mark ({error}): pass --encoding={encoding}-le or "
-                    f"--encoding={encoding}-be"
-                ) from error
+                remedy = f"pass --encoding={encoding}-le or --encoding={encoding}-be"
+                raise UserError(f"{path} has no byte-order mark ({error}): {remedy}") from error
             if "\0" in text:
                 at = f" at byte {place + piece.index(0):,}" if encoding == "utf-8" else ""
-                raise UserError(
-                    f"{path} has a NUL{at}: it is no text in {encoding.upper()}, leave it out, or pass "
-                    f"--encoding=NAME of the encoding it has, such as utf-16-le"
-                )
+                remedy = "leave it out, or pass --encoding=NAME of the encoding it has, such as utf-16-le"
+                raise UserError(f"{path} has a NUL{at}: it is no text in {encoding.upper()}, {remedy}")
             if not is_unicode(text):  # as utf-7 and unicode_escape can spell it
                 raise UserError(f"{path} has half a surrogate pair: convert it to UTF-8")
             place += len(piece)
@@ -255,22 +245,21 @@ Record = tuple[str, list[Any]]
 
 def check_text(text, place: str, field: str) -> str:
     """The text of a record's field, with line ends \\n. Raises UserError if it isn't text."""
+    problem = ""
     if not isinstance(text, str):
-        raise UserError(f"{place}: {field!r} of this record is no text but {str(text)[:40]!r}: mend or drop it")
-    if "\0" in text or not is_unicode(text):
-        raise UserError(
-            f"{place}: {field!r} of this record has a NUL or half a surrogate pair ({text[:40]!r}...): mend or drop it"
-        )
+        problem = f"is no text but {str(text)[:40]!r}"
+    elif "\0" in text or not is_unicode(text):
+        problem = f"has a NUL or half a surrogate pair ({text[:40]!r}...)"
+    if problem:
+        raise UserError(f"{place}: {field!r} of this record {problem}: mend or drop it")
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def _as_it_is(text, place: str, field: str) -> str:
     """The text of a record's field, of which only halves of surrogate pairs change, which UTF-8 can't have."""
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        return check_text(text, place, field)  # raises
-    return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(text, str):
+        return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return "" if text is None else check_text(text, place, field)  # raises
 
 
 def parse_json(line: str, place: str) -> Any:
@@ -310,9 +299,7 @@ def _csv(path: str, fields: tuple[str, ...], option: str, lines: Iterable[str]) 
         for row in filter(None, rows):
             place = f"{path} line {rows.line_num:,}"
             if len(row) != len(names):
-                raise UserError(
-                    f"{place} has {len(row)} columns where the first line has {len(names)}: mend or drop it"
-                )
+                raise UserError(f"{place} has {len(row)} columns, the first line has {len(names)}: mend or drop it")
             yield place, [row[names.index(field)] for field in fields]
     except csv.Error as error:
         raise UserError(f"{path} line {rows.line_num:,} is no CSV ({error}): mend or drop it") from error
@@ -347,15 +334,13 @@ def _open_parquet(path: str) -> Iterator[Any]:
 
 def _one_document(pieces: Iterable[str]) -> Iterator[Batch]:
     """A file as one document; none if it is blank."""
-    blank, last = "", None
+    last, found = "", False
     for piece in pieces:
-        if last is None and not piece.strip():
-            blank += piece
-            continue
-        if last is not None:
+        if found:
             yield [last], False
-        last, blank = blank + piece, ""
-    if last is not None:
+        last = piece if found else last + piece
+        found = found or bool(piece.strip())
+    if found:
         yield [last], True
 
 
@@ -363,10 +348,9 @@ def _gather(texts: Iterable[str]) -> Iterator[Batch]:
     """Records in batches; blank ones are dropped."""
     batch: list[str] = []
     size = 0
-    for text in texts:
-        if text.strip():
-            batch.append(text)
-            size += len(text)
+    for text in filter(str.strip, texts):
+        batch.append(text)
+        size += len(text)
         if size > READ_BYTES:
             yield batch, True
             batch, size = [], 0

@@ -82,24 +82,19 @@ class Template:
         """The template that to_dict described. Raises UserError for anything else."""
         try:
             template = cls(**{**description, "tags": tuple(description.get("tags", ()))})
-        except (TypeError, AttributeError):
-            template = None
-        if template is None or not template._is_valid():
-            raise UserError(
-                "the file's template of conversations is not one that is known here: update donGPT, or "
-                "pass --template=NAME"
+            values = {field.name: getattr(template, field.name) for field in fields(cls) if field.name != "tags"}
+            valid = (
+                all(type(value) is (bool if name == "special" else str) for name, value in values.items())
+                and all(type(tag) is str and len(tag) > 1 for tag in template.tags)
+                and template.header.count("{}") == bool(template.header)
+                and is_unicode("".join(map(str, [*values.values(), *template.tags])))
             )
+        except (TypeError, AttributeError):
+            valid = False
+        if not valid:
+            problem = "the file's template of conversations is not one that is known here"
+            raise UserError(f"{problem}: update donGPT, or pass --template=NAME")
         return template
-
-    def _is_valid(self) -> bool:
-        """Whether all fields have their types; a file may hold anything."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tags"}
-        return (
-            all(type(value) is (bool if name == "special" else str) for name, value in values.items())
-            and all(type(tag) is str and len(tag) > 1 for tag in self.tags)
-            and self.header.count("{}") == bool(self.header)
-            and is_unicode("".join(map(str, [*values.values(), *self.tags])))
-        )
 
 
 def is_unicode(text: str) -> bool:
@@ -131,11 +126,11 @@ EMOTIONS = ("afraid", "annoyed", "disappointed", "disgusted", "excited", "gratef
 def joined(segments: Sequence[Segment]) -> list[Segment]:
     """segments without empty ones, and with adjacent texts merged, since a tokenizer must see them together."""
     merged: list[Segment] = []
-    for segment in segments:
+    for segment in filter(lambda segment: segment.text, segments):
         last = merged[-1] if merged else None
         if last and not last.is_special and not segment.is_special and last.in_loss == segment.in_loss:
             merged[-1] = replace(segment, text=last.text + segment.text)
-        elif segment.text:
+        else:
             merged.append(segment)
     return merged
 
@@ -143,7 +138,6 @@ def joined(segments: Sequence[Segment]) -> list[Segment]:
 def encode(tokenizer, segments: Sequence[Segment], unknown: str = "error") -> list[int]:
     """The ids of segments, whose marks must be in the vocabulary; raises what tokenizer.encode raises."""
     ids: list[int] = []
-    for segment in joined(segments):
-        text, is_special = segment.text, segment.is_special
-        ids += [tokenizer.specials[text]] if is_special else tokenizer.encode(text, unknown=unknown)
+    for part in joined(segments):
+        ids += [tokenizer.specials[part.text]] if part.is_special else tokenizer.encode(part.text, unknown=unknown)
     return ids

@@ -40,6 +40,8 @@ class Tokenizer:
     """
 
     kind: str
+    fields: dict[str, type] = {}  # attributes that to_dict holds, besides the special tokens and the template
+    implied: tuple[str, ...] = ()  # special tokens of every tokenizer of this kind
     vocab_size: int
     start_id: int
     entries: Sequence[str]  # text of each id, special tokens excluded
@@ -75,7 +77,8 @@ class Tokenizer:
     def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
         """The ids of texts one by one, (n,) uint16, each followed by end_id, if there is one, where its flag is set."""
         end = np.array([] if end_id is None else [end_id], dtype=np.uint16)
-        arrays = [array for text, ends in parts for array in (self.encode_array(text), *([end] if ends else []))]
+        encoded = self.encode_texts([text for text, _ in parts])
+        arrays = [array for ids, (_, ends) in zip(encoded, parts) for array in (ids, *([end] if ends else []))]
         return np.concatenate(arrays) if arrays else end[:0]
 
     def missing(self, text: str) -> list[str]:
@@ -111,19 +114,18 @@ class Tokenizer:
 
     def to_dict(self) -> dict:
         """A plain dict of str, int, bool and lists of them from which from_dict makes the same tokenizer."""
-        raise NotImplementedError
-
-    def _described(self, description: dict, *implied: str) -> dict:
-        """description, with the template and the special tokens that are not implied by the kind."""
-        special = [name for name in sorted(self.specials, key=lambda n: self.specials[n]) if name not in implied]
-        template = {"template": self.template.to_dict()} if self.template else {}
-        return {"kind": self.kind, **description, **({"special": special} if special else {}), **template}
+        described = {"kind": self.kind, **{name: getattr(self, name) for name in self.fields}}
+        if special := [n for n in sorted(self.specials, key=lambda n: self.specials[n]) if n not in self.implied]:
+            described["special"] = special
+        if self.template:
+            described["template"] = self.template.to_dict()
+        return described
 
 
 class CharTokenizer(Tokenizer):
     """One id per character, in the order of the characters given, by convention that of their code points."""
 
-    kind = "char"
+    kind, fields = "char", {"characters": str}
 
     def __init__(self, characters: str, special: Sequence[str] = ()):
         if not characters or len(set(characters)) != len(characters):
@@ -140,32 +142,26 @@ class CharTokenizer(Tokenizer):
         return cls("".join(sorted(set(text))))
 
     def _encode(self, text: str, unknown: Unknown) -> list[int]:
-        if unknown == "error":
-            try:
-                return [self.ids[character] for character in text]
-            except KeyError:
-                raise UserError(
-                    f"the text has characters that are not in the vocabulary: "
-                    f"{', '.join(map(repr, self.missing(text)))}; the vocabulary is "
-                    f"{self.characters!r}; pass --unknown=skip or --unknown=replace to go on without "
-                    f"them"
-                ) from None
+        ids = [*map(self.ids.get, text)]
+        if unknown == "error" and None in ids:
+            missing = ", ".join(map(repr, self.missing(text)))
+            raise UserError(
+                f"the text has characters that are not in the vocabulary: {missing}; the vocabulary is "
+                f"{self.characters!r}; pass --unknown=skip or --unknown=replace to go on without them"
+            )
         replacement = next((c for c in "\ufffd?_ " if c in self.ids), self.characters[0])
         default = self.ids[replacement] if unknown == "replace" else None
-        ids = (self.ids.get(c, default) for c in text)
-        return [i for i in ids if i is not None]
+        return [i for i in (default if i is None else i for i in ids) if i is not None]
 
     def missing(self, text: str) -> list[str]:
         return sorted(set(text) - set(self.ids))
 
     def encode_array(self, text: str) -> np.ndarray:
-        if text.isascii():
-            codes = np.frombuffer(text.encode("ascii"), np.uint8)
-        else:
-            codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        encoding, dtype = ("ascii", np.uint8) if text.isascii() else ("utf-32-le", np.uint32)
+        codes = np.frombuffer(text.encode(encoding), dtype)
         ids = self._table.take(codes)
         known = not len(ids) or ids.max() < NO_ID
-        return ids if known else np.array(self.encode(text), dtype=np.uint16)  # raises UserError for what is unknown
+        return ids if known else super().encode_array(text)  # raises UserError for what is unknown
 
     def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
         if end_id is None:
@@ -182,9 +178,6 @@ class CharTokenizer(Tokenizer):
     def cut(self, text: str) -> int:
         return len(text)
 
-    def to_dict(self) -> dict:
-        return self._described({"characters": self.characters})
-
 
 class WordTokenizer(Tokenizer):
     """One id per word, punctuation mark or blank; a space belongs to the word after it unless spaces_alone.
@@ -192,17 +185,15 @@ class WordTokenizer(Tokenizer):
     With spaces_alone a text is split into \\w+, \\S and \\s, as in the word notebook. lower: capitals are lost.
     """
 
-    kind = "word"
+    kind, fields, implied = "word", {"words": list, "lower": bool, "spaces_alone": bool}, (UNKNOWN,)
     in_threads = False  # Python's regular expressions run in one thread at a time
 
     def __init__(
         self, words: Sequence[str], special: Sequence[str] = (), lower: bool = False, spaces_alone: bool = False
     ):
         if not words or len(set(words)) != len(words) or UNKNOWN in special:
-            raise UserError(
-                f"a vocabulary needs words, all of them different, and {UNKNOWN} is declared anyway: leave it out of "
-                f"--special"
-            )
+            problem = f"a vocabulary needs words, all of them different, and {UNKNOWN} is declared anyway"
+            raise UserError(f"{problem}: leave it out of --special")
         self.words = self.entries = list(words)
         self.lower, self.spaces_alone = lower, spaces_alone
         self.ids = {word: i for i, word in enumerate(words)}
@@ -221,14 +212,13 @@ class WordTokenizer(Tokenizer):
         return split_words(text, self.lower, self.spaces_alone)
 
     def _encode(self, text: str, unknown: Unknown) -> list[int]:
-        words = self.split(text)
         if unknown == "error" and (missing := self.missing(text)):
+            shown = ", ".join(map(repr, missing[:10])) + " and others" * (len(missing) > 10)
             raise UserError(
-                f"the text has words that are not in the vocabulary of {len(self.words):,}: "
-                f"{', '.join(map(repr, missing[:10]))}{' and others' * (len(missing) > 10)}; write "
-                f"something else, or pass --unknown=skip or --unknown=replace"
+                f"the text has words that are not in the vocabulary of {len(self.words):,}: {shown}; write something "
+                f"else, or pass --unknown=skip or --unknown=replace"
             )
-        ids = (self.ids.get(word, self.unknown_id) for word in words)
+        ids = (self.ids.get(word, self.unknown_id) for word in self.split(text))
         return [i for i in ids if i != self.unknown_id] if unknown == "skip" else [*ids]
 
     def missing(self, text: str) -> list[str]:
@@ -244,10 +234,6 @@ class WordTokenizer(Tokenizer):
     def is_lossy(self, text: str) -> bool:
         return self.lower and text != text.lower()
 
-    def to_dict(self) -> dict:
-        options = {"lower": self.lower, "spaces_alone": self.spaces_alone}
-        return self._described({"words": self.words, **options}, UNKNOWN)
-
 
 def split_words(text: str, lower: bool = False, spaces_alone: bool = False) -> list[str]:
     """The words of text, as WordTokenizer splits it."""
@@ -257,27 +243,15 @@ def split_words(text: str, lower: bool = False, spaces_alone: bool = False) -> l
 class BytePairs(Tokenizer):
     """Byte pairs by tiktoken: encoding is a tiktoken.Encoding that has END; further special tokens follow its own."""
 
+    implied = (END,)
     encoding: Any
 
     def _encode(self, text: str, unknown: Unknown) -> list[int]:
         return self.encode_array(text).tolist()
 
-    def encode_array(self, text: str) -> np.ndarray:
-        return self._encode_with(text, set())
-
-    def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
-        ids = self.encode_parts([(text, True) for text in texts], self.end_id)
-        return [piece[:-1] for piece in np.split(ids, np.flatnonzero(ids == self.end_id) + 1)[:-1]]
-
-    def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
-        if end_id != self.end_id or any(END in text for text, _ in parts):
-            return super().encode_parts(parts, end_id)
-        # one call for all: many short texts would take longer to hand over than to encode
-        return self._encode_with("".join(text + END if ends else text for text, ends in parts), {END})
-
-    def _encode_with(self, text: str, special: set[str]) -> np.ndarray:
+    def encode_array(self, text: str, special: Collection[str] = ()) -> np.ndarray:
         try:
-            ids = self.encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
+            ids = self.encoding.encode_to_numpy(text, allowed_special={*special}, disallowed_special=())
             return ids.astype(np.uint16)
         except BaseException as error:  # tiktoken's own code gives up with a PanicException, which is no Exception
             if type(error).__name__ not in ("PanicException", "ValueError"):
@@ -285,6 +259,14 @@ class BytePairs(Tokenizer):
             raise UserError(
                 "the text has a stretch of hundreds of thousands of blanks, which tiktoken cannot split: take them out"
             ) from None
+
+    def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
+        if not texts or any(END in text for text in texts):
+            return super().encode_texts(texts)
+        # one call for all: many short texts would take longer to hand over than to encode
+        ids = self.encode_array(END.join(texts), special=[END])
+        first, *others = np.split(ids, np.flatnonzero(ids == self.end_id))
+        return [first, *(array[1:] for array in others)]
 
     def decoder(self) -> Callable[[int | None], str]:
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -310,23 +292,21 @@ class BPETokenizer(BytePairs):
     special tokens that are declared.
     """
 
-    kind = "bpe"
+    kind, fields = "bpe", {"tokens": list}
 
     def __init__(self, tokens: Sequence[str], special: Sequence[str] = ()):
         import tiktoken
 
         self.tokens = list(tokens)
         codes = {character: byte for byte, character in enumerate(byte_alphabet())}
-        try:
-            ranks = {bytes(codes[character] for character in token): i for i, token in enumerate(tokens)}
-        except KeyError as error:
+        if unknown := [token for token in tokens if not {*token} <= {*codes}]:
             raise UserError(
-                f"the vocabulary of byte pairs has {error}, which stands for no byte: prepare the data again"
-            ) from None
-        if len(ranks) != len(tokens) or b"" in ranks or any(bytes([byte]) not in ranks for byte in range(256)):
-            raise UserError(
-                "the vocabulary of byte pairs lacks a byte, or has an empty token or one twice: prepare the data again"
+                f"byte pairs cannot spell {unknown[0]!r}, which stands for no bytes: prepare the data again"
             )
+        ranks = {bytes(codes[character] for character in token): i for i, token in enumerate(tokens)}
+        if len(ranks) != len(tokens) or b"" in ranks or any(bytes([byte]) not in ranks for byte in range(256)):
+            problem = "the vocabulary of byte pairs lacks a byte, or has an empty token or one twice"
+            raise UserError(f"{problem}: prepare the data again")
         self.encoding = tiktoken.Encoding(
             "bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END: len(tokens)}
         )
@@ -341,31 +321,23 @@ class BPETokenizer(BytePairs):
 
         n_special = 1 + len(special)
         if not 256 + n_special <= vocab_size <= MAX_VOCAB:
-            raise UserError(
-                f"vocab_size={vocab_size} must be from {256 + n_special} (the bytes and the special tokens) to "
-                f"{MAX_VOCAB:,}"
-            )
+            least = f"{256 + n_special} (the bytes and the special tokens)"
+            raise UserError(f"vocab_size={vocab_size} must be from {least} to {MAX_VOCAB:,}")
         learner = tokenizers.Tokenizer(tokenizers.models.BPE())
         learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        learner.train_from_iterator(
-            chain.from_iterable(map(_shortened, texts)),
-            tokenizers.trainers.BpeTrainer(
-                vocab_size=vocab_size - n_special,
-                initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-                show_progress=False,
-            ),
+        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size - n_special, initial_alphabet=alphabet, show_progress=False
         )
+        learner.train_from_iterator(chain.from_iterable(map(_shortened, texts)), trainer)
         ids = learner.get_vocab()
         return cls(sorted(ids, key=lambda token: ids[token]), special)
-
-    def to_dict(self) -> dict:
-        return self._described({"tokens": self.tokens}, END)
 
 
 class GPT2Tokenizer(BytePairs):
     """GPT-2's byte-pair encoding by tiktoken; <|endoftext|> is its own special token, others may be declared."""
 
-    kind = "gpt2"
+    kind, fields = "gpt2", {"sha256": str}
 
     def __init__(self, special: Sequence[str] = ()):
         self.encoding = _gpt2_encoding()
@@ -374,8 +346,10 @@ class GPT2Tokenizer(BytePairs):
         self.specials.update(_number(special, self.encoding.n_vocab, self.specials))
         self.vocab_size = self.encoding.n_vocab + len(special)
 
-    def to_dict(self) -> dict:
-        return self._described({"sha256": _gpt2_sha256()}, END)
+    @property
+    def sha256(self) -> str:
+        """A hash of all tokens in the order of their ids."""
+        return _gpt2_sha256()
 
 
 LONG_RUN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")
@@ -403,14 +377,11 @@ def last_break(text: str) -> int:
 
     Such places are before a blank that follows something else, and before a punctuation mark that follows a letter.
     """
-    return next(
-        (
-            place
-            for place in range(len(text) - 1, 0, -1)
-            if is_word_break(text[place - 1], text[place]) or text[place] in MARKS and text[place - 1].isalpha()
-        ),
-        0,
-    )
+    for place in range(len(text) - 1, 0, -1):
+        before, here = text[place - 1], text[place]
+        if is_word_break(before, here) or here in MARKS and before.isalpha():
+            return place
+    return 0
 
 
 def is_word_break(before: str, here: str) -> bool:
@@ -433,9 +404,10 @@ def _number(special: Sequence[str], first: int, taken: Collection[str]) -> dict[
     """Declared special tokens with their ids, from first on. Raises UserError for names that cannot be told apart."""
     counts = Counter(special)
     if wrong := [name for name in special if not name or name in taken or counts[name] > 1]:
+        shown = ", ".join(map(repr, wrong[:10]))
         raise UserError(
-            f"special tokens must have names that differ, from each other and from all else in the "
-            f"vocabulary: change {', '.join(map(repr, wrong[:10]))}"
+            f"special tokens must have names that differ, from each other and from all else in the vocabulary: "
+            f"change {shown}"
         )
     return {name: first + i for i, name in enumerate(special)}
 
@@ -467,33 +439,22 @@ def _gpt2_sha256() -> str:
 # ----------------------------------------------------------------------------------------------------------------------
 # descriptions, from files that may hold anything
 
-KEYS: dict[str, dict[str, type]] = {  # of the description of each kind: their types
-    "char": {"characters": str},
-    "word": {"words": list, "lower": bool, "spaces_alone": bool},
-    "bpe": {"tokens": list},
-    "gpt2": {"sha256": str},
+KINDS: dict[str, type[Tokenizer]] = {
+    cls.kind: cls for cls in (CharTokenizer, WordTokenizer, BPETokenizer, GPT2Tokenizer)
 }
 
 
 def from_dict(description: dict) -> Tokenizer:
     """The tokenizer that to_dict described. Raises UserError for anything that to_dict cannot have returned."""
     check_dict(description)
-    kind, special = description["kind"], description.get("special", [])
-    tokenizer: Tokenizer
-    if kind == "char":
-        tokenizer = CharTokenizer(description.get("characters", ""), special)
-    elif kind == "word":
-        options = {key: description.get(key, False) for key in ("lower", "spaces_alone")}
-        tokenizer = WordTokenizer(description.get("words", ()), special, **options)
-    elif kind == "bpe":
-        tokenizer = BPETokenizer(description.get("tokens", ()), special)
-    else:
-        if description.get("sha256", _gpt2_sha256()) != _gpt2_sha256():
-            raise UserError(
-                "this file's GPT-2 vocabulary is not the one that tiktoken loads here: "
-                "clear TIKTOKEN_CACHE_DIR, or prepare the data again"
-            )
-        tokenizer = GPT2Tokenizer(special)
+    cls: Any = KINDS[description["kind"]]
+    values = {name: description.get(name, type_()) for name, type_ in cls.fields.items() if name != "sha256"}
+    if cls is GPT2Tokenizer and description.get("sha256", _gpt2_sha256()) != _gpt2_sha256():
+        raise UserError(
+            "this file's GPT-2 vocabulary is not the one that tiktoken loads here: clear TIKTOKEN_CACHE_DIR, or "
+            "prepare the data again"
+        )
+    tokenizer = cls(special=description.get("special", []), **values)
     if "template" in description:
         tokenizer.template = Template.from_dict(description["template"])
     return tokenizer
@@ -513,23 +474,21 @@ def check_dict(description: Any) -> int:
             "use the library that it came from"
         )
     kind = description.get("kind")
-    if not isinstance(kind, str) or kind not in KEYS:
+    if not isinstance(kind, str) or kind not in KINDS:
         shown = repr(kind[:40]) if isinstance(kind, str) else type(kind).__name__
         raise UserError(f"tokenizer kind {shown} is not known: this file was written by a newer donGPT, update yours")
-    n_entries = {"gpt2": GPT2_VOCAB, "word": 1, "bpe": 1, "char": 0}[kind]  # 1: <unk> or <|endoftext|>
-    for key, expected in [*KEYS[kind].items(), ("special", list)]:
-        value: Any = description.get(key, expected())
-        has_type = type(value) is expected
-        if not has_type or expected is list and {*map(type, value)} - {str}:
+    n_entries = GPT2_VOCAB if kind == "gpt2" else len(KINDS[kind].implied)
+    expected_types: dict[str, Any] = {**KINDS[kind].fields, "special": list}
+    for key, expected in expected_types.items():
+        value = description.get(key, expected())
+        if type(value) is not expected or expected is list and {*map(type, value)} - {str}:
             wanted = {str: "text", bool: "True or False", list: "a list of texts"}[expected]
             raise UserError(f"the tokenizer's {key!r} is not {wanted}: prepare the data again")
-        if expected is bool:
-            continue
-        n_entries += len(value) if key != "sha256" else 0
-        if n_entries > MAX_VOCAB:
-            raise UserError(f"the tokenizer has more than {MAX_VOCAB:,} entries, too many for uint16 ids: use another")
-        if not is_unicode("".join(value)):
+        if expected is not bool and not is_unicode("".join(value)):
             raise UserError(f"the tokenizer's {key!r} holds half a surrogate pair: prepare the data again")
+        n_entries += len(value) if expected is list or key == "characters" else 0
+    if n_entries > MAX_VOCAB:
+        raise UserError(f"the tokenizer has more than {MAX_VOCAB:,} entries, too many for uint16 ids: use another")
     return n_entries
 
 

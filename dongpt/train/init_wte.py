@@ -30,8 +30,7 @@ MAX_WIDTH = 2**14  # numbers in a vector; a header that says more is not one
 MAX_LINE_BYTES = 64 * MAX_WIDTH
 MAX_WORD_BYTES = 2**12
 READ_BYTES = 2**20  # bytes read at a time
-DECOMPRESS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # by the first bytes of a file
-DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)  # raised while a damaged file is decompressed
+OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # by the first bytes of a file
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -47,27 +46,27 @@ def read_vectors(path: str, wanted: set[str]) -> dict[str, np.ndarray]:
     """
     if path.endswith(".npy"):
         raise UserError(f"{path} has no words, and is what this program writes: pass a file of word2vec or GloVe")
+    found: dict[str, np.ndarray] = {}
     try:
         with open(path, "rb") as raw:
             start = raw.read(6)
-        opener: Any = next((opener for magic, opener in DECOMPRESS.items() if start.startswith(magic)), open)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a file of word vectors") from error
-    found: dict[str, np.ndarray] = {}
-    try:
+        opener: Any = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), open)
         with io.BufferedReader(opener(path, "rb"), READ_BYTES) as file:
             for word, vector in _read(file, path, wanted):
                 found.setdefault(word, vector)
-    except DAMAGED as error:
-        raise UserError(f"{path} is cut off or damaged ({error}): download it again") from error
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if reason := getattr(error, "strerror", None):  # of the operating system
+            raise UserError(f"{path} cannot be read ({reason}): give the path of a file of word vectors") from error
+        raise _damaged(path, f"it cannot be unpacked ({error})") from error
     if not found:
         raise UserError(f"{path} has no vector for any word of the vocabulary: are its words of the same language?")
     if infinite := [word for word, vector in found.items() if not np.isfinite(vector).all()]:
-        raise UserError(
-            f"{path}: the vector of {infinite[0]!r} has numbers that are not finite: download the file again, or "
-            f"take that row out"
-        )
+        raise _damaged(path, f"the vector of {infinite[0]!r} has numbers that are not finite")
     return found
+
+
+def _damaged(path: str, problem: str) -> UserError:
+    return UserError(f"{path}: {problem}: the file is cut off or damaged, download it again")
 
 
 def _read(file: BinaryIO, path: str, wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -77,10 +76,8 @@ def _read(file: BinaryIO, path: str, wanted: set[str]) -> Iterator[tuple[str, np
     if len(fields) == 2 and all(field.isdigit() for field in fields):
         n_vectors, width = map(int, fields)
         if not (n_vectors and 0 < width <= MAX_WIDTH):
-            raise UserError(
-                f"{path} begins with {first[:60].strip().decode()!r}, which is no number of words and width of their "
-                f"vectors: give a file of word2vec or GloVe"
-            )
+            given = first[:60].strip().decode()
+            raise UserError(f"{path} begins with {given!r}, not a count and a width: give a file of word2vec or GloVe")
         place = file.tell()
         line = file.readline(MAX_LINE_BYTES)
         file.seek(place)
@@ -90,8 +87,7 @@ def _read(file: BinaryIO, path: str, wanted: set[str]) -> Iterator[tuple[str, np
     else:  # GloVe's: no header
         if not (1 < len(fields) <= MAX_WIDTH + 1 and _numbers(fields[1:]) is not None):
             raise UserError(
-                f"{path} begins with neither a header nor a word and its numbers: give a file of "
-                f"word2vec (text or binary) or GloVe"
+                f"{path} begins with neither a header nor a word and numbers: give one of word2vec or GloVe"
             )
         file.seek(0)
         yield from _read_text(file, path, None, len(fields) - 1, wanted)
@@ -109,25 +105,16 @@ def _read_text(file: BinaryIO, path: str, n_vectors: int | None, width: int, wan
     """Yield (word, vector) of lines; the count of numbers is checked in every line."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES).rstrip(b"\r\n"):
-        if len(line) == MAX_LINE_BYTES:
-            raise UserError(
-                f"{path}: no line ends after vector number {number:,}: it is no file of word vectors, or damaged"
-            )
         number += 1
         fields = line.split()
         if len(fields) > width + 1 and _numbers(fields[1:2]) is None:  # GloVe has a few words with spaces in them
             fields[:-width] = [b" ".join(fields[:-width])]
         if len(fields) != width + 1:
-            raise UserError(
-                f"{path}: the vector number {number:,} has {max(len(fields) - 1, 0):,} numbers where the "
-                f"file's have {width:,}: it is cut off or damaged, download it again"
-            )
+            count = max(len(fields) - 1, 0)
+            raise _damaged(path, f"vector number {number:,} has {count:,} numbers where the file's have {width:,}")
         if (word := fields[0].decode("utf-8", errors="replace")) in wanted:
             if (vector := _numbers(fields[1:])) is None:
-                raise UserError(
-                    f"{path}: the vector number {number:,} holds something that is no number: it is "
-                    f"damaged, download it again"
-                )
+                raise _damaged(path, f"vector number {number:,} holds something that is no number")
             yield word, vector
     _check_count(file, path, number, number if n_vectors is None else n_vectors)
 
@@ -142,9 +129,7 @@ def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int, wanted: 
             _check_count(file, path, number, n_vectors)
         content = file.read(4 * width)
         if byte != b" " or len(content) < 4 * width:
-            raise UserError(
-                f"{path}: vector number {number + 1:,} of {n_vectors:,} is cut off or damaged: download the file again"
-            )
+            raise _damaged(path, f"vector number {number + 1:,} of {n_vectors:,} is cut off")
         if (name := word.lstrip(b"\n").decode("utf-8", errors="replace")) in wanted:
             yield name, np.frombuffer(content, "<f4").astype(np.float32)
     _check_count(file, path, n_vectors, n_vectors)
@@ -154,10 +139,7 @@ def _check_count(file: BinaryIO, path: str, n_found: int, n_promised: int):
     """Raise UserError unless the file ends here and had as many vectors as its header says."""
     more = bool(file.read(MAX_WORD_BYTES).strip())
     if n_found != n_promised or more:
-        raise UserError(
-            f"{path} promises {n_promised:,} vectors and holds "
-            f"{'more' if more else f'{n_found:,}'}: it is cut off or damaged, download it again"
-        )
+        raise _damaged(path, f"it promises {n_promised:,} vectors and holds {'more' if more else f'{n_found:,}'}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -196,24 +178,22 @@ def load_table(path: str, n_words: int) -> np.ndarray:
 
     Raises UserError if the file holds anything else.
     """
-    remedy = "write it with python data/word2vec.py --dataset=NAME"
+    problem = ""
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header may promise any size
-    except FileNotFoundError as error:
-        raise UserError(f"init_wte={path} is not there: {remedy}") from error
-    except (OSError, ValueError, EOFError) as error:  # a pickle, a text, one cut off
-        raise UserError(f"init_wte={path} is no .npy file of numbers, or damaged: {remedy}") from error
-    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind != "f" or 0 in table.shape:
-        raise UserError(f"init_wte={path} does not hold a row of numbers for each word: {remedy}")
-    if len(table) != n_words:
-        raise UserError(
-            f"init_wte={path} has {len(table):,} rows and the vocabulary of the data {n_words:,} entries: "
-            f"it was made for other data, {remedy}"
-        )
-    table = np.array(table, dtype=np.float32)
-    if not np.isfinite(table).all():
-        raise UserError(f"init_wte={path} has numbers that are not finite: {remedy}")
-    return table
+        if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind != "f" or 0 in table.shape:
+            problem = "does not hold a row of numbers for each word"
+        elif len(table) != n_words:
+            problem = f"was made for other data: it has {len(table):,} rows and the vocabulary {n_words:,} entries"
+        elif not np.isfinite(table).all():
+            problem = "has numbers that are not finite"
+    except FileNotFoundError:
+        problem = "is not there"
+    except (OSError, ValueError, EOFError):  # a pickle, a text, one cut off
+        problem = "is no .npy file of numbers, or damaged"
+    if problem:
+        raise UserError(f"init_wte={path} {problem}: write it with python data/word2vec.py --dataset=NAME")
+    return np.array(table, dtype=np.float32)
 
 
 def fit_width(vectors: np.ndarray, width: int) -> np.ndarray:
@@ -249,8 +229,11 @@ def init_embedding(weight: torch.Tensor, path: str, n_words: int) -> str:
             f"vectors with python data/word2vec.py --size={width}, or pass --n_embd={table.shape[1]}"
         )
     weight[:n_words][torch.from_numpy(has)] = torch.from_numpy(fit_width(table[has], width))
-    projected = f" (of {table.shape[1]} numbers, projected on their first {width} principal components)"
+    wider = table.shape[1] > width
+    projected = (
+        f" (of {table.shape[1]} numbers, projected on their first {width} principal components)" if wider else ""
+    )
     return (
-        f"token embedding from {path}: {has.sum():,} words begin with their vectors"
-        f"{projected if table.shape[1] > width else ''}, {(~has).sum():,} without one as usual"
+        f"token embedding from {path}: {has.sum():,} words begin with their vectors{projected}, {(~has).sum():,} "
+        f"without one as usual"
     )

@@ -250,30 +250,26 @@ def kind_of_kernel(name: str) -> str:
     return "matmul" if any(part in name for part in GPU_MATMULS) else "other"
 
 
-def matmul_flops(rt: Runtime, n_rows: int, n_in: int, n_out: int, seconds: float = 0.1) -> float:
-    """Best FLOP/s of (n_rows, n_in) times a linear layer's weight (n_out, n_in) within `seconds`, in rt's dtype."""
-    x, weight, product = (
-        torch.randn(shape, device=rt.device, dtype=DTYPES[rt.dtype])
-        for shape in ((n_rows, n_in), (n_out, n_in), (n_rows, n_out))
-    )
+def best_seconds(function: Callable[[], object], rt: Runtime, seconds: float) -> float:
+    """The shortest time of a call among those made within `seconds`."""
     best, start = float("inf"), time.perf_counter()
     while best == float("inf") or time.perf_counter() - start < seconds:
         rt.synchronize()
         before = time.perf_counter()
-        torch.mm(x, weight.T, out=product)
+        function()
         rt.synchronize()
         best = min(best, time.perf_counter() - before)
-    return 2 * n_rows * n_in * n_out / best
+    return best
+
+
+def matmul_flops(rt: Runtime, n_rows: int, n_in: int, n_out: int, seconds: float = 0.1) -> float:
+    """Best FLOP/s of (n_rows, n_in) times a linear layer's weight (n_out, n_in) within `seconds`, in rt's dtype."""
+    shapes = (n_rows, n_in), (n_out, n_in), (n_rows, n_out)
+    x, weight, product = (torch.randn(shape, device=rt.device, dtype=DTYPES[rt.dtype]) for shape in shapes)
+    return 2 * n_rows * n_in * n_out / best_seconds(lambda: torch.mm(x, weight.T, out=product), rt, seconds)
 
 
 def memory_bandwidth(rt: Runtime) -> float:
-    """Bytes per second at which the device reads a large tensor: the best of five passes."""
+    """Best bytes per second at which the device reads a large tensor within a quarter of a second."""
     block = torch.ones(2**27 if rt.device_type == "cpu" else 2**29, device=rt.device)
-    best = float("inf")
-    for _ in range(5):
-        rt.synchronize()
-        start = time.perf_counter()
-        block.sum()
-        rt.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return block.nbytes / best
+    return block.nbytes / best_seconds(block.sum, rt, 0.25)

@@ -7,13 +7,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from helpers import ROOT, expect_sentence, generated_text, run
+from helpers import ROOT, generated_text, run
 
+from configurator import UserError
 from dongpt.text.documents import Texts
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.tokenizers import CharTokenizer
-
-pytestmark = pytest.mark.smoke
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +44,7 @@ def test_it_prints_and_draws(tmp_path, explore, capsys, kind):
     assert "bpe 1,024:" in printed and "word:" in printed
 
 
+@pytest.mark.smoke
 def test_bytes_per_token_are_those_of_validation(explore):
     texts = {"train": generated_text(3000), "val": "señor giant\n" * 20}
     found = explore.bytes_per_token(texts, CharTokenizer.from_text(texts["train"] + texts["val"]))
@@ -53,11 +53,13 @@ def test_bytes_per_token_are_those_of_validation(explore):
     assert found["bpe 1,024"] > 2
 
 
+@pytest.mark.smoke
 def test_the_line_of_zipf_is_found(explore):
     slope, height = explore.zipf(np.array([1000 / rank for rank in range(1, 200)]))
     assert slope == pytest.approx(-1, abs=1e-6) and height == pytest.approx(math.log(1000), abs=1e-6)
 
 
+@pytest.mark.smoke
 def test_drift_is_the_loss_of_the_frequencies(explore):
     train, val = Counter("aaabbc"), Counter("abbbb")
     counts = [np.array([side[c] for c in "abc"]) for side in (train, val)]
@@ -74,6 +76,7 @@ def test_a_backend_that_only_a_notebook_has_does_not_matter(tmp_path):
     assert "drawn to" in done.stdout and (tmp_path / "explore.png").exists()
 
 
-def test_it_wants_to_know_which_data(tmp_path):
-    expect_sentence(run("data/explore.py", cwd=tmp_path, check=None), "--dataset=NAME")
-    expect_sentence(run("data/explore.py", "--data_dir=nowhere", cwd=tmp_path, check=None), "nowhere", "train.bin")
+def test_it_wants_to_know_which_data(explore):
+    for args, part in (([], "--dataset=NAME"), (["--data_dir=nowhere"], "nowhere.*train.bin")):
+        with pytest.raises(UserError, match=part):
+            explore.main(args)
