@@ -104,19 +104,13 @@ def main(argv: list[str] | None = None):
     paths, n_others = find_files(given)
     files = Files(paths, cfg.document, cfg.field, cfg.encoding)
     folder = folder or folder_beside(given, paths)
-    print(
-        f"{given}: {len(paths):,} files" if len(paths) > 1 else paths[0],
-        f", {n_others:,} others left aside" if n_others else "",
-        sep="",
-    )
+    others = f", {n_others:,} others left aside" if n_others else ""
+    print((f"{given}: {len(paths):,} files" if len(paths) > 1 else paths[0]) + others)
     if plain := [path for path in paths if kind_of(path)[0] not in KNOWN]:
-        print(
-            f"read as plain text, whatever it is: {os.path.basename(plain[0])}"
-            f"{f' and {len(plain) - 1:,} more' if len(plain) > 1 else ''}"
-        )
-    prepared = prepare(
-        folder, files, cfg, cfg.val_fraction, os.path.basename(os.path.normpath(given)), shard_tokens=cfg.shard_tokens
-    )
+        more = f" and {len(plain) - 1:,} more" if len(plain) > 1 else ""
+        print(f"read as plain text, whatever it is: {os.path.basename(plain[0])}{more}")
+    source = os.path.basename(os.path.normpath(given))
+    prepared = prepare(folder, files, cfg, cfg.val_fraction, source, shard_tokens=cfg.shard_tokens)
     report(prepared)
     print_next(prepared, cfg.name)
 

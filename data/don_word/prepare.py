@@ -61,10 +61,8 @@ def prepare_notebook(path: str, encoding: str) -> Prepared:
         for split, part in (("train", words[:cut]), ("val", words[cut:])):
             text = "".join(part)
             writer.add(split, Encoded(tokenizer.encode_array(text), len(text), len(text.encode("utf-8"))))
-        prepared = writer.finish(
-            {"source": os.path.basename(path), "sha256": sha256, "documents": 1, "split": "position"}
-        )
-        return replace(prepared, sample=text[:SAMPLE_CHARS])
+        meta = {"source": os.path.basename(path), "sha256": sha256, "documents": 1, "split": "position"}
+        return replace(writer.finish(meta), sample=text[:SAMPLE_CHARS])
 
 
 def main(argv: list[str] | None = None):

@@ -14,14 +14,15 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-import json
+import contextlib
 import shutil
 from dataclasses import dataclass
+from typing import Any
 
 import configurator
 from configurator import UserError
 from dongpt.program import first_line, run_program
-from dongpt.text.bins import named_folder
+from dongpt.text.bins import named_folder, read_meta
 from dongpt.text.documents import Files, find_files
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.report import report
@@ -80,23 +81,19 @@ def _reached(ask):
 def parquet_files(api) -> tuple[str, list]:
     """(revision, files) of the training split; no files where the repository has none in parquet."""
     for revision in REVISIONS:
-        files = [
-            file
-            for file in api.list_repo_tree(REPOSITORY, recursive=True, revision=revision, repo_type="dataset")
-            if file.path.endswith(".parquet") and "partial-" not in file.path
-        ]  # the first gigabytes alone
-        if files:
+        found = api.list_repo_tree(REPOSITORY, recursive=True, revision=revision, repo_type="dataset")
+        files = {file.path: file for file in found if file.path.endswith(".parquet")}
+        whole = [files[path] for path in sorted(files) if "partial-" not in path]  # those hold the first gigabytes
+        if whole:
             break
-    return revision, sorted(files, key=lambda file: file.path)
+    return revision, whole
 
 
 def holds_openwebtext() -> bool:
     """Whether the download has been prepared in this folder."""
-    try:
-        with open(os.path.join(FOLDER, "meta.json"), encoding="utf-8") as file:
-            return json.load(file).get("source") == REPOSITORY
-    except (OSError, ValueError, AttributeError):
-        return False
+    with contextlib.suppress(UserError):
+        return read_meta(FOLDER).get("source") == REPOSITORY
+    return False
 
 
 def free_space() -> str:
@@ -118,16 +115,8 @@ def main(argv: list[str] | None = None):
         paths = download(cfg.yes)
     files = Files(paths, field=cfg.field, encoding=cfg.encoding, as_is=True)
     print(f"{len(paths):,} files, {files.size / 1e6:,.1f} MB; {free_space()}")
-    prepared = prepare(
-        folder,
-        files,
-        Vocabulary("gpt2"),
-        cfg.val_fraction,
-        source=cfg.files or REPOSITORY,
-        shard_tokens=cfg.shard_tokens,
-        split="drawn",
-        seed=cfg.seed,
-    )
+    drawn: dict[str, Any] = dict(shard_tokens=cfg.shard_tokens, split="drawn", seed=cfg.seed)
+    prepared = prepare(folder, files, Vocabulary("gpt2"), cfg.val_fraction, cfg.files or REPOSITORY, **drawn)
     if prepared:
         report(prepared)
     else:

@@ -320,9 +320,6 @@ class Writer:
         self.staging = os.path.join(folder, STAGING)
         self.val_file = "val.ids" if spool_val else "val.bin"
         self.lock = contextlib.ExitStack()
-        self._reset()
-
-    def _reset(self):
         self.documents = 0  # that are done
         self.saved = False  # whether a later process can continue with the new files
         self.sizes: dict[str, int] = {}  # bytes of the new files
@@ -384,24 +381,23 @@ class Writer:
             pass  # there is none, or it is damaged
         if os.path.exists(state_path):
             print("what was started there before had other files or settings, or is damaged: starting again")
-        self._reset()
         if os.path.exists(self.staging):
             shutil.rmtree(self.staging)
         os.makedirs(self.staging)
 
     def _restore(self, state: dict):
         """Take over a saved state, without what was written to the files after it was saved."""
+        counts = {split: np.array(state["counts"][split], np.int64) for split in SPLITS}
         for name, size in state["sizes"].items():
             if os.path.basename(name) != name or os.path.getsize(self._path(name)) < size:
                 raise ValueError(f"{name} is too short")
-        for split in SPLITS:
-            self.counts[split][: len(state["counts"][split])] = state["counts"][split]
-        self.totals, self.is_lossy, self.sizes = state["totals"], state["is_lossy"], state["sizes"]
-        self.documents, self.saved = state["documents"], True
-        for name in set(os.listdir(self.staging)) - {*self.sizes, "state.json"}:
+        for name in set(os.listdir(self.staging)) - {*state["sizes"], "state.json"}:
             os.remove(self._path(name))
-        for name, size in self.sizes.items():
+        for name, size in state["sizes"].items():
             os.truncate(self._path(name), size)
+        self.documents, self.sizes, self.totals = state["documents"], state["sizes"], state["totals"]
+        self.is_lossy, self.saved = state["is_lossy"], True
+        self.counts = {split: np.pad(found, (0, MAX_VOCAB - len(found))) for split, found in counts.items()}
 
     def save(self, documents: int):
         """Make the new files, which hold this many documents, survive a crash."""
@@ -476,10 +472,7 @@ class Writer:
             n_shards = -(-tokens["train"] // self.shard_tokens) if self.shard_tokens else 0
             paths = [self._path(shard_name("train", i)) for i in range(n_shards)]
             shards = [describe(path, file_sha256(path)) for path in paths]
-            ids_sha256 = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode("ascii"))
-            for name in ("val.bin",) if shards else ("train.bin", "val.bin"):
-                for piece in _pieces(self._path(name)):
-                    ids_sha256.update(piece)
+            whole = map(self._path, ["val.bin"] if shards else ["train.bin", "val.bin"])
             meta = {
                 "tokenizer": tokenizer.to_dict(),
                 "vocab_size": tokenizer.vocab_size,
@@ -488,7 +481,7 @@ class Writer:
                 "tokens": tokens,
                 **({"predicted_bytes": predicted} if (predicted := self.totals["predicted_bytes"]) else {}),
                 **({"shards": {"train": shards}} if shards else {}),
-                "ids_sha256": ids_sha256.hexdigest(),
+                "ids_sha256": file_sha256(*whole, prefix="".join(shard["sha256"] for shard in shards)),
                 **meta,
             }
             with replaced_file(self._path("meta.json")) as file:
@@ -595,12 +588,6 @@ def _readable(path: str) -> Iterator[io.FileIO]:
         raise UserError(f"{path} cannot be read ({error.strerror}): change its rights, or copy it again") from error
 
 
-def _pieces(path: str) -> Iterator[bytes]:
-    with _readable(path) as file:
-        while piece := file.read(2**20):
-            yield piece
-
-
 def ends_sha256(path: str) -> str:
     """SHA-256 of the first megabyte of a file followed by its last one."""
     with _readable(path) as file:
@@ -609,11 +596,13 @@ def ends_sha256(path: str) -> str:
         return hashlib.sha256(first + file.read(END_BYTES)).hexdigest()
 
 
-def file_sha256(path: str) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    for piece in _pieces(path):
-        digest.update(piece)
+def file_sha256(*paths: str, prefix: str = "") -> str:
+    """SHA-256 of prefix and the contents of files, one after the other."""
+    digest = hashlib.sha256(prefix.encode("ascii"))
+    for path in paths:
+        with _readable(path) as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
     return digest.hexdigest()
 
 
@@ -623,14 +612,10 @@ def check_ends(folder: str, shards: list[dict]):
     for shard in shards:
         path = os.path.join(folder, shard["file"])
         if (found := ends_sha256(path)) != shard["ends_sha256"]:
-            raise UserError(
-                f"{path} is not what meta.json describes: "
-                + (
-                    f"it holds what belongs in {known[found]}, give the shards their right names"
-                    if found in known
-                    else "its first or its last megabyte differs, copy it again, or prepare the data again"
-                )
-            )
+            problem = "its first or its last megabyte differs, copy it again, or prepare the data again"
+            if found in known:
+                problem = f"it holds what belongs in {known[found]}, give the shards their right names"
+            raise UserError(f"{path} is not what meta.json describes: {problem}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -91,10 +91,8 @@ def note_options(vocabulary: Vocabulary, given: Iterable[str]):
     """Say which of the settings given mean nothing to the tokenizer chosen."""
     for key in given:
         if OPTION_OF.get(key, vocabulary.tokenizer) != vocabulary.tokenizer:
-            print(
-                f"--{key} changes nothing: it belongs to --tokenizer={OPTION_OF[key]}, and this one is "
-                f"{vocabulary.tokenizer}"
-            )
+            owner = OPTION_OF[key]
+            print(f"--{key} changes nothing: it belongs to --tokenizer={owner}, and this one is {vocabulary.tokenizer}")
 
 
 @dataclass

@@ -293,6 +293,11 @@ class Corpus:
             return int((np.bincount(ids, minlength=len(lengths))[: len(lengths)] * lengths).sum())
         first = int(lengths[self.tokens(split)[:1]].sum())
         if whole and split in self.meta.get("bytes", {}):
-            return self.meta["bytes"][split] - first
+            if (n_bytes := self.meta["bytes"][split]) < first:
+                raise UserError(
+                    f"meta.json of {self.name} says that {split} has {n_bytes:,} bytes of text, fewer than its first "
+                    f"token: prepare the data again"
+                )
+            return n_bytes - first
         counts = np.sum([np.bincount(ids, minlength=2**16) for ids in self.chunks(split)], axis=0)
         return int((counts[: len(lengths)] * lengths).sum()) - first  # padded vocabularies have ids without text

@@ -831,7 +831,11 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_and_says_what_to_free(
     texts = Texts(["abcdefgh" * 200])
     prepare(str(tmp_path), Texts(["xyz " * 100]), Vocabulary("char"), shard_tokens=90)
     before, room = listing(tmp_path), [room]
-    monkeypatch.setattr(bins, "open", lambda *args, **more: Full(open(*args, **more), room, late), raising=False)
+
+    def open_full(path, mode="r", **options):
+        return Full(open(path, mode, **options), room, late) if mode == "ab" else open(path, mode, **options)
+
+    monkeypatch.setattr(bins, "open", open_full, raising=False)
     replaced_file = bins.replaced_file
 
     def replaced_full(path, *args, **options):

@@ -303,6 +303,15 @@ def test_predicted_bytes_are_the_bytes_of_the_text_but_its_first_character(tmp_p
     assert half.predicted_bytes("train") == len(part.encode()) - len("ñ".encode())
 
 
+def test_fewer_bytes_than_the_first_token_has_are_refused(tmp_path):
+    folder = write_corpus(tmp_path, "ñandú señor ¿qué? " * 40)
+    meta = json.loads((tmp_path / "meta.json").read_text(encoding="utf-8"))
+    del meta["characters"]
+    meta["bytes"]["train"] = 1
+    (tmp_path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    refusal(lambda: Corpus(folder).predicted_bytes("train"), "train has 1 bytes of text", "prepare the data again")
+
+
 def test_predicted_bytes_are_counted_from_ids_where_meta_json_lacks_them(tmp_path):
     text = "ñandú señor ¿qué? " * 40
     folder = write_corpus(tmp_path, text)
