@@ -20,16 +20,16 @@ from dataclasses import dataclass
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+import numpy as np
+import torch
+from torch.nn import functional as F
 
-import configurator  # noqa: E402
-from dongpt.checkpoint.files import load_model  # noqa: E402
-from dongpt.program import run_program  # noqa: E402
-from dongpt.text.documents import Texts  # noqa: E402
-from dongpt.text.prepare import Vocabulary, prepare  # noqa: E402
-from dongpt.train.data import Corpus  # noqa: E402
+import configurator
+from dongpt.checkpoint.files import load_model
+from dongpt.program import run_program
+from dongpt.text.documents import Texts
+from dongpt.text.prepare import Vocabulary, prepare
+from dongpt.train.data import Corpus
 
 SETTINGS = (
     "--n_layer=3 --n_head=4 --n_embd=128 --pos_embd=rope --tie_weights=False --optimizer=muon "

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import configurator  # noqa: E402
-from configurator import UserError  # noqa: E402
-from dongpt.program import run_program  # noqa: E402
-from dongpt.text.bins import Encoded, Writer  # noqa: E402
-from dongpt.text.tokenizers import CharTokenizer  # noqa: E402
-from dongpt.train.data import Corpus  # noqa: E402
+import configurator
+from configurator import UserError
+from dongpt.program import run_program
+from dongpt.text.bins import Encoded, Writer
+from dongpt.text.tokenizers import CharTokenizer
+from dongpt.train.data import Corpus
 
 # nanoGPT's demo for CPUs
 MODEL = (

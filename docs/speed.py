@@ -22,11 +22,11 @@ from dataclasses import dataclass
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import configurator  # noqa: E402
-from configurator import UserError  # noqa: E402
-from dongpt.program import run_program  # noqa: E402
+import configurator
+from configurator import UserError
+from dongpt.program import run_program
 
 DEMO = (
     "config/train_don_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "

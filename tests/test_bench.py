@@ -69,7 +69,6 @@ def settings(*args: str) -> bench.BenchConfig:
 # one setting
 
 
-@smoke
 def test_numbers_come_from_the_median_round_and_neither_from_the_warm_up_nor_the_profiler(measured, updates):
     seconds = iter([100, 50, 1, 3, 3, 5, 9, 9, 70, 80, 90])  # two to warm up, three rounds of two, the profiled ones
     updates.seconds = lambda cfg: next(seconds)
@@ -150,7 +149,6 @@ def test_a_loss_that_is_no_number_is_null_in_json(measured):
     assert found["loss"] is None and "loss: -" in printed
 
 
-@smoke
 def test_compiling_is_timed_apart_from_the_rounds(measured, updates, monkeypatch):
     def compiled(model):
         updates.now += 7
@@ -163,7 +161,6 @@ def test_compiling_is_timed_apart_from_the_rounds(measured, updates, monkeypatch
     assert measured("--compile=False")[0]["compile_s"] is None
 
 
-@smoke
 @pytest.mark.parametrize("n_micro_batches", [1, 3])
 def test_random_data_needs_no_corpus(measured, updates, n_micro_batches):
     found, printed = measured(f"--gradient_accumulation_steps={n_micro_batches}", "--vocab_size=None")
@@ -172,7 +169,6 @@ def test_random_data_needs_no_corpus(measured, updates, n_micro_batches):
     assert 10.3 < found["loss"] < 11.3  # ln 50304 is 10.8
 
 
-@smoke
 def test_data_of_any_vocabulary_is_taken(tmp_path, measured):
     folder = write_corpus(tmp_path, "".join(map(chr, range(32, 400))) * 3)
     found, _ = measured("--real_data=True", "--vocab_size=None", f"--data_dir={folder}")
@@ -183,7 +179,6 @@ def test_data_of_any_vocabulary_is_taken(tmp_path, measured):
 # memory
 
 
-@smoke
 def test_memory_is_that_of_weights_optimizer_and_one_update(measured):
     n_bytes = {n: measured(f"--batch_size={n}")[0]["memory_mib"] * 2**20 for n in (2, 4, 8)}
     weights = 4 * (50 * 16 + 12 * 16 * 16 + 3 * 16 + 16 * 16)  # with those of the positions
@@ -193,7 +188,6 @@ def test_memory_is_that_of_weights_optimizer_and_one_update(measured):
     assert n_bytes[4] - n_bytes[2] == pytest.approx(2 * per_window, rel=0.1)
 
 
-@smoke
 def test_growth_counts_the_rounds_after_the_first(measured, updates, monkeypatch):
     monkeypatch.setattr(measuring, "bytes_in_use", lambda rt: len(updates.made) * 2**20)  # each update takes one MiB
     assert measured("--iters=2", "--rounds=3")[0]["memory_growth_mib"] == 4
@@ -201,7 +195,6 @@ def test_growth_counts_the_rounds_after_the_first(measured, updates, monkeypatch
     assert found["memory_growth_mib"] is None and "first round" not in printed
 
 
-@smoke
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the resident memory cannot be read here")
 def test_memory_does_not_grow_with_the_number_of_updates(measured):
     rt = runtime.start("cpu")
@@ -261,7 +254,6 @@ def test_only_keys_of_files_are_skipped_and_only_where_asked_for(tmp_path):
 # sweeps
 
 
-@smoke
 def test_a_sweep_times_its_values_in_turn(measured, updates):
     updates.seconds = lambda cfg: cfg.n_layer * 2.0
     found, printed = measured("--sweep=n_layer:1,2,3", "--rounds=3")
@@ -306,7 +298,6 @@ def test_values_of_a_sweep(field, values):
     assert [type(value) for value in found[1]] == [type(value) for value in values]
 
 
-@smoke
 def test_a_wider_model_has_more_heads_of_the_same_size(measured):
     found, _ = measured("--sweep=n_embd:16,32,36")
     assert [(row["settings"]["n_embd"], row["settings"]["n_head"]) for row in found["results"]] == [
@@ -316,7 +307,6 @@ def test_a_wider_model_has_more_heads_of_the_same_size(measured):
     ]
 
 
-@smoke
 def test_what_cannot_be_built_or_run_is_a_row_with_its_sentence(measured, monkeypatch):
     call = TrainStep.__call__
 
@@ -336,7 +326,6 @@ def test_what_cannot_be_built_or_run_is_a_row_with_its_sentence(measured, monkey
     assert re.search(r"n_head=3 +n_embd=16 is not a multiple", printed) and len(found["results"][3]["rounds_ms"]) == 2
 
 
-@smoke
 def test_every_scheme_of_positions_is_measured(measured):
     found, _ = measured("--sweep=pos_embd")
     assert all(row["ms"] > 0 and row["settings"]["pos_embd"] == row["value"] for row in found["results"])
@@ -386,7 +375,6 @@ def test_a_sweep_of_world_size_starts_processes_with_the_same_work(measured, mon
 # comparisons
 
 
-@smoke
 def test_a_comparison_pairs_the_rounds(measured, updates):
     seconds = {1: iter([1, 2, 1, 1, 1, 9, 9, 9]), 2: iter([2, 1, 4, 0.5, 1, 9, 9, 9])}
     updates.seconds = lambda cfg: next(seconds[cfg.n_layer])
@@ -399,7 +387,6 @@ def test_a_comparison_pairs_the_rounds(measured, updates):
     assert {"A: n_layer=1, batch_size=2", "B: n_layer=2, batch_size=4"} <= set(printed.splitlines())
 
 
-@smoke
 def test_a_comparison_takes_a_config_file(measured, updates, tmp_path):
     text = "n_layer = 2\nout_dir = 'x'\ngradient_accumulation_steps = 1\n"
     (tmp_path / "other.py").write_text(text, encoding="utf-8")

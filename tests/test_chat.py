@@ -269,7 +269,6 @@ def test_an_answer_of_several_lines_is_one_line_and_an_empty_one_is_an_empty_lin
     assert talk(talker, "one\none\none\n")[1] == "a b\n\nc\n"
 
 
-@smoke
 def test_a_line_of_a_megabyte_is_answered_and_the_next_one_too(talker, talk, monkeypatch):
     spy = Spy(monkeypatch)
     encoded, encode = [], CharTokenizer.encode
@@ -465,7 +464,6 @@ def test_a_word_with_an_equals_sign_is_a_path(tmp_path, talker, talk, monkeypatc
     assert program.main(["--out_dir=block_size=64/withemotion", "--prompt=one", "--temperature=0"]) == 0
 
 
-@smoke
 def test_a_trained_run_is_a_base_model_and_says_so(tiny_run, talk, monkeypatch):
     spy = Spy(monkeypatch)
     code, out, err = talk(tiny_run, "the knight\nSancho\n", "--max_new_tokens=12")
@@ -973,7 +971,6 @@ def test_a_header_is_asked_for_once_on_a_terminal(
 # what the model still sees
 
 
-@smoke
 @pytest.mark.parametrize("system", ["", "Be kind"])
 def test_the_oldest_whole_turns_are_dropped_and_that_is_said_once(talker, talk, monkeypatch, system):
     spy, tokenizer = Spy(monkeypatch), char_tokenizer(DONGPT)
@@ -992,7 +989,6 @@ def test_the_oldest_whole_turns_are_dropped_and_that_is_said_once(talker, talk, 
     assert kept[:3] == [0, 1, 2] and max(kept) < 12
 
 
-@smoke
 def test_after_a_reset_it_is_said_again(talker, talk):
     err = talk(talker, "hello\n" * 12 + "/reset\n" + "hello\n" * 12)[2]
     assert err.count("oldest") == 2
@@ -1014,7 +1010,6 @@ def reference(spy: Spy, model, turn: int) -> list[int]:
     return [i for ids, _ in zip(stream, spy.drawn[turn]) for i in ids.tolist()]
 
 
-@smoke
 @pytest.mark.parametrize("temperature", [0, 1.2])
 @pytest.mark.parametrize("pos_embd", sorted({*get_args(PositionScheme)} - {"absolute"}))
 def test_the_kept_cache_changes_no_answer(monkeypatch, pos_embd, temperature):
@@ -1136,7 +1131,6 @@ def test_a_broken_character_at_the_end_is_shown_as_such(monkeypatch):
     assert reply(conversation(tokenizer), "hi") == "ab\ufffd"
 
 
-@smoke
 def test_max_new_tokens_and_the_seed_count(eds_file, talk):
     one = [
         talk(eds_file, "hi\nhi\n", "--template=plain", "--max_new_tokens=40", "--temperature=1", f"--seed={seed}")[1]

@@ -527,7 +527,6 @@ def test_a_checkpoint_that_lacks_its_table_is_refused(tmp_path):
         load_model(path)
 
 
-@smoke
 def test_a_run_stores_its_architecture_and_its_final_loss_is_that_of_evaluate(ngram_run, capsys):
     args = load(ngram_run, "ckpt.pt")["model_args"]
     assert (args["ngrams"], args["ngram_rows"]) == (3, 500)
@@ -621,7 +620,6 @@ def states_by_name(checkpoint: dict, relative: bool) -> dict[str, dict]:
     return {name: state[number] for name, number in zip(names, numbers) if number in state}
 
 
-@smoke
 def test_ckpt_update_of_a_run_with_ngrams_and_muon_keeps_each_state_with_its_parameter(ngram_run, ngram_data):
     old = load(ngram_run)
     os.makedirs("out")

@@ -327,7 +327,6 @@ def test_attention_with_a_table_and_its_gradients_equal_autograd(B, n_head, T, h
         assert (one.double() - other).abs().max() <= tolerance * largest, name
 
 
-@smoke
 @pytest.mark.parametrize("B, n_head, T, head_size", [(2, 2, 5, 3), (1, 1, 67, 2)])
 def test_attention_with_a_table_has_the_gradient_of_finite_differences(B, n_head, T, head_size):
     model = make("relative", n_head=n_head, n_embd=n_head)

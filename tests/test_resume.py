@@ -105,7 +105,6 @@ def test_other_evaluation_settings_on_the_way_change_nothing(start, straight):
     assert_same_training("out", straight)
 
 
-@pytest.mark.smoke
 def test_settings_that_are_not_given_come_from_the_checkpoint(start, straight):
     start(6, "--seed=7", "--weight_decay=0.3")
     before = load("out")["config"]

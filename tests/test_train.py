@@ -134,7 +134,6 @@ def test_one_batch_is_overfitted(one_sentence):
     assert losses[-1] < 0.1
 
 
-@pytest.mark.smoke
 def test_loss_goes_down_on_a_text(tiny_data):
     train.main(
         [
@@ -151,7 +150,6 @@ def test_loss_goes_down_on_a_text(tiny_data):
     assert last["train_loss"] < first["train_loss"] - 0.3
 
 
-@pytest.mark.smoke
 def test_a_run_makes_exactly_max_iters_updates(shown):
     out_dir, _, _ = shown
     state = load(out_dir)
@@ -377,7 +375,6 @@ def test_evaluation_and_log_settings_change_no_weight(settings, tiny_data, watch
     assert len(losses) == (3 if "--log_interval=4" in settings else 10)
 
 
-@pytest.mark.smoke
 def test_sample_tokens_prints_a_sample_at_each_evaluation_and_changes_no_weight(tiny_data, watched_little, capsys):
     train.main([f"--data_dir={tiny_data}", *TINY_RUN, *TEN, "--eval_interval=5", "--sample_tokens=12"])
     assert_same_training(watched_little, "out")
@@ -412,7 +409,6 @@ def test_eval_only_does_not_make_the_out_dir(tiny_data, tmp_path):
 # where a run starts from
 
 
-@pytest.mark.smoke
 def test_fresh_runs_into_a_used_out_dir_move_the_old_files_aside_and_say_so(tiny_data, capsys):
     kept = []
     for n in range(3):
@@ -564,7 +560,6 @@ def test_data_dir_and_out_dir_are_relative_to_the_working_directory(tmp_path):
 # arithmetic and machine
 
 
-@pytest.mark.smoke
 def test_bfloat16_trains_on_the_cpu(tiny_data, capsys):
     train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=20", "--lr_decay_iters=20", "--dtype=bfloat16"])
     assert "dtype: bfloat16" in capsys.readouterr().out

@@ -24,7 +24,7 @@ from dongpt.chat.dialogues import Chats, Dialogues
 from dongpt.program import run_program
 from dongpt.text.bins import named_folder
 from dongpt.text.documents import Files, find_files
-from dongpt.text.prepare import Kind, Vocabulary, note_options, prepare_marked
+from dongpt.text.prepare import Kind, Vocabulary, note_options, prepare
 from dongpt.text.report import report
 from dongpt.text.template import DONGPT
 from dongpt.text.tokenizers import END
@@ -58,17 +58,8 @@ def main(argv: list[str] | None = None):
     files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")
     dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation)
     chats = Chats.of(dialogues, DONGPT, cfg.val_fraction)
-    report(
-        prepare_marked(
-            folder,
-            chats,
-            [*DONGPT.marks(), END],
-            cfg,
-            cfg.val_fraction,
-            os.path.basename(os.path.normpath(cfg.input)),
-            DONGPT,
-        )
-    )
+    source, marks = os.path.basename(os.path.normpath(cfg.input)), [*DONGPT.marks(), END]
+    report(prepare(folder, chats, cfg, cfg.val_fraction, source, marks=marks, template=DONGPT))
     if chats.level < 2:
         print(
             "so many conversations have turns in common that "

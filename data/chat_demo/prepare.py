@@ -31,7 +31,7 @@ import numpy as np
 import configurator
 from dongpt.chat.dialogues import to_segments
 from dongpt.program import run_program
-from dongpt.text.prepare import BUCKETS, Split, Survey, Vocabulary, prepare_marked
+from dongpt.text.prepare import BUCKETS, Split, Survey, Vocabulary, prepare
 from dongpt.text.report import report
 from dongpt.text.template import DONGPT, Segment
 from dongpt.text.tokenizers import END
@@ -294,7 +294,7 @@ def question(draw: Draw, kind: str, words: SimpleNamespace) -> list[Exchange]:
 
 @dataclass(frozen=True)
 class Invented:
-    """Conversations as prepare_marked takes them: those for training have the number 0, those for validation 1."""
+    """Conversations as prepare takes them: those for training have the number 0, those for validation 1."""
 
     train: Sequence[list[Exchange]]
     val: Sequence[list[Exchange]]
@@ -353,12 +353,12 @@ def main(argv: list[str] | None = None):
     val_buckets = np.arange(BUCKETS) == 1
     val = [said for kind, said in asked if kind in KINDS]
     report(
-        prepare_marked(
+        prepare(
             FOLDER,
             Invented(train, val),
-            [*DONGPT.marks(), END],
             Vocabulary("bpe", vocab_size=cfg.vocab_size),
             source=f"made from seed {cfg.seed}",
+            marks=[*DONGPT.marks(), END],
             template=DONGPT,
             split=Split("documents", val_buckets=val_buckets),
         )

@@ -23,7 +23,7 @@ from configurator import UserError
 from dongpt.program import run_program
 from dongpt.text.bins import named_folder
 from dongpt.text.documents import Files, find_files
-from dongpt.text.prepare import Kind, Survey, Vocabulary, bucket_of, note_options, prepare_marked
+from dongpt.text.prepare import Kind, Survey, Vocabulary, bucket_of, note_options, prepare
 from dongpt.text.report import report
 from dongpt.text.template import Segment
 from dongpt.text.tokenizers import END
@@ -86,16 +86,9 @@ def main(argv: list[str] | None = None):
     paths, _ = find_files(cfg.input)
     folder = named_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--text or --summary")
-    report(
-        prepare_marked(
-            folder,
-            Tasks(files, (cfg.text, cfg.summary), MARK),
-            [MARK, END],
-            cfg,
-            cfg.val_fraction,
-            os.path.basename(os.path.normpath(cfg.input)),
-        )
-    )
+    tasks = Tasks(files, (cfg.text, cfg.summary), MARK)
+    source = os.path.basename(os.path.normpath(cfg.input))
+    report(prepare(folder, tasks, cfg, cfg.val_fraction, source, marks=[MARK, END]))
     config = "config/finetune_sum.py" if cfg.tokenizer == "gpt2" else "config/quickstart.py --out_dir=out-sum"
     where = "" if cfg.tokenizer == "gpt2" and not cfg.name else f" --dataset={shlex.quote(cfg.name or 'sum')}"
     print(f"next: python train.py {config}{where}")

@@ -226,7 +226,7 @@ def group(hashes: list[int], links: Iterable[tuple[int, int]]) -> list[int]:
 
 @dataclass(frozen=True)
 class Chats:
-    """Conversations with the numbers of their groups, as prepare_marked takes them."""
+    """Conversations with the numbers of their groups, as prepare takes them."""
 
     dialogues: Dialogues
     template: Template

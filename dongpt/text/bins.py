@@ -26,14 +26,14 @@ import re
 import shutil
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import IO, Any, Iterator
+from typing import Any, Iterator
 
 import numpy as np
 
 from configurator import UserError
 from dongpt.program import ROOT, locked_directory, replaced_file
 from dongpt.text.template import Template
-from dongpt.text.tokenizers import END, MAX_VOCAB, Tokenizer, from_dict
+from dongpt.text.tokenizers import END, MAX_VOCAB, Tokenizer, check_dict, from_dict
 
 SPLITS = ("train", "val")
 STAGING = ".dongpt-new"  # folder inside the data folder that holds files until all are complete
@@ -42,7 +42,6 @@ DATA_FILES = re.compile(r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin|meta\.json
 IN_MEMORY_BYTES = 64 * 2**20  # larger files stay on the disk and are read where they are needed
 END_BYTES = 2**20  # at each end of a shard, hashed when training starts
 CHUNK_TOKENS = 2**22  # read at a time where a whole file is read
-GPT2_VOCAB = 50257
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -132,81 +131,81 @@ def _read_pickle(path: str) -> dict:
         ) from error
 
 
-def _validated(meta: Any) -> dict:
-    """meta, if every key that a program reads holds what a Writer stores there. Raises ValueError naming the key."""
-
-    def need(condition: bool, key: str):
-        if not condition:
-            raise ValueError(f"{key} is not valid")
-
-    need(isinstance(meta, dict), "the content")
-    need(_is_count(meta.get("vocab_size")) and 0 < meta["vocab_size"] <= MAX_VOCAB, "vocab_size")
-    need(_vocab_size(meta.get("tokenizer")) == meta["vocab_size"], "the size of the tokenizer's vocabulary")
-    for key in ("tokens", "characters", "bytes", "predicted_bytes"):
-        counts = meta.get(key, {})
-        need(isinstance(counts, dict) and set(counts) <= set(SPLITS) and all(map(_is_count, counts.values())), key)
-    tokens, characters, n_bytes = (meta.get(key, {}) for key in ("tokens", "characters", "bytes"))
-    need(not tokens or len(tokens) == len(SPLITS) and min(tokens.values()) > 0, "tokens")
-    for split, n in n_bytes.items():  # a character takes one to four bytes
-        least = characters.get(split, 1)
-        need(split in tokens and least <= n <= 4 * characters.get(split, n), "bytes")
-    for split, n in meta.get("predicted_bytes", {}).items():
-        need(split in tokens and n <= n_bytes.get(split, n), "predicted_bytes")
-    if "shards" in meta:
-        shards: Any = meta["shards"].get("train") if isinstance(meta["shards"], dict) else None
-        need(isinstance(shards, list) and all(map(_is_shard, shards)), "shards")
-        names = {shard["file"] for shard in shards}
-        need(0 < len(shards) == len(names), "shards")
-        need(sum(shard["tokens"] for shard in shards) == tokens.get("train"), "the sum of the shards' tokens")
-    for key, kind in (("source", str), ("sha256", str), ("ids_sha256", str), ("split", str), ("plan_sha256", str)):
-        need(isinstance(meta.get(key, ""), kind), key)
-    for key in ("documents", "seed", "left_out"):
-        need(_is_count(meta.get(key, 0)), key)
-    return meta
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**62  # True is no number of tokens
 
 
-def _is_shard(shard: Any) -> bool:
-    """Whether shard is one of meta.json's descriptions, of a file in the same folder."""
+def _is_counts(value: Any) -> bool:
+    """Whether value is a count per split."""
+    return isinstance(value, dict) and set(value) <= set(SPLITS) and all(map(_is_count, value.values()))
+
+
+def _is_shards(value: Any) -> bool:
+    """Whether value describes the shards of train, all of them in the data folder."""
+    shards = value.get("train") if isinstance(value, dict) else None
     return (
-        isinstance(shard, dict)
-        and all(isinstance(shard.get(key), str) for key in ("file", "sha256", "ends_sha256"))
-        and SHARD.fullmatch(shard["file"]) is not None
-        and _is_count(shard.get("tokens"))
-        and shard["tokens"] > 0
+        isinstance(shards, list)
+        and all(isinstance(shard, dict) for shard in shards)
+        and all(_is_text(shard.get(key)) for shard in shards for key in ("file", "sha256", "ends_sha256"))
+        and all(
+            SHARD.fullmatch(shard["file"]) and _is_count(shard.get("tokens")) and shard["tokens"] for shard in shards
+        )
+        and 0 < len(shards) == len({shard["file"] for shard in shards})
     )
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+VALID = {  # what meta.json may hold
+    **dict.fromkeys(("source", "sha256", "ids_sha256", "split", "plan_sha256"), _is_text),
+    **dict.fromkeys(("documents", "seed", "left_out", "vocab_size"), _is_count),
+    **dict.fromkeys(("tokens", "characters", "bytes", "predicted_bytes"), _is_counts),
+    "shards": _is_shards,
+}
+
+
+def _validated(meta: Any) -> dict:
+    """meta, if every key that a program reads holds what a Writer stores there. Raises ValueError naming the key."""
+    if not isinstance(meta, dict):
+        raise ValueError("it is no object")
+    if wrong := [key for key, is_valid in VALID.items() if key in meta and not is_valid(meta[key])]:
+        raise ValueError(f"{wrong[0]} is not valid")
+    tokens, characters, n_bytes, predicted = (
+        meta.get(key, {}) for key in ("tokens", "characters", "bytes", "predicted_bytes")
+    )
+    n_sharded = sum(shard["tokens"] for shard in meta.get("shards", {"train": []})["train"])
+    consistent = {
+        "vocab_size": 0 < meta.get("vocab_size", 0) <= MAX_VOCAB,
+        "tokens": not tokens or len(tokens) == len(SPLITS) and min(tokens.values()) > 0,
+        "bytes": all(  # a character takes one to four bytes
+            split in tokens and characters.get(split, 1) <= n <= 4 * characters.get(split, n)
+            for split, n in n_bytes.items()
+        ),
+        "predicted_bytes": all(split in tokens and n <= n_bytes.get(split, n) for split, n in predicted.items()),
+        "the sum of the shards' tokens": "shards" not in meta or n_sharded == tokens.get("train"),
+        "the size of the tokenizer's vocabulary": _vocab_size(meta.get("tokenizer")) == meta.get("vocab_size"),
+    }
+    if wrong := [what for what, holds in consistent.items() if not holds]:
+        raise ValueError(f"{wrong[0]} is not valid")
+    return meta
 
 
 def _vocab_size(tokenizer: Any) -> int:
-    """The vocabulary size of a tokenizer's description. Raises ValueError for one that no tokenizer can be made of.
+    """The vocabulary size of a tokenizer's description. Raises UserError for one that no tokenizer can be made of.
 
     Does not load GPT-2's vocabulary, which may have to be downloaded.
     """
-    if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("kind"), str):
-        raise ValueError("tokenizer is not valid")
-    for key, value in tokenizer.items():
-        if (
-            (key in ("special", "words", "tokens") and not _is_texts(value))
-            or (key in ("characters", "sha256") and not isinstance(value, str))
-            or (key in ("lower", "spaces_alone") and not isinstance(value, bool))
-        ):
-            raise ValueError(f"tokenizer's {key} is not valid")
-    json.dumps(tokenizer, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is no text
+    size = check_dict(tokenizer)
     if tokenizer["kind"] != "gpt2":
         return from_dict(tokenizer).vocab_size
     special = tokenizer.get("special", [])
     if len({END, "", *special}) != 2 + len(special):
-        raise ValueError("tokenizer's special is not valid")
+        raise UserError("the tokenizer's special tokens are not valid")
     if "template" in tokenizer:
         Template.from_dict(tokenizer["template"])
-    return GPT2_VOCAB + len(special)
+    return size
 
 
 def file_names(meta: dict) -> set[str]:
@@ -319,17 +318,15 @@ class Writer:
     ):
         self.folder, self.tokenizer, self.shard_tokens, self.plan = folder, tokenizer, shard_tokens, plan
         self.staging = os.path.join(folder, STAGING)
-        self.state_path = os.path.join(self.staging, "state.json")
         self.val_file = "val.ids" if spool_val else "val.bin"
-        self.files: dict[str, IO[bytes]] = {}
         self.lock = contextlib.ExitStack()
         self._reset()
 
     def _reset(self):
         self.documents = 0  # that are done
         self.saved = False  # whether a later process can continue with the new files
-        self.shards: list[dict] = []  # descriptions of the full ones
-        self.shard_size = 0  # tokens in the one that is not full yet
+        self.sizes: dict[str, int] = {}  # bytes of the new files
+        self.unsynced: set[str] = set()  # names of those that have perhaps not reached the disk
         self.counts = {split: np.zeros(MAX_VOCAB, np.int64) for split in SPLITS}
         self.totals: dict[str, dict[str, int]] = {
             "characters": dict.fromkeys(SPLITS, 0),
@@ -352,9 +349,6 @@ class Writer:
 
     def __exit__(self, *error):
         with self.lock:
-            for file in self.files.values():
-                with contextlib.suppress(OSError):  # a full disk has been reported
-                    file.close()
             if not self.saved and not _staged_meta(self.folder):
                 shutil.rmtree(self.staging, ignore_errors=True)
 
@@ -374,18 +368,21 @@ class Writer:
             continues = "; the same command then continues where it stopped" if self.saved else ""
             raise UserError(f"{self.folder} cannot be written ({error.strerror}): {remedy}{continues}") from error
 
+    def _path(self, name: str) -> str:
+        """The path of a new file."""
+        return os.path.join(self.staging, name)
+
     def _resume(self):
         """Continue the files that an earlier process saved with the same plan, or start with none."""
+        state_path = self._path("state.json")
         try:
-            with open(self.state_path, encoding="utf-8") as file:
+            with open(state_path, encoding="utf-8") as file:
                 state = json.load(file)
             if self.plan is not None and state["plan"] == self.plan:
                 return self._restore(state)
-        except FileNotFoundError:
-            pass
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # reported below
-        if os.path.exists(self.state_path):
+            pass  # there is none, or it is damaged
+        if os.path.exists(state_path):
             print("what was started there before had other files or settings, or is damaged: starting again")
         self._reset()
         if os.path.exists(self.staging):
@@ -394,85 +391,68 @@ class Writer:
 
     def _restore(self, state: dict):
         """Take over a saved state, without what was written to the files after it was saved."""
-        sizes = {**{shard["file"]: 2 * shard["tokens"] for shard in state["shards"]}, **state["sizes"]}
-        for name, size in sizes.items():
-            if os.path.getsize(os.path.join(self.staging, name)) < size:
+        for name, size in state["sizes"].items():
+            if os.path.basename(name) != name or os.path.getsize(self._path(name)) < size:
                 raise ValueError(f"{name} is too short")
         for split in SPLITS:
             self.counts[split][: len(state["counts"][split])] = state["counts"][split]
-        self.totals, self.is_lossy, self.shard_size = state["totals"], state["is_lossy"], state["shard_size"]
-        self.shards, self.documents, self.saved = state["shards"], state["documents"], True
-        for name in set(os.listdir(self.staging)) - set(sizes) - {"state.json"}:
-            os.remove(os.path.join(self.staging, name))
-        for name, size in state["sizes"].items():
-            os.truncate(os.path.join(self.staging, name), size)
+        self.totals, self.is_lossy, self.sizes = state["totals"], state["is_lossy"], state["sizes"]
+        self.documents, self.saved = state["documents"], True
+        for name in set(os.listdir(self.staging)) - {*self.sizes, "state.json"}:
+            os.remove(self._path(name))
+        for name, size in self.sizes.items():
+            os.truncate(self._path(name), size)
 
     def save(self, documents: int):
         """Make the new files, which hold this many documents, survive a crash."""
+        state = {
+            "plan": self.plan,
+            "documents": documents,
+            "sizes": self.sizes,
+            "counts": {split: np.trim_zeros(counts, "b").tolist() for split, counts in self.counts.items()},
+            "totals": self.totals,
+            "is_lossy": self.is_lossy,
+        }
         with self._disk_errors():
-            for file in self.files.values():
-                _sync(file)
-            sizes = {name: os.path.getsize(file.name) for name, file in self.files.items()}
-            counts = {split: np.trim_zeros(counts, "b").tolist() for split, counts in self.counts.items()}
-            state = {
-                "plan": self.plan,
-                "documents": documents,
-                "shards": self.shards,
-                "shard_size": self.shard_size,
-                "sizes": sizes,
-                "counts": counts,
-                "totals": self.totals,
-                "is_lossy": self.is_lossy,
-            }
-            with replaced_file(self.state_path, "w", encoding="utf-8") as state_file:
-                json.dump(state, state_file)
+            self._sync()
+            with replaced_file(self._path("state.json"), "w", encoding="utf-8") as file:
+                json.dump(state, file)
         self.documents, self.saved = documents, True
 
-    def _open(self, name: str):
-        self.files[name] = open(os.path.join(self.staging, name), "ab")
-
     def _append(self, name: str, content: np.ndarray):
-        if name not in self.files:
-            self._open(name)
-        self.files[name].write(np.ascontiguousarray(content).data)
+        with open(self._path(name), "ab") as file:
+            file.write(np.ascontiguousarray(content).data)
+        self.sizes[name] = self.sizes.get(name, 0) + content.nbytes
+        self.unsynced.add(name)
 
-    def _close(self, name: str) -> str:
-        """Close a file after its content has reached the disk; returns its path."""
-        file = self.files.pop(name)
-        try:
-            _sync(file)
-        finally:
-            file.close()
-        return file.name
+    def _sync(self):
+        """Wait until all new files have reached the disk."""
+        for name in sorted(self.unsynced):
+            with open(self._path(name), "ab") as file:
+                os.fsync(file.fileno())
+        self.unsynced.clear()
 
     def add(self, split: str, encoded: Encoded):
         """Append to a split."""
         ids = np.ascontiguousarray(encoded.ids, dtype="<u2")
+        parts = {self.val_file if split == "val" else "train.bin": ids}
+        if split == "train" and self.shard_tokens:
+            number, used = divmod(int(self.counts["train"].sum()), self.shard_tokens)
+            places = range(self.shard_tokens - used, len(ids), self.shard_tokens)
+            parts = {shard_name("train", i): part for i, part in enumerate(np.split(ids, places), number)}
+        with self._disk_errors():
+            for name, part in parts.items():
+                if len(part):
+                    self._append(name, part)
+            if encoded.mask is not None:
+                self._append(f"{split}.mask.bin", encoded.mask.astype(np.uint8))
+                predicted = self.totals["predicted_bytes"]
+                predicted[split] = predicted.get(split, 0) + encoded.n_predicted
         counts = np.bincount(ids)
         self.counts[split][: len(counts)] += counts
         self.totals["characters"][split] += encoded.n_characters
         self.totals["bytes"][split] += encoded.n_bytes
         self.is_lossy |= encoded.is_lossy
-        with self._disk_errors():
-            if encoded.mask is not None:
-                self._append(f"{split}.mask.bin", encoded.mask.astype(np.uint8))
-                predicted = self.totals["predicted_bytes"]
-                predicted[split] = predicted.get(split, 0) + encoded.n_predicted
-            if split == "val" or not self.shard_tokens:
-                self._append(self.val_file if split == "val" else "train.bin", ids)
-                return
-            while len(ids):
-                room = self.shard_tokens - self.shard_size
-                self._append(shard_name("train", len(self.shards)), ids[:room])
-                self.shard_size, ids = self.shard_size + len(ids[:room]), ids[room:]
-                if self.shard_size == self.shard_tokens:
-                    self._end_shard()
-
-    def _end_shard(self):
-        """Close and describe the current shard."""
-        path = self._close(shard_name("train", len(self.shards)))
-        self.shards.append(describe(path, file_sha256(path)))
-        self.shard_size = 0
 
     def finish(self, meta: dict, val_order: np.ndarray | None = None) -> Prepared:
         """Move the files into place; meta.json gets the entries of meta too. Raises UserError for an empty split.
@@ -490,12 +470,16 @@ class Writer:
                 f"--tokenizer"
             )
         with self._disk_errors():
-            if self.shard_size:
-                self._end_shard()
             if val_order is not None:
-                self._append_in_order(val_order, tokenizer.end_id)
-            for name in [*self.files]:
-                self._close(name)
+                self._write_in_order(val_order, tokenizer.end_id)
+            self._sync()
+            n_shards = -(-tokens["train"] // self.shard_tokens) if self.shard_tokens else 0
+            paths = [self._path(shard_name("train", i)) for i in range(n_shards)]
+            shards = [describe(path, file_sha256(path)) for path in paths]
+            ids_sha256 = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode("ascii"))
+            for name in ("val.bin",) if shards else ("train.bin", "val.bin"):
+                for piece in _pieces(self._path(name)):
+                    ids_sha256.update(piece)
             meta = {
                 "tokenizer": tokenizer.to_dict(),
                 "vocab_size": tokenizer.vocab_size,
@@ -503,42 +487,27 @@ class Writer:
                 "bytes": self.totals["bytes"],
                 "tokens": tokens,
                 **({"predicted_bytes": predicted} if (predicted := self.totals["predicted_bytes"]) else {}),
-                **({"shards": {"train": self.shards}} if self.shards else {}),
-                "ids_sha256": self._ids_sha256(),
+                **({"shards": {"train": shards}} if shards else {}),
+                "ids_sha256": ids_sha256.hexdigest(),
                 **meta,
             }
-            with replaced_file(os.path.join(self.staging, "meta.json")) as file:
+            with replaced_file(self._path("meta.json")) as file:
                 file.write(json.dumps(meta, indent=1).encode("utf-8"))
             _commit(self.folder)
         self.saved = False
         counts = {split: self.counts[split][: tokenizer.vocab_size] for split in SPLITS}
         return Prepared(self.folder, meta, counts, tokenizer, self.is_lossy)
 
-    def _append_in_order(self, order: np.ndarray, end_id: int | None):
+    def _write_in_order(self, order: np.ndarray, end_id: int | None):
         """Write val.bin from the spooled documents."""
-        spool = self._close(self.val_file) if self.val_file in self.files else os.path.join(self.staging, self.val_file)
-        ids = np.memmap(spool, dtype="<u2", mode="r")
+        ids = np.memmap(self._path(self.val_file), dtype="<u2", mode="r")
         ends = np.flatnonzero(ids == end_id) + 1
         assert len(ends) == len(order), "every document ends with end_id"
         starts = np.append(0, ends[:-1])
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(self.staging, "val.bin"))  # of a process that was killed here
-        for i in order.tolist():
-            self._append("val.bin", ids[starts[i] : ends[i]])
-
-    def _ids_sha256(self) -> str:
-        """The hash of train.bin, or of the hexadecimal hashes of its shards, followed by val.bin."""
-        digest = hashlib.sha256("".join(shard["sha256"] for shard in self.shards).encode("ascii"))
-        for name in ("val.bin",) if self.shards else ("train.bin", "val.bin"):
-            for piece in _pieces(os.path.join(self.staging, name)):
-                digest.update(piece)
-        return digest.hexdigest()
-
-
-def _sync(file: IO):
-    """Wait until the content of an open file has reached the disk."""
-    file.flush()
-    os.fsync(file.fileno())
+        with open(self._path("val.bin"), "wb") as file:
+            for i in order.tolist():
+                file.write(ids[starts[i] : ends[i]].data)
+        self.unsynced.add("val.bin")
 
 
 def _megabytes(folder: str, names) -> str:

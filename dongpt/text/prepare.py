@@ -21,10 +21,10 @@ import sys
 import threading
 import zlib
 from collections import Counter, deque
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Callable, Iterable, Iterator, Literal, Protocol
+from typing import Any, Callable, Collection, Iterable, Iterator, Literal, Protocol, Sequence
 
 import numpy as np
 
@@ -61,8 +61,11 @@ MAX_WORDS = 2**20  # different words that are counted
 PREPARED_BY_TRAIN = ("chat_demo", "python_docs")  # data sets whose prepare.py needs no network
 
 Kind = Literal["char", "word", "bpe", "gpt2"]
-Piece = tuple[str, str, bool]  # (train or val, text, whether its document ends with it)
 OnBytes = Callable[[int], Any]  # is told how many bytes were read
+Content = Any  # of a document: text, or a list of segments of which some are in the loss
+Part = tuple[int, Content, bool]  # (a number of its document, content, whether the document ends with it)
+Piece = tuple[str, Content, bool]  # (train or val, content, whether its document ends with it)
+Job = list[tuple[Content, bool]]  # what is encoded at a time, without its split
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,6 @@ class Survey:
     documents: int = 0
     characters: int = 0
     left_out: int = 0  # records without content
-    sha256: str = ""
     buckets: np.ndarray = field(default_factory=lambda: np.zeros(BUCKETS, np.int64))  # characters by hash of documents
 
 
@@ -114,17 +116,31 @@ class Split:
     val_buckets: np.ndarray = field(default_factory=lambda: np.zeros(BUCKETS, bool))  # documents: those for val
 
 
+class Marked(Protocol):
+    """Documents in segments, some of which are in the loss."""
+
+    size: int  # bytes on the disk
+
+    def stamp(self):
+        """A value that changes when the text does."""
+
+    def marked(self, survey: Survey, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
+        """(a number that decides on the split, segments) of each document; counts in survey those that are left out."""
+
+
 def prepare(
     folder: str,
-    documents: Files | Texts,
+    documents: Files | Texts | Marked,
     vocabulary: Vocabulary,
     val_fraction: float = 0.1,
     source: str = "",
     sha256: str = "",
     quiet: bool = False,
     shard_tokens: int = 0,
-    split: Literal["auto", "drawn"] = "auto",
+    split: Literal["auto", "drawn"] | Split = "auto",
     seed: int = 2357,
+    marks: Sequence[str] = (),
+    template: Template | None = None,
 ) -> Prepared | None:
     """Write train.bin, val.bin and meta.json to folder, all or none of them; with shard_tokens train_000.bin, ... .
 
@@ -132,6 +148,9 @@ def prepare(
     drawn: as nanoGPT prepares OpenWebText: seed draws val_fraction of the documents, and val.bin holds them in the
     order of the draw, so that it is nanoGPT's file, byte for byte; needs GPT-2's vocabulary. Returns None if folder
     holds all of it already.
+
+    Documents in segments also get masks, which are 1 where a segment is in the loss; they are always split whole.
+    marks become special tokens, template goes with the tokenizer.
 
     source and sha256 say where the text comes from; by default what was read is hashed. Raises UserError for a text
     that is too short to split, a vocabulary that does not fit into uint16, and for what documents, tokenizers and
@@ -141,35 +160,58 @@ def prepare(
     if split == "drawn":
         assert isinstance(documents, Files) and vocabulary.tokenizer == "gpt2"
         return _prepare_drawn(folder, documents, val_fraction, source, quiet, shard_tokens, seed)
-    stamp = documents.stamp()
-    plan = _sha256(repr((documents, stamp, vocabulary, val_fraction, shard_tokens)))
+    stamp, marked = documents.stamp(), not isinstance(documents, (Files, Texts))
+    plan = _sha256(repr((documents, stamp, vocabulary, val_fraction, shard_tokens, marks, template)))
     passes = 3 if vocabulary.tokenizer == "bpe" else 2
     with (
         Writer(folder, shard_tokens=shard_tokens, plan=plan) as writer,
         progress_bar(passes * documents.size, unit="B", quiet=quiet, leave=False) as bar,
     ):
         survey, digest = Survey(), hashlib.sha256()
-        found = _survey(_counted(documents.batches(bar.update, digest), survey), vocabulary)
-        _check_content(survey)
-        special = vocabulary.names()
-        if survey.documents > 1 and not documents.parted and END not in special:
-            special.append(END)
-        again = _whole(documents.batches(bar.update)) if vocabulary.tokenizer == "bpe" else iter(())
+        found = _survey(_texts(_parts(documents, survey, bar.update, digest), survey), vocabulary)
+        if not survey.characters:
+            raise UserError("there is nothing but blanks in the text: give one with words in it")
+        special = [*marks, *(name for name in vocabulary.names() if name not in marks)]
+        if isinstance(documents, (Files, Texts)) and survey.documents > 1 and not documents.parted:
+            special += [END] * (END not in special)
+        again = _texts(_parts(documents, Survey(), bar.update), Survey())
         tokenizer = writer.tokenizer = _build_tokenizer(vocabulary, special, found, survey.characters, again)
-        chosen = choose(survey, val_fraction)
-        pieces = _Sampled(
-            _route(_whole(documents.batches(bar.update)), chosen, vocabulary.tokenizer == "word"), ("val",)
-        )
+        tokenizer.template = template
+        if not isinstance(split, Split):
+            split = choose(survey, val_fraction, 2 if marked else MIN_DOCUMENTS)
+        parts = _parts(documents, Survey(), bar.update)
+        if split.by == "documents":
+            pieces = _by_document(parts, split.val_buckets)
+        elif marked:
+            raise UserError(
+                f"{survey.documents:,} records cannot be split so that about {100 * val_fraction:.0f} % "
+                f"of the text are for validation: give more records, or another --val_fraction"
+            )
+        else:
+            pieces = _by_position(parts, split.cut, vocabulary.tokenizer == "word")
         end_id = tokenizer.end_id if survey.documents > 1 else None
-        _write(writer, _after(writer.documents, pieces), tokenizer, end_id)
-        _check_unchanged(documents, stamp)
+        sample = _write(writer, pieces, end_id, SPLITS if marked else ("val",), skip=writer.documents)
         meta = {
             "source": source,
             "sha256": sha256 or digest.hexdigest(),
             "documents": survey.documents,
-            "split": chosen.by,
+            "split": split.by,
+            **({"left_out": survey.left_out} if marked else {}),
         }
-        return replace(writer.finish(meta), sample=pieces.sample)
+        return _finish(writer, documents, stamp, meta, sample)
+
+
+def _parts(documents: Files | Texts | Marked, survey: Survey, *progress) -> Iterator[Part]:
+    """All of the documents; their numbers are below BUCKETS. survey counts those that are left out."""
+    if not isinstance(documents, (Files, Texts)):
+        yield from ((number % BUCKETS, parts, True) for number, parts in documents.marked(survey, *progress))
+        return
+    bucket = None
+    for texts, complete in documents.batches(*progress):
+        for i, text in enumerate(texts, 1):
+            bucket, ends = bucket_of(text) if bucket is None else bucket, complete or i < len(texts)
+            yield bucket, text, ends
+            bucket = None if ends else bucket
 
 
 def _prepare_drawn(
@@ -206,8 +248,10 @@ def _prepare_drawn(
             )
         if writer.documents:
             print(f"continuing after document {writer.documents:,} of {sum(counts):,}, where this stopped before")
-        pieces = _Sampled(_drawn_pieces(files, counts, order, writer.documents, bar.update), SPLITS)
-        _write(writer, iter(pieces), tokenizer, tokenizer.end_id)
+        for_val = np.zeros(sum(counts), dtype=bool)
+        for_val[order] = True
+        parts = _numbered(files, counts, writer.documents, bar.update)
+        sample = _write(writer, _by_document(parts, for_val), tokenizer.end_id, SPLITS)
         meta = {
             "source": source,
             "sha256": "",
@@ -216,8 +260,19 @@ def _prepare_drawn(
             "seed": seed,
             "plan_sha256": plan_sha256,
         }
-        prepared = writer.finish(meta, val_order=np.argsort(np.argsort(order)))
-        return replace(prepared, sample=pieces.sample.strip() or _start_of_val(folder, tokenizer))
+        return _finish(writer, files, stamp, meta, sample, np.argsort(np.argsort(order)))
+
+
+def _finish(writer: Writer, documents, stamp, meta: dict, sample: str, val_order: np.ndarray | None = None) -> Prepared:
+    """Writer.finish, with a sample of the text, which is the start of val.bin if there is no other."""
+    if documents.stamp() != stamp:
+        raise UserError("the text changed while it was read: run this again when nothing writes to it")
+    prepared = writer.finish(meta, val_order)
+    if not sample.strip():
+        ids = np.fromfile(os.path.join(writer.folder, "val.bin"), dtype="<u2", count=200).tolist()
+        end_id = prepared.tokenizer.end_id
+        sample = prepared.tokenizer.decode(ids[: ids.index(end_id)] if end_id in ids else ids).rstrip("\ufffd")
+    return replace(prepared, sample=sample)
 
 
 def draw(n_documents: int, val_fraction: float, seed: int) -> np.ndarray:
@@ -232,77 +287,6 @@ def _holds(folder: str, plan_sha256: str) -> bool:
         return meta.get("plan_sha256") == plan_sha256 and all(split_files(folder, meta, split) for split in SPLITS)
     except UserError:
         return False
-
-
-def _start_of_val(folder: str, tokenizer: Tokenizer) -> str:
-    """The start of the first document in val.bin."""
-    ids = np.fromfile(os.path.join(folder, "val.bin"), dtype="<u2", count=200).tolist()
-    return tokenizer.decode(ids[: ids.index(tokenizer.end_id)] if tokenizer.end_id in ids else ids).rstrip("\ufffd")
-
-
-class Marked(Protocol):
-    """Documents in segments, some of which are in the loss."""
-
-    size: int  # bytes on the disk
-
-    def stamp(self):
-        """A value that changes when the text does."""
-
-    def marked(self, survey: Survey, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """(a number that decides on the split, segments) of each document; counts in survey those that are left out."""
-
-
-def prepare_marked(
-    folder: str,
-    documents: Marked,
-    marks: list[str],
-    vocabulary: Vocabulary,
-    val_fraction: float = 0.1,
-    source: str = "",
-    template: Template | None = None,
-    split: Split | None = None,
-) -> Prepared:
-    """Write a data folder with masks for documents in segments: the mask is 1 where a segment is in the loss.
-
-    marks become special tokens, template goes with the tokenizer. Documents stay whole; by their numbers, modulo
-    BUCKETS, they are split as split says, else so that val_fraction of the characters are for validation. Raises
-    UserError as prepare does, and for documents that cannot be split whole.
-    """
-    check_fraction(val_fraction)
-    stamp = documents.stamp()
-    passes = 3 if vocabulary.tokenizer == "bpe" else 2
-    with Writer(folder) as writer, progress_bar(passes * documents.size, unit="B", leave=False) as bar:
-        survey, digest = Survey(), hashlib.sha256()
-        found = _survey(_counted_segments(documents.marked(survey, bar.update, digest), survey), vocabulary)
-        _check_content(survey)
-        special = [*marks, *(name for name in vocabulary.names() if name not in marks)]
-        again = (
-            ("train", segment.text, True)
-            for _, segments in (documents.marked(Survey(), bar.update) if vocabulary.tokenizer == "bpe" else ())
-            for segment in segments
-            if not segment.is_special
-        )
-        tokenizer = writer.tokenizer = _build_tokenizer(vocabulary, special, found, survey.characters, again)
-        tokenizer.template = template
-        split = split or choose(survey, val_fraction, least=2)
-        if split.by != "documents":
-            raise UserError(
-                f"{survey.documents:,} records cannot be split so that about {100 * val_fraction:.0f} % "
-                f"of the text are for validation: give more records, or another --val_fraction"
-            )
-        sample = ""
-        for name, segments in _gathered(documents.marked(Survey(), bar.update), split):
-            sample = sample or next((part.text for part in segments if not part.is_special), "")[:SAMPLE_CHARS]
-            writer.add(name, _encode_segments(tokenizer, segments))
-        _check_unchanged(documents, stamp)
-        meta = {
-            "source": source,
-            "sha256": digest.hexdigest(),
-            "documents": survey.documents,
-            "split": split.by,
-            "left_out": survey.left_out,
-        }
-        return replace(writer.finish(meta), sample=sample)
 
 
 def prepare_if_missing(folder: str, rt, out=None):
@@ -327,16 +311,6 @@ def check_fraction(val_fraction: float):
         raise UserError(f"val_fraction={val_fraction} must be above 0 and below 1")
 
 
-def _check_content(survey: Survey):
-    if not survey.characters:
-        raise UserError("there is nothing but blanks in the text: give one with words in it")
-
-
-def _check_unchanged(documents, stamp):
-    if documents.stamp() != stamp:
-        raise UserError("the text changed while it was read: run this again when nothing writes to it")
-
-
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -350,34 +324,23 @@ def bucket_of(text: str) -> int:
     return zlib.crc32(text[:HASHED_CHARS].strip().encode("utf-8")) % BUCKETS
 
 
-def _whole(batches) -> Iterator[Piece]:
-    """The texts of batches one by one, all as train."""
-    for texts, whole in batches:
-        for i, text in enumerate(texts):
-            yield "train", text, whole or i < len(texts) - 1
+def _texts_of(content: Content) -> list[str]:
+    """The texts in a document's content, without special tokens."""
+    return [content] if isinstance(content, str) else [part.text for part in content if not part.is_special]
 
 
-def _counted(batches, survey: Survey) -> Iterator[Piece]:
-    """The texts of batches one by one, counted in survey."""
-    bucket = None
-    for split, text, ends in _whole(batches):
-        bucket = bucket_of(text) if bucket is None else bucket
-        survey.characters += len(text)
-        survey.buckets[bucket] += len(text)
-        if ends:
-            bucket, survey.documents = None, survey.documents + 1
-        yield split, text, ends
+def _n_characters(content: Content) -> int:
+    return sum(map(len, _texts_of(content)))
 
 
-def _counted_segments(documents: Iterable[tuple[int, list[Segment]]], survey: Survey) -> Iterator[Piece]:
-    """The texts of documents in segments, counted in survey."""
-    for number, segments in documents:
-        survey.documents += 1
-        for segment in segments:
-            if not segment.is_special:
-                survey.characters += len(segment.text)
-                survey.buckets[number % BUCKETS] += len(segment.text)
-                yield "train", segment.text, True
+def _texts(parts: Iterable[Part], survey: Survey) -> Iterator[Piece]:
+    """The texts of parts, all as train, counted in survey."""
+    for bucket, content, ends in parts:
+        n = _n_characters(content)
+        survey.documents += ends
+        survey.characters += n
+        survey.buckets[bucket] += n
+        yield from (("train", text, ends) for text in _texts_of(content))
 
 
 def _survey(pieces: Iterator[Piece], vocabulary: Vocabulary) -> Counter[str]:
@@ -394,19 +357,18 @@ def _survey(pieces: Iterator[Piece], vocabulary: Vocabulary) -> Counter[str]:
             found.update(words)
             if len(found) > MAX_WORDS:
                 raise UserError(f"the text has more than {MAX_WORDS:,} different words: take --tokenizer=bpe")
-    for _ in pieces:  # byte pairs need no survey
-        pass
+    deque(pieces, maxlen=0)  # byte pairs need no survey
     return found
 
 
-def _characters(job: list[tuple[str, bool]]) -> list[str]:
+def _characters(job: Job) -> list[str]:
     """The different characters of texts."""
     codes = np.zeros(0x110000, dtype=bool)
     codes[np.frombuffer("".join(text for text, _ in job).encode("utf-32-le"), np.uint32)] = True
     return [*map(chr, np.flatnonzero(codes))]
 
 
-def _count_words(lower: bool, spaces_alone: bool, job: list[tuple[str, bool]]) -> Counter[str]:
+def _count_words(lower: bool, spaces_alone: bool, job: Job) -> Counter[str]:
     """How often each word occurs in texts."""
     return Counter(chain.from_iterable(split_words(text, lower, spaces_alone) for text, _ in job))
 
@@ -494,15 +456,15 @@ def _nearest_break(text: str, place: int) -> int:
     )
 
 
-def _route(pieces: Iterator[Piece], split: Split, between_words: bool) -> Iterator[Piece]:
-    """Pieces with their split, cut in two where a split by position says so; between_words: no word is cut."""
-    place, bucket, before, cut = 0, None, "\n", split.cut
-    for _, text, ends in pieces:
-        if split.by == "documents":
-            bucket = bucket_of(text) if bucket is None else bucket
-            yield SPLITS[int(split.val_buckets[bucket])], text, ends
-            bucket = None if ends else bucket
-            continue
+def _by_document(parts: Iterable[Part], for_val: np.ndarray) -> Iterator[Piece]:
+    """Parts with their split, which for_val tells by the number of the document."""
+    return ((SPLITS[int(for_val[number])], content, ends) for number, content, ends in parts)
+
+
+def _by_position(parts: Iterable[Part], cut: int, between_words: bool) -> Iterator[Piece]:
+    """Parts with their split; the one that has the character number cut is cut there, or between words nearby."""
+    place, before = 0, "\n"
+    for _, text, ends in parts:
         n = min(max(cut - place, 0), len(text))
         if between_words and place + n == cut and n < len(text):
             n = _nearest_break(before + text, n + len(before)) - len(before)
@@ -515,10 +477,8 @@ def _route(pieces: Iterator[Piece], split: Split, between_words: bool) -> Iterat
             yield "val" if place > cut else "train", text[n:], ends
 
 
-def _drawn_pieces(files: Files, counts: list[int], order: np.ndarray, done: int, on_bytes: OnBytes) -> Iterator[Piece]:
-    """The pieces of all documents after the first `done`; those numbered in order are for val."""
-    for_val = np.zeros(sum(counts), dtype=bool)
-    for_val[order] = True
+def _numbered(files: Files, counts: list[int], done: int, on_bytes: OnBytes) -> Iterator[Part]:
+    """The parts of all documents after the first `done`, with the numbers of the documents."""
     first = 0
     for path, count in zip(files.paths, counts):
         number, first = first, first + count
@@ -528,7 +488,7 @@ def _drawn_pieces(files: Files, counts: list[int], order: np.ndarray, done: int,
             if number >= first:
                 break
             if number >= done:
-                yield SPLITS[int(for_val[number])], text, ends
+                yield number, text, ends
             number += ends
         else:
             if number == first:
@@ -536,83 +496,32 @@ def _drawn_pieces(files: Files, counts: list[int], order: np.ndarray, done: int,
         raise UserError(f"{path} changed while it was read: run this again when nothing writes to it")
 
 
-class _Sampled:
-    """Passes pieces on and keeps the first text of some splits as a sample."""
-
-    def __init__(self, pieces: Iterator[Piece], splits: Iterable[str]):
-        self.pieces, self.splits, self.sample = pieces, splits, ""
-
-    def __iter__(self) -> Iterator[Piece]:
-        for split, text, ends in self.pieces:
-            if split in self.splits and not self.sample.strip():
-                self.sample = text[:SAMPLE_CHARS]
-            yield split, text, ends
-
-
-def _after(done: int, pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The pieces of all documents after the first `done`."""
-    for piece in pieces:
-        if done <= 0:
-            yield piece
-        done -= piece[2]
-
-
-def _gathered(documents: Iterable[tuple[int, list[Segment]]], split: Split) -> Iterator[tuple[str, list[Segment]]]:
-    """(train or val, the segments of documents that follow each other there), about JOB_CHARS characters at a time."""
-    waiting: dict[str, list[Segment]] = {name: [] for name in SPLITS}
-    sizes = dict.fromkeys(SPLITS, 0)
-    for number, segments in documents:
-        name = SPLITS[int(split.val_buckets[number % BUCKETS])]
-        waiting[name] += joined(segments)
-        sizes[name] += sum(len(segment.text) for segment in segments)
-        if sizes[name] >= JOB_CHARS:
-            yield name, waiting[name]
-            waiting[name], sizes[name] = [], 0
-    for name in SPLITS:
-        if waiting[name]:
-            yield name, waiting[name]
-
-
-def _encode_segments(tokenizer: Tokenizer, segments: list[Segment]) -> Encoded:
-    """The ids of segments, and their mask."""
-    texts = [segment.text for segment in segments if not segment.is_special]
-    encoded = iter(tokenizer.encode_texts(texts))
-    ids = [
-        np.array([tokenizer.specials[segment.text]], np.uint16) if segment.is_special else next(encoded)
-        for segment in segments
-    ]
-    mask = np.repeat([segment.in_loss for segment in segments], [len(array) for array in ids])
-    n_predicted = sum(
-        len(segment.text.encode("utf-8")) for segment in segments if segment.in_loss and not segment.is_special
-    )
-    return Encoded(
-        np.concatenate(ids),
-        sum(map(len, texts)),
-        sum(len(text.encode("utf-8")) for text in texts),
-        mask,
-        n_predicted,
-        any(map(tokenizer.is_lossy, texts)),
-    )
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # encoding
 
 
-def _write(writer: Writer, pieces: Iterator[Piece], tokenizer: Tokenizer, end_id: int | None):
-    """Encode pieces and write them, end_id after each document; save the state after every CHAPTER_CHARS."""
-    documents, over = writer.documents, False
+def _write(writer: Writer, pieces: Iterator[Piece], end_id: int | None, sampled: Collection[str], skip: int = 0) -> str:
+    """Encode pieces, without the first `skip` documents, and write them, end_id after each document; save the state
+    after every CHAPTER_CHARS. Returns the start of the first text of a split that is sampled."""
+    documents, sample, over = writer.documents, "", False
 
     def chapter() -> Iterator[Piece]:
-        nonlocal documents, over
+        nonlocal documents, sample, over, skip
         size = 0
-        for piece in pieces:
-            yield piece
-            size, documents = size + len(piece[1]), documents + piece[2]
-            if piece[2] and size >= CHAPTER_CHARS:
+        for split, content, ends in pieces:
+            if split in sampled and not sample.strip():
+                sample = next(iter(_texts_of(content)), "")[:SAMPLE_CHARS]
+            if skip > 0:
+                skip -= ends
+                continue
+            yield split, content, ends
+            size, documents = size + _n_characters(content), documents + ends
+            if ends and size >= CHAPTER_CHARS:
                 return
         over = True
 
+    tokenizer = writer.tokenizer
+    assert tokenizer is not None
     try:
         while not over:
             for split, encoded in encode_all(chapter(), tokenizer, end_id):
@@ -623,35 +532,35 @@ def _write(writer: Writer, pieces: Iterator[Piece], tokenizer: Tokenizer, end_id
         if writer.saved:
             print(f"interrupted: the same command continues after document {writer.documents:,}")
         raise
+    return sample
 
 
 def encode_all(pieces: Iterator[Piece], tokenizer: Tokenizer, end_id: int | None) -> Iterator[tuple[str, Encoded]]:
     """(split, ids) of all pieces, in order."""
-    jobs = _jobs(pieces, tokenizer.cut)
-    if tokenizer.in_threads:
-        yield from _in_order(functools.partial(_encode, tokenizer, end_id), jobs, in_threads=True)
-    else:
-        yield from _in_order(functools.partial(_encode_in_process, end_id), jobs, in_threads=False, tokenizer=tokenizer)
-
-
-def _in_order(function: Callable, jobs: Iterable, in_threads: bool, tokenizer: Tokenizer | None = None) -> Iterator:
-    """(name, function(job)) for all (name, job), computed on all cores by threads, or by processes with tokenizer."""
-    cores = _n_cores()
-    pool = (
-        ThreadPoolExecutor(cores)
-        if in_threads
-        else ProcessPoolExecutor(min(cores, 8), initializer=_start_process, initargs=(tokenizer,))
+    return _in_order(
+        functools.partial(_encode, tokenizer, end_id), _jobs(pieces, tokenizer.cut), in_threads=tokenizer.in_threads
     )
+
+
+def _in_order(function: Callable, jobs: Iterable[tuple[str, Job]], in_threads: bool) -> Iterator[tuple[str, Any]]:
+    """(split, function(job)) for all (split, job), computed on all cores by threads or by processes."""
+    cores = _n_cores()
+    pool: Executor
+    if in_threads:
+        pool = ThreadPoolExecutor(cores)
+    else:  # the function, which may hold a large vocabulary, is sent once and not with every job
+        pool = ProcessPoolExecutor(min(cores, 8), initializer=_start_process, initargs=(function,))
+        function = _call
     waiting: deque = deque()
     with pool:
         try:
-            for name, job in jobs:
-                waiting.append((name, pool.submit(function, job)))
+            for split, job in jobs:
+                waiting.append((split, pool.submit(function, job)))
                 if len(waiting) > 2 * cores:
-                    name, future = waiting.popleft()
-                    yield name, future.result()
-            for name, future in waiting:
-                yield name, future.result()
+                    split, future = waiting.popleft()
+                    yield split, future.result()
+            for split, future in waiting:
+                yield split, future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -661,13 +570,13 @@ def _n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_tokenizer: Tokenizer | None = None  # of a process that encodes
+_function: Callable | None = None  # of a process of the pool
 
 
-def _start_process(tokenizer: Tokenizer | None):
-    """Keep the tokenizer, which would take long to send with every job, and end this process with its parent."""
-    global _tokenizer
-    _tokenizer = tokenizer
+def _start_process(function: Callable):
+    """Keep the function, and end this process with its parent."""
+    global _function
+    _function = function
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
 
@@ -677,47 +586,65 @@ def _exit_after(parent):
     os._exit(1)
 
 
-def _encode_in_process(end_id: int | None, job: list[tuple[str, bool]]) -> Encoded:
-    assert _tokenizer is not None
-    return _encode(_tokenizer, end_id, job)
+def _call(job: Job) -> Any:
+    assert _function is not None
+    return _function(job)
 
 
-def _jobs(pieces: Iterable[Piece], cut: Callable[[str], int]) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
-    """(split, [(text, whether its document ends with it)]) of about JOB_CHARS characters each."""
-    jobs: dict[str, list[tuple[str, bool]]] = {name: [] for name in SPLITS}
-    sizes, rest = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, "")
-    for name, text, ends in pieces:
-        text, start = rest[name] + text, 0
+def _jobs(pieces: Iterable[Piece], cut: Callable[[str], int]) -> Iterator[tuple[str, Job]]:
+    """(split, pieces that follow each other there) of about JOB_CHARS characters each."""
+    jobs: dict[str, Job] = {split: [] for split in SPLITS}
+    sizes = dict.fromkeys(SPLITS, 0)
+    for split, content, ends in _short(pieces, cut):
+        jobs[split].append((content, ends))
+        sizes[split] += _n_characters(content)
+        if sizes[split] >= JOB_CHARS:
+            yield split, jobs[split]
+            jobs[split], sizes[split] = [], 0
+    yield from ((split, job) for split, job in jobs.items() if job)
+
+
+def _short(pieces: Iterable[Piece], cut: Callable[[str], int]) -> Iterator[Piece]:
+    """The same pieces, of which texts are cut, where cut says that they may be, so that they are short."""
+    rest = dict.fromkeys(SPLITS, "")
+    for split, content, ends in pieces:
+        if not isinstance(content, str):
+            yield split, joined(content), ends
+            continue
+        text, start = rest[split] + content, 0
         while not ends or len(text) - start > JOB_CHARS:
             n = cut(text[start : start + JOB_CHARS]) or cut(text[start:])
             if not n:
                 break
-            jobs[name].append((text[start : start + n], False))
-            start, sizes[name] = start + n, sizes[name] + n
-            if sizes[name] >= JOB_CHARS:
-                yield name, jobs[name]
-                jobs[name], sizes[name] = [], 0
-        rest[name] = "" if ends else text[start:]
-        if len(rest[name]) > UNBROKEN_CHARS:
+            yield split, text[start : start + n], False
+            start += n
+        rest[split] = "" if ends else text[start:]
+        if len(rest[split]) > UNBROKEN_CHARS:
             raise UserError(
-                f"the text has {len(rest[name]):,} characters without a space or a mark between words, too many for "
+                f"the text has {len(rest[split]):,} characters without a space or a mark between words, too many for "
                 f"this tokenizer: take --tokenizer=char, or break the text up"
             )
         if ends:
-            jobs[name].append((text[start:], True))
-            sizes[name] += len(text) - start
-        if sizes[name] >= JOB_CHARS:
-            yield name, jobs[name]
-            jobs[name], sizes[name] = [], 0
-    for name in SPLITS:
-        yield name, [*jobs[name], (rest[name], False)]
+            yield split, text[start:], True
+    yield from ((split, text, False) for split, text in rest.items() if text)
 
 
-def _encode(tokenizer: Tokenizer, end_id: int | None, job: list[tuple[str, bool]]) -> Encoded:
-    """The ids of a job's texts, end_id after each document."""
-    return Encoded(
-        tokenizer.encode_parts(job, end_id),
-        sum(len(text) for text, _ in job),
-        sum(len(text) if text.isascii() else len(text.encode("utf-8")) for text, _ in job),
-        is_lossy=any(tokenizer.is_lossy(text) for text, _ in job),
-    )
+def _encode(tokenizer: Tokenizer, end_id: int | None, job: Job) -> Encoded:
+    """The ids of a job: of texts with end_id after each document, or of segments with their mask."""
+    texts = [text for content, _ in job for text in _texts_of(content)]
+    characters, n_bytes = sum(map(len, texts)), sum(map(_n_bytes, texts))
+    is_lossy = any(map(tokenizer.is_lossy, texts))
+    if isinstance(job[0][0], str):
+        return Encoded(tokenizer.encode_parts(job, end_id), characters, n_bytes, is_lossy=is_lossy)
+    segments = [segment for content, _ in job for segment in content]
+    encoded = iter(tokenizer.encode_texts(texts))
+    ids = [
+        np.array([tokenizer.specials[part.text]], np.uint16) if part.is_special else next(encoded) for part in segments
+    ]
+    mask = np.repeat([part.in_loss for part in segments], [len(array) for array in ids])
+    n_predicted = sum(_n_bytes(part.text) for part in segments if part.in_loss and not part.is_special)
+    return Encoded(np.concatenate(ids), characters, n_bytes, mask, n_predicted, is_lossy)
+
+
+def _n_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8"))

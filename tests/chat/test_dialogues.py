@@ -242,7 +242,6 @@ def test_what_a_message_holds_beside_role_and_content_is_ignored(tmp_path):
     assert read(write_text(tmp_path / "a.jsonl", json.dumps(record))) == [talk("q", "a")]
 
 
-@smoke
 @pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz", "rows.parquet"])
 def test_rows_are_conversations_of_one_exchange_from_the_columns_named(tmp_path, name):
     talks = [talk(f'q, {i}\nof "two" lines {FORGED}', f"Antwort {i} 風車") for i in range(5)]
@@ -608,7 +607,6 @@ def test_special_tokens_that_are_given_too_are_declared_behind_the_marks(tmp_pat
     assert read_meta(folder)["tokenizer"]["special"] == [*MARKS, "<|x|>"] and read_meta(folder)["vocab_size"] == 300
 
 
-@smoke
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_the_same_conversations_give_the_same_files(tmp_path, tokenizer):
     path, written = write_json(tmp_path / "chats.jsonl", some_talks()), []
@@ -804,7 +802,6 @@ small = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\
 )
 
 
-@smoke
 @settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])
 @given(
     st.lists(
@@ -893,7 +890,6 @@ def test_presets_write_what_their_models_were_trained_on():
 TAGS = ("<bot>", "<human>", "<endOfText>", "<emotion>", "<context>")
 
 
-@smoke
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from([*TAGS, "<", ">", "bot>", "human", " ", "< bot>", "a", "\n", "<<bot>"])).map("".join))
 @example("<bot><human> <endOfText><<emotion>>")
@@ -1094,7 +1090,6 @@ TWO = [
 ]
 
 
-@smoke
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_the_template_is_in_the_data_and_in_every_checkpoint_of_a_run(tmp_path, tokenizer):
     folder = prepare_chat(
@@ -1113,7 +1108,6 @@ def test_the_template_is_in_the_data_and_in_every_checkpoint_of_a_run(tmp_path, 
     assert all(np.isfinite(record["loss"]) for record in read_log("out", "iter"))
 
 
-@smoke
 def test_the_loss_is_that_of_the_answers(tmp_path):
     """Answers that are all the same are learned, whatever the questions are."""
     rng = random.Random(0)

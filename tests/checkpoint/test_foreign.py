@@ -183,7 +183,6 @@ def test_prefixes_masks_and_a_missing_config_change_nothing(tmp_path, case, bias
     assert_same_logits(load_model(path)[0], old)
 
 
-@smoke
 @pytest.mark.parametrize("case", [("A", None), ("B", "default"), ("B", "rope")], ids=describe)
 def test_files_that_edss_notebook_updated_give_their_logits(tmp_path, case):
     generation, pos_embd = case

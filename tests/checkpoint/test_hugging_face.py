@@ -117,12 +117,16 @@ def measured(*args: str) -> list[dict]:
     ],
     ids=str,
 )
-def test_logits_equal_hugging_faces_at_every_length(tmp_path, transformers, more):
+def test_logits_and_loss_equal_hugging_faces_at_every_length(tmp_path, transformers, more):
     model = theirs(transformers, tmp_path / "hf", **more)
     ours, _ = load_model(str(tmp_path / "hf"))
     assert next(ours.parameters()).dtype == torch.float32 and not ours.training
     for T in {1, 2, ours.config.block_size}:
         assert gap(ours, model, torch.randint(23, (3, T))) < 1e-4
+    idx = torch.randint(23, (3, 5))
+    with torch.no_grad():
+        loss = model(idx, labels=idx).loss  # it shifts the labels itself
+        torch.testing.assert_close(ours(idx[:, :-1], idx[:, 1:])[1], loss, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layer", hugging_face.TRANSPOSED)
@@ -1469,7 +1473,6 @@ def test_train_eds_holds_eds_settings():
         assert configurator.load(TrainConfig, ["train_eds", f"--pos_embd={pos_embd}"])[0].pos_embd == pos_embd
 
 
-@smoke
 @pytest.mark.parametrize("kind", ["bpe", "word", "word, lower, spaces alone"])
 def test_an_exported_vocabulary_of_ones_own_encodes_as_ours(tmp_path, transformers, kind):
     text = generated_text(900) + "It's a_b, señor: x² 12\t日本\n\n"

@@ -53,7 +53,6 @@ def words(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+|[+-]", text.lower()))
 
 
-@smoke
 def test_the_same_seed_gives_the_same_files(demo, tmp_path):
     module, folder, _ = demo
     again = load_program()
@@ -141,7 +140,6 @@ def test_training_counts_the_answers_alone_and_the_template_is_there(demo):
     assert predicted == [answer for said in conversations(folder, "train") for _, answer in said]
 
 
-@smoke
 def test_what_a_newcomer_types_is_among_what_is_said(demo):
     module, _, _ = demo
     train, asked = module.make(module.PrepareConfig())

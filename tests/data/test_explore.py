@@ -14,8 +14,6 @@ from dongpt.text.documents import Texts
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.tokenizers import CharTokenizer
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.fixture(scope="module")
 def explore():
@@ -46,6 +44,7 @@ def test_it_prints_and_draws(tmp_path, explore, capsys, kind):
     assert "bpe 1,024:" in printed and "word:" in printed
 
 
+@pytest.mark.smoke
 def test_bytes_per_token_are_those_of_validation(explore):
     texts = {"train": generated_text(3000), "val": "señor giant\n" * 20}
     found = explore.bytes_per_token(texts, CharTokenizer.from_text(texts["train"] + texts["val"]))
@@ -54,11 +53,13 @@ def test_bytes_per_token_are_those_of_validation(explore):
     assert found["bpe 1,024"] > 2
 
 
+@pytest.mark.smoke
 def test_the_line_of_zipf_is_found(explore):
     slope, height = explore.zipf(np.array([1000 / rank for rank in range(1, 200)]))
     assert slope == pytest.approx(-1, abs=1e-6) and height == pytest.approx(math.log(1000), abs=1e-6)
 
 
+@pytest.mark.smoke
 def test_drift_is_the_loss_of_the_frequencies(explore):
     train, val = Counter("aaabbc"), Counter("abbbb")
     counts = [np.array([side[c] for c in "abc"]) for side in (train, val)]

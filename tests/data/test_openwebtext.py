@@ -342,9 +342,9 @@ MOMENTS = {
     "fsync": (os, "fsync", True),
     "save": (bins.Writer, "save", False),
     "saved": (bins.Writer, "save", True),
-    "shard done": (bins.Writer, "_end_shard", True),
+    "described": (bins, "describe", True),
     "added": (bins.Writer, "add", True),
-    "val in order": (bins.Writer, "_append_in_order", True),
+    "val in order": (bins.Writer, "_write_in_order", True),
     "committed": (bins, "_commit", True),
     "removed": (os, "remove", True),
 }

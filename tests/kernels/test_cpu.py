@@ -103,7 +103,6 @@ def packed(model: GPT, kind: str) -> GPT:
 
 
 @needs_compiler
-@smoke
 @pytest.mark.parametrize("bias", [True, False])
 @each_kind
 def test_a_packed_linear_gives_the_exact_product_for_all_shapes(kind, bias):
@@ -274,7 +273,6 @@ def test_packed_blocks_give_the_logits_of_full_passes_where_rows_stand_at_differ
 
 
 @needs_compiler
-@smoke
 @each_scheme
 @each_kind
 def test_packed_text_is_that_of_the_model_past_restarts(pos_embd, kind):

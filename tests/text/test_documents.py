@@ -173,7 +173,6 @@ def test_records_do_not_depend_on_where_a_piece_ends(tmp_path, monkeypatch, name
     assert read(tmp_path / name) == TEXTS
 
 
-@smoke
 def test_many_records_come_in_order(tmp_path):
     texts = [f"record {i}\n" * (1 + i % 3) for i in range(1000)]
     for name in ("a.csv", "a.jsonl", "a.parquet"):
@@ -504,7 +503,6 @@ def test_documents_end_where_files_and_records_end(tmp_path, document, expected)
     assert read(tmp_path, document) == expected
 
 
-@smoke
 @QUICK
 @given(
     text=st.text("ab \t\r\n", max_size=40),
@@ -570,7 +568,6 @@ def test_19_documents_are_split_by_position_and_20_whole(tmp_path):
             assert "".join(decoded(tmp_path / "out19").values()).split(END)[:-1] == texts
 
 
-@smoke
 @settings(QUICK, max_examples=40)
 @given(
     lengths=st.lists(st.one_of(st.integers(4, 30), st.integers(4, 2000)), min_size=20, max_size=40),
@@ -648,7 +645,6 @@ def test_equal_files_of_several_pieces_are_never_on_both_sides(tmp_path, monkeyp
     assert set((sides["train"] + sides["val"]).values()) == {2}
 
 
-@smoke
 def test_long_documents_that_differ_late_are_kept_whole(tmp_path):
     same = "the same beginning " * 4000
     store(tmp_path / "a.jsonl", texts := [same + str(i) for i in range(20)] + [f"{i} other {same}" for i in range(20)])
@@ -661,7 +657,6 @@ def test_long_documents_that_differ_late_are_kept_whole(tmp_path):
 # ids
 
 
-@smoke
 @settings(QUICK, max_examples=25)
 @given(
     texts=st.lists(st.text("ab C.,'é\n \u00a0ΣΑ5_-😀", min_size=1, max_size=60), min_size=1, max_size=4),
@@ -701,7 +696,6 @@ def test_lowered_words_are_those_of_the_whole_document_also_where_it_is_cut(tmp_
     assert prepared.tokenizer.decode(ids) == text.lower()[: prepared.meta["characters"]["train"]]
 
 
-@smoke
 @pytest.mark.parametrize("spaces_alone", [False, True])
 def test_words_give_the_exact_text_back_wherever_the_text_is_split(tmp_path, spaces_alone):
     for n in range(90, 100):  # the place of the split moves through a word

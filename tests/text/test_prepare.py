@@ -16,7 +16,7 @@ import pytest
 import tiktoken
 import tokenizers as hugging_face
 import torch
-from helpers import ROOT, TINY_RUN, generated_text, read_ids
+from helpers import ROOT, TINY_RUN, generated_text, read_ids, visible
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -267,8 +267,8 @@ def test_every_process_writes_the_same_bytes(tmp_path, kind):
         subprocess.run(
             [sys.executable, "-c", PREPARE_CODE, str(folder), path, kind], env=environment, check=True, timeout=120
         )
-        assert sorted(os.listdir(folder)) == ["meta.json", "train.bin", "val.bin"]
-        done.append([(folder / name).read_bytes() for name in sorted(os.listdir(folder))])
+        assert visible(folder) == ["meta.json", "train.bin", "val.bin"]
+        done.append([(folder / name).read_bytes() for name in visible(folder)])
     assert done[0] == done[1] == done[2]
     if kind == "word":
         words = json.loads(done[0][0])["tokenizer"]["words"]
@@ -430,7 +430,7 @@ def test_prepare_refuses_sizes_of_byte_pairs_with_a_sentence(tmp_path):
     for size in (100, 65537):
         with pytest.raises(ValueError, match=f"vocab_size={size} "):
             prepare(str(tmp_path / "out"), Files([path]), Vocabulary("bpe", vocab_size=size), quiet=True)
-        assert not os.path.exists(tmp_path / "out") or os.listdir(tmp_path / "out") == []
+        assert not os.path.exists(tmp_path / "out") or visible(tmp_path / "out") == []
 
 
 def test_training_twice_gives_the_same_byte_pairs():
@@ -808,7 +808,7 @@ def test_any_prepared_text_comes_back_or_is_refused_with_a_sentence(kind, text, 
             prepared = prepare(out, Files([path]), vocabulary_of(kind), val_fraction=0.5, quiet=True)
         except ValueError as error:
             assert str(error) and "\n" not in str(error)
-            assert not os.path.exists(out) or os.listdir(out) == []
+            assert not os.path.exists(out) or visible(out) == []
             sides = expected[: len(expected) // 2], expected[len(expected) // 2 :]
             few = (
                 len(expected) < 4
@@ -818,7 +818,7 @@ def test_any_prepared_text_comes_back_or_is_refused_with_a_sentence(kind, text, 
             )
             assert "\0" in text or not expected.strip() or few, "this text should have been taken"
             return
-        assert sorted(os.listdir(out)) == ["meta.json", "train.bin", "val.bin"]
+        assert visible(out) == ["meta.json", "train.bin", "val.bin"]
         sides = [prepared.tokenizer.decode(read_ids(out, side)) for side in ("train", "val")]
         assert "".join(sides) == expected
         assert list(prepared.meta["characters"].values()) == [*map(len, sides)]
@@ -883,7 +883,7 @@ def test_vocabularies_above_65536_entries_are_refused_with_the_advice(tmp_path, 
     message = str(caught.value)
     assert "65,536" in message and "--tokenizer=bpe" in message and "\n" not in message
     assert kind == "char" or "--min_count" in message
-    assert not os.path.exists(tmp_path / "out") or os.listdir(tmp_path / "out") == []
+    assert not os.path.exists(tmp_path / "out") or visible(tmp_path / "out") == []
 
 
 def test_a_larger_minimum_count_makes_a_vocabulary_fit(tmp_path):
