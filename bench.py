@@ -191,11 +191,13 @@ def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchm
     return run
 
 
-def measure_in_turn(
-    settings: dict[str, BenchConfig], rt: Runtime, rounds: int, tolerant: bool = False
-) -> dict[str, Any]:
-    """The StepBenchmark of each setting after rounds A B, B A, A B, ...; the message of its error if tolerant."""
-    if len(settings) > 1 and (rt.device_type == "cuda" or any(cfg.compile is True for cfg in settings.values())):
+def measure_in_turn(settings: dict[str, Any], rt: Runtime, rounds: int, tolerant: bool = False) -> dict[str, Any]:
+    """{name: BenchConfig} to {name: StepBenchmark} after rounds A B, B A, A B, ...
+
+    With tolerant a setting that fails has the message of its error instead; messages among the settings stay.
+    """
+    compiled = any(isinstance(cfg, BenchConfig) and cfg.compile is True for cfg in settings.values())
+    if len(settings) > 1 and (rt.device_type == "cuda" or compiled):
         compile_each_shape()
 
     def attempt(function: Callable, *args):
@@ -354,7 +356,6 @@ def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]):
     name, values = sweep_values(cfg, rt)
     if rt.world_size > 1:
         raise UserError("sweep runs in one process, and sweep=world_size starts torchrun itself: drop torchrun")
-
     if name == "world_size":
         results = {f"{name}={n}": run_torchrun(n, cfg, argv) for n in values}
     else:

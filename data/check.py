@@ -27,10 +27,6 @@ class CheckConfig:
     dataset: str = ""  # a folder under data/
     data_dir: str = ""  # a data folder anywhere; replaces dataset
 
-    def __post_init__(self):
-        if not (self.dataset or self.data_dir):
-            raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
-
 
 def check(corpus: Corpus):
     """Raise UserError for ids that differ from meta.json or are beyond the vocabulary; print what was read."""

@@ -19,7 +19,6 @@ from typing import Annotated
 import numpy as np
 
 import configurator
-from configurator import UserError
 from dongpt.log import import_figure
 from dongpt.program import run_program
 from dongpt.text.report import name_of
@@ -34,10 +33,6 @@ class ExploreConfig:
     dataset: str = ""  # a folder under data/
     data_dir: str = ""  # a data folder anywhere; replaces dataset
     most_tokens: Annotated[int, ">=", 2] = 3_000_000  # of each split whose text is read; all of it counts frequencies
-
-    def __post_init__(self):
-        if not (self.dataset or self.data_dir):
-            raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
 
 
 def count_tokens(corpus: Corpus, split: str) -> np.ndarray:

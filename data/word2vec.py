@@ -69,10 +69,6 @@ class Word2VecConfig:
     most_words: Annotated[int, ">=", 3] = 300  # in the picture, the most frequent ones
     groups: Annotated[int, ">=", 1] = 24  # colours in the picture
 
-    def __post_init__(self):
-        if not (self.dataset or self.data_dir):
-            raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
-
 
 def optional(module: str):
     """A library that only this program needs. Raises UserError if it is not installed."""
@@ -187,10 +183,9 @@ def draw(path: str, title: str, words: list[str], directions: np.ndarray, sizes:
 
 def main(argv: list[str] | None = None):
     cfg, given = configurator.load(Word2VecConfig, argv)
-    needed = ["sklearn"] if cfg.vectors else ["gensim", "sklearn"]
-    for module in needed:  # before the work that would be lost
-        optional(module)
     corpus = Corpus(find_folder(cfg.dataset, cfg.data_dir))
+    for module in ["sklearn"] if cfg.vectors else ["gensim", "sklearn"]:  # before the work that would be lost
+        optional(module)
     tokenizer = word_tokenizer(corpus)
     names = common_names(tokenizer)
     if cfg.vectors:

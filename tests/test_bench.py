@@ -1,4 +1,4 @@
-"""bench.py: a training step's time, speed and memory, sweeps, comparisons, profiles; the readings behind them."""
+"""bench.py: a training step's time, speed and memory, sweeps, comparisons, profiles."""
 
 import json
 import mmap
@@ -176,7 +176,7 @@ def test_data_of_any_vocabulary_is_taken(tmp_path, measured):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# memory and shares of time
+# memory
 
 
 def test_memory_is_that_of_weights_optimizer_and_one_update(measured):
@@ -205,75 +205,6 @@ def test_memory_does_not_grow_with_the_number_of_updates(measured):
         assert measuring.bytes_in_use(rt) - before == pytest.approx(2**26, rel=0.05)  # it is what it claims to be
     assert measured("--iters=60", "--rounds=3")[0]["memory_growth_mib"] < 4
     assert measuring.process_peak() >= measuring.bytes_in_use(rt)
-
-
-@smoke
-def test_the_peak_of_tensors_is_what_is_held_at_once():
-    def work():
-        one = torch.ones(2**18)  # 1 MiB
-        two = torch.ones(2**19)
-        del one
-        torch.ones(2**18)
-        return two.sum()
-
-    profile = measuring.profiled(work, 2, runtime.start("cpu"))
-    assert measuring.peak_of_tensors(profile) == pytest.approx(3 * 2**20, rel=0.01)
-
-
-@smoke
-def test_time_is_sorted_by_kinds_of_operations():
-    rt, x = runtime.start("cpu"), torch.ones(400, 400)
-    q = torch.ones(1, 2, 512, 64)
-    for work, kind in (
-        (lambda: [x @ x for _ in range(20)], "matmul"),
-        (lambda: [x.exp() for _ in range(50)], "other"),
-        (lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q), "attention"),
-    ):
-        spent = measuring.seconds_by_kind(measuring.profiled(work, 3, rt), rt)
-        shares = measuring.time_shares(spent, 0.0, rt)
-        assert shares[kind] > 0.7 and sum(shares.values()) == pytest.approx(1), (kind, shares)
-
-
-@smoke
-@pytest.mark.parametrize(
-    "name, kind",
-    [
-        ("sm80_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize96x128x32", "matmul"),
-        ("nvjet_tst_192x192_64x4_2x1_v_bz_TNT", "matmul"),
-        ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm>(Params)", "matmul"),
-        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, cutlass::bfloat16_t>>", "attention"),
-        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16", "attention"),
-        ("fmha_cutlassB_bf16_aligned_64x64_k64_sm80", "attention"),
-        ("triton_tem_fused_mm_4", "matmul"),
-        ("triton_poi_fused__scaled_dot_product_flash_attention_0", "other"),
-        ("triton_red_fused_addmm_gelu_2", "other"),
-        ("void at::native::vectorized_elementwise_kernel<4>", "other"),
-        ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "other"),
-        ("Memcpy HtoD", "other"),
-    ],
-)
-def test_kernels_of_a_gpu_are_known_by_their_names(name, kind):
-    assert measuring.kind_of_kernel(name) == kind
-
-
-@smoke
-def test_a_gpu_that_waits_does_something_else():
-    spent, gpu, cpu = (
-        {"matmul": 1.0, "attention": 1.0, "other": 2.0},
-        SimpleNamespace(device_type="cuda"),
-        SimpleNamespace(device_type="cpu"),
-    )
-    assert measuring.time_shares(spent, 10.0, gpu) == {"matmul": 0.1, "attention": 0.1, "other": 0.8}
-    assert measuring.time_shares(spent, 3.0, gpu) == {"matmul": 0.25, "attention": 0.25, "other": 0.5}
-    assert measuring.time_shares(spent, 10.0, cpu) == {"matmul": 0.25, "attention": 0.25, "other": 0.5}
-    assert measuring.time_shares(None, 10.0, SimpleNamespace(device_type="mps")) is None
-
-
-@smoke
-def test_the_speed_of_a_product_counts_two_operations_a_weight(monkeypatch):
-    looks = iter([0, 0, 2, 5, 5, 6, 20])  # two products, of 2 and of 1 s
-    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: next(looks)))
-    assert measuring.matmul_flops(runtime.start("cpu"), 10, 20, 30, seconds=10) == 2 * 10 * 20 * 30
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ CHUNK_TOKENS = 2**22  # read at a time where a whole file is read
 
 def find_folder(dataset: str, data_dir: str) -> str:
     """The data folder that the settings name: data_dir, relative to the working directory, else data/<dataset>."""
+    if not (dataset or data_dir):
+        raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
     return os.path.abspath(data_dir) if data_dir else os.path.join(ROOT, "data", dataset)
 
 
