@@ -81,7 +81,7 @@ def _is_dict(value) -> bool:
 def check_values(checkpoint: dict, path: str):
     """Raise UserError if a value that loading reads has an impossible type or size.
 
-    Weights and model_args are checked when they are used; what only a resumed run reads, by dongpt/train/state.py.
+    Weights and model_args are checked when they are used; what only a resumed run reads, by dongpt/checkpoint/run.py.
     """
     version, iter_num = checkpoint.get("format_version", FORMAT_VERSION), checkpoint.get("iter_num", 0)
     if type(version) is int and version > FORMAT_VERSION:

@@ -15,20 +15,8 @@ import torch
 
 from configurator import UserError
 from dongpt.runtime import Runtime
-from dongpt.text.bins import (
-    SPLITS,
-    TokenArray,
-    check_ends,
-    find_folder,
-    how_to_prepare,
-    read_meta,
-    short_name,
-    split_files,
-)
-from dongpt.text.prepare import prepare_if_missing
+from dongpt.text.bins import SPLITS, TokenArray, check_ends, how_to_prepare, read_meta, short_name, split_files
 from dongpt.text.tokenizers import Tokenizer, from_dict
-
-__all__ = ["SPLITS", "Corpus", "find_folder", "prepare_if_missing", "read_meta"]  # the last three until callers switch
 
 SCANNED_TOKENS = 2**25  # compared with the vocabulary before training, evenly spaced over a longer text
 

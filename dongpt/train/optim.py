@@ -7,8 +7,9 @@ Muon: Keller Jordan et al. 2024, kellerjordan.github.io/posts/muon. It replaces 
 nearest orthogonal matrix, so that all directions learn equally fast.
 """
 
+import inspect
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch.optim.adamw import adamw
@@ -46,22 +47,18 @@ class OptimConfig:
 
 
 def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer":
-    """The optimizer that cfg asks for, over model.parameter_groups(muon)."""
-    uses_muon = cfg.optimizer == "muon"
-    parameters, groups = dict(model.named_parameters()), []
-    for i, names in enumerate(model.parameter_groups(uses_muon)):
-        group = dict(params=[parameters[name] for name in names], weight_decay=cfg.weight_decay)
-        if i == 1:  # biases and LayerNorm weights
-            group["weight_decay"] = 0.0
-        elif uses_muon and i == 2:
-            group |= dict(rule="muon", lr_scale=cfg.muon_lr / cfg.learning_rate)
-        elif names == [NGRAMS]:
-            group |= dict(rule="rows", lr_scale=NGRAMS_LR, weight_decay=0.0)
+    """The optimizer that cfg asks for, over the groups of GPT.configure_optimizers."""
+    betas, muon = (cfg.beta1, cfg.beta2), cfg.optimizer == "muon"
+    optimizer = model.configure_optimizers(
+        cfg.weight_decay, cfg.learning_rate, betas, device_type, optimizer_class=Optimizer, muon=muon
+    )
+    for i, (names, group) in enumerate(zip(model.parameter_groups(muon), optimizer.param_groups)):
+        if names == [NGRAMS]:
+            group.update(rule="rows", lr_scale=NGRAMS_LR)
         elif names == [RELATIVE]:
-            group["lr_scale"] = RELATIVE_LR
-        groups.append(group)
-    betas, fused = (cfg.beta1, cfg.beta2), device_type in ("cuda", "cpu")
-    optimizer = Optimizer(groups, dict(lr=cfg.learning_rate, betas=betas, eps=1e-8, weight_decay=0.0, fused=fused))
+            group.update(lr_scale=RELATIVE_LR)
+        elif muon and i == 2:
+            group.update(rule="muon", lr_scale=cfg.muon_lr / cfg.learning_rate)
     set_learning_rate(optimizer, cfg.learning_rate)
     return optimizer
 
@@ -90,17 +87,15 @@ def describe(model: GPT, optimizer: "Optimizer") -> str:
 class Optimizer(torch.optim.Optimizer):
     """AdamW with torch.optim.AdamW's state; Muon for groups with rule="muon", Adam by rows for rule="rows"."""
 
-    # PyTorch wraps these methods, only to keep torch.compile out of them, in a decorator that imports torch's compiler
-    # at the first call: as slow as importing torch. Nothing here compiles an optimizer, so take the methods themselves.
-    add_param_group, state_dict, load_state_dict, zero_grad = (
-        getattr(method, "__wrapped__", method)
-        for method in (
-            torch.optim.Optimizer.add_param_group,
-            torch.optim.Optimizer.state_dict,
-            torch.optim.Optimizer.load_state_dict,
-            torch.optim.Optimizer.zero_grad,
-        )
-    )
+    # PyTorch's decorator around these methods, which keeps torch.compile out of them, imports torch's compiler at the
+    # first call: as slow as importing torch. Nothing here compiles an optimizer, so these are the methods inside it.
+    add_param_group: Any = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict: Any = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict: Any = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad: Any = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+    def __init__(self, groups, lr: float, betas=(0.9, 0.95), weight_decay: float = 0.0, fused: bool = False):
+        super().__init__(groups, dict(lr=lr, betas=betas, eps=1e-8, weight_decay=weight_decay, fused=fused))
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -122,23 +117,13 @@ class Optimizer(torch.optim.Optimizer):
                 self.state[p] = dict(
                     step=torch.zeros((), device=device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
                 )
-        states = [self.state[p] for p in parameters]
-        adamw(  # the function inside torch.optim.AdamW, whose own step() imports the compiler too
-            parameters,
-            [p.grad for p in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=group["fused"],
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        gradients = [p.grad for p in parameters]
+        keys = "exp_avg", "exp_avg_sq", "step"
+        averages, squares, steps = ([self.state[p][key] for p in parameters] for key in keys)
+        settings = {key: group[key] for key in ("lr", "weight_decay", "eps", "fused")}
+        settings |= dict(beta1=group["betas"][0], beta2=group["betas"][1], amsgrad=False, maximize=False)
+        # the function inside torch.optim.AdamW, whose own step() imports the compiler too
+        adamw(parameters, gradients, averages, squares, [], steps, **settings)
 
     def _row_step(self, parameters: list, group: dict):
         """One update of tables of which a batch uses few rows, with dense or sparse gradients.
@@ -166,7 +151,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _muon_step(self, parameters: list, group: dict):
         """One update by Muon; matrices of the same shape are orthogonalized together."""
-        by_shape: dict[tuple[int, int], list] = {}
+        by_shape: dict[tuple[int, ...], list] = {}
         for p in parameters:
             if not (state := self.state[p]):
                 state["momentum"] = torch.zeros_like(p)

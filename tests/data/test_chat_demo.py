@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from helpers import ROOT, expect_sentence, run
 
+from dongpt.text.bins import read_meta
 from dongpt.text.template import DONGPT
 from dongpt.text.tokenizers import from_dict
-from dongpt.train.data import Corpus, read_meta
+from dongpt.train.data import Corpus
 
 smoke = pytest.mark.smoke
 SMALL = ["--n_conversations=1500", "--n_questions=40", "--n_new=8", "--vocab_size=600"]
