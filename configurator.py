@@ -65,12 +65,12 @@ def describe(kind: Any) -> str:
 
 def check(value: Any, kind: Any, where: str) -> Any:
     """Return value if it has the type kind, else raise UserError. int -> float is the only conversion."""
-    if get_origin(kind) is Literal:  # compared with its type, since True == 1
-        fits = any(type(value) is type(choice) and value == choice for choice in get_args(kind))
+    kinds = get_args(kind) or (kind,)  # of a Literal, the values
+    if float in kinds and type(value) is int and abs(value) < 1e300:
+        value = float(value)  # --dropout=0 means 0.0
+    if get_origin(kind) is Literal:
+        fits = any(type(value) is type(choice) and value == choice for choice in kinds)  # True == 1 is not enough
     else:
-        kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-        if float in kinds and type(value) is int and abs(value) < 1e300:
-            value = float(value)  # --dropout=0 means 0.0
         fits = type(value) in kinds  # type(), not isinstance(): True is no batch size
     if not fits:
         raise UserError(f"{where}: expected {describe(kind)}, got {value!r}")
@@ -185,13 +185,11 @@ def read_arguments(cls: type, argv, usage: str = "", skipped=None) -> tuple[dict
                     given[key] = check_setting(key, value, cls, arg)
         else:
             raise UserError(_not_an_argument(arg, usage))
-    names = usage.split()
-    n_needed = 0 if usage.startswith("[") else len(names)
-    problem = f"{len(paths)} of {n_needed} paths" if len(paths) < n_needed else ""
-    if len(paths) > len(names) and "..." not in usage:
-        problem = f"{paths[len(names)]!r} is one too many"
-    if problem:
-        raise UserError(f"{problem}: python {os.path.basename(sys.argv[0])} {usage}, with settings as --key=value")
+    n_most, call = len(usage.split()), f"python {os.path.basename(sys.argv[0])} {usage}, with settings as --key=value"
+    if len(paths) < n_most and not usage.startswith("["):
+        raise UserError(f"{len(paths)} of {n_most} paths: {call}")
+    if len(paths) > n_most and "..." not in usage:
+        raise UserError(f"{paths[n_most]!r} is one too many: {call}")
     return given, paths
 
 

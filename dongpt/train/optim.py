@@ -41,25 +41,22 @@ class OptimConfig:
 
     def __post_init__(self):
         if self.optimizer == "muon" and self.learning_rate == 0:
-            raise UserError(
-                "optimizer=muon needs a learning_rate above 0, since muon_lr rises and falls with it: give a small one"
-            )
+            why = "since muon_lr rises and falls with it"
+            raise UserError(f"optimizer=muon needs a learning_rate above 0, {why}: give a small one")
 
 
 def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer":
     """The optimizer that cfg asks for, over the groups of GPT.configure_optimizers."""
-    betas, muon = (cfg.beta1, cfg.beta2), cfg.optimizer == "muon"
-    optimizer = model.configure_optimizers(
-        cfg.weight_decay, cfg.learning_rate, betas, device_type, optimizer_class=Optimizer, muon=muon
-    )
+    betas, muon, lr = (cfg.beta1, cfg.beta2), cfg.optimizer == "muon", cfg.learning_rate
+    optimizer = model.configure_optimizers(cfg.weight_decay, lr, betas, device_type, Optimizer, muon)
     for i, (names, group) in enumerate(zip(model.parameter_groups(muon), optimizer.param_groups)):
         if names == [NGRAMS]:
             group.update(rule="rows", lr_scale=NGRAMS_LR)
         elif names == [RELATIVE]:
             group.update(lr_scale=RELATIVE_LR)
         elif muon and i == 2:
-            group.update(rule="muon", lr_scale=cfg.muon_lr / cfg.learning_rate)
-    set_learning_rate(optimizer, cfg.learning_rate)
+            group.update(rule="muon", lr_scale=cfg.muon_lr / lr)
+    set_learning_rate(optimizer, lr)
     return optimizer
 
 
@@ -73,15 +70,13 @@ def describe(model: GPT, optimizer: "Optimizer") -> str:
     """nanoGPT's lines about the parameters that decay and those that do not."""
     _, vectors, *_ = model.parameter_groups()
     trained = [(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad]
-    lines = []
+    text = ""
     for kind, decays in (("decayed", True), ("non-decayed", False)):
         counts = [count for name, count in trained if (name not in vectors and name != NGRAMS) == decays]
-        lines.append(f"num {kind} parameter tensors: {len(counts)}, with {sum(counts):,} parameters")
-    lines.append(f"using fused AdamW: {optimizer.defaults['fused']}")
-    for group in optimizer.param_groups:
-        if group.get("rule") == "muon":
-            lines.append(f"Muon moves {len(group['params'])} matrices, AdamW the rest")
-    return "\n".join(lines)
+        text += f"num {kind} parameter tensors: {len(counts)}, with {sum(counts):,} parameters\n"
+    by_muon = [len(group["params"]) for group in optimizer.param_groups if group.get("rule") == "muon"]
+    muon = f"\nMuon moves {by_muon[0]} matrices, AdamW the rest" if by_muon else ""
+    return f"{text}using fused AdamW: {optimizer.defaults['fused']}{muon}"
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -112,11 +107,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def _adamw_step(self, parameters: list, group: dict):
         for p in parameters:
-            if not self.state[p]:
+            if not (state := self.state[p]):
                 device = p.device if group["fused"] else "cpu"  # unfused AdamW reads it: on a GPU that would wait
-                self.state[p] = dict(
-                    step=torch.zeros((), device=device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
-                )
+                state["step"], state["exp_avg"] = torch.zeros((), device=device), torch.zeros_like(p)
+                state["exp_avg_sq"] = torch.zeros_like(p)
         gradients = [p.grad for p in parameters]
         keys = "exp_avg", "exp_avg_sq", "step"
         averages, squares, steps = ([self.state[p][key] for p in parameters] for key in keys)

@@ -52,10 +52,10 @@ class TrainStep:
         self.cfg, self.rt, self.corpus, self.model, self.optimizer = cfg, rt, corpus, model, optimizer
         self.vocab_size: int = model.transformer.wte.num_embeddings
         if cfg.gradient_accumulation_steps % rt.world_size:
-            raise UserError(
-                f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} micro-batches cannot be "
-                f"shared evenly by {rt.world_size} processes: use a multiple of {rt.world_size}"
+            what = (
+                f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} micro-batches cannot be shared evenly"
             )
+            raise UserError(f"{what} by {rt.world_size} processes: use a multiple of {rt.world_size}")
         if rt.has_room_for(3 * corpus.lengths["train"]):  # ids of two bytes, and perhaps a mask
             corpus.to_device(rt, self.vocab_size)
         self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
@@ -90,15 +90,13 @@ class TrainStep:
         cfg, rt = self.cfg, self.rt
         set_learning_rate(self.optimizer, lr)
         accumulate = cfg.gradient_accumulation_steps // rt.world_size
-        loss_weights = self.corpus.loss_weights(
-            samples_seen, cfg.gradient_accumulation_steps, cfg.batch_size, cfg.block_size, cfg.seed
-        )
+        n_batches, shape = cfg.gradient_accumulation_steps, (cfg.batch_size, cfg.block_size)
+        loss_weights = self.corpus.loss_weights(samples_seen, n_batches, *shape, cfg.seed)
         total = torch.zeros((), device=rt.device)
         for micro_step in range(accumulate):
             index = micro_step * rt.world_size + rt.rank  # of the micro-batch, counted over all ranks
             first = samples_seen + index * cfg.batch_size
-            batch = self.corpus.train_batch(first, cfg.batch_size, cfg.block_size, cfg.seed, self.vocab_size)
-            x, y = rt.move(*batch)  # (B, T) each
+            x, y = rt.move(*self.corpus.train_batch(first, *shape, cfg.seed, self.vocab_size))  # (B, T) each
             if rt.world_size > 1:  # average the gradients over the ranks only after the last micro-batch
                 self.train_model.require_backward_grad_sync = micro_step == accumulate - 1
             seed_everything(cfg.seed, iter_num, index)  # for dropout
