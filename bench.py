@@ -38,8 +38,10 @@ from dongpt.decode.ready import Quantize, to_inference
 from dongpt.log import format_table
 from dongpt.program import run_program
 from dongpt.runtime import Runtime, RuntimeConfig, first_line, print0, seed_everything
+from dongpt.text.bins import find_folder
+from dongpt.text.prepare import prepare_if_missing
 from dongpt.train import measure
-from dongpt.train.data import Corpus, find_folder, prepare_if_missing
+from dongpt.train.data import Corpus
 from dongpt.train.measure import StepBenchmark, bytes_per_token, memory_bandwidth
 from dongpt.train.optim import make_optimizer
 from dongpt.train.step import StepConfig, TrainStep

@@ -12,14 +12,12 @@ keep, as in Annotated[float | None, ">", 0, "<=", 1].
 
 An argument without dashes is a config file if it ends in .py. Otherwise it is a path in a program that takes paths,
 whatever its name, and in any other program the short name of a file in config/. A config file is plain Python in the
-style of nanoGPT (`batch_size = 5 * 8`). It is run, in a namespace of its own, so it must be code that you trust; only
-a .py file is ever run. Names that start with an underscore, functions and modules in it are ignored; every other name
-must be a key.
+style of nanoGPT (`batch_size = 5 * 8`). It is run, in a namespace of its own: pass only files that you trust.
+Its functions, classes, modules and _names are ignored; every other name must be a key.
 """
 
-import __future__
-
 import ast
+import glob
 import inspect
 import os
 import re
@@ -67,12 +65,12 @@ def describe(kind: Any) -> str:
 
 def check(value: Any, kind: Any, where: str) -> Any:
     """Return value if it has the type kind, else raise UserError. int -> float is the only conversion."""
-    if get_origin(kind) is Literal:  # compared with its type, since True == 1
-        fits = any(type(value) is type(choice) and value == choice for choice in get_args(kind))
+    kinds = get_args(kind) or (kind,)  # of a Literal, the values
+    if float in kinds and type(value) is int and abs(value) < 1e300:
+        value = float(value)  # --dropout=0 means 0.0
+    if get_origin(kind) is Literal:
+        fits = any(type(value) is type(choice) and value == choice for choice in kinds)  # True == 1 is not enough
     else:
-        kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-        if float in kinds and type(value) is int and abs(value) < 1e300:
-            value = float(value)  # --dropout=0 means 0.0
         fits = type(value) in kinds  # type(), not isinstance(): True is no batch size
     if not fits:
         raise UserError(f"{where}: expected {describe(kind)}, got {value!r}")
@@ -119,10 +117,9 @@ def build(cls: type[Config], values: dict[str, Any], where: str = "settings") ->
 
 def find_config(name: str) -> str | None:
     """Path of the config file called name (a path, or the short name of a file in config/), or None."""
-    if name.endswith(".py"):
-        candidates = [name, os.path.join(ROOT, name)]
-    else:
-        candidates = [os.path.join(ROOT, "config", f"{name}.py")] if os.path.basename(name) == name else []
+    candidates = [name, os.path.join(ROOT, name)] if name.endswith(".py") else []
+    if not candidates and os.path.basename(name) == name:
+        candidates = [os.path.join(ROOT, "config", f"{name}.py")]
     return next((path for path in candidates if os.path.isfile(path)), None)
 
 
@@ -138,17 +135,15 @@ def run_config(path: str, keys: Collection[str] = ()) -> dict[str, Any]:
             lines = [error.lineno]
         where = f"{path}, line {lines[-1]}" if lines else path
         raise UserError(f"{where}: {type(error).__name__}: {error}") from error
-    scratch = (types.ModuleType, __future__._Feature)
-    return {
-        key: value
-        for key, value in names.items()
-        if key in keys or not (key.startswith("_") or callable(value) or isinstance(value, scratch))
-    }
+
+    def is_scratch(key: str, value: Any) -> bool:  # `from __future__ import annotations` leaves a value as well
+        is_module = isinstance(value, types.ModuleType) or type(value).__module__ == "__future__"
+        return key.startswith("_") or callable(value) or is_module
+
+    return {key: value for key, value in names.items() if key in keys or not is_scratch(key, value)}
 
 
-def load(
-    cls: type[Config], argv: list[str] | None = None, skipped: list[str] | None = None
-) -> tuple[Config, dict[str, Any]]:
+def load(cls: type[Config], argv: list[str] | None = None, skipped: list[str] | None = None) -> tuple[Config, dict]:
     """Return (an instance of the dataclass cls, the values the user set); -h and --help print the keys and exit.
 
     If `skipped` is a list, config files may hold keys that cls lacks (another program's), which are appended to it.
@@ -157,9 +152,7 @@ def load(
     return load_with_paths(cls, argv, "", skipped)[:2]
 
 
-def load_with_paths(
-    cls: type[Config], argv: list[str] | None, usage: str, skipped: list[str] | None = None
-) -> tuple[Config, dict[str, Any], list[str]]:
+def load_with_paths(cls: type[Config], argv, usage: str, skipped=None) -> tuple[Config, dict[str, Any], list[str]]:
     """Return (an instance of cls, the values the user set, the paths), for a program that takes paths.
 
     usage says how many: "OLD NEW" is two, "[PATH]" at most one, "[PATH ...]" any number.
@@ -168,9 +161,7 @@ def load_with_paths(
     return build(cls, given), given, paths
 
 
-def read_arguments(
-    cls: type, argv: list[str] | None, usage: str = "", skipped: list[str] | None = None
-) -> tuple[dict[str, Any], list[str]]:
+def read_arguments(cls: type, argv, usage: str = "", skipped=None) -> tuple[dict[str, Any], list[str]]:
     """(the values the user set, the paths), for a program that takes further values from elsewhere before build()."""
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
@@ -194,13 +185,11 @@ def read_arguments(
                     given[key] = check_setting(key, value, cls, arg)
         else:
             raise UserError(_not_an_argument(arg, usage))
-    names = usage.split()
-    n_needed = sum(not name.startswith("[") for name in names if "..." not in name)
-    if len(paths) < n_needed or len(paths) > len(names) and "..." not in usage:
-        wrong = (
-            f"{len(paths)} of {n_needed} paths" if len(paths) < n_needed else f"{paths[len(names)]!r} is one too many"
-        )
-        raise UserError(f"{wrong}: python {os.path.basename(sys.argv[0])} {usage}, with settings as --key=value")
+    n_most, call = len(usage.split()), f"python {os.path.basename(sys.argv[0])} {usage}, with settings as --key=value"
+    if len(paths) < n_most and not usage.startswith("["):
+        raise UserError(f"{len(paths)} of {n_most} paths: {call}")
+    if len(paths) > n_most and "..." not in usage:
+        raise UserError(f"{paths[n_most]!r} is one too many: {call}")
     return given, paths
 
 
@@ -208,7 +197,7 @@ def _is_path(arg: str, kinds: dict[str, Any]) -> bool:
     """Whether a program that takes paths takes arg for one: block_size=64/ckpt.pt is a path, block_size=64 is none."""
     if arg.startswith("-") or arg.endswith(".py") and not os.path.isdir(arg):
         return False
-    is_setting = arg.partition("=")[0] in kinds and "=" in arg and os.path.basename(arg) == arg
+    is_setting = "=" in arg and arg.partition("=")[0] in kinds and os.path.basename(arg) == arg
     return os.path.exists(arg) or arg != "" and not is_setting
 
 
@@ -218,12 +207,10 @@ def _not_an_argument(arg: str, usage: str) -> str:
         return f"{arg!r}: settings are written with two dashes, as in --{arg.lstrip('-')}"
     if usage and not arg.endswith(".py"):
         return f"{arg!r} is no path: one that starts with a dash is written ./{arg}, and a setting --key=value"
-    config_dir = os.path.join(ROOT, "config")
-    names = sorted(n[:-3] for n in os.listdir(config_dir) if n.endswith(".py")) if os.path.isdir(config_dir) else []
+    names = sorted(os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, "config", "*.py")))
     near = get_close_matches(os.path.basename(arg).removesuffix(".py"), names, n=1)
-    return f"{arg!r} is neither a config file that exists nor --key=value" + (
-        f", did you mean config/{near[0]}.py?" if near else f"; config/ holds {', '.join(names)}"
-    )
+    hint = f", did you mean config/{near[0]}.py?" if near else f"; config/ holds {', '.join(names)}"
+    return f"{arg!r} is neither a config file that exists nor --key=value{hint}"
 
 
 def print_help(cls: type, usage: str = ""):

@@ -430,17 +430,20 @@ class GPT(nn.Module):
         ]
 
     def configure_optimizers(
-        self, weight_decay: float, learning_rate: float, betas: tuple[float, float], device_type: str
-    ) -> torch.optim.AdamW:
+        self, weight_decay, learning_rate, betas, device_type, optimizer_class=torch.optim.AdamW, muon: bool = False
+    ):
         """AdamW as in nanoGPT: biases, LayerNorm weights and n-gram tables do not decay.
 
-        dongpt/train/optim.py has the optimizers of train.py, with a learning rate of its own for each group.
+        For the optimizers of dongpt/train/optim.py, which have a learning rate for each group, pass their class and
+        whether Muon takes the matrices of the blocks.
         """
         parameters, groups = dict(self.named_parameters()), []
-        for i, names in enumerate(self.parameter_groups()):
+        for i, names in enumerate(self.parameter_groups(muon)):
             decay = 0.0 if i == 1 or names == [NGRAMS] else weight_decay
             groups.append(dict(params=[parameters[name] for name in names], weight_decay=decay))
-        optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu"))
+        optimizer = optimizer_class(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu"))
+        if optimizer_class is not torch.optim.AdamW:
+            return optimizer
 
         def make_gradients_dense(*_):  # AdamW refuses the sparse gradients of an embedding with sparse=True
             for p in parameters.values():

@@ -14,6 +14,7 @@ import math
 import os
 import time
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -22,18 +23,17 @@ import configurator
 from configurator import UserError
 from dongpt import log as logs
 from dongpt import runtime
-from dongpt.checkpoint import build_model
+from dongpt.checkpoint import build_model, run
 from dongpt.checkpoint import files as checkpoints
+from dongpt.checkpoint.run import Saver, State
 from dongpt.log import RunLog, check_finite
 from dongpt.program import run_program
 from dongpt.runtime import Interrupts, RuntimeConfig, Stop, print0, seed_everything
 from dongpt.text.bins import find_folder
 from dongpt.text.prepare import prepare_if_missing
 from dongpt.train import init_wte, optim
-from dongpt.train import state as states
 from dongpt.train.data import Corpus
 from dongpt.train.evaluation import estimate_loss, finish, print_sample
-from dongpt.train.state import State
 from dongpt.train.step import StepConfig, TrainStep
 from model import GPT, GPTConfig
 
@@ -83,20 +83,15 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
         StepConfig.__post_init__(self)
         wrong = []
         if self.init_wte and self.init_from not in ("scratch", "resume"):
-            wrong.append(
-                f"init_wte={self.init_wte} and init_from={self.init_from} both say what the token embedding "
-                f"starts with: drop one of them"
-            )
+            both = f"init_wte={self.init_wte} and init_from={self.init_from}"
+            wrong.append(f"{both} both say what the token embedding starts with: drop one of them")
         if (self.init_wte or self.freeze_wte) and self.model_type == "bigram":
             wrong.append("a bigram's table holds logits, no vectors: drop init_wte and freeze_wte")
         if self.decay_lr and self.min_lr > self.learning_rate > 0:
-            wrong.append(
-                f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}: lower it, it is what the "
-                f"rate goes down to"
-            )
-        if self.document_mask and (
-            self.pos_embd not in ("default", "rope") or self.model_type != "gpt" or self.ngrams > 1
-        ):
+            above = f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}"
+            wrong.append(f"{above}: lower it, it is what the rate goes down to")
+        can_mask = self.pos_embd in ("default", "rope") and self.model_type == "gpt" and self.ngrams == 1
+        if self.document_mask and not can_mask:
             wrong.append(
                 f"document_mask=True needs a gpt with pos_embd=default or rope and ngrams=1, and this is "
                 f"a {self.model_type} with {self.pos_embd} and ngrams={self.ngrams}: change that, or drop document_mask"
@@ -146,17 +141,15 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
     if init_from == "resume":
         checkpoint, path = checkpoints.load_valid(out_dir)
         print0(f"Resuming training from {path}")
-        stored = states.resumed_settings(TrainConfig, checkpoint, path, overrides)
+        stored = run.resumed_settings(TrainConfig, checkpoint, path, overrides)
         model, tokenizer = checkpoints.restore_model(checkpoint, path), checkpoint.get("tokenizer")
         source = Source(path, model, tokenizer, checkpoint, os.path.getmtime(path))
     else:
         print0(f"Initializing from the weights of {init_from}")
         model, tokenizer, _ = checkpoints.load_anything(init_from)
-        stored, source = {}, Source(init_from, model, tokenizer, {})
-        if (block_size := overrides.get("block_size", model.config.block_size)) < model.config.block_size:
-            print0(
-                f"cropping block_size from {model.config.block_size} to {block_size}: positions beyond are forgotten"
-            )
+        stored, source, old_size = {}, Source(init_from, model, tokenizer, {}), model.config.block_size
+        if (block_size := overrides.get("block_size", old_size)) < old_size:
+            print0(f"cropping block_size from {old_size} to {block_size}: positions beyond are forgotten")
             model.crop_block_size(block_size)
     architecture = {key: getattr(model.config, key) for key in ARCHITECTURE}
     wanted = {key: value for key, value in overrides.items() if key not in ARCHITECTURE or value is not None}
@@ -177,10 +170,8 @@ def make_model(cfg: TrainConfig, source: Source | None, corpus: Corpus) -> GPT:
         print0("Initializing a new model from scratch")
         vocab_size = cfg.vocab_size or corpus.model_vocab_size
         if vocab_size < corpus.vocab_size:
-            raise UserError(
-                f"vocab_size={vocab_size} is smaller than the {corpus.vocab_size} entries of the "
-                f"vocabulary of {corpus.name}: drop vocab_size"
-            )
+            has = f"the {corpus.vocab_size} entries of the vocabulary of {corpus.name}"
+            raise UserError(f"vocab_size={vocab_size} is smaller than {has}: drop vocab_size")
         settings = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}
         seed_everything(cfg.seed)
         model = build_model(GPTConfig(**{**settings, "vocab_size": vocab_size}))
@@ -188,7 +179,7 @@ def make_model(cfg: TrainConfig, source: Source | None, corpus: Corpus) -> GPT:
             print0(init_wte.init_embedding(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
         return model
     model = source.model
-    states.adapt_vocabulary(model, source.tokenizer, source.path, corpus, cfg.seed, is_resume=bool(source.checkpoint))
+    run.adapt_vocabulary(model, source.tokenizer, source.path, corpus, cfg.seed, is_resume=bool(source.checkpoint))
     model.set_dropout(cfg.dropout, cfg.attn_dropout)
     return model
 
@@ -210,10 +201,10 @@ def main(argv: list[str] | None = None) -> int:
         print0("".join(f"Overriding: {key} = {value}\n" for key, value in overrides.items()), end="")
 
         # machine: a resume computes as the run before it did, unless told otherwise
-        before = states.stored_machine(source.checkpoint, source.path) if source else None
+        before = run.stored_machine(source.checkpoint, source.path) if source else None
         is_same = before and before.device == torch.device(runtime.pick_device(cfg.device)[0]).type
         dtype = before.dtype if before and is_same and "dtype" not in overrides else cfg.dtype
-        compile = cfg.compile
+        compile: bool | str = cfg.compile
         if before and is_same and "compile" not in overrides:
             compile = "before" if before.compile else False
         rt = runtime.start(cfg.device, dtype, cfg.backend, cfg.n_embd)
@@ -225,52 +216,47 @@ def main(argv: list[str] | None = None) -> int:
         prepare_if_missing(folder, rt)
         corpus = Corpus(folder, cfg.dataset_fraction)
         found = f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})"
-        rt.print(found if corpus.meta else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
+        print0(found if corpus.meta else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
         model = make_model(cfg, source, corpus).to(rt.device)
         tokenizer = corpus.tokenizer() if cfg.sample_tokens or cfg.document_mask else None
         if tokenizer and cfg.document_mask and tokenizer.end_id is None:
-            raise UserError(
-                f"document_mask=True needs documents that end with <|endoftext|>, and {corpus.name} has "
-                f"none: drop it, or prepare the data from several documents"
-            )
+            needed = f"documents that end with <|endoftext|>, and {corpus.name} has none"
+            raise UserError(f"document_mask=True needs {needed}: drop it, or prepare the data from several documents")
         model.document_end = tokenizer.end_id if tokenizer and cfg.document_mask else None
-        corpus.check(cfg.block_size, model.config.vocab_size)
+        corpus.check(cfg.block_size, model.transformer.wte.num_embeddings)
         optimizer = optim.make_optimizer(model, cfg, rt.device_type)
         step = TrainStep(cfg, rt, corpus, model, optimizer)
-        state = states.restore(source.checkpoint, source.path, step) if source and resuming else State()
+        state = run.restore(source.checkpoint, source.path, step) if source and resuming else State()
         if not cfg.eval_only:
             resumed_file = (source.path, source.modified) if source and resuming else None
-            rt.on_main(lambda: at_exit.enter_context(states.locked_out_dir(cfg.out_dir, resumed_file)))
+            rt.on_main(lambda: at_exit.enter_context(run.locked_out_dir(cfg.out_dir, resumed_file)))
         source = None  # or its tensors would stay in memory
         epoch = corpus.epoch_windows(cfg.block_size) * cfg.block_size / step.tokens
-        rt.print(f"tokens per iteration will be: {step.tokens:,} (one epoch is {epoch:,.1f} iterations)")
-        rt.print(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
-        rt.print(optim.describe(model, optimizer))
+        print0(f"tokens per iteration will be: {step.tokens:,} (one epoch is {epoch:,.1f} iterations)")
+        print0(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
+        print0(optim.describe(model, optimizer))
         is_compiled, why = step.compile(compile, cfg.max_iters - state.iter_num)
-        rt.print(f"{rt.why}, compile: {'on' if is_compiled else 'off'} ({why})")
+        print0(f"{rt.why}, compile: {'on' if is_compiled else 'off'} ({why})")
         machine = runtime.this_machine(rt, is_compiled)
         if before and before != machine:
-            rt.print(
-                f"this resume is not bitwise: the run before it had {asdict(before)}, this one has {asdict(machine)}"
-            )
+            were = f"the run before it had {asdict(before)}, this one has {asdict(machine)}"
+            print0(f"this resume is not bitwise: {were}")
 
         stop = Stop(rt, interrupts, cfg.max_minutes)
         if cfg.eval_only:
             if losses := estimate_loss(step, stop):
-                rt.print(f"step {state.iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}")
+                print0(f"step {state.iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}")
             return stop.code or interrupts.code
         config = {**asdict(cfg), **{key: getattr(model.config, key) for key in ARCHITECTURE}}
         on_gpu = rt.device_type == "cuda" and rt.dtype != "float32"
         peak = logs.peak_flops(torch.cuda.get_device_name()) if on_gpu else None
         peak_speed = peak * rt.world_size / model.flops_per_token() if peak else None
-        log = RunLog(
-            cfg.out_dir, lambda: states.first_records(step, state, config, asdict(machine)), rt.is_main, peak_speed
-        )
-        saver = states.Saver(step, config, machine, log)
-        return train(step, state, saver, log, stop)
+        start_log = partial(run.first_records, step, state, config, asdict(machine))
+        log = RunLog(cfg.out_dir, start_log, rt.is_main, peak_speed)
+        return train(step, log, Saver(step, config, machine, log), state, stop)
 
 
-def train(step: TrainStep, state: State, saver: states.Saver, log: RunLog, stop: Stop) -> int:
+def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: Stop) -> int:
     """Evaluate, save, update and log until max_iters, or until something ends the run; returns the exit code."""
     cfg, rt = step.cfg, step.rt
     first_iter = state.iter_num
@@ -285,7 +271,7 @@ def train(step: TrainStep, state: State, saver: states.Saver, log: RunLog, stop:
         is_last = state.iter_num >= cfg.max_iters or stop.time_is_up
         if (state.iter_num % cfg.eval_interval == 0 or is_last) and state.evaluated_at != state.iter_num:
             log.flush()
-            if not evaluate_and_save(step, state, saver, log, stop, is_last):
+            if not evaluate_and_save(step, log, saver, state, stop, is_last):
                 break  # a signal came
             if cfg.patience and state.evals_since_best >= cfg.patience:
                 reason, is_last = f"no lower validation loss in {state.evals_since_best} evaluations", True
@@ -319,28 +305,25 @@ def train(step: TrainStep, state: State, saver: states.Saver, log: RunLog, stop:
     log.bar.close()
     exit_code = stop.code
     if exit_code and state.iter_num == first_iter:
-        rt.print("interrupted before the first step: nothing was saved")
+        print0("interrupted before the first step: nothing was saved")
     elif exit_code:
         rt.on_main(lambda: saver.save(state, is_best=False))  # other ranks wait: torchrun kills all when one ends
-        rt.print(f"interrupted after {state.iter_num} iterations, the state is saved; resume with")
-        rt.print(f"  {states.resume_command(cfg.out_dir, rt.world_size)}")
+        print0(f"interrupted after {state.iter_num} iterations, the state is saved; resume with")
+        print0(f"  {run.resume_command(cfg.out_dir, rt.world_size)}")
     else:
         if reason:
-            rt.print(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {reason}")
+            print0(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {reason}")
         elif state.iter_num == first_iter > 0:
-            rt.print(f"all {cfg.max_iters} iterations of this run are done: give a larger --max_iters to continue")
-        finish(step, log, stop)
+            print0(f"all {cfg.max_iters} iterations of this run are done: give a larger --max_iters to continue")
+        finish(step, log, stop, run.load_best(step))
         if exit_code := stop.code or stop.interrupts.code:
-            rt.print("interrupted in the last evaluation: the run itself is complete and saved")
+            print0("interrupted in the last evaluation: the run itself is complete and saved")
     log.close()
     return exit_code
 
 
-def evaluate_and_save(
-    step: TrainStep, state: State, saver: states.Saver, log: RunLog, stop: Stop, is_last: bool
-) -> bool:
+def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: Stop, is_last: bool) -> bool:
     """Evaluate, log it and save the state; False, and nothing is saved, if all ranks have to stop."""
-    cfg, rt = step.cfg, step.rt
     losses = estimate_loss(step, stop)
     if losses is None:
         return False
@@ -353,10 +336,10 @@ def evaluate_and_save(
         is_best = val_loss < state.best_val_loss
         state.best_val_loss = min(val_loss, state.best_val_loss)
         state.evals_since_best = 0 if is_best else state.evals_since_best + 1
-        rt.on_main(lambda: saver.save(state, is_best))
-    if cfg.sample_tokens and rt.is_main:
-        print_sample(step, log, stop)
-    if rt.is_main:
+        step.rt.on_main(lambda: saver.save(state, is_best))
+    if step.rt.is_main:
+        if step.cfg.sample_tokens:
+            print_sample(step, log, stop)
         log.draw(at_most_every=REDRAW_SECONDS)
     return True
 

@@ -21,9 +21,10 @@ import numpy as np
 import configurator
 from dongpt.log import import_figure
 from dongpt.program import run_program
+from dongpt.text.bins import SPLITS, find_folder
 from dongpt.text.report import name_of
 from dongpt.text.tokenizers import BPETokenizer, GPT2Tokenizer, Tokenizer, split_words
-from dongpt.train.data import SPLITS, Corpus, find_folder
+from dongpt.train.data import Corpus
 
 PICTURE = "explore.png"
 

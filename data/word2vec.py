@@ -29,8 +29,9 @@ import configurator
 from configurator import UserError
 from dongpt.log import import_figure
 from dongpt.program import ROOT, run_program
+from dongpt.text.bins import find_folder
 from dongpt.text.tokenizers import WordTokenizer
-from dongpt.train.data import Corpus, find_folder
+from dongpt.train.data import Corpus
 from dongpt.train.init_wte import read_vectors, save_table, vector_table, wanted_spellings
 
 VECTORS, PICTURE = "word2vec.npy", "word2vec.png"

@@ -17,7 +17,9 @@ import torch
 
 from dongpt import runtime
 from dongpt.program import run_program
-from dongpt.train.data import Corpus, find_folder, prepare_if_missing
+from dongpt.text.bins import find_folder
+from dongpt.text.prepare import prepare_if_missing
+from dongpt.train.data import Corpus
 from dongpt.train.optim import OptimConfig, lower_last_distance, make_optimizer, set_learning_rate
 from model import GPT, GPTConfig, rotate
 

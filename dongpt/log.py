@@ -78,7 +78,7 @@ def read_log(out_dir: str) -> list[dict]:
 def records_before(records: list[dict], iter_num: int, evaluated_at: int) -> list[dict]:
     """The records of a log up to a state of iter_num updates whose last evaluation was after evaluated_at."""
     last = {"iter": iter_num - 1, "eval": evaluated_at, "final": -1}
-    return [record for record in records if record.get("iter", 0) <= last.get(record.get("kind"), iter_num)]
+    return [record for record in records if record.get("iter", 0) <= last.get(record.get("kind", ""), iter_num)]
 
 
 def finite(value):
@@ -136,22 +136,22 @@ class RunLog:
             self.bar.write(line)
             sys.stdout.flush()
 
-    def open(self):
-        """Start the file with the records to keep and the header."""
+    def open(self) -> IO:
+        """Start the file with the records to keep and the header, and return it."""
         kept, header, self.wandb_run = self.start()
         path = os.path.join(self.out_dir, LOG)
         with replaced_file(path, "w", encoding="utf-8", newline="\n") as file:
             file.writelines(map(to_json_line, [*kept, {"kind": "header", **header}]))
         self.file = open(path, "a", encoding="utf-8", newline="\n")
+        return self.file
 
     def write(self, kind: str, **record):
         """Append one record; a killed process loses none."""
         if not self.is_main:
             return
-        if self.file is None:
-            self.open()
-        self.file.write(to_json_line({"kind": kind, **record}))
-        self.file.flush()
+        file = self.file or self.open()
+        file.write(to_json_line({"kind": kind, **record}))
+        file.flush()
         if self.wandb_run is not None:
             names = {key: f"train/{key}" if kind == "iter" else key for key in record if key != "iter"}
             names.update(train_loss="train/loss_eval", val_loss="val/final" if kind == "final" else "val/loss")

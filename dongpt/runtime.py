@@ -319,8 +319,9 @@ class Machine:
 
 def this_machine(rt: Runtime, compiled: bool) -> Machine:
     """The Machine of this process."""
-    versions = str(torch.__version__), np.__version__
-    return Machine(rt.device_type, rt.dtype, compiled, torch.get_num_threads(), rt.world_size, *versions)
+    versions = dict(torch=str(torch.__version__), numpy=np.__version__)
+    values: dict[str, Any] = dict(device=rt.device_type, dtype=rt.dtype, world_size=rt.world_size, **versions)
+    return Machine(compile=compiled, threads=torch.get_num_threads(), **values)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

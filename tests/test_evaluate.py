@@ -16,7 +16,8 @@ import evaluate as program
 from configurator import UserError
 from dongpt import runtime
 from dongpt.checkpoint.files import load_model, model_args, save
-from dongpt.train.data import Corpus, read_meta
+from dongpt.text.bins import read_meta
+from dongpt.train.data import Corpus
 from dongpt.train.evaluation import Loss, evaluate
 from model import GPT, GPTConfig
 

@@ -11,7 +11,7 @@ from helpers import TINY_RUN, RunsACommand, expect_sentence, run, write_corpus
 import sample as program
 import train
 from dongpt.checkpoint.files import model_args, save
-from dongpt.train.data import read_meta
+from dongpt.text.bins import read_meta
 from model import GPT, GPTConfig
 
 smoke = pytest.mark.smoke

@@ -15,20 +15,8 @@ import torch
 
 from configurator import UserError
 from dongpt.runtime import Runtime
-from dongpt.text.bins import (
-    SPLITS,
-    TokenArray,
-    check_ends,
-    find_folder,
-    how_to_prepare,
-    read_meta,
-    short_name,
-    split_files,
-)
-from dongpt.text.prepare import prepare_if_missing
+from dongpt.text.bins import SPLITS, TokenArray, check_ends, how_to_prepare, read_meta, short_name, split_files
 from dongpt.text.tokenizers import Tokenizer, from_dict
-
-__all__ = ["SPLITS", "Corpus", "find_folder", "prepare_if_missing", "read_meta"]  # the last three until callers switch
 
 SCANNED_TOKENS = 2**25  # compared with the vocabulary before training, evenly spaced over a longer text
 
@@ -58,23 +46,18 @@ class Corpus:
             for split in SPLITS
             if os.path.exists(path := os.path.join(folder, f"{split}.mask.bin"))
         }
-        self._check_masks(counts)
+        remedy = how_to_prepare(folder)
+        if missing := sorted(set(self.meta.get("predicted_bytes", {})) - set(self.masks)):
+            what = f"{self.name} has no {missing[0]}.mask.bin, and meta.json says that it was prepared with one"
+            raise UserError(f"{what}: {remedy}")
+        for split, mask in self.masks.items():
+            path, size = mask.paths[0], os.path.getsize(mask.paths[0])
+            if size != counts[split] or not os.path.isfile(path):
+                what = f"{path} holds {size:,} bytes where {split}.bin has {counts[split]:,} tokens"
+                raise UserError(f"{what}: {remedy}")
         self._device_tensors: dict[str, torch.Tensor] = {}  # see to_device
         self._epoch: tuple[tuple[int, int, int], np.ndarray] | None = None  # (epoch, block_size, seed), window starts
         self._epoch_windows: dict[int, int] = {}
-
-    def _check_masks(self, counts: dict[str, int]):
-        remedy = how_to_prepare(self.folder)
-        if missing := sorted(set(self.meta.get("predicted_bytes", {})) - set(self.masks)):
-            raise UserError(
-                f"{self.name} has no {missing[0]}.mask.bin, and meta.json says that it was prepared with one: {remedy}"
-            )
-        for split, mask in self.masks.items():
-            size = os.path.getsize(mask.paths[0])
-            if size != counts[split] or not os.path.isfile(mask.paths[0]):
-                raise UserError(
-                    f"{mask.paths[0]} holds {size:,} bytes where {split}.bin has {counts[split]:,} tokens: {remedy}"
-                )
 
     def tokenizer(self) -> Tokenizer:
         return from_dict(self.tokenizer_dict)
@@ -97,27 +80,21 @@ class Corpus:
         """Raise UserError if the corpus is too short to train on, holds ids that a model has no embedding for, or
         has shards whose ends are not what meta.json says."""
         if 2 <= self.lengths["train"] < block_size + 1:
-            raise UserError(
-                f"{self._tokens['train'].paths[0]} gives {self.lengths['train']:,} tokens, too few for "
-                f"block_size={block_size}: use more text, or a block_size below {self.lengths['train']}"
-            )
+            few = f"{self._tokens['train'].paths[0]} gives {self.lengths['train']:,} tokens, too few for {block_size=}"
+            raise UserError(f"{few}: use more text, or a block_size below {self.lengths['train']}")
         for split in SPLITS:
             self.check_split(split, vocab_size)
 
     def check_split(self, split: str, vocab_size: int):
         """Raise UserError if a split is too short for a loss or holds ids that a model has no embedding for."""
         if self.lengths[split] < 2:
-            raise UserError(
-                f"{os.path.join(self.folder, split)}.bin has {self.lengths[split]} token: a loss needs at least 2, "
-                f"use more text"
-            )
+            has = f"{os.path.join(self.folder, split)}.bin has {self.lengths[split]} token"
+            raise UserError(f"{has}: a loss needs at least 2, use more text")
         if split == "train":
             check_ends(self.folder, self.shards)
         if (mask := self.mask(split)) is not None and not mask[1:].any():
-            raise UserError(
-                f"{self.masks[split].paths[0]} masks everything: nothing is left to predict, "
-                f"{how_to_prepare(self.folder)}"
-            )
+            what = f"{self.masks[split].paths[0]} masks everything: nothing is left to predict"
+            raise UserError(f"{what}, {how_to_prepare(self.folder)}")
         for ids in self._tokens[split].spread(SCANNED_TOKENS):
             self._check_ids(ids, vocab_size, split)
 
@@ -130,10 +107,8 @@ class Corpus:
         if ids.max() >= vocab_size:
             paths = self._tokens[split].paths
             where = paths[0] if len(paths) == 1 else f"the {split} split of {self.name}"
-            raise UserError(
-                f"{where} holds the id {ids.max()}, and the vocabulary has {vocab_size} "
-                f"entries: the bins were made with another tokenizer; {how_to_prepare(self.folder)}"
-            )
+            what = f"{where} holds the id {ids.max()}, and the vocabulary has {vocab_size} entries"
+            raise UserError(f"{what}: the bins were made with another tokenizer; {how_to_prepare(self.folder)}")
 
     # ------------------------------------------------------------------------------------------------------------------
     # training: shuffled windows without replacement
@@ -247,13 +222,7 @@ class Corpus:
     # evaluation: disjoint windows, each token but the first predicted once
 
     def eval_batches(
-        self,
-        split: str,
-        batch_size: int,
-        block_size: int,
-        n_windows: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        self, split: str, batch_size: int, block_size: int, n_windows: int | None = None, rank=0, world_size=1
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
         """Yield (x, y, number of predicted tokens) over a split, x and y (B, T) int64; padding and masked tokens are
         -1 in y.
@@ -265,9 +234,8 @@ class Corpus:
         tokens, mask = self.tokens(split), self.mask(split)
         windows: range | np.ndarray = range(-(-(self.lengths[split] - 1) // block_size))
         if mask is not None:  # those with a token in the loss
-            windows = np.flatnonzero(
-                np.add.reduceat(mask[1:] != 0, block_size * np.arange(len(windows)), dtype=np.int64)
-            )
+            starts = block_size * np.arange(len(windows))
+            windows = np.flatnonzero(np.add.reduceat(mask[1:] != 0, starts, dtype=np.int64))
         n = min(len(windows), len(windows) if n_windows is None else n_windows)
         for first in range(rank * batch_size, n + rank * batch_size, world_size * batch_size):
             x = np.zeros((batch_size, block_size), dtype=np.int64)

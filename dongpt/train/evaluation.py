@@ -4,13 +4,11 @@ evaluate() is for any model; the functions after it evaluate a training run.
 """
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Callable
 
 import torch
 
-from dongpt.checkpoint import files as checkpoints
 from dongpt.log import RunLog
 from dongpt.runtime import Runtime, Stop
 from dongpt.train.data import Corpus
@@ -64,25 +62,17 @@ def evaluate(
     model.train(was_training)
     if stopped:
         return None
-    total, count = runtime.sum(total, count)
-    return Loss(total / count if count else math.nan, int(count))
+    total, n_predicted = runtime.sum(total, count)
+    return Loss(total / n_predicted if n_predicted else math.nan, int(n_predicted))
 
 
 def estimate_loss(step: TrainStep, stop: Stop) -> tuple[float, float] | None:
     """(train, val) loss on fixed windows spread over each split; None if all ranks have to stop."""
     cfg, losses = step.cfg, []
     for split in ("train", "val"):
+        shape = cfg.batch_size, cfg.block_size
         n_windows = cfg.eval_iters * cfg.batch_size
-        loss = evaluate(
-            step.eval_model,
-            step.corpus,
-            split,
-            cfg.batch_size,
-            cfg.block_size,
-            step.rt,
-            n_windows,
-            lambda: stop("eval"),
-        )
+        loss = evaluate(step.eval_model, step.corpus, split, *shape, step.rt, n_windows, lambda: stop("eval"))
         if loss is None:
             return None
         losses.append(loss.nats)
@@ -101,15 +91,10 @@ def print_sample(step: TrainStep, log: RunLog, stop: Stop):
     log.print(f"--- sample ---\n{tokenizer.decode(ids)}\n--------------")
 
 
-def finish(step: TrainStep, log: RunLog, stop: Stop):
-    """Print and log the loss of ckpt.pt over the whole validation split, unless a signal comes."""
-    cfg, rt, used_iter = step.cfg, step.rt, 0
-    if rt.is_main:
-        best = checkpoints.load(os.path.join(cfg.out_dir, checkpoints.BEST))
-        used_iter = best["iter_num"]
-        step.model.load_state_dict(checkpoints.clean_names(best["model"]))
-        del best  # or its optimizer state would stay in memory
-    rt.broadcast([p.data for p in step.model.parameters()])
+def finish(step: TrainStep, log: RunLog, stop: Stop, best_iter: int):
+    """Print and log the loss over the whole validation split, with the weights of iteration best_iter, unless a signal
+    comes."""
+    cfg, rt = step.cfg, step.rt
     loss = evaluate(
         step.eval_model, step.corpus, "val", cfg.batch_size, cfg.block_size, rt, should_stop=lambda: stop("eval")
     )
@@ -120,8 +105,8 @@ def finish(step: TrainStep, log: RunLog, stop: Stop):
     except ValueError:  # counting bytes takes a tokenizer, and GPT-2's may be out of reach
         bits = None
     print(
-        f"final: ckpt.pt of iteration {used_iter} has whole-validation loss {loss.nats:.4f}, perplexity "
+        f"final: ckpt.pt of iteration {best_iter} has whole-validation loss {loss.nats:.4f}, perplexity "
         f"{loss.perplexity:.2f}" + (f", {bits:.4f} bits per byte" if bits else "") + f" ({loss.tokens:,} tokens)"
     )
     measured = dict(val_loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=bits, tokens=loss.tokens)
-    log.write("final", iter=used_iter, **measured)
+    log.write("final", iter=best_iter, **measured)

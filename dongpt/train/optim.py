@@ -7,8 +7,9 @@ Muon: Keller Jordan et al. 2024, kellerjordan.github.io/posts/muon. It replaces 
 nearest orthogonal matrix, so that all directions learn equally fast.
 """
 
+import inspect
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch.optim.adamw import adamw
@@ -40,29 +41,22 @@ class OptimConfig:
 
     def __post_init__(self):
         if self.optimizer == "muon" and self.learning_rate == 0:
-            raise UserError(
-                "optimizer=muon needs a learning_rate above 0, since muon_lr rises and falls with it: give a small one"
-            )
+            why = "since muon_lr rises and falls with it"
+            raise UserError(f"optimizer=muon needs a learning_rate above 0, {why}: give a small one")
 
 
 def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer":
-    """The optimizer that cfg asks for, over model.parameter_groups(muon)."""
-    uses_muon = cfg.optimizer == "muon"
-    parameters, groups = dict(model.named_parameters()), []
-    for i, names in enumerate(model.parameter_groups(uses_muon)):
-        group = dict(params=[parameters[name] for name in names], weight_decay=cfg.weight_decay)
-        if i == 1:  # biases and LayerNorm weights
-            group["weight_decay"] = 0.0
-        elif uses_muon and i == 2:
-            group |= dict(rule="muon", lr_scale=cfg.muon_lr / cfg.learning_rate)
-        elif names == [NGRAMS]:
-            group |= dict(rule="rows", lr_scale=NGRAMS_LR, weight_decay=0.0)
+    """The optimizer that cfg asks for, over the groups of GPT.configure_optimizers."""
+    betas, muon, lr = (cfg.beta1, cfg.beta2), cfg.optimizer == "muon", cfg.learning_rate
+    optimizer = model.configure_optimizers(cfg.weight_decay, lr, betas, device_type, Optimizer, muon)
+    for i, (names, group) in enumerate(zip(model.parameter_groups(muon), optimizer.param_groups)):
+        if names == [NGRAMS]:
+            group.update(rule="rows", lr_scale=NGRAMS_LR)
         elif names == [RELATIVE]:
-            group["lr_scale"] = RELATIVE_LR
-        groups.append(group)
-    betas, fused = (cfg.beta1, cfg.beta2), device_type in ("cuda", "cpu")
-    optimizer = Optimizer(groups, dict(lr=cfg.learning_rate, betas=betas, eps=1e-8, weight_decay=0.0, fused=fused))
-    set_learning_rate(optimizer, cfg.learning_rate)
+            group.update(lr_scale=RELATIVE_LR)
+        elif muon and i == 2:
+            group.update(rule="muon", lr_scale=cfg.muon_lr / lr)
+    set_learning_rate(optimizer, lr)
     return optimizer
 
 
@@ -76,31 +70,27 @@ def describe(model: GPT, optimizer: "Optimizer") -> str:
     """nanoGPT's lines about the parameters that decay and those that do not."""
     _, vectors, *_ = model.parameter_groups()
     trained = [(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad]
-    lines = []
+    text = ""
     for kind, decays in (("decayed", True), ("non-decayed", False)):
         counts = [count for name, count in trained if (name not in vectors and name != NGRAMS) == decays]
-        lines.append(f"num {kind} parameter tensors: {len(counts)}, with {sum(counts):,} parameters")
-    lines.append(f"using fused AdamW: {optimizer.defaults['fused']}")
-    for group in optimizer.param_groups:
-        if group.get("rule") == "muon":
-            lines.append(f"Muon moves {len(group['params'])} matrices, AdamW the rest")
-    return "\n".join(lines)
+        text += f"num {kind} parameter tensors: {len(counts)}, with {sum(counts):,} parameters\n"
+    by_muon = [len(group["params"]) for group in optimizer.param_groups if group.get("rule") == "muon"]
+    muon = f"\nMuon moves {by_muon[0]} matrices, AdamW the rest" if by_muon else ""
+    return f"{text}using fused AdamW: {optimizer.defaults['fused']}{muon}"
 
 
 class Optimizer(torch.optim.Optimizer):
     """AdamW with torch.optim.AdamW's state; Muon for groups with rule="muon", Adam by rows for rule="rows"."""
 
-    # PyTorch wraps these methods, only to keep torch.compile out of them, in a decorator that imports torch's compiler
-    # at the first call: as slow as importing torch. Nothing here compiles an optimizer, so take the methods themselves.
-    add_param_group, state_dict, load_state_dict, zero_grad = (
-        getattr(method, "__wrapped__", method)
-        for method in (
-            torch.optim.Optimizer.add_param_group,
-            torch.optim.Optimizer.state_dict,
-            torch.optim.Optimizer.load_state_dict,
-            torch.optim.Optimizer.zero_grad,
-        )
-    )
+    # PyTorch's decorator around these methods, which keeps torch.compile out of them, imports torch's compiler at the
+    # first call: as slow as importing torch. Nothing here compiles an optimizer, so these are the methods inside it.
+    add_param_group: Any = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict: Any = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict: Any = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad: Any = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+    def __init__(self, groups, lr: float, betas=(0.9, 0.95), weight_decay: float = 0.0, fused: bool = False):
+        super().__init__(groups, dict(lr=lr, betas=betas, eps=1e-8, weight_decay=weight_decay, fused=fused))
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -117,28 +107,17 @@ class Optimizer(torch.optim.Optimizer):
 
     def _adamw_step(self, parameters: list, group: dict):
         for p in parameters:
-            if not self.state[p]:
+            if not (state := self.state[p]):
                 device = p.device if group["fused"] else "cpu"  # unfused AdamW reads it: on a GPU that would wait
-                self.state[p] = dict(
-                    step=torch.zeros((), device=device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
-                )
-        states = [self.state[p] for p in parameters]
-        adamw(  # the function inside torch.optim.AdamW, whose own step() imports the compiler too
-            parameters,
-            [p.grad for p in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=group["fused"],
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+                state["step"], state["exp_avg"] = torch.zeros((), device=device), torch.zeros_like(p)
+                state["exp_avg_sq"] = torch.zeros_like(p)
+        gradients = [p.grad for p in parameters]
+        keys = "exp_avg", "exp_avg_sq", "step"
+        averages, squares, steps = ([self.state[p][key] for p in parameters] for key in keys)
+        settings = {key: group[key] for key in ("lr", "weight_decay", "eps", "fused")}
+        settings |= dict(beta1=group["betas"][0], beta2=group["betas"][1], amsgrad=False, maximize=False)
+        # the function inside torch.optim.AdamW, whose own step() imports the compiler too
+        adamw(parameters, gradients, averages, squares, [], steps, **settings)
 
     def _row_step(self, parameters: list, group: dict):
         """One update of tables of which a batch uses few rows, with dense or sparse gradients.
@@ -166,7 +145,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _muon_step(self, parameters: list, group: dict):
         """One update by Muon; matrices of the same shape are orthogonalized together."""
-        by_shape: dict[tuple[int, int], list] = {}
+        by_shape: dict[tuple[int, ...], list] = {}
         for p in parameters:
             if not (state := self.state[p]):
                 state["momentum"] = torch.zeros_like(p)

@@ -8,7 +8,7 @@ A sample is a window of block_size tokens.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -50,20 +50,22 @@ class TrainStep:
 
     def __init__(self, cfg, rt: Runtime, corpus: Corpus, model: GPT, optimizer: torch.optim.Optimizer):
         self.cfg, self.rt, self.corpus, self.model, self.optimizer = cfg, rt, corpus, model, optimizer
+        self.vocab_size: int = model.transformer.wte.num_embeddings
         if cfg.gradient_accumulation_steps % rt.world_size:
-            raise UserError(
-                f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} micro-batches cannot be "
-                f"shared evenly by {rt.world_size} processes: use a multiple of {rt.world_size}"
+            what = (
+                f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} micro-batches cannot be shared evenly"
             )
+            raise UserError(f"{what} by {rt.world_size} processes: use a multiple of {rt.world_size}")
         if rt.has_room_for(3 * corpus.lengths["train"]):  # ids of two bytes, and perhaps a mask
-            corpus.to_device(rt, model.config.vocab_size)
+            corpus.to_device(rt, self.vocab_size)
         self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
         self.samples = cfg.gradient_accumulation_steps * cfg.batch_size  # per update
         self.tokens = self.samples * cfg.block_size
-        self.eval_model = self.train_model = model
+        self.eval_model: Any = model
+        self.train_model: Any = model
 
     def compile(self, asked, n_updates: float) -> tuple[bool, str]:
-        """Decide on torch.compile for a run of n_updates, wrap the model for several processes; (is compiled?, why)."""
+        """Decide on torch.compile for a run of n_updates; wrap the model for several processes; (is compiled?, why)."""
         cfg, rt = self.cfg, self.rt
 
         def trial(model):
@@ -79,9 +81,8 @@ class TrainStep:
             self.model.transformer.ngrams.sparse = rt.device_type == "cpu" and rt.world_size == 1 and not compiled
         self.train_model = self.eval_model  # evaluation bypasses DDP, whose forward would wait for the other ranks
         if rt.world_size > 1:
-            self.train_model = DistributedDataParallel(
-                self.eval_model, device_ids=[rt.local_rank] if rt.device_type == "cuda" else None
-            )
+            device_ids = [rt.local_rank] if rt.device_type == "cuda" else None
+            self.train_model = DistributedDataParallel(self.eval_model, device_ids=device_ids)
         return compiled, why
 
     def __call__(self, lr: float, iter_num: int, samples_seen: int) -> torch.Tensor:
@@ -89,17 +90,13 @@ class TrainStep:
         cfg, rt = self.cfg, self.rt
         set_learning_rate(self.optimizer, lr)
         accumulate = cfg.gradient_accumulation_steps // rt.world_size
-        loss_weights = self.corpus.loss_weights(
-            samples_seen, cfg.gradient_accumulation_steps, cfg.batch_size, cfg.block_size, cfg.seed
-        )
+        n_batches, shape = cfg.gradient_accumulation_steps, (cfg.batch_size, cfg.block_size)
+        loss_weights = self.corpus.loss_weights(samples_seen, n_batches, *shape, cfg.seed)
         total = torch.zeros((), device=rt.device)
         for micro_step in range(accumulate):
             index = micro_step * rt.world_size + rt.rank  # of the micro-batch, counted over all ranks
             first = samples_seen + index * cfg.batch_size
-            batch = self.corpus.train_batch(
-                first, cfg.batch_size, cfg.block_size, cfg.seed, self.model.config.vocab_size
-            )
-            x, y = rt.move(*batch)  # (B, T) each
+            x, y = rt.move(*self.corpus.train_batch(first, *shape, cfg.seed, self.vocab_size))  # (B, T) each
             if rt.world_size > 1:  # average the gradients over the ranks only after the last micro-batch
                 self.train_model.require_backward_grad_sync = micro_step == accumulate - 1
             seed_everything(cfg.seed, iter_num, index)  # for dropout

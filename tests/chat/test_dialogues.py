@@ -23,6 +23,7 @@ from dongpt.chat.dialogues import Chats, Dialogues
 from dongpt.checkpoint.files import load_model
 from dongpt.decode.sampling import Sampling
 from dongpt.text import bins
+from dongpt.text.bins import read_meta
 from dongpt.text.documents import Files
 from dongpt.text.template import (
     DONGPT,
@@ -37,7 +38,7 @@ from dongpt.text.template import (
     joined,
 )
 from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, added_tokens, from_dict
-from dongpt.train.data import Corpus, read_meta
+from dongpt.train.data import Corpus
 
 smoke = pytest.mark.smoke
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")

@@ -11,9 +11,10 @@ import pytest
 from helpers import ROOT, run
 
 from configurator import UserError
+from dongpt.text.bins import read_meta
 from dongpt.text.template import DONGPT
 from dongpt.text.tokenizers import from_dict
-from dongpt.train.data import Corpus, read_meta
+from dongpt.train.data import Corpus
 
 smoke = pytest.mark.smoke
 SMALL = ["--n_conversations=1500", "--n_questions=40", "--n_new=8", "--vocab_size=600"]

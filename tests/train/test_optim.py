@@ -256,7 +256,7 @@ def test_muon_is_torchs_within_bfloat16():
         pytest.skip("this torch has no Muon")
     for shape in ((16, 16), (64, 16), (16, 64)):
         ours, theirs = (torch.nn.Parameter(randn(*shape)) for _ in range(2))
-        optimizer = Optimizer([dict(params=[ours], rule="muon")], dict(lr=0.1, weight_decay=0.2))
+        optimizer = Optimizer([dict(params=[ours], rule="muon")], lr=0.1, weight_decay=0.2)
         reference = muon([theirs], lr=0.1, weight_decay=0.2, momentum=MUON_MOMENTUM)
         for step in range(4):
             before = ours.detach().clone(), theirs.detach().clone()
@@ -420,7 +420,7 @@ def gradient_of_few_rows(step: int, n_rows: int = 30, columns: int = 4) -> torch
 @pytest.mark.parametrize("sparse", [True, False])
 def test_rows_learn_each_for_itself_as_in_a_loop(sparse):
     p = torch.nn.Parameter(randn(30, 4))
-    optimizer = Optimizer([dict(params=[p], rule="rows")], dict(lr=0.0, betas=(0.9, 0.8)))
+    optimizer = Optimizer([dict(params=[p], rule="rows")], lr=0.0, betas=(0.9, 0.8))
     table, square, count = p.tolist(), [0.0] * 30, [0] * 30
     for step in range(20):
         lr = optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
@@ -439,7 +439,7 @@ def test_rows_learn_each_for_itself_as_in_a_loop(sparse):
 @smoke
 def test_sparse_and_dense_gradients_of_rows_move_a_table_alike():
     tables = [torch.nn.Parameter(randn(30, 4)) for _ in range(2)]
-    optimizers = [Optimizer([dict(params=[p], rule="rows")], dict(lr=0.05, betas=(0.9, 0.95))) for p in tables]
+    optimizers = [Optimizer([dict(params=[p], rule="rows")], lr=0.05, betas=(0.9, 0.95)) for p in tables]
     for step in range(20):
         grad = gradient_of_few_rows(step)
         for p, optimizer, given in zip(tables, optimizers, (grad, grad.to_dense())):
@@ -452,7 +452,7 @@ def test_sparse_and_dense_gradients_of_rows_move_a_table_alike():
 @pytest.mark.parametrize("sparse", [True, False])
 def test_a_row_without_a_gradient_keeps_its_weights_and_its_moment(sparse):
     p = torch.nn.Parameter(randn(30, 4))
-    optimizer = Optimizer([dict(params=[p], rule="rows")], dict(lr=0.1, betas=(0.9, 0.9)))
+    optimizer = Optimizer([dict(params=[p], rule="rows")], lr=0.1, betas=(0.9, 0.9))
     for step in range(6):
         grad = gradient_of_few_rows(step).coalesce()
         p.grad = grad if sparse else grad.to_dense()
@@ -467,7 +467,7 @@ def test_a_row_without_a_gradient_keeps_its_weights_and_its_moment(sparse):
 def test_the_first_step_of_a_row_has_the_length_of_the_learning_rate_whenever_it_comes():
     """Its own count corrects its moment: the mean square of the step is that of the learning rate."""
     p = torch.nn.Parameter(torch.zeros(3, 4))
-    optimizer = Optimizer([dict(params=[p], rule="rows")], dict(lr=0.1, betas=(0.9, 0.99)))
+    optimizer = Optimizer([dict(params=[p], rule="rows")], lr=0.1, betas=(0.9, 0.99))
     for step, row in enumerate((0, 0, 0, 1, 0, 2)):
         p.grad = torch.zeros(3, 4)
         p.grad[row] = randn(4, seed=step) * 10.0**step

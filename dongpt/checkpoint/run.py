@@ -1,4 +1,7 @@
-"""State of a training run: what a checkpoint holds besides the weights, saved, checked and restored exactly."""
+"""A training run on disk: its state besides the weights, saved, checked and restored exactly; its out_dir, its log.
+
+`step` is a TrainStep of dongpt/train/step.py, which this package does not import.
+"""
 
 import contextlib
 import math
@@ -21,8 +24,6 @@ from dongpt.log import RunLog, check_finite
 from dongpt.program import locked_directory, remove_stale_parts
 from dongpt.runtime import Machine, print0, seed_everything
 from dongpt.text.tokenizers import added_tokens
-from dongpt.train.data import Corpus
-from dongpt.train.step import TrainStep
 from model import GPT
 
 WINDOW_ORDER = "numpy.random.Generator.permutation"  # before this was noted, epochs of over 2**20 windows had another
@@ -88,9 +89,9 @@ def stored_machine(checkpoint: dict, path: str) -> Machine | None:
     return Machine(**values)
 
 
-def restore(checkpoint: dict, path: str, step: TrainStep) -> State:
+def restore(checkpoint: dict, path: str, step) -> State:
     """Load optimizer and scaler from a checkpoint and return its State, saying what is not as it was."""
-    cfg, rt, corpus = step.cfg, step.rt, step.corpus
+    cfg, corpus = step.cfg, step.corpus
     values = stored_values(State, {key: value for key, value in checkpoint.items() if key != "resumed_at"}, path)
     state = State(**values)
     state.resumed_at = state.iter_num, state.evaluated_at
@@ -100,22 +101,22 @@ def restore(checkpoint: dict, path: str, step: TrainStep) -> State:
         checkpoints.restore_optimizer(step.optimizer, checkpoint, step.model, path)
     keys = {"optimizer state": "optimizer", "iteration": "iter_num"}
     if missing := [name for name, key in keys.items() if key not in checkpoint]:
-        rt.print(f"{path} holds no {' and no '.join(missing)}: fresh ones are begun")
+        print0(f"{path} holds no {' and no '.join(missing)}: fresh ones are begun")
     if checkpoint.get("scaler"):
         try:
             step.scaler.load_state_dict(checkpoint["scaler"])
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path} has a damaged scaler ({error!r}): use another checkpoint") from error
     if checkpoint.get("data_sha256", corpus.sha256) != corpus.sha256:
-        rt.print(f"this resume is not bitwise: {corpus.name} is not what this run began with")
+        print0(f"this resume is not bitwise: {corpus.name} is not what this run began with")
     elif "window_order" not in checkpoint and not corpus.masks and corpus.epoch_windows(cfg.block_size) > 2**20:
-        rt.print("this resume is not bitwise: corpora of this size are now visited in another order")
+        print0("this resume is not bitwise: corpora of this size are now visited in another order")
     if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST)):
         state.best_val_loss = math.inf  # the state with that loss is gone: the next one is the best there is
     return state
 
 
-def adapt_vocabulary(model: GPT, tokenizer: dict | None, path: str, corpus: Corpus, seed: int, is_resume: bool):
+def adapt_vocabulary(model: GPT, tokenizer: dict | None, path: str, corpus, seed: int, is_resume: bool):
     """Make room in a loaded model for special tokens that the data declares and its tokenizer lacks.
 
     Raises UserError if the vocabularies differ in more than that, or at all in a resume.
@@ -153,7 +154,7 @@ def locked_out_dir(out_dir: str, resumed_file: tuple[str, float] | None) -> Iter
 class Saver:
     """Writes a run's checkpoints. config is what they say about its settings."""
 
-    step: TrainStep
+    step: Any
     config: dict
     machine: Machine
     log: RunLog
@@ -188,7 +189,18 @@ class Saver:
         checkpoints.save(checkpoint, os.path.join(out_dir, checkpoints.LAST))
 
 
-def first_records(step: TrainStep, state: State, config: dict, machine: dict) -> tuple:
+def load_best(step) -> int:
+    """Load the weights of ckpt.pt into the model of every rank; returns the iteration they are from, on rank 0."""
+    iter_num = 0
+    if step.rt.is_main:
+        best = checkpoints.load(os.path.join(step.cfg.out_dir, checkpoints.BEST))
+        iter_num = best["iter_num"]
+        step.model.load_state_dict(checkpoints.clean_names(best["model"]))
+    step.rt.broadcast([p.data for p in step.model.parameters()])
+    return iter_num
+
+
+def first_records(step, state: State, config: dict, machine: dict) -> tuple:
     """(records to keep, header, wandb run) of a log that is about to be started; moves an earlier run aside."""
     cfg, wandb_run, kept = step.cfg, None, []
     iter_num, evaluated_at = state.resumed_at
@@ -198,7 +210,7 @@ def first_records(step: TrainStep, state: State, config: dict, machine: dict) ->
     if cfg.init_from == "resume":
         kept = log.records_before(log.read_log(cfg.out_dir), iter_num, evaluated_at)
     elif old := checkpoints.set_aside(cfg.out_dir, [log.LOG, log.PICTURE]):
-        step.rt.print(f"{cfg.out_dir} held an earlier run: its files are now in {old}")
+        print0(f"{cfg.out_dir} held an earlier run: its files are now in {old}")
     header = dict(
         config=config,
         iter=iter_num,
