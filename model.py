@@ -13,9 +13,9 @@ V = vocab_size, S = tokens in the KV cache.
 """
 
 import math
-import operator
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Iterator, Literal, NamedTuple, Sequence, get_args, get_origin
+from operator import ge, gt, le, lt
+from typing import Annotated, Any, Iterator, Literal, NamedTuple, get_args, get_origin
 
 import torch
 import torch.nn as nn
@@ -33,13 +33,8 @@ from dongpt.kernels.autograd import Dropout, biased_attention, rotate
 PositionScheme = Literal["default", "absolute", "rope", "relative", "alibi", "default+relative"]
 RELATIVE = "transformer.relative.relative_embeddings.weight"  # learned bias by distance and head, (block_size, n_head)
 NGRAMS = "transformer.ngrams.weight"  # embeddings of the last tokens together, ((ngrams - 1) * ngram_rows, n_embd)
-# The signs in the annotations of settings. configurator.py, which this file does not import, understands the same.
-BOUNDS = {
-    ">=": (operator.ge, "at least"),
-    ">": (operator.gt, "above"),
-    "<=": (operator.le, "at most"),
-    "<": (operator.lt, "below"),
-}
+# The signs in the annotations below. configurator.py, which must not be imported here, understands the same.
+BOUNDS = {">=": (ge, "at least"), ">": (gt, "above"), "<=": (le, "at most"), "<": (lt, "below")}
 
 
 @dataclass(frozen=True)
@@ -74,11 +69,6 @@ class GPTConfig:
             object.__setattr__(self, "ngram_rows", GPTConfig.ngram_rows)
 
     @property
-    def positions(self) -> str:
-        """Name of the position scheme, for messages."""
-        return self.pos_embd
-
-    @property
     def has_wpe(self) -> bool:
         """Whether positions are looked up in a learned table, which limits the length of a sequence."""
         return self.pos_embd in ("default", "default+relative")
@@ -92,9 +82,8 @@ class GPTConfig:
         """Raise ValueError for an architecture that cannot be built."""
         for field in fields(self):
             value, terms = getattr(self, field.name), getattr(field.type, "__metadata__", ())
-            if get_origin(field.type) is Literal and value not in get_args(field.type):
-                choices = ", ".join(map(str, get_args(field.type)))
-                raise ValueError(f"{field.name}={value!r} is not known: use one of {choices}")
+            if get_origin(field.type) is Literal and value not in (choices := get_args(field.type)):
+                raise ValueError(f"{field.name}={value!r} is not known: use one of {', '.join(map(str, choices))}")
             limits = [(*BOUNDS[sign], limit) for sign, limit in zip(terms[::2], terms[1::2])]
             if value is not None and not all(holds(value, limit) for holds, _, limit in limits):
                 bounds = " and ".join(f"{words} {limit}" for _, words, limit in limits)
@@ -266,11 +255,8 @@ class GPT(nn.Module):
 
     transformer: Any  # an nn.ModuleDict: wte, wpe, relative, ngrams, drop, h, ln_f
     can_cache = True  # False if keys and values of a token change as the text grows
-    use_packed_weights = (
-        True  # whether decoding on a CPU may copy the weights to read them faster: dongpt/kernels/cpu.py
-    )
-    # The id that ends a document, if attention is confined to one document (train.py's document_mask); None: it is not.
-    document_end: int | None = None
+    use_packed_weights = True  # whether decoding on a CPU may copy the weights to read them faster
+    document_end: int | None = None  # id that ends a document, if attention stays within documents (document_mask)
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -280,18 +266,13 @@ class GPT(nn.Module):
         if config.has_wpe:
             self.transformer.wpe = nn.Embedding(config.block_size, config.n_embd)
         if config.has_relative:
-            self.transformer.relative = nn.ModuleDict(
-                dict(relative_embeddings=nn.Embedding(config.block_size, config.n_head))
-            )
+            table = nn.Embedding(config.block_size, config.n_head)
+            self.transformer.relative = nn.ModuleDict(dict(relative_embeddings=table))
         if config.ngrams > 1:
             self.transformer.ngrams = nn.Embedding((config.ngrams - 1) * config.ngram_rows, config.n_embd)
-        self.transformer.update(
-            dict(
-                drop=Dropout(config.dropout),
-                h=nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
-                ln_f=LayerNorm(config.n_embd, config.bias),
-            )
-        )
+        self.transformer.drop = Dropout(config.dropout)
+        self.transformer.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.transformer.ln_f = LayerNorm(config.n_embd, config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.transformer.wte.weight = self.lm_head.weight
@@ -325,8 +306,8 @@ class GPT(nn.Module):
         """
         config, positions = self.config, torch.atleast_2d(positions)  # (1 or B, T)
         rotation = rotation_at(positions, config.n_embd // config.n_head) if config.pos_embd == "rope" else None
-        has_bias, has_mask = config.pos_embd not in ("default", "rope"), self.document_end is not None
-        if not has_bias and not has_mask:  # without a mask, attention takes its fastest kernel
+        has_bias, document_end = config.pos_embd not in ("default", "rope"), self.document_end
+        if not has_bias and document_end is None:  # without a mask, attention takes its fastest kernel
             if cache is None or cache.start == 0:
                 return AttentionInputs(rotation)
             if cache.start is not None and positions.shape[1] == 1:  # the newest token sees all others
@@ -335,8 +316,8 @@ class GPT(nn.Module):
         # Four dimensions, since the CPU's flash kernel takes masks of two or four, but not of three.
         distance = (positions[:, :, None] - keys)[:, None]  # (1 or B, 1, T, S)
         visible = distance >= 0
-        if has_mask:
-            visible = visible & same_document(tokens, self.document_end, positions)  # (B, 1, T, S)
+        if document_end is not None:
+            visible = visible & same_document(tokens, document_end, positions)  # (B, 1, T, S)
         if not has_bias:
             return AttentionInputs(rotation, visible)
         if config.pos_embd == "alibi":
@@ -429,12 +410,10 @@ class GPT(nn.Module):
             *([name] for name in tables),
         ]
 
-    def configure_optimizers(
-        self, weight_decay: float, learning_rate: float, betas: tuple[float, float], device_type: str
-    ) -> torch.optim.AdamW:
-        """AdamW as in nanoGPT: biases, LayerNorm weights and n-gram tables do not decay.
+    def configure_optimizers(self, weight_decay: float, learning_rate: float, betas: tuple, device_type: str):
+        """torch's AdamW over parameter_groups, as in nanoGPT: biases, LayerNorm weights and n-gram tables don't decay.
 
-        dongpt/train/optim.py has the optimizers of train.py, with a learning rate of its own for each group.
+        dongpt/train/optim.py, which train.py uses, also gives the tables learning rates of their own.
         """
         parameters, groups = dict(self.named_parameters()), []
         for i, names in enumerate(self.parameter_groups()):
@@ -450,9 +429,6 @@ class GPT(nn.Module):
         optimizer.register_step_pre_hook(make_gradients_dense)
         return optimizer
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # changes to a loaded model
-
     def crop_block_size(self, block_size: int):
         """Drop the positions from block_size on, so that a pretrained model trains on shorter windows."""
         assert block_size <= self.config.block_size
@@ -463,69 +439,30 @@ class GPT(nn.Module):
             table.weight = nn.Parameter(table.weight[:block_size].detach().clone())
         self.config = replace(self.config, block_size=block_size)
 
-    def grow_vocabulary(self, vocab_size: int):
-        """Add entries for new tokens, initialized like all others, to the token embedding and the head."""
-        wte, lm_head = self.transformer.wte, self.lm_head
-        for module in (wte,) if self.config.tie_weights else (wte, lm_head):
-            rows = torch.empty(vocab_size - len(module.weight), self.config.n_embd, device=self.device)
-            module.weight = nn.Parameter(torch.cat([module.weight.detach(), nn.init.normal_(rows, std=0.02)]))
-        if self.config.tie_weights:
-            lm_head.weight = wte.weight
-        wte.num_embeddings = lm_head.out_features = vocab_size
-        self.config = replace(self.config, vocab_size=vocab_size)
-
-    def set_dropout(self, dropout: float, attn_dropout: float):
-        """Give a loaded model the dropout of a new run."""
-        self.config = replace(self.config, dropout=dropout, attn_dropout=attn_dropout)
-        for module in self.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = dropout
-            elif isinstance(module, CausalSelfAttention):
-                module.attn_dropout = attn_dropout
-
     # ------------------------------------------------------------------------------------------------------------------
     # decoding
 
     @torch.no_grad()
     def generate(
-        self,
-        idx,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        use_kv_cache: bool = True,
-        **more,
+        self, idx, max_new_tokens: int, temperature=1.0, top_k=None, top_p=None, seed=None, use_kv_cache=True, **more
     ):
         """idx (B, T) followed by max_new_tokens sampled ids: (B, T + max_new_tokens). See stream for the settings."""
         new = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed, use_kv_cache, **more)
         return torch.cat([idx, *(ids[:, None].to(idx.device) for ids in new)], dim=1)
 
     def stream(
-        self,
-        prompts,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        use_kv_cache: bool = True,
-        stop_ids: Sequence[int] = (),
-        n_ids: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        decoder: decoding.Decoder | None = None,
+        self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None, use_kv_cache=True, **more
     ) -> Iterator[torch.Tensor]:
         """Yield the next id of every sequence, (B,) int64 on the CPU, up to max_new_tokens times; -1 once finished.
 
-        prompts: (B, T) ids, or a list of id lists of any lengths above 0. The settings are those of Sampling. A
-        sequence is finished after an id of stop_ids, and the stream when all are. Only ids below n_ids (a tokenizer's
-        size, where the vocabulary is padded) are drawn. Sequence i takes its random numbers from (seed, i) alone; with
-        seed None, torch's generator supplies the seed. When a sequence exceeds block_size tokens, only the newest half
-        is kept: the context depends on the number of tokens alone, with and without the cache. A decoder made with
-        reuse_prefix=True encodes only what differs from the text before. Call model.eval() first. Raises ValueError for
-        settings that make no sense, an empty prompt, and logits that are not finite.
+        prompts: (B, T) ids, or a list of id lists of any lengths above 0. more: min_p and repetition_penalty, see
+        Sampling; stop_ids, after one of which a sequence is finished, and the stream when all are; n_ids, to draw only
+        ids below it (a tokenizer's size, where the vocabulary is padded); decoder, a Decoder to use again.
+        Sequence i takes its random numbers from (seed, i) alone; with seed None, torch's generator supplies the seed.
+        When a sequence exceeds block_size tokens, only the newest half is kept: the context depends on the number of
+        tokens alone, with and without the cache. Call model.eval() first. Raises ValueError for settings that make no
+        sense, an empty prompt, and logits that are not finite.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        return decoding.stream(self, prompts, max_new_tokens, sampling, seed, use_kv_cache, stop_ids, n_ids, decoder)
+        filters = more.pop("min_p", None), more.pop("repetition_penalty", None)
+        sampling = Sampling(temperature, top_k, top_p, *filters)
+        return decoding.stream(self, prompts, max_new_tokens, sampling, seed, use_kv_cache, **more)

@@ -23,6 +23,7 @@ from dongpt.checkpoint.foreign import (
     parse_model_args,
     restore_weights,
 )
+from dongpt.checkpoint.legacy import position_scheme
 from dongpt.program import first_line
 from dongpt.text.template import Template
 from dongpt.text.tokenizers import END, FOREIGN, UNKNOWN, byte_alphabet, from_dict
@@ -245,7 +246,8 @@ def _why_not_gpt2(config: GPTConfig) -> str:
         return f"model_type={config.model_type}"
     if config.ngrams > 1:
         return f"ngrams={config.ngrams}"
-    return "" if config.positions == "default" else f"{config.positions} positions"
+    scheme = position_scheme(config)
+    return "" if scheme == "default" else f"{scheme} positions"
 
 
 def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
