@@ -15,8 +15,8 @@ import torch
 
 from configurator import UserError
 from dongpt.decode.decoder import Decoder
-from dongpt.decode.sampling import NonFiniteLogits, Sampling
-from dongpt.decode.text import Texts
+from dongpt.decode.sampling import DecodingError, Sampling
+from dongpt.decode.text import Detokenizer
 from dongpt.text.template import EMOTIONS, Segment, Template, encode
 from dongpt.text.tokenizers import END, Tokenizer
 from model import GPT
@@ -76,7 +76,7 @@ class Conversation:
         history = self._fitting_exchanges(len(opening) + len(question))
         ids = [*opening, *(i for exchange in history for i in exchange.ids), *question]
         special = list(self.tokenizer.specials.values())
-        texts, new_ids = Texts(self.tokenizer, 1, self.template.tags, special), []
+        texts, new_ids = Detokenizer(self.tokenizer, 1, self.template.tags, special), []
         self._decoder = self._decoder or Decoder(
             self.model, 1, self.sampling, self.tokenizer.vocab_size, True, reuse_prefix=True
         )
@@ -102,7 +102,7 @@ class Conversation:
             said, before = self._shown(texts.texts[0]), said
             yield said[len(before) :]
             is_complete = True
-        except NonFiniteLogits as error:
+        except DecodingError as error:
             self._decoder = None  # its cache is not finite either
             raise UserError(str(error)) from error
         finally:
@@ -212,7 +212,7 @@ class Conversation:
     def set_system(self, system: str):
         """Start the conversation with this text, or none. Raises UserError if it doesn't fit."""
         if system and not self.template.system:
-            raise UserError(f"the template {self.template.name} has no place for a text to begin with: leave it away")
+            raise UserError(f"the template {self.template.name} has no place for a system text: drop it")
         self.system = self._check_length(system)
 
     def set_topic(self, topic: str):
