@@ -27,7 +27,7 @@ class ImportHook:
             return importlib.util.spec_from_file_location(name, os.path.join(ROOT, f"{name}.py"))
         spec = PathFinder.find_spec(name, path) if name.startswith("dongpt.") else None
         if spec and spec.loader:
-            spec.loader.exec_module = functools.partial(self.execute, spec.loader.exec_module)
+            setattr(spec.loader, "exec_module", functools.partial(self.execute, spec.loader.exec_module))
         return spec
 
     def execute(self, exec_module, module: ModuleType):
@@ -54,4 +54,4 @@ def _is_ours(name: str, path: str | None) -> bool:
 
 
 def install():
-    sys.meta_path.insert(0, ImportHook())  # type: ignore[arg-type]  # typeshed wants the methods of Python 3.3
+    sys.meta_path.insert(0, ImportHook())
