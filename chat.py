@@ -70,9 +70,8 @@ def print_note(sentence: str):
 
 def printable(text: str) -> str:
     """text without control characters and marks of direction, which could garble a terminal; \\n and \\t stay."""
-    return "".join(
-        c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") and c not in BIDI_MARKS
-    )
+    hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cs") or c in BIDI_MARKS} - {"\n", "\t"}
+    return "".join(c for c in text if c not in hidden)
 
 
 def is_interactive() -> bool:
