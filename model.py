@@ -64,7 +64,7 @@ class GPTConfig:
     def settle_names(self):
         """Replace aliases, and reset what has no effect, so that equal architectures have equal configs."""
         if self.pos_embd == "absolute":
-            object.__setattr__(self, "pos_embd", "default")
+            object.__setattr__(self, "pos_embd", "default")  # this way because the dataclass is frozen
         if self.ngrams == 1 and self.ngram_rows > 0:  # nanoGPT rejects model_args that it doesn't know
             object.__setattr__(self, "ngram_rows", GPTConfig.ngram_rows)
 
@@ -95,11 +95,9 @@ class GPTConfig:
         if self.n_embd % self.n_head:
             near = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: use n_embd={near}")
-        if self.pos_embd == "rope" and self.n_embd // self.n_head % 2:
-            raise ValueError(
-                f"pos_embd='rope' rotates pairs of channels, and n_embd={self.n_embd} with n_head={self.n_head} gives "
-                f"heads of {self.n_embd // self.n_head}: use an even size"
-            )
+        if self.pos_embd == "rope" and (head_size := self.n_embd // self.n_head) % 2:
+            sizes = f"n_embd={self.n_embd} with n_head={self.n_head} gives heads of {head_size}"
+            raise ValueError(f"pos_embd='rope' rotates pairs of channels, and {sizes}: use an even size")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -187,7 +185,7 @@ class LayerNorm(nn.Module):
 
     def __init__(self, n_embd: int, bias: bool):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(n_embd))
+        self.weight = nn.Parameter(torch.ones(n_embd))  # begins as plain normalization
         self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
 
     def forward(self, x):
@@ -200,17 +198,18 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # query, key, value in one
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)  # mixes the heads
         self.resid_dropout = Dropout(config.dropout)
         self.n_head, self.attn_dropout = config.n_head, config.attn_dropout
 
     def forward(self, x, inputs: AttentionInputs = AttentionInputs(), cache: LayerCache | None = None):
         B, T, C = x.shape
+        # One matmul for all three is faster than three. (B, T, nh, hs) each: every head attends on its own.
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head) for t in self.c_attn(x).split(C, dim=2))
-        if inputs.rotation is not None:
+        if inputs.rotation is not None:  # scores then depend on the distance of query and key only
             q, k = rotate(q, inputs.rotation), rotate(k, inputs.rotation)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
-        if cache is not None:
+        if cache is not None:  # decoding: earlier tokens are not encoded again
             k, v = cache.extend(k, v)  # (B, nh, S, hs)
         y = attend(q, k, v, inputs.bias, self.attn_dropout if self.training else 0.0, inputs.causal)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
@@ -242,6 +241,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x, inputs: AttentionInputs = AttentionInputs(), cache: LayerCache | None = None):
+        # x is only ever added to, so that gradients reach the first layer through any number of blocks
         x = x + self.attn(self.ln_1(x), inputs, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -262,6 +262,7 @@ class GPT(nn.Module):
         super().__init__()
         assert config.vocab_size is not None, "vocab_size comes from the data before a model is made"
         self.config = config
+        # The order in which modules are created decides which random numbers they get, and is that of checkpoints.
         self.transformer = nn.ModuleDict(dict(wte=nn.Embedding(config.vocab_size, config.n_embd)))
         if config.has_wpe:
             self.transformer.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -275,7 +276,7 @@ class GPT(nn.Module):
         self.transformer.ln_f = LayerNorm(config.n_embd, config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
-            self.transformer.wte.weight = self.lm_head.weight
+            self.transformer.wte.weight = self.lm_head.weight  # as in GPT-2: Press and Wolf, arxiv.org/abs/1608.05859
         self.apply(self._init_weights)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # two residual branches per layer add up: GPT-2 paper, section 2.3
@@ -286,14 +287,14 @@ class GPT(nn.Module):
     @staticmethod
     def _init_weights(module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=0.02)  # GPT-2's
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
     def _embed(self, idx, positions, before=None):
         """Input of the first layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T); before: see ngram_rows."""
         x, config = self.transformer.wte(idx), self.config
-        if config.ngrams > 1:
+        if config.ngrams > 1:  # sum(-2) over the lengths
             x = x + self.transformer.ngrams(ngram_rows(idx, before, config.ngrams, config.ngram_rows)).sum(-2)
         if config.has_wpe:
             x = x + self.transformer.wpe(positions)
@@ -345,11 +346,12 @@ class GPT(nn.Module):
         last position and None. Raises ValueError for a sequence longer than block_size where pos_embd has default.
         """
         T = idx.shape[1]
-        self.check_length(T)
+        self.check_length(T)  # an index beyond wpe would be an obscure error, on CUDA a fatal one
         x = self._hidden(idx, torch.arange(T, device=idx.device))
         if targets is None:
-            return self.lm_head(x[:, -1:]), None
+            return self.lm_head(x[:, -1:]), None  # the head is the largest matmul, and sampling needs one position
         logits = self.lm_head(x)
+        # float32, since log-sum-exp over the vocabulary loses too much in bfloat16
         loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1), ignore_index=-1)
         return logits, loss
 
@@ -361,10 +363,10 @@ class GPT(nn.Module):
     def check_length(self, T: int):
         """Raise ValueError for a sequence of more tokens than there are positions for."""
         if T > self.config.block_size and self.config.has_wpe:
-            raise ValueError(
-                f"a sequence of {T} tokens is longer than block_size={self.config.block_size}, and "
-                f"pos_embd={self.config.pos_embd} has no positions beyond it: pass block_size or fewer"
+            limit = (
+                f"block_size={self.config.block_size}, and pos_embd={self.config.pos_embd} has no positions beyond it"
             )
+            raise ValueError(f"a sequence of {T} tokens is longer than {limit}: pass block_size or fewer")
 
     @property
     def device(self) -> torch.device:
@@ -383,13 +385,13 @@ class GPT(nn.Module):
 
     def get_num_matmul_params(self) -> int:
         """Parameters used in matmuls per token (embedding look-ups excluded)."""
-        looked_up = 0 if self.config.tie_weights else self.transformer.wte.weight.numel()
+        looked_up = 0 if self.config.tie_weights else self.transformer.wte.weight.numel()  # tied, it is the head's
         looked_up += self.transformer.ngrams.weight.numel() if self.config.ngrams > 1 else 0
         return self.get_num_params() - looked_up
 
     def flops_per_token(self) -> int:
         """FLOPs of forward and backward per token, 6 N + 12 L C T: PaLM, appendix B, arxiv.org/abs/2204.02311."""
-        config = self.config
+        config = self.config  # 6: two FLOPs per multiply-add, once forward and twice backward
         return 6 * self.get_num_matmul_params() + 12 * config.n_layer * config.n_embd * config.block_size
 
     def parameter_groups(self, muon: bool = False) -> list[list[str]]:
@@ -417,7 +419,7 @@ class GPT(nn.Module):
         """
         parameters, groups = dict(self.named_parameters()), []
         for i, names in enumerate(self.parameter_groups()):
-            decay = 0.0 if i == 1 or names == [NGRAMS] else weight_decay
+            decay = 0.0 if i == 1 or names == [NGRAMS] else weight_decay  # rarely used entries would decay to zero
             groups.append(dict(params=[parameters[name] for name in names], weight_decay=decay))
         optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu"))
 
@@ -435,7 +437,7 @@ class GPT(nn.Module):
         tables = [self.transformer.wpe] if self.config.has_wpe else []
         tables += self.transformer.relative.values() if self.config.has_relative else []
         for table in tables:
-            table.num_embeddings = block_size
+            table.num_embeddings = block_size  # only for printing
             table.weight = nn.Parameter(table.weight[:block_size].detach().clone())
         self.config = replace(self.config, block_size=block_size)
 
