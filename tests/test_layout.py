@@ -41,7 +41,7 @@ BELOW_MODEL = ("dongpt.kernels", "dongpt.decode.decoder", "dongpt.decode.samplin
 MAY_IMPORT = {
     "configurator": (),
     "model": BELOW_MODEL,
-    "dongpt": (*BASE, "dongpt.decode.ready"),
+    "dongpt": (*BASE, "dongpt.decode.ready", "dongpt.root_modules"),
     "dongpt.runtime": BASE,
     "dongpt.program": BASE,
     "dongpt.log": BASE,

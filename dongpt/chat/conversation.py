@@ -8,7 +8,7 @@ The prompt is the whole conversation, as far as it fits into the context; only i
 """
 
 from dataclasses import asdict, dataclass
-from typing import Callable, Generator
+from typing import TYPE_CHECKING, Callable, Generator
 
 import numpy.random  # noqa: F401  (sampling needs it; loaded here, it does not delay the first word)
 import torch
@@ -19,7 +19,9 @@ from dongpt.decode.sampling import DecodingError, Sampling
 from dongpt.decode.text import Detokenizer
 from dongpt.text.template import EMOTIONS, Segment, Template, encode
 from dongpt.text.tokenizers import END, Tokenizer
-from model import GPT
+
+if TYPE_CHECKING:
+    from model import GPT
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: GPT,
+        model: "GPT",
         tokenizer: Tokenizer,
         template: Template,
         sampling: Sampling,
