@@ -148,7 +148,7 @@ class Decoder:
         capacity: int | None = None,
         reuse_prefix: bool = False,
     ):
-        self.model, self.sampling, self.n_ids, self.reuse_prefix = model, sampling, n_ids, reuse_prefix
+        self.model, self.reuse_prefix, self.capacity = model, reuse_prefix, capacity
         self.device, self.block_size, B = model.device, model.config.block_size, batch_size
         self.lengths = [0] * B  # tokens in the context of each sequence
         self.tokens = torch.zeros(B, self.block_size + 1, dtype=torch.int64, device=self.device)  # then garbage
@@ -158,8 +158,6 @@ class Decoder:
         self.uniforms = torch.zeros(UNIFORMS, B, dtype=torch.float64, device=uniforms_device)
         self.n_used = torch.zeros(1, dtype=torch.int64, device=uniforms_device)  # how many of the uniforms are used
         self.next_ids = torch.zeros(B, dtype=torch.int64, device=self.device)
-        self.seen = self._empty_seen()
-        self.capacity = capacity
         self.cache = KVCache(model, B, capacity) if use_kv_cache and model.can_cache else None
         self.n_before = model.config.ngrams - 1  # earlier tokens that the embedding of a token depends on
         self.backend: cpu.PackedBlocks | None = None
@@ -167,6 +165,8 @@ class Decoder:
         self.fingerprint: tuple = ()  # of the weights that computed what the cache holds
         self.key: tuple = ()  # see for_model
         self.in_use = False
+        self.sampling, self.n_ids = Sampling(), 0
+        self.set_sampling(sampling, n_ids)
 
     @classmethod
     def for_model(
@@ -184,18 +184,15 @@ class Decoder:
             model.__dict__["_decoder"], previous.key = previous, key
         return previous
 
-    def _empty_seen(self):
-        """(B, V): which ids each sequence contains, if the sampling depends on it."""
-        if self.sampling.repetition_penalty in (None, 1):
-            return None
-        return torch.zeros(len(self.lengths), self.model.config.vocab_size, dtype=torch.bool, device=self.device)
-
     def set_sampling(self, sampling: Sampling, n_ids: int):
         """Sample with these settings from now on."""
-        if (sampling, n_ids) != (self.sampling, self.n_ids):
-            self.sampling, self.n_ids = sampling, n_ids
-            self.graphs.clear()  # captured with the old settings
-            self.seen = self._empty_seen()
+        if (sampling, n_ids) == (self.sampling, self.n_ids):
+            return
+        self.sampling, self.n_ids = sampling, n_ids
+        self.graphs.clear()  # captured with the old settings
+        self.seen = None  # (B, V): which ids each sequence contains, if the sampling depends on it
+        if sampling.repetition_penalty not in (None, 1):
+            self.seen = torch.zeros(len(self.lengths), self.model.config.vocab_size, dtype=torch.bool).to(self.device)
 
     def generate_ids(self, prompts: list[list[int]], seed: int, max_new_tokens: int) -> Iterator[list[int]]:
         """Yield the next id of each sequence, max_new_tokens times.
