@@ -50,7 +50,7 @@ class ChatConfig(RuntimeConfig, Sampling):
     emotion: str = ""  # eds-emotion: the feeling that the conversation is about; without it, it is guessed
     context: str = ""  # eds-context: the situation that the conversation is about
     max_new_tokens: Annotated[int, ">=", 1] = 200  # maximum length of an answer
-    temperature: float = 0.7  # below 1 bolder on the likely, above 1 more random; 0 takes the likeliest token
+    temperature: float = 0.7  # below 1 favors likely tokens, above 1 is more random; 0 takes the likeliest token
     top_k: int | None = 50  # draw from this many likeliest tokens; 0 or None is off
     quantize: Quantize = "none"  # int8: weights of one byte, on a CPU faster; README says what loss it costs
 
@@ -70,9 +70,8 @@ def print_note(sentence: str):
 
 def printable(text: str) -> str:
     """text without control characters and marks of direction, which could garble a terminal; \\n and \\t stay."""
-    return "".join(
-        c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") and c not in BIDI_MARKS
-    )
+    hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cs") or c in BIDI_MARKS} - {"\n", "\t"}
+    return "".join(c for c in text if c not in hidden)
 
 
 def is_interactive() -> bool:
@@ -98,9 +97,8 @@ class Chat:
                 if name in ("quit", "exit"):
                     return 0
                 self.run_command(name, "".join(rest))
-            elif line:
-                if code := self.answer(line):
-                    return code
+            elif line and (code := self.answer(line)):
+                return code
         return 0
 
     def read_line(self) -> str | None:
@@ -143,19 +141,11 @@ class Chat:
 
     def run_command(self, name: str, argument: str):
         """Run the command /name; an error in it is a note."""
-        commands = {
-            "help": self.help,
-            "reset": self.reset,
-            "system": self.system,
-            "temperature": self.temperature,
-            "save": self.save,
-            "load": self.load,
-        }
-        if name not in commands:
+        if name not in ("help", "reset", "system", "temperature", "save", "load"):
             print_note(f"there is no /{name}: /help lists the commands")
             return
         try:
-            commands[name](argument)
+            getattr(self, name)(argument)
         except UserError as error:
             print_note(f"/{name}: {error}")
 
@@ -230,22 +220,17 @@ def start_conversation(cfg: ChatConfig, path: str) -> Conversation:
     template = (tokenizer.template or PLAIN) if cfg.template == "auto" else PRESETS[cfg.template]
     sampling = Sampling(**{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
     print_note(generator.description)
-    model, length = generator.model, cfg.max_new_tokens
-    conversation = Conversation(model, tokenizer, template, sampling, print_note, length, cfg.seed)
+    settings = sampling, print_note, cfg.max_new_tokens, cfg.seed
+    conversation = Conversation(generator.model, tokenizer, template, *settings)
     if cfg.template == "auto" and not tokenizer.template:
-        print_note(
-            f"{path} was not trained on conversations: it goes on with what you write (for files of EDS pass "
-            f"--template=eds, eds-emotion or eds-context)"
-        )
-    try:
-        conversation.set_system(cfg.system)
-    except UserError as error:
-        raise UserError(f"--system: {error}") from None
-    topic = choose_topic(cfg, template.name)
-    try:
-        conversation.set_topic(topic)
-    except UserError as error:
-        raise UserError(f"--context: {error}") from None
+        hint = "(for files of EDS pass --template=eds, eds-emotion or eds-context)"
+        print_note(f"{path} was not trained on conversations: it goes on with what you write {hint}")
+    texts = cfg.system, choose_topic(cfg, template.name)
+    for option, text, use in zip(("system", "context"), texts, (conversation.set_system, conversation.set_topic)):
+        try:
+            use(text)
+        except UserError as error:
+            raise UserError(f"--{option}: {error}") from None
     return conversation
 
 
@@ -253,7 +238,7 @@ def choose_topic(cfg: ChatConfig, template: str) -> str:
     """The emotion or context that EDS's templates put into their header: as set, or asked for on a terminal."""
     for name in ("emotion", "context"):
         if getattr(cfg, name) and template != f"eds-{name}":
-            raise UserError(f"--{name} belongs to --template=eds-{name}: pass that too, or leave it away")
+            raise UserError(f"--{name} belongs to --template=eds-{name}: pass that too, or drop it")
     if template not in ("eds-emotion", "eds-context"):
         return ""
     topic, question = printable(cfg.context), "What is the situation? (Enter for none) "
@@ -281,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("no model was given: python chat.py PATH of a checkpoint, of a run's folder, or gpt2")
     prompt = printable(cfg.prompt).strip()
     if "prompt" in given and not prompt:
-        raise UserError("--prompt is empty: write what you want to ask, or leave it away to talk")
+        raise UserError("--prompt is empty: write your question, or drop it to talk")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     if is_interactive():  # elsewhere readline may write escape sequences to stdout

@@ -24,7 +24,7 @@ from configurator import UserError
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES, parse_model_args, restore_weights
-from dongpt.checkpoint.legacy import build_model
+from dongpt.checkpoint.legacy import build_model, position_scheme
 from dongpt.program import LOCK, locked_directory, locked_output, run_program
 from model import GPT, RELATIVE
 
@@ -100,8 +100,8 @@ def convert(old: str, new: str, cfg: UpdateConfig):
         print(f"wrote {new}: {describe(model)}, the same logits" + ("" if tokenizer else "; it has no tokenizer"))
         return
     if cfg.pos_embd:
-        if model.config.model_type != "gpt" or model.config.positions != "default":
-            scheme = model.config.positions if model.config.model_type == "gpt" else "a bigram"
+        if model.config.model_type != "gpt" or position_scheme(model.config) != "default":
+            scheme = position_scheme(model.config) if model.config.model_type == "gpt" else "a bigram"
             raise UserError(f"--pos_embd={cfg.pos_embd} adds to pos_embd=default, and {old} has {scheme}: drop it")
         model = build_model(replace(model.config, pos_embd="default+relative"))
     names = {"optimizer": "optimizer state", "iter_num": "iteration", "tokenizer": "tokenizer"}
@@ -141,7 +141,7 @@ def describe(model: GPT) -> str:
         return f"{config.model_type}, {model.get_num_params():,} parameters"
     return (
         f"{config.n_layer} layers, {config.n_head} heads, n_embd {config.n_embd}, block_size {config.block_size}, "
-        f"positions: {config.positions}"
+        f"positions: {position_scheme(config)}"
     )
 
 

@@ -13,9 +13,9 @@ V = vocab_size, S = tokens in the KV cache.
 """
 
 import math
-import operator
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Iterator, Literal, NamedTuple, Sequence, get_args, get_origin
+from operator import ge, gt, le, lt
+from typing import Annotated, Any, Iterator, Literal, NamedTuple, get_args, get_origin
 
 import torch
 import torch.nn as nn
@@ -33,13 +33,8 @@ from dongpt.kernels.autograd import Dropout, biased_attention, rotate
 PositionScheme = Literal["default", "absolute", "rope", "relative", "alibi", "default+relative"]
 RELATIVE = "transformer.relative.relative_embeddings.weight"  # learned bias by distance and head, (block_size, n_head)
 NGRAMS = "transformer.ngrams.weight"  # embeddings of the last tokens together, ((ngrams - 1) * ngram_rows, n_embd)
-# The signs in the annotations of settings. configurator.py, which this file does not import, understands the same.
-BOUNDS = {
-    ">=": (operator.ge, "at least"),
-    ">": (operator.gt, "above"),
-    "<=": (operator.le, "at most"),
-    "<": (operator.lt, "below"),
-}
+# The signs in the annotations below. configurator.py, which must not be imported here, understands the same.
+BOUNDS = {">=": (ge, "at least"), ">": (gt, "above"), "<=": (le, "at most"), "<": (lt, "below")}
 
 
 @dataclass(frozen=True)
@@ -69,14 +64,9 @@ class GPTConfig:
     def settle_names(self):
         """Replace aliases, and reset what has no effect, so that equal architectures have equal configs."""
         if self.pos_embd == "absolute":
-            object.__setattr__(self, "pos_embd", "default")
+            object.__setattr__(self, "pos_embd", "default")  # this way because the dataclass is frozen
         if self.ngrams == 1 and self.ngram_rows > 0:  # nanoGPT rejects model_args that it doesn't know
             object.__setattr__(self, "ngram_rows", GPTConfig.ngram_rows)
-
-    @property
-    def positions(self) -> str:
-        """Name of the position scheme, for messages."""
-        return self.pos_embd
 
     @property
     def has_wpe(self) -> bool:
@@ -92,9 +82,8 @@ class GPTConfig:
         """Raise ValueError for an architecture that cannot be built."""
         for field in fields(self):
             value, terms = getattr(self, field.name), getattr(field.type, "__metadata__", ())
-            if get_origin(field.type) is Literal and value not in get_args(field.type):
-                choices = ", ".join(map(str, get_args(field.type)))
-                raise ValueError(f"{field.name}={value!r} is not known: use one of {choices}")
+            if get_origin(field.type) is Literal and value not in (choices := get_args(field.type)):
+                raise ValueError(f"{field.name}={value!r} is not known: use one of {', '.join(map(str, choices))}")
             limits = [(*BOUNDS[sign], limit) for sign, limit in zip(terms[::2], terms[1::2])]
             if value is not None and not all(holds(value, limit) for holds, _, limit in limits):
                 bounds = " and ".join(f"{words} {limit}" for _, words, limit in limits)
@@ -106,11 +95,9 @@ class GPTConfig:
         if self.n_embd % self.n_head:
             near = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: use n_embd={near}")
-        if self.pos_embd == "rope" and self.n_embd // self.n_head % 2:
-            raise ValueError(
-                f"pos_embd='rope' rotates pairs of channels, and n_embd={self.n_embd} with n_head={self.n_head} gives "
-                f"heads of {self.n_embd // self.n_head}: use an even size"
-            )
+        if self.pos_embd == "rope" and (head_size := self.n_embd // self.n_head) % 2:
+            sizes = f"n_embd={self.n_embd} with n_head={self.n_head} gives heads of {head_size}"
+            raise ValueError(f"pos_embd='rope' rotates pairs of channels, and {sizes}: use an even size")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -198,7 +185,7 @@ class LayerNorm(nn.Module):
 
     def __init__(self, n_embd: int, bias: bool):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(n_embd))
+        self.weight = nn.Parameter(torch.ones(n_embd))  # begins as plain normalization
         self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
 
     def forward(self, x):
@@ -211,17 +198,18 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # query, key, value in one
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)  # mixes the heads
         self.resid_dropout = Dropout(config.dropout)
         self.n_head, self.attn_dropout = config.n_head, config.attn_dropout
 
     def forward(self, x, inputs: AttentionInputs = AttentionInputs(), cache: LayerCache | None = None):
         B, T, C = x.shape
+        # One matmul for all three is faster than three. (B, T, nh, hs) each: every head attends on its own.
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head) for t in self.c_attn(x).split(C, dim=2))
-        if inputs.rotation is not None:
+        if inputs.rotation is not None:  # scores then depend on the distance of query and key only
             q, k = rotate(q, inputs.rotation), rotate(k, inputs.rotation)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
-        if cache is not None:
+        if cache is not None:  # decoding: earlier tokens are not encoded again
             k, v = cache.extend(k, v)  # (B, nh, S, hs)
         y = attend(q, k, v, inputs.bias, self.attn_dropout if self.training else 0.0, inputs.causal)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
@@ -253,6 +241,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x, inputs: AttentionInputs = AttentionInputs(), cache: LayerCache | None = None):
+        # x is only ever added to, so that gradients reach the first layer through any number of blocks
         x = x + self.attn(self.ln_1(x), inputs, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -266,35 +255,28 @@ class GPT(nn.Module):
 
     transformer: Any  # an nn.ModuleDict: wte, wpe, relative, ngrams, drop, h, ln_f
     can_cache = True  # False if keys and values of a token change as the text grows
-    use_packed_weights = (
-        True  # whether decoding on a CPU may copy the weights to read them faster: dongpt/kernels/cpu.py
-    )
-    # The id that ends a document, if attention is confined to one document (train.py's document_mask); None: it is not.
-    document_end: int | None = None
+    use_packed_weights = True  # whether decoding on a CPU may copy the weights to read them faster
+    document_end: int | None = None  # id that ends a document, if attention stays within documents (document_mask)
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         assert config.vocab_size is not None, "vocab_size comes from the data before a model is made"
         self.config = config
+        # The order in which modules are created decides which random numbers they get, and is that of checkpoints.
         self.transformer = nn.ModuleDict(dict(wte=nn.Embedding(config.vocab_size, config.n_embd)))
         if config.has_wpe:
             self.transformer.wpe = nn.Embedding(config.block_size, config.n_embd)
         if config.has_relative:
-            self.transformer.relative = nn.ModuleDict(
-                dict(relative_embeddings=nn.Embedding(config.block_size, config.n_head))
-            )
+            table = nn.Embedding(config.block_size, config.n_head)
+            self.transformer.relative = nn.ModuleDict(dict(relative_embeddings=table))
         if config.ngrams > 1:
             self.transformer.ngrams = nn.Embedding((config.ngrams - 1) * config.ngram_rows, config.n_embd)
-        self.transformer.update(
-            dict(
-                drop=Dropout(config.dropout),
-                h=nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
-                ln_f=LayerNorm(config.n_embd, config.bias),
-            )
-        )
+        self.transformer.drop = Dropout(config.dropout)
+        self.transformer.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.transformer.ln_f = LayerNorm(config.n_embd, config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
-            self.transformer.wte.weight = self.lm_head.weight
+            self.transformer.wte.weight = self.lm_head.weight  # as in GPT-2: Press and Wolf, arxiv.org/abs/1608.05859
         self.apply(self._init_weights)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # two residual branches per layer add up: GPT-2 paper, section 2.3
@@ -305,14 +287,14 @@ class GPT(nn.Module):
     @staticmethod
     def _init_weights(module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=0.02)  # GPT-2's
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
     def _embed(self, idx, positions, before=None):
         """Input of the first layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T); before: see ngram_rows."""
         x, config = self.transformer.wte(idx), self.config
-        if config.ngrams > 1:
+        if config.ngrams > 1:  # sum(-2) over the lengths
             x = x + self.transformer.ngrams(ngram_rows(idx, before, config.ngrams, config.ngram_rows)).sum(-2)
         if config.has_wpe:
             x = x + self.transformer.wpe(positions)
@@ -325,8 +307,8 @@ class GPT(nn.Module):
         """
         config, positions = self.config, torch.atleast_2d(positions)  # (1 or B, T)
         rotation = rotation_at(positions, config.n_embd // config.n_head) if config.pos_embd == "rope" else None
-        has_bias, has_mask = config.pos_embd not in ("default", "rope"), self.document_end is not None
-        if not has_bias and not has_mask:  # without a mask, attention takes its fastest kernel
+        has_bias, document_end = config.pos_embd not in ("default", "rope"), self.document_end
+        if not has_bias and document_end is None:  # without a mask, attention takes its fastest kernel
             if cache is None or cache.start == 0:
                 return AttentionInputs(rotation)
             if cache.start is not None and positions.shape[1] == 1:  # the newest token sees all others
@@ -335,8 +317,8 @@ class GPT(nn.Module):
         # Four dimensions, since the CPU's flash kernel takes masks of two or four, but not of three.
         distance = (positions[:, :, None] - keys)[:, None]  # (1 or B, 1, T, S)
         visible = distance >= 0
-        if has_mask:
-            visible = visible & same_document(tokens, self.document_end, positions)  # (B, 1, T, S)
+        if document_end is not None:
+            visible = visible & same_document(tokens, document_end, positions)  # (B, 1, T, S)
         if not has_bias:
             return AttentionInputs(rotation, visible)
         if config.pos_embd == "alibi":
@@ -364,11 +346,12 @@ class GPT(nn.Module):
         last position and None. Raises ValueError for a sequence longer than block_size where pos_embd has default.
         """
         T = idx.shape[1]
-        self.check_length(T)
+        self.check_length(T)  # an index beyond wpe would be an obscure error, on CUDA a fatal one
         x = self._hidden(idx, torch.arange(T, device=idx.device))
         if targets is None:
-            return self.lm_head(x[:, -1:]), None
+            return self.lm_head(x[:, -1:]), None  # the head is the largest matmul, and sampling needs one position
         logits = self.lm_head(x)
+        # float32, since log-sum-exp over the vocabulary loses too much in bfloat16
         loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1), ignore_index=-1)
         return logits, loss
 
@@ -380,10 +363,10 @@ class GPT(nn.Module):
     def check_length(self, T: int):
         """Raise ValueError for a sequence of more tokens than there are positions for."""
         if T > self.config.block_size and self.config.has_wpe:
-            raise ValueError(
-                f"a sequence of {T} tokens is longer than block_size={self.config.block_size}, and "
-                f"pos_embd={self.config.pos_embd} has no positions beyond it: pass block_size or fewer"
+            limit = (
+                f"block_size={self.config.block_size}, and pos_embd={self.config.pos_embd} has no positions beyond it"
             )
+            raise ValueError(f"a sequence of {T} tokens is longer than {limit}: pass block_size or fewer")
 
     @property
     def device(self) -> torch.device:
@@ -402,13 +385,13 @@ class GPT(nn.Module):
 
     def get_num_matmul_params(self) -> int:
         """Parameters used in matmuls per token (embedding look-ups excluded)."""
-        looked_up = 0 if self.config.tie_weights else self.transformer.wte.weight.numel()
+        looked_up = 0 if self.config.tie_weights else self.transformer.wte.weight.numel()  # tied, it is the head's
         looked_up += self.transformer.ngrams.weight.numel() if self.config.ngrams > 1 else 0
         return self.get_num_params() - looked_up
 
     def flops_per_token(self) -> int:
         """FLOPs of forward and backward per token, 6 N + 12 L C T: PaLM, appendix B, arxiv.org/abs/2204.02311."""
-        config = self.config
+        config = self.config  # 6: two FLOPs per multiply-add, once forward and twice backward
         return 6 * self.get_num_matmul_params() + 12 * config.n_layer * config.n_embd * config.block_size
 
     def parameter_groups(self, muon: bool = False) -> list[list[str]]:
@@ -453,82 +436,40 @@ class GPT(nn.Module):
         optimizer.register_step_pre_hook(make_gradients_dense)
         return optimizer
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # changes to a loaded model
-
     def crop_block_size(self, block_size: int):
         """Drop the positions from block_size on, so that a pretrained model trains on shorter windows."""
         assert block_size <= self.config.block_size
         tables = [self.transformer.wpe] if self.config.has_wpe else []
         tables += self.transformer.relative.values() if self.config.has_relative else []
         for table in tables:
-            table.num_embeddings = block_size
+            table.num_embeddings = block_size  # only for printing
             table.weight = nn.Parameter(table.weight[:block_size].detach().clone())
         self.config = replace(self.config, block_size=block_size)
-
-    def grow_vocabulary(self, vocab_size: int):
-        """Add entries for new tokens, initialized like all others, to the token embedding and the head."""
-        wte, lm_head = self.transformer.wte, self.lm_head
-        for module in (wte,) if self.config.tie_weights else (wte, lm_head):
-            rows = torch.empty(vocab_size - len(module.weight), self.config.n_embd, device=self.device)
-            module.weight = nn.Parameter(torch.cat([module.weight.detach(), nn.init.normal_(rows, std=0.02)]))
-        if self.config.tie_weights:
-            lm_head.weight = wte.weight
-        wte.num_embeddings = lm_head.out_features = vocab_size
-        self.config = replace(self.config, vocab_size=vocab_size)
-
-    def set_dropout(self, dropout: float, attn_dropout: float):
-        """Give a loaded model the dropout of a new run."""
-        self.config = replace(self.config, dropout=dropout, attn_dropout=attn_dropout)
-        for module in self.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = dropout
-            elif isinstance(module, CausalSelfAttention):
-                module.attn_dropout = attn_dropout
 
     # ------------------------------------------------------------------------------------------------------------------
     # decoding
 
     @torch.no_grad()
     def generate(
-        self,
-        idx,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        use_kv_cache: bool = True,
-        **more,
+        self, idx, max_new_tokens: int, temperature=1.0, top_k=None, top_p=None, seed=None, use_kv_cache=True, **more
     ):
         """idx (B, T) followed by max_new_tokens sampled ids: (B, T + max_new_tokens). See stream for the settings."""
         new = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed, use_kv_cache, **more)
         return torch.cat([idx, *(ids[:, None].to(idx.device) for ids in new)], dim=1)
 
     def stream(
-        self,
-        prompts,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        use_kv_cache: bool = True,
-        stop_ids: Sequence[int] = (),
-        n_ids: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        decoder: decoding.Decoder | None = None,
+        self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None, use_kv_cache=True, **more
     ) -> Iterator[torch.Tensor]:
         """Yield the next id of every sequence, (B,) int64 on the CPU, up to max_new_tokens times; -1 once finished.
 
-        prompts: (B, T) ids, or a list of id lists of any lengths above 0. The settings are those of Sampling. A
-        sequence is finished after an id of stop_ids, and the stream when all are. Only ids below n_ids (a tokenizer's
-        size, where the vocabulary is padded) are drawn. Sequence i takes its random numbers from (seed, i) alone; with
-        seed None, torch's generator supplies the seed. When a sequence exceeds block_size tokens, only the newest half
-        is kept: the context depends on the number of tokens alone, with and without the cache. A decoder made with
-        reuse_prefix=True encodes only what differs from the text before. Call model.eval() first. Raises ValueError for
-        settings that make no sense, an empty prompt, and logits that are not finite.
+        prompts: (B, T) ids, or a list of id lists of any lengths above 0. more: min_p and repetition_penalty, see
+        Sampling; stop_ids, after one of which a sequence is finished, and the stream when all are; n_ids, to draw only
+        ids below it (a tokenizer's size, where the vocabulary is padded); decoder, a Decoder to use again.
+        Sequence i takes its random numbers from (seed, i) alone; with seed None, torch's generator supplies the seed.
+        When a sequence exceeds block_size tokens, only the newest half is kept: the context depends on the number of
+        tokens alone, with and without the cache. Call model.eval() first. Raises ValueError for settings that make no
+        sense, an empty prompt, and logits that are not finite.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        return decoding.stream(self, prompts, max_new_tokens, sampling, seed, use_kv_cache, stop_ids, n_ids, decoder)
+        filters = more.pop("min_p", None), more.pop("repetition_penalty", None)
+        sampling = Sampling(temperature, top_k, top_p, *filters)
+        return decoding.stream(self, prompts, max_new_tokens, sampling, seed, use_kv_cache, **more)

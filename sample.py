@@ -7,14 +7,13 @@
 On a terminal the first text appears as it is generated. Ctrl-C ends all of them where they are.
 """
 
+import contextlib
 import json
 import os
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Iterator
-
-import torch
+from typing import Annotated
 
 import configurator
 from configurator import UserError
@@ -22,7 +21,7 @@ from dongpt import runtime
 from dongpt.decode import ready
 from dongpt.decode.ready import Quantize
 from dongpt.decode.sampling import Sampling, window_size
-from dongpt.decode.text import Texts, read_stop
+from dongpt.decode.text import Detokenizer, read_stop
 from dongpt.log import progress_bar
 from dongpt.program import locked_output, replaced_file, run_program
 from dongpt.runtime import ROOT, RuntimeConfig
@@ -39,7 +38,7 @@ class SampleConfig(RuntimeConfig, Sampling):
     unknown: Unknown = "error"  # characters of the prompt that the vocabulary lacks: error, skip, or replace them
     num_samples: Annotated[int, ">=", 1] = 10  # how many texts, all drawn together
     max_new_tokens: Annotated[int, ">=", 0] = 500  # tokens of each text after the prompt, unless it stops earlier
-    temperature: float = 0.8  # below 1 bolder on the likely, above 1 more random; 0 takes the likeliest token
+    temperature: float = 0.8  # below 1 favors likely tokens, above 1 is more random; 0 takes the likeliest token
     top_k: int | None = 200  # draw from this many likeliest tokens; 0 or None is off
     stop: str = ""  # end a text before this string; several as a JSON list, --stop='["a", "b"]'
     stop_ids: str = ""  # end a text before one of these token ids, separated by commas
@@ -79,7 +78,7 @@ def check_output(path: str):
         raise UserError(f"--output={path} may not be written: name another file")
 
 
-def write_output(cfg: SampleConfig, prompt: str, texts: Texts):
+def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
     """Write cfg.output: JSON lines, whose "text" is what follows the prompt, or the same text as printed."""
     if os.path.splitext(cfg.output)[1].lower() in (".jsonl", ".json"):
         settings = {key: value for key, value in asdict(cfg).items() if key not in ("start", "seed", "output")}
@@ -132,35 +131,12 @@ class SamplePrinter:
         sys.stdout.flush()
 
 
-def collect(
-    stream: Iterator[torch.Tensor], texts: Texts, printer: SamplePrinter, interrupts: runtime.Interrupts
-) -> tuple[int, float, UserError | None]:
-    """Add the generated ids to texts until all are done: (steps, seconds to the first token, error that ended it).
-
-    On Ctrl-C, or if logits are not finite, the texts keep what was generated before.
-    """
-    start, first, n_steps = time.perf_counter(), 0.0, 0
-    try:
-        for next_ids in stream:
-            if interrupts.code:
-                break
-            first, n_steps = first or time.perf_counter() - start, n_steps + 1
-            pieces = texts.add(next_ids.tolist())
-            printer.update(pieces[0], bool(texts.ends[0]), n_steps)
-            if texts.done:
-                break
-    except UserError as error:
-        return n_steps, first, error
-    return n_steps, first, None
-
-
 def main(argv: list[str] | None = None) -> int:
     cfg, given = configurator.load(SampleConfig, argv)
     prompt, stop = read_prompt(cfg.start), read_stop(cfg.stop)
-    if not cfg.output:
-        return sample(cfg, prompt, stop, "start" not in given)
-    check_output(cfg.output)
-    with locked_output(cfg.output):
+    if cfg.output:
+        check_output(cfg.output)
+    with locked_output(cfg.output) if cfg.output else contextlib.nullcontext():
         return sample(cfg, prompt, stop, "start" not in given)
 
 
@@ -179,19 +155,24 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
     print(generator.description, file=sys.stderr)
     block_size = generator.model.config.block_size
     if len(ids) > block_size:
-        print(
-            f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with its last "
-            f"{window_size(len(ids), block_size)}, as if they had come one by one",
-            file=sys.stderr,
-        )
-    printer = SamplePrinter(prompt, cfg.num_samples, cfg.max_new_tokens)
+        n_seen = window_size(len(ids), block_size)
+        note = f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with its last "
+        print(f"{note}{n_seen}, as if they had come one by one", file=sys.stderr)
     sampling = Sampling(**{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
-    stream = generator.stream_ids(
-        [ids] * cfg.num_samples, cfg.max_new_tokens, sampling, cfg.seed, texts.stop_ids, cfg.use_kv_cache
-    )
-    start = time.perf_counter()
+    prompts, settings = [ids] * cfg.num_samples, (sampling, cfg.seed, texts.stop_ids, cfg.use_kv_cache)
+    printer, failure = SamplePrinter(prompt, cfg.num_samples, cfg.max_new_tokens), None
+    start, first, n_steps = time.perf_counter(), 0.0, 0  # first: seconds to the first token
     with runtime.Interrupts() as interrupts:
-        n_steps, first, failure = collect(stream, texts, printer, interrupts)
+        try:
+            for next_ids in generator.stream_ids(prompts, cfg.max_new_tokens, *settings):
+                if interrupts.code:
+                    break
+                first, n_steps = first or time.perf_counter() - start, n_steps + 1
+                printer.update(texts.add(next_ids.tolist())[0], bool(texts.ends[0]), n_steps)
+                if texts.done:
+                    break
+        except UserError as error:  # logits that are not finite: the texts keep what was generated before
+            failure = error
         seconds = time.perf_counter() - start
         pieces = texts.finish("interrupted" if interrupts.code else "failed" if failure else "length")
         is_empty = n_steps == 0 and bool(failure or interrupts.code)
@@ -203,12 +184,9 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
     if failure:
         raise failure
     n_tokens = sum(texts.n_tokens)
-    print(
-        f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s)"
-        + (f", the first after {first * 1000:.0f} ms" if n_steps else "")
-        + (", interrupted" if interrupts.code else ""),
-        file=sys.stderr,
-    )
+    speed = f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s)"
+    latency = f", the first after {first * 1000:.0f} ms" if n_steps else ""
+    print(speed + latency + (", interrupted" if interrupts.code else ""), file=sys.stderr)
     return interrupts.code
 
 

@@ -25,6 +25,7 @@ from dongpt import log as logs
 from dongpt import runtime
 from dongpt.checkpoint import build_model, run
 from dongpt.checkpoint import files as checkpoints
+from dongpt.checkpoint.legacy import position_scheme
 from dongpt.checkpoint.run import Saver, State
 from dongpt.log import RunLog, check_finite
 from dongpt.program import run_program
@@ -155,7 +156,7 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
     wanted = {key: value for key, value in overrides.items() if key not in ARCHITECTURE or value is not None}
     cfg = configurator.build(TrainConfig, {**stored, **architecture, **wanted})
     for key in wanted.keys() & architecture.keys():
-        has = model.config.positions if key == "pos_embd" else architecture[key]
+        has = position_scheme(model.config) if key == "pos_embd" else architecture[key]
         if getattr(cfg, key) != has:
             raise UserError(
                 f"{key}={wanted[key]!r} contradicts {source.path}, which has {has!r}: drop {key}, or start a new model "
@@ -180,7 +181,7 @@ def make_model(cfg: TrainConfig, source: Source | None, corpus: Corpus) -> GPT:
         return model
     model = source.model
     run.adapt_vocabulary(model, source.tokenizer, source.path, corpus, cfg.seed, is_resume=bool(source.checkpoint))
-    model.set_dropout(cfg.dropout, cfg.attn_dropout)
+    run.set_dropout(model, cfg.dropout, cfg.attn_dropout)
     return model
 
 

@@ -41,7 +41,7 @@ BELOW_MODEL = ("dongpt.kernels", "dongpt.decode.decoder", "dongpt.decode.samplin
 MAY_IMPORT = {
     "configurator": (),
     "model": BELOW_MODEL,
-    "dongpt": (*BASE, "dongpt.decode.ready"),
+    "dongpt": (*BASE, "dongpt.decode.ready", "dongpt.root_modules"),
     "dongpt.runtime": BASE,
     "dongpt.program": BASE,
     "dongpt.log": BASE,
@@ -138,7 +138,9 @@ def test_the_programs_of_the_root_are_those_of_the_readme():
 @pytest.mark.smoke
 def test_the_packages_are_those_of_the_readme():
     assert {path.split("/")[1] for path in found("dongpt/*/*.py")} == PACKAGES
-    assert set(found("dongpt/*.py")) == {f"dongpt/{name}.py" for name in ("__init__", "runtime", "program", "log")}
+    assert set(found("dongpt/*.py")) == {
+        f"dongpt/{name}.py" for name in ("__init__", "root_modules", "runtime", "program", "log")
+    }
     assert all(f"dongpt/{package}/__init__.py" in LIBRARY for package in PACKAGES)
     assert {f"data/{name}/prepare.py" for name in ("don", "don_char", "python_docs")} <= set(PROGRAMS)
 

@@ -14,6 +14,7 @@ import train
 from dongpt.checkpoint import build_model
 from dongpt.decode.decoder import KVCache
 from dongpt.kernels.autograd import rotate
+from dongpt.train.state import set_dropout
 from model import GPT, GPTConfig, alibi_slopes, attend, rotation_at
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]
@@ -593,7 +594,7 @@ def test_dropout_on_attention_weights_trains(pos_embd):
     first, second = gradients(model, *batch), gradients(model, *batch)
     assert first["loss"] != second["loss"] and first["loss"] != still["loss"]
     assert all(torch.isfinite(gradient).all() and gradient.any() for gradient in first.values())
-    model.set_dropout(0.0, 1e-9)  # the other kernel, and nothing is dropped
+    set_dropout(model, 0.0, 1e-9)  # the other kernel, and nothing is dropped
     assert_all_near(gradients(model, *batch), still, 1e-4)
 
 
@@ -817,7 +818,7 @@ def test_the_bigram_takes_a_new_block_size_and_dropout():
     model, idx = bigram(), random_ids(2, 8)
     before = all_logits(model, idx)
     model.crop_block_size(4)
-    model.set_dropout(0.5, 0.5)
+    set_dropout(model, 0.5, 0.5)
     assert (model.config.block_size, model.config.dropout, model.config.attn_dropout) == (4, 0.5, 0.5)
     assert torch.equal(all_logits(model.train(), idx), before)
 

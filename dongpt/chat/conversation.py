@@ -15,8 +15,8 @@ import torch
 
 from configurator import UserError
 from dongpt.decode.decoder import Decoder
-from dongpt.decode.sampling import NonFiniteLogits, Sampling
-from dongpt.decode.text import Texts
+from dongpt.decode.sampling import DecodingError, Sampling
+from dongpt.decode.text import Detokenizer
 from dongpt.text.template import EMOTIONS, Segment, Template, encode
 from dongpt.text.tokenizers import END, Tokenizer
 
@@ -55,18 +55,16 @@ class Conversation:
         self.n_answers, self.has_truncated, self.system = 0, False, ""
         self.topic = ""  # fills the template's header
         self._decoder: Decoder | None = None
-        if lacking := template.lacking(tokenizer):
-            raise UserError(
-                f"this model's vocabulary cannot express the template {template.name}, it has no "
-                f"{', '.join(map(repr, lacking))}: pass another --template, plain works with every model"
-            )
-        marks = encode(tokenizer, [*template.question(""), *template.answer("")])
         self.block_size = model.config.block_size
-        if len(marks) + 2 > self.block_size:
-            raise UserError(
-                f"the marks of the template {template.name} are {len(marks)} tokens, and the model sees "
-                f"{self.block_size}: pass --template=plain"
-            )
+        self.prompt_size = self.block_size - min(max_new_tokens, self.block_size // 4)  # the rest is for the answer
+        name = f"the template {template.name}"
+        if lacking := ", ".join(map(repr, template.lacking(tokenizer))):
+            remedy = "pass another --template, plain works with every model"
+            raise UserError(f"this model's vocabulary cannot express {name}, it has no {lacking}: {remedy}")
+        n_marks = len(encode(tokenizer, [*template.question(""), *template.answer("")]))
+        if n_marks + 2 > self.block_size:
+            numbers = f"are {n_marks} tokens, and the model sees {self.block_size}"
+            raise UserError(f"the marks of {name} {numbers}: pass --template=plain")
 
     def reply(self, text: str) -> Generator[str, None, None]:
         """Yield the answer to text piece by piece, "" for a token that completes no character; the exchange is added to
@@ -78,19 +76,11 @@ class Conversation:
         history = self._fitting_exchanges(len(opening) + len(question))
         ids = [*opening, *(i for exchange in history for i in exchange.ids), *question]
         special = list(self.tokenizer.specials.values())
-        texts, new_ids = Texts(self.tokenizer, 1, self.template.tags, special), []
-        self._decoder = self._decoder or Decoder(
-            self.model, 1, self.sampling, self.tokenizer.vocab_size, True, reuse_prefix=True
-        )
-        stream = self.model.stream(
-            [ids or [self.tokenizer.start_id]],
-            self.max_new_tokens,
-            **asdict(self.sampling),
-            seed=self.seed + self.n_answers,
-            stop_ids=special,
-            decoder=self._decoder,
-            n_ids=self.tokenizer.vocab_size,
-        )
+        texts, new_ids = Detokenizer(self.tokenizer, 1, self.template.tags, special), []
+        n_ids, prompts = self.tokenizer.vocab_size, [ids or [self.tokenizer.start_id]]
+        self._decoder = self._decoder or Decoder(self.model, 1, self.sampling, n_ids, True, reuse_prefix=True)
+        settings = dict(seed=self.seed + self.n_answers, stop_ids=special, n_ids=n_ids, decoder=self._decoder)
+        stream = self.model.stream(prompts, self.max_new_tokens, **asdict(self.sampling), **settings)
         said, is_complete = "", False  # `said` was yielded
         try:
             for next_ids in stream:
@@ -104,7 +94,7 @@ class Conversation:
             said, before = self._shown(texts.texts[0]), said
             yield said[len(before) :]
             is_complete = True
-        except NonFiniteLogits as error:
+        except DecodingError as error:
             self._decoder = None  # its cache is not finite either
             raise UserError(str(error)) from error
         finally:
@@ -144,7 +134,7 @@ class Conversation:
 
     def _fit(self, text: str, topic: str) -> tuple[str, list[int]]:
         """(the longest end of a question that fits, its ids with the template's marks)."""
-        room = max(1, self.block_size - self._reserve() - len(self._encode_opening()))
+        room = max(1, self.prompt_size - len(self._encode_opening()))
         ids = encode(self.tokenizer, self.template.question(text, topic), "skip")
         while len(ids) > room and text:
             text = text[len(text) - min(len(text) - 1, len(text) * room // len(ids)) :]
@@ -162,13 +152,9 @@ class Conversation:
             return ""
         return self.tokenizer.decode(ids) if missing or self.tokenizer.is_lossy(text) else text
 
-    def _reserve(self) -> int:
-        """Number of tokens kept free for the answer."""
-        return min(self.max_new_tokens, self.block_size // 4)
-
     def _fitting_exchanges(self, n_tokens: int) -> list[Exchange]:
         """The newest exchanges that fit into the context together with n_tokens and an answer."""
-        room = self.block_size - self._reserve() - n_tokens
+        room = self.prompt_size - n_tokens
         seen: list[Exchange] = []
         for exchange in reversed(self.exchanges):
             room -= len(exchange.ids)
@@ -183,11 +169,11 @@ class Conversation:
     def _guess_emotion(self, text: str, quiet: bool) -> str:
         """The emotion in whose header the model finds text likeliest."""
         questions = [encode(self.tokenizer, self.template.question(text, emotion), "skip") for emotion in EMOTIONS]
-        losses = torch.tensor([self._total_loss(ids) for ids in questions])
-        shares = torch.softmax(-losses, 0)
+        probabilities = torch.softmax(-torch.tensor([self._total_loss(ids) for ids in questions]), 0)
+        emotion = EMOTIONS[int(probabilities.argmax())]
         if not quiet:
-            self.note(f"Emotion: {EMOTIONS[int(shares.argmax())]} ({100 * float(shares.max()):.0f} %)")
-        return EMOTIONS[int(shares.argmax())]
+            self.note(f"Emotion: {emotion} ({100 * float(probabilities.max()):.0f} %)")
+        return emotion
 
     @torch.no_grad()
     def _total_loss(self, ids: list[int]) -> float:
@@ -203,18 +189,16 @@ class Conversation:
 
     def messages(self) -> list[tuple[str, str]]:
         """(role, content) of all turns, without exchanges in which one side is empty."""
-        said = [
-            message
-            for exchange in self.exchanges
-            if exchange.question.strip() and exchange.answer.strip()
-            for message in (("user", exchange.question), ("assistant", exchange.answer))
-        ]
-        return [*([("system", self.system)] if self.system else []), *said]
+        messages = [("system", self.system)] if self.system else []
+        for exchange in self.exchanges:
+            if exchange.question.strip() and exchange.answer.strip():
+                messages += [("user", exchange.question), ("assistant", exchange.answer)]
+        return messages
 
     def set_system(self, system: str):
         """Start the conversation with this text, or none. Raises UserError if it doesn't fit."""
         if system and not self.template.system:
-            raise UserError(f"the template {self.template.name} has no place for a text to begin with: leave it away")
+            raise UserError(f"the template {self.template.name} has no place for a system text: drop it")
         self.system = self._check_length(system)
 
     def set_topic(self, topic: str):
@@ -225,10 +209,8 @@ class Conversation:
         """The readable part of a text that stays in the context. Raises UserError if it leaves too little room."""
         text = self._readable(text)
         if (n := len(self.tokenizer.encode(self.template.clean(text), unknown="skip"))) > self.block_size // 3:
-            raise UserError(
-                f"a text of {n:,} tokens that is always seen is too long for a model that sees "
-                f"{self.block_size:,}: shorten it"
-            )
+            limit = f"too long for a model that sees {self.block_size:,}"
+            raise UserError(f"a text of {n:,} tokens that is always seen is {limit}: shorten it")
         return text
 
     def restore(self, messages: list[tuple[str, str]]):

@@ -169,7 +169,8 @@ def save(model: GPT, tokenizer: dict | None, directory: str, mark: str = ""):
     config = model.config
     refused = [f"model_type={config.model_type}"] if config.model_type != "gpt" else []
     refused += [f"ngrams={config.ngrams}"] if config.ngrams > 1 else []
-    refused += [f"{config.positions} positions"] if config.positions != "default" else []
+    scheme = position_scheme(config)
+    refused += [f"{scheme} positions"] if scheme != "default" else []
     if refused:
         raise UserError(f"GPT-2's architecture cannot express {refused[0]}: keep the model as a checkpoint")
     tokenizer = None if tokenizer == FOREIGN else tokenizer

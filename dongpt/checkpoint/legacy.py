@@ -23,9 +23,10 @@ class LegacyConfig(GPTConfig):
     has_wpe = False
     has_relative = False
 
-    @property
-    def positions(self) -> str:
-        return self.legacy
+
+def position_scheme(config: GPTConfig) -> str:
+    """Name of the position scheme, for messages."""
+    return config.legacy if isinstance(config, LegacyConfig) else config.pos_embd
 
 
 class Bigram(GPT):
@@ -58,12 +59,6 @@ class Bigram(GPT):
     def crop_block_size(self, block_size: int):
         self.config = replace(self.config, block_size=block_size)
 
-    def grow_vocabulary(self, vocab_size: int):
-        old, self.config = self.transformer.wte.weight.detach(), replace(self.config, vocab_size=vocab_size)
-        table = nn.init.normal_(torch.empty(vocab_size, vocab_size, device=self.device), std=0.02)
-        table[: len(old), : len(old)] = old
-        self.transformer.wte = nn.Embedding(vocab_size, vocab_size, _weight=table)
-
 
 class EDSModel(GPT):
     """Common part of the two: no sequence is longer than block_size, and there is no key-value cache."""
@@ -74,7 +69,7 @@ class EDSModel(GPT):
         if T > self.config.block_size:
             raise UserError(
                 f"a sequence of {T} tokens is longer than block_size={self.config.block_size}, which "
-                f"{self.config.positions} cannot read: pass block_size or fewer"
+                f"{position_scheme(self.config)} cannot read: pass block_size or fewer"
             )
 
 

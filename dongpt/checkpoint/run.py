@@ -10,11 +10,12 @@ import platform
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Iterator, get_type_hints
 
 import numpy as np
 import torch
+import torch.nn as nn
 
 import configurator
 from configurator import UserError
@@ -24,7 +25,7 @@ from dongpt.log import RunLog, check_finite
 from dongpt.program import locked_directory, remove_stale_parts
 from dongpt.runtime import Machine, print0, seed_everything
 from dongpt.text.tokenizers import added_tokens
-from model import GPT
+from model import GPT, CausalSelfAttention
 
 WINDOW_ORDER = "numpy.random.Generator.permutation"  # before this was noted, epochs of over 2**20 windows had another
 
@@ -133,10 +134,38 @@ def adapt_vocabulary(model: GPT, tokenizer: dict | None, path: str, corpus, seed
     grows = f"grows from {before} to {size} rows"
     if size > before:
         seed_everything(seed)
-        model.grow_vocabulary(size)
+        grow_vocabulary(model, size)
     else:
         grows = f"of {before} rows is padded, and has rows for them already"
     print0(f"the data adds {', '.join(added)}: the token embedding {grows}")
+
+
+def grow_vocabulary(model: GPT, vocab_size: int):
+    """Add entries for new tokens, initialized like all others, to the token embedding and the head."""
+    wte, lm_head, old = model.transformer.wte, model.lm_head, len(model.transformer.wte.weight)
+    if model.config.model_type == "bigram":  # a new token adds a row and a column
+        table = nn.init.normal_(torch.empty(vocab_size, vocab_size, device=model.device), std=0.02)
+        table[:old, :old] = wte.weight.detach()
+        wte.weight, wte.embedding_dim = nn.Parameter(table), vocab_size
+    else:
+        for module in (wte,) if model.config.tie_weights else (wte, lm_head):
+            rows = torch.empty(vocab_size - old, model.config.n_embd, device=model.device)
+            module.weight = nn.Parameter(torch.cat([module.weight.detach(), nn.init.normal_(rows, std=0.02)]))
+        if model.config.tie_weights:
+            lm_head.weight = wte.weight
+        lm_head.out_features = vocab_size
+    wte.num_embeddings = vocab_size
+    model.config = replace(model.config, vocab_size=vocab_size)
+
+
+def set_dropout(model: GPT, dropout: float, attn_dropout: float):
+    """Give a loaded model the dropout of a new run."""
+    model.config = replace(model.config, dropout=dropout, attn_dropout=attn_dropout)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+        elif isinstance(module, CausalSelfAttention):
+            module.attn_dropout = attn_dropout
 
 
 @contextlib.contextmanager

@@ -4,14 +4,15 @@ GPT.generate and GPT.stream call stream(). `model` is always a GPT; it is not im
 """
 
 import contextlib
-from typing import Any, Iterator, NamedTuple, Sequence
+from itertools import chain
+from typing import Any, Collection, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import torch
 
 from dongpt.decode.sampling import (
     NONFINITE_ID,
-    NonFiniteLogits,
+    DecodingError,
     Sampling,
     check_decoding,
     penalize,
@@ -34,16 +35,19 @@ def stream(
     sampling: Sampling,
     seed: int | None = None,
     use_kv_cache: bool = True,
-    stop_ids: Sequence[int] = (),
+    stop_ids: Collection[int] = (),
     n_ids: int | None = None,
     decoder: "Decoder | None" = None,
 ) -> Iterator[torch.Tensor]:
-    """Yield the next id of every sequence, (B,) int64 on the CPU; see GPT.stream."""
+    """Yield the next id of every sequence, (B,) int64 on the CPU; see GPT.stream.
+
+    A decoder made with reuse_prefix=True encodes only what differs from the text before.
+    """
     prompts = read_prompts(prompts)
     n_ids = model.config.vocab_size if n_ids is None else n_ids
     check_decoding(prompts, model.config.vocab_size, n_ids, max_new_tokens, sampling)
     seed = int(torch.randint(2**62, ())) if seed is None else int(seed)
-    finished, stop_ids = [False] * len(prompts), frozenset(stop_ids)
+    finished = [False] * len(prompts)
     if decoder is None:
         capacity = min(max(map(len, prompts)) + max_new_tokens, model.config.block_size)
         decoder = Decoder.for_model(model, len(prompts), capacity, sampling, n_ids, use_kv_cache)
@@ -51,10 +55,8 @@ def stream(
     decoder.set_sampling(sampling, n_ids)
     for next_ids in decoder.generate_ids(prompts, seed, max_new_tokens):
         if any(i == NONFINITE_ID and not done for i, done in zip(next_ids, finished)):
-            raise NonFiniteLogits(
-                "the model's logits are not finite: use dtype=float32, or an earlier checkpoint "
-                "if the training diverged"
-            )
+            remedy = "use dtype=float32, or an earlier checkpoint if the training diverged"
+            raise DecodingError(f"the model's logits are not finite: {remedy}")
         yield torch.tensor([-1 if done else i for i, done in zip(next_ids, finished)])
         finished = [done or i in stop_ids for i, done in zip(next_ids, finished)]
         if all(finished):
@@ -107,15 +109,6 @@ class KVCache:
         """The cache of each layer for writing tokens at positions (T,) or (R, T) of these sequences; see LayerCache."""
         return [LayerCache(keys, values, batch, positions, start, cache_len) for keys, values in self.layers]
 
-    def clear(self):
-        for cached in (tensor for layer in self.layers for tensor in layer):
-            cached.zero_()
-
-    def repeat_first(self, cache_len: int):
-        """Copy the first cache_len tokens of the first sequence to all others."""
-        for cached in (tensor for layer in self.layers for tensor in layer):
-            cached[1:, :, :cache_len] = cached[:1, :, :cache_len]
-
 
 def _cache_dtype(model: Any) -> torch.dtype:
     """The dtype in which the model computes keys and values."""
@@ -155,7 +148,7 @@ class Decoder:
         capacity: int | None = None,
         reuse_prefix: bool = False,
     ):
-        self.model, self.sampling, self.n_ids, self.reuse_prefix = model, sampling, n_ids, reuse_prefix
+        self.model, self.reuse_prefix, self.capacity = model, reuse_prefix, capacity
         self.device, self.block_size, B = model.device, model.config.block_size, batch_size
         self.lengths = [0] * B  # tokens in the context of each sequence
         self.tokens = torch.zeros(B, self.block_size + 1, dtype=torch.int64, device=self.device)  # then garbage
@@ -165,8 +158,6 @@ class Decoder:
         self.uniforms = torch.zeros(UNIFORMS, B, dtype=torch.float64, device=uniforms_device)
         self.n_used = torch.zeros(1, dtype=torch.int64, device=uniforms_device)  # how many of the uniforms are used
         self.next_ids = torch.zeros(B, dtype=torch.int64, device=self.device)
-        self.seen = self._empty_seen()
-        self.capacity = capacity
         self.cache = KVCache(model, B, capacity) if use_kv_cache and model.can_cache else None
         self.n_before = model.config.ngrams - 1  # earlier tokens that the embedding of a token depends on
         self.backend: cpu.PackedBlocks | None = None
@@ -174,13 +165,18 @@ class Decoder:
         self.fingerprint: tuple = ()  # of the weights that computed what the cache holds
         self.key: tuple = ()  # see for_model
         self.in_use = False
+        self.sampling, self.n_ids = Sampling(), 0
+        self.set_sampling(sampling, n_ids)
 
     @classmethod
-    def for_model(cls, model: Any, batch_size: int, capacity: int, *settings) -> "Decoder":
+    def for_model(
+        cls, model: Any, batch_size: int, capacity: int, sampling: Sampling, n_ids: int, use_kv_cache: bool
+    ) -> "Decoder":
         """A Decoder for `capacity` tokens per sequence; on CUDA the model's previous one if it fits."""
+        settings = sampling, n_ids, use_kv_cache
         tensors, previous = [*model.parameters(), *model.buffers()], model.__dict__.get("_decoder")
         if model.device.type != "cuda" or model.training or any(tensor.requires_grad for tensor in tensors):
-            return cls(model, batch_size, *settings, capacity=capacity)  # a model in training keeps no buffers
+            return cls(model, batch_size, *settings, capacity)  # a model in training keeps no buffers
         addresses = [(tensor.data_ptr(), tensor.dtype) for tensor in tensors]
         key = (batch_size, settings, model.config, model.document_end, _cache_dtype(model), *addresses)
         if previous is None or previous.in_use or previous.key != key:
@@ -188,18 +184,15 @@ class Decoder:
             model.__dict__["_decoder"], previous.key = previous, key
         return previous
 
-    def _empty_seen(self):
-        """(B, V): which ids each sequence contains, if the sampling depends on it."""
-        if self.sampling.repetition_penalty in (None, 1):
-            return None
-        return torch.zeros(len(self.lengths), self.model.config.vocab_size, dtype=torch.bool, device=self.device)
-
     def set_sampling(self, sampling: Sampling, n_ids: int):
         """Sample with these settings from now on."""
-        if (sampling, n_ids) != (self.sampling, self.n_ids):
-            self.sampling, self.n_ids = sampling, n_ids
-            self.graphs.clear()  # captured with the old settings
-            self.seen = self._empty_seen()
+        if (sampling, n_ids) == (self.sampling, self.n_ids):
+            return
+        self.sampling, self.n_ids = sampling, n_ids
+        self.graphs.clear()  # captured with the old settings
+        self.seen = None  # (B, V): which ids each sequence contains, if the sampling depends on it
+        if sampling.repetition_penalty not in (None, 1):
+            self.seen = torch.zeros(len(self.lengths), self.model.config.vocab_size, dtype=torch.bool).to(self.device)
 
     def generate_ids(self, prompts: list[list[int]], seed: int, max_new_tokens: int) -> Iterator[list[int]]:
         """Yield the next id of each sequence, max_new_tokens times.
@@ -211,9 +204,8 @@ class Decoder:
         try:
             with _decoding_threads(small):
                 self.prefill(prompts, max_new_tokens)
-            generators = [
-                np.random.Generator(np.random.Philox(key=seed % 2**64 + (i << 64))) for i in range(len(prompts))
-            ]
+            keys = [seed % 2**64 + (i << 64) for i in range(len(prompts))]
+            generators = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
             for i in range(max_new_tokens):
                 with _decoding_threads(small):
                     if i % UNIFORMS == 0:
@@ -260,7 +252,8 @@ class Decoder:
             self.seen.copy_(seen)
         if self.cache:
             if self.graphs and not n_known:  # used before: what a mask hides must be finite
-                self.cache.clear()
+                for cached in chain(*self.cache.layers):
+                    cached.zero_()
             self._encode(range(len(prompts)), all(window == windows[0] for window in windows), n_known)
 
     def _n_known(self, window: list[int]) -> int:
@@ -289,6 +282,7 @@ class Decoder:
 
     def _encode(self, batch: Sequence[int], identical: bool, start: int = 0):
         """Put the tokens of these sequences from start to the last but one into the cache; identical ones once."""
+        assert self.cache
         end = max(self.lengths[i] for i in batch) - 1
         at: slice | torch.Tensor = slice(0, 1) if identical else slice(None)
         if not identical and len(batch) < len(self.lengths):
@@ -301,15 +295,14 @@ class Decoder:
             before = tokens_before(tokens, torch.full_like(tokens[:, 0], first), self.n_before)
             cache = self.cache.at(positions, stop, first, at)
             self.model._hidden(tokens[:, first:stop], positions, cache, before, tokens[:, :stop])
-        if identical and len(self.lengths) > 1:
-            self.cache.repeat_first(end)
+        for cached in chain(*self.cache.layers) if identical else ():
+            cached[1:, :, :end] = cached[:1, :, :end]
 
     def decode_step(self):
         """Draw one id for each sequence."""
         longest = max(self.lengths)
-        if self.cache is None:
-            self._sample(self.model.logits_at(self.tokens[:, :longest], self.last))
-        elif self.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):  # autocast frees its casts at exit
+        # without graphs under autocast, which frees its casts of the weights at exit
+        if self.cache and self.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):
             self._replay(min(-(-longest // GRAPH_BUCKET) * GRAPH_BUCKET, self.block_size))
         else:
             start = longest - 1 if min(self.lengths) == longest else None
@@ -317,6 +310,8 @@ class Decoder:
 
     def _logits(self, cache_len: int, start: int | None):
         """Logits (B, V) after the newest tokens, which enter the cache; start is their position if it is the same."""
+        if self.cache is None:
+            return self.model.logits_at(self.tokens[:, :cache_len], self.last)
         newest = self.tokens.gather(1, self.last[:, None])  # (B, 1)
         before = tokens_before(self.tokens, self.last, self.n_before)
         positions = self.last[:1] if start is not None else self.last[:, None]
@@ -330,7 +325,7 @@ class Decoder:
     def _sample(self, logits):
         """Draw an id from each row of logits (B, V), and append it to the sequence."""
         if self.seen is not None:
-            logits = penalize(logits.float(), self.seen, self.sampling.repetition_penalty)
+            logits = penalize(logits.float(), self.seen, self.sampling.repetition_penalty or 1)
         uniforms = self.uniforms.index_select(0, self.n_used)[0]
         self.next_ids.copy_(sample_ids(logits[:, : self.n_ids], uniforms, self.sampling))
         self.n_used += 1
@@ -383,7 +378,7 @@ def _checksum(tensor):
 def _decoding_threads(small: bool) -> Iterator[None]:
     """Use one CPU thread for a small model: several would wait for each other longer than they compute.
 
-    Entered anew for each token, so that the caller of a stream keeps its own number of threads.
+    Entered once per token, so that the caller of a stream keeps its own number of threads.
     """
     n_threads = torch.get_num_threads()
     if not small or n_threads == 1:

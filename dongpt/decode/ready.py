@@ -8,14 +8,14 @@ take half the time: large models keep bfloat16 weights there, packed by dongpt/k
 """
 
 from dataclasses import dataclass
-from typing import Any, Iterator, Literal, Sequence
+from typing import Any, Collection, Iterator, Literal, Sequence
 
 import torch
 
 from configurator import UserError, check, check_setting
 from dongpt.checkpoint.files import load_anything
 from dongpt.decode import quantize as formats
-from dongpt.decode.sampling import NonFiniteLogits, Sampling
+from dongpt.decode.sampling import DecodingError, Sampling
 from dongpt.decode.text import Detokenizer, read_stop, read_stop_ids
 from dongpt.kernels import cpu
 from dongpt.program import first_line
@@ -93,32 +93,22 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling,
         seed: int = 1337,
-        stop_ids: Sequence[int] | frozenset[int] = (),
+        stop_ids: Collection[int] = (),
         use_kv_cache: bool = True,
-        **more: Any,
     ) -> Iterator[torch.Tensor]:
-        """model.stream for ids of the tokenizer; its complaints about settings and logits become UserErrors."""
-        problems = sampling.problems()
-        if max_new_tokens < 0:
-            problems.append(f"max_new_tokens={max_new_tokens} must be at least 0")
-        if problems:
-            raise UserError("; ".join(problems))
-        more = {"n_ids": self.require_tokenizer().vocab_size, **vars(sampling), **more}
-        stream = self.model.stream(
-            prompts, max_new_tokens, seed=seed, stop_ids=stop_ids, use_kv_cache=use_kv_cache, **more
-        )
+        """model.stream for ids of the tokenizer. Raises UserError where that raises DecodingError."""
+        settings = dict(seed=seed, stop_ids=stop_ids, use_kv_cache=use_kv_cache, **vars(sampling))
         try:
-            yield from stream
-        except NonFiniteLogits as error:
+            n_ids = self.require_tokenizer().vocab_size
+            yield from self.model.stream(prompts, max_new_tokens, n_ids=n_ids, **settings)
+        except DecodingError as error:
             raise UserError(str(error)) from error
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises UserError if the checkpoint has none."""
         if self.tokenizer is None:
-            raise UserError(
-                "this checkpoint holds no tokenizer, so its ids cannot be shown as text: put the meta.pkl or meta.json "
-                "of its data beside it"
-            )
+            remedy = "put the meta.pkl or meta.json of its data beside it"
+            raise UserError(f"this checkpoint holds no tokenizer, so its ids cannot be shown as text: {remedy}")
         return self.tokenizer
 
 
@@ -169,7 +159,7 @@ def to_inference(
             raise UserError(str(error)) from error
         weights, why = "int8", " (as asked)"
     if packs and weights != "float16":
-        formats.pack_model(model, DTYPES.get(weights))
+        formats.pack_model(model, DTYPES.get(weights, torch.float32))
         return model, f"{rt.why}, weights: {weights}{why}, packed, sums in float32"
     model.to(DTYPES[rt.dtype])
     if compile is True:

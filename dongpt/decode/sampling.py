@@ -9,8 +9,8 @@ import torch
 NONFINITE_ID = -2  # sentinel id for non-finite logits; checked later on the host, so no GPU sync
 
 
-class NonFiniteLogits(ValueError):
-    """The model's logits are NaN or infinite, so no id can be drawn."""
+class DecodingError(ValueError):
+    """Prompts, settings or logits from which no id can be drawn."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read_prompts(prompts: Any) -> list[list[int]]:
 
 
 def check_decoding(prompts: list[list[int]], vocab_size: int, n_ids: int, max_new_tokens: int, sampling: Sampling):
-    """Raise ValueError, listing every problem, unless ids can be drawn with these settings."""
+    """Raise DecodingError, listing every problem, unless ids can be drawn with these settings."""
     problems = []
     if not all(isinstance(prompt, list) and all(isinstance(i, int) for i in prompt) for prompt in prompts):
         problems.append("prompts must be rows of token ids: a tensor (B, T) of whole numbers, or a list of lists")
@@ -70,7 +70,7 @@ def check_decoding(prompts: list[list[int]], vocab_size: int, n_ids: int, max_ne
     if n_ids < 1:
         problems.append(f"n_ids={n_ids} must be at least 1")
     if problems := problems + sampling.problems():
-        raise ValueError("; ".join(problems))
+        raise DecodingError("; ".join(problems))
 
 
 def penalize(logits, seen, penalty: float):

@@ -83,11 +83,7 @@ def read_stop_ids(stop_ids: str, vocab_size: int) -> list[int]:
     """The ids in a comma-separated setting. Raises UserError for anything that is not an id of the vocabulary."""
     pieces = [piece.strip() for piece in stop_ids.split(",")] if stop_ids.strip() else []
     if wrong := [piece for piece in pieces if not piece.isdecimal() or int(piece) >= vocab_size]:
-        raise UserError(
-            f"--stop_ids: {', '.join(map(repr, wrong))} is no id from 0 to {vocab_size - 1}: "
-            f"list ids with commas, as in --stop_ids=0,1"
-        )
+        ids = ", ".join(map(repr, wrong))
+        remedy = "list ids with commas, as in --stop_ids=0,1"
+        raise UserError(f"--stop_ids: {ids} is no id from 0 to {vocab_size - 1}: {remedy}")
     return [int(piece) for piece in pieces]
-
-
-Texts = Detokenizer  # TODO: the name in sample.py and conversation.py until they are changed

@@ -45,16 +45,9 @@ def library() -> tuple[ctypes.CDLL | None, str]:
         except (OSError, subprocess.SubprocessError) as error:
             return None, f"{compiler[0]} could not make it, or it cannot be loaded ({type(error).__name__})"
     pointer, pointers = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
-    compiled.matmul.argtypes = [ctypes.POINTER(_Linear), pointer, pointer, ctypes.c_long]
-    compiled.blocks.argtypes = [
-        ctypes.POINTER(_Step),
-        ctypes.POINTER(_Layer),
-        ctypes.c_long,
-        pointers,
-        pointers,
-        pointer,
-        pointer,
-    ]
+    step, layers, linear = (ctypes.POINTER(struct) for struct in (_Step, _Layer, _Linear))
+    compiled.matmul.argtypes = [linear, pointer, pointer, ctypes.c_long]
+    compiled.blocks.argtypes = [step, layers, ctypes.c_long, pointers, pointers, pointer, pointer]
     compiled.matmul.restype = compiled.blocks.restype = None
     return compiled, ""
 
@@ -142,12 +135,9 @@ class PackedBlocks:
             [_packed(linear) for linear in (b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj)] for b in blocks
         ]
         self.norms = [(b.ln_1.weight, b.ln_1.bias, b.ln_2.weight, b.ln_2.bias) for b in blocks]  # keeps them alive
-        self.layers = (_Layer * len(blocks))(
-            *(
-                _Layer(*map(_address, norms), *(linear.struct() for linear in linears))
-                for norms, linears in zip(self.norms, self.linears)
-            )
-        )
+        self.layers = (_Layer * len(blocks))()
+        for i, (norms, linears) in enumerate(zip(self.norms, self.linears)):
+            self.layers[i] = _Layer(*map(_address, norms), *(linear.struct() for linear in linears))
 
     def blocks(self, x, inputs: Any, caches: list):
         """The blocks' output for x (B, 1, C), the newest token of every sequence; extends the caches (LayerCache).

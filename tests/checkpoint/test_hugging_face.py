@@ -37,6 +37,7 @@ from dongpt.text.tokenizers import (
     split_words,
 )
 from dongpt.train.data import Corpus
+from dongpt.train.state import grow_vocabulary
 from model import GPT, GPTConfig
 from train import TrainConfig
 
@@ -978,7 +979,7 @@ def test_a_vocabulary_grows(tie, pos_embd):
     ).eval()
     idx = torch.randint(11, (2, 8))
     before, count = logits_of(model, idx), model.get_num_params()
-    model.grow_vocabulary(14)
+    grow_vocabulary(model, 14)
     torch.testing.assert_close(logits_of(model, idx)[..., :11], before, rtol=0, atol=1e-6)
     assert model.config.vocab_size == 14 == model.transformer.wte.num_embeddings == model.lm_head.out_features
     assert model.get_num_params() == count + (1 if tie else 2) * 3 * 16
@@ -999,7 +1000,7 @@ def test_the_same_seed_gives_the_same_new_rows(tie):
         torch.manual_seed(0)
         models.append(GPT(GPTConfig(block_size=4, vocab_size=5, n_layer=1, n_head=1, n_embd=4, tie_weights=tie)))
         torch.manual_seed(1)
-        models[-1].grow_vocabulary(7)
+        grow_vocabulary(models[-1], 7)
     for model in models:
         assert_same(dict(model.state_dict()), dict(models[0].state_dict()))
 
@@ -1010,7 +1011,7 @@ def test_a_bigrams_vocabulary_grows_too():
     model = build_model(GPTConfig(model_type="bigram", vocab_size=5, block_size=4)).eval()
     idx = torch.randint(5, (2, 4))
     before = logits_of(model, idx)
-    model.grow_vocabulary(7)
+    grow_vocabulary(model, 7)
     assert torch.equal(logits_of(model, idx)[..., :5], before)
     assert logits_of(model, torch.tensor([[5, 6]])).shape == (1, 2, 7)
 
