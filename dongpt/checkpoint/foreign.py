@@ -82,7 +82,7 @@ def _is_dict(value) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-def _is_kind(value, kind: type) -> bool:
+def _is_kind(value: Any, kind: type) -> bool:
     """Whether a value is of this type: a dict with str keys, an int that is not negative."""
     return _is_dict(value) if kind is dict else type(value) is kind and (kind is not int or 0 <= value < 2**63)
 
