@@ -256,7 +256,6 @@ def test_rows_are_conversations_of_one_exchange_from_the_columns_named(tmp_path,
     assert read(write_rows(tmp_path / name, defaults)) == talks
 
 
-@smoke
 @pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
 def test_rows_in_a_row_with_the_same_name_are_one_conversation(tmp_path, name):
     named = ["a", "a", "b", "a", "c", "c", "c"]

@@ -395,7 +395,6 @@ def test_the_weights_do_not_depend_on_gradient_accumulation(masked):
         torch.testing.assert_close(load("out-2")["model"][name], weight, rtol=0, atol=1e-4)
 
 
-@smoke
 def test_a_model_learns_the_tokens_of_the_mask_and_no_others(tmp_path):
     folder = write_corpus(tmp_path / "data", "abcdefgh" * 100)
     for split in SPLITS:
@@ -410,7 +409,6 @@ def test_a_model_learns_the_tokens_of_the_mask_and_no_others(tmp_path):
     assert others.argmax() == tokenizer.encode("a")[0]  # it has seen no other answer than "a"
 
 
-@smoke
 def test_iterations_and_evaluations_with_few_predicted_tokens_are_finite(tmp_path):
     folder = write_corpus(tmp_path / "data", generated_text(1500))
     mask = np.zeros(len(ids_of(folder, "train")), np.uint8)
@@ -423,7 +421,6 @@ def test_iterations_and_evaluations_with_few_predicted_tokens_are_finite(tmp_pat
     assert all(torch.isfinite(weight).all() for weight in load("out")["model"].values())
 
 
-@smoke
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_part_of_the_windows_in_which_nothing_is_predicted_ends_no_run(tmp_path, split):
     """eval_iters takes a part of a split's windows; that the mask has nothing in just these is no divergence."""
@@ -510,7 +507,6 @@ def loss_by_hand(model: GPT, ids: np.ndarray, mask: np.ndarray, block_size: int)
     return total / count, count
 
 
-@smoke
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("block_size, batch_size", [(16, 5), (7, 1)])
 def test_evaluate_measures_the_predicted_tokens_alone(masked, capsys, split, block_size, batch_size):
@@ -843,7 +839,6 @@ def test_preparing_a_folder_anew_takes_the_old_masks_away(tmp_path, again):
         assert len(mask_of(folder, "train")) > len(old["train"])
 
 
-@smoke
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
 def test_a_small_model_learns_to_answer(tmp_path, tokenizer, capsys):
     """Three answers that the question's last word decides; the sample ends with the end token."""
