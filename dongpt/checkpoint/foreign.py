@@ -84,7 +84,9 @@ def _is_dict(value) -> bool:
 
 def _is_kind(value: Any, kind: type) -> bool:
     """Whether a value is of this type: a dict with str keys, an int that is not negative."""
-    return _is_dict(value) if kind is dict else type(value) is kind and (kind is not int or 0 <= value < 2**63)
+    if kind is int:
+        return type(value) is int and 0 <= value < 2**63
+    return _is_dict(value) if kind is dict else type(value) is kind
 
 
 def check_values(checkpoint: dict, path: str):
