@@ -217,6 +217,7 @@ BAD_VALUES = {
                   {"kind": "gpt2", "special": "abc"}, {"kind": "gpt2", "sha256": 5}, {"kind": "gpt2", "template": 5},
                   {**CHAR, "template": {"name": 3}}, {**CHAR, "template": []}],
     "shards": [5, [1], None, "abc", {"train": []}, {"train": 5}, {"train": [1]},
+               {"train": None}, {"train": [[1]]}, {"train": ["train_000.bin"]},
                {"train": [{"file": "../train_000.bin", "tokens": 1, "sha256": "", "ends_sha256": ""}]},
                {"train": [{"file": "/etc/passwd", "tokens": 1, "sha256": "", "ends_sha256": ""}]},
                {"train": [{"file": "val.bin", "tokens": 1, "sha256": "", "ends_sha256": ""}]},
