@@ -248,24 +248,3 @@ class Corpus:
                     in_loss = mask[start + 1 : start + len(ids)]
                     y[row, : len(in_loss)][in_loss == 0] = -1
             yield torch.from_numpy(x), torch.from_numpy(y), int((y >= 0).sum())
-
-    def predicted_bytes(self, split: str) -> int:
-        """UTF-8 bytes of source text of the predicted tokens of a split: all but the first, or those in the mask."""
-        whole = self.lengths[split] == self.meta.get("tokens", {}).get(split)
-        mask, known = self.mask(split), self.meta.get("predicted_bytes", {}).get(split)
-        if mask is not None and known is not None and whole and not mask[0]:
-            return known
-        lengths = self.tokenizer().byte_lengths()
-        if mask is not None:
-            ids = self.tokens(split)[1:][mask[1:] != 0]
-            return int((np.bincount(ids, minlength=len(lengths))[: len(lengths)] * lengths).sum())
-        first = int(lengths[self.tokens(split)[:1]].sum())
-        if whole and split in self.meta.get("bytes", {}):
-            if (n_bytes := self.meta["bytes"][split]) < first:
-                raise UserError(
-                    f"meta.json of {self.name} says that {split} has {n_bytes:,} bytes of text, fewer than its first "
-                    f"token: prepare the data again"
-                )
-            return n_bytes - first
-        counts = np.sum([np.bincount(ids, minlength=2**16) for ids in self.chunks(split)], axis=0)
-        return int((counts[: len(lengths)] * lengths).sum()) - first  # padded vocabularies have ids without text

@@ -7,8 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import Callable
 
+import numpy as np
 import torch
 
+from configurator import UserError
 from dongpt.log import RunLog
 from dongpt.runtime import Runtime, Stop
 from dongpt.train.data import Corpus
@@ -29,6 +31,28 @@ class Loss:
     def bits_per_byte(self, n_bytes: int) -> float:
         """Bits per byte if the predicted tokens represent n_bytes of text; unlike nats it compares tokenizers."""
         return self.nats * self.tokens / math.log(2) / n_bytes if n_bytes else math.nan
+
+
+def predicted_bytes(corpus: Corpus, split: str) -> int:
+    """UTF-8 bytes of source text of the predicted tokens of a split: all but the first, or those in the mask."""
+    whole = corpus.lengths[split] == corpus.meta.get("tokens", {}).get(split)
+    mask, known = corpus.mask(split), corpus.meta.get("predicted_bytes", {}).get(split)
+    if mask is not None and known is not None and whole and not mask[0]:
+        return known
+    lengths = corpus.tokenizer().byte_lengths()
+    if mask is not None:
+        ids = corpus.tokens(split)[1:][mask[1:] != 0]
+        return int((np.bincount(ids, minlength=len(lengths))[: len(lengths)] * lengths).sum())
+    first = int(lengths[corpus.tokens(split)[:1]].sum())
+    if whole and split in corpus.meta.get("bytes", {}):
+        if (n_bytes := corpus.meta["bytes"][split]) < first:
+            raise UserError(
+                f"meta.json of {corpus.name} says that {split} has {n_bytes:,} bytes of text, fewer than its first "
+                f"token: prepare the data again"
+            )
+        return n_bytes - first
+    counts = np.sum([np.bincount(ids, minlength=2**16) for ids in corpus.chunks(split)], axis=0)
+    return int((counts[: len(lengths)] * lengths).sum()) - first  # padded vocabularies have ids without text
 
 
 @torch.no_grad()
@@ -101,7 +125,7 @@ def finish(step: TrainStep, log: RunLog, stop: Stop, best_iter: int):
     if loss is None or not rt.is_main:
         return
     try:
-        bits = loss.bits_per_byte(step.corpus.predicted_bytes("val"))
+        bits = loss.bits_per_byte(predicted_bytes(step.corpus, "val"))
     except ValueError:  # counting bytes takes a tokenizer, and GPT-2's may be out of reach
         bits = None
     print(

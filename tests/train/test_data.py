@@ -15,6 +15,7 @@ from dongpt.text.bins import read_meta
 from dongpt.text.tokenizers import CharTokenizer, added_tokens
 from dongpt.train import data as corpora
 from dongpt.train.data import Corpus
+from dongpt.train.evaluation import predicted_bytes
 
 pytestmark = pytest.mark.smoke
 
@@ -297,10 +298,10 @@ def test_predicted_bytes_are_the_bytes_of_the_text_but_its_first_character(tmp_p
     folder = write_corpus(tmp_path, text)
     for split, part in split_text(text).items():
         expected = len(part.encode()) - len(part[0].encode())
-        assert Corpus(folder).predicted_bytes(split) == expected
+        assert predicted_bytes(Corpus(folder), split) == expected
     half = Corpus(folder, train_fraction=0.5)
     part = text[: half.lengths["train"]]
-    assert half.predicted_bytes("train") == len(part.encode()) - len("ñ".encode())
+    assert predicted_bytes(half, "train") == len(part.encode()) - len("ñ".encode())
 
 
 def test_fewer_bytes_than_the_first_token_has_are_refused(tmp_path):
@@ -309,7 +310,7 @@ def test_fewer_bytes_than_the_first_token_has_are_refused(tmp_path):
     del meta["characters"]
     meta["bytes"]["train"] = 1
     (tmp_path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    refusal(lambda: Corpus(folder).predicted_bytes("train"), "train has 1 bytes of text", "prepare the data again")
+    refusal(lambda: predicted_bytes(Corpus(folder), "train"), "train has 1 bytes of text", "prepare the data again")
 
 
 def test_predicted_bytes_are_counted_from_ids_where_meta_json_lacks_them(tmp_path):
@@ -319,7 +320,7 @@ def test_predicted_bytes_are_counted_from_ids_where_meta_json_lacks_them(tmp_pat
     del meta["bytes"]
     (tmp_path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     part = split_text(text)["val"]
-    assert Corpus(folder).predicted_bytes("val") == len(part.encode()) - len(part[0].encode())
+    assert predicted_bytes(Corpus(folder), "val") == len(part.encode()) - len(part[0].encode())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -411,7 +412,7 @@ def test_meta_pkl_of_nanogpt_is_read(tmp_path):
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
     old = Corpus(str(tmp_path))
     assert added_tokens(old.tokenizer_dict, corpus.tokenizer_dict) == [] and old.vocab_size == len(characters)
-    assert old.predicted_bytes("val") == corpus.predicted_bytes("val")
+    assert predicted_bytes(old, "val") == predicted_bytes(corpus, "val")
 
 
 def test_meta_pkl_written_by_nanogpt_itself_is_read(tmp_path, fixtures_folder):

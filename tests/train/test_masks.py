@@ -36,6 +36,7 @@ from dongpt.text import bins
 from dongpt.text.bins import read_meta
 from dongpt.text.tokenizers import CharTokenizer, WordTokenizer, from_dict
 from dongpt.train.data import Corpus
+from dongpt.train.evaluation import predicted_bytes
 from model import GPT, GPTConfig
 
 smoke = pytest.mark.smoke
@@ -229,7 +230,7 @@ def test_predicted_bytes_are_those_of_the_tokens_in_the_mask(tmp_path, in_memory
         masks[split].tofile(tmp_path / f"{split}.mask.bin")
         characters = read_meta(folder)["tokenizer"]["characters"]
         chosen = ids_of(folder, split)[1:][masks[split][1:] == 1]
-        assert Corpus(folder).predicted_bytes(split) == len("".join(characters[i] for i in chosen).encode())
+        assert predicted_bytes(Corpus(folder), split) == len("".join(characters[i] for i in chosen).encode())
 
 
 @smoke
@@ -240,7 +241,7 @@ def test_predicted_bytes_of_gpt2s_vocabulary_without_meta_json(tmp_path, gpt2_vo
     mask = write_masks(tmp_path)["val"]
     pieces = [tokenizer.encoding.decode_single_token_bytes(int(i)) for i in ids_of(tmp_path, "val")]
     expected = sum(len(piece) for piece, wanted in zip(pieces[1:], mask[1:]) if wanted)
-    assert Corpus(str(tmp_path)).predicted_bytes("val") == expected > 0
+    assert predicted_bytes(Corpus(str(tmp_path)), "val") == expected > 0
 
 
 @smoke
@@ -663,7 +664,7 @@ def test_records_become_questions_marks_answers_and_ends(tmp_path, ending, field
     for split in SPLITS:
         assert meta["tokens"][split] == len(ids_of(folder, split))
         assert meta["characters"][split] == sum(len(q + a) for q, a in tasks[split])
-        assert Corpus(folder).predicted_bytes(split) == sum(len(a.encode()) for _, a in tasks[split])
+        assert predicted_bytes(Corpus(folder), split) == sum(len(a.encode()) for _, a in tasks[split])
 
 
 @smoke
@@ -730,7 +731,7 @@ def test_bits_per_byte_count_the_source_text_of_words_that_the_vocabulary_lacks(
     tokenizer = from_dict(read_meta(folder)["tokenizer"])
     assert isinstance(tokenizer, WordTokenizer)
     n_val = int((ids_of(folder, "val") == tokenizer.specials[END]).sum())
-    assert Corpus(folder).predicted_bytes("val") == n_val * len("İ answer rare00word".encode())
+    assert predicted_bytes(Corpus(folder), "val") == n_val * len("İ answer rare00word".encode())
 
 
 @smoke
