@@ -5,7 +5,7 @@ evaluate() is for any model; the functions after it evaluate a training run.
 
 import math
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Iterator
 
 import numpy as np
 import torch
@@ -31,6 +31,35 @@ class Loss:
     def bits_per_byte(self, n_bytes: int) -> float:
         """Bits per byte if the predicted tokens represent n_bytes of text; unlike nats it compares tokenizers."""
         return self.nats * self.tokens / math.log(2) / n_bytes if n_bytes else math.nan
+
+
+def eval_batches(
+    corpus: Corpus, split: str, batch_size: int, block_size: int, n_windows: int | None = None, rank=0, world_size=1
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """Yield (x, y, number of predicted tokens) over a split, x and y (B, T) int64; padding and masked tokens are
+    -1 in y.
+
+    n_windows of the disjoint windows, evenly spaced and the same each time; all of them by default. Every batch
+    has the same shape. Each of several processes takes every world_size-th batch; all get the same number, so the
+    last ones may be all padding.
+    """
+    tokens, mask = corpus.tokens(split), corpus.mask(split)
+    windows: range | np.ndarray = range(-(-(corpus.lengths[split] - 1) // block_size))
+    if mask is not None:  # those with a token in the loss
+        starts = block_size * np.arange(len(windows))
+        windows = np.flatnonzero(np.add.reduceat(mask[1:] != 0, starts, dtype=np.int64))
+    n = min(len(windows), len(windows) if n_windows is None else n_windows)
+    for first in range(rank * batch_size, n + rank * batch_size, world_size * batch_size):
+        x = np.zeros((batch_size, block_size), dtype=np.int64)
+        y = np.full((batch_size, block_size), -1, dtype=np.int64)
+        for row, i in enumerate(range(first, min(first + batch_size, n))):
+            start = int(windows[i * len(windows) // n]) * block_size
+            ids = tokens[start : start + block_size + 1]
+            x[row, : len(ids) - 1], y[row, : len(ids) - 1] = ids[:-1], ids[1:]
+            if mask is not None:
+                in_loss = mask[start + 1 : start + len(ids)]
+                y[row, : len(in_loss)][in_loss == 0] = -1
+        yield torch.from_numpy(x), torch.from_numpy(y), int((y >= 0).sum())
 
 
 def predicted_bytes(corpus: Corpus, split: str) -> int:
@@ -67,7 +96,7 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[], object] = lambda: None,
 ) -> Loss | None:
-    """The loss of model over a split (see Corpus.eval_batches), shared by all ranks, with dropout off.
+    """The loss of model over a split (see eval_batches), shared by all ranks, with dropout off.
 
     None if should_stop(), which every rank calls equally often, returned True. on_batch() is called after each batch.
     """
@@ -75,7 +104,7 @@ def evaluate(
     model.eval()
     total, count, stopped = 0.0, 0, False
     rank, world_size = runtime.rank, runtime.world_size
-    for x, y, n_tokens in corpus.eval_batches(split, batch_size, block_size, n_windows, rank, world_size):
+    for x, y, n_tokens in eval_batches(corpus, split, batch_size, block_size, n_windows, rank, world_size):
         if stopped := should_stop():
             break
         if n_tokens:  # else all of it is masked or padding

@@ -33,7 +33,7 @@ from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.tokenizers import CharTokenizer
 from dongpt.train import data as corpora
 from dongpt.train.data import Corpus
-from dongpt.train.evaluation import predicted_bytes
+from dongpt.train.evaluation import eval_batches, predicted_bytes
 
 smoke = pytest.mark.smoke
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -213,7 +213,7 @@ def test_batches_and_evaluation_are_those_of_one_file(tmp_path, monkeypatch, in_
     for split in ("train", "val"):
         for n_windows in (None, 4):
             assert_same(
-                [*many.eval_batches(split, 3, BLOCK, n_windows)], [*one.eval_batches(split, 3, BLOCK, n_windows)]
+                [*eval_batches(many, split, 3, BLOCK, n_windows)], [*eval_batches(one, split, 3, BLOCK, n_windows)]
             )
         assert predicted_bytes(many, split) == predicted_bytes(one, split)
         assert np.concatenate([*many.chunks(split)]).tolist() == one.tokens(split)[:].tolist()
@@ -252,7 +252,7 @@ def test_a_mask_beside_shards_counts_over_all_of_them(tmp_path, in_memory):
         assert_same(
             tuple(many.train_batch(first, 4, BLOCK, 1, 50257)), tuple(one.train_batch(first, 4, BLOCK, 1, 50257))
         )
-    assert_same([*many.eval_batches("train", 3, BLOCK)], [*one.eval_batches("train", 3, BLOCK)])
+    assert_same([*eval_batches(many, "train", 3, BLOCK)], [*eval_batches(one, "train", 3, BLOCK)])
     one.tokenizer_dict = many.tokenizer_dict = GERMAN.to_dict()
     assert predicted_bytes(many, "train") == predicted_bytes(one, "train")
 

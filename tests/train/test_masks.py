@@ -36,7 +36,7 @@ from dongpt.text import bins
 from dongpt.text.bins import read_meta
 from dongpt.text.tokenizers import CharTokenizer, WordTokenizer, from_dict
 from dongpt.train.data import Corpus
-from dongpt.train.evaluation import predicted_bytes
+from dongpt.train.evaluation import eval_batches, predicted_bytes
 from model import GPT, GPTConfig
 
 smoke = pytest.mark.smoke
@@ -162,7 +162,7 @@ def test_evaluation_predicts_each_token_of_the_mask_but_the_first_once(
     masks[split].tofile(tmp_path / f"{split}.mask.bin")
     corpus, targets = Corpus(str(tmp_path)), []
     for rank in range(world_size):
-        for x, y, n_tokens in corpus.eval_batches(split, batch_size, BLOCK, None, rank, world_size):
+        for x, y, n_tokens in eval_batches(corpus, split, batch_size, BLOCK, None, rank, world_size):
             there = y >= 0
             assert x.shape == y.shape == (batch_size, BLOCK) and torch.equal(y[there], x[there] + 1)
             assert n_tokens == int(there.sum()) and (y[~there] == -1).all()
@@ -177,8 +177,8 @@ def test_a_mask_of_one_split_alone_leaves_the_other_as_it_is(tmp_path, in_memory
         folder.mkdir()
         corpus, masks = masked_corpus(folder, splits=[split])
         assert corpus.mask(other) is None and np.array_equal(corpus.mask(split), masks[split])
-        assert sum(n for _, _, n in corpus.eval_batches(other, 2, BLOCK)) == corpus.lengths[other] - 1
-        assert sum(n for _, _, n in corpus.eval_batches(split, 2, BLOCK)) == masks[split][1:].sum()
+        assert sum(n for _, _, n in eval_batches(corpus, other, 2, BLOCK)) == corpus.lengths[other] - 1
+        assert sum(n for _, _, n in eval_batches(corpus, split, 2, BLOCK)) == masks[split][1:].sum()
         assert (corpus.loss_weights(3, 4, 2, BLOCK, SEED) == 1).all() == (split == "val")
         assert bool((corpus.train_batch(0, 24, BLOCK, SEED, 50257)[1] < 0).any()) == (split == "train")
 
@@ -207,7 +207,7 @@ def test_masks_without_a_token_to_hide_change_nothing(tmp_path, in_memory):
     assert (ones.loss_weights(7, 5, 6, BLOCK, SEED) == 1).all() and (
         corpus.loss_weights(7, 5, 6, BLOCK, SEED) == 1
     ).all()
-    for one, other in zip(corpus.eval_batches("val", 4, BLOCK), ones.eval_batches("val", 4, BLOCK), strict=True):
+    for one, other in zip(eval_batches(corpus, "val", 4, BLOCK), eval_batches(ones, "val", 4, BLOCK), strict=True):
         assert_same(list(one), list(other))
 
 
@@ -216,7 +216,7 @@ def test_dataset_fraction_takes_the_first_part_of_the_mask(tmp_path, in_memory):
     _, masks = masked_corpus(tmp_path)
     half = Corpus(str(tmp_path), train_fraction=0.5)
     assert np.array_equal(half.mask("train"), masks["train"][:101]) and len(half.mask("val")) == 50
-    assert sum(n for _, _, n in half.eval_batches("train", 3, BLOCK)) == masks["train"][1:101].sum()
+    assert sum(n for _, _, n in eval_batches(half, "train", 3, BLOCK)) == masks["train"][1:101].sum()
     y = half.train_batch(0, 200, BLOCK, SEED, 50257)[1]
     assert set(y[y >= 0].tolist()) <= set(np.flatnonzero(masks["train"][:101]).tolist())
 
