@@ -185,9 +185,10 @@ def read_arguments(cls: type, argv, usage: str = "", skipped=None) -> tuple[dict
                     given[key] = check_setting(key, value, cls, arg)
         else:
             raise UserError(_not_an_argument(arg, usage))
-    n_most, call = len(usage.split()), f"python {os.path.basename(sys.argv[0])} {usage}, with settings as --key=value"
-    if len(paths) < n_most and not usage.startswith("["):
-        raise UserError(f"{len(paths)} of {n_most} paths: {call}")
+    n_least, n_most = len(usage.partition("[")[0].split()), len(usage.split())
+    call = f"python {os.path.basename(sys.argv[0])} {usage}, with settings as --key=value"
+    if len(paths) < n_least:
+        raise UserError(f"{len(paths)} of {n_least} paths: {call}")
     if len(paths) > n_most and "..." not in usage:
         raise UserError(f"{paths[n_most]!r} is one too many: {call}")
     return given, paths

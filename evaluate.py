@@ -28,7 +28,7 @@ from dongpt.text.bins import find_folder
 from dongpt.text.prepare import prepare_if_missing
 from dongpt.text.tokenizers import added_tokens
 from dongpt.train.data import Corpus
-from dongpt.train.evaluation import evaluate
+from dongpt.train.evaluation import evaluate, predicted_bytes
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
             f"pass --dataset or --data_dir of data with its tokenizer"
         )
     corpus.check_split(cfg.split, model.transformer.wte.num_embeddings)
-    n_bytes = corpus.predicted_bytes(cfg.split)
+    n_bytes = predicted_bytes(corpus, cfg.split)
     block_size = cfg.block_size or model.config.block_size
     try:
         model.check_length(block_size)

@@ -1190,7 +1190,7 @@ def test_ctrl_c_while_a_program_in_a_pipe_answers_is_130(tmp_path, rambler):
     time.sleep(0.4)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and b"Traceback" not in err and len(out) > 20 and out.count(b"\n") == 1
+    assert process.returncode == 130 and b"Traceback" not in err and out.strip() and out.count(b"\n") == 1
 
 
 @smoke

@@ -30,12 +30,12 @@ import sample
 import train
 from dongpt.checkpoint.files import NANOGPT_ARGS, load_model, model_args, save
 from dongpt.checkpoint.foreign import FORMAT_VERSION
+from dongpt.checkpoint.run import grow_vocabulary
 from dongpt.decode import decoder as decoding
 from dongpt.decode.decoder import Decoder, tokens_before
 from dongpt.decode.sampling import Sampling
 from dongpt.kernels import cpu
 from dongpt.train import step as updates
-from dongpt.train.state import grow_vocabulary
 from model import GPT, NGRAMS, RELATIVE, GPTConfig, ngram_rows
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]

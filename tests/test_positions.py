@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 import train
 from dongpt.checkpoint import build_model
+from dongpt.checkpoint.run import set_dropout
 from dongpt.decode.decoder import KVCache
 from dongpt.kernels.autograd import rotate
-from dongpt.train.state import set_dropout
 from model import GPT, GPTConfig, alibi_slopes, attend, rotation_at
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]

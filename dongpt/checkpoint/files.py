@@ -135,7 +135,7 @@ def load_valid(out_dir: str, names: tuple[str, ...] = (LAST, BEST), newest: bool
         raise UserError(f"{out_dir} has no checkpoint: train with --out_dir={out_dir} first, or give another out_dir")
     if newest and len(paths) > 1:
         paths.sort(key=_age, reverse=True)  # stable: of equally old ones the first name wins
-    problems = []
+    problems: list[str] = []
     for path in paths:
         try:
             checkpoint = load(path, **given)

@@ -12,6 +12,7 @@ import re
 import sys
 import types
 from dataclasses import asdict, fields
+from typing import Any
 
 import torch
 
@@ -81,9 +82,11 @@ def _is_dict(value) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-def _is_kind(value, kind: type) -> bool:
+def _is_kind(value: Any, kind: type) -> bool:
     """Whether a value is of this type: a dict with str keys, an int that is not negative."""
-    return _is_dict(value) if kind is dict else type(value) is kind and (kind is not int or 0 <= value < 2**63)
+    if kind is int:
+        return type(value) is int and 0 <= value < 2**63
+    return _is_dict(value) if kind is dict else type(value) is kind
 
 
 def check_values(checkpoint: dict, path: str):
@@ -91,12 +94,14 @@ def check_values(checkpoint: dict, path: str):
 
     Weights and model_args are checked when they are used; what only a resumed run reads, by dongpt/checkpoint/run.py.
     """
-    version, config = checkpoint.get("format_version", FORMAT_VERSION), checkpoint.get("config")
+    version: Any = checkpoint.get("format_version", FORMAT_VERSION)
+    config: Any = checkpoint.get("config")
     if type(version) is int and version > FORMAT_VERSION:
         raise UserError(f"{path} was written by a newer donGPT, in format {_show(version)}: update donGPT")
+    places: Any = ((checkpoint, KINDS), (config if _is_dict(config) else {}, CONFIG_KINDS))
     problems = [
         f"{key} is {_show(place[key])}"
-        for place, kinds in ((checkpoint, KINDS), (config if _is_dict(config) else {}, CONFIG_KINDS))
+        for place, kinds in places
         for key, kind in kinds.items()
         if key in place and not _is_kind(place[key], kind)
     ]
@@ -321,7 +326,7 @@ def _state_fits(state, rule: str, shape: torch.Size) -> bool:
 def renumber(optimizer: dict, old: list[list[str]], new: list[list[str]]) -> dict:
     """optimizer, whose groups hold the parameters old, for groups that hold new: each state stays with its name."""
     new_numbers = {name: number for number, name in enumerate(sum(new, []))}
-    old_numbers = sum((group["params"] for group in optimizer["param_groups"]), [])
+    old_numbers: list[int] = sum((group["params"] for group in optimizer["param_groups"]), [])
     new_of_old = {number: new_numbers.get(name) for number, name in zip(old_numbers, sum(old, []))}
     states = {new_of_old.get(number): state for number, state in optimizer["state"].items()}
     settings = [*optimizer["param_groups"], *optimizer["param_groups"][:1]]  # a group that is added holds matrices

@@ -15,6 +15,7 @@ import torch
 
 from configurator import UserError
 from dongpt.checkpoint.foreign import FORMAT_VERSION, add_head, clean_names, is_state_dict, parse_model_args, upgrade
+from dongpt.checkpoint.legacy import position_scheme
 from dongpt.program import first_line
 from dongpt.text.bins import file_sha256
 from dongpt.text.template import Template

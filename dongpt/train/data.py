@@ -1,10 +1,9 @@
-"""Batches of a data folder: shuffled windows for training, disjoint windows for evaluation.
+"""Batches of a data folder: shuffled windows for training. evaluation.py cuts the disjoint windows of a loss.
 
 docs/data.md has a picture. dongpt/text/bins.py describes the files.
 
     corpus = Corpus(folder)
     x, y = corpus.train_batch(first_window, batch_size, block_size, seed, vocab_size)      # (B, T) int64 each
-    for x, y, n_tokens in corpus.eval_batches("val", batch_size, block_size): ...
 """
 
 import os
@@ -217,55 +216,3 @@ class Corpus:
         starts = self.window_starts(first, n_batches * batch_size, block_size, seed)
         counts = (self.masks["train"].windows(starts + 1, block_size) != 0).reshape(n_batches, -1).sum(1)
         return counts * n_batches / max(counts.sum(), 1)
-
-    # ------------------------------------------------------------------------------------------------------------------
-    # evaluation: disjoint windows, each token but the first predicted once
-
-    def eval_batches(
-        self, split: str, batch_size: int, block_size: int, n_windows: int | None = None, rank=0, world_size=1
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-        """Yield (x, y, number of predicted tokens) over a split, x and y (B, T) int64; padding and masked tokens are
-        -1 in y.
-
-        n_windows of the disjoint windows, evenly spaced and the same each time; all of them by default. Every batch
-        has the same shape. Each of several processes takes every world_size-th batch; all get the same number, so the
-        last ones may be all padding.
-        """
-        tokens, mask = self.tokens(split), self.mask(split)
-        windows: range | np.ndarray = range(-(-(self.lengths[split] - 1) // block_size))
-        if mask is not None:  # those with a token in the loss
-            starts = block_size * np.arange(len(windows))
-            windows = np.flatnonzero(np.add.reduceat(mask[1:] != 0, starts, dtype=np.int64))
-        n = min(len(windows), len(windows) if n_windows is None else n_windows)
-        for first in range(rank * batch_size, n + rank * batch_size, world_size * batch_size):
-            x = np.zeros((batch_size, block_size), dtype=np.int64)
-            y = np.full((batch_size, block_size), -1, dtype=np.int64)
-            for row, i in enumerate(range(first, min(first + batch_size, n))):
-                start = int(windows[i * len(windows) // n]) * block_size
-                ids = tokens[start : start + block_size + 1]
-                x[row, : len(ids) - 1], y[row, : len(ids) - 1] = ids[:-1], ids[1:]
-                if mask is not None:
-                    in_loss = mask[start + 1 : start + len(ids)]
-                    y[row, : len(in_loss)][in_loss == 0] = -1
-            yield torch.from_numpy(x), torch.from_numpy(y), int((y >= 0).sum())
-
-    def predicted_bytes(self, split: str) -> int:
-        """UTF-8 bytes of source text of the predicted tokens of a split: all but the first, or those in the mask."""
-        whole = self.lengths[split] == self.meta.get("tokens", {}).get(split)
-        mask, known = self.mask(split), self.meta.get("predicted_bytes", {}).get(split)
-        if mask is not None and known is not None and whole and not mask[0]:
-            return known
-        lengths = self.tokenizer().byte_lengths()
-        if mask is not None:
-            ids = self.tokens(split)[1:][mask[1:] != 0]
-            return int((np.bincount(ids, minlength=len(lengths))[: len(lengths)] * lengths).sum())
-        first = int(lengths[self.tokens(split)[:1]].sum())
-        if whole and split in self.meta.get("bytes", {}):
-            if (n_bytes := self.meta["bytes"][split]) < first:
-                raise UserError(
-                    f"meta.json of {self.name} says that {split} has {n_bytes:,} bytes of text, fewer than its first "
-                    f"token: prepare the data again"
-                )
-            return n_bytes - first
-        counts = np.sum([np.bincount(ids, minlength=2**16) for ids in self.chunks(split)], axis=0)
-        return int((counts[: len(lengths)] * lengths).sum()) - first  # padded vocabularies have ids without text

@@ -5,10 +5,12 @@ evaluate() is for any model; the functions after it evaluate a training run.
 
 import math
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Iterator
 
+import numpy as np
 import torch
 
+from configurator import UserError
 from dongpt.log import RunLog
 from dongpt.runtime import Runtime, Stop
 from dongpt.train.data import Corpus
@@ -31,6 +33,57 @@ class Loss:
         return self.nats * self.tokens / math.log(2) / n_bytes if n_bytes else math.nan
 
 
+def eval_batches(
+    corpus: Corpus, split: str, batch_size: int, block_size: int, n_windows: int | None = None, rank=0, world_size=1
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """Yield (x, y, number of predicted tokens) over a split, x and y (B, T) int64; padding and masked tokens are
+    -1 in y.
+
+    n_windows of the disjoint windows, evenly spaced and the same each time; all of them by default. Every batch
+    has the same shape. Each of several processes takes every world_size-th batch; all get the same number, so the
+    last ones may be all padding.
+    """
+    tokens, mask = corpus.tokens(split), corpus.mask(split)
+    windows: range | np.ndarray = range(-(-(corpus.lengths[split] - 1) // block_size))
+    if mask is not None:  # those with a token in the loss
+        starts = block_size * np.arange(len(windows))
+        windows = np.flatnonzero(np.add.reduceat(mask[1:] != 0, starts, dtype=np.int64))
+    n = min(len(windows), len(windows) if n_windows is None else n_windows)
+    for first in range(rank * batch_size, n + rank * batch_size, world_size * batch_size):
+        x = np.zeros((batch_size, block_size), dtype=np.int64)
+        y = np.full((batch_size, block_size), -1, dtype=np.int64)
+        for row, i in enumerate(range(first, min(first + batch_size, n))):
+            start = int(windows[i * len(windows) // n]) * block_size
+            ids = tokens[start : start + block_size + 1]
+            x[row, : len(ids) - 1], y[row, : len(ids) - 1] = ids[:-1], ids[1:]
+            if mask is not None:
+                in_loss = mask[start + 1 : start + len(ids)]
+                y[row, : len(in_loss)][in_loss == 0] = -1
+        yield torch.from_numpy(x), torch.from_numpy(y), int((y >= 0).sum())
+
+
+def predicted_bytes(corpus: Corpus, split: str) -> int:
+    """UTF-8 bytes of source text of the predicted tokens of a split: all but the first, or those in the mask."""
+    whole = corpus.lengths[split] == corpus.meta.get("tokens", {}).get(split)
+    mask, known = corpus.mask(split), corpus.meta.get("predicted_bytes", {}).get(split)
+    if mask is not None and known is not None and whole and not mask[0]:
+        return known
+    lengths = corpus.tokenizer().byte_lengths()
+    if mask is not None:
+        ids = corpus.tokens(split)[1:][mask[1:] != 0]
+        return int((np.bincount(ids, minlength=len(lengths))[: len(lengths)] * lengths).sum())
+    first = int(lengths[corpus.tokens(split)[:1]].sum())
+    if whole and split in corpus.meta.get("bytes", {}):
+        if (n_bytes := corpus.meta["bytes"][split]) < first:
+            raise UserError(
+                f"meta.json of {corpus.name} says that {split} has {n_bytes:,} bytes of text, fewer than its first "
+                f"token: prepare the data again"
+            )
+        return n_bytes - first
+    counts = np.sum([np.bincount(ids, minlength=2**16) for ids in corpus.chunks(split)], axis=0)
+    return int((counts[: len(lengths)] * lengths).sum()) - first  # padded vocabularies have ids without text
+
+
 @torch.no_grad()
 def evaluate(
     model,
@@ -43,7 +96,7 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[], object] = lambda: None,
 ) -> Loss | None:
-    """The loss of model over a split (see Corpus.eval_batches), shared by all ranks, with dropout off.
+    """The loss of model over a split (see eval_batches), shared by all ranks, with dropout off.
 
     None if should_stop(), which every rank calls equally often, returned True. on_batch() is called after each batch.
     """
@@ -51,7 +104,7 @@ def evaluate(
     model.eval()
     total, count, stopped = 0.0, 0, False
     rank, world_size = runtime.rank, runtime.world_size
-    for x, y, n_tokens in corpus.eval_batches(split, batch_size, block_size, n_windows, rank, world_size):
+    for x, y, n_tokens in eval_batches(corpus, split, batch_size, block_size, n_windows, rank, world_size):
         if stopped := should_stop():
             break
         if n_tokens:  # else all of it is masked or padding
@@ -101,7 +154,7 @@ def finish(step: TrainStep, log: RunLog, stop: Stop, best_iter: int):
     if loss is None or not rt.is_main:
         return
     try:
-        bits = loss.bits_per_byte(step.corpus.predicted_bytes("val"))
+        bits = loss.bits_per_byte(predicted_bytes(step.corpus, "val"))
     except ValueError:  # counting bytes takes a tokenizer, and GPT-2's may be out of reach
         bits = None
     print(

@@ -52,10 +52,10 @@ class TrainStep:
         self.cfg, self.rt, self.corpus, self.model, self.optimizer = cfg, rt, corpus, model, optimizer
         self.vocab_size: int = model.transformer.wte.num_embeddings
         if cfg.gradient_accumulation_steps % rt.world_size:
-            what = (
-                f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} micro-batches cannot be shared evenly"
+            n_batches, n = f"gradient_accumulation_steps={cfg.gradient_accumulation_steps}", rt.world_size
+            raise UserError(
+                f"{n_batches} micro-batches cannot be shared evenly by {n} processes: use a multiple of {n}"
             )
-            raise UserError(f"{what} by {rt.world_size} processes: use a multiple of {rt.world_size}")
         if rt.has_room_for(3 * corpus.lengths["train"]):  # ids of two bytes, and perhaps a mask
             corpus.to_device(rt, self.vocab_size)
         self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")

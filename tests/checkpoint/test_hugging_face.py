@@ -24,6 +24,7 @@ from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint import hugging_face
 from dongpt.checkpoint.files import load_model
 from dongpt.checkpoint.legacy import build_model
+from dongpt.checkpoint.run import grow_vocabulary
 from dongpt.text import tokenizers
 from dongpt.text.template import DONGPT, Segment, encode
 from dongpt.text.tokenizers import (
@@ -37,7 +38,6 @@ from dongpt.text.tokenizers import (
     split_words,
 )
 from dongpt.train.data import Corpus
-from dongpt.train.state import grow_vocabulary
 from model import GPT, GPTConfig
 from train import TrainConfig
 

@@ -28,6 +28,7 @@ from dongpt.text.bins import file_sha256, shard_name
 from dongpt.text.documents import Files
 from dongpt.text.tokenizers import GPT2Tokenizer
 from dongpt.train.data import Corpus
+from dongpt.train.evaluation import predicted_bytes
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "gpt2_vocabulary")
 SCRIPT = os.path.join(ROOT, "data", "openwebtext", "prepare.py")
@@ -173,7 +174,7 @@ def test_all_kinds_of_files_give_nanogpts_bins(script, tmp_path, capsys):
     for split, content in (("train", train), ("val", val)):
         ids = np.frombuffer(content, "<u2")
         assert meta["bytes"][split] == lengths[ids].sum() and meta["tokens"][split] == len(ids)
-        assert corpus.predicted_bytes(split) == lengths[ids[1:]].sum()
+        assert predicted_bytes(corpus, split) == lengths[ids[1:]].sum()
     printed = capsys.readouterr().out
     assert "8 files, " in printed and "GB are free" in printed and f"train has {len(train) // 2:,} tokens in" in printed
     assert "ids give the same text back" in printed and "config/train_gpt2.py" in printed

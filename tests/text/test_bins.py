@@ -33,6 +33,7 @@ from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.tokenizers import CharTokenizer
 from dongpt.train import data as corpora
 from dongpt.train.data import Corpus
+from dongpt.train.evaluation import eval_batches, predicted_bytes
 
 smoke = pytest.mark.smoke
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -212,9 +213,9 @@ def test_batches_and_evaluation_are_those_of_one_file(tmp_path, monkeypatch, in_
     for split in ("train", "val"):
         for n_windows in (None, 4):
             assert_same(
-                [*many.eval_batches(split, 3, BLOCK, n_windows)], [*one.eval_batches(split, 3, BLOCK, n_windows)]
+                [*eval_batches(many, split, 3, BLOCK, n_windows)], [*eval_batches(one, split, 3, BLOCK, n_windows)]
             )
-        assert many.predicted_bytes(split) == one.predicted_bytes(split)
+        assert predicted_bytes(many, split) == predicted_bytes(one, split)
         assert np.concatenate([*many.chunks(split)]).tolist() == one.tokens(split)[:].tolist()
     assert many.loss_weights(0, 3, 2, BLOCK, 1).tolist() == [1, 1, 1]
 
@@ -224,7 +225,7 @@ def test_batches_and_evaluation_are_those_of_one_file(tmp_path, monkeypatch, in_
 def test_predicted_bytes_are_those_of_one_file(both, in_memory, fraction):
     one, many = (Corpus(folder, fraction) for folder in both)
     for split in ("train", "val"):
-        assert many.predicted_bytes(split) == one.predicted_bytes(split)
+        assert predicted_bytes(many, split) == predicted_bytes(one, split)
 
 
 @smoke
@@ -251,9 +252,9 @@ def test_a_mask_beside_shards_counts_over_all_of_them(tmp_path, in_memory):
         assert_same(
             tuple(many.train_batch(first, 4, BLOCK, 1, 50257)), tuple(one.train_batch(first, 4, BLOCK, 1, 50257))
         )
-    assert_same([*many.eval_batches("train", 3, BLOCK)], [*one.eval_batches("train", 3, BLOCK)])
+    assert_same([*eval_batches(many, "train", 3, BLOCK)], [*eval_batches(one, "train", 3, BLOCK)])
     one.tokenizer_dict = many.tokenizer_dict = GERMAN.to_dict()
-    assert many.predicted_bytes("train") == one.predicted_bytes("train")
+    assert predicted_bytes(many, "train") == predicted_bytes(one, "train")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dongpt.text.bins import read_meta
 from dongpt.text.tokenizers import CharTokenizer, added_tokens
 from dongpt.train import data as corpora
 from dongpt.train.data import Corpus
+from dongpt.train.evaluation import eval_batches, predicted_bytes
 
 pytestmark = pytest.mark.smoke
 
@@ -183,7 +184,7 @@ def test_a_batch_depends_on_seed_and_position_alone(tmp_path):
     once = starts_of(corpus, 60, 10)
     starts_of(corpus, 7, 3)
     starts_of(corpus, 500, 3, seed=2)
-    list(corpus.eval_batches("train", 4, BLOCK))
+    list(eval_batches(corpus, "train", 4, BLOCK))
     torch.manual_seed(99)
     np.random.seed(99)
     assert starts_of(corpus, 60, 10) == once == starts_of(other, 60, 10)
@@ -218,12 +219,12 @@ def test_any_integer_is_a_seed(tmp_path, seed):
 def test_a_memory_mapped_file_gives_the_same_batches(tmp_path, monkeypatch):
     in_memory = numbered(tmp_path)
     batch = in_memory.train_batch(20, 8, BLOCK, 1, 50257)
-    evaluated = list(in_memory.eval_batches("val", 4, BLOCK))
+    evaluated = list(eval_batches(in_memory, "val", 4, BLOCK))
     monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
     mapped = Corpus(str(tmp_path))
     assert isinstance(mapped.tokens("train"), np.memmap)
     assert all(map(torch.equal, batch, mapped.train_batch(20, 8, BLOCK, 1, 50257)))
-    for old, new in zip(evaluated, mapped.eval_batches("val", 4, BLOCK), strict=True):
+    for old, new in zip(evaluated, eval_batches(mapped, "val", 4, BLOCK), strict=True):
         assert torch.equal(old[0], new[0]) and torch.equal(old[1], new[1]) and old[2] == new[2]
 
 
@@ -262,33 +263,33 @@ def predicted(batches) -> list[int]:
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_evaluation_predicts_each_token_but_the_first_once(tmp_path, n_val, batch_size):
     corpus = numbered(tmp_path, n_val=n_val)
-    assert predicted(corpus.eval_batches("val", batch_size, BLOCK)) == list(range(1, n_val))
+    assert predicted(eval_batches(corpus, "val", batch_size, BLOCK)) == list(range(1, n_val))
 
 
 def test_all_evaluation_batches_have_one_shape(tmp_path):
     corpus = numbered(tmp_path, n_val=50)
-    shapes = {(x.shape, y.shape) for x, y, _ in corpus.eval_batches("val", 4, BLOCK)}
+    shapes = {(x.shape, y.shape) for x, y, _ in eval_batches(corpus, "val", 4, BLOCK)}
     assert shapes == {((4, BLOCK), (4, BLOCK))}
 
 
 def test_a_part_of_the_windows_is_evenly_spaced_and_the_same_each_time(tmp_path):
     corpus = numbered(tmp_path, n_val=8 * 100 + 1)
-    first = predicted(corpus.eval_batches("val", 4, BLOCK, n_windows=10))
-    assert first == predicted(corpus.eval_batches("val", 3, BLOCK, n_windows=10))
+    first = predicted(eval_batches(corpus, "val", 4, BLOCK, n_windows=10))
+    assert first == predicted(eval_batches(corpus, "val", 3, BLOCK, n_windows=10))
     assert [target - 1 for target in first[::BLOCK]] == [i * 10 * BLOCK for i in range(10)] and len(first) == 80
 
 
 @pytest.mark.parametrize("n_windows", [1, 6, 7, 8, 1000])
 def test_a_part_of_the_windows_is_never_more_than_one_pass(tmp_path, n_windows):
     corpus = numbered(tmp_path, n_val=50)  # six whole windows and one token
-    targets = predicted(corpus.eval_batches("val", 4, BLOCK, n_windows))
+    targets = predicted(eval_batches(corpus, "val", 4, BLOCK, n_windows))
     assert len(targets) == len(set(targets)) and (n_windows < 7 or targets == list(range(1, 50)))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 20])
 def test_processes_share_an_evaluation_without_gap_or_overlap(tmp_path, world_size):
     corpus = numbered(tmp_path)
-    shares = [predicted(corpus.eval_batches("train", 2, BLOCK, None, rank, world_size)) for rank in range(world_size)]
+    shares = [predicted(eval_batches(corpus, "train", 2, BLOCK, None, rank, world_size)) for rank in range(world_size)]
     assert sorted(sum(shares, [])) == list(range(1, 203))
 
 
@@ -297,10 +298,10 @@ def test_predicted_bytes_are_the_bytes_of_the_text_but_its_first_character(tmp_p
     folder = write_corpus(tmp_path, text)
     for split, part in split_text(text).items():
         expected = len(part.encode()) - len(part[0].encode())
-        assert Corpus(folder).predicted_bytes(split) == expected
+        assert predicted_bytes(Corpus(folder), split) == expected
     half = Corpus(folder, train_fraction=0.5)
     part = text[: half.lengths["train"]]
-    assert half.predicted_bytes("train") == len(part.encode()) - len("ñ".encode())
+    assert predicted_bytes(half, "train") == len(part.encode()) - len("ñ".encode())
 
 
 def test_fewer_bytes_than_the_first_token_has_are_refused(tmp_path):
@@ -309,7 +310,7 @@ def test_fewer_bytes_than_the_first_token_has_are_refused(tmp_path):
     del meta["characters"]
     meta["bytes"]["train"] = 1
     (tmp_path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    refusal(lambda: Corpus(folder).predicted_bytes("train"), "train has 1 bytes of text", "prepare the data again")
+    refusal(lambda: predicted_bytes(Corpus(folder), "train"), "train has 1 bytes of text", "prepare the data again")
 
 
 def test_predicted_bytes_are_counted_from_ids_where_meta_json_lacks_them(tmp_path):
@@ -319,7 +320,7 @@ def test_predicted_bytes_are_counted_from_ids_where_meta_json_lacks_them(tmp_pat
     del meta["bytes"]
     (tmp_path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     part = split_text(text)["val"]
-    assert Corpus(folder).predicted_bytes("val") == len(part.encode()) - len(part[0].encode())
+    assert predicted_bytes(Corpus(folder), "val") == len(part.encode()) - len(part[0].encode())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -411,7 +412,7 @@ def test_meta_pkl_of_nanogpt_is_read(tmp_path):
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
     old = Corpus(str(tmp_path))
     assert added_tokens(old.tokenizer_dict, corpus.tokenizer_dict) == [] and old.vocab_size == len(characters)
-    assert old.predicted_bytes("val") == corpus.predicted_bytes("val")
+    assert predicted_bytes(old, "val") == predicted_bytes(corpus, "val")
 
 
 def test_meta_pkl_written_by_nanogpt_itself_is_read(tmp_path, fixtures_folder):

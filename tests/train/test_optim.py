@@ -740,8 +740,8 @@ def test_batches_cut_on_the_device_are_those_cut_before(batch_size, block_size, 
         x, y = expected
         whole_masked += int((y >= 0).sum() == 1 and y[0, 0] == x[0, 0])
         assert_same(
-            there.shares(first, 2, batch_size, block_size, 7).tolist(),
-            plain.shares(first, 2, batch_size, block_size, 7).tolist(),
+            there.loss_weights(first, 2, batch_size, block_size, 7).tolist(),
+            plain.loss_weights(first, 2, batch_size, block_size, 7).tolist(),
         )
     assert (whole_masked > 0) == (mask == "nothing")
 
