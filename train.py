@@ -83,9 +83,6 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
         GPTConfig.__post_init__(self)
         StepConfig.__post_init__(self)
         wrong = []
-        if self.init_wte and self.init_from not in ("scratch", "resume"):
-            both = f"init_wte={self.init_wte} and init_from={self.init_from}"
-            wrong.append(f"{both} both say what the token embedding starts with: drop one of them")
         if (self.init_wte or self.freeze_wte) and self.model_type == "bigram":
             wrong.append("a bigram's table holds logits, no vectors: drop init_wte and freeze_wte")
         if self.decay_lr and self.min_lr > self.learning_rate > 0:
@@ -146,6 +143,9 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
         model, tokenizer = checkpoints.restore_model(checkpoint, path), checkpoint.get("tokenizer")
         source = Source(path, model, tokenizer, checkpoint, os.path.getmtime(path))
     else:
+        if vectors := overrides.get("init_wte"):
+            both = f"init_wte={vectors} and init_from={init_from}"
+            raise UserError(f"{both} both say what the token embedding starts with: drop one of them")
         print0(f"Initializing from the weights of {init_from}")
         model, tokenizer, _ = checkpoints.load_anything(init_from)
         stored, source, old_size = {}, Source(init_from, model, tokenizer, {}), model.config.block_size

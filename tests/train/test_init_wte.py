@@ -494,7 +494,7 @@ def test_a_resume_takes_the_same_words_as_the_run_and_no_others(begin, tmp_path)
     begin("--max_iters=3")
     begin("--init_from=resume", "--max_iters=4")  # the command line of the run, with init_from=resume behind it
     assert load("out")["iter_num"] == 4
-    with pytest.raises(ValueError, match="other.npy is for a new run.*began with"):
+    with pytest.raises(ValueError, match="other.npy is for a new run.*started with"):
         begin("--init_from=resume", "--init_wte=other.npy", "--max_iters=5")
     assert load("out")["iter_num"] == 4
 
@@ -505,7 +505,7 @@ def test_a_resume_takes_the_same_words_as_the_run_and_no_others(begin, tmp_path)
         (["--init_wte=nowhere.npy"], ["nowhere.npy is not there"]),
         (["--init_wte={data}/train.bin"], ["train.bin", "no .npy file"]),
         (["--init_wte={data}/word2vec.npy", "--n_embd=32"], ["vectors of 24 numbers", "n_embd=32", "--size=32"]),
-        (["--init_wte={data}/word2vec.npy", "--init_from=gpt2"], ["init_wte", "init_from=gpt2", "leave one"]),
+        (["--init_wte={data}/word2vec.npy", "--init_from=gpt2"], ["init_wte", "init_from=gpt2", "drop one"]),
         (["--init_wte={data}/word2vec.npy", "--model_type=bigram"], ["bigram", "init_wte"]),
         (["--freeze_wte=-1"], ["freeze_wte=-1 must be at least 0"]),
     ],
