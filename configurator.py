@@ -135,12 +135,12 @@ def run_config(path: str, keys: Collection[str] = ()) -> dict[str, Any]:
             lines = [error.lineno]
         where = f"{path}, line {lines[-1]}" if lines else path
         raise UserError(f"{where}: {type(error).__name__}: {error}") from error
-
-    def is_scratch(key: str, value: Any) -> bool:  # `from __future__ import annotations` leaves a value as well
+    settings = {}
+    for key, value in names.items():
         is_module = isinstance(value, types.ModuleType) or type(value).__module__ == "__future__"
-        return key.startswith("_") or callable(value) or is_module
-
-    return {key: value for key, value in names.items() if key in keys or not is_scratch(key, value)}
+        if key in keys or not (key.startswith("_") or callable(value) or is_module):
+            settings[key] = value
+    return settings
 
 
 def load(cls: type[Config], argv: list[str] | None = None, skipped: list[str] | None = None) -> tuple[Config, dict]:

@@ -233,9 +233,10 @@ def main(argv: list[str] | None = None) -> int:
             rt.on_main(lambda: at_exit.enter_context(run.locked_out_dir(cfg.out_dir, resumed_file)))
         source = None  # or its tensors would stay in memory
         epoch = corpus.epoch_windows(cfg.block_size) * cfg.block_size / step.tokens
-        print0(f"tokens per iteration will be: {step.tokens:,} (one epoch is {epoch:,.1f} iterations)")
-        print0(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
-        print0(optim.describe(model, optimizer))
+        print0(
+            f"tokens per iteration will be: {step.tokens:,} (one epoch is {epoch:,.1f} iterations)\n"
+            f"number of parameters: {model.get_num_params() / 1e6:.2f}M\n{optim.describe(model, optimizer)}"
+        )
         is_compiled, why = step.compile(compile, cfg.max_iters - state.iter_num)
         print0(f"{rt.why}, compile: {'on' if is_compiled else 'off'} ({why})")
         machine = runtime.this_machine(rt, is_compiled)

@@ -203,9 +203,10 @@ def _sync_directory(directory: str):
             os.close(handle)
 
 
-def remove_stale_parts(directory: str, name: str):
-    """Delete the temporary files for directory/name that killed processes left. The caller holds the lock."""
-    part = re.compile(re.escape(_part_prefix(name)) + "[0-9a-f]{16}" + re.escape(TEMPORARY))
+def remove_stale_parts(directory: str, *names: str):
+    """Delete the temporary files for these names that killed processes left. The caller holds the lock."""
+    prefixes = "|".join(re.escape(_part_prefix(name)) for name in names)
+    part = re.compile(f"({prefixes})[0-9a-f]{{16}}{re.escape(TEMPORARY)}")
     for entry in os.listdir(directory) if os.path.isdir(directory) else ():
         if part.fullmatch(entry):
             os.remove(os.path.join(directory, entry))

@@ -174,8 +174,7 @@ def locked_out_dir(out_dir: str, resumed_file: tuple[str, float] | None) -> Iter
     with locked_directory(out_dir):
         if resumed_file and os.path.getmtime(resumed_file[0]) != resumed_file[1]:
             raise UserError(f"{resumed_file[0]} has just been written by another run: start this one again")
-        for name in (checkpoints.BEST, checkpoints.LAST, log.LOG, log.PICTURE):
-            remove_stale_parts(out_dir, name)
+        remove_stale_parts(out_dir, checkpoints.BEST, checkpoints.LAST, log.LOG, log.PICTURE)
         yield
 
 

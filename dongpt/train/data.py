@@ -45,15 +45,14 @@ class Corpus:
             for split in SPLITS
             if os.path.exists(path := os.path.join(folder, f"{split}.mask.bin"))
         }
-        remedy = how_to_prepare(folder)
         if missing := sorted(set(self.meta.get("predicted_bytes", {})) - set(self.masks)):
             what = f"{self.name} has no {missing[0]}.mask.bin, and meta.json says that it was prepared with one"
-            raise UserError(f"{what}: {remedy}")
+            raise UserError(f"{what}: {how_to_prepare(folder)}")
         for split, mask in self.masks.items():
             path, size = mask.paths[0], os.path.getsize(mask.paths[0])
             if size != counts[split] or not os.path.isfile(path):
                 what = f"{path} holds {size:,} bytes where {split}.bin has {counts[split]:,} tokens"
-                raise UserError(f"{what}: {remedy}")
+                raise UserError(f"{what}: {how_to_prepare(folder)}")
         self._device_tensors: dict[str, torch.Tensor] = {}  # see to_device
         self._epoch: tuple[tuple[int, int, int], np.ndarray] | None = None  # (epoch, block_size, seed), window starts
         self._epoch_windows: dict[int, int] = {}
@@ -89,7 +88,7 @@ class Corpus:
         if self.lengths[split] < 2:
             has = f"{os.path.join(self.folder, split)}.bin has {self.lengths[split]} token"
             raise UserError(f"{has}: a loss needs at least 2, use more text")
-        if split == "train":
+        if split == "train" and self.shards:
             check_ends(self.folder, self.shards)
         if (mask := self.mask(split)) is not None and not mask[1:].any():
             what = f"{self.masks[split].paths[0]} masks everything: nothing is left to predict"
