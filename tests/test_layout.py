@@ -295,7 +295,7 @@ import sys
 import dongpt
 assert dongpt.__version__
 ours = [name for name in sys.modules if name.split(".")[0] in ("dongpt", "model", "configurator", "numpy", "torch")]
-assert ours == ["dongpt"], ours
+assert sorted(ours) == ["dongpt", "dongpt.root_modules"], ours
 """)
 
 
@@ -330,7 +330,7 @@ def is_inert(node: ast.stmt) -> bool:
     if isinstance(node, ast.Expr):
         code = ast.unparse(node.value)
         return isinstance(node.value, ast.Constant) or code.startswith(
-            ("sys.path.insert(0, ", "sys.meta_path.insert(0, ")
+            ("sys.path.insert(0, ", "root_modules.install()")
         )
     definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
     return isinstance(node, definitions)
