@@ -20,6 +20,7 @@ import sample as program
 from configurator import UserError
 from dongpt.checkpoint.files import load_anything, model_args, save
 from dongpt.decode.sampling import window_size
+from dongpt.decode.text import Detokenizer
 from dongpt.program import locked_output, run_program
 from dongpt.text.tokenizers import CharTokenizer, GPT2Tokenizer
 from model import GPT, GPTConfig
@@ -504,7 +505,7 @@ def test_output_that_another_process_writes_is_refused_before_a_model_is_loaded(
 
 @smoke
 def test_bug_of_ours_while_sampling_is_not_taken_for_a_users_mistake(saying, capsys, monkeypatch):
-    monkeypatch.setattr(program.Texts, "add", lambda *args: int("a bug"))
+    monkeypatch.setattr(Detokenizer, "add", lambda *args: int("a bug"))
     with pytest.raises(ValueError, match="a bug") as caught:
         samples(capsys, saying)
     assert not isinstance(caught.value, UserError)
