@@ -11,7 +11,7 @@ import sys
 from importlib.machinery import PathFinder
 from types import ModuleType
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # an editable install may link to us
 NAMES = ("model", "configurator")
 
 
