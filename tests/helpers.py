@@ -5,9 +5,11 @@ import io
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 
+import fork_server
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -197,19 +199,22 @@ def refusal(action, *parts: str, error: type[Exception] | None = None) -> str:
     return sentence
 
 
+def environment(**changes) -> dict:
+    """This process's environment, for a program with one thread and no network."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **changes}
+
+
 def run(program: str, *args: str, cwd, launcher=(), env=None, timeout=300, check: int | None = 0):
     """Run a program of the repository, e.g. "train.py", in cwd as a user would; return the CompletedProcess.
 
     launcher: command to use instead of the Python executable, e.g. torchrun's. check: expected exit code, None for any.
     """
     command = [*(launcher or [sys.executable]), os.path.join(ROOT, program), *args]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
-    done = subprocess.run(
+    done = fork_server.run(
         command,
         cwd=str(cwd),
-        env=environment,
+        env=environment(**(env or {})),
         capture_output=True,
-        text=True,
         timeout=timeout,
         encoding="utf-8",
         stdin=subprocess.DEVNULL,
@@ -222,6 +227,42 @@ def run(program: str, *args: str, cwd, launcher=(), env=None, timeout=300, check
 def torchrun(n: int) -> list[str]:
     """Launcher command for n processes on this machine."""
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
+
+
+def start_ranks(program: str, *args: str, cwd, n: int = 2) -> list[fork_server.Popen]:
+    """Start a program on n ranks with the variables that torchrun sets, but without torchrun, which takes seconds."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return [
+        fork_server.Popen(
+            [sys.executable, os.path.join(ROOT, program), *args],
+            cwd=str(cwd),
+            env=environment(**shared, RANK=str(i), LOCAL_RANK=str(i), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        for i in range(n)
+    ]
+
+
+def end_ranks(ranks: list[fork_server.Popen], timeout: float = 120) -> subprocess.CompletedProcess:
+    """Wait for the ranks; the exit code is the first rank's, the output that of all."""
+    try:
+        ends = [rank.communicate(timeout=timeout) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return subprocess.CompletedProcess(ranks[0].args, ranks[0].returncode, *map("".join, zip(*ends)))
+
+
+def run_ranks(program: str, *args: str, cwd, check: int | None = 0) -> subprocess.CompletedProcess:
+    """Run a program on two ranks. check: the exit code that both must have, None for any."""
+    done = end_ranks(ranks := start_ranks(program, *args, cwd=cwd))
+    assert check is None or {rank.returncode for rank in ranks} == {check}, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
 
 
 def expect_sentence(done, *parts: str):

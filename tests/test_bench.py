@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY_MODEL, expect_sentence, read_log, run, torchrun, write_corpus
+from helpers import TINY_MODEL, expect_sentence, read_log, run, run_ranks, write_corpus
 
 import bench
 import configurator
@@ -424,7 +424,7 @@ def test_it_runs_as_a_program_and_writes_nothing(tmp_path, tiny_data):
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="this torch has no gloo"
 )
 def test_two_processes_print_once_and_count_together(tmp_path):
-    done = run("bench.py", *SMALL, "--gradient_accumulation_steps=2", cwd=tmp_path, launcher=torchrun(2))
+    done = run_ranks("bench.py", *SMALL, "--gradient_accumulation_steps=2", cwd=tmp_path)
     *lines, last = done.stdout.splitlines()
     found = json.loads(last)
     assert found["world_size"] == 2 and found["tokens_per_update"] == 64

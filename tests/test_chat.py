@@ -14,6 +14,7 @@ import threading
 import time
 from typing import get_args
 
+import fork_server
 import pytest
 import torch
 from helpers import ROOT, expect_sentence, run
@@ -320,7 +321,7 @@ def test_a_prompts_answer_keeps_its_lines(talker, talk, monkeypatch):
 
 
 def test_as_a_program_in_a_pipe(tmp_path, talker):
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, os.path.join(ROOT, "chat.py"), talker, "--temperature=0", "--device=cpu"],
         input="hello\n/bad\n日one".encode(),
         capture_output=True,
@@ -667,7 +668,7 @@ def test_what_was_saved_goes_on_in_another_process(tmp_path, talker, talk, monke
     spy, args = Spy(monkeypatch), ["--temperature=1.3", "--top_k=0"]
     typed = "hello\nis 3 < 5?\n/save talk.jsonl\n/save ~/talk.jsonl\ncount\n"
     answer = talk(talker, typed, *args, "--system=Be kind")[1].splitlines()[2]
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, os.path.join(ROOT, "chat.py"), talker, "--device=cpu", *args],
         text=True,
         input="one\n/load talk.jsonl\ncount\n",
@@ -1176,7 +1177,7 @@ def test_ctrl_c_ends_an_answer_that_shows_nothing(monkeypatch, tmp_path, talk, t
 
 
 def test_ctrl_c_while_a_program_in_a_pipe_answers_is_130(tmp_path, rambler):
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         [sys.executable, os.path.join(ROOT, "chat.py"), rambler, "--max_new_tokens=1000000"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -1249,7 +1250,7 @@ class Terminal:
             "import fcntl, runpy, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
             "signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = sys.argv[1:]; "
         )
-        self.process = subprocess.Popen(
+        self.process = fork_server.Popen(
             [
                 sys.executable,
                 "-c",

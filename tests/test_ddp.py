@@ -8,10 +8,24 @@ import sys
 import threading
 import time
 
-import psutil
 import pytest
 import torch
-from helpers import ROOT, TINY_RUN, assert_same, generated_text, load, read_log, run, torchrun, visible, write_corpus
+from helpers import (
+    ROOT,
+    TINY_RUN,
+    assert_same,
+    end_ranks,
+    environment,
+    generated_text,
+    load,
+    read_log,
+    run,
+    run_ranks,
+    start_ranks,
+    torchrun,
+    visible,
+    write_corpus,
+)
 
 import train
 from dongpt import runtime
@@ -83,8 +97,8 @@ def test_two_processes_give_the_losses_of_one(tiny_data, tmp_path, one_process):
 
 def test_resume_of_two_processes_gives_the_losses_of_one_straight_run(tiny_data, tmp_path, one_process):
     """Stopped between two evaluations; the stop evaluates once more, which the straight run does not."""
-    run("train.py", f"--data_dir={tiny_data}", *SETTINGS, "--max_iters=5", cwd=tmp_path, launcher=torchrun(2))
-    run("train.py", "--init_from=resume", "--out_dir=out", "--max_iters=8", cwd=tmp_path, launcher=torchrun(2))
+    run_ranks("train.py", f"--data_dir={tiny_data}", *SETTINGS, "--max_iters=5", cwd=tmp_path)
+    run_ranks("train.py", "--init_from=resume", "--out_dir=out", "--max_iters=8", cwd=tmp_path)
     assert numbers(tmp_path / "out", "iter", "loss") == pytest.approx(numbers(one_process, "iter", "loss"), **CLOSE)
     assert numbers(tmp_path / "out", "eval", "val_loss")[-2:] == pytest.approx(
         numbers(one_process, "eval", "val_loss")[-2:], **CLOSE
@@ -93,19 +107,17 @@ def test_resume_of_two_processes_gives_the_losses_of_one_straight_run(tiny_data,
     assert len(read_log(tmp_path / "out", "header")) == 2
 
 
-@pytest.mark.parametrize(
-    "settings, parts",
-    [
-        (("--gradient_accumulation_steps=3",), ("gradient_accumulation_steps=3", "2")),
-        (("--backend=nccl",), ("nccl", "gloo")),
-    ],
-)
-def test_bad_input_under_torchrun_is_one_sentence_said_once(settings, parts, tiny_data, tmp_path):
-    done = run(
-        "train.py", f"--data_dir={tiny_data}", *SETTINGS, *settings, cwd=tmp_path, launcher=torchrun(2), check=None
-    )
+@pytest.mark.parametrize("with_torchrun", [True, False])
+def test_bad_input_is_one_sentence_said_once(with_torchrun, tiny_data, tmp_path):
+    """With torchrun, which reports the end of its processes too, and without."""
+    settings = [*SETTINGS, "--gradient_accumulation_steps=3" if with_torchrun else "--backend=nccl"]
+    args = ["train.py", f"--data_dir={tiny_data}", *settings]
+    if with_torchrun:
+        done, parts = run(*args, cwd=tmp_path, launcher=torchrun(2), check=None), ("gradient_accumulation_steps=3", "2")
+    else:
+        done, parts = run_ranks(*args, cwd=tmp_path, check=2), ("nccl", "gloo")
     assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]  # torchrun reports too
+    said = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
     assert len(said) == 1, done.stderr
     for part in parts:
         assert part in said[0]
@@ -118,44 +130,41 @@ def test_bad_input_under_torchrun_is_one_sentence_said_once(settings, parts, tin
 
 
 class Job:
-    """train.py on two ranks, in a process group of its own, whose lines can be waited for."""
+    """train.py on two ranks whose lines can be waited for; with torchrun they are in a process group of their own."""
 
-    def __init__(self, cwd, *args: str):
-        self.process = subprocess.Popen(
-            [*torchrun(2), os.path.join(ROOT, "train.py"), *SETTINGS, *args],
-            cwd=cwd,
-            text=True,
-            encoding="utf-8",
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self.watchdog = threading.Timer(240, os.killpg, (self.process.pid, signal.SIGKILL))
+    def __init__(self, cwd, *args: str, with_torchrun: bool = False):
+        if with_torchrun:
+            launched = subprocess.Popen(
+                [*torchrun(2), os.path.join(ROOT, "train.py"), *SETTINGS, *args],
+                cwd=cwd,
+                encoding="utf-8",
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            self.processes, kill = [launched], lambda: os.killpg(launched.pid, signal.SIGKILL)
+        else:
+            self.processes = start_ranks("train.py", *SETTINGS, *args, cwd=cwd)
+            kill = self.processes[0].kill
+        self.watchdog = threading.Timer(240, kill)
         self.watchdog.start()
         self.printed = ""
 
     def wait_for(self, start: str):
-        for line in self.process.stdout:
+        for line in self.processes[0].stdout:
             self.printed += line
             if line.startswith(start):
                 return
-        raise AssertionError(self.printed + self.process.stderr.read())
-
-    def rank_pid(self, rank: int) -> int:
-        """The process id of a rank, found by its environment."""
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            if child.environ().get("RANK") == str(rank) and any("train.py" in word for word in child.cmdline()):
-                return child.pid
-        raise AssertionError(f"no rank {rank}")
+        raise AssertionError(self.printed + self.processes[0].stderr.read())
 
     def end(self) -> str:
         """Wait for the end; returns all that was printed."""
-        rest, self.errors = self.process.communicate()
+        done = end_ranks(self.processes)
         self.watchdog.cancel()
-        assert self.process.returncode != 0
-        self.printed += rest
+        assert done.returncode != 0
+        self.printed, self.errors = self.printed + done.stdout, done.stderr
         return self.printed
 
 
@@ -174,13 +183,13 @@ def test_a_signal_saves_the_state_of_a_step_boundary_whatever_log_interval_is(
 
     It was noticed at the next logged update only, here the one after 100,000.
     """
-    job = Job(tmp_path, f"--data_dir={tiny_data}", *ENDLESS, "--log_interval=100000")
+    job = Job(tmp_path, f"--data_dir={tiny_data}", *ENDLESS, "--log_interval=100000", with_torchrun=to != "rank")
     job.wait_for("iter 0:")
     time.sleep(1)
     if to == "group":
-        os.killpg(job.process.pid, number)
+        os.killpg(job.processes[0].pid, number)
     else:
-        os.kill(job.process.pid if to == "torchrun" else job.rank_pid(1), number)
+        job.processes[-1].send_signal(number)
     printed = job.end()
     state = load(tmp_path / "out")
     assert 0 < state["iter_num"] < 100_000, printed + job.errors
@@ -195,13 +204,13 @@ def test_a_stop_and_a_resume_of_two_ranks_equal_a_straight_run_bit_for_bit(tiny_
     """Whichever update the signal meets."""
     job = Job(tmp_path, f"--data_dir={tiny_data}", *ENDLESS, "--decay_lr=False", "--log_interval=1000000")
     job.wait_for("iter 0:")
-    os.kill(job.rank_pid(1), signal.SIGTERM)
+    job.processes[1].send_signal(signal.SIGTERM)
     job.end()
     stopped = load(tmp_path / "out")["iter_num"]
     shared = ["--eval_interval=100000000", f"--max_iters={stopped + 3}", "--decay_lr=False"]
-    run("train.py", "--init_from=resume", "--out_dir=out", *shared, cwd=tmp_path, launcher=torchrun(2))
+    run_ranks("train.py", "--init_from=resume", "--out_dir=out", *shared, cwd=tmp_path)
     straight = ["--out_dir=straight", *SETTINGS, *shared]
-    run("train.py", f"--data_dir={tiny_data}", *straight, cwd=tmp_path, launcher=torchrun(2))
+    run_ranks("train.py", f"--data_dir={tiny_data}", *straight, cwd=tmp_path)
     for key in ("iter_num", "windows", "model", "optimizer"):
         assert_same(load(tmp_path / "out")[key], load(tmp_path / "straight")[key], key)
 
@@ -213,7 +222,7 @@ def test_a_signal_to_one_rank_in_an_evaluation_abandons_it_on_all(tiny_data, tmp
     job = Job(tmp_path, "--data_dir=long", "--eval_iters=100000000")
     job.wait_for("device: ")
     time.sleep(1)
-    os.kill(job.rank_pid(1), signal.SIGTERM)
+    job.processes[1].send_signal(signal.SIGTERM)
     printed = job.end()
     assert "interrupted before the first step: nothing was saved" in printed and "step 0" not in printed
     assert visible(tmp_path / "out") == []
@@ -222,7 +231,7 @@ def test_a_signal_to_one_rank_in_an_evaluation_abandons_it_on_all(tiny_data, tmp
 @needs_signals
 def test_max_minutes_end_several_ranks_together(tiny_data, tmp_path):
     more = ["--max_iters=100000000", "--eval_interval=100000000", "--log_interval=1000000", "--max_minutes=0.02"]
-    done = run("train.py", f"--data_dir={tiny_data}", *SETTINGS, *more, cwd=tmp_path, launcher=torchrun(2))
+    done = run_ranks("train.py", f"--data_dir={tiny_data}", *SETTINGS, *more, cwd=tmp_path)
     assert "max_minutes=0.02 are over" in done.stdout
     assert 0 < load(tmp_path / "out")["iter_num"] < 100_000_000 and len(read_log(tmp_path / "out", "final")) == 1
 
@@ -255,7 +264,7 @@ def test_ranks_ask_each_other_less_often_the_faster_their_steps_are(monkeypatch)
 def test_a_refusal_on_rank_0_ends_every_rank(tmp_path, tiny_data):
     """An out_dir that is locked: rank 0 says so, and rank 1 does not wait for it until torchrun kills it."""
     with locked_directory(str(tmp_path / "out")):
-        done = run("train.py", f"--data_dir={tiny_data}", *SETTINGS, cwd=tmp_path, launcher=torchrun(2), check=None)
+        done = run_ranks("train.py", f"--data_dir={tiny_data}", *SETTINGS, cwd=tmp_path, check=None)
     said = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
     assert done.returncode != 0 and len(said) == 1 and "another process" in said[0], done.stderr
     assert 'train.py", line' not in done.stderr and visible(tmp_path / "out") == []

@@ -5,9 +5,9 @@ import os
 import re
 import shutil
 import string
-import subprocess
 import sys
 
+import fork_server
 import pytest
 from helpers import ROOT, expect_sentence, generated_text, run
 
@@ -84,7 +84,7 @@ def test_rows_of_from_md_that_need_nothing_run(tmp_path):
     lines = [shortened(command).replace("TEXT", "text.txt") for command in commands]
     (tree / "commands.txt").write_text("\n".join(lines), encoding="utf-8")
     (tree / "driver.py").write_text(DRIVER, encoding="utf-8")
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, "driver.py", "commands.txt"],
         cwd=tree,
         capture_output=True,

@@ -4,13 +4,13 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 
+import fork_server
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, expect_sentence, generated_text, run, split_text, torchrun, write_corpus, write_splits
+from helpers import ROOT, expect_sentence, generated_text, run, run_ranks, split_text, write_corpus, write_splits
 
 import evaluate as program
 from configurator import UserError
@@ -168,13 +168,13 @@ def test_json_is_all_that_goes_to_stdout_when_the_data_must_be_prepared_first(tm
         if name.endswith(".py"):
             shutil.copy(os.path.join(ROOT, name), tree)
     folder = tree / "data" / "python_docs"
-    subprocess.run([sys.executable, str(folder / "prepare.py")], check=True, capture_output=True)
+    fork_server.run([sys.executable, str(folder / "prepare.py")], check=True, capture_output=True)
     uniform_checkpoint(tmp_path / "ckpt.pt", str(folder))
     checkpoint = torch.load(tmp_path / "ckpt.pt", weights_only=True)
     torch.save({**checkpoint, "config": {"dataset": "python_docs"}}, tmp_path / "ckpt.pt")
     for name in ("train.bin", "val.bin", "meta.json"):
         (folder / name).unlink()
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, str(tree / "evaluate.py"), str(tmp_path / "ckpt.pt"), "--json", "--batch_size=200"],
         capture_output=True,
         text=True,
@@ -185,10 +185,10 @@ def test_json_is_all_that_goes_to_stdout_when_the_data_must_be_prepared_first(tm
 
 def test_several_processes_print_one_list_with_the_figures_of_one_process(tmp_path, tiny_run, capsys):
     (alone,) = results(capsys, tiny_run)
-    done = run("evaluate.py", tiny_run, "--json", "--device=cpu", cwd=tmp_path, launcher=torchrun(2))
+    done = run_ranks("evaluate.py", tiny_run, "--json", "--device=cpu", cwd=tmp_path)
     (shared,) = json.loads(done.stdout)
     assert shared == {**alone, **{key: pytest.approx(alone[key], rel=1e-6) for key in KEYS[2:5]}}
-    done = run("evaluate.py", tiny_run, "--device=cpu", cwd=tmp_path, launcher=torchrun(2))
+    done = run_ranks("evaluate.py", tiny_run, "--device=cpu", cwd=tmp_path)
     assert len(done.stdout.splitlines()) == 2 and done.stderr.count("device: cpu") == 1
 
 

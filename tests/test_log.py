@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import fork_server
 import pytest
 from helpers import ROOT
 
@@ -173,7 +174,7 @@ def is_png(path) -> bool:
 def draw_in_a_process_of_its_own(folder, code: str = "", **env) -> subprocess.CompletedProcess:
     """Run draw_loss(folder) as a program does, where matplotlib is not imported yet; code runs before it."""
     program = f"{code}\nfrom dongpt.log import draw_loss\ndraw_loss({str(folder)!r})\nprint('went on')"
-    return subprocess.run(
+    return fork_server.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
         env={**os.environ, **env},

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -395,7 +396,7 @@ class Program:
     """train.py in a process of its own, whose lines can be waited for."""
 
     def __init__(self, *args: str, cwd=".", command=None):
-        self.process = subprocess.Popen(
+        self.process = fork_server.Popen(
             command or [sys.executable, os.path.join(ROOT, "train.py"), *args],
             cwd=cwd,
             text=True,

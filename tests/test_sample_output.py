@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+import fork_server
 import pytest
 import torch
 from helpers import ROOT, expect_sentence
@@ -601,7 +602,7 @@ class Process:
     def __init__(self, *args: str, terminal: bool, stderr=None):
         mine, its = pty.openpty() if terminal else os.pipe()
         self.stdout, self.reads = mine, []
-        self.process = subprocess.Popen(
+        self.process = fork_server.Popen(
             [sys.executable, os.path.join(ROOT, "sample.py"), "--device=cpu", *args],
             stdin=subprocess.DEVNULL,
             stdout=its,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 
+import fork_server
 import pytest
 import torch
 from helpers import (
@@ -263,7 +264,7 @@ def test_scraped_lines_are_printed_above_the_progress_bar_on_a_terminal(tmp_path
 
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a new one has no columns
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         [sys.executable, os.path.join(ROOT, "train.py"), f"--data_dir={tiny_data}", *TINY_RUN],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -505,7 +506,7 @@ def fresh_copy(tmp_path):
     os.makedirs(tmp_path / "elsewhere")
 
     def start(program, *args):
-        return subprocess.run(
+        return fork_server.run(
             [sys.executable, os.path.join("..", "copy", program), *args],
             cwd=tmp_path / "elsewhere",
             env={**os.environ, "OMP_NUM_THREADS": "1"},

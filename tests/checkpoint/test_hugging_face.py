@@ -6,9 +6,9 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 
+import fork_server
 import numpy as np
 import pytest
 import tiktoken
@@ -296,7 +296,7 @@ model, _ = load_model("hf")
 hugging_face.save(model, CharTokenizer("abcdefghijklmnopqrstuvw").to_dict(), "again")
 assert load_model("again")[1].decode([0, 1]) == "ab"
 """
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    fork_server.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 def test_a_hugging_face_folder_is_what_load_model_takes_too(tmp_path, transformers, gpt2_vocabulary):
@@ -600,7 +600,7 @@ for name in ["gpt2", "gpt2-xl"]:
     train.main(["--init_from=" + name, "--eval_only", "--eval_iters=1000", "--data_dir={data}", *{OFFLINE!r}])
 evaluate.main([*{list(NAMES)!r}, "--json", "--data_dir={data}", "--device=cpu"])"""
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", timeout=200
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -14,6 +14,7 @@ import sys
 import time
 import types
 
+import fork_server
 import numpy as np
 import pytest
 from helpers import ROOT, TINY_RUN, expect_sentence, generated_text, run, visible
@@ -473,7 +474,7 @@ run_program(lambda: module.main({args!r}))
 def start(folder, args, more: str = "", **options) -> subprocess.Popen:
     """The program in a process of its own, with small chapters."""
     code = CODE.format(root=ROOT, script=SCRIPT, folder=str(folder), args=args, more=more)
-    return subprocess.Popen(
+    return fork_server.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

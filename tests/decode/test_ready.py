@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 
+import fork_server
 import pytest
 import torch
 import torch.nn as nn
@@ -366,7 +366,7 @@ def test_dongpt_works_beside_other_modules_of_the_same_names(their_folder, tiny_
     (their_folder / "script.py").write_text(code, encoding="utf-8")
     command = ["script.py"] if how == "script" else ["-c", code]
     environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, *command], cwd=their_folder, env=environment, capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr
@@ -385,7 +385,7 @@ assert dongpt.UserError is configurator.UserError
 assert sys.modules["model"].__file__ == {os.path.join(ROOT, "model.py")!r}
 """
     environment = {**os.environ, "PYTHONPATH": ROOT}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = fork_server.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -395,10 +395,10 @@ def test_an_installed_dongpt_needs_no_path_to_its_root(tmp_path, tiny_run):
     (tmp_path / "site" / "dongpt").symlink_to(os.path.join(ROOT, "dongpt"))
     code = f"import dongpt\nprint(dongpt.load({tiny_run!r}, device='cpu').generate('a', 4))\nimport model"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = fork_server.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert len(done.stdout) == 5 and done.stderr.endswith("No module named 'model'\n"), done.stderr
 
 
 def test_importing_dongpt_imports_neither_torch_nor_the_corpus(tmp_path):
     code = "import dongpt, sys; assert dongpt.__version__ and not {'torch', 'numpy', 'model'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ROOT}, check=True)
+    fork_server.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ROOT}, check=True)

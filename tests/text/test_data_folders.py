@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import fork_server
 import numpy as np
 import pytest
 from helpers import ROOT, TINY_RUN, expect_sentence, generated_text, run, visible, write_corpus
@@ -137,7 +138,7 @@ with Writer(sys.argv[1], CharTokenizer("ab")):
 
 @smoke
 def test_a_process_that_was_killed_blocks_nobody(tmp_path):
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         [sys.executable, "-c", HOLDS_THE_LOCK.format(root=ROOT), str(tmp_path)], stdout=subprocess.PIPE
     )
     assert process.stdout.readline() == b"locked\n"
@@ -169,7 +170,7 @@ if __name__ == "__main__":
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="looks for processes in /proc")
 def test_processes_that_count_words_end_with_a_killed_parent(tmp_path):
     (tmp_path / "starts.py").write_text(STARTS_WORKERS.format(root=ROOT))
-    process = subprocess.Popen([sys.executable, "starts.py"], stdout=subprocess.PIPE)
+    process = fork_server.Popen([sys.executable, "starts.py"], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"started\n"
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
         children = file.read().split()

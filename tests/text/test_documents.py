@@ -26,6 +26,7 @@ import termios
 import time
 from collections import Counter
 
+import fork_server
 import numpy as np
 import pytest
 from helpers import ROOT, expect_sentence, generated_text, run, visible
@@ -939,7 +940,7 @@ def test_a_file_name_in_another_encoding_is_no_obstacle(tmp_path):
     path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt")
     with open(path, "wb") as file:
         file.write(generated_text(300).encode())
-    done = subprocess.run([sys.executable, os.path.join(ROOT, PROGRAM), b"--input=" + path], capture_output=True)
+    done = fork_server.run([sys.executable, os.path.join(ROOT, PROGRAM), b"--input=" + path], capture_output=True)
     assert done.returncode == 0 and b"next:" in done.stdout, done.stderr[-1000:]
 
 
@@ -990,7 +991,7 @@ def tree(tmp_path_factory):
 
 
 def in_tree(tree, program_, *arguments, **settings_):
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, os.path.join(tree, program_), *arguments],
         capture_output=True,
         text=True,
@@ -1045,7 +1046,7 @@ def at_a_terminal(answer: bytes, cwd) -> tuple[int, str]:
     """(exit code, what is on the screen) of data/prepare.py without arguments, when answer is typed."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # a bar needs columns
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         [sys.executable, os.path.join(ROOT, PROGRAM)],
         cwd=str(cwd),
         stdin=slave,
@@ -1120,7 +1121,7 @@ def old_data(tmp_path) -> dict[str, bytes]:
 
 def start_preparing(folder, tokenizer: str, **options) -> subprocess.Popen:
     command = [sys.executable, os.path.join(ROOT, PROGRAM), "--input=a.txt", f"--tokenizer={tokenizer}"]
-    return subprocess.Popen(command, cwd=folder, start_new_session=True, **options)
+    return fork_server.Popen(command, cwd=folder, start_new_session=True, **options)
 
 
 def wait_for_ids(folder, process: subprocess.Popen):
@@ -1194,7 +1195,7 @@ prepare(sys.argv[2], Texts(["xyzw " * 100]), Vocabulary(), quiet=True)
 def test_a_run_that_is_killed_between_two_renames_leaves_no_mixture_that_is_taken_for_good(tmp_path, n_renamed):
     """Old and new texts have the same length, so that sizes alone tell nothing."""
     prepare(str(tmp_path), Texts(["abcd " * 100]), Vocabulary(), quiet=True)
-    done = subprocess.run([sys.executable, "-c", KILLED_BETWEEN.format(root=ROOT), str(n_renamed), str(tmp_path)])
+    done = fork_server.run([sys.executable, "-c", KILLED_BETWEEN.format(root=ROOT), str(n_renamed), str(tmp_path)])
     assert done.returncode == -signal.SIGKILL
     if n_renamed == 2:  # one of the two files is in place
         with pytest.raises(ValueError, match="give the command that prepared it again"):
@@ -1237,7 +1238,7 @@ def test_the_same_input_gives_the_same_bytes_on_any_number_of_cores(tmp_path, to
     for name, n in (("one", 1), ("three", 3), ("again", 3)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text(text, encoding="utf-8")
-        done = subprocess.run(
+        done = fork_server.run(
             [
                 sys.executable,
                 os.path.join(ROOT, PROGRAM),

@@ -6,11 +6,11 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 
+import fork_server
 import numpy as np
 import pytest
 import tiktoken
@@ -264,7 +264,7 @@ def test_every_process_writes_the_same_bytes(tmp_path, kind):
     for seed in ("0", "1", "2"):
         folder = tmp_path / seed
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": ROOT}
-        subprocess.run(
+        fork_server.run(
             [sys.executable, "-c", PREPARE_CODE, str(folder), path, kind], env=environment, check=True, timeout=120
         )
         assert visible(folder) == ["meta.json", "train.bin", "val.bin"]

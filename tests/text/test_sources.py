@@ -4,11 +4,11 @@ import http.server
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from dataclasses import replace
 
+import fork_server
 import numpy as np
 import pytest
 from helpers import ROOT, expect_sentence, generated_text, visible
@@ -269,7 +269,7 @@ def tree(tmp_path):
 def prepare(tree, name, *args, env=None, cwd=None, check: int | None = 0):
     """Run data/name/prepare.py of a copied tree without a network; returns the CompletedProcess."""
     environment = {**os.environ, **NO_NETWORK, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, str(tree / "data" / name / "prepare.py"), *args],
         cwd=cwd or tree.parent,
         env=environment,

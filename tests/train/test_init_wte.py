@@ -10,7 +10,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from helpers import TINY_RUN, assert_same_training, expect_sentence, generated_text, load, run, torchrun
+from helpers import TINY_RUN, assert_same_training, expect_sentence, generated_text, load, run, run_ranks
 
 import train
 from configurator import UserError
@@ -428,9 +428,9 @@ def test_freezing_takes_the_head_along_where_weights_are_tied(begin, words_data)
 
 def test_two_processes_freeze_as_one_does(tmp_path, words_data):
     args = [f"--data_dir={words_data}", *TINY_RUN, "--tie_weights=False", f"--init_wte={words_data}/word2vec.npy"]
-    run("train.py", *args, "--freeze_wte=6", cwd=tmp_path, launcher=torchrun(2))
+    run_ranks("train.py", *args, "--freeze_wte=6", cwd=tmp_path)
     assert torch.equal(wte(tmp_path / "out"), beginning(words_data))
-    run("train.py", "--init_from=resume", "--out_dir=out", "--max_iters=7", cwd=tmp_path, launcher=torchrun(2))
+    run_ranks("train.py", "--init_from=resume", "--out_dir=out", "--max_iters=7", cwd=tmp_path)
     assert not torch.equal(wte(tmp_path / "out"), beginning(words_data))
 
 

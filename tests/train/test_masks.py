@@ -21,7 +21,7 @@ from helpers import (
     load,
     read_log,
     run,
-    torchrun,
+    run_ranks,
     visible,
     write_corpus,
 )
@@ -465,7 +465,7 @@ def eight(tmp_path_factory, masked) -> str:
 
 @needs_gloo
 def test_two_processes_give_the_losses_of_one(masked, tmp_path, eight):
-    run("train.py", f"--data_dir={masked}", *EIGHT, cwd=tmp_path, launcher=torchrun(2))
+    run_ranks("train.py", f"--data_dir={masked}", *EIGHT, cwd=tmp_path)
     for kind, keys in (("iter", ["loss"]), ("eval", ["train_loss", "val_loss"]), ("final", ["val_loss", "tokens"])):
         one, two = (
             [record[key] for record in read_log(out, kind) for key in keys] for out in (eight, tmp_path / "out")

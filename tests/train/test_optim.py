@@ -19,8 +19,7 @@ from helpers import (
     randn,
     random_ids,
     read_log,
-    run,
-    torchrun,
+    run_ranks,
     write_corpus,
 )
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -682,7 +681,7 @@ def test_another_optimizer_on_a_resume_is_refused_and_nothing_is_lost(had, given
 def test_two_processes_give_the_losses_of_one_with_muon_and_ngrams(tiny_data, tmp_path):
     """There the gradient of the table is dense, as averaging wants it."""
     args = [f"--data_dir={tiny_data}", *SIX, "--gradient_accumulation_steps=4", "--eval_iters=7"]
-    run("train.py", *args, "--out_dir=two", cwd=tmp_path, launcher=torchrun(2))
+    run_ranks("train.py", *args, "--out_dir=two", cwd=tmp_path)
     train.main([*args, "--out_dir=one"])
     assert losses_of("two") == pytest.approx(losses_of("one"), abs=1e-5)
     one, two = load("one"), load("two")

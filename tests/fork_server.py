@@ -1,0 +1,225 @@
+"""Programs start in milliseconds here: a server imports torch once and forks for each program that a test runs.
+
+Importing torch takes seconds, and the tests start hundreds of programs. Popen and run are subprocess's, and fork for
+[sys.executable, "PROGRAM.py", ...] and [sys.executable, "-c", CODE, ...]. The program is a process of its own with its
+own arguments, environment, working directory, standard streams and signals; only the interpreter's start is skipped.
+Where more than that depends on the start (the number of threads, a locale, sitecustomize), a new interpreter is
+started. numpy and torch are already in sys.modules: a test of what a program imports has to use subprocess.
+
+A fork can run autograd only if the process that it comes from has not, which rules out forking the test process.
+"""
+
+import atexit
+import contextlib
+import functools
+import importlib
+import io
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+
+NEW_INTERPRETER = ("PYTHON", "OMP_", "MKL_", "LANG", "LC_", "LD_")  # prefixes of variables that its start reads
+KNOWN = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}  # which execute() obeys
+
+
+class Popen(subprocess.Popen):
+    """subprocess.Popen that forks from the server where it can."""
+
+    status: socket.socket | None = None  # gives the exit code, when the program has ended; None: not forked
+
+    def _execute_child(
+        self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, p2cread,
+        p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask, start_new_session, *rest
+    ):  # fmt: skip
+        fds = [own if fd == -1 else fd for own, fd in enumerate((p2cread, c2pwrite, errwrite))]
+        if not can_fork(args, env, preexec_fn, fds):
+            return super()._execute_child(
+                args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, p2cread,
+                p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask,
+                start_new_session, *rest,
+            )  # fmt: skip
+        self.status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        request = {
+            "argv": [os.fspath(arg) for arg in args[1:]],
+            "cwd": os.fspath(cwd or os.getcwd()),
+            "env": dict(os.environ if env is None else env),
+            "new_session": start_new_session,
+        }
+        with theirs:
+            several = "WORLD_SIZE" in request["env"]
+            socket.send_fds(
+                server("torch._dynamo" if several else "torch"), [json.dumps(request).encode()], [theirs.fileno(), *fds]
+            )
+        self.pid = int(self.status.recv(20))
+        self._child_created = True
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+
+    def _ended(self, timeout: float | None) -> bool:
+        """Wait for the program's end, at most so many seconds; returns whether it has ended."""
+        assert self.status
+        if self.returncode is None and select.select([self.status], [], [], timeout)[0]:
+            self.returncode = int(self.status.recv(20) or -signal.SIGKILL)
+            self.status.close()
+        return self.returncode is not None
+
+    def _internal_poll(self, *args, **kwargs):
+        if self.status is None:
+            return super()._internal_poll(*args, **kwargs)
+        self._ended(0)
+        return self.returncode
+
+    def _wait(self, timeout):
+        if self.status is None:
+            return super()._wait(timeout)
+        if not self._ended(timeout):
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+
+def can_fork(args, env: dict | None, preexec_fn, fds: list[int]) -> bool:
+    """Whether a fork of the server behaves as a new interpreter would."""
+    if sys.platform != "linux" or preexec_fn or not isinstance(args, list) or args[0] != sys.executable:
+        return False
+    env = dict(os.environ) if env is None else env
+    changed = {name for name in {*env, *os.environ} - KNOWN if env.get(name) != os.environ.get(name)}
+    has_site = any(os.path.exists(os.path.join(path, "sitecustomize.py")) for path in python_path(env))
+    return (
+        (args[1] == "-c" or str(args[1]).endswith(".py"))
+        and all(isinstance(arg, (str, os.PathLike)) for arg in args)
+        and env.get("OMP_NUM_THREADS") == "1"
+        and not has_site
+        and not any(name.startswith(NEW_INTERPRETER) for name in changed - {"OMP_NUM_THREADS"})
+        and not os.isatty(fds[0])
+    )
+
+
+def python_path(env: dict) -> list[str]:
+    """The folders in PYTHONPATH."""
+    return [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
+def run(args, input=None, timeout=None, check=False, capture_output=False, **options) -> subprocess.CompletedProcess:
+    """subprocess.run with Popen."""
+    if capture_output:
+        options.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if input is not None:
+        options["stdin"] = subprocess.PIPE
+    with Popen(args, **options) as process:
+        try:
+            out, err = process.communicate(input, timeout)
+        except BaseException:
+            process.kill()
+            raise
+    done = subprocess.CompletedProcess(args, process.returncode, out, err)
+    if check:
+        done.check_returncode()
+    return done
+
+
+@functools.cache
+def server(module: str) -> socket.socket:
+    """Start a server that imports a module; returns the socket that takes requests.
+
+    Most programs need torch alone; DistributedDataParallel imports torch._dynamo, which takes seconds too.
+    """
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with its:
+        subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), str(its.fileno()), module],
+            pass_fds=[its.fileno()],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
+            start_new_session=True,
+        )
+    return mine
+
+
+def serve(requests: socket.socket):
+    """Fork for each request until the test process closes the other end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        message, fds, _, _ = socket.recv_fds(requests, 2**20, 4)
+        if not message:
+            return
+        if os.fork() == 0:
+            requests.close()
+            supervise(json.loads(message), *fds)
+        for fd in fds:
+            os.close(fd)
+
+
+def supervise(request: dict, status_fd: int, *fds: int):
+    """Run the program in a fork and tell the test process its id and exit code; kill it if the test process is gone."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if pid == 0:
+        os.close(status_fd)
+        os._exit(execute(fds=fds, **request))
+    for fd in fds:
+        os.close(fd)
+    with socket.socket(fileno=status_fd) as status, contextlib.suppress(BrokenPipeError):
+        status.sendall(b"%d" % pid)
+        ended = os.pidfd_open(pid)
+        if ended not in select.select([ended, status], [], [])[0]:
+            os.kill(pid, signal.SIGKILL)
+        status.sendall(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    os._exit(0)
+
+
+def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int:
+    """What the interpreter does with a program, from its start to its exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if new_session:
+        os.setsid()
+    for target, fd in enumerate(fds):
+        os.dup2(fd, target)
+        os.close(fd)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    is_command = argv[0] == "-c"
+    sys.path[:1] = ["" if is_command else os.path.dirname(os.path.abspath(argv[0])), *python_path(env)]
+    sys.argv[:] = argv[:1] + argv[2:] if is_command else argv
+    sys.dont_write_bytecode = bool(env.get("PYTHONDONTWRITEBYTECODE"))
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(open(0, "rb", closefd=False), sys.stdin.encoding, sys.stdin.errors)
+    for fd, name in (1, "stdout"), (2, "stderr"):
+        old, binary = getattr(sys, name), open(fd, "wb", closefd=False)
+        unbuffered, by_line = bool(env.get("PYTHONUNBUFFERED")), fd == 2 or os.isatty(fd)
+        new = io.TextIOWrapper(binary, old.encoding, old.errors, None, by_line, unbuffered)
+        setattr(sys, name, new)
+        setattr(sys, f"__{name}__", new)
+    code = 0
+    try:
+        if is_command:
+            exec(compile(argv[1], "<string>", "exec"), vars(sys.modules["__main__"]))
+        else:
+            runpy.run_path(argv[0], run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if not isinstance(stop.code, (int, type(None))):
+            print(stop.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    try:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 120
+    return code & 0xFF
+
+
+if __name__ == "__main__":
+    importlib.import_module(sys.argv[2])
+    serve(socket.socket(fileno=int(sys.argv[1])))
