@@ -248,6 +248,7 @@ def test_a_model_of_many_layers_compiles_on_a_cpu_without_complaint(tmp_path):
     assert "recompile_limit" not in done.stderr  # what is beyond it runs uncompiled
 
 
+@pytest.mark.compile
 def test_compile_without_a_compiler_is_an_error_in_one_sentence(tmp_path, tiny_run):
     env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": str(tmp_path / "no-compiler")}
     done = run(

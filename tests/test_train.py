@@ -596,6 +596,7 @@ def test_gradient_accumulation_equals_the_larger_batch(tiny_data):
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="torch.compile needs a C++ compiler")
+@pytest.mark.compile
 def test_compile_works_on_the_cpu_and_leaves_no_trace_in_the_names(tiny_data, tmp_path):
     small = [*TINY_RUN, "--n_layer=1", "--max_iters=3", "--dropout=0.0", "--eval_interval=3"]
     done = run(
