@@ -24,12 +24,12 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """With -m smoke, leave out tests of random input, and all but the first and last case of parametrized tests."""
+    """With -m smoke, leave out slow tests, random input, and all but the first and last of parametrized cases."""
     if config.getoption("-m") != "smoke":
         return
     cases: dict[tuple, list] = {}
     for item in items:
-        if not getattr(item.function, "is_hypothesis_test", False):
+        if not item.get_closest_marker("slow") and not getattr(item.function, "is_hypothesis_test", False):
             cases.setdefault((item.path, item.cls, item.originalname), []).append(item)
     chosen = {id(item) for group in cases.values() for item in (group[0], group[-1])}
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])

@@ -143,7 +143,6 @@ def test_a_peak_that_is_known_gives_mfu(measured):
     assert "MFU" in header and "25.0%" in row and "of matmul" not in header
 
 
-@smoke
 def test_a_loss_that_is_no_number_is_null_in_json(measured):
     found, printed = measured("--learning_rate=1e30", "--grad_clip=0", "--iters=9")
     assert found["loss"] is None and "loss: -" in printed
@@ -211,7 +210,6 @@ def test_memory_does_not_grow_with_the_number_of_updates(measured):
 # config files
 
 
-@smoke
 def test_a_config_file_of_train_py_is_taken(tmp_path, measured, tiny_data):
     file = tmp_path / "mine.py"
     file.write_text(
@@ -399,7 +397,6 @@ def test_a_comparison_takes_a_config_file(measured, updates, tmp_path):
 # profile
 
 
-@smoke
 def test_a_profile_writes_a_trace_and_nothing_else(measured, in_a_folder_of_its_own, tmp_path):
     found, printed = measured("--profile", "--trace=mine.json")
     assert "Self CPU" in printed and "aten::mm" in printed and str(tmp_path / "mine.json") in printed

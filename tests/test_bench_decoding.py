@@ -47,7 +47,6 @@ def measured(monkeypatch, capsys):
     return measure
 
 
-@smoke
 def test_the_bench_of_decoding_computes_its_numbers_from_the_times(measured, monkeypatch, transformers):
     seconds = iter(range(10**6))
     monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))  # each look takes a second
@@ -136,7 +135,6 @@ def test_the_bench_of_decoding_says_where_transformers_has_no_such_model(measure
     assert "rope" in line
 
 
-@smoke
 @pytest.mark.parametrize("with_transformers", [False, True])
 @pytest.mark.parametrize("args", [["--max_new_tokens=40"], ["--prompt_tokens=40"]])
 def test_the_bench_of_decoding_goes_past_the_context(measured, args, with_transformers, transformers):

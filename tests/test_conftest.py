@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 from helpers import ROOT
 
 TESTS = """
@@ -66,7 +65,6 @@ def test_offline_refuses_everything_but_this_machine(tmp_path):
     assert "11 passed" in run_pytest(tmp_path, "--offline", f"--rootdir={tmp_path}")
 
 
-@pytest.mark.smoke
 def test_smoke_runs_the_first_and_the_last_case_and_no_random_input(tmp_path):
     assert "2 passed, 9 deselected" in run_pytest(tmp_path, "-m", "smoke", f"--rootdir={tmp_path}")
 

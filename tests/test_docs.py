@@ -132,7 +132,6 @@ def test_the_layout_in_the_readme_names_every_module():
     assert {name for name in modules - {"__init__.py"} if name not in layout} == set()
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md"])
 def test_names_in_the_recipes_and_the_table_of_moves_exist(page):
     """Every `name` and `path` in backticks that is ours occurs in the code, so that renaming breaks this test."""

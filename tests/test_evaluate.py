@@ -93,7 +93,6 @@ def test_the_final_loss_that_training_prints_is_that_of_evaluate(tiny_run, capsy
     assert final["bits_per_byte"] == pytest.approx(result["bits_per_byte"], abs=1e-6)
 
 
-@smoke
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
 def test_batch_size_changes_nothing(tiny_run, capsys, batch_size):
     (usual,) = results(capsys, tiny_run)
@@ -192,7 +191,6 @@ def test_several_processes_print_one_list_with_the_figures_of_one_process(tmp_pa
     assert len(done.stdout.splitlines()) == 2 and done.stderr.count("device: cpu") == 1
 
 
-@smoke
 @pytest.mark.parametrize("name", ["quickstart", "bigram", "block_size=16"])
 def test_a_run_directory_may_be_named_like_a_config_or_a_setting(tmp_path, tiny_run, capsys, monkeypatch, name):
     shutil.copytree(tiny_run, tmp_path / name)

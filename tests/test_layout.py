@@ -259,7 +259,6 @@ for name in {sorted(LIBRARY_MODULES)}:
 """)
 
 
-@pytest.mark.smoke
 def test_text_does_not_import_torch_nor_do_the_programs_that_prepare_text():
     modules = [name for name in LIBRARY_MODULES if is_within(name, ["dongpt.text"])]
     paths = [os.path.join(ROOT, path) for path in DATA_PROGRAMS if path.endswith("prepare.py")]
@@ -275,7 +274,6 @@ assert not loaded, loaded
 """)
 
 
-@pytest.mark.smoke
 def test_loading_a_model_does_not_import_the_code_that_prepares_text_or_trains(tiny_run):
     run_python(f"""
 import sys
@@ -423,7 +421,6 @@ def calls() -> list[tuple[str, ast.Call]]:
     return [(path, node) for path in CODE for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
 
 
-@pytest.mark.smoke
 def test_every_text_file_is_opened_with_an_encoding():
     assert [f"{path}:{call.lineno}" for path, call in calls() if opens_text_without_encoding(call)] == []
 
@@ -438,7 +435,6 @@ def test_the_encoding_check_sees_what_it_should():
     assert sum(map(opens_text_without_encoding, found)) == 5
 
 
-@pytest.mark.smoke
 def test_no_program_loads_code_from_a_pickle():
     for path, call in calls():
         name = ast.unparse(call.func)

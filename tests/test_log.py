@@ -200,6 +200,7 @@ def test_a_log_without_any_loss_can_be_drawn(tmp_path, capsys):
     assert is_png(tmp_path / "loss.png") and capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["nonsense", "module://matplotlib_inline.backend_inline", "tkagg"])
 def test_a_backend_of_a_notebook_or_a_desktop_does_no_harm(tmp_path, backend):
     done = draw_in_a_process_of_its_own(write_log(tmp_path, *ITERS), MPLBACKEND=backend, DISPLAY="")

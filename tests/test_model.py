@@ -328,6 +328,7 @@ def test_window_size_equals_counting():
             assert window_size(n, block_size) == reference_windows(n, block_size), (n, block_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [1, 2, 7, 8])
 @pytest.mark.parametrize("use_kv_cache", [True, False])
 def test_past_block_size_decoding_equals_a_slow_loop_that_encodes_each_window_anew(block_size, use_kv_cache):
@@ -351,6 +352,7 @@ def test_the_texts_of_these_tests_are_varied():
 LENGTHS = (1, 3, 8, 9, 12, 30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -381,6 +383,7 @@ def test_cache_gives_the_same_logits_within_rounding():
             windows, fresh = [row + [i] for row in windows], [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [dict(temperature=0), dict(seed=5, top_k=9, top_p=0.9)], ids=str)
 def test_first_row_of_a_batch_is_what_it_would_be_alone(settings):
     model = writer()
@@ -479,6 +482,7 @@ def test_prompts_of_the_caller_stay_as_they_are():
     assert rows == [[1, 2], [3]] and torch.equal(idx, before)
 
 
+@pytest.mark.slow
 def test_top_k_of_1_is_greedy_and_0_and_None_are_off():
     model, idx = writer(), random_ids(3, 3)
     greedy = model.generate(idx, 30, temperature=0)
@@ -489,6 +493,7 @@ def test_top_k_of_1_is_greedy_and_0_and_None_are_off():
         assert torch.equal(model.generate(idx, 30, seed=3, **off), free), off
 
 
+@pytest.mark.slow
 def test_ids_beyond_n_ids_are_never_drawn():
     model = writer()
     with torch.no_grad():

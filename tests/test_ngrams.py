@@ -491,7 +491,6 @@ def test_model_args_name_what_nanogpts_model_cannot_have_and_no_more():
         assert GPTConfig(**args) == replace(config, **changes)
 
 
-@smoke
 @pytest.mark.parametrize("ngrams, n_rows", [(2, 97), (4, 32768)])
 def test_a_saved_model_gives_the_same_logits_and_texts(ngrams, n_rows, tmp_path):
     model, idx, path = make(ngrams, ngram_rows=n_rows), ids(2, 8), str(tmp_path / "ckpt.pt")
@@ -558,7 +557,6 @@ def test_sample_prints_texts_of_a_run_with_ngrams(more, ngram_run, capsys):
     assert all(len(text) > 40 for text in said.split("-" * 15)[:2])
 
 
-@smoke
 @pytest.mark.parametrize("given, stored", [("--ngrams=4", "3"), ("--ngrams=1", "3"), ("--ngram_rows=100", "500")])
 def test_an_architecture_that_contradicts_the_checkpoint_is_refused(given, stored, ngram_run):
     shutil.copytree(ngram_run, "out")

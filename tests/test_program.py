@@ -90,6 +90,7 @@ def test_closed_pipe_is_141_without_a_traceback():
     assert process.wait(timeout=60) == 141 and process.stderr.read() == ""
 
 
+@pytest.mark.slow
 def test_under_torchrun_only_rank_0_prints_the_sentence():
     main = "def main():\n    raise UserError('no')"
     for rank, line in ((0, "-c: no\n"), (1, "")):
@@ -147,6 +148,7 @@ def test_child_that_outlives_its_killed_parent_holds_no_lock(tmp_path):
         os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_of_many_processes_that_start_together_one_at_a_time_writes(tmp_path):
     """The old lock removed its file, so that a third process locked a new one while the second held the old one."""
     code = """

@@ -57,13 +57,11 @@ def test_temperature_zero_is_greedy(tiny_run, capsys):
     assert samples(capsys, tiny_run, "--temperature=0.5", "--top_k=1", "--seed=7", "--start=Sancho")[0] == texts[0]
 
 
-@smoke
 def test_top_k_zero_and_none_and_one_above_the_vocabulary_cut_nothing(tiny_run, capsys):
     texts = [samples(capsys, tiny_run, f"--top_k={top_k}") for top_k in ("0", "None", "1000000")]
     assert texts[0] == texts[1] == texts[2]
 
 
-@smoke
 def test_the_cache_changes_no_text_past_block_size(tiny_run, capsys):
     args = ["--start=the windmill", "--max_new_tokens=60"]
     assert samples(capsys, tiny_run, *args) == samples(capsys, tiny_run, *args, "--use_kv_cache=False")

@@ -252,7 +252,6 @@ def test_several_wrong_settings_are_named_together(saying, capsys, monkeypatch):
     expect_sentence(done, "min_p", "repetition_penalty", "num_samples")
 
 
-@smoke
 def test_repetition_penalty_is_that_of_a_plain_loop(wild, capsys):
     args = ["--temperature=0", "--start=the knight rode", "--max_new_tokens=40", "--num_samples=1"]
     texts = {
@@ -293,14 +292,12 @@ def test_min_p_top_k_and_top_p_leave_just_the_likely_characters(wild, capsys, se
     assert set(samples(capsys, wild, *args, setting)) == likely < set(samples(capsys, wild, *args))
 
 
-@smoke
 def test_filters_that_are_off_change_no_text(wild, capsys):
     texts = samples(capsys, wild, "--temperature=2")
     for off in ("min_p=0", "min_p=None", "top_p=1", "top_p=None", "repetition_penalty=1", "stop=", "top_k=0"):
         assert samples(capsys, wild, "--temperature=2", f"--{off}") == texts
 
 
-@smoke
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 39])
 def test_a_prompt_beyond_block_size_is_told_and_continued_by_the_window_rule(wild, capsys, n):
     prompt = "the knight rode to La Mancha and said: "[:n]
@@ -322,7 +319,6 @@ def test_a_prompt_beyond_block_size_is_told_and_continued_by_the_window_rule(wil
         assert f"{n} tokens" in lines[1] and "block_size=16" in lines[1] and f"last {window_size(n, 16)}," in lines[1]
 
 
-@smoke
 @pytest.mark.parametrize("characters, start", [("\nabc", "\n"), ("cab\n", "\n"), ("cab", "c")])
 def test_an_empty_prompt_starts_from_a_line_end_or_else_from_id_0(tmp_path, capsys, characters, start):
     out_dir = babbler(tmp_path, characters)

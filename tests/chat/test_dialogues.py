@@ -593,7 +593,6 @@ def test_gpt2s_vocabulary_gets_the_marks_and_nothing_typed_becomes_one(tmp_path,
     assert from_dict(meta["tokenizer"]).template == DONGPT
 
 
-@smoke
 @pytest.mark.parametrize("options", [["--lower=True"], ["--min_count=2"]])
 def test_words_that_are_lost_take_no_mark_with_them(tmp_path, options):
     talks = forging_talks()

@@ -190,7 +190,6 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     refused(tmp_path / BEST)
 
 
-@smoke
 @pytest.mark.parametrize("old_format", [False, True])
 def test_a_checkpoint_cut_off_anywhere_is_refused(tmp_path, old_format):
     torch.save(small_checkpoint(), tmp_path / BEST, _use_new_zipfile_serialization=not old_format)
@@ -424,7 +423,6 @@ def test_loading_writes_nothing_to_a_data_directory(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@smoke
 def test_loading_a_model_imports_neither_the_corpus_nor_libraries_that_it_does_not_use(tiny_run):
     code = f"""import sys
 from dongpt.checkpoint import load_model

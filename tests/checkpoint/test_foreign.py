@@ -396,7 +396,6 @@ def test_a_new_run_from_edss_weights_stays_what_it_is(tmp_path, tiny_data, pos_e
 # tokenizers of others
 
 
-@smoke
 @pytest.mark.parametrize("where", [".", "data/tiny"])
 def test_meta_pkl_is_found_beside_the_checkpoint_or_with_its_data(tmp_path, where):
     old = NanoGPT("default", "C", vocab_size=len(CHARACTERS)).train(1)
@@ -1530,7 +1529,6 @@ def test_a_head_that_is_not_tied_keeps_its_optimizer_state_and_the_gelu_of_its_a
         assert torch.equal(new["optimizer"]["state"][number]["exp_avg"], optimizer.state[named[name]]["exp_avg"]), name
 
 
-@smoke
 def test_what_model_args_lack_is_read_off_the_shapes_and_n_head_is_asked_for(tmp_path):
     old = NanoGPT(bias=False).train(1)
     checkpoint = old.checkpoint()
@@ -1571,7 +1569,6 @@ def test_a_file_with_a_name_like_that_of_an_unfinished_one_is_left_alone(tmp_pat
     assert sorted(os.listdir()) == ["new.pt", "new.pt.part", "old.pt"]
 
 
-@smoke
 @pytest.mark.parametrize("what", ["the output", "its out_dir"])
 def test_an_output_that_another_process_writes_is_refused(tmp_path, what):
     path = put(NanoGPT().train(1).checkpoint(), tmp_path / "old.pt")

@@ -1199,7 +1199,6 @@ def test_longer_windows_are_measured_where_positions_allow_it(more):
     assert different == (1 if "model_type" in more else 4)
 
 
-@smoke
 @pytest.mark.parametrize("pos_embd", ["default", "default+relative"])
 def test_longer_windows_are_refused_where_there_are_no_positions(pos_embd):
     data = write_corpus("data", generated_by(CHARACTERS))

@@ -67,7 +67,6 @@ def test_the_same_seed_gives_the_same_files(demo, tmp_path):
         assert one.read() != other.read()
 
 
-@smoke
 def test_no_question_is_ever_said_in_training(demo):
     _, folder, questions = demo
     said = {words(user) for conversation in conversations(folder, "train") for user, _ in conversation}

@@ -115,7 +115,6 @@ class FakeSklearn:
     TSNE = KMeans = property(lambda self: FakeSklearn)
 
 
-@pytest.mark.smoke
 def test_words_are_drawn_whatever_backend_a_notebook_names(word2vec, monkeypatch, tmp_path):
     monkeypatch.setenv("MPLBACKEND", "module://nowhere")
     loaded = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "matplotlib"}
@@ -152,7 +151,6 @@ def test_a_corpus_that_is_not_of_words_is_a_sentence(tiny_data, word2vec):
         word2vec.main([])
 
 
-@pytest.mark.smoke
 def test_pushed_apart_no_box_covers_another(word2vec):
     rng = np.random.default_rng(0)
     centres, extents = rng.uniform(0, 300, (60, 2)), rng.uniform([10, 5], [40, 12], (60, 2))

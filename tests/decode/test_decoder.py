@@ -449,7 +449,6 @@ def test_two_streams_side_by_side_give_what_each_gives_alone(kinds):
     assert together == alone
 
 
-@smoke
 def test_a_stream_that_is_left_half_way_disturbs_no_other():
     model, rows = make(), prompts((3, 9, 1))
     expected = generated_ids(model, rows, 18, seed=1, **EVERYTHING)

@@ -73,7 +73,6 @@ FLOAT, HALF, BYTE = torch.float32, torch.bfloat16, torch.int8
 
 
 @needs_compiler
-@smoke
 @pytest.mark.parametrize(
     "limits, dtype, quantized, said, expected",
     [
@@ -138,7 +137,6 @@ def compiler(path, does: str) -> str:
     return str(path)
 
 
-@smoke
 @pytest.mark.parametrize(
     "dtype, quantized, weights, kind",
     [
@@ -171,7 +169,6 @@ def test_on_other_systems_nothing_is_compiled(monkeypatch, library_again):
 
 
 @needs_compiler
-@smoke
 def test_a_compiler_is_asked_once_and_leaves_no_file(monkeypatch, tmp_path, library_again):
     calls = tmp_path / "calls"
     monkeypatch.setenv("CC", compiler(tmp_path / "cc", f'echo "$@" >> {calls}\nexec {shutil.which("gcc")} "$@"'))
@@ -195,7 +192,6 @@ def samples(capsys, out_dir, *args: str) -> tuple[str, str]:
 
 
 @needs_compiler
-@smoke
 def test_sample_writes_with_packed_weights(tiny_run, capsys, packed_models, monkeypatch):
     results = {
         args: samples(capsys, tiny_run, *args)
@@ -219,7 +215,6 @@ def test_sample_and_evaluate_refuse_other_quantizations(tiny_run):
             program.main([f"--out_dir={tiny_run}", "--device=cpu", "--quantize=int4"])
 
 
-@smoke
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_evaluate_measures_what_int8_weights_cost(tiny_run, tiny_data, capsys, dtype):
     losses = []

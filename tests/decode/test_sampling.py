@@ -184,7 +184,6 @@ def processed(processors, text, logits) -> torch.Tensor:
     return scores[0]
 
 
-@smoke
 @pytest.mark.parametrize(
     "settings",
     [
@@ -255,7 +254,6 @@ def test_min_p_by_hand():
     )
 
 
-@smoke
 def test_values_that_leave_a_filter_off_change_nothing():
     model, rows = make(), prompts((1, 9))
     free = generated_ids(model, rows, 12, seed=3)
@@ -481,7 +479,6 @@ def spoil(model: GPT, row: int, step: int, value: float = float("nan")):
     return model.lm_head.register_forward_hook(hook)
 
 
-@smoke
 @pytest.mark.parametrize("settings", [dict(temperature=0), dict(seed=1), dict(seed=1, **EVERYTHING)], ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @with_and_without_cache
@@ -495,7 +492,6 @@ def test_one_row_whose_logits_are_not_finite_ends_the_stream(settings, value, us
     assert torch.stack(good).min() >= 0
 
 
-@smoke
 @pytest.mark.parametrize("settings", [dict(seed=1), dict(seed=1, **EVERYTHING)], ids=str)
 @with_and_without_cache
 def test_logits_of_a_finished_row_need_not_be_finite(settings, use_kv_cache):
@@ -521,7 +517,6 @@ def test_ids_that_cannot_be_drawn_may_have_any_logits():
 # independent rows
 
 
-@smoke
 @pytest.mark.parametrize(
     "settings", [{}, dict(top_k=200), dict(top_p=0.9), dict(top_k=200, top_p=0.9, min_p=0.001)], ids=str
 )

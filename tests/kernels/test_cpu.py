@@ -252,7 +252,6 @@ def test_packed_blocks_give_the_logits_of_a_full_pass_at_every_position(pos_embd
 
 
 @needs_compiler
-@smoke
 @each_scheme
 def test_packed_blocks_give_the_logits_of_full_passes_where_rows_stand_at_different_positions(pos_embd):
     for changes in architectures(pos_embd):
@@ -288,7 +287,6 @@ def test_packed_text_is_that_of_the_model_past_restarts(pos_embd, kind):
 
 
 @needs_compiler
-@smoke
 @each_kind
 def test_a_tied_embedding_keeps_its_precision_when_the_head_is_packed(kind):
     model = make(tie_weights=True)
@@ -405,7 +403,6 @@ def saved(folder, model: GPT) -> str:
 
 
 @needs_compiler
-@smoke
 def test_a_loaded_model_is_packed_from_a_size_on_and_up_to_one(tmp_path, packed_models, monkeypatch):
     model, _ = load_model(saved(tmp_path, make()))
     size = model.get_num_matmul_params()

@@ -436,7 +436,6 @@ def test_a_bad_csv_file_is_a_sentence(tmp_path, content, parts):
     assert all(part in sentence for part in ["a.csv", *parts]), sentence
 
 
-@smoke
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 no parquet at all PAR1", None])
 def test_a_damaged_parquet_file_is_a_sentence(tmp_path, content):
     store(tmp_path / "a.parquet", TEXTS)
@@ -759,7 +758,6 @@ def test_a_text_of_one_line_is_prepared(tmp_path, tokenizer):
         assert "".join(decoded(tmp_path).values()).startswith(text[:600])
 
 
-@smoke
 def test_a_long_line_without_blanks_trains_byte_pairs_in_short_pieces(tmp_path, monkeypatch):
     """Training takes time with the square of the longest run of characters of one kind."""
     text = "".join(random.Random(0).choices("ACGT", k=300_000))
@@ -854,7 +852,6 @@ def test_a_vocabulary_of_more_than_65536_entries_is_refused_with_advice(tmp_path
     assert visible(tmp_path / "out") == []
 
 
-@smoke
 def test_without_an_input_and_a_terminal_it_says_what_to_pass(tmp_path):
     (tmp_path / "a.txt").write_text(generated_text(300))
     expect_sentence(run(PROGRAM, cwd=tmp_path, check=None), "--input", "--name")

@@ -212,6 +212,7 @@ def test_lower_case_is_stored_and_gives_small_letters_back():
 WORD_TEXT = "the Knight rode. The knight RODE, the knight fell\n" * 4 + "once upon Zebra\n" + "twice twice!\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings_of",
     [{}, {"lower": True}, {"spaces_alone": True}, {"min_count": 2}, {"min_count": 5, "lower": True}],
@@ -257,6 +258,7 @@ prepare(folder, Files([path], "line"), Vocabulary(kind, vocab_size=400, special=
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["word", "bpe", "char"])
 def test_every_process_writes_the_same_bytes(tmp_path, kind):
     path = write(tmp_path / "a.txt", generated_text(2000) + "".join(TEXTS.values()).replace("\r", ""))
@@ -327,6 +329,7 @@ def word_run(tmp_path_factory) -> str:
     return str(folder / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["char", "word"])
 def test_sample_leaves_out_or_replaces_what_a_prompt_has_and_the_vocabulary_has_not(tmp_path, tiny_run, word_run, kind):
     tokenizer = from_dict(
@@ -856,6 +859,7 @@ def characters(n: int) -> str:
     return "".join(chr(c) for c in range(0x21, 0x21 + n + 4000) if not 0xD800 <= c < 0xE000 and c != 0xFEFF)[:n]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind,n,fits",
     [

@@ -234,6 +234,7 @@ def test_gpt2_goes_through_json_and_other_vocabularies_are_refused(gpt2_vocabula
         from_dict({**description, "sha256": "0" * 64})
 
 
+@pytest.mark.slow
 def test_missing_gpt2_vocabulary_is_a_sentence(tmp_path):
     code = (
         "from dongpt.text.tokenizers import GPT2Tokenizer\ntry:\n    GPT2Tokenizer()\n"

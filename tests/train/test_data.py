@@ -462,6 +462,7 @@ def test_added_tokens_compares_vocabularies():
         assert added_tokens(one, {**one, "special": ["<y>", "<x>"]}) is None  # their ids would change meaning
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads its memory from /proc")
 def test_a_mapped_file_does_not_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)

@@ -544,7 +544,6 @@ def test_evaluate_measures_the_predicted_tokens_alone(masked, capsys, split, blo
     assert abs(loss_by_hand(model, ids, np.ones_like(mask), block_size)[0] - nats) > 1e-3  # the mask matters
 
 
-@smoke
 @pytest.mark.parametrize("program", ["train", "evaluate"])
 def test_predicted_tokens_that_stand_for_no_text_end_no_program_with_a_traceback(tmp_path, capsys, program):
     """A mask of the end token alone: there are no bytes that the bits could be divided by."""
@@ -637,7 +636,6 @@ def tasks_of(folder: str, split: str) -> list[tuple[str, str]]:
     return tasks
 
 
-@smoke
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
 @pytest.mark.parametrize(
     "ending, fields",
@@ -721,7 +719,6 @@ def test_the_same_records_give_the_same_files(tmp_path, tokenizer):
     assert written[0] == written[1] and len(written[0]) == 5
 
 
-@smoke
 @pytest.mark.parametrize("options", [["--min_count=2"], ["--lower=True"]])
 def test_bits_per_byte_count_the_source_text_of_words_that_the_vocabulary_lacks(tmp_path, options):
     """DESIGN: nats / ln 2 / bytes of source text of the predicted tokens, whatever id they got."""
