@@ -17,6 +17,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import glob
 import shlex
 from dataclasses import dataclass
+from typing import Annotated
 
 import configurator
 from configurator import UserError
@@ -35,11 +36,7 @@ class PrepareConfig(Vocabulary):
     document: Document = "file"  # file: a file or a record is a document; line or blank: cut there; none: all is one
     field: str = "text"  # of the records of .jsonl, .csv and .parquet
     encoding: str = "utf-8"  # of the text
-    shard_tokens: int = 0  # tokens per file of train; 0 puts all of them into train.bin
-
-    def __post_init__(self):
-        if self.shard_tokens < 0:
-            raise UserError(f"shard_tokens={self.shard_tokens} must be at least 0")
+    shard_tokens: Annotated[int, ">=", 0] = 0  # tokens per file of train; 0 puts all of them into train.bin
 
 
 def texts_here() -> list[str]:
@@ -59,17 +56,10 @@ def ask() -> str:
     try:
         answer = input("Which text? " + ("A number, or a path: " if found else "A path: ")).strip()
     except EOFError:
-        raise UserError("no text was given: pass --input=PATH") from None
+        answer = ""
     if not answer:
         raise UserError("no text was given: pass --input=PATH, or type a path when asked")
     return found[int(answer) - 1] if answer.isdigit() and 0 < int(answer) <= len(found) else answer
-
-
-def folder_beside(given: str, paths: list[str]) -> str:
-    """Where the bins lie without --name: the folder given, or the one that all files are in."""
-    if os.path.isdir(given):
-        return given
-    return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
 
 
 def print_next(prepared: Prepared, name: str):
@@ -103,7 +93,9 @@ def main(argv: list[str] | None = None):
     given = cfg.input or "".join(given_paths) or ask()
     paths, n_others = find_files(given)
     files = Files(paths, cfg.document, cfg.field, cfg.encoding)
-    folder = folder or folder_beside(given, paths)
+    if not folder:  # the one given, or the one that all files are in
+        around = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        folder = given if os.path.isdir(given) else around
     others = f", {n_others:,} others left aside" if n_others else ""
     print((f"{given}: {len(paths):,} files" if len(paths) > 1 else paths[0]) + others)
     if plain := [path for path in paths if kind_of(path)[0] not in KNOWN]:

@@ -31,7 +31,7 @@ import numpy as np
 import configurator
 from dongpt.chat.dialogues import to_segments
 from dongpt.program import run_program
-from dongpt.text.prepare import BUCKETS, Split, Survey, Vocabulary, prepare
+from dongpt.text.prepare import BUCKETS, Vocabulary, prepare
 from dongpt.text.report import report
 from dongpt.text.template import DONGPT, Segment
 from dongpt.text.tokenizers import END
@@ -307,9 +307,7 @@ class Invented:
     def stamp(self):
         """None: the conversations never change."""
 
-    def marked(
-        self, survey: Survey, on_bytes: Callable[[int], None], digest=None
-    ) -> Iterator[tuple[int, list[Segment]]]:
+    def marked(self, on_bytes: Callable[[int], None], digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(0 or 1, parts) of each conversation."""
         for number, conversations in enumerate((self.train, self.val)):
             for said in conversations:
@@ -360,7 +358,7 @@ def main(argv: list[str] | None = None):
             source=f"made from seed {cfg.seed}",
             marks=[*DONGPT.marks(), END],
             template=DONGPT,
-            split=Split("documents", val_buckets=val_buckets),
+            val_buckets=val_buckets,
         )
     )
     with open(os.path.join(FOLDER, "questions.jsonl"), "w", encoding="utf-8", newline="\n") as file:

@@ -15,14 +15,15 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 import contextlib
+import json
 import shutil
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import configurator
 from configurator import UserError
 from dongpt.program import first_line, run_program
-from dongpt.text.bins import named_folder, read_meta
+from dongpt.text.bins import named_folder
 from dongpt.text.documents import Files, find_files
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.report import report
@@ -40,8 +41,8 @@ class PrepareConfig:
     field: str = "text"  # of the records
     encoding: str = "utf-8"  # of the files
     val_fraction: float = 0.0005  # of the documents, for validation; nanoGPT's
-    seed: int = 2357  # draws them; nanoGPT's
-    shard_tokens: int = 2**27  # tokens per shard, of two bytes each
+    seed: Annotated[int, ">=", 0, "<", 2**32] = 2357  # draws them; nanoGPT's
+    shard_tokens: Annotated[int, ">=", 1] = 2**27  # tokens per shard, of two bytes each
 
 
 def download(yes: bool) -> list[str]:
@@ -51,48 +52,36 @@ def download(yes: bool) -> list[str]:
     """
     import huggingface_hub as hub
 
-    revision, files = _reached(lambda: parquet_files(hub.HfApi()))
+    try:
+        revision, files = parquet_files(hub.HfApi())
+        if yes and files:
+            at = {"repo_type": "dataset", "revision": revision}
+            return [hub.hf_hub_download(REPOSITORY, file.path, **at) for file in files]
+    except Exception as error:  # of the hub, of two libraries for the network, or of the disk
+        problem = f"{REPOSITORY} could not be downloaded ({first_line(error)}): the same command goes on where it"
+        raise UserError(f"{problem} stopped, or pass --files=PATHS of your copy") from error
     if not files:
         raise UserError(f"{REPOSITORY} has no whole copy in parquet any more: pass --files=PATHS of yours")
-    if not yes:
-        size = sum(file.size for file in files)
-        raise UserError(
-            f"{REPOSITORY} is {size / 1e9:,.1f} GB in {len(files)} parquet files, which go to Hugging "
-            f"Face's cache (HF_HOME), and its shards take about 18 GB, and {free_space()}: pass --yes to "
-            f"download it, or --files=PATHS of your copy"
-        )
-    return [
-        _reached(lambda: hub.hf_hub_download(REPOSITORY, file.path, repo_type="dataset", revision=revision))
-        for file in files
-    ]
-
-
-def _reached(ask):
-    """What ask() gives. Raises UserError when it does not reach Hugging Face."""
-    try:
-        return ask()
-    except Exception as error:  # of the hub, of two libraries for the network, or of the disk
-        raise UserError(
-            f"{REPOSITORY} could not be downloaded ({first_line(error)}): the same command goes on where "
-            f"it stopped, or pass --files=PATHS of your copy"
-        ) from error
+    size = f"{sum(file.size for file in files) / 1e9:,.1f} GB in {len(files)} parquet files"
+    problem = f"{REPOSITORY} is {size}, which go to Hugging Face's cache (HF_HOME), its shards take about 18 GB"
+    raise UserError(f"{problem}, and {free_space()}: pass --yes to download it, or --files=PATHS of your copy")
 
 
 def parquet_files(api) -> tuple[str, list]:
     """(revision, files) of the training split; no files where the repository has none in parquet."""
     for revision in REVISIONS:
         found = api.list_repo_tree(REPOSITORY, recursive=True, revision=revision, repo_type="dataset")
-        files = {file.path: file for file in found if file.path.endswith(".parquet")}
-        whole = [files[path] for path in sorted(files) if "partial-" not in path]  # those hold the first gigabytes
-        if whole:
-            break
-    return revision, whole
+        files = [file for file in found if file.path.endswith(".parquet")]
+        if whole := [file for file in files if "partial-" not in file.path]:  # those hold the first gigabytes
+            return revision, sorted(whole, key=lambda file: file.path)
+    return "", []
 
 
 def holds_openwebtext() -> bool:
     """Whether the download has been prepared in this folder."""
-    with contextlib.suppress(UserError):
-        return read_meta(FOLDER).get("source") == REPOSITORY
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there is no meta.json, or it is no description
+        with open(os.path.join(FOLDER, "meta.json"), encoding="utf-8") as file:
+            return json.load(file).get("source") == REPOSITORY
     return False
 
 
@@ -115,16 +104,14 @@ def main(argv: list[str] | None = None):
         paths = download(cfg.yes)
     files = Files(paths, field=cfg.field, encoding=cfg.encoding, as_is=True)
     print(f"{len(paths):,} files, {files.size / 1e6:,.1f} MB; {free_space()}")
-    drawn: dict[str, Any] = dict(shard_tokens=cfg.shard_tokens, split="drawn", seed=cfg.seed)
-    prepared = prepare(folder, files, Vocabulary("gpt2"), cfg.val_fraction, cfg.files or REPOSITORY, **drawn)
-    if prepared:
+    vocabulary, source = Vocabulary("gpt2"), cfg.files or REPOSITORY
+    drawn: dict[str, int] = {"shard_tokens": cfg.shard_tokens, "seed": cfg.seed}
+    if prepared := prepare(folder, files, vocabulary, cfg.val_fraction, source, **drawn):
         report(prepared)
     else:
         print(f"{folder} holds all of it already: to prepare it again, delete its .bin files and meta.json")
-    print(
-        "next: torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py"
-        + (f" --dataset={cfg.name}" if cfg.name else "")
-    )
+    named = f" --dataset={cfg.name}" if cfg.name else ""
+    print(f"next: torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py{named}")
 
 
 if __name__ == "__main__":

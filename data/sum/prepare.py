@@ -23,7 +23,7 @@ from configurator import UserError
 from dongpt.program import run_program
 from dongpt.text.bins import named_folder
 from dongpt.text.documents import Files, find_files
-from dongpt.text.prepare import Kind, Survey, Vocabulary, bucket_of, note_options, prepare
+from dongpt.text.prepare import Kind, Vocabulary, bucket_of, note_options, prepare
 from dongpt.text.report import report
 from dongpt.text.template import Segment
 from dongpt.text.tokenizers import END
@@ -63,16 +63,12 @@ class Tasks:
         """A value that changes when a file does."""
         return self.files.stamp()
 
-    def marked(
-        self, survey: Survey, on_bytes: Callable[[int], Any], digest=None
-    ) -> Iterator[tuple[int, list[Segment]]]:
-        """(bucket of the question, segments) of the records in which both fields have text."""
+    def marked(self, on_bytes: Callable[[int], Any], digest=None) -> Iterator[tuple[int, list[Segment]]]:
+        """(bucket of the question, segments) of each record; no segments unless both fields have text."""
+        mark, end = Segment(self.mark, is_special=True), Segment(END, is_special=True, in_loss=True)
         for _, (question, answer) in self.files.records(*self.fields, on_bytes=on_bytes, digest=digest):
-            if question.strip() and answer.strip():
-                mark, end = Segment(self.mark, is_special=True), Segment(END, is_special=True, in_loss=True)
-                yield bucket_of(question), [Segment(question), mark, Segment(answer, in_loss=True), end]
-            else:
-                survey.left_out += 1
+            segments = [Segment(question), mark, Segment(answer, in_loss=True), end]
+            yield bucket_of(question), segments if question.strip() and answer.strip() else []
 
 
 def main(argv: list[str] | None = None):

@@ -241,7 +241,7 @@ class Chats:
         for level in (2, 1, 0):
             groups, survey = group(hashes, chain(*links[: level + 1])), Survey(len(lengths), sum(lengths))
             np.add.at(survey.buckets, np.array(groups, dtype=np.int64) % BUCKETS, lengths)
-            if lengths and choose(survey, val_fraction, least=2).by == "documents":
+            if lengths and isinstance(choose(survey, val_fraction, least=2), np.ndarray):
                 break
         return cls(dialogues, template, groups, level)
 
@@ -254,9 +254,7 @@ class Chats:
         """As Files.stamp."""
         return self.dialogues.files.stamp()
 
-    def marked(
-        self, survey: Survey, on_bytes: Callable[[int], None], digest=None
-    ) -> Iterator[tuple[int, list[Segment]]]:
+    def marked(self, on_bytes: Callable[[int], None], digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(the number of its group, segments) of each conversation."""
         for number, conversation in zip(self.groups, self.dialogues.read(on_bytes, digest)):
             yield number, to_segments(conversation, self.template)

@@ -26,7 +26,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Iterator
+from typing import IO, Any, Iterator
 
 import numpy as np
 
@@ -78,36 +78,38 @@ def how_to_prepare(folder: str) -> str:
 # ----------------------------------------------------------------------------------------------------------------------
 # meta.json
 
+PER_SPLIT = {"train": int, "val": int}
+META_TYPES: dict[str, Any] = {  # what meta.json may hold; every int is a count
+    **dict.fromkeys(("source", "sha256", "ids_sha256", "split", "plan_sha256"), str),
+    **dict.fromkeys(("documents", "seed", "left_out", "vocab_size"), int),
+    **dict.fromkeys(("tokens", "characters", "bytes", "predicted_bytes"), PER_SPLIT),
+    "shards": {"train": [{"file": str, "tokens": int, "sha256": str, "ends_sha256": str}]},
+}
+
 
 def read_meta(folder: str) -> dict:
     """The validated description of a data folder: meta.json, else that of nanoGPT's meta.pkl, else {}.
 
     Raises UserError if it is damaged, or if a preparation was interrupted while it moved its files into place.
     """
-    staged = _staged_meta(folder)
-    if staged and _waiting(folder, staged) != file_names(staged):
-        raise UserError(
-            f"the preparation of {folder} was interrupted while its files were moved into place: give the command "
-            f"that prepared it again"
-        )
-    if os.path.lexists(path := os.path.join(folder, "meta.json")):
-        return _read_json(path)
-    if os.path.lexists(path := os.path.join(folder, "meta.pkl")):
-        return _read_pickle(path)
-    return {}
+    if os.path.isdir(os.path.join(folder, STAGING)) and _staged(folder)[1]:
+        problem = f"the preparation of {folder} was interrupted while its files were moved into place"
+        raise UserError(f"{problem}: give the command that prepared it again")
+    paths = [os.path.join(folder, name) for name in ("meta.json", "meta.pkl")]
+    return next((_read(path) for path in paths if os.path.lexists(path)), {})
 
 
-def _read_json(path: str) -> dict:
-    """A meta.json, validated."""
+def _read(path: str) -> dict:
+    """A validated meta.json or meta.pkl."""
     try:
         if not os.path.isfile(path):
             raise ValueError("it is no file")
-        with open(path, encoding="utf-8") as file:
-            return _validated(json.load(file))
-    except (OSError, ValueError, RecursionError) as error:
+        with open(path, "rb") as file:
+            return _validated(_unpickled(file) if path.endswith(".pkl") else json.loads(file.read().decode("utf-8")))
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        problem = f"{path} is damaged or was not written by a preparation ({error})"
         raise UserError(
-            f"{path} is damaged or was not written by a preparation ({error}): move it and the .bin files beside it "
-            f"elsewhere, and prepare the data again"
+            f"{problem}: move it and the .bin files beside it elsewhere, and prepare the data again"
         ) from error
 
 
@@ -118,96 +120,62 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _read_pickle(path: str) -> dict:
+def _unpickled(file: IO[bytes]) -> dict:
     """nanoGPT's meta.pkl as a description."""
     try:
-        if not os.path.isfile(path):
-            raise ValueError("it is no file")
-        with open(path, "rb") as file:
-            meta = _PlainUnpickler(file).load()
+        meta = _PlainUnpickler(file).load()
         characters = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
-        return _validated({"tokenizer": {"kind": "char", "characters": characters}, "vocab_size": meta["vocab_size"]})
+        return {"tokenizer": {"kind": "char", "characters": characters}, "vocab_size": meta["vocab_size"]}
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(
-            f"{path} is not a plain meta.pkl of nanoGPT ({error}): it was not run; prepare the data again"
-        ) from error
+        raise ValueError(f"it was not run, since it is not a plain meta.pkl of nanoGPT: {error}") from error
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**62  # True is no number of tokens
-
-
-def _is_counts(value: Any) -> bool:
-    """Whether value is a count per split."""
-    return isinstance(value, dict) and set(value) <= set(SPLITS) and all(map(_is_count, value.values()))
-
-
-def _is_shards(value: Any) -> bool:
-    """Whether value describes the shards of train, all of them in the data folder."""
-    shards = value.get("train") if isinstance(value, dict) else None
-    return (
-        isinstance(shards, list)
-        and all(isinstance(shard, dict) for shard in shards)
-        and all(_is_text(shard.get(key)) for shard in shards for key in ("file", "sha256", "ends_sha256"))
-        and all(
-            SHARD.fullmatch(shard["file"]) and _is_count(shard.get("tokens")) and shard["tokens"] for shard in shards
-        )
-        and 0 < len(shards) == len({shard["file"] for shard in shards})
-    )
-
-
-VALID = {  # what meta.json may hold
-    **dict.fromkeys(("source", "sha256", "ids_sha256", "split", "plan_sha256"), _is_text),
-    **dict.fromkeys(("documents", "seed", "left_out", "vocab_size"), _is_count),
-    **dict.fromkeys(("tokens", "characters", "bytes", "predicted_bytes"), _is_counts),
-    "shards": _is_shards,
-}
+def _has_type(value: Any, expected: Any) -> bool:
+    """Whether value is as META_TYPES has it; keys may be missing."""
+    if isinstance(expected, dict):
+        return isinstance(value, dict) and all(_has_type(value[key], expected[key]) for key in expected if key in value)
+    if isinstance(expected, list):
+        return isinstance(value, list) and all(_has_type(item, expected[0]) for item in value)
+    return type(value) is expected and (expected is str or 0 <= value < 2**62)  # True is no number of tokens
 
 
 def _validated(meta: Any) -> dict:
-    """meta, if every key that a program reads holds what a Writer stores there. Raises ValueError naming the key."""
+    """meta, if all that programs read of it is what a Writer stores. Raises ValueError, naming what isn't, or KeyError.
+
+    Does not load GPT-2's vocabulary, which may have to be downloaded.
+    """
     if not isinstance(meta, dict):
         raise ValueError("it is no object")
-    if wrong := [key for key, is_valid in VALID.items() if key in meta and not is_valid(meta[key])]:
+    if wrong := [key for key, expected in META_TYPES.items() if key in meta and not _has_type(meta[key], expected)]:
         raise ValueError(f"{wrong[0]} is not valid")
     tokens, characters, n_bytes, predicted = (
         meta.get(key, {}) for key in ("tokens", "characters", "bytes", "predicted_bytes")
     )
-    n_sharded = sum(shard["tokens"] for shard in meta.get("shards", {"train": []})["train"])
+    shards = meta["shards"]["train"] if "shards" in meta else []
+    tokenizer, vocab_size = meta["tokenizer"], check_dict(meta["tokenizer"])
+    special = tokenizer.get("special", [])
+    if tokenizer["kind"] != "gpt2":
+        vocab_size = from_dict(tokenizer).vocab_size
+    elif "template" in tokenizer:
+        Template.from_dict(tokenizer["template"])
     consistent = {
-        "vocab_size": 0 < meta.get("vocab_size", 0) <= MAX_VOCAB,
-        "tokens": not tokens or len(tokens) == len(SPLITS) and min(tokens.values()) > 0,
+        "vocab_size": meta["vocab_size"] == vocab_size <= MAX_VOCAB,
+        "special": tokenizer["kind"] != "gpt2" or len({END, "", *special}) == 2 + len(special),
+        "tokens": not tokens or set(tokens) == set(SPLITS) and min(tokens.values()) > 0,
         "bytes": all(  # a character takes one to four bytes
             split in tokens and characters.get(split, 1) <= n <= 4 * characters.get(split, n)
             for split, n in n_bytes.items()
         ),
         "predicted_bytes": all(split in tokens and n <= n_bytes.get(split, n) for split, n in predicted.items()),
-        "the sum of the shards' tokens": "shards" not in meta or n_sharded == tokens.get("train"),
-        "the size of the tokenizer's vocabulary": _vocab_size(meta.get("tokenizer")) == meta.get("vocab_size"),
+        "shards": len({shard["file"] for shard in shards}) == len(shards) > 0 or "shards" not in meta,
+        "a shard": all(  # a file in the data folder, with all that describe() tells of it
+            len(shard) >= 4 and SHARD.fullmatch(shard["file"]) and shard["tokens"] > 0 for shard in shards
+        ),
+        "the number of tokens": not shards or sum(shard["tokens"] for shard in shards) == tokens.get("train"),
     }
     if wrong := [what for what, holds in consistent.items() if not holds]:
         raise ValueError(f"{wrong[0]} is not valid")
     return meta
-
-
-def _vocab_size(tokenizer: Any) -> int:
-    """The vocabulary size of a tokenizer's description. Raises UserError for one that no tokenizer can be made of.
-
-    Does not load GPT-2's vocabulary, which may have to be downloaded.
-    """
-    size = check_dict(tokenizer)
-    if tokenizer["kind"] != "gpt2":
-        return from_dict(tokenizer).vocab_size
-    special = tokenizer.get("special", [])
-    if len({END, "", *special}) != 2 + len(special):
-        raise UserError("the tokenizer's special tokens are not valid")
-    if "template" in tokenizer:
-        Template.from_dict(tokenizer["template"])
-    return size
 
 
 def file_names(meta: dict) -> set[str]:
@@ -220,28 +188,20 @@ def file_names(meta: dict) -> set[str]:
 # whose files they are, and how new ones take their place
 
 
-def _staged_meta(folder: str) -> dict | None:
-    """The description of new files that are complete but perhaps not all in place yet; None if there are none."""
-    path = os.path.join(folder, STAGING, "meta.json")
-    with contextlib.suppress(UserError):  # not one of ours
-        return _read_json(path) if os.path.lexists(path) else None
-    return None
-
-
-def _waiting(folder: str, staged: dict) -> set[str]:
-    """The names of the files that have still to be moved from the staging folder to folder."""
-    return {name for name in file_names(staged) if os.path.isfile(os.path.join(folder, STAGING, name))}
+def _staged(folder: str) -> tuple[set[str], set[str]]:
+    """(names of the new files that are complete, those of them that are in place already)."""
+    names: set[str] = set()
+    with contextlib.suppress(UserError):  # there are none, or they are not ours
+        names = file_names(_read(os.path.join(folder, STAGING, "meta.json")))
+    return names, {name for name in names if not os.path.isfile(os.path.join(folder, STAGING, name))}
 
 
 def _own_files(folder: str) -> set[str]:
     """The names of the data files in folder that an earlier preparation wrote, as meta.json says."""
-    own: set[str] = set()
+    own = _staged(folder)[1]
     with contextlib.suppress(UserError):
-        path = os.path.join(folder, "meta.json")
-        if os.path.lexists(path) and "tokens" in (meta := _read_json(path)):  # without counts it is somebody else's
-            own |= {"meta.json", *file_names(meta)}
-    if staged := _staged_meta(folder):
-        own |= file_names(staged) - _waiting(folder, staged)
+        meta = _read(os.path.join(folder, "meta.json"))
+        own |= {"meta.json", *file_names(meta)} if "tokens" in meta else set()  # without counts it is somebody else's
     return own
 
 
@@ -249,25 +209,21 @@ def refuse_foreign_files(folder: str):
     """Raise UserError if folder holds files with the names of data files that no preparation wrote."""
     names = set(filter(DATA_FILES.fullmatch, os.listdir(folder))) if os.path.isdir(folder) else set()
     if foreign := sorted(names - _own_files(folder)):
-        raise UserError(
-            f"{os.path.join(folder, foreign[0])} was not written by a preparation, or meta.json beside it does not "
-            f"say so, and would be replaced: move it elsewhere, or write to another folder"
-        )
+        problem = f"{os.path.join(folder, foreign[0])} was not written by a preparation, or meta.json does not say so"
+        raise UserError(f"{problem}, and would be replaced: move it elsewhere, or write to another folder")
 
 
 def _commit(folder: str):
-    """Move complete new files into place and remove earlier ones. Once started it must be finished, here or by the
-    next preparation."""
+    """Move complete new files into place and remove earlier ones; the next preparation finishes what is interrupted."""
     refuse_foreign_files(folder)
-    staging = os.path.join(folder, STAGING)
-    staged = _read_json(os.path.join(staging, "meta.json"))
-    for name in sorted(_waiting(folder, staged)):
-        os.replace(os.path.join(staging, name), os.path.join(folder, name))
-    for name in _own_files(folder) - file_names(staged) - {"meta.json"}:
+    names, moved = _staged(folder)
+    for name in sorted(names - moved):
+        os.replace(os.path.join(folder, STAGING, name), os.path.join(folder, name))
+    for name in _own_files(folder) - names - {"meta.json"}:
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(folder, name))
-    os.replace(os.path.join(staging, "meta.json"), os.path.join(folder, "meta.json"))
-    shutil.rmtree(staging)
+    os.replace(os.path.join(folder, STAGING, "meta.json"), os.path.join(folder, "meta.json"))
+    shutil.rmtree(os.path.join(folder, STAGING))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -291,11 +247,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data folder that was written: meta.json, counts (vocab_size,) of the ids per split, and a piece of its text."""
+    """A data folder that was written, its meta.json, and a piece of its text."""
 
     folder: str
     meta: dict
-    counts: dict[str, np.ndarray]
     tokenizer: Tokenizer
     is_lossy: bool  # something of the text is not in the ids, apart from unknown words
     sample: str = ""
@@ -304,9 +259,9 @@ class Prepared:
 class Writer:
     """Writes a data folder, which it locks until the end of the with statement.
 
-    With shard_tokens train is written to files of so many tokens each. plan: anything that JSON can hold and that is
-    the same whenever the same data are to be written; after save() the new files survive a crash, and a Writer with the
-    same plan continues after the first `documents` documents. spool_val: finish() is told the order of val's documents.
+    With shard_tokens train is written to files of so many tokens each. After save() the new files survive a crash, and
+    a Writer with the same plan, a text that stands for the data to be written, continues after the first
+    state["documents"] documents. reorder: finish() is told the order of val's documents.
     Raises UserError for a folder that is locked, cannot be written, or holds data files of somebody else.
     """
 
@@ -315,41 +270,34 @@ class Writer:
         folder: str,
         tokenizer: Tokenizer | None = None,
         shard_tokens: int = 0,
-        plan: Any = None,
-        spool_val: bool = False,
+        plan: str = "",
+        reorder: bool = False,
     ):
-        self.folder, self.tokenizer, self.shard_tokens, self.plan = folder, tokenizer, shard_tokens, plan
-        self.staging = os.path.join(folder, STAGING)
-        self.val_file = "val.ids" if spool_val else "val.bin"
-        self.lock = contextlib.ExitStack()
-        self.documents = 0  # that are done
+        self.folder, self.tokenizer, self.shard_tokens = folder, tokenizer, shard_tokens
+        self.val_file = "val.ids" if reorder else "val.bin"
         self.saved = False  # whether a later process can continue with the new files
-        self.sizes: dict[str, int] = {}  # bytes of the new files
-        self.unsynced: set[str] = set()  # names of those that have perhaps not reached the disk
-        self.counts = {split: np.zeros(MAX_VOCAB, np.int64) for split in SPLITS}
-        self.totals: dict[str, dict[str, int]] = {
-            "characters": dict.fromkeys(SPLITS, 0),
-            "bytes": dict.fromkeys(SPLITS, 0),
-            "predicted_bytes": {},
-        }
-        self.is_lossy = False
+        self.unsynced: set[str] = set()  # names of new files that have perhaps not reached the disk
+        self.state: dict[str, Any] = {key: dict.fromkeys(SPLITS, 0) for key in ("characters", "bytes", "tokens")}
+        self.state |= {"predicted_bytes": {}, "is_lossy": False}
+        self.state |= {"plan": plan, "documents": 0, "sizes": {}}  # documents that are done, bytes of the new files
 
     def __enter__(self) -> "Writer":
         refuse_foreign_files(self.folder)  # before the lock creates a file there
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked_directory(self.folder))
             with self._disk_errors():
-                if _staged_meta(self.folder):
+                if _staged(self.folder)[0]:
                     _commit(self.folder)
-                refuse_foreign_files(self.folder)
                 self._resume()
             self.lock = stack.pop_all()
         return self
 
     def __exit__(self, *error):
         with self.lock:
-            if not self.saved and not _staged_meta(self.folder):
-                shutil.rmtree(self.staging, ignore_errors=True)
+            if self.saved and KeyboardInterrupt in error:
+                print(f"interrupted: the same command continues after document {self.state['documents']:,}")
+            if not self.saved and not _staged(self.folder)[0]:
+                shutil.rmtree(self._path(), ignore_errors=True)
 
     @contextlib.contextmanager
     def _disk_errors(self):
@@ -357,71 +305,47 @@ class Writer:
         try:
             yield
         except OSError as error:
-            remedy = "free space there or change its rights"
+            remedy, continues = "free space there or change its rights", ""
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                new = _megabytes(self.staging, os.listdir(self.staging))
-                earlier = _megabytes(self.folder, _own_files(self.folder))
-                remedy = f"free space on that disk, where the new files have {new} by now" + (
-                    f" and the earlier data, which stay as they are, {earlier}" if earlier else ""
-                )
-            continues = "; the same command then continues where it stopped" if self.saved else ""
+                new = _megabytes(self._path(), self.state["sizes"])
+                remedy = f"free space on that disk, where the new files have {new} MB by now"
+                if not _staged(self.folder)[1]:
+                    old = _megabytes(self.folder, _own_files(self.folder))
+                    remedy += f" and the earlier data, which stay as they are, {old} MB"
+            if self.saved or _staged(self.folder)[0]:
+                continues = "; the same command then continues where it stopped"
             raise UserError(f"{self.folder} cannot be written ({error.strerror}): {remedy}{continues}") from error
 
-    def _path(self, name: str) -> str:
-        """The path of a new file."""
-        return os.path.join(self.staging, name)
+    def _path(self, *name: str) -> str:
+        """The path of a new file, or of their folder."""
+        return os.path.join(self.folder, STAGING, *name)
 
     def _resume(self):
         """Continue the files that an earlier process saved with the same plan, or start with none."""
-        state_path = self._path("state.json")
-        try:
-            with open(state_path, encoding="utf-8") as file:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
+            with open(self._path("state.json"), encoding="utf-8") as file:
                 state = json.load(file)
-            if self.plan is not None and state["plan"] == self.plan:
-                return self._restore(state)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # there is none, or it is damaged
-        if os.path.exists(state_path):
+            names, found = set(state["sizes"]), set(os.listdir(self._path())) - {"state.json"}
+            same = state.keys() == self.state.keys() and state["plan"] == self.state["plan"] != ""
+            if same and names <= found and all(os.path.getsize(self._path(n)) >= state["sizes"][n] for n in names):
+                for name in found:  # nothing stays of what was written after the state was saved
+                    os.truncate(self._path(name), state["sizes"].get(name, 0))
+                self.state, self.saved = state, True
+                return
+        if os.path.exists(self._path("state.json")):
             print("what was started there before had other files or settings, or is damaged: starting again")
-        if os.path.exists(self.staging):
-            shutil.rmtree(self.staging)
-        os.makedirs(self.staging)
-
-    def _restore(self, state: dict):
-        """Take over a saved state, without what was written to the files after it was saved."""
-        counts = {split: np.array(state["counts"][split], np.int64) for split in SPLITS}
-        for name, size in state["sizes"].items():
-            if os.path.basename(name) != name or os.path.getsize(self._path(name)) < size:
-                raise ValueError(f"{name} is too short")
-        for name in set(os.listdir(self.staging)) - {*state["sizes"], "state.json"}:
-            os.remove(self._path(name))
-        for name, size in state["sizes"].items():
-            os.truncate(self._path(name), size)
-        self.documents, self.sizes, self.totals = state["documents"], state["sizes"], state["totals"]
-        self.is_lossy, self.saved = state["is_lossy"], True
-        self.counts = {split: np.pad(found, (0, MAX_VOCAB - len(found))) for split, found in counts.items()}
+        if os.path.exists(self._path()):
+            shutil.rmtree(self._path())
+        os.makedirs(self._path())
 
     def save(self, documents: int):
         """Make the new files, which hold this many documents, survive a crash."""
-        state = {
-            "plan": self.plan,
-            "documents": documents,
-            "sizes": self.sizes,
-            "counts": {split: np.trim_zeros(counts, "b").tolist() for split, counts in self.counts.items()},
-            "totals": self.totals,
-            "is_lossy": self.is_lossy,
-        }
+        self.state["documents"] = documents
         with self._disk_errors():
             self._sync()
             with replaced_file(self._path("state.json"), "w", encoding="utf-8") as file:
-                json.dump(state, file)
-        self.documents, self.saved = documents, True
-
-    def _append(self, name: str, content: np.ndarray):
-        with open(self._path(name), "ab") as file:
-            file.write(np.ascontiguousarray(content).data)
-        self.sizes[name] = self.sizes.get(name, 0) + content.nbytes
-        self.unsynced.add(name)
+                json.dump(self.state, file)
+        self.saved = True
 
     def _sync(self):
         """Wait until all new files have reached the disk."""
@@ -432,25 +356,26 @@ class Writer:
 
     def add(self, split: str, encoded: Encoded):
         """Append to a split."""
-        ids = np.ascontiguousarray(encoded.ids, dtype="<u2")
+        ids, state = np.ascontiguousarray(encoded.ids, dtype="<u2"), self.state
         parts = {self.val_file if split == "val" else "train.bin": ids}
         if split == "train" and self.shard_tokens:
-            number, used = divmod(int(self.counts["train"].sum()), self.shard_tokens)
+            number, used = divmod(state["tokens"]["train"], self.shard_tokens)
             places = range(self.shard_tokens - used, len(ids), self.shard_tokens)
             parts = {shard_name("train", i): part for i, part in enumerate(np.split(ids, places), number)}
+        if encoded.mask is not None:
+            parts[f"{split}.mask.bin"] = encoded.mask.astype(np.uint8)
+            state["predicted_bytes"][split] = state["predicted_bytes"].get(split, 0) + encoded.n_predicted
         with self._disk_errors():
             for name, part in parts.items():
                 if len(part):
-                    self._append(name, part)
-            if encoded.mask is not None:
-                self._append(f"{split}.mask.bin", encoded.mask.astype(np.uint8))
-                predicted = self.totals["predicted_bytes"]
-                predicted[split] = predicted.get(split, 0) + encoded.n_predicted
-        counts = np.bincount(ids)
-        self.counts[split][: len(counts)] += counts
-        self.totals["characters"][split] += encoded.n_characters
-        self.totals["bytes"][split] += encoded.n_bytes
-        self.is_lossy |= encoded.is_lossy
+                    with open(self._path(name), "ab") as file:
+                        file.write(part.data)
+                    state["sizes"][name] = state["sizes"].get(name, 0) + part.nbytes
+                    self.unsynced.add(name)
+        state["characters"][split] += encoded.n_characters
+        state["bytes"][split] += encoded.n_bytes
+        state["tokens"][split] += len(ids)
+        state["is_lossy"] |= encoded.is_lossy
 
     def finish(self, meta: dict, val_order: np.ndarray | None = None) -> Prepared:
         """Move the files into place; meta.json gets the entries of meta too. Raises UserError for an empty split.
@@ -459,39 +384,34 @@ class Writer:
         """
         tokenizer = self.tokenizer
         assert tokenizer is not None, "a Writer needs a tokenizer"
-        tokens = {split: int(self.counts[split].sum()) for split in SPLITS}
-        if min(tokens.values()) < 2:
+        n_train, n_val = (self.state["tokens"][split] for split in SPLITS)
+        if min(n_train, n_val) < 2:
             self.saved = False  # to continue would end here again
             raise UserError(
-                f"the text gives {tokens['train']:,} tokens to train on and {tokens['val']:,} for "
-                f"validation, and a loss needs two: give a longer one, another --val_fraction, or another "
-                f"--tokenizer"
+                f"the text gives {n_train:,} tokens to train on and {n_val:,} for validation, and a loss needs two: "
+                f"give a longer one, another --val_fraction, or another --tokenizer"
             )
         with self._disk_errors():
             if val_order is not None:
                 self._write_in_order(val_order, tokenizer.end_id)
             self._sync()
-            n_shards = -(-tokens["train"] // self.shard_tokens) if self.shard_tokens else 0
+            n_shards = -(-n_train // self.shard_tokens) if self.shard_tokens else 0
             paths = [self._path(shard_name("train", i)) for i in range(n_shards)]
             shards = [describe(path, file_sha256(path)) for path in paths]
-            whole = map(self._path, ["val.bin"] if shards else ["train.bin", "val.bin"])
+            counts = {key: self.state[key] for key in ("characters", "bytes", "tokens", "predicted_bytes")}
             meta = {
                 "tokenizer": tokenizer.to_dict(),
                 "vocab_size": tokenizer.vocab_size,
-                "characters": self.totals["characters"],
-                "bytes": self.totals["bytes"],
-                "tokens": tokens,
-                **({"predicted_bytes": predicted} if (predicted := self.totals["predicted_bytes"]) else {}),
+                **{key: count for key, count in counts.items() if count},
                 **({"shards": {"train": shards}} if shards else {}),
-                "ids_sha256": file_sha256(*whole, prefix="".join(shard["sha256"] for shard in shards)),
+                "ids_sha256": ids_sha256(self._path(), shards),
                 **meta,
             }
             with replaced_file(self._path("meta.json")) as file:
                 file.write(json.dumps(meta, indent=1).encode("utf-8"))
             _commit(self.folder)
         self.saved = False
-        counts = {split: self.counts[split][: tokenizer.vocab_size] for split in SPLITS}
-        return Prepared(self.folder, meta, counts, tokenizer, self.is_lossy)
+        return Prepared(self.folder, meta, tokenizer, self.state["is_lossy"])
 
     def _write_in_order(self, order: np.ndarray, end_id: int | None):
         """Write val.bin from the spooled documents."""
@@ -506,9 +426,9 @@ class Writer:
 
 
 def _megabytes(folder: str, names) -> str:
-    """The size of these files of folder in words, '' if there are none."""
-    size = sum(os.path.getsize(path) for name in names if os.path.isfile(path := os.path.join(folder, name)))
-    return f"{math.ceil(size / 1e6):,} MB" if size else ""
+    """The size of these files of folder in MB, rounded up."""
+    paths = (os.path.join(folder, name) for name in names)
+    return f"{math.ceil(sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) / 1e6):,}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -524,50 +444,10 @@ def find_shards(folder: str) -> list[str]:
     """The names of train's shards in a folder without meta.json, in order. Raises UserError if a number is missing."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     shards = {int(match[1]): name for name in names if (match := SHARD.fullmatch(name))}
-    for number in range(len(shards)):
-        if number not in shards:
-            raise UserError(
-                f"{folder} has {len(shards)} shards of train and no {shard_name('train', number)}: copy it there, or "
-                f"prepare the data again"
-            )
+    if missing := sorted({*range(len(shards))} - {*shards}):
+        problem = f"{folder} has {len(shards)} shards of train and no {shard_name('train', missing[0])}"
+        raise UserError(f"{problem}: copy it there, or prepare the data again")
     return [shards[number] for number in range(len(shards))]
-
-
-def split_files(folder: str, meta: dict, split: str) -> list[tuple[str, int]]:
-    """(path, number of tokens) of a split's files, checked against meta. Raises UserError for missing or wrong ones."""
-    shards = meta.get("shards", {}).get("train", []) if split == "train" else []
-    described: dict[str, int | None] = {shard["file"]: shard["tokens"] for shard in shards}
-    if not described:
-        whole = f"{split}.bin"
-        missing = split == "train" and not os.path.exists(os.path.join(folder, whole))
-        described = dict.fromkeys((find_shards(folder) if missing else []) or [whole])
-    files = [(os.path.join(folder, name), _count(folder, name, n_tokens)) for name, n_tokens in described.items()]
-    found = sum(count for _, count in files)
-    if found != meta.get("tokens", {}).get(split, found):
-        raise UserError(
-            f"{files[0][0] if len(files) == 1 else folder} holds {found:,} tokens where "
-            f"meta.json says {meta['tokens'][split]:,}: {how_to_prepare(folder)}"
-        )
-    return files
-
-
-def _count(folder: str, name: str, expected: int | None) -> int:
-    """The number of tokens in a file. Raises UserError if it is missing or does not have the expected number."""
-    path = os.path.join(folder, name)
-    remedy = "copy it there again, or prepare the data again" if expected else how_to_prepare(folder)
-    if not os.path.isfile(path):
-        raise UserError(f"{short_name(folder)} has no {name}: {remedy}")
-    size = os.path.getsize(path)
-    if expected and size != 2 * expected:
-        raise UserError(f"{path} has {size:,} bytes where meta.json says {2 * expected:,}: {remedy}")
-    if size == 0 or size % 2:
-        raise UserError(f"{path} is {'empty' if size == 0 else 'damaged'}: {remedy}")
-    return size // 2
-
-
-def short_name(folder: str) -> str:
-    """A data folder's name in messages: relative to the repository if it is inside."""
-    return os.path.relpath(folder, ROOT) if folder.startswith(ROOT + os.sep) else folder
 
 
 def describe(path: str, sha256: str) -> dict:
@@ -608,6 +488,13 @@ def file_sha256(*paths: str, prefix: str = "") -> str:
     return digest.hexdigest()
 
 
+def ids_sha256(folder: str, shards: list[dict]) -> str:
+    """SHA-256 of train.bin and val.bin one after the other; the hashes of shards stand in for train.bin."""
+    names = ["val.bin"] if shards else ["train.bin", "val.bin"]
+    prefix = "".join(shard["sha256"] for shard in shards)
+    return file_sha256(*(os.path.join(folder, name) for name in names), prefix=prefix)
+
+
 def check_ends(folder: str, shards: list[dict]):
     """Raise UserError unless the ends of every shard in folder are what its description says."""
     known = {shard["ends_sha256"]: shard["file"] for shard in shards}
@@ -624,6 +511,43 @@ def check_ends(folder: str, shards: list[dict]):
 # reading
 
 
+def data_files(folder: str, meta: dict) -> dict[str, list[tuple[str, int]]]:
+    """[(path, number of entries), ...] of train, val, and of train.mask and val.mask where there are masks.
+
+    Raises UserError for files that are missing, or whose sizes are not those that meta tells.
+    """
+    found: dict[str, list[tuple[str, int]]] = {}
+    for key in ("train", "val", "train.mask", "val.mask"):
+        split, _, mask = key.partition(".")
+        if mask and not (
+            split in meta.get("predicted_bytes", {}) or os.path.exists(os.path.join(folder, f"{key}.bin"))
+        ):
+            continue
+        n_tokens = sum(count for _, count in found[split]) if mask else meta.get("tokens", {}).get(split)
+        expected: dict[str, int | None] = {f"{key}.bin": n_tokens}
+        remedy = ""
+        if key == "train" and "shards" in meta:
+            expected = {shard["file"]: shard["tokens"] for shard in meta["shards"]["train"]}
+            remedy = "copy it there again, or prepare the data again"
+        elif key == "train" and not meta.get("tokens") and not os.path.exists(os.path.join(folder, "train.bin")):
+            expected = dict.fromkeys(find_shards(folder)) or expected
+        found[key] = []
+        for name, count in expected.items():
+            path, itemsize, problem = os.path.join(folder, name), 1 if mask else 2, ""
+            size = os.path.getsize(path) if os.path.isfile(path) else -1
+            if size < 0:
+                problem = f"{folder} has no {name}"
+            elif count and size != itemsize * count:
+                says = "its mask needs" if mask else "meta.json says"
+                problem = f"{path} has {size:,} bytes where {says} {itemsize * count:,}"
+            elif size == 0 or size % itemsize:
+                problem = f"{path} is {'damaged' if size else 'empty'}"
+            if problem:
+                raise UserError(f"{problem}: {remedy or how_to_prepare(folder)}")
+            found[key].append((path, size // itemsize))
+    return found
+
+
 class TokenArray:
     """The first `length` entries of a 1-D array that is stored in consecutive files, [(path, number of entries), ...].
 
@@ -634,30 +558,20 @@ class TokenArray:
     def __init__(self, files: list[tuple[str, int]], dtype: str, length: int):
         self.paths, self.dtype, self.length = [path for path, _ in files], np.dtype(dtype), length
         self.starts = [0, *accumulate(count for _, count in files)]  # index of each file's first entry
-        self._cached: np.ndarray | None = None
+        self.in_memory = length * self.dtype.itemsize <= IN_MEMORY_BYTES
+        self._cached = self._read(0, length) if self.in_memory else np.empty(0, self.dtype)
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, key) -> np.ndarray:
-        assert isinstance(key, slice) and key.step in (None, 1)
+    def __getitem__(self, key: slice) -> np.ndarray:
+        assert key.step in (None, 1)
         start, stop, _ = key.indices(self.length)
-        if self._cached is not None:
-            return self._cached[start:stop]
-        values = np.empty(max(0, stop - start), dtype=self.dtype)
-        self._read(values, start)
-        return values
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether all of it is kept in memory."""
-        return self.length * self.dtype.itemsize <= IN_MEMORY_BYTES
+        return self._cached[start:stop] if self.in_memory else self._read(start, max(0, stop - start))
 
     def array(self) -> "np.ndarray | TokenArray":
-        """All of it as a numpy array, which is memory-mapped if it is a large file; shards stay a TokenArray."""
+        """All of it as a numpy array, which is memory-mapped if it is a large file; large shards stay a TokenArray."""
         if self.in_memory:
-            if self._cached is None:
-                self._cached = self[:]
             return self._cached
         if len(self.paths) > 1:
             return self
@@ -665,11 +579,9 @@ class TokenArray:
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The windows that begin at starts, (len(starts), length)."""
-        if self.in_memory:
-            return self.array()[starts[:, None] + np.arange(length)]
         windows = np.empty((len(starts), length), dtype=self.dtype)
         for window, start in zip(windows, starts.tolist()):
-            self._read(window, start)
+            window[:] = self._cached[start : start + length] if self.in_memory else self._read(start, length)
         return windows
 
     def chunks(self, size: int = CHUNK_TOKENS) -> Iterator[np.ndarray]:
@@ -677,21 +589,15 @@ class TokenArray:
         for start in range(0, self.length, size):
             yield self[start : start + size]
 
-    def spread(self, most: int) -> Iterator[np.ndarray]:
-        """Chunks evenly spaced over all of it, its end among them, together about `most` entries at most."""
-        size = max(1, min(most // 128, self.length))
-        n = -(-min(most, self.length) // size)
-        for i in range(n):
-            start = i * (self.length - size) // max(1, n - 1)
-            yield self[start : start + size]
-
-    def _read(self, values: np.ndarray, start: int):
-        """Fill values with the entries from start on."""
-        while len(values):
-            i = bisect.bisect_right(self.starts, start) - 1
-            wanted = values[: self.starts[i + 1] - start]
+    def _read(self, start: int, length: int) -> np.ndarray:
+        """The `length` entries from start on, read from the files."""
+        values, done = np.empty(length, dtype=self.dtype), 0
+        while done < length:
+            i = bisect.bisect_right(self.starts, start + done) - 1
+            part = values[done : self.starts[i + 1] - start]
             with _readable(self.paths[i]) as file:
-                file.seek((start - self.starts[i]) * self.dtype.itemsize)
-                if file.readinto(wanted.data) < wanted.nbytes:
+                file.seek((start + done - self.starts[i]) * self.dtype.itemsize)
+                if file.readinto(part.data) < part.nbytes:
                     raise UserError(f"{self.paths[i]} has become shorter while it was read: prepare the data again")
-            values, start = values[len(wanted) :], start + len(wanted)
+            done += len(part)
+        return values

@@ -6,9 +6,10 @@ Memory does not grow with them. Text is cut, to save memory or time, only where 
 after the last CHAPTER_CHARS characters that were written when it is given the same documents and settings again.
 
     prepared = prepare("data/mytext", Files(["mytext.txt"]), Vocabulary("bpe", vocab_size=1024))
-    prepared = prepare("data/openwebtext", Files(paths, as_is=True), Vocabulary("gpt2"), 0.0005, split="drawn")
+    prepared = prepare("data/openwebtext", Files(paths, as_is=True), Vocabulary("gpt2"), 0.0005, seed=2357)
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -24,15 +25,15 @@ from collections import Counter, deque
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Callable, Collection, Iterable, Iterator, Literal, Protocol, Sequence
+from typing import Any, Callable, Iterable, Iterator, Literal, Protocol, Sequence
 
 import numpy as np
 
 from configurator import UserError
 from dongpt.log import progress_bar
 from dongpt.program import ROOT
-from dongpt.text.bins import SPLITS, Encoded, Prepared, Writer, read_meta, split_files
-from dongpt.text.documents import Files, Texts
+from dongpt.text.bins import SPLITS, Encoded, Prepared, Writer, data_files, read_meta
+from dongpt.text.documents import Batch, Files, OnBytes, Texts
 from dongpt.text.template import Segment, Template, joined
 from dongpt.text.tokenizers import (
     END,
@@ -61,11 +62,9 @@ MAX_WORDS = 2**20  # different words that are counted
 PREPARED_BY_TRAIN = ("chat_demo", "python_docs")  # data sets whose prepare.py needs no network
 
 Kind = Literal["char", "word", "bpe", "gpt2"]
-OnBytes = Callable[[int], Any]  # is told how many bytes were read
 Content = Any  # of a document: text, or a list of segments of which some are in the loss
-Part = tuple[int, Content, bool]  # (a number of its document, content, whether the document ends with it)
 Piece = tuple[str, Content, bool]  # (train or val, content, whether its document ends with it)
-Job = list[tuple[Content, bool]]  # what is encoded at a time, without its split
+Job = list[Piece]  # what is encoded at a time
 
 
 @dataclass(frozen=True)
@@ -105,15 +104,6 @@ class Survey:
     buckets: np.ndarray = field(default_factory=lambda: np.zeros(BUCKETS, np.int64))  # characters by hash of documents
 
 
-@dataclass(frozen=True)
-class Split:
-    """Which part of the text is for validation."""
-
-    by: str  # "documents" or "position"
-    cut: int = 0  # position: characters of train
-    val_buckets: np.ndarray = field(default_factory=lambda: np.zeros(BUCKETS, bool))  # documents: those for val
-
-
 class Marked(Protocol):
     """Documents in segments, some of which are in the loss."""
 
@@ -122,8 +112,8 @@ class Marked(Protocol):
     def stamp(self):
         """A value that changes when the text does."""
 
-    def marked(self, survey: Survey, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """(a number that decides on the split, segments) of each document; counts in survey those that are left out."""
+    def marked(self, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
+        """(a number that decides on the split, segments) of each document; no segments if it is left out."""
 
 
 def prepare(
@@ -135,156 +125,147 @@ def prepare(
     sha256: str = "",
     quiet: bool = False,
     shard_tokens: int = 0,
-    split: Literal["auto", "drawn"] | Split = "auto",
-    seed: int = 2357,
+    val_buckets: np.ndarray | None = None,
+    seed: int | None = None,
     marks: Sequence[str] = (),
     template: Template | None = None,
 ) -> Prepared | None:
     """Write train.bin, val.bin and meta.json to folder, all or none of them; with shard_tokens train_000.bin, ... .
 
-    split auto: val gets whole documents chosen by their hash, or the end of the text if there are few (see choose).
-    drawn: as nanoGPT prepares OpenWebText: seed draws val_fraction of the documents, and val.bin holds them in the
-    order of the draw, so that it is nanoGPT's file, byte for byte; needs GPT-2's vocabulary. Returns None if folder
-    holds all of it already.
+    val gets the documents whose bucket is in val_buckets (BUCKETS,) bool; by default whole documents chosen by their
+    hash, or the end of the text if there are few (see choose). With a seed the split is that of nanoGPT's OpenWebText:
+    seed draws val_fraction of the documents, and val.bin, with them in the order of the draw, is nanoGPT's file, byte
+    for byte; that needs Files and GPT-2's vocabulary. Returns None if folder holds all of it already.
 
     Documents in segments also get masks, which are 1 where a segment is in the loss; they are always split whole.
-    marks become special tokens, template goes with the tokenizer.
-
-    source and sha256 say where the text comes from; by default what was read is hashed. Raises UserError for a text
-    that is too short to split, a vocabulary that does not fit into uint16, and for what documents, tokenizers and
-    Writer raise.
+    marks become special tokens, template goes with the tokenizer. source and sha256 say where the text comes from; by
+    default what was read is hashed. Raises UserError for a text that is too short to split, a vocabulary that does not
+    fit into uint16, and for what documents, tokenizers and Writer raise.
     """
     check_fraction(val_fraction)
-    if split == "drawn":
-        assert isinstance(documents, Files) and vocabulary.tokenizer == "gpt2"
-        return _prepare_drawn(folder, documents, val_fraction, source, quiet, shard_tokens, seed)
     stamp, marked = documents.stamp(), not isinstance(documents, (Files, Texts))
     plan = _sha256(repr((documents, stamp, vocabulary, val_fraction, shard_tokens, marks, template)))
-    passes = 3 if vocabulary.tokenizer == "bpe" else 2
+    if seed is not None:
+        assert isinstance(documents, Files) and vocabulary.tokenizer == "gpt2"
+        plan = _plan_of_draw(documents, val_fraction, seed, shard_tokens)
+    passes = 1 if seed is not None else 3 if vocabulary.tokenizer == "bpe" else 2
     with (
-        Writer(folder, shard_tokens=shard_tokens, plan=plan) as writer,
+        Writer(folder, shard_tokens=shard_tokens, plan=plan, reorder=seed is not None) as writer,
         progress_bar(passes * documents.size, unit="B", quiet=quiet, leave=False) as bar,
     ):
-        survey, digest = Survey(), hashlib.sha256()
-        found = _survey(_texts(_parts(documents, survey, bar.update, digest), survey), vocabulary)
-        if not survey.characters:
-            raise UserError("there is nothing but blanks in the text: give one with words in it")
-        special = [*marks, *(name for name in vocabulary.names() if name not in marks)]
-        if isinstance(documents, (Files, Texts)) and survey.documents > 1 and not documents.parted:
-            special += [END] * (END not in special)
-        again = _texts(_parts(documents, Survey(), bar.update), Survey())
-        tokenizer = writer.tokenizer = _build_tokenizer(vocabulary, special, found, survey.characters, again)
-        tokenizer.template = template
-        if not isinstance(split, Split):
-            split = choose(survey, val_fraction, 2 if marked else MIN_DOCUMENTS)
-        parts = _parts(documents, Survey(), bar.update)
-        if split.by == "documents":
-            pieces = _by_document(parts, split.val_buckets)
-        elif marked:
-            raise UserError(
-                f"{survey.documents:,} records cannot be split so that about {100 * val_fraction:.0f} % "
-                f"of the text are for validation: give more records, or another --val_fraction"
-            )
+        tokenizer: Tokenizer
+        if isinstance(documents, Files) and seed is not None:
+            with contextlib.suppress(UserError):
+                if (meta := read_meta(folder)).get("plan_sha256") == plan and data_files(folder, meta):
+                    return None
+            tokenizer, skip = GPT2Tokenizer(), 0
+            pieces, val_order, meta = _drawn(documents, val_fraction, seed, writer.state["documents"], bar.update)
+            meta["plan_sha256"] = plan
         else:
-            pieces = _by_position(parts, split.cut, vocabulary.tokenizer == "word")
-        end_id = tokenizer.end_id if survey.documents > 1 else None
-        sample = _write(writer, pieces, end_id, SPLITS if marked else ("val",), skip=writer.documents)
-        meta = {
-            "source": source,
-            "sha256": sha256 or digest.hexdigest(),
-            "documents": survey.documents,
-            "split": split.by,
-            **({"left_out": survey.left_out} if marked else {}),
-        }
-        return _finish(writer, documents, stamp, meta, sample)
+            tokenizer, pieces, meta = _surveyed(documents, vocabulary, val_fraction, val_buckets, marks, bar.update)
+            val_order, skip = None, writer.state["documents"]
+        tokenizer.template, writer.tokenizer = template, tokenizer
+        end_id = tokenizer.end_id if meta["documents"] > 1 else None
+        sampled = ("val",) if seed is None and not marked else SPLITS
+        sample = _write(writer, tokenizer, pieces, end_id, sampled, skip)
+        if documents.stamp() != stamp:
+            raise UserError("the text changed while it was read: run this again when nothing writes to it")
+        prepared = writer.finish({"source": source, **meta, "sha256": sha256 or meta["sha256"]}, val_order)
+        if not sample.strip():  # there is no other than the start of val.bin
+            ids, end_id = np.fromfile(os.path.join(folder, "val.bin"), "<u2", count=200).tolist(), tokenizer.end_id
+            sample = tokenizer.decode(ids[: ids.index(end_id)] if end_id in ids else ids).rstrip("\ufffd")
+        return replace(prepared, sample=sample)
 
 
-def _parts(documents: Files | Texts | Marked, survey: Survey, *progress) -> Iterator[Part]:
-    """All of the documents; their numbers are below BUCKETS. survey counts those that are left out."""
-    if not isinstance(documents, (Files, Texts)):
-        yield from ((number % BUCKETS, parts, True) for number, parts in documents.marked(survey, *progress))
-        return
+def _surveyed(
+    documents: Files | Texts | Marked,
+    vocabulary: Vocabulary,
+    val_fraction: float,
+    val_buckets: np.ndarray | None,
+    marks: Sequence[str],
+    on_bytes: OnBytes,
+) -> tuple[Tokenizer, Iterator[Piece], dict]:
+    """(tokenizer, pieces, entries of meta.json), for which the documents are read once."""
+    survey, digest, marked = Survey(), hashlib.sha256(), not isinstance(documents, (Files, Texts))
+    none_for_val = np.zeros(BUCKETS, dtype=bool)
+    found = _survey(_texts(_pieces(documents, none_for_val, survey, on_bytes, digest)), vocabulary)
+    if not survey.characters:
+        raise UserError("there is nothing but blanks in the text: give one with words in it")
+    special = [*marks, *(name for name in vocabulary.names() if name not in marks)]
+    if isinstance(documents, (Files, Texts)) and survey.documents > 1 and not documents.parted:
+        special += [END] * (END not in special)
+    again = _texts(_pieces(documents, none_for_val, Survey(), on_bytes))
+    tokenizer = _build_tokenizer(vocabulary, special, found, survey.characters, again)
+    split = choose(survey, val_fraction, 2 if marked else MIN_DOCUMENTS) if val_buckets is None else val_buckets
+    pieces = _pieces(documents, none_for_val if isinstance(split, int) else split, Survey(), on_bytes)
+    if isinstance(split, int) and not marked:
+        pieces = _by_position(pieces, split, vocabulary.tokenizer == "word")
+    elif isinstance(split, int):
+        raise UserError(
+            f"{survey.documents:,} records cannot be split so that about {100 * val_fraction:.0f} % of the text are "
+            f"for validation: give more records, or another --val_fraction"
+        )
+    by = "position" if isinstance(split, int) else "documents"
+    meta = {"sha256": digest.hexdigest(), "documents": survey.documents, "split": by}
+    return tokenizer, pieces, meta | ({"left_out": survey.left_out} if marked else {})
+
+
+def _pieces(documents: Files | Texts | Marked, for_val: np.ndarray, survey: Survey, *progress) -> Iterator[Piece]:
+    """All of the documents, counted in survey; for_val (BUCKETS,) tells their split."""
+    if isinstance(documents, (Files, Texts)):
+        parts = _with_buckets(documents.batches(*progress))
+    else:
+        parts = ((number % BUCKETS, parts, True) for number, parts in documents.marked(*progress))
+    for bucket, content, ends in parts:
+        if content == []:
+            survey.left_out += 1
+            continue
+        n = _n_characters(content)
+        survey.documents += ends
+        survey.characters += n
+        survey.buckets[bucket] += n
+        yield SPLITS[int(for_val[bucket])], content, ends
+
+
+def _with_buckets(batches: Iterable[Batch]) -> Iterator[tuple[int, Content, bool]]:
+    """(bucket of its document, text, whether the document ends with it) of all texts."""
     bucket = None
-    for texts, complete in documents.batches(*progress):
+    for texts, complete in batches:
         for i, text in enumerate(texts, 1):
             bucket, ends = bucket_of(text) if bucket is None else bucket, complete or i < len(texts)
             yield bucket, text, ends
             bucket = None if ends else bucket
 
 
-def _prepare_drawn(
-    folder: str, files: Files, val_fraction: float, source: str, quiet: bool, shard_tokens: int, seed: int
-) -> Prepared | None:
-    """prepare with split="drawn"."""
-    if shard_tokens < 1:
-        raise UserError(f"shard_tokens={shard_tokens} must be at least 1")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed} must be at least 0 and below 2 ** 32")
-    tokenizer, stamp = GPT2Tokenizer(), files.stamp()
-    plan = {
-        "files": [[os.path.basename(path), *of_file] for path, of_file in zip(files.paths, stamp)],
-        "field": files.field,
-        "encoding": files.encoding,
-        "tokenizer": tokenizer.to_dict(),
-        "val_fraction": val_fraction,
-        "seed": seed,
-        "shard_tokens": shard_tokens,
-    }
-    plan_sha256 = _sha256(json.dumps(plan))
-    with (
-        Writer(folder, tokenizer, shard_tokens, plan_sha256, spool_val=True) as writer,
-        progress_bar(files.size, unit="B", quiet=quiet, leave=False) as bar,
-    ):
-        if _holds(folder, plan_sha256):
-            return None
-        counts = [files.count(path) for path in files.paths]
-        order = draw(sum(counts), val_fraction, seed)
-        if not 0 < len(order) < sum(counts):
-            raise UserError(
-                f"{sum(counts):,} documents cannot be split into some to train on and some for validation: "
-                f"give more files or records, or take data/prepare.py, which cuts a text"
-            )
-        if writer.documents:
-            print(f"continuing after document {writer.documents:,} of {sum(counts):,}, where this stopped before")
-        for_val = np.zeros(sum(counts), dtype=bool)
-        for_val[order] = True
-        parts = _numbered(files, counts, writer.documents, bar.update)
-        sample = _write(writer, _by_document(parts, for_val), tokenizer.end_id, SPLITS)
-        meta = {
-            "source": source,
-            "sha256": "",
-            "documents": sum(counts),
-            "split": "drawn",
-            "seed": seed,
-            "plan_sha256": plan_sha256,
-        }
-        return _finish(writer, files, stamp, meta, sample, np.argsort(np.argsort(order)))
+def _plan_of_draw(files: Files, val_fraction: float, seed: int, shard_tokens: int) -> str:
+    """A hash of all that decides on the bins of a split with a seed. meta.json holds it, so it must not change."""
+    stamps = [[os.path.basename(path), *stamp] for path, stamp in zip(files.paths, files.stamp())]
+    plan = {"files": stamps, "field": files.field, "encoding": files.encoding, "tokenizer": GPT2Tokenizer().to_dict()}
+    return _sha256(json.dumps({**plan, "val_fraction": val_fraction, "seed": seed, "shard_tokens": shard_tokens}))
 
 
-def _finish(writer: Writer, documents, stamp, meta: dict, sample: str, val_order: np.ndarray | None = None) -> Prepared:
-    """Writer.finish, with a sample of the text, which is the start of val.bin if there is no other."""
-    if documents.stamp() != stamp:
-        raise UserError("the text changed while it was read: run this again when nothing writes to it")
-    prepared = writer.finish(meta, val_order)
-    if not sample.strip():
-        ids = np.fromfile(os.path.join(writer.folder, "val.bin"), dtype="<u2", count=200).tolist()
-        end_id = prepared.tokenizer.end_id
-        sample = prepared.tokenizer.decode(ids[: ids.index(end_id)] if end_id in ids else ids).rstrip("\ufffd")
-    return replace(prepared, sample=sample)
+def _drawn(
+    files: Files, val_fraction: float, seed: int, done: int, on_bytes: OnBytes
+) -> tuple[Iterator[Piece], np.ndarray, dict]:
+    """(pieces after the first `done` documents, the order of val's documents, entries of meta.json)."""
+    counts = [files.count(path) for path in files.paths]
+    n_documents, drawn = sum(counts), draw(sum(counts), val_fraction, seed)
+    if not 0 < len(drawn) < n_documents:
+        raise UserError(
+            f"{n_documents:,} documents cannot be split into some to train on and some for validation: "
+            f"give more files or records, or take data/prepare.py, which cuts a text"
+        )
+    if done:
+        print(f"continuing after document {done:,} of {n_documents:,}, where this stopped before")
+    for_val = np.zeros(n_documents, dtype=bool)
+    for_val[drawn] = True
+    meta = {"sha256": "", "documents": n_documents, "split": "drawn", "seed": seed}
+    return _after(done, files, counts, for_val, on_bytes), np.argsort(np.argsort(drawn)), meta
 
 
 def draw(n_documents: int, val_fraction: float, seed: int) -> np.ndarray:
     """The numbers of the documents for validation, in the order in which Hugging Face's train_test_split draws them."""
     return np.random.default_rng(seed).permutation(n_documents)[: math.ceil(val_fraction * n_documents)]
-
-
-def _holds(folder: str, plan_sha256: str) -> bool:
-    """Whether folder holds the complete data of this plan."""
-    try:
-        meta = read_meta(folder)
-        return meta.get("plan_sha256") == plan_sha256 and all(split_files(folder, meta, split) for split in SPLITS)
-    except UserError:
-        return False
 
 
 def prepare_if_missing(folder: str, rt, out=None):
@@ -331,22 +312,17 @@ def _n_characters(content: Content) -> int:
     return sum(map(len, _texts_of(content)))
 
 
-def _texts(parts: Iterable[Part], survey: Survey) -> Iterator[Piece]:
-    """The texts of parts, all as train, counted in survey."""
-    for bucket, content, ends in parts:
-        n = _n_characters(content)
-        survey.documents += ends
-        survey.characters += n
-        survey.buckets[bucket] += n
-        yield from (("train", text, ends) for text in _texts_of(content))
+def _texts(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The texts of pieces, without special tokens."""
+    return ((split, text, ends) for split, content, ends in pieces for text in _texts_of(content))
 
 
 def _survey(pieces: Iterator[Piece], vocabulary: Vocabulary) -> Counter[str]:
-    """The characters or the words of all pieces with their counts (1 for a character); none for byte pairs."""
+    """The words of all pieces with their counts, or the characters; nothing for byte pairs."""
     found: Counter[str] = Counter()
     if vocabulary.tokenizer == "char":
         for _, characters in _in_order(_characters, _jobs(pieces, len), in_threads=True):
-            found.update(dict.fromkeys(characters, 1))
+            found.update(characters)
     elif vocabulary.tokenizer == "word":
         if vocabulary.min_count < 1:
             raise UserError(f"min_count={vocabulary.min_count} must be at least 1")
@@ -359,35 +335,33 @@ def _survey(pieces: Iterator[Piece], vocabulary: Vocabulary) -> Counter[str]:
     return found
 
 
-def _characters(job: Job) -> list[str]:
+def _characters(job: Job) -> str:
     """The different characters of texts."""
     codes = np.zeros(0x110000, dtype=bool)
-    codes[np.frombuffer("".join(text for text, _ in job).encode("utf-32-le"), np.uint32)] = True
-    return [*map(chr, np.flatnonzero(codes))]
+    codes[np.frombuffer("".join(text for _, text, _ in job).encode("utf-32-le"), np.uint32)] = True
+    return "".join(map(chr, np.flatnonzero(codes)))
 
 
 def _count_words(lower: bool, spaces_alone: bool, job: Job) -> Counter[str]:
     """How often each word occurs in texts."""
-    return Counter(chain.from_iterable(split_words(text, lower, spaces_alone) for text, _ in job))
-
-
-TOO_MANY = "take --tokenizer=bpe, or for words a larger --min_count"
+    return Counter(chain.from_iterable(split_words(text, lower, spaces_alone) for _, text, _ in job))
 
 
 def _build_tokenizer(
     vocabulary: Vocabulary, special: list[str], found: Counter[str], n_characters: int, again: Iterator[Piece]
 ) -> Tokenizer:
     """The tokenizer of a text in which _survey found characters or words; again: its pieces, to train byte pairs on."""
-    kind = vocabulary.tokenizer
+    kind, too_many = vocabulary.tokenizer, f"uint16 files hold {MAX_VOCAB:,}: take --tokenizer=bpe"
     tokenizer: Tokenizer
     if kind == "char":
         tokenizer = CharTokenizer("".join(sorted(found)), special)
     elif kind == "word":
+        too_many += ", or a larger --min_count"
         words = sorted(word for word, count in found.items() if count >= vocabulary.min_count)
         if not words:
             raise UserError(f"no word occurs {vocabulary.min_count:,} times: lower --min_count")
         if len(words) >= MAX_VOCAB:
-            raise UserError(f"the text has {len(words):,} different words, uint16 files hold {MAX_VOCAB:,}: {TOO_MANY}")
+            raise UserError(f"the text has {len(words):,} different words, {too_many}")
         tokenizer = WordTokenizer(words, special, vocabulary.lower, vocabulary.spaces_alone)
     else:
         special = [name for name in special if name != END]  # byte pairs have it anyway
@@ -395,13 +369,10 @@ def _build_tokenizer(
             tokenizer = GPT2Tokenizer(special)
         else:
             every = -(-n_characters // BPE_TRAIN_CHARS)
-            texts = (text for i, (_, job) in enumerate(_jobs(again, last_break)) if i % every == 0 for text, _ in job)
+            texts = (text for i, job in enumerate(_jobs(again, last_break)) if i % every == 0 for _, text, _ in job)
             tokenizer = BPETokenizer.train(_with_few_words(texts), vocabulary.vocab_size, special)
     if tokenizer.vocab_size > MAX_VOCAB:
-        raise UserError(
-            f"a vocabulary of {tokenizer.vocab_size:,} does not fit into uint16 files, which hold "
-            f"{MAX_VOCAB:,}: {TOO_MANY}"
-        )
+        raise UserError(f"the vocabulary has {tokenizer.vocab_size:,} entries, {too_many}")
     return tokenizer
 
 
@@ -419,8 +390,9 @@ def _with_few_words(texts: Iterable[str]) -> Iterator[str]:
 # split
 
 
-def choose(survey: Survey, val_fraction: float, least: int = MIN_DOCUMENTS) -> Split:
-    """Whole documents where there are at least `least` and val_fraction can be met within a factor of 2, else a place.
+def choose(survey: Survey, val_fraction: float, least: int = MIN_DOCUMENTS) -> np.ndarray | int:
+    """The buckets for validation (BUCKETS,) bool if there are at least `least` documents and their characters meet
+    val_fraction within a factor of 2; else how many characters are for training.
 
     Documents are taken in the order of their hash, which has nothing to do with their order in the text.
     """
@@ -435,11 +407,11 @@ def choose(survey: Survey, val_fraction: float, least: int = MIN_DOCUMENTS) -> S
         taken[:], total = False, sizes.min()
         taken[sizes.argmin()] = True
     if survey.documents >= least and target / 2 <= total <= 2 * target and total < survey.characters:
-        return Split("documents", val_buckets=taken)
+        return taken
     cut = int(survey.characters * (1 - val_fraction))  # as nanoGPT's scripts cut
     if not 2 <= cut <= survey.characters - 2:  # a loss needs a token to begin with and one to predict
         raise UserError(f"a text of {survey.characters} characters is too short to split: give a longer one")
-    return Split("position", cut)
+    return cut
 
 
 def _nearest_break(text: str, place: int) -> int:
@@ -454,15 +426,10 @@ def _nearest_break(text: str, place: int) -> int:
     )
 
 
-def _by_document(parts: Iterable[Part], for_val: np.ndarray) -> Iterator[Piece]:
-    """Parts with their split, which for_val tells by the number of the document."""
-    return ((SPLITS[int(for_val[number])], content, ends) for number, content, ends in parts)
-
-
-def _by_position(parts: Iterable[Part], cut: int, between_words: bool) -> Iterator[Piece]:
-    """Parts with their split; the one that has the character number cut is cut there, or between words nearby."""
+def _by_position(pieces: Iterable[Piece], cut: int, between_words: bool) -> Iterator[Piece]:
+    """Pieces of which the one with the character number cut is cut there, or between words nearby, and val begins."""
     place, before = 0, "\n"
-    for _, text, ends in parts:
+    for _, text, ends in pieces:
         n = min(max(cut - place, 0), len(text))
         if between_words and place + n == cut and n < len(text):
             n = _nearest_break(before + text, n + len(before)) - len(before)
@@ -475,73 +442,68 @@ def _by_position(parts: Iterable[Part], cut: int, between_words: bool) -> Iterat
             yield "val" if place > cut else "train", text[n:], ends
 
 
-def _numbered(files: Files, counts: list[int], done: int, on_bytes: OnBytes) -> Iterator[Part]:
-    """The parts of all documents after the first `done`, with the numbers of the documents."""
+def _after(done: int, files: Files, counts: list[int], for_val: np.ndarray, on_bytes: OnBytes) -> Iterator[Piece]:
+    """All documents after the first `done`; for_val tells their split by their numbers."""
     first = 0
     for path, count in zip(files.paths, counts):
         number, first = first, first + count
         if first <= done:
             continue
         for text, ends in files.texts(path, on_bytes):
-            if number >= first:
-                break
-            if number >= done:
-                yield number, text, ends
+            if done <= number < first:
+                yield SPLITS[int(for_val[number])], text, ends
             number += ends
-        else:
-            if number == first:
-                continue
-        raise UserError(f"{path} changed while it was read: run this again when nothing writes to it")
+        if number != first:
+            raise UserError(f"{path} changed while it was read: run this again when nothing writes to it")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # encoding
 
 
-def _write(writer: Writer, pieces: Iterator[Piece], end_id: int | None, sampled: Collection[str], skip: int = 0) -> str:
+def _write(
+    writer: Writer, tokenizer: Tokenizer, pieces: Iterator[Piece], end_id: int | None, sampled: Sequence[str], skip: int
+) -> str:
     """Encode pieces, without the first `skip` documents, and write them, end_id after each document; save the state
     after every CHAPTER_CHARS. Returns the start of the first text of a split that is sampled."""
-    documents, sample, over = writer.documents, "", False
+    documents, sample, size = writer.state["documents"], "", 0
 
-    def chapter() -> Iterator[Piece]:
-        nonlocal documents, sample, over, skip
-        size = 0
+    def rest() -> Iterator[Piece]:
+        nonlocal sample, skip
         for split, content, ends in pieces:
             if split in sampled and not sample.strip():
                 sample = next(iter(_texts_of(content)), "")[:SAMPLE_CHARS]
-            if skip > 0:
+            if skip == 0:
+                yield split, content, ends
+            else:
                 skip -= ends
-                continue
-            yield split, content, ends
-            size, documents = size + _n_characters(content), documents + ends
-            if ends and size >= CHAPTER_CHARS:
-                return
-        over = True
 
-    tokenizer = writer.tokenizer
-    assert tokenizer is not None
-    try:
-        while not over:
-            for split, encoded in encode_all(chapter(), tokenizer, end_id):
-                writer.add(split, encoded)
-            if not over:
-                writer.save(documents)
-    except KeyboardInterrupt:
-        if writer.saved:
-            print(f"interrupted: the same command continues after document {writer.documents:,}")
-        raise
+    for job, encoded in encode_all(rest(), tokenizer, end_id):
+        for split, of_split in encoded:
+            writer.add(split, of_split)
+        documents += sum(ends for _, _, ends in job)
+        size += sum(_n_characters(content) for _, content, _ in job)
+        if _ends_chapter(size, job[-1]):
+            writer.save(documents)
+            size = 0
     return sample
 
 
-def encode_all(pieces: Iterator[Piece], tokenizer: Tokenizer, end_id: int | None) -> Iterator[tuple[str, Encoded]]:
-    """(split, ids) of all pieces, in order."""
-    return _in_order(
-        functools.partial(_encode, tokenizer, end_id), _jobs(pieces, tokenizer.cut), in_threads=tokenizer.in_threads
-    )
+def _ends_chapter(size: int, last: Piece) -> bool:
+    """Whether the state can be saved after the piece `last`, and there are enough characters for that."""
+    return size >= CHAPTER_CHARS and last[2]
 
 
-def _in_order(function: Callable, jobs: Iterable[tuple[str, Job]], in_threads: bool) -> Iterator[tuple[str, Any]]:
-    """(split, function(job)) for all (split, job), computed on all cores by threads or by processes."""
+def encode_all(
+    pieces: Iterator[Piece], tokenizer: Tokenizer, end_id: int | None
+) -> Iterator[tuple[Job, list[tuple[str, Encoded]]]]:
+    """(job, [(split, ids), ...]) of all pieces, in order."""
+    encode = functools.partial(_encode, tokenizer, end_id)
+    return _in_order(encode, _jobs(pieces, tokenizer.cut), tokenizer.in_threads)
+
+
+def _in_order(function: Callable, jobs: Iterable[Job], in_threads: bool) -> Iterator[tuple[Job, Any]]:
+    """(job, function(job)) of all jobs, computed on all cores by threads or by processes."""
     cores = _n_cores()
     pool: Executor
     if in_threads:
@@ -552,13 +514,12 @@ def _in_order(function: Callable, jobs: Iterable[tuple[str, Job]], in_threads: b
     waiting: deque = deque()
     with pool:
         try:
-            for split, job in jobs:
-                waiting.append((split, pool.submit(function, job)))
+            for job in jobs:
+                waiting.append((job, pool.submit(function, job)))
                 if len(waiting) > 2 * cores:
-                    split, future = waiting.popleft()
-                    yield split, future.result()
-            for split, future in waiting:
-                yield split, future.result()
+                    job, future = waiting.popleft()
+                    yield job, future.result()
+            yield from ((job, future.result()) for job, future in waiting)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -589,59 +550,65 @@ def _call(job: Job) -> Any:
     return _function(job)
 
 
-def _jobs(pieces: Iterable[Piece], cut: Callable[[str], int]) -> Iterator[tuple[str, Job]]:
-    """(split, pieces that follow each other there) of about JOB_CHARS characters each."""
-    jobs: dict[str, Job] = {split: [] for split in SPLITS}
-    sizes = dict.fromkeys(SPLITS, 0)
-    for split, content, ends in _short(pieces, cut):
-        jobs[split].append((content, ends))
-        sizes[split] += _n_characters(content)
-        if sizes[split] >= JOB_CHARS:
-            yield split, jobs[split]
-            jobs[split], sizes[split] = [], 0
-    yield from ((split, job) for split, job in jobs.items() if job)
+def _jobs(pieces: Iterable[Piece], cut: Callable[[str], int]) -> Iterator[Job]:
+    """Pieces in lists of about JOB_CHARS characters each."""
+    job: Job = []
+    size = of_chapter = 0
+    for piece in _short(pieces, cut):
+        job.append(piece)
+        size, of_chapter = size + _n_characters(piece[1]), of_chapter + _n_characters(piece[1])
+        if (ends := _ends_chapter(of_chapter, piece)) or size >= JOB_CHARS:
+            yield job
+            job, size, of_chapter = [], 0, 0 if ends else of_chapter
+    if job:
+        yield job
 
 
 def _short(pieces: Iterable[Piece], cut: Callable[[str], int]) -> Iterator[Piece]:
     """The same pieces, of which texts are cut, where cut says that they may be, so that they are short."""
-    rest = dict.fromkeys(SPLITS, "")
-    for split, content, ends in pieces:
+    before, rest = "train", ""  # the split and the text of a document that goes on
+    for split, content, ends in chain(pieces, [("", "", False)]):
+        if rest and split != before:
+            yield before, rest, False
+            rest = ""
         if not isinstance(content, str):
             yield split, joined(content), ends
             continue
-        text, start = rest[split] + content, 0
+        text, start, before = rest + content, 0, split
         while not ends or len(text) - start > JOB_CHARS:
             n = cut(text[start : start + JOB_CHARS]) or cut(text[start:])
             if not n:
                 break
             yield split, text[start : start + n], False
             start += n
-        rest[split] = "" if ends else text[start:]
-        if len(rest[split]) > UNBROKEN_CHARS:
+        rest = "" if ends else text[start:]
+        if len(rest) > UNBROKEN_CHARS:
             raise UserError(
-                f"the text has {len(rest[split]):,} characters without a space or a mark between words, too many for "
-                f"this tokenizer: take --tokenizer=char, or break the text up"
+                f"the text has {len(rest):,} characters without a space or a mark between words, too many for this "
+                f"tokenizer: take --tokenizer=char, or break the text up"
             )
         if ends:
             yield split, text[start:], True
-    yield from ((split, text, False) for split, text in rest.items() if text)
 
 
-def _encode(tokenizer: Tokenizer, end_id: int | None, job: Job) -> Encoded:
-    """The ids of a job: of texts with end_id after each document, or of segments with their mask."""
-    texts = [text for content, _ in job for text in _texts_of(content)]
-    characters, n_bytes = sum(map(len, texts)), sum(map(_n_bytes, texts))
-    is_lossy = any(map(tokenizer.is_lossy, texts))
-    if isinstance(job[0][0], str):
-        return Encoded(tokenizer.encode_parts(job, end_id), characters, n_bytes, is_lossy=is_lossy)
-    segments = [segment for content, _ in job for segment in content]
-    encoded = iter(tokenizer.encode_texts(texts))
-    ids = [
-        np.array([tokenizer.specials[part.text]], np.uint16) if part.is_special else next(encoded) for part in segments
-    ]
-    mask = np.repeat([part.in_loss for part in segments], [len(array) for array in ids])
-    n_predicted = sum(_n_bytes(part.text) for part in segments if part.in_loss and not part.is_special)
-    return Encoded(np.concatenate(ids), characters, n_bytes, mask, n_predicted, is_lossy)
+def _encode(tokenizer: Tokenizer, end_id: int | None, job: Job) -> list[tuple[str, Encoded]]:
+    """The ids of each split of a job: of texts with end_id after each document, or of segments with their mask."""
+    found = []
+    for split in {split: None for split, _, _ in job}:
+        parts = [(content, ends) for of_split, content, ends in job if of_split == split]
+        texts = [text for content, _ in parts for text in _texts_of(content)]
+        characters, n_bytes = sum(map(len, texts)), sum(map(_n_bytes, texts))
+        mask, n_predicted, is_lossy = None, 0, any(map(tokenizer.is_lossy, texts))
+        if isinstance(parts[0][0], str):
+            ids = tokenizer.encode_parts(parts, end_id)
+        else:
+            segments, encoded = [part for content, _ in parts for part in content], iter(tokenizer.encode_texts(texts))
+            one = {name: np.array([i], np.uint16) for name, i in tokenizer.specials.items()}
+            arrays = [one[part.text] if part.is_special else next(encoded) for part in segments]
+            ids, mask = np.concatenate(arrays), np.repeat([part.in_loss for part in segments], [*map(len, arrays)])
+            n_predicted = sum(_n_bytes(part.text) for part in segments if part.in_loss and not part.is_special)
+        found.append((split, Encoded(ids, characters, n_bytes, mask, n_predicted, is_lossy)))
+    return found
 
 
 def _n_bytes(text: str) -> int:

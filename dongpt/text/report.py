@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dongpt.text.bins import Prepared
+from dongpt.text.bins import Prepared, TokenArray, data_files
 from dongpt.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer
 
 SHOWN = 10  # symbols
@@ -19,7 +19,11 @@ def name_of(tokenizer: Tokenizer, i: int) -> str:
 
 def report(prepared: Prepared):
     """Print counts, the commonest and the rarest symbols, and whether the text can be read back."""
-    meta, tokenizer, counts = prepared.meta, prepared.tokenizer, prepared.counts
+    meta, tokenizer, counts = prepared.meta, prepared.tokenizer, {}
+    files = data_files(prepared.folder, meta)
+    for split, n_tokens in meta["tokens"].items():
+        chunks = TokenArray(files[split], "<u2", n_tokens).chunks()
+        counts[split] = np.sum([np.bincount(ids, minlength=meta["vocab_size"]) for ids in chunks], axis=0)
     characters, tokens = sum(meta["characters"].values()), sum(meta["tokens"].values())
     by = "by position: the end of the text is for validation"
     if meta["split"] == "documents":

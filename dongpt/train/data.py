@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from configurator import UserError
+from dongpt.program import ROOT
 from dongpt.runtime import Runtime
-from dongpt.text.bins import SPLITS, TokenArray, check_ends, how_to_prepare, read_meta, short_name, split_files
+from dongpt.text.bins import SPLITS, TokenArray, check_ends, data_files, how_to_prepare, read_meta
 from dongpt.text.tokenizers import Tokenizer, from_dict
 
 SCANNED_TOKENS = 2**25  # compared with the vocabulary before training, evenly spaced over a longer text
@@ -30,29 +31,22 @@ class Corpus:
     def __init__(self, folder: str, train_fraction: float = 1.0):
         if not 0 < train_fraction <= 1:
             raise UserError(f"dataset_fraction={train_fraction} must be above 0 and at most 1")
-        self.folder, self.name, self.meta = folder, short_name(folder), read_meta(folder)
+        self.folder, self.meta = folder, read_meta(folder)
+        self.name = os.path.relpath(folder, ROOT) if folder.startswith(ROOT + os.sep) else folder
         self.shards = self.meta.get("shards", {}).get("train", [])  # their descriptions
-        files = {split: split_files(folder, self.meta, split) for split in SPLITS}
-        counts = {split: sum(count for _, count in files[split]) for split in SPLITS}
-        self.lengths = {**counts, "train": int(counts["train"] * train_fraction)}
         self.tokenizer_dict = self.meta.get("tokenizer", {"kind": "gpt2"})  # as nanoGPT assumes
         self.vocab_size = self.meta.get("vocab_size", 50257)
         self.model_vocab_size = max(50304 if self.tokenizer_dict["kind"] == "gpt2" else 0, self.vocab_size)
         self.sha256 = self.meta.get("ids_sha256")  # None if the files are nanoGPT's
+        files = data_files(folder, self.meta)
+        self.lengths = {split: sum(count for _, count in files[split]) for split in SPLITS}
+        self.lengths["train"] = int(self.lengths["train"] * train_fraction)
         self._tokens = {split: TokenArray(files[split], "<u2", self.lengths[split]) for split in SPLITS}
         self.masks = {
-            split: TokenArray([(path, counts[split])], "u1", self.lengths[split])
+            split: TokenArray(files[f"{split}.mask"], "u1", self.lengths[split])
             for split in SPLITS
-            if os.path.exists(path := os.path.join(folder, f"{split}.mask.bin"))
+            if f"{split}.mask" in files
         }
-        if missing := sorted(set(self.meta.get("predicted_bytes", {})) - set(self.masks)):
-            what = f"{self.name} has no {missing[0]}.mask.bin, and meta.json says that it was prepared with one"
-            raise UserError(f"{what}: {how_to_prepare(folder)}")
-        for split, mask in self.masks.items():
-            path, size = mask.paths[0], os.path.getsize(mask.paths[0])
-            if size != counts[split] or not os.path.isfile(path):
-                what = f"{path} holds {size:,} bytes where {split}.bin has {counts[split]:,} tokens"
-                raise UserError(f"{what}: {how_to_prepare(folder)}")
         self._device_tensors: dict[str, torch.Tensor] = {}  # see to_device
         self._epoch: tuple[tuple[int, int, int], np.ndarray] | None = None  # (epoch, block_size, seed), window starts
         self._epoch_windows: dict[int, int] = {}
@@ -93,8 +87,10 @@ class Corpus:
         if (mask := self.mask(split)) is not None and not mask[1:].any():
             what = f"{self.masks[split].paths[0]} masks everything: nothing is left to predict"
             raise UserError(f"{what}, {how_to_prepare(self.folder)}")
-        for ids in self._tokens[split].spread(SCANNED_TOKENS):
-            self._check_ids(ids, vocab_size, split)
+        scanned = min(SCANNED_TOKENS, self.lengths[split])
+        size = -(-scanned // 128)
+        starts = np.linspace(0, self.lengths[split] - size, -(-scanned // size), dtype=np.int64)
+        self._check_ids(self._tokens[split].windows(starts, size), vocab_size, split)
 
     def check_every_id(self, split: str, vocab_size: int):
         """Raise UserError if a split holds an id that a model has no embedding for."""

@@ -149,28 +149,30 @@ def test_numbers_in_several_files_are_those_of_one(tmp_path, in_memory, sizes, k
 
 @smoke
 def test_an_array_is_had_of_what_is_small_or_in_one_file(tmp_path, monkeypatch):
-    split, one = Corpus(numbered(tmp_path / "a", SIZES["tiny"])), Corpus(numbered(tmp_path / "b"))
-    assert isinstance(split.tokens("train"), np.ndarray) and isinstance(one.tokens("train"), np.ndarray)
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
-    assert isinstance(split.tokens("train"), TokenArray) and isinstance(one.tokens("train"), np.memmap)
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 406)  # 2 * 203: exactly as much as may be
-    assert isinstance(split.tokens("train"), np.ndarray)
+    split, one = numbered(tmp_path / "a", SIZES["tiny"]), numbered(tmp_path / "b")
+    for most in (2**26, 406):  # 2 * 203: exactly as much as may be
+        monkeypatch.setattr(bins, "IN_MEMORY_BYTES", most)
+        for folder in (split, one):
+            ids = Corpus(folder).tokens("train")
+            assert isinstance(ids, np.ndarray) and not isinstance(ids, np.memmap)
     monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 405)
-    assert isinstance(split.tokens("train"), TokenArray)
+    assert isinstance(Corpus(split).tokens("train"), TokenArray)
+    assert isinstance(Corpus(one).tokens("train"), np.memmap)
 
 
 @smoke
-@pytest.mark.parametrize("length, most", [(203, 10**6), (203, 203), (203, 150), (203, 40), (203, 1), (1, 5), (2, 1)])
-def test_what_is_looked_at_is_spread_over_all_files_to_the_end(tmp_path, in_memory, length, most):
-    np.arange(100, dtype="<u2").tofile(tmp_path / "a")
-    np.arange(100, 203, dtype="<u2").tofile(tmp_path / "b")
-    pieces = [*TokenArray([(str(tmp_path / "a"), 100), (str(tmp_path / "b"), 103)], "<u2", length).spread(most)]
-    seen = np.concatenate(pieces)
-    assert len(set(map(len, pieces))) == 1 and len(seen) <= max(most, length) + len(pieces[0])
+@pytest.mark.parametrize("length, most", [(203, 10**6), (203, 203), (203, 150), (203, 40), (203, 5), (2, 5), (2, 1)])
+def test_what_is_looked_at_is_spread_over_all_files_to_the_end(tmp_path, monkeypatch, in_memory, length, most):
+    monkeypatch.setattr(corpora, "SCANNED_TOKENS", most)
+    corpus, looked_at = Corpus(numbered(tmp_path, SIZES["two"]), length / 203), []
+    monkeypatch.setattr(corpus, "_check_ids", lambda ids, *_: looked_at.append(ids))
+    corpus.check_split("train", 203)
+    seen = np.concatenate(looked_at).ravel()
+    assert corpus.lengths["train"] == length and seen[0] == 0 and len(seen) <= max(most, length) + looked_at[0].shape[1]
     if most >= length:
         assert set(seen.tolist()) == set(range(length))
     else:
-        assert len(seen) <= most + len(pieces[0]) and seen[0] == 0
+        assert len(seen) <= most + looked_at[0].shape[1]
         assert most < 40 or np.diff(np.sort(seen)).max() <= 2 * length / most + 1 and seen[-1] == length - 1
 
 

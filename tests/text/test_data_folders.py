@@ -156,8 +156,8 @@ import os, sys, time
 sys.path.insert(0, {root!r})
 from dongpt.text import prepare
 def jobs():
-    yield "a", [("one two", True)]
-    yield "b", [("one two", True)]
+    yield [("train", "one two", True)]
+    yield [("val", "one two", True)]
     print("started", flush=True)
     time.sleep(600)
 if __name__ == "__main__":
