@@ -205,11 +205,10 @@ def _parts(documents: Files | Texts | Marked, survey: Survey, *progress) -> Iter
         yield from ((number % BUCKETS, parts, True) for number, parts in documents.marked(survey, *progress))
         return
     bucket = None
-    for texts, complete in documents.batches(*progress):
-        for i, text in enumerate(texts, 1):
-            bucket, ends = bucket_of(text) if bucket is None else bucket, complete or i < len(texts)
-            yield bucket, text, ends
-            bucket = None if ends else bucket
+    for text, ends in documents.parts(*progress):
+        bucket = bucket_of(text) if bucket is None else bucket
+        yield bucket, text, ends
+        bucket = None if ends else bucket
 
 
 def _prepare_drawn(
@@ -482,7 +481,7 @@ def _numbered(files: Files, counts: list[int], done: int, on_bytes: OnBytes) -> 
         number, first = first, first + count
         if first <= done:
             continue
-        for text, ends in files.texts(path, on_bytes):
+        for text, ends in files.parts_of(path, on_bytes):
             if number >= first:
                 break
             if number >= done:
