@@ -21,7 +21,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import importlib
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated, Iterator
+from typing import Annotated
 
 import numpy as np
 
@@ -95,26 +95,18 @@ def common_names(tokenizer: WordTokenizer) -> list[str]:
     return [word.strip().lower() for word in tokenizer.words] + [""] * len(tokenizer.specials)
 
 
-class Sentences:
-    """The sentences of the training split as lists of words, without blanks; gensim iterates over it several times."""
-
-    def __init__(self, corpus: Corpus, names: list[str]):
-        self.corpus, self.names = corpus, names
-
-    def __iter__(self) -> Iterator[list[str]]:
-        sentence: list[str] = []
-        for ids in self.corpus.chunks("train"):
-            for i in ids.tolist():
-                if name := self.names[i]:
-                    sentence.append(name)
-                if name in ENDS or len(sentence) == MAX_SENTENCE:
-                    yield sentence
-                    sentence = []
-        if sentence:
-            yield sentence
+def read_sentences(corpus: Corpus, names: list[str]) -> list[list[str]]:
+    """The sentences of the training split as lists of words, without blanks."""
+    sentences: list[list[str]] = [[]]
+    for name in (names[i] for ids in corpus.chunks("train") for i in ids.tolist()):
+        if name:
+            sentences[-1].append(name)
+        if name in ENDS or len(sentences[-1]) == MAX_SENTENCE:
+            sentences.append([])
+    return sentences if sentences[-1] else sentences[:-1]
 
 
-def train_vectors(sentences: Sentences, cfg: Word2VecConfig) -> dict[str, np.ndarray]:
+def train_vectors(sentences: list[list[str]], cfg: Word2VecConfig) -> dict[str, np.ndarray]:
     """Skip-gram vectors of the words that occur min_count times, {word: (size,) float32}."""
     models = optional("gensim.models")
     if max(Counter(word for sentence in sentences for word in sentence).values(), default=0) < cfg.min_count:
@@ -181,7 +173,7 @@ def main(argv: list[str] | None = None):
             remedy = f"drop --size={cfg.size}, train.py makes them narrower by itself"
             raise UserError(f"{cfg.vectors} has vectors of {width} numbers: {remedy}")
     else:
-        found = train_vectors(Sentences(corpus, names), cfg)
+        found = train_vectors(read_sentences(corpus, names), cfg)
     table = vector_table(tokenizer, found)
     has = table.any(1)
     if not has.any():

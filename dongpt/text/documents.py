@@ -137,7 +137,6 @@ class Files:
 
         Of fields in labels any value is taken, as text.
         """
-        check = _as_it_is if self.as_is else check_text
         for path in self.paths:
             kind, lines = kind_of(path)[0], self.lines(path, digest=digest)
             if kind == ".parquet":
@@ -147,8 +146,8 @@ class Files:
             else:
                 raise UserError(f"{path} has no records: give a file that ends in {' '.join(RECORDS)}")
             for place, values in records:
-                named = zip(fields, values)
-                yield place, tuple(str(v) if name in labels else check(v, place, name) for name, v in named)
+                texts = (str(v) if n in labels else check_text(v, place, n, self.as_is) for n, v in zip(fields, values))
+                yield place, tuple(texts)
             on_bytes(os.path.getsize(path))
 
     def lines(self, path: str, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[str]:
@@ -234,21 +233,19 @@ def _not_text(path: str, error: UnicodeDecodeError, place: int) -> UserError:
 Record = tuple[str, list[Any]]
 
 
-def check_text(text, place: str, field: str) -> str:
-    """The text of a record's field, with line ends \\n. Raises UserError if it isn't text."""
+def check_text(text, place: str, field: str, as_is: bool = False) -> str:
+    """The text of a record's field, with line ends \\n; as it is, but for halves of surrogate pairs, which UTF-8 cannot
+    have, and null, which is empty. Raises UserError if it isn't text."""
+    if as_is and text is None:
+        return ""
     if not isinstance(text, str):
         raise UserError(f"{place}: {field!r} of this record is no text but {str(text)[:40]!r}: mend or drop it")
+    if as_is:
+        return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if "\0" in text or not is_unicode(text):
         problem = f"has a NUL or half a surrogate pair ({text[:40]!r}...)"
         raise UserError(f"{place}: {field!r} of this record {problem}: mend or drop it")
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
-
-
-def _as_it_is(text, place: str, field: str) -> str:
-    """The text of a record's field, of which only halves of surrogate pairs change, which UTF-8 can't have."""
-    if isinstance(text, str):
-        return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return "" if text is None else check_text(text, place, field)  # raises
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_json(line: str, place: str) -> Any:
