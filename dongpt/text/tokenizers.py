@@ -135,14 +135,16 @@ class LookupTokenizer(Tokenizer):
         raise NotImplementedError
 
     def _encode(self, text: str, unknown: Unknown) -> list[int]:
-        ids = [*map(self.ids.get, self.split(text))]
-        if unknown == "error" and None in ids:
+        pieces = self.split(text)
+        if unknown == "replace":
+            return [self.ids.get(piece, self.unknown_id) for piece in pieces]
+        ids = [self.ids[piece] for piece in pieces if piece in self.ids]
+        if unknown == "error" and len(ids) < len(pieces):
             missing = self.missing(text)
             shown = ", ".join(map(repr, missing[:10])) + " and others" * (len(missing) > 10)
             problem = f"the text has {self.pieces_name} that are not in the vocabulary of {len(self.pieces):,}: {shown}"
             raise UserError(f"{problem}; write something else, or pass --unknown=skip or --unknown=replace")
-        default = self.unknown_id if unknown == "replace" else None
-        return [i for i in (default if i is None else i for i in ids) if i is not None]
+        return ids
 
     def missing(self, text: str) -> list[str]:
         return sorted(set(self.split(text)) - set(self.ids))
@@ -176,7 +178,8 @@ class CharTokenizer(LookupTokenizer):
     def encode_array(self, text: str) -> np.ndarray:
         encoding, dtype = ("ascii", np.uint8) if text.isascii() else ("utf-32-le", np.uint32)
         ids = self._table.take(np.frombuffer(text.encode(encoding), dtype))
-        return super().encode_array(text) if NO_ID in ids else ids  # encode raises UserError for what is unknown
+        known = not len(ids) or ids.max() < NO_ID
+        return ids if known else super().encode_array(text)  # raises UserError for what is unknown
 
     def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
         if end_id is None:
@@ -292,8 +295,9 @@ class BPETokenizer(BytePairs):
         if len(ranks) < len(tokens) or b"" in ranks or any(bytes([byte]) not in ranks for byte in range(256)):
             problem = "the vocabulary of byte pairs lacks a byte, or has a token that is empty, there twice or no bytes"
             raise UserError(f"{problem}: prepare the data again")
-        settings = dict(pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END: len(tokens)})
-        super().__init__(tiktoken.Encoding("bpe", **settings), special)
+        end = {END: len(tokens)}
+        encoding = tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=end)
+        super().__init__(encoding, special)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> "BPETokenizer":
@@ -306,8 +310,8 @@ class BPETokenizer(BytePairs):
             raise UserError(f"vocab_size={vocab_size} must be from {least} to {MAX_VOCAB:,}")
         learner = tokenizers.Tokenizer(tokenizers.models.BPE())
         learner.pre_tokenizer = byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        settings = dict(vocab_size=vocab_size - n_special, initial_alphabet=byte_level.alphabet(), show_progress=False)
-        trainer = tokenizers.trainers.BpeTrainer(**settings)
+        size, alphabet = vocab_size - n_special, byte_level.alphabet()
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
         learner.train_from_iterator(chain.from_iterable(map(_shortened, texts)), trainer)
         ids = learner.get_vocab()
         return cls(sorted(ids, key=ids.__getitem__), special)
