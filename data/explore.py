@@ -36,14 +36,6 @@ class ExploreConfig:
     most_tokens: Annotated[int, ">=", 2] = 3_000_000  # of each split whose text is read; all of it counts frequencies
 
 
-def count_tokens(corpus: Corpus, split: str) -> np.ndarray:
-    """How often each id occurs in a split, (vocab_size,) int64."""
-    counts = np.zeros(2**16, dtype=np.int64)
-    for ids in corpus.chunks(split):
-        counts += np.bincount(ids, minlength=2**16)
-    return counts[: max(corpus.vocab_size, int(np.flatnonzero(counts)[-1]) + 1)]
-
-
 def documents_of(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[list[str], str]:
     """(texts, "documents") of ids if they have documents with ends, else (texts, "paragraphs")."""
     end = tokenizer.end_id
@@ -95,58 +87,35 @@ def drift(train: np.ndarray, val: np.ndarray) -> tuple[float, float, np.ndarray]
     return losses[0], losses[1], (val - expected) / np.sqrt(expected)
 
 
-def draw(path: str, title: str, panels: dict):
-    """Draw what main found to a PNG."""
-    figure = import_figure()(figsize=(17, 9), layout="constrained")
-    (*frequencies, by_rank), (lengths, compression, shares) = figure.subplots(2, 3)
-    for axis, (name, counts) in zip(frequencies, panels["bars"].items()):
-        axis.bar(range(len(counts)), [n for _, n in counts], color="tab:blue")
-        axis.set_xticks(range(len(counts)), [label for label, _ in counts], rotation=90, fontsize=8, parse_math=False)
-        axis.set(title=name, yscale="log", ylabel="count")
-    counts, (slope, height) = np.sort(panels["counts"][panels["counts"] > 0])[::-1], panels["zipf"]
-    ranks = np.arange(1, len(counts) + 1)
-    by_rank.loglog(ranks, counts, ".", label="tokens")
-    by_rank.loglog(ranks, np.exp(height + slope * np.log(ranks)), label=f"Zipf's line, slope {slope:.2f}")
-    by_rank.set(title="count by rank", xlabel="rank", ylabel="count")
-    by_rank.legend()
-    lengths.hist(panels["lengths"], bins=np.geomspace(1, max(*panels["lengths"], 2), 40))
-    lengths.set(title=f"length of {panels['unit']}", xscale="log", xlabel="characters", ylabel=panels["unit"])
-    compression.barh([*panels["compression"]], [*panels["compression"].values()], color="tab:green")
-    compression.invert_yaxis()
-    compression.set(title="bytes of validation text per token", xlabel="bytes")
-    train, val = panels["shares"]
-    both = (train > 0) & (val > 0)
-    shares.loglog(train[both], val[both], ".")
-    shares.axline((1e-3, 1e-3), (1e-2, 1e-2), color="gray", linewidth=1)
-    shares.set(title="share of each token", xlabel="in training", ylabel="in validation")
-    figure.suptitle(title)
-    figure.savefig(path, dpi=100)
-
-
-def print_counts(corpus: Corpus, counts: dict[str, np.ndarray], texts: dict[str, str], tokenizer: Tokenizer) -> dict:
-    """Print frequencies and Zipf's line; returns the panels of draw that show them."""
-    both, text = counts["train"] + counts["val"], texts["train"] + texts["val"]
+def show_frequencies(axes, counts: np.ndarray, text: str, tokenizer: Tokenizer, vocab_size: int):
+    """Print and draw how often characters and tokens occur, and Zipf's line."""
     characters = [(repr(c), n) for c, n in Counter(text).most_common(40)]
-    tokens = [(name_of(tokenizer, i), int(both[i])) for i in np.argsort(-both, kind="stable")[:40] if both[i]]
-    for title, found, total in (("characters", characters, len(text)), ("tokens", tokens, both.sum())):
+    tokens = [(name_of(tokenizer, i), int(counts[i])) for i in np.argsort(-counts, kind="stable")[:40] if counts[i]]
+    panels = (("characters", characters, len(text)), ("tokens", tokens, counts.sum()))
+    for axis, (title, found, total) in zip(axes, panels):
         print(f"{title}:", ", ".join(f"{name} {100 * n / total:.2f} %" for name, n in found[:10]))
-    slope, height = zipf(both)
+        axis.bar(range(len(found)), [n for _, n in found], color="tab:blue")
+        axis.set_xticks(range(len(found)), [label for label, _ in found], rotation=90, fontsize=8, parse_math=False)
+        axis.set(title=title, yscale="log", ylabel="count")
+    slope, height = zipf(counts)
     print(
-        f"Zipf's line: count ~ rank ** {slope:.2f}; {np.count_nonzero(both):,} of {corpus.vocab_size:,} ids occur, "
-        f"{np.count_nonzero(both == 1):,} of them once"
+        f"Zipf's line: count ~ rank ** {slope:.2f}; {np.count_nonzero(counts):,} of {vocab_size:,} ids occur, "
+        f"{np.count_nonzero(counts == 1):,} of them once"
     )
-    return dict(bars={"characters": characters, "tokens": tokens}, counts=both, zipf=(slope, height))
+    counts = np.sort(counts[counts > 0])[::-1]
+    ranks = np.arange(1, len(counts) + 1)
+    axes[2].loglog(ranks, counts, ".", label="tokens")
+    axes[2].loglog(ranks, np.exp(height + slope * np.log(ranks)), label=f"Zipf's line, slope {slope:.2f}")
+    axes[2].set(title="count by rank", xlabel="rank", ylabel="count")
+    axes[2].legend()
 
 
-def print_documents(documents: dict[str, list[str]], unit: str, texts: dict[str, str]) -> dict:
-    """Print lengths and duplicates; returns the panels of draw that show them."""
+def show_documents(axis, documents: dict[str, list[str]], unit: str, texts: dict[str, str]):
+    """Print and draw the lengths of documents; print how many are duplicates."""
     everything = documents["train"] + documents["val"]
     lengths = [len(text) for text in everything] or [0]
-    median, mean = np.median(lengths), np.mean(lengths)
-    print(
-        f"{unit}: {len(everything):,}, length in characters: median {median:,.0f}, mean {mean:,.0f}, longest "
-        f"{max(lengths):,}"
-    )
+    middle = f"median {np.median(lengths):,.0f}, mean {np.mean(lengths):,.0f}"
+    print(f"{unit}: {len(everything):,}, length in characters: {middle}, longest {max(lengths):,}")
     known = {text.strip() for text in documents["train"]}
     again = sum(text.strip() in known for text in documents["val"]) / max(len(documents["val"]), 1)
     lines = [line for text in texts.values() for line in text.split("\n") if line.strip()]
@@ -154,12 +123,21 @@ def print_documents(documents: dict[str, list[str]], unit: str, texts: dict[str,
         f"duplicates: {100 * duplicates(everything):.2f} % of the {unit} and {100 * duplicates(lines):.2f} % of the "
         f"lines stand there more than once; {100 * again:.2f} % of the {unit} of validation are in train too"
     )
-    return dict(lengths=lengths, unit=unit)
+    axis.hist(lengths, bins=np.geomspace(1, max(*lengths, 2), 40))
+    axis.set(title=f"length of {unit}", xscale="log", xlabel="characters", ylabel=unit)
 
 
-def print_drift(counts: dict[str, np.ndarray], tokenizer: Tokenizer) -> dict:
-    """Print how much validation differs from training; returns the panels of draw that show it."""
-    train, val = (counts[split] for split in SPLITS)
+def show_compression(axis, texts: dict[str, str], tokenizer: Tokenizer):
+    """Print and draw the bytes per token of several tokenizers."""
+    found = bytes_per_token(texts, tokenizer)
+    print("bytes of validation text per token -", ", ".join(f"{name}: {n:.3f}" for name, n in found.items()))
+    axis.barh([*found], [*found.values()], color="tab:green")
+    axis.invert_yaxis()
+    axis.set(title="bytes of validation text per token", xlabel="bytes")
+
+
+def show_drift(axis, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer):
+    """Print and draw how much the counts of validation differ from those of training."""
     train_loss, val_loss, deviations = drift(train, val)
     unseen = 100 * val[train == 0].sum() / val.sum()
     print(
@@ -170,7 +148,10 @@ def print_drift(counts: dict[str, np.ndarray], tokenizer: Tokenizer) -> dict:
     strange = np.argsort(-np.abs(deviations), kind="stable")[:10]
     named = (f"{name_of(tokenizer, i)} {val[i]:,} where train promises {expected[i]:,.1f}" for i in strange)
     print("furthest off in validation:", ", ".join(named))
-    return dict(shares=(train / train.sum(), val / val.sum()))
+    both = (train > 0) & (val > 0)
+    axis.loglog(train[both] / train.sum(), val[both] / val.sum(), ".")
+    axis.axline((1e-3, 1e-3), (1e-2, 1e-2), color="gray", linewidth=1)
+    axis.set(title="share of each token", xlabel="in training", ylabel="in validation")
 
 
 def main(argv: list[str] | None = None):
@@ -179,23 +160,25 @@ def main(argv: list[str] | None = None):
     for split in SPLITS:
         corpus.check_split(split, 2**16)
     tokenizer = corpus.tokenizer()
-    counts = {split: count_tokens(corpus, split) for split in SPLITS}
-    width = max(map(len, counts.values()))
-    counts = {split: np.pad(n, (0, width - len(n))) for split, n in counts.items()}
-    documents, texts = {}, {}
+    counts, documents, texts = {}, {}, {}
     for split in SPLITS:
+        counts[split] = np.sum([np.bincount(ids, minlength=2**16) for ids in corpus.chunks(split)], axis=0)
         ids = np.asarray(corpus.tokens(split)[: cfg.most_tokens])
         part = "" if len(ids) == corpus.lengths[split] else f"; of the first {len(ids):,} the text is looked at"
         print(f"{split}: {corpus.lengths[split]:,} tokens{part}")
         documents[split], unit = documents_of(ids, tokenizer)
         texts[split] = tokenizer.decode(ids[~np.isin(ids, list(tokenizer.specials.values()))].tolist())
-    panels = print_counts(corpus, counts, texts, tokenizer)
-    panels |= print_documents(documents, unit, texts)
-    panels["compression"] = bytes_per_token(texts, tokenizer)
-    print("bytes of validation text per token -", ", ".join(f"{k}: {n:.3f}" for k, n in panels["compression"].items()))
-    panels |= print_drift(counts, tokenizer)
+    both = counts["train"] + counts["val"]
+    n_ids = max(corpus.vocab_size, int(np.flatnonzero(both)[-1]) + 1)
+    figure = import_figure()(figsize=(17, 9), layout="constrained")
+    axes = figure.subplots(2, 3)
+    show_frequencies(axes[0], both[:n_ids], texts["train"] + texts["val"], tokenizer, corpus.vocab_size)
+    show_documents(axes[1, 0], documents, unit, texts)
+    show_compression(axes[1, 1], texts, tokenizer)
+    show_drift(axes[1, 2], counts["train"][:n_ids], counts["val"][:n_ids], tokenizer)
+    figure.suptitle(f"{corpus.name}: {both.sum():,} tokens, {corpus.vocab_size:,} in the vocabulary")
     path = os.path.join(corpus.folder, PICTURE)
-    draw(path, f"{corpus.name}: {panels['counts'].sum():,} tokens, {corpus.vocab_size:,} in the vocabulary", panels)
+    figure.savefig(path, dpi=100)
     print(f"drawn to {path}")
 
 

@@ -21,7 +21,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import importlib
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated, Iterator
+from typing import Annotated
 
 import numpy as np
 
@@ -84,10 +84,9 @@ def word_tokenizer(corpus: Corpus) -> WordTokenizer:
     """The tokenizer of a corpus of words. Raises UserError for any other."""
     tokenizer = corpus.tokenizer() if corpus.tokenizer_dict["kind"] == WordTokenizer.kind else None
     if not isinstance(tokenizer, WordTokenizer):
-        raise UserError(
-            f"{corpus.name} is a corpus of {corpus.tokenizer_dict['kind']}: vectors belong to words, "
-            f"prepare the text with data/don_word/prepare.py or data/prepare.py --tokenizer=word"
-        )
+        remedy = "prepare the text with data/don_word/prepare.py or data/prepare.py --tokenizer=word"
+        kind = corpus.tokenizer_dict["kind"]
+        raise UserError(f"{corpus.name} is a corpus of {kind}: vectors belong to words, {remedy}")
     return tokenizer
 
 
@@ -96,45 +95,26 @@ def common_names(tokenizer: WordTokenizer) -> list[str]:
     return [word.strip().lower() for word in tokenizer.words] + [""] * len(tokenizer.specials)
 
 
-class Sentences:
-    """The sentences of the training split as lists of words, without blanks; gensim iterates over it several times."""
-
-    def __init__(self, corpus: Corpus, names: list[str]):
-        self.corpus, self.names = corpus, names
-
-    def __iter__(self) -> Iterator[list[str]]:
-        sentence: list[str] = []
-        for ids in self.corpus.chunks("train"):
-            for i in ids.tolist():
-                if name := self.names[i]:
-                    sentence.append(name)
-                if name in ENDS or len(sentence) == MAX_SENTENCE:
-                    yield sentence
-                    sentence = []
-        if sentence:
-            yield sentence
+def read_sentences(corpus: Corpus, names: list[str]) -> list[list[str]]:
+    """The sentences of the training split as lists of words, without blanks."""
+    sentences: list[list[str]] = [[]]
+    for name in (names[i] for ids in corpus.chunks("train") for i in ids.tolist()):
+        if name:
+            sentences[-1].append(name)
+        if name in ENDS or len(sentences[-1]) == MAX_SENTENCE:
+            sentences.append([])
+    return sentences if sentences[-1] else sentences[:-1]
 
 
-def train_vectors(sentences: Sentences, cfg: Word2VecConfig) -> dict[str, np.ndarray]:
+def train_vectors(sentences: list[list[str]], cfg: Word2VecConfig) -> dict[str, np.ndarray]:
     """Skip-gram vectors of the words that occur min_count times, {word: (size,) float32}."""
     models = optional("gensim.models")
     if max(Counter(word for sentence in sentences for word in sentence).values(), default=0) < cfg.min_count:
         raise UserError(f"no word of train occurs {cfg.min_count} times: lower --min_count, or take more text")
+    options = {key: getattr(cfg, key) for key in ("window", "min_count", "negative", "sample", "epochs", "seed")}
     # one worker: with several the order of updates, and with it every number, changes from run to run
-    model = models.Word2Vec(
-        sentences,
-        sg=1,
-        vector_size=cfg.size,
-        window=cfg.window,
-        min_count=cfg.min_count,
-        negative=cfg.negative,
-        sample=cfg.sample,
-        epochs=cfg.epochs,
-        alpha=cfg.learning_rate,
-        seed=cfg.seed,
-        workers=1,
-    )
-    return {word: model.wv.vectors[i] for i, word in enumerate(model.wv.index_to_key)}
+    model = models.Word2Vec(sentences, sg=1, vector_size=cfg.size, alpha=cfg.learning_rate, workers=1, **options)
+    return dict(zip(model.wv.index_to_key, model.wv.vectors))
 
 
 def push_apart(centres: np.ndarray, sizes: np.ndarray, rounds: int = 300) -> np.ndarray:
@@ -166,14 +146,11 @@ def draw(path: str, title: str, words: list[str], directions: np.ndarray, sizes:
 
     axis = figure.subplots()
     colours = [colormaps[name](i) for name in ("Dark2", "tab10", "Set2") for i in range(colormaps[name].N)]
-    axis.set(title=title, xticks=[], yticks=[])
+    axis.set(title=title, xticks=[], yticks=[], xmargin=0.03, ymargin=0.03)
     axis.scatter(*places.T, s=0)
-    axis.margins(0.03)
-    style = dict(ha="center", va="center", parse_math=False)
-    labels = [
-        axis.text(*place, word, color=colours[group % len(colours)], size=size, **style)
-        for word, place, group, size in zip(words, places, group_of, sizes)
-    ]
+    labels = [axis.text(*place, word, ha="center", va="center", parse_math=False) for word, place in zip(words, places)]
+    for label, group, size in zip(labels, group_of, sizes):
+        label.set(color=colours[group % len(colours)], size=size)
     figure.draw_without_rendering()  # only now texts have a size
     boxes = np.array([label.get_window_extent().get_points() for label in labels])  # (n, lower left and upper right, 2)
     centres = push_apart(boxes.mean(1), boxes[:, 1] - boxes[:, 0] + MARGIN)
@@ -193,17 +170,15 @@ def main(argv: list[str] | None = None):
         found = read_vectors(cfg.vectors, wanted_spellings(tokenizer))
         width = len(next(iter(found.values())))
         if given.get("size", width) != width:
-            raise UserError(
-                f"{cfg.vectors} has vectors of {width} numbers: drop --size={cfg.size}, train.py makes them narrower "
-                f"by itself"
-            )
+            remedy = f"drop --size={cfg.size}, train.py makes them narrower by itself"
+            raise UserError(f"{cfg.vectors} has vectors of {width} numbers: {remedy}")
     else:
-        found = train_vectors(Sentences(corpus, names), cfg)
+        found = train_vectors(read_sentences(corpus, names), cfg)
     table = vector_table(tokenizer, found)
-    if not table.any():
+    has = table.any(1)
+    if not has.any():
         raise UserError(f"{cfg.vectors or 'training'} gives nothing but zeros: take another file of vectors")
     tokens = np.sum([np.bincount(ids, minlength=2**16) for ids in corpus.chunks("train")], axis=0)[: len(table)]
-    has = table.any(1)
     counts: Counter[str] = Counter()  # of all spellings together
     for name, n in zip(names, tokens.tolist()):
         counts[name] += n

@@ -49,9 +49,9 @@ def main(argv: list[str] | None = None):
     cfg, given = configurator.load(PrepareConfig, argv)
     note_options(cfg, given)
     if not cfg.input:
+        files = "a .jsonl file of messages, a .csv or .parquet file with the columns user and assistant"
         raise UserError(
-            "no conversations were given: pass --input=PATH of a .jsonl file of messages, a .csv or "
-            ".parquet file with the columns user and assistant, or a text with the tags <bot> and <human>"
+            f"no conversations were given: pass --input=PATH of {files}, or a text with the tags <bot> and <human>"
         )
     paths, _ = find_files(cfg.input)
     folder = named_folder(cfg.name) if cfg.name else FOLDER
@@ -61,10 +61,8 @@ def main(argv: list[str] | None = None):
     source, marks = os.path.basename(os.path.normpath(cfg.input)), [*DONGPT.marks(), END]
     report(prepare(folder, chats, cfg, cfg.val_fraction, source, marks=marks, template=DONGPT))
     if chats.level < 2:
-        print(
-            "so many conversations have turns in common that "
-            + ("those with a common beginning may be on both sides" if chats.level else "only equal ones share a side")
-        )
+        result = "those with a common beginning may be on both sides" if chats.level else "only equal ones share a side"
+        print(f"so many conversations have turns in common that {result}")
     dataset = "" if folder == FOLDER else f" --dataset={cfg.name}"
     config = "config/finetune_chat.py" if cfg.tokenizer == "gpt2" else "config/train_chat.py"
     print(f"next: python train.py {config}{dataset}")

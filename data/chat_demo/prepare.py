@@ -31,6 +31,7 @@ import numpy as np
 import configurator
 from dongpt.chat.dialogues import to_segments
 from dongpt.program import run_program
+from dongpt.text.documents import OnBytes
 from dongpt.text.prepare import BUCKETS, Vocabulary, prepare
 from dongpt.text.report import report
 from dongpt.text.template import DONGPT, Segment
@@ -62,8 +63,7 @@ class Draw:
     """Random choices that are the same with every version of Python, and the words to choose from."""
 
     def __init__(self, seed: int):
-        self.random = random.Random(seed).random
-        self.words = read_words()
+        self.random, self.words = random.Random(seed).random, read_words()
 
     def chance(self, share: float) -> bool:
         """True in that share of the calls."""
@@ -81,28 +81,24 @@ class Draw:
 def read_words() -> SimpleNamespace:
     """The lists of words.json, whose sentences start with a small letter, which `typed` may capitalise."""
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "words.json"), encoding="utf-8") as file:
-        lists = json.load(file)
-    # invented: share of names that are no real ones; held_out_names: whether these do not occur in training
-    return SimpleNamespace(**lists, invented=0.6, held_out_names=False)
+        # invented: share of names that are no real ones; held_out_names: whether these do not occur in training
+        return SimpleNamespace(**json.load(file), invented=0.6, held_out_names=False)
 
 
 def new_kinds(known: SimpleNamespace) -> dict[str, tuple[str, SimpleNamespace]]:
     """{kind: (the kind that it is a variant of, words that partly never occur in training)}."""
-
-    def but(**changes) -> SimpleNamespace:
-        return SimpleNamespace(**{**vars(known), **changes})
-
-    return {
-        "new sum wordings": ("arithmetic", but(frames=known.new_frames)),
-        "new names": ("name", but(people=known.new_people, invented=0)),
-        "new invented names": ("name", but(invented=1, held_out_names=True)),
-        "new ways to tell a name": ("name", but(tells=known.new_tells)),
-        "new ways to ask a name": ("name", but(asks=known.new_asks)),
-        "new things in facts": ("fact", but(things=known.new_things)),
-        "new ways to check a fact": ("fact", but(checks=known.new_checks)),
-        "new feeling words": ("feeling", but(moods=known.new_moods, events={})),
-        "new events": ("feeling", but(events=known.new_events, moods={})),
+    changes = {
+        "new sum wordings": ("arithmetic", dict(frames=known.new_frames)),
+        "new names": ("name", dict(people=known.new_people, invented=0)),
+        "new invented names": ("name", dict(invented=1, held_out_names=True)),
+        "new ways to tell a name": ("name", dict(tells=known.new_tells)),
+        "new ways to ask a name": ("name", dict(asks=known.new_asks)),
+        "new things in facts": ("fact", dict(things=known.new_things)),
+        "new ways to check a fact": ("fact", dict(checks=known.new_checks)),
+        "new feeling words": ("feeling", dict(moods=known.new_moods, events={})),
+        "new events": ("feeling", dict(events=known.new_events, moods={})),
     }
+    return {name: (kind, SimpleNamespace(**{**vars(known), **new})) for name, (kind, new) in changes.items()}
 
 
 def plain(text: str) -> str:
@@ -135,9 +131,8 @@ def arithmetic(draw: Draw, words: SimpleNamespace) -> list[Exchange]:
     """A sum of small numbers; the answer is the number alone."""
     sign, a, b = draw.one("+-"), draw.below(11), draw.below(11)
     a, b = (max(a, b), min(a, b)) if sign == "-" else (a, b)
-    spelled = draw.chance(0.15)
-    numbers = {"a": draw.words.numbers[a], "b": draw.words.numbers[b]} if spelled else {"a": a, "b": b}
-    sentence = draw.one(words.frames).format(draw.one(draw.words.sums[sign]).format(**numbers))
+    numbers = draw.words.numbers if draw.chance(0.15) else range(11)
+    sentence = draw.one(words.frames).format(draw.one(draw.words.sums[sign]).format(a=numbers[a], b=numbers[b]))
     return [Exchange(typed(draw, sentence), str(a + b if sign == "+" else a - b), "arithmetic")]
 
 
@@ -155,8 +150,8 @@ def a_name(draw: Draw, words: SimpleNamespace) -> str:
     if not draw.chance(words.invented):
         return draw.one(words.people)
     while True:
-        parts = draw.one(draw.words.people)[: 2 + draw.below(3)], draw.one(draw.words.people)[-3:]
-        name = capital(a_word(draw)) if draw.chance(0.6) else "".join(parts)
+        two_names = draw.one(draw.words.people)[: 2 + draw.below(3)] + draw.one(draw.words.people)[-3:]
+        name = capital(a_word(draw)) if draw.chance(0.6) else two_names
         held_out = zlib.crc32(name.encode("utf-8")) % 10 == 0
         if len(name) > 2 and held_out == words.held_out_names and name not in draw.words.new_people:
             return name
@@ -167,8 +162,7 @@ def tell_name(draw: Draw, words: SimpleNamespace) -> tuple[str, Exchange]:
     name = a_name(draw, words)
     name = name.lower() if draw.chance(0.1) else name
     text = capital(draw.one(words.tells)).replace("{}", name)
-    text = text.rstrip(".") if draw.chance(0.2) else text
-    return name, Exchange(text, f"Nice to meet you, {name}.")
+    return name, Exchange(text.rstrip(".") if draw.chance(0.2) else text, f"Nice to meet you, {name}.")
 
 
 def ask_name(draw: Draw, words: SimpleNamespace, name: str) -> list[Exchange]:
@@ -230,20 +224,18 @@ def small_talk(draw: Draw) -> Exchange:
 
 
 def until(held_out: bool | None, make: Callable[[], list[Exchange]]) -> list[Exchange]:
-    """The first result of make whose last question is held out, or is not (None: either), and whose others are not."""
+    """The first result of make whose last question is held out, or is not, and whose other questions are not.
+
+    With None the last question is the only one, held out or not.
+    """
     while True:
         made = make()
-        if all(
-            is_held_out(one.user) == (held_out and one is made[-1])
-            for one in made
-            if one.kind and not (held_out is None and one is made[-1])
-        ):
+        *others, last = (is_held_out(one.user) for one in made if one.kind)
+        if not any(others) and last == held_out or held_out is None and not others:
             return made
 
 
-def topic(
-    draw: Draw, words: SimpleNamespace | None = None, kind: str = "", held_out: bool | None = False
-) -> list[Exchange]:
+def topic(draw: Draw, words: SimpleNamespace | None = None, kind: str = "", held_out: bool | None = False):
     """Exchanges about one thing other than names; the kind is drawn if none is given."""
     kind = kind or draw.one(("arithmetic",) * 5 + ("fact",) * 6 + ("feeling",) * 2 + ("talk",))
     if kind == "talk":
@@ -307,36 +299,34 @@ class Invented:
     def stamp(self):
         """None: the conversations never change."""
 
-    def marked(self, on_bytes: Callable[[int], None], digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """(0 or 1, parts) of each conversation."""
-        for number, conversations in enumerate((self.train, self.val)):
-            for said in conversations:
-                text = "".join(f"{one.user}\n{one.answer}\n" for one in said)
-                if digest:
-                    digest.update(f"{text}\n".encode("utf-8"))
-                on_bytes(len(text) - 2 * len(said))
-                messages = [message for one in said for message in (("user", one.user), ("assistant", one.answer))]
-                yield number, to_segments(messages, DONGPT)
+    def marked(self, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
+        """(0 or 1, segments) of each conversation."""
+        for number, said in [*((0, said) for said in self.train), *((1, said) for said in self.val)]:
+            text = "".join(f"{one.user}\n{one.answer}\n" for one in said)
+            if digest:
+                digest.update(f"{text}\n".encode("utf-8"))
+            on_bytes(len(text) - 2 * len(said))
+            messages = [message for one in said for message in (("user", one.user), ("assistant", one.answer))]
+            yield number, to_segments(messages, DONGPT)
 
 
-def questions(
-    draw: Draw, count: int, kinds: dict[str, tuple[str, SimpleNamespace]], said_before: set[str]
-) -> list[tuple[str, list[Exchange]]]:
-    """(kind, conversation) count times for each kind, in turns; no question twice for the same conversation."""
-    found, seen = [], set()
+Asked = tuple[str, list[Exchange]]  # kind of a question, conversation that ends with it
+
+
+def questions(draw: Draw, count: int, kinds: dict[str, tuple[str, SimpleNamespace]], said: set[str]) -> list[Asked]:
+    """count questions of each kind, in turns, all different and none of them among those that were said."""
+    found: dict[tuple[str, ...], Asked] = {}  # by all that the user says
     for _ in range(count):
         for name, (kind, words) in kinds.items():
-            while True:
-                said = question(draw, kind, words)
-                key = tuple(one.user for one in said)
-                if plain(said[-1].user) not in said_before and key not in seen:
-                    break
-            seen.add(key)
-            found.append((name, said))
-    return found
+            key: tuple[str, ...] = ()
+            while not key or key in found or plain(key[-1]) in said:
+                made = question(draw, kind, words)
+                key = tuple(one.user for one in made)
+            found[key] = name, made
+    return [*found.values()]
 
 
-def make(cfg: PrepareConfig) -> tuple[list[list[Exchange]], list[tuple[str, list[Exchange]]]]:
+def make(cfg: PrepareConfig) -> tuple[list[list[Exchange]], list[Asked]]:
     """(conversations to train on, questions with what was said before them)."""
     draw = Draw(cfg.seed)
     train = [conversation(draw) for _ in range(cfg.n_conversations)]

@@ -43,7 +43,8 @@ def read_questions(path: str, n: int) -> list[dict]:
         questions = [parse_json(line, f"{path} line {number:,}") for number, line in enumerate(file, 1)]
     if not all(isinstance(one, dict) and {"kind", "turns", "answer"} <= set(one) for one in questions):
         raise UserError(f"{path} is not what data/chat_demo/prepare.py writes: run it again")
-    return [one for one in questions if not is_new(one["kind"])][:n] + [one for one in questions if is_new(one["kind"])]
+    new = [one for one in questions if is_new(one["kind"])]
+    return [one for one in questions if not is_new(one["kind"])][:n] + new
 
 
 def is_new(kind: str) -> bool:
@@ -61,26 +62,20 @@ def ask(checkpoint: str, questions: list[dict]) -> list[str]:
         raise UserError(f"chat.py ended with exit code {done.returncode}, mend that first: {problem}")
     said, n_lines = done.stdout.decode("utf-8").splitlines(), sum(len(one["turns"]) for one in questions)
     if len(said) != n_lines:
-        raise UserError(
-            f"chat.py printed {len(said):,} lines for {n_lines:,} that were typed: take a model that was "
-            f"trained with config/train_chat_demo.py, whose answers are one line"
-        )
-    lasts = accumulate(len(one["turns"]) for one in questions)
-    return [said[n - 1].strip() for n in lasts]
+        remedy = "take a model that was trained with config/train_chat_demo.py, whose answers are one line"
+        raise UserError(f"chat.py printed {len(said):,} lines for {n_lines:,} that were typed: {remedy}")
+    return [said[n - 1].strip() for n in accumulate(len(one["turns"]) for one in questions)]
 
 
 def print_table(questions: list[dict], right: list[bool]):
     """Print how much was asked of each kind and answered exactly; the new kinds separately."""
     rows = [["kind", "asked", "exact", ""]]
-
-    def add(title: str, results: list[bool]):
-        share = 100 * sum(results) / max(len(results), 1)
-        rows.append([title, f"{len(results):,}", f"{sum(results):,}", f"{share:.1f} %"])
-
     for new, title in ((False, "all held-out questions"), (True, "all that is new")):
-        for kind in dict.fromkeys(one["kind"] for one in questions if is_new(one["kind"]) == new):
-            add(kind, [good for one, good in zip(questions, right) if one["kind"] == kind])
-        add(title, [good for one, good in zip(questions, right) if is_new(one["kind"]) == new])
+        graded = [(one["kind"], good) for one, good in zip(questions, right) if is_new(one["kind"]) == new]
+        for name in [*dict.fromkeys(kind for kind, _ in graded), title]:
+            results = [good for kind, good in graded if name in (kind, title)]
+            share = 100 * sum(results) / max(len(results), 1)
+            rows.append([name, f"{len(results):,}", f"{sum(results):,}", f"{share:.1f} %"])
     print(format_table(rows), end="\n\n")
 
 

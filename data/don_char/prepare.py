@@ -13,12 +13,10 @@ import configurator
 from dongpt.program import run_program
 from dongpt.text.sources import DON_QUIXOTE, BookConfig, prepare_text
 
-FOLDER = os.path.dirname(os.path.abspath(__file__))
-
 
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(BookConfig, argv)
-    prepare_text(cfg, FOLDER, DON_QUIXOTE, "char")
+    prepare_text(cfg, os.path.dirname(os.path.abspath(__file__)), DON_QUIXOTE, "char")
 
 
 if __name__ == "__main__":

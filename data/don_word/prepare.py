@@ -45,10 +45,8 @@ def prepare_notebook(path: str, encoding: str) -> Prepared:
     text, sha256 = read_text(path, encoding)
     text = text.replace("\n", " ").replace("  ", " ")
     if len(text) <= START:
-        raise UserError(
-            f"{path} has {len(text):,} characters, and notebook=True leaves out the first {START:,}, which fits "
-            f"only Project Gutenberg's 996: drop --notebook"
-        )
+        problem = f"{path} has {len(text):,} characters, and notebook=True leaves out the first {START:,}"
+        raise UserError(f"{problem}, which fits only Project Gutenberg's 996: drop --notebook")
     text = text[START:].lower()
     words = split_words(text, spaces_alone=True)
     tokenizer = WordTokenizer(sorted(set(words)), lower=True, spaces_alone=True)

@@ -67,10 +67,8 @@ def main(argv: list[str] | None = None):
         text, source = docstrings(sysconfig.get_paths()["stdlib"]), "docstrings of the standard library"
         print("this Python has no pydoc_data.topics: taking the docstrings of the standard library")
     if len(text) < 10_000:
-        raise UserError(
-            "this Python has neither its language reference nor docstrings: "
-            "train on a text of yours, e.g. python data/don_char/prepare.py --input=PATH"
-        )
+        remedy = "train on a text of yours, e.g. python data/don_char/prepare.py --input=PATH"
+        raise UserError(f"this Python has neither its language reference nor docstrings: {remedy}")
     source = f"{source} of Python {platform.python_version()}"
     report(prepare(FOLDER, Texts([text]), Vocabulary("char"), source=source))
 

@@ -13,12 +13,10 @@ import configurator
 from dongpt.program import run_program
 from dongpt.text.sources import TINY_SHAKESPEARE, TextConfig, prepare_text
 
-FOLDER = os.path.dirname(os.path.abspath(__file__))
-
 
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(TextConfig, argv)
-    prepare_text(cfg, FOLDER, TINY_SHAKESPEARE, "gpt2")
+    prepare_text(cfg, os.path.dirname(os.path.abspath(__file__)), TINY_SHAKESPEARE, "gpt2")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator
+from typing import Iterator
 
 import configurator
 from configurator import UserError
 from dongpt.program import run_program
 from dongpt.text.bins import named_folder
-from dongpt.text.documents import Files, find_files
+from dongpt.text.documents import Files, OnBytes, find_files
 from dongpt.text.prepare import Kind, Vocabulary, bucket_of, note_options, prepare
 from dongpt.text.report import report
 from dongpt.text.template import Segment
@@ -45,14 +45,10 @@ class PrepareConfig(Vocabulary):
 
 @dataclass(frozen=True)
 class Tasks:
-    """Records of which one field is a question and another the answer: question, mark, answer, END.
-
-    Only the answer and END are in the loss. A hash of the question decides on the split.
-    """
+    """Records of which one field is a text and another its summary. A hash of the text decides on the split."""
 
     files: Files
     fields: tuple[str, str]
-    mark: str
 
     @property
     def size(self) -> int:
@@ -63,26 +59,24 @@ class Tasks:
         """A value that changes when a file does."""
         return self.files.stamp()
 
-    def marked(self, on_bytes: Callable[[int], Any], digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """(bucket of the question, segments) of each record; no segments unless both fields have text."""
-        mark, end = Segment(self.mark, is_special=True), Segment(END, is_special=True, in_loss=True)
-        for _, (question, answer) in self.files.records(*self.fields, on_bytes=on_bytes, digest=digest):
-            segments = [Segment(question), mark, Segment(answer, in_loss=True), end]
-            yield bucket_of(question), segments if question.strip() and answer.strip() else []
+    def marked(self, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
+        """(bucket of the text, segments) of each record; no segments unless both fields have text."""
+        mark, end = Segment(MARK, is_special=True), Segment(END, is_special=True, in_loss=True)
+        for _, (text, summary) in self.files.records(*self.fields, on_bytes=on_bytes, digest=digest):
+            segments = [Segment(text), mark, Segment(summary, in_loss=True), end]
+            yield bucket_of(text), segments if text.strip() and summary.strip() else []
 
 
 def main(argv: list[str] | None = None):
     cfg, given = configurator.load(PrepareConfig, argv)
     note_options(cfg, given)
     if not cfg.input:
-        raise UserError(
-            "no records were given: pass --input=PATH of a .csv, .jsonl or .parquet file with the fields "
-            "text and summary, or name yours with --text and --summary"
-        )
+        remedy = "pass --input=PATH of a .csv, .jsonl or .parquet file with the fields text and summary"
+        raise UserError(f"no records were given: {remedy}, or name yours with --text and --summary")
     paths, _ = find_files(cfg.input)
     folder = named_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--text or --summary")
-    tasks = Tasks(files, (cfg.text, cfg.summary), MARK)
+    tasks = Tasks(files, (cfg.text, cfg.summary))
     source = os.path.basename(os.path.normpath(cfg.input))
     report(prepare(folder, tasks, cfg, cfg.val_fraction, source, marks=[MARK, END]))
     config = "config/finetune_sum.py" if cfg.tokenizer == "gpt2" else "config/quickstart.py --out_dir=out-sum"

@@ -12,13 +12,13 @@ import hashlib
 import re
 import zlib
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any, Callable, Iterable, Iterator
+from itertools import chain, groupby
+from typing import Any, Iterable, Iterator
 
 import numpy as np
 
 from configurator import UserError
-from dongpt.text.documents import RECORDS, Files, check_text, kind_of, parse_json
+from dongpt.text.documents import RECORDS, Files, OnBytes, check_text, kind_of, parse_json
 from dongpt.text.prepare import BUCKETS, Survey, check_fraction, choose
 from dongpt.text.template import Segment, Template
 from dongpt.text.tokenizers import END
@@ -102,10 +102,8 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
                 yield check_turns(record, first)
             record, first = [("system", f"emotion: {text}" if text and tag[1] == "emotion" else text)], place
         elif text and not record:
-            raise UserError(
-                f"{place} begins with none of <bot>, <human>, <emotion>, <context>: a dialogue is a text "
-                f"with these tags, or JSON lines, CSV or Parquet by the name of the file"
-            )
+            remedy = "give a text with these tags, or JSON lines, CSV or Parquet by the name of the file"
+            raise UserError(f"{place} begins with none of <bot>, <human>, <emotion>, <context>: {remedy}")
         elif text:  # a turn of several lines
             record[-1] = (record[-1][0], f"{record[-1][1]}\n{text}".strip())
         if ends and record and record[-1][0] == "assistant":
@@ -113,21 +111,20 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
             record = []
 
 
-def join_pairs(records: list[Messages]) -> Iterator[Messages]:
+def join_pairs(records: list[Messages]) -> list[Messages]:
     """The dialogues that records were cut from.
 
     The Empathetic-Dialogue-System cut dialogues into pairs, and added the pairs with the roles swapped: if an answer
     and the question after it are a pair of their own, both belong to the same dialogue.
     """
     pairs = {(a[1], b[1]) for record in records for a, b in zip(record, record[1:]) if b[0] == "assistant"}
-    dialogue: Messages = []
+    dialogues: list[Messages] = []
     for record in records:
-        if dialogue and not (record[0][0] == "user" and (dialogue[-1][1], record[0][1]) in pairs):
-            yield dialogue
-            dialogue = []
-        dialogue = dialogue + record
-    if dialogue:
-        yield dialogue
+        if dialogues and record[0][0] == "user" and (dialogues[-1][-1][1], record[0][1]) in pairs:
+            dialogues[-1] += record
+        else:
+            dialogues.append([*record])
+    return dialogues
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ class Dialogues:
     assistant: str = "assistant"  # CSV, Parquet: the column of the answers
     conversation: str = ""  # CSV, Parquet: adjacent rows with the same value in this column are one conversation
 
-    def read(self, on_bytes: Callable[[int], None] = lambda n: None, digest=None) -> Iterator[Messages]:
+    def read(self, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[Messages]:
         """The conversations in order. Raises UserError, naming file and line, for what is none."""
         for path in self.files.paths:
             kind = kind_of(path)[0]
@@ -150,20 +147,18 @@ class Dialogues:
             else:
                 yield from join_pairs([*read_tagged(self.files.lines(path, on_bytes, digest), path)])
 
-    def _rows(self, path: str, on_bytes: Callable[[int], None], digest) -> Iterator[Messages]:
+    def _rows(self, path: str, on_bytes: OnBytes, digest) -> Iterator[Messages]:
         names = (self.conversation,) if self.conversation else ()
         file = replace(self.files, paths=[path])
         records = file.records(self.user, self.assistant, *names, on_bytes=on_bytes, digest=digest, labels=names)
-        dialogue: Messages = []
-        previous: list[str] = []
-        for place, (question, answer, *name) in records:
-            pair = check_turns([("user", question), ("assistant", answer)], place)
-            if dialogue and not (name and name[0].strip() and name == previous):
-                yield dialogue
-                dialogue = []
-            dialogue, previous = dialogue + pair, name
-        if dialogue:
-            yield dialogue
+
+        def conversation_of(numbered) -> str | int:  # the row's own number where the column is blank
+            number, (_, (_, _, *name)) = numbered
+            return name[0] if name and name[0].strip() else number
+
+        for _, rows in groupby(enumerate(records), conversation_of):
+            pairs = (check_turns([("user", texts[0]), ("assistant", texts[1])], place) for _, (place, texts) in rows)
+            yield [*chain.from_iterable(pairs)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -254,7 +249,7 @@ class Chats:
         """As Files.stamp."""
         return self.dialogues.files.stamp()
 
-    def marked(self, on_bytes: Callable[[int], None], digest=None) -> Iterator[tuple[int, list[Segment]]]:
+    def marked(self, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(the number of its group, segments) of each conversation."""
         for number, conversation in zip(self.groups, self.dialogues.read(on_bytes, digest)):
             yield number, to_segments(conversation, self.template)
@@ -262,7 +257,6 @@ class Chats:
 
 def to_segments(conversation: Messages, template: Template) -> list[Segment]:
     """The conversation as a model is trained on it, followed by END."""
-    write: dict[str, Callable[[str], list[Segment]]]
-    write = {"system": template.opening, "user": template.question, "assistant": template.answer}
+    write: dict[str, Any] = {"system": template.opening, "user": template.question, "assistant": template.answer}
     turns = (write[role](content) for role, content in conversation)
     return [*chain.from_iterable(turns), Segment(END, is_special=True)]

@@ -4,7 +4,7 @@ A text file is one document, or one per line, or one per paragraph; so is a reco
 Line ends become \\n and a byte-order mark is dropped. What isn't text is refused with its place.
 
     files = Files(find_files("poems/")[0])
-    for texts, complete in files.batches(): ...  # texts of documents in order; the last one goes on if not complete
+    for text, ends in files.parts(): ...  # documents in order; one that is long comes in several parts
     for place, (question, answer) in Files(["qa.csv"]).records("question", "answer"): ...
 """
 
@@ -37,7 +37,7 @@ OURS = re.compile(
 )
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 LINE_ENDS = re.compile(r"\n(?:[ \t]*\n)*")
-Batch = tuple[list[str], bool]
+Part = tuple[str, bool]  # text, whether its document ends with it
 Document = Literal["file", "line", "blank", "none"]
 OnBytes = Callable[[int], None]
 
@@ -100,42 +100,35 @@ class Files:
         """Size and time of each file, to see whether one changes."""
         return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, self.paths)]
 
-    def batches(self, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[Batch]:
-        """Yield (texts, complete): documents in order, about READ_BYTES characters at most unless one is longer."""
-        batches = self._batches(on_bytes, digest)
+    def parts(self, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[Part]:
+        """Yield the documents in order, without blank ones, in parts of about READ_BYTES characters at most unless a
+        record or a line is longer."""
+        parts = _without_blanks(part for path in self.paths for part in self.parts_of(path, on_bytes, digest))
         if self.document == "none":
-            return _join(batches)
+            return _join(parts)
         if self.document == "file":
-            return batches
-        return _cut(batches, LINE_ENDS if self.document == "line" else BLANK_LINES)
+            return parts
+        return _cut(parts, LINE_ENDS if self.document == "line" else BLANK_LINES)
 
-    def _batches(self, on_bytes: OnBytes, digest) -> Iterator[Batch]:
-        for path in self.paths:
-            if kind_of(path)[0] in RECORDS:
-                records = Files([path], encoding=self.encoding).records(self.field, on_bytes=on_bytes, digest=digest)
-                yield from _gather(text for _, (text,) in records)
-            else:
-                yield from _one_document(self.pieces(path, on_bytes, digest))
-
-    def texts(self, path: str, on_bytes: OnBytes = lambda n: None) -> Iterator[tuple[str, bool]]:
-        """Yield (text, whether its document ends with it) of one file, in which a record, or everything, is a document;
-        blank ones too."""
+    def parts_of(self, path: str, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[Part]:
+        """Yield the documents of one file, which are its records, or else the whole file; blank ones too."""
         if kind_of(path)[0] in RECORDS:
-            records = replace(self, paths=[path]).records(self.field, on_bytes=on_bytes)
+            records = replace(self, paths=[path]).records(self.field, on_bytes=on_bytes, digest=digest)
             yield from ((text, True) for _, (text,) in records)
-        else:
-            yield from ((piece, False) for piece in self.pieces(path, on_bytes))
-            yield "", True
+            return
+        text = ""
+        for piece in self.pieces(path, on_bytes, digest):
+            if text:
+                yield text, False
+            text = piece
+        yield text, True
 
     def count(self, path: str) -> int:
-        """Number of documents that texts yields for one file."""
-        kind = kind_of(path)[0]
-        if kind == ".parquet":
+        """Number of documents of one file, blank ones too."""
+        if kind_of(path)[0] == ".parquet":
             with _open_parquet(path) as file:
                 return file.metadata.num_rows
-        if kind == ".csv":
-            return sum(1 for _ in replace(self, paths=[path]).records(self.field))
-        return sum(1 for line in self.lines(path) if line.strip()) if kind in RECORDS else 1
+        return sum(ends for _, ends in self.parts_of(path)) if kind_of(path)[0] in RECORDS else 1
 
     def records(
         self, *fields: str, on_bytes: OnBytes = lambda n: None, digest=None, labels: tuple[str, ...] = ()
@@ -144,20 +137,17 @@ class Files:
 
         Of fields in labels any value is taken, as text.
         """
-        check = _as_it_is if self.as_is else check_text
         for path in self.paths:
-            kind = kind_of(path)[0]
+            kind, lines = kind_of(path)[0], self.lines(path, digest=digest)
             if kind == ".parquet":
                 records = _parquet(path, fields, self.option, digest)
-            elif kind == ".csv":
-                records = _csv(path, fields, self.option, self.lines(path, digest=digest))
             elif kind in RECORDS:
-                records = _json_lines(path, fields, self.option, self.lines(path, digest=digest))
+                records = (_csv if kind == ".csv" else _json_lines)(path, fields, self.option, lines)
             else:
                 raise UserError(f"{path} has no records: give a file that ends in {' '.join(RECORDS)}")
             for place, values in records:
-                named = zip(fields, values)
-                yield place, tuple(str(v) if name in labels else check(v, place, name) for name, v in named)
+                texts = (str(v) if n in labels else check_text(v, place, n, self.as_is) for n, v in zip(fields, values))
+                yield place, tuple(texts)
             on_bytes(os.path.getsize(path))
 
     def lines(self, path: str, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[str]:
@@ -172,10 +162,11 @@ class Files:
     def pieces(self, path: str, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[str]:
         """Yield the text of one file in pieces, checked, with line ends \\n."""
         decoder, encoding, place, line_ends = None, "", 0, io.IncrementalNewlineDecoder(None, translate=True)
+        is_packed = bool(kind_of(path)[1])
         for piece in _decompressed(path):
             if digest is not None:
                 digest.update(piece)
-            if not kind_of(path)[1]:
+            if not is_packed:
                 on_bytes(len(piece))
             if decoder is None:
                 encoding, place = _detect_encoding(piece, self.encoding)
@@ -184,7 +175,7 @@ class Files:
             try:
                 text = decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as error:
-                raise UserError(_not_text(path, error, place - n_pending + error.start)) from error
+                raise _not_text(path, error, place - n_pending + error.start) from error
             except UnicodeError as error:  # UTF-16 and UTF-32 without a mark
                 remedy = f"pass --encoding={encoding}-le or --encoding={encoding}-be"
                 raise UserError(f"{path} has no byte-order mark ({error}): {remedy}") from error
@@ -197,7 +188,7 @@ class Files:
             place += len(piece)
             if text := line_ends.decode(text, final=not piece):
                 yield text
-        if kind_of(path)[1]:  # of a compressed file only the size is known
+        if is_packed:  # only its size on the disk is known
             on_bytes(os.path.getsize(path))
 
 
@@ -227,13 +218,12 @@ def _detect_encoding(start: bytes, encoding: str) -> tuple[str, int]:
     return next(((found, len(mark)) for mark, found in marks.items() if start.startswith(mark)), (encoding, 0))
 
 
-def _not_text(path: str, error: UnicodeDecodeError, place: int) -> str:
+def _not_text(path: str, error: UnicodeDecodeError, place: int) -> UserError:
     byte = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "its end"
     is_windows = error.encoding == "utf-8" and error.object[error.start] not in b"\x81\x8d\x8f\x90\x9d"
-    guess = ", such as --encoding=cp1252 for Western Windows" if is_windows else ""
-    return (
-        f"{path} is not {error.encoding.upper()} at byte {place:,} ({byte}): convert it to UTF-8, or pass "
-        f"--encoding=NAME of the encoding that it has{guess}"
+    remedy = "pass --encoding=NAME of the encoding that it has" + ", such as cp1252 for Western Windows" * is_windows
+    return UserError(
+        f"{path} is not {error.encoding.upper()} at byte {place:,} ({byte}): convert it to UTF-8, or {remedy}"
     )
 
 
@@ -243,23 +233,19 @@ def _not_text(path: str, error: UnicodeDecodeError, place: int) -> str:
 Record = tuple[str, list[Any]]
 
 
-def check_text(text, place: str, field: str) -> str:
-    """The text of a record's field, with line ends \\n. Raises UserError if it isn't text."""
-    problem = ""
+def check_text(text, place: str, field: str, as_is: bool = False) -> str:
+    """The text of a record's field, with line ends \\n; as it is, but for halves of surrogate pairs, which UTF-8 cannot
+    have, and null, which is empty. Raises UserError if it isn't text."""
+    if as_is and text is None:
+        return ""
     if not isinstance(text, str):
-        problem = f"is no text but {str(text)[:40]!r}"
-    elif "\0" in text or not is_unicode(text):
-        problem = f"has a NUL or half a surrogate pair ({text[:40]!r}...)"
-    if problem:
-        raise UserError(f"{place}: {field!r} of this record {problem}: mend or drop it")
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
-
-
-def _as_it_is(text, place: str, field: str) -> str:
-    """The text of a record's field, of which only halves of surrogate pairs change, which UTF-8 can't have."""
-    if isinstance(text, str):
+        raise UserError(f"{place}: {field!r} of this record is no text but {str(text)[:40]!r}: mend or drop it")
+    if as_is:
         return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return "" if text is None else check_text(text, place, field)  # raises
+    if "\0" in text or not is_unicode(text):
+        problem = f"has a NUL or half a surrogate pair ({text[:40]!r}...)"
+        raise UserError(f"{place}: {field!r} of this record {problem}: mend or drop it")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_json(line: str, place: str) -> Any:
@@ -273,10 +259,9 @@ def parse_json(line: str, place: str) -> Any:
 def _check_fields(where: str, fields: Iterable[str], found: Iterable[str], option: str):
     """Raise UserError unless all fields are among those found."""
     found = list(found)
-    for field in fields:
-        if field not in found:
-            names = ", ".join(map(repr, found[:20])) or "none there"
-            raise UserError(f"{where} has no field {field!r}: pass {option}=NAME, one of {names}")
+    if lacking := [field for field in fields if field not in found]:
+        names = ", ".join(map(repr, found[:20])) or "none there"
+        raise UserError(f"{where} has no field {lacking[0]!r}: pass {option}=NAME, one of {names}")
 
 
 def _json_lines(path: str, fields: tuple[str, ...], option: str, lines: Iterable[str]) -> Iterator[Record]:
@@ -329,70 +314,47 @@ def _open_parquet(path: str) -> Iterator[Any]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# documents from pieces and records
+# documents from parts of files and records
 
 
-def _one_document(pieces: Iterable[str]) -> Iterator[Batch]:
-    """A file as one document; none if it is blank."""
-    last, found = "", False
-    for piece in pieces:
-        if found:
-            yield [last], False
-        last = piece if found else last + piece
-        found = found or bool(piece.strip())
-    if found:
-        yield [last], True
+def _without_blanks(parts: Iterable[Part]) -> Iterator[Part]:
+    """The parts without documents that are blank."""
+    start, is_open = "", False  # start: of a document, blank so far; is_open: part of the document was yielded already
+    for text, ends in parts:
+        text, start = start + text, ""
+        if is_open or text.strip():
+            yield text, ends
+            is_open = not ends
+        elif not ends:
+            start = text
 
 
-def _gather(texts: Iterable[str]) -> Iterator[Batch]:
-    """Records in batches; blank ones are dropped."""
-    batch: list[str] = []
-    size = 0
-    for text in filter(str.strip, texts):
-        batch.append(text)
-        size += len(text)
-        if size > READ_BYTES:
-            yield batch, True
-            batch, size = [], 0
-    if batch:
-        yield batch, True
-
-
-def _join(batches: Iterable[Batch]) -> Iterator[Batch]:
+def _join(parts: Iterable[Part]) -> Iterator[Part]:
     """All documents as one; each starts on a new line."""
     found = False
-    for texts, complete in batches:
-        for i, text in enumerate(texts):
-            ends, found = complete or i < len(texts) - 1, True
-            yield [text + "\n" if ends and not text.endswith("\n") else text], False
+    for text, ends in parts:
+        yield text + "\n" if ends and not text.endswith("\n") else text, False
+        found = True
     if found:
-        yield [""], True
+        yield "", True
 
 
-def _cut(batches: Iterable[Batch], separator: re.Pattern) -> Iterator[Batch]:
-    """Documents cut after each separator; joined they are the same text."""
+def _cut(parts: Iterable[Part], separator: re.Pattern) -> Iterator[Part]:
+    """Documents cut after each separator; joined they are the same text. Blanks around them start no document."""
     rest, is_open = "", False  # is_open: part of the document that rest belongs to was yielded already
-    for texts, complete in batches:
-        cut: list[str] = []
-        for i, text in enumerate(texts):
-            text, rest = rest + text, ""
-            places = [0, *(match.end() for match in separator.finditer(text))]
-            if len(places) > 1 and not is_open and not cut and not text[: places[1]].strip():
-                del places[1]  # blank lines at the start are no document
-            while len(places) > 1 and not text[places[-1] :].strip():
-                places.pop()  # blanks at the end belong to the last document, and may go on
-            if complete or i < len(texts) - 1:
-                places.append(len(text))
-            else:
-                rest = text[places[-1] :]
-            cut += [text[a:b] for a, b in zip(places, places[1:])]
-        if cut:
-            yield cut, True
-            is_open = False
-        if len(rest) > READ_BYTES:  # a document longer than a piece
-            keep = len(rest) - len(rest.rstrip())
-            yield [rest[: len(rest) - keep]], False
-            rest, is_open = rest[len(rest) - keep :], True
+    for text, ends in parts:
+        text = rest + text
+        first, last = 0 if is_open else len(text) - len(text.lstrip()), len(text.rstrip())
+        places = [0, *(match.end() for match in separator.finditer(text) if first < match.end() < last)]
+        yield from ((text[a:b], True) for a, b in zip(places, places[1:]))
+        rest, is_open = text[places[-1] :], is_open and len(places) == 1
+        if ends:
+            yield rest, True
+            rest, is_open = "", False
+        elif len(rest) > READ_BYTES:  # a document longer than a piece; the blanks at its end may be followed by text
+            end = len(rest.rstrip())
+            yield rest[:end], False
+            rest, is_open = rest[end:], True
 
 
 @dataclass(frozen=True)
@@ -411,10 +373,10 @@ class Texts:
         """The texts themselves."""
         return self.texts
 
-    def batches(self, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[Batch]:
-        """As Files.batches."""
+    def parts(self, on_bytes: OnBytes = lambda n: None, digest=None) -> Iterator[Part]:
+        """As Files.parts."""
         for text in self.texts:
             if digest is not None:
                 digest.update(text.encode("utf-8"))
             on_bytes(len(text))
-            yield [text], True
+            yield text, True

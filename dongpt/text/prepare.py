@@ -33,7 +33,7 @@ from configurator import UserError
 from dongpt.log import progress_bar
 from dongpt.program import ROOT
 from dongpt.text.bins import SPLITS, Encoded, Prepared, Writer, data_files, read_meta
-from dongpt.text.documents import Batch, Files, OnBytes, Texts
+from dongpt.text.documents import Files, OnBytes, Texts
 from dongpt.text.template import Segment, Template, joined
 from dongpt.text.tokenizers import (
     END,
@@ -213,7 +213,7 @@ def _surveyed(
 def _pieces(documents: Files | Texts | Marked, for_val: np.ndarray, survey: Survey, *progress) -> Iterator[Piece]:
     """All of the documents, counted in survey; for_val (BUCKETS,) tells their split."""
     if isinstance(documents, (Files, Texts)):
-        parts = _with_buckets(documents.batches(*progress))
+        parts = _with_buckets(documents.parts(*progress))
     else:
         parts = ((number % BUCKETS, parts, True) for number, parts in documents.marked(*progress))
     for bucket, content, ends in parts:
@@ -227,14 +227,13 @@ def _pieces(documents: Files | Texts | Marked, for_val: np.ndarray, survey: Surv
         yield SPLITS[int(for_val[bucket])], content, ends
 
 
-def _with_buckets(batches: Iterable[Batch]) -> Iterator[tuple[int, Content, bool]]:
+def _with_buckets(parts: Iterable[tuple[str, bool]]) -> Iterator[tuple[int, Content, bool]]:
     """(bucket of its document, text, whether the document ends with it) of all texts."""
     bucket = None
-    for texts, complete in batches:
-        for i, text in enumerate(texts, 1):
-            bucket, ends = bucket_of(text) if bucket is None else bucket, complete or i < len(texts)
-            yield bucket, text, ends
-            bucket = None if ends else bucket
+    for text, ends in parts:
+        bucket = bucket_of(text) if bucket is None else bucket
+        yield bucket, text, ends
+        bucket = None if ends else bucket
 
 
 def _plan_of_draw(files: Files, val_fraction: float, seed: int, shard_tokens: int) -> str:
@@ -449,7 +448,7 @@ def _after(done: int, files: Files, counts: list[int], for_val: np.ndarray, on_b
         number, first = first, first + count
         if first <= done:
             continue
-        for text, ends in files.texts(path, on_bytes):
+        for text, ends in files.parts_of(path, on_bytes):
             if done <= number < first:
                 yield SPLITS[int(for_val[number])], text, ends
             number += ends

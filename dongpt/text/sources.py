@@ -30,21 +30,19 @@ class Download:
     addresses: tuple[str, ...]
 
 
+GUTENBERG, GITHUB = "https://www.gutenberg.org", "https://raw.githubusercontent.com"
 DON_QUIXOTE = Download(
-    title="Don Quixote",
-    least_bytes=1_500_000,
-    most_bytes=4_000_000,
-    addresses=(
-        "https://www.gutenberg.org/cache/epub/996/pg996.txt",
-        "https://www.gutenberg.org/files/996/996-0.txt",
-        "https://raw.githubusercontent.com/GITenberg/Don-Quixote_996/master/996.txt",
+    "Don Quixote",
+    1_500_000,
+    4_000_000,
+    (
+        f"{GUTENBERG}/cache/epub/996/pg996.txt",
+        f"{GUTENBERG}/files/996/996-0.txt",
+        f"{GITHUB}/GITenberg/Don-Quixote_996/master/996.txt",
     ),
 )
 TINY_SHAKESPEARE = Download(
-    title="First Citizen",
-    least_bytes=1_000_000,
-    most_bytes=1_300_000,
-    addresses=("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",),
+    "First Citizen", 1_000_000, 1_300_000, (f"{GITHUB}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",)
 )
 
 
@@ -67,16 +65,13 @@ def prepare_text(cfg: TextConfig, folder: str, download: Download, tokenizer: Ki
         text, had_markers = strip_gutenberg(text)
         if not had_markers:
             print(f"{path} has no Project Gutenberg markers: kept whole")
-    vocabulary, source = Vocabulary(tokenizer), os.path.basename(path)
-    if prepared := prepare(folder, Texts([text]), vocabulary, source=source, sha256=sha256):
+    source = os.path.basename(path)
+    if prepared := prepare(folder, Texts([text]), Vocabulary(tokenizer), source=source, sha256=sha256):
         report(prepared)
 
 
 def find_text(given: str, folder: str, download: Download) -> str:
-    """Path of the text to prepare: the one given, else input.txt in folder, else the download, kept there as input.txt.
-
-    Raises UserError if there is none; nothing is written then.
-    """
+    """Path of the text to prepare: the one given, else input.txt in folder, which is downloaded if it is not there."""
     local = os.path.join(folder, "input.txt")
     if not given and not os.path.exists(local):
         fetch(download, local)
@@ -98,14 +93,10 @@ def fetch(download: Download, path: str):
             continue
         problem = implausible(content, download) or len(content) < n_announced and "the download broke off"
         if not problem:
-            store(path, content)
-            return
+            return store(path, content)
         problems.append(f"{host}: {problem}")
-    folder = os.path.relpath(os.path.dirname(path))
-    raise UserError(
-        f"{download.title} could not be downloaded ({'; '.join(problems)}): "
-        f"pass your copy with --input=PATH, or put it at {os.path.join(folder, 'input.txt')}"
-    )
+    remedy = f"pass your copy with --input=PATH, or put it at {os.path.relpath(path)}"
+    raise UserError(f"{download.title} could not be downloaded ({'; '.join(problems)}): {remedy}")
 
 
 def store(path: str, content: bytes):
@@ -114,9 +105,7 @@ def store(path: str, content: bytes):
         with replaced_file(path) as file:
             file.write(content)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): free space there or change its rights"
-        ) from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): free space or change its rights") from error
 
 
 def implausible(content: bytes, download: Download) -> str:
@@ -144,10 +133,10 @@ def read_text(path: str, encoding: str = "utf-8") -> tuple[str, str]:
 
 def strip_gutenberg(text: str) -> tuple[str, bool]:
     """(text between Project Gutenberg's START and END markers, True), or (text, False) if it has neither."""
-    marker = r"^\*\*\* ?{} OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^*]{{0,300}}\*\*\*[^\n]*\n?"
-    start = re.search(marker.format("START"), text, re.MULTILINE | re.IGNORECASE)
+    marker = r"(?mi)^\*\*\* ?{} OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^*]{{0,300}}\*\*\*[^\n]*\n?"
+    start = re.search(marker.format("START"), text)
     body = text[start.end() :] if start else text
-    end = re.search(marker.format("END"), body, re.MULTILINE | re.IGNORECASE)
+    end = re.search(marker.format("END"), body)
     if not start and not end:
         return text, False
     body = body[: end.start()] if end else body

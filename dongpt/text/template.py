@@ -9,6 +9,7 @@ A tokenizer carries the template that its model was trained with, so that chat.p
 
 import re
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import groupby
 from typing import Any, Sequence
 
 from configurator import UserError
@@ -39,7 +40,7 @@ class Template:
 
     def marks(self) -> list[str]:
         """The names of the special tokens."""
-        return [mark for mark in (self.system, self.user, self.assistant, self.end) if mark] if self.special else []
+        return [mark for mark in (self.system, self.user, self.assistant, self.end) if mark and self.special]
 
     @property
     def continues(self) -> bool:
@@ -82,12 +83,12 @@ class Template:
         """The template that to_dict described. Raises UserError for anything else."""
         try:
             template = cls(**{**description, "tags": tuple(description.get("tags", ()))})
-            values = {field.name: getattr(template, field.name) for field in fields(cls) if field.name != "tags"}
+            texts = [getattr(template, field.name) for field in fields(cls) if field.type is str]
             valid = (
-                all(type(value) is (bool if name == "special" else str) for name, value in values.items())
-                and all(type(tag) is str and len(tag) > 1 for tag in template.tags)
+                type(template.special) is bool
+                and is_unicode("".join([*texts, *template.tags]))  # TypeError for what is no text
+                and all(len(tag) > 1 for tag in template.tags)
                 and template.header.count("{}") == bool(template.header)
-                and is_unicode("".join(map(str, [*values.values(), *template.tags])))
             )
         except (TypeError, AttributeError):
             valid = False
@@ -107,15 +108,8 @@ def is_unicode(text: str) -> bool:
 
 DONGPT = Template("dongpt", user="<|user|>", assistant="<|assistant|>", end="<|end|>", system="<|system|>")
 # the Empathetic-Dialogue-System's training data, in which <bot> is the user
-EDS = Template(
-    "eds",
-    user="<bot> ",
-    assistant="\n<human>",
-    end=" <endOfText>\n",
-    gap=" ",
-    special=False,
-    tags=("<bot>", "<human>", "<endOfText>", "<emotion>", "<context>"),
-)
+EDS_TAGS = ("<bot>", "<human>", "<endOfText>", "<emotion>", "<context>")
+EDS = Template("eds", "<bot> ", "\n<human>", end=" <endOfText>\n", gap=" ", special=False, tags=EDS_TAGS)
 EDS_EMOTION = replace(EDS, name="eds-emotion", header="<emotion> {}\n")
 EDS_CONTEXT = replace(EDS, name="eds-context", header="<context> {}\n")
 PLAIN = Template("plain", user="", assistant="", end="\n", special=False)  # no dialogue: the text continues
@@ -126,12 +120,10 @@ EMOTIONS = ("afraid", "annoyed", "disappointed", "disgusted", "excited", "gratef
 def joined(segments: Sequence[Segment]) -> list[Segment]:
     """segments without empty ones, and with adjacent texts merged, since a tokenizer must see them together."""
     merged: list[Segment] = []
-    for segment in filter(lambda segment: segment.text, segments):
-        last = merged[-1] if merged else None
-        if last and not last.is_special and not segment.is_special and last.in_loss == segment.in_loss:
-            merged[-1] = replace(segment, text=last.text + segment.text)
-        else:
-            merged.append(segment)
+    filled = (segment for segment in segments if segment.text)
+    for (is_special, in_loss), group in groupby(filled, key=lambda segment: (segment.is_special, segment.in_loss)):
+        texts = [segment.text for segment in group]
+        merged += [Segment(text, is_special, in_loss) for text in (texts if is_special else ["".join(texts)])]
     return merged
 
 

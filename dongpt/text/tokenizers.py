@@ -23,29 +23,25 @@ FOREIGN = {"kind": "foreign"}  # describes a tokenizer that exists but is none o
 END = "<|endoftext|>"  # the special token after each of several documents
 UNKNOWN = "<unk>"  # the special token for a word that is not in the vocabulary
 MAX_VOCAB = 2**16  # entries of a vocabulary: ids are stored as uint16
-NO_ID = MAX_VOCAB - 1  # in a table of the ids of a smaller vocabulary
+NO_ID = MAX_VOCAB - 1  # marks unknown characters in CharTokenizer's table
 # openai/gpt-2, encoder.py
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 GPT2_VOCAB = 50257  # entries of GPT-2's vocabulary
 WORDS, WORDS_WITH_SPACES = r"\w+|\S|\s", r" ?\w+| ?[^\w\s]|\s"
+MARKS = '.,;:!?()[]"-\u3001\u3002\uff0c\uff01\uff1f'  # neither letters nor digits nor blanks in any Unicode
+LONG_RUN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")
 Unknown = Literal["error", "skip", "replace"]
 
 
 class Tokenizer:
-    """The interface, and the parts shared by tokenizers that look up pieces of text in a list.
-
-    encode("hi") -> [5, 6]; decode([5, 6]) -> "hi"; stream([5, 6]) yields "h", "i".
-    vocab_size counts the ids, special tokens included. start_id is the model's input for an empty prompt.
-    specials maps the declared special tokens to their ids; encode recognises them only with special=True.
-    """
+    """The interface: encode("hi") -> [5, 6]; decode([5, 6]) -> "hi"; stream([5, 6]) yields "h", "i"."""
 
     kind: str
     fields: dict[str, type] = {}  # attributes that to_dict holds, besides the special tokens and the template
     implied: tuple[str, ...] = ()  # special tokens of every tokenizer of this kind
-    vocab_size: int
-    start_id: int
-    entries: Sequence[str]  # text of each id, special tokens excluded
-    specials: dict[str, int] = {}
+    vocab_size: int  # number of ids, special tokens included
+    start_id: int  # the model's input for an empty prompt
+    specials: dict[str, int] = {}  # the declared special tokens with their ids
     in_threads = True  # several threads encode faster than one
     template: Template | None = None  # how conversations were written for the model, if it was trained on any
 
@@ -67,7 +63,7 @@ class Tokenizer:
         raise NotImplementedError
 
     def encode_array(self, text: str) -> np.ndarray:
-        """encode(text) as (n,) uint16, for long texts."""
+        """encode(text) as (n,) uint16, for long texts; words that are too rare for the vocabulary become <unk>."""
         return np.array(self.encode(text), dtype=np.uint16)
 
     def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
@@ -78,8 +74,7 @@ class Tokenizer:
         """The ids of texts one by one, (n,) uint16, each followed by end_id, if there is one, where its flag is set."""
         end = np.array([] if end_id is None else [end_id], dtype=np.uint16)
         encoded = self.encode_texts([text for text, _ in parts])
-        arrays = [array for ids, (_, ends) in zip(encoded, parts) for array in (ids, *([end] if ends else []))]
-        return np.concatenate(arrays) if arrays else end[:0]
+        return np.concatenate([end[:0], *chain(*((ids, end[:ends]) for ids, (_, ends) in zip(encoded, parts)))])
 
     def missing(self, text: str) -> list[str]:
         """The pieces of text that are not in the vocabulary, sorted."""
@@ -104,62 +99,85 @@ class Tokenizer:
 
     def decoder(self) -> Callable[[int | None], str]:
         """A function that takes one id at a time and returns the text completed by it; None ends the text."""
-        texts: dict[int | None, str] = {**dict(enumerate(self.entries)), None: ""}
-        texts.update({i: name for name, i in self.specials.items()})
-        return lambda i: texts.get(i, "\ufffd")
+        raise NotImplementedError
 
     def byte_lengths(self) -> np.ndarray:
         """UTF-8 bytes of source text per id, (vocab_size,) int64; 0 for special tokens."""
-        return np.array([len(text.encode("utf-8")) for text in self.entries] + [0] * len(self.specials), np.int64)
+        raise NotImplementedError
 
     def to_dict(self) -> dict:
         """A plain dict of str, int, bool and lists of them from which from_dict makes the same tokenizer."""
         described = {"kind": self.kind, **{name: getattr(self, name) for name in self.fields}}
-        if special := [n for n in sorted(self.specials, key=lambda n: self.specials[n]) if n not in self.implied]:
+        if special := [n for n in sorted(self.specials, key=self.specials.__getitem__) if n not in self.implied]:
             described["special"] = special
         if self.template:
             described["template"] = self.template.to_dict()
         return described
 
 
-class CharTokenizer(Tokenizer):
+class LookupTokenizer(Tokenizer):
+    """Splits text into pieces and looks them up in a list: what characters and words have in common."""
+
+    pieces_name: str  # in messages
+
+    def __init__(self, pieces: Sequence[str], special: Sequence[str]):
+        if not pieces or len(set(pieces)) != len(pieces):
+            raise UserError(f"a vocabulary needs {self.pieces_name}, all of them different: prepare the data again")
+        self.pieces = pieces  # text of each id, special tokens excluded
+        self.ids = {piece: i for i, piece in enumerate(pieces)}
+        self.specials = _number([*self.implied, *special], len(pieces), self.ids)
+        self.vocab_size = len(pieces) + len(self.specials)
+        self.unknown_id = self.specials.get(UNKNOWN, next((self.ids[c] for c in "\ufffd?_ " if c in self.ids), 0))
+        self.start_id = self.specials.get(END, self.ids.get("\n", self.specials.get(UNKNOWN, 0)))
+
+    def split(self, text: str) -> Sequence[str]:
+        """The pieces of text."""
+        raise NotImplementedError
+
+    def _encode(self, text: str, unknown: Unknown) -> list[int]:
+        pieces = self.split(text)
+        if unknown == "replace":
+            return [self.ids.get(piece, self.unknown_id) for piece in pieces]
+        ids = [self.ids[piece] for piece in pieces if piece in self.ids]
+        if unknown == "error" and len(ids) < len(pieces):
+            missing = self.missing(text)
+            shown = ", ".join(map(repr, missing[:10])) + " and others" * (len(missing) > 10)
+            problem = f"the text has {self.pieces_name} that are not in the vocabulary of {len(self.pieces):,}: {shown}"
+            raise UserError(f"{problem}; write something else, or pass --unknown=skip or --unknown=replace")
+        return ids
+
+    def missing(self, text: str) -> list[str]:
+        return sorted(set(self.split(text)) - set(self.ids))
+
+    def decoder(self) -> Callable[[int | None], str]:
+        texts: dict[int | None, str] = {**dict(enumerate(self.pieces)), None: ""}
+        texts.update({i: name for name, i in self.specials.items()})
+        return lambda i: texts.get(i, "\ufffd")
+
+    def byte_lengths(self) -> np.ndarray:
+        return np.array([len(text.encode("utf-8")) for text in self.pieces] + [0] * len(self.specials), np.int64)
+
+
+class CharTokenizer(LookupTokenizer):
     """One id per character, in the order of the characters given, by convention that of their code points."""
 
-    kind, fields = "char", {"characters": str}
+    kind, fields, pieces_name = "char", {"characters": str}, "characters"
 
     def __init__(self, characters: str, special: Sequence[str] = ()):
-        if not characters or len(set(characters)) != len(characters):
-            raise UserError("a vocabulary needs characters, all of them different: prepare the data again")
-        self.characters = self.entries = characters
-        self.ids = {character: i for i, character in enumerate(characters)}
-        self.specials = _number(special, len(characters), self.ids)
-        self.vocab_size = len(characters) + len(special)
-        self.start_id = self.specials.get(END, self.ids.get("\n", 0))
+        super().__init__(characters, special)
+        self.characters = characters
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
         """The tokenizer whose vocabulary is every character of text, sorted by code point."""
         return cls("".join(sorted(set(text))))
 
-    def _encode(self, text: str, unknown: Unknown) -> list[int]:
-        ids = [*map(self.ids.get, text)]
-        if unknown == "error" and None in ids:
-            missing = ", ".join(map(repr, self.missing(text)))
-            raise UserError(
-                f"the text has characters that are not in the vocabulary: {missing}; the vocabulary is "
-                f"{self.characters!r}; pass --unknown=skip or --unknown=replace to go on without them"
-            )
-        replacement = next((c for c in "\ufffd?_ " if c in self.ids), self.characters[0])
-        default = self.ids[replacement] if unknown == "replace" else None
-        return [i for i in (default if i is None else i for i in ids) if i is not None]
-
-    def missing(self, text: str) -> list[str]:
-        return sorted(set(text) - set(self.ids))
+    def split(self, text: str) -> str:
+        return text
 
     def encode_array(self, text: str) -> np.ndarray:
         encoding, dtype = ("ascii", np.uint8) if text.isascii() else ("utf-32-le", np.uint32)
-        codes = np.frombuffer(text.encode(encoding), dtype)
-        ids = self._table.take(codes)
+        ids = self._table.take(np.frombuffer(text.encode(encoding), dtype))
         known = not len(ids) or ids.max() < NO_ID
         return ids if known else super().encode_array(text)  # raises UserError for what is unknown
 
@@ -179,53 +197,26 @@ class CharTokenizer(Tokenizer):
         return len(text)
 
 
-class WordTokenizer(Tokenizer):
+class WordTokenizer(LookupTokenizer):
     """One id per word, punctuation mark or blank; a space belongs to the word after it unless spaces_alone.
 
     With spaces_alone a text is split into \\w+, \\S and \\s, as in the word notebook. lower: capitals are lost.
     """
 
-    kind, fields, implied = "word", {"words": list, "lower": bool, "spaces_alone": bool}, (UNKNOWN,)
+    kind, fields, pieces_name = "word", {"words": list, "lower": bool, "spaces_alone": bool}, "words"
+    implied = (UNKNOWN,)
     in_threads = False  # Python's regular expressions run in one thread at a time
 
-    def __init__(
-        self, words: Sequence[str], special: Sequence[str] = (), lower: bool = False, spaces_alone: bool = False
-    ):
-        if not words or len(set(words)) != len(words) or UNKNOWN in special:
-            problem = f"a vocabulary needs words, all of them different, and {UNKNOWN} is declared anyway"
-            raise UserError(f"{problem}: leave it out of --special")
-        self.words = self.entries = list(words)
-        self.lower, self.spaces_alone = lower, spaces_alone
-        self.ids = {word: i for i, word in enumerate(words)}
-        self.specials = _number([UNKNOWN, *special], len(words), self.ids)
-        self.unknown_id = self.specials[UNKNOWN]
-        self.vocab_size = len(words) + len(self.specials)
-        self.start_id = self.specials.get(END, self.ids.get("\n", self.unknown_id))
-
-    @property
-    def pattern(self) -> str:
-        """The regular expression that fits a word."""
-        return WORDS if self.spaces_alone else WORDS_WITH_SPACES
+    def __init__(self, words: Sequence[str], special: Sequence[str] = (), lower=False, spaces_alone=False):
+        super().__init__(words, special)
+        self.words, self.lower, self.spaces_alone = list(words), lower, spaces_alone
+        self.pattern = WORDS if spaces_alone else WORDS_WITH_SPACES
 
     def split(self, text: str) -> list[str]:
         """The words of text, the same text when joined, in small letters if lower."""
         return split_words(text, self.lower, self.spaces_alone)
 
-    def _encode(self, text: str, unknown: Unknown) -> list[int]:
-        if unknown == "error" and (missing := self.missing(text)):
-            shown = ", ".join(map(repr, missing[:10])) + " and others" * (len(missing) > 10)
-            raise UserError(
-                f"the text has words that are not in the vocabulary of {len(self.words):,}: {shown}; write something "
-                f"else, or pass --unknown=skip or --unknown=replace"
-            )
-        ids = (self.ids.get(word, self.unknown_id) for word in self.split(text))
-        return [i for i in ids if i != self.unknown_id] if unknown == "skip" else [*ids]
-
-    def missing(self, text: str) -> list[str]:
-        return sorted(set(self.split(text)) - set(self.ids))
-
     def encode_array(self, text: str) -> np.ndarray:
-        """As encode; words that are too rare for the vocabulary become <unk>."""
         return np.array(self.encode(text, unknown="replace"), dtype=np.uint16)
 
     def cut(self, text: str) -> int:
@@ -244,7 +235,11 @@ class BytePairs(Tokenizer):
     """Byte pairs by tiktoken: encoding is a tiktoken.Encoding that has END; further special tokens follow its own."""
 
     implied = (END,)
-    encoding: Any
+
+    def __init__(self, encoding: Any, special: Sequence[str]):
+        self.encoding, self.start_id = encoding, encoding.eot_token
+        self.specials = {END: self.start_id, **_number(special, encoding.n_vocab, [END])}
+        self.vocab_size = encoding.n_vocab + len(special)
 
     def _encode(self, text: str, unknown: Unknown) -> list[int]:
         return self.encode_array(text).tolist()
@@ -253,12 +248,10 @@ class BytePairs(Tokenizer):
         try:
             ids = self.encoding.encode_to_numpy(text, allowed_special={*special}, disallowed_special=())
             return ids.astype(np.uint16)
-        except BaseException as error:  # tiktoken's own code gives up with a PanicException, which is no Exception
+        except BaseException as error:  # tiktoken's PanicException is no Exception
             if type(error).__name__ not in ("PanicException", "ValueError"):
                 raise
-            raise UserError(
-                "the text has a stretch of hundreds of thousands of blanks, which tiktoken cannot split: take them out"
-            ) from None
+            raise UserError("tiktoken cannot split hundreds of thousands of blanks in a row: take them out") from None
 
     def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
         if not texts or any(END in text for text in texts):
@@ -273,10 +266,9 @@ class BytePairs(Tokenizer):
         return lambda i: utf8.decode(b"" if i is None else self._bytes(i), final=i is None)
 
     def byte_lengths(self) -> np.ndarray:
-        lengths = [len(self._bytes(i)) for i in range(self.vocab_size)]
-        for i in self.specials.values():
-            lengths[i] = 0
-        return np.array(lengths, dtype=np.int64)
+        lengths = np.array([len(self._bytes(i)) for i in range(self.vocab_size)], dtype=np.int64)
+        lengths[[*self.specials.values()]] = 0
+        return lengths
 
     def _bytes(self, i: int) -> bytes:
         """The bytes of one id; outside the vocabulary a byte that is not UTF-8."""
@@ -299,20 +291,13 @@ class BPETokenizer(BytePairs):
 
         self.tokens = list(tokens)
         codes = {character: byte for byte, character in enumerate(byte_alphabet())}
-        if unknown := [token for token in tokens if not {*token} <= {*codes}]:
-            raise UserError(
-                f"byte pairs cannot spell {unknown[0]!r}, which stands for no bytes: prepare the data again"
-            )
-        ranks = {bytes(codes[character] for character in token): i for i, token in enumerate(tokens)}
-        if len(ranks) != len(tokens) or b"" in ranks or any(bytes([byte]) not in ranks for byte in range(256)):
-            problem = "the vocabulary of byte pairs lacks a byte, or has an empty token or one twice"
+        ranks = {bytes(codes[c] for c in token): i for i, token in enumerate(tokens) if {*token} <= {*codes}}
+        if len(ranks) < len(tokens) or b"" in ranks or any(bytes([byte]) not in ranks for byte in range(256)):
+            problem = "the vocabulary of byte pairs lacks a byte, or has a token that is empty, there twice or no bytes"
             raise UserError(f"{problem}: prepare the data again")
-        self.encoding = tiktoken.Encoding(
-            "bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END: len(tokens)}
-        )
-        self.specials = _number([END, *special], len(tokens), ())
-        self.vocab_size = len(tokens) + len(self.specials)
-        self.start_id = self.specials[END]
+        end = {END: len(tokens)}
+        encoding = tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=end)
+        super().__init__(encoding, special)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> "BPETokenizer":
@@ -324,14 +309,12 @@ class BPETokenizer(BytePairs):
             least = f"{256 + n_special} (the bytes and the special tokens)"
             raise UserError(f"vocab_size={vocab_size} must be from {least} to {MAX_VOCAB:,}")
         learner = tokenizers.Tokenizer(tokenizers.models.BPE())
-        learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-        trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=vocab_size - n_special, initial_alphabet=alphabet, show_progress=False
-        )
+        learner.pre_tokenizer = byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        size, alphabet = vocab_size - n_special, byte_level.alphabet()
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
         learner.train_from_iterator(chain.from_iterable(map(_shortened, texts)), trainer)
         ids = learner.get_vocab()
-        return cls(sorted(ids, key=lambda token: ids[token]), special)
+        return cls(sorted(ids, key=ids.__getitem__), special)
 
 
 class GPT2Tokenizer(BytePairs):
@@ -340,19 +323,8 @@ class GPT2Tokenizer(BytePairs):
     kind, fields = "gpt2", {"sha256": str}
 
     def __init__(self, special: Sequence[str] = ()):
-        self.encoding = _gpt2_encoding()
-        self.start_id = self.encoding.eot_token
-        self.specials = {END: self.start_id}
-        self.specials.update(_number(special, self.encoding.n_vocab, self.specials))
-        self.vocab_size = self.encoding.n_vocab + len(special)
-
-    @property
-    def sha256(self) -> str:
-        """A hash of all tokens in the order of their ids."""
-        return _gpt2_sha256()
-
-
-LONG_RUN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")
+        encoding, self.sha256 = _load_gpt2()
+        super().__init__(encoding, special)
 
 
 def _shortened(text: str) -> list[str]:
@@ -372,18 +344,6 @@ def byte_alphabet() -> tuple[str, ...]:
     return tuple(chr(byte if byte in visible else 0x100 + others.index(byte)) for byte in range(256))
 
 
-def last_break(text: str) -> int:
-    """The last place in text where all patterns above end a piece, however the text continues; 0 if there is none.
-
-    Such places are before a blank that follows something else, and before a punctuation mark that follows a letter.
-    """
-    for place in range(len(text) - 1, 0, -1):
-        before, here = text[place - 1], text[place]
-        if is_word_break(before, here) or here in MARKS and before.isalpha():
-            return place
-    return 0
-
-
 def is_word_break(before: str, here: str) -> bool:
     """Whether a word always ends between these two characters, and lowering it does not depend on what follows.
 
@@ -392,12 +352,19 @@ def is_word_break(before: str, here: str) -> bool:
     return here in " \n" and not before.isspace()
 
 
+def is_break(before: str, here: str) -> bool:
+    """Whether all patterns above end a piece between these two characters, however the text continues."""
+    return is_word_break(before, here) or here in MARKS and before.isalpha()
+
+
+def last_break(text: str, fits: Callable[[str, str], bool] = is_break) -> int:
+    """The last place in text that is_break, 0 if there is none."""
+    return next((place for place in range(len(text) - 1, 0, -1) if fits(text[place - 1], text[place])), 0)
+
+
 def last_word_break(text: str) -> int:
     """The last place in text that is_word_break, 0 if there is none."""
-    return next((place for place in range(len(text) - 1, 0, -1) if is_word_break(text[place - 1], text[place])), 0)
-
-
-MARKS = '.,;:!?()[]"-\u3001\u3002\uff0c\uff01\uff1f'  # neither letters nor digits nor blanks in any Unicode
+    return last_break(text, is_word_break)
 
 
 def _number(special: Sequence[str], first: int, taken: Collection[str]) -> dict[str, int]:
@@ -405,56 +372,43 @@ def _number(special: Sequence[str], first: int, taken: Collection[str]) -> dict[
     counts = Counter(special)
     if wrong := [name for name in special if not name or name in taken or counts[name] > 1]:
         shown = ", ".join(map(repr, wrong[:10]))
-        raise UserError(
-            f"special tokens must have names that differ, from each other and from all else in the vocabulary: "
-            f"change {shown}"
-        )
+        problem = "special tokens must have names that differ, from each other and from all else in the vocabulary"
+        raise UserError(f"{problem}: change {shown}")
     return {name: first + i for i, name in enumerate(special)}
 
 
 @functools.cache
-def _gpt2_encoding():
-    """tiktoken's encoding; it takes the vocabulary from TIKTOKEN_CACHE_DIR if it is there, else it downloads it."""
+def _load_gpt2() -> tuple[Any, str]:
+    """(tiktoken's encoding, a hash of all tokens in the order of their ids).
+
+    tiktoken takes the vocabulary from TIKTOKEN_CACHE_DIR if it is there, else it downloads it.
+    """
     import tiktoken
 
     try:
-        return tiktoken.get_encoding("gpt2")
+        encoding = tiktoken.get_encoding("gpt2")
     except Exception as error:  # tiktoken hands on whatever requests, the file system or its hash check raise
-        raise UserError(
-            f"GPT-2's vocabulary could not be loaded ({type(error).__name__}): connect to a network once, "
-            f"or set TIKTOKEN_CACHE_DIR to a folder that holds tiktoken's copy of it"
-        ) from error
-
-
-@functools.cache
-def _gpt2_sha256() -> str:
-    """A hash of all tokens in the order of their ids."""
-    encoding, digest = _gpt2_encoding(), hashlib.sha256()
-    for i in range(encoding.n_vocab):
-        token = encoding.decode_single_token_bytes(i)
-        digest.update(len(token).to_bytes(4, "little") + token)
-    return digest.hexdigest()
+        remedy = "connect to a network once, or set TIKTOKEN_CACHE_DIR to a folder that holds tiktoken's copy of it"
+        raise UserError(f"GPT-2's vocabulary could not be loaded ({type(error).__name__}): {remedy}") from error
+    tokens = map(encoding.decode_single_token_bytes, range(encoding.n_vocab))
+    return encoding, hashlib.sha256(b"".join(len(token).to_bytes(4, "little") + token for token in tokens)).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # descriptions, from files that may hold anything
 
-KINDS: dict[str, type[Tokenizer]] = {
-    cls.kind: cls for cls in (CharTokenizer, WordTokenizer, BPETokenizer, GPT2Tokenizer)
-}
+KINDS: dict[str, Any] = {cls.kind: cls for cls in (CharTokenizer, WordTokenizer, BPETokenizer, GPT2Tokenizer)}
 
 
 def from_dict(description: dict) -> Tokenizer:
     """The tokenizer that to_dict described. Raises UserError for anything that to_dict cannot have returned."""
     check_dict(description)
-    cls: Any = KINDS[description["kind"]]
+    cls = KINDS[description["kind"]]
     values = {name: description.get(name, type_()) for name, type_ in cls.fields.items() if name != "sha256"}
-    if cls is GPT2Tokenizer and description.get("sha256", _gpt2_sha256()) != _gpt2_sha256():
-        raise UserError(
-            "this file's GPT-2 vocabulary is not the one that tiktoken loads here: clear TIKTOKEN_CACHE_DIR, or "
-            "prepare the data again"
-        )
     tokenizer = cls(special=description.get("special", []), **values)
+    if cls is GPT2Tokenizer and description.get("sha256", tokenizer.sha256) != tokenizer.sha256:
+        problem = "this file's GPT-2 vocabulary is not the one that tiktoken loads here"
+        raise UserError(f"{problem}: clear TIKTOKEN_CACHE_DIR, or prepare the data again")
     if "template" in description:
         tokenizer.template = Template.from_dict(description["template"])
     return tokenizer
@@ -469,17 +423,14 @@ def check_dict(description: Any) -> int:
     if not isinstance(description, dict):
         raise UserError("the tokenizer's description is not a dict: prepare the data again")
     if description == FOREIGN:
-        raise UserError(
-            "this model's tokenizer is not one that donGPT has, so its ids cannot be shown as text: "
-            "use the library that it came from"
-        )
+        problem = "this model's tokenizer is not one that donGPT has, so its ids cannot be shown as text"
+        raise UserError(f"{problem}: use the library that it came from")
     kind = description.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         shown = repr(kind[:40]) if isinstance(kind, str) else type(kind).__name__
         raise UserError(f"tokenizer kind {shown} is not known: this file was written by a newer donGPT, update yours")
     n_entries = GPT2_VOCAB if kind == "gpt2" else len(KINDS[kind].implied)
-    expected_types: dict[str, Any] = {**KINDS[kind].fields, "special": list}
-    for key, expected in expected_types.items():
+    for key, expected in {**KINDS[kind].fields, "special": list}.items():
         value = description.get(key, expected())
         if type(value) is not expected or expected is list and {*map(type, value)} - {str}:
             wanted = {str: "text", bool: "True or False", list: "a list of texts"}[expected]

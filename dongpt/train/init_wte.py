@@ -41,8 +41,7 @@ def read_vectors(path: str, wanted: set[str]) -> dict[str, np.ndarray]:
     """The vectors of those words of a file that are wanted, {word: (width,) float32}; the first of several counts.
 
     The file is streamed, so memory grows only with the words that are wanted. Raises UserError for a file that cannot
-    be read, holds no vectors, is cut off, does not hold what its header promises, has vectors of several widths or
-    numbers that are not finite, or no word that is wanted.
+    be read, is damaged, or has numbers that are not finite or no word that is wanted.
     """
     if path.endswith(".npy"):
         raise UserError(f"{path} has no words, and is what this program writes: pass a file of word2vec or GloVe")
@@ -52,12 +51,22 @@ def read_vectors(path: str, wanted: set[str]) -> dict[str, np.ndarray]:
             start = raw.read(6)
         opener: Any = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), open)
         with io.BufferedReader(opener(path, "rb"), READ_BYTES) as file:
-            for word, vector in _read(file, path, wanted):
-                found.setdefault(word, vector)
+            n_promised, records = _open_records(file, path)
+            number = 0
+            for number, (word, content) in enumerate(records, 1):
+                if (name := word.decode("utf-8", errors="replace")) in wanted and name not in found:
+                    vector = _numbers(content) if isinstance(content, list) else np.frombuffer(content, "<f4")
+                    if vector is None:
+                        raise _damaged(path, f"vector number {number:,} holds something that is no number")
+                    found[name] = vector.astype(np.float32)
+            more = bool(file.read(MAX_WORD_BYTES).strip())
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if reason := getattr(error, "strerror", None):  # of the operating system
             raise UserError(f"{path} cannot be read ({reason}): give the path of a file of word vectors") from error
         raise _damaged(path, f"it cannot be unpacked ({error})") from error
+    if more or n_promised not in (None, number):
+        holds = "more" if more else f"{number:,}"
+        raise _damaged(path, f"it promises {n_promised or number:,} vectors and holds {holds}")
     if not found:
         raise UserError(f"{path} has no vector for any word of the vocabulary: are its words of the same language?")
     if infinite := [word for word, vector in found.items() if not np.isfinite(vector).all()]:
@@ -69,8 +78,11 @@ def _damaged(path: str, problem: str) -> UserError:
     return UserError(f"{path}: {problem}: the file is cut off or damaged, download it again")
 
 
-def _read(file: BinaryIO, path: str, wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (word, vector) for the words that are wanted."""
+Records = Iterator[tuple[bytes, Any]]  # (word, its numbers: a list of texts, or the bytes of float32)
+
+
+def _open_records(file: BinaryIO, path: str) -> tuple[int | None, Records]:
+    """(number of vectors by the header, None without one; the records)."""
     first = file.readline(MAX_LINE_BYTES)
     fields = first.split()
     if len(fields) == 2 and all(field.isdigit() for field in fields):
@@ -78,19 +90,15 @@ def _read(file: BinaryIO, path: str, wanted: set[str]) -> Iterator[tuple[str, np
         if not (n_vectors and 0 < width <= MAX_WIDTH):
             given = first[:60].strip().decode()
             raise UserError(f"{path} begins with {given!r}, not a count and a width: give a file of word2vec or GloVe")
-        place = file.tell()
-        line = file.readline(MAX_LINE_BYTES)
+        place, line = file.tell(), file.readline(MAX_LINE_BYTES)
         file.seek(place)
         # in a binary file the bytes of the first number would have to be digits
         is_text = len(line.split()) > 1 and _numbers(line.split()[1:2]) is not None and b"\0" not in line
-        yield from (_read_text if is_text else _read_binary)(file, path, n_vectors, width, wanted)
-    else:  # GloVe's: no header
-        if not (1 < len(fields) <= MAX_WIDTH + 1 and _numbers(fields[1:]) is not None):
-            raise UserError(
-                f"{path} begins with neither a header nor a word and numbers: give one of word2vec or GloVe"
-            )
+        return n_vectors, _read_text(file, path, width) if is_text else _read_binary(file, path, n_vectors, width)
+    if 1 < len(fields) <= MAX_WIDTH + 1 and _numbers(fields[1:]) is not None:  # GloVe's: no header
         file.seek(0)
-        yield from _read_text(file, path, None, len(fields) - 1, wanted)
+        return None, _read_text(file, path, len(fields) - 1)
+    raise UserError(f"{path} begins with neither a header nor a word and numbers: give one of word2vec or GloVe")
 
 
 def _numbers(fields: list[bytes]) -> np.ndarray | None:
@@ -101,45 +109,31 @@ def _numbers(fields: list[bytes]) -> np.ndarray | None:
         return None
 
 
-def _read_text(file: BinaryIO, path: str, n_vectors: int | None, width: int, wanted: set[str]):
-    """Yield (word, vector) of lines; the count of numbers is checked in every line."""
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES).rstrip(b"\r\n"):
-        number += 1
+def _read_text(file: BinaryIO, path: str, width: int) -> Records:
+    """The records of lines; the count of numbers is checked in every line."""
+    lines = iter(lambda: file.readline(MAX_LINE_BYTES).rstrip(b"\r\n"), b"")
+    for number, line in enumerate(lines, 1):
         fields = line.split()
         if len(fields) > width + 1 and _numbers(fields[1:2]) is None:  # GloVe has a few words with spaces in them
             fields[:-width] = [b" ".join(fields[:-width])]
         if len(fields) != width + 1:
             count = max(len(fields) - 1, 0)
             raise _damaged(path, f"vector number {number:,} has {count:,} numbers where the file's have {width:,}")
-        if (word := fields[0].decode("utf-8", errors="replace")) in wanted:
-            if (vector := _numbers(fields[1:])) is None:
-                raise _damaged(path, f"vector number {number:,} holds something that is no number")
-            yield word, vector
-    _check_count(file, path, number, number if n_vectors is None else n_vectors)
+        yield fields[0], fields[1:]
 
 
-def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int, wanted: set[str]):
-    """Yield (word, vector) of records: the word, a space, its float32 numbers, perhaps a line end."""
-    for number in range(n_vectors):
+def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int) -> Records:
+    """The records of a binary file: the word, a space, its float32 numbers, perhaps a line end."""
+    for number in range(1, n_vectors + 1):
         word = b""
         while (byte := file.read(1)) not in (b" ", b"") and len(word) < MAX_WORD_BYTES:
             word += byte
         if not byte and not word.strip():
-            _check_count(file, path, number, n_vectors)
+            return
         content = file.read(4 * width)
         if byte != b" " or len(content) < 4 * width:
-            raise _damaged(path, f"vector number {number + 1:,} of {n_vectors:,} is cut off")
-        if (name := word.lstrip(b"\n").decode("utf-8", errors="replace")) in wanted:
-            yield name, np.frombuffer(content, "<f4").astype(np.float32)
-    _check_count(file, path, n_vectors, n_vectors)
-
-
-def _check_count(file: BinaryIO, path: str, n_found: int, n_promised: int):
-    """Raise UserError unless the file ends here and had as many vectors as its header says."""
-    more = bool(file.read(MAX_WORD_BYTES).strip())
-    if n_found != n_promised or more:
-        raise _damaged(path, f"it promises {n_promised:,} vectors and holds {'more' if more else f'{n_found:,}'}")
+            raise _damaged(path, f"vector number {number:,} of {n_vectors:,} is cut off")
+        yield word.lstrip(b"\n"), content
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -181,7 +175,7 @@ def load_table(path: str, n_words: int) -> np.ndarray:
     problem = ""
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header may promise any size
-        if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind != "f" or 0 in table.shape:
+        if table.ndim != 2 or table.dtype.kind != "f" or 0 in table.shape:
             problem = "does not hold a row of numbers for each word"
         elif len(table) != n_words:
             problem = f"was made for other data: it has {len(table):,} rows and the vocabulary {n_words:,} entries"
@@ -189,7 +183,7 @@ def load_table(path: str, n_words: int) -> np.ndarray:
             problem = "has numbers that are not finite"
     except FileNotFoundError:
         problem = "is not there"
-    except (OSError, ValueError, EOFError):  # a pickle, a text, one cut off
+    except (OSError, ValueError, EOFError, AttributeError):  # a pickle, a text, a .npz, one cut off
         problem = "is no .npy file of numbers, or damaged"
     if problem:
         raise UserError(f"init_wte={path} {problem}: write it with python data/word2vec.py --dataset=NAME")
@@ -203,8 +197,7 @@ def fit_width(vectors: np.ndarray, width: int) -> np.ndarray:
     on their first `width` principal components. One factor then gives them standard deviation STD, the size that the
     positions, the other words and the layers above are initialised for.
     """
-    centred = vectors.astype(np.float64)
-    centred = centred - centred.mean(0)
+    centred = vectors - vectors.mean(0, dtype=np.float64)
     if centred.shape[1] > width:
         _, directions = np.linalg.eigh(centred.T @ centred)  # by rising variance
         centred = centred @ directions[:, ::-1][:, :width]
@@ -224,16 +217,11 @@ def init_embedding(weight: torch.Tensor, path: str, n_words: int) -> str:
     if not has.any():
         raise UserError(f"init_wte={path} has no vector for any word: write it with python data/word2vec.py")
     if table.shape[1] < width:
+        remedy = f"train vectors with python data/word2vec.py --size={width}, or pass --n_embd={table.shape[1]}"
         raise UserError(
-            f"init_wte={path} has vectors of {table.shape[1]} numbers, and n_embd={width} is more: train "
-            f"vectors with python data/word2vec.py --size={width}, or pass --n_embd={table.shape[1]}"
+            f"init_wte={path} has vectors of {table.shape[1]} numbers, and n_embd={width} is more: {remedy}"
         )
     weight[:n_words][torch.from_numpy(has)] = torch.from_numpy(fit_width(table[has], width))
-    wider = table.shape[1] > width
-    projected = (
-        f" (of {table.shape[1]} numbers, projected on their first {width} principal components)" if wider else ""
-    )
-    return (
-        f"token embedding from {path}: {has.sum():,} words begin with their vectors{projected}, {(~has).sum():,} "
-        f"without one as usual"
-    )
+    projected = f" (of {table.shape[1]} numbers, projected on their first {width} principal components)"
+    begin = f"{has.sum():,} words begin with their vectors{projected if table.shape[1] > width else ''}"
+    return f"token embedding from {path}: {begin}, {(~has).sum():,} without one as usual"

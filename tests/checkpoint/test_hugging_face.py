@@ -665,13 +665,10 @@ def tiny_gpt2(monkeypatch):
     encoding = tiktoken.Encoding(
         "gpt2", pat_str=r" ?\w+|\s+|[^\s\w]+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)}
     )
-    caches = tokenizers._gpt2_encoding, tokenizers._gpt2_sha256
-    for cached in caches:
-        cached.cache_clear()
+    tokenizers._load_gpt2.cache_clear()
     monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": encoding}.__getitem__)
     yield
-    for cached in caches:
-        cached.cache_clear()
+    tokenizers._load_gpt2.cache_clear()
 
 
 @pytest.fixture(params=["char", "gpt2"])

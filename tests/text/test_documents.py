@@ -60,24 +60,20 @@ QUICK = settings(
 )
 
 
-def gather(batches) -> list[str]:
-    """The documents of batches, as the docstring of batches() tells what they are."""
-    found, parts = [], []
-    for texts, whole in batches:
-        for i, text in enumerate(texts):
-            parts.append(text)
-            if i < len(texts) - 1:
-                found.append("".join(parts))
-                parts = []
-        if whole and parts:
-            found.append("".join(parts))
-            parts = []
-    assert not parts, "the last document never ends"
+def gather(parts) -> list[str]:
+    """The documents that parts() yields."""
+    found, document = [], []
+    for text, ends in parts:
+        document.append(text)
+        if ends:
+            found.append("".join(document))
+            document = []
+    assert not document, "the last document never ends"
     return found
 
 
 def read(path, document="file", field="text", encoding="utf-8") -> list[str]:
-    return gather(Files(find_files(str(path))[0], document, field, encoding).batches())
+    return gather(Files(find_files(str(path))[0], document, field, encoding).parts())
 
 
 def refused(action) -> str:
@@ -516,7 +512,7 @@ def test_documents_do_not_depend_on_where_a_piece_ends_and_lose_nothing(text, do
         path = os.path.join(folder, "a.txt")
         with open(path, "wb") as file:
             file.write(text.encode())
-        found = gather(Files([path], document).batches())
+        found = gather(Files([path], document).parts())
         if not plain.strip():
             assert found == []
         elif document in ("file", "none"):
@@ -1318,7 +1314,7 @@ def test_prepare_never_crashes_and_never_writes_half(content, tokenizer, documen
             return
         assert visible(out) == sorted(BINS)
         Corpus(out).check(1, prepared.tokenizer.vocab_size)
-        found = gather(files.batches())
+        found = gather(files.parts())
         texts = decoded(out)
         assert prepared.meta["documents"] == len(found)
         if prepared.meta["split"] == "position" and tokenizer != "word":  # words: a test of their own
