@@ -21,14 +21,14 @@ from dongpt import runtime
 from dongpt.checkpoint.files import load_anything
 from dongpt.decode.quantize import quantize_linears
 from dongpt.decode.ready import Quantize
-from dongpt.log import finite, progress_bar
+from dongpt.log import finite, format_table, progress_bar
 from dongpt.program import run_program
 from dongpt.runtime import DeviceConfig
 from dongpt.text.bins import find_folder
 from dongpt.text.prepare import prepare_if_missing
 from dongpt.text.tokenizers import added_tokens
 from dongpt.train.data import Corpus
-from dongpt.train.evaluation import evaluate, predicted_bytes
+from dongpt.train.evaluation import eval_batches, evaluate, predicted_bytes
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,8 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     prepare_if_missing(folder, rt, out=sys.stderr)
     corpus = Corpus(folder)
     if added_tokens(corpus.tokenizer_dict, tokenizer) is None:
-        raise UserError(
-            f"{path} was trained with another vocabulary than that of {corpus.name}: "
-            f"pass --dataset or --data_dir of data with its tokenizer"
-        )
+        reason = f"{path} was trained with another vocabulary than that of {corpus.name}"
+        raise UserError(f"{reason}: pass --dataset or --data_dir of data with its tokenizer")
     corpus.check_split(cfg.split, model.transformer.wte.num_embeddings)
     n_bytes = predicted_bytes(corpus, cfg.split)
     block_size = cfg.block_size or model.config.block_size
@@ -75,28 +73,11 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     if cfg.quantize == "int8":
         quantize_linears(model)
     n_batches = -(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size * rt.world_size))
-    with progress_bar(n_batches, quiet=not rt.is_main) as bar:
-        loss = evaluate(model, corpus, cfg.split, cfg.batch_size, block_size, rt, on_batch=bar.update)
+    batches = eval_batches(corpus, cfg.split, cfg.batch_size, block_size, None, rt.rank, rt.world_size)
+    loss = evaluate(model, progress_bar(n_batches, quiet=not rt.is_main, iterable=batches), rt)
     assert loss  # nothing stops it
-    return {
-        "checkpoint": path,
-        "split": cfg.split,
-        "loss": loss.nats,
-        "perplexity": loss.perplexity,
-        "bits_per_byte": loss.bits_per_byte(n_bytes),
-        "tokens": loss.tokens,
-    }
-
-
-def print_table(results: list[dict]):
-    """The results as a table, one checkpoint per line."""
-    width = max(len("checkpoint"), *(len(r["checkpoint"]) for r in results))
-    print(f"{'checkpoint':<{width}}  split    loss  perplexity  bits/byte      tokens")
-    for r in results:
-        print(
-            f"{r['checkpoint']:<{width}}  {r['split']:<5}  {r['loss']:.4f}  {r['perplexity']:>10.3f}  "
-            f"{r['bits_per_byte']:>9.4f}  {r['tokens']:>10,}"
-        )
+    results = dict(loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=loss.bits_per_byte(n_bytes))
+    return {"checkpoint": path, "split": cfg.split, **results, "tokens": loss.tokens}
 
 
 def main(argv: list[str] | None = None):
@@ -112,7 +93,9 @@ def main(argv: list[str] | None = None):
     if cfg.json:
         print(json.dumps([finite(result) for result in results], indent=1))
     else:
-        print_table(results)
+        formats = dict(loss=".4f", perplexity=".3f", bits_per_byte=".4f", tokens=",")
+        rows = [[r["checkpoint"], r["split"], *(f"{r[key]:{form}}" for key, form in formats.items())] for r in results]
+        print(format_table([["checkpoint", "split", "loss", "perplexity", "bits/byte", "tokens"], *rows]))
 
 
 if __name__ == "__main__":

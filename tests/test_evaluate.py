@@ -18,7 +18,7 @@ from dongpt import runtime
 from dongpt.checkpoint.files import load_model, model_args, save
 from dongpt.text.bins import read_meta
 from dongpt.train.data import Corpus
-from dongpt.train.evaluation import Loss, evaluate
+from dongpt.train.evaluation import Loss, eval_batches, evaluate
 from model import GPT, GPTConfig
 
 smoke = pytest.mark.smoke
@@ -106,7 +106,7 @@ def test_evaluation_has_no_dropout_and_leaves_the_model_as_it_was(tiny_data):
     model = GPT(GPTConfig(block_size=16, vocab_size=40, n_layer=1, n_head=2, n_embd=16, dropout=0.5, attn_dropout=0.5))
     before, random = {n: p.clone() for n, p in model.state_dict().items()}, torch.get_rng_state()
     corpus, rt = Corpus(tiny_data), runtime.start("cpu", "float32")
-    losses = [evaluate(model, corpus, "val", 12, 16, rt).nats for _ in range(2)]
+    losses = [evaluate(model, eval_batches(corpus, "val", 12, 16), rt).nats for _ in range(2)]
     assert losses[0] == losses[1] and model.training and torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
 
@@ -114,18 +114,9 @@ def test_evaluation_has_no_dropout_and_leaves_the_model_as_it_was(tiny_data):
 @smoke
 def test_a_stopped_evaluation_gives_none(tiny_run, tiny_data):
     model, _ = load_model(tiny_run)
-    seen = []
-    result = evaluate(
-        model,
-        Corpus(tiny_data),
-        "val",
-        12,
-        16,
-        runtime.start("cpu", "float32"),
-        should_stop=lambda: len(seen) == 2,
-        on_batch=lambda: seen.append(1),
-    )
-    assert result is None and len(seen) == 2
+    seen, rt = [], runtime.start("cpu", "float32")
+    batches = (seen.append(1) or batch for batch in eval_batches(Corpus(tiny_data), "val", 12, 16))
+    assert evaluate(model, batches, rt, should_stop=lambda: len(seen) == 3) is None and len(seen) == 3
 
 
 @smoke

@@ -7,6 +7,7 @@ other trainers are read as if they had been written so: dongpt/checkpoint/foreig
     model, tokenizer = load_model("out/ckpt.pt")        # eval mode, float32, CPU
 """
 
+import itertools
 import math
 import os
 import pickle
@@ -22,18 +23,13 @@ import torch
 from configurator import UserError
 from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import FORMAT_VERSION as FORMAT_VERSION
-from dongpt.checkpoint.foreign import clean_names, parse_model_args, restore_weights
 from dongpt.program import first_line, replaced_file
 from dongpt.runtime import DTYPES, print0
-from dongpt.text import tokenizers
-from dongpt.text.tokenizers import Tokenizer
+from dongpt.text.tokenizers import FOREIGN, Tokenizer, from_dict
 from model import GPT, GPTConfig
 
 BEST, LAST = "ckpt.pt", "ckpt_last.pt"
 NANOGPT_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
-
-# ----------------------------------------------------------------------------------------------------------------------
-# writing
 
 
 def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None):
@@ -47,10 +43,8 @@ def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
             raise
-        reason = first_line(error)
-        raise UserError(
-            f"{path} could not be written ({reason}): free space there; the old file is unchanged"
-        ) from error
+        remedy = "free space there; the old file is unchanged"
+        raise UserError(f"{path} could not be written ({first_line(error)}): {remedy}") from error
 
 
 def set_aside(out_dir: str, more_names: list[str]) -> str:
@@ -58,30 +52,18 @@ def set_aside(out_dir: str, more_names: list[str]) -> str:
     names = [name for name in (BEST, LAST, *more_names) if os.path.exists(os.path.join(out_dir, name))]
     if not names:
         return ""
-    n = 1
-    while os.path.exists(old_dir := os.path.join(out_dir, f"old-{n}")):
-        n += 1
-    os.makedirs(old_dir)
+    places = (os.path.join(out_dir, f"old-{n}") for n in itertools.count(1))
+    os.makedirs(old_dir := next(place for place in places if not os.path.exists(place)))
     for name in names:
         os.replace(os.path.join(out_dir, name), os.path.join(old_dir, name))
     return old_dir
 
 
 def model_args(config: GPTConfig) -> dict:
-    """The architecture in a checkpoint: nanoGPT's seven keys, and those of ours that differ from nanoGPT's model.
-
-    attn_dropout only matters in training; it is in the checkpoint's config.
-    """
-    default = GPTConfig()
-    return {
-        name: value
-        for name, value in asdict(config).items()
-        if name in NANOGPT_ARGS or (name != "attn_dropout" and value != getattr(default, name, None))
-    }
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# reading
+    """The architecture in a checkpoint: nanoGPT's seven keys, and those of ours that differ from nanoGPT's model."""
+    default = {**asdict(GPTConfig()), "attn_dropout": config.attn_dropout}  # a setting of training, in the config
+    values = asdict(config).items()
+    return {key: value for key, value in values if key in NANOGPT_ARGS or value != default.get(key)}
 
 
 def load(path: str, mmap: bool = False, **given) -> dict:
@@ -90,15 +72,6 @@ def load(path: str, mmap: bool = False, **given) -> dict:
     given are hyper-parameters that files of other trainers may lack. Raises UserError for a file that is missing,
     damaged, of an unknown layout, or that asks to run code.
     """
-    content = _read(path, mmap)
-    checkpoint = foreign.upgrade(content, path, **given)
-    if "format_version" not in content:
-        checkpoint.setdefault("tokenizer", foreign.find_tokenizer(checkpoint, path))
-    return checkpoint
-
-
-def _read(path: str, mmap: bool):
-    """The content of the file at path: tensors and plain values."""
     if not os.path.isfile(path):
         raise UserError(f"there is no checkpoint {path}: pass a run's --out_dir or a checkpoint's path, or train first")
     try:
@@ -108,16 +81,18 @@ def _read(path: str, mmap: bool):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
             if is_zip and not mmap and zipfile.ZipFile(path).testzip():  # torch checks no checksums
                 raise RuntimeError
-        return content
     except Exception as error:  # a damaged file can raise nearly anything
         if isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():  # not on torch's list
-            wanted = re.search(r"GLOBAL (\S+)", str(error))
+            wanted = "".join(re.findall(r"GLOBAL (\S+)", str(error))[:1]) or "a Python object"
             raise UserError(
-                f"{path} is refused, and was not run: it holds more than tensors and plain values"
-                f"{f' ({wanted[1]})' if wanted else ''}, and loading that could run any code; save model.state_dict() "
-                f"where it was made, or train again if its vocabulary was not kept (a whole pickled model has none)"
+                f"{path} is refused, and was not run: it holds {wanted}, and loading that could run any code; save "
+                f"model.state_dict() where it was made, or train again"
             ) from error
         raise UserError(f"{path} is truncated or damaged: use an older checkpoint") from error
+    checkpoint = foreign.upgrade(content, path, **given)
+    if "format_version" not in content:
+        checkpoint.setdefault("tokenizer", foreign.find_tokenizer(checkpoint, path))
+    return checkpoint
 
 
 def is_valid(path: str) -> bool:
@@ -125,11 +100,12 @@ def is_valid(path: str) -> bool:
     return _age(path) < math.inf
 
 
-def load_valid(out_dir: str, names: tuple[str, ...] = (LAST, BEST), newest: bool = True, **given) -> tuple[dict, str]:
-    """(checkpoint, path) from an out_dir: the newest valid one of names, or with newest=False the first valid one.
+def load_valid(out_dir: str, newest: bool = True, **given) -> tuple[dict, str]:
+    """(checkpoint, path) from an out_dir: the newest valid one, or with newest=False ckpt.pt if that is valid.
 
     A damaged file that is skipped is reported on stderr. Raises UserError if none is left.
     """
+    names = (LAST, BEST) if newest else (BEST, LAST)
     paths = [path for name in names if os.path.exists(path := os.path.join(out_dir, name))]
     if not paths:
         raise UserError(f"{out_dir} has no checkpoint: train with --out_dir={out_dir} first, or give another out_dir")
@@ -157,7 +133,7 @@ def _age(path: str) -> float:
 
 def restore_model(checkpoint: dict, path: str) -> GPT:
     """The model of a checkpoint, float32 on the CPU. Raises UserError if weights and model_args disagree."""
-    model = restore_weights(parse_model_args(checkpoint["model_args"], path), clean_names(checkpoint["model"]), path)
+    model = foreign.restore_weights(foreign.parse_model_args(checkpoint["model_args"], path), checkpoint["model"], path)
     if checkpoint.get("config", {}).get("document_mask"):
         tokenizer = make_tokenizer(checkpoint.get("tokenizer"))
         if tokenizer is None or tokenizer.end_id is None:
@@ -168,24 +144,18 @@ def restore_model(checkpoint: dict, path: str) -> GPT:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model: GPT, path: str):
     """Load the moments stored in checkpoint into the optimizer of model; its settings stay those of this run."""
-    stored, groups = checkpoint["optimizer"], model.parameter_groups(foreign.uses_muon(optimizer.param_groups))
-    if not foreign.states_fit(stored, groups, model.state_dict()):
-        raise UserError(
-            f"{path}: its optimizer state does not belong to its parameters, or is another "
-            f"optimizer's; start a new run with --init_from={path}"
-        )
-    pairs = zip(optimizer.state_dict()["param_groups"], stored["param_groups"])
-    settings = [{**new, "params": old["params"]} for new, old in pairs]
-    optimizer.load_state_dict({"state": stored["state"], "param_groups": settings})
+    current = optimizer.state_dict()
+    groups = foreign.parameter_groups(model.config, current)
+    stored = foreign.renumber(checkpoint["optimizer"], groups, groups, model.state_dict())
+    if stored is None:
+        remedy = f"start a new run with --init_from={path}"
+        raise UserError(f"{path}: its optimizer state does not belong to its parameters, or is another's; {remedy}")
+    optimizer.load_state_dict({**stored, "param_groups": current["param_groups"]})
 
 
 def make_tokenizer(description: dict | None) -> Tokenizer | None:
     """The tokenizer of a checkpoint; None if it has none, or one that donGPT does not know."""
-    return tokenizers.from_dict(description) if description and description != tokenizers.FOREIGN else None
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# any path
+    return from_dict(description) if description and description != FOREIGN else None
 
 
 def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_args) -> tuple[GPT, Tokenizer | None]:
@@ -198,21 +168,19 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), make_tokenizer(description)
 
 
+def load_anything(path: str, **given) -> tuple[GPT, dict | None, dict]:
+    """(model, tokenizer as a plain dict or None, checkpoint without its tensors) of whatever load_model accepts."""
+    checkpoint, path = load_path(path, **given)
+    model = restore_model(checkpoint, path)
+    rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
+    return model, rest.get("tokenizer"), rest
+
+
 def load_path(path: str, **given) -> tuple[dict, str]:
     """(checkpoint, path of its file) of whatever load_model accepts; of an out_dir, its ckpt.pt if that is valid."""
     is_run = any(os.path.exists(os.path.join(path, name)) for name in (BEST, LAST))
     if hugging_face.is_model(path) and not is_run:
-        checkpoint = hugging_face.load(path)
-        foreign.check_given(given, checkpoint["model_args"], path)
-        return checkpoint, path
+        return hugging_face.load(path, **given), path
     if os.path.isdir(path):
-        return load_valid(path, (BEST, LAST), newest=False, **given)
+        return load_valid(path, newest=False, **given)
     return load(path, **given), path
-
-
-def load_anything(path: str, **given) -> tuple[GPT, dict | None, dict]:
-    """(model, tokenizer as a plain dict or None, checkpoint without its tensors) of whatever load_model accepts."""
-    checkpoint, path = load_path(path, **given)
-    model, _ = restore_model(checkpoint, path), checkpoint.pop("model")
-    checkpoint.pop("optimizer", None)
-    return model, checkpoint.get("tokenizer"), checkpoint

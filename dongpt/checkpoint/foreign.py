@@ -25,68 +25,72 @@ from model import GPT, RELATIVE, GPTConfig
 
 FORMAT_VERSION = 1
 MAX_SIZE = 2**28  # for numbers in model_args: larger ones overflow a tensor's number of bytes
-KINDS = {"format_version": int, "iter_num": int, "model_args": dict, "config": dict, "optimizer": dict}
-CONFIG_KINDS = {"dataset": str, "data_dir": str, "document_mask": bool}
-MACHINE_KEYS = ("device", "dtype", "compile", "backend")  # settings that describe the machine of an old run
+TYPES = dict(format_version=int, iter_num=int, model_args=dict, config=dict, optimizer=dict)
+TYPES |= dict(dataset=str, data_dir=str, document_mask=bool)  # in the config
+ADAMW_KEYS = ("step", "exp_avg", "exp_avg_sq")  # the tensors of a parameter's state
+STATE_KEYS = {"muon": ("momentum",), "rows": ("square", "count")}  # in groups with that rule
+DROPPED_SETTINGS = ("device", "dtype", "compile", "backend", "pos_embd")  # of another machine; EDS's positions
 KNOWN = (
-    "donGPT's and nanoGPT's (model, model_args), EDS's (the same with pos_embd), nanoGPT+'s "
-    "(token_embedding_table.weight, transformer_blocks.N...), and state dicts with nanoGPT's names "
-    "(transformer.wte.weight, ...)"
+    "donGPT's and nanoGPT's (model, model_args), EDS's (the same with pos_embd), nanoGPT+'s (token_embedding_table."
+    "weight, transformer_blocks.N...), and state dicts with nanoGPT's names (transformer.wte.weight, ...)"
 )
 NANOGPT_PLUS_SIZES = {
     "small": dict(n_layer=4, n_head=4, n_embd=128, block_size=64),
     "medium": dict(n_layer=6, n_head=6, n_embd=384, block_size=256),
     "large": dict(n_layer=12, n_head=12, n_embd=516, block_size=384),
 }
-NANOGPT_PLUS_NAMES = (  # its names and GPT-2's, in the order in which they are replaced
-    ("token_embedding_table.", "transformer.wte."),
-    ("positional_embedding_table.", "transformer.wpe."),
-    ("transformer_blocks.", "transformer.h."),
-    (".self_attention.causal_self_attention.", ".attn.c_attn."),
-    (".self_attention.projection.", ".attn.c_proj."),
-    (".feed_forward.c_fc.", ".mlp.c_fc."),
-    (".feed_forward.projection.", ".mlp.c_proj."),
-    (".layer_norm_1.", ".ln_1."),
-    (".layer_norm_2.", ".ln_2."),
-    ("layer_norm_final.", "transformer.ln_f."),
-    ("language_model_head.", "lm_head."),
-)
+NANOGPT_PLUS_NAMES = {  # its names and GPT-2's, in the order in which they are replaced
+    "token_embedding_table.": "transformer.wte.",
+    "positional_embedding_table.": "transformer.wpe.",
+    "transformer_blocks.": "transformer.h.",
+    ".self_attention.causal_self_attention.": ".attn.c_attn.",
+    ".self_attention.projection.": ".attn.c_proj.",
+    ".feed_forward.c_fc.": ".mlp.c_fc.",
+    ".feed_forward.projection.": ".mlp.c_proj.",
+    ".layer_norm_1.": ".ln_1.",
+    ".layer_norm_2.": ".ln_2.",
+    "layer_norm_final.": "transformer.ln_f.",
+    "language_model_head.": "lm_head.",
+}
 
 
 def upgrade(checkpoint: dict, path: str, **given) -> dict:
     """A checkpoint of any known layout in the current one, checked; given are hyper-parameters that it may lack.
 
-    A checkpoint that is in the current format already is returned as it is. Raises UserError for an unknown layout, for
-    values that cannot be right, and for a given hyper-parameter that is missing or contradicts the file.
+    Raises UserError for an unknown layout, for values that cannot be right, and for a given hyper-parameter that is
+    missing or contradicts the file.
     """
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}; known are {KNOWN}")
-    if not (is_state_dict(checkpoint.get("model")) and isinstance(checkpoint.get("model_args"), dict)):
-        return {**_from_state_dict(checkpoint, path, given), "format_version": FORMAT_VERSION}
-    if "format_version" not in checkpoint:
+    if is_state_dict(checkpoint.get("model")) and isinstance(checkpoint.get("model_args"), dict):
         checkpoint = {key: value for key, value in checkpoint.items() if value is not None}
         check_values(checkpoint, path)
-        return {**_from_nanogpt(checkpoint, path, given), "format_version": FORMAT_VERSION}
-    check_values(checkpoint, path)
+        checkpoint["model"] = clean_names(checkpoint["model"])
+        if "format_version" not in checkpoint:
+            checkpoint = _from_nanogpt(checkpoint, path, given)
+    else:
+        checkpoint = _from_state_dict(checkpoint, path, given)
     config = parse_model_args(checkpoint["model_args"], path)
-    check_tokenizer(checkpoint.get("tokenizer"), config.vocab_size or 0, path)
-    check_given(given, asdict(config), path)
-    return checkpoint
+    has = asdict(config)
+    if wrong := [key for key, value in given.items() if has.get(key) != value]:
+        problems = "; ".join(f"{key}={given[key]!r} contradicts {path}, which has {has.get(key)!r}" for key in wrong)
+        raise UserError(f"{problems}: drop {', '.join(wrong)}")
+    if checkpoint.get("tokenizer", FOREIGN) != FOREIGN:
+        try:
+            n_tokens = check_dict(checkpoint["tokenizer"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        if n_tokens > (config.vocab_size or 0):
+            raise UserError(f"{path} has {n_tokens} tokens, and a model of {config.vocab_size}: use another file")
+    return {**checkpoint, "format_version": FORMAT_VERSION}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# checks of what a file says
-
-
-def _is_dict(value) -> bool:
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-
-
-def _is_kind(value: Any, kind: type) -> bool:
-    """Whether a value is of this type: a dict with str keys, an int that is not negative."""
-    if kind is int:
+def _has_type(value: Any, type_: type) -> bool:
+    """Whether value has this type: of a dict also the keys are checked to be str, of an int the size."""
+    if type_ is int:
         return type(value) is int and 0 <= value < 2**63
-    return _is_dict(value) if kind is dict else type(value) is kind
+    is_dict = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    return is_dict if type_ is dict else type(value) is type_
 
 
 def check_values(checkpoint: dict, path: str):
@@ -94,44 +98,12 @@ def check_values(checkpoint: dict, path: str):
 
     Weights and model_args are checked when they are used; what only a resumed run reads, by dongpt/checkpoint/run.py.
     """
-    version: Any = checkpoint.get("format_version", FORMAT_VERSION)
-    config: Any = checkpoint.get("config")
+    version, config = checkpoint.get("format_version"), checkpoint.get("config")
     if type(version) is int and version > FORMAT_VERSION:
-        raise UserError(f"{path} was written by a newer donGPT, in format {_show(version)}: update donGPT")
-    places: Any = ((checkpoint, KINDS), (config if _is_dict(config) else {}, CONFIG_KINDS))
-    problems = [
-        f"{key} is {_show(place[key])}"
-        for place, kinds in places
-        for key, kind in kinds.items()
-        if key in place and not _is_kind(place[key], kind)
-    ]
-    if problems:
-        raise UserError(f"{path} is damaged ({', '.join(problems)}): use another checkpoint")
-
-
-def check_tokenizer(description: dict | None, vocab_size: int, path: str):
-    """Raise UserError unless a file's tokenizer is one that a model with vocab_size ids can have."""
-    if description is None or description == FOREIGN:
-        return
-    try:
-        n_tokens = check_dict(description)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    if n_tokens > vocab_size:
-        raise UserError(f"{path} has a tokenizer of {n_tokens} tokens, and a model of {vocab_size}: use another file")
-
-
-def _show(value) -> str:
-    """A short value as it is, the type of any other."""
-    is_short = isinstance(value, float) or isinstance(value, int) and abs(value) < 2**63
-    return repr(value) if is_short or isinstance(value, str) and len(value) < 50 else f"a {type(value).__name__}"
-
-
-def check_given(given: dict, has: dict, path: str):
-    """Raise UserError if given hyper-parameters contradict those that the file at path has."""
-    if wrong := [key for key, value in given.items() if has.get(key, value) != value]:
-        problems = "; ".join(f"{key}={given[key]!r} contradicts {path}, which has {has[key]!r}" for key in wrong)
-        raise UserError(f"{problems}: drop {', '.join(wrong)}")
+        raise UserError(f"{path} was written by a newer donGPT: update donGPT")
+    values = {**config, **checkpoint} if isinstance(config, dict) else checkpoint
+    if wrong := [key for key, type_ in TYPES.items() if key in values and not _has_type(values[key], type_)]:
+        raise UserError(f"{path} is damaged (in {', '.join(wrong)}): use another checkpoint")
 
 
 def parse_model_args(model_args: dict, path: str) -> GPTConfig:
@@ -139,16 +111,18 @@ def parse_model_args(model_args: dict, path: str) -> GPTConfig:
     kind = LegacyConfig if "legacy" in model_args else GPTConfig
     if unknown := sorted(model_args.keys() - {field.name for field in fields(kind)}):
         raise UserError(f"{path} has model_args that this donGPT does not know ({', '.join(unknown)}): update donGPT")
+    if "n_head" not in model_args and model_args.get("model_type") != "bigram":  # no shape tells it
+        convert = f"python ckpt_update.py {path} NEW.pt --n_head=N (or --size=small|medium|large)"
+        raise UserError(f"{path} does not say its n_head: convert it by {convert}, or give n_head=N to load_model")
     try:
         config = build(kind, model_args, "model_args")
-        if config.vocab_size is None:
-            raise UserError("vocab_size is missing")
-        sizes = {**asdict(config), "ngram_rows": (config.ngrams - 1) * config.ngram_rows}
-        if large := [f"{key}={size}" for key, size in sizes.items() if type(size) is int and size > MAX_SIZE]:
-            raise UserError(f"{', '.join(large)} is above {MAX_SIZE:,}")
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} has hyper-parameters that make no model ({reason}): use another file") from error
+    sizes = {**asdict(config), "ngram_rows": (config.ngrams - 1) * config.ngram_rows}
+    wrong = [f"{key}={size}" for key, size in sizes.items() if type(size) is int and size > MAX_SIZE]
+    if wrong or config.vocab_size is None:
+        raise UserError(f"{path} is damaged (model_args: {', '.join(wrong) or 'no vocab_size'}): use another file")
     return config
 
 
@@ -156,21 +130,16 @@ def restore_weights(config: GPTConfig, weights: dict, path: str) -> GPT:
     """The model of config with the weights of the file at path. Raises UserError listing all that does not fit."""
     if config.model_type == "gpt" and config.n_layer > len(weights):  # too many to list, perhaps to build
         raise UserError(f"{path}: it has {len(weights)} weights, too few for n_layer={config.n_layer}")
-    with torch.device("meta"):  # only names and shapes, so that a wrong size costs no memory
-        expected = {name: tuple(tensor.shape) for name, tensor in build_model(config).state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    lists = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "of another shape": [
-            f"{name} is {found[name]} in the file and {shape} by the hyper-parameters"
-            for name, shape in expected.items()
-            if found.get(name, shape) != shape
-        ],
-        "not floating-point numbers": [name for name, tensor in weights.items() if not tensor.is_floating_point()],
-    }
-    if problems := "; ".join(f"{kind}: {', '.join(names)}" for kind, names in lists.items() if names):
-        raise UserError(f"{path}: its weights do not fit its hyper-parameters, or those that you gave; {problems}")
+    if wrong := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
+        raise UserError(f"{path}: {', '.join(wrong)} holds other things than floating-point numbers: use another file")
+    try:
+        with torch.device("meta"):  # only names and shapes, so that a wrong size costs no memory
+            build_model(config).load_state_dict({name: tensor.to("meta") for name, tensor in weights.items()})
+    except RuntimeError as error:
+        problems = " ".join(str(error).partition(":")[2].split())
+        raise UserError(
+            f"{path}: its weights do not fit its hyper-parameters, or those that you gave: {problems}"
+        ) from error
     model = build_model(config)
     model.load_state_dict(weights)
     return model
@@ -178,53 +147,41 @@ def restore_weights(config: GPTConfig, weights: dict, path: str) -> GPT:
 
 def is_state_dict(content) -> bool:
     """Whether content is a dict of dense tensors by name, with at least one."""
-    return (
-        _is_dict(content)
-        and bool(content)
-        and all(torch.is_tensor(t) and t.layout == torch.strided and not t.is_meta for t in content.values())
+    return _has_type(content, dict) and 0 < len(content) == sum(
+        torch.is_tensor(t) and t.layout == torch.strided and not t.is_meta for t in content.values()
     )
 
 
 def clean_names(state_dict: dict) -> dict:
     """state_dict without the prefixes that torch.compile and DDP add, and without old nanoGPT's mask buffers."""
-    return {
-        re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor
-        for name, tensor in state_dict.items()
-        if not name.endswith((".attn.bias", ".attn.masked_bias"))
-    }
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# nanoGPT and EDS
+    prefixes, masks = r"^((module|_orig_mod)\.)+", (".attn.bias", ".attn.masked_bias")
+    return {re.sub(prefixes, "", name): tensor for name, tensor in state_dict.items() if not name.endswith(masks)}
 
 
 def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
     """nanoGPT's or EDS's checkpoint in our layout. EDS's is known by its pos_embd or its table of distances."""
-    old = clean_names(checkpoint["model"])
+    old, settings = checkpoint["model"], checkpoint.get("config", {})
     args, weights = dict(checkpoint["model_args"]), dict(old)
     scheme = args.pop("pos_embd", "default")
     if scheme not in ("default", "rope", "relative"):
-        raise UserError(f"{path} has pos_embd={_show(scheme)}: EDS, whose layout it has, knows default, rope, relative")
+        raise UserError(f"{path} has a pos_embd that EDS, whose layout it has, does not know: use another file")
     if scheme != "relative":
         weights.pop(RELATIVE, None)  # EDS stores it always, and uses it only here
     if scheme != "default":
         args["legacy"] = f"eds-{scheme}"
         weights.pop("transformer.wpe.weight", None)  # likewise
-    check_given(given, args, path)
     add_head(weights, args)
     args = {**_infer_args(old), **given, **args}
-    _check_n_head(args, path)
-    settings = checkpoint.get("config", {})
-    settings = {key: settings[key] for key in settings if key not in (*MACHINE_KEYS, "pos_embd")}
-    new = {**checkpoint, "model": weights, "model_args": args, "config": settings}
     config = parse_model_args(args, path)
-    if "optimizer" in new:
-        groups = _matching_groups(new["optimizer"], old, config.tie_weights)
-        if groups is None:
+    settings = {key: value for key, value in settings.items() if key not in DROPPED_SETTINGS}
+    new = {**checkpoint, "model": weights, "model_args": args, "config": settings}
+    if optimizer := new.pop("optimizer", None):
+        known, new_groups = _known_groups(old, config.tie_weights), parameter_groups(config, optimizer)
+        fitting = [(groups, states) for groups in known if (states := renumber(optimizer, groups, new_groups, old))]
+        if not fitting:
             print0(f"{path}: its optimizer state does not belong to its parameters, and is left out", file=sys.stderr)
-            del new["optimizer"]
         else:
-            new["optimizer"] = renumber(new["optimizer"], groups, parameter_groups(config, new["optimizer"]))
+            groups, new["optimizer"] = fitting[0]
             if "transformer.wte.weight" not in groups[0]:  # until May 2023, when nanoGPT's GELU was the approximation
                 args.setdefault("activation", "gelu_tanh")
     return new
@@ -232,26 +189,13 @@ def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
 
 def _infer_args(weights: dict) -> dict:
     """The hyper-parameters that the names and shapes of nanoGPT's weights tell: all except n_head."""
-    none = torch.empty(0)
-    table, positions = weights.get("transformer.wte.weight", none), weights.get("transformer.wpe.weight", none)
+    table, positions = (weights.get(f"transformer.{name}.weight", torch.empty(0)) for name in ("wte", "wpe"))
     if table.dim() != 2:
         return {}
-    layers = [int(found[1]) for name in weights if (found := re.match(r"transformer\.h\.(\d{1,9})\.", name))]
-    return dict(
-        vocab_size=table.shape[0],
-        n_embd=table.shape[1],
-        n_layer=max(layers, default=-1) + 1,
-        block_size=positions.shape[0] if positions.dim() else 0,
-        dropout=0.0,
-        bias=any(name.endswith(".bias") for name in weights),
-    )
-
-
-def _check_n_head(args: dict, path: str):
-    """Raise UserError if hyper-parameters lack the one that no shape tells."""
-    if "n_head" not in args:
-        convert = f"python ckpt_update.py {path} NEW.pt --n_head=N (or --size=small|medium|large)"
-        raise UserError(f"{path} does not say its n_head: convert it by {convert}, or give n_head=N to load_model")
+    (vocab_size, n_embd), block_size = table.shape, len(positions) if positions.dim() else 0
+    n_layer = len({name.split(".")[2] for name in weights if name.startswith("transformer.h.")})
+    sizes = dict(vocab_size=vocab_size, n_embd=n_embd, n_layer=n_layer, block_size=block_size)
+    return {**sizes, "dropout": 0.0, "bias": any(name.endswith(".bias") for name in weights)}
 
 
 def add_head(weights: dict, args: dict):
@@ -261,85 +205,56 @@ def add_head(weights: dict, args: dict):
         weights["lm_head.weight"] = table
     elif head is not None and table is None:
         weights["transformer.wte.weight"] = head
-    elif table is not None and head is not None and (table.shape != head.shape or not bool((table == head).all())):
+    elif table is not None and head is not None and not torch.equal(table, head):
         args["tie_weights"] = False  # nanoGPT before it tied them
 
 
 def parameter_groups(config: GPTConfig, optimizer: dict) -> list[list[str]]:
-    """Names of the parameters of a model, by group of an optimizer with this state, in the optimizer's order."""
+    """Names of a model's parameters, by group of an optimizer with this state_dict, which may be damaged."""
+    groups = optimizer.get("param_groups")
+    rules = [group.get("rule") for group in groups if isinstance(group, dict)] if isinstance(groups, list) else []
     with torch.device("meta"):  # only names and shapes
-        return build_model(config).parameter_groups(uses_muon(optimizer.get("param_groups")))
+        return build_model(config).parameter_groups("muon" in rules)
 
 
-def uses_muon(groups) -> bool:
-    """Whether an optimizer with these groups updates the blocks' matrices by Muon."""
-    return isinstance(groups, list) and any(_is_dict(group) and group.get("rule") == "muon" for group in groups)
-
-
-def _matching_groups(optimizer: dict, weights: dict, tied: bool) -> list[list[str]] | None:
-    """The names of the parameters in an old optimizer's groups: of the known orders, the one that its states fit."""
+def _known_groups(weights: dict, tied: bool) -> list[list[list[str]]]:
+    """The names of parameters, by group, in the orders that optimizers of nanoGPT and EDS had."""
     names = [name for name in weights if not (tied and name == "lm_head.weight")]
-    matrices = [name for name in names if weights[name].dim() >= 2]
-    vectors = [name for name in names if weights[name].dim() < 2]
+    matrices, vectors = ([n for n in names if (weights[n].dim() >= 2) == is_matrix] for is_matrix in (True, False))
     linear = sorted(name for name in matrices if name.startswith(("transformer.h.", "lm_head.")))
-    candidates = [
+    return [
         [matrices, vectors],
         [[name for name in matrices if name != RELATIVE], vectors],  # EDS, its table added to an older file
         [linear, sorted(set(names) - set(linear))],  # nanoGPT until May 2023: embeddings do not decay
     ]
-    return next((groups for groups in candidates if states_fit(optimizer, groups, weights)), None)
 
 
-STATE_KEYS = {"muon": ["momentum"], "rows": ["square", "count"]}  # of a parameter in a group with that rule
-ADAMW_KEYS = ["step", "exp_avg", "exp_avg_sq"]  # of any other
+def renumber(optimizer: dict, old: list[list[str]], new: list[list[str]], weights: dict) -> dict | None:
+    """An optimizer's state_dict, whose groups hold the parameters old, for groups that hold new.
 
-
-def states_fit(optimizer: dict, groups: list[list[str]], weights: dict) -> bool:
-    """Whether an optimizer's state_dict has groups of these parameters, with states of their shapes."""
-    states, stored = optimizer.get("state"), optimizer.get("param_groups")
-    if not (isinstance(states, dict) and isinstance(stored, list) and all(map(_is_dict, stored))):
-        return False
-    numbers = [group.get("params") for group in stored]
-    if not all(isinstance(of_group, list) and all(type(n) is int for n in of_group) for of_group in numbers):
-        return False
-    return list(map(len, numbers)) == list(map(len, groups)) and all(
-        _state_fits(states[number], str(group.get("rule")), weights[name].shape)
-        for group, names in zip(stored, groups)
-        for number, name in zip(group["params"], names)
-        if number in states
-    )
-
-
-def _state_fits(state, rule: str, shape: torch.Size) -> bool:
-    """Whether a parameter's state has what its rule needs: tensors of its shape, or of one number for each row."""
-    return (
-        _is_dict(state)
-        and all(torch.is_tensor(state.get(key)) for key in STATE_KEYS.get(rule, ADAMW_KEYS))
-        and all(
-            value.shape == (shape[:1] if rule == "rows" else () if key == "step" else shape)
-            for key, value in state.items()
-            if torch.is_tensor(value)
-        )
-    )
-
-
-def renumber(optimizer: dict, old: list[list[str]], new: list[list[str]]) -> dict:
-    """optimizer, whose groups hold the parameters old, for groups that hold new: each state stays with its name."""
-    new_numbers = {name: number for number, name in enumerate(sum(new, []))}
-    old_numbers: list[int] = sum((group["params"] for group in optimizer["param_groups"]), [])
-    new_of_old = {number: new_numbers.get(name) for number, name in zip(old_numbers, sum(old, []))}
-    states = {new_of_old.get(number): state for number, state in optimizer["state"].items()}
+    Each state stays with its parameter. None if groups or states are damaged, or are not those of the parameters old,
+    whose shapes are those of weights.
+    """
+    states = {}
+    try:
+        for group, names in zip(optimizer["param_groups"], old, strict=True):
+            keys = STATE_KEYS.get(str(group.get("rule")), ADAMW_KEYS)
+            for number, name in zip(group["params"], names, strict=True):
+                if (state := optimizer["state"].get(int(number))) is not None:
+                    shape = weights[name].shape
+                    shapes = {"step": (), "square": shape[:1], "count": shape[:1]}
+                    if any(state[key].shape != shapes.get(key, shape) for key in keys):
+                        return None
+                    states[name] = state
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    numbers = {name: number for number, name in enumerate(sum(new, []))}
     settings = [*optimizer["param_groups"], *optimizer["param_groups"][:1]]  # a group that is added holds matrices
+    groups = [{**group, "params": [numbers[name] for name in names]} for group, names in zip(settings, new)]
     return {
-        "state": {number: state for number, state in states.items() if number is not None},
-        "param_groups": [
-            {**group, "params": [new_numbers[name] for name in names]} for group, names in zip(settings, new)
-        ],
+        "state": {numbers[name]: state for name, state in states.items() if name in numbers},
+        "param_groups": groups,
     }
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# bare state dicts
 
 
 def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
@@ -352,35 +267,22 @@ def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
         if any(".lora_" in name for name in weights):
             print0(f"{path}: its LoRA matrices are dropped: the weights already contain them", file=sys.stderr)
         kept = [name for name in weights if not name.endswith(".tril") and ".lora_" not in name]
-        weights = {_gpt2_name(name): weights[name] for name in kept}
+        weights = {name: weights[name] for name in kept}
+        for their_name, name in NANOGPT_PLUS_NAMES.items():
+            weights = {key.replace(their_name, name): weight for key, weight in weights.items()}
         args["activation"] = "gelu_tanh"
     args.update(_infer_args(weights))
     if not args.get("n_embd"):
         found = ", ".join(sorted({re.sub(r"\.\d+\.", ".N.", str(key)) for key in checkpoint})) or "nothing"
         raise UserError(f"{path} has a layout that is not known: it holds {found}; known are {KNOWN}")
-    table = weights["transformer.wte.weight"]
     if len(weights) == 1:
-        if table.shape[0] != table.shape[1]:
-            found = f"one table of shape {tuple(table.shape)}, and a bigram's is square"
-            raise UserError(f"{path} holds {found}: give a file with all of the model's weights")
-        return {"model": weights, "model_args": {"model_type": "bigram", "vocab_size": len(table), **given}}
-    if weights.get("transformer.h.0.attn.c_attn.weight", table).shape == (table.shape[1], 3 * table.shape[1]):
-        raise UserError(f"{path} holds Hugging Face's weights: give the directory it is in, with its config.json")
-    args.update(given)  # if they contradict the shapes, restore_weights says so
-    _check_n_head(args, path)
-    add_head(weights, args)
-    return {"model": weights, "model_args": args}
-
-
-def _gpt2_name(name: str) -> str:
-    """GPT-2's name for a parameter of nanoGPT+."""
-    for plus_name, gpt2_name in NANOGPT_PLUS_NAMES:
-        name = name.replace(plus_name, gpt2_name)
-    return name
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# tokenizers, which these files do not hold
+        args = {"model_type": "bigram", "vocab_size": args["vocab_size"]}
+    else:
+        add_head(weights, args)
+        c_attn, n_embd = weights.get("transformer.h.0.attn.c_attn.weight"), args["n_embd"]
+        if c_attn is not None and c_attn.shape == (n_embd, 3 * n_embd):  # transposed
+            raise UserError(f"{path} holds Hugging Face's weights: give the directory it is in, with its config.json")
+    return {"model": weights, "model_args": {**args, **given}}  # restore_weights says if given contradicts the shapes
 
 
 def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
@@ -390,14 +292,10 @@ def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
     """
     vocab_size, config = checkpoint["model_args"].get("vocab_size"), checkpoint.get("config", {})
     dataset, data_dir = config.get("dataset", ""), config.get("data_dir", "")
-    directory = os.path.dirname(os.path.abspath(path))
-    candidates = [directory]
-    if dataset or data_dir:
-        own = data_dir or os.path.join("data", dataset)  # relative to our tree, to the working directory, or to its own
-        candidates += [os.path.abspath(own), os.path.join(os.path.dirname(directory), own)]
-        candidates[1:1] = [] if data_dir else [os.path.join(ROOT, own)]
-    for meta in map(read_meta, candidates):
-        if meta.get("vocab_size") == vocab_size:
+    directory, own = os.path.dirname(os.path.abspath(path)), data_dir or dataset and os.path.join("data", dataset)
+    trees = [*([] if data_dir else [ROOT]), os.getcwd(), os.path.dirname(directory)]  # own is in ours, or in another
+    for folder in [directory, *(os.path.join(tree, own) for tree in trees if own)]:
+        if (meta := read_meta(folder)).get("vocab_size") == vocab_size:
             return meta["tokenizer"]
     if "iter_num" not in checkpoint and (characters := _nanogpt_plus_characters(path, vocab_size)):
         return {"kind": "char", "characters": characters}
@@ -412,14 +310,12 @@ def _nanogpt_plus_characters(path: str, vocab_size: int) -> str:
     directory, name = os.path.split(os.path.abspath(path))
     own = "tokenizer_" + name.partition(".")[0].replace("_model", "") + ".pkl"  # gpt_model_small -> tokenizer_gpt_small
     found: dict[str, str] = {}
-    for place in (directory, os.path.join(directory, "tokenizers")):
-        for file in sorted(glob.glob(os.path.join(glob.escape(place), "tokenizer*.pkl"))):
+    for pattern in ("tokenizer*.pkl", "tokenizers/tokenizer*.pkl"):
+        for file in sorted(glob.glob(os.path.join(glob.escape(directory), pattern))):
             characters = read_nanogpt_plus_tokenizer(file)
             if len(characters) == vocab_size:
                 found.setdefault(os.path.basename(file), characters)
-    if own in found or len(set(found.values())) == 1:
-        return found.get(own) or next(iter(found.values()))
-    return ""
+    return found.get(own) or (found.popitem()[1] if len(set(found.values())) == 1 else "")
 
 
 class _TokenizerUnpickler(pickle.Unpickler):

@@ -37,7 +37,8 @@ CONFIG_KEYS = {  # GPTConfig's fields: their key in config.json, another name fo
     "n_embd": ("n_embd", "hidden_size", 768),
     "tie_weights": ("tie_word_embeddings", "tie_word_embeddings", True),
 }
-FIXED = {  # what our GPT computes, and transformers' can be told not to
+FIXED = {  # what our GPT computes
+    "model_type": "gpt2",
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "layer_norm_epsilon": 1e-5,
@@ -50,29 +51,22 @@ def is_model(path: str) -> bool:
     return path in GPT2_NAMES or os.path.exists(os.path.join(path, "config.json"))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# reading
-
-
-def load(name: str) -> dict:
-    """The model in a directory, or with one of GPT2_NAMES, as a checkpoint in our layout.
+def load(name: str, **given) -> dict:
+    """The model in a directory, or with one of GPT2_NAMES, as a checkpoint in our layout; given: see upgrade.
 
     Raises UserError for a directory or a download that fails, and for models that are not GPT-2's architecture.
     """
     directory = name if os.path.exists(os.path.join(name, "config.json")) else _download(name)
-    hf_config = _read_json(directory, "config.json")
-    kind, activation = hf_config.get("model_type", "gpt2"), hf_config.get("activation_function", "gelu_new")
-    if kind != "gpt2":
-        raise UserError(f"{name} holds a model of type {kind!r}: only 'gpt2' can be loaded")
-    if str(activation) not in ACTIVATIONS:
+    hf_config = {key: value for key, value in _read(directory, "config.json").items() if value is not None}
+    activation = str(hf_config.get("activation_function", "gelu_new"))
+    if activation not in ACTIVATIONS:
         raise UserError(f"{name}: activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
-    args = {
-        field: hf_config.get(key, hf_config.get(alias, default)) for field, (key, alias, default) in CONFIG_KEYS.items()
-    }
+    keys = CONFIG_KEYS.items()
+    args = {field: hf_config.get(key, hf_config.get(alias, default)) for field, (key, alias, default) in keys}
     args |= {"bias": True, "activation": ACTIVATIONS[activation]}
     expected = {**FIXED, "n_inner": 4 * parse_model_args(args, name).n_embd}
-    found = {**expected, **{key: value for key, value in hf_config.items() if value is not None}}
-    if differing := [f"{key}={found[key]}" for key, value in expected.items() if found[key] != value]:
+    found = {**expected, **hf_config}
+    if differing := [f"{key}={found[key]!r}" for key, value in expected.items() if found[key] != value]:
         raise UserError(f"{name} is not GPT-2's architecture ({', '.join(differing)}): it cannot be loaded")
     weights = {}
     for key, weight in clean_names(_read_weights(directory)).items():
@@ -83,81 +77,72 @@ def load(name: str) -> dict:
         add_head(weights, args)
     tokenizer = _tokenizer_of(directory, args["vocab_size"])
     checkpoint = {"model": weights, "model_args": args, "tokenizer": tokenizer, "format_version": FORMAT_VERSION}
-    return upgrade(checkpoint, name)
+    return upgrade(checkpoint, name, **given)
 
 
 def _download(name: str) -> str:
     """The directory with OpenAI's weights in Hugging Face's cache; they are downloaded if they are not there."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
     try:
         from huggingface_hub import hf_hub_download
 
-        return os.path.dirname([hf_hub_download(name, file) for file in (WEIGHT_FILES[0], "config.json")][0])
+        logger.setLevel(logging.ERROR)  # after the import, which sets it too; below, it logs every retry
+        hf_hub_download(name, WEIGHT_FILES[0])
+        return os.path.dirname(hf_hub_download(name, "config.json"))
     except Exception as error:  # the hub's client, the network and the file system each have errors of their own
         reason = f"the Hugging Face model {name!r} could not be loaded ({first_line(error)})"
         raise UserError(f"{reason}: connect to a network, or give a directory with config.json and weights") from error
-
-
-def _read_json(directory: str, name: str) -> dict:
-    """The content of a JSON file, {} if there is no such file. Raises UserError for one that holds no dict."""
-    path = os.path.join(directory, name)
-    if not os.path.exists(path):
-        return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-        if not isinstance(content, dict):
-            raise ValueError("it is no object")
-        return content
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}): download or write the directory again") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _read_weights(directory: str) -> dict[str, torch.Tensor]:
     """All weights in a directory by name, from one file or from shards."""
     for name in WEIGHT_FILES:
-        shards = _read_json(directory, f"{name}.index.json").get("weight_map")
-        if os.path.exists(os.path.join(directory, name)):
-            return _read_file(directory, name)
-        if isinstance(shards, dict):
-            parts = [_read_file(directory, shard) for shard in sorted(set(map(str, shards.values())))]
-            return {key: weight for part in parts for key, weight in part.items()}
+        shards = _read(directory, f"{name}.index.json").get("weight_map")
+        files = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
+        files = [name] if os.path.exists(os.path.join(directory, name)) else files
+        if files:
+            return {key: weight for file in files for key, weight in _read(directory, file).items()}
     raise UserError(f"{directory} has no weights: it needs {' or '.join(WEIGHT_FILES)} next to config.json")
 
 
-def _read_file(directory: str, name: str) -> dict[str, torch.Tensor]:
-    """The weights in one file by name. Raises UserError for a file that holds anything else, which is not run."""
+def _read(directory: str, name: str) -> dict[str, Any]:
+    """The content of a JSON file, {} if there is none, or of a file of weights. Raises UserError if it is damaged."""
     path = os.path.join(directory, name)
+    if name.endswith(".json") and not os.path.exists(path):
+        return {}
     try:
         if os.path.basename(name) != name:
             raise ValueError("it is outside the directory")
-        if name.endswith(".safetensors"):
+        if name.endswith(".json"):
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+        elif name.endswith(".safetensors"):
             from safetensors.torch import load_file
 
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not is_state_dict(content):
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        if not (isinstance(content, dict) if name.endswith(".json") else is_state_dict(content)):
             raise ValueError("it holds something else")
         return content
     except Exception as error:  # a damaged file can raise nearly anything
-        reason = f"{path} could not be read as weights, and nothing in it was run ({first_line(error)})"
+        reason = f"{path} could not be read, and nothing in it was run ({first_line(error)})"
         raise UserError(f"{reason}: download or write the directory again") from error
 
 
 def _tokenizer_of(directory: str, vocab_size: int) -> dict | None:
     """The tokenizer in a directory: the one that save wrote, GPT-2's if its files are there, else FOREIGN."""
-    if record := _read_json(directory, RECORD):
+    if record := _read(directory, RECORD):
         return record.get("tokenizer")
-    hf_model = _read_json(directory, "tokenizer.json").get("model")
-    vocabulary = _read_json(directory, "vocab.json") or (hf_model.get("vocab") if isinstance(hf_model, dict) else None)
+    hf_model = _read(directory, "tokenizer.json").get("model")
+    vocabulary = _read(directory, "vocab.json") or (hf_model.get("vocab") if isinstance(hf_model, dict) else None)
     if not vocabulary:
         return {"kind": "gpt2"} if vocab_size == 50257 else None
     is_gpt2 = isinstance(vocabulary, dict) and all(vocabulary.get(token) == i for token, i in GPT2_IDS.items())
     return {"kind": "gpt2"} if is_gpt2 else FOREIGN
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# writing
 
 
 def save(model: GPT, tokenizer: dict | None, directory: str, mark: str = ""):
@@ -168,12 +153,10 @@ def save(model: GPT, tokenizer: dict | None, directory: str, mark: str = ""):
     from safetensors.torch import save_file
 
     config = model.config
-    refused = [f"model_type={config.model_type}"] if config.model_type != "gpt" else []
-    refused += [f"ngrams={config.ngrams}"] if config.ngrams > 1 else []
-    scheme = position_scheme(config)
-    refused += [f"{scheme} positions"] if scheme != "default" else []
-    if refused:
-        raise UserError(f"GPT-2's architecture cannot express {refused[0]}: keep the model as a checkpoint")
+    differences = ("model_type", config.model_type, "gpt"), ("ngrams", config.ngrams, 1)
+    for name, value, expected in (*differences, ("positions", position_scheme(config), "default")):
+        if value != expected:
+            raise UserError(f"GPT-2's architecture cannot express {name}={value}: keep the model as a checkpoint")
     tokenizer = None if tokenizer == FOREIGN else tokenizer
     end_id = from_dict(tokenizer).end_id if tokenizer else None
     weights = {}
@@ -187,15 +170,11 @@ def save(model: GPT, tokenizer: dict | None, directory: str, mark: str = ""):
     save_file(weights, os.path.join(directory, WEIGHT_FILES[0]), metadata={"format": "pt"})
     hf_config = {
         "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
         **{key: getattr(config, field) for field, (key, _, _) in CONFIG_KEYS.items()},
         **{**FIXED, "n_inner": None},
         "activation_function": "gelu_new" if config.activation == "gelu_tanh" else "gelu",
-        "embd_pdrop": config.dropout,
-        "resid_pdrop": config.dropout,
-        "attn_pdrop": config.attn_dropout,
-        "bos_token_id": end_id,
-        "eos_token_id": end_id,
+        **dict(embd_pdrop=config.dropout, resid_pdrop=config.dropout, attn_pdrop=config.attn_dropout),
+        **dict(bos_token_id=end_id, eos_token_id=end_id),
     }
     _write_json(hf_config, directory, "config.json")
     if tokenizer:
@@ -211,7 +190,7 @@ def _write_json(content: dict, directory: str, name: str):
 def mark_of(directory: str) -> str | None:
     """The mark that save wrote, if directory holds exactly what it wrote; else None."""
     try:
-        record = _read_json(directory, RECORD)
+        record = _read(directory, RECORD)
         return record.get("mark") if _hashes(directory) == record.get("files") else None
     except (OSError, UserError):
         return None
@@ -235,10 +214,8 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
         hf_tokenizer.decoder = decoders.ByteLevel()
     else:
         is_word = tokenizer.kind == "word"  # an unknown character is an error there too
-        unknown = {UNKNOWN: tokenizer.unknown_id} if is_word else {}
-        hf_tokenizer = HFTokenizer(
-            models.WordLevel({**tokenizer.ids, **unknown}, unk_token=UNKNOWN if is_word else None)
-        )
+        ids = {**tokenizer.ids, **({UNKNOWN: tokenizer.unknown_id} if is_word else {})}
+        hf_tokenizer = HFTokenizer(models.WordLevel(ids, unk_token=UNKNOWN if is_word else None))
         if is_word and tokenizer.lower:
             hf_tokenizer.normalizer = normalizers.Lowercase()
         pattern = tokenizer.pattern if is_word else r"[\s\S]"
@@ -246,11 +223,8 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
         hf_tokenizer.decoder = decoders.Fuse()
     hf_tokenizer.add_special_tokens(sorted(tokenizer.specials, key=tokenizer.specials.__getitem__))
     hf_tokenizer.save(os.path.join(directory, "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": block_size,
-        "clean_up_tokenization_spaces": False,
-    }
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
+    settings |= {"clean_up_tokenization_spaces": False}
     if END in tokenizer.specials:
         settings |= {"bos_token": END, "eos_token": END}
     if tokenizer.template and tokenizer.template.special:
@@ -278,17 +252,13 @@ def _byte_pairs(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str
     Every token is the merge of the two parts that the earlier merges leave of its bytes.
     """
     letters = byte_alphabet()
-
-    def write(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
-
+    names = {token: "".join(letters[byte] for byte in token) for token in ranks}
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [bytes([byte]) for byte in token]
         while len(parts) > 2:
-            pairs = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]
-            i = pairs.index(min(pairs))
+            i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], rank))
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
         if len(parts) == 2:
-            merges.append((write(parts[0]), write(parts[1])))
-    return {write(token): rank for token, rank in ranks.items()}, merges
+            merges.append((names[parts[0]], names[parts[1]]))
+    return {names[token]: rank for token, rank in ranks.items()}, merges

@@ -67,10 +67,8 @@ class EDSModel(GPT):
 
     def check_length(self, T: int):
         if T > self.config.block_size:
-            raise UserError(
-                f"a sequence of {T} tokens is longer than block_size={self.config.block_size}, which "
-                f"{position_scheme(self.config)} cannot read: pass block_size or fewer"
-            )
+            limit = f"block_size={self.config.block_size}, which {position_scheme(self.config)} cannot read"
+            raise UserError(f"a sequence of {T} tokens is longer than {limit}: pass block_size or fewer")
 
 
 class EDSRope(EDSModel):

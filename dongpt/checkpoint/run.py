@@ -40,7 +40,7 @@ class State:
     evaluated_at: Annotated[int, ">=", -1] = -1  # iter_num of the last evaluation
     evals_since_best: Annotated[int, ">=", 0] = 0
     wandb_run_id: str | None = None
-    resumed_at: tuple[int, int] = (0, -1)  # iter_num and evaluated_at at the start of this process; not saved
+    resumed_at = 0, -1  # iter_num and evaluated_at at the start of this process; no field, so it is not saved
 
 
 def stored_values(cls: type, values: Any, where: str) -> dict[str, Any]:
@@ -52,8 +52,7 @@ def stored_values(cls: type, values: Any, where: str) -> dict[str, Any]:
         raise UserError(f"{where} is no dict but {values!r}: use another checkpoint")
     known = {key: values[key] for key in get_type_hints(cls) if key in values}
     for key, value in known.items():
-        if torch.is_tensor(value) and value.numel() == 1:
-            value = value.item()  # nanoGPT's best_val_loss
+        value = value.item() if torch.is_tensor(value) and value.numel() == 1 else value  # nanoGPT's best_val_loss
         known[key] = configurator.check_setting(key, value, cls, where)
     if wrong := configurator.out_of_bounds(cls, known):
         raise UserError(f"{where}: {'; '.join(wrong)}: use another checkpoint")
@@ -64,17 +63,13 @@ def resumed_settings(cls: type, checkpoint: dict, path: str, overrides: dict) ->
     """Those settings in the checkpoint of a resumed run, fields of cls, that still hold."""
     stored = stored_values(cls, checkpoint.get("config", {}), f"{path}: config")
     stored.pop("out_dir", None)  # the directory may have been moved
-    out_dir = os.path.dirname(path)
-    if overrides.get("init_wte", "") not in ("", vectors := stored.get("init_wte", "")):
-        raise UserError(
-            f"init_wte={overrides['init_wte']} is for a new run, and the one in {out_dir} started "
-            f"{f'with {vectors}' if vectors else 'without'}: drop init_wte, or use another out_dir"
-        )
-    if overrides.get("document_mask", masked := stored.get("document_mask", False)) != masked:
-        raise UserError(
-            f"the run in {out_dir} has document_mask={masked}, and losses with and without it cannot be "
-            f"compared: drop it, or start a new run with init_from={out_dir}"
-        )
+    out_dir, vectors, masked = os.path.dirname(path), stored.get("init_wte", ""), stored.get("document_mask", False)
+    if overrides.get("init_wte", "") not in ("", vectors):
+        begun = f"the one in {out_dir} started {f'with {vectors}' if vectors else 'without'}"
+        raise UserError(f"init_wte={overrides['init_wte']} is for a new run, and {begun}: drop it, or change out_dir")
+    if overrides.get("document_mask", masked) != masked:
+        reason = f"the run in {out_dir} has document_mask={masked}, and losses with and without cannot be compared"
+        raise UserError(f"{reason}: drop it, or start a new run with init_from={out_dir}")
     if "dataset" in overrides:
         stored["data_dir"] = ""  # which would take precedence over dataset
     return stored
@@ -93,11 +88,10 @@ def stored_machine(checkpoint: dict, path: str) -> Machine | None:
 def restore(checkpoint: dict, path: str, step) -> State:
     """Load optimizer and scaler from a checkpoint and return its State, saying what is not as it was."""
     cfg, corpus = step.cfg, step.corpus
-    values = stored_values(State, {key: value for key, value in checkpoint.items() if key != "resumed_at"}, path)
-    state = State(**values)
+    state = State(**stored_values(State, checkpoint, path))
+    windows = checkpoint.get("windows", state.iter_num * step.samples)  # nanoGPT's checkpoints don't say
+    state.samples_seen = configurator.check(windows, int, f"{path}: windows")
     state.resumed_at = state.iter_num, state.evaluated_at
-    nanogpts = state.iter_num * step.samples  # for a checkpoint that doesn't say
-    state.samples_seen = configurator.check(checkpoint.get("windows", nanogpts), int, f"{path}: windows")
     if "optimizer" in checkpoint:
         checkpoints.restore_optimizer(step.optimizer, checkpoint, step.model, path)
     keys = {"optimizer state": "optimizer", "iteration": "iter_num"}
@@ -124,20 +118,17 @@ def adapt_vocabulary(model: GPT, tokenizer: dict | None, path: str, corpus, seed
     """
     added = added_tokens(tokenizer, corpus.tokenizer_dict)
     if added is None or added and is_resume:
-        raise UserError(
-            f"{path} was trained with another vocabulary than that of {corpus.name}: "
-            f"prepare the data with the same tokenizer, or start with init_from=scratch"
-        )
-    if not added:
-        return
-    before, size = model.config.vocab_size, corpus.vocab_size
-    grows = f"grows from {before} to {size} rows"
-    if size > before:
+        reason = f"{path} was trained with another vocabulary than that of {corpus.name}"
+        raise UserError(f"{reason}: prepare the data with the same tokenizer, or start with init_from=scratch")
+    n_rows = model.config.vocab_size
+    if added and corpus.vocab_size > n_rows:
         seed_everything(seed)
-        grow_vocabulary(model, size)
+        grow_vocabulary(model, corpus.vocab_size)
+        how = f"grows from {n_rows} to {corpus.vocab_size} rows"
     else:
-        grows = f"of {before} rows is padded, and has rows for them already"
-    print0(f"the data adds {', '.join(added)}: the token embedding {grows}")
+        how = f"of {n_rows} rows is padded, and has rows for them already"
+    if added:
+        print0(f"the data adds {', '.join(added)}: the token embedding {how}")
 
 
 def grow_vocabulary(model: GPT, vocab_size: int):
@@ -196,7 +187,6 @@ class Saver:
         if not all(torch.isfinite(parameter).all() for parameter in step.model.parameters()):
             check_finite(math.nan, state.iter_num)
         progress = {"windows" if key == "samples_seen" else key: value for key, value in asdict(state).items()}
-        del progress["resumed_at"]
         checkpoint = {
             "model": step.model.state_dict(),
             "optimizer": step.optimizer.state_dict(),
@@ -219,13 +209,11 @@ class Saver:
 
 def load_best(step) -> int:
     """Load the weights of ckpt.pt into the model of every rank; returns the iteration they are from, on rank 0."""
-    iter_num = 0
+    best = checkpoints.load(os.path.join(step.cfg.out_dir, checkpoints.BEST)) if step.rt.is_main else {"iter_num": 0}
     if step.rt.is_main:
-        best = checkpoints.load(os.path.join(step.cfg.out_dir, checkpoints.BEST))
-        iter_num = best["iter_num"]
-        step.model.load_state_dict(checkpoints.clean_names(best["model"]))
+        step.model.load_state_dict(best["model"])
     step.rt.broadcast([p.data for p in step.model.parameters()])
-    return iter_num
+    return best["iter_num"]
 
 
 def first_records(step, state: State, config: dict, machine: dict) -> tuple:
@@ -239,16 +227,9 @@ def first_records(step, state: State, config: dict, machine: dict) -> tuple:
         kept = log.records_before(log.read_log(cfg.out_dir), iter_num, evaluated_at)
     elif old := checkpoints.set_aside(cfg.out_dir, [log.LOG, log.PICTURE]):
         print0(f"{cfg.out_dir} held an earlier run: its files are now in {old}")
-    header = dict(
-        config=config,
-        iter=iter_num,
-        machine=machine,
-        world_size=step.rt.world_size,
-        versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__),
-        data=step.corpus.name,
-        data_sha256=step.corpus.sha256,
-        command=shlex.join(sys.argv),
-    )
+    header = dict(config=config, iter=iter_num, machine=machine, world_size=step.rt.world_size)
+    header["versions"] = dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)
+    header |= dict(data=step.corpus.name, data_sha256=step.corpus.sha256, command=shlex.join(sys.argv))
     return kept, header, wandb_run
 
 

@@ -1,11 +1,8 @@
-"""Losses that can be compared: over fixed, disjoint windows, in nats per token and bits per byte of text.
-
-evaluate() is for any model; the functions after it evaluate a training run.
-"""
+"""Losses that can be compared: over fixed, disjoint windows, in nats per token and bits per byte of text."""
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -36,12 +33,10 @@ class Loss:
 def eval_batches(
     corpus: Corpus, split: str, batch_size: int, block_size: int, n_windows: int | None = None, rank=0, world_size=1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    """Yield (x, y, number of predicted tokens) over a split, x and y (B, T) int64; padding and masked tokens are
-    -1 in y.
+    """Yield (x, y, number of predicted tokens); x, y (B, T) int64 with -1 in y for padding and masked tokens.
 
-    n_windows of the disjoint windows, evenly spaced and the same each time; all of them by default. Every batch
-    has the same shape. Each of several processes takes every world_size-th batch; all get the same number, so the
-    last ones may be all padding.
+    They cover n_windows of a split's disjoint windows, evenly spaced and the same each time; by default all of them.
+    Each of several processes takes every world_size-th batch; all get the same number, so the last may be all padding.
     """
     tokens, mask = corpus.tokens(split), corpus.mask(split)
     windows: range | np.ndarray = range(-(-(corpus.lengths[split] - 1) // block_size))
@@ -69,67 +64,57 @@ def predicted_bytes(corpus: Corpus, split: str) -> int:
     if mask is not None and known is not None and whole and not mask[0]:
         return known
     lengths = corpus.tokenizer().byte_lengths()
+
+    def count(ids) -> int:
+        counts = np.bincount(ids, minlength=len(lengths))[: len(lengths)]  # padded vocabularies have ids without text
+        return int((counts * lengths).sum())
+
     if mask is not None:
-        ids = corpus.tokens(split)[1:][mask[1:] != 0]
-        return int((np.bincount(ids, minlength=len(lengths))[: len(lengths)] * lengths).sum())
-    first = int(lengths[corpus.tokens(split)[:1]].sum())
-    if whole and split in corpus.meta.get("bytes", {}):
-        if (n_bytes := corpus.meta["bytes"][split]) < first:
-            raise UserError(
-                f"meta.json of {corpus.name} says that {split} has {n_bytes:,} bytes of text, fewer than its first "
-                f"token: prepare the data again"
-            )
-        return n_bytes - first
-    counts = np.sum([np.bincount(ids, minlength=2**16) for ids in corpus.chunks(split)], axis=0)
-    return int((counts[: len(lengths)] * lengths).sum()) - first  # padded vocabularies have ids without text
+        return count(corpus.tokens(split)[1:][mask[1:] != 0])
+    first, n_bytes = count(corpus.tokens(split)[:1]), corpus.meta.get("bytes", {}).get(split)
+    if not whole or n_bytes is None:
+        return sum(map(count, corpus.chunks(split))) - first
+    if n_bytes < first:
+        few = f"{split} has {n_bytes:,} bytes of text, fewer than its first token"
+        raise UserError(f"meta.json of {corpus.name} says that {few}: prepare the data again")
+    return n_bytes - first
 
 
 @torch.no_grad()
-def evaluate(
-    model,
-    corpus: Corpus,
-    split: str,
-    batch_size: int,
-    block_size: int,
-    runtime: Runtime,
-    n_windows: int | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_batch: Callable[[], object] = lambda: None,
-) -> Loss | None:
-    """The loss of model over a split (see eval_batches), shared by all ranks, with dropout off.
+def evaluate(model, batches: Iterable, rt: Runtime, should_stop: Callable[[], bool] = lambda: False) -> Loss | None:
+    """The loss of model over batches of eval_batches, shared by all ranks, with dropout off.
 
-    None if should_stop(), which every rank calls equally often, returned True. on_batch() is called after each batch.
+    None if should_stop(), which every rank calls before each batch, returned True.
     """
-    was_training = model.training
+    was_training, total, count, stopped = model.training, 0.0, 0, False
     model.eval()
-    total, count, stopped = 0.0, 0, False
-    rank, world_size = runtime.rank, runtime.world_size
-    for x, y, n_tokens in eval_batches(corpus, split, batch_size, block_size, n_windows, rank, world_size):
+    for x, y, n_tokens in batches:
         if stopped := should_stop():
             break
         if n_tokens:  # else all of it is masked or padding
-            with runtime.autocast():
-                loss = model(*runtime.move(x, y))[1]
+            with rt.autocast():
+                loss = model(*rt.move(x, y))[1]
             total, count = total + loss.item() * n_tokens, count + n_tokens
-            on_batch()
     model.train(was_training)
     if stopped:
         return None
-    total, n_predicted = runtime.sum(total, count)
+    total, n_predicted = rt.sum(total, count)
     return Loss(total / n_predicted if n_predicted else math.nan, int(n_predicted))
+
+
+def _evaluate_split(step: TrainStep, stop: Stop, split: str, n_windows: int | None = None) -> Loss | None:
+    """The loss of a run's model over n_windows of a split, or all of it; None if all ranks have to stop."""
+    cfg, rt = step.cfg, step.rt
+    batches = eval_batches(step.corpus, split, cfg.batch_size, cfg.block_size, n_windows, rt.rank, rt.world_size)
+    return evaluate(step.eval_model, batches, rt, lambda: stop("eval"))
 
 
 def estimate_loss(step: TrainStep, stop: Stop) -> tuple[float, float] | None:
     """(train, val) loss on fixed windows spread over each split; None if all ranks have to stop."""
-    cfg, losses = step.cfg, []
-    for split in ("train", "val"):
-        shape = cfg.batch_size, cfg.block_size
-        n_windows = cfg.eval_iters * cfg.batch_size
-        loss = evaluate(step.eval_model, step.corpus, split, *shape, step.rt, n_windows, lambda: stop("eval"))
-        if loss is None:
-            return None
-        losses.append(loss.nats)
-    return losses[0], losses[1]
+    n_windows = step.cfg.eval_iters * step.cfg.batch_size
+    train = _evaluate_split(step, stop, "train", n_windows)
+    val = _evaluate_split(step, stop, "val", n_windows) if train else None
+    return (train.nats, val.nats) if train and val else None
 
 
 def print_sample(step: TrainStep, log: RunLog, stop: Stop):
@@ -147,19 +132,15 @@ def print_sample(step: TrainStep, log: RunLog, stop: Stop):
 def finish(step: TrainStep, log: RunLog, stop: Stop, best_iter: int):
     """Print and log the loss over the whole validation split, with the weights of iteration best_iter, unless a signal
     comes."""
-    cfg, rt = step.cfg, step.rt
-    loss = evaluate(
-        step.eval_model, step.corpus, "val", cfg.batch_size, cfg.block_size, rt, should_stop=lambda: stop("eval")
-    )
-    if loss is None or not rt.is_main:
+    loss = _evaluate_split(step, stop, "val")
+    if loss is None or not step.rt.is_main:
         return
     try:
         bits = loss.bits_per_byte(predicted_bytes(step.corpus, "val"))
     except ValueError:  # counting bytes takes a tokenizer, and GPT-2's may be out of reach
         bits = None
-    print(
-        f"final: ckpt.pt of iteration {best_iter} has whole-validation loss {loss.nats:.4f}, perplexity "
-        f"{loss.perplexity:.2f}" + (f", {bits:.4f} bits per byte" if bits else "") + f" ({loss.tokens:,} tokens)"
-    )
-    measured = dict(val_loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=bits, tokens=loss.tokens)
-    log.write("final", iter=best_iter, **measured)
+    bits_text = f", {bits:.4f} bits per byte" if bits else ""
+    measured = f"{loss.nats:.4f}, perplexity {loss.perplexity:.2f}{bits_text} ({loss.tokens:,} tokens)"
+    print(f"final: ckpt.pt of iteration {best_iter} has whole-validation loss {measured}")
+    results = dict(val_loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=bits, tokens=loss.tokens)
+    log.write("final", iter=best_iter, **results)
