@@ -308,7 +308,7 @@ def _texts_of(content: Content) -> list[str]:
 
 
 def _n_characters(content: Content) -> int:
-    return sum(map(len, _texts_of(content)))
+    return len(content) if isinstance(content, str) else sum(map(len, _texts_of(content)))
 
 
 def _texts(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -480,17 +480,12 @@ def _write(
     for job, encoded in encode_all(rest(), tokenizer, end_id):
         for split, of_split in encoded:
             writer.add(split, of_split)
+            size += of_split.n_characters
         documents += sum(ends for _, _, ends in job)
-        size += sum(_n_characters(content) for _, content, _ in job)
-        if _ends_chapter(size, job[-1]):
+        if size >= CHAPTER_CHARS and job[-1][2]:
             writer.save(documents)
             size = 0
     return sample
-
-
-def _ends_chapter(size: int, last: Piece) -> bool:
-    """Whether the state can be saved after the piece `last`, and there are enough characters for that."""
-    return size >= CHAPTER_CHARS and last[2]
 
 
 def encode_all(
@@ -550,15 +545,17 @@ def _call(job: Job) -> Any:
 
 
 def _jobs(pieces: Iterable[Piece], cut: Callable[[str], int]) -> Iterator[Job]:
-    """Pieces in lists of about JOB_CHARS characters each."""
+    """Pieces in lists of about JOB_CHARS characters each; one ends where a chapter does, after CHAPTER_CHARS."""
     job: Job = []
     size = of_chapter = 0
-    for piece in _short(pieces, cut):
-        job.append(piece)
-        size, of_chapter = size + _n_characters(piece[1]), of_chapter + _n_characters(piece[1])
-        if (ends := _ends_chapter(of_chapter, piece)) or size >= JOB_CHARS:
+    for split, content, ends in _short(pieces, cut):
+        job.append((split, content, ends))
+        n = _n_characters(content)
+        size, of_chapter = size + n, of_chapter + n
+        if size >= JOB_CHARS or (ends and of_chapter >= CHAPTER_CHARS):
+            of_chapter = 0 if ends and of_chapter >= CHAPTER_CHARS else of_chapter
             yield job
-            job, size, of_chapter = [], 0, 0 if ends else of_chapter
+            job, size = [], 0
     if job:
         yield job
 
