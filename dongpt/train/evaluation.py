@@ -108,7 +108,7 @@ def evaluate(
         if stopped := should_stop():
             break
         if n_tokens:  # else all of it is masked or padding
-            with runtime.autocast():
+            with runtime.autocast:
                 loss = model(*runtime.move(x, y))[1]
             total, count = total + loss.item() * n_tokens, count + n_tokens
             on_batch()
