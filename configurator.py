@@ -58,9 +58,7 @@ def describe(kind: Any) -> str:
     """Name of a type in messages and --help: `int`, `int or None`, `'auto' or True`."""
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
-    if isinstance(kind, types.UnionType):
-        return " or ".join("None" if k is types.NoneType else k.__name__ for k in get_args(kind))
-    return kind.__name__
+    return " or ".join("None" if k is types.NoneType else k.__name__ for k in get_args(kind) or (kind,))
 
 
 def check(value: Any, kind: Any, where: str) -> Any:
@@ -117,9 +115,8 @@ def build(cls: type[Config], values: dict[str, Any], where: str = "settings") ->
 
 def find_config(name: str) -> str | None:
     """Path of the config file called name (a path, or the short name of a file in config/), or None."""
-    candidates = [name, os.path.join(ROOT, name)] if name.endswith(".py") else []
-    if not candidates and os.path.basename(name) == name:
-        candidates = [os.path.join(ROOT, "config", f"{name}.py")]
+    short = os.path.join(ROOT, "config", f"{name}.py") if os.path.basename(name) == name else ""
+    candidates = [name, os.path.join(ROOT, name)] if name.endswith(".py") else [short]
     return next((path for path in candidates if os.path.isfile(path)), None)
 
 
@@ -135,12 +132,14 @@ def run_config(path: str, keys: Collection[str] = ()) -> dict[str, Any]:
             lines = [error.lineno]
         where = f"{path}, line {lines[-1]}" if lines else path
         raise UserError(f"{where}: {type(error).__name__}: {error}") from error
-    settings = {}
-    for key, value in names.items():
-        is_module = isinstance(value, types.ModuleType) or type(value).__module__ == "__future__"
-        if key in keys or not (key.startswith("_") or callable(value) or is_module):
-            settings[key] = value
-    return settings
+    return {
+        key: value
+        for key, value in names.items()
+        if key in keys
+        or not (
+            key.startswith("_") or callable(value) or inspect.ismodule(value) or type(value).__module__ == "__future__"
+        )
+    }
 
 
 def load(cls: type[Config], argv: list[str] | None = None, skipped: list[str] | None = None) -> tuple[Config, dict]:
@@ -218,11 +217,8 @@ def print_help(cls: type, usage: str = ""):
     """Print every key of cls with its type, default and the comment beside it in the source."""
     program = " ".join(filter(None, [os.path.basename(sys.argv[0]), usage]))
     print(f"usage: python {program} [config file] [--key=value ...]\n")
-    comments, kinds = {}, get_type_hints(cls)
-    for owner in reversed(cls.__mro__[:-1]):
-        for line in inspect.getsource(owner).splitlines():
-            if found := re.match(r"    (\w+): .*?  # (.*)", line):
-                comments[found[1]] = found[2]
+    source, kinds = "".join(map(inspect.getsource, reversed(cls.__mro__[:-1]))), get_type_hints(cls)
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.MULTILINE))  # of the last class that has one
     for field in fields(cls):
         print(f"--{field.name}={field.default!r}  ({describe(kinds[field.name])})")
         if field.name in comments:

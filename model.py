@@ -57,10 +57,6 @@ class GPTConfig:
     ngram_rows: Annotated[int, ">=", 1] = 32768  # table entries per n-gram length; n-grams find theirs by a hash
     model_type: Literal["gpt", "bigram"] = "gpt"  # bigram: a baseline, logits from the last token only
 
-    def __post_init__(self):
-        self.settle_names()
-        self.check()
-
     def settle_names(self):
         """Replace aliases, and reset what has no effect, so that equal architectures have equal configs."""
         if self.pos_embd == "absolute":
@@ -78,8 +74,9 @@ class GPTConfig:
         """Whether attention scores get a learned bias by head and distance."""
         return self.pos_embd in ("relative", "default+relative")
 
-    def check(self):
+    def __post_init__(self):
         """Raise ValueError for an architecture that cannot be built."""
+        self.settle_names()
         for field in fields(self):
             value, terms = getattr(self, field.name), getattr(field.type, "__metadata__", ())
             if get_origin(field.type) is Literal and value not in (choices := get_args(field.type)):
@@ -180,18 +177,6 @@ def attend(q, k, v, bias, dropout: float, causal: bool = True):
 # layers
 
 
-class LayerNorm(nn.Module):
-    """LayerNorm with an optional bias; epsilon as in GPT-2."""
-
-    def __init__(self, n_embd: int, bias: bool):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(n_embd))  # begins as plain normalization
-        self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
-
-    def forward(self, x):
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
-
-
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and the tokens before it."""
 
@@ -207,7 +192,7 @@ class CausalSelfAttention(nn.Module):
         # One matmul for all three is faster than three. (B, T, nh, hs) each: every head attends on its own.
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head) for t in self.c_attn(x).split(C, dim=2))
         if inputs.rotation is not None:  # scores then depend on the distance of query and key only
-            q, k = rotate(q, inputs.rotation), rotate(k, inputs.rotation)
+            q, k = rotate(q, k, *inputs.rotation)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         if cache is not None:  # decoding: earlier tokens are not encoded again
             k, v = cache.extend(k, v)  # (B, nh, S, hs)
@@ -235,9 +220,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
     def forward(self, x, inputs: AttentionInputs = AttentionInputs(), cache: LayerCache | None = None):
@@ -273,23 +258,20 @@ class GPT(nn.Module):
             self.transformer.ngrams = nn.Embedding((config.ngrams - 1) * config.ngram_rows, config.n_embd)
         self.transformer.drop = Dropout(config.dropout)
         self.transformer.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        self.transformer.ln_f = LayerNorm(config.n_embd, config.bias)
+        self.transformer.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.transformer.wte.weight = self.lm_head.weight  # as in GPT-2: Press and Wolf, arxiv.org/abs/1608.05859
-        self.apply(self._init_weights)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)  # GPT-2's
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # two residual branches per layer add up: GPT-2 paper, section 2.3
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
             elif name in (RELATIVE, NGRAMS):  # zero init: adding such a table leaves the output unchanged
                 nn.init.zeros_(parameter)
-
-    @staticmethod
-    def _init_weights(module):
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)  # GPT-2's
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
 
     def _embed(self, idx, positions, before=None):
         """Input of the first layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T); before: see ngram_rows."""

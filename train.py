@@ -23,13 +23,13 @@ import configurator
 from configurator import UserError
 from dongpt import log as logs
 from dongpt import runtime
-from dongpt.checkpoint import build_model, run
 from dongpt.checkpoint import files as checkpoints
-from dongpt.checkpoint.legacy import position_scheme
+from dongpt.checkpoint import run
+from dongpt.checkpoint.legacy import Bigram, position_scheme
 from dongpt.checkpoint.run import Saver, State
-from dongpt.log import RunLog, check_finite
-from dongpt.program import run_program
-from dongpt.runtime import Interrupts, RuntimeConfig, Stop, print0, seed_everything
+from dongpt.log import RunLog
+from dongpt.program import locked_directory, run_program
+from dongpt.runtime import Interrupts, RuntimeConfig, Stop, seed_everything
 from dongpt.text.bins import find_folder
 from dongpt.text.prepare import prepare_if_missing
 from dongpt.train import init_wte, optim
@@ -138,7 +138,7 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
         return configurator.build(TrainConfig, overrides), overrides, None
     if init_from == "resume":
         checkpoint, path = checkpoints.load_valid(out_dir)
-        print0(f"Resuming training from {path}")
+        print(f"Resuming training from {path}")
         stored = run.resumed_settings(TrainConfig, checkpoint, path, overrides)
         model, tokenizer = checkpoints.restore_model(checkpoint, path), checkpoint.get("tokenizer")
         source = Source(path, model, tokenizer, checkpoint, os.path.getmtime(path))
@@ -146,11 +146,11 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
         if vectors := overrides.get("init_wte"):
             both = f"init_wte={vectors} and init_from={init_from}"
             raise UserError(f"{both} both say what the token embedding starts with: drop one of them")
-        print0(f"Initializing from the weights of {init_from}")
+        print(f"Initializing from the weights of {init_from}")
         model, tokenizer, _ = checkpoints.load_anything(init_from)
         stored, source, old_size = {}, Source(init_from, model, tokenizer, {}), model.config.block_size
         if (block_size := overrides.get("block_size", old_size)) < old_size:
-            print0(f"cropping block_size from {old_size} to {block_size}: positions beyond are forgotten")
+            print(f"cropping block_size from {old_size} to {block_size}: positions beyond are forgotten")
             model.crop_block_size(block_size)
     architecture = {key: getattr(model.config, key) for key in ARCHITECTURE}
     wanted = {key: value for key, value in overrides.items() if key not in ARCHITECTURE or value is not None}
@@ -168,16 +168,17 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
 def make_model(cfg: TrainConfig, source: Source | None, corpus: Corpus) -> GPT:
     """The model to train, float32 on the CPU."""
     if source is None:
-        print0("Initializing a new model from scratch")
+        print("Initializing a new model from scratch")
         vocab_size = cfg.vocab_size or corpus.model_vocab_size
         if vocab_size < corpus.vocab_size:
             has = f"the {corpus.vocab_size} entries of the vocabulary of {corpus.name}"
             raise UserError(f"vocab_size={vocab_size} is smaller than {has}: drop vocab_size")
         settings = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}
         seed_everything(cfg.seed)
-        model = build_model(GPTConfig(**{**settings, "vocab_size": vocab_size}))
+        config = GPTConfig(**{**settings, "vocab_size": vocab_size})
+        model = Bigram(config) if cfg.model_type == "bigram" else GPT(config)
         if cfg.init_wte:
-            print0(init_wte.init_embedding(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
+            print(init_wte.init_embedding(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
         return model
     model = source.model
     run.adapt_vocabulary(model, source.tokenizer, source.path, corpus, cfg.seed, is_resume=bool(source.checkpoint))
@@ -199,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     with Interrupts() as interrupts, contextlib.ExitStack() as at_exit:
         cfg, overrides, source = resolve(argv)
         resuming = cfg.init_from == "resume"
-        print0("".join(f"Overriding: {key} = {value}\n" for key, value in overrides.items()), end="")
+        print("".join(f"Overriding: {key} = {value}\n" for key, value in overrides.items()), end="")
 
         # machine: a resume computes as the run before it did, unless told otherwise
         before = run.stored_machine(source.checkpoint, source.path) if source else None
@@ -217,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         prepare_if_missing(folder, rt)
         corpus = Corpus(folder, cfg.dataset_fraction)
         found = f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})"
-        print0(found if corpus.meta else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
+        print(found if corpus.meta else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
         model = make_model(cfg, source, corpus).to(rt.device)
         tokenizer = corpus.tokenizer() if cfg.sample_tokens or cfg.document_mask else None
         if tokenizer and cfg.document_mask and tokenizer.end_id is None:
@@ -229,32 +230,34 @@ def main(argv: list[str] | None = None) -> int:
         step = TrainStep(cfg, rt, corpus, model, optimizer)
         state = run.restore(source.checkpoint, source.path, step) if source and resuming else State()
         if not cfg.eval_only:
-            resumed_file = (source.path, source.modified) if source and resuming else None
-            rt.on_main(lambda: at_exit.enter_context(run.locked_out_dir(cfg.out_dir, resumed_file)))
+            files = checkpoints.BEST, checkpoints.LAST, logs.LOG, logs.PICTURE
+            rt.on_main(lambda: at_exit.enter_context(locked_directory(cfg.out_dir, *files)))
+            if source and resuming and os.path.getmtime(source.path) != source.modified:
+                raise UserError(f"{source.path} has just been written by another run: start this one again")
         source = None  # or its tensors would stay in memory
         epoch = corpus.epoch_windows(cfg.block_size) * cfg.block_size / step.tokens
-        print0(
+        print(
             f"tokens per iteration will be: {step.tokens:,} (one epoch is {epoch:,.1f} iterations)\n"
-            f"number of parameters: {model.get_num_params() / 1e6:.2f}M\n{optim.describe(model, optimizer)}"
+            f"number of parameters: {model.get_num_params() / 1e6:.2f}M\n{optim.describe(optimizer)}"
         )
         is_compiled, why = step.compile(compile, cfg.max_iters - state.iter_num)
-        print0(f"{rt.why}, compile: {'on' if is_compiled else 'off'} ({why})")
+        print(f"{rt.why}, compile: {'on' if is_compiled else 'off'} ({why})")
         machine = runtime.this_machine(rt, is_compiled)
         if before and before != machine:
             were = f"the run before it had {asdict(before)}, this one has {asdict(machine)}"
-            print0(f"this resume is not bitwise: {were}")
+            print(f"this resume is not bitwise: {were}")
 
         stop = Stop(rt, interrupts, cfg.max_minutes)
         if cfg.eval_only:
             if losses := estimate_loss(step, stop):
-                print0(f"step {state.iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}")
+                print(f"step {state.iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}")
             return stop.code or interrupts.code
         config = {**asdict(cfg), **{key: getattr(model.config, key) for key in ARCHITECTURE}}
         on_gpu = rt.device_type == "cuda" and rt.dtype != "float32"
         peak = logs.peak_flops(torch.cuda.get_device_name()) if on_gpu else None
         peak_speed = peak * rt.world_size / model.flops_per_token() if peak else None
         start_log = partial(run.first_records, step, state, config, asdict(machine))
-        log = RunLog(cfg.out_dir, start_log, rt.is_main, peak_speed)
+        log = RunLog(cfg.out_dir, start_log, rt.is_main, peak_speed, cfg.max_iters, state.iter_num)
         return train(step, log, Saver(step, config, machine, log), state, stop)
 
 
@@ -264,15 +267,12 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: Stop) 
     first_iter = state.iter_num
     clock, clock_iter = time.perf_counter(), state.iter_num
     reason, steady = "", 0.0
-    if rt.is_main:
-        log.bar = logs.progress_bar(cfg.max_iters, state.iter_num)
 
     while not stop("updates"):
         # evaluate and save, at the start, every eval_interval updates and at the end
         reason = f"max_minutes={cfg.max_minutes} are over" if stop.time_is_up else ""
         is_last = state.iter_num >= cfg.max_iters or stop.time_is_up
         if (state.iter_num % cfg.eval_interval == 0 or is_last) and state.evaluated_at != state.iter_num:
-            log.flush()
             if not evaluate_and_save(step, log, saver, state, stop, is_last):
                 break  # a signal came
             if cfg.patience and state.evals_since_best >= cfg.patience:
@@ -307,19 +307,19 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: Stop) 
     log.bar.close()
     exit_code = stop.code
     if exit_code and state.iter_num == first_iter:
-        print0("interrupted before the first step: nothing was saved")
+        print("interrupted before the first step: nothing was saved")
     elif exit_code:
         rt.on_main(lambda: saver.save(state, is_best=False))  # other ranks wait: torchrun kills all when one ends
-        print0(f"interrupted after {state.iter_num} iterations, the state is saved; resume with")
-        print0(f"  {run.resume_command(cfg.out_dir, rt.world_size)}")
+        print(f"interrupted after {state.iter_num} iterations, the state is saved; resume with")
+        print(f"  {run.resume_command(cfg.out_dir, rt.world_size)}")
     else:
         if reason:
-            print0(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {reason}")
+            print(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {reason}")
         elif state.iter_num == first_iter > 0:
-            print0(f"all {cfg.max_iters} iterations of this run are done: give a larger --max_iters to continue")
+            print(f"all {cfg.max_iters} iterations of this run are done: give a larger --max_iters to continue")
         finish(step, log, stop, run.load_best(step))
         if exit_code := stop.code or stop.interrupts.code:
-            print0("interrupted in the last evaluation: the run itself is complete and saved")
+            print("interrupted in the last evaluation: the run itself is complete and saved")
     log.close()
     return exit_code
 
@@ -329,20 +329,18 @@ def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, 
     losses = estimate_loss(step, stop)
     if losses is None:
         return False
-    train_loss, val_loss = losses
-    check_finite(val_loss, state.iter_num)
-    log.print(f"step {state.iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
-    log.write("eval", iter=state.iter_num, train_loss=train_loss, val_loss=val_loss)
+    log.write_losses(state.iter_num, *losses)
     state.evaluated_at = state.iter_num
     if state.iter_num > 0 or is_last:  # new weights need no checkpoint
+        val_loss = losses[1]
         is_best = val_loss < state.best_val_loss
         state.best_val_loss = min(val_loss, state.best_val_loss)
         state.evals_since_best = 0 if is_best else state.evals_since_best + 1
         step.rt.on_main(lambda: saver.save(state, is_best))
-    if step.rt.is_main:
-        if step.cfg.sample_tokens:
-            print_sample(step, log, stop)
-        log.draw(at_most_every=REDRAW_SECONDS)
+        if step.rt.is_main:
+            log.draw(at_most_every=REDRAW_SECONDS)
+    if step.rt.is_main and step.cfg.sample_tokens:
+        print_sample(step, log, stop)
     return True
 
 

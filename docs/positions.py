@@ -49,7 +49,8 @@ def trained(scheme: str, corpus: Corpus) -> GPT:
         loss = model(x, y)[1]
         loss.backward()
         optimizer.step()
-        lower_last_distance(model)
+        if scheme == "relative":
+            lower_last_distance(model)
         optimizer.zero_grad()
     print(f"{scheme}: loss {loss.item():.3f} after {STEPS} updates")
     return model.eval()
@@ -68,10 +69,10 @@ def scores_by_position(model: GPT, corpus: Corpus) -> torch.Tensor:
     x = model.transformer.wte(tokens).mean(0).expand(1, T, -1)
     if config.has_wpe:
         x = x + model.transformer.wpe(positions)
-    block, where = model.transformer.h[0], model.where(positions)
+    block, where = model.transformer.h[0], model.attention_inputs(positions)
     q, k, _ = (t.view(1, T, config.n_head, head_size) for t in block.attn.c_attn(block.ln_1(x)).split(config.n_embd, 2))
     if where.rotation is not None:
-        q, k = rotate(q, where.rotation), rotate(k, where.rotation)
+        q, k = rotate(q, k, *where.rotation)
     scores = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1))[0] / math.sqrt(head_size)
     if where.bias is not None:
         scores = scores + where.bias[0]

@@ -4,6 +4,7 @@ The first line of log.jsonl is a header (config, versions, data, command); each 
 {"kind": "iter", "iter": 7, "loss": ...} for an update, {"kind": "eval", "iter": 8, "val_loss": ...} after 8 updates.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -17,45 +18,27 @@ from dongpt.program import replaced_file
 LOG, PICTURE = "log.jsonl", "loss.png"
 LONG_RUN = 6 * 3600  # seconds; a run that will take longer says so
 
-# Peak of dense matrix products in FLOP/s: bf16, or fp16 on Volta and Turing, both with sums in fp32. From NVIDIA's
+# Peak of dense matrix products in TFLOP/s: bf16, or fp16 on Volta and Turing, both with sums in fp32. From NVIDIA's
 # datasheets, whose numbers "with sparsity" are halved, and for GeForce and RTX A from the architecture whitepapers
 # (GA102, Ada, RTX Blackwell): SMs x 512 (RTX A: 1024) FMAs per clock x 2 x boost clock. The longest name found wins.
-PEAK_FLOPS = {
-    "V100": 125e12,
-    "T4": 65e12,
-    "A10": 125e12,
-    "A30": 165e12,
-    "A40": 150e12,
-    "A100": 312e12,
-    "L4": 121e12,
-    "L40": 181e12,
-    "L40S": 362e12,
-    "H100": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H200": 989e12,
-    "H200 NVL": 835e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "GB200": 2500e12,
-    "RTX A6000": 155e12,
-    "GeForce RTX 3070": 40.6e12,
-    "GeForce RTX 3080": 59.5e12,
-    "GeForce RTX 3090": 71.2e12,
-    "GeForce RTX 4080": 97.5e12,
-    "GeForce RTX 4090": 165.2e12,
-    "GeForce RTX 5080": 112.6e12,
-    "GeForce RTX 5090": 209.5e12,
+# fmt: off
+PEAK_TFLOPS = {
+    "V100": 125, "T4": 65, "A10": 125, "A30": 165, "A40": 150, "A100": 312, "RTX A6000": 155,
+    "L4": 121, "L40": 181, "L40S": 362, "H100": 989, "H100 PCIe": 756, "H100 NVL": 835, "H200": 989, "H200 NVL": 835,
+    "GH200": 989, "B200": 2250, "GB200": 2500, "GeForce RTX 3070": 40.6, "GeForce RTX 3080": 59.5,
+    "GeForce RTX 3090": 71.2, "GeForce RTX 4080": 97.5, "GeForce RTX 4090": 165.2, "GeForce RTX 5080": 112.6,
+    "GeForce RTX 5090": 209.5,
 }
+# fmt: on
 
 
 def peak_flops(gpu_name: str) -> float | None:
     """Peak FLOP/s of a GPU by the name that CUDA gives it; None for one that is not in the table."""
     words = f" {gpu_name.replace('-', ' ')} "
-    known = [name for name in PEAK_FLOPS if f" {name} " in words]
+    known = [name for name in PEAK_TFLOPS if f" {name} " in words]
     if not known or "RTX" in words and not gpu_name.endswith(tuple(known)):  # RTX 3070 Ti, RTX 4090 Laptop GPU
         return None
-    return PEAK_FLOPS[max(known, key=len)]
+    return PEAK_TFLOPS[max(known, key=len)] * 1e12
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -64,14 +47,11 @@ def peak_flops(gpu_name: str) -> float | None:
 
 def read_log(out_dir: str) -> list[dict]:
     """The records of log.jsonl, [] without one; a last line cut off by a crash is skipped."""
-    records = []
-    if os.path.exists(os.path.join(out_dir, LOG)):
+    records: list[dict] = []
+    with contextlib.suppress(FileNotFoundError, ValueError):
         with open(os.path.join(out_dir, LOG), encoding="utf-8", errors="replace") as file:
             for line in file:
-                try:
-                    records.append(json.loads(line))
-                except ValueError:
-                    break
+                records.append(json.loads(line))
     return records
 
 
@@ -88,28 +68,23 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def to_json_line(record: dict) -> str:
-    """record as one line of strict JSON."""
-    return json.dumps(finite(record), ensure_ascii=False) + "\n"
-
-
 def check_finite(loss: float, iter_num: int):
     """Raise UserError for a loss that is not a number, so that such a state is never saved."""
     if not math.isfinite(loss):
         raise UserError(
-            f"the loss is {loss} at iteration {iter_num}: the run diverged, and its last checkpoint is as "
-            f"it was; lower learning_rate, or use dtype=float32"
+            f"the loss is {loss} at iteration {iter_num}: the run diverged, and its last checkpoint is as it was; "
+            f"lower learning_rate, or use dtype=float32"
         )
 
 
 def warn_if_long(seconds_left: float, seconds: float, say: Callable[[str], None]):
     """Say so if the rest of a run, at so many seconds per update, will take long."""
     if seconds_left > LONG_RUN:
-        say(
-            f"at {seconds:.1f} s per iteration this run will take about {seconds_left / 3600:,.0f} hours: to shorten "
-            f"it lower max_iters (and lr_decay_iters), n_layer, n_embd, block_size, batch_size or "
-            f"gradient_accumulation_steps, or set max_minutes"
+        shorter = (
+            "max_iters (and lr_decay_iters), n_layer, n_embd, block_size, batch_size or gradient_accumulation_steps"
         )
+        hours = f"at {seconds:.1f} s per iteration this run will take about {seconds_left / 3600:,.0f} hours"
+        say(f"{hours}: to shorten it lower {shorter}, or set max_minutes")
 
 
 class RunLog:
@@ -117,18 +92,18 @@ class RunLog:
 
     Every rank has one; rank 0 prints and writes. start() is called on rank 0 before the first record: it returns the
     records to keep from before a resume, the header, and a wandb run or None. peak_speed is the tokens/s at which the
-    hardware would be at its peak, for MFU.
+    hardware would be at its peak, for MFU. The bar shows `done` of `total` updates.
     """
 
     def __init__(
-        self, out_dir: str, start: Callable[[], tuple], is_main: bool = True, peak_speed: float | None = None, bar=None
+        self, out_dir: str, start: Callable[[], tuple], is_main=True, peak_speed: float | None = None, total=0, done=0
     ):
         self.out_dir, self.start, self.is_main, self.peak_speed = out_dir, start, is_main, peak_speed
         self.file: IO | None = None
         self.wandb_run: Any = None
         self.deferred: tuple | None = None
         self.drawn = time.monotonic()
-        self.bar = bar or progress_bar(0, quiet=True)
+        self.bar = progress_bar(total, done, quiet=not (is_main and total))
 
     def print(self, line: str):
         """Print a line on rank 0, above the progress bar if one shows."""
@@ -141,7 +116,8 @@ class RunLog:
         kept, header, self.wandb_run = self.start()
         path = os.path.join(self.out_dir, LOG)
         with replaced_file(path, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(map(to_json_line, [*kept, {"kind": "header", **header}]))
+            for record in [*kept, {"kind": "header", **header}]:
+                file.write(json.dumps(finite(record), ensure_ascii=False) + "\n")
         self.file = open(path, "a", encoding="utf-8", newline="\n")
         return self.file
 
@@ -150,7 +126,7 @@ class RunLog:
         if not self.is_main:
             return
         file = self.file or self.open()
-        file.write(to_json_line({"kind": kind, **record}))
+        file.write(json.dumps(finite({"kind": kind, **record}), ensure_ascii=False) + "\n")
         file.flush()
         if self.wandb_run is not None:
             names = {key: f"train/{key}" if kind == "iter" else key for key in record if key != "iter"}
@@ -174,6 +150,13 @@ class RunLog:
         more = {"mfu": round(mfu, 4)} if mfu else {}
         self.write("iter", iter=iter_num, loss=loss, lr=lr, ms=round(ms, 3), tokens_per_s=round(speed), **more)
         self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+
+    def write_losses(self, iter_num: int, train_loss: float, val_loss: float):
+        """Print and append an evaluation. Raises UserError for a loss that is not a number."""
+        self.flush()
+        check_finite(val_loss, iter_num)
+        self.print(f"step {iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
+        self.write("eval", iter=iter_num, train_loss=train_loss, val_loss=val_loss)
 
     def draw(self, at_most_every: float):
         """Redraw loss.png unless that was done less than so many seconds ago."""
@@ -207,16 +190,12 @@ def start_wandb(project: str, name: str, config: dict, run_id: str | None):
 
 
 def import_figure():
-    """matplotlib's Figure class, which draws into files and needs no pyplot and no backend.
-
-    While it is imported MPLBACKEND is hidden: a notebook sets it to a backend that other processes do not have.
-    """
-    backend = os.environ.pop("MPLBACKEND", None)
+    """matplotlib's Figure class, which draws into files and needs no pyplot and no backend."""
+    backend = os.environ.pop("MPLBACKEND", None)  # a notebook sets it to a backend that other processes do not have
     try:
         from matplotlib.figure import Figure
     finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
+        os.environ.update({"MPLBACKEND": backend} if backend is not None else {})
     return Figure
 
 
@@ -226,12 +205,10 @@ def draw_loss(out_dir: str):
         records = read_log(out_dir)
         figure = import_figure()(figsize=(8, 5))
         axes = figure.subplots()
-        for kind, key, label, style in (
-            ("iter", "loss", "training batch", dict(alpha=0.4, linewidth=0.8)),
-            ("eval", "train_loss", "train", dict(marker="o", markersize=3)),
-            ("eval", "val_loss", "validation", dict(marker="o", markersize=3)),
-        ):
+        curves = ("iter", "loss", "training batch"), ("eval", "train_loss", "train"), ("eval", "val_loss", "validation")
+        for kind, key, label in curves:
             points = [(r["iter"], r[key]) for r in records if r["kind"] == kind and r.get(key) is not None]
+            style = dict(alpha=0.4, linewidth=0.8) if kind == "iter" else dict(marker="o", markersize=3)
             if points:
                 axes.plot(*zip(*points), label=label, **style)
         axes.set_xlabel("iteration")
@@ -249,14 +226,12 @@ def draw_loss(out_dir: str):
 def progress_bar(total: int, done: int = 0, unit: str = "it", quiet: bool = False, **options):
     """A tqdm bar on stderr for `total` steps, `done` of them finished; it shows nothing unless stderr is a terminal.
 
-    It can be used in a with statement, and its update, set_postfix_str, write and close work whether it shows or not.
     With unit="B" it counts bytes: 1.5MB/2.0MB.
     """
     from tqdm import tqdm
 
-    hidden = quiet or not sys.stderr.isatty()
-    scaled = unit == "B"
-    return tqdm(total=total, initial=done, unit=unit, unit_scale=scaled, dynamic_ncols=True, disable=hidden, **options)
+    options |= dict(unit=unit, unit_scale=unit == "B", disable=quiet or not sys.stderr.isatty())
+    return tqdm(total=total, initial=done, dynamic_ncols=True, **options)
 
 
 def format_table(rows: list[list[str]]) -> str:

@@ -6,9 +6,9 @@ Imports nothing heavy, so that programs which only prepare data start at once.
 import contextlib
 import errno
 import getpass
+import glob
 import hashlib
 import os
-import re
 import secrets
 import signal
 import sys
@@ -29,11 +29,17 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file syst
 def run_program(main: Callable[[], int | None]):
     """Run a program's main and exit with its code: 2 and one line on stderr for a UserError, 1 and a traceback for
     any other exception, 130 after Ctrl-C, 141 when nobody reads stdout."""
-    for stream in (sys.stdout, sys.stderr):  # UTF-8 into pipes and files too, whatever the platform's own encoding is
+    for stream in (sys.stdout, sys.stderr):  # UTF-8, line by line, into pipes and files too, whatever the platform is
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+            stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
+    if _rank() > 0:  # of the processes of torchrun, rank 0 prints
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     try:
-        code = (_print_version if "--version" in sys.argv[1:] else main)() or 0
+        code = 0
+        if "--version" in sys.argv[1:]:
+            print(f"donGPT {dongpt.__version__}")
+        else:
+            code = main() or 0
         if sys.stdout:
             sys.stdout.flush()  # here, so that a closed pipe is noticed
     except UserError as error:
@@ -66,12 +72,6 @@ def _rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def _print_version():
-    """Print the version on rank 0."""
-    if _rank() == 0:
-        print(f"donGPT {dongpt.__version__}")
-
-
 def _report(sentence: str) -> int:
     """Print a sentence for the user on rank 0; returns the exit code."""
     if _rank() == 0:
@@ -92,8 +92,10 @@ def first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def locked_directory(directory: str) -> Iterator[None]:
+def locked_directory(directory: str, *names: str) -> Iterator[None]:
     """Lock directory, which is created if missing, against other writers; reading needs no lock.
+
+    Temporary files that killed processes left of the files `names` are removed.
 
     The operating system drops the lock when the process ends, however it ends; the lock file stays. Under torchrun
     rank 0 holds the lock for all ranks. Raises UserError if the directory cannot be written, or if the lock is held,
@@ -107,6 +109,9 @@ def locked_directory(directory: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{directory} cannot be written ({error.strerror}): name another directory") from error
     with _locked(os.path.join(os.path.abspath(directory), LOCK), directory or "."):
+        for name in names:
+            for part in glob.glob(_temporary(os.path.join(glob.escape(directory), name), "[0-9a-f]" * 16)):
+                os.remove(part)
         yield
 
 
@@ -155,6 +160,12 @@ def _locked(lock_path: str, name: str) -> Iterator[None]:
 # atomic writes
 
 
+def _temporary(path: str, digits: str) -> str:
+    """Path of a temporary file for path; its name is cut so that it stays below 255 bytes."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f".{name[:40]}.{digits}{TEMPORARY}")
+
+
 @contextlib.contextmanager
 def replaced_file(path: str, mode: str = "wb", check: Callable[[str], Any] | None = None, **kwargs) -> Iterator[IO]:
     """A file open for writing that replaces path once it is complete and on disk, or not at all.
@@ -168,10 +179,9 @@ def replaced_file(path: str, mode: str = "wb", check: Callable[[str], Any] | Non
             yield file
         return
     target = os.path.realpath(path)
-    directory, name = os.path.split(target)
     if os.path.islink(target):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-    temporary = os.path.join(directory, f"{_part_prefix(name)}{secrets.token_hex(8)}{TEMPORARY}")
+    temporary = _temporary(target, secrets.token_hex(8))
     try:
         with open(temporary, mode.replace("w", "x"), **kwargs) as file:
             yield file
@@ -185,28 +195,9 @@ def replaced_file(path: str, mode: str = "wb", check: Callable[[str], Any] | Non
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
-    _sync_directory(directory)
-
-
-def _part_prefix(name: str) -> str:
-    """Start of the name of the temporary file for `name`, cut so that the whole stays below 255 bytes."""
-    return f".{name[:40]}."
-
-
-def _sync_directory(directory: str):
-    """Make new names in directory survive a crash, where the file system can do that."""
     with contextlib.suppress(OSError):  # Windows, an unreadable directory, a network file system
-        handle = os.open(directory, os.O_RDONLY)
+        handle = os.open(os.path.dirname(target), os.O_RDONLY)
         try:
-            os.fsync(handle)
+            os.fsync(handle)  # so that the new name survives a crash
         finally:
             os.close(handle)
-
-
-def remove_stale_parts(directory: str, *names: str):
-    """Delete the temporary files for these names that killed processes left. The caller holds the lock."""
-    prefixes = "|".join(re.escape(_part_prefix(name)) for name in names)
-    part = re.compile(f"({prefixes})[0-9a-f]{{16}}{re.escape(TEMPORARY)}")
-    for entry in os.listdir(directory) if os.path.isdir(directory) else ():
-        if part.fullmatch(entry):
-            os.remove(os.path.join(directory, entry))

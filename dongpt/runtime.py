@@ -5,12 +5,10 @@ The rules are fixed and never time anything; each choice comes with its reason, 
 
 import math
 import os
-import shutil
 import signal
 import subprocess
 import time
-import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Callable, Literal
 
@@ -23,7 +21,6 @@ from configurator import UserError
 from dongpt.program import first_line
 
 ROOT = configurator.ROOT
-MEMORY_SHARE = 10  # data may stay on the GPU if they take less than a tenth of its free memory
 STOP_SECONDS, STOP_CALLS = 0.25, 50  # the most between two times that several processes agree whether to stop
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -54,26 +51,23 @@ def pick_device(asked: str) -> tuple[str, str]:
     Raises UserError when the device that was asked for is not there.
     """
     local_rank, alone = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) == 1
+    has_mps = torch.backends.mps.is_available()
     if asked == "auto":
-        why_no_cuda = cuda_problem(local_rank)
-        if not why_no_cuda:
+        if not (why_no_cuda := cuda_problem(local_rank)):
             return f"cuda:{local_rank}", torch.cuda.get_device_name(local_rank)
-        if alone and torch.backends.mps.is_available():
-            return "mps", "Apple GPU"
-        return "cpu", why_no_cuda
+        return ("mps", "Apple GPU") if alone and has_mps else ("cpu", why_no_cuda)
     try:
-        kind = torch.device(asked).type
+        kind, index = torch.device(asked).type, torch.device(asked).index
     except RuntimeError:
-        kind = None
+        kind, index = "", None
     if kind not in ("cpu", "cuda", "mps"):
         raise UserError(f"device={asked!r} is not a device: use auto, cpu, cuda, cuda:N or mps")
     if kind == "cuda":
-        index = torch.device(asked).index
         index = local_rank if index is None or not alone else index
         if why_no_cuda := cuda_problem(index):
             raise UserError(f"device={asked!r} is not there: {why_no_cuda}; use device=cpu or device=auto")
         return f"cuda:{index}", torch.cuda.get_device_name(index)
-    if kind == "mps" and not torch.backends.mps.is_available():
+    if kind == "mps" and not has_mps:
         raise UserError("device='mps' is not there: this torch finds no Apple GPU; use device=cpu or device=auto")
     if kind == "mps" and not alone:
         raise UserError("several processes cannot share an Apple GPU: use device=cpu, or start one process")
@@ -82,6 +76,7 @@ def pick_device(asked: str) -> tuple[str, str]:
 
 def cuda_problem(index: int) -> str:
     """'' if CUDA works; else why not: no GPU, or an NVIDIA GPU that this torch cannot use, with the remedy."""
+    other_build = "install another build of torch, as pytorch.org/get-started shows"
     if torch.cuda.is_available():
         if index >= torch.cuda.device_count():
             return f"this machine has {torch.cuda.device_count()} GPU(s), and this would be number {index + 1}"
@@ -90,38 +85,23 @@ def cuda_problem(index: int) -> str:
             torch.zeros(1, device=f"cuda:{index}").add_(1)
             return ""
         except RuntimeError as error:
-            if "no kernel image" not in str(error):
-                return f"found {name}, but it cannot be used now ({first_line(error)})"
-            return (
-                f"found {name}, but torch {torch.__version__} has no kernels for it: "
-                f"install another build of torch, as pytorch.org/get-started shows"
-            )
-    name = nvidia_gpu_name()
-    if not name:
+            if "no kernel image" in str(error):
+                return f"found {name}, but torch {torch.__version__} has no kernels for it: {other_build}"
+            return f"found {name}, but it cannot be used now ({first_line(error)})"
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]  # the driver's own tool
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        answer = ""
+    if not answer:
         return "no GPU found"
+    found = f"found {answer.splitlines()[0]}, but torch {torch.__version__}"
     if torch.version.cuda is None:
-        return (
-            f"found {name}, but torch {torch.__version__} is built without CUDA: "
-            f"install a CUDA build of torch, as pytorch.org/get-started shows"
-        )
+        return f"{found} is built without CUDA: {other_build.replace('another', 'a CUDA')}"
     return (
-        f"found {name}, but torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use it: "
+        f"{found}, built for CUDA {torch.version.cuda}, cannot use it: "
         f"update the NVIDIA driver, or install a torch built for an older CUDA"
     )
-
-
-def nvidia_gpu_name() -> str:
-    """The name of the first NVIDIA GPU that the driver's own tool reports, '' if there is none."""
-    tool = shutil.which("nvidia-smi")
-    if not tool:
-        return ""
-    try:
-        answer = subprocess.run(
-            [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else ""
 
 
 # Channels from which a model trains faster in bfloat16 on a processor that multiplies it with AMX: nanoGPT's baby GPT
@@ -152,8 +132,7 @@ def pick_dtype(asked: str, device_type: str, n_embd: int = 0) -> tuple[str, str]
 
 def has_amx() -> bool:
     """Whether the processor multiplies bfloat16 matrices by instructions of their own, Intel's AMX."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported and supported())
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -173,50 +152,40 @@ class Runtime:
 
     device_type: str = field(init=False)  # cpu, cuda or mps
     is_main: bool = field(init=False)  # rank 0 prints and writes
+    autocast: AbstractContextManager = field(init=False)  # of forward passes: mixed precision unless dtype is float32
 
     def __post_init__(self):
-        object.__setattr__(self, "device_type", torch.device(self.device).type)
+        kind, mixed = torch.device(self.device).type, self.dtype != "float32"
+        object.__setattr__(self, "device_type", kind)  # this way because the dataclass is frozen
         object.__setattr__(self, "is_main", self.rank == 0)
+        object.__setattr__(self, "autocast", torch.autocast(kind, DTYPES[self.dtype]) if mixed else nullcontext())
 
     def print(self, *args, **kwargs):
         """print on rank 0 only."""
         if self.is_main:
             print(*args, **kwargs, flush=True)
 
-    def autocast(self):
-        """The context of forward passes: mixed precision unless dtype is float32."""
-        if self.dtype == "float32":
-            return nullcontext()
-        return torch.autocast(self.device_type, dtype=DTYPES[self.dtype])
-
     def move(self, *tensors) -> list[torch.Tensor]:
         """The tensors on the device; to CUDA through pinned memory, which is copied while the GPU still computes."""
         if self.device_type != "cuda":  # elsewhere non_blocking may read memory that is freed: pytorch issue 189690
             return [tensor.to(self.device) for tensor in tensors]
-        return [
-            tensor if tensor.is_cuda else tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors
-        ]
+        return [t if t.is_cuda else t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
 
     def read_later(self, tensor) -> Callable[[], float]:
         """Copy a scalar to the host asynchronously; returns a function that waits for it and gives the mean over ranks.
 
         Work that is queued on the GPU in between is not waited for.
         """
-        if self.device_type != "cuda":
-            number = tensor.item()
-            return lambda: self.sum(number)[0] / self.world_size
-        copy, copied = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
-        copied.record()
+        on_cuda = self.device_type == "cuda"
+        copy = tensor.to("cpu", non_blocking=on_cuda, copy=True)
+        copied = torch.cuda.current_stream().record_event() if on_cuda else None
 
-        def wait():
-            copied.synchronize()
+        def wait() -> float:
+            if copied:
+                copied.synchronize()
             return self.sum(copy.item())[0] / self.world_size
 
         return wait
-
-    def has_room_for(self, n_bytes: int) -> bool:
-        """Whether n_bytes are a small part of a GPU's free memory."""
-        return self.device_type == "cuda" and n_bytes < torch.cuda.mem_get_info(self.device)[0] / MEMORY_SHARE
 
     def sum(self, *values: float) -> list[float]:
         """The values added up over all processes, in float64. A CPU tensor travels by gloo: no GPU is waited for."""
@@ -249,10 +218,8 @@ class Runtime:
 
     def synchronize(self):
         """Wait until the device has finished what was queued, for timings."""
-        if self.device_type == "cuda":
-            torch.cuda.synchronize()
-        elif self.device_type == "mps":
-            torch.mps.synchronize()
+        if self.device_type != "cpu":
+            torch.accelerator.synchronize()
 
 
 def print0(*args, **kwargs):
@@ -266,9 +233,8 @@ def start(device: str = "auto", dtype: str = "auto", backend: str = "auto", n_em
 
     Raises UserError for a device, dtype or backend that cannot work here.
     """
-    rank, local_rank, world_size = (
-        int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-    )
+    defaults = dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1)
+    rank, local_rank, world_size = (int(os.environ.get(key, default)) for key, default in defaults.items())
     device, why_device = pick_device(device)
     kind = torch.device(device).type
     if kind == "cuda":
@@ -319,46 +285,10 @@ class Machine:
 
 def this_machine(rt: Runtime, compiled: bool) -> Machine:
     """The Machine of this process."""
-    versions = dict(torch=str(torch.__version__), numpy=np.__version__)
-    values: dict[str, Any] = dict(device=rt.device_type, dtype=rt.dtype, world_size=rt.world_size, **versions)
-    return Machine(compile=compiled, threads=torch.get_num_threads(), **values)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# compile
-
-# FLOPs of a whole run below which compiling, about a minute, is taken not to be earned back. An estimate (a few minutes
-# of a recent GPU at the speed of small models), not yet measured on a GPU.
-WORTH_COMPILING = 2e15
-
-
-def compile_model(model, asked, runtime: Runtime, run_flops: float, trial: Callable) -> tuple[Callable, bool, str]:
-    """(the model to call, whether it is compiled, why). trial(model) runs one real forward and backward.
-
-    auto compiles on CUDA when run_flops, the cost of the whole run, repays it. "before" compiles since the run that
-    is resumed did. Both fall back to the plain model when the trial fails; an explicit True raises ValueError.
-    """
-    if asked == "auto":
-        if runtime.device_type != "cuda":
-            return model, False, f"auto: off on {runtime.device_type}"
-        if run_flops < WORTH_COMPILING:
-            return model, False, "auto: the run is too short to repay it"
-    elif not asked:
-        return model, False, "as asked"
-    compiled = torch.compile(model)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trial(compiled)
-    except torch.OutOfMemoryError:
-        raise  # run_program has the remedy
-    except Exception as error:  # a missing compiler, an unsupported Python or GPU, ...: every backend has its own
-        model.zero_grad(set_to_none=True)
-        reason = first_line(error)
-        if asked is True:
-            raise UserError(f"compile=True cannot work here ({reason}): use compile=False or auto") from error
-        return model, False, f"torch.compile is not available: {reason}"
-    return compiled, True, "as asked" if asked is True else asked
+    device: Any = rt.device_type
+    dtype: Any = rt.dtype
+    versions = str(torch.__version__), np.__version__
+    return Machine(device, dtype, compiled, torch.get_num_threads(), rt.world_size, *versions)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -371,8 +301,7 @@ class Interrupts:
     code is 0, or the exit code that is due: 130 after Ctrl-C, 143 after SIGTERM.
     """
 
-    code = 0
-    first = 0.0  # time of the first signal
+    code, first = 0, 0.0  # first: time of the first signal
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -389,15 +318,6 @@ class Interrupts:
             self.code, self.first = 128 + number, time.monotonic()
 
 
-@dataclass
-class Pace:
-    """Calls of Stop in one loop since the last all-reduce, and how many there may be before the next."""
-
-    calls: int = 0
-    most: int = 1
-    since: float = 0.0
-
-
 class Stop:
     """Whether all processes have to stop together: after Ctrl-C or SIGTERM in any of them, or when time is up.
 
@@ -409,21 +329,24 @@ class Stop:
     """
 
     def __init__(self, rt: Runtime, interrupts: Interrupts, minutes: float | None = None):
-        self.rt, self.interrupts = rt, interrupts
+        self.rt, self.interrupts, self.code, self.time_is_up = rt, interrupts, 0, False
         self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        self.code, self.time_is_up = 0, False
-        self.paces: dict[str, Pace] = {}
+        self.paces: dict[str, tuple[int, int, float]] = {}  # loop -> calls since the last all-reduce, most calls, time
 
     def __call__(self, loop: str) -> bool:
         """True once a signal has come. `loop` names the calling loop, since each has its own pace."""
-        pace = self.paces.setdefault(loop, Pace(since=time.monotonic()))
-        pace.calls += 1
-        if self.rt.world_size > 1 and pace.calls < pace.most:
-            return self.code != 0
         now, code = time.monotonic(), self.interrupts.code
-        ctrl_c, term, late, seconds = self.rt.sum(code == 130, code == 143, now >= self.end, now - pace.since)
+        calls, most, since = self.paces.get(loop, (0, 1, now))
+        calls += 1
+        if calls < most and self.rt.world_size > 1:
+            self.paces[loop] = calls, most, since
+            return self.code != 0
+        ctrl_c, term, late, seconds = self.rt.sum(code == 130, code == 143, now >= self.end, now - since)
         self.code, self.time_is_up = 130 if ctrl_c else 143 if term else 0, late > 0
-        per_call = max(seconds / self.rt.world_size / pace.calls, 1e-6)
-        pace.most = max(1, min(2 * pace.most, STOP_CALLS, int(STOP_SECONDS / per_call)))  # calls may get slower
-        pace.calls, pace.since = 0, now
+        per_call = max(seconds / self.rt.world_size / calls, 1e-6)
+        self.paces[loop] = (
+            0,
+            max(1, min(2 * most, STOP_CALLS, int(STOP_SECONDS / per_call))),
+            now,
+        )  # they may get slower
         return self.code != 0

@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT
 
 # Counted by first_update.py. They may be lowered, and never rise unnoticed.
-FUNCTIONS, FILES, MOVES = 142, 18, 202
+FUNCTIONS, FILES, MOVES = 123, 16, 144
 
 
 @pytest.mark.long

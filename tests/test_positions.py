@@ -249,8 +249,9 @@ def test_rope_equals_hugging_faces_rotary_code(head_size, first, tolerance):
     positions = torch.stack([torch.arange(40) + first, torch.randperm(40) + first])  # (B, T)
     theirs = hugging_faces_rotation(q, k, positions)
     rotation = rotation_at(positions, head_size)
-    ours = [rotate(x.transpose(1, 2), rotation).transpose(1, 2) for x in (q, k)]
+    ours = rotate(q.transpose(1, 2), k.transpose(1, 2), *rotation)
     for got, expected in zip(ours, theirs):
+        got = got.transpose(1, 2)
         torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
 
 
@@ -259,21 +260,23 @@ def test_rotation_has_the_gradient_of_finite_differences():
     torch.manual_seed(0)
     rotation = [t.double() for t in rotation_at(torch.tensor([0, 3, 11]), 6)]
     x = torch.randn(2, 3, 2, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: rotate(x, rotation), x)
-    assert torch.autograd.gradgradcheck(lambda x: rotate(x, rotation), x)
+    y = torch.randn_like(x, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *qk: rotate(*qk, *rotation), (x, y))
+    assert torch.autograd.gradgradcheck(lambda *qk: rotate(*qk, *rotation), (x, y))
 
 
 @smoke
 def test_rotation_of_bfloat16_is_that_of_float32_rounded_once():
     x, rotation = torch.randn(2, 30, 3, 8).bfloat16(), rotation_at(torch.arange(30), 8)
-    assert torch.equal(rotate(x, rotation), rotate(x.float(), rotation).bfloat16())
+    rounded, exact = rotate(x, x, *rotation)[0], rotate(x.float(), x.float(), *rotation)[0]
+    assert torch.equal(rounded, exact.bfloat16())
 
 
 @smoke
 def test_rotation_leaves_its_input_and_the_lengths_of_pairs():
     x, rotation = torch.randn(2, 30, 3, 8), rotation_at(torch.arange(30), 8)
     before = x.clone()
-    turned = rotate(x, rotation)
+    turned = rotate(x, -x, *rotation)[0]
     assert torch.equal(x, before) and torch.equal(turned[:, 0], x[:, 0])
     pairs = [t[..., :4].square() + t[..., 4:].square() for t in (x, turned)]
     torch.testing.assert_close(*pairs, atol=1e-5, rtol=1e-5)
@@ -430,7 +433,7 @@ def test_scores_depend_on_the_distance_alone(pos_embd):
     where = model.attention_inputs(torch.arange(T))
     q, k = torch.randn(2, 1, 1, 2, 8, generator=torch.Generator().manual_seed(0)).expand(2, 1, T, 2, 8)
     if where.rotation:
-        q, k = rotate(q, where.rotation), rotate(k, where.rotation)
+        q, k = rotate(q, k, *where.rotation)
     scores = q.transpose(1, 2) @ k.transpose(1, 2).mT / math.sqrt(8)  # (1, nh, T, T)
     scores = scores + (0.0 if where.bias is None else where.bias)
     by_distance = []

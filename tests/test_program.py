@@ -15,7 +15,7 @@ from helpers import ROOT
 import dongpt
 from configurator import UserError
 from dongpt import program
-from dongpt.program import LOCK, TEMPORARY, locked_directory, locked_output, remove_stale_parts, replaced_file
+from dongpt.program import LOCK, TEMPORARY, locked_directory, locked_output, replaced_file
 
 pytestmark = pytest.mark.smoke
 posix = pytest.mark.skipif(os.name != "posix", reason="needs FIFOs, links and signals of POSIX")
@@ -396,8 +396,9 @@ def test_users_file_with_a_similar_name_is_left_alone(tmp_path):
         (tmp_path / name).write_text("mine")
     with replaced_file(str(tmp_path / "file")):
         pass
-    remove_stale_parts(str(tmp_path), "file")
-    assert sorted(os.listdir(tmp_path)) == sorted(["file", "file.part", ".file.part", f".file{TEMPORARY}"])
+    with locked_directory(str(tmp_path), "file"):
+        kept = sorted(os.listdir(tmp_path))
+    assert kept == sorted([LOCK, "file", "file.part", ".file.part", f".file{TEMPORARY}"])
 
 
 @posix
@@ -417,11 +418,8 @@ with replaced_file(sys.argv[1]) as file:
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=30)
     assert (tmp_path / "file").read_text() == "old" and len(os.listdir(tmp_path)) == 2
-    remove_stale_parts(str(tmp_path), "other")
-    assert len(os.listdir(tmp_path)) == 2
-    remove_stale_parts(str(tmp_path), "file")
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_stale_parts_of_a_directory_that_does_not_exist_are_none(tmp_path):
-    remove_stale_parts(str(tmp_path / "nothing"), "file")
+    for names in ((), ("other",)):
+        with locked_directory(str(tmp_path), *names):
+            assert len(os.listdir(tmp_path)) == 3
+    with locked_directory(str(tmp_path), "other", "file"):
+        assert sorted(os.listdir(tmp_path)) == sorted(["file", LOCK])

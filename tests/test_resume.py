@@ -395,7 +395,7 @@ def test_a_death_at_any_write_loses_nothing_that_a_resume_does_not_bring_back(st
 class Program:
     """train.py in a process of its own, whose lines can be waited for."""
 
-    def __init__(self, *args: str, cwd=".", command=None):
+    def __init__(self, *args: str, cwd=".", command=None, seconds: float = 150):
         self.process = fork_server.Popen(
             command or [sys.executable, os.path.join(ROOT, "train.py"), *args],
             cwd=cwd,
@@ -406,7 +406,7 @@ class Program:
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        self.watchdog = threading.Timer(150, self.process.kill)
+        self.watchdog = threading.Timer(seconds, self.process.kill)
         self.watchdog.start()
         self.lines = []
 
@@ -528,7 +528,7 @@ def test_a_second_interrupt_leaves_at_once(start):
 def test_a_second_run_in_an_out_dir_is_refused_and_touches_nothing(long_data, tmp_path):
     """While the first one evaluates before its first save, and while it trains. The second one moved the files of the
     first one to old-1; either of them could then fail, or the files of both got mixed."""
-    first = Program(f"--data_dir={long_data}", *TINY_RUN, "--eval_iters=1000000", "--max_iters=1000000000")
+    first = Program(f"--data_dir={long_data}", *TINY_RUN, "--eval_iters=1000000", "--max_iters=1000000000", seconds=600)
     assert first.wait_for("device: ")
     second = [f"--data_dir={long_data}", *TINY_RUN, "--out_dir=out"]
     for _ in range(2):
@@ -536,11 +536,11 @@ def test_a_second_run_in_an_out_dir_is_refused_and_touches_nothing(long_data, tm
         expect_sentence(run("train.py", *second, cwd=tmp_path, check=None), "out", "another process")
         assert before.items() <= {name: os.stat(os.path.join("out", name)).st_ino for name in os.listdir("out")}.items()
         assert not [name for name in os.listdir("out") if name.startswith("old-")]
-        if not first.wait_for("iter 0:"):
-            break
+        assert first.wait_for("iter ")
     assert train.main([*second, "--eval_only=True", "--eval_iters=1"]) == 0  # which writes nothing
     with pytest.raises(UserError, match="another process|no checkpoint"):
         resume(12)
+    assert first.process.poll() is None  # it held the lock all the time
     first.process.kill()
     first.end()
     assert train.main([*second, "--max_iters=1", "--eval_iters=1"]) == 0  # a killed run locks nobody out

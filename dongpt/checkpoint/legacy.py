@@ -41,8 +41,8 @@ class Bigram(GPT):
         self.config = config
         table = nn.Embedding(config.vocab_size, config.vocab_size)
         self.transformer = nn.ModuleDict(dict(wte=table, h=nn.ModuleList()))
+        nn.init.normal_(table.weight, std=0.02)
         self.lm_head = nn.Identity()
-        self.apply(self._init_weights)
 
     def _hidden(self, idx, positions, caches=None, before=None, tokens=None):
         return self.transformer.wte(idx)  # (B, T, V)

@@ -3,7 +3,6 @@
 `step` is a TrainStep of dongpt/train/step.py, which this package does not import.
 """
 
-import contextlib
 import math
 import os
 import platform
@@ -11,7 +10,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Iterator, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from configurator import UserError
 from dongpt import log
 from dongpt.checkpoint import files as checkpoints
 from dongpt.log import RunLog, check_finite
-from dongpt.program import locked_directory, remove_stale_parts
 from dongpt.runtime import Machine, print0, seed_everything
 from dongpt.text.tokenizers import added_tokens
 from model import GPT, CausalSelfAttention
@@ -157,16 +155,6 @@ def set_dropout(model: GPT, dropout: float, attn_dropout: float):
             module.p = dropout
         elif isinstance(module, CausalSelfAttention):
             module.attn_dropout = attn_dropout
-
-
-@contextlib.contextmanager
-def locked_out_dir(out_dir: str, resumed_file: tuple[str, float] | None) -> Iterator[None]:
-    """Lock out_dir, and remove what a killed run left half written; resumed_file is (path, its time when read)."""
-    with locked_directory(out_dir):
-        if resumed_file and os.path.getmtime(resumed_file[0]) != resumed_file[1]:
-            raise UserError(f"{resumed_file[0]} has just been written by another run: start this one again")
-        remove_stale_parts(out_dir, checkpoints.BEST, checkpoints.LAST, log.LOG, log.PICTURE)
-        yield
 
 
 @dataclass

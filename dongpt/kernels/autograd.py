@@ -21,25 +21,27 @@ def rotate_reference(x, rotation):
     return (x * cos + torch.cat([-x2, x1], dim=-1) * sin).to(x.dtype)
 
 
-def rotate(x, rotation):
-    """The same as rotate_reference; its backward moves half as much memory."""
-    return _Rotate.apply(x, *rotation)
-
-
 class _Rotate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        half = x.shape[-1] // 2
-        y = x * cos  # float32, whatever x is
-        y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-        y[..., half:].addcmul_(x[..., :half], sin[..., half:])
-        return y.to(x.dtype)
+    """The same as rotate_reference, of queries and keys; its backward moves half as much memory."""
 
     @staticmethod
-    def backward(ctx, grad):
+    def forward(ctx, q, k, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        half, rotated = q.shape[-1] // 2, []
+        for x in (q, k):
+            y = x * cos  # float32, whatever x is
+            y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+            y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+            rotated.append(y.to(x.dtype))
+        return tuple(rotated)
+
+    @staticmethod
+    def backward(ctx, *grads):
         cos, sin = ctx.saved_tensors
-        return _Rotate.apply(grad, cos, -sin), None, None  # the transpose of a rotation is the rotation back
+        return *_Rotate.apply(*grads, cos, -sin), None, None  # the transpose of a rotation is the rotation back
+
+
+rotate = _Rotate.apply  # rotate(q, k, cos, sin) is (q, k), rotated
 
 
 # ----------------------------------------------------------------------------------------------------------------------

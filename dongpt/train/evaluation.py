@@ -92,7 +92,7 @@ def evaluate(model, batches: Iterable, rt: Runtime, should_stop: Callable[[], bo
         if stopped := should_stop():
             break
         if n_tokens:  # else all of it is masked or padding
-            with rt.autocast():
+            with rt.autocast:
                 loss = model(*rt.move(x, y))[1]
             total, count = total + loss.item() * n_tokens, count + n_tokens
     model.train(was_training)

@@ -15,7 +15,7 @@ import torch
 from torch.optim.adamw import adamw
 
 from configurator import UserError
-from model import GPT, NGRAMS, RELATIVE
+from model import GPT, NGRAMS
 
 # X -> a X + b X X' X + c X X' X X' X drives the singular values of X towards 1. Jordan's coefficients trade accuracy
 # for speed: most values end between 0.7 and 1.2, the smallest ones of square matrices as low as 0.06.
@@ -49,13 +49,14 @@ def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer
     """The optimizer that cfg asks for, over the groups of GPT.configure_optimizers."""
     betas, muon, lr = (cfg.beta1, cfg.beta2), cfg.optimizer == "muon", cfg.learning_rate
     optimizer = model.configure_optimizers(cfg.weight_decay, lr, betas, device_type, Optimizer, muon)
-    for i, (names, group) in enumerate(zip(model.parameter_groups(muon), optimizer.param_groups)):
-        if names == [NGRAMS]:
-            group.update(rule="rows", lr_scale=NGRAMS_LR)
-        elif names == [RELATIVE]:
-            group.update(lr_scale=RELATIVE_LR)
-        elif muon and i == 2:
+    names = {p: name for name, p in model.named_parameters()}
+    for i, group in enumerate(optimizer.param_groups):
+        if muon and i == 2:
             group.update(rule="muon", lr_scale=cfg.muon_lr / lr)
+        elif i >= 2 and names[group["params"][0]] == NGRAMS:
+            group.update(rule="rows", lr_scale=NGRAMS_LR)
+        elif i >= 2:
+            group.update(lr_scale=RELATIVE_LR)
     set_learning_rate(optimizer, lr)
     return optimizer
 
@@ -66,17 +67,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
         group["lr"] = learning_rate * group.get("lr_scale", 1)
 
 
-def describe(model: GPT, optimizer: "Optimizer") -> str:
+def describe(optimizer: "Optimizer") -> str:
     """nanoGPT's lines about the parameters that decay and those that do not."""
-    _, vectors, *_ = model.parameter_groups()
-    trained = [(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad]
-    text = ""
-    for kind, decays in (("decayed", True), ("non-decayed", False)):
-        counts = [count for name, count in trained if (name not in vectors and name != NGRAMS) == decays]
-        text += f"num {kind} parameter tensors: {len(counts)}, with {sum(counts):,} parameters\n"
-    by_muon = [len(group["params"]) for group in optimizer.param_groups if group.get("rule") == "muon"]
-    muon = f"\nMuon moves {by_muon[0]} matrices, AdamW the rest" if by_muon else ""
-    return f"{text}using fused AdamW: {optimizer.defaults['fused']}{muon}"
+    groups = optimizer.param_groups
+    counts: dict[bool, list[int]] = {True: [], False: []}  # by whether they decay
+    for i, group in enumerate(groups):
+        counts[i != 1 and group.get("rule") != "rows"] += [p.numel() for p in group["params"]]
+    lines = [
+        f"num {kind} parameter tensors: {len(counts[decays])}, with {sum(counts[decays]):,} parameters"
+        for kind, decays in (("decayed", True), ("non-decayed", False))
+    ]
+    by_muon = [len(group["params"]) for group in groups if group.get("rule") == "muon"]
+    lines += [f"using fused AdamW: {optimizer.defaults['fused']}"]
+    return "\n".join(lines + [f"Muon moves {n} matrices, AdamW the rest" for n in by_muon])
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -185,13 +188,11 @@ def orthogonalize(matrices):
 
 @torch.no_grad()
 def lower_last_distance(model: GPT):
-    """Put the last entry of pos_embd=relative's table BEYOND below all others; call this after each update.
+    """Put the last entry of the table of pos_embd=relative BEYOND below all others; call this after each update.
 
     Distances beyond the table use this entry too. Training sees it once per window and nothing beyond: left alone it
     stays high, and on a longer text the many far tokens drown out the near ones.
     """
-    if model.config.pos_embd != "relative":
-        return
     table = model.transformer.relative.relative_embeddings.weight
     if table.requires_grad and len(table) > 1:
         table[-1] = table[:-1].amin(0) - BEYOND

@@ -7,6 +7,7 @@
 A sample is a window of block_size tokens.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,11 +15,16 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from configurator import UserError
-from dongpt import runtime
+from dongpt.program import first_line
 from dongpt.runtime import Runtime, seed_everything
 from dongpt.train.data import Corpus
 from dongpt.train.optim import OptimConfig, lower_last_distance, set_learning_rate
 from model import GPT
+
+MEMORY_SHARE = 10  # the corpus stays on the GPU if it takes less than a tenth of the free memory
+# FLOPs of a whole run below which compiling, about a minute, is taken not to be earned back. An estimate (a few minutes
+# of a recent GPU at the speed of small models), not yet measured on a GPU.
+WORTH_COMPILING = 2e15
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ class TrainStep:
             raise UserError(
                 f"{n_batches} micro-batches cannot be shared evenly by {n} processes: use a multiple of {n}"
             )
-        if rt.has_room_for(3 * corpus.lengths["train"]):  # ids of two bytes, and perhaps a mask
+        n_bytes = 3 * corpus.lengths["train"]  # ids of two bytes, and perhaps a mask
+        if rt.device_type == "cuda" and n_bytes < torch.cuda.mem_get_info(rt.device)[0] / MEMORY_SHARE:
             corpus.to_device(rt, self.vocab_size)
         self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
         self.samples = cfg.gradient_accumulation_steps * cfg.batch_size  # per update
@@ -65,25 +72,47 @@ class TrainStep:
         self.train_model: Any = model
 
     def compile(self, asked, n_updates: float) -> tuple[bool, str]:
-        """Decide on torch.compile for a run of n_updates; wrap the model for several processes; (is compiled?, why)."""
-        cfg, rt = self.cfg, self.rt
+        """Decide on torch.compile for a run of n_updates, and wrap the model for several processes; (compiled?, why).
 
-        def trial(model):
-            x = torch.zeros((cfg.batch_size, cfg.block_size), dtype=torch.int64, device=rt.device)
-            with rt.autocast():
-                loss = model(x, x.clone())[1]  # two tensors, as in training, or it would be compiled again
-            loss.backward()
-            self.model.zero_grad(set_to_none=True)
-
-        flops = self.model.flops_per_token() * self.tokens * n_updates / rt.world_size
-        self.eval_model, compiled, why = runtime.compile_model(self.model, asked, rt, flops, trial)
-        if self.model.config.ngrams > 1:  # DDP and torch.compile support dense gradients only
-            self.model.transformer.ngrams.sparse = rt.device_type == "cpu" and rt.world_size == 1 and not compiled
+        auto compiles on CUDA if the run is long enough to repay it, "before" since the run that is resumed did; both
+        fall back to the plain model if a first update fails. Raises UserError if it fails for an explicit True.
+        """
+        rt, model = self.rt, self.model
+        compiled, why = bool(asked), "as asked" if isinstance(asked, bool) else asked
+        if asked == "auto" and rt.device_type != "cuda":
+            compiled, why = False, f"auto: off on {rt.device_type}"
+        elif asked == "auto" and model.flops_per_token() * self.tokens * n_updates / rt.world_size < WORTH_COMPILING:
+            compiled, why = False, "auto: the run is too short to repay it"
+        if compiled and (problem := self._try_to_compile()):
+            if asked is True:
+                raise UserError(f"compile=True cannot work here ({problem}): use compile=False or auto")
+            compiled, why = False, f"torch.compile is not available: {problem}"
+        if model.config.ngrams > 1:  # DDP and torch.compile support dense gradients only
+            model.transformer.ngrams.sparse = rt.device_type == "cpu" and rt.world_size == 1 and not compiled
         self.train_model = self.eval_model  # evaluation bypasses DDP, whose forward would wait for the other ranks
         if rt.world_size > 1:
             device_ids = [rt.local_rank] if rt.device_type == "cuda" else None
             self.train_model = DistributedDataParallel(self.eval_model, device_ids=device_ids)
         return compiled, why
+
+    def _try_to_compile(self) -> str:
+        """Compile the model and run it forward and backward once; returns why it failed, '' if it did not."""
+        x = torch.zeros((self.cfg.batch_size, self.cfg.block_size), dtype=torch.int64, device=self.rt.device)
+        model = torch.compile(self.model)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with self.rt.autocast:
+                    loss = model(x, x.clone())[1]  # two tensors, as in training, or it would be compiled again
+                loss.backward()
+        except torch.OutOfMemoryError:
+            raise  # run_program has the remedy
+        except Exception as error:  # a missing compiler, an unsupported Python or GPU, ...: every backend has its own
+            return first_line(error)
+        finally:
+            self.model.zero_grad(set_to_none=True)
+        self.eval_model = model
+        return ""
 
     def __call__(self, lr: float, iter_num: int, samples_seen: int) -> torch.Tensor:
         """Update number iter_num, with the samples from number samples_seen on; returns this rank's mean loss."""
@@ -99,8 +128,9 @@ class TrainStep:
             x, y = rt.move(*self.corpus.train_batch(first, *shape, cfg.seed, self.vocab_size))  # (B, T) each
             if rt.world_size > 1:  # average the gradients over the ranks only after the last micro-batch
                 self.train_model.require_backward_grad_sync = micro_step == accumulate - 1
-            seed_everything(cfg.seed, iter_num, index)  # for dropout
-            with rt.autocast():
+            if cfg.dropout or cfg.attn_dropout:
+                seed_everything(cfg.seed, iter_num, index)
+            with rt.autocast:
                 loss = self.train_model(x, y)[1] * loss_weights[index] / accumulate
             self.scaler.scale(loss).backward()
             if micro_step:
@@ -113,6 +143,7 @@ class TrainStep:
             clip_gradients(self.model, cfg.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        lower_last_distance(self.model)
+        if self.model.config.pos_embd == "relative":
+            lower_last_distance(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         return total

@@ -389,7 +389,15 @@ def test_an_installed_dongpt_needs_no_path_to_its_root(tmp_path, tiny_run):
     """As an editable install may have it: only the package dongpt can be found."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "dongpt").symlink_to(os.path.join(ROOT, "dongpt"))
-    code = f"import dongpt\nprint(dongpt.load({tiny_run!r}, device='cpu').generate('a', 4))\nimport model"
+    code = f"""
+import sys
+from importlib.machinery import PathFinder
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]  # donGPT's, if installed
+sys.path[:] = [path for path in sys.path if not PathFinder.find_spec("model", [path])]
+import dongpt
+print(dongpt.load({tiny_run!r}, device='cpu').generate('a', 4))
+import model
+"""
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
     done = fork_server.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert len(done.stdout) == 5 and done.stderr.endswith("No module named 'model'\n"), done.stderr

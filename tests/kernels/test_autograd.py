@@ -22,10 +22,11 @@ def values_and_gradients(function, *inputs, **fixed):
 @smoke
 @pytest.mark.parametrize("shape", [(2, 7, 3, 8), (1, 1, 1, 2), (3, 70, 2, 6)])
 def test_rotate_agrees_with_its_reference(shape):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    q, k = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     rotation = rotation_at(torch.arange(shape[1]), shape[-1])
-    ours = values_and_gradients(autograd.rotate, x, rotation=rotation)
-    torch.testing.assert_close(ours, values_and_gradients(autograd.rotate_reference, x, rotation=rotation))
+    ours = values_and_gradients(lambda *qk: torch.stack(autograd.rotate(*qk, *rotation)), q, k)
+    both = values_and_gradients(lambda *qk: torch.stack([autograd.rotate_reference(x, rotation) for x in qk]), q, k)
+    torch.testing.assert_close(ours, both)
 
 
 @smoke

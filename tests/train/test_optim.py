@@ -622,8 +622,9 @@ def test_dense_gradients_give_a_run_the_losses_of_sparse_ones(tiny_data, monkeyp
 
 def test_gradients_are_dense_where_the_model_is_compiled(tiny_data, monkeypatch):
     """As if it were: the compiler knows no sparse ones."""
-    monkeypatch.setattr(runtime, "compile_model", lambda model, *more: (model, True, "as asked"))
-    assert not any(sparse for update in steps_of(f"--data_dir={tiny_data}", *SIX) for *_, sparse in update)
+    monkeypatch.setattr(TrainStep, "_try_to_compile", lambda self: "")
+    updates = steps_of(f"--data_dir={tiny_data}", *SIX, "--compile=True")
+    assert not any(sparse for update in updates for *_, sparse in update)
 
 
 def test_micro_batches_give_the_losses_of_one_batch(tiny_data):
@@ -776,16 +777,16 @@ def test_ids_beyond_the_vocabulary_do_not_get_onto_the_device(tmp_path):
 
 def test_a_run_whose_corpus_is_on_the_device_has_the_same_losses(tiny_data, monkeypatch):
     train.main([f"--data_dir={tiny_data}", *SIX, "--out_dir=plain"])
-    monkeypatch.setattr(runtime.Runtime, "has_room_for", lambda self, n_bytes: True)
-    kept, to_device = [], Corpus.to_device
-    monkeypatch.setattr(Corpus, "to_device", lambda self, *given: (kept.append(given), to_device(self, *given))[1])
+    init, kept = TrainStep.__init__, []
+
+    def init_on_device(self, cfg, rt, corpus, model, optimizer):
+        init(self, cfg, rt, corpus, model, optimizer)
+        kept.append(corpus.to_device(rt, self.vocab_size))
+
+    monkeypatch.setattr(TrainStep, "__init__", init_on_device)
     train.main([f"--data_dir={tiny_data}", *SIX, "--out_dir=there"])
     assert len(kept) == 1
     assert_same_training("there", "plain")
-
-
-def test_a_cpu_keeps_nothing_on_itself():
-    assert not runtime.start("cpu").has_room_for(1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
