@@ -29,9 +29,8 @@ MIB = 2**20
 PROFILED_UPDATES = 3
 # Substrings of the names of GPU kernels and CPU operations; attention first, since its kernels use CUTLASS, and say so.
 ATTENTION = ("flash", "fmha", "attention", "sdpa")
-MATMULS = ("gemm", "cutlass", "xmma", "nvjet", "sm90_", "sm100_", "triton_tem")
-MATMULS += ("aten::mm", "aten::addmm", "aten::_addmm", "aten::bmm", "aten::baddbmm", "mkldnn_linear", "_mkl_linear")
-MATMULS += ("mkldnn::_linear",)
+MATMULS = ["gemm", "cutlass", "xmma", "nvjet", "sm90_", "sm100_", "triton_tem", "mkldnn_linear", "mkldnn::_linear"]
+MATMULS += ["aten::mm", "aten::addmm", "aten::_addmm", "aten::bmm", "aten::baddbmm", "_mkl_linear"]
 
 
 class StepBenchmark:
