@@ -22,7 +22,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from statistics import median
@@ -40,9 +39,8 @@ from dongpt.program import run_program
 from dongpt.runtime import Runtime, RuntimeConfig, first_line, print0, seed_everything
 from dongpt.text.bins import find_folder
 from dongpt.text.prepare import prepare_if_missing
-from dongpt.train import measure
 from dongpt.train.data import Corpus
-from dongpt.train.measure import StepBenchmark, bytes_per_token, memory_bandwidth
+from dongpt.train.measure import PROFILED_UPDATES, StepBenchmark, bytes_per_token, device_name, memory_bandwidth, timed
 from dongpt.train.optim import make_optimizer
 from dongpt.train.step import StepConfig, TrainStep
 from model import GPTConfig
@@ -105,11 +103,13 @@ def main(argv: list[str] | None = None):
     cfg = read_settings(argv)
     rt = runtime.start(cfg.device, cfg.dtype, n_embd=0 if cfg.decode else cfg.n_embd)
     if cfg.decode:
-        return measure_decoding(cfg, rt)
-    model_config(cfg)  # an error in it comes before anything is varied
-    if cfg.sweep:
-        return sweep(cfg, rt, argv)
-    return compare(cfg, rt, argv) if cfg.compare else measure_step(cfg, rt)
+        measure_decoding(cfg, rt)
+    elif cfg.sweep:
+        sweep(cfg, rt, argv)
+    elif cfg.compare:
+        compare(cfg, rt, argv)
+    else:
+        measure_step(cfg, rt)
 
 
 def read_settings(argv: list[str]) -> BenchConfig:
@@ -128,16 +128,11 @@ def read_settings(argv: list[str]) -> BenchConfig:
     return cfg
 
 
-def model_config(cfg: BenchConfig, **changes) -> GPTConfig:
-    """The architecture."""
-    values = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}
-    return configurator.build(GPTConfig, {**values, **changes})
-
-
 def random_model(cfg: BenchConfig, vocab_size: int):
     """A model with random weights, initialized as for training."""
     seed_everything(cfg.seed)
-    return build_model(model_config(cfg, vocab_size=vocab_size))
+    architecture = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}
+    return build_model(configurator.build(GPTConfig, {**architecture, "vocab_size": vocab_size}))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -163,27 +158,32 @@ class RandomBatch:
         return [1.0] * n_batches
 
 
+def load_data(cfg: BenchConfig, rt: Runtime) -> tuple[Any, int]:
+    """(Corpus or RandomBatch, vocabulary of the model)."""
+    if not cfg.real_data:
+        vocab_size = cfg.vocab_size or GPT2_VOCAB_SIZE
+        return RandomBatch(cfg, vocab_size), vocab_size
+    folder = find_folder(cfg.dataset, cfg.data_dir)
+    prepare_if_missing(folder, rt)
+    try:
+        corpus = Corpus(folder)
+    except UserError as error:
+        raise UserError(f"{error}; --real_data=False computes on random tokens") from error
+    vocab_size = cfg.vocab_size or corpus.model_vocab_size
+    corpus.check(cfg.block_size, vocab_size)
+    return corpus, vocab_size
+
+
 def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchmark:
     """A training step with cfg's settings, compiled, described on stdout and warmed up."""
-    corpus: Any = None
-    if cfg.real_data:
-        folder = find_folder(cfg.dataset, cfg.data_dir)
-        prepare_if_missing(folder, rt)
-        try:
-            corpus = Corpus(folder)
-        except UserError as error:
-            raise UserError(f"{error}; --real_data=False computes on random tokens") from error
-    vocab_size = cfg.vocab_size or (corpus.model_vocab_size if corpus else GPT2_VOCAB_SIZE)
-    if corpus:
-        corpus.check(cfg.block_size, vocab_size)
-    corpus = corpus or RandomBatch(cfg, vocab_size)
+    corpus, vocab_size = load_data(cfg, rt)
     model = random_model(cfg, vocab_size).to(rt.device)
     run = StepBenchmark(TrainStep(cfg, rt, corpus, model, make_optimizer(model, cfg, rt.device_type)))
     why = run.compile(cfg.compile)
     compiled = f"on ({why}), took {run.compile_s:.1f} s" if run.compiled else f"off ({why})"
     rt.print(
         f"{label}{rt.why}, compile: {compiled}, {torch.get_num_threads()} CPU threads, "
-        f"{rt.world_size} process{'es' if rt.world_size > 1 else ''}, {measure.device_name(rt)}\n"
+        f"{rt.world_size} process{'es' if rt.world_size > 1 else ''}, {device_name(rt)}\n"
         f"{label}{model.get_num_params() / 1e6:.2f}M parameters, {cfg.n_layer} layers, {cfg.n_head} heads, n_embd "
         f"{cfg.n_embd}, block_size {cfg.block_size}, batch_size {cfg.batch_size}, micro-batches per update "
         f"{cfg.gradient_accumulation_steps}, data: {corpus.name}"
@@ -193,69 +193,27 @@ def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchm
     return run
 
 
-def measure_in_turn(settings: dict[str, Any], rt: Runtime, rounds: int, tolerant: bool = False) -> dict[str, Any]:
-    """{name: BenchConfig} to {name: StepBenchmark} after rounds A B, B A, A B, ...
-
-    With tolerant a setting that fails has the message of its error instead; messages among the settings stay.
-    """
-    compiled = any(isinstance(cfg, BenchConfig) and cfg.compile is True for cfg in settings.values())
-    if len(settings) > 1 and (rt.device_type == "cuda" or compiled):
-        compile_each_shape()
-
-    def attempt(function: Callable, *args):
-        return try_to(function, *args) if tolerant else function(*args)
-
-    def start(name: str, cfg: BenchConfig) -> StepBenchmark:
-        own_rt = rt if rt.world_size > 1 else runtime.start(cfg.device, cfg.dtype, n_embd=cfg.n_embd)
-        return start_training(cfg, own_rt, f"{name}: " if name else "")
-
-    runs = {name: attempt(start, name, cfg) if isinstance(cfg, BenchConfig) else cfg for name, cfg in settings.items()}
-    for i in range(rounds):
-        for name in list(runs)[:: -1 if i % 2 else 1]:
-            if isinstance(run := runs[name], StepBenchmark):
-                runs[name] = attempt(run.round, run.step.cfg.iters) or run
-    return runs
-
-
-def try_to(function: Callable, *args):
-    """The value of function, or the message of its error if a setting is invalid or needs too much GPU memory."""
-    try:
-        return function(*args)
-    except (UserError, torch.OutOfMemoryError) as error:
-        return first_line(error)
-
-
-def compile_each_shape():
-    """Make torch.compile generate code for the shapes of each setting, not dynamic shapes from the second one on."""
-    from torch._dynamo import config  # takes seconds, which a single setting need not wait for
-
-    config.automatic_dynamic_shapes, config.recompile_limit = False, 64
-
-
 def result_of(run: StepBenchmark) -> dict:
     """All measurements of a run, with its settings."""
-    settings = {key: value for key, value in asdict(run.step.cfg).items() if key not in METHOD}
-    return {"settings": settings, **run.result()}
+    return {"settings": {k: v for k, v in asdict(run.step.cfg).items() if k not in METHOD}, **run.result()}
 
 
 def measure_step(cfg: BenchConfig, rt: Runtime):
     """Measure one setting and print the result; with --profile its operations too."""
     trace = os.path.abspath(cfg.trace)
-    taken = os.path.exists(trace) and not os.path.isfile(trace)  # by a folder, or a device
-    if cfg.profile and (taken or not os.access(os.path.dirname(trace), os.W_OK)):
+    if cfg.profile and (os.path.isdir(trace) or not os.access(os.path.dirname(trace), os.W_OK)):
         raise UserError(f"trace={cfg.trace} cannot be written: give the name of a file in a folder that is there")
-    run = measure_in_turn({"": cfg}, rt, cfg.rounds)[""]
+    run = start_training(cfg, rt)
+    for _ in range(cfg.rounds):
+        run.round(cfg.iters)
     result = result_of(run)
     if cfg.profile and rt.is_main:
         order = "self_device_time_total" if rt.device_type == "cuda" else "self_cpu_time_total"
         print(run.profile.key_averages().table(sort_by=order, row_limit=20))
         run.profile.export_chrome_trace(trace)
-        print(
-            f"{measure.PROFILED_UPDATES} updates are in {trace}: chrome://tracing and https://ui.perfetto.dev open it"
-        )
+        print(f"{PROFILED_UPDATES} updates are in {trace}: chrome://tracing and https://ui.perfetto.dev open it")
         result["trace"] = trace
-    rt.print(report(result))
-    rt.print(json.dumps(result))
+    rt.print(f"{report(result)}\n{json.dumps(result)}")
 
 
 def report(result: dict) -> str:
@@ -279,29 +237,6 @@ def report(result: dict) -> str:
     return "\n".join([*lines, f"loss: {number(result['loss'], '.4f')}"])
 
 
-def table(results: dict) -> str:
-    """The table of {name: result, or an error message}, a line each."""
-    has_mfu = any(not isinstance(result, str) and result["mfu"] is not None for result in results.values())
-    share = "mfu" if has_mfu else "of_matmul"
-    columns: dict[str, Callable[[dict], str]] = {
-        "ms": lambda r: f"{r['ms']:,.2f}",
-        "tokens/s": lambda r: f"{r['tokens_per_s']:,.0f}",
-        "FLOP/s": lambda r: per_second(r["flops"]),
-        "MFU" if has_mfu else "of matmul": lambda r: number(r[share], ".1%"),
-        "MiB": lambda r: f"{r['memory_mib']:,.1f}",
-        "growth": lambda r: number(r["memory_growth_mib"], "+,.1f"),
-        "outside matmuls": lambda r: number(r["shares"] and 1 - r["shares"]["matmul"], ".1%"),
-        "loss": lambda r: number(r["loss"], ".4f"),
-    }
-    rows = [["", *columns]]
-    for name, result in results.items():
-        rows.append([name, *("" if isinstance(result, str) else cell(result) for cell in columns.values())])
-    header, *lines = format_table(rows).splitlines()
-    width = max(map(len, results))
-    pairs = zip(lines, results.values())
-    return "\n".join([header, *(f"{line:<{width}}  {r}" if isinstance(r, str) else line for line, r in pairs)])
-
-
 def number(value: float | None, form: str) -> str:
     """value in a format, "-" if there is none."""
     return "-" if value is None else format(value, form)
@@ -316,6 +251,57 @@ def per_second(flops: float) -> str:
 # several settings
 
 
+def measure_in_turn(cfg: BenchConfig, variants: dict[str, dict], rt: Runtime, rounds: int, tolerant: bool = False):
+    """{name: result} of cfg with the settings of each variant, measured in rounds A B, B A, A B, ...
+
+    With tolerant, a variant that is invalid or needs too much GPU memory has its error message as the result.
+    """
+    if rt.device_type == "cuda" or any(variant.get("compile", cfg.compile) is True for variant in variants.values()):
+        from torch._dynamo import config  # here, since it takes seconds
+
+        # compile for the shapes of each variant; otherwise the second one gets code for dynamic shapes
+        config.automatic_dynamic_shapes, config.recompile_limit = False, 64
+    runs: dict[str, StepBenchmark] = {}
+    results: dict[str, dict | str] = {}
+
+    def attempt(name: str, function: Callable[[], Any]):
+        try:
+            return function() if name not in results else None
+        except (UserError, torch.OutOfMemoryError) as error:
+            if not tolerant:
+                raise
+            results[name] = first_line(error)
+
+    def start(name: str):
+        own = configurator.build(BenchConfig, {**asdict(cfg), **variants[name]})
+        own_rt = rt if rt.world_size > 1 else runtime.start(own.device, own.dtype, n_embd=own.n_embd)
+        runs[name] = start_training(own, own_rt, f"{name}: ")
+
+    names = list(variants)
+    for name in names:
+        attempt(name, lambda: start(name))
+    for i in range(rounds):
+        for name in names[:: -1 if i % 2 else 1]:
+            attempt(name, lambda: runs[name].round(cfg.iters))
+    return {name: attempt(name, lambda: result_of(runs[name])) or results[name] for name in names}
+
+
+def table(results: dict) -> str:
+    """{name: result} as a table, and below it the names whose result is an error message."""
+    found = {name: result for name, result in results.items() if not isinstance(result, str)}
+    has_mfu = any(result["mfu"] is not None for result in found.values())
+    share = "mfu" if has_mfu else "of_matmul"
+    rows = [["", "ms", "tokens/s", "FLOP/s", "MFU" if has_mfu else "of matmul"]]
+    rows[0] += ["MiB", "growth", "outside matmuls", "loss"]
+    for name, r in found.items():
+        speed = [f"{r['ms']:,.2f}", f"{r['tokens_per_s']:,.0f}", per_second(r["flops"]), number(r[share], ".1%")]
+        memory = [f"{r['memory_mib']:,.1f}", number(r["memory_growth_mib"], "+,.1f")]
+        outside = number(r["shares"] and 1 - r["shares"]["matmul"], ".1%")
+        rows.append([name, *speed, *memory, outside, number(r["loss"], ".4f")])
+    errors = [f"{name}  {result}" for name, result in results.items() if name not in found]
+    return "\n".join([format_table(rows), *errors])
+
+
 def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
     """(setting, values) of cfg.sweep."""
     name, colon, words = cfg.sweep.partition(":")
@@ -324,46 +310,40 @@ def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
         near = get_close_matches(name, kinds, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "--help lists them"
         raise UserError(f"sweep={name}: unknown setting, {hint}")
-    kind = kinds[name]
     if colon:
-        parsed = [configurator.parse(word.strip(), kind) for word in words.split(",")]
-        values = [configurator.check(value, kind, f"sweep={name}") for value in parsed]
+        parsed = [configurator.parse(word.strip(), kinds[name]) for word in words.split(",")]
+        values = [configurator.check(value, kinds[name], f"sweep={name}") for value in parsed]
         if name == "world_size" and min(values) < 1:
             raise UserError(f"sweep={cfg.sweep}: there is at least 1 process")
         return name, list(dict.fromkeys(values))
     n_gpus = torch.cuda.device_count() if rt.device_type == "cuda" else 2
-    chosen = {
+    defaults: dict[str, list] = {
         **{key: [getattr(cfg, key) * n for n in (1, 2, 4, 8)] for key in ("block_size", "batch_size", "n_embd")},
         "world_size": [2**i for i in range(n_gpus.bit_length())],
-        "dtype": [d for d in runtime.DTYPES if isinstance(try_to(runtime.pick_dtype, d, rt.device_type), tuple)],
+        "dtype": list(runtime.DTYPES),
         "pos_embd": ["default", "rope", "relative", "alibi"],
         "compile": [False, True],
     }
-    if name in chosen:
-        return name, chosen[name]
-    if kind is bool or get_origin(kind) is Literal:
-        return name, [False, True] if kind is bool else list(get_args(kind))
-    raise UserError(f"sweep={name} needs values, as in --sweep={name}:{getattr(cfg, name)},...")
-
-
-def varied(cfg: BenchConfig, name: str, value) -> BenchConfig:
-    """cfg with another value. With another n_embd the heads keep their size if it divides n_embd."""
-    head_size = cfg.n_embd // cfg.n_head
-    n_head = value // head_size if name == "n_embd" and value % head_size == 0 else cfg.n_head
-    return configurator.build(BenchConfig, {**asdict(cfg), "n_head": n_head, name: value})
+    choices = [False, True] if kinds[name] is bool else list(get_args(kinds[name]))
+    if name not in defaults and not (choices and get_origin(kinds[name]) in (Literal, None)):
+        raise UserError(f"sweep={name} needs values, as in --sweep={name}:{getattr(cfg, name)},...")
+    return name, defaults.get(name, choices)
 
 
 def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]):
-    """Measure the values of one setting in turn and print a table; a value that can't work has its error there."""
+    """Measure the values of one setting in turn and print a table, with the errors of values that can't work."""
     name, values = sweep_values(cfg, rt)
     if rt.world_size > 1:
         raise UserError("sweep runs in one process, and sweep=world_size starts torchrun itself: drop torchrun")
     if name == "world_size":
         results = {f"{name}={n}": run_torchrun(n, cfg, argv) for n in values}
     else:
-        settings = {f"{name}={value}": try_to(varied, cfg, name, value) for value in values}
-        runs = measure_in_turn(settings, rt, cfg.rounds, tolerant=True)
-        results = {n: try_to(result_of, run) if isinstance(run, StepBenchmark) else run for n, run in runs.items()}
+        variants = {f"{name}={value}": {name: value} for value in values}
+        if name == "n_embd":  # heads keep their size, where it divides n_embd
+            head_size = cfg.n_embd // cfg.n_head
+            for variant in variants.values():
+                variant |= {"n_head": variant[name] // head_size} if variant[name] % head_size == 0 else {}
+        results = measure_in_turn(cfg, variants, rt, cfg.rounds, tolerant=True)
     if all(isinstance(result, str) for result in results.values()):
         raise UserError(f"sweep={cfg.sweep}: nothing can be measured: {next(iter(results.values()))}")
     print(table(results))
@@ -399,13 +379,11 @@ def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]):
     dtype = runtime.pick_dtype(other.dtype, rt.device_type, other.n_embd)[0]
     if rt.world_size > 1 and (other.device != cfg.device or rt.dtype != dtype):
         raise UserError("compare: several processes share one device and dtype: compare these without torchrun")
-    settings = {"A": cfg, "B": other}
-    for name, setting in settings.items():
+    for name, setting in {"A": cfg, "B": other}.items():
         rt.print(f"{name}: {', '.join(f'{key}={getattr(setting, key)}' for key in differ) or 'the same'}")
     rounds = max(cfg.rounds, COMPARE_ROUNDS)
-    runs = measure_in_turn(settings, rt, rounds)
-    results = {name: result_of(run) for name, run in runs.items()}
-    speeds = [[run.step.tokens / seconds for seconds in run.seconds] for run in runs.values()]
+    results = measure_in_turn(cfg, {"A": {}, "B": asdict(other)}, rt, rounds)
+    speeds = [[r["tokens_per_update"] / ms for ms in r["rounds_ms"]] for r in results.values()]
     ratios = [b / a for a, b in zip(*speeds)]
     ratio, low, high = median(ratios), min(ratios), max(ratios)
     rt.print(table(results))
@@ -420,35 +398,29 @@ def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]):
 def measure_decoding(cfg: BenchConfig, rt: Runtime):
     """Print the speed of decoding as a table, and as JSON in one line."""
     model = random_model(cfg, cfg.vocab_size or GPT2_VOCAB_SIZE)
-    n_params = model.get_num_params()
+    n_params, n_threads = model.get_num_params(), torch.get_num_threads()
     prompt = torch.randint(model.config.vocab_size, (1, cfg.prompt_tokens)).tolist()
     hf_model: Any = transformers_model(model, cfg, rt) if cfg.transformers else None
     model, why = to_inference(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
     print(
-        f"{why}, {torch.get_num_threads()} CPU threads\n{n_params / 1e6:.2f}M parameters, prompt of "
+        f"{why}, {n_threads} CPU threads\n{n_params / 1e6:.2f}M parameters, prompt of "
         f"{cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones, temperature 0.8, top_k 200"
     )
 
     def time_ours(batch_size: int) -> tuple[float, float]:
         """Seconds to the first token, and to the last."""
-        start = time.perf_counter()
         stream = model.stream(prompt * batch_size, cfg.max_new_tokens, 0.8, 200, seed=cfg.seed)
-        next(stream)
-        first = time.perf_counter() - start
-        for _ in stream:
-            pass
-        return first, time.perf_counter() - start
+        first = timed(lambda: next(stream), rt)
+        return first, first + timed(lambda: list(stream), rt)
 
     def time_transformers(batch_size: int) -> tuple[float, float]:
-        idx, times = torch.tensor(prompt * batch_size, device=rt.device), []
+        idx = torch.tensor(prompt * batch_size, device=rt.device)
         options = dict(attention_mask=torch.ones_like(idx), do_sample=True, temperature=0.8, top_k=200, pad_token_id=0)
-        for n in (1, cfg.max_new_tokens):
-            rt.synchronize()
-            start = time.perf_counter()
-            hf_model.generate(idx, max_new_tokens=n, min_new_tokens=n, **options)
-            rt.synchronize()
-            times.append(time.perf_counter() - start)
-        return times[0], times[1]
+
+        def seconds(n: int) -> float:
+            return timed(lambda: hf_model.generate(idx, max_new_tokens=n, min_new_tokens=n, **options), rt)
+
+        return seconds(1), seconds(cfg.max_new_tokens)
 
     programs = {"donGPT": time_ours, **({"transformers": time_transformers} if hf_model else {})}
     times: dict[tuple[str, int], list] = {(p, int(n)): [] for n in cfg.decode_batches.split(",") for p in programs}
@@ -474,7 +446,7 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime):
     print(f"memory: {bandwidth / 1e9:.1f} GB/s, weights: {n_bytes / 1e6:.1f} MB per token\n{format_table(rows)}")
     summary = {"decode": results, "bandwidth_gb_s": bandwidth / 1e9, "weight_mb": n_bytes / 1e6, "parameters": n_params}
     summary |= {"prompt_tokens": cfg.prompt_tokens, "new_tokens": cfg.max_new_tokens, "rounds": cfg.rounds}
-    summary |= {"device": rt.device, "setup": why, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    summary |= {"device": rt.device, "setup": why, "threads": n_threads, "torch": str(torch.__version__)}
     print(json.dumps(summary))
 
 

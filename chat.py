@@ -83,20 +83,21 @@ class Chat:
     """Reads lines and prints answers: on a terminal piece by piece, elsewhere one line per answer."""
 
     def __init__(self, conversation: Conversation):
-        self.conversation = conversation
-        self.interactive = is_interactive()
+        self.conversation, self.interactive = conversation, is_interactive()
+        commands = self.help, self.reset, self.system, self.temperature, self.save, self.load
+        self.commands = {command.__name__: command for command in commands}
 
     def run(self) -> int:
         """Answer lines until there are no more, or until /quit; returns the exit code."""
         while (line := self.read_line()) is not None:
             typed, line = line.strip(), printable(line).strip()
+            name, _, argument = line[1:].partition(" ")
             if typed and not line:
                 print_note("there is nothing in that line that can be read")
+            elif line in ("/quit", "/exit"):
+                return 0
             elif line.startswith("/"):
-                name, *rest = line[1:].split(maxsplit=1) or [""]
-                if name in ("quit", "exit"):
-                    return 0
-                self.run_command(name, "".join(rest))
+                self.run_command(name, argument.strip())
             elif line and (code := self.answer(line)):
                 return code
         return 0
@@ -133,34 +134,35 @@ class Chat:
                         break
             finally:
                 pieces.close()
-                print(name, end="")  # for an empty answer
-                if not streams:  # one line per answer, for programs that read them
-                    print(" ".join("".join(shown).split()), end="")
-                print(flush=True)
+                # the name for an empty answer; one line per answer for programs that read them
+                print(name if streams else " ".join("".join(shown).split()), flush=True)
         return interrupts.code if interrupts.code and not (self.interactive and interrupts.code == 130) else 0
 
     def run_command(self, name: str, argument: str):
         """Run the command /name; an error in it is a note."""
-        if name not in ("help", "reset", "system", "temperature", "save", "load"):
+        if name not in self.commands:
             print_note(f"there is no /{name}: /help lists the commands")
             return
         try:
-            getattr(self, name)(argument)
+            print_note(self.commands[name](argument))
         except UserError as error:
             print_note(f"/{name}: {error}")
 
-    def help(self, argument: str):
-        print_note(HELP)
+    # ------------------------------------------------------------------------------------------------------------------
+    # commands: each returns what it has to say
 
-    def reset(self, argument: str):
+    def help(self, argument: str) -> str:
+        return HELP
+
+    def reset(self, argument: str) -> str:
         self.conversation.reset()
-        print_note("forgotten")
+        return "forgotten"
 
-    def system(self, text: str):
+    def system(self, text: str) -> str:
         self.conversation.set_system(text)
-        print_note("the conversation begins with that now" if text else "the conversation begins with no such text now")
+        return f"the conversation begins with {'that' if text else 'no such text'} now"
 
-    def temperature(self, text: str):
+    def temperature(self, text: str) -> str:
         try:
             sampling = replace(self.conversation.sampling, temperature=float(text))
         except ValueError:
@@ -168,9 +170,9 @@ class Chat:
         if problems := sampling.problems():
             raise UserError(problems[0])
         self.conversation.sampling = sampling
-        print_note(f"temperature is {sampling.temperature:g}")
+        return f"temperature is {sampling.temperature:g}"
 
-    def save(self, path: str):
+    def save(self, path: str) -> str:
         messages = self.conversation.messages()
         if not path or not messages:
             raise UserError("name a file, as in /save talk.jsonl" if messages else "nothing was said so far")
@@ -188,9 +190,9 @@ class Chat:
                 file.writelines(f"{line}\n" for line in lines)
         except (OSError, UnicodeError) as error:  # UnicodeError: halves of surrogate pairs in what was typed
             raise UserError(f"{path} could not be written ({error}): take another name") from error
-        print_note(f"{len(messages):,} messages are in {path}")
+        return f"{len(messages):,} messages are in {path}"
 
-    def load(self, path: str):
+    def load(self, path: str) -> str:
         path = os.path.expanduser(path)
         if not os.path.isfile(path):
             raise UserError(f"there is no file {path!r}: name one, as in /load talk.jsonl")
@@ -198,18 +200,12 @@ class Chat:
         if len(conversations) != 1:
             raise UserError(f"{path} holds {len(conversations):,} conversations: name a file with one")
         self.conversation.restore(conversations[0])
-        print_note(f"{len(conversations[0]):,} messages from {path}")
+        return f"{len(conversations[0]):,} messages from {path}"
 
 
 def read_conversations(path: str) -> list[Messages]:
     """The conversations in a file. Raises UserError that names the line if it has another format."""
     return [*read_json_lines(Files([path]).lines(path), path)]
-
-
-def enable_line_editing():
-    """Let input() edit and recall lines, where Python can."""
-    with contextlib.suppress(ImportError):  # on Windows the console does it
-        import readline  # noqa: F401
 
 
 def start_conversation(cfg: ChatConfig, path: str) -> Conversation:
@@ -239,12 +235,10 @@ def choose_topic(cfg: ChatConfig, template: str) -> str:
     for name in ("emotion", "context"):
         if getattr(cfg, name) and template != f"eds-{name}":
             raise UserError(f"--{name} belongs to --template=eds-{name}: pass that too, or drop it")
-    if template not in ("eds-emotion", "eds-context"):
-        return ""
     topic, question = printable(cfg.context), "What is the situation? (Enter for none) "
     if template == "eds-emotion":
         topic, question = cfg.emotion, f"Which feeling? One of {', '.join(EMOTIONS)} (Enter to have it guessed) "
-    if topic or cfg.prompt or not is_interactive():
+    if topic or cfg.prompt or template not in ("eds-emotion", "eds-context") or not is_interactive():
         return topic
     try:
         topic = printable(input(question)).strip()
@@ -270,7 +264,8 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     if is_interactive():  # elsewhere readline may write escape sequences to stdout
-        enable_line_editing()
+        with contextlib.suppress(ImportError):  # lets input() edit and recall lines; on Windows the console does
+            import readline  # noqa: F401
     chat = Chat(start_conversation(cfg, path))
     if prompt:
         return chat.answer(prompt, verbatim=True)

@@ -68,13 +68,13 @@ def read_prompt(start: str) -> str:
 
 def check_output(path: str):
     """Raise UserError unless a file can be written at path; nothing is written yet."""
-    folder = os.path.dirname(os.path.realpath(path))
+    folder, is_special = os.path.dirname(os.path.realpath(path)), os.path.exists(path) and not os.path.isfile(path)
     if os.path.isdir(path):
         raise UserError(f"--output={path}: it is a folder, name a file in one that exists")
     if not os.path.isdir(folder):
         raise UserError(f"--output={path}: there is no folder {folder}, name a file in one that exists")
-    is_special = os.path.exists(path) and not os.path.isfile(path)  # a pipe or a device
-    if not all(os.access(p, os.W_OK) for p in (path, *([] if is_special else [folder])) if os.path.exists(p)):
+    written = [path] if is_special else [folder, path]  # special: a pipe or a device
+    if not all(os.access(p, os.W_OK) for p in written if os.path.exists(p)):
         raise UserError(f"--output={path} may not be written: name another file")
 
 
@@ -94,41 +94,6 @@ def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
             file.writelines(f"{line}\n" for line in lines)
     except OSError as error:
         raise UserError(f"--output={cfg.output} could not be written ({error}): name another file") from error
-
-
-class SamplePrinter:
-    """Prints the samples at the end; on a terminal the first one while it is generated."""
-
-    def __init__(self, prompt: str, num_samples: int, max_new_tokens: int):
-        self.prompt, self.num_samples, self.max_new_tokens = prompt, num_samples, max_new_tokens
-        self.streams_first = self.first_is_open = sys.stdout.isatty()
-        self.bar = progress_bar(max_new_tokens, quiet=self.streams_first)
-        if self.streams_first:
-            print(prompt, end="", flush=True)
-
-    def update(self, piece: str, first_is_done: bool, step: int):
-        """Show progress after token number step, of which `piece` is the text in the first sample."""
-        self.bar.update()
-        if self.first_is_open:
-            print(piece, end="", flush=True)
-            if first_is_done:
-                self._close_first()
-                if self.num_samples > 1 and step < self.max_new_tokens:  # the others continue, out of sight
-                    self.bar = progress_bar(self.max_new_tokens, step, leave=False)
-
-    def _close_first(self):
-        print(f"\n{SEPARATOR}", flush=True)
-        self.first_is_open = False
-
-    def finish(self, piece: str, texts: list[str]):
-        """Print the last piece of the first sample, and all samples that were not shown yet."""
-        self.bar.close()
-        if self.first_is_open:
-            print(piece, end="")
-            self._close_first()
-        for text in texts[self.streams_first :]:
-            print(f"{self.prompt}{text}\n{SEPARATOR}")
-        sys.stdout.flush()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -159,28 +124,41 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
         note = f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with its last "
         print(f"{note}{n_seen}, as if they had come one by one", file=sys.stderr)
     sampling = Sampling(**{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
-    prompts, settings = [ids] * cfg.num_samples, (sampling, cfg.seed, texts.stop_ids, cfg.use_kv_cache)
-    printer, failure = SamplePrinter(prompt, cfg.num_samples, cfg.max_new_tokens), None
-    start, first, n_steps = time.perf_counter(), 0.0, 0  # first: seconds to the first token
+    settings = [ids] * cfg.num_samples, cfg.max_new_tokens, sampling, cfg.seed, texts.stop_ids, cfg.use_kv_cache
+    shows_first = sys.stdout.isatty()  # as it is generated; the others are printed at the end
+    print(prompt if shows_first else "", end="", flush=True)
+    bar = progress_bar(cfg.max_new_tokens, quiet=shows_first)
+    failure, start, first, n_steps = None, time.perf_counter(), 0.0, 0  # first: seconds to the first token
     with runtime.Interrupts() as interrupts:
         try:
-            for next_ids in generator.stream_ids(prompts, cfg.max_new_tokens, *settings):
+            for next_ids in generator.stream_ids(*settings):
                 if interrupts.code:
                     break
-                first, n_steps = first or time.perf_counter() - start, n_steps + 1
-                printer.update(texts.add(next_ids.tolist())[0], bool(texts.ends[0]), n_steps)
+                first, n_steps, was_open = first or time.perf_counter() - start, n_steps + 1, not texts.ends[0]
+                piece = texts.add(next_ids.tolist())[0]
+                bar.update()
+                if shows_first and was_open:
+                    print(piece, end="", flush=True)
+                    if texts.ends[0]:
+                        print(f"\n{SEPARATOR}", flush=True)
+                        bar = progress_bar(cfg.max_new_tokens, n_steps, quiet=texts.done, leave=False)
                 if texts.done:
                     break
         except UserError as error:  # logits that are not finite: the texts keep what was generated before
             failure = error
         seconds = time.perf_counter() - start
-        pieces = texts.finish("interrupted" if interrupts.code else "failed" if failure else "length")
+        bar.close()
+        is_open = shows_first and not texts.ends[0]
+        last_piece = texts.finish("interrupted" if interrupts.code else "failed" if failure else "length")[0]
         is_empty = n_steps == 0 and bool(failure or interrupts.code)
         try:
             if cfg.output and not is_empty:  # before printing, since stdout may be closed
                 write_output(cfg, prompt, texts)
         finally:
-            printer.finish(pieces[0], [] if is_empty else texts.texts)
+            print(f"{last_piece}\n{SEPARATOR}\n" if is_open else "", end="", flush=True)
+            for text in [] if is_empty else texts.texts[shows_first:]:
+                print(f"{prompt}{text}\n{SEPARATOR}")
+            sys.stdout.flush()
     if failure:
         raise failure
     n_tokens = sum(texts.n_tokens)

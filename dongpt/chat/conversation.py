@@ -7,7 +7,8 @@
 The prompt is the whole conversation, as far as it fits into the context; only its new tokens are encoded.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Callable, Generator
 
 import numpy.random  # noqa: F401  (sampling needs it; loaded here, it does not delay the first word)
@@ -52,7 +53,7 @@ class Conversation:
         self.model, self.tokenizer, self.template, self.sampling = model, tokenizer, template, sampling
         self.note, self.max_new_tokens, self.seed = note, max_new_tokens, seed
         self.exchanges: list[Exchange] = []
-        self.n_answers, self.has_truncated, self.system = 0, False, ""
+        self.has_truncated, self.system = False, ""
         self.topic = ""  # fills the template's header
         self._decoder: Decoder | None = None
         self.block_size = model.config.block_size
@@ -72,18 +73,16 @@ class Conversation:
 
         Raises UserError if the model's logits are not finite.
         """
-        opening, question = self._encode_opening(), self._encode_question(self._readable(text))
+        opening, question = self._encode_opening(), self._encode_question(text)
         history = self._fitting_exchanges(len(opening) + len(question))
         ids = [*opening, *(i for exchange in history for i in exchange.ids), *question]
-        special = list(self.tokenizer.specials.values())
-        texts, new_ids = Detokenizer(self.tokenizer, 1, self.template.tags, special), []
-        n_ids, prompts = self.tokenizer.vocab_size, [ids or [self.tokenizer.start_id]]
+        special, n_ids = list(self.tokenizer.specials.values()), self.tokenizer.vocab_size
+        texts, new_ids, said = Detokenizer(self.tokenizer, 1, self.template.tags, special), [], ""
         self._decoder = self._decoder or Decoder(self.model, 1, self.sampling, n_ids, True, reuse_prefix=True)
-        settings = dict(seed=self.seed + self.n_answers, stop_ids=special, n_ids=n_ids, decoder=self._decoder)
-        stream = self.model.stream(prompts, self.max_new_tokens, **asdict(self.sampling), **settings)
-        said, is_complete = "", False  # `said` was yielded
+        seed, prompts = self.seed + len(self.exchanges), [ids or [self.tokenizer.start_id]]
+        settings = dict(seed=seed, stop_ids=special, n_ids=n_ids, decoder=self._decoder, **vars(self.sampling))
         try:
-            for next_ids in stream:
+            for next_ids in self.model.stream(prompts, self.max_new_tokens, **settings):
                 new_ids += next_ids.tolist()
                 texts.add(next_ids.tolist())
                 said, before = self._shown(texts.texts[0]), said
@@ -93,28 +92,24 @@ class Conversation:
             texts.finish()
             said, before = self._shown(texts.texts[0]), said
             yield said[len(before) :]
-            is_complete = True
         except DecodingError as error:
             self._decoder = None  # its cache is not finite either
             raise UserError(str(error)) from error
         finally:
-            if is_complete or new_ids:
-                self._add_exchange(text, question, said, new_ids)
+            if new_ids:
+                self.exchanges.append(Exchange(text, said, [*question, *self._answer_ids(said, new_ids)]))
 
     def _shown(self, text: str) -> str:
         """The visible part of an answer: without whitespace around it, unless it continues the user's text."""
         text = text.replace("\0", "")
         return text if self.template.continues else text.strip()
 
-    def _add_exchange(self, text: str, question: list[int], said: str, new_ids: list[int]):
-        """Add an exchange. The generated ids are kept if they decode to just that, since the cache holds them."""
+    def _answer_ids(self, said: str, new_ids: list[int]) -> list[int]:
+        """The ids of an answer: the generated ones if they decode to just that, since the cache holds them."""
         new_ids = [i for i in new_ids if i not in self.tokenizer.specials.values()]
         if self.template.special and self.tokenizer.decode(new_ids) == said:
-            answer = [*new_ids, self.tokenizer.specials[self.template.end]]
-        else:
-            answer = self._encode_answer(said)
-        self.exchanges.append(Exchange(text, said, [*question, *answer]))
-        self.n_answers += 1
+            return [*new_ids, self.tokenizer.specials[self.template.end]]
+        return self._encode_answer(said)
 
     def _encode_answer(self, answer: str) -> list[int]:
         return encode(self.tokenizer, self.template.answer(answer), "skip")
@@ -126,8 +121,12 @@ class Conversation:
 
     def _encode_question(self, text: str, quiet: bool = False) -> list[int]:
         """The ids of a question; a question that is too long loses its beginning."""
-        guesses = self.template.header.startswith("<emotion>") and not self.topic
-        shorter, ids = self._fit(text, EMOTIONS[0] if guesses else self.topic)
+        text, guesses = self._readable(text), self.template.header.startswith("<emotion>") and not self.topic
+        try:
+            shorter, ids = self._fit(text, EMOTIONS[0] if guesses else self.topic)
+        except UserError as error:  # blanks that tiktoken cannot split
+            self.note(f"left out: {error}")
+            return self._encode_question("", quiet)
         if shorter != text:
             self.note(f"that is too long for the model: it sees the last {len(shorter):,} of {len(text):,} characters")
         return self._fit(shorter, self._guess_emotion(shorter, quiet))[1] if guesses else ids
@@ -135,36 +134,28 @@ class Conversation:
     def _fit(self, text: str, topic: str) -> tuple[str, list[int]]:
         """(the longest end of a question that fits, its ids with the template's marks)."""
         room = max(1, self.prompt_size - len(self._encode_opening()))
-        ids = encode(self.tokenizer, self.template.question(text, topic), "skip")
-        while len(ids) > room and text:
-            text = text[len(text) - min(len(text) - 1, len(text) * room // len(ids)) :]
+        while True:
             ids = encode(self.tokenizer, self.template.question(text, topic), "skip")
-        return text, ids
+            if len(ids) <= room or not text:
+                return text, ids
+            text = text[len(text) - min(len(text) - 1, len(text) * room // len(ids)) :]
 
     def _readable(self, text: str) -> str:
         """text without what the vocabulary lacks, which is named in a note."""
         if missing := self.tokenizer.missing(text):
             self.note(f"left out, since the model does not know it: {', '.join(map(repr, missing[:20]))}")
-        try:
-            ids = self.tokenizer.encode(text, unknown="skip")
-        except ValueError as error:  # byte pairs that tiktoken cannot split
-            self.note(f"left out: {error}")
-            return ""
-        return self.tokenizer.decode(ids) if missing or self.tokenizer.is_lossy(text) else text
+        if missing or self.tokenizer.is_lossy(text):
+            return self.tokenizer.decode(self.tokenizer.encode(text, unknown="skip"))
+        return text
 
     def _fitting_exchanges(self, n_tokens: int) -> list[Exchange]:
         """The newest exchanges that fit into the context together with n_tokens and an answer."""
-        room = self.prompt_size - n_tokens
-        seen: list[Exchange] = []
-        for exchange in reversed(self.exchanges):
-            room -= len(exchange.ids)
-            if room < 0:
-                break
-            seen.insert(0, exchange)
-        if len(seen) < len(self.exchanges) and not self.has_truncated:
+        sizes = accumulate((len(exchange.ids) for exchange in reversed(self.exchanges)), initial=n_tokens)
+        n_seen = sum(size <= self.prompt_size for size in sizes) - 1
+        if n_seen < len(self.exchanges) and not self.has_truncated:
             self.note("the conversation is longer than the model can see: it forgets the oldest turns from here on")
             self.has_truncated = True
-        return seen
+        return self.exchanges[len(self.exchanges) - max(0, n_seen) :]
 
     def _guess_emotion(self, text: str, quiet: bool) -> str:
         """The emotion in whose header the model finds text likeliest."""
@@ -221,14 +212,14 @@ class Conversation:
         try:
             exchanges = []
             for (_, question), (_, answer) in zip(messages[::2], messages[1::2]):
-                ids = self._encode_question(self._readable(question), quiet=True)
+                ids = self._encode_question(question, quiet=True)
                 exchanges.append(Exchange(question, answer, [*ids, *self._encode_answer(self._readable(answer))]))
         except ValueError:
             self.system = before
             raise
         self.reset()
-        self.exchanges, self.n_answers = exchanges, len(exchanges)
+        self.exchanges = exchanges
 
     def reset(self):
         """Forget all turns."""
-        self.exchanges, self.n_answers, self.has_truncated = [], 0, False
+        self.exchanges, self.has_truncated = [], False

@@ -4,7 +4,7 @@ GPT.generate and GPT.stream call stream(). `model` is always a GPT; it is not im
 """
 
 import contextlib
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any, Collection, Iterator, NamedTuple, Sequence
 
 import numpy as np
@@ -16,7 +16,6 @@ from dongpt.decode.sampling import (
     Sampling,
     check_decoding,
     penalize,
-    read_prompts,
     sample_ids,
     window_size,
 )
@@ -43,21 +42,21 @@ def stream(
 
     A decoder made with reuse_prefix=True encodes only what differs from the text before.
     """
-    prompts = read_prompts(prompts)
     n_ids = model.config.vocab_size if n_ids is None else n_ids
-    check_decoding(prompts, model.config.vocab_size, n_ids, max_new_tokens, sampling)
+    prompts = check_decoding(prompts, model.config.vocab_size, n_ids, max_new_tokens, sampling)
     seed = int(torch.randint(2**62, ())) if seed is None else int(seed)
-    finished = [False] * len(prompts)
     if decoder is None:
         capacity = min(max(map(len, prompts)) + max_new_tokens, model.config.block_size)
         decoder = Decoder.for_model(model, len(prompts), capacity, sampling, n_ids, use_kv_cache)
     assert decoder.model is model
     decoder.set_sampling(sampling, n_ids)
+    finished = [False] * len(prompts)
     for next_ids in decoder.generate_ids(prompts, seed, max_new_tokens):
-        if any(i == NONFINITE_ID and not done for i, done in zip(next_ids, finished)):
+        next_ids = [-1 if done else i for i, done in zip(next_ids, finished)]
+        if NONFINITE_ID in next_ids:
             remedy = "use dtype=float32, or an earlier checkpoint if the training diverged"
             raise DecodingError(f"the model's logits are not finite: {remedy}")
-        yield torch.tensor([-1 if done else i for i, done in zip(next_ids, finished)])
+        yield torch.tensor(next_ids)
         finished = [done or i in stop_ids for i, done in zip(next_ids, finished)]
         if all(finished):
             return
@@ -98,12 +97,10 @@ class KVCache:
     """
 
     def __init__(self, model: Any, batch_size: int, capacity: int | None = None):
-        config, like = model.config, model.transformer.wte.weight
-        shape = (batch_size, config.n_head, capacity or config.block_size, config.n_embd // config.n_head)
-        self.dtype = _cache_dtype(model)
-        self.layers = [
-            [torch.zeros(shape, device=like.device, dtype=self.dtype) for _ in "kv"] for _ in model.transformer.h
-        ]
+        config, self.dtype = model.config, _cache_dtype(model)
+        shape = batch_size, config.n_head, capacity or config.block_size, config.n_embd // config.n_head
+        options: Any = dict(device=model.device, dtype=self.dtype)
+        self.layers = [[torch.zeros(shape, **options), torch.zeros(shape, **options)] for _ in model.transformer.h]
 
     def at(self, positions, cache_len: int, start: int | None = None, batch=slice(None)) -> list[LayerCache]:
         """The cache of each layer for writing tokens at positions (T,) or (R, T) of these sequences; see LayerCache."""
@@ -112,9 +109,8 @@ class KVCache:
 
 def _cache_dtype(model: Any) -> torch.dtype:
     """The dtype in which the model computes keys and values."""
-    weight = model.transformer.wte.weight
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    kind, dtype = model.device.type, model.transformer.wte.weight.dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
 
 
 def tokens_before(tokens, positions, n: int):
@@ -162,7 +158,7 @@ class Decoder:
         self.n_before = model.config.ngrams - 1  # earlier tokens that the embedding of a token depends on
         self.backend: cpu.PackedBlocks | None = None
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # captured decode steps by cache length
-        self.fingerprint: tuple = ()  # of the weights that computed what the cache holds
+        self.weights: tuple = (), []  # state and checksums of the weights that computed what the cache holds
         self.key: tuple = ()  # see for_model
         self.in_use = False
         self.sampling, self.n_ids = Sampling(), 0
@@ -173,14 +169,12 @@ class Decoder:
         cls, model: Any, batch_size: int, capacity: int, sampling: Sampling, n_ids: int, use_kv_cache: bool
     ) -> "Decoder":
         """A Decoder for `capacity` tokens per sequence; on CUDA the model's previous one if it fits."""
-        settings = sampling, n_ids, use_kv_cache
-        tensors, previous = [*model.parameters(), *model.buffers()], model.__dict__.get("_decoder")
-        if model.device.type != "cuda" or model.training or any(tensor.requires_grad for tensor in tensors):
-            return cls(model, batch_size, *settings, capacity)  # a model in training keeps no buffers
-        addresses = [(tensor.data_ptr(), tensor.dtype) for tensor in tensors]
-        key = (batch_size, settings, model.config, model.document_end, _cache_dtype(model), *addresses)
+        settings, previous = (batch_size, sampling, n_ids, use_kv_cache), model.__dict__.get("_decoder")
+        if model.device.type != "cuda" or model.training or any(p.requires_grad for p in model.parameters()):
+            return cls(model, *settings, capacity)  # a model in training keeps no buffers
+        key = settings, _state(model)
         if previous is None or previous.in_use or previous.key != key:
-            previous = cls(model, batch_size, *settings)  # capacity for block_size tokens, so that any text fits
+            previous = cls(model, *settings)  # capacity for block_size tokens, so that any text fits
             model.__dict__["_decoder"], previous.key = previous, key
         return previous
 
@@ -246,10 +240,9 @@ class Decoder:
         self.tokens[:, :longest] = padded.to(self.device)
         self.last.copy_(torch.tensor(self.lengths) - 1)
         if self.seen is not None:
-            seen = torch.zeros(self.seen.shape, dtype=torch.bool)
+            self.seen.zero_()
             for i, prompt in enumerate(prompts):
-                seen[i, prompt] = True
-            self.seen.copy_(seen)
+                self.seen[i, prompt] = True
         if self.cache:
             if self.graphs and not n_known:  # used before: what a mask hides must be finite
                 for cached in chain(*self.cache.layers):
@@ -258,13 +251,11 @@ class Decoder:
 
     def _n_known(self, window: list[int]) -> int:
         """How many of the first tokens of window, the newest aside, the cache holds for the current weights."""
-        fingerprint, previous = _fingerprint(self.model), self.fingerprint
-        self.fingerprint = fingerprint
-        if fingerprint != previous:
+        previous, self.weights = self.weights, (_state(self.model), _checksums(self.model))
+        if previous[0] != self.weights[0] or self.weights[1] and previous[1] != self.weights[1]:
             return 0
-        before = self.tokens[0, : max(0, self.lengths[0] - 1)].tolist()
-        same = next((i for i, (a, b) in enumerate(zip(before, window)) if a != b), min(len(before), len(window)))
-        return min(same, len(window) - 1)
+        pairs = zip(self.tokens[0, : max(0, self.lengths[0] - 1)].tolist(), window[:-1])
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def truncate_context(self):
         """Reduce sequences of more than block_size tokens to their newest half, and encode it again from position 0."""
@@ -272,9 +263,8 @@ class Decoder:
         if not full:
             return
         half = window_size(self.block_size + 1, self.block_size)
-        batch = torch.tensor(full, device=self.device)
-        self.tokens[batch, :half] = self.tokens[batch, self.block_size + 1 - half :]
-        self.last[batch] = half - 1
+        self.tokens[full, :half] = self.tokens[full, self.block_size + 1 - half :]
+        self.last[full] = half - 1
         for i in full:
             self.lengths[i] = half
         if self.cache:
@@ -354,24 +344,17 @@ class Decoder:
         self.graphs[cache_len].replay()
 
 
-def _fingerprint(model: Any) -> tuple:
-    """A value that changes when the keys and values of a cache become stale.
-
-    Address and version detect assignments, optimizer steps and other in-place operations; the checksums detect writes
-    through .data, which change neither. They read every weight once, about as long as decoding one token takes.
-    """
+def _state(model: Any) -> tuple:
+    """A value that changes when keys and values become stale: by assignments, optimizer steps, in-place operations."""
     tensors = [*model.parameters(), *model.buffers()]
-    versions = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
-    checksums = torch.stack([_checksum(tensor) for tensor in tensors]).tolist()
-    return (*versions, *checksums, model.config, model.document_end, model.training, _cache_dtype(model))
+    versions = [(t.data_ptr(), t.dtype, -1 if t.is_inference() else t._version) for t in tensors]
+    return (*versions, model.config, model.document_end, model.training, _cache_dtype(model))
 
 
-def _checksum(tensor):
-    """The sum of a tensor's bits as int64 numbers, which is faster than any sum of floats."""
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    data = data.clone() if data.storage_offset() % 8 else data
-    whole = len(data) // 8 * 8
-    return data[:whole].view(torch.int64).sum() + data[whole:].sum()
+def _checksums(model: Any) -> list[int]:
+    """Sums of the bits of all trainable weights. Only these notice writes through .data; none if all are frozen."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return [int(p.detach().view(integers[p.element_size()]).sum()) for p in model.parameters() if p.requires_grad]
 
 
 @contextlib.contextmanager
@@ -381,11 +364,11 @@ def _decoding_threads(small: bool) -> Iterator[None]:
     Entered once per token, so that the caller of a stream keeps its own number of threads.
     """
     n_threads = torch.get_num_threads()
-    if not small or n_threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
+    changes = small and n_threads > 1
     try:
+        if changes:
+            torch.set_num_threads(1)
         yield
     finally:
-        torch.set_num_threads(n_threads)
+        if changes:
+            torch.set_num_threads(n_threads)

@@ -25,18 +25,18 @@ class Sampling:
 
     def problems(self) -> list[str]:
         """One sentence per setting that makes no sense."""
-        found = []
-        if not 0 <= self.temperature < math.inf:
-            found.append(f"temperature={self.temperature} must be at least 0 (0 takes the likeliest token)")
-        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 0):
-            found.append(f"top_k={self.top_k} must be a whole number, at least 0 (0 or None is off)")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            found.append(f"top_p={self.top_p} must be above 0 and at most 1 (1 or None is off)")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            found.append(f"min_p={self.min_p} must be between 0 and 1 (0 or None is off)")
-        if self.repetition_penalty is not None and not 1e-9 < self.repetition_penalty < 1e9:
-            found.append(f"repetition_penalty={self.repetition_penalty} must be above 0, near 1 (1 or None is off)")
-        return found
+        top_k, top_p, min_p, penalty = self.top_k, self.top_p, self.min_p, self.repetition_penalty
+        rules = {
+            "temperature": (0 <= self.temperature < math.inf, "at least 0 (0 takes the likeliest token)"),
+            "top_k": (
+                top_k is None or type(top_k) is int and top_k >= 0,
+                "a whole number, at least 0 (0 or None is off)",
+            ),
+            "top_p": (top_p is None or 0 < top_p <= 1, "above 0 and at most 1 (1 or None is off)"),
+            "min_p": (min_p is None or 0 <= min_p <= 1, "between 0 and 1 (0 or None is off)"),
+            "repetition_penalty": (penalty is None or 1e-9 < penalty < 1e9, "above 0, near 1 (1 or None is off)"),
+        }
+        return [f"{name}={getattr(self, name)} must be {rule}" for name, (holds, rule) in rules.items() if not holds]
 
 
 def window_size(n_tokens: int, block_size: int) -> int:
@@ -50,20 +50,17 @@ def window_size(n_tokens: int, block_size: int) -> int:
     return half + (n_tokens - block_size - 1) % (block_size - half + 1)
 
 
-def read_prompts(prompts: Any) -> list[list[int]]:
-    """Lists of ids, from a tensor (B, T) or sequences of ids; anything else is left for check_decoding to report."""
-    prompts = prompts.tolist() if torch.is_tensor(prompts) else prompts
-    return [list(prompt) if isinstance(prompt, Sequence) else prompt for prompt in prompts]
-
-
-def check_decoding(prompts: list[list[int]], vocab_size: int, n_ids: int, max_new_tokens: int, sampling: Sampling):
-    """Raise DecodingError, listing every problem, unless ids can be drawn with these settings."""
+def check_decoding(
+    prompts: Any, vocab_size: int, n_ids: int, max_new_tokens: int, sampling: Sampling
+) -> list[list[int]]:
+    """prompts, a tensor (B, T) or sequences of ids, as lists. Raises DecodingError that lists every problem."""
     problems = []
-    if not all(isinstance(prompt, list) and all(isinstance(i, int) for i in prompt) for prompt in prompts):
+    rows = prompts.tolist() if torch.is_tensor(prompts) else list(prompts)
+    if not all(isinstance(row, Sequence) and all(isinstance(i, int) for i in row) for row in rows):
         problems.append("prompts must be rows of token ids: a tensor (B, T) of whole numbers, or a list of lists")
-    elif not prompts or not all(prompts):
+    elif not rows or not all(rows):
         problems.append("a prompt is empty: pass rows of at least one token id each")
-    elif not all(0 <= min(prompt) and max(prompt) < vocab_size for prompt in prompts):
+    elif not all(0 <= min(row) and max(row) < vocab_size for row in rows):
         problems.append(f"a prompt holds ids beyond the model's vocabulary of {vocab_size}: use the model's tokenizer")
     if max_new_tokens < 0:
         problems.append(f"max_new_tokens={max_new_tokens} must be at least 0")
@@ -71,6 +68,7 @@ def check_decoding(prompts: list[list[int]], vocab_size: int, n_ids: int, max_ne
         problems.append(f"n_ids={n_ids} must be at least 1")
     if problems := problems + sampling.problems():
         raise DecodingError("; ".join(problems))
+    return [list(row) for row in rows]
 
 
 def penalize(logits, seen, penalty: float):
@@ -94,9 +92,8 @@ def sample_ids(logits, uniforms, sampling: Sampling):
     finite = torch.isfinite(highest - lowest)[:, 0]
     if sampling.temperature == 0:
         return torch.where(finite, logits.argmax(-1), NONFINITE_ID)
-    k = sampling.top_k
-    if k and k < logits.size(-1):
-        next_ids = _sample_top_k(logits, highest, uniforms, sampling, k)
+    if sampling.top_k and sampling.top_k < logits.size(-1):
+        next_ids = _sample_top_k(logits, highest, uniforms, sampling, sampling.top_k)
     else:
         next_ids = _invert_cdf(logits - highest, uniforms, sampling)
     return torch.where(finite, next_ids, NONFINITE_ID)

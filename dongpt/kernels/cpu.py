@@ -129,11 +129,12 @@ class PackedBlocks:
     """
 
     def __init__(self, model: Any):
-        self.config, blocks = model.config, model.transformer.h
-        self.head = _packed(model.lm_head)
-        self.linears = [
-            [_packed(linear) for linear in (b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj)] for b in blocks
-        ]
+        def packed(linear: Any) -> PackedLinear:
+            return linear if isinstance(linear, PackedLinear) else PackedLinear(linear, torch.float32)
+
+        self.config, self.head, blocks = model.config, packed(model.lm_head), model.transformer.h
+        layers = [(b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj) for b in blocks]
+        self.linears = [[packed(linear) for linear in layer] for layer in layers]
         self.norms = [(b.ln_1.weight, b.ln_1.bias, b.ln_2.weight, b.ln_2.bias) for b in blocks]  # keeps them alive
         self.layers = (_Layer * len(blocks))()
         for i, (norms, linears) in enumerate(zip(self.norms, self.linears)):
@@ -161,10 +162,6 @@ class PackedBlocks:
         keys, values = (pointers(*(_address(cache[i]) for cache in caches)) for i in range(2))
         _compiled().blocks(step, self.layers, len(caches), keys, values, _address(x), _address(scratch))
         return x
-
-
-def _packed(linear: Any) -> PackedLinear:
-    return linear if isinstance(linear, PackedLinear) else PackedLinear(linear, torch.float32)
 
 
 def can_pack(model: Any) -> tuple[bool, str]:

@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import time
+from itertools import accumulate
 from statistics import median
 from typing import Any, Callable
 
@@ -26,11 +27,10 @@ from dongpt.train.step import TrainStep
 
 MIB = 2**20
 PROFILED_UPDATES = 3
-CPU_MATMULS = [f"aten::{name}" for name in ("mm", "addmm", "_addmm_activation", "bmm", "baddbmm", "mkldnn_linear")]
-CPU_MATMULS += ["mkl::_mkl_linear", "mkldnn::_linear_pointwise"]
-# Substrings of the names of GPU kernels. Attention is looked for first: its kernels use CUTLASS, and say so.
-GPU_ATTENTION = ("flash", "fmha", "attention", "sdpa")
-GPU_MATMULS = ("gemm", "cutlass", "xmma", "nvjet", "sm90_", "sm100_")
+# Substrings of the names of GPU kernels and CPU operations; attention first, since its kernels use CUTLASS, and say so.
+ATTENTION = ("flash", "fmha", "attention", "sdpa")
+MATMULS = ["gemm", "cutlass", "xmma", "nvjet", "sm90_", "sm100_", "triton_tem", "mkldnn_linear", "mkldnn::_linear"]
+MATMULS += ["aten::mm", "aten::addmm", "aten::_addmm", "aten::bmm", "aten::baddbmm", "_mkl_linear"]
 
 
 class StepBenchmark:
@@ -69,15 +69,10 @@ class StepBenchmark:
         """Time `iters` updates, and a matmul of the MLP's shape unless the GPU's peak is known."""
         rt, cfg = self.rt, self.step.cfg
         rt.barrier()
-        rt.synchronize()
         before = bytes_in_use(rt)
         if rt.device_type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        for _ in range(iters):
-            self.update()
-        rt.synchronize()
-        self.seconds.append((time.perf_counter() - start) / iters)
+        self.seconds.append(timed(lambda: [self.update() for _ in range(iters)], rt) / iters)
         if rt.device_type == "cuda":
             self.peak = max(self.peak, torch.cuda.max_memory_allocated() - before)
         if len(self.seconds) > 1:
@@ -88,42 +83,25 @@ class StepBenchmark:
 
     def result(self) -> dict:
         """All measurements, ready for JSON. Makes a few more updates under the profiler, which becomes self.profile."""
-        rt, step = self.rt, self.step
+        rt, step, seconds = self.rt, self.step, median(self.seconds)
         assert self.loss is not None, "result() needs a round"
         loss = rt.sum(self.loss.item())[0] / rt.world_size
         self.loss = None  # the profiler warns of tensors from before it that are freed under it
         self.profile = profiled(self.update, PROFILED_UPDATES, rt)
-        seconds = median(self.seconds)
         tokens_per_s = step.tokens / seconds  # of all processes, like flops
         flops = step.model.flops_per_token() * tokens_per_s
         matmul = median(self.matmul_flops) if self.matmul_flops else None
-        return finite(
-            dict(
-                device=rt.device,
-                device_name=device_name(rt),
-                dtype=rt.dtype,
-                compile=self.compiled,
-                compile_s=self.compile_s,
-                threads=torch.get_num_threads(),
-                world_size=rt.world_size,
-                torch=str(torch.__version__),
-                data=step.corpus.name,
-                parameters=step.model.get_num_params(),
-                tokens_per_update=step.tokens,
-                ms=seconds * 1000,
-                tokens_per_s=tokens_per_s,
-                rounds_ms=[each * 1000 for each in self.seconds],
-                flops=flops,
-                mfu=flops / rt.world_size / self.gpu_flops if self.gpu_flops else None,
-                matmul_flops=matmul,
-                of_matmul=flops / rt.world_size / matmul if matmul else None,
-                memory_mib=self._peak_of_tensors() / MIB,
-                process_mib=process_peak() / MIB,
-                memory_growth_mib=self.growth / MIB if len(self.seconds) > 1 else None,
-                shares=time_shares(seconds_by_kind(self.profile, rt), PROFILED_UPDATES * seconds, rt),
-                loss=loss,
-            )
-        )
+        result: dict[str, Any] = dict(device=rt.device, device_name=device_name(rt), dtype=rt.dtype)
+        result |= dict(compile=self.compiled, compile_s=self.compile_s, threads=torch.get_num_threads())
+        result |= dict(world_size=rt.world_size, torch=str(torch.__version__), data=step.corpus.name)
+        result |= dict(parameters=step.model.get_num_params(), tokens_per_update=step.tokens)
+        result |= dict(ms=seconds * 1000, tokens_per_s=tokens_per_s, rounds_ms=[s * 1000 for s in self.seconds])
+        result |= dict(flops=flops, mfu=flops / rt.world_size / self.gpu_flops if self.gpu_flops else None)
+        result |= dict(matmul_flops=matmul, of_matmul=flops / rt.world_size / matmul if matmul else None)
+        result |= dict(memory_mib=self._peak_of_tensors() / MIB, process_mib=process_peak() / MIB)
+        result |= dict(memory_growth_mib=self.growth / MIB if len(self.seconds) > 1 else None)
+        result |= dict(shares=time_shares(seconds_by_kind(self.profile, rt), PROFILED_UPDATES * seconds, rt), loss=loss)
+        return finite(result)
 
     def _peak_of_tensors(self) -> int:
         """Peak bytes of tensors during an update; on MPS the memory that Metal reserved for the process."""
@@ -154,11 +132,9 @@ def device_name(rt: Runtime) -> str:
 
 def bytes_in_use(rt: Runtime) -> int:
     """Bytes in use now: by tensors on a GPU, by the whole process on a CPU."""
-    if rt.device_type == "cuda":
-        return torch.cuda.memory_allocated(rt.device)
-    if rt.device_type == "mps":
-        return torch.mps.current_allocated_memory()
-    return psutil.Process().memory_info().rss
+    if rt.device_type == "cpu":
+        return psutil.Process().memory_info().rss
+    return torch.cuda.memory_allocated() if rt.device_type == "cuda" else torch.mps.current_allocated_memory()
 
 
 def process_peak() -> int:
@@ -174,11 +150,8 @@ def peak_of_tensors(profile: torch.profiler.profile) -> int:
     """Bytes by which the memory of tensors rose at most above its level at the start of a profile on a CPU."""
     profiler: Any = profile.profiler
     changes = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
-    total = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        total += event.nbytes()  # negative when memory is freed
-        peak = max(peak, total)
-    return peak
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in changes), initial=0))  # negative when memory is freed
 
 
 def bytes_per_token(model: torch.nn.Module) -> int:
@@ -195,9 +168,8 @@ def bytes_per_token(model: torch.nn.Module) -> int:
 def profiled(function: Callable[[], object], times: int, rt: Runtime) -> torch.profiler.profile:
     """torch's profile of several calls of function."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it reports its start and end on stderr
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if rt.device_type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    gpu = [torch.profiler.ProfilerActivity.CUDA] if rt.device_type == "cuda" else []
+    activities = [torch.profiler.ProfilerActivity.CPU, *gpu]
     with torch.profiler.profile(activities=activities, profile_memory=rt.device_type == "cpu") as profile:
         for _ in range(times):
             with torch.profiler.record_function("between operations"):
@@ -209,12 +181,12 @@ def profiled(function: Callable[[], object], times: int, rt: Runtime) -> torch.p
 def seconds_by_kind(profile: torch.profiler.profile, rt: Runtime) -> dict[str, float] | None:
     """Seconds of "matmul", "attention" and "other": GPU kernels, or all operations on a CPU. None on MPS, which the
     profiler doesn't see."""
-    seconds, on_gpu = {"matmul": 0.0, "attention": 0.0, "other": 0.0}, rt.device_type != "cpu"
+    seconds = {"matmul": 0.0, "attention": 0.0, "other": 0.0}
     for event in profile.key_averages():
-        if on_gpu and event.device_type == DeviceType.CUDA and not event.is_user_annotation:
-            seconds[kind_of_kernel(event.key)] += event.self_device_time_total / 1e6
-        elif not on_gpu and event.device_type == DeviceType.CPU:
-            seconds[kind_of_operation(event.key)] += event.self_cpu_time_total / 1e6
+        if rt.device_type == "cpu" and event.device_type == DeviceType.CPU:
+            seconds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+        elif rt.device_type != "cpu" and event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            seconds[kind_of(event.key)] += event.self_device_time_total / 1e6
     return seconds if any(seconds.values()) else None
 
 
@@ -226,39 +198,34 @@ def time_shares(by_kind: dict[str, float] | None, seconds: float, rt: Runtime) -
     """
     if by_kind is None:
         return None
-    whole = sum(by_kind.values())
-    if rt.device_type != "cpu":
-        whole = max(whole, seconds)
+    whole = sum(by_kind.values()) if rt.device_type == "cpu" else max(sum(by_kind.values()), seconds)
     matmul, attention = by_kind["matmul"] / whole, by_kind["attention"] / whole
     return {"matmul": matmul, "attention": attention, "other": 1 - matmul - attention}
 
 
-def kind_of_operation(name: str) -> str:
-    """Kind of a PyTorch operation on a CPU: "matmul", "attention" or "other"."""
-    if "scaled_dot_product" in name or "flash_attention" in name:
-        return "attention"
-    return "matmul" if name in CPU_MATMULS else "other"
-
-
-def kind_of_kernel(name: str) -> str:
-    """Kind of a GPU kernel: "matmul", "attention" or "other"."""
+def kind_of(name: str) -> str:
+    """Kind of a GPU kernel, or of a PyTorch operation on a CPU: "matmul", "attention" or "other"."""
     name = name.lower()
-    if name.startswith("triton_"):  # torch.compile names kernels after what it fused; tem is a matmul's template
-        return "matmul" if name.startswith("triton_tem") else "other"
-    if any(part in name for part in GPU_ATTENTION):
+    fused = name.startswith("triton_") and not name.startswith("triton_tem")  # named after what torch.compile fused
+    if not fused and any(part in name for part in ATTENTION):
         return "attention"
-    return "matmul" if any(part in name for part in GPU_MATMULS) else "other"
+    return "matmul" if not fused and any(part in name for part in MATMULS) else "other"
+
+
+def timed(function: Callable[[], object], rt: Runtime) -> float:
+    """Seconds that a call takes, until the device has finished."""
+    rt.synchronize()
+    start = time.perf_counter()
+    function()
+    rt.synchronize()
+    return time.perf_counter() - start
 
 
 def best_seconds(function: Callable[[], object], rt: Runtime, seconds: float) -> float:
-    """The shortest time of a call among those made within `seconds`."""
-    best, start = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() - start < seconds:
-        rt.synchronize()
-        before = time.perf_counter()
-        function()
-        rt.synchronize()
-        best = min(best, time.perf_counter() - before)
+    """The shortest time of a call among those made within `seconds`, at least one."""
+    end, best = time.perf_counter() + seconds, timed(function, rt)
+    while time.perf_counter() < end:
+        best = min(best, timed(function, rt))
     return best
 
 
