@@ -48,7 +48,7 @@ class Popen(subprocess.Popen):
         self.status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         request = {
             "argv": [os.fspath(arg) for arg in args[1:]],
-            "cwd": os.fspath(cwd or os.getcwd()),
+            "cwd": os.path.abspath(cwd or "."),
             "env": dict(os.environ if env is None else env),
             "new_session": start_new_session,
         }

@@ -126,7 +126,7 @@ def test_an_empty_bin(name, refuse, tmp_path):
 def test_a_bin_that_was_cut_off(refuse, tmp_path):
     path = tmp_path / "data" / "train.bin"
     os.truncate(path, os.path.getsize(path) // 4 * 2)
-    refuse(parts=("train.bin", "meta.json", "tokens"))
+    refuse(parts=("train.bin", "meta.json", "bytes"))
 
 
 def test_bins_with_ids_beyond_the_vocabulary(refuse, tmp_path):

@@ -513,7 +513,7 @@ def test_a_checkpoint_that_lacks_its_table_is_refused(tmp_path):
     model, path = make(3), str(tmp_path / "ckpt.pt")
     weights = {name: tensor for name, tensor in model.state_dict().items() if name != NGRAMS}
     save({"model": weights, "model_args": model_args(model.config), "format_version": FORMAT_VERSION}, path)
-    with pytest.raises(ValueError, match=f"missing: {NGRAMS}"):
+    with pytest.raises(ValueError, match=f'Missing key.*"{NGRAMS}"'):
         load_model(path)
     save(
         {

@@ -26,7 +26,7 @@ from model import GPT, RELATIVE, GPTConfig
 FORMAT_VERSION = 1
 MAX_SIZE = 2**28  # for numbers in model_args: larger ones overflow a tensor's number of bytes
 TYPES = dict(format_version=int, iter_num=int, model_args=dict, config=dict, optimizer=dict)
-TYPES |= dict(dataset=str, data_dir=str, document_mask=bool)  # in the config
+CONFIG_TYPES = dict(dataset=str, data_dir=str, document_mask=bool)
 ADAMW_KEYS = ("step", "exp_avg", "exp_avg_sq")  # the tensors of a parameter's state
 STATE_KEYS = {"muon": ("momentum",), "rows": ("square", "count")}  # in groups with that rule
 DROPPED_SETTINGS = ("device", "dtype", "compile", "backend", "pos_embd")  # of another machine; EDS's positions
@@ -101,8 +101,8 @@ def check_values(checkpoint: dict, path: str):
     version, config = checkpoint.get("format_version"), checkpoint.get("config")
     if type(version) is int and version > FORMAT_VERSION:
         raise UserError(f"{path} was written by a newer donGPT: update donGPT")
-    values = {**config, **checkpoint} if isinstance(config, dict) else checkpoint
-    if wrong := [key for key, type_ in TYPES.items() if key in values and not _has_type(values[key], type_)]:
+    checked = [(checkpoint, TYPES), (config if isinstance(config, dict) else {}, CONFIG_TYPES)]
+    if wrong := [k for values, types in checked for k in types if k in values and not _has_type(values[k], types[k])]:
         raise UserError(f"{path} is damaged (in {', '.join(wrong)}): use another checkpoint")
 
 
