@@ -30,7 +30,7 @@ from dongpt.checkpoint.run import Saver, State
 from dongpt.log import RunLog
 from dongpt.program import locked_directory, run_program
 from dongpt.runtime import Interrupts, RuntimeConfig, Stop, seed_everything
-from dongpt.text.bins import find_folder
+from dongpt.text.bins import find_data_folder
 from dongpt.text.prepare import prepare_if_missing
 from dongpt.train import init_wte, optim
 from dongpt.train.data import Corpus
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
             runtime.use_threads(before.threads)
 
         # data, model, optimizer, state
-        folder = find_folder(cfg.dataset, cfg.data_dir)
+        folder = find_data_folder(cfg.dataset, cfg.data_dir)
         prepare_if_missing(folder, rt)
         corpus = Corpus(folder, cfg.dataset_fraction)
         found = f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})"

@@ -22,9 +22,9 @@ from typing import Annotated
 import configurator
 from configurator import UserError
 from dongpt.program import ROOT, run_program
-from dongpt.text.bins import Prepared, named_folder
+from dongpt.text.bins import PreparedData, dataset_folder
 from dongpt.text.documents import KNOWN, Document, Files, find_files, kind_of
-from dongpt.text.prepare import Vocabulary, note_options, prepare
+from dongpt.text.prepare import Vocabulary, prepare, warn_unused_options
 from dongpt.text.report import report
 
 
@@ -62,7 +62,7 @@ def ask() -> str:
     return found[int(answer) - 1] if answer.isdigit() and 0 < int(answer) <= len(found) else answer
 
 
-def print_next(prepared: Prepared, name: str):
+def print_next(prepared: PreparedData, name: str):
     """Print the length of an epoch in iterations of config/quickstart.py, and the command that trains with it."""
     path = os.path.join(ROOT, "config", "quickstart.py")
     quick, tokens = configurator.run_config(path), prepared.meta["tokens"]
@@ -86,8 +86,8 @@ def shortest(path: str) -> str:
 
 def main(argv: list[str] | None = None):
     cfg, given_keys, given_paths = configurator.load_with_paths(PrepareConfig, argv, "[TEXT]")
-    note_options(cfg, given_keys)
-    folder = named_folder(cfg.name) if cfg.name else ""
+    warn_unused_options(cfg, given_keys)
+    folder = dataset_folder(cfg.name) if cfg.name else ""
     if cfg.input and given_paths:
         raise UserError(f"--input={cfg.input} and {given_paths[0]} are two texts: pass one, a folder or a pattern")
     given = cfg.input or "".join(given_paths) or ask()

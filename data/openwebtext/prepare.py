@@ -23,7 +23,7 @@ from typing import Annotated
 import configurator
 from configurator import UserError
 from dongpt.program import first_line, run_program
-from dongpt.text.bins import named_folder
+from dongpt.text.bins import dataset_folder
 from dongpt.text.documents import Files, find_files
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.report import report
@@ -92,7 +92,7 @@ def free_space() -> str:
 
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(PrepareConfig, argv)
-    folder = named_folder(cfg.name) if cfg.name else FOLDER
+    folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     if cfg.files and folder == FOLDER and holds_openwebtext():
         raise UserError("data/openwebtext holds OpenWebText: pass --name=NAME to write your files elsewhere")
     if cfg.files:

@@ -59,7 +59,7 @@ class Conversation:
         self.block_size = model.config.block_size
         self.prompt_size = self.block_size - min(max_new_tokens, self.block_size // 4)  # the rest is for the answer
         name = f"the template {template.name}"
-        if lacking := ", ".join(map(repr, template.lacking(tokenizer))):
+        if lacking := ", ".join(map(repr, template.missing_marks(tokenizer))):
             remedy = "pass another --template, plain works with every model"
             raise UserError(f"this model's vocabulary cannot express {name}, it has no {lacking}: {remedy}")
         n_marks = len(encode(tokenizer, [*template.question(""), *template.answer("")]))

@@ -19,7 +19,7 @@ import numpy as np
 
 from configurator import UserError
 from dongpt.text.documents import RECORDS, Files, OnBytes, check_text, kind_of, parse_json
-from dongpt.text.prepare import BUCKETS, Survey, check_fraction, choose
+from dongpt.text.prepare import NUM_BUCKETS, CorpusStats, check_val_fraction, choose_val_buckets
 from dongpt.text.template import Segment, Template
 from dongpt.text.tokenizers import END
 
@@ -231,12 +231,12 @@ class Chats:
     @classmethod
     def of(cls, dialogues: Dialogues, template: Template, val_fraction: float) -> "Chats":
         """Read all conversations once to find their groups, by the highest level at which they can be split."""
-        check_fraction(val_fraction)
+        check_val_fraction(val_fraction)
         hashes, lengths, links = find_links(dialogues.read())
         for level in (2, 1, 0):
-            groups, survey = group(hashes, chain(*links[: level + 1])), Survey(len(lengths), sum(lengths))
-            np.add.at(survey.buckets, np.array(groups, dtype=np.int64) % BUCKETS, lengths)
-            if lengths and isinstance(choose(survey, val_fraction, least=2), np.ndarray):
+            groups, survey = group(hashes, chain(*links[: level + 1])), CorpusStats(len(lengths), sum(lengths))
+            np.add.at(survey.bucket_chars, np.array(groups, dtype=np.int64) % NUM_BUCKETS, lengths)
+            if lengths and isinstance(choose_val_buckets(survey, val_fraction, min_documents=2), np.ndarray):
                 break
         return cls(dialogues, template, groups, level)
 
@@ -245,11 +245,11 @@ class Chats:
         """Bytes on the disk."""
         return self.dialogues.files.size
 
-    def stamp(self) -> list[tuple[int, int]]:
-        """As Files.stamp."""
-        return self.dialogues.files.stamp()
+    def fingerprint(self) -> list[tuple[int, int]]:
+        """As Files.fingerprint."""
+        return self.dialogues.files.fingerprint()
 
-    def marked(self, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
+    def read_segments(self, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(the number of its group, segments) of each conversation."""
         for number, conversation in zip(self.groups, self.dialogues.read(on_bytes, digest)):
             yield number, to_segments(conversation, self.template)

@@ -25,7 +25,7 @@ from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import FORMAT_VERSION as FORMAT_VERSION
 from dongpt.program import first_line, replaced_file
 from dongpt.runtime import DTYPES, print0
-from dongpt.text.tokenizers import FOREIGN, Tokenizer, from_dict
+from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, Tokenizer, from_dict
 from model import GPT, GPTConfig
 
 BEST, LAST = "ckpt.pt", "ckpt_last.pt"
@@ -155,7 +155,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model:
 
 def make_tokenizer(description: dict | None) -> Tokenizer | None:
     """The tokenizer of a checkpoint; None if it has none, or one that donGPT does not know."""
-    return from_dict(description) if description and description != FOREIGN else None
+    return from_dict(description) if description and description != UNSUPPORTED_TOKENIZER else None
 
 
 def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_args) -> tuple[GPT, Tokenizer | None]:

@@ -20,7 +20,7 @@ from configurator import ROOT, UserError, build
 from dongpt.checkpoint.legacy import LegacyConfig, build_model
 from dongpt.runtime import print0
 from dongpt.text.bins import read_meta
-from dongpt.text.tokenizers import FOREIGN, check_dict
+from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, check_description
 from model import GPT, RELATIVE, GPTConfig
 
 FORMAT_VERSION = 1
@@ -75,9 +75,9 @@ def upgrade(checkpoint: dict, path: str, **given) -> dict:
     if wrong := [key for key, value in given.items() if has.get(key) != value]:
         problems = "; ".join(f"{key}={given[key]!r} contradicts {path}, which has {has.get(key)!r}" for key in wrong)
         raise UserError(f"{problems}: drop {', '.join(wrong)}")
-    if checkpoint.get("tokenizer", FOREIGN) != FOREIGN:
+    if checkpoint.get("tokenizer", UNSUPPORTED_TOKENIZER) != UNSUPPORTED_TOKENIZER:
         try:
-            n_tokens = check_dict(checkpoint["tokenizer"])
+            n_tokens = check_description(checkpoint["tokenizer"])
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if n_tokens > (config.vocab_size or 0):

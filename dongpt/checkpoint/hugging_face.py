@@ -19,7 +19,7 @@ from dongpt.checkpoint.legacy import position_scheme
 from dongpt.program import first_line
 from dongpt.text.bins import file_sha256
 from dongpt.text.template import Template
-from dongpt.text.tokenizers import END, FOREIGN, UNKNOWN, byte_alphabet, from_dict
+from dongpt.text.tokenizers import END, UNKNOWN, UNSUPPORTED_TOKENIZER, byte_alphabet, from_dict
 from model import GPT
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -134,7 +134,7 @@ def _read(directory: str, name: str) -> dict[str, Any]:
 
 
 def _tokenizer_of(directory: str, vocab_size: int) -> dict | None:
-    """The tokenizer in a directory: the one that save wrote, GPT-2's if its files are there, else FOREIGN."""
+    """The tokenizer in a directory: the one that save wrote, else GPT-2's if it is that, or UNSUPPORTED_TOKENIZER."""
     if record := _read(directory, RECORD):
         return record.get("tokenizer")
     hf_model = _read(directory, "tokenizer.json").get("model")
@@ -142,7 +142,7 @@ def _tokenizer_of(directory: str, vocab_size: int) -> dict | None:
     if not vocabulary:
         return {"kind": "gpt2"} if vocab_size == 50257 else None
     is_gpt2 = isinstance(vocabulary, dict) and all(vocabulary.get(token) == i for token, i in GPT2_IDS.items())
-    return {"kind": "gpt2"} if is_gpt2 else FOREIGN
+    return {"kind": "gpt2"} if is_gpt2 else UNSUPPORTED_TOKENIZER
 
 
 def save(model: GPT, tokenizer: dict | None, directory: str, mark: str = ""):
@@ -157,7 +157,7 @@ def save(model: GPT, tokenizer: dict | None, directory: str, mark: str = ""):
     for name, value, expected in (*differences, ("positions", position_scheme(config), "default")):
         if value != expected:
             raise UserError(f"GPT-2's architecture cannot express {name}={value}: keep the model as a checkpoint")
-    tokenizer = None if tokenizer == FOREIGN else tokenizer
+    tokenizer = None if tokenizer == UNSUPPORTED_TOKENIZER else tokenizer
     end_id = from_dict(tokenizer).end_id if tokenizer else None
     weights = {}
     for key, weight in model.state_dict().items():

@@ -22,7 +22,7 @@ from dongpt import log
 from dongpt.checkpoint import files as checkpoints
 from dongpt.log import RunLog, check_finite
 from dongpt.runtime import Machine, print0, seed_everything
-from dongpt.text.tokenizers import added_tokens
+from dongpt.text.tokenizers import added_special_tokens
 from model import GPT, CausalSelfAttention
 
 WINDOW_ORDER = "numpy.random.Generator.permutation"  # before this was noted, epochs of over 2**20 windows had another
@@ -114,7 +114,7 @@ def adapt_vocabulary(model: GPT, tokenizer: dict | None, path: str, corpus, seed
 
     Raises UserError if the vocabularies differ in more than that, or at all in a resume.
     """
-    added = added_tokens(tokenizer, corpus.tokenizer_dict)
+    added = added_special_tokens(tokenizer, corpus.tokenizer_dict)
     if added is None or added and is_resume:
         reason = f"{path} was trained with another vocabulary than that of {corpus.name}"
         raise UserError(f"{reason}: prepare the data with the same tokenizer, or start with init_from=scratch")

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterable, Iterator, Literal
 
 from configurator import UserError
-from dongpt.text.template import is_unicode
+from dongpt.text.template import is_valid_unicode
 
 READ_BYTES = 2**20  # bytes read at a time
 DECOMPRESS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -96,7 +96,7 @@ class Files:
         one_text = len(self.paths) == 1 and kind_of(self.paths[0])[0] not in RECORDS
         return self.document == "none" or self.document != "file" and one_text
 
-    def stamp(self) -> list[tuple[int, int]]:
+    def fingerprint(self) -> list[tuple[int, int]]:
         """Size and time of each file, to see whether one changes."""
         return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, self.paths)]
 
@@ -183,7 +183,7 @@ class Files:
                 at = f" at byte {place + piece.index(0):,}" if encoding == "utf-8" else ""
                 remedy = "leave it out, or pass --encoding=NAME of the encoding it has, such as utf-16-le"
                 raise UserError(f"{path} has a NUL{at}: it is no text in {encoding.upper()}, {remedy}")
-            if not is_unicode(text):  # as utf-7 and unicode_escape can spell it
+            if not is_valid_unicode(text):  # as utf-7 and unicode_escape can spell it
                 raise UserError(f"{path} has half a surrogate pair: convert it to UTF-8")
             place += len(piece)
             if text := line_ends.decode(text, final=not piece):
@@ -241,8 +241,8 @@ def check_text(text, place: str, field: str, as_is: bool = False) -> str:
     if not isinstance(text, str):
         raise UserError(f"{place}: {field!r} of this record is no text but {str(text)[:40]!r}: mend or drop it")
     if as_is:
-        return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if "\0" in text or not is_unicode(text):
+        return text if is_valid_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if "\0" in text or not is_valid_unicode(text):
         problem = f"has a NUL or half a surrogate pair ({text[:40]!r}...)"
         raise UserError(f"{place}: {field!r} of this record {problem}: mend or drop it")
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -369,7 +369,7 @@ class Texts:
         """Characters."""
         return sum(map(len, self.texts))
 
-    def stamp(self) -> list[str]:
+    def fingerprint(self) -> list[str]:
         """The texts themselves."""
         return self.texts
 

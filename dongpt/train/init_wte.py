@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from configurator import UserError
-from dongpt.text.sources import store
+from dongpt.text.sources import write_atomically
 from dongpt.text.tokenizers import WordTokenizer
 
 STD = 0.02  # of a new model's token embedding, as in GPT-2
@@ -164,7 +164,7 @@ def save_table(path: str, table: np.ndarray):
     """Write table to path, completely or not at all. Raises UserError if it cannot be written."""
     content = io.BytesIO()
     np.save(content, table, allow_pickle=False)
-    store(path, content.getvalue())
+    write_atomically(path, content.getvalue())
 
 
 def load_table(path: str, n_words: int) -> np.ndarray:

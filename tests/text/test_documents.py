@@ -36,7 +36,7 @@ from hypothesis import strategies as st
 from configurator import UserError
 from dongpt.text import documents, tokenizers
 from dongpt.text import prepare as preparing
-from dongpt.text.bins import STAGING
+from dongpt.text.bins import STAGING_DIR
 from dongpt.text.documents import Files, Texts, find_files
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.tokenizers import END, from_dict
@@ -625,7 +625,7 @@ def test_documents_that_differ_by_the_blank_lines_behind_them_are_equal(tmp_path
 @smoke
 def test_equal_files_of_several_pieces_are_never_on_both_sides(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "READ_BYTES", 2**10)
-    monkeypatch.setattr(preparing, "HASHED_CHARS", 2**8)
+    monkeypatch.setattr(preparing, "HASHED_PREFIX_CHARS", 2**8)
     texts = tmp_path / "texts"
     texts.mkdir()
     for i in range(24):
@@ -664,7 +664,7 @@ def test_ids_are_those_of_each_document_encoded_whole(texts, tokenizer, job, pie
     texts = [f"{i}{text}" for i, text in enumerate(texts * 20)]  # enough for whole documents
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "READ_BYTES", piece)
-        patch.setattr(preparing, "JOB_CHARS", job)
+        patch.setattr(preparing, "CHARS_PER_JOB", job)
         patch.setattr(preparing, "_n_cores", lambda: 2)
         for i, text in enumerate(texts):
             with open(os.path.join(folder, f"{i:03}.txt"), "wb") as file:
@@ -683,7 +683,7 @@ def test_ids_are_those_of_each_document_encoded_whole(texts, tokenizer, job, pie
 
 @smoke
 def test_lowered_words_are_those_of_the_whole_document_also_where_it_is_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "JOB_CHARS", 3)
+    monkeypatch.setattr(preparing, "CHARS_PER_JOB", 3)
     text = "ΑΣ.ΑΒ ΟΣ " * 40  # the small letter of the first sigma depends on what follows the point
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     prepared = prepare(str(tmp_path), Files([str(tmp_path / "a.txt")]), Vocabulary("word", lower=True), 0.1, quiet=True)
@@ -704,7 +704,7 @@ def test_gpt2_ids_are_those_of_each_document_encoded_whole(tmp_path, monkeypatch
     import tiktoken
 
     monkeypatch.setattr(documents, "READ_BYTES", 50)
-    monkeypatch.setattr(preparing, "JOB_CHARS", 30)
+    monkeypatch.setattr(preparing, "CHARS_PER_JOB", 30)
     gpt2, texts = tiktoken.get_encoding("gpt2"), [f"{i} {generated_text(60, seed=i)}  \n\n don't" for i in range(25)]
     store(tmp_path / "a.jsonl", texts)
     meta = made(tmp_path, Files([str(tmp_path / "a.jsonl")]), tokenizer="gpt2")
@@ -758,14 +758,14 @@ def test_a_long_line_without_blanks_trains_byte_pairs_in_short_pieces(tmp_path, 
     """Training takes time with the square of the longest run of characters of one kind."""
     text = "".join(random.Random(0).choices("ACGT", k=300_000))
     (tmp_path / "a.txt").write_text(text)
-    lengths, shortened = [], tokenizers._shortened
+    lengths, shortened = [], tokenizers._split_long_runs
 
     def measured(text):
         pieces = shortened(text)
         lengths.extend(map(len, pieces))
         return pieces
 
-    monkeypatch.setattr(tokenizers, "_shortened", measured)
+    monkeypatch.setattr(tokenizers, "_split_long_runs", measured)
     made(tmp_path / "out", Files([str(tmp_path / "a.txt")]), tokenizer="bpe", vocab_size=300)
     assert sum(lengths) == len(text) and max(lengths) <= 1000
 
@@ -1120,7 +1120,7 @@ def start_preparing(folder, tokenizer: str, **options) -> subprocess.Popen:
 def wait_for_ids(folder, process: subprocess.Popen):
     """Wait until process writes ids, or has ended."""
     end = time.monotonic() + 60
-    while process.poll() is None and not (folder / STAGING / "train.bin").exists() and time.monotonic() < end:
+    while process.poll() is None and not (folder / STAGING_DIR / "train.bin").exists() and time.monotonic() < end:
         time.sleep(0.002)
 
 
@@ -1133,7 +1133,7 @@ def test_a_killed_run_leaves_the_old_data(tmp_path, old_data, tokenizer):
             if attempt % 2:  # half of the kills come while it writes
                 wait_for_ids(tmp_path, process)
             time.sleep(rng.random() * (0.02 if attempt % 2 else 0.8))
-            late += (tmp_path / STAGING / "train.bin").exists()
+            late += (tmp_path / STAGING_DIR / "train.bin").exists()
             process.send_signal(signal.SIGKILL)
             code = process.wait(timeout=60)
         finally:
@@ -1165,7 +1165,7 @@ def test_an_interrupted_run_leaves_the_old_data(tmp_path, old_data, signal_):
     assert process.returncode != 0 and b"Traceback" not in errors
     assert {name: (tmp_path / name).read_bytes() for name in BINS} == old_data
     if signal_ == signal.SIGINT:
-        assert process.returncode == 130 and not (tmp_path / STAGING).exists()
+        assert process.returncode == 130 and not (tmp_path / STAGING_DIR).exists()
 
 
 KILLED_BETWEEN = """
@@ -1208,13 +1208,13 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
 @smoke
 def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text(generated_text(300))
-    choose = preparing.choose
+    choose_val_buckets = preparing.choose_val_buckets
 
     def changed(*given_):
         (tmp_path / "a.txt").write_text(generated_text(301))
-        return choose(*given_)
+        return choose_val_buckets(*given_)
 
-    monkeypatch.setattr(preparing, "choose", changed)
+    monkeypatch.setattr(preparing, "choose_val_buckets", changed)
     assert "changed" in refused(lambda: made(tmp_path / "out", Files([str(tmp_path / "a.txt")])))
     assert not (tmp_path / "out").exists() or not visible(tmp_path / "out")
 
@@ -1295,7 +1295,7 @@ CONTENT = st.one_of(
 def test_prepare_never_crashes_and_never_writes_half(content, tokenizer, document, name, packed, encoding, old):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "READ_BYTES", 16)
-        patch.setattr(preparing, "JOB_CHARS", 24)
+        patch.setattr(preparing, "CHARS_PER_JOB", 24)
         patch.setattr(preparing, "_n_cores", lambda: 1)
         path, out = os.path.join(folder, name), os.path.join(folder, "out")
         with open(path, "wb") as file:
