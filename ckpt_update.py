@@ -134,7 +134,7 @@ def check_new(old: str, new: str, cfg: UpdateConfig, mark: str):
     parent, name = os.path.split(os.path.abspath(new))
     if not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
         raise UserError(f"{parent} is no directory that can be written: create it first, or give another place")
-    sources = [old, *(os.path.join(old, name) for name in (checkpoints.BEST, checkpoints.LAST))]
+    sources = [old, *(os.path.join(old, name) for name in (checkpoints.BEST_NAME, checkpoints.LAST_NAME))]
     if os.path.exists(new) and any(os.path.samefile(path, new) for path in sources if os.path.exists(path)):
         raise UserError(f"{new} is the file to be converted, which is never changed: give another name for the new one")
     is_folder = os.path.isdir(new) and not os.path.islink(new)

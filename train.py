@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
         step = TrainStep(cfg, rt, corpus, model, optimizer)
         state = run.restore(source.checkpoint, source.path, step) if source and resuming else State()
         if not cfg.eval_only:
-            files = checkpoints.BEST, checkpoints.LAST, logs.LOG, logs.PICTURE
+            files = checkpoints.BEST_NAME, checkpoints.LAST_NAME, logs.LOG, logs.PICTURE
             rt.on_main(lambda: at_exit.enter_context(locked_directory(cfg.out_dir, *files)))
             if source and resuming and os.path.getmtime(source.path) != source.modified:
                 raise UserError(f"{source.path} has just been written by another run: start this one again")

@@ -23,7 +23,7 @@ import configurator
 from configurator import UserError
 from dongpt.program import ROOT, run_program
 from dongpt.text.bins import PreparedData, dataset_folder
-from dongpt.text.documents import KNOWN, Document, Files, find_files, kind_of
+from dongpt.text.documents import TEXT_SUFFIXES, Document, Files, file_suffixes, find_files
 from dongpt.text.prepare import Vocabulary, prepare, warn_unused_options
 from dongpt.text.report import report
 
@@ -42,7 +42,7 @@ class PrepareConfig(Vocabulary):
 def texts_here() -> list[str]:
     """Files in the working directory and under data/ that look like texts to prepare."""
     paths = glob.glob("*") + glob.glob(os.path.join(ROOT, "data", "*", "*"))
-    found = [os.path.relpath(path) for path in paths if os.path.isfile(path) and kind_of(path)[0] in KNOWN]
+    found = [os.path.relpath(p) for p in paths if os.path.isfile(p) and file_suffixes(p)[0] in TEXT_SUFFIXES]
     return sorted({path for path in found if not os.path.basename(path).startswith(("requirements", "README"))})
 
 
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None):
         folder = given if os.path.isdir(given) else around
     others = f", {n_others:,} others left aside" if n_others else ""
     print((f"{given}: {len(paths):,} files" if len(paths) > 1 else paths[0]) + others)
-    if plain := [path for path in paths if kind_of(path)[0] not in KNOWN]:
+    if plain := [path for path in paths if file_suffixes(path)[0] not in TEXT_SUFFIXES]:
         more = f" and {len(plain) - 1:,} more" if len(plain) > 1 else ""
         print(f"read as plain text, whatever it is: {os.path.basename(plain[0])}{more}")
     source = os.path.basename(os.path.normpath(given))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import configurator
 from configurator import UserError
-from dongpt.chat.dialogues import Chats, Dialogues
+from dongpt.chat.dialogues import ChatDataset, Dialogues
 from dongpt.program import run_program
 from dongpt.text.bins import dataset_folder
 from dongpt.text.documents import Files, find_files
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None):
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")
     dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation)
-    chats = Chats.of(dialogues, DONGPT_TEMPLATE, cfg.val_fraction)
+    chats = ChatDataset.of(dialogues, DONGPT_TEMPLATE, cfg.val_fraction)
     source, marks = os.path.basename(os.path.normpath(cfg.input)), [*DONGPT_TEMPLATE.special_tokens(), END]
     report(prepare(folder, chats, cfg, cfg.val_fraction, source, specials=marks, template=DONGPT_TEMPLATE))
     if chats.level < 2:

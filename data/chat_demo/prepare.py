@@ -31,7 +31,7 @@ import numpy as np
 import configurator
 from dongpt.chat.dialogues import to_segments
 from dongpt.program import run_program
-from dongpt.text.documents import OnBytes
+from dongpt.text.documents import Progress
 from dongpt.text.prepare import NUM_BUCKETS, Vocabulary, prepare
 from dongpt.text.report import report
 from dongpt.text.template import DONGPT_TEMPLATE, Segment
@@ -299,13 +299,13 @@ class Invented:
     def fingerprint(self):
         """None: the conversations never change."""
 
-    def read_segments(self, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
+    def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(0 or 1, segments) of each conversation."""
         for number, said in [*((0, said) for said in self.train), *((1, said) for said in self.val)]:
             text = "".join(f"{one.user}\n{one.answer}\n" for one in said)
             if digest:
                 digest.update(f"{text}\n".encode("utf-8"))
-            on_bytes(len(text) - 2 * len(said))
+            on_progress(len(text) - 2 * len(said))
             messages = [message for one in said for message in (("user", one.user), ("assistant", one.answer))]
             yield number, to_segments(messages, DONGPT_TEMPLATE)
 

@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None):
             raise UserError(f"--files names {twice[0]} twice: name each file once")
     else:
         paths = download(cfg.yes)
-    files = Files(paths, field=cfg.field, encoding=cfg.encoding, as_is=True)
+    files = Files(paths, field=cfg.field, encoding=cfg.encoding, raw=True)
     print(f"{len(paths):,} files, {files.size / 1e6:,.1f} MB; {free_space()}")
     vocabulary, source = Vocabulary("gpt2"), cfg.files or REPOSITORY
     drawn: dict[str, int] = {"shard_tokens": cfg.shard_tokens, "seed": cfg.seed}

@@ -22,7 +22,7 @@ import configurator
 from configurator import UserError
 from dongpt.program import run_program
 from dongpt.text.bins import dataset_folder
-from dongpt.text.documents import Files, OnBytes, find_files
+from dongpt.text.documents import Files, Progress, find_files
 from dongpt.text.prepare import TokenizerKind, Vocabulary, document_bucket, prepare, warn_unused_options
 from dongpt.text.report import report
 from dongpt.text.template import Segment
@@ -59,10 +59,10 @@ class Tasks:
         """A value that changes when a file does."""
         return self.files.fingerprint()
 
-    def read_segments(self, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
+    def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(bucket of the text, segments) of each record; no segments unless both fields have text."""
         mark, end = Segment(MARK, is_special=True), Segment(END, is_special=True, in_loss=True)
-        for _, (text, summary) in self.files.records(*self.fields, on_bytes=on_bytes, digest=digest):
+        for _, (text, summary) in self.files.records(*self.fields, on_progress=on_progress, digest=digest):
             segments = [Segment(text), mark, Segment(summary, in_loss=True), end]
             yield document_bucket(text), segments if text.strip() and summary.strip() else []
 

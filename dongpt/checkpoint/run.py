@@ -104,7 +104,7 @@ def restore(checkpoint: dict, path: str, step) -> State:
         print0(f"this resume is not bitwise: {corpus.name} is not what this run began with")
     elif "window_order" not in checkpoint and not corpus.masks and corpus.epoch_windows(cfg.block_size) > 2**20:
         print0("this resume is not bitwise: corpora of this size are now visited in another order")
-    if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST)):
+    if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST_NAME)):
         state.best_val_loss = math.inf  # the state with that loss is gone: the next one is the best there is
     return state
 
@@ -189,15 +189,16 @@ class Saver:
             "window_order": WINDOW_ORDER,
         }
         self.log.print(f"saving checkpoint to {out_dir}")
-        best = os.path.join(out_dir, checkpoints.BEST)
+        best = os.path.join(out_dir, checkpoints.BEST_NAME)
         if is_best or step.cfg.always_save_checkpoint or not checkpoints.is_valid(best):
             checkpoints.save(checkpoint, best)  # first, so that a crash between the two cannot lose the best state
-        checkpoints.save(checkpoint, os.path.join(out_dir, checkpoints.LAST))
+        checkpoints.save(checkpoint, os.path.join(out_dir, checkpoints.LAST_NAME))
 
 
 def load_best(step) -> int:
     """Load the weights of ckpt.pt into the model of every rank; returns the iteration they are from, on rank 0."""
-    best = checkpoints.load(os.path.join(step.cfg.out_dir, checkpoints.BEST)) if step.rt.is_main else {"iter_num": 0}
+    best_path = os.path.join(step.cfg.out_dir, checkpoints.BEST_NAME)
+    best = checkpoints.load(best_path) if step.rt.is_main else {"iter_num": 0}
     if step.rt.is_main:
         step.model.load_state_dict(best["model"])
     step.rt.broadcast([p.data for p in step.model.parameters()])
@@ -213,7 +214,7 @@ def first_records(step, state: State, config: dict, machine: dict) -> tuple:
         state.wandb_run_id = wandb_run.id
     if cfg.init_from == "resume":
         kept = log.records_before(log.read_log(cfg.out_dir), iter_num, evaluated_at)
-    elif old := checkpoints.set_aside(cfg.out_dir, [log.LOG, log.PICTURE]):
+    elif old := checkpoints.archive_run(cfg.out_dir, [log.LOG, log.PICTURE]):
         print0(f"{cfg.out_dir} held an earlier run: its files are now in {old}")
     header = dict(config=config, iter=iter_num, machine=machine, world_size=step.rt.world_size)
     header["versions"] = dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)

@@ -6,7 +6,7 @@ Memory does not grow with them. Text is cut, to save memory or time, only where 
 after the last CHARS_PER_SAVE characters that were written when it is given the same documents and settings again.
 
     prepared = prepare("data/mytext", Files(["mytext.txt"]), Vocabulary("bpe", vocab_size=1024))
-    prepared = prepare("data/openwebtext", Files(paths, as_is=True), Vocabulary("gpt2"), 0.0005, seed=2357)
+    prepared = prepare("data/openwebtext", Files(paths, raw=True), Vocabulary("gpt2"), 0.0005, seed=2357)
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from configurator import UserError
 from dongpt.log import progress_bar
 from dongpt.program import ROOT
 from dongpt.text.bins import SPLITS, BinWriter, EncodedText, PreparedData, data_files, read_meta
-from dongpt.text.documents import Files, OnBytes, Texts
+from dongpt.text.documents import Files, Progress, Texts
 from dongpt.text.template import Segment, Template, merge_segments
 from dongpt.text.tokenizers import (
     END,
@@ -113,7 +113,7 @@ class SegmentSource(Protocol):
     def fingerprint(self):
         """A value that changes when the text does."""
 
-    def read_segments(self, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
+    def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(a number that decides on the split, segments) of each document; no segments if it is left out."""
 
 
@@ -184,21 +184,21 @@ def _scan_text(
     val_fraction: float,
     val_buckets: np.ndarray | None,
     specials: Sequence[str],
-    on_bytes: OnBytes,
+    on_progress: Progress,
 ) -> tuple[Tokenizer, Pieces, dict]:
     """(tokenizer, pieces, entries of meta.json), for which the documents are read once."""
     stats, digest, has_segments = CorpusStats(), hashlib.sha256(), not isinstance(documents, (Files, Texts))
     no_val, min_documents = np.zeros(NUM_BUCKETS, dtype=bool), 2 if has_segments else MIN_DOCUMENTS
-    counts = _count_symbols(_text_pieces(_read_pieces(documents, no_val, stats, on_bytes, digest)), vocabulary)
+    counts = _count_symbols(_text_pieces(_read_pieces(documents, no_val, stats, on_progress, digest)), vocabulary)
     if not stats.characters:
         raise UserError("there is nothing but blanks in the text: give one with words in it")
     special = [*specials, *(name for name in vocabulary.names() if name not in specials)]
-    if isinstance(documents, (Files, Texts)) and stats.documents > 1 and not documents.parted:
+    if isinstance(documents, (Files, Texts)) and stats.documents > 1 and not documents.has_separators:
         special += [END] * (END not in special)
-    train_pieces = _text_pieces(_read_pieces(documents, no_val, CorpusStats(), on_bytes))
+    train_pieces = _text_pieces(_read_pieces(documents, no_val, CorpusStats(), on_progress))
     tokenizer = _build_tokenizer(vocabulary, special, counts, stats.characters, train_pieces)
     split = choose_val_buckets(stats, val_fraction, min_documents) if val_buckets is None else val_buckets
-    pieces = _read_pieces(documents, no_val if isinstance(split, int) else split, CorpusStats(), on_bytes)
+    pieces = _read_pieces(documents, no_val if isinstance(split, int) else split, CorpusStats(), on_progress)
     if isinstance(split, int) and not has_segments:
         pieces = _split_by_position(pieces, split, vocabulary.tokenizer == "word")
     elif isinstance(split, int):
@@ -245,7 +245,7 @@ def _random_split_hash(files: Files, val_fraction: float, seed: int, shard_token
 
 
 def _draw_split(
-    files: Files, val_fraction: float, seed: int, num_done: int, on_bytes: OnBytes
+    files: Files, val_fraction: float, seed: int, num_done: int, on_progress: Progress
 ) -> tuple[Pieces, np.ndarray, dict]:
     """(pieces after the first `num_done` documents, the order of val's documents, entries of meta.json)."""
     counts = [files.count(path) for path in files.paths]
@@ -260,7 +260,7 @@ def _draw_split(
     is_val = np.zeros(n_documents, dtype=bool)
     is_val[val_indices] = True
     meta = {"sha256": "", "documents": n_documents, "split": "drawn", "seed": seed}
-    return _documents_after(num_done, files, counts, is_val, on_bytes), np.argsort(np.argsort(val_indices)), meta
+    return _documents_after(num_done, files, counts, is_val, on_progress), np.argsort(np.argsort(val_indices)), meta
 
 
 def draw(n_documents: int, val_fraction: float, seed: int) -> np.ndarray:
@@ -443,14 +443,14 @@ def _split_by_position(pieces: Iterable[SplitPiece], cut: int, at_word_break: bo
             yield "val" if position > cut else "train", text[n:], is_end
 
 
-def _documents_after(num_done: int, files: Files, counts: list[int], is_val: np.ndarray, on_bytes: OnBytes) -> Pieces:
+def _documents_after(num_done: int, files: Files, counts: list[int], is_val: np.ndarray, callback: Progress) -> Pieces:
     """All documents after the first `num_done`; for_val tells their split by their numbers."""
     end_index = 0
     for path, count in zip(files.paths, counts):
         index, end_index = end_index, end_index + count
         if end_index <= num_done:
             continue
-        for text, is_end in files.parts_of(path, on_bytes):
+        for text, is_end in files.file_parts(path, callback):
             if num_done <= index < end_index:
                 yield SPLITS[int(is_val[index])], text, is_end
             index += is_end

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import train
 from dongpt.chat.conversation import Conversation
-from dongpt.chat.dialogues import Chats, Dialogues
+from dongpt.chat.dialogues import ChatDataset, Dialogues
 from dongpt.checkpoint.files import load_model
 from dongpt.decode.sampling import Sampling
 from dongpt.text import bins
@@ -1148,7 +1148,7 @@ def test_the_loss_is_that_of_the_answers(tmp_path):
 
 def test_chats_say_how_large_they_are_and_when_they_change(tmp_path):
     path = write_json(tmp_path / "chats.jsonl", some_talks(30))
-    chats = Chats.of(Dialogues(Files([path])), DONGPT_TEMPLATE, 0.1)
+    chats = ChatDataset.of(Dialogues(Files([path])), DONGPT_TEMPLATE, 0.1)
     assert chats.size == os.path.getsize(path) and len(chats.groups) == 30
     before = chats.fingerprint()
     write_json(path, some_talks(31))

@@ -125,7 +125,7 @@ def decoded(folder) -> dict[str, str]:
     }
 
 
-def parted(folder) -> dict[str, list[str]]:
+def has_separators(folder) -> dict[str, list[str]]:
     """The documents of both splits, where a special token parts them."""
     texts = decoded(folder)
     assert all(text.endswith(END) for text in texts.values())
@@ -165,7 +165,7 @@ def test_each_record_is_a_document(tmp_path, name):
 @pytest.mark.parametrize("piece", [1, 3, 7])
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_records_do_not_depend_on_where_a_piece_ends(tmp_path, monkeypatch, name, piece):
-    monkeypatch.setattr(documents, "READ_BYTES", piece)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
     store(tmp_path / name, TEXTS)
     assert read(tmp_path / name) == TEXTS
 
@@ -248,7 +248,7 @@ def test_a_link_that_leads_nowhere_is_left_out(tmp_path):
     [(codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")],
 )
 def test_a_byte_order_mark_says_the_encoding_and_goes(tmp_path, monkeypatch, mark, encoding, piece):
-    monkeypatch.setattr(documents, "READ_BYTES", piece)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
     (tmp_path / "a.txt").write_bytes(mark + "señor\r\n😀 fin\n".encode(encoding))
     assert read(tmp_path / "a.txt") == ["señor\n😀 fin\n"]
 
@@ -279,7 +279,7 @@ def test_in_a_folder_of_another_encoding_a_mark_still_says_what_a_file_has(tmp_p
 @pytest.mark.parametrize("piece", [1, 2, 3, 5, 2**20])
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_line_ends_become_plain_wherever_a_piece_ends(tmp_path, monkeypatch, piece, packed):
-    monkeypatch.setattr(documents, "READ_BYTES", piece)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
     content = b"a\r\nb\rc\r\r\nd\n\re\r\n\r\nf\r"
     (tmp_path / ("a.txt" + packed)).write_bytes(PACK[packed](content))
     assert read(tmp_path / ("a.txt" + packed)) == ["a\nb\nc\n\nd\n\ne\n\nf\n"]
@@ -301,7 +301,7 @@ def test_line_ends_become_plain_wherever_a_piece_ends(tmp_path, monkeypatch, pie
     ],
 )
 def test_a_wrong_byte_is_named_with_its_place(tmp_path, monkeypatch, content, place, piece):
-    monkeypatch.setattr(documents, "READ_BYTES", piece)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
     (tmp_path / "a.txt").write_bytes(content)
     sentence = refused(lambda: read(tmp_path / "a.txt"))
     assert re.search(rf"byte {place}\b", sentence) and str(tmp_path / "a.txt") in sentence and "UTF" in sentence
@@ -312,7 +312,7 @@ def test_a_wrong_byte_is_named_with_its_place(tmp_path, monkeypatch, content, pl
 @pytest.mark.parametrize("bad, word", [(b"\xe9!", "UTF-8"), (b"\0", "NUL")])
 def test_a_wrong_byte_beyond_the_first_piece_is_named_with_its_place(tmp_path, packed, bad, word):
     start = "año ".encode() * (2**20 // 5 * 2)
-    assert len(start) > documents.READ_BYTES
+    assert len(start) > documents.CHUNK_BYTES
     (tmp_path / ("a.txt" + packed)).write_bytes(PACK[packed](start + bad + b"more"))
     sentence = refused(lambda: read(tmp_path / ("a.txt" + packed)))
     assert word in sentence and f"byte {len(start):,} " in sentence.replace(":", " ")
@@ -322,7 +322,7 @@ def test_a_wrong_byte_beyond_the_first_piece_is_named_with_its_place(tmp_path, p
 @pytest.mark.parametrize("piece", [3, 2**20])
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 def test_a_nul_byte_is_named_with_its_place(tmp_path, monkeypatch, mark, piece):
-    monkeypatch.setattr(documents, "READ_BYTES", piece)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
     (tmp_path / "a.txt").write_bytes(mark + "ñandú".encode() + b"\0abc")
     sentence = refused(lambda: read(tmp_path / "a.txt"))
     assert "NUL" in sentence and f"byte {len(mark) + 7}:" in sentence
@@ -508,7 +508,7 @@ def test_documents_end_where_files_and_records_end(tmp_path, document, expected)
 def test_documents_do_not_depend_on_where_a_piece_ends_and_lose_nothing(text, document, piece):
     plain = text.replace("\r\n", "\n").replace("\r", "\n")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "READ_BYTES", piece)
+        patch.setattr(documents, "CHUNK_BYTES", piece)
         path = os.path.join(folder, "a.txt")
         with open(path, "wb") as file:
             file.write(text.encode())
@@ -557,7 +557,7 @@ def test_19_documents_are_split_by_position_and_20_whole(tmp_path):
         meta = made(tmp_path / f"out{n}", Files([str(tmp_path / "a.jsonl")]))
         assert (meta["split"], meta["documents"]) == (by, n)
         if by == "documents":
-            parts = parted(tmp_path / "out20")
+            parts = has_separators(tmp_path / "out20")
             assert sorted(parts["train"] + parts["val"]) == texts and len(parts["val"]) in (1, 2, 3, 4)
         else:
             assert "".join(decoded(tmp_path / "out19").values()).split(END)[:-1] == texts
@@ -588,7 +588,7 @@ def test_documents_are_split_whole_exactly_where_the_share_can_be_met(lengths, c
             assert abs(share - fraction) < 2 / total
             return
         assert fraction / 2 <= share <= 2 * fraction
-        parts = parted(folder)
+        parts = has_separators(folder)
         assert not set(parts["train"]) & set(parts["val"])
         assert sorted(parts["train"] + parts["val"]) == sorted(texts)
         places = {text: i for i, text in enumerate(texts)} if copies == 1 else {}
@@ -624,7 +624,7 @@ def test_documents_that_differ_by_the_blank_lines_behind_them_are_equal(tmp_path
 
 @smoke
 def test_equal_files_of_several_pieces_are_never_on_both_sides(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "READ_BYTES", 2**10)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", 2**10)
     monkeypatch.setattr(preparing, "HASHED_PREFIX_CHARS", 2**8)
     texts = tmp_path / "texts"
     texts.mkdir()
@@ -635,7 +635,10 @@ def test_equal_files_of_several_pieces_are_never_on_both_sides(tmp_path, monkeyp
             gzip.compress(content) if i % 5 == 0 else content
         )
     meta = made(tmp_path / "out", Files(find_files(str(texts))[0]), val_fraction=0.2)
-    sides = {split: Counter(part.split("\n")[0] for part in texts) for split, texts in parted(tmp_path / "out").items()}
+    sides = {
+        split: Counter(part.split("\n")[0] for part in texts)
+        for split, texts in has_separators(tmp_path / "out").items()
+    }
     assert meta["split"] == "documents" and not set(sides["train"]) & set(sides["val"])
     assert set((sides["train"] + sides["val"]).values()) == {2}
 
@@ -644,7 +647,7 @@ def test_long_documents_that_differ_late_are_kept_whole(tmp_path):
     same = "the same beginning " * 4000
     store(tmp_path / "a.jsonl", texts := [same + str(i) for i in range(20)] + [f"{i} other {same}" for i in range(20)])
     meta = made(tmp_path / "out", Files([str(tmp_path / "a.jsonl")]), val_fraction=0.3)
-    parts = parted(tmp_path / "out")
+    parts = has_separators(tmp_path / "out")
     assert meta["split"] == "documents" and sorted(parts["train"] + parts["val"]) == sorted(texts)
 
 
@@ -663,7 +666,7 @@ def test_ids_are_those_of_each_document_encoded_whole(texts, tokenizer, job, pie
     texts = [text for text in texts if text.strip()] or ["a b"]
     texts = [f"{i}{text}" for i, text in enumerate(texts * 20)]  # enough for whole documents
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "READ_BYTES", piece)
+        patch.setattr(documents, "CHUNK_BYTES", piece)
         patch.setattr(preparing, "CHARS_PER_JOB", job)
         patch.setattr(preparing, "_n_cores", lambda: 2)
         for i, text in enumerate(texts):
@@ -703,12 +706,12 @@ def test_words_give_the_exact_text_back_wherever_the_text_is_split(tmp_path, spa
 def test_gpt2_ids_are_those_of_each_document_encoded_whole(tmp_path, monkeypatch, gpt2_vocabulary):
     import tiktoken
 
-    monkeypatch.setattr(documents, "READ_BYTES", 50)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", 50)
     monkeypatch.setattr(preparing, "CHARS_PER_JOB", 30)
     gpt2, texts = tiktoken.get_encoding("gpt2"), [f"{i} {generated_text(60, seed=i)}  \n\n don't" for i in range(25)]
     store(tmp_path / "a.jsonl", texts)
     meta = made(tmp_path, Files([str(tmp_path / "a.jsonl")]), tokenizer="gpt2")
-    parts = parted(tmp_path)
+    parts = has_separators(tmp_path)
     assert meta["split"] == "documents" and sorted(parts["train"] + parts["val"]) == sorted(texts)
     for split, part in parts.items():
         expected = sum((gpt2.encode_ordinary(text) + [50256] for text in part), [])
@@ -1294,7 +1297,7 @@ CONTENT = st.one_of(
 )
 def test_prepare_never_crashes_and_never_writes_half(content, tokenizer, document, name, packed, encoding, old):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "READ_BYTES", 16)
+        patch.setattr(documents, "CHUNK_BYTES", 16)
         patch.setattr(preparing, "CHARS_PER_JOB", 24)
         patch.setattr(preparing, "_n_cores", lambda: 1)
         path, out = os.path.join(folder, name), os.path.join(folder, "out")

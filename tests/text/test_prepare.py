@@ -691,7 +691,7 @@ def documents_with_everything(n: int) -> list[str]:
 def tiny_pieces(monkeypatch):
     """Files are read and jobs are cut so small that every document is cut many times."""
     monkeypatch.setattr(preparing, "CHARS_PER_JOB", 16)
-    monkeypatch.setattr(documents, "READ_BYTES", 250)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", 250)
 
 
 @pytest.mark.parametrize("n", [1, 7, 60])
@@ -726,7 +726,7 @@ def test_documents_longer_than_a_piece_end_where_they_end(tmp_path, monkeypatch,
     monkeypatch.setattr(preparing, "CHARS_PER_JOB", 16)
     texts = documents_with_everything(40)
     for piece in (7, 64):  # bytes: ends come at the end of a piece, at its beginning and across
-        monkeypatch.setattr(documents, "READ_BYTES", piece)
+        monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
         folder = tmp_path / str(piece)
         os.makedirs(folder)
         if mode == "file":
@@ -804,7 +804,7 @@ def test_any_prepared_text_comes_back_or_is_refused_with_a_sentence(kind, text, 
         gpt2_or_skip()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(preparing, "CHARS_PER_JOB", job)
-        patch.setattr(documents, "READ_BYTES", piece)
+        patch.setattr(documents, "CHUNK_BYTES", piece)
         path, out = write(os.path.join(folder, "a.txt"), text), os.path.join(folder, "out")
         expected = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
         try:
@@ -834,7 +834,7 @@ def test_any_prepared_words_are_those_of_whole_documents(texts, job):
     texts = ["start " + text.replace("\0", "").replace("\r", "") + " end" for text in texts]
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(preparing, "CHARS_PER_JOB", job)
-        patch.setattr(documents, "READ_BYTES", 20)
+        patch.setattr(documents, "CHUNK_BYTES", 20)
         paths = [write(os.path.join(folder, f"{i}.txt"), text) for i, text in enumerate(texts)]
         prepared = prepare(os.path.join(folder, "out"), Files(paths), Vocabulary("word"), val_fraction=0.3, quiet=True)
         words = sorted({word for text in texts for word in joined_split(text)})
