@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
         on_gpu = rt.device_type == "cuda" and rt.dtype != "float32"
         peak = logs.peak_flops(torch.cuda.get_device_name()) if on_gpu else None
         peak_speed = peak * rt.world_size / model.flops_per_token() if peak else None
-        start_log = partial(run.first_records, step, state, config, asdict(machine))
+        start_log = partial(run.start_log, step, state, config, asdict(machine))
         log = RunLog(cfg.out_dir, start_log, rt.is_main, peak_speed, cfg.max_iters, state.iter_num)
         return train(step, log, Saver(step, config, machine, log), state, stop)
 

@@ -66,10 +66,10 @@ def model_args(config: GPTConfig) -> dict:
     return {key: value for key, value in values if key in NANOGPT_ARG_NAMES or value != defaults.get(key)}
 
 
-def load(path: str, mmap: bool = False, **hyperparameters) -> dict:
+def load(path: str, mmap: bool = False, **extra_args) -> dict:
     """The checkpoint at path in the current layout, its tensors on the CPU (with mmap, read when they are first used).
 
-    hyperparameters are what files of other trainers may lack. Raises UserError for a file that is missing,
+    extra_args are what files of other trainers may lack. Raises UserError for a file that is missing,
     damaged, of an unknown layout, or that asks to run code.
     """
     if not os.path.isfile(path):
@@ -89,7 +89,7 @@ def load(path: str, mmap: bool = False, **hyperparameters) -> dict:
                 f"model.state_dict() where it was made, or train again"
             ) from error
         raise UserError(f"{path} is truncated or damaged: use an older checkpoint") from error
-    checkpoint = foreign.upgrade(content, path, **hyperparameters)
+    checkpoint = foreign.upgrade(content, path, **extra_args)
     if "format_version" not in content:
         checkpoint.setdefault("tokenizer", foreign.find_tokenizer(checkpoint, path))
     return checkpoint
@@ -100,7 +100,7 @@ def is_valid(path: str) -> bool:
     return _num_updates(path) < math.inf
 
 
-def load_valid(out_dir: str, newest: bool = True, **hyperparameters) -> tuple[dict, str]:
+def load_valid(out_dir: str, newest: bool = True, **extra_args) -> tuple[dict, str]:
     """(checkpoint, path) from an out_dir: the newest valid one, or with newest=False ckpt.pt if that is valid.
 
     A damaged file that is skipped is reported on stderr. Raises UserError if none is left.
@@ -114,7 +114,7 @@ def load_valid(out_dir: str, newest: bool = True, **hyperparameters) -> tuple[di
     problems: list[str] = []
     for path in paths:
         try:
-            checkpoint = load(path, **hyperparameters)
+            checkpoint = load(path, **extra_args)
             for problem in problems:
                 print0(f"{problem}; going on with {path}", file=sys.stderr)
             return checkpoint, path
@@ -133,7 +133,7 @@ def _num_updates(path: str) -> float:
 
 def restore_model(checkpoint: dict, path: str) -> GPT:
     """The model of a checkpoint, float32 on the CPU. Raises UserError if weights and model_args disagree."""
-    model = foreign.restore_weights(foreign.parse_model_args(checkpoint["model_args"], path), checkpoint["model"], path)
+    model = foreign.load_weights(foreign.parse_model_args(checkpoint["model_args"], path), checkpoint["model"], path)
     if checkpoint.get("config", {}).get("document_mask"):
         tokenizer = make_tokenizer(checkpoint.get("tokenizer"))
         if tokenizer is None or tokenizer.end_id is None:
@@ -146,7 +146,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model:
     """Load the moments stored in checkpoint into the optimizer of model; its settings stay those of this run."""
     current_state = optimizer.state_dict()
     groups = foreign.parameter_groups(model.config, current_state)
-    stored_state = foreign.renumber(checkpoint["optimizer"], groups, groups, model.state_dict())
+    stored_state = foreign.remap_optimizer_state(checkpoint["optimizer"], groups, groups, model.state_dict())
     if stored_state is None:
         remedy = f"start a new run with --init_from={path}"
         raise UserError(f"{path}: its optimizer state does not belong to its parameters, or is another's; {remedy}")
@@ -168,19 +168,19 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), make_tokenizer(description)
 
 
-def load_anything(path: str, **hyperparameters) -> tuple[GPT, dict | None, dict]:
+def load_anything(path: str, **extra_args) -> tuple[GPT, dict | None, dict]:
     """(model, tokenizer as a plain dict or None, checkpoint without its tensors) of whatever load_model accepts."""
-    checkpoint, path = load_path(path, **hyperparameters)
+    checkpoint, path = load_path(path, **extra_args)
     model = restore_model(checkpoint, path)
     metadata = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
     return model, metadata.get("tokenizer"), metadata
 
 
-def load_path(path: str, **hyperparameters) -> tuple[dict, str]:
+def load_path(path: str, **extra_args) -> tuple[dict, str]:
     """(checkpoint, path of its file) of whatever load_model accepts; of an out_dir, its ckpt.pt if that is valid."""
     is_out_dir = any(os.path.exists(os.path.join(path, name)) for name in (BEST_NAME, LAST_NAME))
     if hugging_face.is_model(path) and not is_out_dir:
-        return hugging_face.load(path, **hyperparameters), path
+        return hugging_face.load(path, **extra_args), path
     if os.path.isdir(path):
-        return load_valid(path, newest=False, **hyperparameters)
-    return load(path, **hyperparameters), path
+        return load_valid(path, newest=False, **extra_args)
+    return load(path, **extra_args), path

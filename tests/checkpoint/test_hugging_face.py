@@ -131,10 +131,12 @@ def test_logits_and_loss_equal_hugging_faces_at_every_length(tmp_path, transform
         torch.testing.assert_close(ours(idx[:, :-1], idx[:, 1:])[1], loss, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("layer", hugging_face.TRANSPOSED)
+@pytest.mark.parametrize("layer", hugging_face.TRANSPOSED_WEIGHTS)
 def test_a_forgotten_transpose_cannot_go_unseen(tmp_path, transformers, monkeypatch, layer):
     model = theirs(transformers, tmp_path / "hf")
-    monkeypatch.setattr(hugging_face, "TRANSPOSED", tuple(name for name in hugging_face.TRANSPOSED if name != layer))
+    monkeypatch.setattr(
+        hugging_face, "TRANSPOSED_WEIGHTS", tuple(name for name in hugging_face.TRANSPOSED_WEIGHTS if name != layer)
+    )
     if layer == "attn.c_proj.weight":  # square: no shape tells
         assert gap(load_model(str(tmp_path / "hf"))[0], model, torch.randint(23, (2, 16))) > 0.1
     else:
@@ -146,7 +148,7 @@ def test_the_four_transposed_matrices_are_those_of_conv1d(transformers):
     names = {
         name for name, module in theirs(transformers, n_layer=1).named_modules() if type(module).__name__ == "Conv1D"
     }
-    assert {f"transformer.h.0.{name.removesuffix('.weight')}" for name in hugging_face.TRANSPOSED} == names
+    assert {f"transformer.h.0.{name.removesuffix('.weight')}" for name in hugging_face.TRANSPOSED_WEIGHTS} == names
 
 
 def test_an_initial_model_of_transformers_gives_its_logits_too(tmp_path, transformers):
