@@ -27,7 +27,7 @@ from dongpt.decode.sampling import Sampling
 from dongpt.program import locked_output, replaced_file, run_program
 from dongpt.runtime import RuntimeConfig
 from dongpt.text.documents import Files
-from dongpt.text.template import EMOTIONS, PLAIN, PRESETS
+from dongpt.text.template import EMOTIONS, PLAIN_TEMPLATE, TEMPLATES
 
 HELP = """\
 /help            this list
@@ -213,7 +213,7 @@ def start_conversation(cfg: ChatConfig, path: str) -> Conversation:
     # A template that was chosen is used even if the checkpoint's own is one that this version does not know
     generator = ready.load(path, cfg.device, cfg.dtype, cfg.quantize, cfg.compile, chat_template=cfg.template == "auto")
     tokenizer = generator.require_tokenizer()
-    template = (tokenizer.template or PLAIN) if cfg.template == "auto" else PRESETS[cfg.template]
+    template = (tokenizer.template or PLAIN_TEMPLATE) if cfg.template == "auto" else TEMPLATES[cfg.template]
     sampling = Sampling(**{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
     print_note(generator.description)
     settings = sampling, print_note, cfg.max_new_tokens, cfg.seed

@@ -22,7 +22,7 @@ import configurator
 from configurator import UserError
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint import foreign, hugging_face
-from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES, parse_model_args, restore_weights
+from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES, load_weights, parse_model_args
 from dongpt.checkpoint.legacy import build_model, position_scheme
 from dongpt.program import LOCK, locked_directory, locked_output, run_program
 from model import GPT, RELATIVE
@@ -53,14 +53,14 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
         print(f"Adding {RELATIVE} to checkpoint.")
         weights[RELATIVE] = torch.zeros(model.transformer.relative.relative_embeddings.weight.shape)
         free.add("pos_embd")
-    restore_weights(model.config, weights, where)
+    load_weights(model.config, weights, where)
     before, after = asdict(config), asdict(model.config)
     if differing := [key for key, value in after.items() if key not in free and value != before.get(key)]:
         problems = "; ".join(f"{key}={after[key]!r}, not {before.get(key)!r}" for key in differing)
         raise UserError(f"the model computes something else than the checkpoint's, it has {problems}: give one like it")
     if "optimizer" in new:
         groups, new_groups = (foreign.parameter_groups(c, new["optimizer"]) for c in (config, model.config))
-        new["optimizer"] = foreign.renumber(new["optimizer"], groups, new_groups, weights)
+        new["optimizer"] = foreign.remap_optimizer_state(new["optimizer"], groups, new_groups, weights)
         if new["optimizer"] is None:
             raise UserError("the checkpoint's optimizer state is not that of its parameters: delete its key optimizer")
     return {**new, "model": weights, "model_args": checkpoints.model_args(model.config)}
@@ -134,7 +134,7 @@ def check_new(old: str, new: str, cfg: UpdateConfig, mark: str):
     parent, name = os.path.split(os.path.abspath(new))
     if not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
         raise UserError(f"{parent} is no directory that can be written: create it first, or give another place")
-    sources = [old, *(os.path.join(old, name) for name in (checkpoints.BEST, checkpoints.LAST))]
+    sources = [old, *(os.path.join(old, name) for name in (checkpoints.BEST_NAME, checkpoints.LAST_NAME))]
     if os.path.exists(new) and any(os.path.samefile(path, new) for path in sources if os.path.exists(path)):
         raise UserError(f"{new} is the file to be converted, which is never changed: give another name for the new one")
     is_folder = os.path.isdir(new) and not os.path.islink(new)
@@ -142,7 +142,7 @@ def check_new(old: str, new: str, cfg: UpdateConfig, mark: str):
         return
     written_by = None
     with contextlib.suppress(UserError):
-        written_by = hugging_face.mark_of(new) if is_folder else checkpoints.load(new, mmap=True).get(CONVERTED)
+        written_by = hugging_face.stored_hash(new) if is_folder else checkpoints.load(new, mmap=True).get(CONVERTED)
     if written_by != mark:
         raise UserError(f"{new} exists, and this command did not write it: give another name, or move it away first")
 

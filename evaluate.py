@@ -24,9 +24,9 @@ from dongpt.decode.ready import Quantize
 from dongpt.log import finite, format_table, progress_bar
 from dongpt.program import run_program
 from dongpt.runtime import DeviceConfig
-from dongpt.text.bins import find_folder
+from dongpt.text.bins import find_data_folder
 from dongpt.text.prepare import prepare_if_missing
-from dongpt.text.tokenizers import added_tokens
+from dongpt.text.tokenizers import added_special_tokens
 from dongpt.train.data import Corpus
 from dongpt.train.evaluation import eval_batches, evaluate, predicted_bytes
 
@@ -52,12 +52,12 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     dataset, data_dir = stored.get("dataset", cfg.dataset), stored.get("data_dir", cfg.data_dir)
     if not (dataset or data_dir):
         raise UserError(f"{path} does not say which data it was trained on: pass --dataset=NAME or --data_dir=DIR")
-    folder = find_folder(dataset, data_dir)
+    folder = find_data_folder(dataset, data_dir)
     if stored and data_dir and not os.path.isdir(folder):
         raise UserError(f"the data of {path} was at {data_dir}, which is not there: pass --data_dir=DIR")
     prepare_if_missing(folder, rt, out=sys.stderr)
     corpus = Corpus(folder)
-    if added_tokens(corpus.tokenizer_dict, tokenizer) is None:
+    if added_special_tokens(corpus.tokenizer_dict, tokenizer) is None:
         reason = f"{path} was trained with another vocabulary than that of {corpus.name}"
         raise UserError(f"{reason}: pass --dataset or --data_dir of data with its tokenizer")
     corpus.check_split(cfg.split, model.transformer.wte.num_embeddings)

@@ -25,7 +25,7 @@ from dongpt.decode.text import Detokenizer, read_stop
 from dongpt.log import progress_bar
 from dongpt.program import locked_output, replaced_file, run_program
 from dongpt.runtime import ROOT, RuntimeConfig
-from dongpt.text.tokenizers import CharTokenizer, Unknown, WordTokenizer
+from dongpt.text.tokenizers import CharTokenizer, UnknownPolicy, WordTokenizer
 
 SEPARATOR = "---------------"  # nanoGPT's
 
@@ -35,7 +35,7 @@ class SampleConfig(RuntimeConfig, Sampling):
     out_dir: str = "out"  # take the checkpoint of this run
     init_from: str = "resume"  # resume: from out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
     start: str = "\n"  # the prompt, or FILE:path of a file that holds it; may be empty
-    unknown: Unknown = "error"  # characters of the prompt that the vocabulary lacks: error, skip, or replace them
+    unknown: UnknownPolicy = "error"  # characters of the prompt that the vocabulary lacks: error, skip, or replace them
     num_samples: Annotated[int, ">=", 1] = 10  # how many texts, all drawn together
     max_new_tokens: Annotated[int, ">=", 0] = 500  # tokens of each text after the prompt, unless it stops earlier
     temperature: float = 0.8  # below 1 favors likely tokens, above 1 is more random; 0 takes the likeliest token

@@ -30,7 +30,7 @@ from dongpt.checkpoint.run import Saver, State
 from dongpt.log import RunLog
 from dongpt.program import locked_directory, run_program
 from dongpt.runtime import Interrupts, RuntimeConfig, Stop, seed_everything
-from dongpt.text.bins import find_folder
+from dongpt.text.bins import find_data_folder
 from dongpt.text.prepare import prepare_if_missing
 from dongpt.train import init_wte, optim
 from dongpt.train.data import Corpus
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
             runtime.use_threads(before.threads)
 
         # data, model, optimizer, state
-        folder = find_folder(cfg.dataset, cfg.data_dir)
+        folder = find_data_folder(cfg.dataset, cfg.data_dir)
         prepare_if_missing(folder, rt)
         corpus = Corpus(folder, cfg.dataset_fraction)
         found = f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})"
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
         step = TrainStep(cfg, rt, corpus, model, optimizer)
         state = run.restore(source.checkpoint, source.path, step) if source and resuming else State()
         if not cfg.eval_only:
-            files = checkpoints.BEST, checkpoints.LAST, logs.LOG, logs.PICTURE
+            files = checkpoints.BEST_NAME, checkpoints.LAST_NAME, logs.LOG, logs.PICTURE
             rt.on_main(lambda: at_exit.enter_context(locked_directory(cfg.out_dir, *files)))
             if source and resuming and os.path.getmtime(source.path) != source.modified:
                 raise UserError(f"{source.path} has just been written by another run: start this one again")
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
         on_gpu = rt.device_type == "cuda" and rt.dtype != "float32"
         peak = logs.peak_flops(torch.cuda.get_device_name()) if on_gpu else None
         peak_speed = peak * rt.world_size / model.flops_per_token() if peak else None
-        start_log = partial(run.first_records, step, state, config, asdict(machine))
+        start_log = partial(run.start_log, step, state, config, asdict(machine))
         log = RunLog(cfg.out_dir, start_log, rt.is_main, peak_speed, cfg.max_iters, state.iter_num)
         return train(step, log, Saver(step, config, machine, log), state, stop)
 

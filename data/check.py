@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import configurator
 from configurator import UserError
 from dongpt.program import run_program
-from dongpt.text.bins import SPLITS, check_ends, file_sha256, find_folder, ids_sha256
+from dongpt.text.bins import SPLITS, check_shard_ends, file_sha256, find_data_folder, ids_sha256
 from dongpt.train.data import Corpus
 
 
@@ -29,7 +29,7 @@ class CheckConfig:
 
 def check(corpus: Corpus):
     """Raise UserError for ids that differ from meta.json or are beyond the vocabulary; print what was read."""
-    check_ends(corpus.folder, corpus.shards)  # which also says if shards are swapped
+    check_shard_ends(corpus.folder, corpus.shards)  # which also says if shards are swapped
     for shard in corpus.shards:
         path = os.path.join(corpus.folder, shard["file"])
         if file_sha256(path) != shard["sha256"]:
@@ -47,7 +47,7 @@ def check(corpus: Corpus):
 
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(CheckConfig, argv)
-    check(Corpus(find_folder(cfg.dataset, cfg.data_dir)))
+    check(Corpus(find_data_folder(cfg.dataset, cfg.data_dir)))
 
 
 if __name__ == "__main__":

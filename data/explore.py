@@ -21,8 +21,8 @@ import numpy as np
 import configurator
 from dongpt.log import import_figure
 from dongpt.program import run_program
-from dongpt.text.bins import SPLITS, find_folder
-from dongpt.text.report import name_of
+from dongpt.text.bins import SPLITS, find_data_folder
+from dongpt.text.report import token_name
 from dongpt.text.tokenizers import BPETokenizer, GPT2Tokenizer, Tokenizer, split_words
 from dongpt.train.data import Corpus
 
@@ -90,7 +90,7 @@ def drift(train: np.ndarray, val: np.ndarray) -> tuple[float, float, np.ndarray]
 def show_frequencies(axes, counts: np.ndarray, text: str, tokenizer: Tokenizer, vocab_size: int):
     """Print and draw how often characters and tokens occur, and Zipf's line."""
     characters = [(repr(c), n) for c, n in Counter(text).most_common(40)]
-    tokens = [(name_of(tokenizer, i), int(counts[i])) for i in np.argsort(-counts, kind="stable")[:40] if counts[i]]
+    tokens = [(token_name(tokenizer, i), int(counts[i])) for i in np.argsort(-counts, kind="stable")[:40] if counts[i]]
     panels = (("characters", characters, len(text)), ("tokens", tokens, counts.sum()))
     for axis, (title, found, total) in zip(axes, panels):
         print(f"{title}:", ", ".join(f"{name} {100 * n / total:.2f} %" for name, n in found[:10]))
@@ -146,7 +146,7 @@ def show_drift(axis, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer):
     )
     expected = (train + 1) / (train + 1).sum() * val.sum()
     strange = np.argsort(-np.abs(deviations), kind="stable")[:10]
-    named = (f"{name_of(tokenizer, i)} {val[i]:,} where train promises {expected[i]:,.1f}" for i in strange)
+    named = (f"{token_name(tokenizer, i)} {val[i]:,} where train promises {expected[i]:,.1f}" for i in strange)
     print("furthest off in validation:", ", ".join(named))
     both = (train > 0) & (val > 0)
     axis.loglog(train[both] / train.sum(), val[both] / val.sum(), ".")
@@ -156,7 +156,7 @@ def show_drift(axis, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer):
 
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(ExploreConfig, argv)
-    corpus = Corpus(find_folder(cfg.dataset, cfg.data_dir))
+    corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir))
     for split in SPLITS:
         corpus.check_split(split, 2**16)
     tokenizer = corpus.tokenizer()

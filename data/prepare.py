@@ -22,9 +22,9 @@ from typing import Annotated
 import configurator
 from configurator import UserError
 from dongpt.program import ROOT, run_program
-from dongpt.text.bins import Prepared, named_folder
-from dongpt.text.documents import KNOWN, Document, Files, find_files, kind_of
-from dongpt.text.prepare import Vocabulary, note_options, prepare
+from dongpt.text.bins import PreparedData, dataset_folder
+from dongpt.text.documents import TEXT_SUFFIXES, Document, Files, file_suffixes, find_files
+from dongpt.text.prepare import Vocabulary, prepare, warn_unused_options
 from dongpt.text.report import report
 
 
@@ -42,7 +42,7 @@ class PrepareConfig(Vocabulary):
 def texts_here() -> list[str]:
     """Files in the working directory and under data/ that look like texts to prepare."""
     paths = glob.glob("*") + glob.glob(os.path.join(ROOT, "data", "*", "*"))
-    found = [os.path.relpath(path) for path in paths if os.path.isfile(path) and kind_of(path)[0] in KNOWN]
+    found = [os.path.relpath(p) for p in paths if os.path.isfile(p) and file_suffixes(p)[0] in TEXT_SUFFIXES]
     return sorted({path for path in found if not os.path.basename(path).startswith(("requirements", "README"))})
 
 
@@ -62,7 +62,7 @@ def ask() -> str:
     return found[int(answer) - 1] if answer.isdigit() and 0 < int(answer) <= len(found) else answer
 
 
-def print_next(prepared: Prepared, name: str):
+def print_next(prepared: PreparedData, name: str):
     """Print the length of an epoch in iterations of config/quickstart.py, and the command that trains with it."""
     path = os.path.join(ROOT, "config", "quickstart.py")
     quick, tokens = configurator.run_config(path), prepared.meta["tokens"]
@@ -86,8 +86,8 @@ def shortest(path: str) -> str:
 
 def main(argv: list[str] | None = None):
     cfg, given_keys, given_paths = configurator.load_with_paths(PrepareConfig, argv, "[TEXT]")
-    note_options(cfg, given_keys)
-    folder = named_folder(cfg.name) if cfg.name else ""
+    warn_unused_options(cfg, given_keys)
+    folder = dataset_folder(cfg.name) if cfg.name else ""
     if cfg.input and given_paths:
         raise UserError(f"--input={cfg.input} and {given_paths[0]} are two texts: pass one, a folder or a pattern")
     given = cfg.input or "".join(given_paths) or ask()
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None):
         folder = given if os.path.isdir(given) else around
     others = f", {n_others:,} others left aside" if n_others else ""
     print((f"{given}: {len(paths):,} files" if len(paths) > 1 else paths[0]) + others)
-    if plain := [path for path in paths if kind_of(path)[0] not in KNOWN]:
+    if plain := [path for path in paths if file_suffixes(path)[0] not in TEXT_SUFFIXES]:
         more = f" and {len(plain) - 1:,} more" if len(plain) > 1 else ""
         print(f"read as plain text, whatever it is: {os.path.basename(plain[0])}{more}")
     source = os.path.basename(os.path.normpath(given))

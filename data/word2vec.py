@@ -29,7 +29,7 @@ import configurator
 from configurator import UserError
 from dongpt.log import import_figure
 from dongpt.program import ROOT, run_program
-from dongpt.text.bins import find_folder
+from dongpt.text.bins import find_data_folder
 from dongpt.text.tokenizers import WordTokenizer
 from dongpt.train.data import Corpus
 from dongpt.train.init_wte import read_vectors, save_table, vector_table, wanted_spellings
@@ -161,7 +161,7 @@ def draw(path: str, title: str, words: list[str], directions: np.ndarray, sizes:
 
 def main(argv: list[str] | None = None):
     cfg, given = configurator.load(Word2VecConfig, argv)
-    corpus = Corpus(find_folder(cfg.dataset, cfg.data_dir))
+    corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir))
     for module in ["sklearn"] if cfg.vectors else ["gensim", "sklearn"]:  # before the work that would be lost
         optional(module)
     tokenizer = word_tokenizer(corpus)

@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
 
 from dongpt.program import run_program
-from dongpt.text.bins import Encoded, Writer
+from dongpt.text.bins import BinWriter, EncodedText
 from dongpt.text.tokenizers import END, CharTokenizer
 from dongpt.train.data import Corpus
 
@@ -33,11 +33,11 @@ def corpus_in(folder: str) -> Corpus:
     """DOCUMENTS in shards."""
     tokenizer = CharTokenizer.from_text("".join((*DOCUMENTS, ANSWER)))
     tokenizer = CharTokenizer(tokenizer.characters, [END])
-    with Writer(folder, tokenizer, shard_tokens=SHARD) as writer:
+    with BinWriter(folder, tokenizer, shard_tokens=SHARD) as writer:
         for text in DOCUMENTS:
             ids = tokenizer.encode_parts([(text, True)], tokenizer.end_id)
-            writer.add("train", Encoded(ids, len(text), len(text)))
-        writer.add("val", Encoded(tokenizer.encode_array(ANSWER), len(ANSWER), len(ANSWER)))
+            writer.add("train", EncodedText(ids, len(text), len(text)))
+        writer.add("val", EncodedText(tokenizer.encode_array(ANSWER), len(ANSWER), len(ANSWER)))
         writer.finish({})
     return Corpus(folder)
 

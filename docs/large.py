@@ -21,7 +21,7 @@ import numpy as np
 import configurator
 from configurator import UserError
 from dongpt.program import run_program
-from dongpt.text.bins import Encoded, Writer
+from dongpt.text.bins import BinWriter, EncodedText
 from dongpt.text.tokenizers import CharTokenizer
 from dongpt.train.data import Corpus
 
@@ -50,11 +50,11 @@ class LargeConfig:
 def write(folder: str, n_tokens: int, shard_tokens: int):
     """A corpus of random characters."""
     tokenizer, random = CharTokenizer("".join(map(chr, range(33, 118)))), np.random.default_rng(0)
-    with Writer(folder, tokenizer, shard_tokens) as writer:
+    with BinWriter(folder, tokenizer, shard_tokens) as writer:
         for start in range(0, n_tokens, 2**22):
             n = min(2**22, n_tokens - start)
-            writer.add("train", Encoded(random.integers(0, 85, n, dtype=np.uint16), n, n))
-        writer.add("val", Encoded(random.integers(0, 85, 200_000, dtype=np.uint16), 200_000, 200_000))
+            writer.add("train", EncodedText(random.integers(0, 85, n, dtype=np.uint16), n, n))
+        writer.add("val", EncodedText(random.integers(0, 85, 200_000, dtype=np.uint16), 200_000, 200_000))
         writer.finish({})
 
 

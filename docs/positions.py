@@ -17,7 +17,7 @@ import torch
 
 from dongpt import runtime
 from dongpt.program import run_program
-from dongpt.text.bins import find_folder
+from dongpt.text.bins import find_data_folder
 from dongpt.text.prepare import prepare_if_missing
 from dongpt.train.data import Corpus
 from dongpt.train.optim import OptimConfig, lower_last_distance, make_optimizer, set_learning_rate
@@ -123,7 +123,7 @@ def draw(scores: dict[str, torch.Tensor], path: str):
 
 def main():
     rt = runtime.start("cpu", "float32")
-    folder = find_folder("python_docs", "")
+    folder = find_data_folder("python_docs", "")
     prepare_if_missing(folder, rt)
     corpus = Corpus(folder)
     path = os.path.join(runtime.ROOT, "docs", "positions.png")

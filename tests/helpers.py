@@ -67,11 +67,11 @@ def split_text(text: str) -> dict[str, str]:
 
 def write_splits(folder: str, tokenizer, texts: dict[str, str]) -> str:
     """Write the given splits as a prepared data folder; return folder."""
-    from dongpt.text.bins import Encoded, Writer
+    from dongpt.text.bins import BinWriter, EncodedText
 
-    with Writer(str(folder), tokenizer) as writer:
+    with BinWriter(str(folder), tokenizer) as writer:
         for split, text in texts.items():
-            writer.add(split, Encoded(tokenizer.encode_array(text), len(text), len(text.encode("utf-8"))))
+            writer.add(split, EncodedText(tokenizer.encode_array(text), len(text), len(text.encode("utf-8"))))
         writer.finish({"source": "generated", "sha256": "0" * 64})
     return str(folder)
 

@@ -25,7 +25,7 @@ from dongpt.chat.conversation import Conversation
 from dongpt.checkpoint.files import FORMAT_VERSION, model_args, save
 from dongpt.decode.sampling import Sampling
 from dongpt.program import locked_output
-from dongpt.text.template import DONGPT, EDS, EDS_EMOTION, EMOTIONS
+from dongpt.text.template import DONGPT_TEMPLATE, EMOTIONS, EMPATHETIC, EMPATHETIC_EMOTION
 from dongpt.text.tokenizers import END, BPETokenizer, CharTokenizer, WordTokenizer, byte_alphabet, from_dict
 from model import GPT, GPTConfig, PositionScheme
 
@@ -38,14 +38,14 @@ CHARACTERS = "\n" + "".join(map(chr, range(32, 127))) + "é"
 
 def char_tokenizer(template=None) -> CharTokenizer:
     """A character vocabulary; with the special tokens of the template if it has some, with END if there is one."""
-    tokenizer = CharTokenizer(CHARACTERS, [END, *template.marks()] if template else [])
+    tokenizer = CharTokenizer(CHARACTERS, [END, *template.special_tokens()] if template else [])
     tokenizer.template = template
     return tokenizer
 
 
 def byte_tokenizer(template=None) -> BPETokenizer:
     """A vocabulary of single bytes, so that é is two tokens."""
-    tokenizer = BPETokenizer(list(byte_alphabet()), template.marks() if template else [])
+    tokenizer = BPETokenizer(list(byte_alphabet()), template.special_tokens() if template else [])
     tokenizer.template = template
     return tokenizer
 
@@ -88,7 +88,7 @@ def dongpt_ids(tokenizer, exchanges, question: str | None = None, system: str = 
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory) -> str:
     """A checkpoint of a model that was trained until it gives ANSWERS, wherever in a talk they are asked for."""
-    tokenizer, rng = char_tokenizer(DONGPT), random.Random(0)
+    tokenizer, rng = char_tokenizer(DONGPT_TEMPLATE), random.Random(0)
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -233,7 +233,7 @@ def test_a_last_line_without_an_end_is_answered(talker, talk):
 def test_lines_may_end_as_on_windows_and_have_blanks_around_them(talker, talk, monkeypatch):
     spy = Spy(monkeypatch)
     assert talk(talker, "  one \r\nhello\r\n")[1] == "two\nhi there\n"
-    assert spy.prompts[0] == dongpt_ids(char_tokenizer(DONGPT), [], "one")
+    assert spy.prompts[0] == dongpt_ids(char_tokenizer(DONGPT_TEMPLATE), [], "one")
 
 
 @smoke
@@ -260,12 +260,12 @@ def test_unknown_characters_are_named_and_left_out(talker, talk, monkeypatch):
     code, out, err = talk(talker, "h日ello\U0001f600\none\n")
     assert (code, out) == (0, "hi there\ntwo\n")
     assert "'日'" in err and "'\U0001f600'" in err and err.count("'日'") == 1
-    assert spy.prompts[0] == dongpt_ids(char_tokenizer(DONGPT), [], "hello")
+    assert spy.prompts[0] == dongpt_ids(char_tokenizer(DONGPT_TEMPLATE), [], "hello")
 
 
 @smoke
 def test_an_answer_of_several_lines_is_one_line_and_an_empty_one_is_an_empty_line(talker, talk, monkeypatch):
-    tokenizer = char_tokenizer(DONGPT)
+    tokenizer = char_tokenizer(DONGPT_TEMPLATE)
     end = tokenizer.specials["<|end|>"]
     Spy(monkeypatch, [*tokenizer.encode("a\n\nb\n"), end], [end], [*tokenizer.encode("c"), end])
     assert talk(talker, "one\none\none\n")[1] == "a b\n\nc\n"
@@ -281,7 +281,7 @@ def test_a_line_of_a_megabyte_is_answered_and_the_next_one_too(talker, talk, mon
     assert code == 0 and len(out.splitlines()) == 3 and out.splitlines()[2] == "two"
     assert "too long" in err and "1,000,00" in err
     assert max(map(len, spy.prompts)) <= 128 and sum(encoded) < 20_000_000  # a few passes over the line
-    assert char_tokenizer(DONGPT).decode(spy.prompts[0]).endswith("xxhello<|assistant|>")
+    assert char_tokenizer(DONGPT_TEMPLATE).decode(spy.prompts[0]).endswith("xxhello<|assistant|>")
 
 
 @pytest.mark.parametrize(
@@ -293,8 +293,8 @@ def test_a_line_of_a_megabyte_is_answered_and_the_next_one_too(talker, talk, mon
     ],
 )
 def test_a_line_of_a_megabyte_for_byte_pairs(tmp_path, talk, line):
-    tokenizer = BPETokenizer.train(["the knight rode to La Mancha"] * 9, 300, DONGPT.marks())
-    tokenizer.template = DONGPT
+    tokenizer = BPETokenizer.train(["the knight rode to La Mancha"] * 9, 300, DONGPT_TEMPLATE.special_tokens())
+    tokenizer.template = DONGPT_TEMPLATE
     path = write(random_model(tokenizer), tokenizer, tmp_path / "ckpt.pt")
     code, out, _ = talk(path, f"{line}\nhello\n", "--max_new_tokens=5")
     assert code == 0 and len(out.splitlines()) == 2
@@ -310,12 +310,12 @@ def test_prompt_asks_once_and_reads_no_input(talker, talk):
 def test_a_prompt_that_looks_like_a_command_is_a_question(talker, talk, monkeypatch):
     spy = Spy(monkeypatch)
     talk(talker, "", "--prompt=/help")
-    assert spy.prompts == [dongpt_ids(char_tokenizer(DONGPT), [], "/help")]
+    assert spy.prompts == [dongpt_ids(char_tokenizer(DONGPT_TEMPLATE), [], "/help")]
 
 
 @smoke
 def test_a_prompts_answer_keeps_its_lines(talker, talk, monkeypatch):
-    tokenizer = char_tokenizer(DONGPT)
+    tokenizer = char_tokenizer(DONGPT_TEMPLATE)
     Spy(monkeypatch, [*tokenizer.encode("a\nb"), tokenizer.specials["<|end|>"]])
     assert talk(talker, "", "--prompt=one")[1] == "a\nb\n"
 
@@ -403,7 +403,7 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path):
 
 @smoke
 def test_weights_that_are_not_finite_end_in_a_sentence(tmp_path, talk):
-    tokenizer = char_tokenizer(DONGPT)
+    tokenizer = char_tokenizer(DONGPT_TEMPLATE)
     model = random_model(tokenizer)
     model.transformer.ln_f.weight[0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
@@ -415,15 +415,15 @@ def test_weights_that_are_not_finite_end_in_a_sentence(tmp_path, talk):
     "template",
     [
         {"name": "new"},
-        {**DONGPT.to_dict(), "voice": "low"},
+        {**DONGPT_TEMPLATE.to_dict(), "voice": "low"},
         ["dongpt"],
-        {**EDS.to_dict(), "tags": [1]},
-        {**EDS_EMOTION.to_dict(), "header": "{x}"},
+        {**EMPATHETIC.to_dict(), "tags": [1]},
+        {**EMPATHETIC_EMOTION.to_dict(), "header": "{x}"},
     ],
     ids=["short", "newer", "a list", "tags", "header"],
 )
 def test_a_template_that_is_not_known_is_refused_and_another_may_be_chosen(tmp_path, talk, template):
-    tokenizer = char_tokenizer(DONGPT)
+    tokenizer = char_tokenizer(DONGPT_TEMPLATE)
     model = random_model(tokenizer)
     save(
         {
@@ -439,13 +439,13 @@ def test_a_template_that_is_not_known_is_refused_and_another_may_be_chosen(tmp_p
 
 @smoke
 def test_the_remedy_for_a_template_that_is_not_known_works(tmp_path, talk):
-    tokenizer = char_tokenizer(DONGPT)
+    tokenizer = char_tokenizer(DONGPT_TEMPLATE)
     model = random_model(tokenizer)
     save(
         {
             "model": model.state_dict(),
             "model_args": model_args(model.config),
-            "tokenizer": {**tokenizer.to_dict(), "template": {**DONGPT.to_dict(), "voice": "low"}},
+            "tokenizer": {**tokenizer.to_dict(), "template": {**DONGPT_TEMPLATE.to_dict(), "voice": "low"}},
         },
         str(tmp_path / "ckpt.pt"),
     )
@@ -490,7 +490,7 @@ def test_plain_text_keeps_the_blanks_of_an_answer(talk, rambler, monkeypatch):
 def test_a_hugging_face_folder_keeps_the_template(tmp_path, transformers, talk, monkeypatch):
     from dongpt.checkpoint import hugging_face
 
-    tokenizer = char_tokenizer(DONGPT)
+    tokenizer = char_tokenizer(DONGPT_TEMPLATE)
     model = random_model(tokenizer, tie_weights=True)
     (tmp_path / "hf").mkdir()
     hugging_face.save(model, tokenizer.to_dict(), str(tmp_path / "hf"))
@@ -541,18 +541,18 @@ def test_temperature_counts_from_the_next_answer_on(talker, talk, monkeypatch):
     talk(talker, "hello\n/temperature 1.5\nhello\n/temperature 0\nhello\n", "--top_k=7", "--min_p=0.1")
     assert [settings["temperature"] for settings in spy.settings] == [0, 1.5, 0]
     assert {(settings["top_k"], settings["min_p"]) for settings in spy.settings} == {(7, 0.1)}
-    tokenizer, said = char_tokenizer(DONGPT), [tokenizer_text(drawn) for drawn in spy.drawn]
+    tokenizer, said = char_tokenizer(DONGPT_TEMPLATE), [tokenizer_text(drawn) for drawn in spy.drawn]
     assert spy.prompts[2] == dongpt_ids(tokenizer, [("hello", said[0]), ("hello", said[1])], "hello")
 
 
 def tokenizer_text(ids) -> str:
     """The text of an answer's ids without the mark behind it."""
-    return char_tokenizer(DONGPT).decode(ids).split("<|end|>")[0]
+    return char_tokenizer(DONGPT_TEMPLATE).decode(ids).split("<|end|>")[0]
 
 
 @smoke
 def test_reset_forgets_all_but_the_system_text(talker, talk, monkeypatch):
-    spy, tokenizer = Spy(monkeypatch), char_tokenizer(DONGPT)
+    spy, tokenizer = Spy(monkeypatch), char_tokenizer(DONGPT_TEMPLATE)
     assert talk(talker, "hello\none\n/reset\none\n/system Be kind\none\n/reset\none\n")[1] == "hi there\n" + "two\n" * 4
     assert spy.prompts[2:] == [
         dongpt_ids(tokenizer, [], "one"),
@@ -563,7 +563,7 @@ def test_reset_forgets_all_but_the_system_text(talker, talk, monkeypatch):
 
 @smoke
 def test_the_system_text_stands_before_what_was_said_and_can_be_taken_away(talker, talk, monkeypatch):
-    spy, tokenizer = Spy(monkeypatch), char_tokenizer(DONGPT)
+    spy, tokenizer = Spy(monkeypatch), char_tokenizer(DONGPT_TEMPLATE)
     assert talk(talker, "hello\n/system Be brief\none\n/system\none\n", "--system=Be kind")[0] == 0
     said = [("hello", tokenizer_text(spy.drawn[0])), ("one", tokenizer_text(spy.drawn[1]))]
     assert spy.prompts == [
@@ -586,7 +586,7 @@ def test_a_system_text_that_fills_the_model_leaves_the_question_its_place(talker
     spy = Spy(monkeypatch)
     code, out, err = talk(talker, f"/system {'x' * 200}\nhello\n")
     assert code == 0 and len(out.splitlines()) == 1 and len(spy.prompts[0]) <= 128
-    assert char_tokenizer(DONGPT).decode(spy.prompts[0]).endswith("<|user|>hello<|assistant|>")
+    assert char_tokenizer(DONGPT_TEMPLATE).decode(spy.prompts[0]).endswith("<|user|>hello<|assistant|>")
     assert "200" in err or "too long" in err
 
 
@@ -630,7 +630,7 @@ def test_a_saved_conversation_that_is_broken_is_named_and_the_running_one_stays(
     code, out, err = talk(talker, f"hello\n/load {name}\none\n")
     assert (code, out) == (0, "hi there\ntwo\n") and len(err.splitlines()) == 2
     assert all(part in err.splitlines()[1] for part in ["/load", name, *parts])
-    assert spy.prompts[1] == dongpt_ids(char_tokenizer(DONGPT), [("hello", "hi there")], "one")
+    assert spy.prompts[1] == dongpt_ids(char_tokenizer(DONGPT_TEMPLATE), [("hello", "hi there")], "one")
 
 
 @smoke
@@ -685,10 +685,10 @@ def test_what_was_saved_goes_on_in_another_process(tmp_path, talker, talk, monke
 @pytest.mark.parametrize(
     "said", ["a\nb\u2028c", "\u00e9\u65e5", "a\tb", "\x1b[2J", "\ufeffa", pytest.param("a\x00b")], ids=ascii
 )
-@pytest.mark.parametrize("template", [DONGPT, EDS], ids=["dongpt", "eds"])
+@pytest.mark.parametrize("template", [DONGPT_TEMPLATE, EMPATHETIC], ids=["dongpt", "eds"])
 def test_any_answer_can_be_saved_and_loaded(tmp_path, monkeypatch, said, template):
     tokenizer = byte_tokenizer(template)
-    end = [tokenizer.specials["<|end|>"]] if template is DONGPT else tokenizer.encode(" <endOfText>")
+    end = [tokenizer.specials["<|end|>"]] if template is DONGPT_TEMPLATE else tokenizer.encode(" <endOfText>")
     spy, one, other = Spy(monkeypatch, [*tokenizer.encode(said), *end]), *(conversation(tokenizer) for _ in range(2))
     monkeypatch.setattr(sys, "stdin", Typed(io.BytesIO()))
     reply(one, "hi\u2028you")
@@ -699,7 +699,7 @@ def test_any_answer_can_be_saved_and_loaded(tmp_path, monkeypatch, said, templat
 
 @smoke
 def test_blanks_around_an_answer_make_no_difference_to_a_loaded_conversation(tmp_path, monkeypatch):
-    tokenizer = char_tokenizer(DONGPT)
+    tokenizer = char_tokenizer(DONGPT_TEMPLATE)
     spy = Spy(monkeypatch, [*tokenizer.encode(" a "), tokenizer.specials["<|end|>"]])
     monkeypatch.setattr(sys, "stdin", Typed(io.BytesIO()))
     one, other = conversation(tokenizer), conversation(tokenizer)
@@ -712,7 +712,7 @@ def test_blanks_around_an_answer_make_no_difference_to_a_loaded_conversation(tmp
 @smoke
 def test_saving_replaces_a_conversation_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Typed(io.BytesIO()))
-    tokenizer = char_tokenizer(DONGPT)
+    tokenizer = char_tokenizer(DONGPT_TEMPLATE)
     Spy(monkeypatch, [*tokenizer.encode("yes"), tokenizer.specials["<|end|>"]])
     one = conversation(tokenizer)
     for turns in (1, 2):
@@ -764,7 +764,7 @@ def test_bug_of_ours_in_a_command_is_not_taken_for_a_users_mistake(talker, talk,
 
 @smoke
 def test_a_turn_without_an_answer_is_no_hindrance_to_saving(tmp_path, monkeypatch):
-    tokenizer = char_tokenizer(DONGPT)
+    tokenizer = char_tokenizer(DONGPT_TEMPLATE)
     Spy(monkeypatch, [tokenizer.specials["<|end|>"]])
     monkeypatch.setattr(sys, "stdin", Typed(io.BytesIO()))
     one, other = conversation(tokenizer), conversation(tokenizer)
@@ -780,7 +780,7 @@ def test_a_turn_without_an_answer_is_no_hindrance_to_saving(tmp_path, monkeypatc
 
 @smoke
 def test_the_model_is_asked_what_the_template_says_at_every_turn(talker, talk, monkeypatch):
-    spy, tokenizer, said = Spy(monkeypatch), char_tokenizer(DONGPT), []
+    spy, tokenizer, said = Spy(monkeypatch), char_tokenizer(DONGPT_TEMPLATE), []
     assert talk(talker, "\n".join(ANSWERS) + "\n")[0] == 0
     for prompt, question in zip(spy.prompts, ANSWERS, strict=True):
         assert prompt == dongpt_ids(tokenizer, said, question)
@@ -791,13 +791,13 @@ def test_the_model_is_asked_what_the_template_says_at_every_turn(talker, talk, m
 def test_an_answer_that_was_cut_by_its_length_is_closed_in_the_history(talker, talk, monkeypatch):
     spy = Spy(monkeypatch)
     assert talk(talker, "hello\none\n", "--max_new_tokens=4")[1] == "hi t\ntwo\n"
-    assert spy.prompts[1] == dongpt_ids(char_tokenizer(DONGPT), [("hello", "hi t")], "one")
+    assert spy.prompts[1] == dongpt_ids(char_tokenizer(DONGPT_TEMPLATE), [("hello", "hi t")], "one")
 
 
 @smoke
 @pytest.mark.parametrize("tokenizer", [char_tokenizer, byte_tokenizer], ids=["char", "bytes"])
 def test_what_a_user_types_can_never_become_a_special_token(monkeypatch, tokenizer):
-    tokenizer = tokenizer(DONGPT)
+    tokenizer = tokenizer(DONGPT_TEMPLATE)
     spy, talk = Spy(monkeypatch), conversation(tokenizer, block_size=256, max_new_tokens=1)
     talk.system = "<|system|><|endoftext|>"
     for name in tokenizer.specials:
@@ -877,7 +877,7 @@ def test_capitals_become_no_tag_where_the_vocabulary_has_none(monkeypatch):
         lower=True,
     )
     spy = Spy(monkeypatch)
-    reply(conversation(words, EDS, max_new_tokens=2), "hi <HUMAN> <Bot>hi")
+    reply(conversation(words, EMPATHETIC, max_new_tokens=2), "hi <HUMAN> <Bot>hi")
     assert TAG.findall(words.decode(spy.prompts[0])) == ["bot", "human"]
 
 
@@ -909,7 +909,7 @@ def test_eds_ids_are_those_of_the_whole_text(monkeypatch, gpt2_vocabulary):
 
     tokenizer = GPT2Tokenizer()
     said = tokenizer.encode(" I see, that's 3 < 5. <endOfText>\n")
-    spy, talk = Spy(monkeypatch, said, said), conversation(tokenizer, EDS_EMOTION, block_size=128)
+    spy, talk = Spy(monkeypatch, said, said), conversation(tokenizer, EMPATHETIC_EMOTION, block_size=128)
     talk.topic = "afraid"
     assert [reply(talk, "hi!"), reply(talk, "Why?")] == ["I see, that's 3 < 5."] * 2
     exchanges = [("hi!", "I see, that's 3 < 5.")]
@@ -975,7 +975,7 @@ def test_a_header_is_asked_for_once_on_a_terminal(
 
 @pytest.mark.parametrize("system", ["", "Be kind"])
 def test_the_oldest_whole_turns_are_dropped_and_that_is_said_once(talker, talk, monkeypatch, system):
-    spy, tokenizer = Spy(monkeypatch), char_tokenizer(DONGPT)
+    spy, tokenizer = Spy(monkeypatch), char_tokenizer(DONGPT_TEMPLATE)
     questions = random.Random(1).choices([*ANSWERS], k=25)
     code, out, err = talk(talker, "\n".join(questions) + "\n", f"--system={system}")
     said = [(question, tokenizer_text(drawn).strip()) for question, drawn in zip(questions, spy.drawn)]
@@ -1000,7 +1000,7 @@ def test_after_a_reset_it_is_said_again(talker, talk):
 def test_a_question_that_is_too_long_stands_alone_and_loses_its_beginning(talker, talk, monkeypatch):
     spy = Spy(monkeypatch)
     code, out, err = talk(talker, f"hello\n{'y' * 150}one\none\n")
-    asked = char_tokenizer(DONGPT).decode(spy.prompts[1])
+    asked = char_tokenizer(DONGPT_TEMPLATE).decode(spy.prompts[1])
     assert code == 0 and len(spy.prompts[1]) <= 128
     assert re.fullmatch(r"<\|endoftext\|><\|user\|>y{60,}one<\|assistant\|>", asked) and "too long" in err
 
@@ -1015,7 +1015,7 @@ def reference(spy: Spy, model, turn: int) -> list[int]:
 @pytest.mark.parametrize("temperature", [0, 1.2])
 @pytest.mark.parametrize("pos_embd", sorted({*get_args(PositionScheme)} - {"absolute"}))
 def test_the_kept_cache_changes_no_answer(monkeypatch, pos_embd, temperature):
-    tokenizer, rng = char_tokenizer(DONGPT), random.Random(0)
+    tokenizer, rng = char_tokenizer(DONGPT_TEMPLATE), random.Random(0)
     talk = conversation(tokenizer, None, None, Sampling(temperature, repetition_penalty=1.1), 20, pos_embd=pos_embd)
     talk.system = "Hey"
     spy, cut = Spy(monkeypatch), 0
@@ -1053,7 +1053,7 @@ def test_a_turn_encodes_only_what_is_new(talker, talk, monkeypatch):
 
 @smoke
 def test_a_turn_after_an_interrupt_encodes_only_what_is_new(monkeypatch):
-    spy, talk = Spy(monkeypatch), conversation(char_tokenizer(DONGPT), max_new_tokens=20)
+    spy, talk = Spy(monkeypatch), conversation(char_tokenizer(DONGPT_TEMPLATE), max_new_tokens=20)
     pieces = talk.reply("hello")
     next(pieces)
     pieces.close()
@@ -1064,7 +1064,7 @@ def test_a_turn_after_an_interrupt_encodes_only_what_is_new(monkeypatch):
 def test_the_first_word_of_a_late_turn_costs_little_more_than_encoding_the_context_once():
     """With a model of the demo's size, over 50 turns, which overflow its context."""
     shape = dict(n_layer=3, n_head=4, n_embd=128, block_size=128, pos_embd="rope")
-    talk = conversation(char_tokenizer(DONGPT), None, None, Sampling(0.7), 16, **shape)
+    talk = conversation(char_tokenizer(DONGPT_TEMPLATE), None, None, Sampling(0.7), 16, **shape)
     took, once = [], []
     for turn in range(50):
         start = time.perf_counter()
@@ -1085,7 +1085,7 @@ def test_the_first_word_of_a_late_turn_costs_little_more_than_encoding_the_conte
 @smoke
 @pytest.mark.parametrize("mark", ["<|end|>", END, "<|user|>"])
 def test_an_answer_ends_at_any_special_token(monkeypatch, mark):
-    tokenizer = char_tokenizer(DONGPT)
+    tokenizer = char_tokenizer(DONGPT_TEMPLATE)
     Spy(monkeypatch, [*tokenizer.encode("yes"), tokenizer.specials[mark], *tokenizer.encode("no")])
     talk = conversation(tokenizer)
     assert reply(talk, "hi") == "yes" and talk.messages()[-1] == ("assistant", "yes")
@@ -1111,13 +1111,13 @@ def test_an_answer_of_eds_ends_at_its_tags_and_nowhere_else(monkeypatch, said, s
     tokenizer = char_tokenizer() if size == 1 else BPETokenizer.train(["<bot> <human> <endOfText>\n"] * 9, 264)
     assert size == 1 or 3 < len(tokenizer.encode("<endOfText>")) < 11  # a tag is split over tokens, not by characters
     Spy(monkeypatch, tokenizer.encode(said))
-    talk = conversation(tokenizer, EDS)
+    talk = conversation(tokenizer, EMPATHETIC)
     assert reply(talk, "hi") == shown and (talk.messages() or [("", "")])[-1][1] == shown
 
 
 @smoke
 def test_pieces_are_whole_characters_and_come_at_once(monkeypatch):
-    tokenizer = byte_tokenizer(DONGPT)
+    tokenizer = byte_tokenizer(DONGPT_TEMPLATE)
     said = "él está \u65e5\U0001f600 < 5"
     Spy(monkeypatch, [*tokenizer.encode("  " + said + " \n"), tokenizer.specials["<|end|>"]])
     talk = conversation(tokenizer)
@@ -1128,7 +1128,7 @@ def test_pieces_are_whole_characters_and_come_at_once(monkeypatch):
 
 @smoke
 def test_a_broken_character_at_the_end_is_shown_as_such(monkeypatch):
-    tokenizer = byte_tokenizer(DONGPT)
+    tokenizer = byte_tokenizer(DONGPT_TEMPLATE)
     Spy(monkeypatch, [*tokenizer.encode("ab"), tokenizer.encode("é")[0], tokenizer.specials["<|end|>"]])
     assert reply(conversation(tokenizer), "hi") == "ab\ufffd"
 
@@ -1152,7 +1152,7 @@ def test_ctrl_c_ends_the_answer_on_a_terminal_and_the_talk_goes_on(talker, talk,
     code, out, err = talk(talker, "hello\none\n", terminal=True)
     assert code == 0 and "hi" in out and "hi there" not in out and len(spy.prompts) == 2
     said = tokenizer_text(spy.drawn[0]).strip()
-    assert spy.prompts[1] == dongpt_ids(char_tokenizer(DONGPT), [("hello", said)], "one")
+    assert spy.prompts[1] == dongpt_ids(char_tokenizer(DONGPT_TEMPLATE), [("hello", said)], "one")
 
 
 @smoke
@@ -1169,7 +1169,7 @@ def test_ctrl_c_in_a_pipe_ends_with_what_was_said_and_130(talker, talk, monkeypa
     "template, character", [("eds", "\x00"), *(pytest.param("dongpt", blank) for blank in " \n")], ids=ascii
 )
 def test_ctrl_c_ends_an_answer_that_shows_nothing(monkeypatch, tmp_path, talk, template, character):
-    tokenizer = byte_tokenizer(DONGPT)
+    tokenizer = byte_tokenizer(DONGPT_TEMPLATE)
     path = write(random_model(tokenizer, block_size=128), tokenizer, tmp_path / "ckpt.pt")
     spy = Spy(monkeypatch, tokenizer.encode(character) * 2000, interrupt_at=5)
     code, *_ = talk(path, "hello\n", f"--template={template}")
@@ -1226,7 +1226,7 @@ def test_a_prompt_needs_no_standard_input(tmp_path, talker):
 
 @pytest.mark.parametrize("kind", ["char", pytest.param("bytes")])
 def test_a_prompt_that_is_no_utf8_is_no_traceback(tmp_path, talk, kind):
-    tokenizer = char_tokenizer(DONGPT) if kind == "char" else byte_tokenizer(DONGPT)
+    tokenizer = char_tokenizer(DONGPT_TEMPLATE) if kind == "char" else byte_tokenizer(DONGPT_TEMPLATE)
     path = write(random_model(tokenizer), tokenizer, tmp_path / "ckpt.pt")
     code, out, err = talk(path, "", "--prompt=a\udcffb", "--max_new_tokens=3")
     assert code == 0 and "Traceback" not in err and out.endswith("\n")
@@ -1398,7 +1398,7 @@ def test_what_is_always_seen_must_leave_room_and_is_named_where_it_is_unknown(ta
 @smoke
 def test_a_conversation_that_cannot_be_loaded_leaves_the_running_one(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Typed(io.BytesIO()))
-    tokenizer = char_tokenizer(DONGPT)
+    tokenizer = char_tokenizer(DONGPT_TEMPLATE)
     Spy(monkeypatch, [*tokenizer.encode("yes"), tokenizer.specials["<|end|>"]])
     one = conversation(tokenizer)
     reply(one, "hi")

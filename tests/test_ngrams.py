@@ -28,7 +28,7 @@ import ckpt_update
 import evaluate
 import sample
 import train
-from dongpt.checkpoint.files import NANOGPT_ARGS, load_model, model_args, save
+from dongpt.checkpoint.files import NANOGPT_ARG_NAMES, load_model, model_args, save
 from dongpt.checkpoint.foreign import FORMAT_VERSION
 from dongpt.checkpoint.run import grow_vocabulary
 from dongpt.decode import decoder as decoding
@@ -530,7 +530,7 @@ def test_a_checkpoint_that_lacks_its_table_is_refused(tmp_path):
 def test_a_run_stores_its_architecture_and_its_final_loss_is_that_of_evaluate(ngram_run, capsys):
     args = load(ngram_run, "ckpt.pt")["model_args"]
     assert (args["ngrams"], args["ngram_rows"]) == (3, 500)
-    assert set(args) == {*NANOGPT_ARGS, "ngrams", "ngram_rows"}
+    assert set(args) == {*NANOGPT_ARG_NAMES, "ngrams", "ngram_rows"}
     (final,) = read_log(ngram_run, "final")
     capsys.readouterr()
     evaluate.main([ngram_run, "--json"])
@@ -593,7 +593,7 @@ def test_hugging_face_has_no_ngrams_and_that_is_said(ngram_run, tmp_path):
 
 def test_hugging_face_takes_a_model_that_muon_trained(ngram_data, transformers):
     train.main([f"--data_dir={ngram_data}", *TINY_RUN, "--optimizer=muon", "--bias=True"])
-    assert set(load("out")["model_args"]) == set(NANOGPT_ARGS)
+    assert set(load("out")["model_args"]) == set(NANOGPT_ARG_NAMES)
     ckpt_update.main(["out", "folder", "--to=hf"])
     theirs, (model, _) = transformers.GPT2LMHeadModel.from_pretrained("folder").eval(), load_model("out")
     idx = ids(2, 16, vocab_size=model.config.vocab_size)

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 
 import configurator
 from configurator import UserError
-from dongpt.chat.dialogues import Chats, Dialogues
+from dongpt.chat.dialogues import ChatDataset, Dialogues
 from dongpt.program import run_program
-from dongpt.text.bins import named_folder
+from dongpt.text.bins import dataset_folder
 from dongpt.text.documents import Files, find_files
-from dongpt.text.prepare import Kind, Vocabulary, note_options, prepare
+from dongpt.text.prepare import TokenizerKind, Vocabulary, prepare, warn_unused_options
 from dongpt.text.report import report
-from dongpt.text.template import DONGPT
+from dongpt.text.template import DONGPT_TEMPLATE
 from dongpt.text.tokenizers import END
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -34,7 +34,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 @dataclass(frozen=True)
 class PrepareConfig(Vocabulary):
-    tokenizer: Kind = "bpe"  # bpe for a model of your own; gpt2 to fine-tune GPT-2; or char, or word
+    tokenizer: TokenizerKind = "bpe"  # bpe for a model of your own; gpt2 to fine-tune GPT-2; or char, or word
     vocab_size: int = 2048  # bpe: entries, special tokens included
     input: str = ""  # a file of conversations (.jsonl, .csv, .parquet, or text with tags), a folder or a pattern
     user: str = "user"  # .csv, .parquet: the column with the questions
@@ -47,19 +47,19 @@ class PrepareConfig(Vocabulary):
 
 def main(argv: list[str] | None = None):
     cfg, given = configurator.load(PrepareConfig, argv)
-    note_options(cfg, given)
+    warn_unused_options(cfg, given)
     if not cfg.input:
         files = "a .jsonl file of messages, a .csv or .parquet file with the columns user and assistant"
         raise UserError(
             f"no conversations were given: pass --input=PATH of {files}, or a text with the tags <bot> and <human>"
         )
     paths, _ = find_files(cfg.input)
-    folder = named_folder(cfg.name) if cfg.name else FOLDER
+    folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")
     dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation)
-    chats = Chats.of(dialogues, DONGPT, cfg.val_fraction)
-    source, marks = os.path.basename(os.path.normpath(cfg.input)), [*DONGPT.marks(), END]
-    report(prepare(folder, chats, cfg, cfg.val_fraction, source, marks=marks, template=DONGPT))
+    chats = ChatDataset.of(dialogues, DONGPT_TEMPLATE, cfg.val_fraction)
+    source, marks = os.path.basename(os.path.normpath(cfg.input)), [*DONGPT_TEMPLATE.special_tokens(), END]
+    report(prepare(folder, chats, cfg, cfg.val_fraction, source, specials=marks, template=DONGPT_TEMPLATE))
     if chats.level < 2:
         result = "those with a common beginning may be on both sides" if chats.level else "only equal ones share a side"
         print(f"so many conversations have turns in common that {result}")

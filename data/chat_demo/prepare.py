@@ -31,10 +31,10 @@ import numpy as np
 import configurator
 from dongpt.chat.dialogues import to_segments
 from dongpt.program import run_program
-from dongpt.text.documents import OnBytes
-from dongpt.text.prepare import BUCKETS, Vocabulary, prepare
+from dongpt.text.documents import Progress
+from dongpt.text.prepare import NUM_BUCKETS, Vocabulary, prepare
 from dongpt.text.report import report
-from dongpt.text.template import DONGPT, Segment
+from dongpt.text.template import DONGPT_TEMPLATE, Segment
 from dongpt.text.tokenizers import END
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -296,18 +296,18 @@ class Invented:
         """Characters."""
         return sum(len(one.user) + len(one.answer) for said in (*self.train, *self.val) for one in said)
 
-    def stamp(self):
+    def fingerprint(self):
         """None: the conversations never change."""
 
-    def marked(self, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
+    def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(0 or 1, segments) of each conversation."""
         for number, said in [*((0, said) for said in self.train), *((1, said) for said in self.val)]:
             text = "".join(f"{one.user}\n{one.answer}\n" for one in said)
             if digest:
                 digest.update(f"{text}\n".encode("utf-8"))
-            on_bytes(len(text) - 2 * len(said))
+            on_progress(len(text) - 2 * len(said))
             messages = [message for one in said for message in (("user", one.user), ("assistant", one.answer))]
-            yield number, to_segments(messages, DONGPT)
+            yield number, to_segments(messages, DONGPT_TEMPLATE)
 
 
 Asked = tuple[str, list[Exchange]]  # kind of a question, conversation that ends with it
@@ -338,7 +338,7 @@ def make(cfg: PrepareConfig) -> tuple[list[list[Exchange]], list[Asked]]:
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(PrepareConfig, argv)
     train, asked = make(cfg)
-    val_buckets = np.arange(BUCKETS) == 1
+    val_buckets = np.arange(NUM_BUCKETS) == 1
     val = [said for kind, said in asked if kind in KINDS]
     report(
         prepare(
@@ -346,8 +346,8 @@ def main(argv: list[str] | None = None):
             Invented(train, val),
             Vocabulary("bpe", vocab_size=cfg.vocab_size),
             source=f"made from seed {cfg.seed}",
-            marks=[*DONGPT.marks(), END],
-            template=DONGPT,
+            specials=[*DONGPT_TEMPLATE.special_tokens(), END],
+            template=DONGPT_TEMPLATE,
             val_buckets=val_buckets,
         )
     )

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import configurator
 from configurator import UserError
 from dongpt.program import run_program
-from dongpt.text.bins import Encoded, Prepared, Writer
+from dongpt.text.bins import BinWriter, EncodedText, PreparedData
 from dongpt.text.prepare import SAMPLE_CHARS
 from dongpt.text.report import report
 from dongpt.text.sources import DON_QUIXOTE, BookConfig, find_text, prepare_text, read_text
@@ -39,7 +39,7 @@ class PrepareConfig(BookConfig):
     notebook: bool = False  # the word notebook's own recipe; its licence stays in, with or without raw
 
 
-def prepare_notebook(path: str, encoding: str) -> Prepared:
+def prepare_notebook(path: str, encoding: str) -> PreparedData:
     """Write the data by the notebook's recipe, and print its figures; ids are sorted, where the notebook's change from
     run to run. Raises UserError for a text that is too short for it."""
     text, sha256 = read_text(path, encoding)
@@ -55,10 +55,10 @@ def prepare_notebook(path: str, encoding: str) -> Prepared:
     print(f"Unique words and special characters: {len(tokenizer.words)}")
     print(f"tokens: {len(words):,}")
     cut = int(TRAIN_SHARE * len(words))
-    with Writer(FOLDER, tokenizer) as writer:
+    with BinWriter(FOLDER, tokenizer) as writer:
         for split, part in (("train", words[:cut]), ("val", words[cut:])):
             text = "".join(part)
-            writer.add(split, Encoded(tokenizer.encode_array(text), len(text), len(text.encode("utf-8"))))
+            writer.add(split, EncodedText(tokenizer.encode_array(text), len(text), len(text.encode("utf-8"))))
         meta = {"source": os.path.basename(path), "sha256": sha256, "documents": 1, "split": "position"}
         return replace(writer.finish(meta), sample=text[:SAMPLE_CHARS])
 

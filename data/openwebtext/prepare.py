@@ -23,7 +23,7 @@ from typing import Annotated
 import configurator
 from configurator import UserError
 from dongpt.program import first_line, run_program
-from dongpt.text.bins import named_folder
+from dongpt.text.bins import dataset_folder
 from dongpt.text.documents import Files, find_files
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.report import report
@@ -92,7 +92,7 @@ def free_space() -> str:
 
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(PrepareConfig, argv)
-    folder = named_folder(cfg.name) if cfg.name else FOLDER
+    folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     if cfg.files and folder == FOLDER and holds_openwebtext():
         raise UserError("data/openwebtext holds OpenWebText: pass --name=NAME to write your files elsewhere")
     if cfg.files:
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None):
             raise UserError(f"--files names {twice[0]} twice: name each file once")
     else:
         paths = download(cfg.yes)
-    files = Files(paths, field=cfg.field, encoding=cfg.encoding, as_is=True)
+    files = Files(paths, field=cfg.field, encoding=cfg.encoding, raw=True)
     print(f"{len(paths):,} files, {files.size / 1e6:,.1f} MB; {free_space()}")
     vocabulary, source = Vocabulary("gpt2"), cfg.files or REPOSITORY
     drawn: dict[str, int] = {"shard_tokens": cfg.shard_tokens, "seed": cfg.seed}

@@ -21,9 +21,9 @@ from typing import Iterator
 import configurator
 from configurator import UserError
 from dongpt.program import run_program
-from dongpt.text.bins import named_folder
-from dongpt.text.documents import Files, OnBytes, find_files
-from dongpt.text.prepare import Kind, Vocabulary, bucket_of, note_options, prepare
+from dongpt.text.bins import dataset_folder
+from dongpt.text.documents import Files, Progress, find_files
+from dongpt.text.prepare import TokenizerKind, Vocabulary, document_bucket, prepare, warn_unused_options
 from dongpt.text.report import report
 from dongpt.text.template import Segment
 from dongpt.text.tokenizers import END
@@ -34,7 +34,7 @@ MARK = "<|summarize|>"
 
 @dataclass(frozen=True)
 class PrepareConfig(Vocabulary):
-    tokenizer: Kind = "gpt2"  # gpt2 to fine-tune GPT-2; char, word or bpe for a model of your own
+    tokenizer: TokenizerKind = "gpt2"  # gpt2 to fine-tune GPT-2; char, word or bpe for a model of your own
     input: str = ""  # a file of records (.jsonl, .csv, .parquet), a folder or a pattern
     text: str = "text"  # the field that holds what is to be summarised
     summary: str = "summary"  # the field that holds the answer
@@ -55,30 +55,30 @@ class Tasks:
         """Bytes on the disk."""
         return self.files.size
 
-    def stamp(self):
+    def fingerprint(self):
         """A value that changes when a file does."""
-        return self.files.stamp()
+        return self.files.fingerprint()
 
-    def marked(self, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
+    def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(bucket of the text, segments) of each record; no segments unless both fields have text."""
         mark, end = Segment(MARK, is_special=True), Segment(END, is_special=True, in_loss=True)
-        for _, (text, summary) in self.files.records(*self.fields, on_bytes=on_bytes, digest=digest):
+        for _, (text, summary) in self.files.records(*self.fields, on_progress=on_progress, digest=digest):
             segments = [Segment(text), mark, Segment(summary, in_loss=True), end]
-            yield bucket_of(text), segments if text.strip() and summary.strip() else []
+            yield document_bucket(text), segments if text.strip() and summary.strip() else []
 
 
 def main(argv: list[str] | None = None):
     cfg, given = configurator.load(PrepareConfig, argv)
-    note_options(cfg, given)
+    warn_unused_options(cfg, given)
     if not cfg.input:
         remedy = "pass --input=PATH of a .csv, .jsonl or .parquet file with the fields text and summary"
         raise UserError(f"no records were given: {remedy}, or name yours with --text and --summary")
     paths, _ = find_files(cfg.input)
-    folder = named_folder(cfg.name) if cfg.name else FOLDER
+    folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--text or --summary")
     tasks = Tasks(files, (cfg.text, cfg.summary))
     source = os.path.basename(os.path.normpath(cfg.input))
-    report(prepare(folder, tasks, cfg, cfg.val_fraction, source, marks=[MARK, END]))
+    report(prepare(folder, tasks, cfg, cfg.val_fraction, source, specials=[MARK, END]))
     config = "config/finetune_sum.py" if cfg.tokenizer == "gpt2" else "config/quickstart.py --out_dir=out-sum"
     where = "" if cfg.tokenizer == "gpt2" and not cfg.name else f" --dataset={shlex.quote(cfg.name or 'sum')}"
     print(f"next: python train.py {config}{where}")

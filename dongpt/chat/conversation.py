@@ -46,25 +46,25 @@ class Conversation:
         tokenizer: Tokenizer,
         template: Template,
         sampling: Sampling,
-        note: Callable[[str], None],
+        print_note: Callable[[str], None],
         max_new_tokens: int = 200,
         seed: int = 1337,
     ):
         self.model, self.tokenizer, self.template, self.sampling = model, tokenizer, template, sampling
-        self.note, self.max_new_tokens, self.seed = note, max_new_tokens, seed
+        self.note, self.max_new_tokens, self.seed = print_note, max_new_tokens, seed
         self.exchanges: list[Exchange] = []
-        self.has_truncated, self.system = False, ""
+        self.is_truncated, self.system = False, ""
         self.topic = ""  # fills the template's header
         self._decoder: Decoder | None = None
         self.block_size = model.config.block_size
         self.prompt_size = self.block_size - min(max_new_tokens, self.block_size // 4)  # the rest is for the answer
         name = f"the template {template.name}"
-        if lacking := ", ".join(map(repr, template.lacking(tokenizer))):
+        if missing := ", ".join(map(repr, template.missing_marks(tokenizer))):
             remedy = "pass another --template, plain works with every model"
-            raise UserError(f"this model's vocabulary cannot express {name}, it has no {lacking}: {remedy}")
-        n_marks = len(encode(tokenizer, [*template.question(""), *template.answer("")]))
-        if n_marks + 2 > self.block_size:
-            numbers = f"are {n_marks} tokens, and the model sees {self.block_size}"
+            raise UserError(f"this model's vocabulary cannot express {name}, it has no {missing}: {remedy}")
+        n_template_tokens = len(encode(tokenizer, [*template.question(""), *template.answer("")]))
+        if n_template_tokens + 2 > self.block_size:
+            numbers = f"are {n_template_tokens} tokens, and the model sees {self.block_size}"
             raise UserError(f"the marks of {name} {numbers}: pass --template=plain")
 
     def reply(self, text: str) -> Generator[str, None, None]:
@@ -76,40 +76,40 @@ class Conversation:
         opening, question = self._encode_opening(), self._encode_question(text)
         history = self._fitting_exchanges(len(opening) + len(question))
         ids = [*opening, *(i for exchange in history for i in exchange.ids), *question]
-        special, n_ids = list(self.tokenizer.specials.values()), self.tokenizer.vocab_size
-        texts, new_ids, said = Detokenizer(self.tokenizer, 1, self.template.tags, special), [], ""
+        special_ids, n_ids = list(self.tokenizer.specials.values()), self.tokenizer.vocab_size
+        detokenizer, new_ids, answer = Detokenizer(self.tokenizer, 1, self.template.tags, special_ids), [], ""
         self._decoder = self._decoder or Decoder(self.model, 1, self.sampling, n_ids, True, reuse_prefix=True)
         seed, prompts = self.seed + len(self.exchanges), [ids or [self.tokenizer.start_id]]
-        settings = dict(seed=seed, stop_ids=special, n_ids=n_ids, decoder=self._decoder, **vars(self.sampling))
+        settings = dict(seed=seed, stop_ids=special_ids, n_ids=n_ids, decoder=self._decoder, **vars(self.sampling))
         try:
             for next_ids in self.model.stream(prompts, self.max_new_tokens, **settings):
                 new_ids += next_ids.tolist()
-                texts.add(next_ids.tolist())
-                said, before = self._shown(texts.texts[0]), said
-                yield said[len(before) :]
-                if texts.done:
+                detokenizer.add(next_ids.tolist())
+                answer, previous = self._visible_text(detokenizer.texts[0]), answer
+                yield answer[len(previous) :]
+                if detokenizer.done:
                     break
-            texts.finish()
-            said, before = self._shown(texts.texts[0]), said
-            yield said[len(before) :]
+            detokenizer.finish()
+            answer, previous = self._visible_text(detokenizer.texts[0]), answer
+            yield answer[len(previous) :]
         except DecodingError as error:
             self._decoder = None  # its cache is not finite either
             raise UserError(str(error)) from error
         finally:
             if new_ids:
-                self.exchanges.append(Exchange(text, said, [*question, *self._answer_ids(said, new_ids)]))
+                self.exchanges.append(Exchange(text, answer, [*question, *self._answer_ids(answer, new_ids)]))
 
-    def _shown(self, text: str) -> str:
+    def _visible_text(self, text: str) -> str:
         """The visible part of an answer: without whitespace around it, unless it continues the user's text."""
         text = text.replace("\0", "")
         return text if self.template.continues else text.strip()
 
-    def _answer_ids(self, said: str, new_ids: list[int]) -> list[int]:
+    def _answer_ids(self, answer: str, new_ids: list[int]) -> list[int]:
         """The ids of an answer: the generated ones if they decode to just that, since the cache holds them."""
         new_ids = [i for i in new_ids if i not in self.tokenizer.specials.values()]
-        if self.template.special and self.tokenizer.decode(new_ids) == said:
+        if self.template.special and self.tokenizer.decode(new_ids) == answer:
             return [*new_ids, self.tokenizer.specials[self.template.end]]
-        return self._encode_answer(said)
+        return self._encode_answer(answer)
 
     def _encode_answer(self, answer: str) -> list[int]:
         return encode(self.tokenizer, self.template.answer(answer), "skip")
@@ -121,26 +121,26 @@ class Conversation:
 
     def _encode_question(self, text: str, quiet: bool = False) -> list[int]:
         """The ids of a question; a question that is too long loses its beginning."""
-        text, guesses = self._readable(text), self.template.header.startswith("<emotion>") and not self.topic
+        text, guess_emotion = self._drop_unknown(text), self.template.header.startswith("<emotion>") and not self.topic
         try:
-            shorter, ids = self._fit(text, EMOTIONS[0] if guesses else self.topic)
+            ending, ids = self._truncate_question(text, EMOTIONS[0] if guess_emotion else self.topic)
         except UserError as error:  # blanks that tiktoken cannot split
             self.note(f"left out: {error}")
             return self._encode_question("", quiet)
-        if shorter != text:
-            self.note(f"that is too long for the model: it sees the last {len(shorter):,} of {len(text):,} characters")
-        return self._fit(shorter, self._guess_emotion(shorter, quiet))[1] if guesses else ids
+        if ending != text:
+            self.note(f"that is too long for the model: it sees the last {len(ending):,} of {len(text):,} characters")
+        return self._truncate_question(ending, self._guess_emotion(ending, quiet))[1] if guess_emotion else ids
 
-    def _fit(self, text: str, topic: str) -> tuple[str, list[int]]:
+    def _truncate_question(self, text: str, topic: str) -> tuple[str, list[int]]:
         """(the longest end of a question that fits, its ids with the template's marks)."""
-        room = max(1, self.prompt_size - len(self._encode_opening()))
+        max_tokens = max(1, self.prompt_size - len(self._encode_opening()))
         while True:
             ids = encode(self.tokenizer, self.template.question(text, topic), "skip")
-            if len(ids) <= room or not text:
+            if len(ids) <= max_tokens or not text:
                 return text, ids
-            text = text[len(text) - min(len(text) - 1, len(text) * room // len(ids)) :]
+            text = text[len(text) - min(len(text) - 1, len(text) * max_tokens // len(ids)) :]
 
-    def _readable(self, text: str) -> str:
+    def _drop_unknown(self, text: str) -> str:
         """text without what the vocabulary lacks, which is named in a note."""
         if missing := self.tokenizer.missing(text):
             self.note(f"left out, since the model does not know it: {', '.join(map(repr, missing[:20]))}")
@@ -151,11 +151,11 @@ class Conversation:
     def _fitting_exchanges(self, n_tokens: int) -> list[Exchange]:
         """The newest exchanges that fit into the context together with n_tokens and an answer."""
         sizes = accumulate((len(exchange.ids) for exchange in reversed(self.exchanges)), initial=n_tokens)
-        n_seen = sum(size <= self.prompt_size for size in sizes) - 1
-        if n_seen < len(self.exchanges) and not self.has_truncated:
+        n_fitting = sum(size <= self.prompt_size for size in sizes) - 1
+        if n_fitting < len(self.exchanges) and not self.is_truncated:
             self.note("the conversation is longer than the model can see: it forgets the oldest turns from here on")
-            self.has_truncated = True
-        return self.exchanges[len(self.exchanges) - max(0, n_seen) :]
+            self.is_truncated = True
+        return self.exchanges[len(self.exchanges) - max(0, n_fitting) :]
 
     def _guess_emotion(self, text: str, quiet: bool) -> str:
         """The emotion in whose header the model finds text likeliest."""
@@ -169,10 +169,10 @@ class Conversation:
     @torch.no_grad()
     def _total_loss(self, ids: list[int]) -> float:
         """Sum of the losses of ids, in nats, after the end of another conversation."""
-        before = self.tokenizer.encode(self.template.end)
-        idx = torch.tensor([[*before, *ids][: self.block_size + 1]], device=self.model.device)
+        end_ids = self.tokenizer.encode(self.template.end)
+        idx = torch.tensor([[*end_ids, *ids][: self.block_size + 1]], device=self.model.device)
         targets = idx[:, 1:].clone()
-        targets[:, : len(before) - 1] = -1
+        targets[:, : len(end_ids) - 1] = -1
         return float(self.model(idx[:, :-1], targets)[1]) * int((targets >= 0).sum())
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ class Conversation:
 
     def _check_length(self, text: str) -> str:
         """The readable part of a text that stays in the context. Raises UserError if it leaves too little room."""
-        text = self._readable(text)
+        text = self._drop_unknown(text)
         if (n := len(self.tokenizer.encode(self.template.clean(text), unknown="skip"))) > self.block_size // 3:
             limit = f"too long for a model that sees {self.block_size:,}"
             raise UserError(f"a text of {n:,} tokens that is always seen is {limit}: shorten it")
@@ -207,19 +207,19 @@ class Conversation:
     def restore(self, messages: list[tuple[str, str]]):
         """Replace the turns by these messages: an optional system text, then questions and answers in turn."""
         system = messages[0][1] if messages and messages[0][0] == "system" else ""
-        messages, before = messages[1:] if system else messages, self.system
+        messages, old_system = messages[1:] if system else messages, self.system
         self.set_system(system)
         try:
             exchanges = []
             for (_, question), (_, answer) in zip(messages[::2], messages[1::2]):
                 ids = self._encode_question(question, quiet=True)
-                exchanges.append(Exchange(question, answer, [*ids, *self._encode_answer(self._readable(answer))]))
+                exchanges.append(Exchange(question, answer, [*ids, *self._encode_answer(self._drop_unknown(answer))]))
         except ValueError:
-            self.system = before
+            self.system = old_system
             raise
         self.reset()
         self.exchanges = exchanges
 
     def reset(self):
         """Forget all turns."""
-        self.exchanges, self.has_truncated = [], False
+        self.exchanges, self.is_truncated = [], False

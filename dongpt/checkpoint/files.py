@@ -25,11 +25,11 @@ from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import FORMAT_VERSION as FORMAT_VERSION
 from dongpt.program import first_line, replaced_file
 from dongpt.runtime import DTYPES, print0
-from dongpt.text.tokenizers import FOREIGN, Tokenizer, from_dict
+from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, Tokenizer, from_dict
 from model import GPT, GPTConfig
 
-BEST, LAST = "ckpt.pt", "ckpt_last.pt"
-NANOGPT_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
+BEST_NAME, LAST_NAME = "ckpt.pt", "ckpt_last.pt"
+NANOGPT_ARG_NAMES = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
 
 
 def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None):
@@ -47,9 +47,9 @@ def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None)
         raise UserError(f"{path} could not be written ({first_line(error)}): {remedy}") from error
 
 
-def set_aside(out_dir: str, more_names: list[str]) -> str:
-    """Move an earlier run's checkpoints, and the files in more_names, to out_dir/old-N. Returns it, or ''."""
-    names = [name for name in (BEST, LAST, *more_names) if os.path.exists(os.path.join(out_dir, name))]
+def archive_run(out_dir: str, extra_names: list[str]) -> str:
+    """Move an earlier run's checkpoints, and the files in extra_names, to out_dir/old-N. Returns it, or ''."""
+    names = [name for name in (BEST_NAME, LAST_NAME, *extra_names) if os.path.exists(os.path.join(out_dir, name))]
     if not names:
         return ""
     places = (os.path.join(out_dir, f"old-{n}") for n in itertools.count(1))
@@ -61,15 +61,15 @@ def set_aside(out_dir: str, more_names: list[str]) -> str:
 
 def model_args(config: GPTConfig) -> dict:
     """The architecture in a checkpoint: nanoGPT's seven keys, and those of ours that differ from nanoGPT's model."""
-    default = {**asdict(GPTConfig()), "attn_dropout": config.attn_dropout}  # a setting of training, in the config
+    defaults = {**asdict(GPTConfig()), "attn_dropout": config.attn_dropout}  # a setting of training, in the config
     values = asdict(config).items()
-    return {key: value for key, value in values if key in NANOGPT_ARGS or value != default.get(key)}
+    return {key: value for key, value in values if key in NANOGPT_ARG_NAMES or value != defaults.get(key)}
 
 
-def load(path: str, mmap: bool = False, **given) -> dict:
+def load(path: str, mmap: bool = False, **extra_args) -> dict:
     """The checkpoint at path in the current layout, its tensors on the CPU (with mmap, read when they are first used).
 
-    given are hyper-parameters that files of other trainers may lack. Raises UserError for a file that is missing,
+    extra_args are what files of other trainers may lack. Raises UserError for a file that is missing,
     damaged, of an unknown layout, or that asks to run code.
     """
     if not os.path.isfile(path):
@@ -83,13 +83,13 @@ def load(path: str, mmap: bool = False, **given) -> dict:
                 raise RuntimeError
     except Exception as error:  # a damaged file can raise nearly anything
         if isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():  # not on torch's list
-            wanted = "".join(re.findall(r"GLOBAL (\S+)", str(error))[:1]) or "a Python object"
+            name = "".join(re.findall(r"GLOBAL (\S+)", str(error))[:1]) or "a Python object"
             raise UserError(
-                f"{path} is refused, and was not run: it holds {wanted}, and loading that could run any code; save "
+                f"{path} is refused, and was not run: it holds {name}, and loading that could run any code; save "
                 f"model.state_dict() where it was made, or train again"
             ) from error
         raise UserError(f"{path} is truncated or damaged: use an older checkpoint") from error
-    checkpoint = foreign.upgrade(content, path, **given)
+    checkpoint = foreign.upgrade(content, path, **extra_args)
     if "format_version" not in content:
         checkpoint.setdefault("tokenizer", foreign.find_tokenizer(checkpoint, path))
     return checkpoint
@@ -97,24 +97,24 @@ def load(path: str, mmap: bool = False, **given) -> dict:
 
 def is_valid(path: str) -> bool:
     """Whether path is a checkpoint that can be loaded, judging by all but the values of its tensors."""
-    return _age(path) < math.inf
+    return _num_updates(path) < math.inf
 
 
-def load_valid(out_dir: str, newest: bool = True, **given) -> tuple[dict, str]:
+def load_valid(out_dir: str, newest: bool = True, **extra_args) -> tuple[dict, str]:
     """(checkpoint, path) from an out_dir: the newest valid one, or with newest=False ckpt.pt if that is valid.
 
     A damaged file that is skipped is reported on stderr. Raises UserError if none is left.
     """
-    names = (LAST, BEST) if newest else (BEST, LAST)
+    names = (LAST_NAME, BEST_NAME) if newest else (BEST_NAME, LAST_NAME)
     paths = [path for name in names if os.path.exists(path := os.path.join(out_dir, name))]
     if not paths:
         raise UserError(f"{out_dir} has no checkpoint: train with --out_dir={out_dir} first, or give another out_dir")
     if newest and len(paths) > 1:
-        paths.sort(key=_age, reverse=True)  # stable: of equally old ones the first name wins
+        paths.sort(key=_num_updates, reverse=True)  # stable: of equally old ones the first name wins
     problems: list[str] = []
     for path in paths:
         try:
-            checkpoint = load(path, **given)
+            checkpoint = load(path, **extra_args)
             for problem in problems:
                 print0(f"{problem}; going on with {path}", file=sys.stderr)
             return checkpoint, path
@@ -123,7 +123,7 @@ def load_valid(out_dir: str, newest: bool = True, **given) -> tuple[dict, str]:
     raise UserError("; ".join(problems))
 
 
-def _age(path: str) -> float:
+def _num_updates(path: str) -> float:
     """Number of updates before the checkpoint at path; infinite if it is invalid, so that it is tried and reported."""
     try:
         return load(path, mmap=True).get("iter_num", 0)
@@ -133,7 +133,7 @@ def _age(path: str) -> float:
 
 def restore_model(checkpoint: dict, path: str) -> GPT:
     """The model of a checkpoint, float32 on the CPU. Raises UserError if weights and model_args disagree."""
-    model = foreign.restore_weights(foreign.parse_model_args(checkpoint["model_args"], path), checkpoint["model"], path)
+    model = foreign.load_weights(foreign.parse_model_args(checkpoint["model_args"], path), checkpoint["model"], path)
     if checkpoint.get("config", {}).get("document_mask"):
         tokenizer = make_tokenizer(checkpoint.get("tokenizer"))
         if tokenizer is None or tokenizer.end_id is None:
@@ -144,18 +144,18 @@ def restore_model(checkpoint: dict, path: str) -> GPT:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model: GPT, path: str):
     """Load the moments stored in checkpoint into the optimizer of model; its settings stay those of this run."""
-    current = optimizer.state_dict()
-    groups = foreign.parameter_groups(model.config, current)
-    stored = foreign.renumber(checkpoint["optimizer"], groups, groups, model.state_dict())
-    if stored is None:
+    current_state = optimizer.state_dict()
+    groups = foreign.parameter_groups(model.config, current_state)
+    stored_state = foreign.remap_optimizer_state(checkpoint["optimizer"], groups, groups, model.state_dict())
+    if stored_state is None:
         remedy = f"start a new run with --init_from={path}"
         raise UserError(f"{path}: its optimizer state does not belong to its parameters, or is another's; {remedy}")
-    optimizer.load_state_dict({**stored, "param_groups": current["param_groups"]})
+    optimizer.load_state_dict({**stored_state, "param_groups": current_state["param_groups"]})
 
 
 def make_tokenizer(description: dict | None) -> Tokenizer | None:
     """The tokenizer of a checkpoint; None if it has none, or one that donGPT does not know."""
-    return from_dict(description) if description and description != FOREIGN else None
+    return from_dict(description) if description and description != UNSUPPORTED_TOKENIZER else None
 
 
 def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_args) -> tuple[GPT, Tokenizer | None]:
@@ -168,19 +168,19 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), make_tokenizer(description)
 
 
-def load_anything(path: str, **given) -> tuple[GPT, dict | None, dict]:
+def load_anything(path: str, **extra_args) -> tuple[GPT, dict | None, dict]:
     """(model, tokenizer as a plain dict or None, checkpoint without its tensors) of whatever load_model accepts."""
-    checkpoint, path = load_path(path, **given)
+    checkpoint, path = load_path(path, **extra_args)
     model = restore_model(checkpoint, path)
-    rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
-    return model, rest.get("tokenizer"), rest
+    metadata = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
+    return model, metadata.get("tokenizer"), metadata
 
 
-def load_path(path: str, **given) -> tuple[dict, str]:
+def load_path(path: str, **extra_args) -> tuple[dict, str]:
     """(checkpoint, path of its file) of whatever load_model accepts; of an out_dir, its ckpt.pt if that is valid."""
-    is_run = any(os.path.exists(os.path.join(path, name)) for name in (BEST, LAST))
-    if hugging_face.is_model(path) and not is_run:
-        return hugging_face.load(path, **given), path
+    is_out_dir = any(os.path.exists(os.path.join(path, name)) for name in (BEST_NAME, LAST_NAME))
+    if hugging_face.is_model(path) and not is_out_dir:
+        return hugging_face.load(path, **extra_args), path
     if os.path.isdir(path):
-        return load_valid(path, newest=False, **given)
-    return load(path, **given), path
+        return load_valid(path, newest=False, **extra_args)
+    return load(path, **extra_args), path

@@ -20,17 +20,17 @@ from configurator import ROOT, UserError, build
 from dongpt.checkpoint.legacy import LegacyConfig, build_model
 from dongpt.runtime import print0
 from dongpt.text.bins import read_meta
-from dongpt.text.tokenizers import FOREIGN, check_dict
+from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, check_description
 from model import GPT, RELATIVE, GPTConfig
 
 FORMAT_VERSION = 1
-MAX_SIZE = 2**28  # for numbers in model_args: larger ones overflow a tensor's number of bytes
-TYPES = dict(format_version=int, iter_num=int, model_args=dict, config=dict, optimizer=dict)
+MAX_MODEL_ARG = 2**28  # for numbers in model_args: larger ones overflow a tensor's number of bytes
+VALUE_TYPES = dict(format_version=int, iter_num=int, model_args=dict, config=dict, optimizer=dict)
 CONFIG_TYPES = dict(dataset=str, data_dir=str, document_mask=bool)
-ADAMW_KEYS = ("step", "exp_avg", "exp_avg_sq")  # the tensors of a parameter's state
-STATE_KEYS = {"muon": ("momentum",), "rows": ("square", "count")}  # in groups with that rule
+ADAMW_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")  # the tensors of a parameter's state
+STATE_KEYS_BY_RULE = {"muon": ("momentum",), "rows": ("square", "count")}  # in groups with that rule
 DROPPED_SETTINGS = ("device", "dtype", "compile", "backend", "pos_embd")  # of another machine; EDS's positions
-KNOWN = (
+KNOWN_LAYOUTS = (
     "donGPT's and nanoGPT's (model, model_args), EDS's (the same with pos_embd), nanoGPT+'s (token_embedding_table."
     "weight, transformer_blocks.N...), and state dicts with nanoGPT's names (transformer.wte.weight, ...)"
 )
@@ -54,30 +54,30 @@ NANOGPT_PLUS_NAMES = {  # its names and GPT-2's, in the order in which they are 
 }
 
 
-def upgrade(checkpoint: dict, path: str, **given) -> dict:
-    """A checkpoint of any known layout in the current one, checked; given are hyper-parameters that it may lack.
+def upgrade(checkpoint: dict, path: str, **extra_args) -> dict:
+    """A checkpoint of any known layout in the current one, checked; extra_args are what it may lack.
 
     Raises UserError for an unknown layout, for values that cannot be right, and for a given hyper-parameter that is
     missing or contradicts the file.
     """
     if not isinstance(checkpoint, dict):
-        raise UserError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}; known are {KNOWN}")
+        raise UserError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}; known are {KNOWN_LAYOUTS}")
     if is_state_dict(checkpoint.get("model")) and isinstance(checkpoint.get("model_args"), dict):
         checkpoint = {key: value for key, value in checkpoint.items() if value is not None}
-        check_values(checkpoint, path)
-        checkpoint["model"] = clean_names(checkpoint["model"])
+        check_value_types(checkpoint, path)
+        checkpoint["model"] = clean_keys(checkpoint["model"])
         if "format_version" not in checkpoint:
-            checkpoint = _from_nanogpt(checkpoint, path, given)
+            checkpoint = _convert_nanogpt(checkpoint, path, extra_args)
     else:
-        checkpoint = _from_state_dict(checkpoint, path, given)
+        checkpoint = _convert_state_dict(checkpoint, path, extra_args)
     config = parse_model_args(checkpoint["model_args"], path)
-    has = asdict(config)
-    if wrong := [key for key, value in given.items() if has.get(key) != value]:
-        problems = "; ".join(f"{key}={given[key]!r} contradicts {path}, which has {has.get(key)!r}" for key in wrong)
-        raise UserError(f"{problems}: drop {', '.join(wrong)}")
-    if checkpoint.get("tokenizer", FOREIGN) != FOREIGN:
+    actual = asdict(config)
+    if mismatches := {key: value for key, value in extra_args.items() if actual.get(key) != value}:
+        problems = (f"{k}={v!r} contradicts {path}, which has {actual.get(k)!r}" for k, v in mismatches.items())
+        raise UserError(f"{'; '.join(problems)}: drop {', '.join(mismatches)}")
+    if checkpoint.get("tokenizer", UNSUPPORTED_TOKENIZER) != UNSUPPORTED_TOKENIZER:
         try:
-            n_tokens = check_dict(checkpoint["tokenizer"])
+            n_tokens = check_description(checkpoint["tokenizer"])
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if n_tokens > (config.vocab_size or 0):
@@ -93,7 +93,7 @@ def _has_type(value: Any, type_: type) -> bool:
     return is_dict if type_ is dict else type(value) is type_
 
 
-def check_values(checkpoint: dict, path: str):
+def check_value_types(checkpoint: dict, path: str):
     """Raise UserError if a value that loading reads has an impossible type or size.
 
     Weights and model_args are checked when they are used; what only a resumed run reads, by dongpt/checkpoint/run.py.
@@ -101,37 +101,39 @@ def check_values(checkpoint: dict, path: str):
     version, config = checkpoint.get("format_version"), checkpoint.get("config")
     if type(version) is int and version > FORMAT_VERSION:
         raise UserError(f"{path} was written by a newer donGPT: update donGPT")
-    checked = [(checkpoint, TYPES), (config if isinstance(config, dict) else {}, CONFIG_TYPES)]
-    if wrong := [k for values, types in checked for k in types if k in values and not _has_type(values[k], types[k])]:
-        raise UserError(f"{path} is damaged (in {', '.join(wrong)}): use another checkpoint")
+    checked = [(checkpoint, VALUE_TYPES), (config if isinstance(config, dict) else {}, CONFIG_TYPES)]
+    if invalid_keys := [
+        k for values, types in checked for k in types if k in values and not _has_type(values[k], types[k])
+    ]:
+        raise UserError(f"{path} is damaged (in {', '.join(invalid_keys)}): use another checkpoint")
 
 
 def parse_model_args(model_args: dict, path: str) -> GPTConfig:
     """The architecture that model_args describe, every type and size checked. Raises UserError if there is none."""
-    kind = LegacyConfig if "legacy" in model_args else GPTConfig
-    if unknown := sorted(model_args.keys() - {field.name for field in fields(kind)}):
+    config_class = LegacyConfig if "legacy" in model_args else GPTConfig
+    if unknown := sorted(model_args.keys() - {field.name for field in fields(config_class)}):
         raise UserError(f"{path} has model_args that this donGPT does not know ({', '.join(unknown)}): update donGPT")
     if "n_head" not in model_args and model_args.get("model_type") != "bigram":  # no shape tells it
-        convert = f"python ckpt_update.py {path} NEW.pt --n_head=N (or --size=small|medium|large)"
-        raise UserError(f"{path} does not say its n_head: convert it by {convert}, or give n_head=N to load_model")
+        command = f"python ckpt_update.py {path} NEW.pt --n_head=N (or --size=small|medium|large)"
+        raise UserError(f"{path} does not say its n_head: convert it by {command}, or give n_head=N to load_model")
     try:
-        config = build(kind, model_args, "model_args")
+        config = build(config_class, model_args, "model_args")
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} has hyper-parameters that make no model ({reason}): use another file") from error
     sizes = {**asdict(config), "ngram_rows": (config.ngrams - 1) * config.ngram_rows}
-    wrong = [f"{key}={size}" for key, size in sizes.items() if type(size) is int and size > MAX_SIZE]
-    if wrong or config.vocab_size is None:
-        raise UserError(f"{path} is damaged (model_args: {', '.join(wrong) or 'no vocab_size'}): use another file")
+    too_large = [f"{key}={size}" for key, size in sizes.items() if type(size) is int and size > MAX_MODEL_ARG]
+    if too_large or config.vocab_size is None:
+        raise UserError(f"{path} is damaged (model_args: {', '.join(too_large) or 'no vocab_size'}): use another file")
     return config
 
 
-def restore_weights(config: GPTConfig, weights: dict, path: str) -> GPT:
+def load_weights(config: GPTConfig, weights: dict, path: str) -> GPT:
     """The model of config with the weights of the file at path. Raises UserError listing all that does not fit."""
     if config.model_type == "gpt" and config.n_layer > len(weights):  # too many to list, perhaps to build
         raise UserError(f"{path}: it has {len(weights)} weights, too few for n_layer={config.n_layer}")
-    if wrong := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
-        raise UserError(f"{path}: {', '.join(wrong)} holds other things than floating-point numbers: use another file")
+    if names := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
+        raise UserError(f"{path}: {', '.join(names)} holds other things than floating-point numbers: use another file")
     try:
         with torch.device("meta"):  # only names and shapes, so that a wrong size costs no memory
             build_model(config).load_state_dict({name: tensor.to("meta") for name, tensor in weights.items()})
@@ -152,42 +154,42 @@ def is_state_dict(content) -> bool:
     )
 
 
-def clean_names(state_dict: dict) -> dict:
+def clean_keys(state_dict: dict) -> dict:
     """state_dict without the prefixes that torch.compile and DDP add, and without old nanoGPT's mask buffers."""
-    prefixes, masks = r"^((module|_orig_mod)\.)+", (".attn.bias", ".attn.masked_bias")
-    return {re.sub(prefixes, "", name): tensor for name, tensor in state_dict.items() if not name.endswith(masks)}
+    pattern, masks = r"^((module|_orig_mod)\.)+", (".attn.bias", ".attn.masked_bias")
+    return {re.sub(pattern, "", name): tensor for name, tensor in state_dict.items() if not name.endswith(masks)}
 
 
-def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
+def _convert_nanogpt(checkpoint: dict, path: str, extra_args: dict) -> dict:
     """nanoGPT's or EDS's checkpoint in our layout. EDS's is known by its pos_embd or its table of distances."""
-    old, settings = checkpoint["model"], checkpoint.get("config", {})
-    args, weights = dict(checkpoint["model_args"]), dict(old)
-    scheme = args.pop("pos_embd", "default")
-    if scheme not in ("default", "rope", "relative"):
+    old_weights, settings = checkpoint["model"], checkpoint.get("config", {})
+    args, weights = dict(checkpoint["model_args"]), dict(old_weights)
+    pos_scheme = args.pop("pos_embd", "default")
+    if pos_scheme not in ("default", "rope", "relative"):
         raise UserError(f"{path} has a pos_embd that EDS, whose layout it has, does not know: use another file")
-    if scheme != "relative":
+    if pos_scheme != "relative":
         weights.pop(RELATIVE, None)  # EDS stores it always, and uses it only here
-    if scheme != "default":
-        args["legacy"] = f"eds-{scheme}"
+    if pos_scheme != "default":
+        args["legacy"] = f"eds-{pos_scheme}"
         weights.pop("transformer.wpe.weight", None)  # likewise
-    add_head(weights, args)
-    args = {**_infer_args(old), **given, **args}
+    tie_head(weights, args)
+    args = {**_infer_model_args(old_weights), **extra_args, **args}
     config = parse_model_args(args, path)
     settings = {key: value for key, value in settings.items() if key not in DROPPED_SETTINGS}
-    new = {**checkpoint, "model": weights, "model_args": args, "config": settings}
-    if optimizer := new.pop("optimizer", None):
-        known, new_groups = _known_groups(old, config.tie_weights), parameter_groups(config, optimizer)
-        fitting = [(groups, states) for groups in known if (states := renumber(optimizer, groups, new_groups, old))]
-        if not fitting:
+    new_checkpoint = {**checkpoint, "model": weights, "model_args": args, "config": settings}
+    if optimizer := new_checkpoint.pop("optimizer", None):
+        orders, new_groups = _known_param_orders(old_weights, config.tie_weights), parameter_groups(config, optimizer)
+        matches = [(g, s) for g in orders if (s := remap_optimizer_state(optimizer, g, new_groups, old_weights))]
+        if not matches:
             print0(f"{path}: its optimizer state does not belong to its parameters, and is left out", file=sys.stderr)
         else:
-            groups, new["optimizer"] = fitting[0]
+            groups, new_checkpoint["optimizer"] = matches[0]
             if "transformer.wte.weight" not in groups[0]:  # until May 2023, when nanoGPT's GELU was the approximation
                 args.setdefault("activation", "gelu_tanh")
-    return new
+    return new_checkpoint
 
 
-def _infer_args(weights: dict) -> dict:
+def _infer_model_args(weights: dict) -> dict:
     """The hyper-parameters that the names and shapes of nanoGPT's weights tell: all except n_head."""
     table, positions = (weights.get(f"transformer.{name}.weight", torch.empty(0)) for name in ("wte", "wpe"))
     if table.dim() != 2:
@@ -198,7 +200,7 @@ def _infer_args(weights: dict) -> dict:
     return {**sizes, "dropout": 0.0, "bias": any(name.endswith(".bias") for name in weights)}
 
 
-def add_head(weights: dict, args: dict):
+def tie_head(weights: dict, args: dict):
     """Add the output head or the embedding that a file leaves out because they are tied; note if they differ."""
     table, head = weights.get("transformer.wte.weight"), weights.get("lm_head.weight")
     if table is not None and head is None:
@@ -217,9 +219,9 @@ def parameter_groups(config: GPTConfig, optimizer: dict) -> list[list[str]]:
         return build_model(config).parameter_groups("muon" in rules)
 
 
-def _known_groups(weights: dict, tied: bool) -> list[list[list[str]]]:
+def _known_param_orders(weights: dict, is_tied: bool) -> list[list[list[str]]]:
     """The names of parameters, by group, in the orders that optimizers of nanoGPT and EDS had."""
-    names = [name for name in weights if not (tied and name == "lm_head.weight")]
+    names = [name for name in weights if not (is_tied and name == "lm_head.weight")]
     matrices, vectors = ([n for n in names if (weights[n].dim() >= 2) == is_matrix] for is_matrix in (True, False))
     linear = sorted(name for name in matrices if name.startswith(("transformer.h.", "lm_head.")))
     return [
@@ -229,7 +231,7 @@ def _known_groups(weights: dict, tied: bool) -> list[list[list[str]]]:
     ]
 
 
-def renumber(optimizer: dict, old: list[list[str]], new: list[list[str]], weights: dict) -> dict | None:
+def remap_optimizer_state(optimizer: dict, old: list[list[str]], new: list[list[str]], weights: dict) -> dict | None:
     """An optimizer's state_dict, whose groups hold the parameters old, for groups that hold new.
 
     Each state stays with its parameter. None if groups or states are damaged, or are not those of the parameters old,
@@ -238,9 +240,9 @@ def renumber(optimizer: dict, old: list[list[str]], new: list[list[str]], weight
     states = {}
     try:
         for group, names in zip(optimizer["param_groups"], old, strict=True):
-            keys = STATE_KEYS.get(str(group.get("rule")), ADAMW_KEYS)
-            for number, name in zip(group["params"], names, strict=True):
-                if (state := optimizer["state"].get(int(number))) is not None:
+            keys = STATE_KEYS_BY_RULE.get(str(group.get("rule")), ADAMW_STATE_KEYS)
+            for old_index, name in zip(group["params"], names, strict=True):
+                if (state := optimizer["state"].get(int(old_index))) is not None:
                     shape = weights[name].shape
                     shapes = {"step": (), "square": shape[:1], "count": shape[:1]}
                     if any(state[key].shape != shapes.get(key, shape) for key in keys):
@@ -248,41 +250,41 @@ def renumber(optimizer: dict, old: list[list[str]], new: list[list[str]], weight
                     states[name] = state
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    numbers = {name: number for number, name in enumerate(sum(new, []))}
+    new_indices = {name: old_index for old_index, name in enumerate(sum(new, []))}
     settings = [*optimizer["param_groups"], *optimizer["param_groups"][:1]]  # a group that is added holds matrices
-    groups = [{**group, "params": [numbers[name] for name in names]} for group, names in zip(settings, new)]
+    groups = [{**group, "params": [new_indices[name] for name in names]} for group, names in zip(settings, new)]
     return {
-        "state": {numbers[name]: state for name, state in states.items() if name in numbers},
+        "state": {new_indices[name]: state for name, state in states.items() if name in new_indices},
         "param_groups": groups,
     }
 
 
-def _from_state_dict(checkpoint: dict, path: str, given: dict) -> dict:
-    """A state dict with nanoGPT+'s or nanoGPT's names in our layout; hyper-parameters from shapes and from given."""
-    weights = clean_names(checkpoint) if is_state_dict(checkpoint) else {}
+def _convert_state_dict(checkpoint: dict, path: str, extra_args: dict) -> dict:
+    """A state dict with nanoGPT+'s or nanoGPT's names in our layout; hyper-parameters from shapes and extra_args."""
+    weights = clean_keys(checkpoint) if is_state_dict(checkpoint) else {}
     args: dict = {}
     if "token_embedding_table.weight" in weights and (
-        len(weights) == 1 or any(name.startswith("transformer_blocks.") for name in weights)
+        len(weights) == 1 or any(new_name.startswith("transformer_blocks.") for new_name in weights)
     ):
-        if any(".lora_" in name for name in weights):
+        if any(".lora_" in new_name for new_name in weights):
             print0(f"{path}: its LoRA matrices are dropped: the weights already contain them", file=sys.stderr)
-        kept = [name for name in weights if not name.endswith(".tril") and ".lora_" not in name]
-        weights = {name: weights[name] for name in kept}
-        for their_name, name in NANOGPT_PLUS_NAMES.items():
-            weights = {key.replace(their_name, name): weight for key, weight in weights.items()}
+        kept_names = [new_name for new_name in weights if not new_name.endswith(".tril") and ".lora_" not in new_name]
+        weights = {new_name: weights[new_name] for new_name in kept_names}
+        for old_name, new_name in NANOGPT_PLUS_NAMES.items():
+            weights = {key.replace(old_name, new_name): weight for key, weight in weights.items()}
         args["activation"] = "gelu_tanh"
-    args.update(_infer_args(weights))
+    args.update(_infer_model_args(weights))
     if not args.get("n_embd"):
-        found = ", ".join(sorted({re.sub(r"\.\d+\.", ".N.", str(key)) for key in checkpoint})) or "nothing"
-        raise UserError(f"{path} has a layout that is not known: it holds {found}; known are {KNOWN}")
+        layout = ", ".join(sorted({re.sub(r"\.\d+\.", ".N.", str(key)) for key in checkpoint})) or "nothing"
+        raise UserError(f"{path} has a layout that is not known: it holds {layout}; known are {KNOWN_LAYOUTS}")
     if len(weights) == 1:
         args = {"model_type": "bigram", "vocab_size": args["vocab_size"]}
     else:
-        add_head(weights, args)
+        tie_head(weights, args)
         c_attn, n_embd = weights.get("transformer.h.0.attn.c_attn.weight"), args["n_embd"]
         if c_attn is not None and c_attn.shape == (n_embd, 3 * n_embd):  # transposed
             raise UserError(f"{path} holds Hugging Face's weights: give the directory it is in, with its config.json")
-    return {"model": weights, "model_args": {**args, **given}}  # restore_weights says if given contradicts the shapes
+    return {"model": weights, "model_args": {**args, **extra_args}}  # load_weights compares with the shapes
 
 
 def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
@@ -292,9 +294,9 @@ def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
     """
     vocab_size, config = checkpoint["model_args"].get("vocab_size"), checkpoint.get("config", {})
     dataset, data_dir = config.get("dataset", ""), config.get("data_dir", "")
-    directory, own = os.path.dirname(os.path.abspath(path)), data_dir or dataset and os.path.join("data", dataset)
-    trees = [*([] if data_dir else [ROOT]), os.getcwd(), os.path.dirname(directory)]  # own is in ours, or in another
-    for folder in [directory, *(os.path.join(tree, own) for tree in trees if own)]:
+    directory, subdir = os.path.dirname(os.path.abspath(path)), data_dir or dataset and os.path.join("data", dataset)
+    roots = [*([] if data_dir else [ROOT]), os.getcwd(), os.path.dirname(directory)]  # subdir is in ours, or in another
+    for folder in [directory, *(os.path.join(root, subdir) for root in roots if subdir)]:
         if (meta := read_meta(folder)).get("vocab_size") == vocab_size:
             return meta["tokenizer"]
     if "iter_num" not in checkpoint and (characters := _nanogpt_plus_characters(path, vocab_size)):
@@ -308,14 +310,14 @@ def _nanogpt_plus_characters(path: str, vocab_size: int) -> str:
     It is the one that nanoGPT+ names after this checkpoint, else the only vocabulary of the right size.
     """
     directory, name = os.path.split(os.path.abspath(path))
-    own = "tokenizer_" + name.partition(".")[0].replace("_model", "") + ".pkl"  # gpt_model_small -> tokenizer_gpt_small
-    found: dict[str, str] = {}
+    tokenizer_name = "tokenizer_" + name.partition(".")[0].replace("_model", "") + ".pkl"  # tokenizer_gpt_small
+    candidates: dict[str, str] = {}
     for pattern in ("tokenizer*.pkl", "tokenizers/tokenizer*.pkl"):
         for file in sorted(glob.glob(os.path.join(glob.escape(directory), pattern))):
             characters = read_nanogpt_plus_tokenizer(file)
             if len(characters) == vocab_size:
-                found.setdefault(os.path.basename(file), characters)
-    return found.get(own) or (found.popitem()[1] if len(set(found.values())) == 1 else "")
+                candidates.setdefault(os.path.basename(file), characters)
+    return candidates.get(tokenizer_name) or (candidates.popitem()[1] if len(set(candidates.values())) == 1 else "")
 
 
 class _TokenizerUnpickler(pickle.Unpickler):

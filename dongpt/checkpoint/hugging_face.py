@@ -14,21 +14,21 @@ from typing import Any
 import torch
 
 from configurator import UserError
-from dongpt.checkpoint.foreign import FORMAT_VERSION, add_head, clean_names, is_state_dict, parse_model_args, upgrade
+from dongpt.checkpoint.foreign import FORMAT_VERSION, clean_keys, is_state_dict, parse_model_args, tie_head, upgrade
 from dongpt.checkpoint.legacy import position_scheme
 from dongpt.program import first_line
 from dongpt.text.bins import file_sha256
 from dongpt.text.template import Template
-from dongpt.text.tokenizers import END, FOREIGN, UNKNOWN, byte_alphabet, from_dict
+from dongpt.text.tokenizers import END, UNKNOWN, UNSUPPORTED_TOKENIZER, byte_alphabet, from_dict
 from model import GPT
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first one there is read; either may be in shards
-RECORD = "dongpt.json"  # written by save: the tokenizer as a plain dict, the mark, and the hashes of the other files
+RECORD_NAME = "dongpt.json"  # written by save: the tokenizer as a plain dict, the mark, the hashes of the other files
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 # Conv1D stores the transpose of a Linear's weight. attn.c_proj is square, so its shape does not show that.
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-GPT2_IDS = {"!": 0, "\u0120the": 262, "\u0120gazed": 50255, "<|endoftext|>": 50256}  # these identify its vocabulary
+TRANSPOSED_WEIGHTS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+GPT2_TOKEN_IDS = {"!": 0, "\u0120the": 262, "\u0120gazed": 50255, "<|endoftext|>": 50256}  # they identify it
 CONFIG_KEYS = {  # GPTConfig's fields: their key in config.json, another name for it, the default
     "block_size": ("n_positions", "max_position_embeddings", 1024),
     "vocab_size": ("vocab_size", "vocab_size", 50257),
@@ -37,7 +37,7 @@ CONFIG_KEYS = {  # GPTConfig's fields: their key in config.json, another name fo
     "n_embd": ("n_embd", "hidden_size", 768),
     "tie_weights": ("tie_word_embeddings", "tie_word_embeddings", True),
 }
-FIXED = {  # what our GPT computes
+FIXED_CONFIG = {  # what our GPT computes
     "model_type": "gpt2",
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -51,33 +51,33 @@ def is_model(path: str) -> bool:
     return path in GPT2_NAMES or os.path.exists(os.path.join(path, "config.json"))
 
 
-def load(name: str, **given) -> dict:
-    """The model in a directory, or with one of GPT2_NAMES, as a checkpoint in our layout; given: see upgrade.
+def load(name_or_path: str, **extra_args) -> dict:
+    """The model in a directory, or with one of GPT2_NAMES, as a checkpoint in our layout; extra_args: see upgrade.
 
     Raises UserError for a directory or a download that fails, and for models that are not GPT-2's architecture.
     """
-    directory = name if os.path.exists(os.path.join(name, "config.json")) else _download(name)
+    directory = name_or_path if os.path.exists(os.path.join(name_or_path, "config.json")) else _download(name_or_path)
     hf_config = {key: value for key, value in _read(directory, "config.json").items() if value is not None}
     activation = str(hf_config.get("activation_function", "gelu_new"))
     if activation not in ACTIVATIONS:
-        raise UserError(f"{name}: activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        raise UserError(f"{name_or_path}: activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
     keys = CONFIG_KEYS.items()
     args = {field: hf_config.get(key, hf_config.get(alias, default)) for field, (key, alias, default) in keys}
     args |= {"bias": True, "activation": ACTIVATIONS[activation]}
-    expected = {**FIXED, "n_inner": 4 * parse_model_args(args, name).n_embd}
-    found = {**expected, **hf_config}
-    if differing := [f"{key}={found[key]!r}" for key, value in expected.items() if found[key] != value]:
-        raise UserError(f"{name} is not GPT-2's architecture ({', '.join(differing)}): it cannot be loaded")
+    expected = {**FIXED_CONFIG, "n_inner": 4 * parse_model_args(args, name_or_path).n_embd}
+    values = {**expected, **hf_config}
+    if differences := [f"{key}={values[key]!r}" for key, value in expected.items() if values[key] != value]:
+        raise UserError(f"{name_or_path} is not GPT-2's architecture ({', '.join(differences)}): it cannot be loaded")
     weights = {}
-    for key, weight in clean_names(_read_weights(directory)).items():
+    for key, weight in clean_keys(_read_weights(directory)).items():
         key = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
-        weight = weight.t() if key.endswith(TRANSPOSED) and weight.dim() == 2 else weight
+        weight = weight.t() if key.endswith(TRANSPOSED_WEIGHTS) and weight.dim() == 2 else weight
         weights[key] = weight.float().contiguous() if weight.is_floating_point() else weight
     if args["tie_weights"]:
-        add_head(weights, args)
-    tokenizer = _tokenizer_of(directory, args["vocab_size"])
+        tie_head(weights, args)
+    tokenizer = _read_tokenizer(directory, args["vocab_size"])
     checkpoint = {"model": weights, "model_args": args, "tokenizer": tokenizer, "format_version": FORMAT_VERSION}
-    return upgrade(checkpoint, name, **given)
+    return upgrade(checkpoint, name_or_path, **extra_args)
 
 
 def _download(name: str) -> str:
@@ -133,35 +133,35 @@ def _read(directory: str, name: str) -> dict[str, Any]:
         raise UserError(f"{reason}: download or write the directory again") from error
 
 
-def _tokenizer_of(directory: str, vocab_size: int) -> dict | None:
-    """The tokenizer in a directory: the one that save wrote, GPT-2's if its files are there, else FOREIGN."""
-    if record := _read(directory, RECORD):
+def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
+    """The tokenizer in a directory: the one that save wrote, else GPT-2's if it is that, or UNSUPPORTED_TOKENIZER."""
+    if record := _read(directory, RECORD_NAME):
         return record.get("tokenizer")
     hf_model = _read(directory, "tokenizer.json").get("model")
     vocabulary = _read(directory, "vocab.json") or (hf_model.get("vocab") if isinstance(hf_model, dict) else None)
     if not vocabulary:
         return {"kind": "gpt2"} if vocab_size == 50257 else None
-    is_gpt2 = isinstance(vocabulary, dict) and all(vocabulary.get(token) == i for token, i in GPT2_IDS.items())
-    return {"kind": "gpt2"} if is_gpt2 else FOREIGN
+    is_gpt2 = isinstance(vocabulary, dict) and all(vocabulary.get(token) == i for token, i in GPT2_TOKEN_IDS.items())
+    return {"kind": "gpt2"} if is_gpt2 else UNSUPPORTED_TOKENIZER
 
 
-def save(model: GPT, tokenizer: dict | None, directory: str, mark: str = ""):
-    """Write model, and its tokenizer if there is one, to directory, which must be empty or new; mark_of returns mark.
+def save(model: GPT, tokenizer: dict | None, directory: str, command_hash: str = ""):
+    """Write model, and its tokenizer if there is one, to directory, which must be empty or new; see stored_hash.
 
     Raises UserError if GPT-2's architecture cannot express the model.
     """
     from safetensors.torch import save_file
 
     config = model.config
-    differences = ("model_type", config.model_type, "gpt"), ("ngrams", config.ngrams, 1)
-    for name, value, expected in (*differences, ("positions", position_scheme(config), "default")):
+    required = ("model_type", config.model_type, "gpt"), ("ngrams", config.ngrams, 1)
+    for name, value, expected in (*required, ("positions", position_scheme(config), "default")):
         if value != expected:
             raise UserError(f"GPT-2's architecture cannot express {name}={value}: keep the model as a checkpoint")
-    tokenizer = None if tokenizer == FOREIGN else tokenizer
+    tokenizer = None if tokenizer == UNSUPPORTED_TOKENIZER else tokenizer
     end_id = from_dict(tokenizer).end_id if tokenizer else None
     weights = {}
     for key, weight in model.state_dict().items():
-        weights[key] = (weight.t() if key.endswith(TRANSPOSED) else weight).contiguous()
+        weights[key] = (weight.t() if key.endswith(TRANSPOSED_WEIGHTS) else weight).contiguous()
         if key.startswith(("transformer.h.", "transformer.ln_f.")) and key.endswith(".weight"):
             weights.setdefault(key.removesuffix("weight") + "bias", torch.zeros(weight.shape[0]))  # GPT-2 needs one
     if config.tie_weights:
@@ -171,7 +171,7 @@ def save(model: GPT, tokenizer: dict | None, directory: str, mark: str = ""):
     hf_config = {
         "architectures": ["GPT2LMHeadModel"],
         **{key: getattr(config, field) for field, (key, _, _) in CONFIG_KEYS.items()},
-        **{**FIXED, "n_inner": None},
+        **{**FIXED_CONFIG, "n_inner": None},
         "activation_function": "gelu_new" if config.activation == "gelu_tanh" else "gelu",
         **dict(embd_pdrop=config.dropout, resid_pdrop=config.dropout, attn_pdrop=config.attn_dropout),
         **dict(bos_token_id=end_id, eos_token_id=end_id),
@@ -179,7 +179,7 @@ def save(model: GPT, tokenizer: dict | None, directory: str, mark: str = ""):
     _write_json(hf_config, directory, "config.json")
     if tokenizer:
         _save_tokenizer(from_dict(tokenizer), config.block_size, directory)
-    _write_json({"mark": mark, "tokenizer": tokenizer, "files": _hashes(directory)}, directory, RECORD)
+    _write_json({"mark": command_hash, "tokenizer": tokenizer, "files": _hash_files(directory)}, directory, RECORD_NAME)
 
 
 def _write_json(content: dict, directory: str, name: str):
@@ -187,18 +187,18 @@ def _write_json(content: dict, directory: str, name: str):
         json.dump(content, file, indent=2)
 
 
-def mark_of(directory: str) -> str | None:
-    """The mark that save wrote, if directory holds exactly what it wrote; else None."""
+def stored_hash(directory: str) -> str | None:
+    """The command_hash that save wrote, if directory holds exactly what it wrote; else None."""
     try:
-        record = _read(directory, RECORD)
-        return record.get("mark") if _hashes(directory) == record.get("files") else None
+        record = _read(directory, RECORD_NAME)
+        return record.get("mark") if _hash_files(directory) == record.get("files") else None
     except (OSError, UserError):
         return None
 
 
-def _hashes(directory: str) -> dict[str, str]:
+def _hash_files(directory: str) -> dict[str, str]:
     """The hash of each file in directory except save's record."""
-    names = sorted(set(os.listdir(directory)) - {RECORD})
+    names = sorted(set(os.listdir(directory)) - {RECORD_NAME})
     return {name: file_sha256(os.path.join(directory, name)) for name in names}
 
 
@@ -208,7 +208,7 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
     from tokenizers import Tokenizer as HFTokenizer
 
     if tokenizer.kind in ("gpt2", "bpe"):
-        vocabulary, merges = _byte_pairs(tokenizer.encoding._mergeable_ranks)
+        vocabulary, merges = _vocab_and_merges(tokenizer.encoding._mergeable_ranks)
         hf_tokenizer = HFTokenizer(models.BPE(vocabulary, merges))
         hf_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         hf_tokenizer.decoder = decoders.ByteLevel()
@@ -234,25 +234,25 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
 
 def _chat_template(template: Template) -> str:
     """The template in Jinja for transformers' apply_chat_template, which then asks a model as our chat does."""
-    said = {
+    affixes = {
         "system": (template.system, ""),
         "user": (template.user, template.assistant),
         "assistant": (template.gap, template.end),
     }
-    cases = "".join(
+    branches = "".join(
         f"{{%- if message['role'] == '{role}' %}}{{{{- {before!r} + message['content'] + {after!r} }}}}{{%- endif %}}"
-        for role, (before, after) in said.items()
+        for role, (before, after) in affixes.items()
     )
-    return f"{{{{- {END!r} }}}}{{%- for message in messages %}}{cases}{{%- endfor %}}"
+    return f"{{{{- {END!r} }}}}{{%- for message in messages %}}{branches}{{%- endfor %}}"
 
 
-def _byte_pairs(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _vocab_and_merges(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """(vocabulary, merges) of GPT-2's own files, which write bytes as characters, from tiktoken's ranks.
 
     Every token is the merge of the two parts that the earlier merges leave of its bytes.
     """
-    letters = byte_alphabet()
-    names = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    byte_chars = byte_alphabet()
+    names = {token: "".join(byte_chars[byte] for byte in token) for token in ranks}
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [bytes([byte]) for byte in token]

@@ -60,7 +60,7 @@ class Bigram(GPT):
         self.config = replace(self.config, block_size=block_size)
 
 
-class EDSModel(GPT):
+class EmpatheticModel(GPT):
     """Common part of the two: no sequence is longer than block_size, and there is no key-value cache."""
 
     can_cache = False
@@ -71,7 +71,7 @@ class EDSModel(GPT):
             raise UserError(f"a sequence of {T} tokens is longer than {limit}: pass block_size or fewer")
 
 
-class EDSRope(EDSModel):
+class EmpatheticRope(EmpatheticModel):
     """Token embeddings rotated once, over all channels, by 90 degrees less than RoPE's angle; no dropout on them."""
 
     def _embed(self, idx, positions, before=None):
@@ -80,7 +80,7 @@ class EDSRope(EDSModel):
         return torch.cat([x1 * sin - x2 * cos, x1 * cos + x2 * sin], dim=-1).to(x1.dtype)
 
 
-class EDSRelative(EDSModel):
+class EmpatheticRelative(EmpatheticModel):
     """Token embeddings times the sequence length T, plus the sum of T rows of a table of distances.
 
     Position i gets rows block_size - 1 - i and the T - 1 after it: a token's embedding depends on how much text follows
@@ -108,14 +108,14 @@ class EDSRelative(EDSModel):
 
     def logits_at(self, idx, last):
         rows = [idx[i : i + 1, : n + 1] for i, n in enumerate(last.tolist())]  # padding would change the embeddings
-        return torch.cat([super(EDSRelative, self).logits_at(row, row.shape[1] - 1) for row in rows])
+        return torch.cat([super(EmpatheticRelative, self).logits_at(row, row.shape[1] - 1) for row in rows])
 
 
-MODELS = {"eds-rope": EDSRope, "eds-relative": EDSRelative}
+MODEL_CLASSES = {"eds-rope": EmpatheticRope, "eds-relative": EmpatheticRelative}
 
 
 def build_model(config: GPTConfig) -> GPT:
     """A new model of this architecture: a GPT, a bigram, or one of EDS's."""
     if isinstance(config, LegacyConfig):
-        return MODELS[config.legacy](config)
+        return MODEL_CLASSES[config.legacy](config)
     return Bigram(config) if config.model_type == "bigram" else GPT(config)

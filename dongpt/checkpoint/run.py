@@ -22,10 +22,10 @@ from dongpt import log
 from dongpt.checkpoint import files as checkpoints
 from dongpt.log import RunLog, check_finite
 from dongpt.runtime import Machine, print0, seed_everything
-from dongpt.text.tokenizers import added_tokens
+from dongpt.text.tokenizers import added_special_tokens
 from model import GPT, CausalSelfAttention
 
-WINDOW_ORDER = "numpy.random.Generator.permutation"  # before this was noted, epochs of over 2**20 windows had another
+WINDOW_ORDER_METHOD = "numpy.random.Generator.permutation"  # before, epochs of over 2**20 windows had another
 
 
 @dataclass
@@ -41,43 +41,43 @@ class State:
     resumed_at = 0, -1  # iter_num and evaluated_at at the start of this process; no field, so it is not saved
 
 
-def stored_values(cls: type, values: Any, where: str) -> dict[str, Any]:
+def check_stored_values(cls: type, values: Any, source: str) -> dict[str, Any]:
     """Those of the values in a file that belong to fields of the dataclass cls, checked against types and bounds.
 
-    Other keys, of other trainers, are ignored. Raises UserError, which begins with `where`.
+    Other keys, of other trainers, are ignored. Raises UserError, which begins with `source`.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where} is no dict but {values!r}: use another checkpoint")
-    known = {key: values[key] for key in get_type_hints(cls) if key in values}
-    for key, value in known.items():
+        raise UserError(f"{source} is no dict but {values!r}: use another checkpoint")
+    stored = {key: values[key] for key in get_type_hints(cls) if key in values}
+    for key, value in stored.items():
         value = value.item() if torch.is_tensor(value) and value.numel() == 1 else value  # nanoGPT's best_val_loss
-        known[key] = configurator.check_setting(key, value, cls, where)
-    if wrong := configurator.out_of_bounds(cls, known):
-        raise UserError(f"{where}: {'; '.join(wrong)}: use another checkpoint")
-    return known
+        stored[key] = configurator.check_setting(key, value, cls, source)
+    if invalid := configurator.out_of_bounds(cls, stored):
+        raise UserError(f"{source}: {'; '.join(invalid)}: use another checkpoint")
+    return stored
 
 
 def resumed_settings(cls: type, checkpoint: dict, path: str, overrides: dict) -> dict:
     """Those settings in the checkpoint of a resumed run, fields of cls, that still hold."""
-    stored = stored_values(cls, checkpoint.get("config", {}), f"{path}: config")
-    stored.pop("out_dir", None)  # the directory may have been moved
-    out_dir, vectors, masked = os.path.dirname(path), stored.get("init_wte", ""), stored.get("document_mask", False)
+    settings = check_stored_values(cls, checkpoint.get("config", {}), f"{path}: config")
+    settings.pop("out_dir", None)  # the directory may have been moved
+    out_dir, vectors, mask = os.path.dirname(path), settings.get("init_wte", ""), settings.get("document_mask", False)
     if overrides.get("init_wte", "") not in ("", vectors):
-        begun = f"the one in {out_dir} started {f'with {vectors}' if vectors else 'without'}"
-        raise UserError(f"init_wte={overrides['init_wte']} is for a new run, and {begun}: drop it, or change out_dir")
-    if overrides.get("document_mask", masked) != masked:
-        reason = f"the run in {out_dir} has document_mask={masked}, and losses with and without cannot be compared"
+        reason = f"the one in {out_dir} started {f'with {vectors}' if vectors else 'without'}"
+        raise UserError(f"init_wte={overrides['init_wte']} is for a new run, and {reason}: drop it, or change out_dir")
+    if overrides.get("document_mask", mask) != mask:
+        reason = f"the run in {out_dir} has document_mask={mask}, and losses with and without cannot be compared"
         raise UserError(f"{reason}: drop it, or start a new run with init_from={out_dir}")
     if "dataset" in overrides:
-        stored["data_dir"] = ""  # which would take precedence over dataset
-    return stored
+        settings["data_dir"] = ""  # which would take precedence over dataset
+    return settings
 
 
 def stored_machine(checkpoint: dict, path: str) -> Machine | None:
     """The Machine that wrote a checkpoint; None if the checkpoint doesn't say, as nanoGPT's do not."""
     if not checkpoint.get("runtime"):
         return None
-    values = stored_values(Machine, checkpoint["runtime"], f"{path}: runtime")
+    values = check_stored_values(Machine, checkpoint["runtime"], f"{path}: runtime")
     if missing := get_type_hints(Machine).keys() - values.keys():
         raise UserError(f"{path}: runtime has no {', '.join(sorted(missing))}: use another checkpoint")
     return Machine(**values)
@@ -86,7 +86,7 @@ def stored_machine(checkpoint: dict, path: str) -> Machine | None:
 def restore(checkpoint: dict, path: str, step) -> State:
     """Load optimizer and scaler from a checkpoint and return its State, saying what is not as it was."""
     cfg, corpus = step.cfg, step.corpus
-    state = State(**stored_values(State, checkpoint, path))
+    state = State(**check_stored_values(State, checkpoint, path))
     windows = checkpoint.get("windows", state.iter_num * step.samples)  # nanoGPT's checkpoints don't say
     state.samples_seen = configurator.check(windows, int, f"{path}: windows")
     state.resumed_at = state.iter_num, state.evaluated_at
@@ -104,7 +104,7 @@ def restore(checkpoint: dict, path: str, step) -> State:
         print0(f"this resume is not bitwise: {corpus.name} is not what this run began with")
     elif "window_order" not in checkpoint and not corpus.masks and corpus.epoch_windows(cfg.block_size) > 2**20:
         print0("this resume is not bitwise: corpora of this size are now visited in another order")
-    if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST)):
+    if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST_NAME)):
         state.best_val_loss = math.inf  # the state with that loss is gone: the next one is the best there is
     return state
 
@@ -114,31 +114,31 @@ def adapt_vocabulary(model: GPT, tokenizer: dict | None, path: str, corpus, seed
 
     Raises UserError if the vocabularies differ in more than that, or at all in a resume.
     """
-    added = added_tokens(tokenizer, corpus.tokenizer_dict)
-    if added is None or added and is_resume:
+    added_tokens = added_special_tokens(tokenizer, corpus.tokenizer_dict)
+    if added_tokens is None or added_tokens and is_resume:
         reason = f"{path} was trained with another vocabulary than that of {corpus.name}"
         raise UserError(f"{reason}: prepare the data with the same tokenizer, or start with init_from=scratch")
     n_rows = model.config.vocab_size
-    if added and corpus.vocab_size > n_rows:
+    if added_tokens and corpus.vocab_size > n_rows:
         seed_everything(seed)
         grow_vocabulary(model, corpus.vocab_size)
-        how = f"grows from {n_rows} to {corpus.vocab_size} rows"
+        change = f"grows from {n_rows} to {corpus.vocab_size} rows"
     else:
-        how = f"of {n_rows} rows is padded, and has rows for them already"
-    if added:
-        print0(f"the data adds {', '.join(added)}: the token embedding {how}")
+        change = f"of {n_rows} rows is padded, and has rows for them already"
+    if added_tokens:
+        print0(f"the data adds {', '.join(added_tokens)}: the token embedding {change}")
 
 
 def grow_vocabulary(model: GPT, vocab_size: int):
     """Add entries for new tokens, initialized like all others, to the token embedding and the head."""
-    wte, lm_head, old = model.transformer.wte, model.lm_head, len(model.transformer.wte.weight)
+    wte, lm_head, old_size = model.transformer.wte, model.lm_head, len(model.transformer.wte.weight)
     if model.config.model_type == "bigram":  # a new token adds a row and a column
         table = nn.init.normal_(torch.empty(vocab_size, vocab_size, device=model.device), std=0.02)
-        table[:old, :old] = wte.weight.detach()
+        table[:old_size, :old_size] = wte.weight.detach()
         wte.weight, wte.embedding_dim = nn.Parameter(table), vocab_size
     else:
         for module in (wte,) if model.config.tie_weights else (wte, lm_head):
-            rows = torch.empty(vocab_size - old, model.config.n_embd, device=model.device)
+            rows = torch.empty(vocab_size - old_size, model.config.n_embd, device=model.device)
             module.weight = nn.Parameter(torch.cat([module.weight.detach(), nn.init.normal_(rows, std=0.02)]))
         if model.config.tie_weights:
             lm_head.weight = wte.weight
@@ -186,39 +186,40 @@ class Saver:
             "runtime": asdict(self.machine),
             "scaler": step.scaler.state_dict(),
             "data_sha256": step.corpus.sha256,
-            "window_order": WINDOW_ORDER,
+            "window_order": WINDOW_ORDER_METHOD,
         }
         self.log.print(f"saving checkpoint to {out_dir}")
-        best = os.path.join(out_dir, checkpoints.BEST)
+        best = os.path.join(out_dir, checkpoints.BEST_NAME)
         if is_best or step.cfg.always_save_checkpoint or not checkpoints.is_valid(best):
             checkpoints.save(checkpoint, best)  # first, so that a crash between the two cannot lose the best state
-        checkpoints.save(checkpoint, os.path.join(out_dir, checkpoints.LAST))
+        checkpoints.save(checkpoint, os.path.join(out_dir, checkpoints.LAST_NAME))
 
 
 def load_best(step) -> int:
     """Load the weights of ckpt.pt into the model of every rank; returns the iteration they are from, on rank 0."""
-    best = checkpoints.load(os.path.join(step.cfg.out_dir, checkpoints.BEST)) if step.rt.is_main else {"iter_num": 0}
+    best_path = os.path.join(step.cfg.out_dir, checkpoints.BEST_NAME)
+    best = checkpoints.load(best_path) if step.rt.is_main else {"iter_num": 0}
     if step.rt.is_main:
         step.model.load_state_dict(best["model"])
     step.rt.broadcast([p.data for p in step.model.parameters()])
     return best["iter_num"]
 
 
-def first_records(step, state: State, config: dict, machine: dict) -> tuple:
+def start_log(step, state: State, config: dict, machine: dict) -> tuple:
     """(records to keep, header, wandb run) of a log that is about to be started; moves an earlier run aside."""
-    cfg, wandb_run, kept = step.cfg, None, []
+    cfg, wandb_run, records = step.cfg, None, []
     iter_num, evaluated_at = state.resumed_at
     if cfg.wandb_log:
         wandb_run = log.start_wandb(cfg.wandb_project, cfg.wandb_run_name, config, state.wandb_run_id)
         state.wandb_run_id = wandb_run.id
     if cfg.init_from == "resume":
-        kept = log.records_before(log.read_log(cfg.out_dir), iter_num, evaluated_at)
-    elif old := checkpoints.set_aside(cfg.out_dir, [log.LOG, log.PICTURE]):
-        print0(f"{cfg.out_dir} held an earlier run: its files are now in {old}")
+        records = log.records_before(log.read_log(cfg.out_dir), iter_num, evaluated_at)
+    elif old_dir := checkpoints.archive_run(cfg.out_dir, [log.LOG, log.PICTURE]):
+        print0(f"{cfg.out_dir} held an earlier run: its files are now in {old_dir}")
     header = dict(config=config, iter=iter_num, machine=machine, world_size=step.rt.world_size)
     header["versions"] = dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)
     header |= dict(data=step.corpus.name, data_sha256=step.corpus.sha256, command=shlex.join(sys.argv))
-    return kept, header, wandb_run
+    return records, header, wandb_run
 
 
 def resume_command(out_dir: str, world_size: int) -> str:

@@ -20,7 +20,7 @@ from dongpt.decode.text import Detokenizer, read_stop, read_stop_ids
 from dongpt.kernels import cpu
 from dongpt.program import first_line
 from dongpt.runtime import DTYPES, Runtime, RuntimeConfig, start
-from dongpt.text.tokenizers import FOREIGN, Tokenizer, Unknown, from_dict
+from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, Tokenizer, UnknownPolicy, from_dict
 from model import GPT
 
 WORTH_ROUNDING = 5e7  # parameters from which dtype=auto means bfloat16 weights on a CPU
@@ -55,7 +55,7 @@ class Generator:
         seed: int = 1337,
         stop: str | Sequence[str] = (),
         stop_ids: str | Sequence[int] = (),
-        unknown: Unknown = "error",
+        unknown: UnknownPolicy = "error",
         use_kv_cache: bool = True,
     ) -> Iterator[str]:
         """Yield the text that follows prompt in pieces, as it is generated: whole characters, never an empty piece.
@@ -73,7 +73,7 @@ class Generator:
         if piece := texts.finish()[0]:
             yield piece
 
-    def encode(self, prompt: str, unknown: Unknown = "error") -> list[int]:
+    def encode(self, prompt: str, unknown: UnknownPolicy = "error") -> list[int]:
         """The ids of a prompt, in which special tokens are recognised; never empty. Raises UserError."""
         tokenizer = self.require_tokenizer()
         return tokenizer.encode(prompt, special=True, unknown=unknown) or [tokenizer.start_id]
@@ -134,7 +134,7 @@ def load(
     model, description, _ = load_anything(path, **model_args)
     if description and not chat_template:
         description = {key: value for key, value in description.items() if key != "template"}
-    tokenizer = from_dict(description) if description and description != FOREIGN else None
+    tokenizer = from_dict(description) if description and description != UNSUPPORTED_TOKENIZER else None
     model, why = to_inference(model, rt, dtype, quantize, compile)
     return Generator(model, tokenizer, why)
 

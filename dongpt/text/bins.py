@@ -4,8 +4,8 @@ train.bin and val.bin are raw little-endian uint16 ids, as nanoGPT reads them. A
 train_001.bin, ... instead, which are one text. Where a loss is taken of some tokens only, train.mask.bin and
 val.mask.bin hold one uint8 per token. meta.json describes them: tokenizer, counts, bytes of text, source and hashes.
 
-    with Writer(folder, tokenizer) as writer:
-        writer.add("train", Encoded(ids, n_characters, n_bytes))
+    with BinWriter(folder, tokenizer) as writer:
+        writer.add("train", EncodedText(ids, n_characters, n_bytes))
         prepared = writer.finish(meta)
     meta = read_meta(folder)
 
@@ -33,14 +33,14 @@ import numpy as np
 from configurator import UserError
 from dongpt.program import ROOT, locked_directory, replaced_file
 from dongpt.text.template import Template
-from dongpt.text.tokenizers import END, MAX_VOCAB, Tokenizer, check_dict, from_dict
+from dongpt.text.tokenizers import END, MAX_VOCAB_SIZE, Tokenizer, check_description, from_dict
 
 SPLITS = ("train", "val")
-STAGING = ".dongpt-new"  # folder inside the data folder that holds files until all are complete
-SHARD = re.compile(r"train_(\d{3,})\.bin")
-DATA_FILES = re.compile(r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin|meta\.json")  # all names that are ever written
-IN_MEMORY_BYTES = 64 * 2**20  # larger files stay on the disk and are read where they are needed
-END_BYTES = 2**20  # at each end of a shard, hashed when training starts
+STAGING_DIR = ".dongpt-new"  # folder inside the data folder that holds files until all are complete
+SHARD_PATTERN = re.compile(r"train_(\d{3,})\.bin")
+DATA_FILE_PATTERN = re.compile(r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin|meta\.json")  # all names ever written
+MAX_IN_MEMORY_BYTES = 64 * 2**20  # larger files stay on the disk and are read where they are needed
+HASHED_END_BYTES = 2**20  # at each end of a shard, hashed when training starts
 CHUNK_TOKENS = 2**22  # read at a time where a whole file is read
 
 
@@ -48,14 +48,14 @@ CHUNK_TOKENS = 2**22  # read at a time where a whole file is read
 # where data folders are
 
 
-def find_folder(dataset: str, data_dir: str) -> str:
+def find_data_folder(dataset: str, data_dir: str) -> str:
     """The data folder that the settings name: data_dir, relative to the working directory, else data/<dataset>."""
     if not (dataset or data_dir):
         raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
     return os.path.abspath(data_dir) if data_dir else os.path.join(ROOT, "data", dataset)
 
 
-def named_folder(name: str) -> str:
+def dataset_folder(name: str) -> str:
     """data/<name>. Raises UserError unless name is a plain folder name."""
     if not name or name in (".", "..") or name != os.path.basename(name):
         raise UserError(f"name={name} must be the name of a folder under data/, without slashes")
@@ -64,25 +64,25 @@ def named_folder(name: str) -> str:
 
 def how_to_prepare(folder: str) -> str:
     """The command that writes data to folder, for error messages."""
-    script = os.path.join(folder, "prepare.py")
-    if os.path.exists(script):
-        return f"run python {os.path.relpath(script)} first"
-    shelf = os.path.join(ROOT, "data")
-    known = sorted(name for name in os.listdir(shelf) if os.path.exists(os.path.join(shelf, name, "prepare.py")))
+    script_path = os.path.join(folder, "prepare.py")
+    if os.path.exists(script_path):
+        return f"run python {os.path.relpath(script_path)} first"
+    root = os.path.join(ROOT, "data")
+    datasets = sorted(name for name in os.listdir(root) if os.path.exists(os.path.join(root, name, "prepare.py")))
     return (
         f"write it with python data/prepare.py --input=YOUR_TEXT --name=NAME, or with one of the prepare.py under "
-        f"data/ (there are {', '.join(known)})"
+        f"data/ (there are {', '.join(datasets)})"
     )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # meta.json
 
-PER_SPLIT = {"train": int, "val": int}
+SPLIT_COUNT_TYPES = {"train": int, "val": int}
 META_TYPES: dict[str, Any] = {  # what meta.json may hold; every int is a count
     **dict.fromkeys(("source", "sha256", "ids_sha256", "split", "plan_sha256"), str),
     **dict.fromkeys(("documents", "seed", "left_out", "vocab_size"), int),
-    **dict.fromkeys(("tokens", "characters", "bytes", "predicted_bytes"), PER_SPLIT),
+    **dict.fromkeys(("tokens", "characters", "bytes", "predicted_bytes"), SPLIT_COUNT_TYPES),
     "shards": {"train": [{"file": str, "tokens": int, "sha256": str, "ends_sha256": str}]},
 }
 
@@ -92,7 +92,7 @@ def read_meta(folder: str) -> dict:
 
     Raises UserError if it is damaged, or if a preparation was interrupted while it moved its files into place.
     """
-    if os.path.isdir(os.path.join(folder, STAGING)) and _staged(folder)[1]:
+    if os.path.isdir(os.path.join(folder, STAGING_DIR)) and _staged_names(folder)[1]:
         problem = f"the preparation of {folder} was interrupted while its files were moved into place"
         raise UserError(f"{problem}: give the command that prepared it again")
     paths = [os.path.join(folder, name) for name in ("meta.json", "meta.pkl")]
@@ -105,7 +105,7 @@ def _read(path: str) -> dict:
         if not os.path.isfile(path):
             raise ValueError("it is no file")
         with open(path, "rb") as file:
-            return _validated(_unpickled(file) if path.endswith(".pkl") else json.loads(file.read().decode("utf-8")))
+            return _check_meta(_load_pickle(file) if path.endswith(".pkl") else json.loads(str(file.read(), "utf-8")))
     except (OSError, ValueError, KeyError, RecursionError) as error:
         problem = f"{path} is damaged or was not written by a preparation ({error})"
         raise UserError(
@@ -120,7 +120,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _unpickled(file: IO[bytes]) -> dict:
+def _load_pickle(file: IO[bytes]) -> dict:
     """nanoGPT's meta.pkl as a description."""
     try:
         meta = _PlainUnpickler(file).load()
@@ -139,46 +139,46 @@ def _has_type(value: Any, expected: Any) -> bool:
     return type(value) is expected and (expected is str or 0 <= value < 2**62)  # True is no number of tokens
 
 
-def _validated(meta: Any) -> dict:
-    """meta, if all that programs read of it is what a Writer stores. Raises ValueError, naming what isn't, or KeyError.
+def _check_meta(meta: Any) -> dict:
+    """meta, if all that programs read of it is what a BinWriter stores. Raises ValueError, which names it, or KeyError.
 
     Does not load GPT-2's vocabulary, which may have to be downloaded.
     """
     if not isinstance(meta, dict):
         raise ValueError("it is no object")
-    if wrong := [key for key, expected in META_TYPES.items() if key in meta and not _has_type(meta[key], expected)]:
-        raise ValueError(f"{wrong[0]} is not valid")
-    tokens, characters, n_bytes, predicted = (
+    if invalid_keys := [key for key, type_ in META_TYPES.items() if key in meta and not _has_type(meta[key], type_)]:
+        raise ValueError(f"{invalid_keys[0]} is not valid")
+    tokens, characters, n_bytes, predicted_bytes = (
         meta.get(key, {}) for key in ("tokens", "characters", "bytes", "predicted_bytes")
     )
     shards = meta["shards"]["train"] if "shards" in meta else []
-    tokenizer, vocab_size = meta["tokenizer"], check_dict(meta["tokenizer"])
-    special = tokenizer.get("special", [])
+    tokenizer, vocab_size = meta["tokenizer"], check_description(meta["tokenizer"])
+    special_tokens = tokenizer.get("special", [])
     if tokenizer["kind"] != "gpt2":
         vocab_size = from_dict(tokenizer).vocab_size
     elif "template" in tokenizer:
         Template.from_dict(tokenizer["template"])
-    consistent = {
-        "vocab_size": meta["vocab_size"] == vocab_size <= MAX_VOCAB,
-        "special": tokenizer["kind"] != "gpt2" or len({END, "", *special}) == 2 + len(special),
+    checks = {
+        "vocab_size": meta["vocab_size"] == vocab_size <= MAX_VOCAB_SIZE,
+        "special": tokenizer["kind"] != "gpt2" or len({END, "", *special_tokens}) == 2 + len(special_tokens),
         "tokens": not tokens or set(tokens) == set(SPLITS) and min(tokens.values()) > 0,
         "bytes": all(  # a character takes one to four bytes
             split in tokens and characters.get(split, 1) <= n <= 4 * characters.get(split, n)
             for split, n in n_bytes.items()
         ),
-        "predicted_bytes": all(split in tokens and n <= n_bytes.get(split, n) for split, n in predicted.items()),
+        "predicted_bytes": all(split in tokens and n <= n_bytes.get(split, n) for split, n in predicted_bytes.items()),
         "shards": len({shard["file"] for shard in shards}) == len(shards) > 0 or "shards" not in meta,
         "a shard": all(  # a file in the data folder, with all that describe() tells of it
-            len(shard) >= 4 and SHARD.fullmatch(shard["file"]) and shard["tokens"] > 0 for shard in shards
+            len(shard) >= 4 and SHARD_PATTERN.fullmatch(shard["file"]) and shard["tokens"] > 0 for shard in shards
         ),
         "the number of tokens": not shards or sum(shard["tokens"] for shard in shards) == tokens.get("train"),
     }
-    if wrong := [what for what, holds in consistent.items() if not holds]:
-        raise ValueError(f"{wrong[0]} is not valid")
+    if invalid_keys := [name for name, is_valid in checks.items() if not is_valid]:
+        raise ValueError(f"{invalid_keys[0]} is not valid")
     return meta
 
 
-def file_names(meta: dict) -> set[str]:
+def data_file_names(meta: dict) -> set[str]:
     """The names of the data files that meta describes."""
     train = [shard["file"] for shard in meta["shards"]["train"]] if "shards" in meta else ["train.bin"]
     return {*train, "val.bin", *(f"{split}.mask.bin" for split in meta.get("predicted_bytes", {}))}
@@ -188,42 +188,42 @@ def file_names(meta: dict) -> set[str]:
 # whose files they are, and how new ones take their place
 
 
-def _staged(folder: str) -> tuple[set[str], set[str]]:
+def _staged_names(folder: str) -> tuple[set[str], set[str]]:
     """(names of the new files that are complete, those of them that are in place already)."""
     names: set[str] = set()
     with contextlib.suppress(UserError):  # there are none, or they are not ours
-        names = file_names(_read(os.path.join(folder, STAGING, "meta.json")))
-    return names, {name for name in names if not os.path.isfile(os.path.join(folder, STAGING, name))}
+        names = data_file_names(_read(os.path.join(folder, STAGING_DIR, "meta.json")))
+    return names, {name for name in names if not os.path.isfile(os.path.join(folder, STAGING_DIR, name))}
 
 
-def _own_files(folder: str) -> set[str]:
+def _prepared_file_names(folder: str) -> set[str]:
     """The names of the data files in folder that an earlier preparation wrote, as meta.json says."""
-    own = _staged(folder)[1]
+    names = _staged_names(folder)[1]
     with contextlib.suppress(UserError):
         meta = _read(os.path.join(folder, "meta.json"))
-        own |= {"meta.json", *file_names(meta)} if "tokens" in meta else set()  # without counts it is somebody else's
-    return own
+        names |= {"meta.json", *data_file_names(meta)} if "tokens" in meta else set()  # without counts it's another's
+    return names
 
 
-def refuse_foreign_files(folder: str):
+def check_no_foreign_files(folder: str):
     """Raise UserError if folder holds files with the names of data files that no preparation wrote."""
-    names = set(filter(DATA_FILES.fullmatch, os.listdir(folder))) if os.path.isdir(folder) else set()
-    if foreign := sorted(names - _own_files(folder)):
-        problem = f"{os.path.join(folder, foreign[0])} was not written by a preparation, or meta.json does not say so"
+    names = set(filter(DATA_FILE_PATTERN.fullmatch, os.listdir(folder))) if os.path.isdir(folder) else set()
+    if unowned := sorted(names - _prepared_file_names(folder)):
+        problem = f"{os.path.join(folder, unowned[0])} was not written by a preparation, or meta.json does not say so"
         raise UserError(f"{problem}, and would be replaced: move it elsewhere, or write to another folder")
 
 
-def _commit(folder: str):
+def _commit_staged_files(folder: str):
     """Move complete new files into place and remove earlier ones; the next preparation finishes what is interrupted."""
-    refuse_foreign_files(folder)
-    names, moved = _staged(folder)
-    for name in sorted(names - moved):
-        os.replace(os.path.join(folder, STAGING, name), os.path.join(folder, name))
-    for name in _own_files(folder) - names - {"meta.json"}:
+    check_no_foreign_files(folder)
+    names, moved_names = _staged_names(folder)
+    for name in sorted(names - moved_names):
+        os.replace(os.path.join(folder, STAGING_DIR, name), os.path.join(folder, name))
+    for name in _prepared_file_names(folder) - names - {"meta.json"}:
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(folder, name))
-    os.replace(os.path.join(folder, STAGING, "meta.json"), os.path.join(folder, "meta.json"))
-    shutil.rmtree(os.path.join(folder, STAGING))
+    os.replace(os.path.join(folder, STAGING_DIR, "meta.json"), os.path.join(folder, "meta.json"))
+    shutil.rmtree(os.path.join(folder, STAGING_DIR))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -231,22 +231,22 @@ def _commit(folder: str):
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedText:
     """Ids (n,) and how many characters and bytes of text they stand for.
 
-    mask (n,) is nonzero for ids that are in the loss, None if all are; these stand for n_predicted bytes.
+    mask (n,) is nonzero for ids that are in the loss, None if all are; these stand for n_predicted_bytes bytes.
     """
 
     ids: np.ndarray
     n_characters: int
     n_bytes: int
     mask: np.ndarray | None = None
-    n_predicted: int = 0
+    n_predicted_bytes: int = 0
     is_lossy: bool = False  # the ids cannot give the text back
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedData:
     """A data folder that was written, its meta.json, and a piece of its text."""
 
     folder: str
@@ -256,12 +256,12 @@ class Prepared:
     sample: str = ""
 
 
-class Writer:
+class BinWriter:
     """Writes a data folder, which it locks until the end of the with statement.
 
     With shard_tokens train is written to files of so many tokens each. After save() the new files survive a crash, and
-    a Writer with the same plan, a text that stands for the data to be written, continues after the first
-    state["documents"] documents. reorder: finish() is told the order of val's documents.
+    a BinWriter with the same fingerprint, a hash of what decides on the data, continues after the first
+    state["documents"] documents. reorder_val: finish() is told the order of val's documents.
     Raises UserError for a folder that is locked, cannot be written, or holds data files of somebody else.
     """
 
@@ -270,133 +270,133 @@ class Writer:
         folder: str,
         tokenizer: Tokenizer | None = None,
         shard_tokens: int = 0,
-        plan: str = "",
-        reorder: bool = False,
+        fingerprint: str = "",
+        reorder_val: bool = False,
     ):
         self.folder, self.tokenizer, self.shard_tokens = folder, tokenizer, shard_tokens
-        self.val_file = "val.ids" if reorder else "val.bin"
-        self.saved = False  # whether a later process can continue with the new files
-        self.unsynced: set[str] = set()  # names of new files that have perhaps not reached the disk
+        self.val_file = "val.ids" if reorder_val else "val.bin"
+        self.can_resume = False  # whether a later process can continue with the new files
+        self.unsynced_files: set[str] = set()  # names of new files that have perhaps not reached the disk
         self.state: dict[str, Any] = {key: dict.fromkeys(SPLITS, 0) for key in ("characters", "bytes", "tokens")}
         self.state |= {"predicted_bytes": {}, "is_lossy": False}
-        self.state |= {"plan": plan, "documents": 0, "sizes": {}}  # documents that are done, bytes of the new files
+        self.state |= {"plan": fingerprint, "documents": 0, "sizes": {}}  # documents done, bytes of the new files
 
-    def __enter__(self) -> "Writer":
-        refuse_foreign_files(self.folder)  # before the lock creates a file there
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(locked_directory(self.folder))
-            with self._disk_errors():
-                if _staged(self.folder)[0]:
-                    _commit(self.folder)
-                self._resume()
-            self.lock = stack.pop_all()
+    def __enter__(self) -> "BinWriter":
+        check_no_foreign_files(self.folder)  # before the lock creates a file there
+        with contextlib.ExitStack() as exit_stack:
+            exit_stack.enter_context(locked_directory(self.folder))
+            with self._explain_disk_errors():
+                if _staged_names(self.folder)[0]:
+                    _commit_staged_files(self.folder)
+                self._resume_staging()
+            self.lock = exit_stack.pop_all()
         return self
 
     def __exit__(self, *error):
         with self.lock:
-            if self.saved and KeyboardInterrupt in error:
+            if self.can_resume and KeyboardInterrupt in error:
                 print(f"interrupted: the same command continues after document {self.state['documents']:,}")
-            if not self.saved and not _staged(self.folder)[0]:
-                shutil.rmtree(self._path(), ignore_errors=True)
+            if not self.can_resume and not _staged_names(self.folder)[0]:
+                shutil.rmtree(self._staging_path(), ignore_errors=True)
 
     @contextlib.contextmanager
-    def _disk_errors(self):
+    def _explain_disk_errors(self):
         """Turn errors in writing into sentences with a remedy."""
         try:
             yield
         except OSError as error:
-            remedy, continues = "free space there or change its rights", ""
+            remedy, resume_note = "free space there or change its rights", ""
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                new = _megabytes(self._path(), self.state["sizes"])
-                remedy = f"free space on that disk, where the new files have {new} MB by now"
-                if not _staged(self.folder)[1]:
-                    old = _megabytes(self.folder, _own_files(self.folder))
-                    remedy += f" and the earlier data, which stay as they are, {old} MB"
-            if self.saved or _staged(self.folder)[0]:
-                continues = "; the same command then continues where it stopped"
-            raise UserError(f"{self.folder} cannot be written ({error.strerror}): {remedy}{continues}") from error
+                new_mb = _size_in_mb(self._staging_path(), self.state["sizes"])
+                remedy = f"free space on that disk, where the new files have {new_mb} MB by now"
+                if not _staged_names(self.folder)[1]:
+                    old_mb = _size_in_mb(self.folder, _prepared_file_names(self.folder))
+                    remedy += f" and the earlier data, which stay as they are, {old_mb} MB"
+            if self.can_resume or _staged_names(self.folder)[0]:
+                resume_note = "; the same command then continues where it stopped"
+            raise UserError(f"{self.folder} cannot be written ({error.strerror}): {remedy}{resume_note}") from error
 
-    def _path(self, *name: str) -> str:
+    def _staging_path(self, *name: str) -> str:
         """The path of a new file, or of their folder."""
-        return os.path.join(self.folder, STAGING, *name)
+        return os.path.join(self.folder, STAGING_DIR, *name)
 
-    def _resume(self):
+    def _resume_staging(self):
         """Continue the files that an earlier process saved with the same plan, or start with none."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
-            with open(self._path("state.json"), encoding="utf-8") as file:
+            with open(self._staging_path("state.json"), encoding="utf-8") as file:
                 state = json.load(file)
-            names, found = set(state["sizes"]), set(os.listdir(self._path())) - {"state.json"}
-            same = state.keys() == self.state.keys() and state["plan"] == self.state["plan"] != ""
-            if same and names <= found and all(os.path.getsize(self._path(n)) >= state["sizes"][n] for n in names):
-                for name in found:  # nothing stays of what was written after the state was saved
-                    os.truncate(self._path(name), state["sizes"].get(name, 0))
-                self.state, self.saved = state, True
+            sizes, file_names = state["sizes"], set(os.listdir(self._staging_path())) - {"state.json"}
+            is_same_plan = state.keys() == self.state.keys() and state["plan"] == self.state["plan"] != ""
+            if is_same_plan and all(os.path.getsize(self._staging_path(name)) >= sizes[name] for name in sizes):
+                for name in file_names:  # nothing stays of what was written after the state was saved
+                    os.truncate(self._staging_path(name), state["sizes"].get(name, 0))
+                self.state, self.can_resume = state, True
                 return
-        if os.path.exists(self._path("state.json")):
+        if os.path.exists(self._staging_path("state.json")):
             print("what was started there before had other files or settings, or is damaged: starting again")
-        if os.path.exists(self._path()):
-            shutil.rmtree(self._path())
-        os.makedirs(self._path())
+        if os.path.exists(self._staging_path()):
+            shutil.rmtree(self._staging_path())
+        os.makedirs(self._staging_path())
 
     def save(self, documents: int):
         """Make the new files, which hold this many documents, survive a crash."""
         self.state["documents"] = documents
-        with self._disk_errors():
-            self._sync()
-            with replaced_file(self._path("state.json"), "w", encoding="utf-8") as file:
+        with self._explain_disk_errors():
+            self._sync_to_disk()
+            with replaced_file(self._staging_path("state.json"), "w", encoding="utf-8") as file:
                 json.dump(self.state, file)
-        self.saved = True
+        self.can_resume = True
 
-    def _sync(self):
+    def _sync_to_disk(self):
         """Wait until all new files have reached the disk."""
-        for name in sorted(self.unsynced):
-            with open(self._path(name), "ab") as file:
+        for name in sorted(self.unsynced_files):
+            with open(self._staging_path(name), "ab") as file:
                 os.fsync(file.fileno())
-        self.unsynced.clear()
+        self.unsynced_files.clear()
 
-    def add(self, split: str, encoded: Encoded):
+    def add(self, split: str, encoded: EncodedText):
         """Append to a split."""
         ids, state = np.ascontiguousarray(encoded.ids, dtype="<u2"), self.state
-        parts = {self.val_file if split == "val" else "train.bin": ids}
+        arrays = {self.val_file if split == "val" else "train.bin": ids}
         if split == "train" and self.shard_tokens:
-            number, used = divmod(state["tokens"]["train"], self.shard_tokens)
-            places = range(self.shard_tokens - used, len(ids), self.shard_tokens)
-            parts = {shard_name("train", i): part for i, part in enumerate(np.split(ids, places), number)}
+            number, offset = divmod(state["tokens"]["train"], self.shard_tokens)
+            split_points = range(self.shard_tokens - offset, len(ids), self.shard_tokens)
+            arrays = {shard_name("train", i): array for i, array in enumerate(np.split(ids, split_points), number)}
         if encoded.mask is not None:
-            parts[f"{split}.mask.bin"] = encoded.mask.astype(np.uint8)
-            state["predicted_bytes"][split] = state["predicted_bytes"].get(split, 0) + encoded.n_predicted
-        with self._disk_errors():
-            for name, part in parts.items():
-                if len(part):
-                    with open(self._path(name), "ab") as file:
-                        file.write(part.data)
-                    state["sizes"][name] = state["sizes"].get(name, 0) + part.nbytes
-                    self.unsynced.add(name)
+            arrays[f"{split}.mask.bin"] = encoded.mask.astype(np.uint8)
+            state["predicted_bytes"][split] = state["predicted_bytes"].get(split, 0) + encoded.n_predicted_bytes
+        with self._explain_disk_errors():
+            for name, array in arrays.items():
+                if len(array):
+                    with open(self._staging_path(name), "ab") as file:
+                        file.write(array.data)
+                    state["sizes"][name] = state["sizes"].get(name, 0) + array.nbytes
+                    self.unsynced_files.add(name)
         state["characters"][split] += encoded.n_characters
         state["bytes"][split] += encoded.n_bytes
         state["tokens"][split] += len(ids)
         state["is_lossy"] |= encoded.is_lossy
 
-    def finish(self, meta: dict, val_order: np.ndarray | None = None) -> Prepared:
+    def finish(self, meta: dict, val_order: np.ndarray | None = None) -> PreparedData:
         """Move the files into place; meta.json gets the entries of meta too. Raises UserError for an empty split.
 
         val_order: the numbers of val's documents, each of which ends with <|endoftext|>, in their final order.
         """
         tokenizer = self.tokenizer
-        assert tokenizer is not None, "a Writer needs a tokenizer"
+        assert tokenizer is not None, "a BinWriter needs a tokenizer"
         n_train, n_val = (self.state["tokens"][split] for split in SPLITS)
         if min(n_train, n_val) < 2:
-            self.saved = False  # to continue would end here again
+            self.can_resume = False  # to continue would end here again
             raise UserError(
                 f"the text gives {n_train:,} tokens to train on and {n_val:,} for validation, and a loss needs two: "
                 f"give a longer one, another --val_fraction, or another --tokenizer"
             )
-        with self._disk_errors():
+        with self._explain_disk_errors():
             if val_order is not None:
-                self._write_in_order(val_order, tokenizer.end_id)
-            self._sync()
+                self._write_val_in_order(val_order, tokenizer.end_id)
+            self._sync_to_disk()
             n_shards = -(-n_train // self.shard_tokens) if self.shard_tokens else 0
-            paths = [self._path(shard_name("train", i)) for i in range(n_shards)]
+            paths = [self._staging_path(shard_name("train", i)) for i in range(n_shards)]
             shards = [describe(path, file_sha256(path)) for path in paths]
             counts = {key: self.state[key] for key in ("characters", "bytes", "tokens", "predicted_bytes")}
             meta = {
@@ -404,28 +404,28 @@ class Writer:
                 "vocab_size": tokenizer.vocab_size,
                 **{key: count for key, count in counts.items() if count},
                 **({"shards": {"train": shards}} if shards else {}),
-                "ids_sha256": ids_sha256(self._path(), shards),
+                "ids_sha256": ids_sha256(self._staging_path(), shards),
                 **meta,
             }
-            with replaced_file(self._path("meta.json")) as file:
+            with replaced_file(self._staging_path("meta.json")) as file:
                 file.write(json.dumps(meta, indent=1).encode("utf-8"))
-            _commit(self.folder)
-        self.saved = False
-        return Prepared(self.folder, meta, tokenizer, self.state["is_lossy"])
+            _commit_staged_files(self.folder)
+        self.can_resume = False
+        return PreparedData(self.folder, meta, tokenizer, self.state["is_lossy"])
 
-    def _write_in_order(self, order: np.ndarray, end_id: int | None):
+    def _write_val_in_order(self, order: np.ndarray, end_id: int | None):
         """Write val.bin from the spooled documents."""
-        ids = np.memmap(self._path(self.val_file), dtype="<u2", mode="r")
+        ids = np.memmap(self._staging_path(self.val_file), dtype="<u2", mode="r")
         ends = np.flatnonzero(ids == end_id) + 1
         assert len(ends) == len(order), "every document ends with end_id"
         starts = np.append(0, ends[:-1])
-        with open(self._path("val.bin"), "wb") as file:
+        with open(self._staging_path("val.bin"), "wb") as file:
             for i in order.tolist():
                 file.write(ids[starts[i] : ends[i]].data)
-        self.unsynced.add("val.bin")
+        self.unsynced_files.add("val.bin")
 
 
-def _megabytes(folder: str, names) -> str:
+def _size_in_mb(folder: str, names) -> str:
     """The size of these files of folder in MB, rounded up."""
     paths = (os.path.join(folder, name) for name in names)
     return f"{math.ceil(sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) / 1e6):,}"
@@ -443,7 +443,7 @@ def shard_name(split: str, number: int) -> str:
 def find_shards(folder: str) -> list[str]:
     """The names of train's shards in a folder without meta.json, in order. Raises UserError if a number is missing."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    shards = {int(match[1]): name for name in names if (match := SHARD.fullmatch(name))}
+    shards = {int(match[1]): name for name in names if (match := SHARD_PATTERN.fullmatch(name))}
     if missing := sorted({*range(len(shards))} - {*shards}):
         problem = f"{folder} has {len(shards)} shards of train and no {shard_name('train', missing[0])}"
         raise UserError(f"{problem}: copy it there, or prepare the data again")
@@ -473,9 +473,9 @@ def _readable(path: str) -> Iterator[io.FileIO]:
 def ends_sha256(path: str) -> str:
     """SHA-256 of the first megabyte of a file followed by its last one."""
     with _readable(path) as file:
-        first = file.read(END_BYTES)
-        file.seek(max(0, os.path.getsize(path) - END_BYTES))
-        return hashlib.sha256(first + file.read(END_BYTES)).hexdigest()
+        first_bytes = file.read(HASHED_END_BYTES)
+        file.seek(max(0, os.path.getsize(path) - HASHED_END_BYTES))
+        return hashlib.sha256(first_bytes + file.read(HASHED_END_BYTES)).hexdigest()
 
 
 def file_sha256(*paths: str, prefix: str = "") -> str:
@@ -483,8 +483,8 @@ def file_sha256(*paths: str, prefix: str = "") -> str:
     digest = hashlib.sha256(prefix.encode("ascii"))
     for path in paths:
         with _readable(path) as file:
-            while piece := file.read(2**20):
-                digest.update(piece)
+            while chunk := file.read(2**20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -495,15 +495,15 @@ def ids_sha256(folder: str, shards: list[dict]) -> str:
     return file_sha256(*(os.path.join(folder, name) for name in names), prefix=prefix)
 
 
-def check_ends(folder: str, shards: list[dict]):
+def check_shard_ends(folder: str, shards: list[dict]):
     """Raise UserError unless the ends of every shard in folder are what its description says."""
-    known = {shard["ends_sha256"]: shard["file"] for shard in shards}
+    file_of_hash = {shard["ends_sha256"]: shard["file"] for shard in shards}
     for shard in shards:
         path = os.path.join(folder, shard["file"])
-        if (found := ends_sha256(path)) != shard["ends_sha256"]:
+        if (ends_hash := ends_sha256(path)) != shard["ends_sha256"]:
             problem = "its first or its last megabyte differs, copy it again, or prepare the data again"
-            if found in known:
-                problem = f"it holds what belongs in {known[found]}, give the shards their right names"
+            if ends_hash in file_of_hash:
+                problem = f"it holds what belongs in {file_of_hash[ends_hash]}, give the shards their right names"
             raise UserError(f"{path} is not what meta.json describes: {problem}")
 
 
@@ -516,14 +516,14 @@ def data_files(folder: str, meta: dict) -> dict[str, list[tuple[str, int]]]:
 
     Raises UserError for files that are missing, or whose sizes are not those that meta tells.
     """
-    found: dict[str, list[tuple[str, int]]] = {}
+    files: dict[str, list[tuple[str, int]]] = {}
     for key in ("train", "val", "train.mask", "val.mask"):
         split, _, mask = key.partition(".")
         if mask and not (
             split in meta.get("predicted_bytes", {}) or os.path.exists(os.path.join(folder, f"{key}.bin"))
         ):
             continue
-        n_tokens = sum(count for _, count in found[split]) if mask else meta.get("tokens", {}).get(split)
+        n_tokens = sum(count for _, count in files[split]) if mask else meta.get("tokens", {}).get(split)
         expected: dict[str, int | None] = {f"{key}.bin": n_tokens}
         remedy = ""
         if key == "train" and "shards" in meta:
@@ -531,21 +531,21 @@ def data_files(folder: str, meta: dict) -> dict[str, list[tuple[str, int]]]:
             remedy = "copy it there again, or prepare the data again"
         elif key == "train" and not meta.get("tokens") and not os.path.exists(os.path.join(folder, "train.bin")):
             expected = dict.fromkeys(find_shards(folder)) or expected
-        found[key] = []
+        files[key] = []
         for name, count in expected.items():
             path, itemsize, problem = os.path.join(folder, name), 1 if mask else 2, ""
             size = os.path.getsize(path) if os.path.isfile(path) else -1
             if size < 0:
                 problem = f"{folder} has no {name}"
             elif count and size != itemsize * count:
-                says = "its mask needs" if mask else "meta.json says"
-                problem = f"{path} has {size:,} bytes where {says} {itemsize * count:,}"
+                size_source = "its mask needs" if mask else "meta.json says"
+                problem = f"{path} has {size:,} bytes where {size_source} {itemsize * count:,}"
             elif size == 0 or size % itemsize:
                 problem = f"{path} is {'damaged' if size else 'empty'}"
             if problem:
                 raise UserError(f"{problem}: {remedy or how_to_prepare(folder)}")
-            found[key].append((path, size // itemsize))
-    return found
+            files[key].append((path, size // itemsize))
+    return files
 
 
 class TokenArray:
@@ -558,8 +558,8 @@ class TokenArray:
     def __init__(self, files: list[tuple[str, int]], dtype: str, length: int):
         self.paths, self.dtype, self.length = [path for path, _ in files], np.dtype(dtype), length
         self.starts = [0, *accumulate(count for _, count in files)]  # index of each file's first entry
-        self.in_memory = length * self.dtype.itemsize <= IN_MEMORY_BYTES
-        self._cached = self._read(0, length) if self.in_memory else np.empty(0, self.dtype)
+        self.in_memory = length * self.dtype.itemsize <= MAX_IN_MEMORY_BYTES
+        self._cached_values = self._read(0, length) if self.in_memory else np.empty(0, self.dtype)
 
     def __len__(self) -> int:
         return self.length
@@ -567,12 +567,12 @@ class TokenArray:
     def __getitem__(self, key: slice) -> np.ndarray:
         assert key.step in (None, 1)
         start, stop, _ = key.indices(self.length)
-        return self._cached[start:stop] if self.in_memory else self._read(start, max(0, stop - start))
+        return self._cached_values[start:stop] if self.in_memory else self._read(start, max(0, stop - start))
 
     def array(self) -> "np.ndarray | TokenArray":
         """All of it as a numpy array, which is memory-mapped if it is a large file; large shards stay a TokenArray."""
         if self.in_memory:
-            return self._cached
+            return self._cached_values
         if len(self.paths) > 1:
             return self
         return np.memmap(self.paths[0], dtype=self.dtype, mode="r", shape=(self.length,))
@@ -581,7 +581,7 @@ class TokenArray:
         """The windows that begin at starts, (len(starts), length)."""
         windows = np.empty((len(starts), length), dtype=self.dtype)
         for window, start in zip(windows, starts.tolist()):
-            window[:] = self._cached[start : start + length] if self.in_memory else self._read(start, length)
+            window[:] = self._cached_values[start : start + length] if self.in_memory else self._read(start, length)
         return windows
 
     def chunks(self, size: int = CHUNK_TOKENS) -> Iterator[np.ndarray]:
@@ -591,13 +591,13 @@ class TokenArray:
 
     def _read(self, start: int, length: int) -> np.ndarray:
         """The `length` entries from start on, read from the files."""
-        values, done = np.empty(length, dtype=self.dtype), 0
-        while done < length:
-            i = bisect.bisect_right(self.starts, start + done) - 1
-            part = values[done : self.starts[i + 1] - start]
+        values, n_read = np.empty(length, dtype=self.dtype), 0
+        while n_read < length:
+            i = bisect.bisect_right(self.starts, start + n_read) - 1
+            part = values[n_read : self.starts[i + 1] - start]
             with _readable(self.paths[i]) as file:
-                file.seek((start + done - self.starts[i]) * self.dtype.itemsize)
+                file.seek((start + n_read - self.starts[i]) * self.dtype.itemsize)
                 if file.readinto(part.data) < part.nbytes:
                     raise UserError(f"{self.paths[i]} has become shorter while it was read: prepare the data again")
-            done += len(part)
+            n_read += len(part)
         return values

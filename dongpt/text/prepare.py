@@ -3,10 +3,10 @@
 The documents are read twice, or three times where byte pairs are trained: once to count them, then to encode them.
 Memory does not grow with them. Text is cut, to save memory or time, only where the tokenizer would cut too
 (Tokenizer.cut), so the ids are those of encoding every document whole. A preparation that was interrupted continues
-after the last CHAPTER_CHARS characters that were written when it is given the same documents and settings again.
+after the last CHARS_PER_SAVE characters that were written when it is given the same documents and settings again.
 
     prepared = prepare("data/mytext", Files(["mytext.txt"]), Vocabulary("bpe", vocab_size=1024))
-    prepared = prepare("data/openwebtext", Files(paths, as_is=True), Vocabulary("gpt2"), 0.0005, seed=2357)
+    prepared = prepare("data/openwebtext", Files(paths, raw=True), Vocabulary("gpt2"), 0.0005, seed=2357)
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import zlib
 from collections import Counter, deque
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Callable, Iterable, Iterator, Literal, Protocol, Sequence
 
 import numpy as np
@@ -32,12 +32,12 @@ import numpy as np
 from configurator import UserError
 from dongpt.log import progress_bar
 from dongpt.program import ROOT
-from dongpt.text.bins import SPLITS, Encoded, Prepared, Writer, data_files, read_meta
-from dongpt.text.documents import Files, OnBytes, Texts
-from dongpt.text.template import Segment, Template, joined
+from dongpt.text.bins import SPLITS, BinWriter, EncodedText, PreparedData, data_files, read_meta
+from dongpt.text.documents import Files, Progress, Texts
+from dongpt.text.template import Segment, Template, merge_segments
 from dongpt.text.tokenizers import (
     END,
-    MAX_VOCAB,
+    MAX_VOCAB_SIZE,
     BPETokenizer,
     CharTokenizer,
     GPT2Tokenizer,
@@ -49,29 +49,30 @@ from dongpt.text.tokenizers import (
     split_words,
 )
 
-JOB_CHARS = 2**19  # encoded by a core at a time
-CHAPTER_CHARS = 2**26  # after which the state is saved: a kill costs at most this much work
-UNBROKEN_CHARS = 2**24  # kept in memory while waiting for a place to cut
-HASHED_CHARS = 2**16  # of a document that decide its bucket
+CHARS_PER_JOB = 2**19  # encoded by a core at a time
+CHARS_PER_SAVE = 2**26  # after which the state is saved: a kill costs at most this much work
+MAX_PENDING_CHARS = 2**24  # kept in memory while waiting for a place to cut
+HASHED_PREFIX_CHARS = 2**16  # of a document that decide its bucket
 SAMPLE_CHARS = 1000  # kept to show that they can be read back
 MIN_DOCUMENTS = 20  # fewer are not split as whole documents
-BUCKETS = 2**16  # of documents by their hash; a split by documents chooses among them
+NUM_BUCKETS = 2**16  # of documents by their hash; a split by documents chooses among them
 BPE_TRAIN_CHARS = 2**25  # that byte pairs are trained on at most, evenly spaced over a longer text
 BPE_TRAIN_WORDS = 2**18  # different words in them at most: each takes nearly a kilobyte during training
 MAX_WORDS = 2**20  # different words that are counted
-PREPARED_BY_TRAIN = ("chat_demo", "python_docs")  # data sets whose prepare.py needs no network
+AUTO_PREPARED_DATASETS = ("chat_demo", "python_docs")  # data sets whose prepare.py needs no network
 
-Kind = Literal["char", "word", "bpe", "gpt2"]
-Content = Any  # of a document: text, or a list of segments of which some are in the loss
-Piece = tuple[str, Content, bool]  # (train or val, content, whether its document ends with it)
-Job = list[Piece]  # what is encoded at a time
+TokenizerKind = Literal["char", "word", "bpe", "gpt2"]
+DocumentContent = Any  # of a document: text, or a list of segments of which some are in the loss
+SplitPiece = tuple[str, DocumentContent, bool]  # (train or val, content, whether its document ends with it)
+Pieces = Iterator[SplitPiece]
+EncodeJob = list[SplitPiece]  # what is encoded at a time
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """Which tokenizer, and how it is made from the text."""
 
-    tokenizer: Kind = "char"  # characters, words, trained byte pairs, GPT-2's
+    tokenizer: TokenizerKind = "char"  # characters, words, trained byte pairs, GPT-2's
     vocab_size: int = 4096  # bpe: entries, special tokens included
     min_count: int = 1  # word: rarer words become <unk>
     lower: bool = False  # word: in small letters
@@ -83,42 +84,42 @@ class Vocabulary:
         return [name.strip() for name in self.special.split(",") if name.strip()]
 
 
-OPTION_OF = {"vocab_size": "bpe", "min_count": "word", "lower": "word", "spaces_alone": "word"}
+TOKENIZER_OF_OPTION = {"vocab_size": "bpe", "min_count": "word", "lower": "word", "spaces_alone": "word"}
 
 
-def note_options(vocabulary: Vocabulary, given: Iterable[str]):
+def warn_unused_options(vocabulary: Vocabulary, given_keys: Iterable[str]):
     """Say which of the settings given mean nothing to the tokenizer chosen."""
-    for key in given:
-        if OPTION_OF.get(key, vocabulary.tokenizer) != vocabulary.tokenizer:
-            owner = OPTION_OF[key]
+    for key in given_keys:
+        if TOKENIZER_OF_OPTION.get(key, vocabulary.tokenizer) != vocabulary.tokenizer:
+            owner = TOKENIZER_OF_OPTION[key]
             print(f"--{key} changes nothing: it belongs to --tokenizer={owner}, and this one is {vocabulary.tokenizer}")
 
 
 @dataclass
-class Survey:
+class CorpusStats:
     """Corpus statistics from the first reading."""
 
     documents: int = 0
     characters: int = 0
-    left_out: int = 0  # records without content
-    buckets: np.ndarray = field(default_factory=lambda: np.zeros(BUCKETS, np.int64))  # characters by hash of documents
+    num_skipped: int = 0  # records without content
+    bucket_chars: np.ndarray = field(default_factory=lambda: np.zeros(NUM_BUCKETS, np.int64))  # by hash
 
 
-class Marked(Protocol):
+class SegmentSource(Protocol):
     """Documents in segments, some of which are in the loss."""
 
     size: int  # bytes on the disk
 
-    def stamp(self):
+    def fingerprint(self):
         """A value that changes when the text does."""
 
-    def marked(self, on_bytes: OnBytes, digest=None) -> Iterator[tuple[int, list[Segment]]]:
+    def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(a number that decides on the split, segments) of each document; no segments if it is left out."""
 
 
 def prepare(
     folder: str,
-    documents: Files | Texts | Marked,
+    documents: Files | Texts | SegmentSource,
     vocabulary: Vocabulary,
     val_fraction: float = 0.1,
     source: str = "",
@@ -127,48 +128,48 @@ def prepare(
     shard_tokens: int = 0,
     val_buckets: np.ndarray | None = None,
     seed: int | None = None,
-    marks: Sequence[str] = (),
+    specials: Sequence[str] = (),
     template: Template | None = None,
-) -> Prepared | None:
+) -> PreparedData | None:
     """Write train.bin, val.bin and meta.json to folder, all or none of them; with shard_tokens train_000.bin, ... .
 
-    val gets the documents whose bucket is in val_buckets (BUCKETS,) bool; by default whole documents chosen by their
-    hash, or the end of the text if there are few (see choose). With a seed the split is that of nanoGPT's OpenWebText:
-    seed draws val_fraction of the documents, and val.bin, with them in the order of the draw, is nanoGPT's file, byte
-    for byte; that needs Files and GPT-2's vocabulary. Returns None if folder holds all of it already.
+    val gets the documents whose bucket is in val_buckets (NUM_BUCKETS,) bool; by default whole documents by their hash,
+    or the end of the text if there are few (see choose_val_buckets). With a seed the split is that of nanoGPT's
+    OpenWebText: seed draws val_fraction of the documents, and val.bin, with them in the order of the draw, is its file,
+    byte for byte; that needs Files and GPT-2's vocabulary. Returns None if folder holds all of it already.
 
     Documents in segments also get masks, which are 1 where a segment is in the loss; they are always split whole.
-    marks become special tokens, template goes with the tokenizer. source and sha256 say where the text comes from; by
-    default what was read is hashed. Raises UserError for a text that is too short to split, a vocabulary that does not
-    fit into uint16, and for what documents, tokenizers and Writer raise.
+    specials become special tokens, template goes with the tokenizer. source and sha256 say where the text comes from;
+    by default what was read is hashed. Raises UserError for a text that is too short to split, a vocabulary that does
+    not fit into uint16, and for what documents, tokenizers and BinWriter raise.
     """
-    check_fraction(val_fraction)
-    stamp, marked = documents.stamp(), not isinstance(documents, (Files, Texts))
-    plan = _sha256(repr((documents, stamp, vocabulary, val_fraction, shard_tokens, marks, template)))
+    check_val_fraction(val_fraction)
+    fingerprint, has_segments = documents.fingerprint(), not isinstance(documents, (Files, Texts))
+    plan_sha256 = _sha256(repr((documents, fingerprint, vocabulary, val_fraction, shard_tokens, specials, template)))
     if seed is not None:
         assert isinstance(documents, Files) and vocabulary.tokenizer == "gpt2"
-        plan = _plan_of_draw(documents, val_fraction, seed, shard_tokens)
-    passes = 1 if seed is not None else 3 if vocabulary.tokenizer == "bpe" else 2
+        plan_sha256 = _random_split_hash(documents, val_fraction, seed, shard_tokens)
+    num_passes = 1 if seed is not None else 3 if vocabulary.tokenizer == "bpe" else 2
     with (
-        Writer(folder, shard_tokens=shard_tokens, plan=plan, reorder=seed is not None) as writer,
-        progress_bar(passes * documents.size, unit="B", quiet=quiet, leave=False) as bar,
+        BinWriter(folder, shard_tokens=shard_tokens, fingerprint=plan_sha256, reorder_val=seed is not None) as writer,
+        progress_bar(num_passes * documents.size, unit="B", quiet=quiet, leave=False) as bar,
     ):
         tokenizer: Tokenizer
         if isinstance(documents, Files) and seed is not None:
             with contextlib.suppress(UserError):
-                if (meta := read_meta(folder)).get("plan_sha256") == plan and data_files(folder, meta):
+                if (meta := read_meta(folder)).get("plan_sha256") == plan_sha256 and data_files(folder, meta):
                     return None
-            tokenizer, skip = GPT2Tokenizer(), 0
-            pieces, val_order, meta = _drawn(documents, val_fraction, seed, writer.state["documents"], bar.update)
-            meta["plan_sha256"] = plan
+            tokenizer, num_skipped = GPT2Tokenizer(), 0
+            pieces, val_order, meta = _draw_split(documents, val_fraction, seed, writer.state["documents"], bar.update)
+            meta["plan_sha256"] = plan_sha256
         else:
-            tokenizer, pieces, meta = _surveyed(documents, vocabulary, val_fraction, val_buckets, marks, bar.update)
-            val_order, skip = None, writer.state["documents"]
+            tokenizer, pieces, meta = _scan_text(documents, vocabulary, val_fraction, val_buckets, specials, bar.update)
+            val_order, num_skipped = None, writer.state["documents"]
         tokenizer.template, writer.tokenizer = template, tokenizer
         end_id = tokenizer.end_id if meta["documents"] > 1 else None
-        sampled = ("val",) if seed is None and not marked else SPLITS
-        sample = _write(writer, tokenizer, pieces, end_id, sampled, skip)
-        if documents.stamp() != stamp:
+        sample_splits = ("val",) if seed is None and not has_segments else SPLITS
+        sample = _encode_and_write(writer, tokenizer, pieces, end_id, sample_splits, num_skipped)
+        if documents.fingerprint() != fingerprint:
             raise UserError("the text changed while it was read: run this again when nothing writes to it")
         prepared = writer.finish({"source": source, **meta, "sha256": sha256 or meta["sha256"]}, val_order)
         if not sample.strip():  # there is no other than the start of val.bin
@@ -177,89 +178,89 @@ def prepare(
         return replace(prepared, sample=sample)
 
 
-def _surveyed(
-    documents: Files | Texts | Marked,
+def _scan_text(
+    documents: Files | Texts | SegmentSource,
     vocabulary: Vocabulary,
     val_fraction: float,
     val_buckets: np.ndarray | None,
-    marks: Sequence[str],
-    on_bytes: OnBytes,
-) -> tuple[Tokenizer, Iterator[Piece], dict]:
+    specials: Sequence[str],
+    on_progress: Progress,
+) -> tuple[Tokenizer, Pieces, dict]:
     """(tokenizer, pieces, entries of meta.json), for which the documents are read once."""
-    survey, digest, marked = Survey(), hashlib.sha256(), not isinstance(documents, (Files, Texts))
-    none_for_val = np.zeros(BUCKETS, dtype=bool)
-    found = _survey(_texts(_pieces(documents, none_for_val, survey, on_bytes, digest)), vocabulary)
-    if not survey.characters:
+    stats, digest, has_segments = CorpusStats(), hashlib.sha256(), not isinstance(documents, (Files, Texts))
+    no_val, min_documents = np.zeros(NUM_BUCKETS, dtype=bool), 2 if has_segments else MIN_DOCUMENTS
+    counts = _count_symbols(_text_pieces(_read_pieces(documents, no_val, stats, on_progress, digest)), vocabulary)
+    if not stats.characters:
         raise UserError("there is nothing but blanks in the text: give one with words in it")
-    special = [*marks, *(name for name in vocabulary.names() if name not in marks)]
-    if isinstance(documents, (Files, Texts)) and survey.documents > 1 and not documents.parted:
+    special = [*specials, *(name for name in vocabulary.names() if name not in specials)]
+    if isinstance(documents, (Files, Texts)) and stats.documents > 1 and not documents.has_separators:
         special += [END] * (END not in special)
-    again = _texts(_pieces(documents, none_for_val, Survey(), on_bytes))
-    tokenizer = _build_tokenizer(vocabulary, special, found, survey.characters, again)
-    split = choose(survey, val_fraction, 2 if marked else MIN_DOCUMENTS) if val_buckets is None else val_buckets
-    pieces = _pieces(documents, none_for_val if isinstance(split, int) else split, Survey(), on_bytes)
-    if isinstance(split, int) and not marked:
-        pieces = _by_position(pieces, split, vocabulary.tokenizer == "word")
+    train_pieces = _text_pieces(_read_pieces(documents, no_val, CorpusStats(), on_progress))
+    tokenizer = _build_tokenizer(vocabulary, special, counts, stats.characters, train_pieces)
+    split = choose_val_buckets(stats, val_fraction, min_documents) if val_buckets is None else val_buckets
+    pieces = _read_pieces(documents, no_val if isinstance(split, int) else split, CorpusStats(), on_progress)
+    if isinstance(split, int) and not has_segments:
+        pieces = _split_by_position(pieces, split, vocabulary.tokenizer == "word")
     elif isinstance(split, int):
         raise UserError(
-            f"{survey.documents:,} records cannot be split so that about {100 * val_fraction:.0f} % of the text are "
+            f"{stats.documents:,} records cannot be split so that about {100 * val_fraction:.0f} % of the text are "
             f"for validation: give more records, or another --val_fraction"
         )
-    by = "position" if isinstance(split, int) else "documents"
-    meta = {"sha256": digest.hexdigest(), "documents": survey.documents, "split": by}
-    return tokenizer, pieces, meta | ({"left_out": survey.left_out} if marked else {})
+    split_method = "position" if isinstance(split, int) else "documents"
+    meta = {"sha256": digest.hexdigest(), "documents": stats.documents, "split": split_method}
+    return tokenizer, pieces, meta | ({"left_out": stats.num_skipped} if has_segments else {})
 
 
-def _pieces(documents: Files | Texts | Marked, for_val: np.ndarray, survey: Survey, *progress) -> Iterator[Piece]:
-    """All of the documents, counted in survey; for_val (BUCKETS,) tells their split."""
+def _read_pieces(documents: Files | Texts | SegmentSource, is_val: np.ndarray, stats: CorpusStats, *progress) -> Pieces:
+    """All of the documents, counted in survey; for_val (NUM_BUCKETS,) tells their split."""
     if isinstance(documents, (Files, Texts)):
-        parts = _with_buckets(documents.parts(*progress))
+        texts = _add_buckets(documents.parts(*progress))
     else:
-        parts = ((number % BUCKETS, parts, True) for number, parts in documents.marked(*progress))
-    for bucket, content, ends in parts:
+        texts = ((group % NUM_BUCKETS, texts, True) for group, texts in documents.read_segments(*progress))
+    for bucket, content, is_end in texts:
         if content == []:
-            survey.left_out += 1
+            stats.num_skipped += 1
             continue
-        n = _n_characters(content)
-        survey.documents += ends
-        survey.characters += n
-        survey.buckets[bucket] += n
-        yield SPLITS[int(for_val[bucket])], content, ends
+        n = _num_characters(content)
+        stats.documents += is_end
+        stats.characters += n
+        stats.bucket_chars[bucket] += n
+        yield SPLITS[int(is_val[bucket])], content, is_end
 
 
-def _with_buckets(parts: Iterable[tuple[str, bool]]) -> Iterator[tuple[int, Content, bool]]:
+def _add_buckets(parts: Iterable[tuple[str, bool]]) -> Iterator[tuple[int, DocumentContent, bool]]:
     """(bucket of its document, text, whether the document ends with it) of all texts."""
     bucket = None
-    for text, ends in parts:
-        bucket = bucket_of(text) if bucket is None else bucket
-        yield bucket, text, ends
-        bucket = None if ends else bucket
+    for text, is_end in parts:
+        bucket = document_bucket(text) if bucket is None else bucket
+        yield bucket, text, is_end
+        bucket = None if is_end else bucket
 
 
-def _plan_of_draw(files: Files, val_fraction: float, seed: int, shard_tokens: int) -> str:
+def _random_split_hash(files: Files, val_fraction: float, seed: int, shard_tokens: int) -> str:
     """A hash of all that decides on the bins of a split with a seed. meta.json holds it, so it must not change."""
-    stamps = [[os.path.basename(path), *stamp] for path, stamp in zip(files.paths, files.stamp())]
-    plan = {"files": stamps, "field": files.field, "encoding": files.encoding, "tokenizer": GPT2Tokenizer().to_dict()}
-    return _sha256(json.dumps({**plan, "val_fraction": val_fraction, "seed": seed, "shard_tokens": shard_tokens}))
+    stats = [[os.path.basename(path), *size_time] for path, size_time in zip(files.paths, files.fingerprint())]
+    keys = {"files": stats, "field": files.field, "encoding": files.encoding, "tokenizer": GPT2Tokenizer().to_dict()}
+    return _sha256(json.dumps({**keys, "val_fraction": val_fraction, "seed": seed, "shard_tokens": shard_tokens}))
 
 
-def _drawn(
-    files: Files, val_fraction: float, seed: int, done: int, on_bytes: OnBytes
-) -> tuple[Iterator[Piece], np.ndarray, dict]:
-    """(pieces after the first `done` documents, the order of val's documents, entries of meta.json)."""
+def _draw_split(
+    files: Files, val_fraction: float, seed: int, num_done: int, on_progress: Progress
+) -> tuple[Pieces, np.ndarray, dict]:
+    """(pieces after the first `num_done` documents, the order of val's documents, entries of meta.json)."""
     counts = [files.count(path) for path in files.paths]
-    n_documents, drawn = sum(counts), draw(sum(counts), val_fraction, seed)
-    if not 0 < len(drawn) < n_documents:
+    n_documents, val_indices = sum(counts), draw(sum(counts), val_fraction, seed)
+    if not 0 < len(val_indices) < n_documents:
         raise UserError(
             f"{n_documents:,} documents cannot be split into some to train on and some for validation: "
             f"give more files or records, or take data/prepare.py, which cuts a text"
         )
-    if done:
-        print(f"continuing after document {done:,} of {n_documents:,}, where this stopped before")
-    for_val = np.zeros(n_documents, dtype=bool)
-    for_val[drawn] = True
+    if num_done:
+        print(f"continuing after document {num_done:,} of {n_documents:,}, where this stopped before")
+    is_val = np.zeros(n_documents, dtype=bool)
+    is_val[val_indices] = True
     meta = {"sha256": "", "documents": n_documents, "split": "drawn", "seed": seed}
-    return _after(done, files, counts, for_val, on_bytes), np.argsort(np.argsort(drawn)), meta
+    return _documents_after(num_done, files, counts, is_val, on_progress), np.argsort(np.argsort(val_indices)), meta
 
 
 def draw(n_documents: int, val_fraction: float, seed: int) -> np.ndarray:
@@ -273,17 +274,17 @@ def prepare_if_missing(folder: str, rt, out=None):
     rt is a Runtime. The script's output goes to out, stdout by default.
     """
     name = os.path.basename(folder)
-    if name in PREPARED_BY_TRAIN and folder == os.path.join(ROOT, "data", name):
+    if name in AUTO_PREPARED_DATASETS and folder == os.path.join(ROOT, "data", name):
         if rt.is_main and not all(os.path.exists(os.path.join(folder, f"{split}.bin")) for split in SPLITS):
             script = os.path.join(folder, "prepare.py")
             print(f"data/{name} is not prepared yet: running python data/{name}/prepare.py", file=out, flush=True)
-            done = subprocess.run([sys.executable, script], stdout=out)
-            if done.returncode in (130, -2):  # Ctrl-C reached both; of other failures opening the corpus says more
+            result = subprocess.run([sys.executable, script], stdout=out)
+            if result.returncode in (130, -2):  # Ctrl-C reached both; of other failures opening the corpus says more
                 raise KeyboardInterrupt
         rt.barrier()
 
 
-def check_fraction(val_fraction: float):
+def check_val_fraction(val_fraction: float):
     """Raise UserError unless val_fraction is one."""
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction={val_fraction} must be above 0 and below 1")
@@ -297,85 +298,86 @@ def _sha256(text: str) -> str:
 # survey and vocabulary
 
 
-def bucket_of(text: str) -> int:
+def document_bucket(text: str) -> int:
     """The bucket of a document that starts with text; documents that differ only in blanks around them share one."""
-    return zlib.crc32(text[:HASHED_CHARS].strip().encode("utf-8")) % BUCKETS
+    return zlib.crc32(text[:HASHED_PREFIX_CHARS].strip().encode("utf-8")) % NUM_BUCKETS
 
 
-def _texts_of(content: Content) -> list[str]:
+def _plain_texts(content: DocumentContent) -> list[str]:
     """The texts in a document's content, without special tokens."""
     return [content] if isinstance(content, str) else [part.text for part in content if not part.is_special]
 
 
-def _n_characters(content: Content) -> int:
-    return len(content) if isinstance(content, str) else sum(map(len, _texts_of(content)))
+def _num_characters(content: DocumentContent) -> int:
+    return len(content) if isinstance(content, str) else sum(map(len, _plain_texts(content)))
 
 
-def _texts(pieces: Iterable[Piece]) -> Iterator[Piece]:
+def _text_pieces(pieces: Iterable[SplitPiece]) -> Pieces:
     """The texts of pieces, without special tokens."""
-    return ((split, text, ends) for split, content, ends in pieces for text in _texts_of(content))
+    return ((split, text, is_end) for split, content, is_end in pieces for text in _plain_texts(content))
 
 
-def _survey(pieces: Iterator[Piece], vocabulary: Vocabulary) -> Counter[str]:
+def _count_symbols(pieces: Pieces, vocabulary: Vocabulary) -> Counter[str]:
     """The words of all pieces with their counts, or the characters; nothing for byte pairs."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     if vocabulary.tokenizer == "char":
-        for _, characters in _in_order(_characters, _jobs(pieces, len), in_threads=True):
-            found.update(characters)
+        for _, characters in _map_in_order(_distinct_characters, _make_jobs(pieces, len), use_threads=True):
+            counts.update(characters)
     elif vocabulary.tokenizer == "word":
         if vocabulary.min_count < 1:
             raise UserError(f"min_count={vocabulary.min_count} must be at least 1")
-        count = functools.partial(_count_words, vocabulary.lower, vocabulary.spaces_alone)
-        for _, words in _in_order(count, _jobs(pieces, last_word_break), in_threads=False):
-            found.update(words)
-            if len(found) > MAX_WORDS:
+        count_words = functools.partial(_count_words, vocabulary.lower, vocabulary.spaces_alone)
+        for _, words in _map_in_order(count_words, _make_jobs(pieces, last_word_break), use_threads=False):
+            counts.update(words)
+            if len(counts) > MAX_WORDS:
                 raise UserError(f"the text has more than {MAX_WORDS:,} different words: take --tokenizer=bpe")
     deque(pieces, maxlen=0)  # byte pairs need no survey
-    return found
+    return counts
 
 
-def _characters(job: Job) -> str:
+def _distinct_characters(job: EncodeJob) -> str:
     """The different characters of texts."""
-    codes = np.zeros(0x110000, dtype=bool)
-    codes[np.frombuffer("".join(text for _, text, _ in job).encode("utf-32-le"), np.uint32)] = True
-    return "".join(map(chr, np.flatnonzero(codes)))
+    is_present = np.zeros(0x110000, dtype=bool)
+    is_present[np.frombuffer("".join(text for _, text, _ in job).encode("utf-32-le"), np.uint32)] = True
+    return "".join(map(chr, np.flatnonzero(is_present)))
 
 
-def _count_words(lower: bool, spaces_alone: bool, job: Job) -> Counter[str]:
+def _count_words(lower: bool, spaces_alone: bool, job: EncodeJob) -> Counter[str]:
     """How often each word occurs in texts."""
     return Counter(chain.from_iterable(split_words(text, lower, spaces_alone) for _, text, _ in job))
 
 
 def _build_tokenizer(
-    vocabulary: Vocabulary, special: list[str], found: Counter[str], n_characters: int, again: Iterator[Piece]
+    vocabulary: Vocabulary, special: list[str], counts: Counter[str], n_characters: int, pieces: Pieces
 ) -> Tokenizer:
-    """The tokenizer of a text in which _survey found characters or words; again: its pieces, to train byte pairs on."""
-    kind, too_many = vocabulary.tokenizer, f"uint16 files hold {MAX_VOCAB:,}: take --tokenizer=bpe"
+    """The tokenizer of a text in which _count_symbols found characters or words, and its pieces again, to train on."""
+    kind, limit_note = vocabulary.tokenizer, f"uint16 files hold {MAX_VOCAB_SIZE:,}: take --tokenizer=bpe"
     tokenizer: Tokenizer
     if kind == "char":
-        tokenizer = CharTokenizer("".join(sorted(found)), special)
+        tokenizer = CharTokenizer("".join(sorted(counts)), special)
     elif kind == "word":
-        too_many += ", or a larger --min_count"
-        words = sorted(word for word, count in found.items() if count >= vocabulary.min_count)
+        limit_note += ", or a larger --min_count"
+        words = sorted(word for word, count in counts.items() if count >= vocabulary.min_count)
         if not words:
             raise UserError(f"no word occurs {vocabulary.min_count:,} times: lower --min_count")
-        if len(words) >= MAX_VOCAB:
-            raise UserError(f"the text has {len(words):,} different words, {too_many}")
+        if len(words) >= MAX_VOCAB_SIZE:
+            raise UserError(f"the text has {len(words):,} different words, {limit_note}")
         tokenizer = WordTokenizer(words, special, vocabulary.lower, vocabulary.spaces_alone)
     else:
         special = [name for name in special if name != END]  # byte pairs have it anyway
         if kind == "gpt2":
             tokenizer = GPT2Tokenizer(special)
         else:
-            every = -(-n_characters // BPE_TRAIN_CHARS)
-            texts = (text for i, job in enumerate(_jobs(again, last_break)) if i % every == 0 for _, text, _ in job)
-            tokenizer = BPETokenizer.train(_with_few_words(texts), vocabulary.vocab_size, special)
-    if tokenizer.vocab_size > MAX_VOCAB:
-        raise UserError(f"the vocabulary has {tokenizer.vocab_size:,} entries, {too_many}")
+            stride = -(-n_characters // BPE_TRAIN_CHARS)
+            jobs = islice(_make_jobs(pieces, last_break), 0, None, stride)
+            texts = (text for job in jobs for _, text, _ in job)
+            tokenizer = BPETokenizer.train(_limit_distinct_words(texts), vocabulary.vocab_size, special)
+    if tokenizer.vocab_size > MAX_VOCAB_SIZE:
+        raise UserError(f"the vocabulary has {tokenizer.vocab_size:,} entries, {limit_note}")
     return tokenizer
 
 
-def _with_few_words(texts: Iterable[str]) -> Iterator[str]:
+def _limit_distinct_words(texts: Iterable[str]) -> Iterator[str]:
     """The first of texts, as far as they have at most about BPE_TRAIN_WORDS different words together."""
     words: set[str] = set()
     for text in texts:
@@ -389,70 +391,70 @@ def _with_few_words(texts: Iterable[str]) -> Iterator[str]:
 # split
 
 
-def choose(survey: Survey, val_fraction: float, least: int = MIN_DOCUMENTS) -> np.ndarray | int:
-    """The buckets for validation (BUCKETS,) bool if there are at least `least` documents and their characters meet
+def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: int = MIN_DOCUMENTS) -> np.ndarray | int:
+    """The buckets for validation (NUM_BUCKETS,) bool if there are min_documents and their characters meet
     val_fraction within a factor of 2; else how many characters are for training.
 
     Documents are taken in the order of their hash, which has nothing to do with their order in the text.
     """
-    target = val_fraction * survey.characters
-    taken, total = np.zeros(BUCKETS, dtype=bool), 0
-    for bucket in np.flatnonzero(survey.buckets):
-        if total + survey.buckets[bucket] <= target:
+    target = val_fraction * stats.characters
+    taken, total = np.zeros(NUM_BUCKETS, dtype=bool), 0
+    for bucket in np.flatnonzero(stats.bucket_chars):
+        if total + stats.bucket_chars[bucket] <= target:
             taken[bucket] = True
-            total += survey.buckets[bucket]
+            total += stats.bucket_chars[bucket]
     if total < target / 2:  # then every bucket left is larger than half of it
-        sizes = np.where(taken | (survey.buckets == 0), np.iinfo(np.int64).max, survey.buckets)
+        sizes = np.where(taken | (stats.bucket_chars == 0), np.iinfo(np.int64).max, stats.bucket_chars)
         taken[:], total = False, sizes.min()
         taken[sizes.argmin()] = True
-    if survey.documents >= least and target / 2 <= total <= 2 * target and total < survey.characters:
+    if stats.documents >= min_documents and target / 2 <= total <= 2 * target and total < stats.characters:
         return taken
-    cut = int(survey.characters * (1 - val_fraction))  # as nanoGPT's scripts cut
-    if not 2 <= cut <= survey.characters - 2:  # a loss needs a token to begin with and one to predict
-        raise UserError(f"a text of {survey.characters} characters is too short to split: give a longer one")
+    cut = int(stats.characters * (1 - val_fraction))  # as nanoGPT's scripts cut
+    if not 2 <= cut <= stats.characters - 2:  # a loss needs a token to begin with and one to predict
+        raise UserError(f"a text of {stats.characters} characters is too short to split: give a longer one")
     return cut
 
 
-def _nearest_break(text: str, place: int) -> int:
+def _nearest_word_break(text: str, position: int) -> int:
     """place, or where a word ends before it, or else the first such place after it, or the end."""
-    if is_word_break(text[place - 1], text[place]):
-        return place
-    found = last_word_break(text[:place])  # one more, lest the word that place is in is all that follows
+    if is_word_break(text[position - 1], text[position]):
+        return position
+    previous_break = last_word_break(text[:position])  # one more, lest the word that position is in is all that follows
     return (
-        last_word_break(text[:found])
-        or found
-        or next((i for i in range(place + 1, len(text)) if is_word_break(text[i - 1], text[i])), len(text))
+        last_word_break(text[:previous_break])
+        or previous_break
+        or next((i for i in range(position + 1, len(text)) if is_word_break(text[i - 1], text[i])), len(text))
     )
 
 
-def _by_position(pieces: Iterable[Piece], cut: int, between_words: bool) -> Iterator[Piece]:
+def _split_by_position(pieces: Iterable[SplitPiece], cut: int, at_word_break: bool) -> Pieces:
     """Pieces of which the one with the character number cut is cut there, or between words nearby, and val begins."""
-    place, before = 0, "\n"
-    for _, text, ends in pieces:
-        n = min(max(cut - place, 0), len(text))
-        if between_words and place + n == cut and n < len(text):
-            n = _nearest_break(before + text, n + len(before)) - len(before)
-            cut = place + n
-        place += len(text)
-        before = text[-1:] or before
+    position, previous_char = 0, "\n"
+    for _, text, is_end in pieces:
+        n = min(max(cut - position, 0), len(text))
+        if at_word_break and position + n == cut and n < len(text):
+            n = _nearest_word_break(previous_char + text, n + len(previous_char)) - len(previous_char)
+            cut = position + n
+        position += len(text)
+        previous_char = text[-1:] or previous_char
         if n:
-            yield "train", text[:n], ends and n == len(text)
+            yield "train", text[:n], is_end and n == len(text)
         if n < len(text) or not text:
-            yield "val" if place > cut else "train", text[n:], ends
+            yield "val" if position > cut else "train", text[n:], is_end
 
 
-def _after(done: int, files: Files, counts: list[int], for_val: np.ndarray, on_bytes: OnBytes) -> Iterator[Piece]:
-    """All documents after the first `done`; for_val tells their split by their numbers."""
-    first = 0
+def _documents_after(num_done: int, files: Files, counts: list[int], is_val: np.ndarray, callback: Progress) -> Pieces:
+    """All documents after the first `num_done`; for_val tells their split by their numbers."""
+    end_index = 0
     for path, count in zip(files.paths, counts):
-        number, first = first, first + count
-        if first <= done:
+        index, end_index = end_index, end_index + count
+        if end_index <= num_done:
             continue
-        for text, ends in files.parts_of(path, on_bytes):
-            if done <= number < first:
-                yield SPLITS[int(for_val[number])], text, ends
-            number += ends
-        if number != first:
+        for text, is_end in files.file_parts(path, callback):
+            if num_done <= index < end_index:
+                yield SPLITS[int(is_val[index])], text, is_end
+            index += is_end
+        if index != end_index:
             raise UserError(f"{path} changed while it was read: run this again when nothing writes to it")
 
 
@@ -460,60 +462,58 @@ def _after(done: int, files: Files, counts: list[int], for_val: np.ndarray, on_b
 # encoding
 
 
-def _write(
-    writer: Writer, tokenizer: Tokenizer, pieces: Iterator[Piece], end_id: int | None, sampled: Sequence[str], skip: int
+def _encode_and_write(
+    writer: BinWriter, tokenizer: Tokenizer, pieces: Pieces, end_id: int | None, sample_splits: tuple, num_skipped: int
 ) -> str:
-    """Encode pieces, without the first `skip` documents, and write them, end_id after each document; save the state
-    after every CHAPTER_CHARS. Returns the start of the first text of a split that is sampled."""
+    """Encode pieces, without the first `num_skipped` documents, and write them, end_id after each document; save the
+    state after every CHARS_PER_SAVE. Returns the start of the first text of sample_splits."""
     documents, sample, size = writer.state["documents"], "", 0
 
-    def rest() -> Iterator[Piece]:
-        nonlocal sample, skip
-        for split, content, ends in pieces:
-            if split in sampled and not sample.strip():
-                sample = next(iter(_texts_of(content)), "")[:SAMPLE_CHARS]
-            if skip == 0:
-                yield split, content, ends
+    def remaining() -> Pieces:
+        nonlocal sample, num_skipped
+        for split, content, is_end in pieces:
+            if split in sample_splits and not sample.strip():
+                sample = next(iter(_plain_texts(content)), "")[:SAMPLE_CHARS]
+            if num_skipped == 0:
+                yield split, content, is_end
             else:
-                skip -= ends
+                num_skipped -= is_end
 
-    for job, encoded in encode_all(rest(), tokenizer, end_id):
-        for split, of_split in encoded:
-            writer.add(split, of_split)
-            size += of_split.n_characters
-        documents += sum(ends for _, _, ends in job)
-        if size >= CHAPTER_CHARS and job[-1][2]:
+    for job, encoded in encode_pieces(remaining(), tokenizer, end_id):
+        for split, encoded_split in encoded:
+            writer.add(split, encoded_split)
+            size += encoded_split.n_characters
+        documents += sum(is_end for _, _, is_end in job)
+        if size >= CHARS_PER_SAVE and job[-1][2]:
             writer.save(documents)
             size = 0
     return sample
 
 
-def encode_all(
-    pieces: Iterator[Piece], tokenizer: Tokenizer, end_id: int | None
-) -> Iterator[tuple[Job, list[tuple[str, Encoded]]]]:
+def encode_pieces(pieces: Pieces, tokenizer: Tokenizer, end_id: int | None) -> Iterator[tuple[EncodeJob, list]]:
     """(job, [(split, ids), ...]) of all pieces, in order."""
     encode = functools.partial(_encode, tokenizer, end_id)
-    return _in_order(encode, _jobs(pieces, tokenizer.cut), tokenizer.in_threads)
+    return _map_in_order(encode, _make_jobs(pieces, tokenizer.cut), tokenizer.use_threads)
 
 
-def _in_order(function: Callable, jobs: Iterable[Job], in_threads: bool) -> Iterator[tuple[Job, Any]]:
+def _map_in_order(function: Callable, jobs: Iterable[EncodeJob], use_threads: bool) -> Iterator[tuple[EncodeJob, Any]]:
     """(job, function(job)) of all jobs, computed on all cores by threads or by processes."""
     cores = _n_cores()
     pool: Executor
-    if in_threads:
+    if use_threads:
         pool = ThreadPoolExecutor(cores)
     else:  # the function, which may hold a large vocabulary, is sent once and not with every job
-        pool = ProcessPoolExecutor(min(cores, 8), initializer=_start_process, initargs=(function,))
-        function = _call
-    waiting: deque = deque()
+        pool = ProcessPoolExecutor(min(cores, 8), initializer=_init_worker, initargs=(function,))
+        function = _call_worker_function
+    pending: deque = deque()
     with pool:
         try:
             for job in jobs:
-                waiting.append((job, pool.submit(function, job)))
-                if len(waiting) > 2 * cores:
-                    job, future = waiting.popleft()
+                pending.append((job, pool.submit(function, job)))
+                if len(pending) > 2 * cores:
+                    job, future = pending.popleft()
                     yield job, future.result()
-            yield from ((job, future.result()) for job, future in waiting)
+            yield from ((job, future.result()) for job, future in pending)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -523,89 +523,89 @@ def _n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_function: Callable | None = None  # of a process of the pool
+_worker_function: Callable | None = None  # of a process of the pool
 
 
-def _start_process(function: Callable):
+def _init_worker(function: Callable):
     """Keep the function, and end this process with its parent."""
-    global _function
-    _function = function
+    global _worker_function
+    _worker_function = function
     if parent := multiprocessing.parent_process():
-        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+        threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _exit_after(parent):
+def _exit_with_parent(parent):
     parent.join()
     os._exit(1)
 
 
-def _call(job: Job) -> Any:
-    assert _function is not None
-    return _function(job)
+def _call_worker_function(job: EncodeJob) -> Any:
+    assert _worker_function is not None
+    return _worker_function(job)
 
 
-def _jobs(pieces: Iterable[Piece], cut: Callable[[str], int]) -> Iterator[Job]:
-    """Pieces in lists of about JOB_CHARS characters each; one ends where a chapter does, after CHAPTER_CHARS."""
-    job: Job = []
-    size = of_chapter = 0
-    for split, content, ends in _short(pieces, cut):
-        job.append((split, content, ends))
-        n = _n_characters(content)
-        size, of_chapter = size + n, of_chapter + n
-        if size >= JOB_CHARS or (ends and of_chapter >= CHAPTER_CHARS):
-            of_chapter = 0 if ends and of_chapter >= CHAPTER_CHARS else of_chapter
+def _make_jobs(pieces: Iterable[SplitPiece], cut: Callable[[str], int]) -> Iterator[EncodeJob]:
+    """Pieces in lists of about CHARS_PER_JOB characters each; one ends where a chapter does, after CHARS_PER_SAVE."""
+    job: EncodeJob = []
+    size = unsaved_chars = 0
+    for split, content, is_end in _cut_long_texts(pieces, cut):
+        job.append((split, content, is_end))
+        n = _num_characters(content)
+        size, unsaved_chars = size + n, unsaved_chars + n
+        if size >= CHARS_PER_JOB or (is_end and unsaved_chars >= CHARS_PER_SAVE):
+            unsaved_chars = 0 if is_end and unsaved_chars >= CHARS_PER_SAVE else unsaved_chars
             yield job
             job, size = [], 0
     if job:
         yield job
 
 
-def _short(pieces: Iterable[Piece], cut: Callable[[str], int]) -> Iterator[Piece]:
+def _cut_long_texts(pieces: Iterable[SplitPiece], cut: Callable[[str], int]) -> Pieces:
     """The same pieces, of which texts are cut, where cut says that they may be, so that they are short."""
-    before, rest = "train", ""  # the split and the text of a document that goes on
-    for split, content, ends in chain(pieces, [("", "", False)]):
-        if rest and split != before:
-            yield before, rest, False
-            rest = ""
+    previous_split, pending_text = "train", ""  # the split and the text of a document that goes on
+    for split, content, is_end in chain(pieces, [("", "", False)]):
+        if pending_text and split != previous_split:
+            yield previous_split, pending_text, False
+            pending_text = ""
         if not isinstance(content, str):
-            yield split, joined(content), ends
+            yield split, merge_segments(content), is_end
             continue
-        text, start, before = rest + content, 0, split
-        while not ends or len(text) - start > JOB_CHARS:
-            n = cut(text[start : start + JOB_CHARS]) or cut(text[start:])
+        text, start, previous_split = pending_text + content, 0, split
+        while not is_end or len(text) - start > CHARS_PER_JOB:
+            n = cut(text[start : start + CHARS_PER_JOB]) or cut(text[start:])
             if not n:
                 break
             yield split, text[start : start + n], False
             start += n
-        rest = "" if ends else text[start:]
-        if len(rest) > UNBROKEN_CHARS:
+        pending_text = "" if is_end else text[start:]
+        if len(pending_text) > MAX_PENDING_CHARS:
             raise UserError(
-                f"the text has {len(rest):,} characters without a space or a mark between words, too many for this "
-                f"tokenizer: take --tokenizer=char, or break the text up"
+                f"the text has {len(pending_text):,} characters without a space or a mark between words, too many for "
+                f"this tokenizer: take --tokenizer=char, or break the text up"
             )
-        if ends:
+        if is_end:
             yield split, text[start:], True
 
 
-def _encode(tokenizer: Tokenizer, end_id: int | None, job: Job) -> list[tuple[str, Encoded]]:
+def _encode(tokenizer: Tokenizer, end_id: int | None, job: EncodeJob) -> list[tuple[str, EncodedText]]:
     """The ids of each split of a job: of texts with end_id after each document, or of segments with their mask."""
-    found = []
+    results = []
     for split in {split: None for split, _, _ in job}:
-        parts = [(content, ends) for of_split, content, ends in job if of_split == split]
-        texts = [text for content, _ in parts for text in _texts_of(content)]
-        characters, n_bytes = sum(map(len, texts)), sum(map(_n_bytes, texts))
-        mask, n_predicted, is_lossy = None, 0, any(map(tokenizer.is_lossy, texts))
+        parts = [(content, is_end) for piece_split, content, is_end in job if piece_split == split]
+        texts = [text for content, _ in parts for text in _plain_texts(content)]
+        characters, n_bytes = sum(map(len, texts)), sum(map(_utf8_length, texts))
+        mask, n_predicted_bytes, is_lossy = None, 0, any(map(tokenizer.is_lossy, texts))
         if isinstance(parts[0][0], str):
             ids = tokenizer.encode_parts(parts, end_id)
         else:
             segments, encoded = [part for content, _ in parts for part in content], iter(tokenizer.encode_texts(texts))
-            one = {name: np.array([i], np.uint16) for name, i in tokenizer.specials.items()}
-            arrays = [one[part.text] if part.is_special else next(encoded) for part in segments]
+            special_ids = {name: np.array([i], np.uint16) for name, i in tokenizer.specials.items()}
+            arrays = [special_ids[part.text] if part.is_special else next(encoded) for part in segments]
             ids, mask = np.concatenate(arrays), np.repeat([part.in_loss for part in segments], [*map(len, arrays)])
-            n_predicted = sum(_n_bytes(part.text) for part in segments if part.in_loss and not part.is_special)
-        found.append((split, Encoded(ids, characters, n_bytes, mask, n_predicted, is_lossy)))
-    return found
+            n_predicted_bytes = sum(_utf8_length(s.text) for s in segments if s.in_loss and not s.is_special)
+        results.append((split, EncodedText(ids, characters, n_bytes, mask, n_predicted_bytes, is_lossy)))
+    return results
 
 
-def _n_bytes(text: str) -> int:
+def _utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8"))

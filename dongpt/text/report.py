@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from dongpt.text.bins import Prepared, TokenArray, data_files
+from dongpt.text.bins import PreparedData, TokenArray, data_files
 from dongpt.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer
 
-SHOWN = 10  # symbols
+NUM_SYMBOLS = 10  # symbols
 
 
-def name_of(tokenizer: Tokenizer, i: int) -> str:
+def token_name(tokenizer: Tokenizer, i: int) -> str:
     """How an id is shown: its text in quotes, bytes that are no text as such, or the name of a special token."""
     names = {number: name for name, number in tokenizer.specials.items()}
     if i in names:
@@ -17,7 +17,7 @@ def name_of(tokenizer: Tokenizer, i: int) -> str:
     return repr(text) if "\ufffd" not in text else f"id {i}"
 
 
-def report(prepared: Prepared):
+def report(prepared: PreparedData):
     """Print counts, the commonest and the rarest symbols, and whether the text can be read back."""
     meta, tokenizer, counts = prepared.meta, prepared.tokenizer, {}
     files = data_files(prepared.folder, meta)
@@ -25,12 +25,12 @@ def report(prepared: Prepared):
         chunks = TokenArray(files[split], "<u2", n_tokens).chunks()
         counts[split] = np.sum([np.bincount(ids, minlength=meta["vocab_size"]) for ids in chunks], axis=0)
     characters, tokens = sum(meta["characters"].values()), sum(meta["tokens"].values())
-    by = "by position: the end of the text is for validation"
+    split_method = "by position: the end of the text is for validation"
     if meta["split"] == "documents":
-        by = "by whole documents, equal ones on the same side"
+        split_method = "by whole documents, equal ones on the same side"
     if meta["split"] == "drawn":
-        by = f"by whole documents, drawn with seed {meta['seed']}"
-    print(f"documents: {meta['documents']:,}; split {by}")
+        split_method = f"by whole documents, drawn with seed {meta['seed']}"
+    print(f"documents: {meta['documents']:,}; split {split_method}")
     if meta.get("left_out"):
         print(f"left out: {meta['left_out']:,} records with nothing but blanks in a field")
     print(f"length of dataset in characters: {characters:,}")
@@ -42,19 +42,19 @@ def report(prepared: Prepared):
         print(f"{split} has {count:,} tokens" + (f" in {shards} shards" if shards and split == "train" else ""))
     share = 100 * meta["characters"]["val"] / characters
     print(f"characters per token: {characters / tokens:.2f}; for validation {share:.3g} % of the characters")
-    both = counts["train"] + counts["val"]
-    order = np.argsort(-both, kind="stable")
-    order = order[: np.count_nonzero(both)]
-    print("most frequent:", ", ".join(f"{name_of(tokenizer, i)} {both[i]:,}" for i in order[:SHOWN]))
-    print("rarest:", ", ".join(f"{name_of(tokenizer, i)} {both[i]:,}" for i in order[: -SHOWN - 1 : -1]))
-    unseen = counts["val"][counts["train"] == 0].sum() / meta["tokens"]["val"]
-    print(f"validation tokens that never occur in training: {100 * unseen:.3f} %")
-    unknown = int(both[tokenizer.specials[UNKNOWN]]) if UNKNOWN in tokenizer.specials else 0
+    totals = counts["train"] + counts["val"]
+    order = np.argsort(-totals, kind="stable")
+    order = order[: np.count_nonzero(totals)]
+    print("most frequent:", ", ".join(f"{token_name(tokenizer, i)} {totals[i]:,}" for i in order[:NUM_SYMBOLS]))
+    print("rarest:", ", ".join(f"{token_name(tokenizer, i)} {totals[i]:,}" for i in order[: -NUM_SYMBOLS - 1 : -1]))
+    unseen_share = counts["val"][counts["train"] == 0].sum() / meta["tokens"]["val"]
+    print(f"validation tokens that never occur in training: {100 * unseen_share:.3f} %")
+    unknown = int(totals[tokenizer.specials[UNKNOWN]]) if UNKNOWN in tokenizer.specials else 0
     if unknown:
         print(f"{UNKNOWN} stands for {unknown:,} words")
-    read_back = tokenizer.decode(tokenizer.encode_array(prepared.sample).tolist())
+    decoded = tokenizer.decode(tokenizer.encode_array(prepared.sample).tolist())
     print(f"a piece of it: {prepared.sample[:60]!r}")
-    if read_back == prepared.sample and not unknown and not prepared.is_lossy:
+    if decoded == prepared.sample and not unknown and not prepared.is_lossy:
         print("ids give the same text back")
     else:
         print(f"ids do not give the same text back everywhere: --lower and {UNKNOWN} lose something")

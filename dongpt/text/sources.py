@@ -14,24 +14,24 @@ from dataclasses import dataclass
 from configurator import UserError
 from dongpt.program import replaced_file
 from dongpt.text.documents import Files, Texts
-from dongpt.text.prepare import Kind, Vocabulary, prepare
+from dongpt.text.prepare import TokenizerKind, Vocabulary, prepare
 from dongpt.text.report import report
 
-TIMEOUT = 30  # seconds without an answer
+TIMEOUT_SECONDS = 30  # seconds without an answer
 
 
 @dataclass(frozen=True)
-class Download:
+class TextDownload:
     """A text on the network: a phrase it must contain, plausible sizes, and addresses that are tried in order."""
 
     title: str
-    least_bytes: int
-    most_bytes: int
+    min_bytes: int
+    max_bytes: int
     addresses: tuple[str, ...]
 
 
 GUTENBERG, GITHUB = "https://www.gutenberg.org", "https://raw.githubusercontent.com"
-DON_QUIXOTE = Download(
+DON_QUIXOTE = TextDownload(
     "Don Quixote",
     1_500_000,
     4_000_000,
@@ -41,7 +41,7 @@ DON_QUIXOTE = Download(
         f"{GITHUB}/GITenberg/Don-Quixote_996/master/996.txt",
     ),
 )
-TINY_SHAKESPEARE = Download(
+TINY_SHAKESPEARE = TextDownload(
     "First Citizen", 1_000_000, 1_300_000, (f"{GITHUB}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",)
 )
 
@@ -57,7 +57,7 @@ class BookConfig(TextConfig):
     raw: bool = False  # keep Project Gutenberg's header and licence
 
 
-def prepare_text(cfg: TextConfig, folder: str, download: Download, tokenizer: Kind):
+def prepare_text(cfg: TextConfig, folder: str, download: TextDownload, tokenizer: TokenizerKind):
     """Write train.bin, val.bin and meta.json of the text that cfg asks for to folder, and report on them."""
     path = find_text(cfg.input, folder, download)
     text, sha256 = read_text(path, cfg.encoding)
@@ -70,36 +70,36 @@ def prepare_text(cfg: TextConfig, folder: str, download: Download, tokenizer: Ki
         report(prepared)
 
 
-def find_text(given: str, folder: str, download: Download) -> str:
+def find_text(input_path: str, folder: str, download: TextDownload) -> str:
     """Path of the text to prepare: the one given, else input.txt in folder, which is downloaded if it is not there."""
-    local = os.path.join(folder, "input.txt")
-    if not given and not os.path.exists(local):
-        fetch(download, local)
-    return given or local
+    default_path = os.path.join(folder, "input.txt")
+    if not input_path and not os.path.exists(default_path):
+        download_text(download, default_path)
+    return input_path or default_path
 
 
-def fetch(download: Download, path: str):
+def download_text(download: TextDownload, path: str):
     """Write the first plausible answer of download's addresses to path, or raise UserError."""
     problems = []
     for address in download.addresses:
         host = urllib.parse.urlsplit(address).netloc
         print(f"downloading {address}", flush=True)
         try:
-            with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
-                content = answer.read(download.most_bytes + 1)
+            with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer:
+                content = answer.read(download.max_bytes + 1)
                 n_announced = int(answer.headers.get("Content-Length") or len(content))
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
             problems.append(f"{host}: {getattr(error, 'reason', error)}")
             continue
-        problem = implausible(content, download) or len(content) < n_announced and "the download broke off"
+        problem = find_problem(content, download) or len(content) < n_announced and "the download broke off"
         if not problem:
-            return store(path, content)
+            return write_atomically(path, content)
         problems.append(f"{host}: {problem}")
     remedy = f"pass your copy with --input=PATH, or put it at {os.path.relpath(path)}"
     raise UserError(f"{download.title} could not be downloaded ({'; '.join(problems)}): {remedy}")
 
 
-def store(path: str, content: bytes):
+def write_atomically(path: str, content: bytes):
     """Write content to path, completely or not at all. Raises UserError if it cannot be written."""
     try:
         with replaced_file(path) as file:
@@ -108,9 +108,9 @@ def store(path: str, content: bytes):
         raise UserError(f"{path} cannot be written ({error.strerror}): free space or change its rights") from error
 
 
-def implausible(content: bytes, download: Download) -> str:
+def find_problem(content: bytes, download: TextDownload) -> str:
     """Why content cannot be the text, '' if it can."""
-    if not download.least_bytes <= len(content) <= download.most_bytes:
+    if not download.min_bytes <= len(content) <= download.max_bytes:
         return f"{len(content):,} bytes is not a plausible length"
     if content[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "the answer is a web page"

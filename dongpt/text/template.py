@@ -38,7 +38,7 @@ class Template:
     special: bool = True
     tags: tuple[str, ...] = ()  # plain text that counts as a mark: it ends an answer, and is broken up in other text
 
-    def marks(self) -> list[str]:
+    def special_tokens(self) -> list[str]:
         """The names of the special tokens."""
         return [mark for mark in (self.system, self.user, self.assistant, self.end) if mark and self.special]
 
@@ -51,11 +51,11 @@ class Template:
         """The start of a conversation."""
         return [Segment(self.system, is_special=self.special), Segment(system)] if system and self.system else []
 
-    def question(self, text: str, about: str = "") -> list[Segment]:
-        """Everything before an answer. about fills the header."""
-        header = [Segment(self.header.replace("{}", self.clean(about)))] if self.header and about else []
-        before, after = (Segment(mark, is_special=self.special) for mark in (self.user, self.assistant))
-        return [*header, before, Segment(self.clean(text)), after]
+    def question(self, text: str, topic: str = "") -> list[Segment]:
+        """Everything before an answer. topic fills the header."""
+        header = [Segment(self.header.replace("{}", self.clean(topic)))] if self.header and topic else []
+        user_mark, assistant_mark = (Segment(mark, is_special=self.special) for mark in (self.user, self.assistant))
+        return [*header, user_mark, Segment(self.clean(text)), assistant_mark]
 
     def answer(self, text: str) -> list[Segment]:
         """The model's turn, including its end."""
@@ -67,10 +67,10 @@ class Template:
         inner = "|".join(re.escape(tag[1:]) for tag in self.tags)  # in capitals too: a vocabulary may have none
         return re.sub(f"<(?={inner})", "< ", text, flags=re.IGNORECASE) if self.tags else text
 
-    def lacking(self, tokenizer) -> list[str]:
+    def missing_marks(self, tokenizer) -> list[str]:
         """The marks, or characters or words of them, that are not in a vocabulary."""
         if self.special:
-            return [mark for mark in self.marks() if mark not in tokenizer.specials]
+            return [mark for mark in self.special_tokens() if mark not in tokenizer.specials]
         marks = self.header.replace("{}", "") + self.user + self.assistant + self.gap + self.end
         return [mark for mark in tokenizer.missing(marks) if mark != " "]  # a space is part of the word after it
 
@@ -84,21 +84,21 @@ class Template:
         try:
             template = cls(**{**description, "tags": tuple(description.get("tags", ()))})
             texts = [getattr(template, field.name) for field in fields(cls) if field.type is str]
-            valid = (
+            is_valid = (
                 type(template.special) is bool
-                and is_unicode("".join([*texts, *template.tags]))  # TypeError for what is no text
+                and is_valid_unicode("".join([*texts, *template.tags]))  # TypeError for what is no text
                 and all(len(tag) > 1 for tag in template.tags)
                 and template.header.count("{}") == bool(template.header)
             )
         except (TypeError, AttributeError):
-            valid = False
-        if not valid:
+            is_valid = False
+        if not is_valid:
             problem = "the file's template of conversations is not one that is known here"
             raise UserError(f"{problem}: update donGPT, or pass --template=NAME")
         return template
 
 
-def is_unicode(text: str) -> bool:
+def is_valid_unicode(text: str) -> bool:
     """Whether text can be written as UTF-8, which half a surrogate pair cannot."""
     try:
         return text.encode("utf-8") is not None
@@ -106,22 +106,22 @@ def is_unicode(text: str) -> bool:
         return False
 
 
-DONGPT = Template("dongpt", user="<|user|>", assistant="<|assistant|>", end="<|end|>", system="<|system|>")
+DONGPT_TEMPLATE = Template("dongpt", user="<|user|>", assistant="<|assistant|>", end="<|end|>", system="<|system|>")
 # the Empathetic-Dialogue-System's training data, in which <bot> is the user
-EDS_TAGS = ("<bot>", "<human>", "<endOfText>", "<emotion>", "<context>")
-EDS = Template("eds", "<bot> ", "\n<human>", end=" <endOfText>\n", gap=" ", special=False, tags=EDS_TAGS)
-EDS_EMOTION = replace(EDS, name="eds-emotion", header="<emotion> {}\n")
-EDS_CONTEXT = replace(EDS, name="eds-context", header="<context> {}\n")
-PLAIN = Template("plain", user="", assistant="", end="\n", special=False)  # no dialogue: the text continues
-PRESETS = {template.name: template for template in (DONGPT, EDS, EDS_EMOTION, EDS_CONTEXT, PLAIN)}
+EMPATHETIC_TAGS = ("<bot>", "<human>", "<endOfText>", "<emotion>", "<context>")
+EMPATHETIC = Template("eds", "<bot> ", "\n<human>", end=" <endOfText>\n", gap=" ", special=False, tags=EMPATHETIC_TAGS)
+EMPATHETIC_EMOTION = replace(EMPATHETIC, name="eds-emotion", header="<emotion> {}\n")
+EMPATHETIC_CONTEXT = replace(EMPATHETIC, name="eds-context", header="<context> {}\n")
+PLAIN_TEMPLATE = Template("plain", user="", assistant="", end="\n", special=False)  # no dialogue: the text continues
+TEMPLATES = {t.name: t for t in (DONGPT_TEMPLATE, EMPATHETIC, EMPATHETIC_EMOTION, EMPATHETIC_CONTEXT, PLAIN_TEMPLATE)}
 EMOTIONS = ("afraid", "annoyed", "disappointed", "disgusted", "excited", "grateful", "impressed", "prepared")
 
 
-def joined(segments: Sequence[Segment]) -> list[Segment]:
+def merge_segments(segments: Sequence[Segment]) -> list[Segment]:
     """segments without empty ones, and with adjacent texts merged, since a tokenizer must see them together."""
     merged: list[Segment] = []
-    filled = (segment for segment in segments if segment.text)
-    for (is_special, in_loss), group in groupby(filled, key=lambda segment: (segment.is_special, segment.in_loss)):
+    nonempty = (segment for segment in segments if segment.text)
+    for (is_special, in_loss), group in groupby(nonempty, key=lambda segment: (segment.is_special, segment.in_loss)):
         texts = [segment.text for segment in group]
         merged += [Segment(text, is_special, in_loss) for text in (texts if is_special else ["".join(texts)])]
     return merged
@@ -130,6 +130,6 @@ def joined(segments: Sequence[Segment]) -> list[Segment]:
 def encode(tokenizer, segments: Sequence[Segment], unknown: str = "error") -> list[int]:
     """The ids of segments, whose marks must be in the vocabulary; raises what tokenizer.encode raises."""
     ids: list[int] = []
-    for part in joined(segments):
+    for part in merge_segments(segments):
         ids += [tokenizer.specials[part.text]] if part.is_special else tokenizer.encode(part.text, unknown=unknown)
     return ids

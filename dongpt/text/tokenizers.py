@@ -17,20 +17,20 @@ from typing import Any, Callable, Collection, Iterable, Iterator, Literal, Seque
 import numpy as np
 
 from configurator import UserError
-from dongpt.text.template import Template, is_unicode
+from dongpt.text.template import Template, is_valid_unicode
 
-FOREIGN = {"kind": "foreign"}  # describes a tokenizer that exists but is none of these
+UNSUPPORTED_TOKENIZER = {"kind": "foreign"}  # describes a tokenizer that exists but is none of these
 END = "<|endoftext|>"  # the special token after each of several documents
 UNKNOWN = "<unk>"  # the special token for a word that is not in the vocabulary
-MAX_VOCAB = 2**16  # entries of a vocabulary: ids are stored as uint16
-NO_ID = MAX_VOCAB - 1  # marks unknown characters in CharTokenizer's table
+MAX_VOCAB_SIZE = 2**16  # entries of a vocabulary: ids are stored as uint16
+MISSING_ID = MAX_VOCAB_SIZE - 1  # marks unknown characters in CharTokenizer's table
 # openai/gpt-2, encoder.py
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-GPT2_VOCAB = 50257  # entries of GPT-2's vocabulary
-WORDS, WORDS_WITH_SPACES = r"\w+|\S|\s", r" ?\w+| ?[^\w\s]|\s"
-MARKS = '.,;:!?()[]"-\u3001\u3002\uff0c\uff01\uff1f'  # neither letters nor digits nor blanks in any Unicode
-LONG_RUN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")
-Unknown = Literal["error", "skip", "replace"]
+GPT2_VOCAB_SIZE = 50257  # entries of GPT-2's vocabulary
+WORD_PATTERN, SPACED_WORD_PATTERN = r"\w+|\S|\s", r" ?\w+| ?[^\w\s]|\s"
+PUNCTUATION = '.,;:!?()[]"-\u3001\u3002\uff0c\uff01\uff1f'  # neither letters nor digits nor blanks in any Unicode
+LONG_RUN_PATTERN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")
+UnknownPolicy = Literal["error", "skip", "replace"]
 
 
 class Tokenizer:
@@ -38,11 +38,11 @@ class Tokenizer:
 
     kind: str
     fields: dict[str, type] = {}  # attributes that to_dict holds, besides the special tokens and the template
-    implied: tuple[str, ...] = ()  # special tokens of every tokenizer of this kind
+    builtin_specials: tuple[str, ...] = ()  # special tokens of every tokenizer of this kind
     vocab_size: int  # number of ids, special tokens included
     start_id: int  # the model's input for an empty prompt
     specials: dict[str, int] = {}  # the declared special tokens with their ids
-    in_threads = True  # several threads encode faster than one
+    use_threads = True  # several threads encode faster than one
     template: Template | None = None  # how conversations were written for the model, if it was trained on any
 
     @property
@@ -50,7 +50,7 @@ class Tokenizer:
         """The id after each of several documents; None if documents follow each other without one."""
         return self.specials.get(END)
 
-    def encode(self, text: str, special: bool = False, unknown: Unknown = "error") -> list[int]:
+    def encode(self, text: str, special: bool = False, unknown: UnknownPolicy = "error") -> list[int]:
         """The ids of text. Whatever is not in the vocabulary is skipped, replaced, or named in a UserError."""
         if not special or not self.specials:
             return self._encode(text, unknown)
@@ -59,7 +59,7 @@ class Tokenizer:
         ids = ([self.specials[p]] if p in self.specials else self._encode(p, unknown) for p in pieces)
         return [*chain.from_iterable(ids)]
 
-    def _encode(self, text: str, unknown: Unknown) -> list[int]:
+    def _encode(self, text: str, unknown: UnknownPolicy) -> list[int]:
         raise NotImplementedError
 
     def encode_array(self, text: str) -> np.ndarray:
@@ -107,25 +107,25 @@ class Tokenizer:
 
     def to_dict(self) -> dict:
         """A plain dict of str, int, bool and lists of them from which from_dict makes the same tokenizer."""
-        described = {"kind": self.kind, **{name: getattr(self, name) for name in self.fields}}
-        if special := [n for n in sorted(self.specials, key=self.specials.__getitem__) if n not in self.implied]:
-            described["special"] = special
+        description = {"kind": self.kind, **{name: getattr(self, name) for name in self.fields}}
+        if special := sorted({*self.specials} - {*self.builtin_specials}, key=self.specials.__getitem__):
+            description["special"] = special
         if self.template:
-            described["template"] = self.template.to_dict()
-        return described
+            description["template"] = self.template.to_dict()
+        return description
 
 
 class LookupTokenizer(Tokenizer):
     """Splits text into pieces and looks them up in a list: what characters and words have in common."""
 
-    pieces_name: str  # in messages
+    unit_name: str  # in messages
 
     def __init__(self, pieces: Sequence[str], special: Sequence[str]):
         if not pieces or len(set(pieces)) != len(pieces):
-            raise UserError(f"a vocabulary needs {self.pieces_name}, all of them different: prepare the data again")
+            raise UserError(f"a vocabulary needs {self.unit_name}, all of them different: prepare the data again")
         self.pieces = pieces  # text of each id, special tokens excluded
         self.ids = {piece: i for i, piece in enumerate(pieces)}
-        self.specials = _number([*self.implied, *special], len(pieces), self.ids)
+        self.specials = _assign_ids([*self.builtin_specials, *special], len(pieces), self.ids)
         self.vocab_size = len(pieces) + len(self.specials)
         self.unknown_id = self.specials.get(UNKNOWN, next((self.ids[c] for c in "\ufffd?_ " if c in self.ids), 0))
         self.start_id = self.specials.get(END, self.ids.get("\n", self.specials.get(UNKNOWN, 0)))
@@ -134,15 +134,15 @@ class LookupTokenizer(Tokenizer):
         """The pieces of text."""
         raise NotImplementedError
 
-    def _encode(self, text: str, unknown: Unknown) -> list[int]:
+    def _encode(self, text: str, unknown: UnknownPolicy) -> list[int]:
         pieces = self.split(text)
         if unknown == "replace":
             return [self.ids.get(piece, self.unknown_id) for piece in pieces]
         ids = [self.ids[piece] for piece in pieces if piece in self.ids]
         if unknown == "error" and len(ids) < len(pieces):
             missing = self.missing(text)
-            shown = ", ".join(map(repr, missing[:10])) + " and others" * (len(missing) > 10)
-            problem = f"the text has {self.pieces_name} that are not in the vocabulary of {len(self.pieces):,}: {shown}"
+            names = ", ".join(map(repr, missing[:10])) + " and others" * (len(missing) > 10)
+            problem = f"the text has {self.unit_name} that are not in the vocabulary of {len(self.pieces):,}: {names}"
             raise UserError(f"{problem}; write something else, or pass --unknown=skip or --unknown=replace")
         return ids
 
@@ -161,7 +161,7 @@ class LookupTokenizer(Tokenizer):
 class CharTokenizer(LookupTokenizer):
     """One id per character, in the order of the characters given, by convention that of their code points."""
 
-    kind, fields, pieces_name = "char", {"characters": str}, "characters"
+    kind, fields, unit_name = "char", {"characters": str}, "characters"
 
     def __init__(self, characters: str, special: Sequence[str] = ()):
         super().__init__(characters, special)
@@ -177,9 +177,9 @@ class CharTokenizer(LookupTokenizer):
 
     def encode_array(self, text: str) -> np.ndarray:
         encoding, dtype = ("ascii", np.uint8) if text.isascii() else ("utf-32-le", np.uint32)
-        ids = self._table.take(np.frombuffer(text.encode(encoding), dtype))
-        known = not len(ids) or ids.max() < NO_ID
-        return ids if known else super().encode_array(text)  # raises UserError for what is unknown
+        ids = self._id_table.take(np.frombuffer(text.encode(encoding), dtype))
+        all_known = not len(ids) or ids.max() < MISSING_ID
+        return ids if all_known else super().encode_array(text)  # raises UserError for what is unknown
 
     def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
         if end_id is None:
@@ -187,9 +187,9 @@ class CharTokenizer(LookupTokenizer):
         return super().encode_parts(parts, end_id)
 
     @functools.cached_property
-    def _table(self) -> np.ndarray:
-        """The id of each code point, NO_ID if it has none, (0x110000,) uint16."""
-        table = np.full(0x110000, NO_ID, dtype=np.uint16)
+    def _id_table(self) -> np.ndarray:
+        """The id of each code point, MISSING_ID if it has none, (0x110000,) uint16."""
+        table = np.full(0x110000, MISSING_ID, dtype=np.uint16)
         table[[*map(ord, self.characters)]] = np.arange(len(self.characters))
         return table
 
@@ -203,14 +203,14 @@ class WordTokenizer(LookupTokenizer):
     With spaces_alone a text is split into \\w+, \\S and \\s, as in the word notebook. lower: capitals are lost.
     """
 
-    kind, fields, pieces_name = "word", {"words": list, "lower": bool, "spaces_alone": bool}, "words"
-    implied = (UNKNOWN,)
-    in_threads = False  # Python's regular expressions run in one thread at a time
+    kind, fields, unit_name = "word", {"words": list, "lower": bool, "spaces_alone": bool}, "words"
+    builtin_specials = (UNKNOWN,)
+    use_threads = False  # Python's regular expressions run in one thread at a time
 
     def __init__(self, words: Sequence[str], special: Sequence[str] = (), lower=False, spaces_alone=False):
         super().__init__(words, special)
         self.words, self.lower, self.spaces_alone = list(words), lower, spaces_alone
-        self.pattern = WORDS if spaces_alone else WORDS_WITH_SPACES
+        self.pattern = WORD_PATTERN if spaces_alone else SPACED_WORD_PATTERN
 
     def split(self, text: str) -> list[str]:
         """The words of text, the same text when joined, in small letters if lower."""
@@ -228,20 +228,20 @@ class WordTokenizer(LookupTokenizer):
 
 def split_words(text: str, lower: bool = False, spaces_alone: bool = False) -> list[str]:
     """The words of text, as WordTokenizer splits it."""
-    return re.findall(WORDS if spaces_alone else WORDS_WITH_SPACES, text.lower() if lower else text)
+    return re.findall(WORD_PATTERN if spaces_alone else SPACED_WORD_PATTERN, text.lower() if lower else text)
 
 
-class BytePairs(Tokenizer):
+class TiktokenTokenizer(Tokenizer):
     """Byte pairs by tiktoken: encoding is a tiktoken.Encoding that has END; further special tokens follow its own."""
 
-    implied = (END,)
+    builtin_specials = (END,)
 
     def __init__(self, encoding: Any, special: Sequence[str]):
         self.encoding, self.start_id = encoding, encoding.eot_token
-        self.specials = {END: self.start_id, **_number(special, encoding.n_vocab, [END])}
+        self.specials = {END: self.start_id, **_assign_ids(special, encoding.n_vocab, [END])}
         self.vocab_size = encoding.n_vocab + len(special)
 
-    def _encode(self, text: str, unknown: Unknown) -> list[int]:
+    def _encode(self, text: str, unknown: UnknownPolicy) -> list[int]:
         return self.encode_array(text).tolist()
 
     def encode_array(self, text: str, special: Collection[str] = ()) -> np.ndarray:
@@ -258,26 +258,26 @@ class BytePairs(Tokenizer):
             return super().encode_texts(texts)
         # one call for all: many short texts would take longer to hand over than to encode
         ids = self.encode_array(END.join(texts), special=[END])
-        first, *others = np.split(ids, np.flatnonzero(ids == self.end_id))
-        return [first, *(array[1:] for array in others)]
+        first_ids, *other_ids = np.split(ids, np.flatnonzero(ids == self.end_id))
+        return [first_ids, *(array[1:] for array in other_ids)]
 
     def decoder(self) -> Callable[[int | None], str]:
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return lambda i: utf8.decode(b"" if i is None else self._bytes(i), final=i is None)
+        return lambda i: utf8.decode(b"" if i is None else self._token_bytes(i), final=i is None)
 
     def byte_lengths(self) -> np.ndarray:
-        lengths = np.array([len(self._bytes(i)) for i in range(self.vocab_size)], dtype=np.int64)
+        lengths = np.array([len(self._token_bytes(i)) for i in range(self.vocab_size)], dtype=np.int64)
         lengths[[*self.specials.values()]] = 0
         return lengths
 
-    def _bytes(self, i: int) -> bytes:
+    def _token_bytes(self, i: int) -> bytes:
         """The bytes of one id; outside the vocabulary a byte that is not UTF-8."""
         if 0 <= i < self.encoding.n_vocab:
             return self.encoding.decode_single_token_bytes(i)
         return next((name.encode("utf-8") for name, number in self.specials.items() if number == i), b"\xff")
 
 
-class BPETokenizer(BytePairs):
+class BPETokenizer(TiktokenTokenizer):
     """Byte pairs trained on a text: ids of the 256 bytes, then of pairs in the order in which they were merged.
 
     tokens are spelled in GPT-2's alphabet, in which every byte is a visible character. <|endoftext|> follows, then the
@@ -305,19 +305,19 @@ class BPETokenizer(BytePairs):
         import tokenizers
 
         n_special = 1 + len(special)
-        if not 256 + n_special <= vocab_size <= MAX_VOCAB:
-            least = f"{256 + n_special} (the bytes and the special tokens)"
-            raise UserError(f"vocab_size={vocab_size} must be from {least} to {MAX_VOCAB:,}")
-        learner = tokenizers.Tokenizer(tokenizers.models.BPE())
-        learner.pre_tokenizer = byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if not 256 + n_special <= vocab_size <= MAX_VOCAB_SIZE:
+            min_size = f"{256 + n_special} (the bytes and the special tokens)"
+            raise UserError(f"vocab_size={vocab_size} must be from {min_size} to {MAX_VOCAB_SIZE:,}")
+        hf_tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        hf_tokenizer.pre_tokenizer = byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         size, alphabet = vocab_size - n_special, byte_level.alphabet()
         trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-        learner.train_from_iterator(chain.from_iterable(map(_shortened, texts)), trainer)
-        ids = learner.get_vocab()
+        hf_tokenizer.train_from_iterator(chain.from_iterable(map(_split_long_runs, texts)), trainer)
+        ids = hf_tokenizer.get_vocab()
         return cls(sorted(ids, key=ids.__getitem__), special)
 
 
-class GPT2Tokenizer(BytePairs):
+class GPT2Tokenizer(TiktokenTokenizer):
     """GPT-2's byte-pair encoding by tiktoken; <|endoftext|> is its own special token, others may be declared."""
 
     kind, fields = "gpt2", {"sha256": str}
@@ -327,39 +327,39 @@ class GPT2Tokenizer(BytePairs):
         super().__init__(encoding, special)
 
 
-def _shortened(text: str) -> list[str]:
+def _split_long_runs(text: str) -> list[str]:
     """text cut after every thousand characters of one kind, since the time of training grows with their square."""
     if max(map(len, text.split()), default=0) < 1000 and not re.search(r"\s{1000}", text):
         return [text]
-    places = [0, *(match.end() for match in LONG_RUN.finditer(text)), len(text)]
-    return [text[a:b] for a, b in zip(places, places[1:])]
+    bounds = [0, *(match.end() for match in LONG_RUN_PATTERN.finditer(text)), len(text)]
+    return [text[a:b] for a, b in zip(bounds, bounds[1:])]
 
 
 @functools.cache
 def byte_alphabet() -> tuple[str, ...]:
     """The character that GPT-2 writes for each of the 256 bytes: itself if it is visible Latin-1, else one of the
     characters from U+0100 on, in order."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in visible]
-    return tuple(chr(byte if byte in visible else 0x100 + others.index(byte)) for byte in range(256))
+    visible_bytes = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    other_bytes = [byte for byte in range(256) if byte not in visible_bytes]
+    return tuple(chr(byte if byte in visible_bytes else 0x100 + other_bytes.index(byte)) for byte in range(256))
 
 
-def is_word_break(before: str, here: str) -> bool:
+def is_word_break(previous_char: str, next_char: str) -> bool:
     """Whether a word always ends between these two characters, and lowering it does not depend on what follows.
 
     (Before a mark it does: the capital sigma in "\u03a3." becomes another letter at the end of a word.)
     """
-    return here in " \n" and not before.isspace()
+    return next_char in " \n" and not previous_char.isspace()
 
 
-def is_break(before: str, here: str) -> bool:
+def is_break(previous_char: str, next_char: str) -> bool:
     """Whether all patterns above end a piece between these two characters, however the text continues."""
-    return is_word_break(before, here) or here in MARKS and before.isalpha()
+    return is_word_break(previous_char, next_char) or next_char in PUNCTUATION and previous_char.isalpha()
 
 
-def last_break(text: str, fits: Callable[[str, str], bool] = is_break) -> int:
-    """The last place in text that is_break, 0 if there is none."""
-    return next((place for place in range(len(text) - 1, 0, -1) if fits(text[place - 1], text[place])), 0)
+def last_break(text: str, is_break_at: Callable[[str, str], bool] = is_break) -> int:
+    """The last position in text where is_break_at, 0 if there is none."""
+    return next((i for i in range(len(text) - 1, 0, -1) if is_break_at(text[i - 1], text[i])), 0)
 
 
 def last_word_break(text: str) -> int:
@@ -367,14 +367,14 @@ def last_word_break(text: str) -> int:
     return last_break(text, is_word_break)
 
 
-def _number(special: Sequence[str], first: int, taken: Collection[str]) -> dict[str, int]:
-    """Declared special tokens with their ids, from first on. Raises UserError for names that cannot be told apart."""
+def _assign_ids(special: Sequence[str], first_id: int, existing: Collection[str]) -> dict[str, int]:
+    """Special tokens with their ids, from first_id on. Raises UserError for names that cannot be told apart."""
     counts = Counter(special)
-    if wrong := [name for name in special if not name or name in taken or counts[name] > 1]:
-        shown = ", ".join(map(repr, wrong[:10]))
+    if duplicates := [name for name in special if not name or name in existing or counts[name] > 1]:
+        names = ", ".join(map(repr, duplicates[:10]))
         problem = "special tokens must have names that differ, from each other and from all else in the vocabulary"
-        raise UserError(f"{problem}: change {shown}")
-    return {name: first + i for i, name in enumerate(special)}
+        raise UserError(f"{problem}: change {names}")
+    return {name: first_id + i for i, name in enumerate(special)}
 
 
 @functools.cache
@@ -402,7 +402,7 @@ KINDS: dict[str, Any] = {cls.kind: cls for cls in (CharTokenizer, WordTokenizer,
 
 def from_dict(description: dict) -> Tokenizer:
     """The tokenizer that to_dict described. Raises UserError for anything that to_dict cannot have returned."""
-    check_dict(description)
+    check_description(description)
     cls = KINDS[description["kind"]]
     values = {name: description.get(name, type_()) for name, type_ in cls.fields.items() if name != "sha256"}
     tokenizer = cls(special=description.get("special", []), **values)
@@ -414,45 +414,45 @@ def from_dict(description: dict) -> Tokenizer:
     return tokenizer
 
 
-def check_dict(description: Any) -> int:
+def check_description(description: Any) -> int:
     """The vocab_size of a description, without loading GPT-2's vocabulary.
 
-    Raises UserError for an unknown kind, values of a wrong type, text that is not Unicode, or more than MAX_VOCAB
+    Raises UserError for an unknown kind, values of a wrong type, text that is not Unicode, or more than MAX_VOCAB_SIZE
     entries. from_dict checks the rest, such as entries that occur twice.
     """
     if not isinstance(description, dict):
         raise UserError("the tokenizer's description is not a dict: prepare the data again")
-    if description == FOREIGN:
+    if description == UNSUPPORTED_TOKENIZER:
         problem = "this model's tokenizer is not one that donGPT has, so its ids cannot be shown as text"
         raise UserError(f"{problem}: use the library that it came from")
     kind = description.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        shown = repr(kind[:40]) if isinstance(kind, str) else type(kind).__name__
-        raise UserError(f"tokenizer kind {shown} is not known: this file was written by a newer donGPT, update yours")
-    n_entries = GPT2_VOCAB if kind == "gpt2" else len(KINDS[kind].implied)
+        name = repr(kind[:40]) if isinstance(kind, str) else type(kind).__name__
+        raise UserError(f"tokenizer kind {name} is not known: this file was written by a newer donGPT, update yours")
+    n_entries = GPT2_VOCAB_SIZE if kind == "gpt2" else len(KINDS[kind].builtin_specials)
     for key, expected in {**KINDS[kind].fields, "special": list}.items():
         value = description.get(key, expected())
         if type(value) is not expected or expected is list and {*map(type, value)} - {str}:
-            wanted = {str: "text", bool: "True or False", list: "a list of texts"}[expected]
-            raise UserError(f"the tokenizer's {key!r} is not {wanted}: prepare the data again")
-        if expected is not bool and not is_unicode("".join(value)):
+            type_name = {str: "text", bool: "True or False", list: "a list of texts"}[expected]
+            raise UserError(f"the tokenizer's {key!r} is not {type_name}: prepare the data again")
+        if expected is not bool and not is_valid_unicode("".join(value)):
             raise UserError(f"the tokenizer's {key!r} holds half a surrogate pair: prepare the data again")
         n_entries += len(value) if expected is list or key == "characters" else 0
-    if n_entries > MAX_VOCAB:
-        raise UserError(f"the tokenizer has more than {MAX_VOCAB:,} entries, too many for uint16 ids: use another")
+    if n_entries > MAX_VOCAB_SIZE:
+        raise UserError(f"the tokenizer has more than {MAX_VOCAB_SIZE:,} entries, too many for uint16 ids: use another")
     return n_entries
 
 
-def added_tokens(one: dict | None, other: dict | None) -> list[str] | None:
-    """The special tokens that other declares in addition to those of one; None if they differ in more.
+def added_special_tokens(old_dict: dict | None, new_dict: dict | None) -> list[str] | None:
+    """The special tokens that new_dict declares in addition to those of old_dict; None if they differ in more.
 
     A description that is missing is taken for the same vocabulary.
     """
-    if not one or not other:
+    if not old_dict or not new_dict:
         return []
-    special, others = one.get("special", []), other.get("special", [])
-    if one.get("kind") == other.get("kind") == "gpt2":  # one that is only assumed has no hash
-        same = len({one.get("sha256"), other.get("sha256")} - {None}) <= 1
+    old_special, new_special = old_dict.get("special", []), new_dict.get("special", [])
+    if old_dict.get("kind") == new_dict.get("kind") == "gpt2":  # one that is only assumed has no hash
+        same_base = len({old_dict.get("sha256"), new_dict.get("sha256")} - {None}) <= 1
     else:
-        same = {**one, "special": [], "template": {}} == {**other, "special": [], "template": {}}
-    return others[len(special) :] if same and others[: len(special)] == special else None
+        same_base = {**old_dict, "special": [], "template": {}} == {**new_dict, "special": [], "template": {}}
+    return new_special[len(old_special) :] if same_base and new_special[: len(old_special)] == old_special else None

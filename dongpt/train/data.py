@@ -15,7 +15,7 @@ import torch
 from configurator import UserError
 from dongpt.program import ROOT
 from dongpt.runtime import Runtime
-from dongpt.text.bins import SPLITS, TokenArray, check_ends, data_files, how_to_prepare, read_meta
+from dongpt.text.bins import SPLITS, TokenArray, check_shard_ends, data_files, how_to_prepare, read_meta
 from dongpt.text.tokenizers import Tokenizer, from_dict
 
 SCANNED_TOKENS = 2**25  # compared with the vocabulary before training, evenly spaced over a longer text
@@ -83,7 +83,7 @@ class Corpus:
             has = f"{os.path.join(self.folder, split)}.bin has {self.lengths[split]} token"
             raise UserError(f"{has}: a loss needs at least 2, use more text")
         if split == "train" and self.shards:
-            check_ends(self.folder, self.shards)
+            check_shard_ends(self.folder, self.shards)
         if (mask := self.mask(split)) is not None and not mask[1:].any():
             what = f"{self.masks[split].paths[0]} masks everything: nothing is left to predict"
             raise UserError(f"{what}, {how_to_prepare(self.folder)}")

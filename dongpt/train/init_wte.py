@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 from configurator import UserError
-from dongpt.text.sources import store
+from dongpt.text.sources import write_atomically
 from dongpt.text.tokenizers import WordTokenizer
 
 STD = 0.02  # of a new model's token embedding, as in GPT-2
 MAX_WIDTH = 2**14  # numbers in a vector; a header that says more is not one
 MAX_LINE_BYTES = 64 * MAX_WIDTH
 MAX_WORD_BYTES = 2**12
-READ_BYTES = 2**20  # bytes read at a time
+CHUNK_BYTES = 2**20  # bytes read at a time
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # by the first bytes of a file
 
 
@@ -50,7 +50,7 @@ def read_vectors(path: str, wanted: set[str]) -> dict[str, np.ndarray]:
         with open(path, "rb") as raw:
             start = raw.read(6)
         opener: Any = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), open)
-        with io.BufferedReader(opener(path, "rb"), READ_BYTES) as file:
+        with io.BufferedReader(opener(path, "rb"), CHUNK_BYTES) as file:
             n_promised, records = _open_records(file, path)
             number = 0
             for number, (word, content) in enumerate(records, 1):
@@ -164,7 +164,7 @@ def save_table(path: str, table: np.ndarray):
     """Write table to path, completely or not at all. Raises UserError if it cannot be written."""
     content = io.BytesIO()
     np.save(content, table, allow_pickle=False)
-    store(path, content.getvalue())
+    write_atomically(path, content.getvalue())
 
 
 def load_table(path: str, n_words: int) -> np.ndarray:

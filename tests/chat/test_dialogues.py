@@ -19,25 +19,32 @@ from hypothesis import strategies as st
 
 import train
 from dongpt.chat.conversation import Conversation
-from dongpt.chat.dialogues import Chats, Dialogues
+from dongpt.chat.dialogues import ChatDataset, Dialogues
 from dongpt.checkpoint.files import load_model
 from dongpt.decode.sampling import Sampling
 from dongpt.text import bins
 from dongpt.text.bins import read_meta
 from dongpt.text.documents import Files
 from dongpt.text.template import (
-    DONGPT,
-    EDS,
-    EDS_CONTEXT,
-    EDS_EMOTION,
-    PLAIN,
-    PRESETS,
+    DONGPT_TEMPLATE,
+    EMPATHETIC,
+    EMPATHETIC_CONTEXT,
+    EMPATHETIC_EMOTION,
+    PLAIN_TEMPLATE,
+    TEMPLATES,
     Segment,
     Template,
     encode,
-    joined,
+    merge_segments,
 )
-from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, added_tokens, from_dict
+from dongpt.text.tokenizers import (
+    BPETokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    WordTokenizer,
+    added_special_tokens,
+    from_dict,
+)
 from dongpt.train.data import Corpus
 from dongpt.train.evaluation import predicted_bytes
 
@@ -589,8 +596,8 @@ def test_gpt2s_vocabulary_gets_the_marks_and_nothing_typed_becomes_one(tmp_path,
     check_bins(folder, talks)
     meta = read_meta(folder)
     assert meta["vocab_size"] == 50261 and meta["tokenizer"]["special"] == MARKS
-    assert added_tokens({"kind": "gpt2"}, meta["tokenizer"]) == MARKS
-    assert from_dict(meta["tokenizer"]).template == DONGPT
+    assert added_special_tokens({"kind": "gpt2"}, meta["tokenizer"]) == MARKS
+    assert from_dict(meta["tokenizer"]).template == DONGPT_TEMPLATE
 
 
 @pytest.mark.parametrize("options", [["--lower=True"], ["--min_count=2"]])
@@ -631,7 +638,7 @@ def write_launcher(tmp_path, name: str) -> str:
         tmp_path / f"launch{name}.py",
         (
             f"import runpy, sys\nsys.argv = sys.argv[1:]\nsys.path.insert(0, {ROOT!r})\n"
-            f"import dongpt.text.bins as p\np.named_folder = lambda name: {str(tmp_path / ('out' + name))!r}\n"
+            f"import dongpt.text.bins as p\np.dataset_folder = lambda name: {str(tmp_path / ('out' + name))!r}\n"
             f"sys.argv.append('--name=x')\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
         ),
     )
@@ -866,7 +873,7 @@ def spelled(parts) -> str:
 
 @smoke
 def test_presets_write_what_their_models_were_trained_on():
-    talk_of = {name: [*template.question("Q", "afraid"), *template.answer("A")] for name, template in PRESETS.items()}
+    talk_of = {name: [*template.question("Q", "afraid"), *template.answer("A")] for name, template in TEMPLATES.items()}
     assert {name: spelled(parts) for name, parts in talk_of.items()} == {
         "dongpt": "<|user|>Q<|assistant|>A<|end|>",
         "eds": "<bot> Q\n<human> A <endOfText>\n",
@@ -874,15 +881,22 @@ def test_presets_write_what_their_models_were_trained_on():
         "eds-context": "<context> afraid\n<bot> Q\n<human> A <endOfText>\n",
         "plain": "QA\n",
     }
-    assert spelled(EDS_EMOTION.question("Q")) == "<bot> Q\n<human>"  # without a header where there is none
+    assert spelled(EMPATHETIC_EMOTION.question("Q")) == "<bot> Q\n<human>"  # without a header where there is none
     assert [part.text for part in talk_of["dongpt"] if part.is_special] == [USER, ASSISTANT, STOP]
     assert not any(part.is_special for name in talk_of for part in talk_of[name] if name != "dongpt")
     for parts in talk_of.values():  # of the answer and its end a loss is taken, of nothing else
         said = "".join(part.text for part in parts if part.in_loss)
         assert spelled(parts).endswith(said) and said.lstrip().startswith("A") and "Q" not in said
-    assert spelled(DONGPT.opening("S")) == "<|system|>S" and not DONGPT.opening("") and not EDS.opening("S")
-    assert DONGPT.marks() == MARKS and EDS.marks() == PLAIN.marks() == []
-    assert PLAIN.continues and not EDS.continues and not DONGPT.continues
+    assert (
+        spelled(DONGPT_TEMPLATE.opening("S")) == "<|system|>S"
+        and not DONGPT_TEMPLATE.opening("")
+        and not EMPATHETIC.opening("S")
+    )
+    assert (
+        DONGPT_TEMPLATE.special_tokens() == MARKS
+        and EMPATHETIC.special_tokens() == PLAIN_TEMPLATE.special_tokens() == []
+    )
+    assert PLAIN_TEMPLATE.continues and not EMPATHETIC.continues and not DONGPT_TEMPLATE.continues
 
 
 TAGS = ("<bot>", "<human>", "<endOfText>", "<emotion>", "<context>")
@@ -892,13 +906,13 @@ TAGS = ("<bot>", "<human>", "<endOfText>", "<emotion>", "<context>")
 @given(st.lists(st.sampled_from([*TAGS, "<", ">", "bot>", "human", " ", "< bot>", "a", "\n", "<<bot>"])).map("".join))
 @example("<bot><human> <endOfText><<emotion>>")
 def test_what_a_user_writes_to_eds_holds_no_tag_and_loses_nothing(text):
-    clean = EDS.clean(text)
+    clean = EMPATHETIC.clean(text)
     assert not any(tag in clean for tag in TAGS)
-    assert EDS.clean(clean) == clean
+    assert EMPATHETIC.clean(clean) == clean
     assert clean.replace(" ", "") == text.replace(" ", "")
     assert len(clean) - len(text) == sum(text.count(tag) for tag in TAGS)  # one blank each
-    assert DONGPT.clean(text) == text == PLAIN.clean(text)
-    whole = spelled([*EDS_CONTEXT.question(text, text), *EDS_CONTEXT.answer(text)])
+    assert DONGPT_TEMPLATE.clean(text) == text == PLAIN_TEMPLATE.clean(text)
+    whole = spelled([*EMPATHETIC_CONTEXT.question(text, text), *EMPATHETIC_CONTEXT.answer(text)])
     assert [whole.count(tag) for tag in TAGS] == [1, 1, 1, 0, bool(text)]
 
 
@@ -917,7 +931,7 @@ def test_joined_makes_texts_one_and_keeps_marks_and_losses_apart():
         Segment(STOP, True, True),
         Segment(STOP, True, True),
     ]
-    assert joined(parts) == [
+    assert merge_segments(parts) == [
         Segment("ab"),
         Segment(USER, True),
         Segment("c"),
@@ -925,7 +939,7 @@ def test_joined_makes_texts_one_and_keeps_marks_and_losses_apart():
         Segment(STOP, True, True),
         Segment(STOP, True, True),
     ]
-    assert joined([]) == [] and joined([Segment("", True), Segment("")]) == []
+    assert merge_segments([]) == [] and merge_segments([Segment("", True), Segment("")]) == []
     assert parts[1] == Segment("a")  # as they were
 
 
@@ -944,7 +958,7 @@ def tokenizer_of(kind: str):
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_encode_gives_marks_to_the_template_alone(kind):
     tokenizer = tokenizer_of(kind)
-    ids = encode(tokenizer, [*DONGPT.question("<|user|>"), *DONGPT.answer("7")])
+    ids = encode(tokenizer, [*DONGPT_TEMPLATE.question("<|user|>"), *DONGPT_TEMPLATE.answer("7")])
     special = tokenizer.specials
     assert ids == [
         special[USER],
@@ -953,7 +967,7 @@ def test_encode_gives_marks_to_the_template_alone(kind):
         *tokenizer.encode("7"),
         special[STOP],
     ]
-    assert encode(tokenizer, EDS.question("What")) == tokenizer.encode("<bot> What\n<human>")  # in one piece
+    assert encode(tokenizer, EMPATHETIC.question("What")) == tokenizer.encode("<bot> What\n<human>")  # in one piece
     assert encode(tokenizer, [Segment("3 plus"), Segment(""), Segment(" 4")]) == tokenizer.encode("3 plus 4")
     assert encode(tokenizer, [Segment("")]) == []
 
@@ -961,30 +975,38 @@ def test_encode_gives_marks_to_the_template_alone(kind):
 @smoke
 def test_a_vocabulary_without_the_marks_is_found():
     for tokenizer in (CharTokenizer("ab<|user>"), BPETokenizer.train(["ab"], 257), WordTokenizer(["a"])):
-        assert DONGPT.lacking(tokenizer) == MARKS and PLAIN.lacking(tokenizer) == ["\n"] * (tokenizer.kind != "bpe")
+        assert DONGPT_TEMPLATE.missing_marks(tokenizer) == MARKS and PLAIN_TEMPLATE.missing_marks(tokenizer) == [
+            "\n"
+        ] * (tokenizer.kind != "bpe")
     tokenizer = CharTokenizer("abot<> ", MARKS[:3])
-    assert DONGPT.lacking(tokenizer) == [STOP]
-    assert set(EDS.lacking(tokenizer)) == set("\n<bot> <human> <endOfText>") - set("abot<> ")
+    assert DONGPT_TEMPLATE.missing_marks(tokenizer) == [STOP]
+    assert set(EMPATHETIC.missing_marks(tokenizer)) == set("\n<bot> <human> <endOfText>") - set("abot<> ")
     for kind in TOKENIZERS:
-        assert not any(template.lacking(tokenizer_of(kind)) for template in (DONGPT, EDS, EDS_EMOTION, PLAIN))
+        assert not any(
+            template.missing_marks(tokenizer_of(kind))
+            for template in (DONGPT_TEMPLATE, EMPATHETIC, EMPATHETIC_EMOTION, PLAIN_TEMPLATE)
+        )
     with pytest.raises(ValueError, match="--unknown"):
-        encode(CharTokenizer("ab"), EDS.question("a"))
-    assert encode(CharTokenizer("ab"), EDS.question("abz"), unknown="skip") == [1, 0, 1, 0]  # bot, ab, human
+        encode(CharTokenizer("ab"), EMPATHETIC.question("a"))
+    assert encode(CharTokenizer("ab"), EMPATHETIC.question("abz"), unknown="skip") == [1, 0, 1, 0]  # bot, ab, human
 
 
 @smoke
 def test_words_that_were_trained_on_eds_can_express_its_template():
     text = "<bot> Hello there\n<human> Good day <endOfText>\n"
     tokenizer = WordTokenizer(sorted(set(re.findall(r" ?\w+| ?[^\w\s]|\s", text))))
-    assert tokenizer.decode(encode(tokenizer, [*EDS.question("Hello there"), *EDS.answer("Good day")])) == text
-    assert not EDS.lacking(tokenizer)
+    assert (
+        tokenizer.decode(encode(tokenizer, [*EMPATHETIC.question("Hello there"), *EMPATHETIC.answer("Good day")]))
+        == text
+    )
+    assert not EMPATHETIC.missing_marks(tokenizer)
 
 
 OWN = Template("mine", user="[U] ", assistant=" [A]", end="\n", header="({})", gap=" ", special=False, tags=("[U]",))
 
 
 @smoke
-@pytest.mark.parametrize("template", [*PRESETS.values(), OWN], ids=lambda template: template.name)
+@pytest.mark.parametrize("template", [*TEMPLATES.values(), OWN], ids=lambda template: template.name)
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_a_template_travels_in_a_tokenizers_description(template, kind):
     tokenizer = tokenizer_of(kind)
@@ -1027,7 +1049,7 @@ def test_fields_with_defaults_may_be_missing_in_a_description():
     ids=str,
 )
 def test_a_template_that_is_none_is_a_sentence(change):
-    description = DONGPT.to_dict()
+    description = DONGPT_TEMPLATE.to_dict()
     if isinstance(change, str):
         del description[change]
     else:
@@ -1054,19 +1076,19 @@ def test_the_marks_are_what_a_fine_tuned_vocabulary_adds(kind):
         "bpe": lambda special: BPETokenizer.train(["ab"], 256 + 1 + len(special), special),
     }[kind]
     base, tuned, other = make([]), make(MARKS), make(["<|x|>"])
-    tuned.template = DONGPT
-    assert added_tokens(base.to_dict(), tuned.to_dict()) == MARKS
-    assert added_tokens(tuned.to_dict(), tuned.to_dict()) == []
-    assert added_tokens(make(MARKS).to_dict(), tuned.to_dict()) == []  # the template alone is new
-    assert added_tokens(tuned.to_dict(), base.to_dict()) is None
-    assert added_tokens(other.to_dict(), tuned.to_dict()) is None
+    tuned.template = DONGPT_TEMPLATE
+    assert added_special_tokens(base.to_dict(), tuned.to_dict()) == MARKS
+    assert added_special_tokens(tuned.to_dict(), tuned.to_dict()) == []
+    assert added_special_tokens(make(MARKS).to_dict(), tuned.to_dict()) == []  # the template alone is new
+    assert added_special_tokens(tuned.to_dict(), base.to_dict()) is None
+    assert added_special_tokens(other.to_dict(), tuned.to_dict()) is None
 
 
 def test_the_marks_are_what_gpt2_adds(gpt2_vocabulary):
     tuned = GPT2Tokenizer(MARKS)
-    tuned.template = DONGPT
-    assert added_tokens(GPT2Tokenizer().to_dict(), tuned.to_dict()) == MARKS
-    assert from_dict(tuned.to_dict()).template == DONGPT
+    tuned.template = DONGPT_TEMPLATE
+    assert added_special_tokens(GPT2Tokenizer().to_dict(), tuned.to_dict()) == MARKS
+    assert from_dict(tuned.to_dict()).template == DONGPT_TEMPLATE
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1094,14 +1116,14 @@ def test_the_template_is_in_the_data_and_in_every_checkpoint_of_a_run(tmp_path, 
         tmp_path, write_json(tmp_path / "chats.jsonl", some_talks()), f"--tokenizer={tokenizer}", "--vocab_size=300"
     )
     description = read_meta(folder)["tokenizer"]
-    assert from_dict(description).template == DONGPT
+    assert from_dict(description).template == DONGPT_TEMPLATE
     assert train.main([f"--data_dir={folder}", *TWO]) == 0
     for name in ("ckpt.pt", "ckpt_last.pt"):
         assert load("out", name)["tokenizer"] == description
     assert train.main(["--init_from=resume", "--max_iters=4"]) == 0
     for name in ("ckpt.pt", "ckpt_last.pt"):
         checkpoint = load("out", name)
-        assert checkpoint["tokenizer"] == description and from_dict(checkpoint["tokenizer"]).template == DONGPT
+        assert checkpoint["tokenizer"] == description and from_dict(checkpoint["tokenizer"]).template == DONGPT_TEMPLATE
     assert load("out")["iter_num"] == 4 and len(read_log("out", "iter")) == 4
     assert all(np.isfinite(record["loss"]) for record in read_log("out", "iter"))
 
@@ -1126,11 +1148,11 @@ def test_the_loss_is_that_of_the_answers(tmp_path):
 
 def test_chats_say_how_large_they_are_and_when_they_change(tmp_path):
     path = write_json(tmp_path / "chats.jsonl", some_talks(30))
-    chats = Chats.of(Dialogues(Files([path])), DONGPT, 0.1)
+    chats = ChatDataset.of(Dialogues(Files([path])), DONGPT_TEMPLATE, 0.1)
     assert chats.size == os.path.getsize(path) and len(chats.groups) == 30
-    before = chats.stamp()
+    before = chats.fingerprint()
     write_json(path, some_talks(31))
-    assert chats.stamp() != before
+    assert chats.fingerprint() != before
 
 
 @smoke

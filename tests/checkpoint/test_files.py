@@ -16,7 +16,17 @@ from helpers import ROOT, RunsACommand
 
 from configurator import UserError
 from dongpt.checkpoint import files as checkpoints
-from dongpt.checkpoint.files import BEST, LAST, is_valid, load, load_model, load_valid, model_args, restore_model, save
+from dongpt.checkpoint.files import (
+    BEST_NAME,
+    LAST_NAME,
+    is_valid,
+    load,
+    load_model,
+    load_valid,
+    model_args,
+    restore_model,
+    save,
+)
 from dongpt.text.tokenizers import CharTokenizer
 from model import GPT, GPTConfig
 
@@ -83,22 +93,22 @@ def refused(path, *parts: str):
 @smoke
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     checkpoint = small_checkpoint()
-    save(checkpoint, str(tmp_path / BEST))
-    assert same(load(str(tmp_path / BEST)), checkpoint)
-    assert same(load(str(tmp_path / BEST), mmap=True), checkpoint)
-    assert os.listdir(tmp_path) == [BEST]
+    save(checkpoint, str(tmp_path / BEST_NAME))
+    assert same(load(str(tmp_path / BEST_NAME)), checkpoint)
+    assert same(load(str(tmp_path / BEST_NAME), mmap=True), checkpoint)
+    assert os.listdir(tmp_path) == [BEST_NAME]
 
 
 @smoke
 def test_a_checkpoint_is_readable_by_torch_without_trust(tmp_path):
     checkpoint = small_checkpoint()
-    save(checkpoint, str(tmp_path / BEST))
-    assert same(torch.load(tmp_path / BEST, weights_only=True), checkpoint)
+    save(checkpoint, str(tmp_path / BEST_NAME))
+    assert same(torch.load(tmp_path / BEST_NAME, weights_only=True), checkpoint)
 
 
 @smoke
 def test_a_trained_run_writes_checkpoints_of_plain_values(tiny_run):
-    for name in (BEST, LAST):
+    for name in (BEST_NAME, LAST_NAME):
         checkpoint = torch.load(os.path.join(tiny_run, name), weights_only=True)
         assert {
             "model",
@@ -110,14 +120,14 @@ def test_a_trained_run_writes_checkpoints_of_plain_values(tiny_run):
             "format_version",
             "tokenizer",
         } <= checkpoint.keys()
-        assert set(checkpoint["model_args"]) == set(checkpoints.NANOGPT_ARGS) and checkpoint["iter_num"] == 6
+        assert set(checkpoint["model_args"]) == set(checkpoints.NANOGPT_ARG_NAMES) and checkpoint["iter_num"] == 6
     assert not [name for name in os.listdir(tiny_run) if name.endswith(".part")]
 
 
 @smoke
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
 def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, error):
-    path = tmp_path / LAST
+    path = tmp_path / LAST_NAME
     save(small_checkpoint(0), str(path))
     before = path.read_bytes()
 
@@ -129,13 +139,13 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path, 
     with pytest.raises(ValueError) as caught:
         save(small_checkpoint(1), str(path))
     assert str(path) in str(caught.value)
-    assert path.read_bytes() == before and os.listdir(tmp_path) == [LAST]
+    assert path.read_bytes() == before and os.listdir(tmp_path) == [LAST_NAME]
 
 
 @smoke
 def test_saving_where_no_folder_is_gives_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="ckpt.pt"):
-        save(small_checkpoint(), str(tmp_path / "no" / BEST))
+        save(small_checkpoint(), str(tmp_path / "no" / BEST_NAME))
 
 
 @smoke
@@ -150,10 +160,10 @@ def test_model_args_are_nanogpts_seven_keys():
 def test_model_args_name_what_nanogpts_model_cannot_have(tmp_path):
     config = GPTConfig(**model_args(CONFIG), activation="gelu_tanh", tie_weights=False)
     args = model_args(config)
-    assert set(args) - set(checkpoints.NANOGPT_ARGS) == {"activation", "tie_weights"}
+    assert set(args) - set(checkpoints.NANOGPT_ARG_NAMES) == {"activation", "tie_weights"}
     model = small_model(config=config)
-    save({"model": model.state_dict(), "model_args": args}, str(tmp_path / BEST))
-    again, _ = load_model(str(tmp_path / BEST))
+    save({"model": model.state_dict(), "model_args": args}, str(tmp_path / BEST_NAME))
+    again, _ = load_model(str(tmp_path / BEST_NAME))
     idx = torch.arange(8)[None]
     assert again.config == config and torch.equal(again(idx)[0], model(idx)[0])
 
@@ -186,19 +196,19 @@ def test_a_missing_checkpoint_is_refused(tmp_path):
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
-    (tmp_path / BEST).write_bytes(content)
-    refused(tmp_path / BEST)
+    (tmp_path / BEST_NAME).write_bytes(content)
+    refused(tmp_path / BEST_NAME)
 
 
 @pytest.mark.parametrize("old_format", [False, True])
 def test_a_checkpoint_cut_off_anywhere_is_refused(tmp_path, old_format):
-    torch.save(small_checkpoint(), tmp_path / BEST, _use_new_zipfile_serialization=not old_format)
-    whole = (tmp_path / BEST).read_bytes()
+    torch.save(small_checkpoint(), tmp_path / BEST_NAME, _use_new_zipfile_serialization=not old_format)
+    whole = (tmp_path / BEST_NAME).read_bytes()
     for cut in [0, 1, 2, 3, 10, 63, 64, 100, 1000, *range(2000, len(whole), len(whole) // 20), len(whole) - 1]:
-        (tmp_path / BEST).write_bytes(whole[:cut])
-        refused(tmp_path / BEST)
-    (tmp_path / BEST).write_bytes(whole)
-    load(str(tmp_path / BEST))
+        (tmp_path / BEST_NAME).write_bytes(whole[:cut])
+        refused(tmp_path / BEST_NAME)
+    (tmp_path / BEST_NAME).write_bytes(whole)
+    load(str(tmp_path / BEST_NAME))
 
 
 @smoke
@@ -214,7 +224,7 @@ def test_a_checkpoint_cut_off_anywhere_is_refused(tmp_path, old_format):
     ids=["pickle", "old pickle", "zip", "zip of a checkpoint", "torch before 1.6"],
 )
 def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path, write):
-    marker, path = tmp_path / "marker", tmp_path / BEST
+    marker, path = tmp_path / "marker", tmp_path / BEST_NAME
     write(RunsACommand(marker), path)
     refused(path, "not run")
     for action in (lambda: load_model(str(path)), lambda: load_model(str(tmp_path)), lambda: load_valid(str(tmp_path))):
@@ -225,17 +235,17 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path, write):
 
 @smoke
 def test_the_attack_of_these_tests_is_a_real_one(tmp_path):
-    torch.save(RunsACommand(tmp_path / "marker"), tmp_path / BEST)
-    torch.load(tmp_path / BEST, weights_only=False)
+    torch.save(RunsACommand(tmp_path / "marker"), tmp_path / BEST_NAME)
+    torch.load(tmp_path / BEST_NAME, weights_only=False)
     assert (tmp_path / "marker").exists()
 
 
 @smoke
 def test_a_whole_pickled_model_is_refused(tmp_path):
-    torch.save(small_model(), tmp_path / BEST)
-    refused(tmp_path / BEST, "model.GPT", "state_dict()", "any code")
-    torch.save({"model": small_model(), "model_args": {}}, tmp_path / BEST)
-    refused(tmp_path / BEST, "state_dict()")
+    torch.save(small_model(), tmp_path / BEST_NAME)
+    refused(tmp_path / BEST_NAME, "model.GPT", "state_dict()", "any code")
+    torch.save({"model": small_model(), "model_args": {}}, tmp_path / BEST_NAME)
+    refused(tmp_path / BEST_NAME, "state_dict()")
 
 
 @smoke
@@ -253,14 +263,14 @@ def test_a_whole_pickled_model_is_refused(tmp_path):
     ],
 )
 def test_a_file_of_other_things_says_what_was_found_and_what_is_known(tmp_path, content, found):
-    torch.save(content, tmp_path / BEST)
-    refused(tmp_path / BEST, found, "known are", "nanoGPT+", "EDS")
+    torch.save(content, tmp_path / BEST_NAME)
+    refused(tmp_path / BEST_NAME, found, "known are", "nanoGPT+", "EDS")
 
 
 @smoke
 def test_a_checkpoint_of_a_newer_program_is_refused(tmp_path):
-    torch.save(small_checkpoint(format_version=checkpoints.FORMAT_VERSION + 1), tmp_path / BEST)
-    refused(tmp_path / BEST, "newer", "update")
+    torch.save(small_checkpoint(format_version=checkpoints.FORMAT_VERSION + 1), tmp_path / BEST_NAME)
+    refused(tmp_path / BEST_NAME, "newer", "update")
 
 
 @smoke
@@ -286,9 +296,9 @@ def test_a_checkpoint_of_a_newer_program_is_refused(tmp_path):
 def test_weights_that_do_not_fit_model_args_give_a_sentence(tmp_path, change, part):
     checkpoint = small_checkpoint()
     checkpoint["model_args"].update(change)
-    save(checkpoint, str(tmp_path / BEST))
+    save(checkpoint, str(tmp_path / BEST_NAME))
     with pytest.raises(ValueError) as caught:
-        load_model(str(tmp_path / BEST))
+        load_model(str(tmp_path / BEST_NAME))
     assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -345,19 +355,19 @@ def test_a_value_of_a_wrong_type_or_size_gives_a_sentence(tmp_path, change):
     checkpoint = small_checkpoint()
     for key, value in change.items():
         checkpoint[key] = {**checkpoint[key], **value} if key == "model_args" else value
-    torch.save(checkpoint, tmp_path / BEST)
-    refused(tmp_path / BEST)
+    torch.save(checkpoint, tmp_path / BEST_NAME)
+    refused(tmp_path / BEST_NAME)
     with pytest.raises(UserError):
-        load_model(str(tmp_path / BEST))
-    assert not is_valid(str(tmp_path / BEST))
+        load_model(str(tmp_path / BEST_NAME))
+    assert not is_valid(str(tmp_path / BEST_NAME))
 
 
 @smoke
 @pytest.mark.parametrize("tokenizer", [None, CharTokenizer("\n abcdefghi").to_dict()], ids=["none", "no end"])
 def test_a_document_mask_needs_a_tokenizer_with_an_end_of_documents(tmp_path, tokenizer):
-    save(small_checkpoint(config={"document_mask": True}, tokenizer=tokenizer), str(tmp_path / BEST))
+    save(small_checkpoint(config={"document_mask": True}, tokenizer=tokenizer), str(tmp_path / BEST_NAME))
     with pytest.raises(UserError, match="document_mask"):
-        load_model(str(tmp_path / BEST))
+        load_model(str(tmp_path / BEST_NAME))
 
 
 @smoke
@@ -367,9 +377,9 @@ def test_a_document_mask_needs_a_tokenizer_with_an_end_of_documents(tmp_path, to
 def test_weights_that_are_not_dense_floating_point_numbers_are_refused(tmp_path, weight):
     checkpoint = small_checkpoint()
     checkpoint["model"]["transformer.ln_f.weight"] = weight
-    torch.save(checkpoint, tmp_path / BEST)
+    torch.save(checkpoint, tmp_path / BEST_NAME)
     with pytest.raises(UserError):
-        load_model(str(tmp_path / BEST))
+        load_model(str(tmp_path / BEST_NAME))
 
 
 def damaged_optimizers():
@@ -402,14 +412,14 @@ def damaged_optimizers():
 @pytest.mark.parametrize("case", damaged_optimizers())
 def test_a_damaged_optimizer_state_gives_a_sentence(case):
     checkpoint = {**small_checkpoint(), "optimizer": damaged_optimizers()[case]}
-    model = restore_model(checkpoint, BEST)
+    model = restore_model(checkpoint, BEST_NAME)
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
     if case == "a rule that is a list":  # settings are this run's
-        checkpoints.restore_optimizer(optimizer, checkpoint, model, BEST)
+        checkpoints.restore_optimizer(optimizer, checkpoint, model, BEST_NAME)
         assert "rule" not in optimizer.param_groups[0]
         return
     with pytest.raises(UserError, match="optimizer state does not belong"):
-        checkpoints.restore_optimizer(optimizer, checkpoint, model, BEST)
+        checkpoints.restore_optimizer(optimizer, checkpoint, model, BEST_NAME)
 
 
 @smoke
@@ -417,7 +427,7 @@ def test_loading_writes_nothing_to_a_data_directory(tmp_path):
     """A meta.json.new beside the checkpoint used to be obeyed: bins were renamed and deleted."""
     checkpoint = small_checkpoint()
     del checkpoint["format_version"], checkpoint["tokenizer"]
-    torch.save(checkpoint, tmp_path / BEST)
+    torch.save(checkpoint, tmp_path / BEST_NAME)
     meta = {"tokenizer": CharTokenizer("\n abcdefghi").to_dict(), "vocab_size": 11, "tokens": {"train": 2, "val": 2}}
     for name in ("meta.json", "meta.json.new"):
         (tmp_path / name).write_text(json.dumps(meta), encoding="utf-8")
@@ -425,7 +435,7 @@ def test_loading_writes_nothing_to_a_data_directory(tmp_path):
         (tmp_path / name).write_bytes(b"\0\0\0\0")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with contextlib.suppress(UserError):  # of an interrupted preparation; loading may refuse, but not repair it
-        load_model(str(tmp_path / BEST))
+        load_model(str(tmp_path / BEST_NAME))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -446,12 +456,12 @@ print([name for name in sys.modules if name.startswith(("dongpt.train", "dongpt.
 def out_dir_with(folder, **iters) -> str:
     """An out_dir with best and last checkpoints of these iterations."""
     for name, iter_num in iters.items():
-        save(small_checkpoint(iter_num, iter_num=iter_num), str(folder / {"best": BEST, "last": LAST}[name]))
+        save(small_checkpoint(iter_num, iter_num=iter_num), str(folder / {"best": BEST_NAME, "last": LAST_NAME}[name]))
     return str(folder)
 
 
 @smoke
-@pytest.mark.parametrize("best, last, name", [(5, 9, LAST), (9, 5, BEST), (5, 5, LAST)])
+@pytest.mark.parametrize("best, last, name", [(5, 9, LAST_NAME), (9, 5, BEST_NAME), (5, 5, LAST_NAME)])
 def test_the_newest_valid_file_is_picked(tmp_path, capsys, best, last, name):
     checkpoint, path = load_valid(out_dir_with(tmp_path, best=best, last=last))
     assert os.path.basename(path) == name and checkpoint["iter_num"] == max(best, last)
@@ -459,13 +469,13 @@ def test_the_newest_valid_file_is_picked(tmp_path, capsys, best, last, name):
 
 
 @smoke
-@pytest.mark.parametrize("broken, left", [(LAST, BEST), (BEST, LAST)])
+@pytest.mark.parametrize("broken, left", [(LAST_NAME, BEST_NAME), (BEST_NAME, LAST_NAME)])
 def test_a_damaged_file_is_passed_over_and_that_is_said(tmp_path, capsys, broken, left):
     out_dir = out_dir_with(tmp_path, best=5, last=9)
     content = (tmp_path / broken).read_bytes()
     (tmp_path / broken).write_bytes(content[: len(content) // 2])
     checkpoint, path = load_valid(out_dir)
-    assert os.path.basename(path) == left and checkpoint["iter_num"] == {BEST: 5, LAST: 9}[left]
+    assert os.path.basename(path) == left and checkpoint["iter_num"] == {BEST_NAME: 5, LAST_NAME: 9}[left]
     said = capsys.readouterr().err
     assert broken in said and left in said and said.count("\n") == 1
 
@@ -476,17 +486,17 @@ def test_an_out_dir_without_a_valid_file_is_refused(tmp_path):
         load_valid(str(tmp_path))
     with pytest.raises(ValueError, match="no checkpoint"):
         load_valid(str(tmp_path / "nothing"))
-    (tmp_path / BEST).write_bytes(b"")
-    (tmp_path / LAST).write_bytes(b"garbage")
+    (tmp_path / BEST_NAME).write_bytes(b"")
+    (tmp_path / LAST_NAME).write_bytes(b"garbage")
     with pytest.raises(ValueError) as caught:
         load_valid(str(tmp_path))
-    assert BEST in str(caught.value) and LAST in str(caught.value)
+    assert BEST_NAME in str(caught.value) and LAST_NAME in str(caught.value)
 
 
 @smoke
 def test_an_out_dir_means_its_best_checkpoint(tmp_path):
     out_dir = out_dir_with(tmp_path, best=5, last=9)
-    best = load(os.path.join(out_dir, BEST))["model"]["lm_head.weight"]
+    best = load(os.path.join(out_dir, BEST_NAME))["model"]["lm_head.weight"]
     assert torch.equal(load_model(out_dir)[0].lm_head.weight, best)
 
 
@@ -497,8 +507,8 @@ def test_an_out_dir_means_its_best_checkpoint(tmp_path):
 @smoke
 def test_load_model_gives_a_float32_model_in_eval_mode_and_its_tokenizer(tmp_path):
     checkpoint = small_checkpoint()
-    save(checkpoint, str(tmp_path / BEST))
-    model, tokenizer = load_model(str(tmp_path / BEST))
+    save(checkpoint, str(tmp_path / BEST_NAME))
+    model, tokenizer = load_model(str(tmp_path / BEST_NAME))
     assert not any(module.training for module in model.modules())
     assert {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.float32, "cpu")}
     assert tokenizer.decode(tokenizer.encode("a bad cab")) == "a bad cab" and tokenizer.vocab_size == 11
@@ -507,8 +517,8 @@ def test_load_model_gives_a_float32_model_in_eval_mode_and_its_tokenizer(tmp_pat
 
 @smoke
 def test_load_model_takes_device_and_dtype(tmp_path):
-    save(small_checkpoint(), str(tmp_path / BEST))
-    model, _ = load_model(str(tmp_path / BEST), device="cpu", dtype="bfloat16")
+    save(small_checkpoint(), str(tmp_path / BEST_NAME))
+    model, _ = load_model(str(tmp_path / BEST_NAME), device="cpu", dtype="bfloat16")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
@@ -516,8 +526,8 @@ def test_load_model_takes_device_and_dtype(tmp_path):
 def test_a_file_without_a_tokenizer_gives_none(tmp_path):
     checkpoint = small_checkpoint()
     del checkpoint["tokenizer"]
-    save(checkpoint, str(tmp_path / BEST))
-    assert load_model(str(tmp_path / BEST))[1] is None
+    save(checkpoint, str(tmp_path / BEST_NAME))
+    assert load_model(str(tmp_path / BEST_NAME))[1] is None
 
 
 @smoke
@@ -542,8 +552,8 @@ def test_prefixes_of_compile_and_ddp_and_old_mask_buffers_do_no_harm(tmp_path, p
     checkpoint["model"] = {prefix + name: tensor for name, tensor in checkpoint["model"].items()}
     for layer in range(2):
         checkpoint["model"][f"{prefix}transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 8, 8).tril()
-    save(checkpoint, str(tmp_path / BEST))
-    model, _ = load_model(str(tmp_path / BEST))
+    save(checkpoint, str(tmp_path / BEST_NAME))
+    model, _ = load_model(str(tmp_path / BEST_NAME))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
@@ -551,8 +561,8 @@ def test_prefixes_of_compile_and_ddp_and_old_mask_buffers_do_no_harm(tmp_path, p
 def test_biases_of_attention_are_not_taken_for_mask_buffers(tmp_path):
     config = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16, bias=True)
     model = small_model(config=config)
-    save({"model": model.state_dict(), "model_args": model_args(config)}, str(tmp_path / BEST))
-    again, _ = load_model(str(tmp_path / BEST))
+    save({"model": model.state_dict(), "model_args": model_args(config)}, str(tmp_path / BEST_NAME))
+    again, _ = load_model(str(tmp_path / BEST_NAME))
     assert torch.equal(again.transformer.h[1].attn.c_attn.bias, model.transformer.h[1].attn.c_attn.bias)
 
 
@@ -574,7 +584,7 @@ def test_checkpoints_of_the_ancestors_give_the_logits_they_gave(fixtures_folder,
 @smoke
 def test_a_checkpoint_of_nanogpt_may_lack_its_config(tmp_path, fixtures_folder):
     checkpoint = load(os.path.join(fixtures_folder, "nanogpt_bias.pt"))
-    save({key: checkpoint[key] for key in ("model", "model_args")}, str(tmp_path / BEST))
+    save({key: checkpoint[key] for key in ("model", "model_args")}, str(tmp_path / BEST_NAME))
     assert load_model(str(tmp_path))[0].config.bias
 
 

@@ -521,7 +521,9 @@ def test_a_converted_file_has_the_logits_and_the_optimizer_states(tmp_path, case
     assert open(before, "rb").read() == content and sorted(os.listdir(tmp_path)) == ["ckpt.pt", "ckpt_original.pt"]
     checkpoint = torch.load(new, weights_only=True)
     if pos_embd in (None, "default"):  # nanoGPT's own sample.py takes no other keys
-        assert set(checkpoint["model_args"]) == set(checkpoints.NANOGPT_ARGS) and RELATIVE not in checkpoint["model"]
+        assert (
+            set(checkpoint["model_args"]) == set(checkpoints.NANOGPT_ARG_NAMES) and RELATIVE not in checkpoint["model"]
+        )
     assert checkpoint["format_version"] == checkpoints.FORMAT_VERSION and checkpoint["iter_num"] == 3
     assert float(checkpoint["best_val_loss"]) == 3.25
     assert_same_logits(load_model(new)[0], old)

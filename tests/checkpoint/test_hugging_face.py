@@ -27,14 +27,14 @@ from dongpt.checkpoint.files import load_model
 from dongpt.checkpoint.legacy import build_model
 from dongpt.checkpoint.run import grow_vocabulary
 from dongpt.text import tokenizers
-from dongpt.text.template import DONGPT, Segment, encode
+from dongpt.text.template import DONGPT_TEMPLATE, Segment, encode
 from dongpt.text.tokenizers import (
     END,
     BPETokenizer,
     CharTokenizer,
     GPT2Tokenizer,
     WordTokenizer,
-    added_tokens,
+    added_special_tokens,
     from_dict,
     split_words,
 )
@@ -131,10 +131,12 @@ def test_logits_and_loss_equal_hugging_faces_at_every_length(tmp_path, transform
         torch.testing.assert_close(ours(idx[:, :-1], idx[:, 1:])[1], loss, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("layer", hugging_face.TRANSPOSED)
+@pytest.mark.parametrize("layer", hugging_face.TRANSPOSED_WEIGHTS)
 def test_a_forgotten_transpose_cannot_go_unseen(tmp_path, transformers, monkeypatch, layer):
     model = theirs(transformers, tmp_path / "hf")
-    monkeypatch.setattr(hugging_face, "TRANSPOSED", tuple(name for name in hugging_face.TRANSPOSED if name != layer))
+    monkeypatch.setattr(
+        hugging_face, "TRANSPOSED_WEIGHTS", tuple(name for name in hugging_face.TRANSPOSED_WEIGHTS if name != layer)
+    )
     if layer == "attn.c_proj.weight":  # square: no shape tells
         assert gap(load_model(str(tmp_path / "hf"))[0], model, torch.randint(23, (2, 16))) > 0.1
     else:
@@ -146,7 +148,7 @@ def test_the_four_transposed_matrices_are_those_of_conv1d(transformers):
     names = {
         name for name, module in theirs(transformers, n_layer=1).named_modules() if type(module).__name__ == "Conv1D"
     }
-    assert {f"transformer.h.0.{name.removesuffix('.weight')}" for name in hugging_face.TRANSPOSED} == names
+    assert {f"transformer.h.0.{name.removesuffix('.weight')}" for name in hugging_face.TRANSPOSED_WEIGHTS} == names
 
 
 def test_an_initial_model_of_transformers_gives_its_logits_too(tmp_path, transformers):
@@ -764,7 +766,7 @@ def test_special_tokens_go_through_json(make):
     assert type(again) is type(tokenizer) and again.to_dict() == tokenizer.to_dict()
     assert again.specials == tokenizer.specials and again.vocab_size == tokenizer.vocab_size
     assert again.encode("<|a|>a<|x|>", special=True) == tokenizer.encode("<|a|>a<|x|>", special=True)
-    assert added_tokens(plain.to_dict(), description) == description["special"]
+    assert added_special_tokens(plain.to_dict(), description) == description["special"]
 
 
 @smoke
@@ -802,9 +804,9 @@ def test_special_tokens_behind_gpt2s_own(gpt2_vocabulary):
     assert tokenizer.decode([15496, 50258, 50257, 50259]) == "Hello<|y|><|x|>\ufffd"
     description = tokenizer.to_dict()
     assert description == {**GPT2Tokenizer().to_dict(), "special": ["<|x|>", "<|y|>"]}
-    assert added_tokens({"kind": "gpt2"}, description) == ["<|x|>", "<|y|>"]
-    assert added_tokens(description, GPT2Tokenizer(["<|x|>", "<|y|>", "<|z|>"]).to_dict()) == ["<|z|>"]
-    assert added_tokens(description, GPT2Tokenizer().to_dict()) is None
+    assert added_special_tokens({"kind": "gpt2"}, description) == ["<|x|>", "<|y|>"]
+    assert added_special_tokens(description, GPT2Tokenizer(["<|x|>", "<|y|>", "<|z|>"]).to_dict()) == ["<|z|>"]
+    assert added_special_tokens(description, GPT2Tokenizer().to_dict()) is None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1490,8 +1492,8 @@ def test_an_exported_vocabulary_of_ones_own_encodes_as_ours(tmp_path, transforme
 
 @smoke
 def test_an_exported_template_asks_as_ours_does(tmp_path, transformers):
-    tokenizer = BPETokenizer.train([generated_text(900)], 400, DONGPT.marks())
-    tokenizer.template = DONGPT
+    tokenizer = BPETokenizer.train([generated_text(900)], 400, DONGPT_TEMPLATE.special_tokens())
+    tokenizer.template = DONGPT_TEMPLATE
     model = GPT(GPTConfig(block_size=64, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=8))
     hugging_face.save(model, tokenizer.to_dict(), str(tmp_path / "hf"))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
@@ -1499,10 +1501,10 @@ def test_an_exported_template_asks_as_ours_does(tmp_path, transformers):
     text = theirs.apply_chat_template([dict(role=role, content=content) for role, content in said], tokenize=False)
     parts = [
         Segment(END, is_special=True),
-        *DONGPT.opening("be brief"),
-        *DONGPT.question("It's 'me'?"),
-        *DONGPT.answer('Yes, "you".'),
-        *DONGPT.question("so?\nwhat"),
+        *DONGPT_TEMPLATE.opening("be brief"),
+        *DONGPT_TEMPLATE.question("It's 'me'?"),
+        *DONGPT_TEMPLATE.answer('Yes, "you".'),
+        *DONGPT_TEMPLATE.question("so?\nwhat"),
     ]
     assert theirs.encode(text) == encode(tokenizer, parts) and theirs.eos_token == "<|end|>"
     assert hugging_face.load(str(tmp_path / "hf"))["tokenizer"] == tokenizer.to_dict()

@@ -12,7 +12,7 @@ from helpers import ROOT, run
 
 from configurator import UserError
 from dongpt.text.bins import read_meta
-from dongpt.text.template import DONGPT
+from dongpt.text.template import DONGPT_TEMPLATE
 from dongpt.text.tokenizers import from_dict
 from dongpt.train.data import Corpus
 
@@ -134,7 +134,7 @@ def test_training_counts_the_answers_alone_and_the_template_is_there(demo):
     _, folder, _ = demo
     corpus = Corpus(folder)
     tokenizer = corpus.tokenizer()
-    assert tokenizer.template == DONGPT
+    assert tokenizer.template == DONGPT_TEMPLATE
     ids, mask = corpus.tokens("train"), corpus.mask("train")
     predicted = tokenizer.decode(ids[mask == 1].tolist()).split("<|end|>")[:-1]
     assert predicted == [answer for said in conversations(folder, "train") for _, answer in said]

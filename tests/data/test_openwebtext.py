@@ -196,7 +196,7 @@ def test_the_documents_that_are_drawn_and_their_order_are_hugging_faces(n, val_f
 
 @pytest.mark.parametrize("chapter", [1, 300, 5000])
 def test_chapters_change_nothing_and_the_order_of_val_is_that_of_the_draw(script, tmp_path, monkeypatch, chapter):
-    monkeypatch.setattr(preparing, "CHAPTER_CHARS", chapter)
+    monkeypatch.setattr(preparing, "CHARS_PER_SAVE", chapter)
     texts = documents(60)
     write_parquet("in.parquet", texts)
     script.main(["--files=in.parquet", "--val_fraction=0.3", "--seed=5", "--shard_tokens=333"])
@@ -204,7 +204,7 @@ def test_chapters_change_nothing_and_the_order_of_val_is_that_of_the_draw(script
 
 
 def test_a_long_text_file_is_one_document(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "CHAPTER_CHARS", 1000)
+    monkeypatch.setattr(preparing, "CHARS_PER_SAVE", 1000)
     long, rest = generated_text(60_000), documents(20)
     (tmp_path / "long.txt").write_text(long, encoding="utf-8")
     write_jsonl("rest.jsonl", rest)
@@ -236,7 +236,7 @@ def test_another_field_and_encoding(script, tmp_path):
 
 
 def test_a_name_is_a_folder_under_data(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script, "named_folder", lambda name: str(tmp_path / "shelf" / name))
+    monkeypatch.setattr(script, "dataset_folder", lambda name: str(tmp_path / "shelf" / name))
     write_jsonl("in.jsonl", documents(9))
     script.main(["--files=in.jsonl", "--name=mine"])
     assert read(tmp_path / "shelf" / "mine") == as_nanogpt(documents(9)) and visible(tmp_path / "data") == []
@@ -311,7 +311,7 @@ ARGS = ["--files=in.parquet|in.jsonl", "--val_fraction=0.1", "--seed=5", "--shar
 @pytest.fixture
 def texts(monkeypatch) -> list[str]:
     """Documents in two files, to be prepared in some chapters."""
-    monkeypatch.setattr(preparing, "CHAPTER_CHARS", 2000)
+    monkeypatch.setattr(preparing, "CHARS_PER_SAVE", 2000)
     texts = documents(40)
     write_parquet("in.parquet", texts[:FIRST])
     write_jsonl("in.jsonl", texts[FIRST:])
@@ -343,30 +343,30 @@ MOMENTS = {
     "replace": (os, "replace", False),
     "replaced": (os, "replace", True),
     "fsync": (os, "fsync", True),
-    "save": (bins.Writer, "save", False),
-    "saved": (bins.Writer, "save", True),
+    "save": (bins.BinWriter, "save", False),
+    "saved": (bins.BinWriter, "save", True),
     "described": (bins, "describe", True),
-    "added": (bins.Writer, "add", True),
-    "val in order": (bins.Writer, "_write_in_order", True),
-    "committed": (bins, "_commit", True),
+    "added": (bins.BinWriter, "add", True),
+    "val in order": (bins.BinWriter, "_write_val_in_order", True),
+    "committed": (bins, "_commit_staged_files", True),
     "removed": (os, "remove", True),
 }
 
 
 def without_cleaning(monkeypatch):
     """A process that is killed cleans nothing up."""
-    leave = bins.Writer.__exit__
+    leave = bins.BinWriter.__exit__
 
     def exit_(self, *error):
-        self.saved = self.saved or (bool(error) and error[0] is Killed)
+        self.can_resume = self.can_resume or (bool(error) and error[0] is Killed)
         leave(self, *error)
 
-    monkeypatch.setattr(bins.Writer, "__exit__", exit_)
+    monkeypatch.setattr(bins.BinWriter, "__exit__", exit_)
 
 
 def is_half_moved(folder) -> bool:
     """Whether some of the complete new files are in place and others are not."""
-    staging = os.path.join(folder, bins.STAGING)
+    staging = os.path.join(folder, bins.STAGING_DIR)
     if not os.path.exists(os.path.join(staging, "meta.json")):
         return False
     with open(os.path.join(staging, "meta.json"), encoding="utf-8") as file:
@@ -428,7 +428,7 @@ def test_killed_again_and_again_it_still_arrives(script, tmp_path, monkeypatch, 
     while True:
         with monkeypatch.context() as patch:
             without_cleaning(patch)
-            kill_at(patch, bins.Writer, "save", again, behind=True)
+            kill_at(patch, bins.BinWriter, "save", again, behind=True)
             try:
                 script.main(ARGS)
                 break
@@ -441,15 +441,17 @@ def test_killed_again_and_again_it_still_arrives(script, tmp_path, monkeypatch, 
 def test_what_goes_on_does_not_read_again_what_was_done(script, tmp_path, monkeypatch, texts):
     with monkeypatch.context() as patch:
         without_cleaning(patch)
-        kill_at(patch, bins.Writer, "save", 3, behind=True)
+        kill_at(patch, bins.BinWriter, "save", 3, behind=True)
         with pytest.raises(Killed):
             script.main(ARGS)
-    state = json.loads((tmp_path / "data" / bins.STAGING / "state.json").read_text("utf-8"))
-    seen, encode_all = [], preparing.encode_all
+    state = json.loads((tmp_path / "data" / bins.STAGING_DIR / "state.json").read_text("utf-8"))
+    seen, encode_pieces = [], preparing.encode_pieces
     monkeypatch.setattr(
         preparing,
-        "encode_all",
-        lambda routed, *args, **options: encode_all((seen.append(part) or part for part in routed), *args, **options),
+        "encode_pieces",
+        lambda routed, *args, **options: encode_pieces(
+            (seen.append(part) or part for part in routed), *args, **options
+        ),
     )
     script.main(ARGS)
     assert 0 < state["documents"] < len(texts)
@@ -466,7 +468,7 @@ spec.loader.exec_module(module)
 from dongpt.text import prepare
 from configurator import UserError
 from dongpt.program import locked_directory, run_program
-prepare.CHAPTER_CHARS, module.FOLDER = 20_000, {folder!r}
+prepare.CHARS_PER_SAVE, module.FOLDER = 20_000, {folder!r}
 {more}
 run_program(lambda: module.main({args!r}))
 """
@@ -491,7 +493,7 @@ def test_a_process_that_is_killed_goes_on(script, tmp_path, texts):
     write_parquet("in.parquet", many)
     expected, kills = as_nanogpt([*many, *texts[FIRST:]], 0.1, 5), 0
     args = [f"--files={tmp_path / 'in.parquet'}|{tmp_path / 'in.jsonl'}", *ARGS[1:-1], "--shard_tokens=9000"]
-    rng, journal = random.Random(0), tmp_path / "data" / bins.STAGING / "state.json"
+    rng, journal = random.Random(0), tmp_path / "data" / bins.STAGING_DIR / "state.json"
     for _ in range(4):
         process, had = start(tmp_path / "data", args), journal.stat().st_mtime_ns if journal.exists() else 0
         until = time.monotonic() + 60
@@ -519,7 +521,7 @@ def test_a_process_that_is_killed_goes_on(script, tmp_path, texts):
 def stop_in_the_middle(script, monkeypatch, args=ARGS, chapters: int = 3):
     with monkeypatch.context() as patch:
         without_cleaning(patch)
-        kill_at(patch, bins.Writer, "save", chapters, behind=True)
+        kill_at(patch, bins.BinWriter, "save", chapters, behind=True)
         with pytest.raises(Killed):
             script.main(args)
 
@@ -557,7 +559,7 @@ def test_other_files_or_settings_begin_anew_and_say_so(script, tmp_path, monkeyp
 def test_a_damaged_state_begins_anew_and_says_so(script, tmp_path, monkeypatch, capsys, texts, damage):
     stop_in_the_middle(script, monkeypatch)
     data = tmp_path / "data"
-    staging = data / bins.STAGING
+    staging = data / bins.STAGING_DIR
     content = (staging / "state.json").read_text("utf-8")
     state = json.loads(content)
     damaged = {
@@ -588,8 +590,8 @@ def test_the_state_of_another_preparation_is_forgotten_when_it_is_begun_anew(scr
     write_jsonl("other.jsonl", documents(70, 9))
     with monkeypatch.context() as patch:
         without_cleaning(patch)
-        patch.setattr(preparing, "CHAPTER_CHARS", 10**6)
-        kill_at(patch, bins.Writer, "finish", 1)
+        patch.setattr(preparing, "CHARS_PER_SAVE", 10**6)
+        kill_at(patch, bins.BinWriter, "finish", 1)
         with pytest.raises(Killed):
             script.main(["--files=other.jsonl", *ARGS[1:]])
     script.main(ARGS)
@@ -601,7 +603,7 @@ def test_what_is_done_is_not_done_again(script, tmp_path, monkeypatch, capsys, t
     before = {name: os.stat(tmp_path / "data" / name).st_mtime_ns for name in visible(tmp_path / "data")}
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "encode_all", None)
+        patch.setattr(preparing, "encode_pieces", None)
         script.main(ARGS)
     assert (
         "holds all of it already: to prepare it again, delete its .bin files and meta.json" in capsys.readouterr().out
@@ -660,7 +662,7 @@ def test_a_full_disk_is_a_sentence_and_it_goes_on_when_there_is_room(script, tmp
         assert {name: after[name] for name in before} == before
         if not goes_on[-1]:
             assert set(after) == set(before)
-            assert not os.path.exists(data / bins.STAGING)
+            assert not os.path.exists(data / bins.STAGING_DIR)
         script.main(ARGS)
         assert read(data) == expected
         shutil.rmtree(data)
@@ -686,7 +688,7 @@ def small_disk(tmp_path):
 def test_a_small_disk(small_disk, script, tmp_path, monkeypatch, capsys):
     (small_disk / "data").mkdir()
     monkeypatch.setattr(script, "FOLDER", str(small_disk / "data"))
-    monkeypatch.setattr(preparing, "CHAPTER_CHARS", 50_000)
+    monkeypatch.setattr(preparing, "CHARS_PER_SAVE", 50_000)
     write_jsonl("earlier.jsonl", documents(30, 7))
     script.main(["--files=earlier.jsonl", "--shard_tokens=1000"])
     before = listing(small_disk / "data")

@@ -13,7 +13,7 @@ import torch
 from helpers import all_logits, generated_ids, random_ids, windows
 
 from dongpt.checkpoint import build_model
-from dongpt.checkpoint.legacy import MODELS, LegacyConfig
+from dongpt.checkpoint.legacy import MODEL_CLASSES, LegacyConfig
 from dongpt.decode import decoder as decoding
 from dongpt.decode.decoder import Decoder, KVCache
 from dongpt.decode.sampling import Sampling
@@ -47,7 +47,9 @@ def make(pos_embd: str = "default", seed: int = 0, **changes) -> GPT:
 
 def legacy(name: str) -> GPT:
     torch.manual_seed(0)
-    model = MODELS[name](LegacyConfig(block_size=8, vocab_size=61, n_layer=2, n_head=2, n_embd=16, legacy=name)).eval()
+    model = MODEL_CLASSES[name](
+        LegacyConfig(block_size=8, vocab_size=61, n_layer=2, n_head=2, n_embd=16, legacy=name)
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(5.0 if parameter.dim() > 1 else 1.0)
@@ -465,10 +467,10 @@ def test_a_stream_that_is_left_half_way_disturbs_no_other():
 
 
 @smoke
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "bigram", *MODELS])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "bigram", *MODEL_CLASSES])
 @with_and_without_cache
 def test_ids_come_as_int64_on_the_cpu(kind, use_kv_cache):
-    model = legacy(kind) if kind in MODELS else make(model_type="bigram") if kind == "bigram" else make()
+    model = legacy(kind) if kind in MODEL_CLASSES else make(model_type="bigram") if kind == "bigram" else make()
     model = model.to(torch.bfloat16) if kind == "bfloat16" else model
     for settings in (dict(temperature=0), dict(seed=1, **EVERYTHING)):
         new = list(model.stream(prompts((3, 9)), 12, use_kv_cache=use_kv_cache, **settings))
@@ -477,10 +479,10 @@ def test_ids_come_as_int64_on_the_cpu(kind, use_kv_cache):
         }
 
 
-@pytest.mark.parametrize("kind", [*MODELS, "bigram"])
+@pytest.mark.parametrize("kind", [*MODEL_CLASSES, "bigram"])
 @pytest.mark.parametrize("settings", [dict(temperature=0), EVERYTHING], ids=str)
 def test_legacy_models_and_the_bigram_write_the_same_in_any_batch(kind, settings):
-    model, rows = legacy(kind) if kind in MODELS else make(model_type="bigram"), prompts((1, 8, 30))
+    model, rows = legacy(kind) if kind in MODEL_CLASSES else make(model_type="bigram"), prompts((1, 8, 30))
     text = generated_ids(model, rows, 16, seed=3, **settings)
     assert text == generated_ids(model, rows, 16, seed=3, use_kv_cache=False, **settings)
     for i in range(len(rows)):

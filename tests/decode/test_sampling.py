@@ -9,7 +9,7 @@ import torch
 from helpers import all_logits, generated_ids
 from test_decoder import EVERYTHING, SCHEMES, by_hand, ids, legacy, make, prompts, with_and_without_cache
 
-from dongpt.checkpoint.legacy import MODELS
+from dongpt.checkpoint.legacy import MODEL_CLASSES
 from dongpt.decode.sampling import NONFINITE_ID, Sampling, penalize, sample_ids
 from model import GPT
 
@@ -340,9 +340,9 @@ def test_probabilities_equal_the_scores_of_transformers_generate(transformers, t
         assert_same_distribution(shares_after(logits, text[:n], **EVERYTHING), scores[0])
 
 
-@pytest.mark.parametrize("kind", [*SCHEMES, "bigram", *MODELS])
+@pytest.mark.parametrize("kind", [*SCHEMES, "bigram", *MODEL_CLASSES])
 def test_the_penalty_counts_the_prompt_and_drawn_ids_also_those_no_longer_seen(kind):
-    model = legacy(kind) if kind in MODELS else make(model_type="bigram") if kind == "bigram" else make(kind)
+    model = legacy(kind) if kind in MODEL_CLASSES else make(model_type="bigram") if kind == "bigram" else make(kind)
     rows = prompts((1, 8, 30))
     expected = [by_hand(model, row, 24, 1.4) for row in rows]
     for use_kv_cache in (True, False):

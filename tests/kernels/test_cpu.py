@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dongpt import runtime
 from dongpt.checkpoint.files import load_model, model_args, save
 from dongpt.checkpoint.foreign import FORMAT_VERSION
-from dongpt.checkpoint.legacy import MODELS
+from dongpt.checkpoint.legacy import MODEL_CLASSES
 from dongpt.decode.decoder import KVCache
 from dongpt.decode.quantize import Int8Linear, pack_model, quantize_linears
 from dongpt.decode.ready import to_inference
@@ -490,7 +490,7 @@ def test_a_copy_of_a_loaded_model_works_and_is_one_of_its_own(tmp_path, packed_m
 
 @needs_compiler
 @smoke
-@pytest.mark.parametrize("kind", [*MODELS, "bigram"])
+@pytest.mark.parametrize("kind", [*MODEL_CLASSES, "bigram"])
 def test_models_without_a_cache_are_never_packed_and_write_what_they_wrote(kind, packed_models):
     def fresh() -> GPT:
         return make(model_type="bigram") if kind == "bigram" else legacy(kind)

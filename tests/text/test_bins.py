@@ -27,7 +27,7 @@ import evaluate
 import train
 from dongpt import runtime
 from dongpt.text import bins
-from dongpt.text.bins import Encoded, TokenArray, Writer, describe, file_sha256, find_shards, shard_name
+from dongpt.text.bins import BinWriter, EncodedText, TokenArray, describe, file_sha256, find_shards, shard_name
 from dongpt.text.documents import Texts
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.tokenizers import CharTokenizer
@@ -51,7 +51,7 @@ GERMAN = CharTokenizer("".join(map(chr, range(300, 50557))))  # as many entries 
 @pytest.fixture(params=[0, 2**26], ids=["on_disk", "in_memory"])
 def in_memory(request, monkeypatch) -> int:
     """Bytes above which files stay on disk: the test runs with both kinds of reading."""
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", request.param)
+    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", request.param)
     return request.param
 
 
@@ -151,11 +151,11 @@ def test_numbers_in_several_files_are_those_of_one(tmp_path, in_memory, sizes, k
 def test_an_array_is_had_of_what_is_small_or_in_one_file(tmp_path, monkeypatch):
     split, one = numbered(tmp_path / "a", SIZES["tiny"]), numbered(tmp_path / "b")
     for most in (2**26, 406):  # 2 * 203: exactly as much as may be
-        monkeypatch.setattr(bins, "IN_MEMORY_BYTES", most)
+        monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", most)
         for folder in (split, one):
             ids = Corpus(folder).tokens("train")
             assert isinstance(ids, np.ndarray) and not isinstance(ids, np.memmap)
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 405)
+    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 405)
     assert isinstance(Corpus(split).tokens("train"), TokenArray)
     assert isinstance(Corpus(one).tokens("train"), np.memmap)
 
@@ -179,7 +179,7 @@ def test_what_is_looked_at_is_spread_over_all_files_to_the_end(tmp_path, monkeyp
 @smoke
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts the open files in /proc")
 def test_no_file_stays_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0)
     corpus = Corpus(numbered(tmp_path, SIZES["ones"]))
     before = len(os.listdir("/proc/self/fd"))
     for first in range(30):
@@ -190,7 +190,7 @@ def test_no_file_stays_open(tmp_path, monkeypatch):
 
 @smoke
 def test_a_shard_that_becomes_shorter_while_it_is_read_is_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0)
     corpus = Corpus(numbered(tmp_path, SIZES["two"]))
     os.truncate(tmp_path / "train_001.bin", 20)
     refusal(lambda: [corpus.train_batch(i, 4, BLOCK, 1, 50257) for i in range(6)], "train_001.bin", "shorter")
@@ -287,7 +287,7 @@ def test_the_order_is_numpys_permutation_of_disjoint_windows_from_a_random_offse
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["in_memory", "on_disk"])
 def test_a_training_on_shards_is_that_on_one_file_and_resumes_exactly(both, monkeypatch, mapped):
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0 if mapped else 2**26)
+    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0 if mapped else 2**26)
     one, many = both
     assert train.main([f"--data_dir={one}", *TINY_RUN, "--out_dir=one"]) == 0
     assert train.main([f"--data_dir={many}", *TINY_RUN, "--out_dir=many"]) == 0
@@ -531,10 +531,10 @@ def test_prepare_writes_shards_and_refuses_less_than_none(tmp_path):
 @smoke
 def test_a_shard_may_end_within_what_is_added(tmp_path):
     ids = np.random.default_rng(0).integers(0, 50000, 1000).astype("<u2")
-    with Writer(str(tmp_path), GERMAN, shard_tokens=37) as writer:
+    with BinWriter(str(tmp_path), GERMAN, shard_tokens=37) as writer:
         for part in np.split(ids, [1, 30, 37, 74, 75, 400]):
-            writer.add("train", Encoded(part, len(part), len(part)))
-        writer.add("val", Encoded(ids[:5], 5, 5))
+            writer.add("train", EncodedText(part, len(part), len(part)))
+        writer.add("val", EncodedText(ids[:5], 5, 5))
         writer.finish({})
     assert Corpus(str(tmp_path)).tokens("train").tolist() == ids.tolist()
     program("check").main([f"--data_dir={tmp_path}"])
@@ -606,7 +606,7 @@ def test_a_corpus_whose_order_in_meta_json_is_wrong_is_refused(tmp_path):
 @smoke
 @pytest.mark.parametrize("place", ["first", "end of first", "middle", "begin of last", "last"])
 def test_a_changed_byte_is_found_at_the_ends_by_training_and_anywhere_by_check(tmp_path, monkeypatch, place):
-    monkeypatch.setattr(bins, "END_BYTES", 64)
+    monkeypatch.setattr(bins, "HASHED_END_BYTES", 64)
     folder = same_sizes(tmp_path)
     at = {"first": 0, "end of first": 62, "middle": 300, "begin of last": 600 - 64, "last": 598}[place]
     path = os.path.join(folder, "train_002.bin")
@@ -663,7 +663,7 @@ def test_a_shard_of_a_larger_vocabulary_is_refused(copied, in_memory, described)
 
 @smoke
 def test_an_id_in_the_middle_is_found_by_check_and_when_it_is_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(corpora, "SCANNED_TOKENS", 20)
     folder = numbered(tmp_path, SIZES["two"])
     ids = np.arange(100, dtype="<u2")
@@ -841,13 +841,13 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_and_says_what_to_free(
 def test_a_preparation_that_ends_in_between_leaves_no_part_of_a_shard(tmp_path, kind):
     ids = np.arange(100, dtype="<u2")
     with pytest.raises(kind):
-        with Writer(str(tmp_path), GERMAN, shard_tokens=30) as writer:
-            writer.add("train", Encoded(ids, 100, 100))
+        with BinWriter(str(tmp_path), GERMAN, shard_tokens=30) as writer:
+            writer.add("train", EncodedText(ids, 100, 100))
             raise kind
     assert set(os.listdir(tmp_path)) <= {".dongpt.lock"}
     with pytest.raises(ValueError, match="needs two"):
-        with Writer(str(tmp_path), GERMAN, shard_tokens=30) as writer:
-            writer.add("train", Encoded(ids, 100, 100))
+        with BinWriter(str(tmp_path), GERMAN, shard_tokens=30) as writer:
+            writer.add("train", EncodedText(ids, 100, 100))
             writer.finish({})
     assert set(os.listdir(tmp_path)) <= {".dongpt.lock"}
 
@@ -856,7 +856,7 @@ def test_a_shard_that_cannot_be_read_is_a_sentence(tmp_path, monkeypatch):
     for i in range(2):
         np.arange(50, dtype="<u2").tofile(tmp_path / shard_name("train", i))
     np.arange(50, dtype="<u2").tofile(tmp_path / "val.bin")
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0)
     corpus = Corpus(str(tmp_path))
     os.remove(tmp_path / shard_name("train", 1))
     with pytest.raises(ValueError, match="train_001.bin cannot be read"):

@@ -19,7 +19,7 @@ import train
 from configurator import UserError
 from dongpt.program import locked_directory
 from dongpt.text import bins
-from dongpt.text.bins import Writer, read_meta
+from dongpt.text.bins import BinWriter, read_meta
 from dongpt.text.documents import Texts
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, WordTokenizer, byte_alphabet
@@ -60,7 +60,7 @@ def test_a_preparation_refuses_a_folder_with_data_files_that_it_did_not_write(tm
     with pytest.raises(UserError, match=f"{re.escape(name)} was not written by a preparation.*move it elsewhere"):
         prepare(str(tmp_path), Texts([TEXT]), Vocabulary(), quiet=True)
     with pytest.raises(UserError, match="was not written by a preparation"):
-        with Writer(str(tmp_path), CharTokenizer("ab")):
+        with BinWriter(str(tmp_path), CharTokenizer("ab")):
             pass
     assert contents(tmp_path) == before
 
@@ -90,9 +90,9 @@ def test_other_names_of_the_user_are_left_alone(tmp_path, name):
 @smoke
 def test_a_file_that_appears_during_the_preparation_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match="train.bin was not written by a preparation"):
-        with Writer(str(tmp_path), CharTokenizer("ab")) as writer:
+        with BinWriter(str(tmp_path), CharTokenizer("ab")) as writer:
             for split in ("train", "val"):
-                writer.add(split, bins.Encoded(np.zeros(9, np.uint16), 9, 9))
+                writer.add(split, bins.EncodedText(np.zeros(9, np.uint16), 9, 9))
             (tmp_path / "train.bin").write_bytes(b"mine")
             writer.finish({})
     assert (tmp_path / "train.bin").read_bytes() == b"mine"
@@ -128,9 +128,9 @@ def test_a_second_preparation_is_refused_and_reading_needs_no_lock(tmp_path):
 HOLDS_THE_LOCK = """
 import sys, time
 sys.path.insert(0, {root!r})
-from dongpt.text.bins import Writer
+from dongpt.text.bins import BinWriter
 from dongpt.text.tokenizers import CharTokenizer
-with Writer(sys.argv[1], CharTokenizer("ab")):
+with BinWriter(sys.argv[1], CharTokenizer("ab")):
     print("locked", flush=True)
     time.sleep(600)
 """
@@ -148,7 +148,7 @@ def test_a_process_that_was_killed_blocks_nobody(tmp_path):
     process.wait()
     process.stdout.close()
     write_corpus(tmp_path, TEXT)
-    assert len(Corpus(str(tmp_path)).tokens("val")) > 0 and bins.STAGING not in os.listdir(tmp_path)
+    assert len(Corpus(str(tmp_path)).tokens("val")) > 0 and bins.STAGING_DIR not in os.listdir(tmp_path)
 
 
 STARTS_WORKERS = """
@@ -312,7 +312,7 @@ def test_a_malformed_meta_pkl_is_one_sentence_in_every_program(tmp_path, tiny_da
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b"null", json.dumps({"shards": {"train": [{"file": "../x"}]}}).encode()]
 )
-@pytest.mark.parametrize("place", ["meta.json.new", os.path.join(bins.STAGING, "meta.json")])
+@pytest.mark.parametrize("place", ["meta.json.new", os.path.join(bins.STAGING_DIR, "meta.json")])
 def test_a_leftover_description_that_no_preparation_wrote_changes_nothing(tmp_path, tiny_data, content, place):
     folder = tmp_path / "data"
     shutil.copytree(tiny_data, folder)
@@ -331,9 +331,9 @@ def test_good_descriptions_of_every_tokenizer_are_read(tmp_path):
         WordTokenizer(["a", " b"], lower=True),
         BPETokenizer(byte_alphabet(), ["<x>"]),
     ):
-        with Writer(str(tmp_path), tokenizer) as writer:
+        with BinWriter(str(tmp_path), tokenizer) as writer:
             for split in ("train", "val"):
-                writer.add(split, bins.Encoded(np.zeros(9, np.uint16), 9, 9))
+                writer.add(split, bins.EncodedText(np.zeros(9, np.uint16), 9, 9))
             writer.finish({})
         assert read_meta(str(tmp_path))["tokenizer"] == tokenizer.to_dict()
     (tmp_path / "meta.json").write_text(json.dumps({"tokenizer": {"kind": "gpt2"}, "vocab_size": 50257}))

@@ -36,7 +36,7 @@ from hypothesis import strategies as st
 from configurator import UserError
 from dongpt.text import documents, tokenizers
 from dongpt.text import prepare as preparing
-from dongpt.text.bins import STAGING
+from dongpt.text.bins import STAGING_DIR
 from dongpt.text.documents import Files, Texts, find_files
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.tokenizers import END, from_dict
@@ -125,7 +125,7 @@ def decoded(folder) -> dict[str, str]:
     }
 
 
-def parted(folder) -> dict[str, list[str]]:
+def has_separators(folder) -> dict[str, list[str]]:
     """The documents of both splits, where a special token parts them."""
     texts = decoded(folder)
     assert all(text.endswith(END) for text in texts.values())
@@ -165,7 +165,7 @@ def test_each_record_is_a_document(tmp_path, name):
 @pytest.mark.parametrize("piece", [1, 3, 7])
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_records_do_not_depend_on_where_a_piece_ends(tmp_path, monkeypatch, name, piece):
-    monkeypatch.setattr(documents, "READ_BYTES", piece)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
     store(tmp_path / name, TEXTS)
     assert read(tmp_path / name) == TEXTS
 
@@ -248,7 +248,7 @@ def test_a_link_that_leads_nowhere_is_left_out(tmp_path):
     [(codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")],
 )
 def test_a_byte_order_mark_says_the_encoding_and_goes(tmp_path, monkeypatch, mark, encoding, piece):
-    monkeypatch.setattr(documents, "READ_BYTES", piece)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
     (tmp_path / "a.txt").write_bytes(mark + "señor\r\n😀 fin\n".encode(encoding))
     assert read(tmp_path / "a.txt") == ["señor\n😀 fin\n"]
 
@@ -279,7 +279,7 @@ def test_in_a_folder_of_another_encoding_a_mark_still_says_what_a_file_has(tmp_p
 @pytest.mark.parametrize("piece", [1, 2, 3, 5, 2**20])
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_line_ends_become_plain_wherever_a_piece_ends(tmp_path, monkeypatch, piece, packed):
-    monkeypatch.setattr(documents, "READ_BYTES", piece)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
     content = b"a\r\nb\rc\r\r\nd\n\re\r\n\r\nf\r"
     (tmp_path / ("a.txt" + packed)).write_bytes(PACK[packed](content))
     assert read(tmp_path / ("a.txt" + packed)) == ["a\nb\nc\n\nd\n\ne\n\nf\n"]
@@ -301,7 +301,7 @@ def test_line_ends_become_plain_wherever_a_piece_ends(tmp_path, monkeypatch, pie
     ],
 )
 def test_a_wrong_byte_is_named_with_its_place(tmp_path, monkeypatch, content, place, piece):
-    monkeypatch.setattr(documents, "READ_BYTES", piece)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
     (tmp_path / "a.txt").write_bytes(content)
     sentence = refused(lambda: read(tmp_path / "a.txt"))
     assert re.search(rf"byte {place}\b", sentence) and str(tmp_path / "a.txt") in sentence and "UTF" in sentence
@@ -312,7 +312,7 @@ def test_a_wrong_byte_is_named_with_its_place(tmp_path, monkeypatch, content, pl
 @pytest.mark.parametrize("bad, word", [(b"\xe9!", "UTF-8"), (b"\0", "NUL")])
 def test_a_wrong_byte_beyond_the_first_piece_is_named_with_its_place(tmp_path, packed, bad, word):
     start = "año ".encode() * (2**20 // 5 * 2)
-    assert len(start) > documents.READ_BYTES
+    assert len(start) > documents.CHUNK_BYTES
     (tmp_path / ("a.txt" + packed)).write_bytes(PACK[packed](start + bad + b"more"))
     sentence = refused(lambda: read(tmp_path / ("a.txt" + packed)))
     assert word in sentence and f"byte {len(start):,} " in sentence.replace(":", " ")
@@ -322,7 +322,7 @@ def test_a_wrong_byte_beyond_the_first_piece_is_named_with_its_place(tmp_path, p
 @pytest.mark.parametrize("piece", [3, 2**20])
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 def test_a_nul_byte_is_named_with_its_place(tmp_path, monkeypatch, mark, piece):
-    monkeypatch.setattr(documents, "READ_BYTES", piece)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
     (tmp_path / "a.txt").write_bytes(mark + "ñandú".encode() + b"\0abc")
     sentence = refused(lambda: read(tmp_path / "a.txt"))
     assert "NUL" in sentence and f"byte {len(mark) + 7}:" in sentence
@@ -508,7 +508,7 @@ def test_documents_end_where_files_and_records_end(tmp_path, document, expected)
 def test_documents_do_not_depend_on_where_a_piece_ends_and_lose_nothing(text, document, piece):
     plain = text.replace("\r\n", "\n").replace("\r", "\n")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "READ_BYTES", piece)
+        patch.setattr(documents, "CHUNK_BYTES", piece)
         path = os.path.join(folder, "a.txt")
         with open(path, "wb") as file:
             file.write(text.encode())
@@ -557,7 +557,7 @@ def test_19_documents_are_split_by_position_and_20_whole(tmp_path):
         meta = made(tmp_path / f"out{n}", Files([str(tmp_path / "a.jsonl")]))
         assert (meta["split"], meta["documents"]) == (by, n)
         if by == "documents":
-            parts = parted(tmp_path / "out20")
+            parts = has_separators(tmp_path / "out20")
             assert sorted(parts["train"] + parts["val"]) == texts and len(parts["val"]) in (1, 2, 3, 4)
         else:
             assert "".join(decoded(tmp_path / "out19").values()).split(END)[:-1] == texts
@@ -588,7 +588,7 @@ def test_documents_are_split_whole_exactly_where_the_share_can_be_met(lengths, c
             assert abs(share - fraction) < 2 / total
             return
         assert fraction / 2 <= share <= 2 * fraction
-        parts = parted(folder)
+        parts = has_separators(folder)
         assert not set(parts["train"]) & set(parts["val"])
         assert sorted(parts["train"] + parts["val"]) == sorted(texts)
         places = {text: i for i, text in enumerate(texts)} if copies == 1 else {}
@@ -624,8 +624,8 @@ def test_documents_that_differ_by_the_blank_lines_behind_them_are_equal(tmp_path
 
 @smoke
 def test_equal_files_of_several_pieces_are_never_on_both_sides(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "READ_BYTES", 2**10)
-    monkeypatch.setattr(preparing, "HASHED_CHARS", 2**8)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", 2**10)
+    monkeypatch.setattr(preparing, "HASHED_PREFIX_CHARS", 2**8)
     texts = tmp_path / "texts"
     texts.mkdir()
     for i in range(24):
@@ -635,7 +635,10 @@ def test_equal_files_of_several_pieces_are_never_on_both_sides(tmp_path, monkeyp
             gzip.compress(content) if i % 5 == 0 else content
         )
     meta = made(tmp_path / "out", Files(find_files(str(texts))[0]), val_fraction=0.2)
-    sides = {split: Counter(part.split("\n")[0] for part in texts) for split, texts in parted(tmp_path / "out").items()}
+    sides = {
+        split: Counter(part.split("\n")[0] for part in texts)
+        for split, texts in has_separators(tmp_path / "out").items()
+    }
     assert meta["split"] == "documents" and not set(sides["train"]) & set(sides["val"])
     assert set((sides["train"] + sides["val"]).values()) == {2}
 
@@ -644,7 +647,7 @@ def test_long_documents_that_differ_late_are_kept_whole(tmp_path):
     same = "the same beginning " * 4000
     store(tmp_path / "a.jsonl", texts := [same + str(i) for i in range(20)] + [f"{i} other {same}" for i in range(20)])
     meta = made(tmp_path / "out", Files([str(tmp_path / "a.jsonl")]), val_fraction=0.3)
-    parts = parted(tmp_path / "out")
+    parts = has_separators(tmp_path / "out")
     assert meta["split"] == "documents" and sorted(parts["train"] + parts["val"]) == sorted(texts)
 
 
@@ -663,8 +666,8 @@ def test_ids_are_those_of_each_document_encoded_whole(texts, tokenizer, job, pie
     texts = [text for text in texts if text.strip()] or ["a b"]
     texts = [f"{i}{text}" for i, text in enumerate(texts * 20)]  # enough for whole documents
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "READ_BYTES", piece)
-        patch.setattr(preparing, "JOB_CHARS", job)
+        patch.setattr(documents, "CHUNK_BYTES", piece)
+        patch.setattr(preparing, "CHARS_PER_JOB", job)
         patch.setattr(preparing, "_n_cores", lambda: 2)
         for i, text in enumerate(texts):
             with open(os.path.join(folder, f"{i:03}.txt"), "wb") as file:
@@ -683,7 +686,7 @@ def test_ids_are_those_of_each_document_encoded_whole(texts, tokenizer, job, pie
 
 @smoke
 def test_lowered_words_are_those_of_the_whole_document_also_where_it_is_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "JOB_CHARS", 3)
+    monkeypatch.setattr(preparing, "CHARS_PER_JOB", 3)
     text = "ΑΣ.ΑΒ ΟΣ " * 40  # the small letter of the first sigma depends on what follows the point
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     prepared = prepare(str(tmp_path), Files([str(tmp_path / "a.txt")]), Vocabulary("word", lower=True), 0.1, quiet=True)
@@ -703,12 +706,12 @@ def test_words_give_the_exact_text_back_wherever_the_text_is_split(tmp_path, spa
 def test_gpt2_ids_are_those_of_each_document_encoded_whole(tmp_path, monkeypatch, gpt2_vocabulary):
     import tiktoken
 
-    monkeypatch.setattr(documents, "READ_BYTES", 50)
-    monkeypatch.setattr(preparing, "JOB_CHARS", 30)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", 50)
+    monkeypatch.setattr(preparing, "CHARS_PER_JOB", 30)
     gpt2, texts = tiktoken.get_encoding("gpt2"), [f"{i} {generated_text(60, seed=i)}  \n\n don't" for i in range(25)]
     store(tmp_path / "a.jsonl", texts)
     meta = made(tmp_path, Files([str(tmp_path / "a.jsonl")]), tokenizer="gpt2")
-    parts = parted(tmp_path)
+    parts = has_separators(tmp_path)
     assert meta["split"] == "documents" and sorted(parts["train"] + parts["val"]) == sorted(texts)
     for split, part in parts.items():
         expected = sum((gpt2.encode_ordinary(text) + [50256] for text in part), [])
@@ -758,14 +761,14 @@ def test_a_long_line_without_blanks_trains_byte_pairs_in_short_pieces(tmp_path, 
     """Training takes time with the square of the longest run of characters of one kind."""
     text = "".join(random.Random(0).choices("ACGT", k=300_000))
     (tmp_path / "a.txt").write_text(text)
-    lengths, shortened = [], tokenizers._shortened
+    lengths, shortened = [], tokenizers._split_long_runs
 
     def measured(text):
         pieces = shortened(text)
         lengths.extend(map(len, pieces))
         return pieces
 
-    monkeypatch.setattr(tokenizers, "_shortened", measured)
+    monkeypatch.setattr(tokenizers, "_split_long_runs", measured)
     made(tmp_path / "out", Files([str(tmp_path / "a.txt")]), tokenizer="bpe", vocab_size=300)
     assert sum(lengths) == len(text) and max(lengths) <= 1000
 
@@ -1120,7 +1123,7 @@ def start_preparing(folder, tokenizer: str, **options) -> subprocess.Popen:
 def wait_for_ids(folder, process: subprocess.Popen):
     """Wait until process writes ids, or has ended."""
     end = time.monotonic() + 60
-    while process.poll() is None and not (folder / STAGING / "train.bin").exists() and time.monotonic() < end:
+    while process.poll() is None and not (folder / STAGING_DIR / "train.bin").exists() and time.monotonic() < end:
         time.sleep(0.002)
 
 
@@ -1133,7 +1136,7 @@ def test_a_killed_run_leaves_the_old_data(tmp_path, old_data, tokenizer):
             if attempt % 2:  # half of the kills come while it writes
                 wait_for_ids(tmp_path, process)
             time.sleep(rng.random() * (0.02 if attempt % 2 else 0.8))
-            late += (tmp_path / STAGING / "train.bin").exists()
+            late += (tmp_path / STAGING_DIR / "train.bin").exists()
             process.send_signal(signal.SIGKILL)
             code = process.wait(timeout=60)
         finally:
@@ -1165,7 +1168,7 @@ def test_an_interrupted_run_leaves_the_old_data(tmp_path, old_data, signal_):
     assert process.returncode != 0 and b"Traceback" not in errors
     assert {name: (tmp_path / name).read_bytes() for name in BINS} == old_data
     if signal_ == signal.SIGINT:
-        assert process.returncode == 130 and not (tmp_path / STAGING).exists()
+        assert process.returncode == 130 and not (tmp_path / STAGING_DIR).exists()
 
 
 KILLED_BETWEEN = """
@@ -1208,13 +1211,13 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
 @smoke
 def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text(generated_text(300))
-    choose = preparing.choose
+    choose_val_buckets = preparing.choose_val_buckets
 
     def changed(*given_):
         (tmp_path / "a.txt").write_text(generated_text(301))
-        return choose(*given_)
+        return choose_val_buckets(*given_)
 
-    monkeypatch.setattr(preparing, "choose", changed)
+    monkeypatch.setattr(preparing, "choose_val_buckets", changed)
     assert "changed" in refused(lambda: made(tmp_path / "out", Files([str(tmp_path / "a.txt")])))
     assert not (tmp_path / "out").exists() or not visible(tmp_path / "out")
 
@@ -1294,8 +1297,8 @@ CONTENT = st.one_of(
 )
 def test_prepare_never_crashes_and_never_writes_half(content, tokenizer, document, name, packed, encoding, old):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "READ_BYTES", 16)
-        patch.setattr(preparing, "JOB_CHARS", 24)
+        patch.setattr(documents, "CHUNK_BYTES", 16)
+        patch.setattr(preparing, "CHARS_PER_JOB", 24)
         patch.setattr(preparing, "_n_cores", lambda: 1)
         path, out = os.path.join(folder, name), os.path.join(folder, "out")
         with open(path, "wb") as file:

@@ -690,8 +690,8 @@ def documents_with_everything(n: int) -> list[str]:
 @pytest.fixture
 def tiny_pieces(monkeypatch):
     """Files are read and jobs are cut so small that every document is cut many times."""
-    monkeypatch.setattr(preparing, "JOB_CHARS", 16)
-    monkeypatch.setattr(documents, "READ_BYTES", 250)
+    monkeypatch.setattr(preparing, "CHARS_PER_JOB", 16)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", 250)
 
 
 @pytest.mark.parametrize("n", [1, 7, 60])
@@ -723,10 +723,10 @@ def test_the_bins_hold_the_ids_of_whole_documents(tmp_path, tiny_pieces, kind, m
 def test_documents_longer_than_a_piece_end_where_they_end(tmp_path, monkeypatch, kind, mode):
     if kind == "gpt2":
         gpt2_or_skip()
-    monkeypatch.setattr(preparing, "JOB_CHARS", 16)
+    monkeypatch.setattr(preparing, "CHARS_PER_JOB", 16)
     texts = documents_with_everything(40)
     for piece in (7, 64):  # bytes: ends come at the end of a piece, at its beginning and across
-        monkeypatch.setattr(documents, "READ_BYTES", piece)
+        monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
         folder = tmp_path / str(piece)
         os.makedirs(folder)
         if mode == "file":
@@ -743,7 +743,7 @@ def test_small_letters_do_not_depend_on_where_a_text_is_cut(tmp_path, monkeypatc
     path = write(tmp_path / "a.txt", text)
     prepare(str(tmp_path / "whole"), Files([path]), Vocabulary("word", lower=True), quiet=True)
     assert check_prepared(tmp_path / "whole", "word lower", [text], False)
-    monkeypatch.setattr(preparing, "JOB_CHARS", 8)
+    monkeypatch.setattr(preparing, "CHARS_PER_JOB", 8)
     prepare(str(tmp_path / "cut"), Files([path]), Vocabulary("word", lower=True), quiet=True)
     for name in ("meta.json", "train.bin", "val.bin"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -803,8 +803,8 @@ def test_any_prepared_text_comes_back_or_is_refused_with_a_sentence(kind, text, 
     if kind == "gpt2":
         gpt2_or_skip()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(preparing, "JOB_CHARS", job)
-        patch.setattr(documents, "READ_BYTES", piece)
+        patch.setattr(preparing, "CHARS_PER_JOB", job)
+        patch.setattr(documents, "CHUNK_BYTES", piece)
         path, out = write(os.path.join(folder, "a.txt"), text), os.path.join(folder, "out")
         expected = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
         try:
@@ -833,8 +833,8 @@ def test_any_prepared_text_comes_back_or_is_refused_with_a_sentence(kind, text, 
 def test_any_prepared_words_are_those_of_whole_documents(texts, job):
     texts = ["start " + text.replace("\0", "").replace("\r", "") + " end" for text in texts]
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(preparing, "JOB_CHARS", job)
-        patch.setattr(documents, "READ_BYTES", 20)
+        patch.setattr(preparing, "CHARS_PER_JOB", job)
+        patch.setattr(documents, "CHUNK_BYTES", 20)
         paths = [write(os.path.join(folder, f"{i}.txt"), text) for i, text in enumerate(texts)]
         prepared = prepare(os.path.join(folder, "out"), Files(paths), Vocabulary("word"), val_fraction=0.3, quiet=True)
         words = sorted({word for text in texts for word in joined_split(text)})

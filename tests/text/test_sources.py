@@ -14,7 +14,7 @@ import pytest
 from helpers import ROOT, expect_sentence, generated_text, visible
 
 from dongpt.text import sources
-from dongpt.text.sources import BookConfig, Download, fetch, prepare_text, read_text, strip_gutenberg
+from dongpt.text.sources import BookConfig, TextDownload, download_text, prepare_text, read_text, strip_gutenberg
 from dongpt.text.tokenizers import from_dict
 
 smoke = pytest.mark.smoke
@@ -159,7 +159,7 @@ ANSWERS = {
     "/other.txt": (200, BOOK.replace(b"Don Quixote", b"Moby-Dick")),
     "/missing.txt": (404, BOOK),
 }
-DOWNLOAD = Download("Don Quixote", len(BOOK) // 2, 2 * len(BOOK), ())
+DOWNLOAD = TextDownload("Don Quixote", len(BOOK) // 2, 2 * len(BOOK), ())
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -188,7 +188,7 @@ def server():
 
 @pytest.fixture
 def download(server, monkeypatch):
-    """A Download with the addresses of these pages, asked without a proxy."""
+    """A TextDownload with the addresses of these pages, asked without a proxy."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     return lambda *pages: replace(DOWNLOAD, addresses=tuple(f"{server}/{page}.txt" for page in pages))
 
@@ -197,7 +197,7 @@ def download(server, monkeypatch):
 @pytest.mark.parametrize("page", ["page", "short", "empty", "long", "other", "missing", "cut"])
 def test_an_implausible_answer_is_refused_and_leaves_nothing(tmp_path, download, page):
     with pytest.raises(ValueError) as caught:
-        fetch(download(page), str(tmp_path / "input.txt"))
+        download_text(download(page), str(tmp_path / "input.txt"))
     for part in ("Don Quixote", "127.0.0.1", "--input", "input.txt"):
         assert part in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -205,21 +205,21 @@ def test_an_implausible_answer_is_refused_and_leaves_nothing(tmp_path, download,
 
 @smoke
 def test_the_first_address_with_a_plausible_answer_wins(tmp_path, download):
-    fetch(download("page", "good", "missing"), str(tmp_path / "input.txt"))
+    download_text(download("page", "good", "missing"), str(tmp_path / "input.txt"))
     assert (tmp_path / "input.txt").read_bytes() == BOOK
     assert os.listdir(tmp_path) == ["input.txt"]
 
 
 @smoke
 def test_a_download_may_begin_with_a_byte_order_mark(tmp_path, download):
-    fetch(download("marked"), str(tmp_path / "input.txt"))
+    download_text(download("marked"), str(tmp_path / "input.txt"))
     assert read_text(str(tmp_path / "input.txt"))[0] == BOOK.decode()
 
 
 @smoke
 def test_a_failed_download_names_the_problem_of_every_address(tmp_path, download):
     with pytest.raises(ValueError) as caught:
-        fetch(download("missing", "other", "page"), str(tmp_path / "input.txt"))
+        download_text(download("missing", "other", "page"), str(tmp_path / "input.txt"))
     for part in ("Not Found", "does not contain", "web page"):
         assert part in str(caught.value)
 
@@ -227,7 +227,7 @@ def test_a_failed_download_names_the_problem_of_every_address(tmp_path, download
 @smoke
 def test_a_download_that_cannot_be_stored_is_a_sentence(tmp_path, download):
     with pytest.raises(ValueError):
-        fetch(download("good"), str(tmp_path / "no" / "such" / "folder" / "input.txt"))
+        download_text(download("good"), str(tmp_path / "no" / "such" / "folder" / "input.txt"))
 
 
 @smoke

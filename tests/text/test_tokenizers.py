@@ -12,8 +12,15 @@ from helpers import ROOT, generated_text
 
 from configurator import UserError
 from dongpt.text import tokenizers
-from dongpt.text.template import DONGPT
-from dongpt.text.tokenizers import MAX_VOCAB, CharTokenizer, GPT2Tokenizer, byte_alphabet, check_dict, from_dict
+from dongpt.text.template import DONGPT_TEMPLATE
+from dongpt.text.tokenizers import (
+    MAX_VOCAB_SIZE,
+    CharTokenizer,
+    GPT2Tokenizer,
+    byte_alphabet,
+    check_description,
+    from_dict,
+)
 
 pytestmark = pytest.mark.smoke
 
@@ -300,7 +307,7 @@ MALFORMED = [  # (description, a part of the message)
     ({**CHAR, "characters": {"a": 0}}, "'characters'"),
     ({**CHAR, "characters": "aba"}, "different"),
     ({**CHAR, "characters": "a\ud800"}, "surrogate"),
-    ({**CHAR, "characters": "a" * (MAX_VOCAB + 1)}, "65,536"),
+    ({**CHAR, "characters": "a" * (MAX_VOCAB_SIZE + 1)}, "65,536"),
     ({**CHAR, "special": "<|x|>"}, "'special'"),
     ({**CHAR, "special": None}, "'special'"),
     ({**CHAR, "special": [["<|x|>"]]}, "'special'"),
@@ -309,17 +316,17 @@ MALFORMED = [  # (description, a part of the message)
     ({**CHAR, "special": ["a"]}, "'a'"),
     ({**CHAR, "special": ["<|x|>", "<|x|>"]}, "'<|x|>'"),
     ({**CHAR, "special": ["\udc00"]}, "surrogate"),
-    ({**CHAR, "special": [f"<{i}>" for i in range(MAX_VOCAB)]}, "65,536"),
+    ({**CHAR, "special": [f"<{i}>" for i in range(MAX_VOCAB_SIZE)]}, "65,536"),
     ({**CHAR, "template": "dongpt"}, "template"),
     ({**CHAR, "template": {"name": "x"}}, "template"),
-    ({**CHAR, "template": {**DONGPT.to_dict(), "end": "\ud800"}}, "template"),
+    ({**CHAR, "template": {**DONGPT_TEMPLATE.to_dict(), "end": "\ud800"}}, "template"),
     ({"kind": "word"}, "needs words"),
     ({**WORD, "words": "ab"}, "'words'"),
     ({**WORD, "words": {"a": 1}}, "'words'"),
     ({**WORD, "words": ["a", 1]}, "'words'"),
     ({**WORD, "words": ["a", ["b"]]}, "'words'"),
     ({**WORD, "words": ["a", "a"]}, "different"),
-    ({**WORD, "words": [str(i) for i in range(MAX_VOCAB)]}, "65,536"),
+    ({**WORD, "words": [str(i) for i in range(MAX_VOCAB_SIZE)]}, "65,536"),
     ({**WORD, "lower": "yes"}, "'lower'"),
     ({**WORD, "lower": 1}, "'lower'"),
     ({**WORD, "spaces_alone": None}, "'spaces_alone'"),
@@ -335,7 +342,7 @@ MALFORMED = [  # (description, a part of the message)
     ({**BPE, "special": ["<|endoftext|>"]}, "endoftext"),
     ({**GPT2, "sha256": 5}, "'sha256'"),
     ({**GPT2, "special": "x"}, "'special'"),
-    ({**GPT2, "special": [f"<{i}>" for i in range(MAX_VOCAB - 50256)]}, "65,536"),
+    ({**GPT2, "special": [f"<{i}>" for i in range(MAX_VOCAB_SIZE - 50256)]}, "65,536"),
 ]
 
 
@@ -348,11 +355,11 @@ def test_a_malformed_description_is_a_sentence(description, part):
 
 @pytest.mark.parametrize("description", [CHAR, WORD, BPE, {**BPE, "special": ["<|x|>"]}])
 def test_the_size_of_a_vocabulary_is_known_without_building_it(description):
-    assert check_dict(description) == from_dict(description).vocab_size
+    assert check_description(description) == from_dict(description).vocab_size
 
 
 def test_the_size_of_gpt2s_vocabulary_is_known_without_loading_it():
-    assert check_dict({"kind": "gpt2", "special": ["<|x|>"]}) == 50258
+    assert check_description({"kind": "gpt2", "special": ["<|x|>"]}) == 50258
 
 
 def test_importing_the_tokenizers_does_not_import_tiktoken():

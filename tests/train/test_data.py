@@ -12,7 +12,7 @@ from helpers import RunsACommand, generated_text, refusal, split_text, visible, 
 from configurator import UserError
 from dongpt.text import bins
 from dongpt.text.bins import read_meta
-from dongpt.text.tokenizers import CharTokenizer, added_tokens
+from dongpt.text.tokenizers import CharTokenizer, added_special_tokens
 from dongpt.train import data as corpora
 from dongpt.train.data import Corpus
 from dongpt.train.evaluation import eval_batches, predicted_bytes
@@ -220,7 +220,7 @@ def test_a_memory_mapped_file_gives_the_same_batches(tmp_path, monkeypatch):
     in_memory = numbered(tmp_path)
     batch = in_memory.train_batch(20, 8, BLOCK, 1, 50257)
     evaluated = list(eval_batches(in_memory, "val", 4, BLOCK))
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0)
     mapped = Corpus(str(tmp_path))
     assert isinstance(mapped.tokens("train"), np.memmap)
     assert all(map(torch.equal, batch, mapped.train_batch(20, 8, BLOCK, 1, 50257)))
@@ -230,7 +230,7 @@ def test_a_memory_mapped_file_gives_the_same_batches(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("in_memory", [0, 2**26])
 def test_dataset_fraction_is_the_first_part_of_train(tmp_path, monkeypatch, in_memory):
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", in_memory)
+    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", in_memory)
     numbered(tmp_path)
     corpus = Corpus(str(tmp_path), train_fraction=0.5)
     assert corpus.tokens("train").tolist() == list(range(101)) and len(corpus.tokens("val")) == 50
@@ -411,7 +411,7 @@ def test_meta_pkl_of_nanogpt_is_read(tmp_path):
     (tmp_path / "meta.json").unlink()
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
     old = Corpus(str(tmp_path))
-    assert added_tokens(old.tokenizer_dict, corpus.tokenizer_dict) == [] and old.vocab_size == len(characters)
+    assert added_special_tokens(old.tokenizer_dict, corpus.tokenizer_dict) == [] and old.vocab_size == len(characters)
     assert predicted_bytes(old, "val") == predicted_bytes(corpus, "val")
 
 
@@ -451,21 +451,26 @@ def test_a_damaged_meta_pkl_is_refused(tmp_path, content):
 def test_added_tokens_compares_vocabularies():
     ab, ba = CharTokenizer("ab").to_dict(), CharTokenizer("ba").to_dict()
     gpt2, hashed, other = {"kind": "gpt2"}, {"kind": "gpt2", "sha256": "1"}, {"kind": "gpt2", "sha256": "2"}
-    assert added_tokens(ab, dict(ab)) == [] and added_tokens(ab, ba) is None
-    assert added_tokens(ab, gpt2) is None and added_tokens(hashed, other) is None
-    assert added_tokens(gpt2, hashed) == added_tokens(hashed, gpt2) == added_tokens(hashed, dict(hashed)) == []
-    assert added_tokens(None, ab) == added_tokens(ab, None) == []  # an old checkpoint says nothing
+    assert added_special_tokens(ab, dict(ab)) == [] and added_special_tokens(ab, ba) is None
+    assert added_special_tokens(ab, gpt2) is None and added_special_tokens(hashed, other) is None
+    assert (
+        added_special_tokens(gpt2, hashed)
+        == added_special_tokens(hashed, gpt2)
+        == added_special_tokens(hashed, dict(hashed))
+        == []
+    )
+    assert added_special_tokens(None, ab) == added_special_tokens(ab, None) == []  # an old checkpoint says nothing
     for plain, one in ((ab, CharTokenizer("ab", ["<x>"]).to_dict()), (gpt2, {**hashed, "special": ["<x>"]})):
         two = {**one, "special": ["<x>", "<y>"]}
-        assert added_tokens(plain, one) == ["<x>"] and added_tokens(one, two) == ["<y>"]
-        assert added_tokens(plain, two) == ["<x>", "<y>"] and added_tokens(two, one) is None
-        assert added_tokens(one, {**one, "special": ["<y>", "<x>"]}) is None  # their ids would change meaning
+        assert added_special_tokens(plain, one) == ["<x>"] and added_special_tokens(one, two) == ["<y>"]
+        assert added_special_tokens(plain, two) == ["<x>", "<y>"] and added_special_tokens(two, one) is None
+        assert added_special_tokens(one, {**one, "special": ["<y>", "<x>"]}) is None  # their ids would change meaning
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads its memory from /proc")
 def test_a_mapped_file_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0)
     rng = np.random.default_rng(0)
     rng.integers(0, 100, 2**26, dtype=np.uint16).astype("<u2").tofile(tmp_path / "train.bin")  # 128 MB
     rng.integers(0, 100, 100, dtype=np.uint16).astype("<u2").tofile(tmp_path / "val.bin")

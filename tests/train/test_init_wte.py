@@ -111,8 +111,8 @@ def test_gensims_own_files_are_read(tmp_path, binary):
 def test_only_wanted_words_are_kept_and_pieces_do_not_matter(file, write, monkeypatch):
     rows, words = numbers(500, seed=1), [f"word{i}" for i in range(500)]
     path = file(write(rows, words))
-    for piece in (1, 13, vectors.READ_BYTES):
-        monkeypatch.setattr(vectors, "READ_BYTES", piece)
+    for piece in (1, 13, vectors.CHUNK_BYTES):
+        monkeypatch.setattr(vectors, "CHUNK_BYTES", piece)
         found = read_vectors(path, {"word3", "word499"})
         assert set(found) == {"word3", "word499"} and np.array_equal(found["word499"], rows[499])
 

@@ -43,7 +43,7 @@ smoke = pytest.mark.smoke
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 SPLITS = ("train", "val")
 BLOCK, SEED = 8, 1337  # the seed is train.py's default
-PLAIN = [*TINY_RUN, "--dropout=0.0"]
+PLAIN_TEMPLATE = [*TINY_RUN, "--dropout=0.0"]
 EIGHT = [
     *TINY_RUN,
     "--batch_size=2",
@@ -79,7 +79,7 @@ def masked_corpus(folder, n_train: int = 203, n_val: int = 50, **options) -> tup
 @pytest.fixture(params=[0, 2**26], ids=["mapped", "in_memory"])
 def in_memory(request, monkeypatch) -> int:
     """Bytes above which files are mapped: the test runs with both kinds of reading."""
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", request.param)
+    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", request.param)
     return request.param
 
 
@@ -272,7 +272,7 @@ def test_a_mask_that_leaves_nothing_to_predict_is_refused(tmp_path, split, first
 def test_bad_masks_end_train_py_and_evaluate_py_with_one_sentence(masked, tmp_path, mask):
     folder = write_corpus(tmp_path / "data", generated_text(1500))
     (np.zeros(len(ids_of(folder, "val")), np.uint8) if mask is None else mask).tofile(f"{folder}/val.mask.bin")
-    expect_sentence(run("train.py", f"--data_dir={folder}", *PLAIN, cwd=tmp_path, check=None), "val.mask.bin")
+    expect_sentence(run("train.py", f"--data_dir={folder}", *PLAIN_TEMPLATE, cwd=tmp_path, check=None), "val.mask.bin")
     assert not (tmp_path / "out" / "ckpt_last.pt").exists()
     given_weights(tmp_path / "ckpt.pt", masked)
     done = run("evaluate.py", "ckpt.pt", f"--data_dir={folder}", "--device=cpu", cwd=tmp_path, check=None)
@@ -359,7 +359,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_predicted_tokens_of_an_iterat
         [
             f"--data_dir={folder}",
             "--init_from=ckpt.pt",
-            *PLAIN,
+            *PLAIN_TEMPLATE,
             "--learning_rate=0",
             "--min_lr=0",
             "--weight_decay=0",
@@ -384,7 +384,7 @@ def test_the_weights_do_not_depend_on_gradient_accumulation(masked):
             [
                 f"--data_dir={masked}",
                 f"--out_dir=out-{batch}",
-                *PLAIN,
+                *PLAIN_TEMPLATE,
                 f"--batch_size={batch}",
                 f"--gradient_accumulation_steps={accumulation}",
             ]
@@ -402,7 +402,7 @@ def test_a_model_learns_the_tokens_of_the_mask_and_no_others(tmp_path):
         np.fromiter((i % 8 == 0 for i in range(len(ids_of(folder, split)))), np.uint8).tofile(
             f"{folder}/{split}.mask.bin"
         )  # of "a" alone, which always follows "h"
-    train.main([f"--data_dir={folder}", *PLAIN, "--max_iters=60", "--lr_decay_iters=60", "--eval_interval=60"])
+    train.main([f"--data_dir={folder}", *PLAIN_TEMPLATE, "--max_iters=60", "--lr_decay_iters=60", "--eval_interval=60"])
     model, tokenizer = load_model("out")
     logits = model(torch.tensor([tokenizer.encode("abcdefghabcdefgh")]))[0][0, -1]
     assert logits.argmax() == tokenizer.encode("a")[0]
@@ -415,7 +415,7 @@ def test_iterations_and_evaluations_with_few_predicted_tokens_are_finite(tmp_pat
     mask = np.zeros(len(ids_of(folder, "train")), np.uint8)
     mask[500:510] = 1  # most iterations have none
     mask.tofile(f"{folder}/train.mask.bin")
-    assert train.main([f"--data_dir={folder}", *PLAIN, "--batch_size=2", "--eval_iters=10000"]) == 0
+    assert train.main([f"--data_dir={folder}", *PLAIN_TEMPLATE, "--batch_size=2", "--eval_iters=10000"]) == 0
     records = read_log("out")
     values = [value for record in records for key, value in record.items() if "loss" in key]
     assert len(values) >= 6 + 2 * 3 and all(isinstance(value, float) and math.isfinite(value) for value in values)
@@ -429,7 +429,7 @@ def test_a_part_of_the_windows_in_which_nothing_is_predicted_ends_no_run(tmp_pat
     mask = np.zeros(len(ids_of(folder, split)), np.uint8)
     mask[-20:-10] = 1
     mask.tofile(f"{folder}/{split}.mask.bin")
-    assert train.main([f"--data_dir={folder}", *PLAIN, "--batch_size=2", "--eval_iters=1"]) == 0
+    assert train.main([f"--data_dir={folder}", *PLAIN_TEMPLATE, "--batch_size=2", "--eval_iters=1"]) == 0
     for record in read_log("out", "eval"):
         assert all(record[key] is not None and math.isfinite(record[key]) for key in ("train_loss", "val_loss"))
 
@@ -553,7 +553,7 @@ def test_predicted_tokens_that_stand_for_no_text_end_no_program_with_a_traceback
     for split in SPLITS:
         (ids_of(folder, split) == end).astype(np.uint8).tofile(f"{folder}/{split}.mask.bin")
     if program == "train":
-        assert train.main([f"--data_dir={folder}", *PLAIN]) == 0
+        assert train.main([f"--data_dir={folder}", *PLAIN_TEMPLATE]) == 0
         tokens = read_log("out", "final")[0]["tokens"]
     else:
         given_weights("ckpt.pt", folder)
@@ -848,7 +848,7 @@ def test_a_small_model_learns_to_answer(tmp_path, tokenizer, capsys):
     train.main(
         [
             f"--data_dir={folder}",
-            *PLAIN,
+            *PLAIN_TEMPLATE,
             "--max_iters=200",
             "--lr_decay_iters=200",
             "--eval_interval=200",

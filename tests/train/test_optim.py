@@ -726,7 +726,7 @@ def masks() -> dict[str, np.ndarray | None]:
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("batch_size, block_size", [(1, 8), (3, 8), (5, 31)])
 def test_batches_cut_on_the_device_are_those_cut_before(batch_size, block_size, mapped, mask, tmp_path, monkeypatch):
-    monkeypatch.setattr(bins, "IN_MEMORY_BYTES", 0 if mapped else 2**26)
+    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0 if mapped else 2**26)
     folder = write_ids(tmp_path / "data", mask=masks()[mask])
     assert Corpus(folder).tokens("train").max() > 2**15  # ids that would be negative in 16 bits with a sign
     plain, there = Corpus(folder), Corpus(folder)
