@@ -25,7 +25,7 @@ from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES, parse_model_args, restore_weights
 from dongpt.checkpoint.legacy import build_model, position_scheme
 from dongpt.program import LOCK, locked_directory, locked_output, run_program
-from model import GPT, RELATIVE
+from model import GPT, RELATIVE_TABLE
 
 CONVERTED = "converted_by"  # key in the output: a hash of the command, which may replace its own output
 
@@ -49,9 +49,9 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     missing = {} if isinstance(checkpoint.get("model_args"), dict) else {"n_head": model.config.n_head}
     new = foreign.upgrade(checkpoint, where, **missing)
     config, weights, free = parse_model_args(new["model_args"], where), dict(new["model"]), {"dropout", "attn_dropout"}
-    if model.config.has_relative and RELATIVE not in weights:
-        print(f"Adding {RELATIVE} to checkpoint.")
-        weights[RELATIVE] = torch.zeros(model.transformer.relative.relative_embeddings.weight.shape)
+    if model.config.has_relative and RELATIVE_TABLE not in weights:
+        print(f"Adding {RELATIVE_TABLE} to checkpoint.")
+        weights[RELATIVE_TABLE] = torch.zeros(model.transformer.relative.relative_embeddings.weight.shape)
         free.add("pos_embd")
     restore_weights(model.config, weights, where)
     before, after = asdict(config), asdict(model.config)

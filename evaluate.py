@@ -67,7 +67,7 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
         model.check_length(block_size)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    if model.document_end is not None:
+    if model.document_end_id is not None:
         rt.print(f"{path}: attention stops at <|endoftext|>, as it was trained (document_mask)", file=sys.stderr)
     model.to(rt.device)
     if cfg.quantize == "int8":
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None):
     rt = runtime.start(cfg.device, cfg.dtype)
     paths = paths or [cfg.out_dir if cfg.init_from == "resume" else cfg.init_from]
     results = [measure(path, cfg, rt) for path in paths]
-    rt.print(rt.why, file=sys.stderr)
+    rt.print(rt.description, file=sys.stderr)
     if not rt.is_main:
         return
     if cfg.json:

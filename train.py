@@ -29,7 +29,7 @@ from dongpt.checkpoint.legacy import Bigram, position_scheme
 from dongpt.checkpoint.run import Saver, State
 from dongpt.log import RunLog
 from dongpt.program import locked_directory, run_program
-from dongpt.runtime import Interrupts, RuntimeConfig, Stop, seed_everything
+from dongpt.runtime import Interrupts, RuntimeConfig, StopCheck, seed_everything
 from dongpt.text.bins import find_folder
 from dongpt.text.prepare import prepare_if_missing
 from dongpt.train import init_wte, optim
@@ -135,7 +135,7 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
     overrides, _ = configurator.read_arguments(TrainConfig, argv)
     init_from, out_dir = overrides.get("init_from", "scratch"), overrides.get("out_dir", TrainConfig.out_dir)
     if init_from == "scratch":
-        return configurator.build(TrainConfig, overrides), overrides, None
+        return configurator.build_config(TrainConfig, overrides), overrides, None
     if init_from == "resume":
         checkpoint, path = checkpoints.load_valid(out_dir)
         print(f"Resuming training from {path}")
@@ -154,7 +154,7 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
             model.crop_block_size(block_size)
     architecture = {key: getattr(model.config, key) for key in ARCHITECTURE}
     wanted = {key: value for key, value in overrides.items() if key not in ARCHITECTURE or value is not None}
-    cfg = configurator.build(TrainConfig, {**stored, **architecture, **wanted})
+    cfg = configurator.build_config(TrainConfig, {**stored, **architecture, **wanted})
     for key in wanted.keys() & architecture.keys():
         has = position_scheme(model.config) if key == "pos_embd" else architecture[key]
         if getattr(cfg, key) != has:
@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
             compile = "before" if before.compile else False
         rt = runtime.start(cfg.device, dtype, cfg.backend, cfg.n_embd)
         if before:
-            runtime.use_threads(before.threads)
+            runtime.set_num_threads(before.threads)
 
         # data, model, optimizer, state
         folder = find_folder(cfg.dataset, cfg.data_dir)
@@ -224,14 +224,14 @@ def main(argv: list[str] | None = None) -> int:
         if tokenizer and cfg.document_mask and tokenizer.end_id is None:
             needed = f"documents that end with <|endoftext|>, and {corpus.name} has none"
             raise UserError(f"document_mask=True needs {needed}: drop it, or prepare the data from several documents")
-        model.document_end = tokenizer.end_id if tokenizer and cfg.document_mask else None
+        model.document_end_id = tokenizer.end_id if tokenizer and cfg.document_mask else None
         corpus.check(cfg.block_size, model.transformer.wte.num_embeddings)
         optimizer = optim.make_optimizer(model, cfg, rt.device_type)
         step = TrainStep(cfg, rt, corpus, model, optimizer)
         state = run.restore(source.checkpoint, source.path, step) if source and resuming else State()
         if not cfg.eval_only:
             files = checkpoints.BEST, checkpoints.LAST, logs.LOG, logs.PICTURE
-            rt.on_main(lambda: at_exit.enter_context(locked_directory(cfg.out_dir, *files)))
+            rt.run_on_main(lambda: at_exit.enter_context(locked_directory(cfg.out_dir, *files)))
             if source and resuming and os.path.getmtime(source.path) != source.modified:
                 raise UserError(f"{source.path} has just been written by another run: start this one again")
         source = None  # or its tensors would stay in memory
@@ -241,13 +241,13 @@ def main(argv: list[str] | None = None) -> int:
             f"number of parameters: {model.get_num_params() / 1e6:.2f}M\n{optim.describe(optimizer)}"
         )
         is_compiled, why = step.compile(compile, cfg.max_iters - state.iter_num)
-        print(f"{rt.why}, compile: {'on' if is_compiled else 'off'} ({why})")
-        machine = runtime.this_machine(rt, is_compiled)
+        print(f"{rt.description}, compile: {'on' if is_compiled else 'off'} ({why})")
+        machine = runtime.machine_info(rt, is_compiled)
         if before and before != machine:
             were = f"the run before it had {asdict(before)}, this one has {asdict(machine)}"
             print(f"this resume is not bitwise: {were}")
 
-        stop = Stop(rt, interrupts, cfg.max_minutes)
+        stop = StopCheck(rt, interrupts, cfg.max_minutes)
         if cfg.eval_only:
             if losses := estimate_loss(step, stop):
                 print(f"step {state.iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}")
@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
         return train(step, log, Saver(step, config, machine, log), state, stop)
 
 
-def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: Stop) -> int:
+def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCheck) -> int:
     """Evaluate, save, update and log until max_iters, or until something ends the run; returns the exit code."""
     cfg, rt = step.cfg, step.rt
     first_iter = state.iter_num
@@ -298,7 +298,7 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: Stop) 
         if it % cfg.log_interval == 0:
             seconds = (time.perf_counter() - clock) / (state.iter_num - clock_iter)
             clock, clock_iter = time.perf_counter(), state.iter_num
-            log.defer(it, lr, step.tokens, seconds, rt.read_later(loss))
+            log.defer(it, lr, step.tokens, seconds, rt.item_async(loss))
             if rt.device_type != "cuda":
                 log.flush()
         log.bar.update()
@@ -309,7 +309,7 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: Stop) 
     if exit_code and state.iter_num == first_iter:
         print("interrupted before the first step: nothing was saved")
     elif exit_code:
-        rt.on_main(lambda: saver.save(state, is_best=False))  # other ranks wait: torchrun kills all when one ends
+        rt.run_on_main(lambda: saver.save(state, is_best=False))  # other ranks wait: torchrun kills all when one ends
         print(f"interrupted after {state.iter_num} iterations, the state is saved; resume with")
         print(f"  {run.resume_command(cfg.out_dir, rt.world_size)}")
     else:
@@ -324,7 +324,7 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: Stop) 
     return exit_code
 
 
-def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: Stop, is_last: bool) -> bool:
+def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCheck, is_last: bool) -> bool:
     """Evaluate, log it and save the state; False, and nothing is saved, if all ranks have to stop."""
     losses = estimate_loss(step, stop)
     if losses is None:
@@ -336,7 +336,7 @@ def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, 
         is_best = val_loss < state.best_val_loss
         state.best_val_loss = min(val_loss, state.best_val_loss)
         state.evals_since_best = 0 if is_best else state.evals_since_best + 1
-        step.rt.on_main(lambda: saver.save(state, is_best))
+        step.rt.run_on_main(lambda: saver.save(state, is_best))
         if step.rt.is_main:
             log.draw(at_most_every=REDRAW_SECONDS)
     if step.rt.is_main and step.cfg.sample_tokens:

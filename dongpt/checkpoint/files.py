@@ -138,7 +138,7 @@ def restore_model(checkpoint: dict, path: str) -> GPT:
         tokenizer = make_tokenizer(checkpoint.get("tokenizer"))
         if tokenizer is None or tokenizer.end_id is None:
             raise UserError(f"{path} has document_mask=True, but no <|endoftext|>: use another checkpoint")
-        model.document_end = tokenizer.end_id
+        model.document_end_id = tokenizer.end_id
     return model
 
 

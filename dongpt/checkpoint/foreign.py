@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from configurator import ROOT, UserError, build
+from configurator import ROOT, UserError, build_config
 from dongpt.checkpoint.legacy import LegacyConfig, build_model
 from dongpt.runtime import print0
 from dongpt.text.bins import read_meta
 from dongpt.text.tokenizers import FOREIGN, check_dict
-from model import GPT, RELATIVE, GPTConfig
+from model import GPT, RELATIVE_TABLE, GPTConfig
 
 FORMAT_VERSION = 1
 MAX_SIZE = 2**28  # for numbers in model_args: larger ones overflow a tensor's number of bytes
@@ -115,7 +115,7 @@ def parse_model_args(model_args: dict, path: str) -> GPTConfig:
         convert = f"python ckpt_update.py {path} NEW.pt --n_head=N (or --size=small|medium|large)"
         raise UserError(f"{path} does not say its n_head: convert it by {convert}, or give n_head=N to load_model")
     try:
-        config = build(kind, model_args, "model_args")
+        config = build_config(kind, model_args, "model_args")
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} has hyper-parameters that make no model ({reason}): use another file") from error
@@ -166,7 +166,7 @@ def _from_nanogpt(checkpoint: dict, path: str, given: dict) -> dict:
     if scheme not in ("default", "rope", "relative"):
         raise UserError(f"{path} has a pos_embd that EDS, whose layout it has, does not know: use another file")
     if scheme != "relative":
-        weights.pop(RELATIVE, None)  # EDS stores it always, and uses it only here
+        weights.pop(RELATIVE_TABLE, None)  # EDS stores it always, and uses it only here
     if scheme != "default":
         args["legacy"] = f"eds-{scheme}"
         weights.pop("transformer.wpe.weight", None)  # likewise
@@ -224,7 +224,7 @@ def _known_groups(weights: dict, tied: bool) -> list[list[list[str]]]:
     linear = sorted(name for name in matrices if name.startswith(("transformer.h.", "lm_head.")))
     return [
         [matrices, vectors],
-        [[name for name in matrices if name != RELATIVE], vectors],  # EDS, its table added to an older file
+        [[name for name in matrices if name != RELATIVE_TABLE], vectors],  # EDS, its table added to an older file
         [linear, sorted(set(names) - set(linear))],  # nanoGPT until May 2023: embeddings do not decay
     ]
 

@@ -21,7 +21,7 @@ from configurator import UserError
 from dongpt import log
 from dongpt.checkpoint import files as checkpoints
 from dongpt.log import RunLog, check_finite
-from dongpt.runtime import Machine, print0, seed_everything
+from dongpt.runtime import MachineInfo, print0, seed_everything
 from dongpt.text.tokenizers import added_tokens
 from model import GPT, CausalSelfAttention
 
@@ -52,7 +52,7 @@ def stored_values(cls: type, values: Any, where: str) -> dict[str, Any]:
     for key, value in known.items():
         value = value.item() if torch.is_tensor(value) and value.numel() == 1 else value  # nanoGPT's best_val_loss
         known[key] = configurator.check_setting(key, value, cls, where)
-    if wrong := configurator.out_of_bounds(cls, known):
+    if wrong := configurator.bounds_errors(cls, known):
         raise UserError(f"{where}: {'; '.join(wrong)}: use another checkpoint")
     return known
 
@@ -73,14 +73,14 @@ def resumed_settings(cls: type, checkpoint: dict, path: str, overrides: dict) ->
     return stored
 
 
-def stored_machine(checkpoint: dict, path: str) -> Machine | None:
-    """The Machine that wrote a checkpoint; None if the checkpoint doesn't say, as nanoGPT's do not."""
+def stored_machine(checkpoint: dict, path: str) -> MachineInfo | None:
+    """The MachineInfo that wrote a checkpoint; None if the checkpoint doesn't say, as nanoGPT's do not."""
     if not checkpoint.get("runtime"):
         return None
-    values = stored_values(Machine, checkpoint["runtime"], f"{path}: runtime")
-    if missing := get_type_hints(Machine).keys() - values.keys():
+    values = stored_values(MachineInfo, checkpoint["runtime"], f"{path}: runtime")
+    if missing := get_type_hints(MachineInfo).keys() - values.keys():
         raise UserError(f"{path}: runtime has no {', '.join(sorted(missing))}: use another checkpoint")
-    return Machine(**values)
+    return MachineInfo(**values)
 
 
 def restore(checkpoint: dict, path: str, step) -> State:
@@ -88,7 +88,7 @@ def restore(checkpoint: dict, path: str, step) -> State:
     cfg, corpus = step.cfg, step.corpus
     state = State(**stored_values(State, checkpoint, path))
     windows = checkpoint.get("windows", state.iter_num * step.samples)  # nanoGPT's checkpoints don't say
-    state.samples_seen = configurator.check(windows, int, f"{path}: windows")
+    state.samples_seen = configurator.check_type(windows, int, f"{path}: windows")
     state.resumed_at = state.iter_num, state.evaluated_at
     if "optimizer" in checkpoint:
         checkpoints.restore_optimizer(step.optimizer, checkpoint, step.model, path)
@@ -163,7 +163,7 @@ class Saver:
 
     step: Any
     config: dict
-    machine: Machine
+    machine: MachineInfo
     log: RunLog
 
     def save(self, state: State, is_best: bool):

@@ -348,7 +348,7 @@ def _state(model: Any) -> tuple:
     """A value that changes when keys and values become stale: by assignments, optimizer steps, in-place operations."""
     tensors = [*model.parameters(), *model.buffers()]
     versions = [(t.data_ptr(), t.dtype, -1 if t.is_inference() else t._version) for t in tensors]
-    return (*versions, model.config, model.document_end, model.training, _cache_dtype(model))
+    return (*versions, model.config, model.document_end_id, model.training, _cache_dtype(model))
 
 
 def _checksums(model: Any) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any, Collection, Iterator, Literal, Sequence
 
 import torch
 
-from configurator import UserError, check, check_setting
+from configurator import UserError, check_setting, check_type
 from dongpt.checkpoint.files import load_anything
 from dongpt.decode import quantize as formats
 from dongpt.decode.sampling import DecodingError, Sampling
@@ -129,7 +129,7 @@ def load(
     """
     for key, value in dict(device=device, dtype=dtype, compile=compile).items():
         check_setting(key, value, RuntimeConfig, "load")
-    check(quantize, Quantize, "load: quantize")
+    check_type(quantize, Quantize, "load: quantize")
     rt = start(device, dtype)
     model, description, _ = load_anything(path, **model_args)
     if description and not chat_template:
@@ -160,7 +160,7 @@ def to_inference(
         weights, why = "int8", " (as asked)"
     if packs and weights != "float16":
         formats.pack_model(model, DTYPES.get(weights, torch.float32))
-        return model, f"{rt.why}, weights: {weights}{why}, packed, sums in float32"
+        return model, f"{rt.description}, weights: {weights}{why}, packed, sums in float32"
     model.to(DTYPES[rt.dtype])
     if compile is True:
         compile_blocks(model)
@@ -171,7 +171,7 @@ def to_inference(
         notes.append("less memory, slower than without")  # they are converted to floats again for every token
     if rt.device_type == "cuda":
         notes.append("compile: on (as asked)" if compile is True else "compile: off (a minute for a few samples)")
-    return model, ", ".join([rt.why, *notes])
+    return model, ", ".join([rt.description, *notes])
 
 
 def compile_blocks(model: GPT):

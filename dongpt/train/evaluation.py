@@ -9,7 +9,7 @@ import torch
 
 from configurator import UserError
 from dongpt.log import RunLog
-from dongpt.runtime import Runtime, Stop
+from dongpt.runtime import Runtime, StopCheck
 from dongpt.train.data import Corpus
 from dongpt.train.step import TrainStep
 
@@ -98,18 +98,18 @@ def evaluate(model, batches: Iterable, rt: Runtime, should_stop: Callable[[], bo
     model.train(was_training)
     if stopped:
         return None
-    total, n_predicted = rt.sum(total, count)
+    total, n_predicted = rt.all_reduce_sum(total, count)
     return Loss(total / n_predicted if n_predicted else math.nan, int(n_predicted))
 
 
-def _evaluate_split(step: TrainStep, stop: Stop, split: str, n_windows: int | None = None) -> Loss | None:
+def _evaluate_split(step: TrainStep, stop: StopCheck, split: str, n_windows: int | None = None) -> Loss | None:
     """The loss of a run's model over n_windows of a split, or all of it; None if all ranks have to stop."""
     cfg, rt = step.cfg, step.rt
     batches = eval_batches(step.corpus, split, cfg.batch_size, cfg.block_size, n_windows, rt.rank, rt.world_size)
     return evaluate(step.eval_model, batches, rt, lambda: stop("eval"))
 
 
-def estimate_loss(step: TrainStep, stop: Stop) -> tuple[float, float] | None:
+def estimate_loss(step: TrainStep, stop: StopCheck) -> tuple[float, float] | None:
     """(train, val) loss on fixed windows spread over each split; None if all ranks have to stop."""
     n_windows = step.cfg.eval_iters * step.cfg.batch_size
     train = _evaluate_split(step, stop, "train", n_windows)
@@ -117,7 +117,7 @@ def estimate_loss(step: TrainStep, stop: Stop) -> tuple[float, float] | None:
     return (train.nats, val.nats) if train and val else None
 
 
-def print_sample(step: TrainStep, log: RunLog, stop: Stop):
+def print_sample(step: TrainStep, log: RunLog, stop: StopCheck):
     """Print a text of sample_tokens tokens, with the same random numbers each time; a signal cuts it short."""
     tokenizer, model, ids = step.corpus.tokenizer(), step.model.eval(), []
     settings = dict(temperature=0.8, top_k=200, seed=step.cfg.seed, n_ids=tokenizer.vocab_size)
@@ -129,7 +129,7 @@ def print_sample(step: TrainStep, log: RunLog, stop: Stop):
     log.print(f"--- sample ---\n{tokenizer.decode(ids)}\n--------------")
 
 
-def finish(step: TrainStep, log: RunLog, stop: Stop, best_iter: int):
+def finish(step: TrainStep, log: RunLog, stop: StopCheck, best_iter: int):
     """Print and log the loss over the whole validation split, with the weights of iteration best_iter, unless a signal
     comes."""
     loss = _evaluate_split(step, stop, "val")

@@ -85,7 +85,7 @@ class StepBenchmark:
         """All measurements, ready for JSON. Makes a few more updates under the profiler, which becomes self.profile."""
         rt, step, seconds = self.rt, self.step, median(self.seconds)
         assert self.loss is not None, "result() needs a round"
-        loss = rt.sum(self.loss.item())[0] / rt.world_size
+        loss = rt.all_reduce_sum(self.loss.item())[0] / rt.world_size
         self.loss = None  # the profiler warns of tensors from before it that are freed under it
         self.profile = profiled(self.update, PROFILED_UPDATES, rt)
         tokens_per_s = step.tokens / seconds  # of all processes, like flops

@@ -15,7 +15,7 @@ import torch
 from torch.optim.adamw import adamw
 
 from configurator import UserError
-from model import GPT, NGRAMS
+from model import GPT, NGRAM_TABLE
 
 # X -> a X + b X X' X + c X X' X X' X drives the singular values of X towards 1. Jordan's coefficients trade accuracy
 # for speed: most values end between 0.7 and 1.2, the smallest ones of square matrices as low as 0.06.
@@ -53,7 +53,7 @@ def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer
     for i, group in enumerate(optimizer.param_groups):
         if muon and i == 2:
             group.update(rule="muon", lr_scale=cfg.muon_lr / lr)
-        elif i >= 2 and names[group["params"][0]] == NGRAMS:
+        elif i >= 2 and names[group["params"][0]] == NGRAM_TABLE:
             group.update(rule="rows", lr_scale=NGRAMS_LR)
         elif i >= 2:
             group.update(lr_scale=RELATIVE_LR)

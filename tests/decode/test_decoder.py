@@ -345,7 +345,7 @@ CHANGES = [
     lambda model: model.load_state_dict(make("rope", seed=5).state_dict()),
     lambda model: model.load_state_dict(make("rope", seed=5).state_dict(), assign=True),
     lambda model: setattr(model.transformer.h[0], "mlp", copy.deepcopy(model.transformer.h[1].mlp)),
-    lambda model: setattr(model, "document_end", 9),
+    lambda model: setattr(model, "document_end_id", 9),
     lambda model: model.to(torch.bfloat16),
     lambda model: model.double(),
 ]
