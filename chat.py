@@ -24,7 +24,7 @@ from dongpt.chat.dialogues import Messages, read_json_lines
 from dongpt.decode import ready
 from dongpt.decode.ready import Quantize
 from dongpt.decode.sampling import Sampling
-from dongpt.program import locked_output, replaced_file, run_program
+from dongpt.program import atomic_write, locked_output, run_program
 from dongpt.runtime import RuntimeConfig
 from dongpt.text.documents import Files
 from dongpt.text.template import EMOTIONS, PLAIN, PRESETS
@@ -186,7 +186,7 @@ class Chat:
                 raise UserError(f"{path} is there already, and is no conversation: take another name") from None
         lines = [json.dumps({"role": role, "content": content}, ensure_ascii=False) for role, content in messages]
         try:
-            with locked_output(path), replaced_file(path, "w", encoding="utf-8", newline="\n") as file:
+            with locked_output(path), atomic_write(path, "w", encoding="utf-8", newline="\n") as file:
                 file.writelines(f"{line}\n" for line in lines)
         except (OSError, UnicodeError) as error:  # UnicodeError: halves of surrogate pairs in what was typed
             raise UserError(f"{path} could not be written ({error}): take another name") from error

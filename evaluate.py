@@ -21,7 +21,7 @@ from dongpt import runtime
 from dongpt.checkpoint.files import load_anything
 from dongpt.decode.quantize import quantize_linears
 from dongpt.decode.ready import Quantize
-from dongpt.log import finite, format_table, progress_bar
+from dongpt.log import format_table, progress_bar, replace_nonfinite
 from dongpt.program import run_program
 from dongpt.runtime import DeviceConfig
 from dongpt.text.bins import find_folder
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None):
     if not rt.is_main:
         return
     if cfg.json:
-        print(json.dumps([finite(result) for result in results], indent=1))
+        print(json.dumps([replace_nonfinite(result) for result in results], indent=1))
     else:
         formats = dict(loss=".4f", perplexity=".3f", bits_per_byte=".4f", tokens=",")
         rows = [[r["checkpoint"], r["split"], *(f"{r[key]:{form}}" for key, form in formats.items())] for r in results]

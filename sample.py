@@ -23,7 +23,7 @@ from dongpt.decode.ready import Quantize
 from dongpt.decode.sampling import Sampling, window_size
 from dongpt.decode.text import Detokenizer, read_stop
 from dongpt.log import progress_bar
-from dongpt.program import locked_output, replaced_file, run_program
+from dongpt.program import atomic_write, locked_output, run_program
 from dongpt.runtime import ROOT, RuntimeConfig
 from dongpt.text.tokenizers import CharTokenizer, Unknown, WordTokenizer
 
@@ -90,7 +90,7 @@ def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
     else:
         lines = [f"{prompt}{text}\n{SEPARATOR}" for text in texts.texts]
     try:
-        with replaced_file(cfg.output, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+        with atomic_write(cfg.output, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.writelines(f"{line}\n" for line in lines)
     except OSError as error:
         raise UserError(f"--output={cfg.output} could not be written ({error}): name another file") from error

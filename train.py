@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
         step = TrainStep(cfg, rt, corpus, model, optimizer)
         state = run.restore(source.checkpoint, source.path, step) if source and resuming else State()
         if not cfg.eval_only:
-            files = checkpoints.BEST, checkpoints.LAST, logs.LOG, logs.PICTURE
+            files = checkpoints.BEST, checkpoints.LAST, logs.LOG_FILE, logs.LOSS_PICTURE
             rt.run_on_main(lambda: at_exit.enter_context(locked_directory(cfg.out_dir, *files)))
             if source and resuming and os.path.getmtime(source.path) != source.modified:
                 raise UserError(f"{source.path} has just been written by another run: start this one again")
@@ -290,7 +290,7 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
             if it - first_iter == 4:
                 seconds = (time.perf_counter() - steady) / 3
                 left = seconds * (cfg.max_iters - state.iter_num)
-                logs.warn_if_long(min(left, 60 * (cfg.max_minutes or math.inf)), seconds, log.print)
+                logs.warn_if_long_run(min(left, 60 * (cfg.max_minutes or math.inf)), seconds, log.print)
             steady = time.perf_counter()
 
         # log: on a GPU the update before, now that this one is queued, so that the GPU never waits
@@ -338,7 +338,7 @@ def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, 
         state.evals_since_best = 0 if is_best else state.evals_since_best + 1
         step.rt.run_on_main(lambda: saver.save(state, is_best))
         if step.rt.is_main:
-            log.draw(at_most_every=REDRAW_SECONDS)
+            log.draw(min_seconds=REDRAW_SECONDS)
     if step.rt.is_main and step.cfg.sample_tokens:
         print_sample(step, log, stop)
     return True

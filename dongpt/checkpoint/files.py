@@ -23,7 +23,7 @@ import torch
 from configurator import UserError
 from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import FORMAT_VERSION as FORMAT_VERSION
-from dongpt.program import first_line, replaced_file
+from dongpt.program import atomic_write, first_line
 from dongpt.runtime import DTYPES, print0
 from dongpt.text.tokenizers import FOREIGN, Tokenizer, from_dict
 from model import GPT, GPTConfig
@@ -38,7 +38,7 @@ def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None)
     check(temporary path) may prevent the replacement by raising. Raises UserError if the file cannot be written.
     """
     try:
-        with replaced_file(path, check=check) as file:
+        with atomic_write(path, check=check) as file:
             torch.save(checkpoint, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):

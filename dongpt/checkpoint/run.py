@@ -20,7 +20,7 @@ import configurator
 from configurator import UserError
 from dongpt import log
 from dongpt.checkpoint import files as checkpoints
-from dongpt.log import RunLog, check_finite
+from dongpt.log import RunLog, check_finite_loss
 from dongpt.runtime import MachineInfo, print0, seed_everything
 from dongpt.text.tokenizers import added_tokens
 from model import GPT, CausalSelfAttention
@@ -173,7 +173,7 @@ class Saver:
         """
         step, out_dir = self.step, self.step.cfg.out_dir
         if not all(torch.isfinite(parameter).all() for parameter in step.model.parameters()):
-            check_finite(math.nan, state.iter_num)
+            check_finite_loss(math.nan, state.iter_num)
         progress = {"windows" if key == "samples_seen" else key: value for key, value in asdict(state).items()}
         checkpoint = {
             "model": step.model.state_dict(),
@@ -213,7 +213,7 @@ def first_records(step, state: State, config: dict, machine: dict) -> tuple:
         state.wandb_run_id = wandb_run.id
     if cfg.init_from == "resume":
         kept = log.records_before(log.read_log(cfg.out_dir), iter_num, evaluated_at)
-    elif old := checkpoints.set_aside(cfg.out_dir, [log.LOG, log.PICTURE]):
+    elif old := checkpoints.set_aside(cfg.out_dir, [log.LOG_FILE, log.LOSS_PICTURE]):
         print0(f"{cfg.out_dir} held an earlier run: its files are now in {old}")
     header = dict(config=config, iter=iter_num, machine=machine, world_size=step.rt.world_size)
     header["versions"] = dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)

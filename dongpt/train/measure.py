@@ -21,7 +21,7 @@ import psutil
 import torch
 from torch.autograd import DeviceType
 
-from dongpt.log import finite, peak_flops
+from dongpt.log import peak_flops, replace_nonfinite
 from dongpt.runtime import DTYPES, Runtime
 from dongpt.train.step import TrainStep
 
@@ -101,7 +101,7 @@ class StepBenchmark:
         result |= dict(memory_mib=self._peak_of_tensors() / MIB, process_mib=process_peak() / MIB)
         result |= dict(memory_growth_mib=self.growth / MIB if len(self.seconds) > 1 else None)
         result |= dict(shares=time_shares(seconds_by_kind(self.profile, rt), PROFILED_UPDATES * seconds, rt), loss=loss)
-        return finite(result)
+        return replace_nonfinite(result)
 
     def _peak_of_tensors(self) -> int:
         """Peak bytes of tensors during an update; on MPS the memory that Metal reserved for the process."""

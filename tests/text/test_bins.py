@@ -812,14 +812,14 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_and_says_what_to_free(
         return Full(open(path, mode, **options), room, late) if mode == "ab" else open(path, mode, **options)
 
     monkeypatch.setattr(bins, "open", open_full, raising=False)
-    replaced_file = bins.replaced_file
+    atomic_write = bins.atomic_write
 
     def replaced_full(path, *args, **options):
         if room[0] < 400:  # no room for meta.json
             raise OSError(28, os.strerror(28))
-        return replaced_file(path, *args, **options)
+        return atomic_write(path, *args, **options)
 
-    monkeypatch.setattr(bins, "replaced_file", replaced_full)
+    monkeypatch.setattr(bins, "atomic_write", replaced_full)
     with pytest.raises(ValueError) as caught:
         prepare(str(tmp_path), texts, Vocabulary("char"), shard_tokens=shard_tokens)
     assert (
@@ -831,7 +831,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_and_says_what_to_free(
     )
     assert listing(tmp_path) == before
     monkeypatch.delattr(bins, "open")
-    monkeypatch.setattr(bins, "replaced_file", replaced_file)
+    monkeypatch.setattr(bins, "atomic_write", atomic_write)
     prepare(str(tmp_path), texts, Vocabulary("char"), shard_tokens=shard_tokens)
     program("check").main([f"--data_dir={tmp_path}"])
 
