@@ -33,7 +33,7 @@ import configurator
 from configurator import UserError
 from dongpt import runtime
 from dongpt.checkpoint import build_model
-from dongpt.decode.ready import Quantize, to_inference
+from dongpt.decode.ready import Quantization, to_inference
 from dongpt.log import format_table
 from dongpt.program import run_program
 from dongpt.runtime import Runtime, RuntimeConfig, first_line, print0, seed_everything
@@ -68,7 +68,7 @@ class MethodConfig:
     decode_batches: str = "1,8"  # batch sizes for decoding, separated by commas, each measured in turn
     prompt_tokens: Annotated[int, ">=", 1] = 16  # length of the prompt
     max_new_tokens: Annotated[int, ">=", 2] = 200  # tokens after it
-    quantize: Quantize = "none"  # int8: weights of one byte
+    quantize: Quantization = "none"  # int8: weights of one byte
     transformers: bool = True  # measure transformers' generate too, where it has the architecture
 
 

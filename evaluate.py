@@ -20,7 +20,7 @@ from configurator import UserError
 from dongpt import runtime
 from dongpt.checkpoint.files import load_anything
 from dongpt.decode.quantize import quantize_linears
-from dongpt.decode.ready import Quantize
+from dongpt.decode.ready import Quantization
 from dongpt.log import format_table, progress_bar, replace_nonfinite
 from dongpt.program import run_program
 from dongpt.runtime import DeviceConfig
@@ -42,7 +42,7 @@ class EvaluateConfig(DeviceConfig):
     batch_size: Annotated[int, ">=", 1] = 12  # windows at a time; affects only the speed
     json: bool = False  # print only a JSON list on stdout
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # of the arithmetic
-    quantize: Quantize = "none"  # int8: with the one-byte weights of sample.py --quantize=int8
+    quantize: Quantization = "none"  # int8: with the one-byte weights of sample.py --quantize=int8
 
 
 def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:

@@ -32,7 +32,7 @@ from dongpt.checkpoint.files import NANOGPT_ARGS, load_model, model_args, save
 from dongpt.checkpoint.foreign import FORMAT_VERSION
 from dongpt.checkpoint.run import grow_vocabulary
 from dongpt.decode import decoder as decoding
-from dongpt.decode.decoder import Decoder, tokens_before
+from dongpt.decode.decoder import Decoder, previous_ids
 from dongpt.decode.sampling import Sampling
 from dongpt.kernels import cpu
 from dongpt.train import step as updates
@@ -177,8 +177,8 @@ def test_tokens_before_equal_those_of_a_loop():
         expected = [
             [text[i, p - k].item() if p >= k else -1 for k in range(n, 0, -1)] for i, p in enumerate(at.tolist())
         ]
-        assert tokens_before(text, at, n).tolist() == expected
-    assert tokens_before(text, at, 0) is None
+        assert previous_ids(text, at, n).tolist() == expected
+    assert previous_ids(text, at, 0) is None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -404,10 +404,10 @@ def test_long_prompts_are_encoded_in_pieces_that_know_the_tokens_before_them(ngr
     expected = [generated_ids(model, rows, 12, seed=3, use_kv_cache=False) for rows in (texts, texts[2:] * 2)]
     encoded = []
     model.transformer.h[0].register_forward_pre_hook(lambda _, args: encoded.append(tuple(args[0].shape[:2])))
-    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 3 * size)
+    monkeypatch.setattr(decoding, "PREFILL_CHUNK_TOKENS", 3 * size)
     assert generated_ids(model, texts, 12, seed=3) == expected[0]
     assert encoded[:5] == [(3, size)] * 5  # they did come in pieces
-    monkeypatch.setattr(decoding, "PREFILL_TOKENS", size)
+    monkeypatch.setattr(decoding, "PREFILL_CHUNK_TOKENS", size)
     assert generated_ids(model, texts[2:] * 2, 12, seed=3) == expected[1]
 
 
@@ -437,7 +437,7 @@ def test_packed_weights_write_the_same_texts(ngrams, pos_embd, monkeypatch):
     model = make(ngrams, pos_embd=pos_embd)
     expected = generated_ids(model, prompts(), 20, seed=4)
     made, init = [], cpu.PackedBlocks.__init__
-    monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
+    monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", 1)
     monkeypatch.setattr(cpu.PackedBlocks, "__init__", lambda self, *args: (made.append(1), init(self, *args))[1])
     assert generated_ids(model, prompts(), 20, seed=4) == expected
     assert made
@@ -451,7 +451,7 @@ def test_packed_weights_give_the_same_logits(monkeypatch):
         logits = seen[name] = []
         monkeypatch.setattr(Decoder, "_sample", lambda self, new, logits=logits: (logits.append(new), draw(self, new)))
         generated_ids(model, texts, 40, temperature=0)
-        monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
+        monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", 1)
     assert len(seen["plain"]) == len(seen["packed"]) == 40
     for plain, packed in zip(seen["plain"], seen["packed"]):
         assert packed is not plain

@@ -89,9 +89,9 @@ def test_logits_do_not_depend_on_whether_targets_are_passed(pos_embd):
 @pytest.mark.parametrize("pos_embd", ["default", "rope"])
 def test_decoding_sees_the_documents_that_forward_sees(pos_embd, packed, monkeypatch):
     """Prompts with ends inside, of different lengths, and texts in which the model writes ends itself."""
-    if packed and cpu.library()[0] is None:
+    if packed and cpu.load_library()[0] is None:
         pytest.skip("no C compiler for cpu.c")
-    monkeypatch.setattr(cpu, "WORTH_PACKING", 1 if packed else 10**9)
+    monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", 1 if packed else 10**9)
     model = random_model(pos_embd)
     prompts = [row[:n] for row, n in zip(windows_with_ends().tolist(), (24, 12, 5, 2))]
 
