@@ -34,7 +34,7 @@ from dongpt.text.bins import find_folder
 from dongpt.text.prepare import prepare_if_missing
 from dongpt.train import init_wte, optim
 from dongpt.train.data import Corpus
-from dongpt.train.evaluation import estimate_loss, finish, print_sample
+from dongpt.train.evaluation import estimate_loss, log_final_loss, print_sample
 from dongpt.train.step import StepConfig, TrainStep
 from model import GPT, GPTConfig
 
@@ -235,10 +235,10 @@ def main(argv: list[str] | None = None) -> int:
             if source and resuming and os.path.getmtime(source.path) != source.modified:
                 raise UserError(f"{source.path} has just been written by another run: start this one again")
         source = None  # or its tensors would stay in memory
-        epoch = corpus.epoch_windows(cfg.block_size) * cfg.block_size / step.tokens
+        epoch = corpus.windows_per_epoch(cfg.block_size) * cfg.block_size / step.tokens_per_iter
         print(
-            f"tokens per iteration will be: {step.tokens:,} (one epoch is {epoch:,.1f} iterations)\n"
-            f"number of parameters: {model.get_num_params() / 1e6:.2f}M\n{optim.describe(optimizer)}"
+            f"tokens per iteration will be: {step.tokens_per_iter:,} (one epoch is {epoch:,.1f} iterations)\n"
+            f"number of parameters: {model.get_num_params() / 1e6:.2f}M\n{optim.describe_groups(optimizer)}"
         )
         is_compiled, why = step.compile(compile, cfg.max_iters - state.iter_num)
         print(f"{rt.description}, compile: {'on' if is_compiled else 'off'} ({why})")
@@ -284,7 +284,7 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
         # one update
         it, lr = state.iter_num, get_lr(state.iter_num, cfg)
         loss = step(lr, it, state.samples_seen)
-        state.iter_num, state.samples_seen = it + 1, state.samples_seen + step.samples
+        state.iter_num, state.samples_seen = it + 1, state.samples_seen + step.samples_per_iter
         if it - first_iter in (1, 4):  # the first updates are slower than the rest
             rt.synchronize()
             if it - first_iter == 4:
@@ -298,7 +298,7 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
         if it % cfg.log_interval == 0:
             seconds = (time.perf_counter() - clock) / (state.iter_num - clock_iter)
             clock, clock_iter = time.perf_counter(), state.iter_num
-            log.defer(it, lr, step.tokens, seconds, rt.item_async(loss))
+            log.defer(it, lr, step.tokens_per_iter, seconds, rt.item_async(loss))
             if rt.device_type != "cuda":
                 log.flush()
         log.bar.update()
@@ -317,7 +317,7 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
             print(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {reason}")
         elif state.iter_num == first_iter > 0:
             print(f"all {cfg.max_iters} iterations of this run are done: give a larger --max_iters to continue")
-        finish(step, log, stop, run.load_best(step))
+        log_final_loss(step, log, stop, run.load_best(step))
         if exit_code := stop.code or stop.interrupts.code:
             print("interrupted in the last evaluation: the run itself is complete and saved")
     log.close()

@@ -87,7 +87,7 @@ def restore(checkpoint: dict, path: str, step) -> State:
     """Load optimizer and scaler from a checkpoint and return its State, saying what is not as it was."""
     cfg, corpus = step.cfg, step.corpus
     state = State(**stored_values(State, checkpoint, path))
-    windows = checkpoint.get("windows", state.iter_num * step.samples)  # nanoGPT's checkpoints don't say
+    windows = checkpoint.get("windows", state.iter_num * step.samples_per_iter)  # nanoGPT's checkpoints don't say
     state.samples_seen = configurator.check_type(windows, int, f"{path}: windows")
     state.resumed_at = state.iter_num, state.evaluated_at
     if "optimizer" in checkpoint:
@@ -102,7 +102,7 @@ def restore(checkpoint: dict, path: str, step) -> State:
             raise UserError(f"{path} has a damaged scaler ({error!r}): use another checkpoint") from error
     if checkpoint.get("data_sha256", corpus.sha256) != corpus.sha256:
         print0(f"this resume is not bitwise: {corpus.name} is not what this run began with")
-    elif "window_order" not in checkpoint and not corpus.masks and corpus.epoch_windows(cfg.block_size) > 2**20:
+    elif "window_order" not in checkpoint and not corpus.masks and corpus.windows_per_epoch(cfg.block_size) > 2**20:
         print0("this resume is not bitwise: corpora of this size are now visited in another order")
     if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST)):
         state.best_val_loss = math.inf  # the state with that loss is gone: the next one is the best there is

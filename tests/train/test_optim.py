@@ -33,8 +33,8 @@ from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.train.data import Corpus
 from dongpt.train.optim import (
     MUON_MOMENTUM,
-    NGRAMS_LR,
-    RELATIVE_LR,
+    NGRAM_LR_SCALE,
+    RELATIVE_LR_SCALE,
     OptimConfig,
     Optimizer,
     make_optimizer,
@@ -572,7 +572,7 @@ def test_learning_rates_of_all_groups_follow_the_schedule(decay, tiny_data):
     assert len(set(expected)) == 6 and [record["lr"] for record in read_log("out", "iter")] == expected
     for lr, update in zip(expected, groups):
         assert [rule for rule, *_ in update] == [None, None, "muon", "rows", None]
-        assert [rate / lr for _, rate, *_ in update] == pytest.approx([1, 1, 5, NGRAMS_LR, RELATIVE_LR])
+        assert [rate / lr for _, rate, *_ in update] == pytest.approx([1, 1, 5, NGRAM_LR_SCALE, RELATIVE_LR_SCALE])
         assert [decay for *_, decay, _ in update] == [0.1, 0, 0.1, 0, 0.1]
         assert [sparse for *_, sparse in update] == [False, False, False, True, False]  # one process on a CPU
 
