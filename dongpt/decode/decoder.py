@@ -285,8 +285,7 @@ class Decoder:
             positions = torch.arange(chunk_start, chunk_end, device=self.device)
             previous = previous_ids(tokens, torch.full_like(tokens[:, 0], chunk_start), self.num_previous)
             caches = self.cache.layer_caches(positions, chunk_end, chunk_start, row_index)
-            ids = tokens[:, chunk_start:chunk_end]
-            self.model._hidden(ids, positions, caches, previous, tokens[:, :chunk_end])
+            self.model._hidden(tokens[:, chunk_start:chunk_end], positions, caches, previous, tokens[:, :chunk_end])
         for buffer in chain(*self.cache.layers) if same_prompts else ():
             buffer[1:, :, :end] = buffer[:1, :, :end]
 
@@ -331,15 +330,14 @@ class Decoder:
     def _replay_graph(self, cache_len: int):
         """One decode step on CUDA as a graph; otherwise a small model spends its time launching kernels."""
         if cache_len not in self.graphs:
-            state = self.uniform_index, self.last_positions, self.tokens, self.seen_mask
-            state_tensors = [t for t in state if t is not None]
-            saved_values = [t.clone() for t in state_tensors]
+            state = [t for t in (self.uniform_index, self.last_positions, self.tokens, self.seen_mask) if t is not None]
+            saved_values = [t.clone() for t in state]
             side_stream = torch.cuda.Stream()
             side_stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side_stream):  # warm-up on a side stream, as torch.cuda.graph requires
                 for _ in range(3):
                     self._sample(self._logits(cache_len, None))
-                    for tensor, value in zip(state_tensors, saved_values):
+                    for tensor, value in zip(state, saved_values):
                         tensor.copy_(value)
             torch.cuda.current_stream().wait_stream(side_stream)
             self.graphs[cache_len] = torch.cuda.CUDAGraph()
