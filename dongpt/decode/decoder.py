@@ -301,12 +301,12 @@ class Decoder:
 
     def _logits(self, cache_len: int, start: int | None):
         """Logits (B, V) after the newest tokens, which enter the cache; start is their position if it is the same."""
+        model, tokens = self.model, self.tokens[:, :cache_len]
         if self.cache is None:
-            return self.model.logits_at(self.tokens[:, :cache_len], self.last_positions)
+            return model.logits_at(tokens, self.last_positions)
         newest_ids = self.tokens.gather(1, self.last_positions[:, None])  # (B, 1)
         previous = previous_ids(self.tokens, self.last_positions, self.num_previous)
         positions = self.last_positions[:1] if start is not None else self.last_positions[:, None]
-        model, tokens = self.model, self.tokens[:, :cache_len]
         caches = self.cache.layer_caches(positions, cache_len, start)
         if self.packed_blocks is None:
             return model.lm_head(model._hidden(newest_ids, positions, caches, previous, tokens)[:, 0])

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-C_SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu.c")
+C_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu.c")
 PACKING_MIN_PARAMS = 1e6  # parameters below which reading them is not what takes a token's time
 MAX_COPY_PARAMS = 5e8  # parameters above which a second copy of the weights may not fit into memory
 MIN_TOKENS_TO_COPY = 16  # tokens that repay the time of copying the weights
@@ -40,9 +40,7 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
     with tempfile.TemporaryDirectory() as folder:  # nothing is kept: a file from elsewhere is never run
         so_path = os.path.join(folder, "cpu.so")
         try:
-            subprocess.run(
-                [*compiler, *GCC_FLAGS, C_SOURCE, "-o", so_path], capture_output=True, timeout=120, check=True
-            )
+            subprocess.run([*compiler, *GCC_FLAGS, C_FILE, "-o", so_path], capture_output=True, timeout=120, check=True)
             c_library = ctypes.CDLL(so_path)
         except (OSError, subprocess.SubprocessError) as error:
             return None, f"{compiler[0]} could not make it, or it cannot be loaded ({type(error).__name__})"
