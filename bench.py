@@ -33,7 +33,7 @@ import configurator
 from configurator import UserError
 from dongpt import runtime
 from dongpt.checkpoint import build_model
-from dongpt.decode.ready import Quantize, to_inference
+from dongpt.decode.ready import Quantization, to_inference
 from dongpt.log import format_table
 from dongpt.program import run_program
 from dongpt.runtime import Runtime, RuntimeConfig, first_line, print0, seed_everything
@@ -68,7 +68,7 @@ class MethodConfig:
     decode_batches: str = "1,8"  # batch sizes for decoding, separated by commas, each measured in turn
     prompt_tokens: Annotated[int, ">=", 1] = 16  # length of the prompt
     max_new_tokens: Annotated[int, ">=", 2] = 200  # tokens after it
-    quantize: Quantize = "none"  # int8: weights of one byte
+    quantize: Quantization = "none"  # int8: weights of one byte
     transformers: bool = True  # measure transformers' generate too, where it has the architecture
 
 
@@ -85,7 +85,7 @@ class BenchConfig(RuntimeConfig, StepConfig, GPTConfig, MethodConfig):
     data_dir: str = ""  # a data folder anywhere; replaces dataset
 
     def __post_init__(self):  # without GPTConfig's own checks, which have to wait for the defaults for a CPU
-        self.settle_names()
+        self.resolve_aliases()
         super().__post_init__()
         problems = []
         if not all(n.strip().isdecimal() and int(n) for n in self.decode_batches.split(",")):
@@ -121,7 +121,7 @@ def read_settings(argv: list[str]) -> BenchConfig:
     cfg, given = configurator.load(BenchConfig, argv, skipped)
     if skipped:
         print0(f"not used here: {', '.join(skipped)}")
-    if any(configurator.find_config(arg) for arg in argv if not arg.startswith("--")):
+    if any(configurator.find_config_file(arg) for arg in argv if not arg.startswith("--")):
         return replace(cfg, **{**FILE_DEFAULTS, **given})
     if not cfg.decode and torch.device(runtime.pick_device(cfg.device)[0]).type == "cpu":
         return replace(cfg, **{**CPU_DEFAULTS, **given})
@@ -132,7 +132,7 @@ def random_model(cfg: BenchConfig, vocab_size: int):
     """A model with random weights, initialized as for training."""
     seed_everything(cfg.seed)
     architecture = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}
-    return build_model(configurator.build(GPTConfig, {**architecture, "vocab_size": vocab_size}))
+    return build_model(configurator.build_config(GPTConfig, {**architecture, "vocab_size": vocab_size}))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchm
     why = run.compile(cfg.compile)
     compiled = f"on ({why}), took {run.compile_s:.1f} s" if run.compiled else f"off ({why})"
     rt.print(
-        f"{label}{rt.why}, compile: {compiled}, {torch.get_num_threads()} CPU threads, "
+        f"{label}{rt.description}, compile: {compiled}, {torch.get_num_threads()} CPU threads, "
         f"{rt.world_size} process{'es' if rt.world_size > 1 else ''}, {device_name(rt)}\n"
         f"{label}{model.get_num_params() / 1e6:.2f}M parameters, {cfg.n_layer} layers, {cfg.n_head} heads, n_embd "
         f"{cfg.n_embd}, block_size {cfg.block_size}, batch_size {cfg.batch_size}, micro-batches per update "
@@ -273,7 +273,7 @@ def measure_in_turn(cfg: BenchConfig, variants: dict[str, dict], rt: Runtime, ro
             results[name] = first_line(error)
 
     def start(name: str):
-        own = configurator.build(BenchConfig, {**asdict(cfg), **variants[name]})
+        own = configurator.build_config(BenchConfig, {**asdict(cfg), **variants[name]})
         own_rt = rt if rt.world_size > 1 else runtime.start(own.device, own.dtype, n_embd=own.n_embd)
         runs[name] = start_training(own, own_rt, f"{name}: ")
 
@@ -311,8 +311,8 @@ def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
         hint = f"did you mean {near[0]!r}?" if near else "--help lists them"
         raise UserError(f"sweep={name}: unknown setting, {hint}")
     if colon:
-        parsed = [configurator.parse(word.strip(), kinds[name]) for word in words.split(",")]
-        values = [configurator.check(value, kinds[name], f"sweep={name}") for value in parsed]
+        parsed = [configurator.parse_value(word.strip(), kinds[name]) for word in words.split(",")]
+        values = [configurator.check_type(value, kinds[name], f"sweep={name}") for value in parsed]
         if name == "world_size" and min(values) < 1:
             raise UserError(f"sweep={cfg.sweep}: there is at least 1 process")
         return name, list(dict.fromkeys(values))
@@ -369,7 +369,7 @@ def run_torchrun(n: int, cfg: BenchConfig, argv: list[str]) -> dict | str:
 def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]):
     """Measure A (cfg) and B (cfg with the settings of --compare) in turn; print both and the ratio of their speeds."""
     try:
-        words = [cfg.compare] if configurator.find_config(cfg.compare) else shlex.split(cfg.compare)
+        words = [cfg.compare] if configurator.find_config_file(cfg.compare) else shlex.split(cfg.compare)
         other = read_settings([*argv, *words])
     except ValueError as error:  # also of shlex, for a missing quotation mark
         raise UserError(f"compare: {error}") from error

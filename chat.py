@@ -22,9 +22,9 @@ from dongpt import runtime
 from dongpt.chat.conversation import Conversation
 from dongpt.chat.dialogues import Messages, read_json_lines
 from dongpt.decode import ready
-from dongpt.decode.ready import Quantize
+from dongpt.decode.ready import Quantization
 from dongpt.decode.sampling import Sampling
-from dongpt.program import locked_output, replaced_file, run_program
+from dongpt.program import atomic_write, locked_output, run_program
 from dongpt.runtime import RuntimeConfig
 from dongpt.text.documents import Files
 from dongpt.text.template import EMOTIONS, PLAIN_TEMPLATE, TEMPLATES
@@ -52,7 +52,7 @@ class ChatConfig(RuntimeConfig, Sampling):
     max_new_tokens: Annotated[int, ">=", 1] = 200  # maximum length of an answer
     temperature: float = 0.7  # below 1 favors likely tokens, above 1 is more random; 0 takes the likeliest token
     top_k: int | None = 50  # draw from this many likeliest tokens; 0 or None is off
-    quantize: Quantize = "none"  # int8: weights of one byte, on a CPU faster; README says what loss it costs
+    quantize: Quantization = "none"  # int8: weights of one byte, on a CPU faster; README says what loss it costs
 
     def __post_init__(self):
         problems = self.problems()
@@ -186,7 +186,7 @@ class Chat:
                 raise UserError(f"{path} is there already, and is no conversation: take another name") from None
         lines = [json.dumps({"role": role, "content": content}, ensure_ascii=False) for role, content in messages]
         try:
-            with locked_output(path), replaced_file(path, "w", encoding="utf-8", newline="\n") as file:
+            with locked_output(path), atomic_write(path, "w", encoding="utf-8", newline="\n") as file:
                 file.writelines(f"{line}\n" for line in lines)
         except (OSError, UnicodeError) as error:  # UnicodeError: halves of surrogate pairs in what was typed
             raise UserError(f"{path} could not be written ({error}): take another name") from error

@@ -24,8 +24,8 @@ from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES, load_weights, parse_model_args
 from dongpt.checkpoint.legacy import build_model, position_scheme
-from dongpt.program import LOCK, locked_directory, locked_output, run_program
-from model import GPT, RELATIVE
+from dongpt.program import LOCK_FILE, locked_directory, locked_output, run_program
+from model import GPT, RELATIVE_TABLE
 
 CONVERTED = "converted_by"  # key in the output: a hash of the command, which may replace its own output
 
@@ -49,9 +49,9 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     missing = {} if isinstance(checkpoint.get("model_args"), dict) else {"n_head": model.config.n_head}
     new = foreign.upgrade(checkpoint, where, **missing)
     config, weights, free = parse_model_args(new["model_args"], where), dict(new["model"]), {"dropout", "attn_dropout"}
-    if model.config.has_relative and RELATIVE not in weights:
-        print(f"Adding {RELATIVE} to checkpoint.")
-        weights[RELATIVE] = torch.zeros(model.transformer.relative.relative_embeddings.weight.shape)
+    if model.config.has_relative and RELATIVE_TABLE not in weights:
+        print(f"Adding {RELATIVE_TABLE} to checkpoint.")
+        weights[RELATIVE_TABLE] = torch.zeros(model.transformer.relative.relative_embeddings.weight.shape)
         free.add("pos_embd")
     load_weights(model.config, weights, where)
     before, after = asdict(config), asdict(model.config)
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None):
         raise UserError(f"GPT-2's architecture has no pos_embd={cfg.pos_embd}: drop --pos_embd or --to=hf")
     mark = hashlib.sha256(f"{os.path.realpath(old)} {cfg}".encode()).hexdigest()  # of this command, see check_new
     parent = os.path.dirname(os.path.abspath(new))
-    is_out_dir = os.path.exists(os.path.join(parent, LOCK))  # a run may be writing there
+    is_out_dir = os.path.exists(os.path.join(parent, LOCK_FILE))  # a run may be writing there
     with locked_output(new), locked_directory(parent) if is_out_dir else contextlib.nullcontext():
         check_new(old, new, cfg, mark)
         convert(old, new, cfg, mark)

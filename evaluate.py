@@ -20,8 +20,8 @@ from configurator import UserError
 from dongpt import runtime
 from dongpt.checkpoint.files import load_anything
 from dongpt.decode.quantize import quantize_linears
-from dongpt.decode.ready import Quantize
-from dongpt.log import finite, format_table, progress_bar
+from dongpt.decode.ready import Quantization
+from dongpt.log import format_table, progress_bar, replace_nonfinite
 from dongpt.program import run_program
 from dongpt.runtime import DeviceConfig
 from dongpt.text.bins import find_data_folder
@@ -42,7 +42,7 @@ class EvaluateConfig(DeviceConfig):
     batch_size: Annotated[int, ">=", 1] = 12  # windows at a time; affects only the speed
     json: bool = False  # print only a JSON list on stdout
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # of the arithmetic
-    quantize: Quantize = "none"  # int8: with the one-byte weights of sample.py --quantize=int8
+    quantize: Quantization = "none"  # int8: with the one-byte weights of sample.py --quantize=int8
 
 
 def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
@@ -67,7 +67,7 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
         model.check_length(block_size)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    if model.document_end is not None:
+    if model.document_end_id is not None:
         rt.print(f"{path}: attention stops at <|endoftext|>, as it was trained (document_mask)", file=sys.stderr)
     model.to(rt.device)
     if cfg.quantize == "int8":
@@ -87,11 +87,11 @@ def main(argv: list[str] | None = None):
     rt = runtime.start(cfg.device, cfg.dtype)
     paths = paths or [cfg.out_dir if cfg.init_from == "resume" else cfg.init_from]
     results = [measure(path, cfg, rt) for path in paths]
-    rt.print(rt.why, file=sys.stderr)
+    rt.print(rt.description, file=sys.stderr)
     if not rt.is_main:
         return
     if cfg.json:
-        print(json.dumps([finite(result) for result in results], indent=1))
+        print(json.dumps([replace_nonfinite(result) for result in results], indent=1))
     else:
         formats = dict(loss=".4f", perplexity=".3f", bits_per_byte=".4f", tokens=",")
         rows = [[r["checkpoint"], r["split"], *(f"{r[key]:{form}}" for key, form in formats.items())] for r in results]

@@ -31,10 +31,10 @@ from dongpt.kernels.autograd import Dropout, biased_attention, rotate
 
 
 PositionScheme = Literal["default", "absolute", "rope", "relative", "alibi", "default+relative"]
-RELATIVE = "transformer.relative.relative_embeddings.weight"  # learned bias by distance and head, (block_size, n_head)
-NGRAMS = "transformer.ngrams.weight"  # embeddings of the last tokens together, ((ngrams - 1) * ngram_rows, n_embd)
+RELATIVE_TABLE = "transformer.relative.relative_embeddings.weight"  # bias by distance and head, (block_size, n_head)
+NGRAM_TABLE = "transformer.ngrams.weight"  # embeddings of the last tokens, ((ngrams - 1) * ngram_rows, n_embd)
 # The signs in the annotations below. configurator.py, which must not be imported here, understands the same.
-BOUNDS = {">=": (ge, "at least"), ">": (gt, "above"), "<=": (le, "at most"), "<": (lt, "below")}
+BOUND_OPERATORS = {">=": (ge, "at least"), ">": (gt, "above"), "<=": (le, "at most"), "<": (lt, "below")}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class GPTConfig:
     ngram_rows: Annotated[int, ">=", 1] = 32768  # table entries per n-gram length; n-grams find theirs by a hash
     model_type: Literal["gpt", "bigram"] = "gpt"  # bigram: a baseline, logits from the last token only
 
-    def settle_names(self):
+    def resolve_aliases(self):
         """Replace aliases, and reset what has no effect, so that equal architectures have equal configs."""
         if self.pos_embd == "absolute":
             object.__setattr__(self, "pos_embd", "default")  # this way because the dataclass is frozen
@@ -76,15 +76,15 @@ class GPTConfig:
 
     def __post_init__(self):
         """Raise ValueError for an architecture that cannot be built."""
-        self.settle_names()
+        self.resolve_aliases()
         for field in fields(self):
             value, terms = getattr(self, field.name), getattr(field.type, "__metadata__", ())
             if get_origin(field.type) is Literal and value not in (choices := get_args(field.type)):
                 raise ValueError(f"{field.name}={value!r} is not known: use one of {', '.join(map(str, choices))}")
-            limits = [(*BOUNDS[sign], limit) for sign, limit in zip(terms[::2], terms[1::2])]
-            if value is not None and not all(holds(value, limit) for holds, _, limit in limits):
-                bounds = " and ".join(f"{words} {limit}" for _, words, limit in limits)
-                raise ValueError(f"{field.name}={value} must be {bounds}")
+            bounds = [(*BOUND_OPERATORS[sign], limit) for sign, limit in zip(terms[::2], terms[1::2])]
+            if value is not None and not all(compare(value, limit) for compare, _, limit in bounds):
+                bounds_text = " and ".join(f"{bound_text} {limit}" for _, bound_text, limit in bounds)
+                raise ValueError(f"{field.name}={value} must be {bounds_text}")
         if self.model_type == "bigram" and self.pos_embd != "default":
             raise ValueError(f"a bigram knows no positions: drop pos_embd={self.pos_embd}")
         if self.model_type == "bigram" and self.ngrams > 1:
@@ -93,8 +93,8 @@ class GPTConfig:
             near = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: use n_embd={near}")
         if self.pos_embd == "rope" and (head_size := self.n_embd // self.n_head) % 2:
-            sizes = f"n_embd={self.n_embd} with n_head={self.n_head} gives heads of {head_size}"
-            raise ValueError(f"pos_embd='rope' rotates pairs of channels, and {sizes}: use an even size")
+            head_size_text = f"n_embd={self.n_embd} with n_head={self.n_head} gives heads of {head_size}"
+            raise ValueError(f"pos_embd='rope' rotates pairs of channels, and {head_size_text}: use an even size")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -109,13 +109,13 @@ class AttentionInputs(NamedTuple):
     causal: bool = True  # causal mask when there is no bias; False: attend to every key
 
 
-def rotation_at(positions, head_size: int, base: float = 10000.0):
+def rope_cos_sin(positions, head_size: int, rope_base: float = 10000.0):
     """cos and sin, (..., T, 1, hs) each, of RoPE's angles at positions (..., T).
 
     Channels i and i + hs/2 form a pair, rotated by position * base^(-2i/hs): RoFormer, arxiv.org/abs/2104.09864,
     equation 15, paired as in Llama.
     """
-    frequencies = base ** (-torch.arange(0, head_size, 2, device=positions.device).float() / head_size)  # (hs/2,)
+    frequencies = rope_base ** (-torch.arange(0, head_size, 2, device=positions.device).float() / head_size)  # (hs/2,)
     angles = (positions[..., None] * frequencies).unsqueeze(-2)  # (..., T, 1, hs/2)
     angles = torch.cat([angles, angles], dim=-1)  # (..., T, 1, hs)
     return angles.cos(), angles.sin()
@@ -129,34 +129,34 @@ def alibi_slopes(n_head: int, device=None):
     return 2.0 ** (-8.0 * torch.arange(1, n_head + 1, device=device) / n_head)
 
 
-def ngram_rows(idx, before, ngrams: int, n_rows: int):
+def ngram_ids(idx, previous_ids, ngrams: int, n_rows: int):
     """Hash-table indices of the 2- to n-grams ending at each token: (B, T) -> (B, T, ngrams - 1).
 
-    before (B, ngrams - 1) holds the tokens before idx, -1 before the start of the text; None if idx is the start.
+    previous_ids (B, ngrams - 1) are those before idx, -1 before the start of the text; None if idx is the start.
     With ngrams=3, the last token of "a b c" gets the entry of "b c" in the first n_rows of the table and that of
     "a b c" in the second. Colliding n-grams share an entry, as bigrams do in github.com/KellerJordan/modded-nanogpt.
     """
-    T, n_before = idx.shape[1], ngrams - 1
-    before = idx.new_full((len(idx), n_before), -1) if before is None else before
-    tokens, rows = torch.cat([before, idx], dim=1) + 1, []
-    number = tokens[:, n_before:]
+    T, num_previous = idx.shape[1], ngrams - 1
+    previous_ids = idx.new_full((len(idx), num_previous), -1) if previous_ids is None else previous_ids
+    shifted_ids, rows = torch.cat([previous_ids, idx], dim=1) + 1, []
+    ngram_hash = shifted_ids[:, num_previous:]
     for n in range(1, ngrams):  # how many earlier tokens; numbers beyond 64 bits wrap around
-        number = number * 65537 + tokens[:, n_before - n : n_before - n + T]
-        rows.append((number * -7046029254386353131 >> 32) % n_rows + (n - 1) * n_rows)  # Knuth's multiplicative hash
+        ngram_hash = ngram_hash * 65537 + shifted_ids[:, num_previous - n : num_previous - n + T]
+        rows.append((ngram_hash * -7046029254386353131 >> 32) % n_rows + (n - 1) * n_rows)  # Knuth's multiplicative
     return torch.stack(rows, dim=-1)
 
 
-def same_document(idx, end: int, positions=None):
+def same_document_mask(idx, end_id: int, positions=None):
     """Whether a token belongs to the same document as each token of idx (B, S): (B, 1, T, S) bool.
 
-    The tokens are those of idx at positions (T,) or (B, T), by default all. A document starts with the token `end` of
+    The tokens are those of idx at positions (T,) or (B, T), by default all. A document starts with the end_id of
     the one before it, as in training, where every sequence starts after the end of another text.
     """
-    document = (idx == end).cumsum(1)  # (B, S): 0 0 0 1 1 1 1 2 2 ...
-    of_query = document
+    document_ids = (idx == end_id).cumsum(1)  # (B, S): 0 0 0 1 1 1 1 2 2 ...
+    query_document_ids = document_ids
     if positions is not None:
-        of_query = document.gather(1, torch.atleast_2d(positions).expand(len(idx), -1))
-    return (of_query[:, :, None] == document[:, None, :])[:, None]
+        query_document_ids = document_ids.gather(1, torch.atleast_2d(positions).expand(len(idx), -1))
+    return (query_document_ids[:, :, None] == document_ids[:, None, :])[:, None]
 
 
 def attend(q, k, v, bias, dropout: float, causal: bool = True):
@@ -241,7 +241,7 @@ class GPT(nn.Module):
     transformer: Any  # an nn.ModuleDict: wte, wpe, relative, ngrams, drop, h, ln_f
     can_cache = True  # False if keys and values of a token change as the text grows
     use_packed_weights = True  # whether decoding on a CPU may copy the weights to read them faster
-    document_end: int | None = None  # id that ends a document, if attention stays within documents (document_mask)
+    document_end_id: int | None = None  # id that ends a document, if attention stays within documents (document_mask)
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -252,8 +252,8 @@ class GPT(nn.Module):
         if config.has_wpe:
             self.transformer.wpe = nn.Embedding(config.block_size, config.n_embd)
         if config.has_relative:
-            table = nn.Embedding(config.block_size, config.n_head)
-            self.transformer.relative = nn.ModuleDict(dict(relative_embeddings=table))
+            bias_table = nn.Embedding(config.block_size, config.n_head)
+            self.transformer.relative = nn.ModuleDict(dict(relative_embeddings=bias_table))
         if config.ngrams > 1:
             self.transformer.ngrams = nn.Embedding((config.ngrams - 1) * config.ngram_rows, config.n_embd)
         self.transformer.drop = Dropout(config.dropout)
@@ -270,53 +270,53 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # two residual branches per layer add up: GPT-2 paper, section 2.3
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
-            elif name in (RELATIVE, NGRAMS):  # zero init: adding such a table leaves the output unchanged
+            elif name in (RELATIVE_TABLE, NGRAM_TABLE):  # zero init: adding such a table changes no output
                 nn.init.zeros_(parameter)
 
-    def _embed(self, idx, positions, before=None):
-        """Input of the first layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T); before: see ngram_rows."""
+    def _embed(self, idx, positions, previous_ids=None):
+        """Input of the first layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T); see ngram_ids."""
         x, config = self.transformer.wte(idx), self.config
         if config.ngrams > 1:  # sum(-2) over the lengths
-            x = x + self.transformer.ngrams(ngram_rows(idx, before, config.ngrams, config.ngram_rows)).sum(-2)
+            x = x + self.transformer.ngrams(ngram_ids(idx, previous_ids, config.ngrams, config.ngram_rows)).sum(-2)
         if config.has_wpe:
             x = x + self.transformer.wpe(positions)
         return self.transformer.drop(x)
 
-    def attention_inputs(self, positions, cache: LayerCache | None = None, tokens=None) -> AttentionInputs:
+    def attention_inputs(self, positions, cache: LayerCache | None = None, key_ids=None) -> AttentionInputs:
         """Rotation, bias and mask for queries at positions (T,) or (B, T), over the cache or else over themselves.
 
-        tokens (B, S) are the ids of the keys, needed only if document_end is set.
+        key_ids (B, S) are needed only if document_end_id is set.
         """
         config, positions = self.config, torch.atleast_2d(positions)  # (1 or B, T)
-        rotation = rotation_at(positions, config.n_embd // config.n_head) if config.pos_embd == "rope" else None
-        has_bias, document_end = config.pos_embd not in ("default", "rope"), self.document_end
-        if not has_bias and document_end is None:  # without a mask, attention takes its fastest kernel
+        rotation = rope_cos_sin(positions, config.n_embd // config.n_head) if config.pos_embd == "rope" else None
+        has_score_bias, document_end_id = config.pos_embd not in ("default", "rope"), self.document_end_id
+        if not has_score_bias and document_end_id is None:  # without a mask, attention takes its fastest kernel
             if cache is None or cache.start == 0:
                 return AttentionInputs(rotation)
             if cache.start is not None and positions.shape[1] == 1:  # the newest token sees all others
                 return AttentionInputs(rotation, causal=False)
-        keys = positions[0] if cache is None else torch.arange(cache.cache_len, device=positions.device)
+        key_positions = positions[0] if cache is None else torch.arange(cache.cache_len, device=positions.device)
         # Four dimensions, since the CPU's flash kernel takes masks of two or four, but not of three.
-        distance = (positions[:, :, None] - keys)[:, None]  # (1 or B, 1, T, S)
-        visible = distance >= 0
-        if document_end is not None:
-            visible = visible & same_document(tokens, document_end, positions)  # (B, 1, T, S)
-        if not has_bias:
-            return AttentionInputs(rotation, visible)
+        distance = (positions[:, :, None] - key_positions)[:, None]  # (1 or B, 1, T, S)
+        visible_mask = distance >= 0
+        if document_end_id is not None:
+            visible_mask = visible_mask & same_document_mask(key_ids, document_end_id, positions)  # (B, 1, T, S)
+        if not has_score_bias:
+            return AttentionInputs(rotation, visible_mask)
         if config.pos_embd == "alibi":
             bias = -alibi_slopes(config.n_head, positions.device)[:, None, None] * distance
         else:  # distances beyond the table use its last entry
-            table = self.transformer.relative.relative_embeddings
-            bias = table(distance[:, 0].clamp(0, config.block_size - 1)).movedim(-1, 1)  # (1 or B, nh, T, S)
-        return AttentionInputs(None, bias.float().masked_fill(~visible, -math.inf).contiguous())
+            bias_table = self.transformer.relative.relative_embeddings
+            bias = bias_table(distance[:, 0].clamp(0, config.block_size - 1)).movedim(-1, 1)  # (1 or B, nh, T, S)
+        return AttentionInputs(None, bias.float().masked_fill(~visible_mask, -math.inf).contiguous())
 
-    def _hidden(self, idx, positions, caches: list[LayerCache] | None = None, before=None, tokens=None):
+    def _hidden(self, idx, positions, caches: list[LayerCache] | None = None, previous_ids=None, key_ids=None):
         """Normalized output of the last layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T).
 
-        With caches, tokens (B, S) are the ids of all cached tokens including idx; before is that of ngram_rows.
+        With caches, key_ids (B, S) are those of all cached tokens including idx; previous_ids: see ngram_ids.
         """
-        x = self._embed(idx, positions, before)
-        inputs = self.attention_inputs(positions, caches[0] if caches else None, idx if tokens is None else tokens)
+        x = self._embed(idx, positions, previous_ids)
+        inputs = self.attention_inputs(positions, caches[0] if caches else None, idx if key_ids is None else key_ids)
         for layer, block in enumerate(self.transformer.h):
             x = block(x, inputs, caches[layer] if caches else None)
         return self.transformer.ln_f(x)
@@ -337,18 +337,18 @@ class GPT(nn.Module):
         loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1), ignore_index=-1)
         return logits, loss
 
-    def logits_at(self, idx, last):
-        """Next-token logits (B, V) at position last[b] of idx (B, T), without a cache; later tokens are ignored."""
+    def logits_at(self, idx, last_positions):
+        """Next-token logits (B, V) at last_positions[b] of idx (B, T), without a cache; later tokens are ignored."""
         x = self._hidden(idx, torch.arange(idx.shape[1], device=idx.device))
-        return self.lm_head(x[torch.arange(len(idx), device=idx.device), last])
+        return self.lm_head(x[torch.arange(len(idx), device=idx.device), last_positions])
 
     def check_length(self, T: int):
         """Raise ValueError for a sequence of more tokens than there are positions for."""
         if T > self.config.block_size and self.config.has_wpe:
-            limit = (
+            limit_text = (
                 f"block_size={self.config.block_size}, and pos_embd={self.config.pos_embd} has no positions beyond it"
             )
-            raise ValueError(f"a sequence of {T} tokens is longer than {limit}: pass block_size or fewer")
+            raise ValueError(f"a sequence of {T} tokens is longer than {limit_text}: pass block_size or fewer")
 
     @property
     def device(self) -> torch.device:
@@ -367,9 +367,9 @@ class GPT(nn.Module):
 
     def get_num_matmul_params(self) -> int:
         """Parameters used in matmuls per token (embedding look-ups excluded)."""
-        looked_up = 0 if self.config.tie_weights else self.transformer.wte.weight.numel()  # tied, it is the head's
-        looked_up += self.transformer.ngrams.weight.numel() if self.config.ngrams > 1 else 0
-        return self.get_num_params() - looked_up
+        n_embedding = 0 if self.config.tie_weights else self.transformer.wte.weight.numel()  # tied, it is the head's
+        n_embedding += self.transformer.ngrams.weight.numel() if self.config.ngrams > 1 else 0
+        return self.get_num_params() - n_embedding
 
     def flops_per_token(self) -> int:
         """FLOPs of forward and backward per token, 6 N + 12 L C T: PaLM, appendix B, arxiv.org/abs/2204.02311."""
@@ -383,15 +383,15 @@ class GPT(nn.Module):
         Checkpoints number the states of an optimizer in this order, so it must not change.
         """
         parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}  # a tied weight comes once
-        has = {NGRAMS: self.config.ngrams > 1, RELATIVE: self.config.has_relative}
-        tables = [name for name in has if has[name] and name in parameters]
-        matrices = [name for name, p in parameters.items() if p.dim() >= 2 and name not in tables]
-        in_blocks = [name for name in matrices if muon and name.startswith("transformer.h.")]
+        has_table = {NGRAM_TABLE: self.config.ngrams > 1, RELATIVE_TABLE: self.config.has_relative}
+        table_names = [name for name in has_table if has_table[name] and name in parameters]
+        matrices = [name for name, p in parameters.items() if p.dim() >= 2 and name not in table_names]
+        block_matrices = [name for name in matrices if muon and name.startswith("transformer.h.")]
         return [
-            [name for name in matrices if name not in in_blocks],
+            [name for name in matrices if name not in block_matrices],
             [name for name, p in parameters.items() if p.dim() < 2],
-            *([in_blocks] if muon else []),
-            *([name] for name in tables),
+            *([block_matrices] if muon else []),
+            *([name] for name in table_names),
         ]
 
     def configure_optimizers(
@@ -404,8 +404,8 @@ class GPT(nn.Module):
         """
         parameters, groups = dict(self.named_parameters()), []
         for i, names in enumerate(self.parameter_groups(muon)):
-            decay = 0.0 if i == 1 or names == [NGRAMS] else weight_decay
-            groups.append(dict(params=[parameters[name] for name in names], weight_decay=decay))
+            group_weight_decay = 0.0 if i == 1 or names == [NGRAM_TABLE] else weight_decay
+            groups.append(dict(params=[parameters[name] for name in names], weight_decay=group_weight_decay))
         optimizer = optimizer_class(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu"))
         if optimizer_class is not torch.optim.AdamW:
             return optimizer
@@ -421,9 +421,9 @@ class GPT(nn.Module):
     def crop_block_size(self, block_size: int):
         """Drop the positions from block_size on, so that a pretrained model trains on shorter windows."""
         assert block_size <= self.config.block_size
-        tables = [self.transformer.wpe] if self.config.has_wpe else []
-        tables += self.transformer.relative.values() if self.config.has_relative else []
-        for table in tables:
+        position_tables = [self.transformer.wpe] if self.config.has_wpe else []
+        position_tables += self.transformer.relative.values() if self.config.has_relative else []
+        for table in position_tables:
             table.num_embeddings = block_size  # only for printing
             table.weight = nn.Parameter(table.weight[:block_size].detach().clone())
         self.config = replace(self.config, block_size=block_size)
@@ -433,18 +433,18 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, idx, max_new_tokens: int, temperature=1.0, top_k=None, top_p=None, seed=None, use_kv_cache=True, **more
+        self, idx, max_new_tokens: int, temperature=1.0, top_k=None, top_p=None, seed=None, use_kv_cache=True, **kwargs
     ):
         """idx (B, T) followed by max_new_tokens sampled ids: (B, T + max_new_tokens). See stream for the settings."""
-        new = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed, use_kv_cache, **more)
-        return torch.cat([idx, *(ids[:, None].to(idx.device) for ids in new)], dim=1)
+        new_ids = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed, use_kv_cache, **kwargs)
+        return torch.cat([idx, *(ids[:, None].to(idx.device) for ids in new_ids)], dim=1)
 
     def stream(
-        self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None, use_kv_cache=True, **more
+        self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None, use_kv_cache=True, **kwargs
     ) -> Iterator[torch.Tensor]:
         """Yield the next id of every sequence, (B,) int64 on the CPU, up to max_new_tokens times; -1 once finished.
 
-        prompts: (B, T) ids, or a list of id lists of any lengths above 0. more: min_p and repetition_penalty, see
+        prompts: (B, T) ids, or a list of id lists of any lengths above 0. kwargs: min_p and repetition_penalty, see
         Sampling; stop_ids, after one of which a sequence is finished, and the stream when all are; n_ids, to draw only
         ids below it (a tokenizer's size, where the vocabulary is padded); decoder, a Decoder to use again.
         Sequence i takes its random numbers from (seed, i) alone; with seed None, torch's generator supplies the seed.
@@ -452,6 +452,6 @@ class GPT(nn.Module):
         tokens alone, with and without the cache. Call model.eval() first. Raises ValueError for settings that make no
         sense, an empty prompt, and logits that are not finite.
         """
-        filters = more.pop("min_p", None), more.pop("repetition_penalty", None)
-        sampling = Sampling(temperature, top_k, top_p, *filters)
-        return decoding.stream(self, prompts, max_new_tokens, sampling, seed, use_kv_cache, **more)
+        min_p, penalty = kwargs.pop("min_p", None), kwargs.pop("repetition_penalty", None)
+        sampling = Sampling(temperature, top_k, top_p, min_p, penalty)
+        return decoding.stream(self, prompts, max_new_tokens, sampling, seed, use_kv_cache, **kwargs)

@@ -19,11 +19,11 @@ import configurator
 from configurator import UserError
 from dongpt import runtime
 from dongpt.decode import ready
-from dongpt.decode.ready import Quantize
-from dongpt.decode.sampling import Sampling, window_size
-from dongpt.decode.text import Detokenizer, read_stop
+from dongpt.decode.ready import Quantization
+from dongpt.decode.sampling import Sampling, context_len
+from dongpt.decode.text import Detokenizer, parse_stop_strings
 from dongpt.log import progress_bar
-from dongpt.program import locked_output, replaced_file, run_program
+from dongpt.program import atomic_write, locked_output, run_program
 from dongpt.runtime import ROOT, RuntimeConfig
 from dongpt.text.tokenizers import CharTokenizer, UnknownPolicy, WordTokenizer
 
@@ -43,7 +43,7 @@ class SampleConfig(RuntimeConfig, Sampling):
     stop: str = ""  # end a text before this string; several as a JSON list, --stop='["a", "b"]'
     stop_ids: str = ""  # end a text before one of these token ids, separated by commas
     output: str = ""  # write the texts to this file too: NAME.jsonl as JSON lines with the settings, else as printed
-    quantize: Quantize = "none"  # int8: weights of one byte, on a CPU faster; README says what loss it costs
+    quantize: Quantization = "none"  # int8: weights of one byte, on a CPU faster; README says what loss it costs
     use_kv_cache: bool = True  # encode each token once; off gives the same text, slower
 
     def __post_init__(self):
@@ -90,7 +90,7 @@ def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
     else:
         lines = [f"{prompt}{text}\n{SEPARATOR}" for text in texts.texts]
     try:
-        with replaced_file(cfg.output, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+        with atomic_write(cfg.output, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.writelines(f"{line}\n" for line in lines)
     except OSError as error:
         raise UserError(f"--output={cfg.output} could not be written ({error}): name another file") from error
@@ -98,7 +98,7 @@ def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
 
 def main(argv: list[str] | None = None) -> int:
     cfg, given = configurator.load(SampleConfig, argv)
-    prompt, stop = read_prompt(cfg.start), read_stop(cfg.stop)
+    prompt, stop = read_prompt(cfg.start), parse_stop_strings(cfg.stop)
     if cfg.output:
         check_output(cfg.output)
     with locked_output(cfg.output) if cfg.output else contextlib.nullcontext():
@@ -120,7 +120,7 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
     print(generator.description, file=sys.stderr)
     block_size = generator.model.config.block_size
     if len(ids) > block_size:
-        n_seen = window_size(len(ids), block_size)
+        n_seen = context_len(len(ids), block_size)
         note = f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with its last "
         print(f"{note}{n_seen}, as if they had come one by one", file=sys.stderr)
     sampling = Sampling(**{field.name: getattr(cfg, field.name) for field in fields(Sampling)})

@@ -29,17 +29,17 @@ from dongpt.checkpoint.legacy import Bigram, position_scheme
 from dongpt.checkpoint.run import Saver, State
 from dongpt.log import RunLog
 from dongpt.program import locked_directory, run_program
-from dongpt.runtime import Interrupts, RuntimeConfig, Stop, seed_everything
+from dongpt.runtime import Interrupts, RuntimeConfig, StopCheck, seed_everything
 from dongpt.text.bins import find_data_folder
 from dongpt.text.prepare import prepare_if_missing
 from dongpt.train import init_wte, optim
 from dongpt.train.data import Corpus
-from dongpt.train.evaluation import estimate_loss, finish, print_sample
+from dongpt.train.evaluation import estimate_loss, log_final_loss, print_sample
 from dongpt.train.step import StepConfig, TrainStep
 from model import GPT, GPTConfig
 
-ARCHITECTURE = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout")]
-REDRAW_SECONDS = 60  # between two drawings of loss.png
+ARCHITECTURE_KEYS = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout")]
+PLOT_SECONDS = 60  # between two drawings of loss.png
 
 
 @dataclass(frozen=True)
@@ -82,20 +82,20 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
     def __post_init__(self):
         GPTConfig.__post_init__(self)
         StepConfig.__post_init__(self)
-        wrong = []
+        problems = []
         if (self.init_wte or self.freeze_wte) and self.model_type == "bigram":
-            wrong.append("a bigram's table holds logits, no vectors: drop init_wte and freeze_wte")
+            problems.append("a bigram's table holds logits, no vectors: drop init_wte and freeze_wte")
         if self.decay_lr and self.min_lr > self.learning_rate > 0:
-            above = f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}"
-            wrong.append(f"{above}: lower it, it is what the rate goes down to")
-        can_mask = self.pos_embd in ("default", "rope") and self.model_type == "gpt" and self.ngrams == 1
-        if self.document_mask and not can_mask:
-            wrong.append(
+            problem = f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}"
+            problems.append(f"{problem}: lower it, it is what the rate goes down to")
+        supports_mask = self.pos_embd in ("default", "rope") and self.model_type == "gpt" and self.ngrams == 1
+        if self.document_mask and not supports_mask:
+            problems.append(
                 f"document_mask=True needs a gpt with pos_embd=default or rope and ngrams=1, and this is "
                 f"a {self.model_type} with {self.pos_embd} and ngrams={self.ngrams}: change that, or drop document_mask"
             )
-        if wrong:
-            raise UserError("; ".join(wrong))
+        if problems:
+            raise UserError("; ".join(problems))
 
 
 def get_lr(it: int, cfg: TrainConfig) -> float:
@@ -107,8 +107,8 @@ def get_lr(it: int, cfg: TrainConfig) -> float:
     if it >= cfg.lr_decay_iters:
         return cfg.min_lr
     progress = (it - cfg.warmup_iters) / (cfg.lr_decay_iters - cfg.warmup_iters)
-    above = 1 - progress if cfg.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return cfg.min_lr + above * (cfg.learning_rate - cfg.min_lr)
+    lr_fraction = 1 - progress if cfg.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return cfg.min_lr + lr_fraction * (cfg.learning_rate - cfg.min_lr)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -116,17 +116,17 @@ def get_lr(it: int, cfg: TrainConfig) -> float:
 
 
 @dataclass
-class Source:
+class InitWeights:
     """Weights that a run starts from, and what came with them."""
 
     path: str
     model: GPT
     tokenizer: dict | None
     checkpoint: dict  # {} unless the run is resumed
-    modified: float = 0.0  # time of the resumed file
+    mtime: float = 0.0  # of the resumed file
 
 
-def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
+def resolve_config(argv: list[str] | None) -> tuple[TrainConfig, dict, InitWeights | None]:
     """(settings, those that the user set, weights to start from or None for new ones).
 
     What the user sets wins over the settings of a resumed run, and these over the defaults. The architecture is that of
@@ -135,44 +135,44 @@ def resolve(argv: list[str] | None) -> tuple[TrainConfig, dict, Source | None]:
     overrides, _ = configurator.read_arguments(TrainConfig, argv)
     init_from, out_dir = overrides.get("init_from", "scratch"), overrides.get("out_dir", TrainConfig.out_dir)
     if init_from == "scratch":
-        return configurator.build(TrainConfig, overrides), overrides, None
+        return configurator.build_config(TrainConfig, overrides), overrides, None
     if init_from == "resume":
         checkpoint, path = checkpoints.load_valid(out_dir)
         print(f"Resuming training from {path}")
         stored = run.resumed_settings(TrainConfig, checkpoint, path, overrides)
         model, tokenizer = checkpoints.restore_model(checkpoint, path), checkpoint.get("tokenizer")
-        source = Source(path, model, tokenizer, checkpoint, os.path.getmtime(path))
+        weights = InitWeights(path, model, tokenizer, checkpoint, os.path.getmtime(path))
     else:
-        if vectors := overrides.get("init_wte"):
-            both = f"init_wte={vectors} and init_from={init_from}"
-            raise UserError(f"{both} both say what the token embedding starts with: drop one of them")
+        if vectors_path := overrides.get("init_wte"):
+            conflict = f"init_wte={vectors_path} and init_from={init_from}"
+            raise UserError(f"{conflict} both say what the token embedding starts with: drop one of them")
         print(f"Initializing from the weights of {init_from}")
         model, tokenizer, _ = checkpoints.load_anything(init_from)
-        stored, source, old_size = {}, Source(init_from, model, tokenizer, {}), model.config.block_size
-        if (block_size := overrides.get("block_size", old_size)) < old_size:
-            print(f"cropping block_size from {old_size} to {block_size}: positions beyond are forgotten")
+        stored, weights, old_block_size = {}, InitWeights(init_from, model, tokenizer, {}), model.config.block_size
+        if (block_size := overrides.get("block_size", old_block_size)) < old_block_size:
+            print(f"cropping block_size from {old_block_size} to {block_size}: positions beyond are forgotten")
             model.crop_block_size(block_size)
-    architecture = {key: getattr(model.config, key) for key in ARCHITECTURE}
-    wanted = {key: value for key, value in overrides.items() if key not in ARCHITECTURE or value is not None}
-    cfg = configurator.build(TrainConfig, {**stored, **architecture, **wanted})
-    for key in wanted.keys() & architecture.keys():
-        has = position_scheme(model.config) if key == "pos_embd" else architecture[key]
-        if getattr(cfg, key) != has:
+    architecture = {key: getattr(model.config, key) for key in ARCHITECTURE_KEYS}
+    requested = {key: value for key, value in overrides.items() if key not in ARCHITECTURE_KEYS or value is not None}
+    cfg = configurator.build_config(TrainConfig, {**stored, **architecture, **requested})
+    for key in requested.keys() & architecture.keys():
+        loaded = position_scheme(model.config) if key == "pos_embd" else architecture[key]
+        if getattr(cfg, key) != loaded:
             raise UserError(
-                f"{key}={wanted[key]!r} contradicts {source.path}, which has {has!r}: drop {key}, or start a new model "
-                f"with init_from=scratch in another out_dir"
+                f"{key}={requested[key]!r} contradicts {weights.path}, which has {loaded!r}: drop {key}, or start a "
+                f"new model with init_from=scratch in another out_dir"
             )
-    return cfg, overrides, source
+    return cfg, overrides, weights
 
 
-def make_model(cfg: TrainConfig, source: Source | None, corpus: Corpus) -> GPT:
+def make_model(cfg: TrainConfig, weights: InitWeights | None, corpus: Corpus) -> GPT:
     """The model to train, float32 on the CPU."""
-    if source is None:
+    if weights is None:
         print("Initializing a new model from scratch")
         vocab_size = cfg.vocab_size or corpus.model_vocab_size
         if vocab_size < corpus.vocab_size:
-            has = f"the {corpus.vocab_size} entries of the vocabulary of {corpus.name}"
-            raise UserError(f"vocab_size={vocab_size} is smaller than {has}: drop vocab_size")
+            needed = f"the {corpus.vocab_size} entries of the vocabulary of {corpus.name}"
+            raise UserError(f"vocab_size={vocab_size} is smaller than {needed}: drop vocab_size")
         settings = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}
         seed_everything(cfg.seed)
         config = GPTConfig(**{**settings, "vocab_size": vocab_size})
@@ -180,8 +180,8 @@ def make_model(cfg: TrainConfig, source: Source | None, corpus: Corpus) -> GPT:
         if cfg.init_wte:
             print(init_wte.init_embedding(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
         return model
-    model = source.model
-    run.adapt_vocabulary(model, source.tokenizer, source.path, corpus, cfg.seed, is_resume=bool(source.checkpoint))
+    model = weights.model
+    run.adapt_vocabulary(model, weights.tokenizer, weights.path, corpus, cfg.seed, is_resume=bool(weights.checkpoint))
     run.set_dropout(model, cfg.dropout, cfg.attn_dropout)
     return model
 
@@ -197,108 +197,108 @@ def main(argv: list[str] | None = None) -> int:
     tensors move, and the data before a new model, whose vocabulary they decide. out_dir is locked and written only when
     all of that has succeeded, so that a mistake leaves no trace. torch.compile comes last: it tries a real update.
     """
-    with Interrupts() as interrupts, contextlib.ExitStack() as at_exit:
-        cfg, overrides, source = resolve(argv)
-        resuming = cfg.init_from == "resume"
+    with Interrupts() as interrupts, contextlib.ExitStack() as exit_stack:
+        cfg, overrides, weights = resolve_config(argv)
+        is_resume = cfg.init_from == "resume"
         print("".join(f"Overriding: {key} = {value}\n" for key, value in overrides.items()), end="")
 
         # machine: a resume computes as the run before it did, unless told otherwise
-        before = run.stored_machine(source.checkpoint, source.path) if source else None
-        is_same = before and before.device == torch.device(runtime.pick_device(cfg.device)[0]).type
-        dtype = before.dtype if before and is_same and "dtype" not in overrides else cfg.dtype
-        compile: bool | str = cfg.compile
-        if before and is_same and "compile" not in overrides:
-            compile = "before" if before.compile else False
+        previous = run.stored_machine(weights.checkpoint, weights.path) if weights else None
+        same_device = previous and previous.device == torch.device(runtime.pick_device(cfg.device)[0]).type
+        dtype = previous.dtype if previous and same_device and "dtype" not in overrides else cfg.dtype
+        compile_mode: bool | str = cfg.compile
+        if previous and same_device and "compile" not in overrides:
+            compile_mode = "before" if previous.compile else False
         rt = runtime.start(cfg.device, dtype, cfg.backend, cfg.n_embd)
-        if before:
-            runtime.use_threads(before.threads)
+        if previous:
+            runtime.set_num_threads(previous.threads)
 
         # data, model, optimizer, state
         folder = find_data_folder(cfg.dataset, cfg.data_dir)
         prepare_if_missing(folder, rt)
         corpus = Corpus(folder, cfg.dataset_fraction)
-        found = f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})"
-        print(found if corpus.meta else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
-        model = make_model(cfg, source, corpus).to(rt.device)
+        vocab_text = f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})"
+        print(vocab_text if corpus.meta else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
+        model = make_model(cfg, weights, corpus).to(rt.device)
         tokenizer = corpus.tokenizer() if cfg.sample_tokens or cfg.document_mask else None
         if tokenizer and cfg.document_mask and tokenizer.end_id is None:
             needed = f"documents that end with <|endoftext|>, and {corpus.name} has none"
             raise UserError(f"document_mask=True needs {needed}: drop it, or prepare the data from several documents")
-        model.document_end = tokenizer.end_id if tokenizer and cfg.document_mask else None
+        model.document_end_id = tokenizer.end_id if tokenizer and cfg.document_mask else None
         corpus.check(cfg.block_size, model.transformer.wte.num_embeddings)
         optimizer = optim.make_optimizer(model, cfg, rt.device_type)
         step = TrainStep(cfg, rt, corpus, model, optimizer)
-        state = run.restore(source.checkpoint, source.path, step) if source and resuming else State()
+        state = run.restore(weights.checkpoint, weights.path, step) if weights and is_resume else State()
         if not cfg.eval_only:
-            files = checkpoints.BEST_NAME, checkpoints.LAST_NAME, logs.LOG, logs.PICTURE
-            rt.on_main(lambda: at_exit.enter_context(locked_directory(cfg.out_dir, *files)))
-            if source and resuming and os.path.getmtime(source.path) != source.modified:
-                raise UserError(f"{source.path} has just been written by another run: start this one again")
-        source = None  # or its tensors would stay in memory
-        epoch = corpus.epoch_windows(cfg.block_size) * cfg.block_size / step.tokens
+            lock_names = checkpoints.BEST_NAME, checkpoints.LAST_NAME, logs.LOG_FILE, logs.LOSS_PICTURE
+            rt.run_on_main(lambda: exit_stack.enter_context(locked_directory(cfg.out_dir, *lock_names)))
+            if weights and is_resume and os.path.getmtime(weights.path) != weights.mtime:
+                raise UserError(f"{weights.path} has just been written by another run: start this one again")
+        weights = None  # or its tensors would stay in memory
+        iters_per_epoch = corpus.windows_per_epoch(cfg.block_size) * cfg.block_size / step.tokens_per_iter
         print(
-            f"tokens per iteration will be: {step.tokens:,} (one epoch is {epoch:,.1f} iterations)\n"
-            f"number of parameters: {model.get_num_params() / 1e6:.2f}M\n{optim.describe(optimizer)}"
+            f"tokens per iteration will be: {step.tokens_per_iter:,} (one epoch is {iters_per_epoch:,.1f} iterations)\n"
+            f"number of parameters: {model.get_num_params() / 1e6:.2f}M\n{optim.describe_groups(optimizer)}"
         )
-        is_compiled, why = step.compile(compile, cfg.max_iters - state.iter_num)
-        print(f"{rt.why}, compile: {'on' if is_compiled else 'off'} ({why})")
-        machine = runtime.this_machine(rt, is_compiled)
-        if before and before != machine:
-            were = f"the run before it had {asdict(before)}, this one has {asdict(machine)}"
-            print(f"this resume is not bitwise: {were}")
+        is_compiled, compile_reason = step.compile(compile_mode, cfg.max_iters - state.iter_num)
+        print(f"{rt.description}, compile: {'on' if is_compiled else 'off'} ({compile_reason})")
+        this_machine = runtime.machine_info(rt, is_compiled)
+        if previous and previous != this_machine:
+            difference = f"the run before it had {asdict(previous)}, this one has {asdict(this_machine)}"
+            print(f"this resume is not bitwise: {difference}")
 
-        stop = Stop(rt, interrupts, cfg.max_minutes)
+        stop = StopCheck(rt, interrupts, cfg.max_minutes)
         if cfg.eval_only:
             if losses := estimate_loss(step, stop):
                 print(f"step {state.iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}")
             return stop.code or interrupts.code
-        config = {**asdict(cfg), **{key: getattr(model.config, key) for key in ARCHITECTURE}}
-        on_gpu = rt.device_type == "cuda" and rt.dtype != "float32"
-        peak = logs.peak_flops(torch.cuda.get_device_name()) if on_gpu else None
-        peak_speed = peak * rt.world_size / model.flops_per_token() if peak else None
-        start_log = partial(run.start_log, step, state, config, asdict(machine))
+        config = {**asdict(cfg), **{key: getattr(model.config, key) for key in ARCHITECTURE_KEYS}}
+        uses_gpu = rt.device_type == "cuda" and rt.dtype != "float32"
+        peak_flops = logs.peak_flops(torch.cuda.get_device_name()) if uses_gpu else None
+        peak_speed = peak_flops * rt.world_size / model.flops_per_token() if peak_flops else None
+        start_log = partial(run.start_log, step, state, config, asdict(this_machine))
         log = RunLog(cfg.out_dir, start_log, rt.is_main, peak_speed, cfg.max_iters, state.iter_num)
-        return train(step, log, Saver(step, config, machine, log), state, stop)
+        return train(step, log, Saver(step, config, this_machine, log), state, stop)
 
 
-def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: Stop) -> int:
+def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCheck) -> int:
     """Evaluate, save, update and log until max_iters, or until something ends the run; returns the exit code."""
     cfg, rt = step.cfg, step.rt
     first_iter = state.iter_num
-    clock, clock_iter = time.perf_counter(), state.iter_num
-    reason, steady = "", 0.0
+    log_time, log_iter = time.perf_counter(), state.iter_num
+    stop_reason, timing_start = "", 0.0
 
     while not stop("updates"):
         # evaluate and save, at the start, every eval_interval updates and at the end
-        reason = f"max_minutes={cfg.max_minutes} are over" if stop.time_is_up else ""
+        stop_reason = f"max_minutes={cfg.max_minutes} are over" if stop.time_is_up else ""
         is_last = state.iter_num >= cfg.max_iters or stop.time_is_up
         if (state.iter_num % cfg.eval_interval == 0 or is_last) and state.evaluated_at != state.iter_num:
             if not evaluate_and_save(step, log, saver, state, stop, is_last):
                 break  # a signal came
             if cfg.patience and state.evals_since_best >= cfg.patience:
-                reason, is_last = f"no lower validation loss in {state.evals_since_best} evaluations", True
-            clock, clock_iter = time.perf_counter(), state.iter_num  # the log times training only
+                stop_reason, is_last = f"no lower validation loss in {state.evals_since_best} evaluations", True
+            log_time, log_iter = time.perf_counter(), state.iter_num  # the log times training only
         if is_last:
             break
 
         # one update
         it, lr = state.iter_num, get_lr(state.iter_num, cfg)
         loss = step(lr, it, state.samples_seen)
-        state.iter_num, state.samples_seen = it + 1, state.samples_seen + step.samples
+        state.iter_num, state.samples_seen = it + 1, state.samples_seen + step.samples_per_iter
         if it - first_iter in (1, 4):  # the first updates are slower than the rest
             rt.synchronize()
             if it - first_iter == 4:
-                seconds = (time.perf_counter() - steady) / 3
-                left = seconds * (cfg.max_iters - state.iter_num)
-                logs.warn_if_long(min(left, 60 * (cfg.max_minutes or math.inf)), seconds, log.print)
-            steady = time.perf_counter()
+                seconds_per_iter = (time.perf_counter() - timing_start) / 3
+                seconds_left = min(seconds_per_iter * (cfg.max_iters - it - 1), 60 * (cfg.max_minutes or math.inf))
+                logs.warn_if_long_run(seconds_left, seconds_per_iter, log.print)
+            timing_start = time.perf_counter()
 
         # log: on a GPU the update before, now that this one is queued, so that the GPU never waits
         log.flush()
         if it % cfg.log_interval == 0:
-            seconds = (time.perf_counter() - clock) / (state.iter_num - clock_iter)
-            clock, clock_iter = time.perf_counter(), state.iter_num
-            log.defer(it, lr, step.tokens, seconds, rt.read_later(loss))
+            seconds_per_iter = (time.perf_counter() - log_time) / (state.iter_num - log_iter)
+            log_time, log_iter = time.perf_counter(), state.iter_num
+            log.defer(it, lr, step.tokens_per_iter, seconds_per_iter, rt.item_async(loss))
             if rt.device_type != "cuda":
                 log.flush()
         log.bar.update()
@@ -309,22 +309,22 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: Stop) 
     if exit_code and state.iter_num == first_iter:
         print("interrupted before the first step: nothing was saved")
     elif exit_code:
-        rt.on_main(lambda: saver.save(state, is_best=False))  # other ranks wait: torchrun kills all when one ends
+        rt.run_on_main(lambda: saver.save(state, is_best=False))  # other ranks wait: torchrun kills all when one ends
         print(f"interrupted after {state.iter_num} iterations, the state is saved; resume with")
         print(f"  {run.resume_command(cfg.out_dir, rt.world_size)}")
     else:
-        if reason:
-            print(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {reason}")
+        if stop_reason:
+            print(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {stop_reason}")
         elif state.iter_num == first_iter > 0:
             print(f"all {cfg.max_iters} iterations of this run are done: give a larger --max_iters to continue")
-        finish(step, log, stop, run.load_best(step))
+        log_final_loss(step, log, stop, run.load_best(step))
         if exit_code := stop.code or stop.interrupts.code:
             print("interrupted in the last evaluation: the run itself is complete and saved")
     log.close()
     return exit_code
 
 
-def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: Stop, is_last: bool) -> bool:
+def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCheck, is_last: bool) -> bool:
     """Evaluate, log it and save the state; False, and nothing is saved, if all ranks have to stop."""
     losses = estimate_loss(step, stop)
     if losses is None:
@@ -336,9 +336,9 @@ def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, 
         is_best = val_loss < state.best_val_loss
         state.best_val_loss = min(val_loss, state.best_val_loss)
         state.evals_since_best = 0 if is_best else state.evals_since_best + 1
-        step.rt.on_main(lambda: saver.save(state, is_best))
+        step.rt.run_on_main(lambda: saver.save(state, is_best))
         if step.rt.is_main:
-            log.draw(at_most_every=REDRAW_SECONDS)
+            log.draw(min_seconds=PLOT_SECONDS)
     if step.rt.is_main and step.cfg.sample_tokens:
         print_sample(step, log, stop)
     return True

@@ -19,7 +19,7 @@ from typing import Annotated
 import numpy as np
 
 import configurator
-from dongpt.log import import_figure
+from dongpt.log import import_matplotlib_figure
 from dongpt.program import run_program
 from dongpt.text.bins import SPLITS, find_data_folder
 from dongpt.text.report import token_name
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None):
         texts[split] = tokenizer.decode(ids[~np.isin(ids, list(tokenizer.specials.values()))].tolist())
     both = counts["train"] + counts["val"]
     n_ids = max(corpus.vocab_size, int(np.flatnonzero(both)[-1]) + 1)
-    figure = import_figure()(figsize=(17, 9), layout="constrained")
+    figure = import_matplotlib_figure()(figsize=(17, 9), layout="constrained")
     axes = figure.subplots(2, 3)
     show_frequencies(axes[0], both[:n_ids], texts["train"] + texts["val"], tokenizer, corpus.vocab_size)
     show_documents(axes[1, 0], documents, unit, texts)

@@ -65,7 +65,7 @@ def ask() -> str:
 def print_next(prepared: PreparedData, name: str):
     """Print the length of an epoch in iterations of config/quickstart.py, and the command that trains with it."""
     path = os.path.join(ROOT, "config", "quickstart.py")
-    quick, tokens = configurator.run_config(path), prepared.meta["tokens"]
+    quick, tokens = configurator.exec_config(path), prepared.meta["tokens"]
     n = quick["batch_size"] * quick["block_size"] * quick["gradient_accumulation_steps"]
     print(
         f"one epoch is {tokens['train'] / n:,.1f} iterations with config/quickstart.py ({n:,} tokens each); its "

@@ -27,7 +27,7 @@ import numpy as np
 
 import configurator
 from configurator import UserError
-from dongpt.log import import_figure
+from dongpt.log import import_matplotlib_figure
 from dongpt.program import ROOT, run_program
 from dongpt.text.bins import find_data_folder
 from dongpt.text.tokenizers import WordTokenizer
@@ -141,7 +141,7 @@ def draw(path: str, title: str, words: list[str], directions: np.ndarray, sizes:
     tsne = manifold.TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed)
     places = tsne.fit_transform(directions.astype(np.float64))
     group_of = cluster.KMeans(min(groups, len(words)), n_init=10, random_state=seed).fit_predict(places)
-    figure = import_figure()(figsize=(17, 12), layout="constrained")
+    figure = import_matplotlib_figure()(figsize=(17, 12), layout="constrained")
     from matplotlib import colormaps
 
     axis = figure.subplots()

@@ -66,7 +66,7 @@ def draw_files(axes, corpus: Corpus, ids: np.ndarray, colours):
 
 def draw_epoch(axes, corpus: Corpus, epoch: int, colours):
     """The windows of an epoch where they lie, numbered in the order of their visit, a colour for each process."""
-    n = corpus.epoch_windows(BLOCK_SIZE)
+    n = corpus.windows_per_epoch(BLOCK_SIZE)
     starts = corpus.window_starts(epoch * n, n, BLOCK_SIZE, SEED)
     for number, start in enumerate(starts.tolist()):
         process = (epoch * n + number) // BATCH_SIZE % PROCESSES

@@ -79,7 +79,7 @@ def loss_alone(path: str, corpus: Corpus, block_size: int) -> float:
     nats = count = 0
     for document in documents:
         window = torch.from_numpy(np.append(end, document)[None, : block_size + 1])
-        model.document_end = None
+        model.document_end_id = None
         logits, _ = model(window[:, :-1], window[:, 1:].contiguous())
         nats += F.cross_entropy(logits[0], window[0, 1:], reduction="sum").item()
         count += window.shape[1] - 1

@@ -20,7 +20,7 @@ from dongpt.program import run_program
 from dongpt.text.bins import find_data_folder
 from dongpt.text.prepare import prepare_if_missing
 from dongpt.train.data import Corpus
-from dongpt.train.optim import OptimConfig, lower_last_distance, make_optimizer, set_learning_rate
+from dongpt.train.optim import OptimConfig, lower_last_bias, make_optimizer, set_learning_rate
 from model import GPT, GPTConfig, rotate
 
 SCHEMES = ("default", "rope", "relative", "alibi", "default+relative")
@@ -50,7 +50,7 @@ def trained(scheme: str, corpus: Corpus) -> GPT:
         loss.backward()
         optimizer.step()
         if scheme == "relative":
-            lower_last_distance(model)
+            lower_last_bias(model)
         optimizer.zero_grad()
     print(f"{scheme}: loss {loss.item():.3f} after {STEPS} updates")
     return model.eval()

@@ -8,7 +8,7 @@ text = generator.generate("The ", max_new_tokens=100, seed=1)
 from dongpt import root_modules
 
 __version__ = "0.1.0"
-root_modules.install(__path__[0])
+root_modules.install_loader(__path__[0])
 
 
 def __getattr__(name: str):

@@ -21,9 +21,9 @@ import dongpt
 from configurator import UserError
 
 ROOT = configurator.ROOT
-LOCK = ".dongpt.lock"  # in a directory that a program writes to; the file stays, the lock on it ends with the process
-TEMPORARY = ".dongpt-part"  # suffix of a file that is not yet complete
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks, as some NFS
+LOCK_FILE = ".dongpt.lock"  # in a directory that a program writes to; it stays, the lock on it ends with the process
+TEMP_SUFFIX = ".dongpt-part"  # suffix of a file that is not yet complete
+NO_LOCK_ERRNOS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks, as some NFS
 
 
 def run_program(main: Callable[[], int | None]):
@@ -43,7 +43,7 @@ def run_program(main: Callable[[], int | None]):
         if sys.stdout:
             sys.stdout.flush()  # here, so that a closed pipe is noticed
     except UserError as error:
-        code = _report(str(error))
+        code = _report_error(str(error))
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # as in `python sample.py | head`
@@ -53,7 +53,7 @@ def run_program(main: Callable[[], int | None]):
         torch = sys.modules.get("torch")
         if not (torch and isinstance(error, torch.OutOfMemoryError)):
             raise
-        code = _report(
+        code = _report_error(
             f"the GPU has too little memory ({first_line(error)}): lower batch_size and raise "
             f"gradient_accumulation_steps by the same factor, or lower block_size"
         )
@@ -72,7 +72,7 @@ def _rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def _report(sentence: str) -> int:
+def _report_error(sentence: str) -> int:
     """Print a sentence for the user on rank 0; returns the exit code."""
     if _rank() == 0:
         print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr, flush=True)
@@ -92,10 +92,10 @@ def first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def locked_directory(directory: str, *names: str) -> Iterator[None]:
+def locked_directory(directory: str, *file_names: str) -> Iterator[None]:
     """Lock directory, which is created if missing, against other writers; reading needs no lock.
 
-    Temporary files that killed processes left of the files `names` are removed.
+    Temporary files that killed processes left of these files are removed.
 
     The operating system drops the lock when the process ends, however it ends; the lock file stays. Under torchrun
     rank 0 holds the lock for all ranks. Raises UserError if the directory cannot be written, or if the lock is held,
@@ -108,10 +108,10 @@ def locked_directory(directory: str, *names: str) -> Iterator[None]:
         os.makedirs(directory or ".", exist_ok=True)
     except OSError as error:
         raise UserError(f"{directory} cannot be written ({error.strerror}): name another directory") from error
-    with _locked(os.path.join(os.path.abspath(directory), LOCK), directory or "."):
-        for name in names:
-            for part in glob.glob(_temporary(os.path.join(glob.escape(directory), name), "[0-9a-f]" * 16)):
-                os.remove(part)
+    with _hold_lock(os.path.join(os.path.abspath(directory), LOCK_FILE), directory or "."):
+        for file_name in file_names:
+            for temp_path in glob.glob(_temp_path(os.path.join(glob.escape(directory), file_name), "[0-9a-f]" * 16)):
+                os.remove(temp_path)
         yield
 
 
@@ -125,18 +125,18 @@ def locked_output(path: str) -> Iterator[None]:
     if os.path.exists(path) and not os.path.isfile(path):
         yield
         return
-    target = os.path.normcase(os.path.realpath(path))
-    digest = hashlib.sha256(target.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    real_path = os.path.normcase(os.path.realpath(path))
+    digest = hashlib.sha256(real_path.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()  # getuser fails for a user without a name
     directory = os.path.join(tempfile.gettempdir(), f"dongpt-{user}")
     os.makedirs(directory, exist_ok=True)
-    with _locked(os.path.join(directory, f"{digest}.lock"), path):
+    with _hold_lock(os.path.join(directory, f"{digest}.lock"), path):
         yield
 
 
 @contextlib.contextmanager
-def _locked(lock_path: str, name: str) -> Iterator[None]:
-    """Hold the lock on the file lock_path; `name` is what error messages call the locked thing."""
+def _hold_lock(lock_path: str, label: str) -> Iterator[None]:
+    """Hold the lock on the file lock_path; label is what error messages call the locked thing."""
     import filelock  # here, since it takes a third of a second
 
     lock = filelock.FileLock(lock_path)
@@ -144,12 +144,12 @@ def _locked(lock_path: str, name: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         if not os.path.exists(lock_path):  # the file system accepts no new files, as /proc
-            raise UserError(f"{name} cannot be written: name another place") from None
-        raise UserError(f"{name} is being written by another process: wait for it, or end it first") from None
+            raise UserError(f"{label} cannot be written: name another place") from None
+        raise UserError(f"{label} is being written by another process: wait for it, or end it first") from None
     except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-            raise UserError(f"{name} cannot be written ({error.strerror}): name another place") from error
-        print(f"{name} is on a file system without locks: let only one program write to it", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno not in NO_LOCK_ERRNOS:
+            raise UserError(f"{label} cannot be written ({error.strerror}): name another place") from error
+        print(f"{label} is on a file system without locks: let only one program write to it", file=sys.stderr)
     try:
         yield
     finally:
@@ -160,14 +160,14 @@ def _locked(lock_path: str, name: str) -> Iterator[None]:
 # atomic writes
 
 
-def _temporary(path: str, digits: str) -> str:
+def _temp_path(path: str, hex_digits: str) -> str:
     """Path of a temporary file for path; its name is cut so that it stays below 255 bytes."""
     directory, name = os.path.split(path)
-    return os.path.join(directory, f".{name[:40]}.{digits}{TEMPORARY}")
+    return os.path.join(directory, f".{name[:40]}.{hex_digits}{TEMP_SUFFIX}")
 
 
 @contextlib.contextmanager
-def replaced_file(path: str, mode: str = "wb", check: Callable[[str], Any] | None = None, **kwargs) -> Iterator[IO]:
+def atomic_write(path: str, mode: str = "wb", check: Callable[[str], Any] | None = None, **kwargs) -> Iterator[IO]:
     """A file open for writing that replaces path once it is complete and on disk, or not at all.
 
     At every moment path has either the old content or the new. A symbolic link is followed, a pipe or a device is
@@ -178,26 +178,26 @@ def replaced_file(path: str, mode: str = "wb", check: Callable[[str], Any] | Non
         with open(path, mode, **kwargs) as file:
             yield file
         return
-    target = os.path.realpath(path)
-    if os.path.islink(target):
+    target_path = os.path.realpath(path)
+    if os.path.islink(target_path):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-    temporary = _temporary(target, secrets.token_hex(8))
+    temp_path = _temp_path(target_path, secrets.token_hex(8))
     try:
-        with open(temporary, mode.replace("w", "x"), **kwargs) as file:
+        with open(temp_path, mode.replace("w", "x"), **kwargs) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if os.path.exists(target):
-            os.chmod(temporary, os.stat(target).st_mode & 0o777)
+        if os.path.exists(target_path):
+            os.chmod(temp_path, os.stat(target_path).st_mode & 0o777)
         if check:
-            check(temporary)
-        os.replace(temporary, target)
+            check(temp_path)
+        os.replace(temp_path, target_path)
     finally:
         with contextlib.suppress(OSError):
-            os.remove(temporary)
+            os.remove(temp_path)
     with contextlib.suppress(OSError):  # Windows, an unreadable directory, a network file system
-        handle = os.open(os.path.dirname(target), os.O_RDONLY)
+        directory_fd = os.open(os.path.dirname(target_path), os.O_RDONLY)
         try:
-            os.fsync(handle)  # so that the new name survives a crash
+            os.fsync(directory_fd)  # so that the new name survives a crash
         finally:
-            os.close(handle)
+            os.close(directory_fd)

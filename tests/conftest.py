@@ -148,9 +148,9 @@ def library_again():
     """The CPU kernels are looked for and compiled again, in the test and after it."""
     from dongpt.kernels import cpu
 
-    cpu.library.cache_clear()
+    cpu.load_library.cache_clear()
     yield
-    cpu.library.cache_clear()
+    cpu.load_library.cache_clear()
 
 
 @pytest.fixture
@@ -165,5 +165,5 @@ def packed_models(monkeypatch) -> list:
         init(self, model)
 
     monkeypatch.setattr(cpu.PackedBlocks, "__init__", spy)
-    monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
+    monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", 1)
     return made

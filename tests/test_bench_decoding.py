@@ -105,9 +105,9 @@ def test_the_bench_of_decoding_takes_the_median_and_leaves_out_the_first_round(m
     ],
 )
 def test_the_bench_of_decoding_counts_the_bytes_that_a_token_reads(measured, monkeypatch, args, worth, weights, parts):
-    monkeypatch.setattr(cpu, "WORTH_PACKING", worth)
+    monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", worth)
     found, _ = measured("--transformers=False", *args)
-    n_bytes, panel = 4 * OTHER, max(parts, 2) * cpu.library()[0].lanes() if parts else 1
+    n_bytes, panel = 4 * OTHER, max(parts, 2) * cpu.load_library()[0].lanes() if parts else 1
     for N, K in ((50, 16), (48, 16), (16, 16), (64, 16), (16, 64)):
         n_bytes += -(-N // panel) * panel * K * (1 if weights == "int8" else 4 // (parts or 1))
         n_bytes += 4 * N * (weights == "int8")  # scales

@@ -138,7 +138,7 @@ class Spy:
 
         def spied(*args, **more):
             bound = inspect.signature(stream).bind(*args, **more).arguments
-            bound |= bound.pop("more", {})
+            bound |= bound.pop("kwargs", {})
             rows = bound["prompts"]
             spy.prompts.append(list(rows[0]))
             spy.settings.append(bound)

@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT
 
 import configurator
-from configurator import build, load, load_with_paths
+from configurator import build_config, load, load_with_paths
 from train import TrainConfig
 
 pytestmark = pytest.mark.smoke
@@ -182,7 +182,7 @@ def test_table_imports_arithmetic_and_functions_work_in_a_file(tmp_path):
 @pytest.mark.parametrize("name", ["default", "absolute", "rope", "relative", "alibi", "default+relative"])
 def test_every_pos_embd_of_the_design_is_a_choice(name):
     kind = get_type_hints(TrainConfig)["pos_embd"]
-    assert configurator.check(configurator.parse(name, kind), kind, "here") == name
+    assert configurator.check_type(configurator.parse_value(name, kind), kind, "here") == name
     assert len(get_args(kind)) == 6
     try:
         cfg, _ = load(TrainConfig, [f"--pos_embd={name}"])
@@ -294,7 +294,7 @@ def test_all_values_out_of_bounds_are_reported_at_once():
 
 def test_not_a_number_is_out_of_every_bound():
     with pytest.raises(configurator.UserError, match="share=nan must be"):
-        build(Bounded, {"share": float("nan")})
+        build_config(Bounded, {"share": float("nan")})
 
 
 def test_only_the_last_of_several_values_must_keep_its_bounds():
@@ -327,12 +327,12 @@ def test_type_of_a_bounded_field_is_shown_without_its_bounds(capsys):
 )
 def test_values_from_a_checkpoint_are_checked_like_the_command_line(values, sentence):
     with pytest.raises(configurator.UserError) as caught:
-        build(Bounded, values, "ckpt.pt")
+        build_config(Bounded, values, "ckpt.pt")
     assert str(caught.value) == sentence
 
 
 def test_build_converts_whole_numbers_for_float_fields():
-    assert repr(build(Bounded, {"share": 0, "size": 2})) == "Bounded(size=2, share=0.0, part=None)"
+    assert repr(build_config(Bounded, {"share": 0, "size": 2})) == "Bounded(size=2, share=0.0, part=None)"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -720,14 +720,14 @@ def test_path_without_py_does_not_run_the_py_file_beside_it(tmp_path, monkeypatc
     config_file(tmp_path, code, "run.py")
     monkeypatch.chdir(tmp_path)
     for argument in (str(tmp_path / "run"), "./run", os.path.relpath(tmp_path / "run", os.path.join(ROOT, "config"))):
-        assert configurator.find_config(argument) is None
+        assert configurator.find_config_file(argument) is None
         assert "neither a config file" in refused(argument)
     assert not mark.exists()
 
 
 def test_short_name_does_not_reach_outside_config():
     for argument in ("../train", "../model", os.path.join(ROOT, "train")):
-        assert configurator.find_config(argument) is None
+        assert configurator.find_config_file(argument) is None
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -248,17 +248,17 @@ def test_ranks_ask_each_other_less_often_the_faster_their_steps_are(monkeypatch)
             asked.append(clock[0])
             return [2 * value for value in values]
 
-    stop = runtime.Stop(TwoRanks(), runtime.Interrupts())
+    stop = runtime.StopCheck(TwoRanks(), runtime.Interrupts())
     for _ in range(10_000):
         clock[0] += 0.001
         assert not stop("updates")
-    assert len(asked) < 10 + 10_000 / runtime.STOP_CALLS
+    assert len(asked) < 10 + 10_000 / runtime.STOP_CHECK_CALLS
     assert max(b - a for a, b in zip(asked, asked[1:])) < 1
     asked.clear()
     for _ in range(300):
         clock[0] += 10
         stop("updates")
-    assert len(asked) >= 300 - runtime.STOP_CALLS
+    assert len(asked) >= 300 - runtime.STOP_CHECK_CALLS
 
 
 def test_a_refusal_on_rank_0_ends_every_rank(tmp_path, tiny_data):

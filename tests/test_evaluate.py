@@ -18,7 +18,7 @@ from dongpt import runtime
 from dongpt.checkpoint.files import load_model, model_args, save
 from dongpt.text.bins import read_meta
 from dongpt.train.data import Corpus
-from dongpt.train.evaluation import Loss, eval_batches, evaluate
+from dongpt.train.evaluation import MeanLoss, eval_batches, evaluate
 from model import GPT, GPTConfig
 
 smoke = pytest.mark.smoke
@@ -51,9 +51,9 @@ def uniform_checkpoint(path, data_dir: str) -> int:
 
 @smoke
 def test_bits_per_byte_and_perplexity_by_hand():
-    loss = Loss(nats=math.log(8), tokens=3)  # three tokens of three bits each, on four bytes of text
+    loss = MeanLoss(nats=math.log(8), tokens=3)  # three tokens of three bits each, on four bytes of text
     assert loss.perplexity == pytest.approx(8) and loss.bits_per_byte(4) == pytest.approx(9 / 4)
-    assert Loss(nats=1e6, tokens=3).perplexity == math.inf
+    assert MeanLoss(nats=1e6, tokens=3).perplexity == math.inf
 
 
 @smoke

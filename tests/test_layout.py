@@ -327,7 +327,9 @@ def is_inert(node: ast.stmt) -> bool:
         return ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
     if isinstance(node, ast.Expr):
         code = ast.unparse(node.value)
-        return isinstance(node.value, ast.Constant) or code.startswith(("sys.path.insert(0, ", "root_modules.install("))
+        return isinstance(node.value, ast.Constant) or code.startswith(
+            ("sys.path.insert(0, ", "root_modules.install_loader(")
+        )
     definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
     return isinstance(node, definitions)
 

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 from configurator import UserError
-from dongpt.log import RunLog, draw_loss, peak_flops, read_log, records_before, warn_if_long
+from dongpt.log import RunLog, draw_loss, peak_flops, read_log, records_before, warn_if_long_run
 
 pytestmark = pytest.mark.smoke
 
@@ -121,7 +121,7 @@ def test_a_trained_run_logs_every_update_and_evaluation(tiny_run):
 def deferred(tmp_path, loss: float) -> RunLog:
     """A log in which update 7 waits to be written."""
     log = RunLog(str(tmp_path), lambda: ([], {}, None))
-    log.defer(7, 0.25, tokens=100, seconds=0.5, read_loss=lambda: loss)
+    log.defer(7, 0.25, tokens=100, seconds=0.5, get_loss=lambda: loss)
     return log
 
 
@@ -148,7 +148,7 @@ def test_mfu_is_the_share_of_the_peak_speed(tmp_path, capsys):
 
 def test_other_ranks_print_and_write_nothing(tmp_path, capsys):
     log = RunLog(str(tmp_path), lambda: ([], {}, None), is_main=False)
-    log.defer(7, 0.25, tokens=100, seconds=0.5, read_loss=lambda: 2.5)
+    log.defer(7, 0.25, tokens=100, seconds=0.5, get_loss=lambda: 2.5)
     log.flush()
     log.close()
     assert os.listdir(tmp_path) == [] and capsys.readouterr().out == ""
@@ -156,10 +156,10 @@ def test_other_ranks_print_and_write_nothing(tmp_path, capsys):
 
 def test_a_run_of_more_than_six_hours_is_announced_with_what_to_lower():
     said = []
-    warn_if_long(10 * 3600, 3.6, said.append)
+    warn_if_long_run(10 * 3600, 3.6, said.append)
     assert len(said) == 1 and "10 hours" in said[0]
     assert all(key in said[0] for key in ("max_iters", "n_layer", "n_embd", "block_size", "batch_size"))
-    warn_if_long(3600, 3.6, said.append)
+    warn_if_long_run(3600, 3.6, said.append)
     assert len(said) == 1
 
 

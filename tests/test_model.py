@@ -8,7 +8,7 @@ import torch
 from helpers import all_logits, cached_logits, generated_ids, random_ids
 
 from dongpt.decode.decoder import KVCache
-from dongpt.decode.sampling import window_size
+from dongpt.decode.sampling import context_len
 from model import GPT, CausalSelfAttention, GPTConfig
 
 pytestmark = pytest.mark.smoke
@@ -317,15 +317,15 @@ def reference_windows(n_tokens: int, block_size: int) -> int:
 
 
 def test_window_size_by_hand():
-    assert [window_size(n, 4) for n in range(1, 12)] == [1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2]
-    assert [window_size(n, 5) for n in range(1, 12)] == [1, 2, 3, 4, 5, 2, 3, 4, 5, 2, 3]
-    assert [window_size(n, 1) for n in range(1, 5)] == [1, 1, 1, 1]
+    assert [context_len(n, 4) for n in range(1, 12)] == [1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2]
+    assert [context_len(n, 5) for n in range(1, 12)] == [1, 2, 3, 4, 5, 2, 3, 4, 5, 2, 3]
+    assert [context_len(n, 1) for n in range(1, 5)] == [1, 1, 1, 1]
 
 
 def test_window_size_equals_counting():
     for block_size in range(1, 12):
         for n in range(1, 60):
-            assert window_size(n, block_size) == reference_windows(n, block_size), (n, block_size)
+            assert context_len(n, block_size) == reference_windows(n, block_size), (n, block_size)
 
 
 @pytest.mark.slow

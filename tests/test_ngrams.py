@@ -32,11 +32,11 @@ from dongpt.checkpoint.files import NANOGPT_ARG_NAMES, load_model, model_args, s
 from dongpt.checkpoint.foreign import FORMAT_VERSION
 from dongpt.checkpoint.run import grow_vocabulary
 from dongpt.decode import decoder as decoding
-from dongpt.decode.decoder import Decoder, tokens_before
+from dongpt.decode.decoder import Decoder, previous_ids
 from dongpt.decode.sampling import Sampling
 from dongpt.kernels import cpu
 from dongpt.train import step as updates
-from model import GPT, NGRAMS, RELATIVE, GPTConfig, ngram_rows
+from model import GPT, NGRAM_TABLE, RELATIVE_TABLE, GPTConfig, ngram_ids
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]
 TINY = GPTConfig(block_size=8, vocab_size=61, n_layer=2, n_head=2, n_embd=16, tie_weights=False)
@@ -104,13 +104,13 @@ def test_rows_equal_those_of_the_hash_in_whole_numbers(ngrams, n_rows):
         idx = ids(3, 9, seed=n_rows % 5, vocab_size=vocab_size)
         before = ids(3, ngrams - 1, seed=8, vocab_size=vocab_size)
         idx[0, 2:5], before[1, :-1] = vocab_size - 1, -1  # the largest id; a text that began a token ago
-        got = ngram_rows(idx, before, ngrams, n_rows)
+        got = ngram_ids(idx, before, ngrams, n_rows)
         assert got.shape == (3, 9, ngrams - 1) and got.dtype == torch.int64
         expected = [
             [rows_of(idx[b].tolist(), t, ngrams, n_rows, before[b].tolist()) for t in range(9)] for b in range(3)
         ]
         assert got.tolist() == expected
-        assert ngram_rows(idx, None, ngrams, n_rows).tolist() == [
+        assert ngram_ids(idx, None, ngrams, n_rows).tolist() == [
             [rows_of(text, t, ngrams, n_rows) for t in range(9)] for text in idx.tolist()
         ]
 
@@ -122,19 +122,19 @@ def test_hash_of_five_large_ids_wraps_around():
     for _ in range(5):
         number = number * 65537 + 65536
     assert number > 2**64
-    assert ngram_rows(torch.full((1, 5), 65535), None, 5, 1000)[0, -1, -1] == row_of([65535] * 5, 1000)
+    assert ngram_ids(torch.full((1, 5), 65535), None, 5, 1000)[0, -1, -1] == row_of([65535] * 5, 1000)
 
 
 @smoke
 def test_no_token_before_is_not_the_token_0():
-    nothing, zeros = (ngram_rows(torch.tensor([[5]]), torch.full((1, 3), token), 4, 2**15) for token in (-1, 0))
+    nothing, zeros = (ngram_ids(torch.tensor([[5]]), torch.full((1, 3), token), 4, 2**15) for token in (-1, 0))
     assert (nothing != zeros).all()
-    assert torch.equal(nothing, ngram_rows(torch.tensor([[5]]), None, 4, 2**15))
+    assert torch.equal(nothing, ngram_ids(torch.tensor([[5]]), None, 4, 2**15))
 
 
 @smoke
 def test_tables_of_different_lengths_do_not_overlap():
-    got = ngram_rows(ids(40, 60), None, 6, 50)
+    got = ngram_ids(ids(40, 60), None, 6, 50)
     for n in range(5):
         assert got[..., n].unique().tolist() == list(range(50 * n, 50 * n + 50))  # 2,400 n-grams reach all of 50 rows
 
@@ -143,7 +143,7 @@ def test_tables_of_different_lengths_do_not_overlap():
 def test_same_ngram_has_the_same_row_wherever_it_stands():
     gram = [7, 0, 60, 7]
     text = [*gram, 3, *gram, *gram, 9, 9, 9, *gram]
-    rows_at = ngram_rows(torch.tensor([text]), None, 4, 2**15)[0]
+    rows_at = ngram_ids(torch.tensor([text]), None, 4, 2**15)[0]
     ends = [3, 8, 12, 19]
     assert [text[end - 3 : end + 1] for end in ends] == [gram] * 4
     assert all(torch.equal(rows_at[end], rows_at[3]) for end in ends)
@@ -153,10 +153,10 @@ def test_same_ngram_has_the_same_row_wherever_it_stands():
 @smoke
 def test_rows_of_a_text_do_not_depend_on_the_other_texts_of_a_batch():
     idx, before = ids(5, 12), ids(5, 3, seed=1)
-    whole = ngram_rows(idx, before, 4, 1000)
+    whole = ngram_ids(idx, before, 4, 1000)
     for i in range(5):
-        assert torch.equal(ngram_rows(idx[i : i + 1], before[i : i + 1], 4, 1000)[0], whole[i])
-    assert not torch.equal(whole, ngram_rows(idx, before.flip(0), 4, 1000))
+        assert torch.equal(ngram_ids(idx[i : i + 1], before[i : i + 1], 4, 1000)[0], whole[i])
+    assert not torch.equal(whole, ngram_ids(idx, before.flip(0), 4, 1000))
 
 
 @smoke
@@ -166,7 +166,7 @@ def test_ngrams_spread_over_the_rows_nearly_as_by_chance(n_rows):
     pairs = torch.cartesian_prod(torch.arange(61), torch.arange(61))
     texts = torch.cat([torch.full((len(pairs), 1), 5), pairs], dim=1)  # 3-grams that begin the same
     for n in (0, 1):
-        used = ngram_rows(texts, None, 3, n_rows)[:, 2, n].unique().numel()
+        used = ngram_ids(texts, None, 3, n_rows)[:, 2, n].unique().numel()
         assert used > 0.65 * n_rows * (1 - math.exp(-len(pairs) / n_rows))
 
 
@@ -177,8 +177,8 @@ def test_tokens_before_equal_those_of_a_loop():
         expected = [
             [text[i, p - k].item() if p >= k else -1 for k in range(n, 0, -1)] for i, p in enumerate(at.tolist())
         ]
-        assert tokens_before(text, at, n).tolist() == expected
-    assert tokens_before(text, at, 0) is None
+        assert previous_ids(text, at, n).tolist() == expected
+    assert previous_ids(text, at, 0) is None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_a_new_model_with_ngrams_computes_what_the_one_without_does(pos_embd):
         models.append(GPT(replace(TINY, pos_embd=pos_embd, ngrams=ngrams, ngram_rows=50)))
     plain, new = models
     assert not new.transformer.ngrams.weight.any()
-    weights = {name: tensor for name, tensor in new.state_dict().items() if name != NGRAMS}
+    weights = {name: tensor for name, tensor in new.state_dict().items() if name != NGRAM_TABLE}
     plain.load_state_dict(weights)  # strict: the names are those of the plain model
     torch.testing.assert_close(all_logits(new.eval(), idx), all_logits(plain.eval(), idx), atol=0, rtol=0)
     new(idx, idx)[1].backward()
@@ -250,7 +250,7 @@ def test_a_new_model_with_ngrams_computes_what_the_one_without_does(pos_embd):
 def test_names_shapes_and_cost_by_hand():
     plain, model = GPT(TINY), GPT(replace(TINY, ngrams=4, ngram_rows=50))
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    assert NGRAMS == "transformer.ngrams.weight" and shapes.pop(NGRAMS) == (150, 16)
+    assert NGRAM_TABLE == "transformer.ngrams.weight" and shapes.pop(NGRAM_TABLE) == (150, 16)
     assert shapes == {name: tuple(p.shape) for name, p in plain.state_dict().items()}
     assert model.get_num_params() == plain.get_num_params() + 150 * 16
     assert model.flops_per_token() == plain.flops_per_token()  # what is looked up multiplies nothing
@@ -266,7 +266,7 @@ def test_every_parameter_is_in_one_group_and_the_table_in_one_of_its_own():
         groups = model.parameter_groups(muon)
         names = [name for name, _ in model.named_parameters()]
         assert sorted(sum(groups, [])) == sorted(names)
-        assert groups[-2:] == [[NGRAMS], [RELATIVE]]
+        assert groups[-2:] == [[NGRAM_TABLE], [RELATIVE_TABLE]]
         in_blocks = [
             name
             for name in names
@@ -404,10 +404,10 @@ def test_long_prompts_are_encoded_in_pieces_that_know_the_tokens_before_them(ngr
     expected = [generated_ids(model, rows, 12, seed=3, use_kv_cache=False) for rows in (texts, texts[2:] * 2)]
     encoded = []
     model.transformer.h[0].register_forward_pre_hook(lambda _, args: encoded.append(tuple(args[0].shape[:2])))
-    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 3 * size)
+    monkeypatch.setattr(decoding, "PREFILL_CHUNK_TOKENS", 3 * size)
     assert generated_ids(model, texts, 12, seed=3) == expected[0]
     assert encoded[:5] == [(3, size)] * 5  # they did come in pieces
-    monkeypatch.setattr(decoding, "PREFILL_TOKENS", size)
+    monkeypatch.setattr(decoding, "PREFILL_CHUNK_TOKENS", size)
     assert generated_ids(model, texts[2:] * 2, 12, seed=3) == expected[1]
 
 
@@ -437,7 +437,7 @@ def test_packed_weights_write_the_same_texts(ngrams, pos_embd, monkeypatch):
     model = make(ngrams, pos_embd=pos_embd)
     expected = generated_ids(model, prompts(), 20, seed=4)
     made, init = [], cpu.PackedBlocks.__init__
-    monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
+    monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", 1)
     monkeypatch.setattr(cpu.PackedBlocks, "__init__", lambda self, *args: (made.append(1), init(self, *args))[1])
     assert generated_ids(model, prompts(), 20, seed=4) == expected
     assert made
@@ -451,7 +451,7 @@ def test_packed_weights_give_the_same_logits(monkeypatch):
         logits = seen[name] = []
         monkeypatch.setattr(Decoder, "_sample", lambda self, new, logits=logits: (logits.append(new), draw(self, new)))
         generated_ids(model, texts, 40, temperature=0)
-        monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
+        monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", 1)
     assert len(seen["plain"]) == len(seen["packed"]) == 40
     for plain, packed in zip(seen["plain"], seen["packed"]):
         assert packed is not plain
@@ -511,9 +511,9 @@ def test_a_saved_model_gives_the_same_logits_and_texts(ngrams, n_rows, tmp_path)
 
 def test_a_checkpoint_that_lacks_its_table_is_refused(tmp_path):
     model, path = make(3), str(tmp_path / "ckpt.pt")
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name != NGRAMS}
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != NGRAM_TABLE}
     save({"model": weights, "model_args": model_args(model.config), "format_version": FORMAT_VERSION}, path)
-    with pytest.raises(ValueError, match=f'Missing key.*"{NGRAMS}"'):
+    with pytest.raises(ValueError, match=f'Missing key.*"{NGRAM_TABLE}"'):
         load_model(path)
     save(
         {
@@ -523,7 +523,7 @@ def test_a_checkpoint_that_lacks_its_table_is_refused(tmp_path):
         },
         path,
     )
-    with pytest.raises(ValueError, match=NGRAMS):
+    with pytest.raises(ValueError, match=NGRAM_TABLE):
         load_model(path)
 
 
@@ -608,7 +608,7 @@ def states_by_name(checkpoint: dict, relative: bool) -> dict[str, dict]:
     weights = checkpoint["model"]
     in_blocks = [name for name in weights if name.startswith("transformer.h.") and weights[name].dim() == 2]
     vectors = [name for name in weights if weights[name].dim() == 1]
-    tables = [NGRAMS] + [RELATIVE] * relative
+    tables = [NGRAM_TABLE] + [RELATIVE_TABLE] * relative
     others = [name for name in weights if name not in {*in_blocks, *vectors, *tables, "lm_head.weight"}]
     names = [*others, *vectors, *in_blocks, *tables]
     groups = checkpoint["optimizer"]["param_groups"]
@@ -625,14 +625,14 @@ def test_ckpt_update_of_a_run_with_ngrams_and_muon_keeps_each_state_with_its_par
     ckpt_update.main([os.path.join(ngram_run, "ckpt_last.pt"), "out/ckpt.pt", "--pos_embd=default+relative"])
     new = load("out", "ckpt.pt")
     assert new["model_args"] == {**old["model_args"], "pos_embd": "default+relative"}
-    assert set(new["model"]) - set(old["model"]) == {RELATIVE} and not new["model"][RELATIVE].any()
+    assert set(new["model"]) - set(old["model"]) == {RELATIVE_TABLE} and not new["model"][RELATIVE_TABLE].any()
     before, after = states_by_name(old, False), states_by_name(new, True)
     assert_same(after, before)
     adamw = {"step", "exp_avg", "exp_avg_sq"}
     kinds = {
         "transformer.wte.weight": adamw,
         "transformer.ln_f.weight": adamw,
-        NGRAMS: {"square", "count"},
+        NGRAM_TABLE: {"square", "count"},
         "transformer.h.1.mlp.c_fc.weight": {"momentum"},
     }
     assert {name: set(before[name]) for name in kinds} == kinds
@@ -640,11 +640,11 @@ def test_ckpt_update_of_a_run_with_ngrams_and_muon_keeps_each_state_with_its_par
 
     assert train.main(["--init_from=resume", "--out_dir=out", f"--data_dir={ngram_data}", "--max_iters=9"]) == 0
     resumed = load("out")
-    assert resumed["iter_num"] == 9 and resumed["model"][RELATIVE].any()
+    assert resumed["iter_num"] == 9 and resumed["model"][RELATIVE_TABLE].any()
     states = states_by_name(resumed, True)
     assert states["transformer.wte.weight"]["step"] == before["transformer.wte.weight"]["step"] + 3
-    assert states[RELATIVE]["step"] == 3
-    assert (states[NGRAMS]["count"] >= before[NGRAMS]["count"]).all()
+    assert states[RELATIVE_TABLE]["step"] == 3
+    assert (states[NGRAM_TABLE]["count"] >= before[NGRAM_TABLE]["count"]).all()
     assert [group.get("rule") for group in resumed["optimizer"]["param_groups"]] == [None, None, "muon", "rows", None]
 
 
@@ -677,4 +677,4 @@ def test_a_converted_run_goes_on_as_the_old_one_while_its_new_table_stays_at_zer
         losses[name] = [record["loss"] for record in read_log(name, "iter")][-3:]
     assert losses["converted"] == pytest.approx(losses["old"], abs=1e-4)
     assert losses["fresh"] != pytest.approx(losses["old"], abs=1e-3)
-    assert not load("converted")["model"][RELATIVE].any()
+    assert not load("converted")["model"][RELATIVE_TABLE].any()

@@ -15,7 +15,7 @@ from dongpt.checkpoint import build_model
 from dongpt.checkpoint.run import set_dropout
 from dongpt.decode.decoder import KVCache
 from dongpt.kernels.autograd import rotate
-from model import GPT, GPTConfig, alibi_slopes, attend, rotation_at
+from model import GPT, GPTConfig, alibi_slopes, attend, rope_cos_sin
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]
 ENDLESS = ["rope", "relative", "alibi"]  # those that take sequences longer than block_size
@@ -248,7 +248,7 @@ def test_rope_equals_hugging_faces_rotary_code(head_size, first, tolerance):
     q, k = torch.randn(2, 2, 3, 40, head_size)  # (B, nh, T, hs)
     positions = torch.stack([torch.arange(40) + first, torch.randperm(40) + first])  # (B, T)
     theirs = hugging_faces_rotation(q, k, positions)
-    rotation = rotation_at(positions, head_size)
+    rotation = rope_cos_sin(positions, head_size)
     ours = rotate(q.transpose(1, 2), k.transpose(1, 2), *rotation)
     for got, expected in zip(ours, theirs):
         got = got.transpose(1, 2)
@@ -258,7 +258,7 @@ def test_rope_equals_hugging_faces_rotary_code(head_size, first, tolerance):
 @smoke
 def test_rotation_has_the_gradient_of_finite_differences():
     torch.manual_seed(0)
-    rotation = [t.double() for t in rotation_at(torch.tensor([0, 3, 11]), 6)]
+    rotation = [t.double() for t in rope_cos_sin(torch.tensor([0, 3, 11]), 6)]
     x = torch.randn(2, 3, 2, 6, dtype=torch.float64, requires_grad=True)
     y = torch.randn_like(x, requires_grad=True)
     assert torch.autograd.gradcheck(lambda *qk: rotate(*qk, *rotation), (x, y))
@@ -267,14 +267,14 @@ def test_rotation_has_the_gradient_of_finite_differences():
 
 @smoke
 def test_rotation_of_bfloat16_is_that_of_float32_rounded_once():
-    x, rotation = torch.randn(2, 30, 3, 8).bfloat16(), rotation_at(torch.arange(30), 8)
+    x, rotation = torch.randn(2, 30, 3, 8).bfloat16(), rope_cos_sin(torch.arange(30), 8)
     rounded, exact = rotate(x, x, *rotation)[0], rotate(x.float(), x.float(), *rotation)[0]
     assert torch.equal(rounded, exact.bfloat16())
 
 
 @smoke
 def test_rotation_leaves_its_input_and_the_lengths_of_pairs():
-    x, rotation = torch.randn(2, 30, 3, 8), rotation_at(torch.arange(30), 8)
+    x, rotation = torch.randn(2, 30, 3, 8), rope_cos_sin(torch.arange(30), 8)
     before = x.clone()
     turned = rotate(x, -x, *rotation)[0]
     assert torch.equal(x, before) and torch.equal(turned[:, 0], x[:, 0])

@@ -15,7 +15,7 @@ from helpers import ROOT
 import dongpt
 from configurator import UserError
 from dongpt import program
-from dongpt.program import LOCK, TEMPORARY, locked_directory, locked_output, replaced_file
+from dongpt.program import LOCK_FILE, TEMP_SUFFIX, atomic_write, locked_directory, locked_output
 
 pytestmark = pytest.mark.smoke
 posix = pytest.mark.skipif(os.name != "posix", reason="needs FIFOs, links and signals of POSIX")
@@ -168,7 +168,7 @@ while n < 20:
 """
     processes = [python(code, tmp_path) for _ in range(4)]
     assert [process.communicate(timeout=60)[1] for process in processes] == [""] * 4
-    assert os.listdir(tmp_path) == [LOCK]
+    assert os.listdir(tmp_path) == [LOCK_FILE]
 
 
 def test_lock_is_free_after_an_exception(tmp_path):
@@ -194,7 +194,7 @@ def test_relative_path_keeps_its_lock_when_the_working_directory_changes(tmp_pat
         with pytest.raises(UserError, match="being written"):
             with locked_directory(str(tmp_path / "out")):
                 pytest.fail("two holders")
-    assert os.listdir(tmp_path / "out") == [LOCK]
+    assert os.listdir(tmp_path / "out") == [LOCK_FILE]
 
 
 def test_directory_is_created_and_the_empty_path_is_the_working_directory(tmp_path, monkeypatch):
@@ -202,7 +202,7 @@ def test_directory_is_created_and_the_empty_path_is_the_working_directory(tmp_pa
         assert (tmp_path / "a" / "b").is_dir()
     monkeypatch.chdir(tmp_path)
     with locked_directory(""):
-        assert LOCK in os.listdir(tmp_path)
+        assert LOCK_FILE in os.listdir(tmp_path)
 
 
 def test_file_in_the_place_of_a_directory_is_refused(tmp_path):
@@ -288,7 +288,7 @@ def test_devices_and_pipes_may_have_several_writers(tmp_path):
 def test_file_is_replaced_only_once_it_is_complete(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with replaced_file(str(path), "w", encoding="utf-8") as file:
+    with atomic_write(str(path), "w", encoding="utf-8") as file:
         file.write("ñ")
         file.flush()
         assert path.read_text() == "old"
@@ -304,7 +304,7 @@ def test_failed_write_leaves_the_old_file_and_no_part(tmp_path, where, error):
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(error):
-        with replaced_file(str(path), check=fail if where == "check" else None) as file:
+        with atomic_write(str(path), check=fail if where == "check" else None) as file:
             file.write(b"half")
             if where == "body":
                 fail()
@@ -313,7 +313,7 @@ def test_failed_write_leaves_the_old_file_and_no_part(tmp_path, where, error):
 
 def test_check_sees_the_complete_file_before_it_has_its_name(tmp_path):
     seen = []
-    with replaced_file(str(tmp_path / "file"), check=lambda path: seen.append(open(path, "rb").read())) as file:
+    with atomic_write(str(tmp_path / "file"), check=lambda path: seen.append(open(path, "rb").read())) as file:
         file.write(b"all of it")
         assert not seen
     assert seen == [b"all of it"]
@@ -324,7 +324,7 @@ def test_link_is_followed_and_stays_a_link(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder/target")
     for text in ("new", "newer"):  # at first the target does not exist
-        with replaced_file(str(tmp_path / "link"), "w") as file:
+        with atomic_write(str(tmp_path / "link"), "w") as file:
             file.write(text)
         assert (tmp_path / "link").is_symlink() and (tmp_path / "folder" / "target").read_text() == text
     assert sorted(os.listdir(tmp_path)) == ["folder", "link"] and os.listdir(tmp_path / "folder") == ["target"]
@@ -335,7 +335,7 @@ def test_link_that_leads_to_itself_is_refused(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError):
-        with replaced_file(str(tmp_path / "a")):
+        with atomic_write(str(tmp_path / "a")):
             pass
     assert sorted(os.listdir(tmp_path)) == ["a", "b"] and (tmp_path / "a").is_symlink()
 
@@ -347,7 +347,7 @@ def test_pipe_is_written_to_and_stays_a_pipe(tmp_path):
     received = []
     reader = threading.Thread(target=lambda: received.append(open(path, "rb").read()))
     reader.start()
-    with replaced_file(path) as file:
+    with atomic_write(path) as file:
         file.write(b"through the pipe")
     reader.join(timeout=30)
     assert received == [b"through the pipe"] and stat.S_ISFIFO(os.stat(path).st_mode)
@@ -356,7 +356,7 @@ def test_pipe_is_written_to_and_stays_a_pipe(tmp_path):
 
 @posix
 def test_device_is_written_to_and_stays_a_device():
-    with replaced_file(os.devnull) as file:
+    with atomic_write(os.devnull) as file:
         file.write(b"gone")
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
@@ -364,7 +364,7 @@ def test_device_is_written_to_and_stays_a_device():
 def test_directory_cannot_be_replaced_by_a_file(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError):
-        with replaced_file(str(tmp_path / "folder")):
+        with atomic_write(str(tmp_path / "folder")):
             pass
     assert (tmp_path / "folder").is_dir()
 
@@ -377,7 +377,7 @@ def test_permissions_are_those_of_the_old_file_or_the_usual_ones(tmp_path):
             if name == "old":
                 (tmp_path / name).touch()
                 (tmp_path / name).chmod(mode)
-            with replaced_file(str(tmp_path / name)):
+            with atomic_write(str(tmp_path / name)):
                 pass
             assert stat.S_IMODE(os.stat(tmp_path / name).st_mode) == mode
     finally:
@@ -386,27 +386,27 @@ def test_permissions_are_those_of_the_old_file_or_the_usual_ones(tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 250, "é" * 120])
 def test_name_as_long_as_names_may_be_can_be_written(tmp_path, name):
-    with replaced_file(str(tmp_path / name)) as file:
+    with atomic_write(str(tmp_path / name)) as file:
         file.write(b"1")
     assert (tmp_path / name).read_bytes() == b"1"
 
 
 def test_users_file_with_a_similar_name_is_left_alone(tmp_path):
-    for name in ("file.part", ".file.part", f".file{TEMPORARY}"):
+    for name in ("file.part", ".file.part", f".file{TEMP_SUFFIX}"):
         (tmp_path / name).write_text("mine")
-    with replaced_file(str(tmp_path / "file")):
+    with atomic_write(str(tmp_path / "file")):
         pass
     with locked_directory(str(tmp_path), "file"):
         kept = sorted(os.listdir(tmp_path))
-    assert kept == sorted([LOCK, "file", "file.part", ".file.part", f".file{TEMPORARY}"])
+    assert kept == sorted([LOCK_FILE, "file", "file.part", ".file.part", f".file{TEMP_SUFFIX}"])
 
 
 @posix
 def test_part_of_a_killed_process_is_removed_by_the_next_one(tmp_path):
     code = """
 import sys
-from dongpt.program import replaced_file
-with replaced_file(sys.argv[1]) as file:
+from dongpt.program import atomic_write
+with atomic_write(sys.argv[1]) as file:
     file.write(b"half")
     file.flush()
     print("written", flush=True)
@@ -422,4 +422,4 @@ with replaced_file(sys.argv[1]) as file:
         with locked_directory(str(tmp_path), *names):
             assert len(os.listdir(tmp_path)) == 3
     with locked_directory(str(tmp_path), "other", "file"):
-        assert sorted(os.listdir(tmp_path)) == sorted(["file", LOCK])
+        assert sorted(os.listdir(tmp_path)) == sorted(["file", LOCK_FILE])

@@ -642,7 +642,7 @@ def test_an_older_checkpoint_of_a_very_large_corpus_is_not_bitwise_and_says_so(t
     edit(lambda c: c.pop("window_order"))
     shutil.copytree("out", "small")
     with monkeypatch.context() as patch:
-        patch.setattr(train.Corpus, "epoch_windows", lambda self, block_size: 2**20 + 1)
+        patch.setattr(train.Corpus, "windows_per_epoch", lambda self, block_size: 2**20 + 1)
         patch.setattr(train.Corpus, "window_starts", lambda self, first, count, *_: np.arange(count))
         assert resume(3) == 0
     assert "not bitwise: corpora of this size" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from helpers import ROOT, expect_sentence
 import sample as program
 from configurator import UserError
 from dongpt.checkpoint.files import load_anything, model_args, save
-from dongpt.decode.sampling import window_size
+from dongpt.decode.sampling import context_len
 from dongpt.decode.text import Detokenizer
 from dongpt.program import locked_output, run_program
 from dongpt.text.tokenizers import CharTokenizer, GPT2Tokenizer
@@ -137,12 +137,12 @@ def end_of_program(capsys, monkeypatch, out_dir, *args: str) -> subprocess.Compl
 
 
 def greedily(out_dir, prompt: str, n: int, penalty: float = 1.0) -> str:
-    """n tokens after prompt, the likeliest each time, of the plain model and window_size alone."""
+    """n tokens after prompt, the likeliest each time, of the plain model and context_len alone."""
     model, description, _ = load_anything(out_dir)
     tokenizer, model = CharTokenizer(description["characters"]), model.eval()
     ids = tokenizer.encode(prompt)
     for _ in range(n):
-        window = torch.tensor([ids[-window_size(len(ids), model.config.block_size) :]])
+        window = torch.tensor([ids[-context_len(len(ids), model.config.block_size) :]])
         logits = model(window)[0][0, -1, : tokenizer.vocab_size].tolist()
         for i in set(ids):
             logits[i] = logits[i] / penalty if logits[i] > 0 else logits[i] * penalty
@@ -316,7 +316,7 @@ def test_a_prompt_beyond_block_size_is_told_and_continued_by_the_window_rule(wil
     lines = captured.err.splitlines()
     assert len(lines) == 2 + (n > 16)  # the device and the speed
     if n > 16:
-        assert f"{n} tokens" in lines[1] and "block_size=16" in lines[1] and f"last {window_size(n, 16)}," in lines[1]
+        assert f"{n} tokens" in lines[1] and "block_size=16" in lines[1] and f"last {context_len(n, 16)}," in lines[1]
 
 
 @pytest.mark.parametrize("characters, start", [("\nabc", "\n"), ("cab\n", "\n"), ("cab", "c")])

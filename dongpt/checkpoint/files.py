@@ -23,7 +23,7 @@ import torch
 from configurator import UserError
 from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import FORMAT_VERSION as FORMAT_VERSION
-from dongpt.program import first_line, replaced_file
+from dongpt.program import atomic_write, first_line
 from dongpt.runtime import DTYPES, print0
 from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, Tokenizer, from_dict
 from model import GPT, GPTConfig
@@ -38,7 +38,7 @@ def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None)
     check(temporary path) may prevent the replacement by raising. Raises UserError if the file cannot be written.
     """
     try:
-        with replaced_file(path, check=check) as file:
+        with atomic_write(path, check=check) as file:
             torch.save(checkpoint, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
@@ -138,7 +138,7 @@ def restore_model(checkpoint: dict, path: str) -> GPT:
         tokenizer = make_tokenizer(checkpoint.get("tokenizer"))
         if tokenizer is None or tokenizer.end_id is None:
             raise UserError(f"{path} has document_mask=True, but no <|endoftext|>: use another checkpoint")
-        model.document_end = tokenizer.end_id
+        model.document_end_id = tokenizer.end_id
     return model
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from configurator import ROOT, UserError, build
+from configurator import ROOT, UserError, build_config
 from dongpt.checkpoint.legacy import LegacyConfig, build_model
 from dongpt.runtime import print0
 from dongpt.text.bins import read_meta
 from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, check_description
-from model import GPT, RELATIVE, GPTConfig
+from model import GPT, RELATIVE_TABLE, GPTConfig
 
 FORMAT_VERSION = 1
 MAX_MODEL_ARG = 2**28  # for numbers in model_args: larger ones overflow a tensor's number of bytes
@@ -117,7 +117,7 @@ def parse_model_args(model_args: dict, path: str) -> GPTConfig:
         command = f"python ckpt_update.py {path} NEW.pt --n_head=N (or --size=small|medium|large)"
         raise UserError(f"{path} does not say its n_head: convert it by {command}, or give n_head=N to load_model")
     try:
-        config = build(config_class, model_args, "model_args")
+        config = build_config(config_class, model_args, "model_args")
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} has hyper-parameters that make no model ({reason}): use another file") from error
@@ -168,7 +168,7 @@ def _convert_nanogpt(checkpoint: dict, path: str, extra_args: dict) -> dict:
     if pos_scheme not in ("default", "rope", "relative"):
         raise UserError(f"{path} has a pos_embd that EDS, whose layout it has, does not know: use another file")
     if pos_scheme != "relative":
-        weights.pop(RELATIVE, None)  # EDS stores it always, and uses it only here
+        weights.pop(RELATIVE_TABLE, None)  # EDS stores it always, and uses it only here
     if pos_scheme != "default":
         args["legacy"] = f"eds-{pos_scheme}"
         weights.pop("transformer.wpe.weight", None)  # likewise
@@ -226,7 +226,7 @@ def _known_param_orders(weights: dict, is_tied: bool) -> list[list[list[str]]]:
     linear = sorted(name for name in matrices if name.startswith(("transformer.h.", "lm_head.")))
     return [
         [matrices, vectors],
-        [[name for name in matrices if name != RELATIVE], vectors],  # EDS, its table added to an older file
+        [[name for name in matrices if name != RELATIVE_TABLE], vectors],  # EDS, its table added to an older file
         [linear, sorted(set(names) - set(linear))],  # nanoGPT until May 2023: embeddings do not decay
     ]
 

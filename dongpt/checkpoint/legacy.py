@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 
 from configurator import UserError
-from model import GPT, GPTConfig, rotation_at
+from model import GPT, GPTConfig, rope_cos_sin
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class EmpatheticRope(EmpatheticModel):
 
     def _embed(self, idx, positions, before=None):
         x1, x2 = self.transformer.wte(idx).chunk(2, dim=-1)  # (B, T, C/2) each
-        cos, sin = (t.squeeze(-2)[..., : x1.shape[-1]] for t in rotation_at(positions, self.config.n_embd))
+        cos, sin = (t.squeeze(-2)[..., : x1.shape[-1]] for t in rope_cos_sin(positions, self.config.n_embd))
         return torch.cat([x1 * sin - x2 * cos, x1 * cos + x2 * sin], dim=-1).to(x1.dtype)
 
 

@@ -20,8 +20,8 @@ import configurator
 from configurator import UserError
 from dongpt import log
 from dongpt.checkpoint import files as checkpoints
-from dongpt.log import RunLog, check_finite
-from dongpt.runtime import Machine, print0, seed_everything
+from dongpt.log import RunLog, check_finite_loss
+from dongpt.runtime import MachineInfo, print0, seed_everything
 from dongpt.text.tokenizers import added_special_tokens
 from model import GPT, CausalSelfAttention
 
@@ -52,7 +52,7 @@ def check_stored_values(cls: type, values: Any, source: str) -> dict[str, Any]:
     for key, value in stored.items():
         value = value.item() if torch.is_tensor(value) and value.numel() == 1 else value  # nanoGPT's best_val_loss
         stored[key] = configurator.check_setting(key, value, cls, source)
-    if invalid := configurator.out_of_bounds(cls, stored):
+    if invalid := configurator.bounds_errors(cls, stored):
         raise UserError(f"{source}: {'; '.join(invalid)}: use another checkpoint")
     return stored
 
@@ -73,22 +73,22 @@ def resumed_settings(cls: type, checkpoint: dict, path: str, overrides: dict) ->
     return settings
 
 
-def stored_machine(checkpoint: dict, path: str) -> Machine | None:
-    """The Machine that wrote a checkpoint; None if the checkpoint doesn't say, as nanoGPT's do not."""
+def stored_machine(checkpoint: dict, path: str) -> MachineInfo | None:
+    """The MachineInfo that wrote a checkpoint; None if the checkpoint doesn't say, as nanoGPT's do not."""
     if not checkpoint.get("runtime"):
         return None
-    values = check_stored_values(Machine, checkpoint["runtime"], f"{path}: runtime")
-    if missing := get_type_hints(Machine).keys() - values.keys():
+    values = check_stored_values(MachineInfo, checkpoint["runtime"], f"{path}: runtime")
+    if missing := get_type_hints(MachineInfo).keys() - values.keys():
         raise UserError(f"{path}: runtime has no {', '.join(sorted(missing))}: use another checkpoint")
-    return Machine(**values)
+    return MachineInfo(**values)
 
 
 def restore(checkpoint: dict, path: str, step) -> State:
     """Load optimizer and scaler from a checkpoint and return its State, saying what is not as it was."""
     cfg, corpus = step.cfg, step.corpus
     state = State(**check_stored_values(State, checkpoint, path))
-    windows = checkpoint.get("windows", state.iter_num * step.samples)  # nanoGPT's checkpoints don't say
-    state.samples_seen = configurator.check(windows, int, f"{path}: windows")
+    windows = checkpoint.get("windows", state.iter_num * step.samples_per_iter)  # nanoGPT's checkpoints don't say
+    state.samples_seen = configurator.check_type(windows, int, f"{path}: windows")
     state.resumed_at = state.iter_num, state.evaluated_at
     if "optimizer" in checkpoint:
         checkpoints.restore_optimizer(step.optimizer, checkpoint, step.model, path)
@@ -102,7 +102,7 @@ def restore(checkpoint: dict, path: str, step) -> State:
             raise UserError(f"{path} has a damaged scaler ({error!r}): use another checkpoint") from error
     if checkpoint.get("data_sha256", corpus.sha256) != corpus.sha256:
         print0(f"this resume is not bitwise: {corpus.name} is not what this run began with")
-    elif "window_order" not in checkpoint and not corpus.masks and corpus.epoch_windows(cfg.block_size) > 2**20:
+    elif "window_order" not in checkpoint and not corpus.masks and corpus.windows_per_epoch(cfg.block_size) > 2**20:
         print0("this resume is not bitwise: corpora of this size are now visited in another order")
     if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST_NAME)):
         state.best_val_loss = math.inf  # the state with that loss is gone: the next one is the best there is
@@ -163,7 +163,7 @@ class Saver:
 
     step: Any
     config: dict
-    machine: Machine
+    machine: MachineInfo
     log: RunLog
 
     def save(self, state: State, is_best: bool):
@@ -173,7 +173,7 @@ class Saver:
         """
         step, out_dir = self.step, self.step.cfg.out_dir
         if not all(torch.isfinite(parameter).all() for parameter in step.model.parameters()):
-            check_finite(math.nan, state.iter_num)
+            check_finite_loss(math.nan, state.iter_num)
         progress = {"windows" if key == "samples_seen" else key: value for key, value in asdict(state).items()}
         checkpoint = {
             "model": step.model.state_dict(),
@@ -214,7 +214,7 @@ def start_log(step, state: State, config: dict, machine: dict) -> tuple:
         state.wandb_run_id = wandb_run.id
     if cfg.init_from == "resume":
         records = log.records_before(log.read_log(cfg.out_dir), iter_num, evaluated_at)
-    elif old_dir := checkpoints.archive_run(cfg.out_dir, [log.LOG, log.PICTURE]):
+    elif old_dir := checkpoints.archive_run(cfg.out_dir, [log.LOG_FILE, log.LOSS_PICTURE]):
         print0(f"{cfg.out_dir} held an earlier run: its files are now in {old_dir}")
     header = dict(config=config, iter=iter_num, machine=machine, world_size=step.rt.world_size)
     header["versions"] = dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)

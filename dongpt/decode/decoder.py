@@ -14,16 +14,16 @@ from dongpt.decode.sampling import (
     NONFINITE_ID,
     DecodingError,
     Sampling,
-    check_decoding,
+    check_decoding_inputs,
+    context_len,
     penalize,
     sample_ids,
-    window_size,
 )
 from dongpt.kernels import cpu
 
-UNIFORMS = 64  # random numbers drawn at a time for each sequence
-PREFILL_TOKENS = 8192  # tokens encoded at a time
-GRAPH_BUCKET = 128  # cache lengths of CUDA graphs are multiples of this
+N_BUFFERED_UNIFORMS = 64  # random numbers drawn at a time for each sequence
+PREFILL_CHUNK_TOKENS = 8192  # tokens encoded at a time
+GRAPH_BUCKET_TOKENS = 128  # cache lengths of CUDA graphs are multiples of this
 
 
 @torch.no_grad()
@@ -43,22 +43,22 @@ def stream(
     A decoder made with reuse_prefix=True encodes only what differs from the text before.
     """
     n_ids = model.config.vocab_size if n_ids is None else n_ids
-    prompts = check_decoding(prompts, model.config.vocab_size, n_ids, max_new_tokens, sampling)
+    prompts = check_decoding_inputs(prompts, model.config.vocab_size, n_ids, max_new_tokens, sampling)
     seed = int(torch.randint(2**62, ())) if seed is None else int(seed)
     if decoder is None:
         capacity = min(max(map(len, prompts)) + max_new_tokens, model.config.block_size)
         decoder = Decoder.for_model(model, len(prompts), capacity, sampling, n_ids, use_kv_cache)
     assert decoder.model is model
     decoder.set_sampling(sampling, n_ids)
-    finished = [False] * len(prompts)
+    is_finished = [False] * len(prompts)
     for next_ids in decoder.generate_ids(prompts, seed, max_new_tokens):
-        next_ids = [-1 if done else i for i, done in zip(next_ids, finished)]
+        next_ids = [-1 if done else i for i, done in zip(next_ids, is_finished)]
         if NONFINITE_ID in next_ids:
             remedy = "use dtype=float32, or an earlier checkpoint if the training diverged"
             raise DecodingError(f"the model's logits are not finite: {remedy}")
         yield torch.tensor(next_ids)
-        finished = [done or i in stop_ids for i, done in zip(next_ids, finished)]
-        if all(finished):
+        is_finished = [done or i in stop_ids for i, done in zip(next_ids, is_finished)]
+        if all(is_finished):
             return
 
 
@@ -78,15 +78,15 @@ class LayerCache(NamedTuple):
 
     def extend(self, k, v):
         """Store k, v (R, nh, T, hs) of the new tokens; return all keys and values so far, (R, nh, S, hs) each."""
-        return self._store(self.keys, k), self._store(self.values, v)
+        return self._write_and_read(self.keys, k), self._write_and_read(self.values, v)
 
-    def _store(self, cached, new):
+    def _write_and_read(self, buffer, entries):
         if self.start is not None:
-            cached[self.batch, :, self.start : self.cache_len] = new
+            buffer[self.batch, :, self.start : self.cache_len] = entries
         else:
-            batch = torch.arange(len(new), device=new.device) if isinstance(self.batch, slice) else self.batch
-            cached[batch[:, None], :, self.positions] = new.transpose(1, 2).to(cached.dtype)
-        return cached[self.batch, :, : self.cache_len]  # a view for a slice, a copy for an index tensor
+            rows = torch.arange(len(entries), device=entries.device) if isinstance(self.batch, slice) else self.batch
+            buffer[rows[:, None], :, self.positions] = entries.transpose(1, 2).to(buffer.dtype)
+        return buffer[self.batch, :, : self.cache_len]  # a view for a slice, a copy for an index tensor
 
 
 class KVCache:
@@ -102,7 +102,7 @@ class KVCache:
         options: Any = dict(device=model.device, dtype=self.dtype)
         self.layers = [[torch.zeros(shape, **options), torch.zeros(shape, **options)] for _ in model.transformer.h]
 
-    def at(self, positions, cache_len: int, start: int | None = None, batch=slice(None)) -> list[LayerCache]:
+    def layer_caches(self, positions, cache_len: int, start: int | None = None, batch=slice(None)) -> list[LayerCache]:
         """The cache of each layer for writing tokens at positions (T,) or (R, T) of these sequences; see LayerCache."""
         return [LayerCache(keys, values, batch, positions, start, cache_len) for keys, values in self.layers]
 
@@ -113,12 +113,12 @@ def _cache_dtype(model: Any) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
 
 
-def tokens_before(tokens, positions, n: int):
+def previous_ids(tokens, positions, n: int):
     """The n ids before positions[i] in sequence i of tokens (B, T): (B, n), -1 before the start; None for n = 0."""
     if not n:
         return None
-    at = positions[:, None] + torch.arange(-n, 0, device=tokens.device)
-    return tokens.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1)
+    indices = positions[:, None] + torch.arange(-n, 0, device=tokens.device)
+    return tokens.gather(1, indices.clamp(min=0)).masked_fill(indices < 0, -1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -148,18 +148,18 @@ class Decoder:
         self.device, self.block_size, B = model.device, model.config.block_size, batch_size
         self.lengths = [0] * B  # tokens in the context of each sequence
         self.tokens = torch.zeros(B, self.block_size + 1, dtype=torch.int64, device=self.device)  # then garbage
-        self.last = torch.zeros(B, dtype=torch.int64, device=self.device)  # positions of the newest tokens
+        self.last_positions = torch.zeros(B, dtype=torch.int64, device=self.device)  # positions of the newest tokens
         # float64, which MPS does not have: there ids are drawn on the CPU
         uniforms_device = "cpu" if self.device.type == "mps" else self.device
-        self.uniforms = torch.zeros(UNIFORMS, B, dtype=torch.float64, device=uniforms_device)
-        self.n_used = torch.zeros(1, dtype=torch.int64, device=uniforms_device)  # how many of the uniforms are used
+        self.uniforms = torch.zeros(N_BUFFERED_UNIFORMS, B, dtype=torch.float64, device=uniforms_device)
+        self.uniform_index = torch.zeros(1, dtype=torch.int64, device=uniforms_device)  # of the next one to use
         self.next_ids = torch.zeros(B, dtype=torch.int64, device=self.device)
         self.cache = KVCache(model, B, capacity) if use_kv_cache and model.can_cache else None
-        self.n_before = model.config.ngrams - 1  # earlier tokens that the embedding of a token depends on
-        self.backend: cpu.PackedBlocks | None = None
+        self.num_previous = model.config.ngrams - 1  # earlier tokens that the embedding of a token depends on
+        self.packed_blocks: cpu.PackedBlocks | None = None
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # captured decode steps by cache length
-        self.weights: tuple = (), []  # state and checksums of the weights that computed what the cache holds
-        self.key: tuple = ()  # see for_model
+        self.weights_id: tuple = (), []  # state and checksums of the weights that computed what the cache holds
+        self.settings_key: tuple = ()  # see for_model
         self.in_use = False
         self.sampling, self.n_ids = Sampling(), 0
         self.set_sampling(sampling, n_ids)
@@ -169,14 +169,14 @@ class Decoder:
         cls, model: Any, batch_size: int, capacity: int, sampling: Sampling, n_ids: int, use_kv_cache: bool
     ) -> "Decoder":
         """A Decoder for `capacity` tokens per sequence; on CUDA the model's previous one if it fits."""
-        settings, previous = (batch_size, sampling, n_ids, use_kv_cache), model.__dict__.get("_decoder")
+        settings, kept_decoder = (batch_size, sampling, n_ids, use_kv_cache), model.__dict__.get("_decoder")
         if model.device.type != "cuda" or model.training or any(p.requires_grad for p in model.parameters()):
             return cls(model, *settings, capacity)  # a model in training keeps no buffers
-        key = settings, _state(model)
-        if previous is None or previous.in_use or previous.key != key:
-            previous = cls(model, *settings)  # capacity for block_size tokens, so that any text fits
-            model.__dict__["_decoder"], previous.key = previous, key
-        return previous
+        settings_key = settings, _weights_version(model)
+        if kept_decoder is None or kept_decoder.in_use or kept_decoder.settings_key != settings_key:
+            kept_decoder = cls(model, *settings)  # capacity for block_size tokens, so that any text fits
+            model.__dict__["_decoder"], kept_decoder.settings_key = kept_decoder, settings_key
+        return kept_decoder
 
     def set_sampling(self, sampling: Sampling, n_ids: int):
         """Sample with these settings from now on."""
@@ -184,158 +184,160 @@ class Decoder:
             return
         self.sampling, self.n_ids = sampling, n_ids
         self.graphs.clear()  # captured with the old settings
-        self.seen = None  # (B, V): which ids each sequence contains, if the sampling depends on it
+        self.seen_mask = None  # (B, V): which ids each sequence contains, if the sampling depends on it
         if sampling.repetition_penalty not in (None, 1):
-            self.seen = torch.zeros(len(self.lengths), self.model.config.vocab_size, dtype=torch.bool).to(self.device)
+            shape = len(self.lengths), self.model.config.vocab_size
+            self.seen_mask = torch.zeros(shape, dtype=torch.bool).to(self.device)
 
     def generate_ids(self, prompts: list[list[int]], seed: int, max_new_tokens: int) -> Iterator[list[int]]:
         """Yield the next id of each sequence, max_new_tokens times.
 
         On a GPU the next step is already queued when they arrive: stop conditions are checked one step late.
         """
-        self.in_use, waiting = True, None
-        small = self.device.type == "cpu" and self.model.get_num_matmul_params() < cpu.WORTH_PACKING
+        self.in_use, pending = True, None
+        is_small = self.device.type == "cpu" and self.model.get_num_matmul_params() < cpu.PACKING_MIN_PARAMS
         try:
-            with _decoding_threads(small):
+            with _limited_threads(is_small):
                 self.prefill(prompts, max_new_tokens)
             keys = [seed % 2**64 + (i << 64) for i in range(len(prompts))]
             generators = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
             for i in range(max_new_tokens):
-                with _decoding_threads(small):
-                    if i % UNIFORMS == 0:
-                        numbers = np.array([generator.random(UNIFORMS) for generator in generators]).T
+                with _limited_threads(is_small):
+                    if i % N_BUFFERED_UNIFORMS == 0:
+                        numbers = np.array([generator.random(N_BUFFERED_UNIFORMS) for generator in generators]).T
                         self.uniforms.copy_(torch.from_numpy(numbers))
-                        self.n_used.zero_()
+                        self.uniform_index.zero_()
                     self.truncate_context()
                     self.decode_step()
                 self.lengths = [length + 1 for length in self.lengths]
                 if self.device.type != "cuda":
                     yield self.next_ids.tolist()
                     continue
-                if waiting:
-                    yield self._wait(*waiting)
-                waiting = self.next_ids.to("cpu", non_blocking=True), torch.cuda.Event()
-                waiting[1].record()
-            if waiting:
-                yield self._wait(*waiting)
+                if pending:
+                    yield self._wait_for_ids(*pending)
+                pending = self.next_ids.to("cpu", non_blocking=True), torch.cuda.Event()
+                pending[1].record()
+            if pending:
+                yield self._wait_for_ids(*pending)
         finally:
             self.in_use = False
 
     @staticmethod
-    def _wait(next_ids, copied) -> list[int]:
-        copied.synchronize()
+    def _wait_for_ids(next_ids, copy_event) -> list[int]:
+        copy_event.synchronize()
         return next_ids.tolist()
 
     def prefill(self, prompts: list[list[int]], max_new_tokens: int):
         """Load the prompts, and encode all of their tokens except the newest."""
-        windows = [prompt[-window_size(len(prompt), self.block_size) :] for prompt in prompts]
+        windows = [prompt[-context_len(len(prompt), self.block_size) :] for prompt in prompts]
         if self.cache and self.cache.dtype != _cache_dtype(self.model):
             self.cache = KVCache(self.model, len(prompts), self.capacity)
         can_pack = self.cache is not None and self.cache.dtype == torch.float32 and not self.model.training
-        self.backend = cpu.decode_backend(self.model, max_new_tokens) if can_pack else None
-        n_known = self._n_known(windows[0]) if self.reuse_prefix else 0
+        self.packed_blocks = cpu.make_packed_blocks(self.model, max_new_tokens) if can_pack else None
+        cached_len = self._cached_prefix_len(windows[0]) if self.reuse_prefix else 0
         self.lengths = [len(window) for window in windows]
-        longest = max(self.lengths)
-        padded = torch.tensor([window + [0] * (longest - len(window)) for window in windows])
-        self.tokens[:, :longest] = padded.to(self.device)
-        self.last.copy_(torch.tensor(self.lengths) - 1)
-        if self.seen is not None:
-            self.seen.zero_()
+        max_len = max(self.lengths)
+        padded_ids = torch.tensor([window + [0] * (max_len - len(window)) for window in windows])
+        self.tokens[:, :max_len] = padded_ids.to(self.device)
+        self.last_positions.copy_(torch.tensor(self.lengths) - 1)
+        if self.seen_mask is not None:
+            self.seen_mask.zero_()
             for i, prompt in enumerate(prompts):
-                self.seen[i, prompt] = True
+                self.seen_mask[i, prompt] = True
         if self.cache:
-            if self.graphs and not n_known:  # used before: what a mask hides must be finite
-                for cached in chain(*self.cache.layers):
-                    cached.zero_()
-            self._encode(range(len(prompts)), all(window == windows[0] for window in windows), n_known)
+            if self.graphs and not cached_len:  # used before: what a mask hides must be finite
+                for buffer in chain(*self.cache.layers):
+                    buffer.zero_()
+            self._encode(range(len(prompts)), all(window == windows[0] for window in windows), cached_len)
 
-    def _n_known(self, window: list[int]) -> int:
-        """How many of the first tokens of window, the newest aside, the cache holds for the current weights."""
-        previous, self.weights = self.weights, (_state(self.model), _checksums(self.model))
-        if previous[0] != self.weights[0] or self.weights[1] and previous[1] != self.weights[1]:
+    def _cached_prefix_len(self, prompt_ids: list[int]) -> int:
+        """How many of the first prompt_ids, the newest aside, the cache holds for the current weights."""
+        old_id, self.weights_id = self.weights_id, (_weights_version(self.model), _weight_checksums(self.model))
+        if old_id[0] != self.weights_id[0] or self.weights_id[1] and old_id[1] != self.weights_id[1]:
             return 0
-        pairs = zip(self.tokens[0, : max(0, self.lengths[0] - 1)].tolist(), window[:-1])
+        pairs = zip(self.tokens[0, : max(0, self.lengths[0] - 1)].tolist(), prompt_ids[:-1])
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def truncate_context(self):
         """Reduce sequences of more than block_size tokens to their newest half, and encode it again from position 0."""
-        full = [i for i, length in enumerate(self.lengths) if length > self.block_size]
-        if not full:
+        full_rows = [i for i, length in enumerate(self.lengths) if length > self.block_size]
+        if not full_rows:
             return
-        half = window_size(self.block_size + 1, self.block_size)
-        self.tokens[full, :half] = self.tokens[full, self.block_size + 1 - half :]
-        self.last[full] = half - 1
-        for i in full:
-            self.lengths[i] = half
+        half_len = context_len(self.block_size + 1, self.block_size)
+        self.tokens[full_rows, :half_len] = self.tokens[full_rows, self.block_size + 1 - half_len :]
+        self.last_positions[full_rows] = half_len - 1
+        for i in full_rows:
+            self.lengths[i] = half_len
         if self.cache:
-            self._encode(full, False)
+            self._encode(full_rows, False)
 
-    def _encode(self, batch: Sequence[int], identical: bool, start: int = 0):
-        """Put the tokens of these sequences from start to the last but one into the cache; identical ones once."""
+    def _encode(self, rows: Sequence[int], same_prompts: bool, start: int = 0):
+        """Put the tokens of these sequences from start to the last but one into the cache; once for same_prompts."""
         assert self.cache
-        end = max(self.lengths[i] for i in batch) - 1
-        at: slice | torch.Tensor = slice(0, 1) if identical else slice(None)
-        if not identical and len(batch) < len(self.lengths):
-            at = torch.tensor(batch, device=self.device)
-        tokens = self.tokens[at]
-        chunk = max(1, PREFILL_TOKENS // len(tokens))
-        for first in range(start, end, chunk):
-            stop = min(first + chunk, end)
-            positions = torch.arange(first, stop, device=self.device)
-            before = tokens_before(tokens, torch.full_like(tokens[:, 0], first), self.n_before)
-            cache = self.cache.at(positions, stop, first, at)
-            self.model._hidden(tokens[:, first:stop], positions, cache, before, tokens[:, :stop])
-        for cached in chain(*self.cache.layers) if identical else ():
-            cached[1:, :, :end] = cached[:1, :, :end]
+        end = max(self.lengths[i] for i in rows) - 1
+        row_index: slice | torch.Tensor = slice(0, 1) if same_prompts else slice(None)
+        if not same_prompts and len(rows) < len(self.lengths):
+            row_index = torch.tensor(rows, device=self.device)
+        tokens = self.tokens[row_index]
+        chunk_len = max(1, PREFILL_CHUNK_TOKENS // len(tokens))
+        for chunk_start in range(start, end, chunk_len):
+            chunk_end = min(chunk_start + chunk_len, end)
+            positions = torch.arange(chunk_start, chunk_end, device=self.device)
+            previous = previous_ids(tokens, torch.full_like(tokens[:, 0], chunk_start), self.num_previous)
+            caches = self.cache.layer_caches(positions, chunk_end, chunk_start, row_index)
+            self.model._hidden(tokens[:, chunk_start:chunk_end], positions, caches, previous, tokens[:, :chunk_end])
+        for buffer in chain(*self.cache.layers) if same_prompts else ():
+            buffer[1:, :, :end] = buffer[:1, :, :end]
 
     def decode_step(self):
         """Draw one id for each sequence."""
-        longest = max(self.lengths)
+        max_len = max(self.lengths)
         # without graphs under autocast, which frees its casts of the weights at exit
         if self.cache and self.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):
-            self._replay(min(-(-longest // GRAPH_BUCKET) * GRAPH_BUCKET, self.block_size))
+            self._replay_graph(min(-(-max_len // GRAPH_BUCKET_TOKENS) * GRAPH_BUCKET_TOKENS, self.block_size))
         else:
-            start = longest - 1 if min(self.lengths) == longest else None
-            self._sample(self._logits(longest, start))
+            start = max_len - 1 if min(self.lengths) == max_len else None
+            self._sample(self._logits(max_len, start))
 
     def _logits(self, cache_len: int, start: int | None):
         """Logits (B, V) after the newest tokens, which enter the cache; start is their position if it is the same."""
+        model, tokens = self.model, self.tokens[:, :cache_len]
         if self.cache is None:
-            return self.model.logits_at(self.tokens[:, :cache_len], self.last)
-        newest = self.tokens.gather(1, self.last[:, None])  # (B, 1)
-        before = tokens_before(self.tokens, self.last, self.n_before)
-        positions = self.last[:1] if start is not None else self.last[:, None]
-        cache, model, tokens = self.cache.at(positions, cache_len, start), self.model, self.tokens[:, :cache_len]
-        if self.backend is None:
-            return model.lm_head(model._hidden(newest, positions, cache, before, tokens)[:, 0])
-        x = model._embed(newest, positions, before)
-        x = self.backend.blocks(x, model.attention_inputs(positions, cache[0], tokens), cache)
-        return self.backend.head(model.transformer.ln_f(x)[:, 0])
+            return model.logits_at(tokens, self.last_positions)
+        newest_ids = self.tokens.gather(1, self.last_positions[:, None])  # (B, 1)
+        previous = previous_ids(self.tokens, self.last_positions, self.num_previous)
+        positions = self.last_positions[:1] if start is not None else self.last_positions[:, None]
+        caches = self.cache.layer_caches(positions, cache_len, start)
+        if self.packed_blocks is None:
+            return model.lm_head(model._hidden(newest_ids, positions, caches, previous, tokens)[:, 0])
+        x = model._embed(newest_ids, positions, previous)
+        x = self.packed_blocks.blocks(x, model.attention_inputs(positions, caches[0], tokens), caches)
+        return self.packed_blocks.head(model.transformer.ln_f(x)[:, 0])
 
     def _sample(self, logits):
         """Draw an id from each row of logits (B, V), and append it to the sequence."""
-        if self.seen is not None:
-            logits = penalize(logits.float(), self.seen, self.sampling.repetition_penalty or 1)
-        uniforms = self.uniforms.index_select(0, self.n_used)[0]
+        if self.seen_mask is not None:
+            logits = penalize(logits.float(), self.seen_mask, self.sampling.repetition_penalty or 1)
+        uniforms = self.uniforms.index_select(0, self.uniform_index)[0]
         self.next_ids.copy_(sample_ids(logits[:, : self.n_ids], uniforms, self.sampling))
-        self.n_used += 1
-        self.last += 1
+        self.uniform_index += 1
+        self.last_positions += 1
         ids = self.next_ids[:, None].clamp(min=0)  # (B, 1)
-        self.tokens.scatter_(1, self.last[:, None], ids)
-        if self.seen is not None:
-            self.seen.scatter_(1, ids, True)
+        self.tokens.scatter_(1, self.last_positions[:, None], ids)
+        if self.seen_mask is not None:
+            self.seen_mask.scatter_(1, ids, True)
 
-    def _replay(self, cache_len: int):
+    def _replay_graph(self, cache_len: int):
         """One decode step on CUDA as a graph; otherwise a small model spends its time launching kernels."""
         if cache_len not in self.graphs:
-            state = [t for t in (self.n_used, self.last, self.tokens, self.seen) if t is not None]
-            saved = [t.clone() for t in state]
+            state = [t for t in (self.uniform_index, self.last_positions, self.tokens, self.seen_mask) if t is not None]
+            saved_values = [t.clone() for t in state]
             side_stream = torch.cuda.Stream()
             side_stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side_stream):  # warm-up on a side stream, as torch.cuda.graph requires
                 for _ in range(3):
                     self._sample(self._logits(cache_len, None))
-                    for tensor, value in zip(state, saved):
+                    for tensor, value in zip(state, saved_values):
                         tensor.copy_(value)
             torch.cuda.current_stream().wait_stream(side_stream)
             self.graphs[cache_len] = torch.cuda.CUDAGraph()
@@ -344,31 +346,31 @@ class Decoder:
         self.graphs[cache_len].replay()
 
 
-def _state(model: Any) -> tuple:
+def _weights_version(model: Any) -> tuple:
     """A value that changes when keys and values become stale: by assignments, optimizer steps, in-place operations."""
     tensors = [*model.parameters(), *model.buffers()]
-    versions = [(t.data_ptr(), t.dtype, -1 if t.is_inference() else t._version) for t in tensors]
-    return (*versions, model.config, model.document_end, model.training, _cache_dtype(model))
+    tensor_versions = [(t.data_ptr(), t.dtype, -1 if t.is_inference() else t._version) for t in tensors]
+    return (*tensor_versions, model.config, model.document_end_id, model.training, _cache_dtype(model))
 
 
-def _checksums(model: Any) -> list[int]:
+def _weight_checksums(model: Any) -> list[int]:
     """Sums of the bits of all trainable weights. Only these notice writes through .data; none if all are frozen."""
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return [int(p.detach().view(integers[p.element_size()]).sum()) for p in model.parameters() if p.requires_grad]
+    int_dtypes = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return [int(p.detach().view(int_dtypes[p.element_size()]).sum()) for p in model.parameters() if p.requires_grad]
 
 
 @contextlib.contextmanager
-def _decoding_threads(small: bool) -> Iterator[None]:
+def _limited_threads(is_small: bool) -> Iterator[None]:
     """Use one CPU thread for a small model: several would wait for each other longer than they compute.
 
     Entered once per token, so that the caller of a stream keeps its own number of threads.
     """
     n_threads = torch.get_num_threads()
-    changes = small and n_threads > 1
+    is_limited = is_small and n_threads > 1
     try:
-        if changes:
+        if is_limited:
             torch.set_num_threads(1)
         yield
     finally:
-        if changes:
+        if is_limited:
             torch.set_num_threads(n_threads)

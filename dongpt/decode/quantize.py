@@ -51,9 +51,9 @@ def pack_model(model: Any, dtype: torch.dtype):
     _replace_modules(model, (nn.Linear, Int8Linear), lambda linear: PackedLinear(linear, dtype))
 
 
-def _replace_modules(model: nn.Module, kinds: type | tuple[type, ...], make: Callable[[Any], nn.Module]):
+def _replace_modules(model: nn.Module, module_types: type | tuple[type, ...], make_module: Callable[[Any], nn.Module]):
     """Replace each submodule of one of these kinds by make(submodule)."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, kinds):
-                setattr(module, name, make(child))
+            if isinstance(child, module_types):
+                setattr(module, name, make_module(child))

@@ -12,19 +12,19 @@ from typing import Any, Collection, Iterator, Literal, Sequence
 
 import torch
 
-from configurator import UserError, check, check_setting
+from configurator import UserError, check_setting, check_type
 from dongpt.checkpoint.files import load_anything
 from dongpt.decode import quantize as formats
 from dongpt.decode.sampling import DecodingError, Sampling
-from dongpt.decode.text import Detokenizer, read_stop, read_stop_ids
+from dongpt.decode.text import Detokenizer, parse_stop_ids, parse_stop_strings
 from dongpt.kernels import cpu
 from dongpt.program import first_line
 from dongpt.runtime import DTYPES, Runtime, RuntimeConfig, start
 from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, Tokenizer, UnknownPolicy, from_dict
 from model import GPT
 
-WORTH_ROUNDING = 5e7  # parameters from which dtype=auto means bfloat16 weights on a CPU
-Quantize = Literal["none", "int8"]
+BFLOAT16_MIN_PARAMS = 5e7  # parameters from which dtype=auto means bfloat16 weights on a CPU
+Quantization = Literal["none", "int8"]
 
 
 @dataclass
@@ -64,13 +64,13 @@ class Generator:
         with characters that the vocabulary lacks, a model without a tokenizer, and logits that are not finite.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        texts, ids = self.detokenizer(1, stop, stop_ids), self.encode(prompt, unknown)
-        for new_ids in self.stream_ids([ids], max_new_tokens, sampling, seed, texts.stop_ids, use_kv_cache):
-            if piece := texts.add(new_ids.tolist())[0]:
+        detokenizer, ids = self.detokenizer(1, stop, stop_ids), self.encode(prompt, unknown)
+        for new_ids in self.stream_ids([ids], max_new_tokens, sampling, seed, detokenizer.stop_ids, use_kv_cache):
+            if piece := detokenizer.add(new_ids.tolist())[0]:
                 yield piece
-            if texts.done:
+            if detokenizer.done:
                 break
-        if piece := texts.finish()[0]:
+        if piece := detokenizer.finish()[0]:
             yield piece
 
     def encode(self, prompt: str, unknown: UnknownPolicy = "error") -> list[int]:
@@ -83,8 +83,8 @@ class Generator:
     ) -> Detokenizer:
         """Collects the texts of n_samples streams; stop and stop_ids as on sample.py's command line, or lists."""
         tokenizer = self.require_tokenizer()
-        stop = read_stop(stop) if isinstance(stop, str) else stop
-        stop_ids = read_stop_ids(stop_ids, tokenizer.vocab_size) if isinstance(stop_ids, str) else stop_ids
+        stop = parse_stop_strings(stop) if isinstance(stop, str) else stop
+        stop_ids = parse_stop_ids(stop_ids, tokenizer.vocab_size) if isinstance(stop_ids, str) else stop_ids
         return Detokenizer(tokenizer, n_samples, stop, stop_ids)
 
     def stream_ids(
@@ -116,7 +116,7 @@ def load(
     path: str,
     device: str = "auto",
     dtype: str = "auto",
-    quantize: Quantize = "none",
+    quantize: Quantization = "none",
     compile: bool | Literal["auto"] = "auto",
     chat_template: bool = True,
     **model_args: Any,
@@ -129,49 +129,49 @@ def load(
     """
     for key, value in dict(device=device, dtype=dtype, compile=compile).items():
         check_setting(key, value, RuntimeConfig, "load")
-    check(quantize, Quantize, "load: quantize")
+    check_type(quantize, Quantization, "load: quantize")
     rt = start(device, dtype)
-    model, description, _ = load_anything(path, **model_args)
-    if description and not chat_template:
-        description = {key: value for key, value in description.items() if key != "template"}
-    tokenizer = from_dict(description) if description and description != UNSUPPORTED_TOKENIZER else None
-    model, why = to_inference(model, rt, dtype, quantize, compile)
-    return Generator(model, tokenizer, why)
+    model, tokenizer_dict, _ = load_anything(path, **model_args)
+    if tokenizer_dict and not chat_template:
+        tokenizer_dict = {key: value for key, value in tokenizer_dict.items() if key != "template"}
+    tokenizer = from_dict(tokenizer_dict) if tokenizer_dict and tokenizer_dict != UNSUPPORTED_TOKENIZER else None
+    model, description = to_inference(model, rt, dtype, quantize, compile)
+    return Generator(model, tokenizer, description)
 
 
 def to_inference(
-    model: GPT, rt: Runtime, dtype: str = "auto", quantize: Quantize = "none", compile: bool | Literal["auto"] = "auto"
+    model: GPT, rt: Runtime, dtype: str = "auto", quantize: str = "none", compile: bool | Literal["auto"] = "auto"
 ) -> tuple[GPT, str]:
     """(model on the device, in eval mode, for inference only; what was chosen and why). dtype is what was asked for.
 
     compile=True compiles the blocks; auto leaves them, since a few samples do not repay a minute of compiling. Raises
     UserError where torch.compile does not work.
     """
-    size, weights, why = model.get_num_matmul_params(), rt.dtype, ""
+    n_params, weight_format, format_reason = model.get_num_matmul_params(), rt.dtype, ""
     model.to(rt.device).eval().requires_grad_(False)
-    packs, why_not = cpu.can_pack(model) if compile is not True else (False, "")
-    if dtype == "auto" and packs and size >= WORTH_ROUNDING:
-        weights, why = "bfloat16", f" (auto: {size / 1e6:.0f}M of them are read for every token)"
+    is_packable, compiler_problem = cpu.can_pack(model) if compile is not True else (False, "")
+    if dtype == "auto" and is_packable and n_params >= BFLOAT16_MIN_PARAMS:
+        weight_format, format_reason = "bfloat16", f" (auto: {n_params / 1e6:.0f}M of them are read for every token)"
     if quantize == "int8":
         try:
             formats.quantize_linears(model)
         except ValueError as error:
             raise UserError(str(error)) from error
-        weights, why = "int8", " (as asked)"
-    if packs and weights != "float16":
-        formats.pack_model(model, DTYPES.get(weights, torch.float32))
-        return model, f"{rt.why}, weights: {weights}{why}, packed, sums in float32"
+        weight_format, format_reason = "int8", " (as asked)"
+    if is_packable and weight_format != "float16":
+        formats.pack_model(model, DTYPES.get(weight_format, torch.float32))
+        return model, f"{rt.description}, weights: {weight_format}{format_reason}, packed, sums in float32"
     model.to(DTYPES[rt.dtype])
     if compile is True:
         compile_blocks(model)
-    notes = [f"weights: {weights}{why}"] if quantize == "int8" or why_not else []
-    if why_not:
-        notes.append(f"not packed ({why_not}): slower")
+    notes = [f"weights: {weight_format}{format_reason}"] if quantize == "int8" or compiler_problem else []
+    if compiler_problem:
+        notes.append(f"not packed ({compiler_problem}): slower")
     elif quantize == "int8":
         notes.append("less memory, slower than without")  # they are converted to floats again for every token
     if rt.device_type == "cuda":
         notes.append("compile: on (as asked)" if compile is True else "compile: off (a minute for a few samples)")
-    return model, ", ".join([rt.why, *notes])
+    return model, ", ".join([rt.description, *notes])
 
 
 def compile_blocks(model: GPT):

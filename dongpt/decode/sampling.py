@@ -36,10 +36,10 @@ class Sampling:
             "min_p": (min_p is None or 0 <= min_p <= 1, "between 0 and 1 (0 or None is off)"),
             "repetition_penalty": (penalty is None or 1e-9 < penalty < 1e9, "above 0, near 1 (1 or None is off)"),
         }
-        return [f"{name}={getattr(self, name)} must be {rule}" for name, (holds, rule) in rules.items() if not holds]
+        return [f"{name}={getattr(self, name)} must be {rule}" for name, (is_ok, rule) in rules.items() if not is_ok]
 
 
-def window_size(n_tokens: int, block_size: int) -> int:
+def context_len(n_tokens: int, block_size: int) -> int:
     """How many of the newest of n_tokens the model sees: all up to block_size; one more, and it drops to half a block.
 
     The window then grows to block_size again, and so on: block_size=4 gives 1 2 3 4 2 3 4 2 3 4 ...
@@ -50,17 +50,17 @@ def window_size(n_tokens: int, block_size: int) -> int:
     return half + (n_tokens - block_size - 1) % (block_size - half + 1)
 
 
-def check_decoding(
+def check_decoding_inputs(
     prompts: Any, vocab_size: int, n_ids: int, max_new_tokens: int, sampling: Sampling
 ) -> list[list[int]]:
     """prompts, a tensor (B, T) or sequences of ids, as lists. Raises DecodingError that lists every problem."""
     problems = []
-    rows = prompts.tolist() if torch.is_tensor(prompts) else list(prompts)
-    if not all(isinstance(row, Sequence) and all(isinstance(i, int) for i in row) for row in rows):
+    prompt_ids = prompts.tolist() if torch.is_tensor(prompts) else list(prompts)
+    if not all(isinstance(row, Sequence) and all(isinstance(i, int) for i in row) for row in prompt_ids):
         problems.append("prompts must be rows of token ids: a tensor (B, T) of whole numbers, or a list of lists")
-    elif not rows or not all(rows):
+    elif not prompt_ids or not all(prompt_ids):
         problems.append("a prompt is empty: pass rows of at least one token id each")
-    elif not all(0 <= min(row) and max(row) < vocab_size for row in rows):
+    elif not all(0 <= min(row) and max(row) < vocab_size for row in prompt_ids):
         problems.append(f"a prompt holds ids beyond the model's vocabulary of {vocab_size}: use the model's tokenizer")
     if max_new_tokens < 0:
         problems.append(f"max_new_tokens={max_new_tokens} must be at least 0")
@@ -68,15 +68,15 @@ def check_decoding(
         problems.append(f"n_ids={n_ids} must be at least 1")
     if problems := problems + sampling.problems():
         raise DecodingError("; ".join(problems))
-    return [list(row) for row in rows]
+    return [list(row) for row in prompt_ids]
 
 
-def penalize(logits, seen, penalty: float):
-    """Logits (B, V) with the ids marked in seen (B, V) less likely: CTRL, arxiv.org/abs/1909.05858, section 4.1.
+def penalize(logits, seen_mask, penalty: float):
+    """Logits (B, V) with the ids in seen_mask (B, V) less likely: CTRL, arxiv.org/abs/1909.05858, section 4.1.
 
     As in Hugging Face, positive logits are divided by the penalty and negative ones multiplied.
     """
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    return torch.where(seen_mask, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def sample_ids(logits, uniforms, sampling: Sampling):
@@ -88,34 +88,34 @@ def sample_ids(logits, uniforms, sampling: Sampling):
     logits = logits.float()
     if logits.device.type == "mps":
         logits = logits.cpu()  # sampling on MPS has given wrong ids without an error: nanoGPT issues 255 and 458
-    lowest, highest = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)  # NaN if any logit is NaN
-    finite = torch.isfinite(highest - lowest)[:, 0]
+    min_logits, max_logits = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)  # NaN if any logit is NaN
+    is_finite = torch.isfinite(max_logits - min_logits)[:, 0]
     if sampling.temperature == 0:
-        return torch.where(finite, logits.argmax(-1), NONFINITE_ID)
+        return torch.where(is_finite, logits.argmax(-1), NONFINITE_ID)
     if sampling.top_k and sampling.top_k < logits.size(-1):
-        next_ids = _sample_top_k(logits, highest, uniforms, sampling, sampling.top_k)
+        next_ids = _sample_top_k(logits, max_logits, uniforms, sampling, sampling.top_k)
     else:
-        next_ids = _invert_cdf(logits - highest, uniforms, sampling)
-    return torch.where(finite, next_ids, NONFINITE_ID)
+        next_ids = _invert_cdf(logits - max_logits, uniforms, sampling)
+    return torch.where(is_finite, next_ids, NONFINITE_ID)
 
 
-def _sample_top_k(logits, highest, uniforms, sampling: Sampling, k: int):
-    """Ids (B,) drawn from the k likeliest of logits (B, V), whose maxima are highest (B, 1); ties with the k-th stay.
+def _sample_top_k(logits, max_logits, uniforms, sampling: Sampling, k: int):
+    """Ids (B,) drawn from the k likeliest of logits (B, V) with maxima max_logits (B, 1); ties with the k-th stay.
 
     On a CPU a row without such ties is reduced to its k candidates, which is faster. A GPU would have to wait to find
     out whether there are ties.
     """
-    values, ids = torch.topk(logits, k + 1)
-    threshold = values[:, k - 1 : k]
+    top_logits, top_ids = torch.topk(logits, k + 1)
+    threshold = top_logits[:, k - 1 : k]
     if logits.device.type != "cpu":
-        return _invert_cdf(logits.masked_fill(logits < threshold, -math.inf) - highest, uniforms, sampling)
-    tied = (values[:, k] == threshold[:, 0]).nonzero()[:, 0]
-    ids, order = ids[:, :k].sort(-1)  # in the order of the vocabulary, as the masked form has them
-    chosen = _invert_cdf(values.gather(1, order) - highest, uniforms, sampling)
-    next_ids = ids.gather(1, chosen[:, None])[:, 0]
-    if len(tied):
-        masked = logits[tied].masked_fill(logits[tied] < threshold[tied], -math.inf)
-        next_ids[tied] = _invert_cdf(masked - highest[tied], uniforms[tied], sampling)
+        return _invert_cdf(logits.masked_fill(logits < threshold, -math.inf) - max_logits, uniforms, sampling)
+    tied_rows = (top_logits[:, k] == threshold[:, 0]).nonzero()[:, 0]
+    top_ids, order = top_ids[:, :k].sort(-1)  # in the order of the vocabulary, as the masked form has them
+    sampled = _invert_cdf(top_logits.gather(1, order) - max_logits, uniforms, sampling)
+    next_ids = top_ids.gather(1, sampled[:, None])[:, 0]
+    if len(tied_rows):
+        masked_logits = logits[tied_rows].masked_fill(logits[tied_rows] < threshold[tied_rows], -math.inf)
+        next_ids[tied_rows] = _invert_cdf(masked_logits - max_logits[tied_rows], uniforms[tied_rows], sampling)
     return next_ids
 
 
@@ -123,15 +123,15 @@ def _invert_cdf(logits, uniforms, sampling: Sampling):
     """Index drawn in each row of logits (B, n), which are at most 0, at a temperature above 0."""
     logits = logits / max(sampling.temperature, 1e-37)  # a smaller one would overflow
     if sampling.top_p is not None and sampling.top_p < 1:
-        ascending, order = logits.sort(stable=True)  # otherwise the order of ties depends on the size of the batch
-        outside = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-        outside[:, -1] = False  # the likeliest id always stays
-        logits = logits.masked_fill(outside.scatter(1, order, outside), -math.inf)
+        sorted_logits, order = logits.sort(stable=True)  # otherwise the order of ties depends on the size of the batch
+        outside_top_p = sorted_logits.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        outside_top_p[:, -1] = False  # the likeliest id always stays
+        logits = logits.masked_fill(outside_top_p.scatter(1, order, outside_top_p), -math.inf)
     if sampling.min_p:
         probabilities = logits.softmax(-1)
         threshold = sampling.min_p * probabilities.amax(-1, keepdim=True)
         logits = logits.masked_fill(probabilities < threshold, -math.inf)
     # summed in float64, so that unlikely ids keep their probability; searchsorted never lands on one of probability 0
-    cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (B, n)
-    points = uniforms.to(logits.device)[:, None].clamp(max=1 - 2**-40) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.size(-1) - 1)
+    cdf = logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (B, n)
+    cdf_values = uniforms.to(logits.device)[:, None].clamp(max=1 - 2**-40) * cdf[:, -1:]
+    return torch.searchsorted(cdf, cdf_values, right=True)[:, 0].clamp(max=logits.size(-1) - 1)

@@ -27,13 +27,13 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, cos, sin):
         ctx.save_for_backward(cos, sin)
-        half, rotated = q.shape[-1] // 2, []
+        half_size, outputs = q.shape[-1] // 2, []
         for x in (q, k):
             y = x * cos  # float32, whatever x is
-            y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-            y[..., half:].addcmul_(x[..., :half], sin[..., half:])
-            rotated.append(y.to(x.dtype))
-        return tuple(rotated)
+            y[..., :half_size].addcmul_(x[..., half_size:], sin[..., :half_size], value=-1)
+            y[..., half_size:].addcmul_(x[..., :half_size], sin[..., half_size:])
+            outputs.append(y.to(x.dtype))
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -79,19 +79,19 @@ class _BiasedAttention(torch.autograd.Function):
         dq, dk, dv = (torch.zeros(t.shape, dtype=t.dtype) for t in (q, k, v))
         dbias = torch.zeros_like(bias)
         n_sequences = max(1, TILE_SCORES // (n_head * min(T, TILE_QUERIES) * T))
-        for first in range(0, B, n_sequences):
-            b = slice(first, first + n_sequences)
+        for batch_start in range(0, B, n_sequences):
+            b = slice(batch_start, batch_start + n_sequences)
             for i in range(0, T, TILE_QUERIES):
                 j = min(i + TILE_QUERIES, T)  # queries i to j - 1 look at keys 0 to j - 1
-                qs, ks, vs, gs = q[b, :, i:j] * scale, k[b, :, :j], v[b, :, :j], grad[b, :, i:j]
-                p = ((qs @ ks.mT).float() + bias[:, :, i:j, :j]).softmax(-1)
-                dp = (gs @ vs.mT).float()
+                q_tile, k_tile, v_tile, grad_tile = q[b, :, i:j] * scale, k[b, :, :j], v[b, :, :j], grad[b, :, i:j]
+                p = ((q_tile @ k_tile.mT).float() + bias[:, :, i:j, :j]).softmax(-1)
+                dp = (grad_tile @ v_tile.mT).float()
                 ds = p * (dp - (p * dp).sum(-1, keepdim=True))  # softmax: ds = p (dp - sum(p dp))
                 dbias[:, :, i:j, :j] += ds.sum(0)  # the bias is added to the scores of every sequence
                 ds = ds.to(q.dtype)
-                dq[b, :, i:j] = (ds @ ks) * scale
-                dk[b, :, :j] += ds.mT @ qs
-                dv[b, :, :j] += p.to(q.dtype).mT @ gs
+                dq[b, :, i:j] = (ds @ k_tile) * scale
+                dk[b, :, :j] += ds.mT @ q_tile
+                dv[b, :, :j] += p.to(q.dtype).mT @ grad_tile
         return dq, dk, dv, dbias
 
 
@@ -109,7 +109,7 @@ class Dropout(nn.Dropout):
     def forward(self, x):
         if not self.training or not self.p or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        random_bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         n_dropped = min(round(self.p * 65536), 65535)  # of the 65536 values of 16 bits
-        keep = bits[: x.numel()].view(x.shape) >= n_dropped - 32768
-        return x * keep.to(x.dtype).mul_(65536 / (65536 - n_dropped))
+        keep_mask = random_bits[: x.numel()].view(x.shape) >= n_dropped - 32768
+        return x * keep_mask.to(x.dtype).mul_(65536 / (65536 - n_dropped))

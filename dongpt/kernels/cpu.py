@@ -19,18 +19,18 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu.c")
-WORTH_PACKING = 1e6  # parameters below which reading them is not what takes a token's time
-MAX_COPIED = 5e8  # parameters above which a second copy of the weights may not fit into memory
+C_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu.c")
+PACKING_MIN_PARAMS = 1e6  # parameters below which reading them is not what takes a token's time
+MAX_COPY_PARAMS = 5e8  # parameters above which a second copy of the weights may not fit into memory
 MIN_TOKENS_TO_COPY = 16  # tokens that repay the time of copying the weights
-WEIGHTS_PER_WORD = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # in 32 bits
+WEIGHTS_PER_INT32 = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # in 32 bits
 # Tuned to some processors, gcc would fuse multiply and add in one place and not in another: a row's rounding would
 # depend on the number of rows.
-FLAGS = ["-O3", "-march=native", "-mtune=generic", "-fopenmp", "-shared", "-fPIC"]
+GCC_FLAGS = ["-O3", "-march=native", "-mtune=generic", "-fopenmp", "-shared", "-fPIC"]
 
 
 @functools.cache
-def library() -> tuple[ctypes.CDLL | None, str]:
+def load_library() -> tuple[ctypes.CDLL | None, str]:
     """(cpu.c compiled for this processor, "") or (None, why it is not available)."""
     if not sys.platform.startswith("linux"):
         return None, f"not done on {sys.platform}"
@@ -38,38 +38,38 @@ def library() -> tuple[ctypes.CDLL | None, str]:
     if not shutil.which(compiler[0]):
         return None, f"no C compiler ({compiler[0]}) found"
     with tempfile.TemporaryDirectory() as folder:  # nothing is kept: a file from elsewhere is never run
-        target = os.path.join(folder, "cpu.so")
+        so_path = os.path.join(folder, "cpu.so")
         try:
-            subprocess.run([*compiler, *FLAGS, SOURCE, "-o", target], capture_output=True, timeout=120, check=True)
-            compiled = ctypes.CDLL(target)
+            subprocess.run([*compiler, *GCC_FLAGS, C_FILE, "-o", so_path], capture_output=True, timeout=120, check=True)
+            c_library = ctypes.CDLL(so_path)
         except (OSError, subprocess.SubprocessError) as error:
             return None, f"{compiler[0]} could not make it, or it cannot be loaded ({type(error).__name__})"
     pointer, pointers = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
-    step, layers, linear = (ctypes.POINTER(struct) for struct in (_Step, _Layer, _Linear))
-    compiled.matmul.argtypes = [linear, pointer, pointer, ctypes.c_long]
-    compiled.blocks.argtypes = [step, layers, ctypes.c_long, pointers, pointers, pointer, pointer]
-    compiled.matmul.restype = compiled.blocks.restype = None
-    return compiled, ""
+    step, layers, linear = (ctypes.POINTER(struct) for struct in (_CStep, _CLayer, _CLinear))
+    c_library.matmul.argtypes = [linear, pointer, pointer, ctypes.c_long]
+    c_library.blocks.argtypes = [step, layers, ctypes.c_long, pointers, pointers, pointer, pointer]
+    c_library.matmul.restype = c_library.blocks.restype = None
+    return c_library, ""
 
 
-def _struct(name: str, pointers: str, numbers: str, linears: str = "") -> Any:
+def _c_struct(name: str, pointers: str, numbers: str, linears: str = "") -> Any:
     """A struct of cpu.c, its members in the same order: pointers, then linears, then numbers."""
-    members: list[tuple[str, Any]] = [(field, ctypes.c_void_p) for field in pointers.split()]
-    members += [(field, _Linear) for field in linears.split()]
-    members += [(field, ctypes.c_long) for field in numbers.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": members})
+    struct_fields: list[tuple[str, Any]] = [(name_, ctypes.c_void_p) for name_ in pointers.split()]
+    struct_fields += [(name_, _CLinear) for name_ in linears.split()]
+    struct_fields += [(name_, ctypes.c_long) for name_ in numbers.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": struct_fields})
 
 
-_Linear = _struct("_Linear", "weight scale bias", "N K parts")
-_Layer = _struct("_Layer", "ln_1_weight ln_1_bias ln_2_weight ln_2_bias", "", "c_attn attn_c_proj c_fc mlp_c_proj")
-_Step = _struct(
-    "_Step",
+_CLinear = _c_struct("_CLinear", "weight scale bias", "N K parts")
+_CLayer = _c_struct("_CLayer", "ln_1_weight ln_1_bias ln_2_weight ln_2_bias", "", "c_attn attn_c_proj c_fc mlp_c_proj")
+_CStep = _c_struct(
+    "_CStep",
     "positions cos sin bias",
     "B C n_head capacity positions_differ rotations_differ bias_rows bias_heads cache_len gelu_tanh n_threads",
 )
 
 
-def _address(tensor) -> int | None:
+def _data_ptr(tensor) -> int | None:
     """Where a tensor's data lies, for C."""
     assert tensor is None or tensor.is_contiguous()
     return None if tensor is None else tensor.data_ptr()
@@ -90,36 +90,36 @@ class PackedLinear(nn.Module):
         weight, scale, bias = linear.weight.detach(), getattr(linear, "scale", None), linear.bias
         weight = weight.to(dtype) if scale is None else weight
         self.out_features, self.in_features = weight.shape
-        self.weights_per_word = WEIGHTS_PER_WORD[weight.dtype]
-        self.register_buffer("weight", pack(weight, _compiled().lanes()), persistent=False)
+        self.weights_per_word = WEIGHTS_PER_INT32[weight.dtype]
+        self.register_buffer("weight", pack_weight(weight, _c_library().lanes()), persistent=False)
         self.register_buffer("scale", None if scale is None else scale.float().contiguous(), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone(), persistent=False)
 
-    def struct(self) -> Any:
+    def c_struct(self) -> Any:
         """This layer for C, as long as it lives."""
-        addresses = _address(self.weight), _address(self.scale), _address(self.bias)
-        return _Linear(*addresses, self.out_features, self.in_features, self.weights_per_word)
+        data_ptrs = _data_ptr(self.weight), _data_ptr(self.scale), _data_ptr(self.bias)
+        return _CLinear(*data_ptrs, self.out_features, self.in_features, self.weights_per_word)
 
     def forward(self, x):
-        flat = x.detach().float().contiguous()
+        x_float = x.detach().float().contiguous()
         y = torch.empty(*x.shape[:-1], self.out_features)
-        _compiled().matmul(self.struct(), _address(flat), _address(y), flat.numel() // self.in_features)
+        _c_library().matmul(self.c_struct(), _data_ptr(x_float), _data_ptr(y), x_float.numel() // self.in_features)
         return y.to(x.dtype)
 
 
-def _compiled() -> ctypes.CDLL:
-    compiled, why_not = library()
-    assert compiled is not None, why_not
-    return compiled
+def _c_library() -> ctypes.CDLL:
+    c_library, why_not = load_library()
+    assert c_library is not None, why_not
+    return c_library
 
 
-def pack(weight, lanes: int):
+def pack_weight(weight, lanes: int):
     """weight (N, K) as cpu.c reads it: (panels, K, words, lanes, weights per word), padded with zeros at the end."""
-    per_word = WEIGHTS_PER_WORD[weight.dtype]
-    words = 2 if per_word == 1 else 1  # a panel has SUMS of cpu.c times lanes channels
-    missing = -len(weight) % (words * per_word * lanes)
-    padded = torch.cat([weight, weight.new_zeros(missing, weight.shape[1])]) if missing else weight
-    return padded.view(-1, words, per_word, lanes, weight.shape[1]).permute(0, 4, 1, 3, 2).contiguous()
+    n_per_word = WEIGHTS_PER_INT32[weight.dtype]
+    n_words = 2 if n_per_word == 1 else 1  # a panel has SUMS of cpu.c times lanes channels
+    n_padding = -len(weight) % (n_words * n_per_word * lanes)
+    padded_weight = torch.cat([weight, weight.new_zeros(n_padding, weight.shape[1])]) if n_padding else weight
+    return padded_weight.view(-1, n_words, n_per_word, lanes, weight.shape[1]).permute(0, 4, 1, 3, 2).contiguous()
 
 
 class PackedBlocks:
@@ -129,56 +129,56 @@ class PackedBlocks:
     """
 
     def __init__(self, model: Any):
-        def packed(linear: Any) -> PackedLinear:
+        def as_packed(linear: Any) -> PackedLinear:
             return linear if isinstance(linear, PackedLinear) else PackedLinear(linear, torch.float32)
 
-        self.config, self.head, blocks = model.config, packed(model.lm_head), model.transformer.h
+        self.config, self.head, blocks = model.config, as_packed(model.lm_head), model.transformer.h
         layers = [(b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj) for b in blocks]
-        self.linears = [[packed(linear) for linear in layer] for layer in layers]
+        self.linears = [[as_packed(linear) for linear in layer] for layer in layers]
         self.norms = [(b.ln_1.weight, b.ln_1.bias, b.ln_2.weight, b.ln_2.bias) for b in blocks]  # keeps them alive
-        self.layers = (_Layer * len(blocks))()
-        for i, (norms, linears) in enumerate(zip(self.norms, self.linears)):
-            self.layers[i] = _Layer(*map(_address, norms), *(linear.struct() for linear in linears))
+        self.layers = (_CLayer * len(blocks))()
+        for i, (norm_weights, linears) in enumerate(zip(self.norms, self.linears)):
+            self.layers[i] = _CLayer(*map(_data_ptr, norm_weights), *(linear.c_struct() for linear in linears))
 
-    def blocks(self, x, inputs: Any, caches: list):
+    def blocks(self, x, attention_inputs: Any, caches: list):
         """The blocks' output for x (B, 1, C), the newest token of every sequence; extends the caches (LayerCache).
 
         inputs are the model's AttentionInputs for these tokens.
         """
-        (B, _, C), (cos, sin), bias = x.shape, inputs.rotation or (None, None), inputs.bias
+        (B, _, C), (cos, sin), bias = x.shape, attention_inputs.rotation or (None, None), attention_inputs.bias
         positions, capacity = caches[0].positions, caches[0].keys.shape[2]
         if bias is not None and not bias.is_floating_point():  # a mask
             bias = torch.zeros(bias.shape).masked_fill(~bias, -torch.inf)
         n_threads = torch.get_num_threads()
         x, scratch = x.clone(), torch.empty(6 * B * C + n_threads * capacity)
-        step = _Step(
-            *map(_address, (positions, cos, sin, bias)),
+        decode_step = _CStep(
+            *map(_data_ptr, (positions, cos, sin, bias)),
             *(B, C, self.config.n_head, capacity),
             *(len(positions) > 1, cos is not None and len(cos) > 1),
             *(bias.shape[:2] if bias is not None else (1, 1)),
             *(caches[0].cache_len, self.config.activation == "gelu_tanh", n_threads),
         )
-        pointers = ctypes.c_void_p * len(caches)
-        keys, values = (pointers(*(_address(cache[i]) for cache in caches)) for i in range(2))
-        _compiled().blocks(step, self.layers, len(caches), keys, values, _address(x), _address(scratch))
+        pointer_array = ctypes.c_void_p * len(caches)
+        keys, values = (pointer_array(*(_data_ptr(cache[i]) for cache in caches)) for i in range(2))
+        _c_library().blocks(decode_step, self.layers, len(caches), keys, values, _data_ptr(x), _data_ptr(scratch))
         return x
 
 
 def can_pack(model: Any) -> tuple[bool, str]:
     """(whether a model is large enough and can be packed here, why not if only the compiler is missing)."""
-    if model.device.type != "cpu" or not model.can_cache or model.get_num_matmul_params() < WORTH_PACKING:
+    if model.device.type != "cpu" or not model.can_cache or model.get_num_matmul_params() < PACKING_MIN_PARAMS:
         return False, ""
-    compiled, why_not = library()
-    return compiled is not None, why_not
+    c_library, why_not = load_library()
+    return c_library is not None, why_not
 
 
-def decode_backend(model: Any, n_tokens: int) -> PackedBlocks | None:
+def make_packed_blocks(model: Any, n_tokens: int) -> PackedBlocks | None:
     """What runs the blocks of a float32 model for its next n_tokens; None if its own forward pass is to do it.
 
     Unless the model is packed already, its weights are copied: that costs about as much time as ten tokens.
     """
     if isinstance(model.lm_head, PackedLinear):
         return PackedBlocks(model)
-    if not model.use_packed_weights or n_tokens < MIN_TOKENS_TO_COPY or model.get_num_matmul_params() > MAX_COPIED:
+    if not model.use_packed_weights or n_tokens < MIN_TOKENS_TO_COPY or model.get_num_matmul_params() > MAX_COPY_PARAMS:
         return None
     return PackedBlocks(model) if can_pack(model)[0] else None

@@ -31,7 +31,7 @@ from typing import IO, Any, Iterator
 import numpy as np
 
 from configurator import UserError
-from dongpt.program import ROOT, locked_directory, replaced_file
+from dongpt.program import ROOT, atomic_write, locked_directory
 from dongpt.text.template import Template
 from dongpt.text.tokenizers import END, MAX_VOCAB_SIZE, Tokenizer, check_description, from_dict
 
@@ -343,7 +343,7 @@ class BinWriter:
         self.state["documents"] = documents
         with self._explain_disk_errors():
             self._sync_to_disk()
-            with replaced_file(self._staging_path("state.json"), "w", encoding="utf-8") as file:
+            with atomic_write(self._staging_path("state.json"), "w", encoding="utf-8") as file:
                 json.dump(self.state, file)
         self.can_resume = True
 
@@ -407,7 +407,7 @@ class BinWriter:
                 "ids_sha256": ids_sha256(self._staging_path(), shards),
                 **meta,
             }
-            with replaced_file(self._staging_path("meta.json")) as file:
+            with atomic_write(self._staging_path("meta.json")) as file:
                 file.write(json.dumps(meta, indent=1).encode("utf-8"))
             _commit_staged_files(self.folder)
         self.can_resume = False

@@ -12,7 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 
 from configurator import UserError
-from dongpt.program import replaced_file
+from dongpt.program import atomic_write
 from dongpt.text.documents import Files, Texts
 from dongpt.text.prepare import TokenizerKind, Vocabulary, prepare
 from dongpt.text.report import report
@@ -102,7 +102,7 @@ def download_text(download: TextDownload, path: str):
 def write_atomically(path: str, content: bytes):
     """Write content to path, completely or not at all. Raises UserError if it cannot be written."""
     try:
-        with replaced_file(path) as file:
+        with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): free space or change its rights") from error

@@ -18,7 +18,7 @@ from dongpt.runtime import Runtime
 from dongpt.text.bins import SPLITS, TokenArray, check_shard_ends, data_files, how_to_prepare, read_meta
 from dongpt.text.tokenizers import Tokenizer, from_dict
 
-SCANNED_TOKENS = 2**25  # compared with the vocabulary before training, evenly spaced over a longer text
+MAX_CHECKED_TOKENS = 2**25  # compared with the vocabulary before training, evenly spaced over a longer text
 
 
 class Corpus:
@@ -41,22 +41,22 @@ class Corpus:
         files = data_files(folder, self.meta)
         self.lengths = {split: sum(count for _, count in files[split]) for split in SPLITS}
         self.lengths["train"] = int(self.lengths["train"] * train_fraction)
-        self._tokens = {split: TokenArray(files[split], "<u2", self.lengths[split]) for split in SPLITS}
+        self._arrays = {split: TokenArray(files[split], "<u2", self.lengths[split]) for split in SPLITS}
         self.masks = {
             split: TokenArray(files[f"{split}.mask"], "u1", self.lengths[split])
             for split in SPLITS
             if f"{split}.mask" in files
         }
         self._device_tensors: dict[str, torch.Tensor] = {}  # see to_device
-        self._epoch: tuple[tuple[int, int, int], np.ndarray] | None = None  # (epoch, block_size, seed), window starts
-        self._epoch_windows: dict[int, int] = {}
+        self._epoch_starts: tuple[tuple[int, int, int], np.ndarray] | None = None  # (epoch, block_size, seed), starts
+        self._window_counts: dict[int, int] = {}
 
     def tokenizer(self) -> Tokenizer:
         return from_dict(self.tokenizer_dict)
 
     def tokens(self, split: str) -> np.ndarray | TokenArray:
         """The ids of a split, (lengths[split],) uint16; large shards as a TokenArray, which can be sliced too."""
-        return self._tokens[split].array()
+        return self._arrays[split].array()
 
     def mask(self, split: str) -> np.ndarray | None:
         """(lengths[split],) uint8, nonzero for the tokens in the loss; None if all are."""
@@ -66,31 +66,31 @@ class Corpus:
 
     def chunks(self, split: str) -> Iterator[np.ndarray]:
         """The ids of a split, some megabytes at a time."""
-        return self._tokens[split].chunks()
+        return self._arrays[split].chunks()
 
     def check(self, block_size: int, vocab_size: int):
         """Raise UserError if the corpus is too short to train on, holds ids that a model has no embedding for, or
         has shards whose ends are not what meta.json says."""
         if 2 <= self.lengths["train"] < block_size + 1:
-            few = f"{self._tokens['train'].paths[0]} gives {self.lengths['train']:,} tokens, too few for {block_size=}"
-            raise UserError(f"{few}: use more text, or a block_size below {self.lengths['train']}")
+            msg = f"{self._arrays['train'].paths[0]} gives {self.lengths['train']:,} tokens, too few for {block_size=}"
+            raise UserError(f"{msg}: use more text, or a block_size below {self.lengths['train']}")
         for split in SPLITS:
             self.check_split(split, vocab_size)
 
     def check_split(self, split: str, vocab_size: int):
         """Raise UserError if a split is too short for a loss or holds ids that a model has no embedding for."""
         if self.lengths[split] < 2:
-            has = f"{os.path.join(self.folder, split)}.bin has {self.lengths[split]} token"
-            raise UserError(f"{has}: a loss needs at least 2, use more text")
+            message = f"{os.path.join(self.folder, split)}.bin has {self.lengths[split]} token"
+            raise UserError(f"{message}: a loss needs at least 2, use more text")
         if split == "train" and self.shards:
             check_shard_ends(self.folder, self.shards)
         if (mask := self.mask(split)) is not None and not mask[1:].any():
-            what = f"{self.masks[split].paths[0]} masks everything: nothing is left to predict"
-            raise UserError(f"{what}, {how_to_prepare(self.folder)}")
-        scanned = min(SCANNED_TOKENS, self.lengths[split])
-        size = -(-scanned // 128)
-        starts = np.linspace(0, self.lengths[split] - size, -(-scanned // size), dtype=np.int64)
-        self._check_ids(self._tokens[split].windows(starts, size), vocab_size, split)
+            message = f"{self.masks[split].paths[0]} masks everything: nothing is left to predict"
+            raise UserError(f"{message}, {how_to_prepare(self.folder)}")
+        n_checked = min(MAX_CHECKED_TOKENS, self.lengths[split])
+        run_len = -(-n_checked // 128)
+        starts = np.linspace(0, self.lengths[split] - run_len, -(-n_checked // run_len), dtype=np.int64)
+        self._check_ids(self._arrays[split].windows(starts, run_len), vocab_size, split)
 
     def check_every_id(self, split: str, vocab_size: int):
         """Raise UserError if a split holds an id that a model has no embedding for."""
@@ -99,29 +99,29 @@ class Corpus:
 
     def _check_ids(self, ids: np.ndarray, vocab_size: int, split: str):
         if ids.max() >= vocab_size:
-            paths = self._tokens[split].paths
-            where = paths[0] if len(paths) == 1 else f"the {split} split of {self.name}"
-            what = f"{where} holds the id {ids.max()}, and the vocabulary has {vocab_size} entries"
-            raise UserError(f"{what}: the bins were made with another tokenizer; {how_to_prepare(self.folder)}")
+            paths = self._arrays[split].paths
+            location = paths[0] if len(paths) == 1 else f"the {split} split of {self.name}"
+            message = f"{location} holds the id {ids.max()}, and the vocabulary has {vocab_size} entries"
+            raise UserError(f"{message}: the bins were made with another tokenizer; {how_to_prepare(self.folder)}")
 
     # ------------------------------------------------------------------------------------------------------------------
     # training: shuffled windows without replacement
 
-    def _n_disjoint(self, block_size: int) -> int:
+    def _num_windows(self, block_size: int) -> int:
         """Disjoint windows of an epoch, one fewer than fit if it takes that to vary the offset."""
         return max(1, (self.lengths["train"] - block_size) // block_size)
 
-    def epoch_windows(self, block_size: int) -> int:
+    def windows_per_epoch(self, block_size: int) -> int:
         """Windows of block_size tokens in one epoch; in a masked corpus those with a token in the loss, at offset 0."""
         if "train" not in self.masks:
-            return self._n_disjoint(block_size)
-        if block_size not in self._epoch_windows:
-            self._epoch_windows[block_size] = len(self._windows_in_loss(0, block_size))
-        return self._epoch_windows[block_size]
+            return self._num_windows(block_size)
+        if block_size not in self._window_counts:
+            self._window_counts[block_size] = len(self._unmasked_starts(0, block_size))
+        return self._window_counts[block_size]
 
-    def _windows_in_loss(self, offset: int, block_size: int) -> np.ndarray:
+    def _unmasked_starts(self, offset: int, block_size: int) -> np.ndarray:
         """Starts of the disjoint windows from offset on that have a token in the loss, or of all if none has."""
-        starts, mask = offset + block_size * np.arange(self._n_disjoint(block_size)), self.mask("train")
+        starts, mask = offset + block_size * np.arange(self._num_windows(block_size)), self.mask("train")
         assert mask is not None
         in_loss = np.maximum.reduceat(mask[: starts[-1] + block_size + 1], starts + 1) > 0
         return starts[in_loss] if in_loss.any() else starts
@@ -132,39 +132,39 @@ class Corpus:
         Each epoch visits its disjoint windows once, in an order and from an offset that depend on (seed, epoch) alone,
         so that any step of any process finds its windows without those before them.
         How many windows of a masked corpus have a token in the loss depends on the offset: an epoch with fewer than
-        epoch_windows starts again, one with more leaves some out.
+        windows_per_epoch starts again, one with more leaves some out.
         """
-        epochs, places = np.divmod(np.arange(first, first + count), self.epoch_windows(block_size))
+        epochs, indices = np.divmod(np.arange(first, first + count), self.windows_per_epoch(block_size))
         starts = np.empty(count, dtype=np.int64)
         for epoch in np.unique(epochs).tolist():
-            order = self._epoch_order(epoch, block_size, seed)
-            here = epochs == epoch
-            starts[here] = order[places[here] % len(order)]
+            epoch_starts = self._shuffled_starts(epoch, block_size, seed)
+            in_epoch = epochs == epoch
+            starts[in_epoch] = epoch_starts[indices[in_epoch] % len(epoch_starts)]
         return starts
 
-    def _epoch_order(self, epoch: int, block_size: int, seed: int) -> np.ndarray:
+    def _shuffled_starts(self, epoch: int, block_size: int, seed: int) -> np.ndarray:
         """Window starts of an epoch in the order in which they are visited."""
-        if self._epoch is None or self._epoch[0] != (epoch, block_size, seed):
-            random = np.random.Generator(np.random.Philox(key=seed % 2**64 + (epoch << 64)))
-            n = self._n_disjoint(block_size)
-            offset = int(random.integers(0, self.lengths["train"] - n * block_size))
+        if self._epoch_starts is None or self._epoch_starts[0] != (epoch, block_size, seed):
+            rng = np.random.Generator(np.random.Philox(key=seed % 2**64 + (epoch << 64)))
+            n_windows = self._num_windows(block_size)
+            offset = int(rng.integers(0, self.lengths["train"] - n_windows * block_size))
             if "train" in self.masks:
-                starts = self._windows_in_loss(offset, block_size)
+                starts = self._unmasked_starts(offset, block_size)
             else:
-                small = self.lengths["train"] < 2**32
-                starts = np.arange(n, dtype=np.uint32 if small else np.int64)
+                fits_uint32 = self.lengths["train"] < 2**32
+                starts = np.arange(n_windows, dtype=np.uint32 if fits_uint32 else np.int64)
                 starts *= block_size
                 starts += offset
-            random.shuffle(starts)
-            self._epoch = (epoch, block_size, seed), starts
-        return self._epoch[1]
+            rng.shuffle(starts)
+            self._epoch_starts = (epoch, block_size, seed), starts
+        return self._epoch_starts[1]
 
     def train_batch(self, first: int, batch_size: int, block_size: int, seed: int, vocab_size: int):
         """(x, y): windows first ... of the run and the same one token later, (B, T) int64 each; -1 in y is masked."""
         starts = self.window_starts(first, batch_size, block_size, seed)
         if self._device_tensors:
             return self._device_batch(starts, block_size)
-        windows = self._tokens["train"].windows(starts, block_size + 1)  # (B, T + 1)
+        windows = self._arrays["train"].windows(starts, block_size + 1)  # (B, T + 1)
         self._check_ids(windows, vocab_size, "train")  # on a GPU a wrong id ends in an error that says nothing
         windows = windows.astype(np.int64)
         x, y = windows[:, :-1].copy(), windows[:, 1:].copy()
@@ -179,28 +179,28 @@ class Corpus:
 
         Raises UserError for ids of vocab_size and above.
         """
-        self._move = runtime.move
-        for name, source, view in (("tokens", self._tokens, "<i2"), ("mask", self.masks, "u1")):
-            if "train" not in source:
+        self._to_device = runtime.move
+        for name, arrays, numpy_dtype in (("tokens", self._arrays, "<i2"), ("mask", self.masks, "u1")):
+            if "train" not in arrays:
                 continue
             dtype = torch.uint8 if name == "mask" else torch.int16  # torch has few operations for uint16
             tensor = torch.empty(self.lengths["train"], dtype=dtype, device=runtime.device)
-            start = 0
-            for chunk in source["train"].chunks():
+            offset = 0
+            for chunk in arrays["train"].chunks():
                 if name == "tokens":
                     self._check_ids(chunk, vocab_size, "train")
-                tensor[start : start + len(chunk)] = torch.from_numpy(np.array(chunk).view(view))
-                start += len(chunk)
+                tensor[offset : offset + len(chunk)] = torch.from_numpy(np.array(chunk).view(numpy_dtype))
+                offset += len(chunk)
             self._device_tensors[name] = tensor
 
     def _device_batch(self, starts: np.ndarray, block_size: int):
         """train_batch on the device, of windows that begin at starts."""
-        (begins,) = self._move(torch.from_numpy(starts))
-        at = begins[:, None] + torch.arange(block_size + 1, device=begins.device)
-        windows = self._device_tensors["tokens"][at].long() & 0xFFFF
-        x, y = (part.clone(memory_format=torch.contiguous_format) for part in (windows[:, :-1], windows[:, 1:]))
+        (offsets,) = self._to_device(torch.from_numpy(starts))
+        token_index = offsets[:, None] + torch.arange(block_size + 1, device=offsets.device)
+        windows = self._device_tensors["tokens"][token_index].long() & 0xFFFF
+        x, y = (half.clone(memory_format=torch.contiguous_format) for half in (windows[:, :-1], windows[:, 1:]))
         if "mask" in self._device_tensors:
-            y.masked_fill_(self._device_tensors["mask"][at[:, 1:]] == 0, -1)
+            y.masked_fill_(self._device_tensors["mask"][token_index[:, 1:]] == 0, -1)
             y[0, 0] = torch.where((y < 0).all(), x[0, 0], y[0, 0])
         return x, y
 

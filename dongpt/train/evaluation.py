@@ -9,13 +9,13 @@ import torch
 
 from configurator import UserError
 from dongpt.log import RunLog
-from dongpt.runtime import Runtime, Stop
+from dongpt.runtime import Runtime, StopCheck
 from dongpt.train.data import Corpus
 from dongpt.train.step import TrainStep
 
 
 @dataclass(frozen=True)
-class Loss:
+class MeanLoss:
     """A mean loss in nats per token over `tokens` predicted tokens."""
 
     nats: float
@@ -39,16 +39,16 @@ def eval_batches(
     Each of several processes takes every world_size-th batch; all get the same number, so the last may be all padding.
     """
     tokens, mask = corpus.tokens(split), corpus.mask(split)
-    windows: range | np.ndarray = range(-(-(corpus.lengths[split] - 1) // block_size))
+    window_ids: range | np.ndarray = range(-(-(corpus.lengths[split] - 1) // block_size))
     if mask is not None:  # those with a token in the loss
-        starts = block_size * np.arange(len(windows))
-        windows = np.flatnonzero(np.add.reduceat(mask[1:] != 0, starts, dtype=np.int64))
-    n = min(len(windows), len(windows) if n_windows is None else n_windows)
+        starts = block_size * np.arange(len(window_ids))
+        window_ids = np.flatnonzero(np.add.reduceat(mask[1:] != 0, starts, dtype=np.int64))
+    n = min(len(window_ids), len(window_ids) if n_windows is None else n_windows)
     for first in range(rank * batch_size, n + rank * batch_size, world_size * batch_size):
         x = np.zeros((batch_size, block_size), dtype=np.int64)
         y = np.full((batch_size, block_size), -1, dtype=np.int64)
         for row, i in enumerate(range(first, min(first + batch_size, n))):
-            start = int(windows[i * len(windows) // n]) * block_size
+            start = int(window_ids[i * len(window_ids) // n]) * block_size
             ids = tokens[start : start + block_size + 1]
             x[row, : len(ids) - 1], y[row, : len(ids) - 1] = ids[:-1], ids[1:]
             if mask is not None:
@@ -59,57 +59,57 @@ def eval_batches(
 
 def predicted_bytes(corpus: Corpus, split: str) -> int:
     """UTF-8 bytes of source text of the predicted tokens of a split: all but the first, or those in the mask."""
-    whole = corpus.lengths[split] == corpus.meta.get("tokens", {}).get(split)
-    mask, known = corpus.mask(split), corpus.meta.get("predicted_bytes", {}).get(split)
-    if mask is not None and known is not None and whole and not mask[0]:
-        return known
+    is_whole = corpus.lengths[split] == corpus.meta.get("tokens", {}).get(split)
+    mask, stored_bytes = corpus.mask(split), corpus.meta.get("predicted_bytes", {}).get(split)
+    if mask is not None and stored_bytes is not None and is_whole and not mask[0]:
+        return stored_bytes
     lengths = corpus.tokenizer().byte_lengths()
 
-    def count(ids) -> int:
+    def count_bytes(ids) -> int:
         counts = np.bincount(ids, minlength=len(lengths))[: len(lengths)]  # padded vocabularies have ids without text
         return int((counts * lengths).sum())
 
     if mask is not None:
-        return count(corpus.tokens(split)[1:][mask[1:] != 0])
-    first, n_bytes = count(corpus.tokens(split)[:1]), corpus.meta.get("bytes", {}).get(split)
-    if not whole or n_bytes is None:
-        return sum(map(count, corpus.chunks(split))) - first
+        return count_bytes(corpus.tokens(split)[1:][mask[1:] != 0])
+    first, n_bytes = count_bytes(corpus.tokens(split)[:1]), corpus.meta.get("bytes", {}).get(split)
+    if not is_whole or n_bytes is None:
+        return sum(map(count_bytes, corpus.chunks(split))) - first
     if n_bytes < first:
-        few = f"{split} has {n_bytes:,} bytes of text, fewer than its first token"
-        raise UserError(f"meta.json of {corpus.name} says that {few}: prepare the data again")
+        message = f"{split} has {n_bytes:,} bytes of text, fewer than its first token"
+        raise UserError(f"meta.json of {corpus.name} says that {message}: prepare the data again")
     return n_bytes - first
 
 
 @torch.no_grad()
-def evaluate(model, batches: Iterable, rt: Runtime, should_stop: Callable[[], bool] = lambda: False) -> Loss | None:
+def evaluate(model, batches: Iterable, rt: Runtime, should_stop: Callable[[], bool] = lambda: False) -> MeanLoss | None:
     """The loss of model over batches of eval_batches, shared by all ranks, with dropout off.
 
     None if should_stop(), which every rank calls before each batch, returned True.
     """
-    was_training, total, count, stopped = model.training, 0.0, 0, False
+    was_training, total, count, is_stopped = model.training, 0.0, 0, False
     model.eval()
     for x, y, n_tokens in batches:
-        if stopped := should_stop():
+        if is_stopped := should_stop():
             break
         if n_tokens:  # else all of it is masked or padding
             with rt.autocast:
                 loss = model(*rt.move(x, y))[1]
             total, count = total + loss.item() * n_tokens, count + n_tokens
     model.train(was_training)
-    if stopped:
+    if is_stopped:
         return None
-    total, n_predicted = rt.sum(total, count)
-    return Loss(total / n_predicted if n_predicted else math.nan, int(n_predicted))
+    total, n_predicted = rt.all_reduce_sum(total, count)
+    return MeanLoss(total / n_predicted if n_predicted else math.nan, int(n_predicted))
 
 
-def _evaluate_split(step: TrainStep, stop: Stop, split: str, n_windows: int | None = None) -> Loss | None:
+def _evaluate_split(step: TrainStep, stop: StopCheck, split: str, n_windows: int | None = None) -> MeanLoss | None:
     """The loss of a run's model over n_windows of a split, or all of it; None if all ranks have to stop."""
     cfg, rt = step.cfg, step.rt
     batches = eval_batches(step.corpus, split, cfg.batch_size, cfg.block_size, n_windows, rt.rank, rt.world_size)
     return evaluate(step.eval_model, batches, rt, lambda: stop("eval"))
 
 
-def estimate_loss(step: TrainStep, stop: Stop) -> tuple[float, float] | None:
+def estimate_loss(step: TrainStep, stop: StopCheck) -> tuple[float, float] | None:
     """(train, val) loss on fixed windows spread over each split; None if all ranks have to stop."""
     n_windows = step.cfg.eval_iters * step.cfg.batch_size
     train = _evaluate_split(step, stop, "train", n_windows)
@@ -117,7 +117,7 @@ def estimate_loss(step: TrainStep, stop: Stop) -> tuple[float, float] | None:
     return (train.nats, val.nats) if train and val else None
 
 
-def print_sample(step: TrainStep, log: RunLog, stop: Stop):
+def print_sample(step: TrainStep, log: RunLog, stop: StopCheck):
     """Print a text of sample_tokens tokens, with the same random numbers each time; a signal cuts it short."""
     tokenizer, model, ids = step.corpus.tokenizer(), step.model.eval(), []
     settings = dict(temperature=0.8, top_k=200, seed=step.cfg.seed, n_ids=tokenizer.vocab_size)
@@ -129,7 +129,7 @@ def print_sample(step: TrainStep, log: RunLog, stop: Stop):
     log.print(f"--- sample ---\n{tokenizer.decode(ids)}\n--------------")
 
 
-def finish(step: TrainStep, log: RunLog, stop: Stop, best_iter: int):
+def log_final_loss(step: TrainStep, log: RunLog, stop: StopCheck, best_iter: int):
     """Print and log the loss over the whole validation split, with the weights of iteration best_iter, unless a signal
     comes."""
     loss = _evaluate_split(step, stop, "val")
@@ -140,7 +140,7 @@ def finish(step: TrainStep, log: RunLog, stop: Stop, best_iter: int):
     except ValueError:  # counting bytes takes a tokenizer, and GPT-2's may be out of reach
         bits = None
     bits_text = f", {bits:.4f} bits per byte" if bits else ""
-    measured = f"{loss.nats:.4f}, perplexity {loss.perplexity:.2f}{bits_text} ({loss.tokens:,} tokens)"
-    print(f"final: ckpt.pt of iteration {best_iter} has whole-validation loss {measured}")
+    loss_text = f"{loss.nats:.4f}, perplexity {loss.perplexity:.2f}{bits_text} ({loss.tokens:,} tokens)"
+    print(f"final: ckpt.pt of iteration {best_iter} has whole-validation loss {loss_text}")
     results = dict(val_loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=bits, tokens=loss.tokens)
     log.write("final", iter=best_iter, **results)

@@ -21,7 +21,7 @@ import psutil
 import torch
 from torch.autograd import DeviceType
 
-from dongpt.log import finite, peak_flops
+from dongpt.log import peak_flops, replace_nonfinite
 from dongpt.runtime import DTYPES, Runtime
 from dongpt.train.step import TrainStep
 
@@ -62,7 +62,7 @@ class StepBenchmark:
 
     def update(self):
         """Queue one update of the weights."""
-        self.loss = self.step(self.step.cfg.learning_rate, self.n_updates, self.n_updates * self.step.samples)
+        self.loss = self.step(self.step.cfg.learning_rate, self.n_updates, self.n_updates * self.step.samples_per_iter)
         self.n_updates += 1
 
     def round(self, iters: int):
@@ -85,23 +85,23 @@ class StepBenchmark:
         """All measurements, ready for JSON. Makes a few more updates under the profiler, which becomes self.profile."""
         rt, step, seconds = self.rt, self.step, median(self.seconds)
         assert self.loss is not None, "result() needs a round"
-        loss = rt.sum(self.loss.item())[0] / rt.world_size
+        loss = rt.all_reduce_sum(self.loss.item())[0] / rt.world_size
         self.loss = None  # the profiler warns of tensors from before it that are freed under it
         self.profile = profiled(self.update, PROFILED_UPDATES, rt)
-        tokens_per_s = step.tokens / seconds  # of all processes, like flops
+        tokens_per_s = step.tokens_per_iter / seconds  # of all processes, like flops
         flops = step.model.flops_per_token() * tokens_per_s
         matmul = median(self.matmul_flops) if self.matmul_flops else None
         result: dict[str, Any] = dict(device=rt.device, device_name=device_name(rt), dtype=rt.dtype)
         result |= dict(compile=self.compiled, compile_s=self.compile_s, threads=torch.get_num_threads())
         result |= dict(world_size=rt.world_size, torch=str(torch.__version__), data=step.corpus.name)
-        result |= dict(parameters=step.model.get_num_params(), tokens_per_update=step.tokens)
+        result |= dict(parameters=step.model.get_num_params(), tokens_per_update=step.tokens_per_iter)
         result |= dict(ms=seconds * 1000, tokens_per_s=tokens_per_s, rounds_ms=[s * 1000 for s in self.seconds])
         result |= dict(flops=flops, mfu=flops / rt.world_size / self.gpu_flops if self.gpu_flops else None)
         result |= dict(matmul_flops=matmul, of_matmul=flops / rt.world_size / matmul if matmul else None)
         result |= dict(memory_mib=self._peak_of_tensors() / MIB, process_mib=process_peak() / MIB)
         result |= dict(memory_growth_mib=self.growth / MIB if len(self.seconds) > 1 else None)
         result |= dict(shares=time_shares(seconds_by_kind(self.profile, rt), PROFILED_UPDATES * seconds, rt), loss=loss)
-        return finite(result)
+        return replace_nonfinite(result)
 
     def _peak_of_tensors(self) -> int:
         """Peak bytes of tensors during an update; on MPS the memory that Metal reserved for the process."""

@@ -15,16 +15,16 @@ import torch
 from torch.optim.adamw import adamw
 
 from configurator import UserError
-from model import GPT, NGRAMS
+from model import GPT, NGRAM_TABLE
 
 # X -> a X + b X X' X + c X X' X X' X drives the singular values of X towards 1. Jordan's coefficients trade accuracy
 # for speed: most values end between 0.7 and 1.2, the smallest ones of square matrices as low as 0.06.
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_COEFFS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.9  # Jordan uses 0.95; short runs reach a lower loss with 0.9: docs/speed.md
-RELATIVE_LR = 100.0  # lr multiplier of the relative table: biases grow to about -5 while weights stay near 0.02
-NGRAMS_LR = 3.0  # lr multiplier of the n-gram table: each entry is rarely used
-BEYOND = 8.0  # scores beyond the relative table get its lowest bias minus this many nats
+RELATIVE_LR_SCALE = 100.0  # lr multiplier of the relative table: biases grow to about -5 while weights stay near 0.02
+NGRAM_LR_SCALE = 3.0  # lr multiplier of the n-gram table: each entry is rarely used
+FAR_BIAS_DROP = 8.0  # scores beyond the relative table get its lowest bias minus this many nats
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,22 @@ class OptimConfig:
 
     def __post_init__(self):
         if self.optimizer == "muon" and self.learning_rate == 0:
-            why = "since muon_lr rises and falls with it"
-            raise UserError(f"optimizer=muon needs a learning_rate above 0, {why}: give a small one")
+            reason = "since muon_lr rises and falls with it"
+            raise UserError(f"optimizer=muon needs a learning_rate above 0, {reason}: give a small one")
 
 
 def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer":
     """The optimizer that cfg asks for, over the groups of GPT.configure_optimizers."""
-    betas, muon, lr = (cfg.beta1, cfg.beta2), cfg.optimizer == "muon", cfg.learning_rate
-    optimizer = model.configure_optimizers(cfg.weight_decay, lr, betas, device_type, Optimizer, muon)
+    betas, use_muon, lr = (cfg.beta1, cfg.beta2), cfg.optimizer == "muon", cfg.learning_rate
+    optimizer = model.configure_optimizers(cfg.weight_decay, lr, betas, device_type, Optimizer, use_muon)
     names = {p: name for name, p in model.named_parameters()}
     for i, group in enumerate(optimizer.param_groups):
-        if muon and i == 2:
+        if use_muon and i == 2:
             group.update(rule="muon", lr_scale=cfg.muon_lr / lr)
-        elif i >= 2 and names[group["params"][0]] == NGRAMS:
-            group.update(rule="rows", lr_scale=NGRAMS_LR)
+        elif i >= 2 and names[group["params"][0]] == NGRAM_TABLE:
+            group.update(rule="rows", lr_scale=NGRAM_LR_SCALE)
         elif i >= 2:
-            group.update(lr_scale=RELATIVE_LR)
+            group.update(lr_scale=RELATIVE_LR_SCALE)
     set_learning_rate(optimizer, lr)
     return optimizer
 
@@ -67,19 +67,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
         group["lr"] = learning_rate * group.get("lr_scale", 1)
 
 
-def describe(optimizer: "Optimizer") -> str:
+def describe_groups(optimizer: "Optimizer") -> str:
     """nanoGPT's lines about the parameters that decay and those that do not."""
     groups = optimizer.param_groups
-    counts: dict[bool, list[int]] = {True: [], False: []}  # by whether they decay
+    sizes: dict[bool, list[int]] = {True: [], False: []}  # by whether they decay
     for i, group in enumerate(groups):
-        counts[i != 1 and group.get("rule") != "rows"] += [p.numel() for p in group["params"]]
+        sizes[i != 1 and group.get("rule") != "rows"] += [p.numel() for p in group["params"]]
     lines = [
-        f"num {kind} parameter tensors: {len(counts[decays])}, with {sum(counts[decays]):,} parameters"
-        for kind, decays in (("decayed", True), ("non-decayed", False))
+        f"num {label} parameter tensors: {len(sizes[has_decay])}, with {sum(sizes[has_decay]):,} parameters"
+        for label, has_decay in (("decayed", True), ("non-decayed", False))
     ]
-    by_muon = [len(group["params"]) for group in groups if group.get("rule") == "muon"]
+    muon_counts = [len(group["params"]) for group in groups if group.get("rule") == "muon"]
     lines += [f"using fused AdamW: {optimizer.defaults['fused']}"]
-    return "\n".join(lines + [f"Muon moves {n} matrices, AdamW the rest" for n in by_muon])
+    return "\n".join(lines + [f"Muon moves {n} matrices, AdamW the rest" for n in muon_counts])
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -100,36 +100,36 @@ class Optimizer(torch.optim.Optimizer):
         """One update of all parameters that have a gradient."""
         assert closure is None
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters and group.get("rule") == "muon":
-                self._muon_step(parameters, group)
-            elif parameters and group.get("rule") == "rows":
-                self._row_step(parameters, group)
-            elif parameters:
-                self._adamw_step(parameters, group)
+            params = [p for p in group["params"] if p.grad is not None]
+            if params and group.get("rule") == "muon":
+                self._muon_step(params, group)
+            elif params and group.get("rule") == "rows":
+                self._row_step(params, group)
+            elif params:
+                self._adamw_step(params, group)
 
-    def _adamw_step(self, parameters: list, group: dict):
-        for p in parameters:
+    def _adamw_step(self, params: list, group: dict):
+        for p in params:
             if not (state := self.state[p]):
                 device = p.device if group["fused"] else "cpu"  # unfused AdamW reads it: on a GPU that would wait
                 state["step"], state["exp_avg"] = torch.zeros((), device=device), torch.zeros_like(p)
                 state["exp_avg_sq"] = torch.zeros_like(p)
-        gradients = [p.grad for p in parameters]
-        keys = "exp_avg", "exp_avg_sq", "step"
-        averages, squares, steps = ([self.state[p][key] for p in parameters] for key in keys)
-        settings = {key: group[key] for key in ("lr", "weight_decay", "eps", "fused")}
-        settings |= dict(beta1=group["betas"][0], beta2=group["betas"][1], amsgrad=False, maximize=False)
+        grads = [p.grad for p in params]
+        state_keys = "exp_avg", "exp_avg_sq", "step"
+        exp_avgs, exp_avg_sqs, state_steps = ([self.state[p][key] for p in params] for key in state_keys)
+        options = {key: group[key] for key in ("lr", "weight_decay", "eps", "fused")}
+        options |= dict(beta1=group["betas"][0], beta2=group["betas"][1], amsgrad=False, maximize=False)
         # the function inside torch.optim.AdamW, whose own step() imports the compiler too
-        adamw(parameters, gradients, averages, squares, [], steps, **settings)
+        adamw(params, grads, exp_avgs, exp_avg_sqs, [], state_steps, **options)
 
-    def _row_step(self, parameters: list, group: dict):
+    def _row_step(self, params: list, group: dict):
         """One update of tables of which a batch uses few rows, with dense or sparse gradients.
 
         Adam without momentum, with one second moment per row. A row without a gradient keeps its value and its moment:
         if the moment decayed meanwhile, as in AdamW, rare rows would take steps that are too long.
         """
-        beta = group["betas"][1]
-        for p in parameters:
+        beta2 = group["betas"][1]
+        for p in params:
             if not (state := self.state[p]):
                 state["square"], state["count"] = (torch.zeros(len(p), device=p.device) for _ in range(2))
             if p.grad.is_sparse:
@@ -137,19 +137,19 @@ class Optimizer(torch.optim.Optimizer):
                 rows, grad = p.grad.indices()[0], p.grad.values()
             else:
                 rows, grad = slice(None), p.grad
-            square = grad.square().mean(1)
-            is_used = square > 0
-            state["count"][rows] += is_used
-            old = state["square"][rows]
-            state["square"][rows] = torch.where(is_used, old.lerp(square, 1 - beta), old)
-            bias_correction = 1 - beta ** state["count"][rows]
-            scale = torch.where(is_used, (state["square"][rows] / bias_correction).rsqrt(), 0.0)
+            grad_sq = grad.square().mean(1)
+            has_grad = grad_sq > 0
+            state["count"][rows] += has_grad
+            old_sq = state["square"][rows]
+            state["square"][rows] = torch.where(has_grad, old_sq.lerp(grad_sq, 1 - beta2), old_sq)
+            bias_correction = 1 - beta2 ** state["count"][rows]
+            scale = torch.where(has_grad, (state["square"][rows] / bias_correction).rsqrt(), 0.0)
             p[rows] -= group["lr"] * scale[:, None] * grad
 
-    def _muon_step(self, parameters: list, group: dict):
+    def _muon_step(self, params: list, group: dict):
         """One update by Muon; matrices of the same shape are orthogonalized together."""
-        by_shape: dict[tuple[int, ...], list] = {}
-        for p in parameters:
+        matrices_by_shape: dict[tuple[int, ...], list] = {}
+        for p in params:
             if not (state := self.state[p]):
                 state["momentum"] = torch.zeros_like(p)
             state["momentum"].lerp_(p.grad, 1 - MUON_MOMENTUM)
@@ -159,10 +159,10 @@ class Optimizer(torch.optim.Optimizer):
                 if rows > columns:  # wide matrices cost less
                     matrix, matrix_update = matrix.mT, matrix_update.mT
                 scale = max(1, rows / columns) ** 0.5  # Jordan's: outputs change equally in tall and square matrices
-                by_shape.setdefault(tuple(matrix.shape), []).append((matrix, matrix_update, scale))
-        for same_shape in by_shape.values():
-            updates = orthogonalize(torch.stack([update for _, update, _ in same_shape]))
-            for (matrix, _, scale), update in zip(same_shape, updates):
+                matrices_by_shape.setdefault(tuple(matrix.shape), []).append((matrix, matrix_update, scale))
+        for same_shape_matrices in matrices_by_shape.values():
+            updates = orthogonalize(torch.stack([update for _, update, _ in same_shape_matrices]))
+            for (matrix, _, scale), update in zip(same_shape_matrices, updates):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
 
 
@@ -177,22 +177,22 @@ def orthogonalize(matrices):
 
     On a GPU in bfloat16, whose rounding error is smaller than what five steps leave.
     """
-    a, b, c = NEWTON_SCHULZ
+    a, b, c = NEWTON_SCHULZ_COEFFS
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value is above 1
     for _ in range(NEWTON_SCHULZ_STEPS):
-        square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.to(matrices.dtype)
 
 
 @torch.no_grad()
-def lower_last_distance(model: GPT):
-    """Put the last entry of the table of pos_embd=relative BEYOND below all others; call this after each update.
+def lower_last_bias(model: GPT):
+    """Put the last entry of the table of pos_embd=relative FAR_BIAS_DROP below all others; call this after each update.
 
     Distances beyond the table use this entry too. Training sees it once per window and nothing beyond: left alone it
     stays high, and on a longer text the many far tokens drown out the near ones.
     """
-    table = model.transformer.relative.relative_embeddings.weight
-    if table.requires_grad and len(table) > 1:
-        table[-1] = table[:-1].amin(0) - BEYOND
+    bias_table = model.transformer.relative.relative_embeddings.weight
+    if bias_table.requires_grad and len(bias_table) > 1:
+        bias_table[-1] = bias_table[:-1].amin(0) - FAR_BIAS_DROP

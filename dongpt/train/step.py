@@ -1,7 +1,7 @@
 """One update of a GPT's weights: batches, mixed precision, gradients of several micro-batches and processes, clipping.
 
     step = TrainStep(cfg, rt, corpus, model, optimizer)       # cfg has the fields of StepConfig, GPTConfig and seed
-    compiled, why = step.compile("auto", n_updates=1000)
+    is_compiled, reason = step.compile("auto", n_updates=1000)
     loss = step(lr, iter_num, samples_seen)                   # on the device; reading it waits for the update
 
 A sample is a window of block_size tokens.
@@ -18,13 +18,13 @@ from configurator import UserError
 from dongpt.program import first_line
 from dongpt.runtime import Runtime, seed_everything
 from dongpt.train.data import Corpus
-from dongpt.train.optim import OptimConfig, lower_last_distance, set_learning_rate
+from dongpt.train.optim import OptimConfig, lower_last_bias, set_learning_rate
 from model import GPT
 
-MEMORY_SHARE = 10  # the corpus stays on the GPU if it takes less than a tenth of the free memory
+CORPUS_MEMORY_DIVISOR = 10  # the corpus stays on the GPU if it takes less than a tenth of the free memory
 # FLOPs of a whole run below which compiling, about a minute, is taken not to be earned back. An estimate (a few minutes
 # of a recent GPU at the speed of small models), not yet measured on a GPU.
-WORTH_COMPILING = 2e15
+COMPILE_MIN_FLOPS = 2e15
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class StepConfig(OptimConfig):
 def clip_gradients(model: GPT, max_norm: float):
     """Scale all gradients, dense and sparse, so that their joint norm is at most max_norm."""
     coalesce_gradients(model)
-    gradients = [p.grad.values() if p.grad.is_sparse else p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    grads = [p.grad.values() if p.grad.is_sparse else p.grad for p in model.parameters() if p.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm(grads)
+    torch._foreach_mul_(grads, (max_norm / (grad_norm + 1e-6)).clamp(max=1.0))
 
 
 def coalesce_gradients(model: GPT):
@@ -58,42 +58,40 @@ class TrainStep:
         self.cfg, self.rt, self.corpus, self.model, self.optimizer = cfg, rt, corpus, model, optimizer
         self.vocab_size: int = model.transformer.wte.num_embeddings
         if cfg.gradient_accumulation_steps % rt.world_size:
-            n_batches, n = f"gradient_accumulation_steps={cfg.gradient_accumulation_steps}", rt.world_size
-            raise UserError(
-                f"{n_batches} micro-batches cannot be shared evenly by {n} processes: use a multiple of {n}"
-            )
+            setting, n = f"gradient_accumulation_steps={cfg.gradient_accumulation_steps}", rt.world_size
+            raise UserError(f"{setting} micro-batches cannot be shared evenly by {n} processes: use a multiple of {n}")
         n_bytes = 3 * corpus.lengths["train"]  # ids of two bytes, and perhaps a mask
-        if rt.device_type == "cuda" and n_bytes < torch.cuda.mem_get_info(rt.device)[0] / MEMORY_SHARE:
+        if rt.device_type == "cuda" and n_bytes < torch.cuda.mem_get_info(rt.device)[0] / CORPUS_MEMORY_DIVISOR:
             corpus.to_device(rt, self.vocab_size)
         self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
-        self.samples = cfg.gradient_accumulation_steps * cfg.batch_size  # per update
-        self.tokens = self.samples * cfg.block_size
+        self.samples_per_iter = cfg.gradient_accumulation_steps * cfg.batch_size
+        self.tokens_per_iter = self.samples_per_iter * cfg.block_size
         self.eval_model: Any = model
         self.train_model: Any = model
 
-    def compile(self, asked, n_updates: float) -> tuple[bool, str]:
-        """Decide on torch.compile for a run of n_updates, and wrap the model for several processes; (compiled?, why).
+    def compile(self, mode, n_updates: float) -> tuple[bool, str]:
+        """Decide on torch.compile for a run of n_updates, and wrap the model for DDP; returns (is_compiled, reason).
 
         auto compiles on CUDA if the run is long enough to repay it, "before" since the run that is resumed did; both
         fall back to the plain model if a first update fails. Raises UserError if it fails for an explicit True.
         """
-        rt, model = self.rt, self.model
-        compiled, why = bool(asked), "as asked" if isinstance(asked, bool) else asked
-        if asked == "auto" and rt.device_type != "cuda":
-            compiled, why = False, f"auto: off on {rt.device_type}"
-        elif asked == "auto" and model.flops_per_token() * self.tokens * n_updates / rt.world_size < WORTH_COMPILING:
-            compiled, why = False, "auto: the run is too short to repay it"
-        if compiled and (problem := self._try_to_compile()):
-            if asked is True:
+        rt, model, tokens = self.rt, self.model, self.tokens_per_iter
+        is_compiled, reason = bool(mode), "as asked" if isinstance(mode, bool) else mode
+        if mode == "auto" and rt.device_type != "cuda":
+            is_compiled, reason = False, f"auto: off on {rt.device_type}"
+        elif mode == "auto" and model.flops_per_token() * tokens * n_updates / rt.world_size < COMPILE_MIN_FLOPS:
+            is_compiled, reason = False, "auto: the run is too short to repay it"
+        if is_compiled and (problem := self._try_to_compile()):
+            if mode is True:
                 raise UserError(f"compile=True cannot work here ({problem}): use compile=False or auto")
-            compiled, why = False, f"torch.compile is not available: {problem}"
+            is_compiled, reason = False, f"torch.compile is not available: {problem}"
         if model.config.ngrams > 1:  # DDP and torch.compile support dense gradients only
-            model.transformer.ngrams.sparse = rt.device_type == "cpu" and rt.world_size == 1 and not compiled
+            model.transformer.ngrams.sparse = rt.device_type == "cpu" and rt.world_size == 1 and not is_compiled
         self.train_model = self.eval_model  # evaluation bypasses DDP, whose forward would wait for the other ranks
         if rt.world_size > 1:
             device_ids = [rt.local_rank] if rt.device_type == "cuda" else None
             self.train_model = DistributedDataParallel(self.eval_model, device_ids=device_ids)
-        return compiled, why
+        return is_compiled, reason
 
     def _try_to_compile(self) -> str:
         """Compile the model and run it forward and backward once; returns why it failed, '' if it did not."""
@@ -118,24 +116,24 @@ class TrainStep:
         """Update number iter_num, with the samples from number samples_seen on; returns this rank's mean loss."""
         cfg, rt = self.cfg, self.rt
         set_learning_rate(self.optimizer, lr)
-        accumulate = cfg.gradient_accumulation_steps // rt.world_size
+        n_micro_steps = cfg.gradient_accumulation_steps // rt.world_size
         n_batches, shape = cfg.gradient_accumulation_steps, (cfg.batch_size, cfg.block_size)
         loss_weights = self.corpus.loss_weights(samples_seen, n_batches, *shape, cfg.seed)
-        total = torch.zeros((), device=rt.device)
-        for micro_step in range(accumulate):
-            index = micro_step * rt.world_size + rt.rank  # of the micro-batch, counted over all ranks
-            first = samples_seen + index * cfg.batch_size
-            x, y = rt.move(*self.corpus.train_batch(first, *shape, cfg.seed, self.vocab_size))  # (B, T) each
+        mean_loss = torch.zeros((), device=rt.device)
+        for micro_step in range(n_micro_steps):
+            batch_index = micro_step * rt.world_size + rt.rank  # of the micro-batch, counted over all ranks
+            first_sample = samples_seen + batch_index * cfg.batch_size
+            x, y = rt.move(*self.corpus.train_batch(first_sample, *shape, cfg.seed, self.vocab_size))  # (B, T) each
             if rt.world_size > 1:  # average the gradients over the ranks only after the last micro-batch
-                self.train_model.require_backward_grad_sync = micro_step == accumulate - 1
+                self.train_model.require_backward_grad_sync = micro_step == n_micro_steps - 1
             if cfg.dropout or cfg.attn_dropout:
-                seed_everything(cfg.seed, iter_num, index)
+                seed_everything(cfg.seed, iter_num, batch_index)
             with rt.autocast:
-                loss = self.train_model(x, y)[1] * loss_weights[index] / accumulate
+                loss = self.train_model(x, y)[1] * loss_weights[batch_index] / n_micro_steps
             self.scaler.scale(loss).backward()
             if micro_step:
                 coalesce_gradients(self.model)
-            total += loss.detach()
+            mean_loss += loss.detach()
         if iter_num < cfg.freeze_wte:  # without a gradient there is no weight decay, no moment, no share of the norm
             self.model.transformer.wte.weight.grad = None
         if cfg.grad_clip:
@@ -144,6 +142,6 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.model.config.pos_embd == "relative":
-            lower_last_distance(self.model)
+            lower_last_bias(self.model)
         self.optimizer.zero_grad(set_to_none=True)
-        return total
+        return mean_loss

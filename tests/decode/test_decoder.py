@@ -114,7 +114,7 @@ def encode(model: GPT, cache: KVCache, idx, first: int, chunks, rows=slice(None)
     parts, done = [], 0
     for n in chunks:
         positions = torch.arange(first + done, first + done + n)
-        held = cache.at(positions, first + done + n, first + done, rows)
+        held = cache.layer_caches(positions, first + done + n, first + done, rows)
         parts.append(model.lm_head(model._hidden(idx[:, done : done + n], positions, held)))
         done += n
     assert done == idx.shape[1]
@@ -145,7 +145,8 @@ def test_chunks_of_different_sizes_by_row_give_the_logits_of_full_passes(pos_emb
         for row, n in enumerate(fresh):
             tokens[row, :n] = idx[row, starts[row] : starts[row] + n]
         with torch.no_grad():
-            logits = model.lm_head(model._hidden(tokens, positions, cache.at(positions, int(positions.max()) + 1)))
+            caches = cache.layer_caches(positions, int(positions.max()) + 1)
+            logits = model.lm_head(model._hidden(tokens, positions, caches))
         for row, n in enumerate(fresh):
             got[row].append(logits[row, :n])
             starts[row] += n
@@ -235,7 +236,7 @@ def test_text_does_not_depend_on_how_much_is_encoded_at_a_time(pos_embd, prefill
     text = generated_ids(model, rows, 10, seed=1)
     expected, shapes = torch.stack(logits), encoded_shapes(model)
     logits.clear()
-    monkeypatch.setattr(decoding, "PREFILL_TOKENS", prefill)
+    monkeypatch.setattr(decoding, "PREFILL_CHUNK_TOKENS", prefill)
     assert generated_ids(model, rows, 10, seed=1) == text
     assert_close(torch.stack(logits), expected)
     size = max(1, prefill // 3)  # of 29 tokens; later the first row, which is full, has 15 to encode anew
@@ -347,7 +348,7 @@ CHANGES = [
     lambda model: model.load_state_dict(make("rope", seed=5).state_dict()),
     lambda model: model.load_state_dict(make("rope", seed=5).state_dict(), assign=True),
     lambda model: setattr(model.transformer.h[0], "mlp", copy.deepcopy(model.transformer.h[1].mlp)),
-    lambda model: setattr(model, "document_end", 9),
+    lambda model: setattr(model, "document_end_id", 9),
     lambda model: model.to(torch.bfloat16),
     lambda model: model.double(),
 ]
@@ -381,20 +382,20 @@ def test_a_decoder_reuses_a_prefix_as_long_as_the_weights_are_the_same(harmless)
 
 def test_packed_weights_of_before_are_not_used_under_other_conditions(monkeypatch):
     """A decoder that once decoded with packed weights: the next stream is too short for them, or runs in bfloat16."""
-    if cpu.library()[0] is None:
+    if cpu.load_library()[0] is None:
         pytest.skip("no C compiler for cpu.c")
-    monkeypatch.setattr(cpu, "WORTH_PACKING", 1)
+    monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", 1)
     model, text = make("rope"), [9, 4, 7, 1]
     kept = Decoder(model, 1, Sampling(0), 61, True, reuse_prefix=True)
     list(model.stream([text], 20, decoder=kept))
-    assert kept.backend is not None
+    assert kept.packed_blocks is not None
     add_noise(model)
     few = torch.cat(list(model.stream([text], 3, temperature=0, decoder=kept))).tolist()
-    assert kept.backend is None and few == generated_ids(model, [text], 3, temperature=0)[0]
+    assert kept.packed_blocks is None and few == generated_ids(model, [text], 3, temperature=0)[0]
     list(model.stream([text], 20, decoder=kept))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         halves = torch.cat(list(model.stream([text], 20, temperature=0, decoder=kept))).tolist()
-        assert kept.backend is None and halves == generated_ids(model, [text], 20, temperature=0)[0]
+        assert kept.packed_blocks is None and halves == generated_ids(model, [text], 20, temperature=0)[0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only there a Decoder is kept")
@@ -421,9 +422,9 @@ def test_a_remembered_decoder_is_used_again_only_where_it_fits_and_is_free():
 @pytest.mark.parametrize("uniforms", [7, 1000])
 def test_text_does_not_depend_on_how_many_random_numbers_come_at_a_time(uniforms, monkeypatch):
     model, rows = make(n_layer=1), prompts((1, 9))
-    assert decoding.UNIFORMS < 140
+    assert decoding.N_BUFFERED_UNIFORMS < 140
     expected = generated_ids(model, rows, 140, seed=8, min_p=0.02)
-    monkeypatch.setattr(decoding, "UNIFORMS", uniforms)
+    monkeypatch.setattr(decoding, "N_BUFFERED_UNIFORMS", uniforms)
     assert generated_ids(model, rows, 140, seed=8, min_p=0.02) == expected
 
 
@@ -501,8 +502,8 @@ def live_tensors() -> int:
 
 
 def tensors_of(decoder: Decoder) -> list[torch.Tensor]:
-    found = [decoder.tokens, decoder.last, decoder.uniforms, decoder.n_used, decoder.next_ids]
-    found += [] if decoder.seen is None else [decoder.seen]
+    found = [decoder.tokens, decoder.last_positions, decoder.uniforms, decoder.uniform_index, decoder.next_ids]
+    found += [] if decoder.seen_mask is None else [decoder.seen_mask]
     return found + ([t for layer in decoder.cache.layers for t in layer] if decoder.cache else [])
 
 

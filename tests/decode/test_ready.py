@@ -47,8 +47,8 @@ DTYPE = {
 
 def chosen(monkeypatch, limits, dtype: str = "auto", quantized: str = "none", compile="auto") -> tuple[GPT, str]:
     """(model, the sentence behind the one on the device and dtype) of prepare."""
-    monkeypatch.setattr(cpu, "WORTH_PACKING", limits[0])
-    monkeypatch.setattr(inference, "WORTH_ROUNDING", limits[1])
+    monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", limits[0])
+    monkeypatch.setattr(inference, "BFLOAT16_MIN_PARAMS", limits[1])
     rt, model = runtime.start("cpu", dtype), make(n_embd=64)
     model, why = to_inference(model.train(), rt, dtype, quantized, compile)
     said = f"device: cpu (as asked), {DTYPE[dtype]}"
@@ -109,7 +109,7 @@ def test_the_limits_of_the_rule_are_part_of_what_lies_above_them(monkeypatch):
     for limits, said in (((size + 1, 1), ""), ((size, size + 1), "weights: float32, packed"), ((1, size), "bfloat16")):
         why = chosen(monkeypatch, limits)[1]
         assert said in why and bool(said) == bool(why), limits
-    assert cpu.WORTH_PACKING < inference.WORTH_ROUNDING
+    assert cpu.PACKING_MIN_PARAMS < inference.BFLOAT16_MIN_PARAMS
 
 
 @smoke
@@ -165,7 +165,7 @@ def test_without_a_compiler_that_works_nothing_is_packed_and_that_is_said(
 @smoke
 def test_on_other_systems_nothing_is_compiled(monkeypatch, library_again):
     monkeypatch.setattr(cpu.sys, "platform", "win32")
-    assert cpu.library() == (None, "not done on win32")
+    assert cpu.load_library() == (None, "not done on win32")
 
 
 @needs_compiler
@@ -201,7 +201,7 @@ def test_sample_writes_with_packed_weights(tiny_run, capsys, packed_models, monk
     for (args, (texts, why)), weights in zip(results.items(), ("float32", "int8", "bfloat16", "int8")):
         assert texts.count(sample.SEPARATOR) == 3 and len(texts) > 120
         assert f"weights: {weights}" in why and why.endswith("packed, sums in float32")
-    monkeypatch.setattr(cpu, "WORTH_PACKING", 10**9)
+    monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", 10**9)
     for args in ((), ("--quantize=int8",)):
         texts, why = samples(capsys, tiny_run, *args)
         assert texts == results[args][0] and "packed" not in why

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from dongpt.decode.text import Detokenizer, read_stop, read_stop_ids
+from dongpt.decode.text import Detokenizer, parse_stop_ids, parse_stop_strings
 from dongpt.text.tokenizers import CharTokenizer, GPT2Tokenizer
 
 smoke = pytest.mark.smoke
@@ -183,19 +183,19 @@ def test_rows_end_on_their_own_and_hear_nothing_after_that():
     ],
 )
 def test_stop_is_one_string_or_a_json_list(setting, stop):
-    assert read_stop(setting) == stop
+    assert parse_stop_strings(setting) == stop
 
 
 @smoke
 @pytest.mark.parametrize("setting", ["[]", '[""]', '["a", ""]', "[1]", '["a", null]', '[["a"]]'])
 def test_a_list_of_what_cannot_be_a_stop_string_is_refused(setting):
     with pytest.raises(ValueError, match="--stop=.*JSON list"):
-        read_stop(setting)
+        parse_stop_strings(setting)
 
 
 @smoke
 def test_stop_ids_are_divided_by_commas():
-    assert [read_stop_ids(ids, 9) for ids in ("", " ", "0", "8", " 1 , 2 ")] == [[], [], [0], [8], [1, 2]]
+    assert [parse_stop_ids(ids, 9) for ids in ("", " ", "0", "8", " 1 , 2 ")] == [[], [], [0], [8], [1, 2]]
 
 
 @smoke
@@ -215,5 +215,5 @@ def test_stop_ids_are_divided_by_commas():
 )
 def test_a_stop_id_that_is_none_is_refused_by_name(setting, wrong):
     with pytest.raises(ValueError, match="--stop_ids: ") as caught:
-        read_stop_ids(setting, 9)
+        parse_stop_ids(setting, 9)
     assert f": {wrong}" in str(caught.value) and "0 to 8" in str(caught.value)

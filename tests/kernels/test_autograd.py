@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dongpt.kernels import autograd
-from model import rotation_at
+from model import rope_cos_sin
 
 smoke = pytest.mark.smoke
 
@@ -23,7 +23,7 @@ def values_and_gradients(function, *inputs, **fixed):
 @pytest.mark.parametrize("shape", [(2, 7, 3, 8), (1, 1, 1, 2), (3, 70, 2, 6)])
 def test_rotate_agrees_with_its_reference(shape):
     q, k = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    rotation = rotation_at(torch.arange(shape[1]), shape[-1])
+    rotation = rope_cos_sin(torch.arange(shape[1]), shape[-1])
     ours = values_and_gradients(lambda *qk: torch.stack(autograd.rotate(*qk, *rotation)), q, k)
     both = values_and_gradients(lambda *qk: torch.stack([autograd.rotate_reference(x, rotation) for x in qk]), q, k)
     torch.testing.assert_close(ours, both)

@@ -20,7 +20,7 @@ from dongpt.decode.decoder import KVCache
 from dongpt.decode.quantize import Int8Linear, pack_model, quantize_linears
 from dongpt.decode.ready import to_inference
 from dongpt.kernels import cpu
-from dongpt.kernels.cpu import PackedBlocks, PackedLinear, pack
+from dongpt.kernels.cpu import PackedBlocks, PackedLinear, pack_weight
 from model import GPT, AttentionInputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -159,17 +159,17 @@ def test_numbers_of_threads_change_no_bit(kind):
 @smoke
 def test_weights_are_packed_as_cpu_c_reads_them():
     weight = torch.arange(1.0, 11).view(5, 2)  # channels 0 to 4, two k each, in panels of 2 words times 2 lanes
-    assert pack(weight, 2).tolist() == [
+    assert pack_weight(weight, 2).tolist() == [
         [[[[1], [3]], [[5], [7]]], [[[2], [4]], [[6], [8]]]],
         [[[[9], [0]], [[0], [0]]], [[[10], [0]], [[0], [0]]]],
     ]
     # panels of 2 lanes times 2 parts: channels 0 and 2 share a word
     expected = [[[[[1, 5], [3, 7]]], [[[2, 6], [4, 8]]]], [[[[9, 0], [0, 0]]], [[[10, 0], [0, 0]]]]]
-    assert pack(weight.bfloat16(), 2).tolist() == expected
+    assert pack_weight(weight.bfloat16(), 2).tolist() == expected
     weight = torch.arange(1, 9, dtype=torch.int8).view(8, 1)  # four weights in a word
-    assert pack(weight, 2).tolist() == [[[[[1, 3, 5, 7], [2, 4, 6, 8]]]]]
-    assert pack(weight, 2).is_contiguous() and pack(weight, 2).dtype == torch.int8
-    assert pack(weight.T.contiguous(), 2).tolist() == [[[[[i, 0, 0, 0], [0] * 4]] for i in range(1, 9)]]
+    assert pack_weight(weight, 2).tolist() == [[[[[1, 3, 5, 7], [2, 4, 6, 8]]]]]
+    assert pack_weight(weight, 2).is_contiguous() and pack_weight(weight, 2).dtype == torch.int8
+    assert pack_weight(weight.T.contiguous(), 2).tolist() == [[[[[i, 0, 0, 0], [0] * 4]] for i in range(1, 9)]]
 
 
 @needs_compiler
@@ -203,7 +203,7 @@ def test_what_is_not_finite_stays_so_and_where_it_is(kind, value):
 @torch.no_grad()
 def step(model: GPT, packed: PackedBlocks, cache: KVCache, newest, positions, n_held: int, start: int | None):
     """Logits (B, V) behind the newest tokens (B,), by packed."""
-    held = cache.at(positions, n_held, start)
+    held = cache.layer_caches(positions, n_held, start)
     x = packed.blocks(model._embed(newest[:, None], positions), model.attention_inputs(positions, held[0]), held)
     return packed.head(model.transformer.ln_f(x)[:, 0])
 
@@ -262,7 +262,9 @@ def test_packed_blocks_give_the_logits_of_full_passes_where_rows_stand_at_differ
             for row, n in enumerate(starts.tolist()):
                 if n:
                     positions = torch.arange(n)
-                    model._hidden(idx[row : row + 1, :n], positions, cache.at(positions, n, 0, torch.tensor([row])))
+                    model._hidden(
+                        idx[row : row + 1, :n], positions, cache.layer_caches(positions, n, 0, torch.tensor([row]))
+                    )
         every = torch.arange(4)
         for t in range(9):
             at = starts + t
@@ -325,7 +327,7 @@ def one_layer(C: int, activation: str = "gelu") -> GPT:
 
 def layer_of_nothing(model: GPT, cache: KVCache, position: int, bias=None) -> torch.Tensor:
     """What the layer makes of zeros at this position, (C,)."""
-    held = cache.at(torch.tensor([position]), position + 1, position)
+    held = cache.layer_caches(torch.tensor([position]), position + 1, position)
     x = torch.zeros(1, 1, model.config.n_embd)
     return PackedBlocks(model).blocks(x, AttentionInputs(None, bias, False), held)[0, 0]
 
@@ -407,11 +409,11 @@ def test_a_loaded_model_is_packed_from_a_size_on_and_up_to_one(tmp_path, packed_
     model, _ = load_model(saved(tmp_path, make()))
     size = model.get_num_matmul_params()
     for name, limit, used in (
-        ("WORTH_PACKING", size, 1),
-        ("WORTH_PACKING", size + 1, 0),
-        ("WORTH_PACKING", size, 1),
-        ("MAX_COPIED", size, 1),
-        ("MAX_COPIED", size - 1, 0),
+        ("PACKING_MIN_PARAMS", size, 1),
+        ("PACKING_MIN_PARAMS", size + 1, 0),
+        ("PACKING_MIN_PARAMS", size, 1),
+        ("MAX_COPY_PARAMS", size, 1),
+        ("MAX_COPY_PARAMS", size - 1, 0),
     ):
         monkeypatch.setattr(cpu, name, limit)
         packed_models.clear()
@@ -499,7 +501,8 @@ def test_models_without_a_cache_are_never_packed_and_write_what_they_wrote(kind,
     assert generated_ids(model, prompts(), 15, seed=1) == generated_ids(plain, prompts(), 15, seed=1)
     rt = runtime.start("cpu")
     model, why = to_inference(fresh(), rt)
-    assert why == rt.why and generated_ids(model, prompts(), 15, seed=1) == generated_ids(plain, prompts(), 15, seed=1)
+    assert why == rt.description
+    assert generated_ids(model, prompts(), 15, seed=1) == generated_ids(plain, prompts(), 15, seed=1)
     if kind == "bigram":
         with pytest.raises(ValueError, match="no weights to quantize"):
             to_inference(fresh(), rt, quantize="int8")

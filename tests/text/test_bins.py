@@ -163,7 +163,7 @@ def test_an_array_is_had_of_what_is_small_or_in_one_file(tmp_path, monkeypatch):
 @smoke
 @pytest.mark.parametrize("length, most", [(203, 10**6), (203, 203), (203, 150), (203, 40), (203, 5), (2, 5), (2, 1)])
 def test_what_is_looked_at_is_spread_over_all_files_to_the_end(tmp_path, monkeypatch, in_memory, length, most):
-    monkeypatch.setattr(corpora, "SCANNED_TOKENS", most)
+    monkeypatch.setattr(corpora, "MAX_CHECKED_TOKENS", most)
     corpus, looked_at = Corpus(numbered(tmp_path, SIZES["two"]), length / 203), []
     monkeypatch.setattr(corpus, "_check_ids", lambda ids, *_: looked_at.append(ids))
     corpus.check_split("train", 203)
@@ -207,7 +207,7 @@ def test_batches_and_evaluation_are_those_of_one_file(tmp_path, monkeypatch, in_
     one = Corpus(numbered(tmp_path / "one"), fraction)
     many = Corpus(numbered(tmp_path / "many", SIZES[sizes]), fraction)
     one.tokenizer_dict = many.tokenizer_dict = GERMAN.to_dict()  # GPT-2's vocabulary may need a network
-    assert many.lengths == one.lengths and many.epoch_windows(BLOCK) == one.epoch_windows(BLOCK)
+    assert many.lengths == one.lengths and many.windows_per_epoch(BLOCK) == one.windows_per_epoch(BLOCK)
     for first, n in ((0, 5), (3, 60), (1000, 7)):
         x, y = many.train_batch(first, n, BLOCK, 3, 50257)
         assert torch.equal(y, x + 1) and x.dtype == torch.int64
@@ -299,7 +299,7 @@ def test_a_training_on_shards_is_that_on_one_file_and_resumes_exactly(both, monk
 
 def test_more_windows_than_an_epoch_resume_exactly(both):
     """The stop is in the second epoch."""
-    n = Corpus(both[1], 0.1).epoch_windows(16)
+    n = Corpus(both[1], 0.1).windows_per_epoch(16)
     assert 5 < n < 4 * 2 * 10
     args = [f"--data_dir={both[1]}", *TINY_RUN, "--dataset_fraction=0.1", "--lr_decay_iters=20", "--eval_interval=9"]
     assert train.main([*args, "--out_dir=straight", "--max_iters=20"]) == 0
@@ -410,7 +410,7 @@ def test_a_corpus_of_gigabytes_takes_little_memory_and_reads_only_what_it_needs(
     x, y = corpus.train_batch(0, 12, 256, 1337, 5)
     assert bytes_read() - read < 200e6  # of 5.4 GB: the ends of all files and an even sample
     most = max(resident(), look(corpus))
-    assert corpus.epoch_windows(256) > 10**7 and most - before < 120e6  # 4 bytes per window, twice while they are made
+    assert corpus.windows_per_epoch(256) > 10**7 and most - before < 120e6  # 4 bytes per window, two while made
     assert corpus.tokens("train")[8 * n - 3 : 8 * n + 3].tolist() == [0, 1, 2, 3, 4, 0]
     starts = corpus.window_starts(10**7, 500, 256, 1337)
     assert len({start // n for start in starts.tolist()}) == 40  # they come from everywhere
@@ -664,7 +664,7 @@ def test_a_shard_of_a_larger_vocabulary_is_refused(copied, in_memory, described)
 @smoke
 def test_an_id_in_the_middle_is_found_by_check_and_when_it_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(corpora, "SCANNED_TOKENS", 20)
+    monkeypatch.setattr(corpora, "MAX_CHECKED_TOKENS", 20)
     folder = numbered(tmp_path, SIZES["two"])
     ids = np.arange(100, dtype="<u2")
     ids[55] = 60000
@@ -812,14 +812,14 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_and_says_what_to_free(
         return Full(open(path, mode, **options), room, late) if mode == "ab" else open(path, mode, **options)
 
     monkeypatch.setattr(bins, "open", open_full, raising=False)
-    replaced_file = bins.replaced_file
+    atomic_write = bins.atomic_write
 
     def replaced_full(path, *args, **options):
         if room[0] < 400:  # no room for meta.json
             raise OSError(28, os.strerror(28))
-        return replaced_file(path, *args, **options)
+        return atomic_write(path, *args, **options)
 
-    monkeypatch.setattr(bins, "replaced_file", replaced_full)
+    monkeypatch.setattr(bins, "atomic_write", replaced_full)
     with pytest.raises(ValueError) as caught:
         prepare(str(tmp_path), texts, Vocabulary("char"), shard_tokens=shard_tokens)
     assert (
@@ -831,7 +831,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_and_says_what_to_free(
     )
     assert listing(tmp_path) == before
     monkeypatch.delattr(bins, "open")
-    monkeypatch.setattr(bins, "replaced_file", replaced_file)
+    monkeypatch.setattr(bins, "atomic_write", atomic_write)
     prepare(str(tmp_path), texts, Vocabulary("char"), shard_tokens=shard_tokens)
     program("check").main([f"--data_dir={tmp_path}"])
 

@@ -156,7 +156,7 @@ def test_the_target_is_the_input_one_token_later(tmp_path):
 @pytest.mark.parametrize("n_train", [9, 10, 15, 16, 17, 24, 25, 199, 200, 201, 207])
 def test_windows_of_an_epoch_are_disjoint_and_each_comes_once(tmp_path, n_train):
     corpus = numbered(tmp_path, n_train)
-    per_epoch = corpus.epoch_windows(BLOCK)
+    per_epoch = corpus.windows_per_epoch(BLOCK)
     assert per_epoch >= max(1, n_train // BLOCK - 2)
     for epoch in range(3):
         starts = sorted(starts_of(corpus, epoch * per_epoch, per_epoch))
@@ -166,7 +166,7 @@ def test_windows_of_an_epoch_are_disjoint_and_each_comes_once(tmp_path, n_train)
 
 def test_offset_and_order_change_from_epoch_to_epoch(tmp_path):
     corpus = numbered(tmp_path)
-    n = corpus.epoch_windows(BLOCK)
+    n = corpus.windows_per_epoch(BLOCK)
     epochs = [starts_of(corpus, epoch * n, n) for epoch in range(40)]
     assert len({min(starts) for starts in epochs}) >= BLOCK // 2
     orders = {tuple((np.array(starts) - min(starts)) // BLOCK) for starts in epochs}
@@ -175,7 +175,7 @@ def test_offset_and_order_change_from_epoch_to_epoch(tmp_path):
 
 def test_every_token_of_train_is_reached_in_time(tmp_path):
     corpus = numbered(tmp_path)
-    x, y = corpus.train_batch(0, 40 * corpus.epoch_windows(BLOCK), BLOCK, 1, 50257)
+    x, y = corpus.train_batch(0, 40 * corpus.windows_per_epoch(BLOCK), BLOCK, 1, 50257)
     assert set(x.flatten().tolist()) | set(y.flatten().tolist()) == set(range(203))
 
 
@@ -195,7 +195,7 @@ def test_a_batch_depends_on_seed_and_position_alone(tmp_path):
 def test_the_batch_size_changes_no_window_and_epoch_borders_neither(tmp_path, batch_size):
     corpus = numbered(tmp_path)
     n, firsts = 60, range(0, 60, batch_size)  # two and a half epochs
-    assert corpus.epoch_windows(BLOCK) == 24
+    assert corpus.windows_per_epoch(BLOCK) == 24
     whole = starts_of(corpus, 0, n)
     parts = [starts_of(corpus, first, min(batch_size, n - first)) for first in firsts]
     assert sum(parts, []) == whole and len(set(whole[:24])) == 24
@@ -368,7 +368,7 @@ def test_bins_of_another_vocabulary_are_refused(tmp_path, split):
 
 
 def test_a_wrong_id_that_the_first_check_did_not_reach_is_refused_when_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "SCANNED_TOKENS", 64)
+    monkeypatch.setattr(corpora, "MAX_CHECKED_TOKENS", 64)
     corpus = numbered(tmp_path)
     with pytest.raises(ValueError, match="train.bin.*vocabulary"):
         corpus.train_batch(0, 24, BLOCK, 1, vocab_size=150)

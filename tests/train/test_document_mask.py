@@ -13,7 +13,7 @@ from dongpt.checkpoint.files import load_model
 from dongpt.kernels import cpu
 from dongpt.text.documents import Texts
 from dongpt.text.prepare import Vocabulary, prepare
-from model import GPT, GPTConfig, same_document
+from model import GPT, GPTConfig, same_document_mask
 
 END = 19
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -48,7 +48,7 @@ def windows_with_ends() -> torch.Tensor:
 @smoke
 def test_a_token_looks_at_its_document_alone():
     idx = windows_with_ends()
-    mask = same_document(idx, END).tril()
+    mask = same_document_mask(idx, END).tril()
     assert mask.shape == (4, 1, 24, 24) and mask.dtype == torch.bool
     for row, ids in enumerate(idx.tolist()):
         for i in range(24):
@@ -60,9 +60,9 @@ def test_a_token_looks_at_its_document_alone():
 @smoke
 def test_with_rope_a_document_gets_the_logits_that_it_gets_alone():
     model, idx = random_model(), windows_with_ends()
-    model.document_end = END
+    model.document_end_id = END
     logits, loss = model(idx, idx.roll(-1, 1))
-    model.document_end = None
+    model.document_end_id = None
     plain, _ = model(idx, idx.roll(-1, 1))
     assert (logits - plain).abs().max() > 0.1  # what stands before matters to this model
     for row, ids in enumerate(idx.tolist()):
@@ -78,7 +78,7 @@ def test_with_rope_a_document_gets_the_logits_that_it_gets_alone():
 def test_logits_do_not_depend_on_whether_targets_are_passed(pos_embd):
     model, idx = random_model(pos_embd), windows_with_ends()
     plain, _ = model(idx)
-    model.document_end = END
+    model.document_end_id = END
     last, loss = model(idx)
     assert loss is None and (last - plain).abs().max() > 0.1
     torch.testing.assert_close(last, model(idx, idx)[0][:, -1:], atol=1e-6, rtol=1e-6)
@@ -89,9 +89,9 @@ def test_logits_do_not_depend_on_whether_targets_are_passed(pos_embd):
 @pytest.mark.parametrize("pos_embd", ["default", "rope"])
 def test_decoding_sees_the_documents_that_forward_sees(pos_embd, packed, monkeypatch):
     """Prompts with ends inside, of different lengths, and texts in which the model writes ends itself."""
-    if packed and cpu.library()[0] is None:
+    if packed and cpu.load_library()[0] is None:
         pytest.skip("no C compiler for cpu.c")
-    monkeypatch.setattr(cpu, "WORTH_PACKING", 1 if packed else 10**9)
+    monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", 1 if packed else 10**9)
     model = random_model(pos_embd)
     prompts = [row[:n] for row, n in zip(windows_with_ends().tolist(), (24, 12, 5, 2))]
 
@@ -99,7 +99,7 @@ def test_decoding_sees_the_documents_that_forward_sees(pos_embd, packed, monkeyp
         return torch.stack(list(model.stream(prompts, 60, temperature=1.5, seed=2, **settings))).T.tolist()
 
     unmasked = text()
-    model.document_end = END
+    model.document_end_id = END
     expected = text(use_kv_cache=False)  # every token by a full forward pass
     assert any(END in new[:20] for new in expected) and unmasked != expected
     assert text() == expected
@@ -112,7 +112,7 @@ def test_without_ends_inside_the_mask_changes_no_text():
         model.lm_head.weight[END] = 0.0
     prompts = [[END, *idx[0, :7].tolist()], idx[0, :4].tolist()]  # an end at the start hides nothing
     before = torch.stack(list(model.stream(prompts, 40, temperature=0, n_ids=END)))
-    model.document_end = END
+    model.document_end_id = END
     assert torch.equal(torch.stack(list(model.stream(prompts, 40, temperature=0, n_ids=END))), before)
 
 
@@ -124,10 +124,10 @@ def test_training_and_evaluate_take_the_same_loss(documents, capsys):
     evaluate.main(["out/ckpt.pt", f"--data_dir={documents}", "--json"])
     assert json.loads(capsys.readouterr().out)[0]["loss"] == pytest.approx(loss, abs=1e-6)
     model, tokenizer = load_model("out/ckpt.pt")
-    assert model.document_end == tokenizer.end_id
-    model.document_end = None
+    assert model.document_end_id == tokenizer.end_id
+    model.document_end_id = None
     assert train.main([*arguments, "--out_dir=plain"]) == 0
-    assert load_model("plain/ckpt.pt")[0].document_end is None
+    assert load_model("plain/ckpt.pt")[0].document_end_id is None
     assert read_log("plain", "iter")[-1]["loss"] != read_log("out", "iter")[-1]["loss"]
 
 

@@ -953,7 +953,7 @@ def test_each_epoch_visits_the_windows_with_something_to_predict_and_no_others(t
         np.arange(n, dtype="<u2").tofile(tmp_path / f"{split}.bin")
         mask.tofile(tmp_path / f"{split}.mask.bin")
     corpus = Corpus(str(tmp_path))
-    per_epoch = corpus.epoch_windows(BLOCK)
+    per_epoch = corpus.windows_per_epoch(BLOCK)
     assert 10 < per_epoch < 0.6 * (n // BLOCK)
     for epoch in range(6):
         starts = corpus.window_starts(epoch * per_epoch, per_epoch, BLOCK, SEED)
@@ -972,7 +972,7 @@ def test_a_mask_that_no_window_reaches_trains_on_all_of_them(tmp_path, in_memory
     mask[0] = 1  # the first token is never predicted
     mask.tofile(tmp_path / "train.mask.bin")
     corpus = Corpus(str(tmp_path))
-    assert corpus.epoch_windows(BLOCK) == (203 - BLOCK) // BLOCK
+    assert corpus.windows_per_epoch(BLOCK) == (203 - BLOCK) // BLOCK
     assert np.isfinite(corpus.loss_weights(0, 4, 2, BLOCK, SEED)).all()
 
 

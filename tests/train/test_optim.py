@@ -33,8 +33,8 @@ from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.train.data import Corpus
 from dongpt.train.optim import (
     MUON_MOMENTUM,
-    NGRAMS_LR,
-    RELATIVE_LR,
+    NGRAM_LR_SCALE,
+    RELATIVE_LR_SCALE,
     OptimConfig,
     Optimizer,
     make_optimizer,
@@ -43,7 +43,7 @@ from dongpt.train.optim import (
     split_qkv,
 )
 from dongpt.train.step import TrainStep, clip_gradients
-from model import GPT, NGRAMS, RELATIVE, Dropout, GPTConfig
+from model import GPT, NGRAM_TABLE, RELATIVE_TABLE, Dropout, GPTConfig
 from train import TrainConfig, get_lr
 
 TINY = GPTConfig(block_size=8, vocab_size=23, n_layer=2, n_head=2, n_embd=16)
@@ -366,8 +366,8 @@ def test_matrices_move_at_muon_lr_and_not_at_all_at_zero(muon_lr):
             assert not torch.equal(p, before[name]), name
         if is_muons:
             assert groups[name]["lr"] == pytest.approx(muon_lr) and groups[name]["weight_decay"] == 0.1
-    assert groups[NGRAMS]["rule"] == "rows" and groups[NGRAMS]["weight_decay"] == 0.0
-    assert "rule" not in groups[RELATIVE] and "rule" not in groups["transformer.wte.weight"]
+    assert groups[NGRAM_TABLE]["rule"] == "rows" and groups[NGRAM_TABLE]["weight_decay"] == 0.0
+    assert "rule" not in groups[RELATIVE_TABLE] and "rule" not in groups["transformer.wte.weight"]
 
 
 @smoke
@@ -572,7 +572,7 @@ def test_learning_rates_of_all_groups_follow_the_schedule(decay, tiny_data):
     assert len(set(expected)) == 6 and [record["lr"] for record in read_log("out", "iter")] == expected
     for lr, update in zip(expected, groups):
         assert [rule for rule, *_ in update] == [None, None, "muon", "rows", None]
-        assert [rate / lr for _, rate, *_ in update] == pytest.approx([1, 1, 5, NGRAMS_LR, RELATIVE_LR])
+        assert [rate / lr for _, rate, *_ in update] == pytest.approx([1, 1, 5, NGRAM_LR_SCALE, RELATIVE_LR_SCALE])
         assert [decay for *_, decay, _ in update] == [0.1, 0, 0.1, 0, 0.1]
         assert [sparse for *_, sparse in update] == [False, False, False, True, False]  # one process on a CPU
 
@@ -795,7 +795,7 @@ def test_a_run_whose_corpus_is_on_the_device_has_the_same_losses(tiny_data, monk
 
 @smoke
 def test_auto_takes_bfloat16_for_wide_models_where_the_processor_has_amx(monkeypatch):
-    wide = runtime.WORTH_AMX
+    wide = runtime.AMX_MIN_CHANNELS
     for has_amx, n_embd, expected in (
         (True, wide, "bfloat16"),
         (True, 2 * wide, "bfloat16"),
@@ -817,7 +817,7 @@ def test_auto_takes_bfloat16_for_wide_models_where_the_processor_has_amx(monkeyp
 def test_training_picks_its_dtype_by_the_width_of_the_model(tiny_data, monkeypatch, capsys):
     """A resume too: the width that counts is the checkpoint's."""
     monkeypatch.setattr(runtime, "has_amx", lambda: True)
-    monkeypatch.setattr(runtime, "WORTH_AMX", 16)
+    monkeypatch.setattr(runtime, "AMX_MIN_CHANNELS", 16)
     for more, dtype in ((["--n_embd=16"], "bfloat16"), (["--n_embd=8"], "float32"), (["--dtype=float32"], "float32")):
         capsys.readouterr()
         train.main([f"--data_dir={tiny_data}", *TINY_RUN, *more, "--max_iters=1"])
@@ -828,9 +828,9 @@ def test_training_picks_its_dtype_by_the_width_of_the_model(tiny_data, monkeypat
 @smoke
 def test_reading_gives_the_number_as_it_was_even_if_it_changes_later():
     rt, tensor = runtime.start("cpu"), torch.tensor(1.5)
-    reading = rt.read_later(tensor)
+    reading = rt.item_async(tensor)
     tensor += 1
-    assert reading() == 1.5 == reading() and rt.read_later(tensor)() == 2.5
+    assert reading() == 1.5 == reading() and rt.item_async(tensor)() == 2.5
     assert isinstance(reading(), float)
 
 
