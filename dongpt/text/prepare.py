@@ -500,6 +500,11 @@ def _map_in_order(function: Callable, jobs: Iterable[EncodeJob], use_threads: bo
     """(job, function(job)) of all jobs, computed on all cores by threads or by processes."""
     cores = _n_cores()
     pool: Executor
+    jobs = iter(jobs)
+    first_jobs = list(islice(jobs, 2))
+    if len(first_jobs) == 1:  # to start a pool would take longer
+        yield first_jobs[0], function(first_jobs[0])
+        return
     if use_threads:
         pool = ThreadPoolExecutor(cores)
     else:  # the function, which may hold a large vocabulary, is sent once and not with every job
@@ -508,7 +513,7 @@ def _map_in_order(function: Callable, jobs: Iterable[EncodeJob], use_threads: bo
     pending: deque = deque()
     with pool:
         try:
-            for job in jobs:
+            for job in chain(first_jobs, jobs):
                 pending.append((job, pool.submit(function, job)))
                 if len(pending) > 2 * cores:
                     job, future = pending.popleft()
