@@ -70,5 +70,4 @@ def test_smoke_runs_the_first_and_the_last_case_and_no_random_input(tmp_path):
 
 
 def test_tests_that_would_start_after_the_time_limit_are_skipped(tmp_path):
-    assert "2 passed" in run_pytest(tmp_path, "--time-limit=600", "-k", "zz", f"--rootdir={tmp_path}")
     assert "2 skipped" in run_pytest(tmp_path, "--time-limit=0", "-k", "zz", f"--rootdir={tmp_path}")

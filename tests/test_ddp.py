@@ -67,7 +67,7 @@ def one_process(tmp_path_factory, tiny_data) -> str:
 
 
 def test_two_processes_give_the_losses_of_one(tiny_data, tmp_path, one_process):
-    done = run("train.py", f"--data_dir={tiny_data}", *SETTINGS, cwd=tmp_path, launcher=torchrun(2))
+    done = run_ranks("train.py", f"--data_dir={tiny_data}", *SETTINGS, cwd=tmp_path)
     assert_same_losses(tmp_path / "out", one_process)
     for name in ("ckpt.pt", "ckpt_last.pt"):
         one, two = load(one_process, name), load(tmp_path / "out", name)
@@ -174,22 +174,20 @@ ENDLESS = ["--max_iters=100000000", "--eval_interval=100000000"]
 
 @needs_signals
 @pytest.mark.parametrize(
-    "number, to", [(signal.SIGTERM, "torchrun"), (signal.SIGINT, "group"), (signal.SIGTERM, "rank")]
+    "number, to", [(signal.SIGTERM, "torchrun"), (signal.SIGINT, "ranks"), (signal.SIGTERM, "rank")]
 )
 def test_a_signal_saves_the_state_of_a_step_boundary_whatever_log_interval_is(
     number, to, tiny_data, tmp_path, one_process
 ):
-    """From a scheduler, as Ctrl-C in a terminal, which every process of the group gets, or to rank 1 only.
+    """From a scheduler to torchrun, as Ctrl-C in a terminal to every rank, or to rank 1 only.
 
     It was noticed at the next logged update only, here the one after 100,000.
     """
-    job = Job(tmp_path, f"--data_dir={tiny_data}", *ENDLESS, "--log_interval=100000", with_torchrun=to != "rank")
+    job = Job(tmp_path, f"--data_dir={tiny_data}", *ENDLESS, "--log_interval=100000", with_torchrun=to == "torchrun")
     job.wait_for("iter 0:")
     time.sleep(1)
-    if to == "group":
-        os.killpg(job.processes[0].pid, number)
-    else:
-        job.processes[-1].send_signal(number)
+    for process in job.processes if to == "ranks" else job.processes[-1:]:
+        process.send_signal(number)
     printed = job.end()
     state = load(tmp_path / "out")
     assert 0 < state["iter_num"] < 100_000, printed + job.errors

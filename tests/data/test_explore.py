@@ -27,7 +27,7 @@ def documents(n: int) -> list[str]:
     return [f"{generated_text(30 + i % 7, seed=i)}number {i}.\n" for i in [*range(n - 5), *range(5)]]  # five twice
 
 
-@pytest.mark.parametrize("kind", ["char", "word", "bpe"])
+@pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_it_prints_and_draws(tmp_path, explore, capsys, kind):
     texts = documents(60)
     prepare(str(tmp_path), Texts(texts), Vocabulary(kind, vocab_size=300))

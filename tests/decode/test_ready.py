@@ -353,9 +353,14 @@ def their_folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("how", ["script", "command"])
 @pytest.mark.parametrize(
-    "imports_first", ["", "import model, configurator\n", "import configurator\n", "import dongpt.text.tokenizers\n"]
+    "how, imports_first",
+    [
+        ("script", ""),
+        ("command", "import model, configurator\n"),
+        ("script", "import configurator\n"),
+        ("command", "import dongpt.text.tokenizers\n"),
+    ],
 )
 def test_dongpt_works_beside_other_modules_of_the_same_names(their_folder, tiny_run, how, imports_first):
     code = f"import sys\npath_before = [*sys.path]\n{imports_first}import dongpt\nRUN = {tiny_run!r}\n{CHECK}{THEIRS}"
