@@ -52,7 +52,7 @@ def pack_model(model: Any, dtype: torch.dtype):
 
 
 def _replace_modules(model: nn.Module, module_types: type | tuple[type, ...], make_module: Callable[[Any], nn.Module]):
-    """Replace each submodule of one of these kinds by make(submodule)."""
+    """Replace each submodule of one of module_types by make_module(submodule)."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, module_types):

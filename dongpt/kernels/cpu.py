@@ -143,7 +143,7 @@ class PackedBlocks:
     def blocks(self, x, attention_inputs: Any, caches: list):
         """The blocks' output for x (B, 1, C), the newest token of every sequence; extends the caches (LayerCache).
 
-        inputs are the model's AttentionInputs for these tokens.
+        attention_inputs are those of the model for these tokens.
         """
         (B, _, C), (cos, sin), bias = x.shape, attention_inputs.rotation or (None, None), attention_inputs.bias
         positions, capacity = caches[0].positions, caches[0].keys.shape[2]
