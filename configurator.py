@@ -63,13 +63,13 @@ def type_name(field_type: Any) -> str:
 
 def check_type(value: Any, field_type: Any, location: str) -> Any:
     """Return value if it has the type field_type, else raise UserError. int -> float is the only conversion."""
-    allowed = get_args(field_type) or (field_type,)  # of a Literal, the values
-    if float in allowed and type(value) is int and abs(value) < 1e300:
+    choices = get_args(field_type) or (field_type,)  # of a Literal, the values
+    if float in choices and type(value) is int and abs(value) < 1e300:
         value = float(value)  # --dropout=0 means 0.0
     if get_origin(field_type) is Literal:
-        is_valid = any(type(value) is type(choice) and value == choice for choice in allowed)  # True == 1 is not enough
+        is_valid = any(type(value) is type(choice) and value == choice for choice in choices)  # True == 1 is not enough
     else:
-        is_valid = type(value) in allowed  # type(), not isinstance(): True is no batch size
+        is_valid = type(value) in choices  # type(), not isinstance(): True is no batch size
     if not is_valid:
         raise UserError(f"{location}: expected {type_name(field_type)}, got {value!r}")
     return value
@@ -79,8 +79,8 @@ def bounds_errors(cls: type, values: dict[str, Any]) -> list[str]:
     """A message such as `batch_size=0 must be at least 1` for every value outside the bounds that cls declares."""
     messages = []
     for key, field_type in get_type_hints(cls, include_extras=True).items():
-        terms, value = getattr(field_type, "__metadata__", ()), values.get(key)
-        bounds = [(*BOUND_OPERATORS[sign], limit) for sign, limit in zip(terms[::2], terms[1::2])]
+        meta, value = getattr(field_type, "__metadata__", ()), values.get(key)
+        bounds = [(*BOUND_OPERATORS[sign], limit) for sign, limit in zip(meta[::2], meta[1::2])]
         if value is not None and not all(compare(value, limit) for compare, _, limit in bounds):
             messages.append(f"{key}={value} must be " + " and ".join(f"{text} {limit}" for _, text, limit in bounds))
     return messages
@@ -183,7 +183,7 @@ def read_arguments(cls: type, argv, usage: str = "", skipped_keys=None) -> tuple
                 else:
                     overrides[key] = check_setting(key, value, cls, arg)
         else:
-            raise UserError(_bad_argument(arg, usage))
+            raise UserError(_bad_argument_message(arg, usage))
     min_paths, max_paths = len(usage.partition("[")[0].split()), len(usage.split())
     usage_text = f"python {os.path.basename(sys.argv[0])} {usage}, with settings as --key=value"
     if len(paths) < min_paths:
@@ -201,7 +201,7 @@ def _is_path(arg: str, hints: dict[str, Any]) -> bool:
     return os.path.exists(arg) or arg != "" and not is_setting
 
 
-def _bad_argument(arg: str, usage: str) -> str:
+def _bad_argument_message(arg: str, usage: str) -> str:
     """Error message for an argument that is no config file, setting or path."""
     if "=" in arg:
         return f"{arg!r}: settings are written with two dashes, as in --{arg.lstrip('-')}"

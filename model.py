@@ -78,10 +78,10 @@ class GPTConfig:
         """Raise ValueError for an architecture that cannot be built."""
         self.resolve_aliases()
         for field in fields(self):
-            value, terms = getattr(self, field.name), getattr(field.type, "__metadata__", ())
+            value, meta = getattr(self, field.name), getattr(field.type, "__metadata__", ())
             if get_origin(field.type) is Literal and value not in (choices := get_args(field.type)):
                 raise ValueError(f"{field.name}={value!r} is not known: use one of {', '.join(map(str, choices))}")
-            bounds = [(*BOUND_OPERATORS[sign], limit) for sign, limit in zip(terms[::2], terms[1::2])]
+            bounds = [(*BOUND_OPERATORS[sign], limit) for sign, limit in zip(meta[::2], meta[1::2])]
             if value is not None and not all(compare(value, limit) for compare, _, limit in bounds):
                 bounds_text = " and ".join(f"{bound_text} {limit}" for _, bound_text, limit in bounds)
                 raise ValueError(f"{field.name}={value} must be {bounds_text}")
@@ -90,8 +90,8 @@ class GPTConfig:
         if self.model_type == "bigram" and self.ngrams > 1:
             raise ValueError(f"a bigram sees only the last token: drop ngrams={self.ngrams}")
         if self.n_embd % self.n_head:
-            near = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
-            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: use n_embd={near}")
+            nearest = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
+            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: use n_embd={nearest}")
         if self.pos_embd == "rope" and (head_size := self.n_embd // self.n_head) % 2:
             head_size_text = f"n_embd={self.n_embd} with n_head={self.n_head} gives heads of {head_size}"
             raise ValueError(f"pos_embd='rope' rotates pairs of channels, and {head_size_text}: use an even size")

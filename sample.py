@@ -84,7 +84,7 @@ def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
         settings = {key: value for key, value in asdict(cfg).items() if key not in ("start", "seed", "output")}
         records = [
             dict(prompt=prompt, text=text, sample=i, tokens=n, end=end, seed=cfg.seed, settings=settings)
-            for i, (text, n, end) in enumerate(zip(texts.texts, texts.n_tokens, texts.ends))
+            for i, (text, n, end) in enumerate(zip(texts.texts, texts.n_tokens, texts.end_reasons))
         ]
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
     else:
@@ -134,12 +134,12 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
             for next_ids in generator.stream_ids(*settings):
                 if interrupts.code:
                     break
-                first, n_steps, was_open = first or time.perf_counter() - start, n_steps + 1, not texts.ends[0]
+                first, n_steps, was_open = first or time.perf_counter() - start, n_steps + 1, not texts.end_reasons[0]
                 piece = texts.add(next_ids.tolist())[0]
                 bar.update()
                 if shows_first and was_open:
                     print(piece, end="", flush=True)
-                    if texts.ends[0]:
+                    if texts.end_reasons[0]:
                         print(f"\n{SEPARATOR}", flush=True)
                         bar = progress_bar(cfg.max_new_tokens, n_steps, quiet=texts.done, leave=False)
                 if texts.done:
@@ -148,7 +148,7 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
             failure = error
         seconds = time.perf_counter() - start
         bar.close()
-        is_open = shows_first and not texts.ends[0]
+        is_open = shows_first and not texts.end_reasons[0]
         last_piece = texts.finish("interrupted" if interrupts.code else "failed" if failure else "length")[0]
         is_empty = n_steps == 0 and bool(failure or interrupts.code)
         try:

@@ -39,7 +39,7 @@ from dongpt.train.step import StepConfig, TrainStep
 from model import GPT, GPTConfig
 
 ARCHITECTURE_KEYS = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout")]
-PLOT_SECONDS = 60  # between two drawings of loss.png
+PLOT_INTERVAL_SECONDS = 60  # between two drawings of loss.png
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def resolve_config(argv: list[str] | None) -> tuple[TrainConfig, dict, InitWeigh
     if init_from == "resume":
         checkpoint, path = checkpoints.load_valid(out_dir)
         print(f"Resuming training from {path}")
-        stored = run.resumed_settings(TrainConfig, checkpoint, path, overrides)
+        stored_args = run.resumed_settings(TrainConfig, checkpoint, path, overrides)
         model, tokenizer = checkpoints.restore_model(checkpoint, path), checkpoint.get("tokenizer")
         weights = InitWeights(path, model, tokenizer, checkpoint, os.path.getmtime(path))
     else:
@@ -148,19 +148,19 @@ def resolve_config(argv: list[str] | None) -> tuple[TrainConfig, dict, InitWeigh
             raise UserError(f"{conflict} both say what the token embedding starts with: drop one of them")
         print(f"Initializing from the weights of {init_from}")
         model, tokenizer, _ = checkpoints.load_anything(init_from)
-        stored, weights, old_block_size = {}, InitWeights(init_from, model, tokenizer, {}), model.config.block_size
+        stored_args, weights, old_block_size = {}, InitWeights(init_from, model, tokenizer, {}), model.config.block_size
         if (block_size := overrides.get("block_size", old_block_size)) < old_block_size:
             print(f"cropping block_size from {old_block_size} to {block_size}: positions beyond are forgotten")
             model.crop_block_size(block_size)
     architecture = {key: getattr(model.config, key) for key in ARCHITECTURE_KEYS}
-    requested = {key: value for key, value in overrides.items() if key not in ARCHITECTURE_KEYS or value is not None}
-    cfg = configurator.build_config(TrainConfig, {**stored, **architecture, **requested})
-    for key in requested.keys() & architecture.keys():
-        loaded = position_scheme(model.config) if key == "pos_embd" else architecture[key]
-        if getattr(cfg, key) != loaded:
+    user_args = {key: value for key, value in overrides.items() if key not in ARCHITECTURE_KEYS or value is not None}
+    cfg = configurator.build_config(TrainConfig, {**stored_args, **architecture, **user_args})
+    for key in user_args.keys() & architecture.keys():
+        loaded_value = position_scheme(model.config) if key == "pos_embd" else architecture[key]
+        if getattr(cfg, key) != loaded_value:
             raise UserError(
-                f"{key}={requested[key]!r} contradicts {weights.path}, which has {loaded!r}: drop {key}, or start a "
-                f"new model with init_from=scratch in another out_dir"
+                f"{key}={user_args[key]!r} contradicts {weights.path}, which has {loaded_value!r}: drop {key}, or "
+                f"start a new model with init_from=scratch in another out_dir"
             )
     return cfg, overrides, weights
 
@@ -171,8 +171,8 @@ def make_model(cfg: TrainConfig, weights: InitWeights | None, corpus: Corpus) ->
         print("Initializing a new model from scratch")
         vocab_size = cfg.vocab_size or corpus.model_vocab_size
         if vocab_size < corpus.vocab_size:
-            needed = f"the {corpus.vocab_size} entries of the vocabulary of {corpus.name}"
-            raise UserError(f"vocab_size={vocab_size} is smaller than {needed}: drop vocab_size")
+            reason = f"the {corpus.vocab_size} entries of the vocabulary of {corpus.name}"
+            raise UserError(f"vocab_size={vocab_size} is smaller than {reason}: drop vocab_size")
         settings = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}
         seed_everything(cfg.seed)
         config = GPTConfig(**{**settings, "vocab_size": vocab_size})
@@ -203,15 +203,15 @@ def main(argv: list[str] | None = None) -> int:
         print("".join(f"Overriding: {key} = {value}\n" for key, value in overrides.items()), end="")
 
         # machine: a resume computes as the run before it did, unless told otherwise
-        previous = run.stored_machine(weights.checkpoint, weights.path) if weights else None
-        same_device = previous and previous.device == torch.device(runtime.pick_device(cfg.device)[0]).type
-        dtype = previous.dtype if previous and same_device and "dtype" not in overrides else cfg.dtype
+        old_machine = run.stored_machine(weights.checkpoint, weights.path) if weights else None
+        same_device = old_machine and old_machine.device == torch.device(runtime.pick_device(cfg.device)[0]).type
+        dtype = old_machine.dtype if old_machine and same_device and "dtype" not in overrides else cfg.dtype
         compile_mode: bool | str = cfg.compile
-        if previous and same_device and "compile" not in overrides:
-            compile_mode = "before" if previous.compile else False
+        if old_machine and same_device and "compile" not in overrides:
+            compile_mode = "before" if old_machine.compile else False
         rt = runtime.start(cfg.device, dtype, cfg.backend, cfg.n_embd)
-        if previous:
-            runtime.set_num_threads(previous.threads)
+        if old_machine:
+            runtime.set_num_threads(old_machine.threads)
 
         # data, model, optimizer, state
         folder = find_data_folder(cfg.dataset, cfg.data_dir)
@@ -222,8 +222,8 @@ def main(argv: list[str] | None = None) -> int:
         model = make_model(cfg, weights, corpus).to(rt.device)
         tokenizer = corpus.tokenizer() if cfg.sample_tokens or cfg.document_mask else None
         if tokenizer and cfg.document_mask and tokenizer.end_id is None:
-            needed = f"documents that end with <|endoftext|>, and {corpus.name} has none"
-            raise UserError(f"document_mask=True needs {needed}: drop it, or prepare the data from several documents")
+            reason = f"documents that end with <|endoftext|>, and {corpus.name} has none"
+            raise UserError(f"document_mask=True needs {reason}: drop it, or prepare the data from several documents")
         model.document_end_id = tokenizer.end_id if tokenizer and cfg.document_mask else None
         corpus.check(cfg.block_size, model.transformer.wte.num_embeddings)
         optimizer = optim.make_optimizer(model, cfg, rt.device_type)
@@ -243,8 +243,8 @@ def main(argv: list[str] | None = None) -> int:
         is_compiled, compile_reason = step.compile(compile_mode, cfg.max_iters - state.iter_num)
         print(f"{rt.description}, compile: {'on' if is_compiled else 'off'} ({compile_reason})")
         this_machine = runtime.machine_info(rt, is_compiled)
-        if previous and previous != this_machine:
-            difference = f"the run before it had {asdict(previous)}, this one has {asdict(this_machine)}"
+        if old_machine and old_machine != this_machine:
+            difference = f"the run before it had {asdict(old_machine)}, this one has {asdict(this_machine)}"
             print(f"this resume is not bitwise: {difference}")
 
         stop = StopCheck(rt, interrupts, cfg.max_minutes)
@@ -338,7 +338,7 @@ def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, 
         state.evals_since_best = 0 if is_best else state.evals_since_best + 1
         step.rt.run_on_main(lambda: saver.save(state, is_best))
         if step.rt.is_main:
-            log.draw(min_seconds=PLOT_SECONDS)
+            log.draw(min_seconds=PLOT_INTERVAL_SECONDS)
     if step.rt.is_main and step.cfg.sample_tokens:
         print_sample(step, log, stop)
     return True

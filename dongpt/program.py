@@ -72,10 +72,10 @@ def _rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def _report_error(sentence: str) -> int:
+def _report_error(message: str) -> int:
     """Print a sentence for the user on rank 0; returns the exit code."""
     if _rank() == 0:
-        print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr, flush=True)
+        print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
     else:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(2)  # torchrun ends all processes when one fails: give rank 0 time to print its line

@@ -21,8 +21,8 @@ class RootModuleLoader(SourceFileLoader):
     def exec_module(self, module: ModuleType):
         if self.is_package(module.__name__):
             install_loader(os.path.dirname(self.path))
-        previous = {name: sys.modules.pop(name) for name in ROOT_MODULE_NAMES if name in sys.modules}
-        ROOT_MODULES.update({name: root for name, root in previous.items() if _is_root(name, root.__spec__)})
+        saved_modules = {name: sys.modules.pop(name) for name in ROOT_MODULE_NAMES if name in sys.modules}
+        ROOT_MODULES.update({name: module for name, module in saved_modules.items() if _is_root(name, module.__spec__)})
         sys.modules.update(ROOT_MODULES)
         sys.path.insert(0, ROOT)
         try:
@@ -32,8 +32,8 @@ class RootModuleLoader(SourceFileLoader):
             for name in ROOT_MODULE_NAMES:
                 if name in sys.modules:
                     ROOT_MODULES[name] = sys.modules.pop(name)
-                if name in previous:
-                    sys.modules[name] = previous[name]
+                if name in saved_modules:
+                    sys.modules[name] = saved_modules[name]
                 elif name in ROOT_MODULES and _is_root(name, importlib.util.find_spec(name)):  # as in our own programs
                     sys.modules[name] = ROOT_MODULES[name]
 

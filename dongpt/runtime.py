@@ -50,12 +50,12 @@ def pick_device(device: str) -> tuple[str, str]:
 
     Raises UserError when that device is not there.
     """
-    local_rank, is_single = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) == 1
+    local_rank, single_rank = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) == 1
     has_mps = torch.backends.mps.is_available()
     if device == "auto":
         if not (cuda_error := cuda_problem(local_rank)):
             return f"cuda:{local_rank}", torch.cuda.get_device_name(local_rank)
-        return ("mps", "Apple GPU") if is_single and has_mps else ("cpu", cuda_error)
+        return ("mps", "Apple GPU") if single_rank and has_mps else ("cpu", cuda_error)
     try:
         device_type, gpu_index = torch.device(device).type, torch.device(device).index
     except RuntimeError:
@@ -63,13 +63,13 @@ def pick_device(device: str) -> tuple[str, str]:
     if device_type not in ("cpu", "cuda", "mps"):
         raise UserError(f"device={device!r} is not a device: use auto, cpu, cuda, cuda:N or mps")
     if device_type == "cuda":
-        gpu_index = local_rank if gpu_index is None or not is_single else gpu_index
+        gpu_index = local_rank if gpu_index is None or not single_rank else gpu_index
         if cuda_error := cuda_problem(gpu_index):
             raise UserError(f"device={device!r} is not there: {cuda_error}; use device=cpu or device=auto")
         return f"cuda:{gpu_index}", torch.cuda.get_device_name(gpu_index)
     if device_type == "mps" and not has_mps:
         raise UserError("device='mps' is not there: this torch finds no Apple GPU; use device=cpu or device=auto")
-    if device_type == "mps" and not is_single:
+    if device_type == "mps" and not single_rank:
         raise UserError("several processes cannot share an Apple GPU: use device=cpu, or start one process")
     return device_type, "as asked"
 
@@ -155,10 +155,10 @@ class Runtime:
     autocast: AbstractContextManager = field(init=False)  # of forward passes: mixed precision unless dtype is float32
 
     def __post_init__(self):
-        device_type, is_mixed = torch.device(self.device).type, self.dtype != "float32"
+        device_type, use_amp = torch.device(self.device).type, self.dtype != "float32"
         object.__setattr__(self, "device_type", device_type)  # this way because the dataclass is frozen
         object.__setattr__(self, "is_main", self.rank == 0)
-        autocast = torch.autocast(device_type, DTYPES[self.dtype]) if is_mixed else nullcontext()
+        autocast = torch.autocast(device_type, DTYPES[self.dtype]) if use_amp else nullcontext()
         object.__setattr__(self, "autocast", autocast)
 
     def print(self, *args, **kwargs):
@@ -302,7 +302,7 @@ class Interrupts:
     code is 0, or the exit code that is due: 130 after Ctrl-C, 143 after SIGTERM.
     """
 
-    code, first_time = 0, 0.0  # of the first signal
+    code, signal_time = 0, 0.0  # of the first signal
 
     def __enter__(self):
         self.previous_handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -313,10 +313,10 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _on_signal(self, number, frame):
-        if self.code and not (int(os.environ.get("WORLD_SIZE", 1)) > 1 and time.monotonic() - self.first_time < 5):
+        if self.code and not (int(os.environ.get("WORLD_SIZE", 1)) > 1 and time.monotonic() - self.signal_time < 5):
             os._exit(128 + number)
         if not self.code:  # torchrun passes on a Ctrl-C that its processes have already had: one press, two signals
-            self.code, self.first_time = 128 + number, time.monotonic()
+            self.code, self.signal_time = 128 + number, time.monotonic()
 
 
 class StopCheck:

@@ -242,7 +242,7 @@ def test_ranks_ask_each_other_less_often_the_faster_their_steps_are(monkeypatch)
     class TwoRanks:
         world_size = 2
 
-        def sum(self, *values):
+        def all_reduce_sum(self, *values):
             asked.append(clock[0])
             return [2 * value for value in values]
 

@@ -80,12 +80,12 @@ class LayerCache(NamedTuple):
         """Store k, v (R, nh, T, hs) of the new tokens; return all keys and values so far, (R, nh, S, hs) each."""
         return self._write_and_read(self.keys, k), self._write_and_read(self.values, v)
 
-    def _write_and_read(self, buffer, entries):
+    def _write_and_read(self, buffer, new_kv):
         if self.start is not None:
-            buffer[self.batch, :, self.start : self.cache_len] = entries
+            buffer[self.batch, :, self.start : self.cache_len] = new_kv
         else:
-            rows = torch.arange(len(entries), device=entries.device) if isinstance(self.batch, slice) else self.batch
-            buffer[rows[:, None], :, self.positions] = entries.transpose(1, 2).to(buffer.dtype)
+            rows = torch.arange(len(new_kv), device=new_kv.device) if isinstance(self.batch, slice) else self.batch
+            buffer[rows[:, None], :, self.positions] = new_kv.transpose(1, 2).to(buffer.dtype)
         return buffer[self.batch, :, : self.cache_len]  # a view for a slice, a copy for an index tensor
 
 
@@ -109,8 +109,8 @@ class KVCache:
 
 def _cache_dtype(model: Any) -> torch.dtype:
     """The dtype in which the model computes keys and values."""
-    kind, dtype = model.device.type, model.transformer.wte.weight.dtype
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+    device_type, dtype = model.device.type, model.transformer.wte.weight.dtype
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else dtype
 
 
 def previous_ids(tokens, positions, n: int):
@@ -194,18 +194,18 @@ class Decoder:
 
         On a GPU the next step is already queued when they arrive: stop conditions are checked one step late.
         """
-        self.in_use, pending = True, None
-        is_small = self.device.type == "cpu" and self.model.get_num_matmul_params() < cpu.PACKING_MIN_PARAMS
+        self.in_use, pending_copy = True, None
+        is_small_model = self.device.type == "cpu" and self.model.get_num_matmul_params() < cpu.PACKING_MIN_PARAMS
         try:
-            with _limited_threads(is_small):
+            with _limited_threads(is_small_model):
                 self.prefill(prompts, max_new_tokens)
             keys = [seed % 2**64 + (i << 64) for i in range(len(prompts))]
             generators = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
             for i in range(max_new_tokens):
-                with _limited_threads(is_small):
+                with _limited_threads(is_small_model):
                     if i % N_BUFFERED_UNIFORMS == 0:
-                        numbers = np.array([generator.random(N_BUFFERED_UNIFORMS) for generator in generators]).T
-                        self.uniforms.copy_(torch.from_numpy(numbers))
+                        random_numbers = np.array([generator.random(N_BUFFERED_UNIFORMS) for generator in generators]).T
+                        self.uniforms.copy_(torch.from_numpy(random_numbers))
                         self.uniform_index.zero_()
                     self.truncate_context()
                     self.decode_step()
@@ -213,12 +213,12 @@ class Decoder:
                 if self.device.type != "cuda":
                     yield self.next_ids.tolist()
                     continue
-                if pending:
-                    yield self._wait_for_ids(*pending)
-                pending = self.next_ids.to("cpu", non_blocking=True), torch.cuda.Event()
-                pending[1].record()
-            if pending:
-                yield self._wait_for_ids(*pending)
+                if pending_copy:
+                    yield self._wait_for_ids(*pending_copy)
+                pending_copy = self.next_ids.to("cpu", non_blocking=True), torch.cuda.Event()
+                pending_copy[1].record()
+            if pending_copy:
+                yield self._wait_for_ids(*pending_copy)
         finally:
             self.in_use = False
 
@@ -255,8 +255,8 @@ class Decoder:
         old_id, self.weights_id = self.weights_id, (_weights_version(self.model), _weight_checksums(self.model))
         if old_id[0] != self.weights_id[0] or self.weights_id[1] and old_id[1] != self.weights_id[1]:
             return 0
-        pairs = zip(self.tokens[0, : max(0, self.lengths[0] - 1)].tolist(), prompt_ids[:-1])
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        id_pairs = zip(self.tokens[0, : max(0, self.lengths[0] - 1)].tolist(), prompt_ids[:-1])
+        return sum(1 for _ in takewhile(lambda id_pair: id_pair[0] == id_pair[1], id_pairs))
 
     def truncate_context(self):
         """Reduce sequences of more than block_size tokens to their newest half, and encode it again from position 0."""
@@ -274,20 +274,20 @@ class Decoder:
     def _encode(self, rows: Sequence[int], same_prompts: bool, start: int = 0):
         """Put the tokens of these sequences from start to the last but one into the cache; once for same_prompts."""
         assert self.cache
-        end = max(self.lengths[i] for i in rows) - 1
+        end_position = max(self.lengths[i] for i in rows) - 1
         row_index: slice | torch.Tensor = slice(0, 1) if same_prompts else slice(None)
         if not same_prompts and len(rows) < len(self.lengths):
             row_index = torch.tensor(rows, device=self.device)
         tokens = self.tokens[row_index]
         chunk_len = max(1, PREFILL_CHUNK_TOKENS // len(tokens))
-        for chunk_start in range(start, end, chunk_len):
-            chunk_end = min(chunk_start + chunk_len, end)
+        for chunk_start in range(start, end_position, chunk_len):
+            chunk_end = min(chunk_start + chunk_len, end_position)
             positions = torch.arange(chunk_start, chunk_end, device=self.device)
-            previous = previous_ids(tokens, torch.full_like(tokens[:, 0], chunk_start), self.num_previous)
+            prev_ids = previous_ids(tokens, torch.full_like(tokens[:, 0], chunk_start), self.num_previous)
             caches = self.cache.layer_caches(positions, chunk_end, chunk_start, row_index)
-            self.model._hidden(tokens[:, chunk_start:chunk_end], positions, caches, previous, tokens[:, :chunk_end])
+            self.model._hidden(tokens[:, chunk_start:chunk_end], positions, caches, prev_ids, tokens[:, :chunk_end])
         for buffer in chain(*self.cache.layers) if same_prompts else ():
-            buffer[1:, :, :end] = buffer[:1, :, :end]
+            buffer[1:, :, :end_position] = buffer[:1, :, :end_position]
 
     def decode_step(self):
         """Draw one id for each sequence."""
@@ -305,12 +305,12 @@ class Decoder:
         if self.cache is None:
             return model.logits_at(tokens, self.last_positions)
         newest_ids = self.tokens.gather(1, self.last_positions[:, None])  # (B, 1)
-        previous = previous_ids(self.tokens, self.last_positions, self.num_previous)
+        prev_ids = previous_ids(self.tokens, self.last_positions, self.num_previous)
         positions = self.last_positions[:1] if start is not None else self.last_positions[:, None]
         caches = self.cache.layer_caches(positions, cache_len, start)
         if self.packed_blocks is None:
-            return model.lm_head(model._hidden(newest_ids, positions, caches, previous, tokens)[:, 0])
-        x = model._embed(newest_ids, positions, previous)
+            return model.lm_head(model._hidden(newest_ids, positions, caches, prev_ids, tokens)[:, 0])
+        x = model._embed(newest_ids, positions, prev_ids)
         x = self.packed_blocks.blocks(x, model.attention_inputs(positions, caches[0], tokens), caches)
         return self.packed_blocks.head(model.transformer.ln_f(x)[:, 0])
 
@@ -360,13 +360,13 @@ def _weight_checksums(model: Any) -> list[int]:
 
 
 @contextlib.contextmanager
-def _limited_threads(is_small: bool) -> Iterator[None]:
+def _limited_threads(is_small_model: bool) -> Iterator[None]:
     """Use one CPU thread for a small model: several would wait for each other longer than they compute.
 
     Entered once per token, so that the caller of a stream keeps its own number of threads.
     """
     n_threads = torch.get_num_threads()
-    is_limited = is_small and n_threads > 1
+    is_limited = is_small_model and n_threads > 1
     try:
         if is_limited:
             torch.set_num_threads(1)

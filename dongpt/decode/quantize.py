@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from dongpt.kernels.cpu import PackedLinear
 
 
-def quantize(weight):
+def quantize_weight(weight):
     """(int8 (N, K), float32 scale (N,)) with weight (N, K) close to int8 * scale[:, None]; a row's maximum is 127."""
     weight = weight.detach().float()
     scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
@@ -25,7 +25,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        weight, scale = quantize(linear.weight)
+        weight, scale = quantize_weight(linear.weight)
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone(), persistent=False)
@@ -52,7 +52,7 @@ def pack_model(model: Any, dtype: torch.dtype):
 
 
 def _replace_modules(model: nn.Module, module_types: type | tuple[type, ...], make_module: Callable[[Any], nn.Module]):
-    """Replace each submodule of one of these kinds by make(submodule)."""
+    """Replace each submodule of one of module_types by make_module(submodule)."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, module_types):

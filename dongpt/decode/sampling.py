@@ -46,8 +46,8 @@ def context_len(n_tokens: int, block_size: int) -> int:
     """
     if n_tokens <= block_size:
         return n_tokens
-    half = max(1, block_size // 2)
-    return half + (n_tokens - block_size - 1) % (block_size - half + 1)
+    half_block = max(1, block_size // 2)
+    return half_block + (n_tokens - block_size - 1) % (block_size - half_block + 1)
 
 
 def check_decoding_inputs(
@@ -111,8 +111,8 @@ def _sample_top_k(logits, max_logits, uniforms, sampling: Sampling, k: int):
         return _invert_cdf(logits.masked_fill(logits < threshold, -math.inf) - max_logits, uniforms, sampling)
     tied_rows = (top_logits[:, k] == threshold[:, 0]).nonzero()[:, 0]
     top_ids, order = top_ids[:, :k].sort(-1)  # in the order of the vocabulary, as the masked form has them
-    sampled = _invert_cdf(top_logits.gather(1, order) - max_logits, uniforms, sampling)
-    next_ids = top_ids.gather(1, sampled[:, None])[:, 0]
+    sampled_index = _invert_cdf(top_logits.gather(1, order) - max_logits, uniforms, sampling)
+    next_ids = top_ids.gather(1, sampled_index[:, None])[:, 0]
     if len(tied_rows):
         masked_logits = logits[tied_rows].masked_fill(logits[tied_rows] < threshold[tied_rows], -math.inf)
         next_ids[tied_rows] = _invert_cdf(masked_logits - max_logits[tied_rows], uniforms[tied_rows], sampling)

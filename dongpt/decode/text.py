@@ -16,25 +16,25 @@ from dongpt.text.tokenizers import Tokenizer
 
 
 class Detokenizer:
-    """The texts of a batch as they grow. texts[i] is the text of sequence i so far, ends[i] why it ended, or ""."""
+    """The texts of a batch as they grow. texts[i] is that of sequence i so far, end_reasons[i] why it ended, or ""."""
 
     def __init__(self, tokenizer: Tokenizer, batch_size: int, stop: Sequence[str] = (), stop_ids: Sequence[int] = ()):
         self.stop, self.stop_ids = tuple(stop), frozenset(stop_ids)
-        self.texts, self.ends, self.n_tokens = [""] * batch_size, [""] * batch_size, [0] * batch_size
+        self.texts, self.end_reasons, self.n_tokens = [""] * batch_size, [""] * batch_size, [0] * batch_size
         self._decoders = [tokenizer.decoder() for _ in range(batch_size)]
         self._withheld_text = [""] * batch_size  # possibly the beginning of a stop string
 
     @property
     def done(self) -> bool:
         """Whether all texts have ended."""
-        return all(self.ends)
+        return all(self.end_reasons)
 
     def add(self, ids: Sequence[int]) -> list[str]:
         """Append the next id of each sequence; return the new text of each that no stop string can still remove."""
         return [self._add_id(i, new_id) for i, new_id in enumerate(ids)]
 
     def _add_id(self, i: int, new_id: int) -> str:
-        if self.ends[i]:
+        if self.end_reasons[i]:
             return ""
         if new_id in self.stop_ids:  # not part of the text
             return self._end_text(i, "stop")
@@ -45,7 +45,7 @@ class Detokenizer:
         text = self._withheld_text[i] + piece
         stop_positions = [position for position in (text.find(stop) for stop in self.stop) if position >= 0]
         if stop_positions:
-            self.ends[i] = "stop"
+            self.end_reasons[i] = "stop"
             new_text, self._withheld_text[i] = text[: min(stop_positions)], ""
         else:
             n_tail = max((n for stop in self.stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
@@ -55,14 +55,14 @@ class Detokenizer:
 
     def _end_text(self, i: int, reason: str) -> str:
         new_text = self._append_piece(i, self._decoders[i](None))  # the bytes of an incomplete character
-        if not self.ends[i]:
-            withheld, self._withheld_text[i] = self._withheld_text[i], ""
-            self.ends[i], self.texts[i], new_text = reason, self.texts[i] + withheld, new_text + withheld
+        if not self.end_reasons[i]:
+            tail, self._withheld_text[i] = self._withheld_text[i], ""
+            self.end_reasons[i], self.texts[i], new_text = reason, self.texts[i] + tail, new_text + tail
         return new_text
 
     def finish(self, reason: str = "length") -> list[str]:
         """End the texts that have not ended yet; return what was withheld of each."""
-        return [self._end_text(i, reason) if not self.ends[i] else "" for i in range(len(self.ends))]
+        return [self._end_text(i, reason) if not self.end_reasons[i] else "" for i in range(len(self.end_reasons))]
 
 
 def parse_stop_strings(stop: str) -> list[str]:

@@ -37,8 +37,8 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
     compiler = shlex.split(os.environ.get("CC", "gcc")) or ["gcc"]
     if not shutil.which(compiler[0]):
         return None, f"no C compiler ({compiler[0]}) found"
-    with tempfile.TemporaryDirectory() as folder:  # nothing is kept: a file from elsewhere is never run
-        so_path = os.path.join(folder, "cpu.so")
+    with tempfile.TemporaryDirectory() as temp_dir:  # nothing is kept: a file from elsewhere is never run
+        so_path = os.path.join(temp_dir, "cpu.so")
         try:
             subprocess.run([*compiler, *GCC_FLAGS, C_FILE, "-o", so_path], capture_output=True, timeout=120, check=True)
             c_library = ctypes.CDLL(so_path)
@@ -54,9 +54,9 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
 
 def _c_struct(name: str, pointers: str, numbers: str, linears: str = "") -> Any:
     """A struct of cpu.c, its members in the same order: pointers, then linears, then numbers."""
-    struct_fields: list[tuple[str, Any]] = [(name_, ctypes.c_void_p) for name_ in pointers.split()]
-    struct_fields += [(name_, _CLinear) for name_ in linears.split()]
-    struct_fields += [(name_, ctypes.c_long) for name_ in numbers.split()]
+    struct_fields: list[tuple[str, Any]] = [(field, ctypes.c_void_p) for field in pointers.split()]
+    struct_fields += [(field, _CLinear) for field in linears.split()]
+    struct_fields += [(field, ctypes.c_long) for field in numbers.split()]
     return type(name, (ctypes.Structure,), {"_fields_": struct_fields})
 
 
@@ -143,7 +143,7 @@ class PackedBlocks:
     def blocks(self, x, attention_inputs: Any, caches: list):
         """The blocks' output for x (B, 1, C), the newest token of every sequence; extends the caches (LayerCache).
 
-        inputs are the model's AttentionInputs for these tokens.
+        attention_inputs are those of the model for these tokens.
         """
         (B, _, C), (cos, sin), bias = x.shape, attention_inputs.rotation or (None, None), attention_inputs.bias
         positions, capacity = caches[0].positions, caches[0].keys.shape[2]

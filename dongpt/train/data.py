@@ -126,15 +126,15 @@ class Corpus:
         in_loss = np.maximum.reduceat(mask[: starts[-1] + block_size + 1], starts + 1) > 0
         return starts[in_loss] if in_loss.any() else starts
 
-    def window_starts(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
-        """Start in train of windows first ... first + count - 1 of the run, (count,) int64.
+    def window_starts(self, first_window: int, count: int, block_size: int, seed: int) -> np.ndarray:
+        """Start in train of count windows of the run from first_window on, (count,) int64.
 
         Each epoch visits its disjoint windows once, in an order and from an offset that depend on (seed, epoch) alone,
         so that any step of any process finds its windows without those before them.
         How many windows of a masked corpus have a token in the loss depends on the offset: an epoch with fewer than
         windows_per_epoch starts again, one with more leaves some out.
         """
-        epochs, indices = np.divmod(np.arange(first, first + count), self.windows_per_epoch(block_size))
+        epochs, indices = np.divmod(np.arange(first_window, first_window + count), self.windows_per_epoch(block_size))
         starts = np.empty(count, dtype=np.int64)
         for epoch in np.unique(epochs).tolist():
             epoch_starts = self._shuffled_starts(epoch, block_size, seed)
@@ -159,9 +159,9 @@ class Corpus:
             self._epoch_starts = (epoch, block_size, seed), starts
         return self._epoch_starts[1]
 
-    def train_batch(self, first: int, batch_size: int, block_size: int, seed: int, vocab_size: int):
-        """(x, y): windows first ... of the run and the same one token later, (B, T) int64 each; -1 in y is masked."""
-        starts = self.window_starts(first, batch_size, block_size, seed)
+    def train_batch(self, first_window: int, batch_size: int, block_size: int, seed: int, vocab_size: int):
+        """(x, y): windows of the run from first_window on, and a token later, (B, T) int64 each; -1 in y is masked."""
+        starts = self.window_starts(first_window, batch_size, block_size, seed)
         if self._device_tensors:
             return self._device_batch(starts, block_size)
         windows = self._arrays["train"].windows(starts, block_size + 1)  # (B, T + 1)
@@ -198,7 +198,7 @@ class Corpus:
         (offsets,) = self._to_device(torch.from_numpy(starts))
         token_index = offsets[:, None] + torch.arange(block_size + 1, device=offsets.device)
         windows = self._device_tensors["tokens"][token_index].long() & 0xFFFF
-        x, y = (half.clone(memory_format=torch.contiguous_format) for half in (windows[:, :-1], windows[:, 1:]))
+        x, y = (t.clone(memory_format=torch.contiguous_format) for t in (windows[:, :-1], windows[:, 1:]))
         if "mask" in self._device_tensors:
             y.masked_fill_(self._device_tensors["mask"][token_index[:, 1:]] == 0, -1)
             y[0, 0] = torch.where((y < 0).all(), x[0, 0], y[0, 0])

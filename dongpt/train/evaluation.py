@@ -59,9 +59,9 @@ def eval_batches(
 
 def predicted_bytes(corpus: Corpus, split: str) -> int:
     """UTF-8 bytes of source text of the predicted tokens of a split: all but the first, or those in the mask."""
-    is_whole = corpus.lengths[split] == corpus.meta.get("tokens", {}).get(split)
+    is_whole_split = corpus.lengths[split] == corpus.meta.get("tokens", {}).get(split)
     mask, stored_bytes = corpus.mask(split), corpus.meta.get("predicted_bytes", {}).get(split)
-    if mask is not None and stored_bytes is not None and is_whole and not mask[0]:
+    if mask is not None and stored_bytes is not None and is_whole_split and not mask[0]:
         return stored_bytes
     lengths = corpus.tokenizer().byte_lengths()
 
@@ -72,7 +72,7 @@ def predicted_bytes(corpus: Corpus, split: str) -> int:
     if mask is not None:
         return count_bytes(corpus.tokens(split)[1:][mask[1:] != 0])
     first, n_bytes = count_bytes(corpus.tokens(split)[:1]), corpus.meta.get("bytes", {}).get(split)
-    if not is_whole or n_bytes is None:
+    if not is_whole_split or n_bytes is None:
         return sum(map(count_bytes, corpus.chunks(split))) - first
     if n_bytes < first:
         message = f"{split} has {n_bytes:,} bytes of text, fewer than its first token"

@@ -24,7 +24,7 @@ NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.9  # Jordan uses 0.95; short runs reach a lower loss with 0.9: docs/speed.md
 RELATIVE_LR_SCALE = 100.0  # lr multiplier of the relative table: biases grow to about -5 while weights stay near 0.02
 NGRAM_LR_SCALE = 3.0  # lr multiplier of the n-gram table: each entry is rarely used
-FAR_BIAS_DROP = 8.0  # scores beyond the relative table get its lowest bias minus this many nats
+FAR_BIAS_DROP_NATS = 8.0  # scores beyond the relative table get its lowest bias minus this many nats
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Optimizer(torch.optim.Optimizer):
             if params and group.get("rule") == "muon":
                 self._muon_step(params, group)
             elif params and group.get("rule") == "rows":
-                self._row_step(params, group)
+                self._row_adam_step(params, group)
             elif params:
                 self._adamw_step(params, group)
 
@@ -122,7 +122,7 @@ class Optimizer(torch.optim.Optimizer):
         # the function inside torch.optim.AdamW, whose own step() imports the compiler too
         adamw(params, grads, exp_avgs, exp_avg_sqs, [], state_steps, **options)
 
-    def _row_step(self, params: list, group: dict):
+    def _row_adam_step(self, params: list, group: dict):
         """One update of tables of which a batch uses few rows, with dense or sparse gradients.
 
         Adam without momentum, with one second moment per row. A row without a gradient keeps its value and its moment:
@@ -188,11 +188,11 @@ def orthogonalize(matrices):
 
 @torch.no_grad()
 def lower_last_bias(model: GPT):
-    """Put the last entry of the table of pos_embd=relative FAR_BIAS_DROP below all others; call this after each update.
+    """Put the last entry of the table of pos_embd=relative FAR_BIAS_DROP_NATS below all others, after each update.
 
     Distances beyond the table use this entry too. Training sees it once per window and nothing beyond: left alone it
     stays high, and on a longer text the many far tokens drown out the near ones.
     """
     bias_table = model.transformer.relative.relative_embeddings.weight
     if bias_table.requires_grad and len(bias_table) > 1:
-        bias_table[-1] = bias_table[:-1].amin(0) - FAR_BIAS_DROP
+        bias_table[-1] = bias_table[:-1].amin(0) - FAR_BIAS_DROP_NATS

@@ -7,7 +7,7 @@ from helpers import randn
 from test_cpu import random_linear
 from test_decoder import make
 
-from dongpt.decode.quantize import Int8Linear, quantize, quantize_linears
+from dongpt.decode.quantize import Int8Linear, quantize_linears, quantize_weight
 
 smoke = pytest.mark.smoke
 
@@ -15,7 +15,7 @@ smoke = pytest.mark.smoke
 @smoke
 def test_int8_weights_are_off_by_half_a_step_at_most():
     weight = randn(50, 70) * torch.logspace(-20, 20, 50)[:, None]
-    q, scale = quantize(weight)
+    q, scale = quantize_weight(weight)
     assert q.dtype == torch.int8 and scale.dtype == torch.float32 and scale.shape == (50,)
     torch.testing.assert_close(scale, weight.abs().amax(1) / 127)
     assert (q.abs().amax(1) == 127).all() and q.min() >= -127
@@ -29,7 +29,7 @@ def test_int8_weights_are_off_by_half_a_step_at_most():
 def test_rows_of_zeros_and_of_the_tiniest_numbers_are_quantized_to_finite_ones(value):
     weight = randn(3, 6)
     weight[1] = value
-    q, scale = quantize(weight)
+    q, scale = quantize_weight(weight)
     assert scale.isfinite().all() and (scale > 0).all()
     assert torch.allclose(q[1] * scale[1], weight[1], atol=1e-39) and (value or not q[1].any())
     linear = nn.Linear(6, 3)
@@ -43,7 +43,7 @@ def test_rows_of_zeros_and_of_the_tiniest_numbers_are_quantized_to_finite_ones(v
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_int8_linear_is_its_formula(dtype, bias):
     linear, x = random_linear("float32", 9, 30, bias), randn(4, 2, 30).to(dtype)
-    q, scale = quantize(linear.weight)
+    q, scale = quantize_weight(linear.weight)
     got = Int8Linear(linear)(x)
     expected = (x.double() @ q.double().T) * scale.double() + (linear.bias.detach().double() if bias else 0)
     assert got.dtype == dtype

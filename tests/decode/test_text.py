@@ -49,7 +49,7 @@ def slowly(tokenizer, ids, stop=(), stop_ids=()) -> tuple[str, str, int]:
 def assert_written_as_slowly(tokenizer, ids, stop, stop_ids=()):
     """Check text, end, count and pieces of one row against slowly()."""
     texts, pieces = write(tokenizer, ids, stop, stop_ids)
-    found = texts.texts[0], texts.ends[0], texts.n_tokens[0]
+    found = texts.texts[0], texts.end_reasons[0], texts.n_tokens[0]
     assert found == slowly(tokenizer, ids, stop, stop_ids), (ids, stop, stop_ids)
     assert "".join(pieces) == texts.texts[0] and texts.done
 
@@ -121,7 +121,7 @@ def test_a_stop_string_may_be_split_inside_a_character(gpt2_vocabulary):
     tokenizer = GPT2Tokenizer()
     ids = tokenizer.encode("ab 🙂🙂 c")
     texts, pieces = write(tokenizer, ids, ["🙂🙂"])
-    assert texts.texts == ["ab "] and texts.ends == ["stop"] and texts.n_tokens[0] < len(ids)
+    assert texts.texts == ["ab "] and texts.end_reasons == ["stop"] and texts.n_tokens[0] < len(ids)
 
 
 def test_a_stop_string_in_the_middle_of_an_id_cuts_it(gpt2_vocabulary):
@@ -136,13 +136,13 @@ def test_a_character_that_is_broken_at_the_end_becomes_a_replacement_character(g
     ids = tokenizer.encode("a🙂")[:-1] + [tokenizer.start_id] * stop_id
     texts, pieces = write(tokenizer, ids, stop_ids=[tokenizer.start_id])
     assert texts.texts == ["a\ufffd"] and pieces.count("\ufffd") == 1
-    assert texts.ends == ["stop" if stop_id else "length"] and texts.n_tokens == [len(ids) - stop_id]
+    assert texts.end_reasons == ["stop" if stop_id else "length"] and texts.n_tokens == [len(ids) - stop_id]
 
 
 @smoke
 def test_a_text_ends_before_a_stop_id_and_what_was_held_back_is_said():
     texts, pieces = write(LETTERS, LETTERS.encode("xaby"), ["abc"], LETTERS.encode("yz"))
-    assert pieces == ["x", "", "", "ab", ""] and texts.ends == ["stop"] and texts.n_tokens == [3]
+    assert pieces == ["x", "", "", "ab", ""] and texts.end_reasons == ["stop"] and texts.n_tokens == [3]
     assert write(LETTERS, LETTERS.encode("y"), stop_ids=LETTERS.encode("y"))[0].texts == [""]
 
 
@@ -158,11 +158,11 @@ def test_rows_end_on_their_own_and_hear_nothing_after_that():
     texts, said = Detokenizer(LETTERS, 3, ["b"], [4]), ["", "", ""]  # 4 is d
     for ids in (LETTERS.encode(column) for column in ("aax", "byd", "cya", "acb")):
         said = [before + piece for before, piece in zip(said, texts.add(ids))]
-        assert texts.texts == said and texts.done == all(texts.ends)
-    assert said == ["a", "ayyc", "x"] and texts.ends == ["stop", "", "stop"] and texts.n_tokens == [2, 4, 1]
+        assert texts.texts == said and texts.done == all(texts.end_reasons)
+    assert said == ["a", "ayyc", "x"] and texts.end_reasons == ["stop", "", "stop"] and texts.n_tokens == [2, 4, 1]
     assert texts.add([-1, LETTERS.ids["x"], -1]) == ["", "x", ""] and not texts.done  # as a stream has finished rows
-    assert texts.finish("interrupted") == ["", "", ""] and texts.ends == ["stop", "interrupted", "stop"]
-    assert texts.done and texts.finish() == ["", "", ""] and texts.ends[1] == "interrupted"
+    assert texts.finish("interrupted") == ["", "", ""] and texts.end_reasons == ["stop", "interrupted", "stop"]
+    assert texts.done and texts.finish() == ["", "", ""] and texts.end_reasons[1] == "interrupted"
 
 
 @smoke
