@@ -46,10 +46,10 @@ from dongpt.train.step import StepConfig, TrainStep
 from model import GPTConfig
 
 # Defaults on a CPU: nanoGPT's CPU demo. GPT-2 124M would take minutes per iteration.
-CPU_DEFAULTS = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12)
+CPU_SETTINGS = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12)
 # Defaults of train.py, for what a config file leaves out.
-FILE_DEFAULTS = dict(dataset="openwebtext", gradient_accumulation_steps=StepConfig.gradient_accumulation_steps)
-COMPARE_ROUNDS = 5  # at least
+CONFIG_FILE_SETTINGS = dict(dataset="openwebtext", gradient_accumulation_steps=StepConfig.gradient_accumulation_steps)
+MIN_COMPARE_ROUNDS = 5  # at least
 GPT2_VOCAB_SIZE = 50304  # padded, as in nanoGPT
 
 
@@ -72,7 +72,7 @@ class MethodConfig:
     transformers: bool = True  # measure transformers' generate too, where it has the architecture
 
 
-METHOD = [f.name for f in fields(MethodConfig)]
+METHOD_KEYS = [f.name for f in fields(MethodConfig)]
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,14 @@ def read_settings(argv: list[str]) -> BenchConfig:
 
     With a config file the step is the one that train.py would make with it; without, a CPU gets a small model.
     """
-    skipped: list[str] = []
-    cfg, given = configurator.load(BenchConfig, argv, skipped)
-    if skipped:
-        print0(f"not used here: {', '.join(skipped)}")
+    unused_keys: list[str] = []
+    cfg, given_keys = configurator.load(BenchConfig, argv, unused_keys)
+    if unused_keys:
+        print0(f"not used here: {', '.join(unused_keys)}")
     if any(configurator.find_config_file(arg) for arg in argv if not arg.startswith("--")):
-        return replace(cfg, **{**FILE_DEFAULTS, **given})
+        return replace(cfg, **{**CONFIG_FILE_SETTINGS, **given_keys})
     if not cfg.decode and torch.device(runtime.pick_device(cfg.device)[0]).type == "cpu":
-        return replace(cfg, **{**CPU_DEFAULTS, **given})
+        return replace(cfg, **{**CPU_SETTINGS, **given_keys})
     return cfg
 
 
@@ -179,10 +179,10 @@ def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchm
     corpus, vocab_size = load_data(cfg, rt)
     model = random_model(cfg, vocab_size).to(rt.device)
     run = StepBenchmark(TrainStep(cfg, rt, corpus, model, make_optimizer(model, cfg, rt.device_type)))
-    why = run.compile(cfg.compile)
-    compiled = f"on ({why}), took {run.compile_s:.1f} s" if run.compiled else f"off ({why})"
+    reason = run.compile(cfg.compile)
+    compile_note = f"on ({reason}), took {run.compile_s:.1f} s" if run.compiled else f"off ({reason})"
     rt.print(
-        f"{label}{rt.description}, compile: {compiled}, {torch.get_num_threads()} CPU threads, "
+        f"{label}{rt.description}, compile: {compile_note}, {torch.get_num_threads()} CPU threads, "
         f"{rt.world_size} process{'es' if rt.world_size > 1 else ''}, {device_name(rt)}\n"
         f"{label}{model.get_num_params() / 1e6:.2f}M parameters, {cfg.n_layer} layers, {cfg.n_head} heads, n_embd "
         f"{cfg.n_embd}, block_size {cfg.block_size}, batch_size {cfg.batch_size}, micro-batches per update "
@@ -193,9 +193,9 @@ def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchm
     return run
 
 
-def result_of(run: StepBenchmark) -> dict:
+def run_result(run: StepBenchmark) -> dict:
     """All measurements of a run, with its settings."""
-    return {"settings": {k: v for k, v in asdict(run.step.cfg).items() if k not in METHOD}, **run.result()}
+    return {"settings": {k: v for k, v in asdict(run.step.cfg).items() if k not in METHOD_KEYS}, **run.result()}
 
 
 def measure_step(cfg: BenchConfig, rt: Runtime):
@@ -206,43 +206,43 @@ def measure_step(cfg: BenchConfig, rt: Runtime):
     run = start_training(cfg, rt)
     for _ in range(cfg.rounds):
         run.round(cfg.iters)
-    result = result_of(run)
+    result = run_result(run)
     if cfg.profile and rt.is_main:
         order = "self_device_time_total" if rt.device_type == "cuda" else "self_cpu_time_total"
-        print(run.profile.key_averages().table(sort_by=order, row_limit=20))
+        print(run.profile.key_averages().format_results(sort_by=order, row_limit=20))
         run.profile.export_chrome_trace(trace)
         print(f"{PROFILED_UPDATES} updates are in {trace}: chrome://tracing and https://ui.perfetto.dev open it")
         result["trace"] = trace
-    rt.print(f"{report(result)}\n{json.dumps(result)}")
+    rt.print(f"{format_report(result)}\n{json.dumps(result)}")
 
 
-def report(result: dict) -> str:
+def format_report(result: dict) -> str:
     """The numbers of a result in words."""
-    ms, shares, growth, speed = *(result[key] for key in ("rounds_ms", "shares", "memory_growth_mib")), ""
+    times, shares, growth, speed = *(result[key] for key in ("rounds_ms", "shares", "memory_growth_mib")), ""
     if result["mfu"] is not None:
         speed = f", MFU: {result['mfu']:.2%}"
     elif result["matmul_flops"]:
-        matmul = per_second(result["matmul_flops"])
-        speed = f", {result['of_matmul']:.1%} of the {matmul} that a matmul of the MLP's shape reaches here"
+        matmul_speed = format_flops(result["matmul_flops"])
+        speed = f", {result['of_matmul']:.1%} of the {matmul_speed} that a matmul of the MLP's shape reaches here"
     lines = [
-        f"time per iteration: {result['ms']:.2f}ms ({min(ms):.2f} to {max(ms):.2f} in rounds: {len(ms)}), "
+        f"time per iteration: {result['ms']:.2f}ms ({min(times):.2f} to {max(times):.2f} in rounds: {len(times)}), "
         f"{result['tokens_per_s']:,.0f} tokens/s",
-        per_second(result["flops"]) + speed,
+        format_flops(result["flops"]) + speed,
         f"memory: {result['memory_mib']:,.1f} MiB in tensors at most, {result['process_mib']:,.0f} MiB in the process"
         + ("" if growth is None else f", {growth:+,.1f} MiB from the first round to the last"),
     ]
     if shares:
         parts = f"attention {shares['attention']:.1%}, all else {shares['other']:.1%}"
         lines.append(f"time outside matmuls: {1 - shares['matmul']:.1%} ({parts})")
-    return "\n".join([*lines, f"loss: {number(result['loss'], '.4f')}"])
+    return "\n".join([*lines, f"loss: {format_number(result['loss'], '.4f')}"])
 
 
-def number(value: float | None, form: str) -> str:
+def format_number(value: float | None, format_spec: str) -> str:
     """value in a format, "-" if there is none."""
-    return "-" if value is None else format(value, form)
+    return "-" if value is None else format(value, format_spec)
 
 
-def per_second(flops: float) -> str:
+def format_flops(flops: float) -> str:
     """FLOP/s with a suitable unit."""
     return f"{flops / 1e12:,.2f} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:,.2f} GFLOP/s"
 
@@ -251,10 +251,10 @@ def per_second(flops: float) -> str:
 # several settings
 
 
-def measure_in_turn(cfg: BenchConfig, variants: dict[str, dict], rt: Runtime, rounds: int, tolerant: bool = False):
+def measure_rounds(cfg: BenchConfig, variants: dict[str, dict], rt: Runtime, rounds: int, catch_errors: bool = False):
     """{name: result} of cfg with the settings of each variant, measured in rounds A B, B A, A B, ...
 
-    With tolerant, a variant that is invalid or needs too much GPU memory has its error message as the result.
+    With catch_errors, a variant that is invalid or needs too much GPU memory has its error message as the result.
     """
     if rt.device_type == "cuda" or any(variant.get("compile", cfg.compile) is True for variant in variants.values()):
         from torch._dynamo import config  # here, since it takes seconds
@@ -264,55 +264,55 @@ def measure_in_turn(cfg: BenchConfig, variants: dict[str, dict], rt: Runtime, ro
     runs: dict[str, StepBenchmark] = {}
     results: dict[str, dict | str] = {}
 
-    def attempt(name: str, function: Callable[[], Any]):
+    def call_or_store_error(name: str, function: Callable[[], Any]):
         try:
             return function() if name not in results else None
         except (UserError, torch.OutOfMemoryError) as error:
-            if not tolerant:
+            if not catch_errors:
                 raise
             results[name] = first_line(error)
 
-    def start(name: str):
-        own = configurator.build_config(BenchConfig, {**asdict(cfg), **variants[name]})
-        own_rt = rt if rt.world_size > 1 else runtime.start(own.device, own.dtype, n_embd=own.n_embd)
-        runs[name] = start_training(own, own_rt, f"{name}: ")
+    def start_variant(name: str):
+        settings = configurator.build_config(BenchConfig, {**asdict(cfg), **variants[name]})
+        variant_rt = rt if rt.world_size > 1 else runtime.start(settings.device, settings.dtype, n_embd=settings.n_embd)
+        runs[name] = start_training(settings, variant_rt, f"{name}: ")
 
     names = list(variants)
     for name in names:
-        attempt(name, lambda: start(name))
+        call_or_store_error(name, lambda: start_variant(name))
     for i in range(rounds):
         for name in names[:: -1 if i % 2 else 1]:
-            attempt(name, lambda: runs[name].round(cfg.iters))
-    return {name: attempt(name, lambda: result_of(runs[name])) or results[name] for name in names}
+            call_or_store_error(name, lambda: runs[name].round(cfg.iters))
+    return {name: call_or_store_error(name, lambda: run_result(runs[name])) or results[name] for name in names}
 
 
-def table(results: dict) -> str:
+def format_results(results: dict) -> str:
     """{name: result} as a table, and below it the names whose result is an error message."""
-    found = {name: result for name, result in results.items() if not isinstance(result, str)}
-    has_mfu = any(result["mfu"] is not None for result in found.values())
-    share = "mfu" if has_mfu else "of_matmul"
+    measured = {name: result for name, result in results.items() if not isinstance(result, str)}
+    has_mfu = any(result["mfu"] is not None for result in measured.values())
+    key = "mfu" if has_mfu else "of_matmul"
     rows = [["", "ms", "tokens/s", "FLOP/s", "MFU" if has_mfu else "of matmul"]]
     rows[0] += ["MiB", "growth", "outside matmuls", "loss"]
-    for name, r in found.items():
-        speed = [f"{r['ms']:,.2f}", f"{r['tokens_per_s']:,.0f}", per_second(r["flops"]), number(r[share], ".1%")]
-        memory = [f"{r['memory_mib']:,.1f}", number(r["memory_growth_mib"], "+,.1f")]
-        outside = number(r["shares"] and 1 - r["shares"]["matmul"], ".1%")
-        rows.append([name, *speed, *memory, outside, number(r["loss"], ".4f")])
-    errors = [f"{name}  {result}" for name, result in results.items() if name not in found]
+    for name, r in measured.items():
+        speed = [f"{r['ms']:,.2f}", f"{r['tokens_per_s']:,.0f}", format_flops(r["flops"]), format_number(r[key], ".1%")]
+        memory = [f"{r['memory_mib']:,.1f}", format_number(r["memory_growth_mib"], "+,.1f")]
+        outside_matmul = format_number(r["shares"] and 1 - r["shares"]["matmul"], ".1%")
+        rows.append([name, *speed, *memory, outside_matmul, format_number(r["loss"], ".4f")])
+    errors = [f"{name}  {result}" for name, result in results.items() if name not in measured]
     return "\n".join([format_table(rows), *errors])
 
 
 def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
     """(setting, values) of cfg.sweep."""
-    name, colon, words = cfg.sweep.partition(":")
-    kinds = {key: kind for key, kind in get_type_hints(BenchConfig).items() if key not in METHOD} | {"world_size": int}
-    if name not in kinds:
-        near = get_close_matches(name, kinds, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "--help lists them"
+    name, separator, words = cfg.sweep.partition(":")
+    types = {key: t for key, t in get_type_hints(BenchConfig).items() if key not in METHOD_KEYS} | {"world_size": int}
+    if name not in types:
+        matches = get_close_matches(name, types, n=1)
+        hint = f"did you mean {matches[0]!r}?" if matches else "--help lists them"
         raise UserError(f"sweep={name}: unknown setting, {hint}")
-    if colon:
-        parsed = [configurator.parse_value(word.strip(), kinds[name]) for word in words.split(",")]
-        values = [configurator.check_type(value, kinds[name], f"sweep={name}") for value in parsed]
+    if separator:
+        parsed = [configurator.parse_value(word.strip(), types[name]) for word in words.split(",")]
+        values = [configurator.check_type(value, types[name], f"sweep={name}") for value in parsed]
         if name == "world_size" and min(values) < 1:
             raise UserError(f"sweep={cfg.sweep}: there is at least 1 process")
         return name, list(dict.fromkeys(values))
@@ -324,8 +324,8 @@ def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
         "pos_embd": ["default", "rope", "relative", "alibi"],
         "compile": [False, True],
     }
-    choices = [False, True] if kinds[name] is bool else list(get_args(kinds[name]))
-    if name not in defaults and not (choices and get_origin(kinds[name]) in (Literal, None)):
+    choices = [False, True] if types[name] is bool else list(get_args(types[name]))
+    if name not in defaults and not (choices and get_origin(types[name]) in (Literal, None)):
         raise UserError(f"sweep={name} needs values, as in --sweep={name}:{getattr(cfg, name)},...")
     return name, defaults.get(name, choices)
 
@@ -343,10 +343,10 @@ def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]):
             head_size = cfg.n_embd // cfg.n_head
             for variant in variants.values():
                 variant |= {"n_head": variant[name] // head_size} if variant[name] % head_size == 0 else {}
-        results = measure_in_turn(cfg, variants, rt, cfg.rounds, tolerant=True)
+        results = measure_rounds(cfg, variants, rt, cfg.rounds, catch_errors=True)
     if all(isinstance(result, str) for result in results.values()):
         raise UserError(f"sweep={cfg.sweep}: nothing can be measured: {next(iter(results.values()))}")
-    print(table(results))
+    print(format_results(results))
     rows = [{"value": v, **({"error": r} if isinstance(r, str) else r)} for v, r in zip(values, results.values())]
     print(json.dumps({"sweep": name, "results": rows}))
 
@@ -359,36 +359,36 @@ def run_torchrun(n: int, cfg: BenchConfig, argv: list[str]) -> dict | str:
     threads = max(1, torch.get_num_threads() // n)  # together they use the cores that one process has
     print(f"world_size={n}, {threads} CPU threads each", flush=True)
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    messages = [line for line in done.stderr.splitlines() if line.startswith("bench.py: ")]
-    return messages[0].removeprefix("bench.py: ") if messages else f"torchrun exited with code {done.returncode}"
+    process = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
+    if process.returncode == 0:
+        return json.loads(process.stdout.splitlines()[-1])
+    messages = [line for line in process.stderr.splitlines() if line.startswith("bench.py: ")]
+    return messages[0].removeprefix("bench.py: ") if messages else f"torchrun exited with code {process.returncode}"
 
 
 def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]):
     """Measure A (cfg) and B (cfg with the settings of --compare) in turn; print both and the ratio of their speeds."""
     try:
         words = [cfg.compare] if configurator.find_config_file(cfg.compare) else shlex.split(cfg.compare)
-        other = read_settings([*argv, *words])
+        cfg_b = read_settings([*argv, *words])
     except ValueError as error:  # also of shlex, for a missing quotation mark
         raise UserError(f"compare: {error}") from error
-    differ = [f.name for f in fields(cfg) if getattr(cfg, f.name) != getattr(other, f.name)]
-    if method := [name for name in differ if name in METHOD]:
-        raise UserError(f"compare: {method[0]} says how both are measured: give it outside of the quotes")
-    dtype = runtime.pick_dtype(other.dtype, rt.device_type, other.n_embd)[0]
-    if rt.world_size > 1 and (other.device != cfg.device or rt.dtype != dtype):
+    different_names = [f.name for f in fields(cfg) if getattr(cfg, f.name) != getattr(cfg_b, f.name)]
+    if method_names := [name for name in different_names if name in METHOD_KEYS]:
+        raise UserError(f"compare: {method_names[0]} says how both are measured: give it outside of the quotes")
+    dtype = runtime.pick_dtype(cfg_b.dtype, rt.device_type, cfg_b.n_embd)[0]
+    if rt.world_size > 1 and (cfg_b.device != cfg.device or rt.dtype != dtype):
         raise UserError("compare: several processes share one device and dtype: compare these without torchrun")
-    for name, setting in {"A": cfg, "B": other}.items():
-        rt.print(f"{name}: {', '.join(f'{key}={getattr(setting, key)}' for key in differ) or 'the same'}")
-    rounds = max(cfg.rounds, COMPARE_ROUNDS)
-    results = measure_in_turn(cfg, {"A": {}, "B": asdict(other)}, rt, rounds)
+    for name, setting in {"A": cfg, "B": cfg_b}.items():
+        rt.print(f"{name}: {', '.join(f'{key}={getattr(setting, key)}' for key in different_names) or 'the same'}")
+    rounds = max(cfg.rounds, MIN_COMPARE_ROUNDS)
+    results = measure_rounds(cfg, {"A": {}, "B": asdict(cfg_b)}, rt, rounds)
     speeds = [[r["tokens_per_update"] / ms for ms in r["rounds_ms"]] for r in results.values()]
     ratios = [b / a for a, b in zip(*speeds)]
-    ratio, low, high = median(ratios), min(ratios), max(ratios)
-    rt.print(table(results))
-    rt.print(f"tokens/s of B / tokens/s of A: {ratio:.3f} ({low:.3f} to {high:.3f} in {rounds} pairs)")
-    rt.print(json.dumps(dict(compare=results, ratio=ratio, ratio_min=low, ratio_max=high, ratios=ratios)))
+    ratio, min_ratio, max_ratio = median(ratios), min(ratios), max(ratios)
+    rt.print(format_results(results))
+    rt.print(f"tokens/s of B / tokens/s of A: {ratio:.3f} ({min_ratio:.3f} to {max_ratio:.3f} in {rounds} pairs)")
+    rt.print(json.dumps(dict(compare=results, ratio=ratio, ratio_min=min_ratio, ratio_max=max_ratio, ratios=ratios)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -401,17 +401,17 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime):
     n_params, n_threads = model.get_num_params(), torch.get_num_threads()
     prompt = torch.randint(model.config.vocab_size, (1, cfg.prompt_tokens)).tolist()
     hf_model: Any = transformers_model(model, cfg, rt) if cfg.transformers else None
-    model, why = to_inference(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
+    model, setup = to_inference(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
     print(
-        f"{why}, {n_threads} CPU threads\n{n_params / 1e6:.2f}M parameters, prompt of "
+        f"{setup}, {n_threads} CPU threads\n{n_params / 1e6:.2f}M parameters, prompt of "
         f"{cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones, temperature 0.8, top_k 200"
     )
 
-    def time_ours(batch_size: int) -> tuple[float, float]:
+    def time_dongpt(batch_size: int) -> tuple[float, float]:
         """Seconds to the first token, and to the last."""
         stream = model.stream(prompt * batch_size, cfg.max_new_tokens, 0.8, 200, seed=cfg.seed)
-        first = timed(lambda: next(stream), rt)
-        return first, first + timed(lambda: list(stream), rt)
+        first_s = timed(lambda: next(stream), rt)
+        return first_s, first_s + timed(lambda: list(stream), rt)
 
     def time_transformers(batch_size: int) -> tuple[float, float]:
         idx = torch.tensor(prompt * batch_size, device=rt.device)
@@ -422,31 +422,31 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime):
 
         return seconds(1), seconds(cfg.max_new_tokens)
 
-    programs = {"donGPT": time_ours, **({"transformers": time_transformers} if hf_model else {})}
-    times: dict[tuple[str, int], list] = {(p, int(n)): [] for n in cfg.decode_batches.split(",") for p in programs}
+    timers = {"donGPT": time_dongpt, **({"transformers": time_transformers} if hf_model else {})}
+    times: dict[tuple[str, int], list] = {(p, int(n)): [] for n in cfg.decode_batches.split(",") for p in timers}
     bandwidths = []
     for i in range(-1, cfg.rounds):  # the first round warms up
-        for program, batch_size in times:
-            bandwidth, seconds = memory_bandwidth(rt), programs[program](batch_size)
+        for library, batch_size in times:
+            bandwidth, seconds = memory_bandwidth(rt), timers[library](batch_size)
             if i >= 0:
                 bandwidths.append(bandwidth)
-                times[program, batch_size].append(seconds)
+                times[library, batch_size].append(seconds)
     n_bytes, bandwidth = bytes_per_token(model), median(bandwidths)
     results, rows = [], [["", "rows", "first token", "tokens/s", "of bandwidth"]]
-    for (program, batch_size), rounds in times.items():
-        first, last = (median(seconds) for seconds in zip(*rounds))
-        speed, share = batch_size * cfg.max_new_tokens / last, ""
-        result = {"program": program, "rows": batch_size, "first_token_ms": first * 1000, "tokens_per_s": speed}
-        if program == "donGPT":
-            step = median((last - first) / (cfg.max_new_tokens - 1) for first, last in rounds)
+    for (library, batch_size), rounds in times.items():
+        first_s, last_s = (median(seconds) for seconds in zip(*rounds))
+        speed, share = batch_size * cfg.max_new_tokens / last_s, ""
+        result = {"program": library, "rows": batch_size, "first_token_ms": first_s * 1000, "tokens_per_s": speed}
+        if library == "donGPT":
+            step = median((last_s - first_s) / (cfg.max_new_tokens - 1) for first_s, last_s in rounds)
             result |= {"ms_per_step": step * 1000, "bandwidth_share": n_bytes / step / bandwidth}
             share = f"{result['bandwidth_share']:.0%}"
         results.append(result)
-        rows.append([program, str(batch_size), f"{first * 1000:.0f} ms", f"{speed:,.1f}", share])
+        rows.append([library, str(batch_size), f"{first_s * 1000:.0f} ms", f"{speed:,.1f}", share])
     print(f"memory: {bandwidth / 1e9:.1f} GB/s, weights: {n_bytes / 1e6:.1f} MB per token\n{format_table(rows)}")
     summary = {"decode": results, "bandwidth_gb_s": bandwidth / 1e9, "weight_mb": n_bytes / 1e6, "parameters": n_params}
     summary |= {"prompt_tokens": cfg.prompt_tokens, "new_tokens": cfg.max_new_tokens, "rounds": cfg.rounds}
-    summary |= {"device": rt.device, "setup": why, "threads": n_threads, "torch": str(torch.__version__)}
+    summary |= {"device": rt.device, "setup": setup, "threads": n_threads, "torch": str(torch.__version__)}
     print(json.dumps(summary))
 
 

@@ -38,7 +38,7 @@ HELP = """\
 /load FILE       go on from what was saved
 /quit            leave, as Ctrl-D does
 Ctrl-C ends an answer."""
-BIDI_MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the direction of the text after them
+BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the direction of the text after them
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def print_note(sentence: str):
 
 def printable(text: str) -> str:
     """text without control characters and marks of direction, which could garble a terminal; \\n and \\t stay."""
-    hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cs") or c in BIDI_MARKS} - {"\n", "\t"}
-    return "".join(c for c in text if c not in hidden)
+    control_chars = {c for c in text if unicodedata.category(c) in ("Cc", "Cs") or c in BIDI_CONTROLS} - {"\n", "\t"}
+    return "".join(c for c in text if c not in control_chars)
 
 
 def is_interactive() -> bool:
@@ -83,60 +83,60 @@ class Chat:
     """Reads lines and prints answers: on a terminal piece by piece, elsewhere one line per answer."""
 
     def __init__(self, conversation: Conversation):
-        self.conversation, self.interactive = conversation, is_interactive()
+        self.conversation, self.is_interactive = conversation, is_interactive()
         commands = self.help, self.reset, self.system, self.temperature, self.save, self.load
         self.commands = {command.__name__: command for command in commands}
 
     def run(self) -> int:
         """Answer lines until there are no more, or until /quit; returns the exit code."""
         while (line := self.read_line()) is not None:
-            typed, line = line.strip(), printable(line).strip()
-            name, _, argument = line[1:].partition(" ")
-            if typed and not line:
+            raw_line, line = line.strip(), printable(line).strip()
+            command, _, argument = line[1:].partition(" ")
+            if raw_line and not line:
                 print_note("there is nothing in that line that can be read")
             elif line in ("/quit", "/exit"):
                 return 0
             elif line.startswith("/"):
-                self.run_command(name, argument.strip())
-            elif line and (code := self.answer(line)):
-                return code
+                self.run_command(command, argument.strip())
+            elif line and (exit_code := self.answer(line)):
+                return exit_code
         return 0
 
     def read_line(self) -> str | None:
         """The next line, or None at the end of the input."""
         while True:
             try:
-                if self.interactive:
+                if self.is_interactive:
                     return input("You: ")
                 return sys.stdin.readline() or None if sys.stdin else None  # stdin is None if it is closed
             except EOFError:
                 print(flush=True)
                 return None
             except KeyboardInterrupt:
-                if not self.interactive:
+                if not self.is_interactive:
                     raise
                 print_note("\n(Ctrl-D leaves)")
 
     def answer(self, line: str, verbatim: bool = False) -> int:
         """Print the model's answer; returns an exit code if the program has to end, else 0. With verbatim the answer
         keeps its line ends, also if it isn't printed on a terminal."""
-        pieces, shown = self.conversation.reply(line), []
-        streams = self.interactive or verbatim
-        name = "Bot: " if self.interactive and not verbatim else ""
+        pieces, output = self.conversation.reply(line), []
+        is_streaming = self.is_interactive or verbatim
+        prefix = "Bot: " if self.is_interactive and not verbatim else ""
         with runtime.Interrupts() as interrupts:
             try:
                 for piece in pieces:
-                    shown.append(printable(piece))
-                    if streams and shown[-1]:
-                        print(name + shown[-1], end="", flush=True)
-                        name = ""
+                    output.append(printable(piece))
+                    if is_streaming and output[-1]:
+                        print(prefix + output[-1], end="", flush=True)
+                        prefix = ""
                     if interrupts.code:
                         break
             finally:
                 pieces.close()
                 # the name for an empty answer; one line per answer for programs that read them
-                print(name if streams else " ".join("".join(shown).split()), flush=True)
-        return interrupts.code if interrupts.code and not (self.interactive and interrupts.code == 130) else 0
+                print(prefix if is_streaming else " ".join("".join(output).split()), flush=True)
+        return interrupts.code if interrupts.code and not (self.is_interactive and interrupts.code == 130) else 0
 
     def run_command(self, name: str, argument: str):
         """Run the command /name; an error in it is a note."""
@@ -222,9 +222,9 @@ def start_conversation(cfg: ChatConfig, path: str) -> Conversation:
         hint = "(for files of EDS pass --template=eds, eds-emotion or eds-context)"
         print_note(f"{path} was not trained on conversations: it goes on with what you write {hint}")
     texts = cfg.system, choose_topic(cfg, template.name)
-    for option, text, use in zip(("system", "context"), texts, (conversation.set_system, conversation.set_topic)):
+    for option, text, set_text in zip(("system", "context"), texts, (conversation.set_system, conversation.set_topic)):
         try:
-            use(text)
+            set_text(text)
         except UserError as error:
             raise UserError(f"--{option}: {error}") from None
     return conversation
@@ -269,7 +269,7 @@ def main(argv: list[str] | None = None) -> int:
     chat = Chat(start_conversation(cfg, path))
     if prompt:
         return chat.answer(prompt, verbatim=True)
-    if chat.interactive:
+    if chat.is_interactive:
         print_note("/help lists the commands, Ctrl-D leaves")
     return chat.run()
 

@@ -27,7 +27,7 @@ from dongpt.checkpoint.legacy import build_model, position_scheme
 from dongpt.program import LOCK_FILE, locked_directory, locked_output, run_program
 from model import GPT, RELATIVE_TABLE
 
-CONVERTED = "converted_by"  # key in the output: a hash of the command, which may replace its own output
+HASH_KEY = "converted_by"  # key in the output: a hash of the command, which may replace its own output
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     If model has a table of distances and the checkpoint does not, one of zeros is added. The optimizer's states stay
     with their parameters. Raises UserError if the weights do not fit model.
     """
-    where = "the checkpoint"
-    missing = {} if isinstance(checkpoint.get("model_args"), dict) else {"n_head": model.config.n_head}
-    new = foreign.upgrade(checkpoint, where, **missing)
-    config, weights, free = parse_model_args(new["model_args"], where), dict(new["model"]), {"dropout", "attn_dropout"}
+    path = "the checkpoint"
+    missing_args = {} if isinstance(checkpoint.get("model_args"), dict) else {"n_head": model.config.n_head}
+    new = foreign.upgrade(checkpoint, path, **missing_args)
+    config, weights, free = parse_model_args(new["model_args"], path), dict(new["model"]), {"dropout", "attn_dropout"}
     if model.config.has_relative and RELATIVE_TABLE not in weights:
         print(f"Adding {RELATIVE_TABLE} to checkpoint.")
         weights[RELATIVE_TABLE] = torch.zeros(model.transformer.relative.relative_embeddings.weight.shape)
         free.add("pos_embd")
-    load_weights(model.config, weights, where)
-    before, after = asdict(config), asdict(model.config)
-    if differing := [key for key, value in after.items() if key not in free and value != before.get(key)]:
-        problems = "; ".join(f"{key}={after[key]!r}, not {before.get(key)!r}" for key in differing)
+    load_weights(model.config, weights, path)
+    old_config, new_config = asdict(config), asdict(model.config)
+    if mismatches := [key for key, value in new_config.items() if key not in free and value != old_config.get(key)]:
+        problems = "; ".join(f"{key}={new_config[key]!r}, not {old_config.get(key)!r}" for key in mismatches)
         raise UserError(f"the model computes something else than the checkpoint's, it has {problems}: give one like it")
     if "optimizer" in new:
         groups, new_groups = (foreign.parameter_groups(c, new["optimizer"]) for c in (config, model.config))
@@ -66,7 +66,7 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     return {**new, "model": weights, "model_args": checkpoints.model_args(model.config)}
 
 
-def logits_of(model: GPT) -> torch.Tensor:
+def model_logits(model: GPT) -> torch.Tensor:
     """A model's logits (2, T, V) for a batch of ids that is the same each time."""
     size, generator = (2, min(model.config.block_size, 64)), torch.Generator().manual_seed(0)
     idx = torch.randint(model.transformer.wte.num_embeddings, size, generator=generator)
@@ -74,50 +74,50 @@ def logits_of(model: GPT) -> torch.Tensor:
         return model.eval()(idx, idx)[0]
 
 
-def check_same(old: torch.Tensor, written: str, path: str):
-    """Raise UserError unless the model in the file `written`, which is to become path, gives the old logits."""
-    difference = (old - logits_of(checkpoints.load_anything(written)[0])).abs().max().item()
-    if not difference <= 1e-5 * max(1.0, old.abs().max().item()):
+def check_same_logits(old_logits: torch.Tensor, temporary_path: str, path: str):
+    """Raise UserError unless the model in the file temporary_path, which is to become path, gives the old logits."""
+    difference = (old_logits - model_logits(checkpoints.load_anything(temporary_path)[0])).abs().max().item()
+    if not difference <= 1e-5 * max(1.0, old_logits.abs().max().item()):
         reason = f"its logits would differ by {difference:.2g} from the old ones"
         raise UserError(f"{path} was not written, since {reason}: this is a bug, please report it with the model_args")
 
 
-def convert(old: str, new: str, cfg: UpdateConfig, mark: str):
-    """Write the model at old to new."""
-    given: dict[str, Any] = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key)}
-    checkpoint, path = checkpoints.load_path(old, **{**given, **(NANOGPT_PLUS_SIZES[cfg.size] if cfg.size else {})})
+def convert(source: str, target: str, cfg: UpdateConfig, command_hash: str):
+    """Write the model at source to target."""
+    args: dict[str, Any] = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key)}
+    checkpoint, path = checkpoints.load_path(source, **{**args, **(NANOGPT_PLUS_SIZES[cfg.size] if cfg.size else {})})
     model = checkpoints.restore_model(checkpoint, path)
-    logits, tokenizer = logits_of(model), checkpoint.get("tokenizer")
+    logits, tokenizer = model_logits(model), checkpoint.get("tokenizer")
     if cfg.to == "hf":
-        write_directory(model, tokenizer, new, logits, mark)
-        print(f"wrote {new}: {describe(model)}, the same logits" + ("" if tokenizer else "; it has no tokenizer"))
+        write_directory(model, tokenizer, target, logits, command_hash)
+        print(f"wrote {target}: {describe(model)}, the same logits" + ("" if tokenizer else "; it has no tokenizer"))
         return
     if cfg.pos_embd:
-        has = position_scheme(model.config) if model.config.model_type == "gpt" else "a bigram"
-        if has != "default":
-            raise UserError(f"--pos_embd={cfg.pos_embd} adds to pos_embd=default, and {old} has {has}: drop it")
+        scheme = position_scheme(model.config) if model.config.model_type == "gpt" else "a bigram"
+        if scheme != "default":
+            raise UserError(f"--pos_embd={cfg.pos_embd} adds to pos_embd=default, and {source} has {scheme}: drop it")
         model = build_model(replace(model.config, pos_embd="default+relative"))
     names = {"optimizer": "optimizer state", "iter_num": "iteration", "tokenizer": "tokenizer"}
-    lacking = [name for key, name in names.items() if checkpoint.get(key) is None]
-    checkpoint = {**update_checkpoint(checkpoint, model), CONVERTED: mark}
-    checkpoints.save(checkpoint, new, check=lambda part: check_same(logits, part, new))
-    without = f"; it has no {', no '.join(lacking)}" if lacking else ""
-    print(f"wrote {new}: {describe(model)}, the same logits as {old}{without}")
-    if {"optimizer state", "iteration"} & set(lacking):
+    missing_parts = [name for key, name in names.items() if checkpoint.get(key) is None]
+    checkpoint = {**update_checkpoint(checkpoint, model), HASH_KEY: command_hash}
+    checkpoints.save(checkpoint, target, check=lambda part: check_same_logits(logits, part, target))
+    missing_note = f"; it has no {', no '.join(missing_parts)}" if missing_parts else ""
+    print(f"wrote {target}: {describe(model)}, the same logits as {source}{missing_note}")
+    if {"optimizer state", "iteration"} & set(missing_parts):
         print("a run that resumes from it starts with new ones")
 
 
-def write_directory(model: GPT, tokenizer: dict | None, directory: str, logits: torch.Tensor, mark: str):
+def write_directory(model: GPT, tokenizer: dict | None, directory: str, logits: torch.Tensor, command_hash: str):
     """Write model to a directory in Hugging Face's format, which gets its name once it is complete."""
     parent = os.path.dirname(os.path.abspath(directory))
-    with tempfile.TemporaryDirectory(prefix=".ckpt_update-", dir=parent, ignore_cleanup_errors=True) as temporary:
-        complete = os.path.join(temporary, "new")  # has the permissions of other new directories, unlike temporary
-        os.mkdir(complete)
-        hugging_face.save(model, tokenizer, complete, mark)
-        check_same(logits, complete, directory)
-        if os.path.isdir(directory):  # empty, or written by this very command: see check_new
-            os.replace(directory, os.path.join(temporary, "old"))
-        os.replace(complete, directory)
+    with tempfile.TemporaryDirectory(prefix=".ckpt_update-", dir=parent, ignore_cleanup_errors=True) as temporary_dir:
+        new_directory = os.path.join(temporary_dir, "new")  # it has the permissions of other directories
+        os.mkdir(new_directory)
+        hugging_face.save(model, tokenizer, new_directory, command_hash)
+        check_same_logits(logits, new_directory, directory)
+        if os.path.isdir(directory):  # empty, or written by this very command: see check_output_path
+            os.replace(directory, os.path.join(temporary_dir, "old"))
+        os.replace(new_directory, directory)
 
 
 def describe(model: GPT) -> str:
@@ -129,36 +129,36 @@ def describe(model: GPT) -> str:
     return f"{sizes}, positions: {position_scheme(config)}"
 
 
-def check_new(old: str, new: str, cfg: UpdateConfig, mark: str):
-    """Raise UserError if writing to new could destroy something that this very command did not write."""
-    parent, name = os.path.split(os.path.abspath(new))
+def check_output_path(source: str, target: str, cfg: UpdateConfig, command_hash: str):
+    """Raise UserError if writing to target could destroy something that this very command did not write."""
+    parent, name = os.path.split(os.path.abspath(target))
     if not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
         raise UserError(f"{parent} is no directory that can be written: create it first, or give another place")
-    sources = [old, *(os.path.join(old, name) for name in (checkpoints.BEST_NAME, checkpoints.LAST_NAME))]
-    if os.path.exists(new) and any(os.path.samefile(path, new) for path in sources if os.path.exists(path)):
-        raise UserError(f"{new} is the file to be converted, which is never changed: give another name for the new one")
-    is_folder = os.path.isdir(new) and not os.path.islink(new)
-    if not os.path.lexists(new) or cfg.to == "hf" and is_folder and not os.listdir(new):
+    sources = [source, *(os.path.join(source, name) for name in (checkpoints.BEST_NAME, checkpoints.LAST_NAME))]
+    if os.path.exists(target) and any(os.path.samefile(path, target) for path in sources if os.path.exists(path)):
+        raise UserError(f"{target} is the file to be converted, which is never changed: give another name for the new")
+    is_folder = os.path.isdir(target) and not os.path.islink(target)
+    if not os.path.lexists(target) or cfg.to == "hf" and is_folder and not os.listdir(target):
         return
-    written_by = None
+    stored = None
     with contextlib.suppress(UserError):
-        written_by = hugging_face.stored_hash(new) if is_folder else checkpoints.load(new, mmap=True).get(CONVERTED)
-    if written_by != mark:
-        raise UserError(f"{new} exists, and this command did not write it: give another name, or move it away first")
+        stored = hugging_face.stored_hash(target) if is_folder else checkpoints.load(target, mmap=True).get(HASH_KEY)
+    if stored != command_hash:
+        raise UserError(f"{target} exists, and this command did not write it: give another name, or move it away first")
 
 
 def main(argv: list[str] | None = None):
-    cfg, _, (old, new) = configurator.load_with_paths(UpdateConfig, argv, "OLD NEW")
+    cfg, _, (source, target) = configurator.load_with_paths(UpdateConfig, argv, "OLD NEW")
     if cfg.size and cfg.n_head not in (None, n_head := NANOGPT_PLUS_SIZES[cfg.size]["n_head"]):
         raise UserError(f"--size={cfg.size} means n_head={n_head}, and --n_head={cfg.n_head} is given: drop one")
     if cfg.to == "hf" and cfg.pos_embd:
         raise UserError(f"GPT-2's architecture has no pos_embd={cfg.pos_embd}: drop --pos_embd or --to=hf")
-    mark = hashlib.sha256(f"{os.path.realpath(old)} {cfg}".encode()).hexdigest()  # of this command, see check_new
-    parent = os.path.dirname(os.path.abspath(new))
+    command_hash = hashlib.sha256(f"{os.path.realpath(source)} {cfg}".encode()).hexdigest()  # see check_output_path
+    parent = os.path.dirname(os.path.abspath(target))
     is_out_dir = os.path.exists(os.path.join(parent, LOCK_FILE))  # a run may be writing there
-    with locked_output(new), locked_directory(parent) if is_out_dir else contextlib.nullcontext():
-        check_new(old, new, cfg, mark)
-        convert(old, new, cfg, mark)
+    with locked_output(target), locked_directory(parent) if is_out_dir else contextlib.nullcontext():
+        check_output_path(source, target, cfg, command_hash)
+        convert(source, target, cfg, command_hash)
 
 
 if __name__ == "__main__":

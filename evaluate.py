@@ -48,12 +48,12 @@ class EvaluateConfig(DeviceConfig):
 def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     """Results for one checkpoint: checkpoint, split, loss, perplexity, bits_per_byte, tokens."""
     model, tokenizer, checkpoint = load_anything(path)
-    stored = checkpoint.get("config", {}) if not (cfg.dataset or cfg.data_dir) else {}
-    dataset, data_dir = stored.get("dataset", cfg.dataset), stored.get("data_dir", cfg.data_dir)
+    stored_config = checkpoint.get("config", {}) if not (cfg.dataset or cfg.data_dir) else {}
+    dataset, data_dir = stored_config.get("dataset", cfg.dataset), stored_config.get("data_dir", cfg.data_dir)
     if not (dataset or data_dir):
         raise UserError(f"{path} does not say which data it was trained on: pass --dataset=NAME or --data_dir=DIR")
     folder = find_data_folder(dataset, data_dir)
-    if stored and data_dir and not os.path.isdir(folder):
+    if stored_config and data_dir and not os.path.isdir(folder):
         raise UserError(f"the data of {path} was at {data_dir}, which is not there: pass --data_dir=DIR")
     prepare_if_missing(folder, rt, out=sys.stderr)
     corpus = Corpus(folder)
@@ -82,8 +82,8 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
 
 def main(argv: list[str] | None = None):
     cfg, given, paths = configurator.load_with_paths(EvaluateConfig, argv, "[PATH ...]")
-    if paths and (also := [key for key in ("out_dir", "init_from") if key in given]):
-        raise UserError(f"{paths[0]} and --{also[0]}={given[also[0]]} both name a model: drop --{also[0]}")
+    if paths and (keys := [key for key in ("out_dir", "init_from") if key in given]):
+        raise UserError(f"{paths[0]} and --{keys[0]}={given[keys[0]]} both name a model: drop --{keys[0]}")
     rt = runtime.start(cfg.device, cfg.dtype)
     paths = paths or [cfg.out_dir if cfg.init_from == "resume" else cfg.init_from]
     results = [measure(path, cfg, rt) for path in paths]

@@ -27,7 +27,7 @@ from dongpt.program import atomic_write, locked_output, run_program
 from dongpt.runtime import ROOT, RuntimeConfig
 from dongpt.text.tokenizers import CharTokenizer, UnknownPolicy, WordTokenizer
 
-SEPARATOR = "---------------"  # nanoGPT's
+SAMPLE_SEPARATOR = "---------------"  # nanoGPT's
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def check_output(path: str):
         raise UserError(f"--output={path}: it is a folder, name a file in one that exists")
     if not os.path.isdir(folder):
         raise UserError(f"--output={path}: there is no folder {folder}, name a file in one that exists")
-    written = [path] if is_special else [folder, path]  # special: a pipe or a device
-    if not all(os.access(p, os.W_OK) for p in written if os.path.exists(p)):
+    paths = [path] if is_special else [folder, path]  # special: a pipe or a device
+    if not all(os.access(p, os.W_OK) for p in paths if os.path.exists(p)):
         raise UserError(f"--output={path} may not be written: name another file")
 
 
@@ -88,7 +88,7 @@ def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
         ]
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
     else:
-        lines = [f"{prompt}{text}\n{SEPARATOR}" for text in texts.texts]
+        lines = [f"{prompt}{text}\n{SAMPLE_SEPARATOR}" for text in texts.texts]
     try:
         with atomic_write(cfg.output, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.writelines(f"{line}\n" for line in lines)
@@ -120,50 +120,50 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
     print(generator.description, file=sys.stderr)
     block_size = generator.model.config.block_size
     if len(ids) > block_size:
-        n_seen = context_len(len(ids), block_size)
-        note = f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with its last "
-        print(f"{note}{n_seen}, as if they had come one by one", file=sys.stderr)
+        n_kept = context_len(len(ids), block_size)
+        warning = f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with "
+        print(f"{warning}its last {n_kept}, as if they had come one by one", file=sys.stderr)
     sampling = Sampling(**{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
     settings = [ids] * cfg.num_samples, cfg.max_new_tokens, sampling, cfg.seed, texts.stop_ids, cfg.use_kv_cache
-    shows_first = sys.stdout.isatty()  # as it is generated; the others are printed at the end
-    print(prompt if shows_first else "", end="", flush=True)
-    bar = progress_bar(cfg.max_new_tokens, quiet=shows_first)
-    failure, start, first, n_steps = None, time.perf_counter(), 0.0, 0  # first: seconds to the first token
+    streams_first = sys.stdout.isatty()  # as it is generated; the others are printed at the end
+    print(prompt if streams_first else "", end="", flush=True)
+    bar = progress_bar(cfg.max_new_tokens, quiet=streams_first)
+    decode_error, start, ttft, n_steps = None, time.perf_counter(), 0.0, 0  # ttft: seconds to the first token
     with runtime.Interrupts() as interrupts:
         try:
             for next_ids in generator.stream_ids(*settings):
                 if interrupts.code:
                     break
-                first, n_steps, was_open = first or time.perf_counter() - start, n_steps + 1, not texts.end_reasons[0]
+                ttft, n_steps, was_running = ttft or time.perf_counter() - start, n_steps + 1, not texts.end_reasons[0]
                 piece = texts.add(next_ids.tolist())[0]
                 bar.update()
-                if shows_first and was_open:
+                if streams_first and was_running:
                     print(piece, end="", flush=True)
                     if texts.end_reasons[0]:
-                        print(f"\n{SEPARATOR}", flush=True)
+                        print(f"\n{SAMPLE_SEPARATOR}", flush=True)
                         bar = progress_bar(cfg.max_new_tokens, n_steps, quiet=texts.done, leave=False)
                 if texts.done:
                     break
         except UserError as error:  # logits that are not finite: the texts keep what was generated before
-            failure = error
+            decode_error = error
         seconds = time.perf_counter() - start
         bar.close()
-        is_open = shows_first and not texts.end_reasons[0]
-        last_piece = texts.finish("interrupted" if interrupts.code else "failed" if failure else "length")[0]
-        is_empty = n_steps == 0 and bool(failure or interrupts.code)
+        is_running = streams_first and not texts.end_reasons[0]
+        last_piece = texts.finish("interrupted" if interrupts.code else "failed" if decode_error else "length")[0]
+        is_empty = n_steps == 0 and bool(decode_error or interrupts.code)
         try:
             if cfg.output and not is_empty:  # before printing, since stdout may be closed
                 write_output(cfg, prompt, texts)
         finally:
-            print(f"{last_piece}\n{SEPARATOR}\n" if is_open else "", end="", flush=True)
-            for text in [] if is_empty else texts.texts[shows_first:]:
-                print(f"{prompt}{text}\n{SEPARATOR}")
+            print(f"{last_piece}\n{SAMPLE_SEPARATOR}\n" if is_running else "", end="", flush=True)
+            for text in [] if is_empty else texts.texts[streams_first:]:
+                print(f"{prompt}{text}\n{SAMPLE_SEPARATOR}")
             sys.stdout.flush()
-    if failure:
-        raise failure
+    if decode_error:
+        raise decode_error
     n_tokens = sum(texts.n_tokens)
     speed = f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s)"
-    latency = f", the first after {first * 1000:.0f} ms" if n_steps else ""
+    latency = f", the first after {ttft * 1000:.0f} ms" if n_steps else ""
     print(speed + latency + (", interrupted" if interrupts.code else ""), file=sys.stderr)
     return interrupts.code
 

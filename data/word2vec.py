@@ -32,7 +32,7 @@ from dongpt.program import ROOT, run_program
 from dongpt.text.bins import find_data_folder
 from dongpt.text.tokenizers import WordTokenizer
 from dongpt.train.data import Corpus
-from dongpt.train.init_wte import read_vectors, save_table, vector_table, wanted_spellings
+from dongpt.train.init_wte import all_spellings, read_vectors, save_table, vector_table
 
 VECTORS, PICTURE = "word2vec.npy", "word2vec.png"
 MARGIN = (10, 2)  # pixels between the words of the picture
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None):
     tokenizer = word_tokenizer(corpus)
     names = common_names(tokenizer)
     if cfg.vectors:
-        found = read_vectors(cfg.vectors, wanted_spellings(tokenizer))
+        found = read_vectors(cfg.vectors, all_spellings(tokenizer))
         width = len(next(iter(found.values())))
         if given.get("size", width) != width:
             remedy = f"drop --size={cfg.size}, train.py makes them narrower by itself"

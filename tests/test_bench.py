@@ -138,8 +138,8 @@ def test_the_step_is_the_one_of_training(tiny_data, tmp_path, measured):
 def test_a_peak_that_is_known_gives_mfu(measured):
     found, _ = measured()
     found["mfu"] = 0.25
-    assert "MFU: 25.00%" in bench.report(found) and "matmul of" not in bench.report(found)
-    header, row = bench.table({"x": found}).splitlines()
+    assert "MFU: 25.00%" in bench.format_report(found) and "matmul of" not in bench.format_report(found)
+    header, row = bench.format_results({"x": found}).splitlines()
     assert "MFU" in header and "25.0%" in row and "of matmul" not in header
 
 
@@ -203,7 +203,7 @@ def test_memory_does_not_grow_with_the_number_of_updates(measured):
             held[page] = 1
         assert measuring.bytes_in_use(rt) - before == pytest.approx(2**26, rel=0.05)  # it is what it claims to be
     assert measured("--iters=60", "--rounds=3")[0]["memory_growth_mib"] < 4
-    assert measuring.process_peak() >= measuring.bytes_in_use(rt)
+    assert measuring.process_peak_bytes() >= measuring.bytes_in_use(rt)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Word vectors: read from files, looked up for the words of a vocabulary, and copied into a model's token embedding.
 
-    vectors = read_vectors("GoogleNews-vectors-negative300.bin", wanted_spellings(tokenizer))  # {"food": (300,), ...}
+    vectors = read_vectors("GoogleNews-vectors-negative300.bin", all_spellings(tokenizer))  # {"food": (300,), ...}
     table = vector_table(tokenizer, vectors)            # (vocab_size, 300), zeros for tokens without a vector
     save_table("data/don_word/word2vec.npy", table)
     line = init_embedding(model.transformer.wte.weight, "data/don_word/word2vec.npy", tokenizer.vocab_size)
@@ -25,83 +25,83 @@ from configurator import UserError
 from dongpt.text.sources import write_atomically
 from dongpt.text.tokenizers import WordTokenizer
 
-STD = 0.02  # of a new model's token embedding, as in GPT-2
-MAX_WIDTH = 2**14  # numbers in a vector; a header that says more is not one
-MAX_LINE_BYTES = 64 * MAX_WIDTH
+INIT_STD = 0.02  # of a new model's token embedding, as in GPT-2
+MAX_VECTOR_WIDTH = 2**14  # numbers in a vector; a header that says more is not one
+MAX_LINE_BYTES = 64 * MAX_VECTOR_WIDTH
 MAX_WORD_BYTES = 2**12
 CHUNK_BYTES = 2**20  # bytes read at a time
-OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # by the first bytes of a file
+MAGIC_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # by a file's first bytes
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # files of vectors
 
 
-def read_vectors(path: str, wanted: set[str]) -> dict[str, np.ndarray]:
-    """The vectors of those words of a file that are wanted, {word: (width,) float32}; the first of several counts.
+def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
+    """The vectors of those of words that a file has, {word: (width,) float32}; the first of several counts.
 
-    The file is streamed, so memory grows only with the words that are wanted. Raises UserError for a file that cannot
-    be read, is damaged, or has numbers that are not finite or no word that is wanted.
+    The file is streamed, so memory grows only with words. Raises UserError for a file that cannot
+    be read, is damaged, or has numbers that are not finite or none of words.
     """
     if path.endswith(".npy"):
         raise UserError(f"{path} has no words, and is what this program writes: pass a file of word2vec or GloVe")
-    found: dict[str, np.ndarray] = {}
+    vectors: dict[str, np.ndarray] = {}
     try:
-        with open(path, "rb") as raw:
-            start = raw.read(6)
-        opener: Any = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), open)
+        with open(path, "rb") as file:
+            first_bytes = file.read(6)
+        opener: Any = next((opener for magic, opener in MAGIC_OPENERS.items() if first_bytes.startswith(magic)), open)
         with io.BufferedReader(opener(path, "rb"), CHUNK_BYTES) as file:
-            n_promised, records = _open_records(file, path)
-            number = 0
-            for number, (word, content) in enumerate(records, 1):
-                if (name := word.decode("utf-8", errors="replace")) in wanted and name not in found:
-                    vector = _numbers(content) if isinstance(content, list) else np.frombuffer(content, "<f4")
+            header_count, records = _open_records(file, path)
+            count = 0
+            for count, (word, content) in enumerate(records, 1):
+                if (name := word.decode("utf-8", errors="replace")) in words and name not in vectors:
+                    vector = _parse_floats(content) if isinstance(content, list) else np.frombuffer(content, "<f4")
                     if vector is None:
-                        raise _damaged(path, f"vector number {number:,} holds something that is no number")
-                    found[name] = vector.astype(np.float32)
-            more = bool(file.read(MAX_WORD_BYTES).strip())
+                        raise _file_error(path, f"vector number {count:,} holds something that is no number")
+                    vectors[name] = vector.astype(np.float32)
+            has_more = bool(file.read(MAX_WORD_BYTES).strip())
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if reason := getattr(error, "strerror", None):  # of the operating system
             raise UserError(f"{path} cannot be read ({reason}): give the path of a file of word vectors") from error
-        raise _damaged(path, f"it cannot be unpacked ({error})") from error
-    if more or n_promised not in (None, number):
-        holds = "more" if more else f"{number:,}"
-        raise _damaged(path, f"it promises {n_promised or number:,} vectors and holds {holds}")
-    if not found:
+        raise _file_error(path, f"it cannot be unpacked ({error})") from error
+    if has_more or header_count not in (None, count):
+        actual = "more" if has_more else f"{count:,}"
+        raise _file_error(path, f"it promises {header_count or count:,} vectors and holds {actual}")
+    if not vectors:
         raise UserError(f"{path} has no vector for any word of the vocabulary: are its words of the same language?")
-    if infinite := [word for word, vector in found.items() if not np.isfinite(vector).all()]:
-        raise _damaged(path, f"the vector of {infinite[0]!r} has numbers that are not finite")
-    return found
+    if bad_words := [word for word, vector in vectors.items() if not np.isfinite(vector).all()]:
+        raise _file_error(path, f"the vector of {bad_words[0]!r} has numbers that are not finite")
+    return vectors
 
 
-def _damaged(path: str, problem: str) -> UserError:
+def _file_error(path: str, problem: str) -> UserError:
     return UserError(f"{path}: {problem}: the file is cut off or damaged, download it again")
 
 
-Records = Iterator[tuple[bytes, Any]]  # (word, its numbers: a list of texts, or the bytes of float32)
+VectorRecords = Iterator[tuple[bytes, Any]]  # (word, its numbers: a list of texts, or the bytes of float32)
 
 
-def _open_records(file: BinaryIO, path: str) -> tuple[int | None, Records]:
+def _open_records(file: BinaryIO, path: str) -> tuple[int | None, VectorRecords]:
     """(number of vectors by the header, None without one; the records)."""
-    first = file.readline(MAX_LINE_BYTES)
-    fields = first.split()
+    first_line = file.readline(MAX_LINE_BYTES)
+    fields = first_line.split()
     if len(fields) == 2 and all(field.isdigit() for field in fields):
         n_vectors, width = map(int, fields)
-        if not (n_vectors and 0 < width <= MAX_WIDTH):
-            given = first[:60].strip().decode()
-            raise UserError(f"{path} begins with {given!r}, not a count and a width: give a file of word2vec or GloVe")
-        place, line = file.tell(), file.readline(MAX_LINE_BYTES)
-        file.seek(place)
+        if not (n_vectors and 0 < width <= MAX_VECTOR_WIDTH):
+            header = first_line[:60].strip().decode()
+            raise UserError(f"{path} begins with {header!r}, not a count and a width: give a file of word2vec or GloVe")
+        position, line = file.tell(), file.readline(MAX_LINE_BYTES)
+        file.seek(position)
         # in a binary file the bytes of the first number would have to be digits
-        is_text = len(line.split()) > 1 and _numbers(line.split()[1:2]) is not None and b"\0" not in line
+        is_text = len(line.split()) > 1 and _parse_floats(line.split()[1:2]) is not None and b"\0" not in line
         return n_vectors, _read_text(file, path, width) if is_text else _read_binary(file, path, n_vectors, width)
-    if 1 < len(fields) <= MAX_WIDTH + 1 and _numbers(fields[1:]) is not None:  # GloVe's: no header
+    if 1 < len(fields) <= MAX_VECTOR_WIDTH + 1 and _parse_floats(fields[1:]) is not None:  # GloVe's: no header
         file.seek(0)
         return None, _read_text(file, path, len(fields) - 1)
     raise UserError(f"{path} begins with neither a header nor a word and numbers: give one of word2vec or GloVe")
 
 
-def _numbers(fields: list[bytes]) -> np.ndarray | None:
+def _parse_floats(fields: list[bytes]) -> np.ndarray | None:
     """fields as (n,) float32, None if one is no number."""
     try:
         return np.array(fields).astype(np.float32)
@@ -109,20 +109,20 @@ def _numbers(fields: list[bytes]) -> np.ndarray | None:
         return None
 
 
-def _read_text(file: BinaryIO, path: str, width: int) -> Records:
+def _read_text(file: BinaryIO, path: str, width: int) -> VectorRecords:
     """The records of lines; the count of numbers is checked in every line."""
     lines = iter(lambda: file.readline(MAX_LINE_BYTES).rstrip(b"\r\n"), b"")
     for number, line in enumerate(lines, 1):
         fields = line.split()
-        if len(fields) > width + 1 and _numbers(fields[1:2]) is None:  # GloVe has a few words with spaces in them
+        if len(fields) > width + 1 and _parse_floats(fields[1:2]) is None:  # GloVe has a few words with spaces in them
             fields[:-width] = [b" ".join(fields[:-width])]
         if len(fields) != width + 1:
             count = max(len(fields) - 1, 0)
-            raise _damaged(path, f"vector number {number:,} has {count:,} numbers where the file's have {width:,}")
+            raise _file_error(path, f"vector number {number:,} has {count:,} numbers where the file's have {width:,}")
         yield fields[0], fields[1:]
 
 
-def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int) -> Records:
+def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int) -> VectorRecords:
     """The records of a binary file: the word, a space, its float32 numbers, perhaps a line end."""
     for number in range(1, n_vectors + 1):
         word = b""
@@ -132,7 +132,7 @@ def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int) -> Recor
             return
         content = file.read(4 * width)
         if byte != b" " or len(content) < 4 * width:
-            raise _damaged(path, f"vector number {number:,} of {n_vectors:,} is cut off")
+            raise _file_error(path, f"vector number {number:,} of {n_vectors:,} is cut off")
         yield word.lstrip(b"\n"), content
 
 
@@ -146,7 +146,7 @@ def spellings(word: str) -> list[str]:
     return list(dict.fromkeys([word, word.lower(), word.capitalize(), word.upper()])) if word else []
 
 
-def wanted_spellings(tokenizer: WordTokenizer) -> set[str]:
+def all_spellings(tokenizer: WordTokenizer) -> set[str]:
     """All words whose vectors tokenizer's words can use."""
     return {name for word in tokenizer.words for name in spellings(word)}
 
@@ -194,15 +194,15 @@ def fit_width(vectors: np.ndarray, width: int) -> np.ndarray:
     """vectors (n, at least width) as rows of a token embedding, (n, width) float32.
 
     Their mean is subtracted: it is large, common to all words, and says nothing about any. Wider vectors are projected
-    on their first `width` principal components. One factor then gives them standard deviation STD, the size that the
-    positions, the other words and the layers above are initialised for.
+    on their first `width` principal components. One factor then gives them standard deviation INIT_STD, for which
+    the positions, the other words and the layers above are initialised.
     """
-    centred = vectors - vectors.mean(0, dtype=np.float64)
-    if centred.shape[1] > width:
-        _, directions = np.linalg.eigh(centred.T @ centred)  # by rising variance
-        centred = centred @ directions[:, ::-1][:, :width]
-    std = np.sqrt(np.mean(centred**2))
-    return (centred * (STD / std if std > 0 else 0.0)).astype(np.float32)
+    centered = vectors - vectors.mean(0, dtype=np.float64)
+    if centered.shape[1] > width:
+        _, directions = np.linalg.eigh(centered.T @ centered)  # by rising variance
+        centered = centered @ directions[:, ::-1][:, :width]
+    std = np.sqrt(np.mean(centered**2))
+    return (centered * (INIT_STD / std if std > 0 else 0.0)).astype(np.float32)
 
 
 @torch.no_grad()
@@ -213,15 +213,15 @@ def init_embedding(weight: torch.Tensor, path: str, n_words: int) -> str:
     narrower than the embedding or all zero.
     """
     table, width = load_table(path, n_words), weight.shape[1]
-    has = table.any(1)
-    if not has.any():
+    has_vector = table.any(1)
+    if not has_vector.any():
         raise UserError(f"init_wte={path} has no vector for any word: write it with python data/word2vec.py")
     if table.shape[1] < width:
         remedy = f"train vectors with python data/word2vec.py --size={width}, or pass --n_embd={table.shape[1]}"
         raise UserError(
             f"init_wte={path} has vectors of {table.shape[1]} numbers, and n_embd={width} is more: {remedy}"
         )
-    weight[:n_words][torch.from_numpy(has)] = torch.from_numpy(fit_width(table[has], width))
-    projected = f" (of {table.shape[1]} numbers, projected on their first {width} principal components)"
-    begin = f"{has.sum():,} words begin with their vectors{projected if table.shape[1] > width else ''}"
-    return f"token embedding from {path}: {begin}, {(~has).sum():,} without one as usual"
+    weight[:n_words][torch.from_numpy(has_vector)] = torch.from_numpy(fit_width(table[has_vector], width))
+    projection = f" (of {table.shape[1]} numbers, projected on their first {width} principal components)"
+    summary = f"{has_vector.sum():,} words begin with their vectors{projection if table.shape[1] > width else ''}"
+    return f"token embedding from {path}: {summary}, {(~has_vector).sum():,} without one as usual"

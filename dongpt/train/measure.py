@@ -28,9 +28,9 @@ from dongpt.train.step import TrainStep
 MIB = 2**20
 PROFILED_UPDATES = 3
 # Substrings of the names of GPU kernels and CPU operations; attention first, since its kernels use CUTLASS, and say so.
-ATTENTION = ("flash", "fmha", "attention", "sdpa")
-MATMULS = ["gemm", "cutlass", "xmma", "nvjet", "sm90_", "sm100_", "triton_tem", "mkldnn_linear", "mkldnn::_linear"]
-MATMULS += ["aten::mm", "aten::addmm", "aten::_addmm", "aten::bmm", "aten::baddbmm", "_mkl_linear"]
+ATTENTION_OPS = ("flash", "fmha", "attention", "sdpa")
+MATMUL_OPS = ["gemm", "cutlass", "xmma", "nvjet", "sm90_", "sm100_", "triton_tem", "mkldnn_linear", "mkldnn::_linear"]
+MATMUL_OPS += ["aten::mm", "aten::addmm", "aten::_addmm", "aten::bmm", "aten::baddbmm", "_mkl_linear"]
 
 
 class StepBenchmark:
@@ -43,22 +43,22 @@ class StepBenchmark:
         self.compile_s: float | None = None
         self.seconds: list[float] = []
         self.matmul_flops: list[float] = []
-        self.peak = self.growth = 0  # bytes
+        self.peak_bytes = self.memory_growth = 0  # bytes
         has_known_peak = self.rt.device_type == "cuda" and self.rt.dtype != "float32"
-        self.gpu_flops = peak_flops(torch.cuda.get_device_name(self.rt.device)) if has_known_peak else None
+        self.gpu_peak_flops = peak_flops(torch.cuda.get_device_name(self.rt.device)) if has_known_peak else None
 
-    def compile(self, asked) -> str:
-        """Compile the model as for a long run if `asked` says so; returns the reason.
+    def compile(self, setting) -> str:
+        """Compile the model as for a long run if `setting` says so; returns the reason.
 
         compile_s includes the first update, since some of the compiling happens in it.
         """
         start = time.perf_counter()
-        self.compiled, why = self.step.compile(asked, float("inf"))
+        self.compiled, reason = self.step.compile(setting, float("inf"))
         if self.compiled:
             self.update()
             self.rt.synchronize()
             self.compile_s = time.perf_counter() - start
-        return why
+        return reason
 
     def update(self):
         """Queue one update of the weights."""
@@ -69,15 +69,15 @@ class StepBenchmark:
         """Time `iters` updates, and a matmul of the MLP's shape unless the GPU's peak is known."""
         rt, cfg = self.rt, self.step.cfg
         rt.barrier()
-        before = bytes_in_use(rt)
+        bytes_before = bytes_in_use(rt)
         if rt.device_type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.seconds.append(timed(lambda: [self.update() for _ in range(iters)], rt) / iters)
         if rt.device_type == "cuda":
-            self.peak = max(self.peak, torch.cuda.max_memory_allocated() - before)
+            self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated() - bytes_before)
         if len(self.seconds) > 1:
-            self.growth += bytes_in_use(rt) - before
-        if self.gpu_flops is None:
+            self.memory_growth += bytes_in_use(rt) - bytes_before
+        if self.gpu_peak_flops is None:
             n_rows = min(cfg.batch_size * cfg.block_size, 8192)
             self.matmul_flops.append(matmul_flops(rt, n_rows, cfg.n_embd, 4 * cfg.n_embd))
 
@@ -87,7 +87,7 @@ class StepBenchmark:
         assert self.loss is not None, "result() needs a round"
         loss = rt.all_reduce_sum(self.loss.item())[0] / rt.world_size
         self.loss = None  # the profiler warns of tensors from before it that are freed under it
-        self.profile = profiled(self.update, PROFILED_UPDATES, rt)
+        self.profile = profile_calls(self.update, PROFILED_UPDATES, rt)
         tokens_per_s = step.tokens_per_iter / seconds  # of all processes, like flops
         flops = step.model.flops_per_token() * tokens_per_s
         matmul = median(self.matmul_flops) if self.matmul_flops else None
@@ -96,23 +96,23 @@ class StepBenchmark:
         result |= dict(world_size=rt.world_size, torch=str(torch.__version__), data=step.corpus.name)
         result |= dict(parameters=step.model.get_num_params(), tokens_per_update=step.tokens_per_iter)
         result |= dict(ms=seconds * 1000, tokens_per_s=tokens_per_s, rounds_ms=[s * 1000 for s in self.seconds])
-        result |= dict(flops=flops, mfu=flops / rt.world_size / self.gpu_flops if self.gpu_flops else None)
+        result |= dict(flops=flops, mfu=flops / rt.world_size / self.gpu_peak_flops if self.gpu_peak_flops else None)
         result |= dict(matmul_flops=matmul, of_matmul=flops / rt.world_size / matmul if matmul else None)
-        result |= dict(memory_mib=self._peak_of_tensors() / MIB, process_mib=process_peak() / MIB)
-        result |= dict(memory_growth_mib=self.growth / MIB if len(self.seconds) > 1 else None)
+        result |= dict(memory_mib=self._peak_tensor_bytes() / MIB, process_mib=process_peak_bytes() / MIB)
+        result |= dict(memory_growth_mib=self.memory_growth / MIB if len(self.seconds) > 1 else None)
         result |= dict(shares=time_shares(seconds_by_kind(self.profile, rt), PROFILED_UPDATES * seconds, rt), loss=loss)
         return replace_nonfinite(result)
 
-    def _peak_of_tensors(self) -> int:
+    def _peak_tensor_bytes(self) -> int:
         """Peak bytes of tensors during an update; on MPS the memory that Metal reserved for the process."""
         if self.rt.device_type == "mps":
             return torch.mps.driver_allocated_memory()
         model, states = self.step.model, self.step.optimizer.state.values()
-        kept = [*model.parameters(), *model.buffers(), *(v for s in states for v in s.values() if torch.is_tensor(v))]
+        arrays = [*model.parameters(), *model.buffers(), *(v for s in states for v in s.values() if torch.is_tensor(v))]
         if self.rt.world_size > 1:  # DistributedDataParallel keeps buckets for all gradients
-            kept += model.parameters()
-        peak = self.peak if self.rt.device_type == "cuda" else peak_of_tensors(self.profile)
-        return sum(tensor.nbytes for tensor in kept) + peak
+            arrays += model.parameters()
+        peak_bytes = self.peak_bytes if self.rt.device_type == "cuda" else peak_tensor_bytes(self.profile)
+        return sum(tensor.nbytes for tensor in arrays) + peak_bytes
 
 
 def device_name(rt: Runtime) -> str:
@@ -137,7 +137,7 @@ def bytes_in_use(rt: Runtime) -> int:
     return torch.cuda.memory_allocated() if rt.device_type == "cuda" else torch.mps.current_allocated_memory()
 
 
-def process_peak() -> int:
+def process_peak_bytes() -> int:
     """Peak bytes of memory of this process since its start."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
@@ -146,7 +146,7 @@ def process_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def peak_of_tensors(profile: torch.profiler.profile) -> int:
+def peak_tensor_bytes(profile: torch.profiler.profile) -> int:
     """Bytes by which the memory of tensors rose at most above its level at the start of a profile on a CPU."""
     profiler: Any = profile.profiler
     changes = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -165,7 +165,7 @@ def bytes_per_token(model: torch.nn.Module) -> int:
 # time
 
 
-def profiled(function: Callable[[], object], times: int, rt: Runtime) -> torch.profiler.profile:
+def profile_calls(function: Callable[[], object], times: int, rt: Runtime) -> torch.profiler.profile:
     """torch's profile of several calls of function."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it reports its start and end on stderr
     gpu = [torch.profiler.ProfilerActivity.CUDA] if rt.device_type == "cuda" else []
@@ -184,32 +184,32 @@ def seconds_by_kind(profile: torch.profiler.profile, rt: Runtime) -> dict[str, f
     seconds = {"matmul": 0.0, "attention": 0.0, "other": 0.0}
     for event in profile.key_averages():
         if rt.device_type == "cpu" and event.device_type == DeviceType.CPU:
-            seconds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+            seconds[operation_kind(event.key)] += event.self_cpu_time_total / 1e6
         elif rt.device_type != "cpu" and event.device_type == DeviceType.CUDA and not event.is_user_annotation:
-            seconds[kind_of(event.key)] += event.self_device_time_total / 1e6
+            seconds[operation_kind(event.key)] += event.self_device_time_total / 1e6
     return seconds if any(seconds.values()) else None
 
 
-def time_shares(by_kind: dict[str, float] | None, seconds: float, rt: Runtime) -> dict[str, float] | None:
+def time_shares(kind_seconds: dict[str, float] | None, seconds: float, rt: Runtime) -> dict[str, float] | None:
     """Shares of the kinds of seconds_by_kind in the time of the same work; the rest is "other".
 
     `seconds` is the time without the profiler. A GPU's kernels are compared with that: while none runs, the GPU waits
     for the CPU. On a CPU the profiler slows the operations themselves, so their sum is the whole.
     """
-    if by_kind is None:
+    if kind_seconds is None:
         return None
-    whole = sum(by_kind.values()) if rt.device_type == "cpu" else max(sum(by_kind.values()), seconds)
-    matmul, attention = by_kind["matmul"] / whole, by_kind["attention"] / whole
+    total = sum(kind_seconds.values()) if rt.device_type == "cpu" else max(sum(kind_seconds.values()), seconds)
+    matmul, attention = kind_seconds["matmul"] / total, kind_seconds["attention"] / total
     return {"matmul": matmul, "attention": attention, "other": 1 - matmul - attention}
 
 
-def kind_of(name: str) -> str:
+def operation_kind(name: str) -> str:
     """Kind of a GPU kernel, or of a PyTorch operation on a CPU: "matmul", "attention" or "other"."""
     name = name.lower()
-    fused = name.startswith("triton_") and not name.startswith("triton_tem")  # named after what torch.compile fused
-    if not fused and any(part in name for part in ATTENTION):
+    is_fused = name.startswith("triton_") and not name.startswith("triton_tem")  # named after what torch.compile fused
+    if not is_fused and any(part in name for part in ATTENTION_OPS):
         return "attention"
-    return "matmul" if not fused and any(part in name for part in MATMULS) else "other"
+    return "matmul" if not is_fused and any(part in name for part in MATMUL_OPS) else "other"
 
 
 def timed(function: Callable[[], object], rt: Runtime) -> float:
@@ -238,5 +238,5 @@ def matmul_flops(rt: Runtime, n_rows: int, n_in: int, n_out: int, seconds: float
 
 def memory_bandwidth(rt: Runtime) -> float:
     """Best bytes per second at which the device reads a large tensor within a quarter of a second."""
-    block = torch.ones(2**27 if rt.device_type == "cpu" else 2**29, device=rt.device)
-    return block.nbytes / best_seconds(block.sum, rt, 0.25)
+    tensor = torch.ones(2**27 if rt.device_type == "cpu" else 2**29, device=rt.device)
+    return tensor.nbytes / best_seconds(tensor.sum, rt, 0.25)

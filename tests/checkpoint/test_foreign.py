@@ -95,7 +95,7 @@ def ids_for(old, length: int | None = None):
     return torch.randint(old.vocab_size, (3, length or old.block_size), generator=torch.Generator().manual_seed(1))
 
 
-def logits_of(model, idx):
+def model_logits(model, idx):
     with torch.no_grad():
         return model(idx, idx)[0]
 
@@ -107,7 +107,7 @@ def assert_same_logits(model, old, lengths=None):
         with torch.no_grad():
             expected = old.logits(idx)
             last = model(idx)[0]
-        torch.testing.assert_close(logits_of(model, idx), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model_logits(model, idx), expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(last, expected[:, -1:], rtol=0, atol=1e-5)
 
 
@@ -218,7 +218,7 @@ def test_the_gelu_of_an_old_file_is_what_the_caller_says(tmp_path):
     old = NanoGPT(gelu="tanh", bias=True).train(1)
     path = put(old.checkpoint(), tmp_path / "old.pt")
     assert_same_logits(load_model(path, activation="gelu_tanh")[0], old)
-    assert not torch.allclose(logits_of(load_model(path)[0], ids_for(old)), old.logits(ids_for(old)), atol=1e-5)
+    assert not torch.allclose(model_logits(load_model(path)[0], ids_for(old)), old.logits(ids_for(old)), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -267,9 +267,9 @@ def test_fixtures_give_their_logits(fixtures_folder, name):
     more = {"n_head": expected["hyper_parameters"]["num_heads"]} if "hyper_parameters" in expected else {}
     model, tokenizer = load_model(os.path.join(fixtures_folder, name), **more)
     idx = expected["idx"]
-    torch.testing.assert_close(logits_of(model, idx), expected["logits"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(model_logits(model, idx), expected["logits"], rtol=0, atol=1e-5)
     if "logits_first_half" in expected:
-        half = logits_of(model, idx[:, : expected["logits_first_half"].shape[1]])
+        half = model_logits(model, idx[:, : expected["logits_first_half"].shape[1]])
         torch.testing.assert_close(half, expected["logits_first_half"], rtol=0, atol=1e-5)
     assert tokenizer.vocab_size == 64  # of the meta.pkl beside it
 
@@ -293,7 +293,7 @@ def test_our_own_rope_and_relative_are_not_mistaken_for_edss(tmp_path, pos_embd)
     model, _ = load_model(put(checkpoint, tmp_path / "ckpt.pt"))
     assert model.config.pos_embd == pos_embd and "legacy" not in checkpoint["model_args"]
     idx = torch.randint(13, (2, 8))
-    assert torch.equal(logits_of(model, idx), logits_of(ours, idx))
+    assert torch.equal(model_logits(model, idx), model_logits(ours, idx))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -659,7 +659,7 @@ def test_converted_fixtures_give_their_logits(tmp_path, fixtures_folder, name):
     args = ["--n_head=2"] if "plus" in name else []
     new = convert(os.path.join(fixtures_folder, name), tmp_path / "ckpt.pt", *args)
     model, tokenizer = load_model(new)
-    torch.testing.assert_close(logits_of(model, expected["idx"]), expected["logits"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(model_logits(model, expected["idx"]), expected["logits"], rtol=0, atol=1e-5)
     if "plus" not in name:
         assert tokenizer.vocab_size == 64  # of the meta.pkl beside it
         stored = torch.load(os.path.join(fixtures_folder, name), weights_only=True)
@@ -716,7 +716,7 @@ def test_the_relative_table_is_added_to_a_default_model(tmp_path, capsys, case, 
     assert states.keys() == expected.keys()
     assert all(torch.equal(states[name]["exp_avg"], expected[name]["exp_avg"]) for name in expected)
     model.transformer.relative.relative_embeddings.weight.data += torch.randn(8, 4)
-    assert not torch.allclose(logits_of(model, ids_for(old)), old.logits(ids_for(old)))  # the table is in use
+    assert not torch.allclose(model_logits(model, ids_for(old)), old.logits(ids_for(old)))  # the table is in use
 
 
 @smoke
@@ -1348,15 +1348,15 @@ def test_transformers_opens_an_exported_folder_and_it_comes_back(tmp_path, trans
     idx = torch.randint(13, (3, ours.config.block_size))
     with torch.no_grad():
         logits = theirs.eval()(idx).logits
-    torch.testing.assert_close(logits, logits_of(ours, idx), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, model_logits(ours, idx), rtol=0, atol=1e-4)
     assert theirs.dtype == torch.float32 and theirs.config.n_positions == ours.config.block_size
     assert type(transformers.AutoModelForCausalLM.from_pretrained("folder")) is transformers.GPT2LMHeadModel
 
     model, tokenizer = load_model("folder")
-    torch.testing.assert_close(logits_of(model, idx), logits_of(ours, idx), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model_logits(model, idx), model_logits(ours, idx), rtol=0, atol=1e-5)
     convert("folder", "back.pt")
     model, tokenizer = load_model("back.pt")
-    torch.testing.assert_close(logits_of(model, idx), logits_of(ours, idx), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model_logits(model, idx), model_logits(ours, idx), rtol=0, atol=1e-5)
     assert model.config.activation == ours.config.activation and model.config.tie_weights == ours.config.tie_weights
     assert tokenizer.characters == "\n abcdefghi!,"
 
@@ -1422,7 +1422,7 @@ def test_gpt2s_tokenizer_goes_along(tmp_path, transformers, gpt2_vocabulary):
     model, tokenizer = load_model("back.pt")
     assert tokenizer.kind == "gpt2"
     idx = torch.randint(50257, (1, 8))
-    torch.testing.assert_close(logits_of(model, idx), logits_of(ours, idx), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model_logits(model, idx), model_logits(ours, idx), rtol=0, atol=1e-5)
 
 
 def test_a_model_without_a_tokenizer_is_exported_without_one(tmp_path, transformers):
@@ -1480,7 +1480,7 @@ def test_a_folder_of_transformers_becomes_a_checkpoint(tmp_path, transformers, t
     model, _ = load_model(convert("folder", "ckpt.pt"))
     idx = torch.randint(len(CHARACTERS), (2, 8))
     with torch.no_grad():
-        torch.testing.assert_close(logits_of(model, idx), theirs(idx).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(model_logits(model, idx), theirs(idx).logits, rtol=0, atol=1e-4)
     assert torch.load("ckpt.pt", weights_only=True)["format_version"] == checkpoints.FORMAT_VERSION
     os.makedirs("out")
     os.rename("ckpt.pt", "out/ckpt.pt")
@@ -1497,7 +1497,7 @@ def test_an_export_by_the_program_and_back(tmp_path, transformers):
     run("ckpt_update.py", "ckpt.pt", "folder", "--to=hf", cwd=tmp_path)
     model, tokenizer = load_model(convert("folder", "back.pt"))
     idx = torch.randint(13, (2, 8))
-    torch.testing.assert_close(logits_of(model, idx), logits_of(ours, idx), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model_logits(model, idx), model_logits(ours, idx), rtol=0, atol=1e-5)
     assert tokenizer.characters == "\n abcdefghi!,"
 
 

@@ -68,7 +68,7 @@ def theirs(transformers, folder=None, vocab_size: int = 23, std: float = 0.1, se
 
 
 @torch.no_grad()
-def logits_of(model, idx) -> torch.Tensor:
+def model_logits(model, idx) -> torch.Tensor:
     """Logits (B, T, V) of ours, at every position."""
     return model.eval()(idx, idx)[0]
 
@@ -76,7 +76,7 @@ def logits_of(model, idx) -> torch.Tensor:
 @torch.no_grad()
 def gap(model, other, idx) -> float:
     """The largest difference of logits between ours and one of transformers'."""
-    return (logits_of(model, idx) - other(idx).logits).abs().max().item()
+    return (model_logits(model, idx) - other(idx).logits).abs().max().item()
 
 
 def bins(folder, train_ids, val_ids, meta: dict | None = None) -> str:
@@ -157,7 +157,7 @@ def test_an_initial_model_of_transformers_gives_its_logits_too(tmp_path, transfo
     model = transformers.GPT2LMHeadModel(config).eval()  # as the issue says it: randomly initialised
     model.save_pretrained(tmp_path / "hf")
     ours, idx = load_model(str(tmp_path / "hf"))[0], torch.randint(97, (2, 32))
-    assert gap(ours, model, idx) < 1e-4 < logits_of(ours, idx).abs().max()
+    assert gap(ours, model, idx) < 1e-4 < model_logits(ours, idx).abs().max()
 
 
 def test_safetensors_go_before_a_pickle_beside_them(tmp_path, transformers):
@@ -884,7 +884,7 @@ def grown(request, tmp_path_factory):
 def sampled(folder, *args: str) -> list[str]:
     """The texts that sample.py prints for the run in folder."""
     out = printed(sample.main, f"--out_dir={folder / 'out'}", "--device=cpu", *args)
-    return out.split(f"\n{sample.SEPARATOR}\n")[:-1]
+    return out.split(f"\n{sample.SAMPLE_SEPARATOR}\n")[:-1]
 
 
 def test_growth_is_said_with_names_and_counts(grown):
@@ -960,8 +960,8 @@ def test_old_logits_are_unchanged_by_new_rows(kind, transformers, request):
     V = old.config.vocab_size
     printed(train.main, *GROWING, "--out_dir=out", "--max_iters=1", "--learning_rate=0", "--min_lr=0")
     new, idx = load_model("out")[0], torch.randint(V, (3, 16))
-    assert logits_of(new, idx).shape == (3, 16, V + 2)
-    torch.testing.assert_close(logits_of(new, idx)[..., :V], logits_of(old, idx), rtol=0, atol=1e-5)
+    assert model_logits(new, idx).shape == (3, 16, V + 2)
+    torch.testing.assert_close(model_logits(new, idx)[..., :V], model_logits(old, idx), rtol=0, atol=1e-5)
     for name, weight in old.state_dict().items():
         grown = new.state_dict()[name]
         assert torch.equal(grown[: len(weight)], weight), name
@@ -979,9 +979,9 @@ def test_a_vocabulary_grows(tie, pos_embd):
         GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16, tie_weights=tie, pos_embd=pos_embd)
     ).eval()
     idx = torch.randint(11, (2, 8))
-    before, count = logits_of(model, idx), model.get_num_params()
+    before, count = model_logits(model, idx), model.get_num_params()
     grow_vocabulary(model, 14)
-    torch.testing.assert_close(logits_of(model, idx)[..., :11], before, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model_logits(model, idx)[..., :11], before, rtol=0, atol=1e-6)
     assert model.config.vocab_size == 14 == model.transformer.wte.num_embeddings == model.lm_head.out_features
     assert model.get_num_params() == count + (1 if tie else 2) * 3 * 16
     assert (model.lm_head.weight is model.transformer.wte.weight) == tie == model.config.tie_weights
@@ -1011,10 +1011,10 @@ def test_a_bigrams_vocabulary_grows_too():
     torch.manual_seed(0)
     model = build_model(GPTConfig(model_type="bigram", vocab_size=5, block_size=4)).eval()
     idx = torch.randint(5, (2, 4))
-    before = logits_of(model, idx)
+    before = model_logits(model, idx)
     grow_vocabulary(model, 7)
-    assert torch.equal(logits_of(model, idx)[..., :5], before)
-    assert logits_of(model, torch.tensor([[5, 6]])).shape == (1, 2, 7)
+    assert torch.equal(model_logits(model, idx)[..., :5], before)
+    assert model_logits(model, torch.tensor([[5, 6]])).shape == (1, 2, 7)
 
 
 def test_a_bigram_grows_with_new_special_tokens():
@@ -1145,7 +1145,9 @@ def test_a_folder_is_measured_as_a_path_and_by_init_from(transformers):
     text = printed(
         sample.main, "--init_from=hf", "--start=ab", "--num_samples=2", "--max_new_tokens=20", "--device=cpu"
     )
-    assert text.count(sample.SEPARATOR) == 2 and set(text.replace(sample.SEPARATOR, "")) <= set(CHARACTERS)
+    assert text.count(sample.SAMPLE_SEPARATOR) == 2 and set(text.replace(sample.SAMPLE_SEPARATOR, "")) <= set(
+        CHARACTERS
+    )
 
 
 def generated_by(characters: str, n: int = 900) -> str:

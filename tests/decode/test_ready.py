@@ -199,7 +199,7 @@ def test_sample_writes_with_packed_weights(tiny_run, capsys, packed_models, monk
     }
     assert len(packed_models) == 4
     for (args, (texts, why)), weights in zip(results.items(), ("float32", "int8", "bfloat16", "int8")):
-        assert texts.count(sample.SEPARATOR) == 3 and len(texts) > 120
+        assert texts.count(sample.SAMPLE_SEPARATOR) == 3 and len(texts) > 120
         assert f"weights: {weights}" in why and why.endswith("packed, sums in float32")
     monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", 10**9)
     for args in ((), ("--quantize=int8",)):
@@ -241,7 +241,7 @@ def sampled(capsys, out_dir: str, *args: str) -> list[str]:
     """The texts that sample.py prints, without the prompt "a"."""
     capsys.readouterr()
     sample.main([f"--out_dir={out_dir}", "--start=a", "--device=cpu", *args])
-    texts = capsys.readouterr().out.split(f"\n{sample.SEPARATOR}\n")[:-1]
+    texts = capsys.readouterr().out.split(f"\n{sample.SAMPLE_SEPARATOR}\n")[:-1]
     assert all(text.startswith("a") for text in texts)
     return [text[1:] for text in texts]
 

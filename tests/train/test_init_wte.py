@@ -20,6 +20,7 @@ from dongpt.text.tokenizers import WordTokenizer
 from dongpt.train import init_wte as vectors
 from dongpt.train.data import Corpus
 from dongpt.train.init_wte import (
+    all_spellings,
     fit_width,
     init_embedding,
     load_table,
@@ -27,7 +28,6 @@ from dongpt.train.init_wte import (
     save_table,
     spellings,
     vector_table,
-    wanted_spellings,
 )
 from dongpt.train.optim import make_optimizer
 from model import GPT, GPTConfig
@@ -212,7 +212,7 @@ def test_spellings_of_a_word_share_a_vector_and_its_own_goes_first():
     assert np.array_equal(of[" knight"], numbers()[2]) and np.array_equal(of["KNIGHT"], numbers()[2])
     assert np.array_equal(of[","], numbers()[3])
     assert not of["\n"].any() and not of[" "].any() and not of[" unheard"].any() and not rows[-1].any()  # <unk>
-    assert spellings(" ") == [] and {"food", "Food", "FOOD", ","} <= wanted_spellings(tokenizer)
+    assert spellings(" ") == [] and {"food", "Food", "FOOD", ","} <= all_spellings(tokenizer)
 
 
 @pytest.mark.smoke
@@ -332,7 +332,7 @@ def words_data(tmp_path_factory) -> str:
     tokenizer = prepare(folder, Texts([generated_text()]), Vocabulary("word")).tokenizer
     known = {
         name: row
-        for name, row in zip(sorted(wanted_spellings(tokenizer) - {"knight", "Knight", "KNIGHT"}), numbers(99, 24))
+        for name, row in zip(sorted(all_spellings(tokenizer) - {"knight", "Knight", "KNIGHT"}), numbers(99, 24))
     }
     save_table(os.path.join(folder, "word2vec.npy"), vector_table(tokenizer, known))
     return folder

@@ -20,8 +20,8 @@ def test_the_peak_of_tensors_is_what_is_held_at_once():
         torch.ones(2**18)
         return two.sum()
 
-    profile = measure.profiled(work, 2, runtime.start("cpu"))
-    assert measure.peak_of_tensors(profile) == pytest.approx(3 * 2**20, rel=0.01)
+    profile = measure.profile_calls(work, 2, runtime.start("cpu"))
+    assert measure.peak_tensor_bytes(profile) == pytest.approx(3 * 2**20, rel=0.01)
 
 
 @smoke
@@ -33,7 +33,7 @@ def test_time_is_sorted_by_kinds_of_operations():
         (lambda: [x.exp() for _ in range(50)], "other"),
         (lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q), "attention"),
     ):
-        spent = measure.seconds_by_kind(measure.profiled(work, 3, rt), rt)
+        spent = measure.seconds_by_kind(measure.profile_calls(work, 3, rt), rt)
         shares = measure.time_shares(spent, 0.0, rt)
         assert shares[kind] > 0.7 and sum(shares.values()) == pytest.approx(1), (kind, shares)
 
@@ -60,7 +60,7 @@ def test_time_is_sorted_by_kinds_of_operations():
     ],
 )
 def test_kernels_of_a_gpu_are_known_by_their_names(name, kind):
-    assert measure.kind_of(name) == kind
+    assert measure.operation_kind(name) == kind
 
 
 @smoke
