@@ -209,7 +209,7 @@ def measure_step(cfg: BenchConfig, rt: Runtime):
     result = run_result(run)
     if cfg.profile and rt.is_main:
         order = "self_device_time_total" if rt.device_type == "cuda" else "self_cpu_time_total"
-        print(run.profile.key_averages().format_results(sort_by=order, row_limit=20))
+        print(run.profile.key_averages().table(sort_by=order, row_limit=20))
         run.profile.export_chrome_trace(trace)
         print(f"{PROFILED_UPDATES} updates are in {trace}: chrome://tracing and https://ui.perfetto.dev open it")
         result["trace"] = trace

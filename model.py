@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from dongpt.decode import decoder as decoding
 from dongpt.decode.decoder import LayerCache
 from dongpt.decode.sampling import Sampling
-from dongpt.kernels.autograd import Dropout, biased_attention, rotate
+from dongpt.kernels.autograd import Dropout, biased_attention, rotate  # as nn.Dropout and formulas; faster on a CPU
 
 # ----------------------------------------------------------------------------------------------------------------------
 # configuration
@@ -39,7 +39,7 @@ BOUND_OPERATORS = {">=": (ge, "at least"), ">": (gt, "above"), "<=": (le, "at mo
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The architecture: everything that determines the shapes of the parameters."""
+    """The architecture. All but the two dropouts must stay as they were when a model is trained further."""
 
     block_size: Annotated[int, ">=", 1] = 1024  # context length: how many tokens the model looks back
     # GPT-2's 50257 rounded up to a multiple of 64, which GPUs like; None until the data are known
@@ -149,8 +149,8 @@ def ngram_ids(idx, previous_ids, ngrams: int, n_rows: int):
 def same_document_mask(idx, end_id: int, positions=None):
     """Whether a token belongs to the same document as each token of idx (B, S): (B, 1, T, S) bool.
 
-    The tokens are those of idx at positions (T,) or (B, T), by default all. A document starts with the end_id of
-    the one before it, as in training, where every sequence starts after the end of another text.
+    The tokens are those of idx at positions (T,) or (B, T), by default all. An end_id belongs to the document that
+    follows it: it is what the first token of a document sees.
     """
     document_ids = (idx == end_id).cumsum(1)  # (B, S): 0 0 0 1 1 1 1 2 2 ...
     query_document_ids = document_ids
@@ -291,7 +291,7 @@ class GPT(nn.Module):
         rotation = rope_cos_sin(positions, config.n_embd // config.n_head) if config.pos_embd == "rope" else None
         has_score_bias, document_end_id = config.pos_embd not in ("default", "rope"), self.document_end_id
         if not has_score_bias and document_end_id is None:  # without a mask, attention takes its fastest kernel
-            if cache is None or cache.start == 0:
+            if cache is None or cache.start == 0:  # the keys are those of the queries: is_causal works
                 return AttentionInputs(rotation)
             if cache.start is not None and positions.shape[1] == 1:  # the newest token sees all others
                 return AttentionInputs(rotation, causal=False)
@@ -308,7 +308,7 @@ class GPT(nn.Module):
         else:  # distances beyond the table use its last entry
             bias_table = self.transformer.relative.relative_embeddings
             bias = bias_table(distance[:, 0].clamp(0, config.block_size - 1)).movedim(-1, 1)  # (1 or B, nh, T, S)
-        return AttentionInputs(None, bias.float().masked_fill(~visible_mask, -math.inf).contiguous())
+        return AttentionInputs(rotation, bias.float().masked_fill(~visible_mask, -math.inf).contiguous())
 
     def _hidden(self, idx, positions, caches: list[LayerCache] | None = None, previous_ids=None, key_ids=None):
         """Normalized output of the last layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T).

@@ -6,7 +6,8 @@
     python train.py --init_from=resume --out_dir=out            # continues exactly where a run stopped
 
 Writes to out_dir: ckpt.pt (the one to use), ckpt_last.pt (the newest state), log.jsonl and loss.png.
-Every setting is a field below; `python train.py --help` lists them all.
+Settings are the fields of TrainConfig below and of the classes that it extends: RuntimeConfig (dongpt/runtime.py),
+StepConfig (dongpt/train/step.py), OptimConfig (dongpt/train/optim.py) and GPTConfig (model.py); --help lists them all.
 """
 
 import contextlib
@@ -64,7 +65,7 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
     data_dir: str = ""  # a data folder anywhere, relative to the working directory; replaces dataset
     dataset_fraction: Annotated[float, ">", 0, "<=", 1] = 1.0  # train on the first part of train.bin only
     document_mask: bool = False  # attention stops at <|endoftext|>; pays for short documents
-    # model
+    # model: these two replace the defaults of GPTConfig
     bias: bool = False  # in Linear and LayerNorm; without is a bit better and faster
     vocab_size: Annotated[int | None, ">=", 1] = None  # None: from the data (GPT-2's 50257 padded to 50304), or larger
     # schedule
@@ -195,7 +196,8 @@ def main(argv: list[str] | None = None) -> int:
 
     The order matters. Settings come first; those of a resume need its checkpoint. Device and dtype must be known before
     tensors move, and the data before a new model, whose vocabulary they decide. out_dir is locked and written only when
-    all of that has succeeded, so that a mistake leaves no trace. torch.compile comes last: it tries a real update.
+    all of that has succeeded, so that a mistake leaves no trace. torch.compile comes last: it tries a forward and a
+    backward pass.
     """
     with Interrupts() as interrupts, contextlib.ExitStack() as exit_stack:
         cfg, overrides, weights = resolve_config(argv)

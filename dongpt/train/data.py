@@ -108,8 +108,8 @@ class Corpus:
     # training: shuffled windows without replacement
 
     def _num_windows(self, block_size: int) -> int:
-        """Disjoint windows of an epoch, one fewer than fit if it takes that to vary the offset."""
-        return max(1, (self.lengths["train"] - block_size) // block_size)
+        """Disjoint windows of an epoch. A block is left over, so that an epoch can start anywhere in the first one."""
+        return max(1, self.lengths["train"] // block_size - 1)
 
     def windows_per_epoch(self, block_size: int) -> int:
         """Windows of block_size tokens in one epoch; in a masked corpus those with a token in the loss, at offset 0."""
@@ -198,6 +198,7 @@ class Corpus:
         (offsets,) = self._to_device(torch.from_numpy(starts))
         token_index = offsets[:, None] + torch.arange(block_size + 1, device=offsets.device)
         windows = self._device_tensors["tokens"][token_index].long() & 0xFFFF
+        # clone, since with a batch of one the slices are contiguous and would share memory, which y is written to
         x, y = (t.clone(memory_format=torch.contiguous_format) for t in (windows[:, :-1], windows[:, 1:]))
         if "mask" in self._device_tensors:
             y.masked_fill_(self._device_tensors["mask"][token_index[:, 1:]] == 0, -1)

@@ -73,7 +73,7 @@ class TrainStep:
         """Decide on torch.compile for a run of n_updates, and wrap the model for DDP; returns (is_compiled, reason).
 
         auto compiles on CUDA if the run is long enough to repay it, "before" since the run that is resumed did; both
-        fall back to the plain model if a first update fails. Raises UserError if it fails for an explicit True.
+        fall back to the plain model if a trial forward and backward pass fails. An explicit True raises UserError then.
         """
         rt, model, tokens = self.rt, self.model, self.tokens_per_iter
         is_compiled, reason = bool(mode), "as asked" if isinstance(mode, bool) else mode
@@ -126,7 +126,7 @@ class TrainStep:
             x, y = rt.move(*self.corpus.train_batch(first_sample, *shape, cfg.seed, self.vocab_size))  # (B, T) each
             if rt.world_size > 1:  # average the gradients over the ranks only after the last micro-batch
                 self.train_model.require_backward_grad_sync = micro_step == n_micro_steps - 1
-            if cfg.dropout or cfg.attn_dropout:
+            if cfg.dropout or cfg.attn_dropout:  # as a function of the update, so that a resume drops the same units
                 seed_everything(cfg.seed, iter_num, batch_index)
             with rt.autocast:
                 loss = self.train_model(x, y)[1] * loss_weights[batch_index] / n_micro_steps

@@ -162,7 +162,7 @@ def jobs():
     time.sleep(600)
 if __name__ == "__main__":
     prepare._n_cores = lambda: 2
-    for _ in prepare._in_order(prepare.functools.partial(prepare._count_words, False, False), jobs(), False):
+    for _ in prepare._map_in_order(prepare.functools.partial(prepare._count_words, False, False), jobs(), False):
         pass
 """
 
