@@ -311,7 +311,7 @@ def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
         hint = f"did you mean {matches[0]!r}?" if matches else "--help lists them"
         raise UserError(f"sweep={name}: unknown setting, {hint}")
     if separator:
-        parsed = [configurator.parse_value(word.strip(), types[name]) for word in words.split(",")]
+        parsed = [configurator.parse_value(text.strip(), types[name]) for text in words.split(",")]
         values = [configurator.check_type(value, types[name], f"sweep={name}") for value in parsed]
         if name == "world_size" and min(values) < 1:
             raise UserError(f"sweep={cfg.sweep}: there is at least 1 process")

@@ -383,8 +383,8 @@ class GPT(nn.Module):
         Checkpoints number the states of an optimizer in this order, so it must not change.
         """
         parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}  # a tied weight comes once
-        has_table = {NGRAM_TABLE: self.config.ngrams > 1, RELATIVE_TABLE: self.config.has_relative}
-        table_names = [name for name in has_table if has_table[name] and name in parameters]
+        uses_table = {NGRAM_TABLE: self.config.ngrams > 1, RELATIVE_TABLE: self.config.has_relative}
+        table_names = [name for name in uses_table if uses_table[name] and name in parameters]
         matrices = [name for name, p in parameters.items() if p.dim() >= 2 and name not in table_names]
         block_matrices = [name for name in matrices if muon and name.startswith("transformer.h.")]
         return [

@@ -38,8 +38,8 @@ def check(corpus: Corpus):
     if corpus.sha256 is None:
         print("there is no meta.json with a hash: only sizes and ids were checked")
     elif ids_sha256(corpus.folder, corpus.shards) != corpus.sha256:
-        what = "val.bin is" if corpus.shards else "train.bin or val.bin is"
-        raise UserError(f"{what} not what meta.json describes: prepare the data again")
+        file_names = "val.bin is" if corpus.shards else "train.bin or val.bin is"
+        raise UserError(f"{file_names} not what meta.json describes: prepare the data again")
     for split in SPLITS:
         corpus.check_every_id(split, corpus.model_vocab_size)
         print(f"{split}: {corpus.lengths[split]:,} tokens, all of the vocabulary of {corpus.vocab_size:,}")

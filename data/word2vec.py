@@ -129,8 +129,8 @@ def push_apart(centres: np.ndarray, sizes: np.ndarray, rounds: int = 300) -> np.
         sideways = overlap[..., 1] * 2 >= overlap[..., 0]  # rather up and down: words are wide
         axis = np.stack([sideways, ~sideways], axis=2)
         order = np.sign(np.arange(len(centres))[:, None] - np.arange(len(centres)))[..., None]
-        way = np.where(apart == 0, order, np.sign(apart))
-        centres += 0.3 * (overlap * way * axis * overlaps[..., None]).sum(1)
+        direction = np.where(apart == 0, order, np.sign(apart))
+        centres += 0.3 * (overlap * direction * axis * overlaps[..., None]).sum(1)
     return centres
 
 

@@ -169,14 +169,14 @@ class Decoder:
         cls, model: Any, batch_size: int, capacity: int, sampling: Sampling, n_ids: int, use_kv_cache: bool
     ) -> "Decoder":
         """A Decoder for `capacity` tokens per sequence; on CUDA the model's previous one if it fits."""
-        settings, kept_decoder = (batch_size, sampling, n_ids, use_kv_cache), model.__dict__.get("_decoder")
+        settings, cached_decoder = (batch_size, sampling, n_ids, use_kv_cache), model.__dict__.get("_decoder")
         if model.device.type != "cuda" or model.training or any(p.requires_grad for p in model.parameters()):
             return cls(model, *settings, capacity)  # a model in training keeps no buffers
         settings_key = settings, _weights_version(model)
-        if kept_decoder is None or kept_decoder.in_use or kept_decoder.settings_key != settings_key:
-            kept_decoder = cls(model, *settings)  # capacity for block_size tokens, so that any text fits
-            model.__dict__["_decoder"], kept_decoder.settings_key = kept_decoder, settings_key
-        return kept_decoder
+        if cached_decoder is None or cached_decoder.in_use or cached_decoder.settings_key != settings_key:
+            cached_decoder = cls(model, *settings)  # capacity for block_size tokens, so that any text fits
+            model.__dict__["_decoder"], cached_decoder.settings_key = cached_decoder, settings_key
+        return cached_decoder
 
     def set_sampling(self, sampling: Sampling, n_ids: int):
         """Sample with these settings from now on."""
@@ -366,11 +366,11 @@ def _limited_threads(is_small_model: bool) -> Iterator[None]:
     Entered once per token, so that the caller of a stream keeps its own number of threads.
     """
     n_threads = torch.get_num_threads()
-    is_limited = is_small_model and n_threads > 1
+    uses_one_thread = is_small_model and n_threads > 1
     try:
-        if is_limited:
+        if uses_one_thread:
             torch.set_num_threads(1)
         yield
     finally:
-        if is_limited:
+        if uses_one_thread:
             torch.set_num_threads(n_threads)

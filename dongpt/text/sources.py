@@ -133,10 +133,10 @@ def read_text(path: str, encoding: str = "utf-8") -> tuple[str, str]:
 
 def strip_gutenberg(text: str) -> tuple[str, bool]:
     """(text between Project Gutenberg's START and END markers, True), or (text, False) if it has neither."""
-    marker = r"(?mi)^\*\*\* ?{} OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^*]{{0,300}}\*\*\*[^\n]*\n?"
-    start = re.search(marker.format("START"), text)
+    marker_pattern = r"(?mi)^\*\*\* ?{} OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^*]{{0,300}}\*\*\*[^\n]*\n?"
+    start = re.search(marker_pattern.format("START"), text)
     body = text[start.end() :] if start else text
-    end = re.search(marker.format("END"), body)
+    end = re.search(marker_pattern.format("END"), body)
     if not start and not end:
         return text, False
     body = body[: end.start()] if end else body
