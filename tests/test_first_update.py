@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT
 
 # Counted by first_update.py. They may be lowered, and never rise unnoticed.
-FUNCTIONS, FILES, MOVES = 123, 16, 144
+FUNCTIONS, FILES, MOVES = 113, 16, 134
 
 
 @pytest.mark.long
