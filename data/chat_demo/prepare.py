@@ -52,7 +52,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a user says, and the answer."""
+    """A user's message and the answer."""
 
     user: str
     answer: str

@@ -86,7 +86,7 @@ def holds_openwebtext() -> bool:
 
 
 def free_space() -> str:
-    """What the disk of this folder has left, in words."""
+    """The free space on the disk of this folder, in words."""
     return f"{shutil.disk_usage(FOLDER).free / 1e9:,.1f} GB are free here"
 
 
