@@ -216,7 +216,7 @@ def parameter_groups(config: GPTConfig, optimizer: dict) -> list[list[str]]:
     groups = optimizer.get("param_groups")
     rules = [group.get("rule") for group in groups if isinstance(group, dict)] if isinstance(groups, list) else []
     with torch.device("meta"):  # only names and shapes
-        return build_model(config).parameter_groups("muon" in rules)
+        return [*build_model(config).parameter_groups("muon" in rules).values()]
 
 
 def _known_param_orders(weights: dict, is_tied: bool) -> list[list[list[str]]]:
