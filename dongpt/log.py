@@ -216,7 +216,6 @@ def draw_loss(out_dir: str):
         axes.grid(alpha=0.3)
         if axes.get_lines():
             axes.legend()
-        figure.tight_layout()
         with atomic_write(os.path.join(out_dir, LOSS_PICTURE)) as file:
             figure.savefig(file, format="png", dpi=120)
     except Exception as error:  # matplotlib is missing, or broken in one of its many ways

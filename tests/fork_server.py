@@ -1,10 +1,11 @@
 """Programs start in milliseconds here: a server imports torch once and forks for each program that a test runs.
 
-Importing torch takes seconds, and the tests start hundreds of programs. Popen and run are subprocess's, and fork for
-[sys.executable, "PROGRAM.py", ...] and [sys.executable, "-c", CODE, ...]. The program is a process of its own with its
-own arguments, environment, working directory, standard streams and signals; only the interpreter's start is skipped.
-Where more than that depends on the start (the number of threads, a locale, sitecustomize), a new interpreter is
-started. numpy and torch are already in sys.modules: a test of what a program imports has to use subprocess.
+Importing torch takes seconds, matplotlib nearly one, and the tests start hundreds of programs. Popen and run are
+subprocess's, and fork for [sys.executable, "PROGRAM.py", ...] and [sys.executable, "-c", CODE, ...]. The program is a
+process of its own with its own arguments, environment, working directory, standard streams and signals; only the
+interpreter's start is skipped. Where more than that depends on the start (the number of threads, a locale,
+sitecustomize), a new interpreter is started. What the server has imported is already in sys.modules: a test of imports
+has to use subprocess.
 
 A fork can run autograd only if the process that it comes from has not, which rules out forking the test process.
 """
@@ -12,6 +13,7 @@ A fork can run autograd only if the process that it comes from has not, which ru
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import io
 import json
@@ -25,7 +27,8 @@ import sys
 import threading
 import traceback
 
-NEW_INTERPRETER = ("PYTHON", "OMP_", "MKL_", "LANG", "LC_", "LD_")  # prefixes of variables that its start reads
+NEW_INTERPRETER = ("PYTHON", "OMP_", "MKL_", "LANG", "LC_", "LD_", "MPL")  # variables that its start reads, or imports
+LIBRARIES = ("matplotlib.figure", "matplotlib.backends.backend_agg", "tqdm", "tiktoken", "filelock", "psutil")
 KNOWN = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}  # which execute() obeys
 
 
@@ -221,5 +224,8 @@ def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int
 
 
 if __name__ == "__main__":
-    importlib.import_module(sys.argv[2])
+    for library in (sys.argv[2], *LIBRARIES):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(library)
+    gc.freeze()  # or every fork would copy what the garbage collector looks at
     serve(socket.socket(fileno=int(sys.argv[1])))
