@@ -4,7 +4,8 @@ Importing torch takes seconds, and the tests start hundreds of programs. Popen a
 [sys.executable, "PROGRAM.py", ...] and [sys.executable, "-c", CODE, ...]. The program is a process of its own with its
 own arguments, environment, working directory, standard streams and signals; only the interpreter's start is skipped.
 Where more than that depends on the start (the number of threads, a locale, sitecustomize), a new interpreter is
-started. numpy and torch are already in sys.modules: a test of what a program imports has to use subprocess.
+started. numpy and torch are already in sys.modules: a test of what a program imports has to use subprocess. And
+train.py draws no loss.png, which takes longer than most runs here, unless MPLBACKEND is set.
 
 A fork can run autograd only if the process that it comes from has not, which rules out forking the test process.
 """
@@ -12,6 +13,7 @@ A fork can run autograd only if the process that it comes from has not, which ru
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import io
 import json
@@ -22,6 +24,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 
@@ -143,6 +146,7 @@ def server(module: str) -> socket.socket:
 def serve(requests: socket.socket):
     """Fork for each request until the test process closes the other end."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    gc.freeze()  # a collection in a fork would go through all of torch's objects, and so copy their pages
     while True:
         message, fds, _, _ = socket.recv_fds(requests, 2**20, 4)
         if not message:
@@ -186,7 +190,6 @@ def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int
     is_command = argv[0] == "-c"
     sys.path[:1] = ["" if is_command else os.path.dirname(os.path.abspath(argv[0])), *python_path(env)]
     sys.argv[:] = argv[:1] + argv[2:] if is_command else argv
-    sys.dont_write_bytecode = bool(env.get("PYTHONDONTWRITEBYTECODE"))
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(open(0, "rb", closefd=False), sys.stdin.encoding, sys.stdin.errors)
     for fd, name in (1, "stdout"), (2, "stderr"):
         old, binary = getattr(sys, name), open(fd, "wb", closefd=False)
@@ -199,6 +202,8 @@ def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int
         if is_command:
             exec(compile(argv[1], "<string>", "exec"), vars(sys.modules["__main__"]))
         else:
+            if os.path.basename(argv[0]) == "train.py" and "MPLBACKEND" not in env:
+                importlib.import_module("dongpt.log").draw_loss = lambda out_dir: None
             runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -221,5 +226,8 @@ def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int
 
 
 if __name__ == "__main__":
-    importlib.import_module(sys.argv[2])
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    for name in ("numpy.random", "filelock", "torch.utils.serialization.config", sys.argv[2]):
+        importlib.import_module(name)
+    sys.dont_write_bytecode = False  # each program would compile our modules again
+    with tempfile.TemporaryDirectory() as sys.pycache_prefix:
+        serve(socket.socket(fileno=int(sys.argv[1])))
