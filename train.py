@@ -32,7 +32,6 @@ from dongpt.log import RunLog
 from dongpt.program import locked_directory, run_program
 from dongpt.runtime import Interrupts, RuntimeConfig, StopCheck, seed_everything
 from dongpt.text.bins import find_data_folder
-from dongpt.text.prepare import prepare_if_missing
 from dongpt.train import init_wte, optim
 from dongpt.train.data import Corpus
 from dongpt.train.evaluation import estimate_loss, log_final_loss, print_sample
@@ -213,9 +212,7 @@ def main(argv: list[str] | None = None) -> int:
             runtime.set_num_threads(old_machine.threads)
 
         # data, model, optimizer, state
-        folder = find_data_folder(cfg.dataset, cfg.data_dir)
-        prepare_if_missing(folder, rt)
-        corpus = Corpus(folder, cfg.dataset_fraction)
+        corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir, rt), cfg.dataset_fraction)
         vocab_text = f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})"
         print(vocab_text if corpus.meta else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
         model = make_model(cfg, weights, corpus).to(rt.device)

@@ -20,7 +20,7 @@ from configurator import ROOT, UserError, build_config
 from dongpt.checkpoint.legacy import LegacyConfig, build_meta_model, build_model
 from dongpt.runtime import print0
 from dongpt.text.bins import read_meta
-from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, check_description
+from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, from_dict
 from model import GPT, RELATIVE_TABLE, GPTConfig
 
 FORMAT_VERSION = 1
@@ -77,7 +77,8 @@ def upgrade(checkpoint: dict, path: str, **extra_args) -> dict:
         raise UserError(f"{'; '.join(problems)}: drop {', '.join(mismatches)}")
     if checkpoint.get("tokenizer", UNSUPPORTED_TOKENIZER) != UNSUPPORTED_TOKENIZER:
         try:
-            n_tokens = check_description(checkpoint["tokenizer"])
+            base = {key: value for key, value in checkpoint["tokenizer"].items() if key != "template"}
+            n_tokens = from_dict(base, load_gpt2=False).vocab_size
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if n_tokens > (config.vocab_size or 0):
