@@ -233,9 +233,9 @@ class ChatDataset:
         """Read all conversations once to find their groups, by the highest level at which they can be split."""
         hashes, lengths, links = find_near_duplicates(dialogues.read())
         for level in (2, 1, 0):
-            groups, survey = group(hashes, chain(*links[: level + 1])), CorpusStats(len(lengths), sum(lengths))
-            np.add.at(survey.bucket_chars, np.array(groups, dtype=np.int64) % NUM_BUCKETS, lengths)
-            if lengths and isinstance(choose_val_buckets(survey, val_fraction, min_documents=2), np.ndarray):
+            groups, stats = group(hashes, chain(*links[: level + 1])), CorpusStats(len(lengths), sum(lengths))
+            np.add.at(stats.bucket_chars, np.array(groups, dtype=np.int64) % NUM_BUCKETS, lengths)
+            if lengths and isinstance(choose_val_buckets(stats, val_fraction, min_documents=2), np.ndarray):
                 break
         return cls(dialogues, template, groups, level)
 
