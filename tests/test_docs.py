@@ -105,7 +105,6 @@ def test_rows_of_from_md_that_need_nothing_run(tmp_path):
     assert done.stdout.count("RUNNING") == len(commands)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "arguments, parts",
     [

@@ -389,7 +389,6 @@ def test_programs_in_folders_put_the_root_on_the_path_before_they_import_ours(pa
     assert on_path < min(imported)
 
 
-@pytest.mark.smoke
 def test_train_shows_its_help_from_another_working_directory(tmp_path):
     done = run("train.py", "--help", cwd=tmp_path)
     assert "--batch_size=" in done.stdout and done.stderr == "" and os.listdir(tmp_path) == []

@@ -513,7 +513,6 @@ def test_an_interrupt_while_shards_are_moved_leaves_no_mixture(tmp_path, monkeyp
     program("check").main([f"--data_dir={tmp_path}"])
 
 
-@smoke
 def test_prepare_writes_shards_and_refuses_less_than_none(tmp_path):
     (tmp_path / "text.txt").write_text(generated_text(300), encoding="utf-8")
     done = run("data/prepare.py", "--input=text.txt", "--shard_tokens=500", cwd=tmp_path)
