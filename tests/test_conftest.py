@@ -56,7 +56,11 @@ def run_pytest(folder, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-c", os.devnull, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.path.join(ROOT, "tests"), "ARGUMENTS": " ".join(arguments)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([ROOT, os.path.join(ROOT, "tests")]),
+            "ARGUMENTS": " ".join(arguments),
+        },
         capture_output=True,
         encoding="utf-8",
         timeout=120,

@@ -315,6 +315,7 @@ def loaded(*names):
 load_model({tiny_run!r})
 of_text = {{f"dongpt.text.{{name}}" for name in ("tokenizers", "template", "bins")}}
 assert loaded("dongpt.train", "dongpt.chat", "dongpt.text.") <= of_text, sys.modules
+assert "torch._dynamo" not in sys.modules
 for path in {[str(copy / path) for path in PROGRAMS + PICTURES]}:
     assert callable(runpy.run_path(path, run_name="imported")["main"]), path
 print("ALL IMPORTED")
