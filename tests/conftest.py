@@ -1,5 +1,6 @@
 """Fixtures shared by the tests, the selection of the smoke tests, and two options: --offline and --time-limit."""
 
+import functools
 import gc
 import os
 import platform
@@ -159,13 +160,11 @@ def one_thread():
 
 
 @pytest.fixture
-def library_again():
-    """The CPU kernels are looked for and compiled again, in the test and after it."""
+def library_again(monkeypatch):
+    """The CPU kernels are looked for and compiled again in the test."""
     from dongpt.kernels import cpu
 
-    cpu.load_library.cache_clear()
-    yield
-    cpu.load_library.cache_clear()
+    monkeypatch.setattr(cpu, "load_library", functools.cache(cpu.load_library.__wrapped__))
 
 
 @pytest.fixture

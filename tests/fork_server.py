@@ -203,7 +203,7 @@ def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int
     encoding, _, errors = env.get("PYTHONIOENCODING", "").partition(":")
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         old, binary = getattr(sys, name), open(fd, "wb" if fd else "rb", closefd=False)
-        new_errors = (errors or "strict") if encoding and fd < 2 else old.errors
+        new_errors = old.errors if fd == 2 else errors or ("strict" if encoding else old.errors)
         by_line, unbuffered = fd > 0 and (fd == 2 or os.isatty(fd)), fd > 0 and bool(env.get("PYTHONUNBUFFERED"))
         new = io.TextIOWrapper(binary, encoding or old.encoding, new_errors, None, by_line, unbuffered)
         setattr(sys, name, new)

@@ -60,7 +60,8 @@ def test_numbers_that_json_does_not_have_become_null(tmp_path):
 
 def test_a_header_is_strict_json_too(tmp_path):
     write_log(tmp_path, header={"config": {"grad_clip": math.inf, "min_lr": math.nan}, "iter": 0})
-    strict((tmp_path / "log.jsonl").read_text(encoding="utf-8"))
+    header = strict((tmp_path / "log.jsonl").read_text(encoding="utf-8"))
+    assert header == {"kind": "header", "config": {"grad_clip": None, "min_lr": None}, "iter": 0}
 
 
 def test_records_are_on_disk_at_once(tmp_path):
