@@ -128,13 +128,14 @@ class Chat:
                     if is_streaming and output[-1]:
                         print(prefix + output[-1], end="", flush=True)
                         prefix = ""
-                    if interrupts.code:
+                    if interrupts.exit_code:
                         break
             finally:
                 pieces.close()
                 # the name for an empty answer; one line per answer for programs that read them
                 print(prefix if is_streaming else " ".join("".join(output).split()), flush=True)
-        return interrupts.code if interrupts.code and not (self.is_interactive and interrupts.code == 130) else 0
+        is_only_this_answer = self.is_interactive and interrupts.exit_code == 130  # Ctrl-C does not end the chat
+        return 0 if is_only_this_answer else interrupts.exit_code
 
     def run_command(self, name: str, argument: str):
         """Run the command /name; an error in it is a note."""

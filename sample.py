@@ -129,7 +129,7 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
     with runtime.Interrupts() as interrupts:
         try:
             for next_ids in stream(generator.model, prompts, cfg.max_new_tokens, *settings):
-                if interrupts.code:
+                if interrupts.exit_code:
                     break
                 ttft, n_steps, was_running = ttft or time.perf_counter() - start, n_steps + 1, not texts.end_reasons[0]
                 piece = texts.add(next_ids.tolist())[0]
@@ -146,8 +146,8 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
         seconds = time.perf_counter() - start
         bar.close()
         is_running = streams_first and not texts.end_reasons[0]
-        last_piece = texts.finish("interrupted" if interrupts.code else "failed" if decode_error else "length")[0]
-        is_empty = n_steps == 0 and bool(decode_error or interrupts.code)
+        last_piece = texts.finish("interrupted" if interrupts.exit_code else "failed" if decode_error else "length")[0]
+        is_empty = n_steps == 0 and bool(decode_error or interrupts.exit_code)
         try:
             if cfg.output and not is_empty:  # before printing, since stdout may be closed
                 write_output(cfg, prompt, texts)
@@ -161,8 +161,8 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
     n_tokens = sum(texts.n_tokens)
     speed = f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s)"
     latency = f", the first after {ttft * 1000:.0f} ms" if n_steps else ""
-    print(speed + latency + (", interrupted" if interrupts.code else ""), file=sys.stderr)
-    return interrupts.code
+    print(speed + latency + (", interrupted" if interrupts.exit_code else ""), file=sys.stderr)
+    return interrupts.exit_code
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         if cfg.eval_only:
             if losses := estimate_loss(step, stop):
                 print(f"step {state.iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}")
-            return stop.code or interrupts.code
+            return stop.exit_code or interrupts.exit_code
         config = {**asdict(cfg), **{key: getattr(model.config, key) for key in ARCHITECTURE_KEYS}}
         uses_gpu = rt.device_type == "cuda" and rt.dtype != "float32"
         peak_flops = logs.peak_flops(torch.cuda.get_device_name()) if uses_gpu else None
@@ -302,7 +302,7 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
 
     log.flush()
     log.bar.close()
-    exit_code = stop.code
+    exit_code = stop.exit_code
     if exit_code and state.iter_num == first_iter:
         print("interrupted before the first step: nothing was saved")
     elif exit_code:
@@ -315,7 +315,7 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
         elif state.iter_num == first_iter > 0:
             print(f"all {cfg.max_iters} iterations of this run are done: give a larger --max_iters to continue")
         log_final_loss(step, log, stop, run.load_best(step))
-        if exit_code := stop.code or stop.interrupts.code:
+        if exit_code := stop.exit_code or stop.interrupts.exit_code:
             print("interrupted in the last evaluation: the run itself is complete and saved")
     log.close()
     return exit_code

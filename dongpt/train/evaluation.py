@@ -123,7 +123,7 @@ def print_sample(step: TrainStep, log: RunLog, stop: StopCheck):
     settings = dict(temperature=0.8, top_k=200, seed=step.cfg.seed, n_ids=tokenizer.vocab_size)
     for next_ids in model.stream([[tokenizer.start_id]], step.cfg.sample_tokens, **settings):
         ids.append(int(next_ids[0]))
-        if stop.interrupts.code:
+        if stop.interrupts.exit_code:
             break
     model.train()
     log.print(f"--- sample ---\n{tokenizer.decode(ids)}\n--------------")
