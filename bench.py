@@ -38,7 +38,6 @@ from dongpt.log import format_table
 from dongpt.program import run_program
 from dongpt.runtime import Runtime, RuntimeConfig, first_line, print0, seed_everything
 from dongpt.text.bins import find_data_folder
-from dongpt.text.prepare import prepare_if_missing
 from dongpt.train.data import Corpus
 from dongpt.train.measure import PROFILED_UPDATES, StepBenchmark, bytes_per_token, device_name, memory_bandwidth, timed
 from dongpt.train.optim import make_optimizer
@@ -160,8 +159,7 @@ def load_data(cfg: BenchConfig, rt: Runtime) -> tuple[Any, int]:
     if not cfg.real_data:
         vocab_size = cfg.vocab_size or GPT2_VOCAB_SIZE
         return RandomBatch(cfg, vocab_size), vocab_size
-    folder = find_data_folder(cfg.dataset, cfg.data_dir)
-    prepare_if_missing(folder, rt)
+    folder = find_data_folder(cfg.dataset, cfg.data_dir, rt)
     try:
         corpus = Corpus(folder)
     except UserError as error:

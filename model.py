@@ -376,23 +376,22 @@ class GPT(nn.Module):
         config = self.config  # 6: two FLOPs per multiply-add, once forward and twice backward
         return 6 * self.get_num_matmul_params() + 12 * config.n_layer * config.n_embd * config.block_size
 
-    def parameter_groups(self, muon: bool = False) -> list[list[str]]:
-        """Names of the trained parameters by optimizer group: matrices and embeddings; biases and LayerNorm weights;
-        with muon, the matrices of the blocks; then the n-gram table and the relative table, if any.
+    def parameter_groups(self, muon: bool = False) -> dict[str, list[str]]:
+        """Names of the trained parameters by optimizer group: "matrices", which include embeddings, and "vectors",
+        biases and LayerNorm weights; with muon, "blocks", their matrices; "ngrams" and "relative", tables, if any.
 
         Checkpoints number the states of an optimizer in this order, so it must not change.
         """
         parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}  # a tied weight comes once
-        uses_table = {NGRAM_TABLE: self.config.ngrams > 1, RELATIVE_TABLE: self.config.has_relative}
-        table_names = [name for name in uses_table if uses_table[name] and name in parameters]
-        matrices = [name for name, p in parameters.items() if p.dim() >= 2 and name not in table_names]
+        tables = {"ngrams": NGRAM_TABLE, "relative": RELATIVE_TABLE}
+        matrices = [name for name, p in parameters.items() if p.dim() >= 2 and name not in tables.values()]
         block_matrices = [name for name in matrices if muon and name.startswith("transformer.h.")]
-        return [
-            [name for name in matrices if name not in block_matrices],
-            [name for name, p in parameters.items() if p.dim() < 2],
-            *([block_matrices] if muon else []),
-            *([name] for name in table_names),
-        ]
+        groups = {
+            "matrices": [name for name in matrices if name not in block_matrices],
+            "vectors": [name for name, p in parameters.items() if p.dim() < 2],
+        }
+        groups |= {"blocks": block_matrices} if muon else {}
+        return groups | {kind: [name] for kind, name in tables.items() if name in parameters}
 
     def configure_optimizers(
         self, weight_decay, learning_rate, betas, device_type, optimizer_class=torch.optim.AdamW, muon: bool = False
@@ -403,8 +402,8 @@ class GPT(nn.Module):
         whether Muon takes the matrices of the blocks.
         """
         parameters, groups = dict(self.named_parameters()), []
-        for i, names in enumerate(self.parameter_groups(muon)):
-            group_weight_decay = 0.0 if i == 1 or names == [NGRAM_TABLE] else weight_decay
+        for kind, names in self.parameter_groups(muon).items():
+            group_weight_decay = 0.0 if kind in ("vectors", "ngrams") else weight_decay
             groups.append(dict(params=[parameters[name] for name in names], weight_decay=group_weight_decay))
         optimizer = optimizer_class(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu"))
         if optimizer_class is not torch.optim.AdamW:

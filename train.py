@@ -24,15 +24,14 @@ import configurator
 from configurator import UserError
 from dongpt import log as logs
 from dongpt import runtime
+from dongpt.checkpoint import build_model, run
 from dongpt.checkpoint import files as checkpoints
-from dongpt.checkpoint import run
-from dongpt.checkpoint.legacy import Bigram, position_scheme
+from dongpt.checkpoint.legacy import position_scheme
 from dongpt.checkpoint.run import Saver, State
 from dongpt.log import RunLog
 from dongpt.program import locked_directory, run_program
 from dongpt.runtime import Interrupts, RuntimeConfig, StopCheck, seed_everything
 from dongpt.text.bins import find_data_folder
-from dongpt.text.prepare import prepare_if_missing
 from dongpt.train import init_wte, optim
 from dongpt.train.data import Corpus
 from dongpt.train.evaluation import estimate_loss, log_final_loss, print_sample
@@ -176,8 +175,7 @@ def make_model(cfg: TrainConfig, weights: InitWeights | None, corpus: Corpus) ->
             raise UserError(f"vocab_size={vocab_size} is smaller than {reason}: drop vocab_size")
         settings = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}
         seed_everything(cfg.seed)
-        config = GPTConfig(**{**settings, "vocab_size": vocab_size})
-        model = Bigram(config) if cfg.model_type == "bigram" else GPT(config)
+        model = build_model(GPTConfig(**{**settings, "vocab_size": vocab_size}))
         if cfg.init_wte:
             print(init_wte.init_embedding(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
         return model
@@ -208,20 +206,17 @@ def main(argv: list[str] | None = None) -> int:
         old_machine = run.stored_machine(weights.checkpoint, weights.path) if weights else None
         same_device = old_machine and old_machine.device == torch.device(runtime.pick_device(cfg.device)[0]).type
         dtype = old_machine.dtype if old_machine and same_device and "dtype" not in overrides else cfg.dtype
-        compile_mode: bool | str = cfg.compile
-        if old_machine and same_device and "compile" not in overrides:
-            compile_mode = "before" if old_machine.compile else False
+        was_compiled = old_machine.compile if old_machine and same_device and "compile" not in overrides else None
         rt = runtime.start(cfg.device, dtype, cfg.backend, cfg.n_embd)
         if old_machine:
             runtime.set_num_threads(old_machine.threads)
 
         # data, model, optimizer, state
-        folder = find_data_folder(cfg.dataset, cfg.data_dir)
-        prepare_if_missing(folder, rt)
-        corpus = Corpus(folder, cfg.dataset_fraction)
+        corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir, rt), cfg.dataset_fraction)
         vocab_text = f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})"
         print(vocab_text if corpus.meta else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
         model = make_model(cfg, weights, corpus).to(rt.device)
+        # for samples too, which are printed later: a tokenizer that cannot be loaded ends the run here
         tokenizer = corpus.tokenizer() if cfg.sample_tokens or cfg.document_mask else None
         if tokenizer and cfg.document_mask and tokenizer.end_id is None:
             reason = f"documents that end with <|endoftext|>, and {corpus.name} has none"
@@ -242,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
             f"tokens per iteration will be: {step.tokens_per_iter:,} (one epoch is {iters_per_epoch:,.1f} iterations)\n"
             f"number of parameters: {model.get_num_params() / 1e6:.2f}M\n{optim.describe_groups(optimizer)}"
         )
-        is_compiled, compile_reason = step.compile(compile_mode, cfg.max_iters - state.iter_num)
+        is_compiled, compile_reason = step.compile(cfg.compile, cfg.max_iters - state.iter_num, was_compiled)
         print(f"{rt.description}, compile: {'on' if is_compiled else 'off'} ({compile_reason})")
         this_machine = runtime.machine_info(rt, is_compiled)
         if old_machine and old_machine != this_machine:

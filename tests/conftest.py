@@ -1,5 +1,7 @@
 """Fixtures shared by the tests, the selection of the smoke tests, and two options: --offline and --time-limit."""
 
+import functools
+import gc
 import os
 import platform
 import sys
@@ -34,6 +36,10 @@ def pytest_collection_modifyitems(config, items):
     chosen = {id(item) for group in cases.values() for item in (group[0], group[-1])}
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
     items[:] = [item for item in items if id(item) in chosen]
+
+
+def pytest_collection_finish():
+    gc.freeze()  # no collection goes through torch's objects again
 
 
 def pytest_runtest_setup(item):
@@ -77,6 +83,16 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_loss_picture():
+    """Training draws no loss.png, which takes longer than most runs here; a program does if MPLBACKEND is set."""
+    from dongpt import log
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "draw_loss", lambda out_dir: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -144,13 +160,11 @@ def one_thread():
 
 
 @pytest.fixture
-def library_again():
-    """The CPU kernels are looked for and compiled again, in the test and after it."""
+def library_again(monkeypatch):
+    """The CPU kernels are looked for and compiled again in the test."""
     from dongpt.kernels import cpu
 
-    cpu.load_library.cache_clear()
-    yield
-    cpu.load_library.cache_clear()
+    monkeypatch.setattr(cpu, "load_library", functools.cache(cpu.load_library.__wrapped__))
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ Importing torch takes seconds, and the tests start hundreds of programs. Popen a
 [sys.executable, "PROGRAM.py", ...] and [sys.executable, "-c", CODE, ...]. The program is a process of its own with its
 own arguments, environment, working directory, standard streams and signals; only the interpreter's start is skipped.
 Where more than that depends on the start (the number of threads, a locale, sitecustomize), a new interpreter is
-started. numpy and torch are already in sys.modules: a test of what a program imports has to use subprocess.
+started. numpy, torch and other libraries (IMPORTED) are already in sys.modules: a test of what a program imports
+has to use subprocess.
 
 A fork can run autograd only if the process that it comes from has not, which rules out forking the test process.
 """
@@ -12,21 +13,37 @@ A fork can run autograd only if the process that it comes from has not, which ru
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import io
 import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
+import weakref
 
 NEW_INTERPRETER = ("PYTHON", "OMP_", "MKL_", "LANG", "LC_", "LD_")  # prefixes of variables that its start reads
-KNOWN = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}  # which execute() obeys
+KNOWN = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONIOENCODING", "PYTHONUNBUFFERED"}  # see execute()
+IMPORTED = (  # what most programs import, or import for most of what they do
+    "concurrent.futures.process",
+    "filelock",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "multiprocessing.pool",
+    "numpy.random",
+    "psutil",
+    "torch._dynamo",  # by loading a checkpoint, and by the optimizers
+    "torch.utils.serialization.config",
+    "tqdm",
+)
 
 
 class Popen(subprocess.Popen):
@@ -53,10 +70,7 @@ class Popen(subprocess.Popen):
             "new_session": start_new_session,
         }
         with theirs:
-            several = "WORLD_SIZE" in request["env"]
-            socket.send_fds(
-                server("torch._dynamo" if several else "torch"), [json.dumps(request).encode()], [theirs.fileno(), *fds]
-            )
+            socket.send_fds(server(), [json.dumps(request).encode()], [theirs.fileno(), *fds])
         self.pid = int(self.status.recv(20))
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
@@ -96,7 +110,6 @@ def can_fork(args, env: dict | None, preexec_fn, fds: list[int]) -> bool:
         and env.get("OMP_NUM_THREADS") == "1"
         and not has_site
         and not any(name.startswith(NEW_INTERPRETER) for name in changed - {"OMP_NUM_THREADS"})
-        and not os.isatty(fds[0])
     )
 
 
@@ -124,15 +137,12 @@ def run(args, input=None, timeout=None, check=False, capture_output=False, **opt
 
 
 @functools.cache
-def server(module: str) -> socket.socket:
-    """Start a server that imports a module; returns the socket that takes requests.
-
-    Most programs need torch alone; DistributedDataParallel imports torch._dynamo, which takes seconds too.
-    """
+def server() -> socket.socket:
+    """Start the server; returns the socket that takes requests."""
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with its:
         subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), str(its.fileno()), module],
+            [sys.executable, os.path.abspath(__file__), str(its.fileno())],
             pass_fds=[its.fileno()],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
             start_new_session=True,
@@ -180,18 +190,22 @@ def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int
     for target, fd in enumerate(fds):
         os.dup2(fd, target)
         os.close(fd)
+    if env.get("MPLBACKEND") != os.environ.get("MPLBACKEND"):  # which matplotlib reads when it is imported
+        for name in [name for name in sys.modules if name.split(".")[0] in ("matplotlib", "mpl_toolkits")]:
+            del sys.modules[name]
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
     is_command = argv[0] == "-c"
     sys.path[:1] = ["" if is_command else os.path.dirname(os.path.abspath(argv[0])), *python_path(env)]
     sys.argv[:] = argv[:1] + argv[2:] if is_command else argv
-    sys.dont_write_bytecode = bool(env.get("PYTHONDONTWRITEBYTECODE"))
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(open(0, "rb", closefd=False), sys.stdin.encoding, sys.stdin.errors)
-    for fd, name in (1, "stdout"), (2, "stderr"):
-        old, binary = getattr(sys, name), open(fd, "wb", closefd=False)
-        unbuffered, by_line = bool(env.get("PYTHONUNBUFFERED")), fd == 2 or os.isatty(fd)
-        new = io.TextIOWrapper(binary, old.encoding, old.errors, None, by_line, unbuffered)
+    sys.dont_write_bytecode = False  # it goes where this server keeps it
+    encoding, _, errors = env.get("PYTHONIOENCODING", "").partition(":")
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        old, binary = getattr(sys, name), open(fd, "wb" if fd else "rb", closefd=False)
+        new_errors = old.errors if fd == 2 else errors or ("strict" if encoding else old.errors)
+        by_line, unbuffered = fd > 0 and (fd == 2 or os.isatty(fd)), fd > 0 and bool(env.get("PYTHONUNBUFFERED"))
+        new = io.TextIOWrapper(binary, encoding or old.encoding, new_errors, None, by_line, unbuffered)
         setattr(sys, name, new)
         setattr(sys, f"__{name}__", new)
     code = 0
@@ -220,6 +234,20 @@ def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int
     return code & 0xFF
 
 
+def import_for_forks():
+    """Import what programs import, and keep forks from copying, freeing or compiling what they share."""
+    for name in IMPORTED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    gc.freeze()  # a garbage collection in a fork would copy every page that holds an object
+    for finalizer in list(weakref.finalize._registry):
+        finalizer.atexit = False  # torch's take 0.1 s
+
+
 if __name__ == "__main__":
-    importlib.import_module(sys.argv[2])
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    import_for_forks()
+    sys.pycache_prefix = tempfile.mkdtemp()  # each of our modules is compiled once, by the first fork that needs it
+    try:
+        serve(socket.socket(fileno=int(sys.argv[1])))
+    finally:
+        shutil.rmtree(sys.pycache_prefix, ignore_errors=True)

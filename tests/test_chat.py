@@ -95,13 +95,14 @@ def talker(tmp_path_factory) -> str:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model = GPT(
-        GPTConfig(block_size=128, vocab_size=tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=48, pos_embd="rope")
+        GPTConfig(block_size=128, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=32, pos_embd="rope")
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-2, betas=(0.9, 0.95), weight_decay=0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 20, 1 - i / 160))
     opens, ends = tokenizer.specials["<|assistant|>"], tokenizer.specials["<|end|>"]
     for _ in range(160):
-        rows = torch.tensor([dongpt_ids(tokenizer, rng.choices([*ANSWERS.items()], k=14))[:129] for _ in range(4)])
+        talks = [(rng.choices([*ANSWERS.items()], k=14), rng.choice(("", "Be kind", "Be brief"))) for _ in range(2)]
+        rows = torch.tensor([dongpt_ids(tokenizer, said, system=system)[:129] for said, system in talks])
         said = (rows == opens).cumsum(1) > (rows == ends).cumsum(1)  # the token behind each of these is of an answer
         loss = model(rows[:, :-1], rows[:, 1:].masked_fill(~said[:, :-1], -1))[1]
         optimizer.zero_grad()
@@ -488,7 +489,8 @@ def test_plain_text_keeps_the_blanks_of_an_answer(talk, rambler, monkeypatch):
     assert talk(rambler, "", "--prompt=hello")[1] == " ab\nc \n"
 
 
-def test_a_hugging_face_folder_keeps_the_template(tmp_path, transformers, talk, monkeypatch):
+def test_a_hugging_face_folder_keeps_the_template(tmp_path, talk, monkeypatch):
+    pytest.importorskip("safetensors")
     from dongpt.checkpoint import hugging_face
 
     tokenizer = char_tokenizer(DONGPT_TEMPLATE)
@@ -1014,11 +1016,10 @@ def reference(spy: Spy, model, turn: int) -> list[int]:
     return [i for ids, _ in zip(stream, spy.drawn[turn]) for i in ids.tolist()]
 
 
-@pytest.mark.parametrize("temperature", [0, 1.2])
 @pytest.mark.parametrize("pos_embd", sorted({*get_args(PositionScheme)} - {"absolute"}))
-def test_the_kept_cache_changes_no_answer(monkeypatch, pos_embd, temperature):
+def test_the_kept_cache_changes_no_answer(monkeypatch, pos_embd):
     tokenizer, rng = char_tokenizer(DONGPT_TEMPLATE), random.Random(0)
-    talk = conversation(tokenizer, None, None, Sampling(temperature, repetition_penalty=1.1), 20, pos_embd=pos_embd)
+    talk = conversation(tokenizer, None, None, Sampling(1.2, repetition_penalty=1.1), 20, pos_embd=pos_embd)
     talk.system = "Hey"
     spy, cut = Spy(monkeypatch), 0
     for turn in range(16):  # past block_size, where turns are dropped, with interrupts, other settings and a reset
@@ -1028,8 +1029,10 @@ def test_the_kept_cache_changes_no_answer(monkeypatch, pos_embd, temperature):
                 cut += 1
                 break
         pieces.close()
-        if turn == 8:
-            talk.sampling = Sampling(temperature / 2, top_k=5)
+        if turn == 6:
+            talk.sampling = Sampling(0.6, top_k=5)
+        if turn == 9:
+            talk.sampling = Sampling(0, repetition_penalty=1.1)
         if turn == 11:
             talk.system = ""
         if turn == 12:
@@ -1064,11 +1067,11 @@ def test_a_turn_after_an_interrupt_encodes_only_what_is_new(monkeypatch):
 
 
 def test_the_first_word_of_a_late_turn_costs_little_more_than_encoding_the_context_once():
-    """With a model of the demo's size, over 50 turns, which overflow its context."""
+    """With a model of the demo's size, over turns that overflow its context."""
     shape = dict(n_layer=3, n_head=4, n_embd=128, block_size=128, pos_embd="rope")
-    talk = conversation(char_tokenizer(DONGPT_TEMPLATE), None, None, Sampling(0.7), 16, **shape)
+    talk = conversation(char_tokenizer(DONGPT_TEMPLATE), None, None, Sampling(0.7), 6, **shape)
     took, once = [], []
-    for turn in range(50):
+    for turn in range(17):
         start = time.perf_counter()
         pieces = talk.reply(f"What is {turn} plus {turn}?")
         next(pieces, None)
@@ -1077,7 +1080,7 @@ def test_the_first_word_of_a_late_turn_costs_little_more_than_encoding_the_conte
         start = time.perf_counter()
         talk.model(torch.zeros(1, 128, dtype=torch.int64))
         once.append(time.perf_counter() - start)
-    assert sorted(took)[25] < 5 * sorted(once)[25], (took, once)
+    assert sorted(took)[8] < 5 * sorted(once)[8], (took, once)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1211,16 +1214,15 @@ def test_ctrl_c_while_a_pipe_is_waited_for_ends_the_program(talker, talk, monkey
 # odd surroundings
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
 def test_a_prompt_needs_no_standard_input(tmp_path, talker):
-    command = f"{sys.executable} {os.path.join(ROOT, 'chat.py')} {talker} --temperature=0"
-    done = subprocess.run(
-        f"{command} --prompt=hello <&-",
-        shell=True,
+    command = [os.path.join(ROOT, "chat.py"), talker, "--temperature=0", "--prompt=hello"]
+    code = f"import os, runpy, sys; os.close(0); sys.stdin = None; sys.argv = {command}; "  # as Python after <&-
+    done = fork_server.run(
+        [sys.executable, "-c", code + "runpy.run_path(sys.argv[0], run_name='__main__')"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT},
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (0, "hi there\n") and "Traceback" not in done.stderr

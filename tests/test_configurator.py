@@ -282,9 +282,9 @@ def test_value_out_of_bounds_is_refused_with_its_bounds(argument, sentence):
     assert refused(argument, cls=Bounded) == sentence
 
 
-@pytest.mark.parametrize("argument", ["--size=1", "--share=0", "--share=0.999", "--part=1", "--part=None"])
-def test_values_at_their_bounds_are_accepted(argument):
-    load(Bounded, [argument])
+@pytest.mark.parametrize("key, value", [("size", 1), ("share", 0), ("share", 0.999), ("part", 1), ("part", None)])
+def test_values_at_their_bounds_are_accepted(key, value):
+    assert load(Bounded, [f"--{key}={value}"])[1] == {key: value}
 
 
 def test_all_values_out_of_bounds_are_reported_at_once():

@@ -9,7 +9,6 @@ from helpers import ROOT
 TESTS = """
 import os, socket, subprocess, sys
 import pytest
-from hypothesis import given, strategies
 
 def test_another_machine_is_refused():
     with pytest.raises(OSError, match="blocked"):
@@ -33,15 +32,20 @@ def test_this_machine_is_not_refused():
 def test_many_cases(n):
     assert n in (0, 4) or "-m" not in os.environ["ARGUMENTS"].split()
 
-@pytest.mark.smoke
-@given(strategies.integers())
-def test_of_random_input(n):
-    pass
-
 def test_zz_one():
     pass
 
 def test_zz_another():
+    pass
+"""
+
+RANDOM_TESTS = """
+import pytest
+from hypothesis import given, strategies
+
+@pytest.mark.smoke
+@given(strategies.integers())
+def test_of_random_input(n):
     pass
 """
 
@@ -52,7 +56,11 @@ def run_pytest(folder, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-c", os.devnull, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.path.join(ROOT, "tests"), "ARGUMENTS": " ".join(arguments)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([ROOT, os.path.join(ROOT, "tests")]),
+            "ARGUMENTS": " ".join(arguments),
+        },
         capture_output=True,
         encoding="utf-8",
         timeout=120,
@@ -62,10 +70,11 @@ def run_pytest(folder, *arguments: str) -> str:
 
 
 def test_offline_refuses_everything_but_this_machine(tmp_path):
-    assert "11 passed" in run_pytest(tmp_path, "--offline", f"--rootdir={tmp_path}")
+    assert "10 passed" in run_pytest(tmp_path, "--offline", f"--rootdir={tmp_path}")
 
 
 def test_smoke_runs_the_first_and_the_last_case_and_no_random_input(tmp_path):
+    (tmp_path / "test_random.py").write_text(RANDOM_TESTS, encoding="utf-8")
     assert "2 passed, 9 deselected" in run_pytest(tmp_path, "-m", "smoke", f"--rootdir={tmp_path}")
 
 

@@ -69,7 +69,7 @@ def test_a_uniform_model_has_the_loss_of_its_vocabulary(tmp_path, tiny_data, cap
 
 
 @smoke
-@pytest.mark.parametrize("split", ["val", "train"])
+@pytest.mark.parametrize("split", ["val", pytest.param("train", marks=pytest.mark.slow)])
 def test_the_loss_is_that_of_a_plain_loop_over_disjoint_windows(tiny_run, tiny_data, capsys, split):
     model, _ = load_model(tiny_run)
     ids = torch.from_numpy(np.fromfile(os.path.join(tiny_data, f"{split}.bin"), "<u2").astype(np.int64))

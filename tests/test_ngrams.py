@@ -262,7 +262,7 @@ def test_names_shapes_and_cost_by_hand():
 def test_every_parameter_is_in_one_group_and_the_table_in_one_of_its_own():
     for muon in (False, True):
         model = make(3, pos_embd="default+relative", tie_weights=True)
-        groups = model.parameter_groups(muon)
+        groups = [*model.parameter_groups(muon).values()]
         names = [name for name, _ in model.named_parameters()]
         assert sorted(sum(groups, [])) == sorted(names)
         assert groups[-2:] == [[NGRAM_TABLE], [RELATIVE_TABLE]]

@@ -368,7 +368,6 @@ def test_a_death_at_any_write_loses_nothing_that_a_resume_does_not_bring_back(st
         replace(*args)
 
     monkeypatch.setattr(os, "replace", mortal)
-    monkeypatch.setattr(train.logs, "draw_loss", lambda out_dir: None)  # slow, and never the state of a run
     for n_writes in range(20):
         shutil.rmtree("out", ignore_errors=True)
         left[0] = n_writes

@@ -43,7 +43,7 @@ def shown(tmp_path_factory, tiny_data):
     """(out_dir, stdout, arguments) of a small run that was started as a user starts one."""
     folder = tmp_path_factory.mktemp("shown")
     args = [f"--data_dir={tiny_data}", f"--out_dir={folder / 'out'}", *TINY_RUN]
-    return str(folder / "out"), run("train.py", *args, cwd=folder).stdout, args
+    return str(folder / "out"), run("train.py", *args, cwd=folder, env={"MPLBACKEND": "agg"}).stdout, args
 
 
 @pytest.fixture(scope="module")
@@ -416,6 +416,7 @@ def test_fresh_runs_into_a_used_out_dir_move_the_old_files_aside_and_say_so(tiny
         assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=1", f"--seed={n}"]) == 0
         said = capsys.readouterr().out
         assert f"old-{n}" in said if n else "old-" not in said
+        open("out/loss.png", "w", encoding="utf-8").write(f"picture {n}")
         kept.append(
             {
                 name: open(os.path.join("out", name), "rb").read()

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from configurator import ROOT, UserError, build_config
-from dongpt.checkpoint.legacy import LegacyConfig, build_model
+from dongpt.checkpoint.legacy import LegacyConfig, build_meta_model, build_model
 from dongpt.runtime import print0
 from dongpt.text.bins import read_meta
-from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, check_description
+from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, from_dict
 from model import GPT, RELATIVE_TABLE, GPTConfig
 
 FORMAT_VERSION = 1
@@ -77,7 +77,8 @@ def upgrade(checkpoint: dict, path: str, **extra_args) -> dict:
         raise UserError(f"{'; '.join(problems)}: drop {', '.join(mismatches)}")
     if checkpoint.get("tokenizer", UNSUPPORTED_TOKENIZER) != UNSUPPORTED_TOKENIZER:
         try:
-            n_tokens = check_description(checkpoint["tokenizer"])
+            base = {key: value for key, value in checkpoint["tokenizer"].items() if key != "template"}
+            n_tokens = from_dict(base, load_gpt2=False).vocab_size
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if n_tokens > (config.vocab_size or 0):
@@ -136,8 +137,8 @@ def load_weights(config: GPTConfig, weights: dict, path: str) -> GPT:
     if names := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
         raise UserError(f"{path}: {', '.join(names)} holds other things than floating-point numbers: use another file")
     try:
-        with torch.device("meta"):  # only names and shapes, so that a wrong size costs no memory
-            build_model(config).load_state_dict({name: tensor.to("meta") for name, tensor in weights.items()})
+        meta_weights = {name: tensor.to("meta") for name, tensor in weights.items()}  # a wrong size costs no memory
+        build_meta_model(config).load_state_dict(meta_weights)
     except RuntimeError as error:
         mismatches = " ".join(str(error).partition(":")[2].split())
         problem = f"{path}: its weights do not fit its hyper-parameters, or those that you gave"
@@ -215,8 +216,7 @@ def parameter_groups(config: GPTConfig, optimizer: dict) -> list[list[str]]:
     """Names of a model's parameters, by group of an optimizer with this state_dict, which may be damaged."""
     groups = optimizer.get("param_groups")
     rules = [group.get("rule") for group in groups if isinstance(group, dict)] if isinstance(groups, list) else []
-    with torch.device("meta"):  # only names and shapes
-        return build_model(config).parameter_groups("muon" in rules)
+    return [*build_meta_model(config).parameter_groups("muon" in rules).values()]
 
 
 def _known_param_orders(weights: dict, is_tied: bool) -> list[list[list[str]]]:

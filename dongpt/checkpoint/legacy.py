@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn as nn
+from torch.overrides import TorchFunctionMode
 
 from configurator import UserError
 from model import GPT, GPTConfig, rope_cos_sin
@@ -120,3 +121,16 @@ def build_model(config: GPTConfig) -> GPT:
     if isinstance(config, LegacyConfig):
         return MODEL_CLASSES[config.legacy](config)
     return Bigram(config) if config.model_type == "bigram" else GPT(config)
+
+
+class _SkipInit(TorchFunctionMode):
+    """Leaves weights as they are: on the meta device, normal_ would take seconds to import torch's compiler."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))
+
+
+def build_meta_model(config: GPTConfig) -> GPT:
+    """A model with names and shapes, but without memory for its weights."""
+    with torch.device("meta"), _SkipInit():
+        return build_model(config)

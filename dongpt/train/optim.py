@@ -15,7 +15,7 @@ import torch
 from torch.optim.adamw import adamw
 
 from configurator import UserError
-from model import GPT, NGRAM_TABLE
+from model import GPT
 
 # X -> a X + b X X' X + c X X' X X' X drives the singular values of X towards 1. Jordan's coefficients trade accuracy
 # for speed: most values end between 0.7 and 1.2, the smallest ones of square matrices as low as 0.06.
@@ -49,13 +49,12 @@ def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer
     """The optimizer that cfg asks for, over the groups of GPT.configure_optimizers."""
     betas, use_muon, lr = (cfg.beta1, cfg.beta2), cfg.optimizer == "muon", cfg.learning_rate
     optimizer = model.configure_optimizers(cfg.weight_decay, lr, betas, device_type, Optimizer, use_muon)
-    names = {p: name for name, p in model.named_parameters()}
-    for i, group in enumerate(optimizer.param_groups):
-        if use_muon and i == 2:
+    for kind, group in zip(model.parameter_groups(use_muon), optimizer.param_groups):
+        if kind == "blocks":
             group.update(rule="muon", lr_scale=cfg.muon_lr / lr)
-        elif i >= 2 and names[group["params"][0]] == NGRAM_TABLE:
+        elif kind == "ngrams":
             group.update(rule="rows", lr_scale=NGRAM_LR_SCALE)
-        elif i >= 2:
+        elif kind == "relative":
             group.update(lr_scale=RELATIVE_LR_SCALE)
     set_learning_rate(optimizer, lr)
     return optimizer
@@ -68,18 +67,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
 
 
 def describe_groups(optimizer: "Optimizer") -> str:
-    """nanoGPT's lines about the parameters that decay and those that do not."""
-    groups = optimizer.param_groups
-    sizes: dict[bool, list[int]] = {True: [], False: []}  # by whether they decay
-    for i, group in enumerate(groups):
-        sizes[i != 1 and group.get("rule") != "rows"] += [p.numel() for p in group["params"]]
-    lines = [
-        f"num {label} parameter tensors: {len(sizes[has_decay])}, with {sum(sizes[has_decay]):,} parameters"
-        for label, has_decay in (("decayed", True), ("non-decayed", False))
-    ]
-    muon_counts = [len(group["params"]) for group in groups if group.get("rule") == "muon"]
-    lines += [f"using fused AdamW: {optimizer.defaults['fused']}"]
-    return "\n".join(lines + [f"Muon moves {n} matrices, AdamW the rest" for n in muon_counts])
+    """nanoGPT's lines about the parameters that decay, matrices and embeddings, and those that do not."""
+    sizes: dict[str, list[int]] = {"decayed": [], "non-decayed": []}
+    lines = [f"using fused AdamW: {optimizer.defaults['fused']}"]
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            sizes["decayed" if p.dim() >= 2 and group.get("rule") != "rows" else "non-decayed"].append(p.numel())
+        if group.get("rule") == "muon":
+            lines.append(f"Muon moves {len(group['params'])} matrices, AdamW the rest")
+    counts = [f"num {kind} parameter tensors: {len(n)}, with {sum(n):,} parameters" for kind, n in sizes.items()]
+    return "\n".join(counts + lines)
 
 
 class Optimizer(torch.optim.Optimizer):

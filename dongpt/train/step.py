@@ -69,20 +69,23 @@ class TrainStep:
         self.eval_model: Any = model
         self.train_model: Any = model
 
-    def compile(self, mode, n_updates: float) -> tuple[bool, str]:
+    def compile(self, mode, n_updates: float, was_compiled: bool | None = None) -> tuple[bool, str]:
         """Decide on torch.compile for a run of n_updates, and wrap the model for DDP; returns (is_compiled, reason).
 
-        auto compiles on CUDA if the run is long enough to repay it, "before" since the run that is resumed did; both
-        fall back to the plain model if a trial forward and backward pass fails. An explicit True raises UserError then.
+        A resume does what the run before it did, was_compiled; else auto compiles on CUDA if the run is long enough to
+        repay it. Both fall back to the plain model if a trial forward and backward pass fails, where an explicit True
+        raises UserError.
         """
         rt, model, tokens = self.rt, self.model, self.tokens_per_iter
         is_compiled, reason = bool(mode), "as asked" if isinstance(mode, bool) else mode
-        if mode == "auto" and rt.device_type != "cuda":
+        if was_compiled is not None:
+            is_compiled, reason = was_compiled, "as before the resume"
+        elif mode == "auto" and rt.device_type != "cuda":
             is_compiled, reason = False, f"auto: off on {rt.device_type}"
         elif mode == "auto" and model.flops_per_token() * tokens * n_updates / rt.world_size < COMPILE_MIN_FLOPS:
             is_compiled, reason = False, "auto: the run is too short to repay it"
         if is_compiled and (problem := self._try_to_compile()):
-            if mode is True:
+            if mode is True and was_compiled is None:
                 raise UserError(f"compile=True cannot work here ({problem}): use compile=False or auto")
             is_compiled, reason = False, f"torch.compile is not available: {problem}"
         if model.config.ngrams > 1:  # DDP and torch.compile support dense gradients only

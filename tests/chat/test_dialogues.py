@@ -807,7 +807,7 @@ small = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=30, deadline=None, suppress_health_check=[*HealthCheck])
 @given(
     st.lists(
         st.lists(small | st.sampled_from(["yes", " YES", "no", FORGED]), min_size=2, max_size=6),
@@ -854,11 +854,13 @@ def test_dialogues_of_eds_are_put_together(eds_file):
 
 
 def test_nothing_of_eds_validation_was_trained_on(tmp_path, eds_file):
-    folder = prepare_chat(tmp_path, eds_file, "--tokenizer=char")
+    with open(eds_file, encoding="utf-8") as file:
+        path = write_text(tmp_path / "half.txt", "".join([*file][:6000]))
+    folder = prepare_chat(tmp_path, path, "--tokenizer=char")
     found = {split: talks_of(folder, split) for split in SPLITS}
-    assert sorted(found["train"] + found["val"]) == sorted(read(eds_file))
+    assert sorted(found["train"] + found["val"]) == sorted(read(path))
     sides = {split: neighbours(found[split]) for split in SPLITS}
-    assert len(sides["val"]) > 800 and not sides["train"] & sides["val"]
+    assert len(sides["val"]) > 250 and not sides["train"] & sides["val"]
     sizes = [sum(len(text) for one in found[split] for _, text in one) for split in SPLITS]
     assert sizes[1] / sum(sizes) == pytest.approx(0.1, abs=0.003)
 
@@ -1110,7 +1112,7 @@ TWO = [
 ]
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
 def test_the_template_is_in_the_data_and_in_every_checkpoint_of_a_run(tmp_path, tokenizer):
     folder = prepare_chat(
         tmp_path, write_json(tmp_path / "chats.jsonl", some_talks()), f"--tokenizer={tokenizer}", "--vocab_size=300"
@@ -1150,9 +1152,9 @@ def test_chats_say_how_large_they_are_and_when_they_change(tmp_path):
     path = write_json(tmp_path / "chats.jsonl", some_talks(30))
     chats = ChatDataset.of(Dialogues(Files([path])), DONGPT_TEMPLATE, 0.1)
     assert chats.size == os.path.getsize(path) and len(chats.groups) == 30
-    before = chats.fingerprint()
+    before = chats.files.fingerprint()
     write_json(path, some_talks(31))
-    assert chats.fingerprint() != before
+    assert chats.files.fingerprint() != before
 
 
 @smoke

@@ -1526,7 +1526,7 @@ def test_a_head_that_is_not_tied_keeps_its_optimizer_state_and_the_gelu_of_its_a
     with torch.no_grad():
         torch.testing.assert_close(load_model(path)[0](idx)[0], old(idx)[0], rtol=0, atol=1e-6)
     new = checkpoints.load(convert(path, tmp_path / "ckpt.pt"))
-    order = sum(load_model(path)[0].parameter_groups(), [])
+    order = sum(load_model(path)[0].parameter_groups().values(), [])
     for number, name in enumerate(order):
         assert torch.equal(new["optimizer"]["state"][number]["exp_avg"], optimizer.state[named[name]]["exp_avg"]), name
 

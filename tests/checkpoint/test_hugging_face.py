@@ -47,12 +47,7 @@ NOWHERE = "http://127.0.0.1:9"  # a proxy that is not there stands for a network
 OFFLINE = ["--device=cpu", "--compile=False"]
 CHARACTERS = "\n .<>abcxy|"  # by code point
 SPECIALS = ["<|x|>", "<|y|>"]
-
-
-@pytest.fixture(autouse=True)
-def no_drawing(in_a_folder_of_its_own, monkeypatch):
-    """Each test works in its own folder, on one thread, and draws no loss.png."""
-    monkeypatch.setattr(train.logs, "draw_loss", lambda out_dir: None)  # slow, and no part of the state
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def theirs(transformers, folder=None, vocab_size: int = 23, std: float = 0.1, seed: int = 0, **more):

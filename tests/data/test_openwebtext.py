@@ -489,12 +489,12 @@ def start(folder, args, more: str = "", **options) -> subprocess.Popen:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills as Unix does")
 def test_a_process_that_is_killed_goes_on(script, tmp_path, texts):
-    many = documents(3000, 3)
+    many = documents(1500, 3)
     write_parquet("in.parquet", many)
     expected, kills = as_nanogpt([*many, *texts[FIRST:]], 0.1, 5), 0
     args = [f"--files={tmp_path / 'in.parquet'}|{tmp_path / 'in.jsonl'}", *ARGS[1:-1], "--shard_tokens=9000"]
     rng, journal = random.Random(0), tmp_path / "data" / bins.STAGING_DIR / "state.json"
-    for _ in range(4):
+    for _ in range(3):
         process, had = start(tmp_path / "data", args), journal.stat().st_mtime_ns if journal.exists() else 0
         until = time.monotonic() + 60
         while (

@@ -171,7 +171,7 @@ def test_on_other_systems_nothing_is_compiled(monkeypatch, library_again):
 @needs_compiler
 def test_a_compiler_is_asked_once_and_leaves_no_file(monkeypatch, tmp_path, library_again):
     calls = tmp_path / "calls"
-    monkeypatch.setenv("CC", compiler(tmp_path / "cc", f'echo "$@" >> {calls}\nexec {shutil.which("gcc")} "$@"'))
+    monkeypatch.setenv("CC", compiler(tmp_path / "cc", f'echo "$@" >> {calls}\nexec {shutil.which("gcc")} "$@" -O0'))
     monkeypatch.setattr(cpu.tempfile, "tempdir", str(tmp_path))
     for _ in range(2):
         chosen(monkeypatch, LARGE)

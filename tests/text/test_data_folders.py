@@ -65,7 +65,6 @@ def test_a_preparation_refuses_a_folder_with_data_files_that_it_did_not_write(tm
     assert contents(tmp_path) == before
 
 
-@smoke
 def test_the_program_refuses_them_in_one_sentence_and_touches_nothing(tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text(TEXT, encoding="utf-8")
@@ -136,7 +135,6 @@ with BinWriter(sys.argv[1], CharTokenizer("ab")):
 """
 
 
-@smoke
 def test_a_process_that_was_killed_blocks_nobody(tmp_path):
     process = fork_server.Popen(
         [sys.executable, "-c", HOLDS_THE_LOCK.format(root=ROOT), str(tmp_path)], stdout=subprocess.PIPE

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from helpers import ROOT, TINY_RUN, generated_text, read_ids, visible
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import configurator
 import sample
 import train
 from dongpt.text import documents
@@ -235,9 +237,9 @@ def test_prepared_words_are_those_that_are_frequent_enough_sorted(tmp_path, sett
         assert "<unk>" in tokenizer.decode(read_ids(tmp_path / "out", "val"))
 
 
-def test_a_minimum_count_below_one_is_refused(tmp_path):
+def test_a_minimum_count_below_one_is_refused():
     with pytest.raises(ValueError, match="min_count=0"):
-        prepare(str(tmp_path / "out"), Files([write(tmp_path / "a.txt", WORD_TEXT)]), Vocabulary("word", min_count=0))
+        configurator.build_config(Vocabulary, {"tokenizer": "word", "min_count": 0})
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,7 @@ prepare(folder, Files([path], "line"), Vocabulary(kind, vocab_size=400, special=
 def test_every_process_writes_the_same_bytes(tmp_path, kind):
     path = write(tmp_path / "a.txt", generated_text(2000) + "".join(TEXTS.values()).replace("\r", ""))
     done = []
-    for seed in ("0", "1", "2"):
+    for seed in ("0", "1"):
         folder = tmp_path / seed
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": ROOT}
         fork_server.run(
@@ -271,7 +273,7 @@ def test_every_process_writes_the_same_bytes(tmp_path, kind):
         )
         assert visible(folder) == ["meta.json", "train.bin", "val.bin"]
         done.append([(folder / name).read_bytes() for name in visible(folder)])
-    assert done[0] == done[1] == done[2]
+    assert done[0] == done[1]
     if kind == "word":
         words = json.loads(done[0][0])["tokenizer"]["words"]
         assert words == sorted(words) and len(words) > 100
@@ -391,7 +393,7 @@ def test_trained_byte_pairs_give_the_ids_of_hugging_face_for_any_text(text, more
 
 
 @given(st.lists(st.text(alphabet="ab", min_size=1, max_size=14), min_size=1, max_size=20), st.integers(257, 320))
-@many(100)
+@many(50)
 def test_trained_byte_pairs_give_the_ids_of_hugging_face_where_letters_repeat(words, n_tokens):
     text = " ".join(words)
     theirs, ours = train_hugging_face([text], n_tokens), BPETokenizer.train([text], n_tokens + 1)
@@ -546,7 +548,7 @@ def test_special_tokens_that_cannot_be_told_apart_are_refused(kind, trained):
 @example(text="x\u00a0 ", more="y")
 @example(text="don't", more="ll")
 @example(text="2.", more="5")
-@many(100)
+@many(50)
 def test_a_text_may_be_cut_where_the_tokenizer_says(kind, text, more, trained):
     probe = make(kind, trained, text + more)
     place = probe.cut(text)
@@ -592,7 +594,7 @@ def test_an_array_of_words_has_unk_for_rare_ones():
 
 @pytest.mark.parametrize("kind", ["char", "bpe", "gpt2"])
 @given(text=WILD)
-@many(100)
+@many(50)
 def test_any_text_comes_back(kind, text, trained):
     tokenizer = make(kind, trained, text)
     ids = tokenizer.encode(text)
@@ -694,9 +696,13 @@ def tiny_pieces(monkeypatch):
     monkeypatch.setattr(documents, "CHUNK_BYTES", 250)
 
 
-@pytest.mark.parametrize("n", [1, 60])
-@pytest.mark.parametrize("mode", ["file", "line", "blank", "none"])
-@pytest.mark.parametrize("kind", ["char", "word", "word alone", "word lower", "bpe", "gpt2"])
+@pytest.mark.parametrize(
+    "kind, mode, n",
+    [
+        *itertools.product(["char", "word", "bpe", "gpt2"], ["file", "line", "blank", "none"], [1, 60]),
+        *itertools.product(["word alone", "word lower"], ["file"], [1, 60]),
+    ],
+)
 def test_the_bins_hold_the_ids_of_whole_documents(tmp_path, tiny_pieces, kind, mode, n):
     if kind == "gpt2":
         gpt2_or_skip()
@@ -829,7 +835,7 @@ def test_any_prepared_text_comes_back_or_is_refused_with_a_sentence(kind, text, 
 
 
 @given(texts=st.lists(TAME, min_size=2, max_size=6), job=st.integers(1, 20))
-@many(8)
+@many(4)
 def test_any_prepared_words_are_those_of_whole_documents(texts, job):
     texts = ["start " + text.replace("\0", "").replace("\r", "") + " end" for text in texts]
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
