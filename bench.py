@@ -33,12 +33,11 @@ import configurator
 from configurator import UserError
 from dongpt import runtime
 from dongpt.checkpoint import build_model
-from dongpt.decode.ready import Quantization, to_inference
+from dongpt.decode.ready import Quantization, prepare_for_decoding
 from dongpt.log import format_table
 from dongpt.program import run_program
 from dongpt.runtime import Runtime, RuntimeConfig, first_line, print0, seed_everything
 from dongpt.text.bins import find_data_folder
-from dongpt.text.prepare import prepare_if_missing
 from dongpt.train.data import Corpus
 from dongpt.train.measure import PROFILED_UPDATES, StepBenchmark, bytes_per_token, device_name, memory_bandwidth, timed
 from dongpt.train.optim import make_optimizer
@@ -87,14 +86,11 @@ class BenchConfig(RuntimeConfig, StepConfig, GPTConfig, MethodConfig):
     def __post_init__(self):  # without GPTConfig's own checks, which have to wait for the defaults for a CPU
         self.resolve_aliases()
         super().__post_init__()
-        problems = []
         if not all(n.strip().isdecimal() and int(n) for n in self.decode_batches.split(",")):
-            problems.append(f"decode_batches={self.decode_batches!r}: list numbers with commas, as in 1,8")
+            raise UserError(f"decode_batches={self.decode_batches!r}: list numbers with commas, as in 1,8")
         modes = [name for name in ("sweep", "compare", "profile", "decode") if getattr(self, name)]
         if len(modes) > 1:
-            problems.append(f"{' and '.join(modes)} do not go together: give one of them")
-        if problems:
-            raise UserError("; ".join(problems))
+            raise UserError(f"{' and '.join(modes)} do not go together: give one of them")
 
 
 def main(argv: list[str] | None = None):
@@ -163,8 +159,7 @@ def load_data(cfg: BenchConfig, rt: Runtime) -> tuple[Any, int]:
     if not cfg.real_data:
         vocab_size = cfg.vocab_size or GPT2_VOCAB_SIZE
         return RandomBatch(cfg, vocab_size), vocab_size
-    folder = find_data_folder(cfg.dataset, cfg.data_dir)
-    prepare_if_missing(folder, rt)
+    folder = find_data_folder(cfg.dataset, cfg.data_dir, rt)
     try:
         corpus = Corpus(folder)
     except UserError as error:
@@ -218,23 +213,23 @@ def measure_step(cfg: BenchConfig, rt: Runtime):
 
 def format_report(result: dict) -> str:
     """The numbers of a result in words."""
-    times, shares, growth, speed = *(result[key] for key in ("rounds_ms", "shares", "memory_growth_mib")), ""
-    if result["mfu"] is not None:
-        speed = f", MFU: {result['mfu']:.2%}"
-    elif result["matmul_flops"]:
-        matmul_speed = format_flops(result["matmul_flops"])
-        speed = f", {result['of_matmul']:.1%} of the {matmul_speed} that a matmul of the MLP's shape reaches here"
-    lines = [
-        f"time per iteration: {result['ms']:.2f}ms ({min(times):.2f} to {max(times):.2f} in rounds: {len(times)}), "
-        f"{result['tokens_per_s']:,.0f} tokens/s",
-        format_flops(result["flops"]) + speed,
-        f"memory: {result['memory_mib']:,.1f} MiB in tensors at most, {result['process_mib']:,.0f} MiB in the process"
-        + ("" if growth is None else f", {growth:+,.1f} MiB from the first round to the last"),
-    ]
-    if shares:
+    r, times = result, result["rounds_ms"]
+    speed = format_flops(r["flops"])
+    if r["mfu"] is not None:
+        speed += f", MFU: {r['mfu']:.2%}"
+    elif r["matmul_flops"]:
+        matmul_speed = format_flops(r["matmul_flops"])
+        speed += f", {r['of_matmul']:.1%} of the {matmul_speed} that a matmul of the MLP's shape reaches here"
+    memory = f"{r['memory_mib']:,.1f} MiB in tensors at most, {r['process_mib']:,.0f} MiB in the process"
+    if r["memory_growth_mib"] is not None:
+        memory += f", {r['memory_growth_mib']:+,.1f} MiB from the first round to the last"
+    lines = [f"time per iteration: {r['ms']:.2f}ms ({min(times):.2f} to {max(times):.2f} in rounds: {len(times)}), "]
+    lines[0] += f"{r['tokens_per_s']:,.0f} tokens/s"
+    lines += [speed, f"memory: {memory}"]
+    if shares := r["shares"]:
         parts = f"attention {shares['attention']:.1%}, all else {shares['other']:.1%}"
         lines.append(f"time outside matmuls: {1 - shares['matmul']:.1%} ({parts})")
-    return "\n".join([*lines, f"loss: {format_number(result['loss'], '.4f')}"])
+    return "\n".join([*lines, f"loss: {format_number(r['loss'], '.4f')}"])
 
 
 def format_number(value: float | None, format_spec: str) -> str:
@@ -401,11 +396,9 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime):
     n_params, n_threads = model.get_num_params(), torch.get_num_threads()
     prompt = torch.randint(model.config.vocab_size, (1, cfg.prompt_tokens)).tolist()
     hf_model: Any = transformers_model(model, cfg, rt) if cfg.transformers else None
-    model, setup = to_inference(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
-    print(
-        f"{setup}, {n_threads} CPU threads\n{n_params / 1e6:.2f}M parameters, prompt of "
-        f"{cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones, temperature 0.8, top_k 200"
-    )
+    setup = prepare_for_decoding(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
+    lengths = f"prompt of {cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones"
+    print(f"{setup}, {n_threads} CPU threads\n{n_params / 1e6:.2f}M parameters, {lengths}, temperature 0.8, top_k 200")
 
     def time_dongpt(batch_size: int) -> tuple[float, float]:
         """Seconds to the first token, and to the last."""

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import unicodedata
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import configurator
@@ -23,7 +23,7 @@ from dongpt.chat.conversation import Conversation
 from dongpt.chat.dialogues import Messages, read_json_lines
 from dongpt.decode import ready
 from dongpt.decode.ready import Quantization
-from dongpt.decode.sampling import Sampling
+from dongpt.decode.sampling import DecodingError, Sampling
 from dongpt.program import atomic_write, locked_output, run_program
 from dongpt.runtime import RuntimeConfig
 from dongpt.text.documents import Files
@@ -55,11 +55,9 @@ class ChatConfig(RuntimeConfig, Sampling):
     quantize: Quantization = "none"  # int8: weights of one byte, on a CPU faster; README says what loss it costs
 
     def __post_init__(self):
-        problems = self.problems()
+        super().__post_init__()
         if self.emotion and self.emotion not in EMOTIONS:
-            problems.append(f"emotion={self.emotion} is none of {', '.join(EMOTIONS)}")
-        if problems:
-            raise UserError("; ".join(problems))
+            raise UserError(f"emotion={self.emotion} is none of {', '.join(EMOTIONS)}")
 
 
 def print_note(sentence: str):
@@ -130,13 +128,14 @@ class Chat:
                     if is_streaming and output[-1]:
                         print(prefix + output[-1], end="", flush=True)
                         prefix = ""
-                    if interrupts.code:
+                    if interrupts.exit_code:
                         break
             finally:
                 pieces.close()
                 # the name for an empty answer; one line per answer for programs that read them
                 print(prefix if is_streaming else " ".join("".join(output).split()), flush=True)
-        return interrupts.code if interrupts.code and not (self.is_interactive and interrupts.code == 130) else 0
+        is_only_this_answer = self.is_interactive and interrupts.exit_code == 130  # Ctrl-C does not end the chat
+        return 0 if is_only_this_answer else interrupts.exit_code
 
     def run_command(self, name: str, argument: str):
         """Run the command /name; an error in it is a note."""
@@ -164,13 +163,12 @@ class Chat:
 
     def temperature(self, text: str) -> str:
         try:
-            sampling = replace(self.conversation.sampling, temperature=float(text))
+            self.conversation.sampling = replace(self.conversation.sampling, temperature=float(text))
+        except DecodingError as error:
+            raise UserError(str(error)) from None
         except ValueError:
             raise UserError(f"{text!r} is no number: write one such as /temperature 0.5") from None
-        if problems := sampling.problems():
-            raise UserError(problems[0])
-        self.conversation.sampling = sampling
-        return f"temperature is {sampling.temperature:g}"
+        return f"temperature is {self.conversation.sampling.temperature:g}"
 
     def save(self, path: str) -> str:
         messages = self.conversation.messages()
@@ -214,10 +212,9 @@ def start_conversation(cfg: ChatConfig, path: str) -> Conversation:
     generator = ready.load(path, cfg.device, cfg.dtype, cfg.quantize, cfg.compile, chat_template=cfg.template == "auto")
     tokenizer = generator.require_tokenizer()
     template = (tokenizer.template or PLAIN_TEMPLATE) if cfg.template == "auto" else TEMPLATES[cfg.template]
-    sampling = Sampling(**{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
     print_note(generator.description)
-    settings = sampling, print_note, cfg.max_new_tokens, cfg.seed
-    conversation = Conversation(generator.model, tokenizer, template, *settings)
+    settings = print_note, cfg.max_new_tokens, cfg.seed
+    conversation = Conversation(generator.model, tokenizer, template, cfg, *settings)  # a ChatConfig is a Sampling
     if cfg.template == "auto" and not tokenizer.template:
         hint = "(for files of EDS pass --template=eds, eds-emotion or eds-context)"
         print_note(f"{path} was not trained on conversations: it goes on with what you write {hint}")

@@ -25,7 +25,6 @@ from dongpt.log import format_table, progress_bar, replace_nonfinite
 from dongpt.program import run_program
 from dongpt.runtime import DeviceConfig
 from dongpt.text.bins import find_data_folder
-from dongpt.text.prepare import prepare_if_missing
 from dongpt.text.tokenizers import added_special_tokens
 from dongpt.train.data import Corpus
 from dongpt.train.evaluation import eval_batches, evaluate, predicted_bytes
@@ -52,15 +51,14 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     dataset, data_dir = stored_config.get("dataset", cfg.dataset), stored_config.get("data_dir", cfg.data_dir)
     if not (dataset or data_dir):
         raise UserError(f"{path} does not say which data it was trained on: pass --dataset=NAME or --data_dir=DIR")
-    folder = find_data_folder(dataset, data_dir)
+    folder = find_data_folder(dataset, data_dir, rt, out=sys.stderr)
     if stored_config and data_dir and not os.path.isdir(folder):
         raise UserError(f"the data of {path} was at {data_dir}, which is not there: pass --data_dir=DIR")
-    prepare_if_missing(folder, rt, out=sys.stderr)
     corpus = Corpus(folder)
     if added_special_tokens(corpus.tokenizer_dict, tokenizer) is None:
         reason = f"{path} was trained with another vocabulary than that of {corpus.name}"
         raise UserError(f"{reason}: pass --dataset or --data_dir of data with its tokenizer")
-    corpus.check_split(cfg.split, model.transformer.wte.num_embeddings)
+    corpus.check(1, model.transformer.wte.num_embeddings, [cfg.split])
     n_bytes = predicted_bytes(corpus, cfg.split)
     block_size = cfg.block_size or model.config.block_size
     try:

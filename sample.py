@@ -12,16 +12,17 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import configurator
 from configurator import UserError
 from dongpt import runtime
 from dongpt.decode import ready
+from dongpt.decode.decoder import stream
 from dongpt.decode.ready import Quantization
-from dongpt.decode.sampling import Sampling, context_len
-from dongpt.decode.text import Detokenizer, parse_stop_strings
+from dongpt.decode.sampling import DecodingError, Sampling, context_len
+from dongpt.decode.text import Detokenizer, parse_stop_ids, parse_stop_strings
 from dongpt.log import progress_bar
 from dongpt.program import atomic_write, locked_output, run_program
 from dongpt.runtime import ROOT, RuntimeConfig
@@ -45,10 +46,6 @@ class SampleConfig(RuntimeConfig, Sampling):
     output: str = ""  # write the texts to this file too: NAME.jsonl as JSON lines with the settings, else as printed
     quantize: Quantization = "none"  # int8: weights of one byte, on a CPU faster; README says what loss it costs
     use_kv_cache: bool = True  # encode each token once; off gives the same text, slower
-
-    def __post_init__(self):
-        if problems := self.problems():
-            raise UserError("; ".join(problems))
 
 
 def read_prompt(start: str) -> str:
@@ -116,23 +113,23 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
         ids = generator.encode(prompt, cfg.unknown)
     except UserError as error:
         raise UserError(f"--start: {error}") from error
-    texts = generator.detokenizer(cfg.num_samples, stop, cfg.stop_ids)
+    texts = Detokenizer(tokenizer, cfg.num_samples, stop, parse_stop_ids(cfg.stop_ids, tokenizer.vocab_size))
     print(generator.description, file=sys.stderr)
     block_size = generator.model.config.block_size
     if len(ids) > block_size:
         n_kept = context_len(len(ids), block_size)
         warning = f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with "
         print(f"{warning}its last {n_kept}, as if they had come one by one", file=sys.stderr)
-    sampling = Sampling(**{field.name: getattr(cfg, field.name) for field in fields(Sampling)})
-    settings = [ids] * cfg.num_samples, cfg.max_new_tokens, sampling, cfg.seed, texts.stop_ids, cfg.use_kv_cache
+    prompts, n_ids = [ids] * cfg.num_samples, tokenizer.vocab_size
+    settings = cfg, cfg.seed, cfg.use_kv_cache, texts.stop_ids, n_ids  # a SampleConfig is a Sampling
     streams_first = sys.stdout.isatty()  # as it is generated; the others are printed at the end
     print(prompt if streams_first else "", end="", flush=True)
     bar = progress_bar(cfg.max_new_tokens, quiet=streams_first)
     decode_error, start, ttft, n_steps = None, time.perf_counter(), 0.0, 0  # ttft: seconds to the first token
     with runtime.Interrupts() as interrupts:
         try:
-            for next_ids in generator.stream_ids(*settings):
-                if interrupts.code:
+            for next_ids in stream(generator.model, prompts, cfg.max_new_tokens, *settings):
+                if interrupts.exit_code:
                     break
                 ttft, n_steps, was_running = ttft or time.perf_counter() - start, n_steps + 1, not texts.end_reasons[0]
                 piece = texts.add(next_ids.tolist())[0]
@@ -144,13 +141,13 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
                         bar = progress_bar(cfg.max_new_tokens, n_steps, quiet=texts.done, leave=False)
                 if texts.done:
                     break
-        except UserError as error:  # logits that are not finite: the texts keep what was generated before
+        except DecodingError as error:  # logits that are not finite: the texts keep what was generated before
             decode_error = error
         seconds = time.perf_counter() - start
         bar.close()
         is_running = streams_first and not texts.end_reasons[0]
-        last_piece = texts.finish("interrupted" if interrupts.code else "failed" if decode_error else "length")[0]
-        is_empty = n_steps == 0 and bool(decode_error or interrupts.code)
+        last_piece = texts.finish("interrupted" if interrupts.exit_code else "failed" if decode_error else "length")[0]
+        is_empty = n_steps == 0 and bool(decode_error or interrupts.exit_code)
         try:
             if cfg.output and not is_empty:  # before printing, since stdout may be closed
                 write_output(cfg, prompt, texts)
@@ -160,12 +157,12 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
                 print(f"{prompt}{text}\n{SAMPLE_SEPARATOR}")
             sys.stdout.flush()
     if decode_error:
-        raise decode_error
+        raise UserError(str(decode_error))
     n_tokens = sum(texts.n_tokens)
     speed = f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s)"
     latency = f", the first after {ttft * 1000:.0f} ms" if n_steps else ""
-    print(speed + latency + (", interrupted" if interrupts.code else ""), file=sys.stderr)
-    return interrupts.code
+    print(speed + latency + (", interrupted" if interrupts.exit_code else ""), file=sys.stderr)
+    return interrupts.exit_code
 
 
 if __name__ == "__main__":

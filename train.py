@@ -32,7 +32,6 @@ from dongpt.log import RunLog
 from dongpt.program import locked_directory, run_program
 from dongpt.runtime import Interrupts, RuntimeConfig, StopCheck, seed_everything
 from dongpt.text.bins import find_data_folder
-from dongpt.text.prepare import prepare_if_missing
 from dongpt.train import init_wte, optim
 from dongpt.train.data import Corpus
 from dongpt.train.evaluation import estimate_loss, log_final_loss, print_sample
@@ -213,9 +212,7 @@ def main(argv: list[str] | None = None) -> int:
             runtime.set_num_threads(old_machine.threads)
 
         # data, model, optimizer, state
-        folder = find_data_folder(cfg.dataset, cfg.data_dir)
-        prepare_if_missing(folder, rt)
-        corpus = Corpus(folder, cfg.dataset_fraction)
+        corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir, rt), cfg.dataset_fraction)
         vocab_text = f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})"
         print(vocab_text if corpus.meta else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
         model = make_model(cfg, weights, corpus).to(rt.device)
@@ -251,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         if cfg.eval_only:
             if losses := estimate_loss(step, stop):
                 print(f"step {state.iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}")
-            return stop.code or interrupts.code
+            return stop.exit_code or interrupts.exit_code
         config = {**asdict(cfg), **{key: getattr(model.config, key) for key in ARCHITECTURE_KEYS}}
         uses_gpu = rt.device_type == "cuda" and rt.dtype != "float32"
         peak_flops = logs.peak_flops(torch.cuda.get_device_name()) if uses_gpu else None
@@ -305,7 +302,7 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
 
     log.flush()
     log.bar.close()
-    exit_code = stop.code
+    exit_code = stop.exit_code
     if exit_code and state.iter_num == first_iter:
         print("interrupted before the first step: nothing was saved")
     elif exit_code:
@@ -318,7 +315,7 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
         elif state.iter_num == first_iter > 0:
             print(f"all {cfg.max_iters} iterations of this run are done: give a larger --max_iters to continue")
         log_final_loss(step, log, stop, run.load_best(step))
-        if exit_code := stop.code or stop.interrupts.code:
+        if exit_code := stop.exit_code or stop.interrupts.exit_code:
             print("interrupted in the last evaluation: the run itself is complete and saved")
     log.close()
     return exit_code

@@ -35,11 +35,11 @@ from dongpt.train.data import Corpus
 from dongpt.train.init_wte import all_spellings, read_vectors, save_table, vector_table
 
 VECTORS, PICTURE = "word2vec.npy", "word2vec.png"
-MARGIN = (10, 2)  # pixels between the words of the picture
-ENDS = {".", "?", "!"}  # of sentences
-MAX_SENTENCE = 1000  # words; gensim drops everything after 10,000
+MARGIN = (10, 2)  # pixels between the words of the picture, horizontally and vertically
+SENTENCE_ENDS = {".", "?", "!"}
+MAX_SENTENCE_WORDS = 1000  # gensim drops everything after 10,000
 # Frequent words that mean little, which the picture leaves out.
-COMMON = set(
+STOP_WORDS = set(
     """
 a about after again all also am an and any are as at be because been before being but by can could did do does done
 for from had has hast hath have having he her here hers him his how i if in into is it its let like ll may me might
@@ -71,7 +71,7 @@ class Word2VecConfig:
     groups: Annotated[int, ">=", 1] = 24  # colours in the picture
 
 
-def optional(module: str):
+def import_optional(module: str):
     """A library that only this program needs. Raises UserError if it is not installed."""
     try:
         return importlib.import_module(module)
@@ -90,7 +90,7 @@ def word_tokenizer(corpus: Corpus) -> WordTokenizer:
     return tokenizer
 
 
-def common_names(tokenizer: WordTokenizer) -> list[str]:
+def word_of_ids(tokenizer: WordTokenizer) -> list[str]:
     """The word that each id counts as, the same for all spellings; "" for blanks and special tokens."""
     return [word.strip().lower() for word in tokenizer.words] + [""] * len(tokenizer.specials)
 
@@ -101,14 +101,14 @@ def read_sentences(corpus: Corpus, names: list[str]) -> list[list[str]]:
     for name in (names[i] for ids in corpus.chunks("train") for i in ids.tolist()):
         if name:
             sentences[-1].append(name)
-        if name in ENDS or len(sentences[-1]) == MAX_SENTENCE:
+        if name in SENTENCE_ENDS or len(sentences[-1]) == MAX_SENTENCE_WORDS:
             sentences.append([])
     return sentences if sentences[-1] else sentences[:-1]
 
 
 def train_vectors(sentences: list[list[str]], cfg: Word2VecConfig) -> dict[str, np.ndarray]:
     """Skip-gram vectors of the words that occur min_count times, {word: (size,) float32}."""
-    models = optional("gensim.models")
+    models = import_optional("gensim.models")
     if max(Counter(word for sentence in sentences for word in sentence).values(), default=0) < cfg.min_count:
         raise UserError(f"no word of train occurs {cfg.min_count} times: lower --min_count, or take more text")
     options = {key: getattr(cfg, key) for key in ("window", "min_count", "negative", "sample", "epochs", "seed")}
@@ -121,41 +121,41 @@ def push_apart(centres: np.ndarray, sizes: np.ndarray, rounds: int = 300) -> np.
     """Move boxes with these centres (n, 2) and sizes (n, 2) in steps until none overlaps another, at most `rounds`."""
     centres = centres.copy()
     for _ in range(rounds):
-        apart = centres[:, None] - centres[None]  # (n, n, 2)
-        overlap = (sizes[:, None] + sizes[None]) / 2 - np.abs(apart)
+        offsets = centres[:, None] - centres[None]  # (n, n, 2)
+        overlap = (sizes[:, None] + sizes[None]) / 2 - np.abs(offsets)
         overlaps = (overlap > 0).all(2) & ~np.eye(len(centres), dtype=bool)
         if not overlaps.any():
             break
-        sideways = overlap[..., 1] * 2 >= overlap[..., 0]  # rather up and down: words are wide
-        axis = np.stack([sideways, ~sideways], axis=2)
+        is_horizontal = overlap[..., 1] * 2 >= overlap[..., 0]  # rather up and down: words are wide
+        axis = np.stack([is_horizontal, ~is_horizontal], axis=2)
         order = np.sign(np.arange(len(centres))[:, None] - np.arange(len(centres)))[..., None]
-        direction = np.where(apart == 0, order, np.sign(apart))
+        direction = np.where(offsets == 0, order, np.sign(offsets))
         centres += 0.3 * (overlap * direction * axis * overlaps[..., None]).sum(1)
     return centres
 
 
 def draw(path: str, title: str, words: list[str], directions: np.ndarray, sizes: np.ndarray, groups: int, seed: int):
-    """Draw words to a PNG: t-SNE gives their places, k-means there their colours; font sizes (n,)."""
-    manifold, cluster = optional("sklearn.manifold"), optional("sklearn.cluster")
+    """Draw words to a PNG: t-SNE gives their positions, k-means there their colours; font sizes (n,)."""
+    manifold, cluster = import_optional("sklearn.manifold"), import_optional("sklearn.cluster")
     perplexity = max(1.0, min(15.0, (len(words) - 1) / 3))
     tsne = manifold.TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed)
-    places = tsne.fit_transform(directions.astype(np.float64))
-    group_of = cluster.KMeans(min(groups, len(words)), n_init=10, random_state=seed).fit_predict(places)
+    positions = tsne.fit_transform(directions.astype(np.float64))
+    group_of = cluster.KMeans(min(groups, len(words)), n_init=10, random_state=seed).fit_predict(positions)
     figure = import_matplotlib_figure()(figsize=(17, 12), layout="constrained")
     from matplotlib import colormaps
 
     axis = figure.subplots()
     colours = [colormaps[name](i) for name in ("Dark2", "tab10", "Set2") for i in range(colormaps[name].N)]
     axis.set(title=title, xticks=[], yticks=[], xmargin=0.03, ymargin=0.03)
-    axis.scatter(*places.T, s=0)
-    labels = [axis.text(*place, word, ha="center", va="center", parse_math=False) for word, place in zip(words, places)]
+    axis.scatter(*positions.T, s=0)
+    labels = [axis.text(*xy, word, ha="center", va="center", parse_math=False) for word, xy in zip(words, positions)]
     for label, group, size in zip(labels, group_of, sizes):
         label.set(color=colours[group % len(colours)], size=size)
     figure.draw_without_rendering()  # only now texts have a size
     boxes = np.array([label.get_window_extent().get_points() for label in labels])  # (n, lower left and upper right, 2)
     centres = push_apart(boxes.mean(1), boxes[:, 1] - boxes[:, 0] + MARGIN)
-    for label, place in zip(labels, axis.transData.inverted().transform(centres)):
-        label.set_position(place)
+    for label, position in zip(labels, axis.transData.inverted().transform(centres)):
+        label.set_position(position)
     figure.savefig(path, dpi=100)
 
 
@@ -163,35 +163,35 @@ def main(argv: list[str] | None = None):
     cfg, given = configurator.load(Word2VecConfig, argv)
     corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir))
     for module in ["sklearn"] if cfg.vectors else ["gensim", "sklearn"]:  # before the work that would be lost
-        optional(module)
+        import_optional(module)
     tokenizer = word_tokenizer(corpus)
-    names = common_names(tokenizer)
+    names = word_of_ids(tokenizer)
     if cfg.vectors:
-        found = read_vectors(cfg.vectors, all_spellings(tokenizer))
-        width = len(next(iter(found.values())))
+        vectors = read_vectors(cfg.vectors, all_spellings(tokenizer))
+        width = len(next(iter(vectors.values())))
         if given.get("size", width) != width:
             remedy = f"drop --size={cfg.size}, train.py makes them narrower by itself"
             raise UserError(f"{cfg.vectors} has vectors of {width} numbers: {remedy}")
     else:
-        found = train_vectors(read_sentences(corpus, names), cfg)
-    table = vector_table(tokenizer, found)
-    has = table.any(1)
-    if not has.any():
+        vectors = train_vectors(read_sentences(corpus, names), cfg)
+    table = vector_table(tokenizer, vectors)
+    has_vector = table.any(1)
+    if not has_vector.any():
         raise UserError(f"{cfg.vectors or 'training'} gives nothing but zeros: take another file of vectors")
-    tokens = np.sum([np.bincount(ids, minlength=2**16) for ids in corpus.chunks("train")], axis=0)[: len(table)]
+    id_counts = np.sum([np.bincount(ids, minlength=2**16) for ids in corpus.chunks("train")], axis=0)[: len(table)]
     counts: Counter[str] = Counter()  # of all spellings together
-    for name, n in zip(names, tokens.tolist()):
+    for name, n in zip(names, id_counts.tolist()):
         counts[name] += n
     print(
-        f"{has.sum():,} of {len(table):,} entries of the vocabulary have a vector of {table.shape[1]} numbers, "
-        f"{100 * tokens[has].sum() / tokens.sum():.1f} % of train's tokens"
+        f"{has_vector.sum():,} of {len(table):,} entries of the vocabulary have a vector of {table.shape[1]} numbers, "
+        f"{100 * id_counts[has_vector].sum() / id_counts.sum():.1f} % of train's tokens"
     )
     path = os.path.join(corpus.folder, VECTORS)
     save_table(path, table)
     print(f"written to {path}")
-    vector_of = {names[i]: table[i] for i in np.flatnonzero(has)}
+    vector_of = {names[i]: table[i] for i in np.flatnonzero(has_vector)}
     words = sorted((word for word in vector_of if any(map(str.isalpha, word))), key=lambda word: (-counts[word], word))
-    shown = [i for i, word in enumerate(words) if word not in COMMON][: cfg.most_words]
+    shown = [i for i, word in enumerate(words) if word not in STOP_WORDS][: cfg.most_words]
     if len(shown) < 3:
         print("fewer than 3 words of meaning have a vector: there is nothing to compare or to draw")
         return

@@ -18,7 +18,6 @@ import torch
 from dongpt import runtime
 from dongpt.program import run_program
 from dongpt.text.bins import find_data_folder
-from dongpt.text.prepare import prepare_if_missing
 from dongpt.train.data import Corpus
 from dongpt.train.optim import OptimConfig, lower_last_bias, make_optimizer, set_learning_rate
 from model import GPT, GPTConfig, rotate
@@ -123,9 +122,7 @@ def draw(scores: dict[str, torch.Tensor], path: str):
 
 def main():
     rt = runtime.start("cpu", "float32")
-    folder = find_data_folder("python_docs", "")
-    prepare_if_missing(folder, rt)
-    corpus = Corpus(folder)
+    corpus = Corpus(find_data_folder("python_docs", "", rt))
     path = os.path.join(runtime.ROOT, "docs", "positions.png")
     draw({scheme: scores_by_position(trained(scheme, corpus), corpus) for scheme in SCHEMES}, path)
     print(f"drew {path}")

@@ -16,7 +16,7 @@ from configurator import UserError
 from dongpt.program import atomic_write
 
 LOG_FILE, LOSS_PICTURE = "log.jsonl", "loss.png"
-LONG_RUN_SECONDS = 6 * 3600  # seconds; a run that will take longer says so
+LONG_RUN_SECONDS = 6 * 3600  # a run that will take longer says so
 
 # Peak of dense matrix products in TFLOP/s: bf16, or fp16 on Volta and Turing, both with sums in fp32. From NVIDIA's
 # datasheets, whose numbers "with sparsity" are halved, and for GeForce and RTX A from the architecture whitepapers
@@ -39,10 +39,6 @@ def peak_flops(gpu_name: str) -> float | None:
     if not matches or "RTX" in words and not gpu_name.endswith(tuple(matches)):  # RTX 3070 Ti, RTX 4090 Laptop GPU
         return None
     return PEAK_TFLOPS[max(matches, key=len)] * 1e12
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# records
 
 
 def read_log(out_dir: str) -> list[dict]:
@@ -68,13 +64,15 @@ def replace_nonfinite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def to_json_line(record: dict) -> str:
+    return json.dumps(replace_nonfinite(record), ensure_ascii=False) + "\n"
+
+
 def check_finite_loss(loss: float, iter_num: int):
     """Raise UserError for a loss that is not a number, so that such a state is never saved."""
     if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at iteration {iter_num}: the run diverged, and its last checkpoint is as it was; "
-            f"lower learning_rate, or use dtype=float32"
-        )
+        problem = f"the loss is {loss} at iteration {iter_num}: the run diverged, and its last checkpoint is as it was"
+        raise UserError(f"{problem}; lower learning_rate, or use dtype=float32")
 
 
 def warn_if_long_run(seconds_left: float, seconds_per_iter: float, print_line: Callable[[str], None]):
@@ -116,18 +114,16 @@ class RunLog:
         kept_records, header, self.wandb_run = self.first_records()
         path = os.path.join(self.out_dir, LOG_FILE)
         with atomic_write(path, "w", encoding="utf-8", newline="\n") as file:
-            for record in [*kept_records, {"kind": "header", **header}]:
-                file.write(json.dumps(replace_nonfinite(record), ensure_ascii=False) + "\n")
-        self.file = open(path, "a", encoding="utf-8", newline="\n")
-        return self.file
+            file.writelines(to_json_line(record) for record in [*kept_records, {"kind": "header", **header}])
+        return open(path, "a", encoding="utf-8", newline="\n")
 
     def write(self, kind: str, **record):
         """Append one record; a killed process loses none."""
         if not self.is_main:
             return
-        file = self.file or self.open()
-        file.write(json.dumps(replace_nonfinite({"kind": kind, **record}), ensure_ascii=False) + "\n")
-        file.flush()
+        self.file = self.file or self.open()
+        self.file.write(to_json_line({"kind": kind, **record}))
+        self.file.flush()
         if self.wandb_run is not None:
             wandb_keys = {key: f"train/{key}" if kind == "iter" else key for key in record if key != "iter"}
             wandb_keys.update(train_loss="train/loss_eval", val_loss="val/final" if kind == "final" else "val/loss")
@@ -180,13 +176,8 @@ def start_wandb(project: str, name: str, config: dict, run_id: str | None):
 
         return wandb.init(project=project, name=name, config=config, id=run_id, resume="allow")
     except Exception as error:  # not installed, not logged in, no network
-        raise UserError(
-            f"wandb could not be started ({type(error).__name__}: {error}): set WANDB_MODE=offline, or wandb_log=False"
-        ) from error
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# pictures, bars, tables
+        problem = f"wandb could not be started ({type(error).__name__}: {error})"
+        raise UserError(f"{problem}: set WANDB_MODE=offline, or wandb_log=False") from error
 
 
 def import_matplotlib_figure():
@@ -236,7 +227,5 @@ def progress_bar(total: int, initial: int = 0, unit: str = "it", quiet: bool = F
 def format_table(rows: list[list[str]]) -> str:
     """Rows of cells as aligned text, a line each: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:]))]).rstrip()
-        for row in rows
-    )
+    aligned = [[row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:]))] for row in rows]
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)

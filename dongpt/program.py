@@ -53,10 +53,8 @@ def run_program(main: Callable[[], int | None]):
         torch = sys.modules.get("torch")
         if not (torch and isinstance(error, torch.OutOfMemoryError)):
             raise
-        code = _report_error(
-            f"the GPU has too little memory ({first_line(error)}): lower batch_size and raise "
-            f"gradient_accumulation_steps by the same factor, or lower block_size"
-        )
+        remedy = "lower batch_size and raise gradient_accumulation_steps by the same factor, or lower block_size"
+        code = _report_error(f"the GPU has too little memory ({first_line(error)}): {remedy}")
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
@@ -87,19 +85,13 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# locks
-
-
 @contextlib.contextmanager
 def locked_directory(directory: str, *file_names: str) -> Iterator[None]:
     """Lock directory, which is created if missing, against other writers; reading needs no lock.
 
-    Temporary files that killed processes left of these files are removed.
-
-    The operating system drops the lock when the process ends, however it ends; the lock file stays. Under torchrun
-    rank 0 holds the lock for all ranks. Raises UserError if the directory cannot be written, or if the lock is held,
-    also if this very process holds it.
+    What killed processes left of writing file_names is removed. The operating system drops the lock when the process
+    ends, however it ends; the lock file stays. Under torchrun rank 0 holds the lock for all ranks. Raises UserError if
+    the directory cannot be written, or if the lock is held, also if this very process holds it.
     """
     if _rank() > 0:
         yield
@@ -154,10 +146,6 @@ def _hold_lock(lock_path: str, label: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# atomic writes
 
 
 def _temp_path(path: str, hex_digits: str) -> str:

@@ -299,10 +299,10 @@ def machine_info(rt: Runtime, is_compiled: bool) -> MachineInfo:
 class Interrupts:
     """Notes Ctrl-C and SIGTERM so that a program can stop at a good moment; a second Ctrl-C stops it at once.
 
-    code is 0, or the exit code that is due: 130 after Ctrl-C, 143 after SIGTERM.
+    exit_code is 0, or the one that is due: 130 after Ctrl-C, 143 after SIGTERM.
     """
 
-    code, signal_time = 0, 0.0  # of the first signal
+    exit_code, signal_time = 0, 0.0  # of the first signal
 
     def __enter__(self):
         self.previous_handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -313,10 +313,10 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _on_signal(self, number, frame):
-        if self.code and not (int(os.environ.get("WORLD_SIZE", 1)) > 1 and time.monotonic() - self.signal_time < 5):
-            os._exit(128 + number)
-        if not self.code:  # torchrun passes on a Ctrl-C that its processes have already had: one press, two signals
-            self.code, self.signal_time = 128 + number, time.monotonic()
+        if not self.exit_code:
+            self.exit_code, self.signal_time = 128 + number, time.monotonic()
+        elif int(os.environ.get("WORLD_SIZE", 1)) == 1 or time.monotonic() - self.signal_time > 5:
+            os._exit(128 + number)  # torchrun passes on a Ctrl-C that its processes had: one press, two signals
 
 
 class StopCheck:
@@ -326,27 +326,27 @@ class StopCheck:
 
     Call it equally often on every rank. A single process answers at once. Several agree by an all-reduce, in every call
     at most and after STOP_CHECK_SECONDS or STOP_CHECK_CALLS at least: the time per call travels in the same all-reduce,
-    so that all ranks count up to the same next one. code and time_is_up say why to stop.
+    so that all ranks count up to the same next one. exit_code, that of any rank's Interrupts, and time_is_up say why.
     """
 
     def __init__(self, rt: Runtime, interrupts: Interrupts, max_minutes: float | None = None):
-        self.rt, self.interrupts, self.code, self.time_is_up = rt, interrupts, 0, False
+        self.rt, self.interrupts, self.exit_code, self.time_is_up = rt, interrupts, 0, False
         self.deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
         self.loop_counts: dict[str, tuple[int, int, float]] = {}  # loop -> calls since the last sync, most calls, time
 
     def __call__(self, loop_name: str) -> bool:
         """True once a signal has come. loop_name is that of the calling loop: each has its own pace."""
-        now, code = time.monotonic(), self.interrupts.code
+        now, own_code = time.monotonic(), self.interrupts.exit_code
         calls, max_calls, window_start = self.loop_counts.get(loop_name, (0, 1, now))
         calls += 1
         if calls < max_calls and self.rt.world_size > 1:
             self.loop_counts[loop_name] = calls, max_calls, window_start
-            return self.code != 0
+            return self.exit_code != 0
         n_sigint, n_sigterm, n_timed_out, seconds = self.rt.all_reduce_sum(
-            code == 130, code == 143, now >= self.deadline, now - window_start
+            own_code == 130, own_code == 143, now >= self.deadline, now - window_start
         )
-        self.code, self.time_is_up = 130 if n_sigint else 143 if n_sigterm else 0, n_timed_out > 0
+        self.exit_code, self.time_is_up = 130 if n_sigint else 143 if n_sigterm else 0, n_timed_out > 0
         seconds_per_call = max(seconds / self.rt.world_size / calls, 1e-6)
         max_calls = max(1, min(2 * max_calls, STOP_CHECK_CALLS, int(STOP_CHECK_SECONDS / seconds_per_call)))
         self.loop_counts[loop_name] = 0, max_calls, now  # at most twice as many: they may get slower
-        return self.code != 0
+        return self.exit_code != 0

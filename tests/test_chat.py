@@ -21,8 +21,10 @@ from helpers import ROOT, expect_sentence, run
 
 import chat as program
 from configurator import UserError
+from dongpt.chat import conversation as conversation_module
 from dongpt.chat.conversation import Conversation
 from dongpt.checkpoint.files import FORMAT_VERSION, model_args, save
+from dongpt.decode import decoder
 from dongpt.decode.sampling import Sampling
 from dongpt.program import locked_output
 from dongpt.text.template import DONGPT_TEMPLATE, EMOTIONS, EMPATHETIC, EMPATHETIC_EMOTION
@@ -130,7 +132,7 @@ class Spy:
 
     def __init__(self, monkeypatch, *scripts, interrupt_at: int | None = None):
         self.prompts, self.settings, self.drawn, self.tokens = [], [], [], []
-        stream, hidden, spy, scripts = GPT.stream, GPT._hidden, self, [*scripts]
+        stream, hidden, spy, scripts = decoder.stream, GPT._hidden, self, [*scripts]
 
         def counted(model, idx, *args, **more):
             if spy.drawn and not spy.drawn[-1]:
@@ -139,7 +141,6 @@ class Spy:
 
         def spied(*args, **more):
             bound = inspect.signature(stream).bind(*args, **more).arguments
-            bound |= bound.pop("kwargs", {})
             rows = bound["prompts"]
             spy.prompts.append(list(rows[0]))
             spy.settings.append(bound)
@@ -152,7 +153,7 @@ class Spy:
                     signal.raise_signal(signal.SIGINT)
                 yield new
 
-        monkeypatch.setattr(GPT, "stream", spied)
+        monkeypatch.setattr(conversation_module, "stream", spied)
         monkeypatch.setattr(GPT, "_hidden", counted)
 
 
@@ -533,7 +534,7 @@ def test_a_command_that_there_is_not_is_named(talker, talk, command):
 def test_a_wrong_temperature_changes_nothing(talker, talk, monkeypatch, wrong):
     spy = Spy(monkeypatch)
     code, out, err = talk(talker, f"/temperature 0\n/temperature {wrong}\nhello\n")
-    assert (code, out) == (0, "hi there\n") and spy.settings[0]["temperature"] == 0
+    assert (code, out) == (0, "hi there\n") and spy.settings[0]["sampling"].temperature == 0
     assert "/temperature" in err.splitlines()[2] and len(err.splitlines()) == 3
 
 
@@ -541,8 +542,9 @@ def test_a_wrong_temperature_changes_nothing(talker, talk, monkeypatch, wrong):
 def test_temperature_counts_from_the_next_answer_on(talker, talk, monkeypatch):
     spy = Spy(monkeypatch)
     talk(talker, "hello\n/temperature 1.5\nhello\n/temperature 0\nhello\n", "--top_k=7", "--min_p=0.1")
-    assert [settings["temperature"] for settings in spy.settings] == [0, 1.5, 0]
-    assert {(settings["top_k"], settings["min_p"]) for settings in spy.settings} == {(7, 0.1)}
+    samplings = [settings["sampling"] for settings in spy.settings]
+    assert [sampling.temperature for sampling in samplings] == [0, 1.5, 0]
+    assert {(sampling.top_k, sampling.min_p) for sampling in samplings} == {(7, 0.1)}
     tokenizer, said = char_tokenizer(DONGPT_TEMPLATE), [tokenizer_text(drawn) for drawn in spy.drawn]
     assert spy.prompts[2] == dongpt_ids(tokenizer, [("hello", said[0]), ("hello", said[1])], "hello")
 
@@ -1010,7 +1012,7 @@ def test_a_question_that_is_too_long_stands_alone_and_loses_its_beginning(talker
 def reference(spy: Spy, model, turn: int) -> list[int]:
     """What the model says to the prompt of a turn without a cache, as long as what it said."""
     settings = {**spy.settings[turn], "prompts": [spy.prompts[turn]], "use_kv_cache": False, "decoder": None}
-    stream = GPT.stream(**{**settings, "self": model})
+    stream = decoder.stream(**{**settings, "model": model})
     return [i for ids, _ in zip(stream, spy.drawn[turn]) for i in ids.tolist()]
 
 
@@ -1404,7 +1406,7 @@ def test_a_conversation_that_cannot_be_loaded_leaves_the_running_one(tmp_path, m
     Spy(monkeypatch, [*tokenizer.encode("yes"), tokenizer.specials["<|end|>"]])
     one = conversation(tokenizer)
     reply(one, "hi")
-    monkeypatch.setattr(one, "_encode_answer", lambda answer: (_ for _ in ()).throw(ValueError("no ids")))
+    monkeypatch.setattr(one, "_encode_question", lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("no ids")))
     with pytest.raises(ValueError, match="no ids"):
         one.restore([("system", "be brief"), ("user", "a"), ("assistant", "b")])
     assert one.messages() == [("user", "hi"), ("assistant", "yes")] and one.system == ""

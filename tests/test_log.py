@@ -28,7 +28,7 @@ def write_log(folder, *records: dict, header: dict | None = None, kept=()) -> st
 def started_log(folder, header: dict, kept=()) -> RunLog:
     """A log whose file is there already, with its header."""
     log = RunLog(str(folder), lambda: (list(kept), header, None))
-    log.open()
+    log.file = log.open()
     return log
 
 

@@ -33,7 +33,6 @@ from dongpt.checkpoint.foreign import FORMAT_VERSION
 from dongpt.checkpoint.run import grow_vocabulary
 from dongpt.decode import decoder as decoding
 from dongpt.decode.decoder import Decoder, previous_ids
-from dongpt.decode.sampling import Sampling
 from dongpt.kernels import cpu
 from dongpt.train import step as updates
 from model import GPT, NGRAM_TABLE, RELATIVE_TABLE, GPTConfig, ngram_ids
@@ -416,7 +415,7 @@ def test_long_prompts_are_encoded_in_pieces_that_know_the_tokens_before_them(ngr
 def test_a_decoder_that_keeps_its_texts_writes_what_a_new_one_would(ngrams, pos_embd):
     """As chat.py asks: each prompt goes on from the text before it, from a part of it, or is another one."""
     model = make(ngrams, pos_embd=pos_embd, block_size=16)
-    kept, text = Decoder(model, 1, Sampling(0.9), 61, True, reuse_prefix=True), [4, 7, 1]
+    kept, text = Decoder(model, 1, reuse_prefix=True), [4, 7, 1]
     encoded = []
     model.transformer.h[0].register_forward_pre_hook(lambda _, args: encoded.append(args[0].shape[1]))
     for turn in range(14):

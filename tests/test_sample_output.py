@@ -188,9 +188,9 @@ def test_texts_end_before_a_stop_string_or_a_stop_id(saying, capsys, args, text)
 @smoke
 @pytest.mark.parametrize("stop, n", [("--stop=fox", 9), ("--stop_ids=1", 6)])
 def test_drawing_ends_with_the_last_text(saying, capsys, monkeypatch, stop, n):
-    stream, drawn = GPT.stream, []
+    stream, drawn = program.stream, []
     monkeypatch.setattr(
-        GPT, "stream", lambda *args, **kwargs: map(lambda new: drawn.append(1) or new, stream(*args, **kwargs))
+        program, "stream", lambda *args, **kwargs: map(lambda new: drawn.append(1) or new, stream(*args, **kwargs))
     )
     samples(capsys, saying, stop, "--max_new_tokens=500")
     assert len(drawn) == n
@@ -449,7 +449,7 @@ def test_an_output_that_cannot_be_is_refused_before_drawing(saying, tmp_path, ca
     (tmp_path / "a_folder").mkdir()
     (tmp_path / "a_file").write_text("mine", encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(GPT, "stream", None)
+    monkeypatch.setattr(program, "stream", None)
     done = end_of_program(capsys, monkeypatch, saying, f"--output={path}")
     expect_sentence(done, f"--output={path}", *parts)
     assert done.stdout == "" and sorted(tmp_path.rglob("*")) == before
@@ -522,7 +522,7 @@ def test_logits_that_are_not_finite_end_in_a_sentence_with_the_remedy(saying, tm
 
 def interrupted_after(monkeypatch, n: int):
     """Have Ctrl-C come where token n + 1 of each text would."""
-    stream = GPT.stream
+    stream = program.stream
 
     def stops(*args, **kwargs):
         for i, new in enumerate(stream(*args, **kwargs)):
@@ -530,7 +530,7 @@ def interrupted_after(monkeypatch, n: int):
                 os.kill(os.getpid(), signal.SIGINT)
             yield new
 
-    monkeypatch.setattr(GPT, "stream", stops)
+    monkeypatch.setattr(program, "stream", stops)
 
 
 @smoke

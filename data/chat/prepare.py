@@ -17,6 +17,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import configurator
 from configurator import UserError
@@ -40,7 +41,7 @@ class PrepareConfig(Vocabulary):
     user: str = "user"  # .csv, .parquet: the column with the questions
     assistant: str = "assistant"  # .csv, .parquet: the column with the answers
     conversation: str = ""  # .csv, .parquet: rows in a row with the same value in this column are one conversation
-    val_fraction: float = 0.1  # of the characters, for validation; conversations stay whole
+    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # of the characters, for validation; conversations stay whole
     encoding: str = "utf-8"  # of the files
     name: str = ""  # a folder under data/ to write to; without it next to this script
 
@@ -49,10 +50,8 @@ def main(argv: list[str] | None = None):
     cfg, given = configurator.load(PrepareConfig, argv)
     warn_unused_options(cfg, given)
     if not cfg.input:
-        files = "a .jsonl file of messages, a .csv or .parquet file with the columns user and assistant"
-        raise UserError(
-            f"no conversations were given: pass --input=PATH of {files}, or a text with the tags <bot> and <human>"
-        )
+        files = "a .jsonl, .csv or .parquet file, or of a text with the tags <bot> and <human>"
+        raise UserError(f"no conversations were given: pass --input=PATH of {files}")
     paths, _ = find_files(cfg.input)
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")

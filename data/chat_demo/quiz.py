@@ -41,10 +41,10 @@ def read_questions(path: str, n: int) -> list[dict]:
         raise UserError(f"{path} is not there: run python data/chat_demo/prepare.py")
     with open(path, encoding="utf-8") as file:
         questions = [parse_json(line, f"{path} line {number:,}") for number, line in enumerate(file, 1)]
-    if not all(isinstance(one, dict) and {"kind", "turns", "answer"} <= set(one) for one in questions):
+    if not all(isinstance(question, dict) and {"kind", "turns", "answer"} <= set(question) for question in questions):
         raise UserError(f"{path} is not what data/chat_demo/prepare.py writes: run it again")
-    new = [one for one in questions if is_new(one["kind"])]
-    return [one for one in questions if not is_new(one["kind"])][:n] + new
+    known = [question for question in questions if not is_new(question["kind"])]
+    return known[:n] + [question for question in questions if is_new(question["kind"])]
 
 
 def is_new(kind: str) -> bool:
@@ -54,26 +54,26 @@ def is_new(kind: str) -> bool:
 
 def ask(checkpoint: str, questions: list[dict]) -> list[str]:
     """chat.py's answer to the last line of each question. Raises UserError if it does not answer every line."""
-    typed = "".join("".join(f"{line}\n" for line in one["turns"]) + "/reset\n" for one in questions)
+    lines = [line for question in questions for line in (*question["turns"], "/reset")]
     command = [sys.executable, os.path.join(ROOT, "chat.py"), checkpoint, "--temperature=0"]
-    done = subprocess.run(command, input=typed.encode("utf-8"), capture_output=True)
+    done = subprocess.run(command, input="".join(f"{line}\n" for line in lines).encode("utf-8"), capture_output=True)
     if done.returncode:
         problem = done.stderr.decode("utf-8").strip()
         raise UserError(f"chat.py ended with exit code {done.returncode}, mend that first: {problem}")
-    said, n_lines = done.stdout.decode("utf-8").splitlines(), sum(len(one["turns"]) for one in questions)
-    if len(said) != n_lines:
+    answers, last_turns = done.stdout.decode("utf-8").splitlines(), [*accumulate(len(q["turns"]) for q in questions)]
+    if len(answers) != last_turns[-1]:
         remedy = "take a model that was trained with config/train_chat_demo.py, whose answers are one line"
-        raise UserError(f"chat.py printed {len(said):,} lines for {n_lines:,} that were typed: {remedy}")
-    return [said[n - 1].strip() for n in accumulate(len(one["turns"]) for one in questions)]
+        raise UserError(f"chat.py printed {len(answers):,} lines for {last_turns[-1]:,} that were typed: {remedy}")
+    return [answers[n - 1].strip() for n in last_turns]
 
 
-def print_table(questions: list[dict], right: list[bool]):
+def print_table(questions: list[dict], is_right: list[bool]):
     """Print how much was asked of each kind and answered exactly; the new kinds separately."""
     rows = [["kind", "asked", "exact", ""]]
     for new, title in ((False, "all held-out questions"), (True, "all that is new")):
-        graded = [(one["kind"], good) for one, good in zip(questions, right) if is_new(one["kind"]) == new]
-        for name in [*dict.fromkeys(kind for kind, _ in graded), title]:
-            results = [good for kind, good in graded if name in (kind, title)]
+        grades = [(q["kind"], grade) for q, grade in zip(questions, is_right) if is_new(q["kind"]) == new]
+        for name in [*dict.fromkeys(kind for kind, _ in grades), title]:
+            results = [grade for kind, grade in grades if name in (kind, title)]
             share = 100 * sum(results) / max(len(results), 1)
             rows.append([name, f"{len(results):,}", f"{sum(results):,}", f"{share:.1f} %"])
     print(format_table(rows), end="\n\n")
@@ -83,11 +83,11 @@ def main(argv: list[str] | None = None):
     cfg, _, (checkpoint,) = configurator.load_with_paths(QuizConfig, argv, "CHECKPOINT")
     questions = read_questions(os.path.join(FOLDER, "questions.jsonl"), cfg.n)
     answers = ask(checkpoint, questions)
-    right = [answer == one["answer"] for one, answer in zip(questions, answers)]
-    print_table(questions, right)
-    wrong = [(one, answer) for one, answer, good in zip(questions, answers, right) if not good]
-    for one, answer in wrong[:: max(1, len(wrong) // max(cfg.shown, 1))][: cfg.shown]:
-        print(f"{one['kind']}: {' / '.join(one['turns'])}\n    {answer!r}, not {one['answer']!r}")
+    is_right = [answer == question["answer"] for question, answer in zip(questions, answers)]
+    print_table(questions, is_right)
+    wrong = [(question, answer) for question, answer, grade in zip(questions, answers, is_right) if not grade]
+    for question, answer in wrong[:: max(1, len(wrong) // max(cfg.shown, 1))][: cfg.shown]:
+        print(f"{question['kind']}: {' / '.join(question['turns'])}\n    {answer!r}, not {question['answer']!r}")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
     python data/openwebtext/prepare.py --yes                             # downloads it, and prepares it
     python data/openwebtext/prepare.py --files='owt/*.parquet|more.jsonl|notes/*.txt'     # from files of yours
 
-As nanoGPT does it: <|endoftext|> behind every document, 0.05 % of the documents for validation, the same ones. What is
-interrupted, or killed, goes on where it was when the same command is given again. Any corpus will do: a record of
-parquet or JSON lines is a document, and so is a text file.
+As nanoGPT does it: <|endoftext|> after every document, 0.05 % of the documents for validation, the same ones. A run
+that was interrupted or killed continues where it stopped when the same command is given again. Any corpus will do: a
+record of parquet or JSON lines is a document, and so is a text file.
 """
 
 import os
@@ -40,7 +40,7 @@ class PrepareConfig:
     name: str = ""  # the folder under data/ to write to; without it the one of this script
     field: str = "text"  # of the records
     encoding: str = "utf-8"  # of the files
-    val_fraction: float = 0.0005  # of the documents, for validation; nanoGPT's
+    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.0005  # of the documents, for validation; nanoGPT's
     seed: Annotated[int, ">=", 0, "<", 2**32] = 2357  # draws them; nanoGPT's
     shard_tokens: Annotated[int, ">=", 1] = 2**27  # tokens per shard, of two bytes each
 
@@ -55,8 +55,8 @@ def download(yes: bool) -> list[str]:
     try:
         revision, files = parquet_files(hub.HfApi())
         if yes and files:
-            at = {"repo_type": "dataset", "revision": revision}
-            return [hub.hf_hub_download(REPOSITORY, file.path, **at) for file in files]
+            options = {"repo_type": "dataset", "revision": revision}
+            return [hub.hf_hub_download(REPOSITORY, file.path, **options) for file in files]
     except Exception as error:  # of the hub, of two libraries for the network, or of the disk
         problem = f"{REPOSITORY} could not be downloaded ({first_line(error)}): the same command goes on where it"
         raise UserError(f"{problem} stopped, or pass --files=PATHS of your copy") from error
@@ -70,10 +70,10 @@ def download(yes: bool) -> list[str]:
 def parquet_files(api) -> tuple[str, list]:
     """(revision, files) of the training split; no files where the repository has none in parquet."""
     for revision in REVISIONS:
-        found = api.list_repo_tree(REPOSITORY, recursive=True, revision=revision, repo_type="dataset")
-        files = [file for file in found if file.path.endswith(".parquet")]
-        if whole := [file for file in files if "partial-" not in file.path]:  # those hold the first gigabytes
-            return revision, sorted(whole, key=lambda file: file.path)
+        tree = api.list_repo_tree(REPOSITORY, recursive=True, revision=revision, repo_type="dataset")
+        files = [file for file in tree if file.path.endswith(".parquet")]
+        if complete := [file for file in files if "partial-" not in file.path]:  # those hold the first gigabytes
+            return revision, sorted(complete, key=lambda file: file.path)
     return "", []
 
 
@@ -96,22 +96,21 @@ def main(argv: list[str] | None = None):
     if cfg.files and folder == FOLDER and holds_openwebtext():
         raise UserError("data/openwebtext holds OpenWebText: pass --name=NAME to write your files elsewhere")
     if cfg.files:
-        paths = [path for given in cfg.files.split("|") for path in find_files(given.strip(), "--files")[0]]
-        real = [os.path.realpath(path) for path in paths]
-        if twice := sorted({path for path in real if real.count(path) > 1}):
-            raise UserError(f"--files names {twice[0]} twice: name each file once")
+        paths = [path for pattern in cfg.files.split("|") for path in find_files(pattern.strip(), "--files")[0]]
+        real_paths = [os.path.realpath(path) for path in paths]
+        if duplicates := sorted({path for path in real_paths if real_paths.count(path) > 1}):
+            raise UserError(f"--files names {duplicates[0]} twice: name each file once")
     else:
         paths = download(cfg.yes)
     files = Files(paths, field=cfg.field, encoding=cfg.encoding, raw=True)
     print(f"{len(paths):,} files, {files.size / 1e6:,.1f} MB; {free_space()}")
-    vocabulary, source = Vocabulary("gpt2"), cfg.files or REPOSITORY
-    drawn: dict[str, int] = {"shard_tokens": cfg.shard_tokens, "seed": cfg.seed}
-    if prepared := prepare(folder, files, vocabulary, cfg.val_fraction, source, **drawn):
+    source, options = cfg.files or REPOSITORY, dict(shard_tokens=cfg.shard_tokens, seed=cfg.seed)
+    if prepared := prepare(folder, files, Vocabulary("gpt2"), cfg.val_fraction, source, **options):
         report(prepared)
     else:
         print(f"{folder} holds all of it already: to prepare it again, delete its .bin files and meta.json")
-    named = f" --dataset={cfg.name}" if cfg.name else ""
-    print(f"next: torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py{named}")
+    dataset = f" --dataset={cfg.name}" if cfg.name else ""
+    print(f"next: torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py{dataset}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.report import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-ENOUGH = 500_000  # characters of docstrings, about what the language reference has
+MAX_CHARS = 500_000  # of docstrings, about what the language reference has
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def docstrings(folder: str) -> str:
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
                 texts.append(text)
                 size += len(text)
-        if size > ENOUGH:
+        if size > MAX_CHARS:
             break
     return "\n\n".join(texts) + "\n"
 

@@ -16,7 +16,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from dataclasses import dataclass
-from typing import Iterator
+from typing import Annotated, Iterator
 
 import configurator
 from configurator import UserError
@@ -38,26 +38,17 @@ class PrepareConfig(Vocabulary):
     input: str = ""  # a file of records (.jsonl, .csv, .parquet), a folder or a pattern
     text: str = "text"  # the field that holds what is to be summarised
     summary: str = "summary"  # the field that holds the answer
-    val_fraction: float = 0.1  # of the characters, for validation; records stay whole
+    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # of the characters, for validation; records stay whole
     encoding: str = "utf-8"  # of the records
     name: str = ""  # a folder under data/ to write to; without it next to this script
 
 
 @dataclass(frozen=True)
-class Tasks:
+class Summaries:
     """Records of which one field is a text and another its summary. A hash of the text decides on the split."""
 
     files: Files
     fields: tuple[str, str]
-
-    @property
-    def size(self) -> int:
-        """Bytes on the disk."""
-        return self.files.size
-
-    def fingerprint(self):
-        """A value that changes when a file does."""
-        return self.files.fingerprint()
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(bucket of the text, segments) of each record; no segments unless both fields have text."""
@@ -76,12 +67,12 @@ def main(argv: list[str] | None = None):
     paths, _ = find_files(cfg.input)
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--text or --summary")
-    tasks = Tasks(files, (cfg.text, cfg.summary))
+    summaries = Summaries(files, (cfg.text, cfg.summary))
     source = os.path.basename(os.path.normpath(cfg.input))
-    report(prepare(folder, tasks, cfg, cfg.val_fraction, source, specials=[MARK, END]))
+    report(prepare(folder, summaries, cfg, cfg.val_fraction, source, specials=[MARK, END]))
     config = "config/finetune_sum.py" if cfg.tokenizer == "gpt2" else "config/quickstart.py --out_dir=out-sum"
-    where = "" if cfg.tokenizer == "gpt2" and not cfg.name else f" --dataset={shlex.quote(cfg.name or 'sum')}"
-    print(f"next: python train.py {config}{where}")
+    dataset = "" if cfg.tokenizer == "gpt2" and not cfg.name else f" --dataset={shlex.quote(cfg.name or 'sum')}"
+    print(f"next: python train.py {config}{dataset}")
 
 
 if __name__ == "__main__":

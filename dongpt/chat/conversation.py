@@ -9,13 +9,13 @@ The prompt is the whole conversation, as far as it fits into the context; only i
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Callable, Generator
+from typing import TYPE_CHECKING, Any, Callable, Generator
 
 import numpy.random  # noqa: F401  (sampling needs it; loaded here, it does not delay the first word)
 import torch
 
 from configurator import UserError
-from dongpt.decode.decoder import Decoder
+from dongpt.decode.decoder import Decoder, stream
 from dongpt.decode.sampling import DecodingError, Sampling
 from dongpt.decode.text import Detokenizer
 from dongpt.text.template import EMOTIONS, Segment, Template, encode
@@ -35,10 +35,7 @@ class Exchange:
 
 
 class Conversation:
-    """The turns so far. note is called with sentences for the user.
-
-    Raises UserError if the vocabulary cannot express the template, or if the model's context is too short for it.
-    """
+    """The turns so far. print_note is called with sentences for the user."""
 
     def __init__(
         self,
@@ -51,38 +48,36 @@ class Conversation:
         seed: int = 1337,
     ):
         self.model, self.tokenizer, self.template, self.sampling = model, tokenizer, template, sampling
-        self.note, self.max_new_tokens, self.seed = print_note, max_new_tokens, seed
+        self.print_note, self.max_new_tokens, self.seed = print_note, max_new_tokens, seed
         self.exchanges: list[Exchange] = []
         self.is_truncated, self.system = False, ""
         self.topic = ""  # fills the template's header
         self._decoder: Decoder | None = None
         self.block_size = model.config.block_size
         self.prompt_size = self.block_size - min(max_new_tokens, self.block_size // 4)  # the rest is for the answer
-        name = f"the template {template.name}"
         if missing := ", ".join(map(repr, template.missing_marks(tokenizer))):
-            remedy = "pass another --template, plain works with every model"
-            raise UserError(f"this model's vocabulary cannot express {name}, it has no {missing}: {remedy}")
-        n_template_tokens = len(encode(tokenizer, [*template.question(""), *template.answer("")]))
-        if n_template_tokens + 2 > self.block_size:
-            numbers = f"are {n_template_tokens} tokens, and the model sees {self.block_size}"
-            raise UserError(f"the marks of {name} {numbers}: pass --template=plain")
+            problem = f"this model's vocabulary cannot express the template {template.name}, it has no {missing}"
+            raise UserError(f"{problem}: pass another --template, plain works with every model")
+        n_tokens = len(encode(tokenizer, [*template.question(""), *template.answer("")]))
+        if n_tokens + 2 > self.block_size:
+            problem = f"the marks of the template {template.name} are {n_tokens} tokens"
+            raise UserError(f"{problem}, and the model sees {self.block_size}: pass --template=plain")
 
     def reply(self, text: str) -> Generator[str, None, None]:
-        """Yield the answer to text piece by piece, "" for a token that completes no character; the exchange is added to
-        the conversation when the iterator ends or is closed.
+        """Yield the answer to text piece by piece, "" for a token that completes no character.
 
-        Raises UserError if the model's logits are not finite.
+        The exchange is added to the conversation when the iterator ends or is closed.
         """
         opening, question = self._encode_opening(), self._encode_question(text)
         history = self._fitting_exchanges(len(opening) + len(question))
         ids = [*opening, *(i for exchange in history for i in exchange.ids), *question]
-        special_ids, n_ids = list(self.tokenizer.specials.values()), self.tokenizer.vocab_size
-        detokenizer, new_ids, answer = Detokenizer(self.tokenizer, 1, self.template.tags, special_ids), [], ""
-        self._decoder = self._decoder or Decoder(self.model, 1, self.sampling, n_ids, True, reuse_prefix=True)
-        seed, prompts = self.seed + len(self.exchanges), [ids or [self.tokenizer.start_id]]
-        settings = dict(seed=seed, stop_ids=special_ids, n_ids=n_ids, decoder=self._decoder, **vars(self.sampling))
+        special_ids, new_ids, answer = list(self.tokenizer.specials.values()), [], ""
+        detokenizer = Detokenizer(self.tokenizer, 1, self.template.tags, special_ids)
+        self._decoder = self._decoder or Decoder(self.model, 1, reuse_prefix=True)
+        prompts, seed = [ids or [self.tokenizer.start_id]], self.seed + len(self.exchanges)
+        settings: dict[str, Any] = dict(stop_ids=special_ids, n_ids=self.tokenizer.vocab_size, decoder=self._decoder)
         try:
-            for next_ids in self.model.stream(prompts, self.max_new_tokens, **settings):
+            for next_ids in stream(self.model, prompts, self.max_new_tokens, self.sampling, seed, **settings):
                 new_ids += next_ids.tolist()
                 detokenizer.add(next_ids.tolist())
                 answer, previous = self._visible_text(detokenizer.texts[0]), answer
@@ -109,33 +104,35 @@ class Conversation:
         new_ids = [i for i in new_ids if i not in self.tokenizer.specials.values()]
         if self.template.special and self.tokenizer.decode(new_ids) == answer:
             return [*new_ids, self.tokenizer.specials[self.template.end]]
-        return self._encode_answer(answer)
+        return self._encode(self.template.answer(answer))
 
-    def _encode_answer(self, answer: str) -> list[int]:
-        return encode(self.tokenizer, self.template.answer(answer), "skip")
+    def _encode(self, segments: list[Segment]) -> list[int]:
+        return encode(self.tokenizer, segments, unknown="skip")
 
     def _encode_opening(self) -> list[int]:
         """The ids before the first question: as in training, the end of another document, and the system text."""
         end = [Segment(END, is_special=True)] if self.template.special and END in self.tokenizer.specials else []
-        return encode(self.tokenizer, [*end, *self.template.opening(self.system)], "skip")
+        return self._encode([*end, *self.template.opening(self.system)])
 
     def _encode_question(self, text: str, quiet: bool = False) -> list[int]:
         """The ids of a question; a question that is too long loses its beginning."""
-        text, guess_emotion = self._drop_unknown(text), self.template.header.startswith("<emotion>") and not self.topic
+        text = self._drop_unknown(text)
+        guess_emotion = self.template.header.startswith("<emotion>") and not self.topic
         try:
             ending, ids = self._truncate_question(text, EMOTIONS[0] if guess_emotion else self.topic)
         except UserError as error:  # blanks that tiktoken cannot split
-            self.note(f"left out: {error}")
+            self.print_note(f"left out: {error}")
             return self._encode_question("", quiet)
         if ending != text:
-            self.note(f"that is too long for the model: it sees the last {len(ending):,} of {len(text):,} characters")
+            lengths = f"{len(ending):,} of {len(text):,} characters"
+            self.print_note(f"that is too long for the model: it sees the last {lengths}")
         return self._truncate_question(ending, self._guess_emotion(ending, quiet))[1] if guess_emotion else ids
 
     def _truncate_question(self, text: str, topic: str) -> tuple[str, list[int]]:
         """(the longest end of a question that fits, its ids with the template's marks)."""
         max_tokens = max(1, self.prompt_size - len(self._encode_opening()))
         while True:
-            ids = encode(self.tokenizer, self.template.question(text, topic), "skip")
+            ids = self._encode(self.template.question(text, topic))
             if len(ids) <= max_tokens or not text:
                 return text, ids
             text = text[len(text) - min(len(text) - 1, len(text) * max_tokens // len(ids)) :]
@@ -143,7 +140,7 @@ class Conversation:
     def _drop_unknown(self, text: str) -> str:
         """text without what the vocabulary lacks, which is named in a note."""
         if missing := self.tokenizer.missing(text):
-            self.note(f"left out, since the model does not know it: {', '.join(map(repr, missing[:20]))}")
+            self.print_note(f"left out, since the model does not know it: {', '.join(map(repr, missing[:20]))}")
         if missing or self.tokenizer.is_lossy(text):
             return self.tokenizer.decode(self.tokenizer.encode(text, unknown="skip"))
         return text
@@ -153,27 +150,25 @@ class Conversation:
         sizes = accumulate((len(exchange.ids) for exchange in reversed(self.exchanges)), initial=n_tokens)
         n_fitting = sum(size <= self.prompt_size for size in sizes) - 1
         if n_fitting < len(self.exchanges) and not self.is_truncated:
-            self.note("the conversation is longer than the model can see: it forgets the oldest turns from here on")
-            self.is_truncated = True
+            self.is_truncated, problem = True, "the conversation is longer than the model can see"
+            self.print_note(f"{problem}: it forgets the oldest turns from here on")
         return self.exchanges[len(self.exchanges) - max(0, n_fitting) :]
 
+    @torch.no_grad()
     def _guess_emotion(self, text: str, quiet: bool) -> str:
-        """The emotion in whose header the model finds text likeliest."""
-        questions = [encode(self.tokenizer, self.template.question(text, emotion), "skip") for emotion in EMOTIONS]
-        probabilities = torch.softmax(-torch.tensor([self._total_loss(ids) for ids in questions]), 0)
+        """The emotion in whose header the model finds text likeliest, after the end of another conversation."""
+        end_ids, losses = self.tokenizer.encode(self.template.end), []
+        for emotion in EMOTIONS:
+            ids = [*end_ids, *self._encode(self.template.question(text, emotion))][: self.block_size + 1]
+            idx = torch.tensor([ids], device=self.model.device)
+            targets = idx[:, 1:].clone()
+            targets[:, : len(end_ids) - 1] = -1
+            losses.append(float(self.model(idx[:, :-1], targets)[1]) * int((targets >= 0).sum()))
+        probabilities = torch.softmax(-torch.tensor(losses), 0)
         emotion = EMOTIONS[int(probabilities.argmax())]
         if not quiet:
-            self.note(f"Emotion: {emotion} ({100 * float(probabilities.max()):.0f} %)")
+            self.print_note(f"Emotion: {emotion} ({100 * float(probabilities.max()):.0f} %)")
         return emotion
-
-    @torch.no_grad()
-    def _total_loss(self, ids: list[int]) -> float:
-        """Sum of the losses of ids, in nats, after the end of another conversation."""
-        end_ids = self.tokenizer.encode(self.template.end)
-        idx = torch.tensor([[*end_ids, *ids][: self.block_size + 1]], device=self.model.device)
-        targets = idx[:, 1:].clone()
-        targets[:, : len(end_ids) - 1] = -1
-        return float(self.model(idx[:, :-1], targets)[1]) * int((targets >= 0).sum())
 
     # ------------------------------------------------------------------------------------------------------------------
     # as messages
@@ -212,8 +207,8 @@ class Conversation:
         try:
             exchanges = []
             for (_, question), (_, answer) in zip(messages[::2], messages[1::2]):
-                ids = self._encode_question(question, quiet=True)
-                exchanges.append(Exchange(question, answer, [*ids, *self._encode_answer(self._drop_unknown(answer))]))
+                answer_ids = self._encode(self.template.answer(self._drop_unknown(answer)))
+                exchanges.append(Exchange(question, answer, self._encode_question(question, quiet=True) + answer_ids))
         except ValueError:
             self.system = old_system
             raise

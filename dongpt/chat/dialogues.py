@@ -19,7 +19,7 @@ import numpy as np
 
 from configurator import UserError
 from dongpt.text.documents import RECORD_SUFFIXES, Files, Progress, check_text, file_suffixes, parse_json
-from dongpt.text.prepare import NUM_BUCKETS, CorpusStats, check_val_fraction, choose_val_buckets
+from dongpt.text.prepare import NUM_BUCKETS, CorpusStats, choose_val_buckets
 from dongpt.text.template import Segment, Template
 from dongpt.text.tokenizers import END
 
@@ -231,23 +231,18 @@ class ChatDataset:
     @classmethod
     def of(cls, dialogues: Dialogues, template: Template, val_fraction: float) -> "ChatDataset":
         """Read all conversations once to find their groups, by the highest level at which they can be split."""
-        check_val_fraction(val_fraction)
         hashes, lengths, links = find_near_duplicates(dialogues.read())
         for level in (2, 1, 0):
-            groups, survey = group(hashes, chain(*links[: level + 1])), CorpusStats(len(lengths), sum(lengths))
-            np.add.at(survey.bucket_chars, np.array(groups, dtype=np.int64) % NUM_BUCKETS, lengths)
-            if lengths and isinstance(choose_val_buckets(survey, val_fraction, min_documents=2), np.ndarray):
+            groups, stats = group(hashes, chain(*links[: level + 1])), CorpusStats(len(lengths), sum(lengths))
+            np.add.at(stats.bucket_chars, np.array(groups, dtype=np.int64) % NUM_BUCKETS, lengths)
+            if lengths and isinstance(choose_val_buckets(stats, val_fraction, min_documents=2), np.ndarray):
                 break
         return cls(dialogues, template, groups, level)
 
     @property
-    def size(self) -> int:
-        """Bytes on the disk."""
-        return self.dialogues.files.size
-
-    def fingerprint(self) -> list[tuple[int, int]]:
-        """As Files.fingerprint."""
-        return self.dialogues.files.fingerprint()
+    def files(self) -> Files:
+        """The files that the conversations are read from."""
+        return self.dialogues.files
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(the number of its group, segments) of each conversation."""

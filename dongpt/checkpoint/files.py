@@ -84,10 +84,8 @@ def load(path: str, mmap: bool = False, **extra_args) -> dict:
     except Exception as error:  # a damaged file can raise nearly anything
         if isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():  # not on torch's list
             name = "".join(re.findall(r"GLOBAL (\S+)", str(error))[:1]) or "a Python object"
-            raise UserError(
-                f"{path} is refused, and was not run: it holds {name}, and loading that could run any code; save "
-                f"model.state_dict() where it was made, or train again"
-            ) from error
+            problem = f"{path} is refused, and was not run: it holds {name}, and loading that could run any code"
+            raise UserError(f"{problem}; save model.state_dict() where it was made, or train again") from error
         raise UserError(f"{path} is truncated or damaged: use an older checkpoint") from error
     checkpoint = foreign.upgrade(content, path, **extra_args)
     if "format_version" not in content:
@@ -173,7 +171,7 @@ def load_anything(path: str, **extra_args) -> tuple[GPT, dict | None, dict]:
     checkpoint, path = load_path(path, **extra_args)
     model = restore_model(checkpoint, path)
     metadata = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
-    return model, metadata.get("tokenizer"), metadata
+    return model, checkpoint.get("tokenizer"), metadata
 
 
 def load_path(path: str, **extra_args) -> tuple[dict, str]:

@@ -20,7 +20,7 @@ from configurator import ROOT, UserError, build_config
 from dongpt.checkpoint.legacy import LegacyConfig, build_meta_model, build_model
 from dongpt.runtime import print0
 from dongpt.text.bins import read_meta
-from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, check_description
+from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, from_dict
 from model import GPT, RELATIVE_TABLE, GPTConfig
 
 FORMAT_VERSION = 1
@@ -77,7 +77,8 @@ def upgrade(checkpoint: dict, path: str, **extra_args) -> dict:
         raise UserError(f"{'; '.join(problems)}: drop {', '.join(mismatches)}")
     if checkpoint.get("tokenizer", UNSUPPORTED_TOKENIZER) != UNSUPPORTED_TOKENIZER:
         try:
-            n_tokens = check_description(checkpoint["tokenizer"])
+            base = {key: value for key, value in checkpoint["tokenizer"].items() if key != "template"}
+            n_tokens = from_dict(base, load_gpt2=False).vocab_size
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if n_tokens > (config.vocab_size or 0):
@@ -98,14 +99,15 @@ def check_value_types(checkpoint: dict, path: str):
 
     Weights and model_args are checked when they are used; what only a resumed run reads, by dongpt/checkpoint/run.py.
     """
-    version, config = checkpoint.get("format_version"), checkpoint.get("config")
+    version = checkpoint.get("format_version")
     if type(version) is int and version > FORMAT_VERSION:
         raise UserError(f"{path} was written by a newer donGPT: update donGPT")
-    checked = [(checkpoint, VALUE_TYPES), (config if isinstance(config, dict) else {}, CONFIG_TYPES)]
-    if invalid_keys := [
-        k for values, types in checked for k in types if k in values and not _has_type(values[k], types[k])
-    ]:
-        raise UserError(f"{path} is damaged (in {', '.join(invalid_keys)}): use another checkpoint")
+
+    def invalid_keys(values: dict, types: dict[str, type]) -> list[str]:
+        return [key for key in types if key in values and not _has_type(values[key], types[key])]
+
+    if keys := invalid_keys(checkpoint, VALUE_TYPES) or invalid_keys(checkpoint.get("config", {}), CONFIG_TYPES):
+        raise UserError(f"{path} is damaged (in {', '.join(keys)}): use another checkpoint")
 
 
 def parse_model_args(model_args: dict, path: str) -> GPTConfig:
@@ -138,10 +140,9 @@ def load_weights(config: GPTConfig, weights: dict, path: str) -> GPT:
         meta_weights = {name: tensor.to("meta") for name, tensor in weights.items()}  # a wrong size costs no memory
         build_meta_model(config).load_state_dict(meta_weights)
     except RuntimeError as error:
-        problems = " ".join(str(error).partition(":")[2].split())
-        raise UserError(
-            f"{path}: its weights do not fit its hyper-parameters, or those that you gave: {problems}"
-        ) from error
+        mismatches = " ".join(str(error).partition(":")[2].split())
+        problem = f"{path}: its weights do not fit its hyper-parameters, or those that you gave"
+        raise UserError(f"{problem}: {mismatches}") from error
     model = build_model(config)
     model.load_state_dict(weights)
     return model
@@ -240,8 +241,8 @@ def remap_optimizer_state(optimizer: dict, old: list[list[str]], new: list[list[
     try:
         for group, names in zip(optimizer["param_groups"], old, strict=True):
             keys = STATE_KEYS_BY_RULE.get(str(group.get("rule")), ADAMW_STATE_KEYS)
-            for old_index, name in zip(group["params"], names, strict=True):
-                if (state := optimizer["state"].get(int(old_index))) is not None:
+            for i, name in zip(group["params"], names, strict=True):
+                if (state := optimizer["state"].get(int(i))) is not None:
                     shape = weights[name].shape
                     shapes = {"step": (), "square": shape[:1], "count": shape[:1]}
                     if any(state[key].shape != shapes.get(key, shape) for key in keys):
@@ -249,28 +250,24 @@ def remap_optimizer_state(optimizer: dict, old: list[list[str]], new: list[list[
                     states[name] = state
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    new_indices = {name: old_index for old_index, name in enumerate(sum(new, []))}
+    new_indices = {name: i for i, name in enumerate(sum(new, []))}
     settings = [*optimizer["param_groups"], *optimizer["param_groups"][:1]]  # a group that is added holds matrices
     groups = [{**group, "params": [new_indices[name] for name in names]} for group, names in zip(settings, new)]
-    return {
-        "state": {new_indices[name]: state for name, state in states.items() if name in new_indices},
-        "param_groups": groups,
-    }
+    new_states = {new_indices[name]: state for name, state in states.items() if name in new_indices}
+    return {"state": new_states, "param_groups": groups}
 
 
 def _convert_state_dict(checkpoint: dict, path: str, extra_args: dict) -> dict:
     """A state dict with nanoGPT+'s or nanoGPT's names in our layout; hyper-parameters from shapes and extra_args."""
     weights = clean_keys(checkpoint) if is_state_dict(checkpoint) else {}
     args: dict = {}
-    if "token_embedding_table.weight" in weights and (
-        len(weights) == 1 or any(new_name.startswith("transformer_blocks.") for new_name in weights)
-    ):
-        if any(".lora_" in new_name for new_name in weights):
+    has_blocks = any(name.startswith("transformer_blocks.") for name in weights)
+    if "token_embedding_table.weight" in weights and (len(weights) == 1 or has_blocks):  # nanoGPT+'s
+        if any(".lora_" in name for name in weights):
             print0(f"{path}: its LoRA matrices are dropped: the weights already contain them", file=sys.stderr)
-        kept_names = [new_name for new_name in weights if not new_name.endswith(".tril") and ".lora_" not in new_name]
-        weights = {new_name: weights[new_name] for new_name in kept_names}
-        for old_name, new_name in NANOGPT_PLUS_NAMES.items():
-            weights = {key.replace(old_name, new_name): weight for key, weight in weights.items()}
+        weights = {name: w for name, w in weights.items() if not (name.endswith(".tril") or ".lora_" in name)}
+        for old, new in NANOGPT_PLUS_NAMES.items():
+            weights = {name.replace(old, new): weight for name, weight in weights.items()}
         args["activation"] = "gelu_tanh"
     args.update(_infer_model_args(weights))
     if not args.get("n_embd"):

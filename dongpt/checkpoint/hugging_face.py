@@ -52,10 +52,7 @@ def is_model(path: str) -> bool:
 
 
 def load(name_or_path: str, **extra_args) -> dict:
-    """The model in a directory, or with one of GPT2_NAMES, as a checkpoint in our layout; extra_args: see upgrade.
-
-    Raises UserError for a directory or a download that fails, and for models that are not GPT-2's architecture.
-    """
+    """The model in a directory, or with one of GPT2_NAMES, as a checkpoint in our layout; extra_args: see upgrade."""
     directory = name_or_path if os.path.exists(os.path.join(name_or_path, "config.json")) else _download(name_or_path)
     hf_config = {key: value for key, value in _read(directory, "config.json").items() if value is not None}
     activation = str(hf_config.get("activation_function", "gelu_new"))
@@ -146,10 +143,7 @@ def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
 
 
 def save(model: GPT, tokenizer: dict | None, directory: str, command_hash: str = ""):
-    """Write model, and its tokenizer if there is one, to directory, which must be empty or new; see stored_hash.
-
-    Raises UserError if GPT-2's architecture cannot express the model.
-    """
+    """Write model, and its tokenizer if there is one, to directory, which must be empty or new; see stored_hash."""
     from safetensors.torch import save_file
 
     config = model.config

@@ -45,11 +45,11 @@ class Bigram(GPT):
         nn.init.normal_(table.weight, std=0.02)
         self.lm_head = nn.Identity()
 
-    def _hidden(self, idx, positions, caches=None, before=None, tokens=None):
+    def _hidden(self, idx, positions, caches=None, previous_ids=None, key_ids=None):
         return self.transformer.wte(idx)  # (B, T, V)
 
-    def logits_at(self, idx, last):
-        return self.transformer.wte(idx.gather(1, last[:, None])[:, 0])
+    def logits_at(self, idx, last_positions):
+        return self.transformer.wte(idx.gather(1, last_positions[:, None])[:, 0])
 
     def check_length(self, T: int):
         """Accept any length."""
@@ -75,7 +75,7 @@ class EmpatheticModel(GPT):
 class EmpatheticRope(EmpatheticModel):
     """Token embeddings rotated once, over all channels, by 90 degrees less than RoPE's angle; no dropout on them."""
 
-    def _embed(self, idx, positions, before=None):
+    def _embed(self, idx, positions, previous_ids=None):
         x1, x2 = self.transformer.wte(idx).chunk(2, dim=-1)  # (B, T, C/2) each
         cos, sin = (t.squeeze(-2)[..., : x1.shape[-1]] for t in rope_cos_sin(positions, self.config.n_embd))
         return torch.cat([x1 * sin - x2 * cos, x1 * cos + x2 * sin], dim=-1).to(x1.dtype)
@@ -94,7 +94,7 @@ class EmpatheticRelative(EmpatheticModel):
         nn.init.normal_(table.weight, std=0.02)
         self.transformer.relative = nn.ModuleDict(dict(relative_embeddings=table))
 
-    def _embed(self, idx, positions, before=None):
+    def _embed(self, idx, positions, previous_ids=None):
         table, T = self.transformer.relative.relative_embeddings.weight, idx.shape[1]
         first = self.config.block_size - 1 - positions[:, None]  # (T, 1)
         row = torch.arange(len(table), device=idx.device)
@@ -107,8 +107,9 @@ class EmpatheticRelative(EmpatheticModel):
         table.num_embeddings = 2 * block_size - 1
         table.weight = nn.Parameter(table.weight[first : first + table.num_embeddings].detach().clone())
 
-    def logits_at(self, idx, last):
-        rows = [idx[i : i + 1, : n + 1] for i, n in enumerate(last.tolist())]  # padding would change the embeddings
+    def logits_at(self, idx, last_positions):
+        # row by row, since padding would change the embeddings
+        rows = [idx[i : i + 1, : n + 1] for i, n in enumerate(last_positions.tolist())]
         return torch.cat([super(EmpatheticRelative, self).logits_at(row, row.shape[1] - 1) for row in rows])
 
 

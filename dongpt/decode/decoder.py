@@ -1,6 +1,7 @@
 """Autoregressive decoding: KV cache, prefill, one token at a time, CUDA graphs.
 
-GPT.generate and GPT.stream call stream(). `model` is always a GPT; it is not imported, because model.py imports this.
+stream() is what GPT.generate, dongpt.load and chat.py call. `model` is always a GPT; it is not imported, because
+model.py imports this. Shapes as in model.py, and R: those of the B sequences that are being encoded.
 """
 
 import contextlib
@@ -10,15 +11,7 @@ from typing import Any, Collection, Iterator, NamedTuple, Sequence
 import numpy as np
 import torch
 
-from dongpt.decode.sampling import (
-    NONFINITE_ID,
-    DecodingError,
-    Sampling,
-    check_decoding_inputs,
-    context_len,
-    penalize,
-    sample_ids,
-)
+from dongpt.decode.sampling import INVALID_ID, DecodingError, Sampling, check_inputs, context_len, penalize, sample_ids
 from dongpt.kernels import cpu
 
 N_BUFFERED_UNIFORMS = 64  # random numbers drawn at a time for each sequence
@@ -43,17 +36,17 @@ def stream(
     A decoder made with reuse_prefix=True encodes only what differs from the text before.
     """
     n_ids = model.config.vocab_size if n_ids is None else n_ids
-    prompts = check_decoding_inputs(prompts, model.config.vocab_size, n_ids, max_new_tokens, sampling)
+    prompts = check_inputs(prompts, model.config.vocab_size, n_ids, max_new_tokens)
     seed = int(torch.randint(2**62, ())) if seed is None else int(seed)
     if decoder is None:
         capacity = min(max(map(len, prompts)) + max_new_tokens, model.config.block_size)
-        decoder = Decoder.for_model(model, len(prompts), capacity, sampling, n_ids, use_kv_cache)
+        decoder = Decoder.for_model(model, len(prompts), use_kv_cache, capacity)
     assert decoder.model is model
     decoder.set_sampling(sampling, n_ids)
     is_finished = [False] * len(prompts)
     for next_ids in decoder.generate_ids(prompts, seed, max_new_tokens):
         next_ids = [-1 if done else i for i, done in zip(next_ids, is_finished)]
-        if NONFINITE_ID in next_ids:
+        if INVALID_ID in next_ids:
             remedy = "use dtype=float32, or an earlier checkpoint if the training diverged"
             raise DecodingError(f"the model's logits are not finite: {remedy}")
         yield torch.tensor(next_ids)
@@ -78,15 +71,14 @@ class LayerCache(NamedTuple):
 
     def extend(self, k, v):
         """Store k, v (R, nh, T, hs) of the new tokens; return all keys and values so far, (R, nh, S, hs) each."""
-        return self._write_and_read(self.keys, k), self._write_and_read(self.values, v)
-
-    def _write_and_read(self, buffer, new_kv):
-        if self.start is not None:
-            buffer[self.batch, :, self.start : self.cache_len] = new_kv
-        else:
-            rows = torch.arange(len(new_kv), device=new_kv.device) if isinstance(self.batch, slice) else self.batch
-            buffer[rows[:, None], :, self.positions] = new_kv.transpose(1, 2).to(buffer.dtype)
-        return buffer[self.batch, :, : self.cache_len]  # a view for a slice, a copy for an index tensor
+        for buffer, new_kv in ((self.keys, k), (self.values, v)):
+            if self.start is not None:
+                buffer[self.batch, :, self.start : self.cache_len] = new_kv
+            else:
+                rows = torch.arange(len(new_kv), device=new_kv.device) if isinstance(self.batch, slice) else self.batch
+                buffer[rows[:, None], :, self.positions] = new_kv.transpose(1, 2).to(buffer.dtype)
+        # views for a slice, copies for an index tensor
+        return self.keys[self.batch, :, : self.cache_len], self.values[self.batch, :, : self.cache_len]
 
 
 class KVCache:
@@ -126,24 +118,16 @@ def previous_ids(tokens, positions, n: int):
 
 
 class Decoder:
-    """Decoding state of a batch: token buffer, KV cache, sampler.
+    """Decoding state of a batch: token buffer, KV cache, sampling settings.
 
     Buffers are static, so that a step can be captured as a CUDA graph. No step waits for the ids of another: which
     tokens are in the context depends only on how many there are.
 
-    reuse_prefix: of the next prompt, encode only what follows the tokens that the cache holds already (batch size 1).
+    capacity: see KVCache. reuse_prefix: of the next prompt, encode only what follows the tokens that the cache holds
+    already (batch size 1).
     """
 
-    def __init__(
-        self,
-        model: Any,
-        batch_size: int,
-        sampling: Sampling,
-        n_ids: int,
-        use_kv_cache: bool,
-        capacity: int | None = None,
-        reuse_prefix: bool = False,
-    ):
+    def __init__(self, model: Any, batch_size: int, use_kv_cache=True, capacity: int | None = None, reuse_prefix=False):
         self.model, self.reuse_prefix, self.capacity = model, reuse_prefix, capacity
         self.device, self.block_size, B = model.device, model.config.block_size, batch_size
         self.lengths = [0] * B  # tokens in the context of each sequence
@@ -158,33 +142,31 @@ class Decoder:
         self.num_previous = model.config.ngrams - 1  # earlier tokens that the embedding of a token depends on
         self.packed_blocks: cpu.PackedBlocks | None = None
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # captured decode steps by cache length
-        self.weights_id: tuple = (), []  # state and checksums of the weights that computed what the cache holds
-        self.settings_key: tuple = ()  # see for_model
+        self.weights_version: tuple = ()  # of the weights that computed what the cache holds
+        self.weight_checksums: list[int] = []  # likewise
+        self.key: tuple = ()  # see for_model
         self.in_use = False
-        self.sampling, self.n_ids = Sampling(), 0
-        self.set_sampling(sampling, n_ids)
+        self.sampling, self.n_ids = Sampling(), model.config.vocab_size
+        self.seen_mask: torch.Tensor | None = None  # (B, V): which ids each sequence contains, for a repetition penalty
 
     @classmethod
-    def for_model(
-        cls, model: Any, batch_size: int, capacity: int, sampling: Sampling, n_ids: int, use_kv_cache: bool
-    ) -> "Decoder":
+    def for_model(cls, model: Any, batch_size: int, use_kv_cache: bool, capacity: int) -> "Decoder":
         """A Decoder for `capacity` tokens per sequence; on CUDA the model's previous one if it fits."""
-        settings, cached_decoder = (batch_size, sampling, n_ids, use_kv_cache), model.__dict__.get("_decoder")
         if model.device.type != "cuda" or model.training or any(p.requires_grad for p in model.parameters()):
-            return cls(model, *settings, capacity)  # a model in training keeps no buffers
-        settings_key = settings, _weights_version(model)
-        if cached_decoder is None or cached_decoder.in_use or cached_decoder.settings_key != settings_key:
-            cached_decoder = cls(model, *settings)  # capacity for block_size tokens, so that any text fits
-            model.__dict__["_decoder"], cached_decoder.settings_key = cached_decoder, settings_key
-        return cached_decoder
+            return cls(model, batch_size, use_kv_cache, capacity)  # a model in training keeps no buffers
+        decoder, key = model.__dict__.get("_decoder"), (batch_size, use_kv_cache, _weights_version(model))
+        if decoder is None or decoder.in_use or decoder.key != key:
+            decoder = cls(model, batch_size, use_kv_cache)  # with room for block_size tokens, so that any text fits
+            model.__dict__["_decoder"], decoder.key = decoder, key
+        return decoder
 
     def set_sampling(self, sampling: Sampling, n_ids: int):
-        """Sample with these settings from now on."""
+        """Draw ids below n_ids with these settings from now on."""
         if (sampling, n_ids) == (self.sampling, self.n_ids):
             return
         self.sampling, self.n_ids = sampling, n_ids
         self.graphs.clear()  # captured with the old settings
-        self.seen_mask = None  # (B, V): which ids each sequence contains, if the sampling depends on it
+        self.seen_mask = None
         if sampling.repetition_penalty not in (None, 1):
             shape = len(self.lengths), self.model.config.vocab_size
             self.seen_mask = torch.zeros(shape, dtype=torch.bool).to(self.device)
@@ -194,13 +176,15 @@ class Decoder:
 
         On a GPU the next step is already queued when they arrive: stop conditions are checked one step late.
         """
-        self.in_use, pending_copy = True, None
+        self.in_use = True
+        copied_ids: Any = None
+        copy_event: Any = None
         is_small_model = self.device.type == "cpu" and self.model.get_num_matmul_params() < cpu.PACKING_MIN_PARAMS
         try:
             with _limited_threads(is_small_model):
                 self.prefill(prompts, max_new_tokens)
-            keys = [seed % 2**64 + (i << 64) for i in range(len(prompts))]
-            generators = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
+            bit_generators = [np.random.Philox(key=seed % 2**64 + (i << 64)) for i in range(len(prompts))]
+            generators = [np.random.Generator(bit_generator) for bit_generator in bit_generators]
             for i in range(max_new_tokens):
                 with _limited_threads(is_small_model):
                     if i % N_BUFFERED_UNIFORMS == 0:
@@ -213,19 +197,16 @@ class Decoder:
                 if self.device.type != "cuda":
                     yield self.next_ids.tolist()
                     continue
-                if pending_copy:
-                    yield self._wait_for_ids(*pending_copy)
-                pending_copy = self.next_ids.to("cpu", non_blocking=True), torch.cuda.Event()
-                pending_copy[1].record()
-            if pending_copy:
-                yield self._wait_for_ids(*pending_copy)
+                if copied_ids is not None:
+                    copy_event.synchronize()
+                    yield copied_ids.tolist()
+                copied_ids = self.next_ids.to("cpu", non_blocking=True)
+                copy_event = torch.cuda.current_stream().record_event()
+            if copied_ids is not None:
+                copy_event.synchronize()
+                yield copied_ids.tolist()
         finally:
             self.in_use = False
-
-    @staticmethod
-    def _wait_for_ids(next_ids, copy_event) -> list[int]:
-        copy_event.synchronize()
-        return next_ids.tolist()
 
     def prefill(self, prompts: list[list[int]], max_new_tokens: int):
         """Load the prompts, and encode all of their tokens except the newest."""
@@ -245,15 +226,21 @@ class Decoder:
             for i, prompt in enumerate(prompts):
                 self.seen_mask[i, prompt] = True
         if self.cache:
-            if self.graphs and not cached_len:  # used before: what a mask hides must be finite
+            if self.device.type == "cuda" and not cached_len:  # what a mask hides must be finite
                 for buffer in chain(*self.cache.layers):
                     buffer.zero_()
             self._encode(range(len(prompts)), all(window == windows[0] for window in windows), cached_len)
 
     def _cached_prefix_len(self, prompt_ids: list[int]) -> int:
         """How many of the first prompt_ids, the newest aside, the cache holds for the current weights."""
-        old_id, self.weights_id = self.weights_id, (_weights_version(self.model), _weight_checksums(self.model))
-        if old_id[0] != self.weights_id[0] or self.weights_id[1] and old_id[1] != self.weights_id[1]:
+        # Only sums of their bits notice writes through .data. Frozen weights are not summed, which takes time.
+        int_dtypes = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+        trained_weights = [p.detach() for p in self.model.parameters() if p.requires_grad]
+        checksums = [int(weight.view(int_dtypes[weight.element_size()]).sum()) for weight in trained_weights]
+        version = _weights_version(self.model)
+        is_stale = version != self.weights_version or checksums not in ([], self.weight_checksums)
+        self.weights_version, self.weight_checksums = version, checksums
+        if is_stale:
             return 0
         id_pairs = zip(self.tokens[0, : max(0, self.lengths[0] - 1)].tolist(), prompt_ids[:-1])
         return sum(1 for _ in takewhile(lambda id_pair: id_pair[0] == id_pair[1], id_pairs))
@@ -353,12 +340,6 @@ def _weights_version(model: Any) -> tuple:
     return (*tensor_versions, model.config, model.document_end_id, model.training, _cache_dtype(model))
 
 
-def _weight_checksums(model: Any) -> list[int]:
-    """Sums of the bits of all trainable weights. Only these notice writes through .data; none if all are frozen."""
-    int_dtypes = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return [int(p.detach().view(int_dtypes[p.element_size()]).sum()) for p in model.parameters() if p.requires_grad]
-
-
 @contextlib.contextmanager
 def _limited_threads(is_small_model: bool) -> Iterator[None]:
     """Use one CPU thread for a small model: several would wait for each other longer than they compute.
@@ -366,11 +347,10 @@ def _limited_threads(is_small_model: bool) -> Iterator[None]:
     Entered once per token, so that the caller of a stream keeps its own number of threads.
     """
     n_threads = torch.get_num_threads()
-    uses_one_thread = is_small_model and n_threads > 1
+    if is_small_model and n_threads > 1:
+        torch.set_num_threads(1)
     try:
-        if uses_one_thread:
-            torch.set_num_threads(1)
         yield
     finally:
-        if uses_one_thread:
+        if is_small_model and n_threads > 1:
             torch.set_num_threads(n_threads)

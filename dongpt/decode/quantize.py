@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+from configurator import UserError
 from dongpt.kernels.cpu import PackedLinear
 
 
@@ -36,12 +37,9 @@ class Int8Linear(nn.Module):
 
 
 def quantize_linears(model: nn.Module):
-    """Replace every Linear of model, the head included, by an Int8Linear; embeddings keep their values.
-
-    Raises ValueError for a model without one.
-    """
+    """Replace every Linear of model, the head included, by an Int8Linear. Raises UserError for a model without one."""
     if not any(isinstance(module, nn.Linear) for module in model.modules()):
-        raise ValueError("quantize=int8: this model has no weights to quantize, drop it")
+        raise UserError("quantize=int8: this model has no weights to quantize, drop it")
     _replace_modules(model, nn.Linear, Int8Linear)
 
 

@@ -8,19 +8,20 @@ take half the time: large models keep bfloat16 weights there, packed by dongpt/k
 """
 
 from dataclasses import dataclass
-from typing import Any, Collection, Iterator, Literal, Sequence
+from typing import Any, Iterator, Literal, Sequence
 
 import torch
 
 from configurator import UserError, check_setting, check_type
-from dongpt.checkpoint.files import load_anything
-from dongpt.decode import quantize as formats
+from dongpt.checkpoint.files import load_anything, make_tokenizer
+from dongpt.decode import decoder
+from dongpt.decode.quantize import pack_model, quantize_linears
 from dongpt.decode.sampling import DecodingError, Sampling
 from dongpt.decode.text import Detokenizer, parse_stop_ids, parse_stop_strings
 from dongpt.kernels import cpu
 from dongpt.program import first_line
 from dongpt.runtime import DTYPES, Runtime, RuntimeConfig, start
-from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, Tokenizer, UnknownPolicy, from_dict
+from dongpt.text.tokenizers import Tokenizer, UnknownPolicy
 from model import GPT
 
 BFLOAT16_MIN_PARAMS = 5e7  # parameters from which dtype=auto means bfloat16 weights on a CPU
@@ -29,14 +30,11 @@ Quantization = Literal["none", "int8"]
 
 @dataclass
 class Generator:
-    """A model in eval mode, ready to decode, and its tokenizer (None if the checkpoint has none).
-
-    description says which device, dtype and weight format were chosen, and why.
-    """
+    """A model that is ready to decode, and its tokenizer."""
 
     model: GPT
-    tokenizer: Tokenizer | None
-    description: str
+    tokenizer: Tokenizer | None  # None if the checkpoint has none
+    description: str  # which device, dtype and weight format were chosen, and why
 
     def generate(self, prompt: str, max_new_tokens: int = 500, **settings) -> str:
         """The text that follows prompt: the first sample that sample.py prints with the same settings; see stream."""
@@ -63,13 +61,20 @@ class Generator:
         The settings and their defaults are sample.py's. Raises UserError for settings that make no sense, a prompt
         with characters that the vocabulary lacks, a model without a tokenizer, and logits that are not finite.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        detokenizer, ids = self.detokenizer(1, stop, stop_ids), self.encode(prompt, unknown)
-        for new_ids in self.stream_ids([ids], max_new_tokens, sampling, seed, detokenizer.stop_ids, use_kv_cache):
-            if piece := detokenizer.add(new_ids.tolist())[0]:
-                yield piece
-            if detokenizer.done:
-                break
+        ids, tokenizer = self.encode(prompt, unknown), self.require_tokenizer()
+        stop = parse_stop_strings(stop) if isinstance(stop, str) else stop
+        stop_ids = parse_stop_ids(stop_ids, tokenizer.vocab_size) if isinstance(stop_ids, str) else stop_ids
+        detokenizer = Detokenizer(tokenizer, 1, stop, stop_ids)
+        try:
+            sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+            settings = sampling, seed, use_kv_cache, stop_ids, tokenizer.vocab_size
+            for new_ids in decoder.stream(self.model, [ids], max_new_tokens, *settings):
+                if piece := detokenizer.add(new_ids.tolist())[0]:
+                    yield piece
+                if detokenizer.done:
+                    break
+        except DecodingError as error:
+            raise UserError(str(error)) from error
         if piece := detokenizer.finish()[0]:
             yield piece
 
@@ -77,32 +82,6 @@ class Generator:
         """The ids of a prompt, in which special tokens are recognised; never empty. Raises UserError."""
         tokenizer = self.require_tokenizer()
         return tokenizer.encode(prompt, special=True, unknown=unknown) or [tokenizer.start_id]
-
-    def detokenizer(
-        self, n_samples: int, stop: str | Sequence[str] = (), stop_ids: str | Sequence[int] = ()
-    ) -> Detokenizer:
-        """Collects the texts of n_samples streams; stop and stop_ids as on sample.py's command line, or lists."""
-        tokenizer = self.require_tokenizer()
-        stop = parse_stop_strings(stop) if isinstance(stop, str) else stop
-        stop_ids = parse_stop_ids(stop_ids, tokenizer.vocab_size) if isinstance(stop_ids, str) else stop_ids
-        return Detokenizer(tokenizer, n_samples, stop, stop_ids)
-
-    def stream_ids(
-        self,
-        prompts: list[list[int]],
-        max_new_tokens: int,
-        sampling: Sampling,
-        seed: int = 1337,
-        stop_ids: Collection[int] = (),
-        use_kv_cache: bool = True,
-    ) -> Iterator[torch.Tensor]:
-        """model.stream for ids of the tokenizer. Raises UserError where that raises DecodingError."""
-        settings = dict(seed=seed, stop_ids=stop_ids, use_kv_cache=use_kv_cache, **vars(sampling))
-        try:
-            n_ids = self.require_tokenizer().vocab_size
-            yield from self.model.stream(prompts, max_new_tokens, n_ids=n_ids, **settings)
-        except DecodingError as error:
-            raise UserError(str(error)) from error
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises UserError if the checkpoint has none."""
@@ -134,33 +113,30 @@ def load(
     model, tokenizer_dict, _ = load_anything(path, **model_args)
     if tokenizer_dict and not chat_template:
         tokenizer_dict = {key: value for key, value in tokenizer_dict.items() if key != "template"}
-    tokenizer = from_dict(tokenizer_dict) if tokenizer_dict and tokenizer_dict != UNSUPPORTED_TOKENIZER else None
-    model, description = to_inference(model, rt, dtype, quantize, compile)
-    return Generator(model, tokenizer, description)
+    tokenizer = make_tokenizer(tokenizer_dict)
+    return Generator(model, tokenizer, prepare_for_decoding(model, rt, dtype, quantize, compile))
 
 
-def to_inference(
+def prepare_for_decoding(
     model: GPT, rt: Runtime, dtype: str = "auto", quantize: str = "none", compile: bool | Literal["auto"] = "auto"
-) -> tuple[GPT, str]:
-    """(model on the device, in eval mode, for inference only; what was chosen and why). dtype is what was asked for.
+) -> str:
+    """Put model on the device, in eval mode and in the weight format that is fastest there; afterwards it can no longer
+    be trained. Returns what was chosen, and why.
 
-    compile=True compiles the blocks; auto leaves them, since a few samples do not repay a minute of compiling. Raises
-    UserError where torch.compile does not work.
+    dtype is what was asked for. compile=True compiles the blocks; auto leaves them, since a few samples do not repay a
+    minute of compiling. Raises UserError where torch.compile does not work.
     """
-    n_params, weight_format, format_reason = model.get_num_matmul_params(), rt.dtype, ""
     model.to(rt.device).eval().requires_grad_(False)
+    n_params, weight_format, format_reason = model.get_num_matmul_params(), rt.dtype, ""
     is_packable, compiler_problem = cpu.can_pack(model) if compile is not True else (False, "")
     if dtype == "auto" and is_packable and n_params >= BFLOAT16_MIN_PARAMS:
         weight_format, format_reason = "bfloat16", f" (auto: {n_params / 1e6:.0f}M of them are read for every token)"
     if quantize == "int8":
-        try:
-            formats.quantize_linears(model)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        quantize_linears(model)
         weight_format, format_reason = "int8", " (as asked)"
     if is_packable and weight_format != "float16":
-        formats.pack_model(model, DTYPES.get(weight_format, torch.float32))
-        return model, f"{rt.description}, weights: {weight_format}{format_reason}, packed, sums in float32"
+        pack_model(model, DTYPES.get(weight_format, torch.float32))
+        return f"{rt.description}, weights: {weight_format}{format_reason}, packed, sums in float32"
     model.to(DTYPES[rt.dtype])
     if compile is True:
         compile_blocks(model)
@@ -171,7 +147,7 @@ def to_inference(
         notes.append("less memory, slower than without")  # they are converted to floats again for every token
     if rt.device_type == "cuda":
         notes.append("compile: on (as asked)" if compile is True else "compile: off (a minute for a few samples)")
-    return model, ", ".join([rt.description, *notes])
+    return ", ".join([rt.description, *notes])
 
 
 def compile_blocks(model: GPT):

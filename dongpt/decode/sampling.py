@@ -6,7 +6,7 @@ from typing import Any, Sequence
 
 import torch
 
-NONFINITE_ID = -2  # sentinel id for non-finite logits; checked later on the host, so no GPU sync
+INVALID_ID = -2  # sentinel id for non-finite logits; checked later on the host, so no GPU sync
 
 
 class DecodingError(ValueError):
@@ -23,20 +23,20 @@ class Sampling:
     min_p: float | None = None  # draw from tokens at least this fraction as likely as the likeliest; None is off
     repetition_penalty: float | None = None  # above 1 makes tokens already in the text less likely; applied first
 
-    def problems(self) -> list[str]:
-        """One sentence per setting that makes no sense."""
+    def __post_init__(self):
+        """Raise DecodingError that names every setting which makes no sense."""
         top_k, top_p, min_p, penalty = self.top_k, self.top_p, self.min_p, self.repetition_penalty
-        rules = {
-            "temperature": (0 <= self.temperature < math.inf, "at least 0 (0 takes the likeliest token)"),
-            "top_k": (
-                top_k is None or type(top_k) is int and top_k >= 0,
-                "a whole number, at least 0 (0 or None is off)",
-            ),
-            "top_p": (top_p is None or 0 < top_p <= 1, "above 0 and at most 1 (1 or None is off)"),
-            "min_p": (min_p is None or 0 <= min_p <= 1, "between 0 and 1 (0 or None is off)"),
-            "repetition_penalty": (penalty is None or 1e-9 < penalty < 1e9, "above 0, near 1 (1 or None is off)"),
-        }
-        return [f"{name}={getattr(self, name)} must be {rule}" for name, (is_ok, rule) in rules.items() if not is_ok]
+        is_valid_top_k = top_k is None or type(top_k) is int and top_k >= 0
+        rules = [
+            ("temperature", 0 <= self.temperature < math.inf, "at least 0 (0 takes the likeliest token)"),
+            ("top_k", is_valid_top_k, "a whole number, at least 0 (0 or None is off)"),
+            ("top_p", top_p is None or 0 < top_p <= 1, "above 0 and at most 1 (1 or None is off)"),
+            ("min_p", min_p is None or 0 <= min_p <= 1, "between 0 and 1 (0 or None is off)"),
+            ("repetition_penalty", penalty is None or 1e-9 < penalty < 1e9, "above 0, near 1 (1 or None is off)"),
+        ]
+        problems = [f"{name}={getattr(self, name)} must be {rule}" for name, is_valid, rule in rules if not is_valid]
+        if problems:
+            raise DecodingError("; ".join(problems))
 
 
 def context_len(n_tokens: int, block_size: int) -> int:
@@ -50,9 +50,7 @@ def context_len(n_tokens: int, block_size: int) -> int:
     return half_block + (n_tokens - block_size - 1) % (block_size - half_block + 1)
 
 
-def check_decoding_inputs(
-    prompts: Any, vocab_size: int, n_ids: int, max_new_tokens: int, sampling: Sampling
-) -> list[list[int]]:
+def check_inputs(prompts: Any, vocab_size: int, n_ids: int, max_new_tokens: int) -> list[list[int]]:
     """prompts, a tensor (B, T) or sequences of ids, as lists. Raises DecodingError that lists every problem."""
     problems = []
     prompt_ids = prompts.tolist() if torch.is_tensor(prompts) else list(prompts)
@@ -66,7 +64,7 @@ def check_decoding_inputs(
         problems.append(f"max_new_tokens={max_new_tokens} must be at least 0")
     if n_ids < 1:
         problems.append(f"n_ids={n_ids} must be at least 1")
-    if problems := problems + sampling.problems():
+    if problems:
         raise DecodingError("; ".join(problems))
     return [list(row) for row in prompt_ids]
 
@@ -82,7 +80,7 @@ def penalize(logits, seen_mask, penalty: float):
 def sample_ids(logits, uniforms, sampling: Sampling):
     """One id per sequence (B,), drawn from logits (B, V) by inverting the cumulative distribution at uniforms (B,) < 1.
 
-    Non-finite logits give NONFINITE_ID. Apply the repetition penalty first, see penalize. Every operation works on each
+    Non-finite logits give INVALID_ID. Apply the repetition penalty first, see penalize. Every operation works on each
     row by itself, so that an id never depends on the other sequences of the batch.
     """
     logits = logits.float()
@@ -91,12 +89,12 @@ def sample_ids(logits, uniforms, sampling: Sampling):
     min_logits, max_logits = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)  # NaN if any logit is NaN
     is_finite = torch.isfinite(max_logits - min_logits)[:, 0]
     if sampling.temperature == 0:
-        return torch.where(is_finite, logits.argmax(-1), NONFINITE_ID)
+        return torch.where(is_finite, logits.argmax(-1), INVALID_ID)
     if sampling.top_k and sampling.top_k < logits.size(-1):
         next_ids = _sample_top_k(logits, max_logits, uniforms, sampling, sampling.top_k)
     else:
         next_ids = _invert_cdf(logits - max_logits, uniforms, sampling)
-    return torch.where(is_finite, next_ids, NONFINITE_ID)
+    return torch.where(is_finite, next_ids, INVALID_ID)
 
 
 def _sample_top_k(logits, max_logits, uniforms, sampling: Sampling, k: int):

@@ -31,38 +31,28 @@ class Detokenizer:
 
     def add(self, ids: Sequence[int]) -> list[str]:
         """Append the next id of each sequence; return the new text of each that no stop string can still remove."""
-        return [self._add_id(i, new_id) for i, new_id in enumerate(ids)]
-
-    def _add_id(self, i: int, new_id: int) -> str:
-        if self.end_reasons[i]:
-            return ""
-        if new_id in self.stop_ids:  # not part of the text
-            return self._end_text(i, "stop")
-        self.n_tokens[i] += 1
-        return self._append_piece(i, self._decoders[i](new_id))
-
-    def _append_piece(self, i: int, piece: str) -> str:
-        text = self._withheld_text[i] + piece
-        stop_positions = [position for position in (text.find(stop) for stop in self.stop) if position >= 0]
-        if stop_positions:
-            self.end_reasons[i] = "stop"
-            new_text, self._withheld_text[i] = text[: min(stop_positions)], ""
-        else:
-            n_tail = max((n for stop in self.stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-            new_text, self._withheld_text[i] = text[: len(text) - n_tail], text[len(text) - n_tail :]
-        self.texts[i] += new_text
-        return new_text
-
-    def _end_text(self, i: int, reason: str) -> str:
-        new_text = self._append_piece(i, self._decoders[i](None))  # the bytes of an incomplete character
-        if not self.end_reasons[i]:
-            tail, self._withheld_text[i] = self._withheld_text[i], ""
-            self.end_reasons[i], self.texts[i], new_text = reason, self.texts[i] + tail, new_text + tail
-        return new_text
+        return [self._append(i, new_id, "stop" if new_id in self.stop_ids else "") for i, new_id in enumerate(ids)]
 
     def finish(self, reason: str = "length") -> list[str]:
         """End the texts that have not ended yet; return what was withheld of each."""
-        return [self._end_text(i, reason) if not self.end_reasons[i] else "" for i in range(len(self.end_reasons))]
+        return [self._append(i, -1, reason) for i in range(len(self.texts))]
+
+    def _append(self, i: int, new_id: int, end_reason: str) -> str:
+        """Append new_id to text i, or end it without new_id if there is an end_reason; return its new text."""
+        if self.end_reasons[i]:
+            return ""
+        self.n_tokens[i] += not end_reason
+        piece = self._decoders[i](None if end_reason else new_id)  # of None: the bytes of an incomplete character
+        text = self._withheld_text[i] + piece
+        n_withheld = 0
+        if stop_positions := [text.index(stop) for stop in self.stop if stop in text]:
+            text, end_reason = text[: min(stop_positions)], "stop"
+        elif not end_reason:
+            prefixes = (stop[:n] for stop in self.stop for n in range(1, len(stop)))
+            n_withheld = max((len(prefix) for prefix in prefixes if text.endswith(prefix)), default=0)
+        new_text, self._withheld_text[i] = text[: len(text) - n_withheld], text[len(text) - n_withheld :]
+        self.texts[i], self.end_reasons[i] = self.texts[i] + new_text, end_reason
+        return new_text
 
 
 def parse_stop_strings(stop: str) -> list[str]:

@@ -10,9 +10,6 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-# ----------------------------------------------------------------------------------------------------------------------
-# rotary position embeddings
-
 
 def rotate_reference(x, rotation):
     """x (B, T, nh, hs) with channel pairs (i, i + hs/2) rotated by the angles whose cos and sin are (..., T, 1, hs)."""
@@ -42,10 +39,6 @@ class _Rotate(torch.autograd.Function):
 
 
 rotate = _Rotate.apply  # rotate(q, k, cos, sin) is (q, k), rotated
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# attention with a learned bias
 
 
 def biased_attention_reference(q, k, v, bias):
@@ -93,10 +86,6 @@ class _BiasedAttention(torch.autograd.Function):
                 dk[b, :, :j] += ds.mT @ q_tile
                 dv[b, :, :j] += p.to(q.dtype).mT @ grad_tile
         return dq, dk, dv, dbias
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# dropout
 
 
 class Dropout(nn.Dropout):

@@ -76,10 +76,7 @@ def _data_ptr(tensor) -> int | None:
 
 
 class PackedLinear(nn.Module):
-    """A Linear for inference, its weight in the order that cpu.c reads; x and the result in any float dtype.
-
-    linear may also be an Int8Linear of dongpt/decode/quantize.py, whose weights stay int8.
-    """
+    """A Linear for inference, or an Int8Linear, with its weight in the order that cpu.c reads; x in any float dtype."""
 
     weight: torch.Tensor
     scale: torch.Tensor | None
@@ -141,10 +138,7 @@ class PackedBlocks:
             self.layers[i] = _CLayer(*map(_data_ptr, norm_weights), *(linear.c_struct() for linear in linears))
 
     def blocks(self, x, attention_inputs: Any, caches: list):
-        """The blocks' output for x (B, 1, C), the newest token of every sequence; extends the caches (LayerCache).
-
-        attention_inputs are those of the model for these tokens.
-        """
+        """The blocks' output for x (B, 1, C), the newest token of every sequence; extends the caches (LayerCache)."""
         (B, _, C), (cos, sin), bias = x.shape, attention_inputs.rotation or (None, None), attention_inputs.bias
         positions, capacity = caches[0].positions, caches[0].keys.shape[2]
         if bias is not None and not bias.is_floating_point():  # a mask

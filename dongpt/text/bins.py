@@ -13,29 +13,28 @@ New files are written to a staging folder inside the data folder and moved into 
 data stay until the new ones are complete. Readers change nothing and need no lock.
 """
 
-import bisect
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import math
 import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import IO, Any, Iterator
 
 import numpy as np
 
 from configurator import UserError
 from dongpt.program import ROOT, atomic_write, locked_directory
-from dongpt.text.template import Template
-from dongpt.text.tokenizers import END, MAX_VOCAB_SIZE, Tokenizer, check_description, from_dict
+from dongpt.text.tokenizers import Tokenizer, from_dict
 
 SPLITS = ("train", "val")
+AUTO_PREPARED_DATASETS = ("chat_demo", "python_docs")  # data sets whose prepare.py needs no network
 STAGING_DIR = ".dongpt-new"  # folder inside the data folder that holds files until all are complete
 SHARD_PATTERN = re.compile(r"train_(\d{3,})\.bin")
 DATA_FILE_PATTERN = re.compile(r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin|meta\.json")  # all names ever written
@@ -48,11 +47,24 @@ CHUNK_TOKENS = 2**22  # read at a time where a whole file is read
 # where data folders are
 
 
-def find_data_folder(dataset: str, data_dir: str) -> str:
-    """The data folder that the settings name: data_dir, relative to the working directory, else data/<dataset>."""
+def find_data_folder(dataset: str, data_dir: str, rt=None, out=None) -> str:
+    """The data folder that the settings name: data_dir, relative to the working directory, else data/<dataset>.
+
+    Given a Runtime as rt, a data set that is missing and whose prepare.py needs no network is prepared, while the other
+    processes wait. The output of prepare.py goes to out, stdout by default.
+    """
     if not (dataset or data_dir):
         raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
-    return os.path.abspath(data_dir) if data_dir else os.path.join(ROOT, "data", dataset)
+    folder = os.path.abspath(data_dir) if data_dir else os.path.join(ROOT, "data", dataset)
+    name = os.path.basename(folder)
+    if rt and name in AUTO_PREPARED_DATASETS and folder == os.path.join(ROOT, "data", name):
+        if rt.is_main and not all(os.path.exists(os.path.join(folder, f"{split}.bin")) for split in SPLITS):
+            print(f"data/{name} is not prepared yet: running python data/{name}/prepare.py", file=out, flush=True)
+            result = subprocess.run([sys.executable, os.path.join(folder, "prepare.py")], stdout=out)
+            if result.returncode in (130, -2):  # Ctrl-C reached both; of other failures opening the corpus says more
+                raise KeyboardInterrupt
+        rt.barrier()
+    return folder
 
 
 def dataset_folder(name: str) -> str:
@@ -67,12 +79,7 @@ def how_to_prepare(folder: str) -> str:
     script_path = os.path.join(folder, "prepare.py")
     if os.path.exists(script_path):
         return f"run python {os.path.relpath(script_path)} first"
-    root = os.path.join(ROOT, "data")
-    datasets = sorted(name for name in os.listdir(root) if os.path.exists(os.path.join(root, name, "prepare.py")))
-    return (
-        f"write it with python data/prepare.py --input=YOUR_TEXT --name=NAME, or with one of the prepare.py under "
-        f"data/ (there are {', '.join(datasets)})"
-    )
+    return "run python data/prepare.py --input=YOUR_TEXT --name=NAME, or one of data/*/prepare.py, first"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -96,21 +103,7 @@ def read_meta(folder: str) -> dict:
         problem = f"the preparation of {folder} was interrupted while its files were moved into place"
         raise UserError(f"{problem}: give the command that prepared it again")
     paths = [os.path.join(folder, name) for name in ("meta.json", "meta.pkl")]
-    return next((_read(path) for path in paths if os.path.lexists(path)), {})
-
-
-def _read(path: str) -> dict:
-    """A validated meta.json or meta.pkl."""
-    try:
-        if not os.path.isfile(path):
-            raise ValueError("it is no file")
-        with open(path, "rb") as file:
-            return _check_meta(_load_pickle(file) if path.endswith(".pkl") else json.loads(str(file.read(), "utf-8")))
-    except (OSError, ValueError, KeyError, RecursionError) as error:
-        problem = f"{path} is damaged or was not written by a preparation ({error})"
-        raise UserError(
-            f"{problem}: move it and the .bin files beside it elsewhere, and prepare the data again"
-        ) from error
+    return next((_read_meta_file(path) for path in paths if os.path.lexists(path)), {})
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -139,43 +132,43 @@ def _has_type(value: Any, expected: Any) -> bool:
     return type(value) is expected and (expected is str or 0 <= value < 2**62)  # True is no number of tokens
 
 
-def _check_meta(meta: Any) -> dict:
-    """meta, if all that programs read of it is what a BinWriter stores. Raises ValueError, which names it, or KeyError.
-
-    Does not load GPT-2's vocabulary, which may have to be downloaded.
-    """
-    if not isinstance(meta, dict):
-        raise ValueError("it is no object")
-    if invalid_keys := [key for key, type_ in META_TYPES.items() if key in meta and not _has_type(meta[key], type_)]:
-        raise ValueError(f"{invalid_keys[0]} is not valid")
-    tokens, characters, n_bytes, predicted_bytes = (
-        meta.get(key, {}) for key in ("tokens", "characters", "bytes", "predicted_bytes")
-    )
-    shards = meta["shards"]["train"] if "shards" in meta else []
-    tokenizer, vocab_size = meta["tokenizer"], check_description(meta["tokenizer"])
-    special_tokens = tokenizer.get("special", [])
-    if tokenizer["kind"] != "gpt2":
-        vocab_size = from_dict(tokenizer).vocab_size
-    elif "template" in tokenizer:
-        Template.from_dict(tokenizer["template"])
-    checks = {
-        "vocab_size": meta["vocab_size"] == vocab_size <= MAX_VOCAB_SIZE,
-        "special": tokenizer["kind"] != "gpt2" or len({END, "", *special_tokens}) == 2 + len(special_tokens),
-        "tokens": not tokens or set(tokens) == set(SPLITS) and min(tokens.values()) > 0,
-        "bytes": all(  # a character takes one to four bytes
-            split in tokens and characters.get(split, 1) <= n <= 4 * characters.get(split, n)
-            for split, n in n_bytes.items()
-        ),
-        "predicted_bytes": all(split in tokens and n <= n_bytes.get(split, n) for split, n in predicted_bytes.items()),
-        "shards": len({shard["file"] for shard in shards}) == len(shards) > 0 or "shards" not in meta,
-        "a shard": all(  # a file in the data folder, with all that describe() tells of it
-            len(shard) >= 4 and SHARD_PATTERN.fullmatch(shard["file"]) and shard["tokens"] > 0 for shard in shards
-        ),
-        "the number of tokens": not shards or sum(shard["tokens"] for shard in shards) == tokens.get("train"),
-    }
-    if invalid_keys := [name for name, is_valid in checks.items() if not is_valid]:
-        raise ValueError(f"{invalid_keys[0]} is not valid")
-    return meta
+def _read_meta_file(path: str) -> dict:
+    """A meta.json or meta.pkl. Raises UserError unless all that programs read of it is what a BinWriter stores."""
+    try:
+        if not os.path.isfile(path):
+            raise ValueError("it is no file")
+        with open(path, "rb") as file:
+            meta = _load_pickle(file) if path.endswith(".pkl") else json.loads(str(file.read(), "utf-8"))
+        if not isinstance(meta, dict):
+            raise ValueError("it is no object")
+        if invalid_keys := [key for key, kind in META_TYPES.items() if key in meta and not _has_type(meta[key], kind)]:
+            raise ValueError(f"{invalid_keys[0]} is not valid")
+        tokens, characters, n_bytes, predicted_bytes = (
+            meta.get(key, {}) for key in ("tokens", "characters", "bytes", "predicted_bytes")
+        )
+        shards = meta["shards"]["train"] if "shards" in meta else []
+        checks = {
+            "vocab_size": meta["vocab_size"] == from_dict(meta["tokenizer"], load_gpt2=False).vocab_size,
+            "tokens": not tokens or set(tokens) == set(SPLITS) and min(tokens.values()) > 0,
+            "bytes": all(  # a character takes one to four bytes
+                split in tokens and characters.get(split, 1) <= n <= 4 * characters.get(split, n)
+                for split, n in n_bytes.items()
+            ),
+            "predicted_bytes": all(
+                split in tokens and n <= n_bytes.get(split, n) for split, n in predicted_bytes.items()
+            ),
+            "shards": len({shard["file"] for shard in shards}) == len(shards) > 0 or "shards" not in meta,
+            "a shard": all(  # a file in the data folder, with all that describe() tells of it
+                len(shard) >= 4 and SHARD_PATTERN.fullmatch(shard["file"]) and shard["tokens"] > 0 for shard in shards
+            ),
+            "the number of tokens": not shards or sum(shard["tokens"] for shard in shards) == tokens.get("train"),
+        }
+        if invalid_keys := [name for name, is_valid in checks.items() if not is_valid]:
+            raise ValueError(f"{invalid_keys[0]} is not valid")
+        return meta
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        problem = f"{path} is damaged or was not written by a preparation ({error})"
+        raise UserError(f"{problem}: move it and the .bin files beside it away, and prepare the data again") from error
 
 
 def data_file_names(meta: dict) -> set[str]:
@@ -192,7 +185,7 @@ def _staged_names(folder: str) -> tuple[set[str], set[str]]:
     """(names of the new files that are complete, those of them that are in place already)."""
     names: set[str] = set()
     with contextlib.suppress(UserError):  # there are none, or they are not ours
-        names = data_file_names(_read(os.path.join(folder, STAGING_DIR, "meta.json")))
+        names = data_file_names(_read_meta_file(os.path.join(folder, STAGING_DIR, "meta.json")))
     return names, {name for name in names if not os.path.isfile(os.path.join(folder, STAGING_DIR, name))}
 
 
@@ -200,7 +193,7 @@ def _prepared_file_names(folder: str) -> set[str]:
     """The names of the data files in folder that an earlier preparation wrote, as meta.json says."""
     names = _staged_names(folder)[1]
     with contextlib.suppress(UserError):
-        meta = _read(os.path.join(folder, "meta.json"))
+        meta = _read_meta_file(os.path.join(folder, "meta.json"))
         names |= {"meta.json", *data_file_names(meta)} if "tokens" in meta else set()  # without counts it's another's
     return names
 
@@ -266,17 +259,11 @@ class BinWriter:
     """
 
     def __init__(
-        self,
-        folder: str,
-        tokenizer: Tokenizer | None = None,
-        shard_tokens: int = 0,
-        fingerprint: str = "",
-        reorder_val: bool = False,
+        self, folder: str, tokenizer: Tokenizer | None = None, shard_tokens=0, fingerprint="", reorder_val=False
     ):
         self.folder, self.tokenizer, self.shard_tokens = folder, tokenizer, shard_tokens
         self.val_file = "val.ids" if reorder_val else "val.bin"
         self.can_resume = False  # whether a later process can continue with the new files
-        self.unsynced_files: set[str] = set()  # names of new files that have perhaps not reached the disk
         self.state: dict[str, Any] = {key: dict.fromkeys(SPLITS, 0) for key in ("characters", "bytes", "tokens")}
         self.state |= {"predicted_bytes": {}, "is_lossy": False}
         self.state |= {"plan": fingerprint, "documents": 0, "sizes": {}}  # documents done, bytes of the new files
@@ -305,7 +292,7 @@ class BinWriter:
         try:
             yield
         except OSError as error:
-            remedy, resume_note = "free space there or change its rights", ""
+            remedy = "free space there or change its rights"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 new_mb = _size_in_mb(self._staging_path(), self.state["sizes"])
                 remedy = f"free space on that disk, where the new files have {new_mb} MB by now"
@@ -313,8 +300,8 @@ class BinWriter:
                     old_mb = _size_in_mb(self.folder, _prepared_file_names(self.folder))
                     remedy += f" and the earlier data, which stay as they are, {old_mb} MB"
             if self.can_resume or _staged_names(self.folder)[0]:
-                resume_note = "; the same command then continues where it stopped"
-            raise UserError(f"{self.folder} cannot be written ({error.strerror}): {remedy}{resume_note}") from error
+                remedy += "; the same command then continues where it stopped"
+            raise UserError(f"{self.folder} cannot be written ({error.strerror}): {remedy}") from error
 
     def _staging_path(self, *name: str) -> str:
         """The path of a new file, or of their folder."""
@@ -349,10 +336,9 @@ class BinWriter:
 
     def _sync_to_disk(self):
         """Wait until all new files have reached the disk."""
-        for name in sorted(self.unsynced_files):
+        for name in os.listdir(self._staging_path()):
             with open(self._staging_path(name), "ab") as file:
                 os.fsync(file.fileno())
-        self.unsynced_files.clear()
 
     def add(self, split: str, encoded: EncodedText):
         """Append to a split."""
@@ -371,7 +357,6 @@ class BinWriter:
                     with open(self._staging_path(name), "ab") as file:
                         file.write(array.data)
                     state["sizes"][name] = state["sizes"].get(name, 0) + array.nbytes
-                    self.unsynced_files.add(name)
         state["characters"][split] += encoded.n_characters
         state["bytes"][split] += encoded.n_bytes
         state["tokens"][split] += len(ids)
@@ -387,10 +372,8 @@ class BinWriter:
         n_train, n_val = (self.state["tokens"][split] for split in SPLITS)
         if min(n_train, n_val) < 2:
             self.can_resume = False  # to continue would end here again
-            raise UserError(
-                f"the text gives {n_train:,} tokens to train on and {n_val:,} for validation, and a loss needs two: "
-                f"give a longer one, another --val_fraction, or another --tokenizer"
-            )
+            problem = f"train has {n_train:,} tokens and val {n_val:,}, and a loss needs two"
+            raise UserError(f"{problem}: give a longer text, another --val_fraction, or another --tokenizer")
         with self._explain_disk_errors():
             if val_order is not None:
                 self._write_val_in_order(val_order, tokenizer.end_id)
@@ -422,7 +405,6 @@ class BinWriter:
         with open(self._staging_path("val.bin"), "wb") as file:
             for i in order.tolist():
                 file.write(ids[starts[i] : ends[i]].data)
-        self.unsynced_files.add("val.bin")
 
 
 def _size_in_mb(folder: str, names) -> str:
@@ -440,16 +422,6 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}_{number:03d}.bin"
 
 
-def find_shards(folder: str) -> list[str]:
-    """The names of train's shards in a folder without meta.json, in order. Raises UserError if a number is missing."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    shards = {int(match[1]): name for name in names if (match := SHARD_PATTERN.fullmatch(name))}
-    if missing := sorted({*range(len(shards))} - {*shards}):
-        problem = f"{folder} has {len(shards)} shards of train and no {shard_name('train', missing[0])}"
-        raise UserError(f"{problem}: copy it there, or prepare the data again")
-    return [shards[number] for number in range(len(shards))]
-
-
 def describe(path: str, sha256: str) -> dict:
     """meta.json's description of a shard."""
     return {
@@ -460,31 +432,25 @@ def describe(path: str, sha256: str) -> dict:
     }
 
 
-@contextlib.contextmanager
-def _readable(path: str) -> Iterator[io.FileIO]:
-    """The file at path, open for unbuffered reading. Raises UserError if it cannot be read."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): change its rights, or copy it again") from error
+def _file_bytes(path: str) -> "TokenArray":
+    """The bytes of a file."""
+    size = os.path.getsize(path)
+    return TokenArray([(path, size)], "u1", size)
 
 
 def ends_sha256(path: str) -> str:
     """SHA-256 of the first megabyte of a file followed by its last one."""
-    with _readable(path) as file:
-        first_bytes = file.read(HASHED_END_BYTES)
-        file.seek(max(0, os.path.getsize(path) - HASHED_END_BYTES))
-        return hashlib.sha256(first_bytes + file.read(HASHED_END_BYTES)).hexdigest()
+    content = _file_bytes(path)
+    first, last = content[:HASHED_END_BYTES], content[max(0, len(content) - HASHED_END_BYTES) :]
+    return hashlib.sha256(first.tobytes() + last.tobytes()).hexdigest()
 
 
 def file_sha256(*paths: str, prefix: str = "") -> str:
     """SHA-256 of prefix and the contents of files, one after the other."""
     digest = hashlib.sha256(prefix.encode("ascii"))
     for path in paths:
-        with _readable(path) as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
+        for chunk in _file_bytes(path).chunks():
+            digest.update(chunk.data)
     return digest.hexdigest()
 
 
@@ -511,41 +477,48 @@ def check_shard_ends(folder: str, shards: list[dict]):
 # reading
 
 
-def data_files(folder: str, meta: dict) -> dict[str, list[tuple[str, int]]]:
-    """[(path, number of entries), ...] of train, val, and of train.mask and val.mask where there are masks.
+def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str, "TokenArray"]]:
+    """(description, {"train": ids, "val": ids}) of a data folder; also "train.mask" and "val.mask" if it has masks.
 
-    Raises UserError for files that are missing, or whose sizes are not those that meta tells.
+    With train_fraction only the first part of train. Raises UserError as read_meta does, and for files that are missing
+    or whose sizes are not those that meta.json tells.
     """
-    files: dict[str, list[tuple[str, int]]] = {}
+    meta = read_meta(folder)
+    arrays: dict[str, TokenArray] = {}
     for key in ("train", "val", "train.mask", "val.mask"):
         split, _, mask = key.partition(".")
-        if mask and not (
-            split in meta.get("predicted_bytes", {}) or os.path.exists(os.path.join(folder, f"{key}.bin"))
-        ):
+        name, remedy, itemsize = f"{key}.bin", "", 1 if mask else 2
+        has_file = os.path.exists(os.path.join(folder, name))
+        if mask and not (has_file or split in meta.get("predicted_bytes", {})):
             continue
-        n_tokens = sum(count for _, count in files[split]) if mask else meta.get("tokens", {}).get(split)
-        expected: dict[str, int | None] = {f"{key}.bin": n_tokens}
-        remedy = ""
+        n_tokens = sum(count for _, count in arrays[split].files) if mask else meta.get("tokens", {}).get(split)
+        expected: dict[str, int | None] = {name: n_tokens}
         if key == "train" and "shards" in meta:
             expected = {shard["file"]: shard["tokens"] for shard in meta["shards"]["train"]}
             remedy = "copy it there again, or prepare the data again"
-        elif key == "train" and not meta.get("tokens") and not os.path.exists(os.path.join(folder, "train.bin")):
-            expected = dict.fromkeys(find_shards(folder)) or expected
-        files[key] = []
+        elif key == "train" and not meta.get("tokens") and not has_file:
+            names = os.listdir(folder) if os.path.isdir(folder) else []
+            n_shards = sum(bool(SHARD_PATTERN.fullmatch(name)) for name in names)
+            expected = dict.fromkeys(shard_name("train", i) for i in range(n_shards)) or expected
+            remedy = "copy it there, or prepare the data again" if n_shards else ""
+        files = []
         for name, count in expected.items():
-            path, itemsize, problem = os.path.join(folder, name), 1 if mask else 2, ""
+            path, problem = os.path.join(folder, name), ""
             size = os.path.getsize(path) if os.path.isfile(path) else -1
             if size < 0:
                 problem = f"{folder} has no {name}"
             elif count and size != itemsize * count:
-                size_source = "its mask needs" if mask else "meta.json says"
-                problem = f"{path} has {size:,} bytes where {size_source} {itemsize * count:,}"
+                source = "its mask needs" if mask else "meta.json says"
+                problem = f"{path} has {size:,} bytes where {source} {itemsize * count:,}"
             elif size == 0 or size % itemsize:
                 problem = f"{path} is {'damaged' if size else 'empty'}"
             if problem:
                 raise UserError(f"{problem}: {remedy or how_to_prepare(folder)}")
-            files[key].append((path, size // itemsize))
-    return files
+            files.append((path, size // itemsize))
+        length = sum(count for _, count in files)
+        length = int(length * train_fraction) if split == "train" else length
+        arrays[key] = TokenArray(files, "u1" if mask else "<u2", length)
+    return meta, arrays
 
 
 class TokenArray:
@@ -556,10 +529,10 @@ class TokenArray:
     """
 
     def __init__(self, files: list[tuple[str, int]], dtype: str, length: int):
-        self.paths, self.dtype, self.length = [path for path, _ in files], np.dtype(dtype), length
-        self.starts = [0, *accumulate(count for _, count in files)]  # index of each file's first entry
-        self.in_memory = length * self.dtype.itemsize <= MAX_IN_MEMORY_BYTES
-        self._cached_values = self._read(0, length) if self.in_memory else np.empty(0, self.dtype)
+        self.files, self.dtype, self.length = files, np.dtype(dtype), length
+        self.in_memory = False
+        if length * self.dtype.itemsize <= MAX_IN_MEMORY_BYTES:
+            self._values, self.in_memory = self[:], True
 
     def __len__(self) -> int:
         return self.length
@@ -567,37 +540,41 @@ class TokenArray:
     def __getitem__(self, key: slice) -> np.ndarray:
         assert key.step in (None, 1)
         start, stop, _ = key.indices(self.length)
-        return self._cached_values[start:stop] if self.in_memory else self._read(start, max(0, stop - start))
+        if self.in_memory:
+            return self._values[start:stop]
+        values, n_read = np.empty(max(0, stop - start), self.dtype), 0
+        for path, count in self.files:  # start: in this file
+            if n := max(0, min(len(values) - n_read, count - start)):
+                part = values[n_read : n_read + n]
+                try:
+                    with open(path, "rb", buffering=0) as file:
+                        file.seek(start * self.dtype.itemsize)
+                        n_bytes = file.readinto(part.data)
+                except OSError as error:
+                    remedy = "change its rights, or copy it again"
+                    raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+                if n_bytes < part.nbytes:
+                    raise UserError(f"{path} has become shorter while it was read: prepare the data again")
+                n_read += n
+            start = max(0, start - count)
+        return values
 
     def array(self) -> "np.ndarray | TokenArray":
         """All of it as a numpy array, which is memory-mapped if it is a large file; large shards stay a TokenArray."""
         if self.in_memory:
-            return self._cached_values
-        if len(self.paths) > 1:
+            return self._values
+        if len(self.files) > 1:
             return self
-        return np.memmap(self.paths[0], dtype=self.dtype, mode="r", shape=(self.length,))
+        return np.memmap(self.files[0][0], dtype=self.dtype, mode="r", shape=(self.length,))
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The windows that begin at starts, (len(starts), length)."""
         windows = np.empty((len(starts), length), dtype=self.dtype)
         for window, start in zip(windows, starts.tolist()):
-            window[:] = self._cached_values[start : start + length] if self.in_memory else self._read(start, length)
+            window[:] = self[start : start + length]
         return windows
 
     def chunks(self, size: int = CHUNK_TOKENS) -> Iterator[np.ndarray]:
         """All of it, `size` entries at a time."""
         for start in range(0, self.length, size):
             yield self[start : start + size]
-
-    def _read(self, start: int, length: int) -> np.ndarray:
-        """The `length` entries from start on, read from the files."""
-        values, n_read = np.empty(length, dtype=self.dtype), 0
-        while n_read < length:
-            i = bisect.bisect_right(self.starts, start + n_read) - 1
-            part = values[n_read : self.starts[i + 1] - start]
-            with _readable(self.paths[i]) as file:
-                file.seek((start + n_read - self.starts[i]) * self.dtype.itemsize)
-                if file.readinto(part.data) < part.nbytes:
-                    raise UserError(f"{self.paths[i]} has become shorter while it was read: prepare the data again")
-            n_read += len(part)
-        return values

@@ -1,11 +1,11 @@
-"""Read documents from files of many kinds, in pieces, so that a file may be larger than memory.
+"""Read documents from files of many kinds, in parts, so that a file may be larger than memory.
 
 A text file is one document, or one per line, or one per paragraph; so is a record of JSON lines, CSV or Parquet.
-Line ends become \\n and a byte-order mark is dropped. What isn't text is refused with its place.
+Line ends become \\n and a byte-order mark is dropped. What isn't text is refused, with its location.
 
     files = Files(find_files("poems/")[0])
-    for text, ends in files.parts(): ...  # documents in order; one that is long comes in several parts
-    for place, (question, answer) in Files(["qa.csv"]).records("question", "answer"): ...
+    for text, is_end in files.read_documents(): ...  # documents in order; one that is long comes in several parts
+    for location, (question, answer) in Files(["qa.csv"]).records("question", "answer"): ...
 """
 
 import bz2
@@ -75,7 +75,7 @@ class Files:
     """Files, and how documents are found in them.
 
     on_progress, where a method takes it, is told how many bytes of the files were used up; digest (of hashlib) is
-    updated with what was read. Reading raises UserError, naming file and place, for what isn't text.
+    updated with what was read. Reading raises UserError, naming the location, for what isn't text.
     """
 
     paths: list[str]
@@ -100,24 +100,24 @@ class Files:
         """Size and time of each file, to see whether one changes."""
         return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, self.paths)]
 
-    def parts(self, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
+    def read_documents(self, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
         """Yield the documents in order, without blank ones, in parts of about CHUNK_BYTES characters at most unless a
         record or a line is longer."""
-        parts = _skip_blanks(part for path in self.paths for part in self.file_parts(path, on_progress, digest))
+        parts = _skip_blanks(part for path in self.paths for part in self.read_file(path, on_progress, digest))
         if self.document == "none":
             return _join_documents(parts)
         if self.document == "file":
             return parts
         return _split_at_separator(parts, LINE_END_PATTERN if self.document == "line" else BLANK_LINES_PATTERN)
 
-    def file_parts(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
+    def read_file(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
         """Yield the documents of one file, which are its records, or else the whole file; blank ones too."""
         if file_suffixes(path)[0] in RECORD_SUFFIXES:
             records = replace(self, paths=[path]).records(self.field, on_progress=on_progress, digest=digest)
             yield from ((text, True) for _, (text,) in records)
             return
         text = ""
-        for chunk in self.pieces(path, on_progress, digest):
+        for chunk in self.read_chunks(path, on_progress, digest):
             if text:
                 yield text, False
             text = chunk
@@ -128,12 +128,12 @@ class Files:
         if file_suffixes(path)[0] == ".parquet":
             with _open_parquet(path) as file:
                 return file.metadata.num_rows
-        return sum(is_end for _, is_end in self.file_parts(path)) if file_suffixes(path)[0] in RECORD_SUFFIXES else 1
+        return sum(is_end for _, is_end in self.read_file(path)) if file_suffixes(path)[0] in RECORD_SUFFIXES else 1
 
     def records(
         self, *fields: str, on_progress: Progress = lambda n: None, digest=None, labels: tuple[str, ...] = ()
     ) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Yield (place, texts of these fields) of every record, as in ("FILE line 2", ("question", "answer")).
+        """Yield (location, texts of these fields) of every record, as in ("FILE line 2", ("question", "answer")).
 
         Of fields in labels any value is taken, as text.
         """
@@ -145,22 +145,24 @@ class Files:
                 records = (_read_csv if kind == ".csv" else _read_json_lines)(path, fields, self.option, lines)
             else:
                 raise UserError(f"{path} has no records: give a file that ends in {' '.join(RECORD_SUFFIXES)}")
-            for place, values in records:
-                texts = (str(v) if n in labels else check_text(v, place, n, self.raw) for n, v in zip(fields, values))
-                yield place, tuple(texts)
+            for location, values in records:
+                texts = (
+                    str(v) if n in labels else check_text(v, location, n, self.raw) for n, v in zip(fields, values)
+                )
+                yield location, tuple(texts)
             on_progress(os.path.getsize(path))
 
     def lines(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[str]:
         """Yield the lines of one file, with their ends."""
         partial_line = ""
-        for chunk in self.pieces(path, on_progress, digest):
+        for chunk in self.read_chunks(path, on_progress, digest):
             *full_lines, partial_line = (partial_line + chunk).split("\n")
             yield from (line + "\n" for line in full_lines)
         if partial_line:
             yield partial_line
 
-    def pieces(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[str]:
-        """Yield the text of one file in pieces, checked, with line ends \\n."""
+    def read_chunks(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[str]:
+        """Yield the text of one file in chunks, checked, with line ends \\n."""
         decoder, encoding, offset, line_ends = None, "", 0, io.IncrementalNewlineDecoder(None, translate=True)
         is_compressed = bool(file_suffixes(path)[1])
         for chunk in _read_decompressed(path):
@@ -193,7 +195,7 @@ class Files:
 
 
 def _read_decompressed(path: str) -> Iterator[bytes]:
-    """Yield the bytes of a file in pieces; b"" comes last."""
+    """Yield the bytes of a file in chunks; b"" comes last."""
     opener: Any = DECOMPRESSORS.get(file_suffixes(path)[1], open)
     try:
         with opener(path, "rb") as file:
@@ -222,38 +224,37 @@ def _decode_error(path: str, error: UnicodeDecodeError, offset: int) -> UserErro
     byte_name = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "its end"
     maybe_cp1252 = error.encoding == "utf-8" and error.object[error.start] not in b"\x81\x8d\x8f\x90\x9d"
     remedy = "pass --encoding=NAME of the encoding that it has" + ", such as cp1252 for Western Windows" * maybe_cp1252
-    return UserError(
-        f"{path} is not {error.encoding.upper()} at byte {offset:,} ({byte_name}): convert it to UTF-8, or {remedy}"
-    )
+    problem = f"{path} is not {error.encoding.upper()} at byte {offset:,} ({byte_name})"
+    return UserError(f"{problem}: convert it to UTF-8, or {remedy}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# records: each format yields (place, values of the fields)
+# records: each format yields (location, values of the fields)
 
 Record = tuple[str, list[Any]]
 
 
-def check_text(text, place: str, field: str, raw: bool = False) -> str:
+def check_text(text, location: str, field: str, raw: bool = False) -> str:
     """The text of a record's field, with line ends \\n; as it is, but for halves of surrogate pairs, which UTF-8 cannot
     have, and null, which is empty. Raises UserError if it isn't text."""
     if raw and text is None:
         return ""
     if not isinstance(text, str):
-        raise UserError(f"{place}: {field!r} of this record is no text but {str(text)[:40]!r}: mend or drop it")
+        raise UserError(f"{location}: {field!r} of this record is no text but {str(text)[:40]!r}: mend or drop it")
     if raw:
         return text if is_valid_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if "\0" in text or not is_valid_unicode(text):
         problem = f"has a NUL or half a surrogate pair ({text[:40]!r}...)"
-        raise UserError(f"{place}: {field!r} of this record {problem}: mend or drop it")
+        raise UserError(f"{location}: {field!r} of this record {problem}: mend or drop it")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def parse_json(line: str, place: str) -> Any:
+def parse_json(line: str, location: str) -> Any:
     """The value of a line of JSON. Raises UserError if it isn't JSON."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is no JSON ({getattr(error, 'msg', error)}): mend or drop the line") from error
+        raise UserError(f"{location} is no JSON ({getattr(error, 'msg', error)}): mend or drop the line") from error
 
 
 def _check_fields(source: str, fields: Iterable[str], names: Iterable[str], option: str):
@@ -267,12 +268,12 @@ def _check_fields(source: str, fields: Iterable[str], names: Iterable[str], opti
 def _read_json_lines(path: str, fields: tuple[str, ...], option: str, lines: Iterable[str]) -> Iterator[Record]:
     for line_number, line in enumerate(lines, 1):
         if line.strip():
-            place = f"{path} line {line_number:,}"
-            record = parse_json(line, place)
+            location = f"{path} line {line_number:,}"
+            record = parse_json(line, location)
             if not isinstance(record, dict):
-                raise UserError(f'{place} is no object: lines must be like {{"{fields[0]}": "..."}}')
-            _check_fields(place, fields, record, option)
-            yield place, [record[field] for field in fields]
+                raise UserError(f'{location} is no object: lines must be like {{"{fields[0]}": "..."}}')
+            _check_fields(location, fields, record, option)
+            yield location, [record[field] for field in fields]
 
 
 def _read_csv(path: str, fields: tuple[str, ...], option: str, lines: Iterable[str]) -> Iterator[Record]:
@@ -282,10 +283,10 @@ def _read_csv(path: str, fields: tuple[str, ...], option: str, lines: Iterable[s
         names = next(rows, [])
         _check_fields(path, fields, names, option)
         for row in filter(None, rows):
-            place = f"{path} line {rows.line_num:,}"
+            location = f"{path} line {rows.line_num:,}"
             if len(row) != len(names):
-                raise UserError(f"{place} has {len(row)} columns, the first line has {len(names)}: mend or drop it")
-            yield place, [row[names.index(field)] for field in fields]
+                raise UserError(f"{location} has {len(row)} columns, the first line has {len(names)}: mend or drop it")
+            yield location, [row[names.index(field)] for field in fields]
     except csv.Error as error:
         raise UserError(f"{path} line {rows.line_num:,} is no CSV ({error}): mend or drop it") from error
 
@@ -373,8 +374,8 @@ class Texts:
         """The texts themselves."""
         return self.texts
 
-    def parts(self, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
-        """As Files.parts."""
+    def read_documents(self, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
+        """As Files.read_documents."""
         for text in self.texts:
             if digest is not None:
                 digest.update(text.encode("utf-8"))

@@ -17,22 +17,19 @@ import math
 import multiprocessing
 import os
 import re
-import subprocess
-import sys
 import threading
 import zlib
 from collections import Counter, deque
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any, Callable, Iterable, Iterator, Literal, Protocol, Sequence
+from typing import Annotated, Any, Callable, Iterable, Iterator, Literal, Protocol, Sequence
 
 import numpy as np
 
 from configurator import UserError
 from dongpt.log import progress_bar
-from dongpt.program import ROOT
-from dongpt.text.bins import SPLITS, BinWriter, EncodedText, PreparedData, data_files, read_meta
+from dongpt.text.bins import SPLITS, BinWriter, EncodedText, PreparedData, open_data
 from dongpt.text.documents import Files, Progress, Texts
 from dongpt.text.template import Segment, Template, merge_segments
 from dongpt.text.tokenizers import (
@@ -59,7 +56,6 @@ NUM_BUCKETS = 2**16  # of documents by their hash; a split by documents chooses 
 BPE_TRAIN_CHARS = 2**25  # that byte pairs are trained on at most, evenly spaced over a longer text
 BPE_TRAIN_WORDS = 2**18  # different words in them at most: each takes nearly a kilobyte during training
 MAX_WORDS = 2**20  # different words that are counted
-AUTO_PREPARED_DATASETS = ("chat_demo", "python_docs")  # data sets whose prepare.py needs no network
 
 TokenizerKind = Literal["char", "word", "bpe", "gpt2"]
 DocumentContent = Any  # of a document: text, or a list of segments of which some are in the loss
@@ -74,7 +70,7 @@ class Vocabulary:
 
     tokenizer: TokenizerKind = "char"  # characters, words, trained byte pairs, GPT-2's
     vocab_size: int = 4096  # bpe: entries, special tokens included
-    min_count: int = 1  # word: rarer words become <unk>
+    min_count: Annotated[int, ">=", 1] = 1  # word: rarer words become <unk>
     lower: bool = False  # word: in small letters
     spaces_alone: bool = False  # word: blanks are tokens of their own, as in the word notebook
     special: str = ""  # special tokens, with commas between: "<|summarize|>,<|sentiment|>"
@@ -108,18 +104,20 @@ class CorpusStats:
 class SegmentSource(Protocol):
     """Documents in segments, some of which are in the loss."""
 
-    size: int  # bytes on the disk
-
-    def fingerprint(self):
-        """A value that changes when the text does."""
+    @property
+    def files(self) -> Files | Texts:
+        """The texts that the segments are made of."""
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(a number that decides on the split, segments) of each document; no segments if it is left out."""
 
 
+Documents = Files | Texts | SegmentSource
+
+
 def prepare(
     folder: str,
-    documents: Files | Texts | SegmentSource,
+    documents: Documents,
     vocabulary: Vocabulary,
     val_fraction: float = 0.1,
     source: str = "",
@@ -143,8 +141,8 @@ def prepare(
     by default what was read is hashed. Raises UserError for a text that is too short to split, a vocabulary that does
     not fit into uint16, and for what documents, tokenizers and BinWriter raise.
     """
-    check_val_fraction(val_fraction)
-    fingerprint, has_segments = documents.fingerprint(), not isinstance(documents, (Files, Texts))
+    files = documents if isinstance(documents, (Files, Texts)) else documents.files
+    fingerprint = files.fingerprint()
     plan_sha256 = _sha256(repr((documents, fingerprint, vocabulary, val_fraction, shard_tokens, specials, template)))
     if seed is not None:
         assert isinstance(documents, Files) and vocabulary.tokenizer == "gpt2"
@@ -152,12 +150,12 @@ def prepare(
     num_passes = 1 if seed is not None else 3 if vocabulary.tokenizer == "bpe" else 2
     with (
         BinWriter(folder, shard_tokens=shard_tokens, fingerprint=plan_sha256, reorder_val=seed is not None) as writer,
-        progress_bar(num_passes * documents.size, unit="B", quiet=quiet, leave=False) as bar,
+        progress_bar(num_passes * files.size, unit="B", quiet=quiet, leave=False) as bar,
     ):
         tokenizer: Tokenizer
         if isinstance(documents, Files) and seed is not None:
             with contextlib.suppress(UserError):
-                if (meta := read_meta(folder)).get("plan_sha256") == plan_sha256 and data_files(folder, meta):
+                if open_data(folder)[0].get("plan_sha256") == plan_sha256:
                     return None
             tokenizer, num_skipped = GPT2Tokenizer(), 0
             pieces, val_order, meta = _draw_split(documents, val_fraction, seed, writer.state["documents"], bar.update)
@@ -167,24 +165,16 @@ def prepare(
             val_order, num_skipped = None, writer.state["documents"]
         tokenizer.template, writer.tokenizer = template, tokenizer
         end_id = tokenizer.end_id if meta["documents"] > 1 else None
-        sample_splits = ("val",) if seed is None and not has_segments else SPLITS
+        sample_splits = ("val",) if seed is None and documents is files else SPLITS
         sample = _encode_and_write(writer, tokenizer, pieces, end_id, sample_splits, num_skipped)
-        if documents.fingerprint() != fingerprint:
+        if files.fingerprint() != fingerprint:
             raise UserError("the text changed while it was read: run this again when nothing writes to it")
         prepared = writer.finish({"source": source, **meta, "sha256": sha256 or meta["sha256"]}, val_order)
-        if not sample.strip():  # there is no other than the start of val.bin
-            ids, end_id = np.fromfile(os.path.join(folder, "val.bin"), "<u2", count=200).tolist(), tokenizer.end_id
-            sample = tokenizer.decode(ids[: ids.index(end_id)] if end_id in ids else ids).rstrip("\ufffd")
         return replace(prepared, sample=sample)
 
 
 def _scan_text(
-    documents: Files | Texts | SegmentSource,
-    vocabulary: Vocabulary,
-    val_fraction: float,
-    val_buckets: np.ndarray | None,
-    specials: Sequence[str],
-    on_progress: Progress,
+    documents: Documents, vocabulary: Vocabulary, val_fraction: float, val_buckets, specials, on_progress: Progress
 ) -> tuple[Tokenizer, Pieces, dict]:
     """(tokenizer, pieces, entries of meta.json), for which the documents are read once."""
     stats, digest, has_segments = CorpusStats(), hashlib.sha256(), not isinstance(documents, (Files, Texts))
@@ -202,38 +192,32 @@ def _scan_text(
     if isinstance(split, int) and not has_segments:
         pieces = _split_by_position(pieces, split, vocabulary.tokenizer == "word")
     elif isinstance(split, int):
-        raise UserError(
-            f"{stats.documents:,} records cannot be split so that about {100 * val_fraction:.0f} % of the text are "
-            f"for validation: give more records, or another --val_fraction"
-        )
+        problem = f"{stats.documents:,} records cannot be split so that {val_fraction} of the text are for validation"
+        raise UserError(f"{problem}: give more records, or another --val_fraction")
     split_method = "position" if isinstance(split, int) else "documents"
     meta = {"sha256": digest.hexdigest(), "documents": stats.documents, "split": split_method}
     return tokenizer, pieces, meta | ({"left_out": stats.num_skipped} if has_segments else {})
 
 
-def _read_pieces(documents: Files | Texts | SegmentSource, is_val: np.ndarray, stats: CorpusStats, *progress) -> Pieces:
-    """All of the documents, counted in survey; for_val (NUM_BUCKETS,) tells their split."""
+def _read_pieces(documents: Documents, is_val: np.ndarray, stats: CorpusStats, *progress) -> Pieces:
+    """All of the documents, counted in stats; is_val (NUM_BUCKETS,) tells their split."""
+    contents: Iterable[tuple[int | None, DocumentContent, bool]]
     if isinstance(documents, (Files, Texts)):
-        texts = _add_buckets(documents.parts(*progress))
+        contents = ((None, text, is_end) for text, is_end in documents.read_documents(*progress))
     else:
-        texts = ((group % NUM_BUCKETS, texts, True) for group, texts in documents.read_segments(*progress))
-    for bucket, content, is_end in texts:
+        contents = ((number, segments, True) for number, segments in documents.read_segments(*progress))
+    bucket = None  # of the document that goes on
+    for number, content, is_end in contents:
         if content == []:
             stats.num_skipped += 1
             continue
-        n = _num_characters(content)
+        if bucket is None:
+            bucket = document_bucket(content) if number is None else number % NUM_BUCKETS
+        n_characters = sum(map(len, _plain_texts(content)))
         stats.documents += is_end
-        stats.characters += n
-        stats.bucket_chars[bucket] += n
+        stats.characters += n_characters
+        stats.bucket_chars[bucket] += n_characters
         yield SPLITS[int(is_val[bucket])], content, is_end
-
-
-def _add_buckets(parts: Iterable[tuple[str, bool]]) -> Iterator[tuple[int, DocumentContent, bool]]:
-    """(bucket of its document, text, whether the document ends with it) of all texts."""
-    bucket = None
-    for text, is_end in parts:
-        bucket = document_bucket(text) if bucket is None else bucket
-        yield bucket, text, is_end
         bucket = None if is_end else bucket
 
 
@@ -251,10 +235,8 @@ def _draw_split(
     counts = [files.count(path) for path in files.paths]
     n_documents, val_indices = sum(counts), draw(sum(counts), val_fraction, seed)
     if not 0 < len(val_indices) < n_documents:
-        raise UserError(
-            f"{n_documents:,} documents cannot be split into some to train on and some for validation: "
-            f"give more files or records, or take data/prepare.py, which cuts a text"
-        )
+        problem = f"{n_documents:,} documents cannot be split into train and val"
+        raise UserError(f"{problem}: give more files or records, or take data/prepare.py, which cuts a text")
     if num_done:
         print(f"continuing after document {num_done:,} of {n_documents:,}, where this stopped before")
     is_val = np.zeros(n_documents, dtype=bool)
@@ -268,34 +250,12 @@ def draw(n_documents: int, val_fraction: float, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(n_documents)[: math.ceil(val_fraction * n_documents)]
 
 
-def prepare_if_missing(folder: str, rt, out=None):
-    """Run the folder's prepare.py if its data files are missing and it needs no network; the other processes wait.
-
-    rt is a Runtime. The script's output goes to out, stdout by default.
-    """
-    name = os.path.basename(folder)
-    if name in AUTO_PREPARED_DATASETS and folder == os.path.join(ROOT, "data", name):
-        if rt.is_main and not all(os.path.exists(os.path.join(folder, f"{split}.bin")) for split in SPLITS):
-            script = os.path.join(folder, "prepare.py")
-            print(f"data/{name} is not prepared yet: running python data/{name}/prepare.py", file=out, flush=True)
-            result = subprocess.run([sys.executable, script], stdout=out)
-            if result.returncode in (130, -2):  # Ctrl-C reached both; of other failures opening the corpus says more
-                raise KeyboardInterrupt
-        rt.barrier()
-
-
-def check_val_fraction(val_fraction: float):
-    """Raise UserError unless val_fraction is one."""
-    if not 0 < val_fraction < 1:
-        raise UserError(f"val_fraction={val_fraction} must be above 0 and below 1")
-
-
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# survey and vocabulary
+# counts and vocabulary
 
 
 def document_bucket(text: str) -> int:
@@ -308,38 +268,23 @@ def _plain_texts(content: DocumentContent) -> list[str]:
     return [content] if isinstance(content, str) else [part.text for part in content if not part.is_special]
 
 
-def _num_characters(content: DocumentContent) -> int:
-    return len(content) if isinstance(content, str) else sum(map(len, _plain_texts(content)))
-
-
 def _text_pieces(pieces: Iterable[SplitPiece]) -> Pieces:
     """The texts of pieces, without special tokens."""
     return ((split, text, is_end) for split, content, is_end in pieces for text in _plain_texts(content))
 
 
 def _count_symbols(pieces: Pieces, vocabulary: Vocabulary) -> Counter[str]:
-    """The words of all pieces with their counts, or the characters; nothing for byte pairs."""
+    """The words of all pieces with their counts, or the different characters; nothing for byte pairs."""
     counts: Counter[str] = Counter()
-    if vocabulary.tokenizer == "char":
-        for _, characters in _map_in_order(_distinct_characters, _make_jobs(pieces, len), use_threads=True):
-            counts.update(characters)
-    elif vocabulary.tokenizer == "word":
-        if vocabulary.min_count < 1:
-            raise UserError(f"min_count={vocabulary.min_count} must be at least 1")
+    if vocabulary.tokenizer == "word":
         count_words = functools.partial(_count_words, vocabulary.lower, vocabulary.spaces_alone)
         for _, words in _map_in_order(count_words, _make_jobs(pieces, last_word_break), use_threads=False):
             counts.update(words)
             if len(counts) > MAX_WORDS:
                 raise UserError(f"the text has more than {MAX_WORDS:,} different words: take --tokenizer=bpe")
-    deque(pieces, maxlen=0)  # byte pairs need no survey
+    for _, text, _ in pieces:  # of byte pairs this counts documents and characters only
+        counts.update(set(text) if vocabulary.tokenizer == "char" else ())
     return counts
-
-
-def _distinct_characters(job: EncodeJob) -> str:
-    """The different characters of texts."""
-    is_present = np.zeros(0x110000, dtype=bool)
-    is_present[np.frombuffer("".join(text for _, text, _ in job).encode("utf-32-le"), np.uint32)] = True
-    return "".join(map(chr, np.flatnonzero(is_present)))
 
 
 def _count_words(lower: bool, spaces_alone: bool, job: EncodeJob) -> Counter[str]:
@@ -416,7 +361,7 @@ def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: i
 
 
 def _nearest_word_break(text: str, position: int) -> int:
-    """place, or where a word ends before it, or else the first such place after it, or the end."""
+    """position, or where a word ends before it, or else the first such place after it, or the end."""
     if is_word_break(text[position - 1], text[position]):
         return position
     previous_break = last_word_break(text[:position])  # one more, lest the word that position is in is all that follows
@@ -443,14 +388,16 @@ def _split_by_position(pieces: Iterable[SplitPiece], cut: int, at_word_break: bo
             yield "val" if position > cut else "train", text[n:], is_end
 
 
-def _documents_after(num_done: int, files: Files, counts: list[int], is_val: np.ndarray, callback: Progress) -> Pieces:
-    """All documents after the first `num_done`; for_val tells their split by their numbers."""
+def _documents_after(
+    num_done: int, files: Files, counts: list[int], is_val: np.ndarray, on_progress: Progress
+) -> Pieces:
+    """All documents after the first `num_done`; is_val tells their split by their numbers."""
     end_index = 0
     for path, count in zip(files.paths, counts):
         index, end_index = end_index, end_index + count
         if end_index <= num_done:
             continue
-        for text, is_end in files.file_parts(path, callback):
+        for text, is_end in files.read_file(path, on_progress):
             if num_done <= index < end_index:
                 yield SPLITS[int(is_val[index])], text, is_end
             index += is_end
@@ -498,18 +445,14 @@ def encode_pieces(pieces: Pieces, tokenizer: Tokenizer, end_id: int | None) -> I
 
 def _map_in_order(function: Callable, jobs: Iterable[EncodeJob], use_threads: bool) -> Iterator[tuple[EncodeJob, Any]]:
     """(job, function(job)) of all jobs, computed on all cores by threads or by processes."""
-    cores = _n_cores()
-    pool: Executor
-    jobs = iter(jobs)
+    jobs, cores = iter(jobs), _n_cores()
     first_jobs = list(islice(jobs, 2))
     if len(first_jobs) == 1:  # to start a pool would take longer
         yield first_jobs[0], function(first_jobs[0])
         return
-    if use_threads:
-        pool = ThreadPoolExecutor(cores)
-    else:  # the function, which may hold a large vocabulary, is sent once and not with every job
-        pool = ProcessPoolExecutor(min(cores, 8), initializer=_init_worker, initargs=(function,))
-        function = _call_worker_function
+    pool: Executor = ThreadPoolExecutor(cores)
+    if not use_threads:
+        pool = ProcessPoolExecutor(min(cores, 8), initializer=_exit_with_parent)
     pending: deque = deque()
     with pool:
         try:
@@ -528,34 +471,25 @@ def _n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_worker_function: Callable | None = None  # of a process of the pool
+def _exit_with_parent():
+    """Let this process of a pool end with its parent, even when that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
+    def wait_and_exit():
+        parent.join()
+        os._exit(1)
 
-def _init_worker(function: Callable):
-    """Keep the function, and end this process with its parent."""
-    global _worker_function
-    _worker_function = function
-    if parent := multiprocessing.parent_process():
-        threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
-
-
-def _exit_with_parent(parent):
-    parent.join()
-    os._exit(1)
-
-
-def _call_worker_function(job: EncodeJob) -> Any:
-    assert _worker_function is not None
-    return _worker_function(job)
+    threading.Thread(target=wait_and_exit, daemon=True).start()
 
 
 def _make_jobs(pieces: Iterable[SplitPiece], cut: Callable[[str], int]) -> Iterator[EncodeJob]:
-    """Pieces in lists of about CHARS_PER_JOB characters each; one ends where a chapter does, after CHARS_PER_SAVE."""
+    """Pieces in lists of about CHARS_PER_JOB characters. After CHARS_PER_SAVE one ends with a document, to be saved."""
     job: EncodeJob = []
     size = unsaved_chars = 0
     for split, content, is_end in _cut_long_texts(pieces, cut):
         job.append((split, content, is_end))
-        n = _num_characters(content)
+        n = sum(map(len, _plain_texts(content)))
         size, unsaved_chars = size + n, unsaved_chars + n
         if size >= CHARS_PER_JOB or (is_end and unsaved_chars >= CHARS_PER_SAVE):
             unsaved_chars = 0 if is_end and unsaved_chars >= CHARS_PER_SAVE else unsaved_chars
@@ -584,10 +518,8 @@ def _cut_long_texts(pieces: Iterable[SplitPiece], cut: Callable[[str], int]) -> 
             start += n
         pending_text = "" if is_end else text[start:]
         if len(pending_text) > MAX_PENDING_CHARS:
-            raise UserError(
-                f"the text has {len(pending_text):,} characters without a space or a mark between words, too many for "
-                f"this tokenizer: take --tokenizer=char, or break the text up"
-            )
+            problem = f"the text has {len(pending_text):,} characters without a space or a mark between words"
+            raise UserError(f"{problem}, too many for this tokenizer: take --tokenizer=char, or break the text up")
         if is_end:
             yield split, text[start:], True
 
@@ -598,7 +530,7 @@ def _encode(tokenizer: Tokenizer, end_id: int | None, job: EncodeJob) -> list[tu
     for split in {split: None for split, _, _ in job}:
         parts = [(content, is_end) for piece_split, content, is_end in job if piece_split == split]
         texts = [text for content, _ in parts for text in _plain_texts(content)]
-        characters, n_bytes = sum(map(len, texts)), sum(map(_utf8_length, texts))
+        characters, n_bytes = sum(map(len, texts)), sum(len(text.encode("utf-8")) for text in texts)
         mask, n_predicted_bytes, is_lossy = None, 0, any(map(tokenizer.is_lossy, texts))
         if isinstance(parts[0][0], str):
             ids = tokenizer.encode_parts(parts, end_id)
@@ -607,10 +539,6 @@ def _encode(tokenizer: Tokenizer, end_id: int | None, job: EncodeJob) -> list[tu
             special_ids = {name: np.array([i], np.uint16) for name, i in tokenizer.specials.items()}
             arrays = [special_ids[part.text] if part.is_special else next(encoded) for part in segments]
             ids, mask = np.concatenate(arrays), np.repeat([part.in_loss for part in segments], [*map(len, arrays)])
-            n_predicted_bytes = sum(_utf8_length(s.text) for s in segments if s.in_loss and not s.is_special)
+            n_predicted_bytes = sum(len(s.text.encode("utf-8")) for s in segments if s.in_loss and not s.is_special)
         results.append((split, EncodedText(ids, characters, n_bytes, mask, n_predicted_bytes, is_lossy)))
     return results
-
-
-def _utf8_length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8"))

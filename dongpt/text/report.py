@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from dongpt.text.bins import PreparedData, TokenArray, data_files
+from dongpt.text.bins import PreparedData, open_data
 from dongpt.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer
 
-NUM_SYMBOLS = 10  # symbols
+NUM_SYMBOLS = 10  # printed of the most frequent and of the rarest
 
 
 def token_name(tokenizer: Tokenizer, i: int) -> str:
@@ -20,17 +20,17 @@ def token_name(tokenizer: Tokenizer, i: int) -> str:
 def report(prepared: PreparedData):
     """Print counts, the commonest and the rarest symbols, and whether the text can be read back."""
     meta, tokenizer, counts = prepared.meta, prepared.tokenizer, {}
-    files = data_files(prepared.folder, meta)
-    for split, n_tokens in meta["tokens"].items():
-        chunks = TokenArray(files[split], "<u2", n_tokens).chunks()
-        counts[split] = np.sum([np.bincount(ids, minlength=meta["vocab_size"]) for ids in chunks], axis=0)
+    _, arrays = open_data(prepared.folder)
+    for split in meta["tokens"]:
+        chunk_counts = [np.bincount(ids, minlength=meta["vocab_size"]) for ids in arrays[split].chunks()]
+        counts[split] = np.sum(chunk_counts, axis=0)
     characters, tokens = sum(meta["characters"].values()), sum(meta["tokens"].values())
-    split_method = "by position: the end of the text is for validation"
-    if meta["split"] == "documents":
-        split_method = "by whole documents, equal ones on the same side"
-    if meta["split"] == "drawn":
-        split_method = f"by whole documents, drawn with seed {meta['seed']}"
-    print(f"documents: {meta['documents']:,}; split {split_method}")
+    split_methods = {
+        "position": "by position: the end of the text is for validation",
+        "documents": "by whole documents, equal ones on the same side",
+        "drawn": f"by whole documents, drawn with seed {meta.get('seed')}",
+    }
+    print(f"documents: {meta['documents']:,}; split {split_methods[meta['split']]}")
     if meta.get("left_out"):
         print(f"left out: {meta['left_out']:,} records with nothing but blanks in a field")
     print(f"length of dataset in characters: {characters:,}")

@@ -125,7 +125,7 @@ def read_text(path: str, encoding: str = "utf-8") -> tuple[str, str]:
     Raises UserError as documents.Files does, and for a file that is empty.
     """
     digest = hashlib.sha256()
-    text = "".join(Files([path], encoding=encoding).pieces(path, digest=digest))
+    text = "".join(Files([path], encoding=encoding).read_chunks(path, digest=digest))
     if not text.strip():
         raise UserError(f"{path} is empty: give a file with text in it")
     return text, digest.hexdigest()

@@ -17,7 +17,7 @@ from typing import Any, Callable, Collection, Iterable, Iterator, Literal, Seque
 import numpy as np
 
 from configurator import UserError
-from dongpt.text.template import Template, is_valid_unicode
+from dongpt.text.template import Template
 
 UNSUPPORTED_TOKENIZER = {"kind": "foreign"}  # describes a tokenizer that exists but is none of these
 END = "<|endoftext|>"  # the special token after each of several documents
@@ -181,11 +181,6 @@ class CharTokenizer(LookupTokenizer):
         all_known = not len(ids) or ids.max() < MISSING_ID
         return ids if all_known else super().encode_array(text)  # raises UserError for what is unknown
 
-    def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
-        if end_id is None:
-            return self.encode_array("".join(text for text, _ in parts))
-        return super().encode_parts(parts, end_id)
-
     @functools.cached_property
     def _id_table(self) -> np.ndarray:
         """The id of each code point, MISSING_ID if it has none, (0x110000,) uint16."""
@@ -232,14 +227,16 @@ def split_words(text: str, lower: bool = False, spaces_alone: bool = False) -> l
 
 
 class TiktokenTokenizer(Tokenizer):
-    """Byte pairs by tiktoken: encoding is a tiktoken.Encoding that has END; further special tokens follow its own."""
+    """Byte pairs by tiktoken. Special tokens that are declared follow the encoding's own."""
 
     builtin_specials = (END,)
 
-    def __init__(self, encoding: Any, special: Sequence[str]):
-        self.encoding, self.start_id = encoding, encoding.eot_token
-        self.specials = {END: self.start_id, **_assign_ids(special, encoding.n_vocab, [END])}
-        self.vocab_size = encoding.n_vocab + len(special)
+    encoding: Any  # a tiktoken.Encoding of n_vocab entries, of which END is the last
+
+    def __init__(self, n_vocab: int, special: Sequence[str]):
+        self.start_id = n_vocab - 1
+        self.specials = {END: self.start_id, **_assign_ids(special, n_vocab, [END])}
+        self.vocab_size = n_vocab + len(special)
 
     def _encode(self, text: str, unknown: UnknownPolicy) -> list[int]:
         return self.encode_array(text).tolist()
@@ -296,8 +293,8 @@ class BPETokenizer(TiktokenTokenizer):
             problem = "the vocabulary of byte pairs lacks a byte, or has a token that is empty, there twice or no bytes"
             raise UserError(f"{problem}: prepare the data again")
         end = {END: len(tokens)}
-        encoding = tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=end)
-        super().__init__(encoding, special)
+        self.encoding = tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=end)
+        super().__init__(len(tokens) + 1, special)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> "BPETokenizer":
@@ -322,9 +319,13 @@ class GPT2Tokenizer(TiktokenTokenizer):
 
     kind, fields = "gpt2", {"sha256": str}
 
-    def __init__(self, special: Sequence[str] = ()):
-        encoding, self.sha256 = _load_gpt2()
-        super().__init__(encoding, special)
+    def __init__(self, special: Sequence[str] = (), sha256: str = "", load: bool = True):
+        if load:
+            self.encoding, self.sha256 = _load_gpt2()
+            if sha256 not in ("", self.sha256):
+                problem = "this file's GPT-2 vocabulary is not the one that tiktoken loads here"
+                raise UserError(f"{problem}: clear TIKTOKEN_CACHE_DIR, or prepare the data again")
+        super().__init__(self.encoding.n_vocab if load else GPT2_VOCAB_SIZE, special)
 
 
 def _split_long_runs(text: str) -> list[str]:
@@ -400,47 +401,37 @@ def _load_gpt2() -> tuple[Any, str]:
 KINDS: dict[str, Any] = {cls.kind: cls for cls in (CharTokenizer, WordTokenizer, BPETokenizer, GPT2Tokenizer)}
 
 
-def from_dict(description: dict) -> Tokenizer:
-    """The tokenizer that to_dict described. Raises UserError for anything that to_dict cannot have returned."""
-    check_description(description)
-    cls = KINDS[description["kind"]]
-    values = {name: description.get(name, type_()) for name, type_ in cls.fields.items() if name != "sha256"}
-    tokenizer = cls(special=description.get("special", []), **values)
-    if cls is GPT2Tokenizer and description.get("sha256", tokenizer.sha256) != tokenizer.sha256:
-        problem = "this file's GPT-2 vocabulary is not the one that tiktoken loads here"
-        raise UserError(f"{problem}: clear TIKTOKEN_CACHE_DIR, or prepare the data again")
-    if "template" in description:
-        tokenizer.template = Template.from_dict(description["template"])
-    return tokenizer
+def from_dict(description: dict, load_gpt2: bool = True) -> Tokenizer:
+    """The tokenizer that to_dict described. Raises UserError for anything that to_dict cannot have returned.
 
-
-def check_description(description: Any) -> int:
-    """The vocab_size of a description, without loading GPT-2's vocabulary.
-
-    Raises UserError for an unknown kind, values of a wrong type, text that is not Unicode, or more than MAX_VOCAB_SIZE
-    entries. from_dict checks the rest, such as entries that occur twice.
+    load_gpt2=False spares loading GPT-2's vocabulary, which may have to be downloaded: its tokenizer then knows its
+    vocab_size and special tokens, but cannot encode.
     """
-    if not isinstance(description, dict):
-        raise UserError("the tokenizer's description is not a dict: prepare the data again")
     if description == UNSUPPORTED_TOKENIZER:
         problem = "this model's tokenizer is not one that donGPT has, so its ids cannot be shown as text"
         raise UserError(f"{problem}: use the library that it came from")
+    if not isinstance(description, dict):
+        raise UserError("the tokenizer's description is not a dict: prepare the data again")
     kind = description.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         name = repr(kind[:40]) if isinstance(kind, str) else type(kind).__name__
         raise UserError(f"tokenizer kind {name} is not known: this file was written by a newer donGPT, update yours")
-    n_entries = GPT2_VOCAB_SIZE if kind == "gpt2" else len(KINDS[kind].builtin_specials)
+    values: dict[str, Any] = {}
     for key, expected in {**KINDS[kind].fields, "special": list}.items():
-        value = description.get(key, expected())
+        value = values[key] = description.get(key, expected())
         if type(value) is not expected or expected is list and {*map(type, value)} - {str}:
             type_name = {str: "text", bool: "True or False", list: "a list of texts"}[expected]
             raise UserError(f"the tokenizer's {key!r} is not {type_name}: prepare the data again")
-        if expected is not bool and not is_valid_unicode("".join(value)):
-            raise UserError(f"the tokenizer's {key!r} holds half a surrogate pair: prepare the data again")
-        n_entries += len(value) if expected is list or key == "characters" else 0
-    if n_entries > MAX_VOCAB_SIZE:
+        try:
+            "".join([] if expected is bool else value).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"the tokenizer's {key!r} holds half a surrogate pair: prepare the data again") from None
+    tokenizer = GPT2Tokenizer(load=load_gpt2, **values) if kind == "gpt2" else KINDS[kind](**values)
+    if tokenizer.vocab_size > MAX_VOCAB_SIZE:
         raise UserError(f"the tokenizer has more than {MAX_VOCAB_SIZE:,} entries, too many for uint16 ids: use another")
-    return n_entries
+    if "template" in description:
+        tokenizer.template = Template.from_dict(description["template"])
+    return tokenizer
 
 
 def added_special_tokens(old_dict: dict | None, new_dict: dict | None) -> list[str] | None:

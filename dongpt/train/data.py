@@ -7,7 +7,7 @@ docs/data.md has a picture. dongpt/text/bins.py describes the files.
 """
 
 import os
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from configurator import UserError
 from dongpt.program import ROOT
 from dongpt.runtime import Runtime
-from dongpt.text.bins import SPLITS, TokenArray, check_shard_ends, data_files, how_to_prepare, read_meta
+from dongpt.text.bins import SPLITS, TokenArray, check_shard_ends, how_to_prepare, open_data
 from dongpt.text.tokenizers import Tokenizer, from_dict
 
 MAX_CHECKED_TOKENS = 2**25  # compared with the vocabulary before training, evenly spaced over a longer text
@@ -29,23 +29,19 @@ class Corpus:
     """
 
     def __init__(self, folder: str, train_fraction: float = 1.0):
-        if not 0 < train_fraction <= 1:
-            raise UserError(f"dataset_fraction={train_fraction} must be above 0 and at most 1")
-        self.folder, self.meta = folder, read_meta(folder)
+        self.meta, arrays = open_data(folder, train_fraction)
+        self.folder = folder
         self.name = os.path.relpath(folder, ROOT) if folder.startswith(ROOT + os.sep) else folder
         self.shards = self.meta.get("shards", {}).get("train", [])  # their descriptions
         self.tokenizer_dict = self.meta.get("tokenizer", {"kind": "gpt2"})  # as nanoGPT assumes
         self.vocab_size = self.meta.get("vocab_size", 50257)
         self.model_vocab_size = max(50304 if self.tokenizer_dict["kind"] == "gpt2" else 0, self.vocab_size)
         self.sha256 = self.meta.get("ids_sha256")  # None if the files are nanoGPT's
-        files = data_files(folder, self.meta)
-        self.lengths = {split: sum(count for _, count in files[split]) for split in SPLITS}
-        self.lengths["train"] = int(self.lengths["train"] * train_fraction)
-        self._arrays = {split: TokenArray(files[split], "<u2", self.lengths[split]) for split in SPLITS}
+        self._arrays = {split: arrays[split] for split in SPLITS}
+        self.lengths = {split: arrays[split].length for split in SPLITS}
+        # (lengths[split],) uint8, nonzero for the tokens in the loss; none for a split if all are
         self.masks = {
-            split: TokenArray(files[f"{split}.mask"], "u1", self.lengths[split])
-            for split in SPLITS
-            if f"{split}.mask" in files
+            split: np.asanyarray(arrays[f"{split}.mask"].array()) for split in SPLITS if f"{split}.mask" in arrays
         }
         self._device_tensors: dict[str, torch.Tensor] = {}  # see to_device
         self._epoch_starts: tuple[tuple[int, int, int], np.ndarray] | None = None  # (epoch, block_size, seed), starts
@@ -58,39 +54,30 @@ class Corpus:
         """The ids of a split, (lengths[split],) uint16; large shards as a TokenArray, which can be sliced too."""
         return self._arrays[split].array()
 
-    def mask(self, split: str) -> np.ndarray | None:
-        """(lengths[split],) uint8, nonzero for the tokens in the loss; None if all are."""
-        mask = self.masks[split].array() if split in self.masks else None
-        assert not isinstance(mask, TokenArray), "masks have one file"
-        return mask
-
     def chunks(self, split: str) -> Iterator[np.ndarray]:
         """The ids of a split, some megabytes at a time."""
         return self._arrays[split].chunks()
 
-    def check(self, block_size: int, vocab_size: int):
-        """Raise UserError if the corpus is too short to train on, holds ids that a model has no embedding for, or
-        has shards whose ends are not what meta.json says."""
-        if 2 <= self.lengths["train"] < block_size + 1:
-            msg = f"{self._arrays['train'].paths[0]} gives {self.lengths['train']:,} tokens, too few for {block_size=}"
-            raise UserError(f"{msg}: use more text, or a block_size below {self.lengths['train']}")
-        for split in SPLITS:
-            self.check_split(split, vocab_size)
-
-    def check_split(self, split: str, vocab_size: int):
-        """Raise UserError if a split is too short for a loss or holds ids that a model has no embedding for."""
-        if self.lengths[split] < 2:
-            message = f"{os.path.join(self.folder, split)}.bin has {self.lengths[split]} token"
-            raise UserError(f"{message}: a loss needs at least 2, use more text")
-        if split == "train" and self.shards:
-            check_shard_ends(self.folder, self.shards)
-        if (mask := self.mask(split)) is not None and not mask[1:].any():
-            message = f"{self.masks[split].paths[0]} masks everything: nothing is left to predict"
-            raise UserError(f"{message}, {how_to_prepare(self.folder)}")
-        n_checked = min(MAX_CHECKED_TOKENS, self.lengths[split])
-        run_len = -(-n_checked // 128)
-        starts = np.linspace(0, self.lengths[split] - run_len, -(-n_checked // run_len), dtype=np.int64)
-        self._check_ids(self._arrays[split].windows(starts, run_len), vocab_size, split)
+    def check(self, block_size: int, vocab_size: int, splits: Iterable[str] = SPLITS):
+        """Raise UserError if a split is too short for a loss or for a training with block_size, holds ids that a model
+        has no embedding for, is masked as a whole, or has shards whose ends are not what meta.json says."""
+        for split in splits:
+            length = self.lengths[split]
+            if length < 2:
+                message = f"{os.path.join(self.folder, split)}.bin has {length} token"
+                raise UserError(f"{message}: a loss needs at least 2, use more text")
+            if split == "train" and length <= block_size:
+                message = f"{self._arrays[split].files[0][0]} gives {length:,} tokens, too few for {block_size=}"
+                raise UserError(f"{message}: use more text, or a block_size below {length}")
+            if split == "train" and self.shards:
+                check_shard_ends(self.folder, self.shards)
+            if split in self.masks and not self.masks[split][1:].any():
+                message = f"{os.path.join(self.folder, split)}.mask.bin masks everything: nothing is left to predict"
+                raise UserError(f"{message}, {how_to_prepare(self.folder)}")
+            n_checked = min(MAX_CHECKED_TOKENS, length)
+            run_len = -(-n_checked // 128)
+            starts = np.linspace(0, length - run_len, -(-n_checked // run_len), dtype=np.int64)
+            self._check_ids(self._arrays[split].windows(starts, run_len), vocab_size, split)
 
     def check_every_id(self, split: str, vocab_size: int):
         """Raise UserError if a split holds an id that a model has no embedding for."""
@@ -99,8 +86,8 @@ class Corpus:
 
     def _check_ids(self, ids: np.ndarray, vocab_size: int, split: str):
         if ids.max() >= vocab_size:
-            paths = self._arrays[split].paths
-            location = paths[0] if len(paths) == 1 else f"the {split} split of {self.name}"
+            files = self._arrays[split].files
+            location = files[0][0] if len(files) == 1 else f"the {split} split of {self.name}"
             message = f"{location} holds the id {ids.max()}, and the vocabulary has {vocab_size} entries"
             raise UserError(f"{message}: the bins were made with another tokenizer; {how_to_prepare(self.folder)}")
 
@@ -121,9 +108,8 @@ class Corpus:
 
     def _unmasked_starts(self, offset: int, block_size: int) -> np.ndarray:
         """Starts of the disjoint windows from offset on that have a token in the loss, or of all if none has."""
-        starts, mask = offset + block_size * np.arange(self._num_windows(block_size)), self.mask("train")
-        assert mask is not None
-        in_loss = np.maximum.reduceat(mask[: starts[-1] + block_size + 1], starts + 1) > 0
+        starts = offset + block_size * np.arange(self._num_windows(block_size))
+        in_loss = np.maximum.reduceat(self.masks["train"][: starts[-1] + block_size + 1], starts + 1) > 0
         return starts[in_loss] if in_loss.any() else starts
 
     def window_starts(self, first_window: int, count: int, block_size: int, seed: int) -> np.ndarray:
@@ -169,7 +155,7 @@ class Corpus:
         windows = windows.astype(np.int64)
         x, y = windows[:, :-1].copy(), windows[:, 1:].copy()
         if "train" in self.masks:
-            y[self.masks["train"].windows(starts + 1, block_size) == 0] = -1
+            y[self.masks["train"][starts[:, None] + np.arange(1, block_size + 1)] == 0] = -1
             if (y < 0).all():  # a mean over nothing is no number; this batch's loss weight is 0
                 y[0, 0] = x[0, 0]
         return torch.from_numpy(x), torch.from_numpy(y)
@@ -180,18 +166,14 @@ class Corpus:
         Raises UserError for ids of vocab_size and above.
         """
         self._to_device = runtime.move
-        for name, arrays, numpy_dtype in (("tokens", self._arrays, "<i2"), ("mask", self.masks, "u1")):
-            if "train" not in arrays:
-                continue
-            dtype = torch.uint8 if name == "mask" else torch.int16  # torch has few operations for uint16
-            tensor = torch.empty(self.lengths["train"], dtype=dtype, device=runtime.device)
-            offset = 0
-            for chunk in arrays["train"].chunks():
-                if name == "tokens":
-                    self._check_ids(chunk, vocab_size, "train")
-                tensor[offset : offset + len(chunk)] = torch.from_numpy(np.array(chunk).view(numpy_dtype))
-                offset += len(chunk)
-            self._device_tensors[name] = tensor
+        ids, start = torch.empty(self.lengths["train"], dtype=torch.int16, device=runtime.device), 0
+        for chunk in self.chunks("train"):
+            self._check_ids(chunk, vocab_size, "train")
+            ids[start : start + len(chunk)] = torch.from_numpy(chunk.view("<i2"))  # torch does little with uint16
+            start += len(chunk)
+        self._device_tensors["tokens"] = ids
+        if "train" in self.masks:
+            self._device_tensors["mask"] = torch.from_numpy(np.array(self.masks["train"])).to(runtime.device)
 
     def _device_batch(self, starts: np.ndarray, block_size: int):
         """train_batch on the device, of windows that begin at starts."""
@@ -210,5 +192,6 @@ class Corpus:
         if "train" not in self.masks:
             return np.ones(n_batches)
         starts = self.window_starts(first, n_batches * batch_size, block_size, seed)
-        counts = (self.masks["train"].windows(starts + 1, block_size) != 0).reshape(n_batches, -1).sum(1)
+        in_loss = self.masks["train"][starts[:, None] + np.arange(1, block_size + 1)] != 0
+        counts = in_loss.reshape(n_batches, -1).sum(1)
         return counts * n_batches / max(counts.sum(), 1)

@@ -38,7 +38,7 @@ def eval_batches(
     They cover n_windows of a split's disjoint windows, evenly spaced and the same each time; by default all of them.
     Each of several processes takes every world_size-th batch; all get the same number, so the last may be all padding.
     """
-    tokens, mask = corpus.tokens(split), corpus.mask(split)
+    tokens, mask = corpus.tokens(split), corpus.masks.get(split)
     window_ids: range | np.ndarray = range(-(-(corpus.lengths[split] - 1) // block_size))
     if mask is not None:  # those with a token in the loss
         starts = block_size * np.arange(len(window_ids))
@@ -60,7 +60,7 @@ def eval_batches(
 def predicted_bytes(corpus: Corpus, split: str) -> int:
     """UTF-8 bytes of source text of the predicted tokens of a split: all but the first, or those in the mask."""
     is_whole_split = corpus.lengths[split] == corpus.meta.get("tokens", {}).get(split)
-    mask, stored_bytes = corpus.mask(split), corpus.meta.get("predicted_bytes", {}).get(split)
+    mask, stored_bytes = corpus.masks.get(split), corpus.meta.get("predicted_bytes", {}).get(split)
     if mask is not None and stored_bytes is not None and is_whole_split and not mask[0]:
         return stored_bytes
     lengths = corpus.tokenizer().byte_lengths()
@@ -123,7 +123,7 @@ def print_sample(step: TrainStep, log: RunLog, stop: StopCheck):
     settings = dict(temperature=0.8, top_k=200, seed=step.cfg.seed, n_ids=tokenizer.vocab_size)
     for next_ids in model.stream([[tokenizer.start_id]], step.cfg.sample_tokens, **settings):
         ids.append(int(next_ids[0]))
-        if stop.interrupts.code:
+        if stop.interrupts.exit_code:
             break
     model.train()
     log.print(f"--- sample ---\n{tokenizer.decode(ids)}\n--------------")

@@ -40,8 +40,8 @@ MAGIC_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma
 def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
     """The vectors of those of words that a file has, {word: (width,) float32}; the first of several counts.
 
-    The file is streamed, so memory grows only with words. Raises UserError for a file that cannot
-    be read, is damaged, or has numbers that are not finite or none of words.
+    The file is streamed, so memory grows only with words. Raises UserError for a file that cannot be read, is damaged,
+    has numbers that are not finite, or has none of words.
     """
     if path.endswith(".npy"):
         raise UserError(f"{path} has no words, and is what this program writes: pass a file of word2vec or GloVe")
@@ -218,9 +218,8 @@ def init_embedding(weight: torch.Tensor, path: str, n_words: int) -> str:
         raise UserError(f"init_wte={path} has no vector for any word: write it with python data/word2vec.py")
     if table.shape[1] < width:
         remedy = f"train vectors with python data/word2vec.py --size={width}, or pass --n_embd={table.shape[1]}"
-        raise UserError(
-            f"init_wte={path} has vectors of {table.shape[1]} numbers, and n_embd={width} is more: {remedy}"
-        )
+        problem = f"init_wte={path} has vectors of {table.shape[1]} numbers, and n_embd={width} is more"
+        raise UserError(f"{problem}: {remedy}")
     weight[:n_words][torch.from_numpy(has_vector)] = torch.from_numpy(fit_width(table[has_vector], width))
     projection = f" (of {table.shape[1]} numbers, projected on their first {width} principal components)"
     summary = f"{has_vector.sum():,} words begin with their vectors{projection if table.shape[1] > width else ''}"

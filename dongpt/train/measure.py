@@ -126,10 +126,6 @@ def device_name(rt: Runtime) -> str:
         return platform.processor() or platform.machine()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# memory
-
-
 def bytes_in_use(rt: Runtime) -> int:
     """Bytes in use now: by tensors on a GPU, by the whole process on a CPU."""
     if rt.device_type == "cpu":
@@ -159,10 +155,6 @@ def bytes_per_token(model: torch.nn.Module) -> int:
     modules = [m for m in model.modules() if not isinstance(m, torch.nn.Embedding)]
     tensors = [t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
     return sum({id(t): t.nbytes for t in tensors}.values())  # a tied embedding counts as the head
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# time
 
 
 def profile_calls(function: Callable[[], object], times: int, rt: Runtime) -> torch.profiler.profile:

@@ -1152,9 +1152,9 @@ def test_chats_say_how_large_they_are_and_when_they_change(tmp_path):
     path = write_json(tmp_path / "chats.jsonl", some_talks(30))
     chats = ChatDataset.of(Dialogues(Files([path])), DONGPT_TEMPLATE, 0.1)
     assert chats.size == os.path.getsize(path) and len(chats.groups) == 30
-    before = chats.fingerprint()
+    before = chats.files.fingerprint()
     write_json(path, some_talks(31))
-    assert chats.fingerprint() != before
+    assert chats.files.fingerprint() != before
 
 
 @smoke

@@ -134,14 +134,14 @@ def test_training_counts_the_answers_alone_and_the_template_is_there(demo):
     corpus = Corpus(folder)
     tokenizer = corpus.tokenizer()
     assert tokenizer.template == DONGPT_TEMPLATE
-    ids, mask = corpus.tokens("train"), corpus.mask("train")
+    ids, mask = corpus.tokens("train"), corpus.masks.get("train")
     predicted = tokenizer.decode(ids[mask == 1].tolist()).split("<|end|>")[:-1]
     assert predicted == [answer for said in conversations(folder, "train") for _, answer in said]
 
 
 def test_what_a_newcomer_types_is_among_what_is_said(demo):
     module, _, _ = demo
-    train, asked = module.make(module.PrepareConfig())
+    train, asked = module.make_dialogues(module.PrepareConfig())
     said = {one.user for conversation in train for one in conversation} | {said[-1].user for _, said in asked}
     for text in ("What is 3 plus 4?", "What is my name?", "My name is Anna.", "Hello", "Thank you.", "I am sad."):
         assert text in said, text

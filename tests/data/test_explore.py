@@ -55,7 +55,7 @@ def test_bytes_per_token_are_those_of_validation(explore):
 
 @pytest.mark.smoke
 def test_the_line_of_zipf_is_found(explore):
-    slope, height = explore.zipf(np.array([1000 / rank for rank in range(1, 200)]))
+    slope, height = explore.fit_zipf(np.array([1000 / rank for rank in range(1, 200)]))
     assert slope == pytest.approx(-1, abs=1e-6) and height == pytest.approx(math.log(1000), abs=1e-6)
 
 
@@ -63,10 +63,11 @@ def test_the_line_of_zipf_is_found(explore):
 def test_drift_is_the_loss_of_the_frequencies(explore):
     train, val = Counter("aaabbc"), Counter("abbbb")
     counts = [np.array([side[c] for c in "abc"]) for side in (train, val)]
-    at_home, away, deviations = explore.drift(*counts)
+    at_home, away, expected, deviations = explore.unigram_drift(*counts)
     shares = {c: (train[c] + 1) / 9 for c in "abc"}
     assert at_home == pytest.approx(-sum(math.log(shares[c]) for c in train.elements()) / 6)
     assert away == pytest.approx(-sum(math.log(shares[c]) for c in val.elements()) / 5)
+    assert expected[1] == pytest.approx(5 * 3 / 9)
     assert deviations[1] == pytest.approx((4 - 5 * 3 / 9) / math.sqrt(5 * 3 / 9))
 
 

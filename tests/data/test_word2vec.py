@@ -51,7 +51,7 @@ def test_sentences_are_those_of_train_without_blanks(tmp_path, word2vec):
     text = "The knight rode.\nHe  said: Who? Me!\n" * 30
     prepare(str(tmp_path), Texts([text]), Vocabulary("word"), val_fraction=0.5)
     corpus = Corpus(str(tmp_path))
-    sentences = word2vec.read_sentences(corpus, word2vec.common_names(corpus.tokenizer()))
+    sentences = word2vec.read_sentences(corpus, word2vec.word_of_ids(corpus.tokenizer()))
     expected = [["the", "knight", "rode", "."], ["he", "said", ":", "who", "?"], ["me", "!"]] * 15
     assert sentences == expected[:-1]  # the cut is a word early
 
@@ -120,7 +120,7 @@ def test_words_are_drawn_whatever_backend_a_notebook_names(word2vec, monkeypatch
     loaded = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "matplotlib"}
     for name in loaded:
         del sys.modules[name]  # it reads MPLBACKEND when it is imported
-    monkeypatch.setattr(word2vec, "optional", lambda module: FakeSklearn())
+    monkeypatch.setattr(word2vec, "import_optional", lambda module: FakeSklearn())
     words, directions = [f"word{i}$" for i in range(40)], np.random.default_rng(0).normal(size=(40, 7))
     try:
         word2vec.draw(str(tmp_path / "a.png"), "title", words, directions, np.linspace(9, 22, 40), 30, 1)

@@ -22,7 +22,7 @@ from dongpt.checkpoint.files import load_model, model_args, save
 from dongpt.checkpoint.foreign import FORMAT_VERSION
 from dongpt.decode import ready as inference
 from dongpt.decode.quantize import Int8Linear
-from dongpt.decode.ready import to_inference
+from dongpt.decode.ready import prepare_for_decoding
 from dongpt.kernels import cpu
 from dongpt.kernels.cpu import PackedLinear
 from model import GPT
@@ -50,7 +50,7 @@ def chosen(monkeypatch, limits, dtype: str = "auto", quantized: str = "none", co
     monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", limits[0])
     monkeypatch.setattr(inference, "BFLOAT16_MIN_PARAMS", limits[1])
     rt, model = runtime.start("cpu", dtype), make(n_embd=64)
-    model, why = to_inference(model.train(), rt, dtype, quantized, compile)
+    why = prepare_for_decoding(model.train(), rt, dtype, quantized, compile)
     said = f"device: cpu (as asked), {DTYPE[dtype]}"
     assert why.startswith(said) and not model.training and not any(p.requires_grad for p in model.parameters())
     assert len(generated_ids(model, prompts((3, 9)), 8, seed=1)[0]) == 8

@@ -10,7 +10,7 @@ from helpers import all_logits, generated_ids
 from test_decoder import EVERYTHING, SCHEMES, by_hand, ids, legacy, make, prompts, with_and_without_cache
 
 from dongpt.checkpoint.legacy import MODEL_CLASSES
-from dongpt.decode.sampling import NONFINITE_ID, Sampling, penalize, sample_ids
+from dongpt.decode.sampling import INVALID_ID, Sampling, penalize, sample_ids
 from model import GPT
 
 smoke = pytest.mark.smoke
@@ -129,7 +129,7 @@ def test_ids_of_small_probability_keep_theirs_in_a_large_vocabulary():
 def test_draw_marks_rows_whose_logits_are_not_finite(value):
     logits = torch.zeros(2, 5)
     logits[1, 3] = value
-    assert sample_ids(logits, grid(2), Sampling(0)).tolist() == [0, NONFINITE_ID]
+    assert sample_ids(logits, grid(2), Sampling(0)).tolist() == [0, INVALID_ID]
 
 
 def test_bfloat16_logits_are_drawn_from_in_full_precision():

@@ -18,7 +18,7 @@ from dongpt.checkpoint.foreign import FORMAT_VERSION
 from dongpt.checkpoint.legacy import MODEL_CLASSES
 from dongpt.decode.decoder import KVCache
 from dongpt.decode.quantize import Int8Linear, pack_model, quantize_linears
-from dongpt.decode.ready import to_inference
+from dongpt.decode.ready import prepare_for_decoding
 from dongpt.kernels import cpu
 from dongpt.kernels.cpu import PackedBlocks, PackedLinear, pack_weight
 from model import GPT, AttentionInputs
@@ -499,19 +499,18 @@ def test_models_without_a_cache_are_never_packed_and_write_what_they_wrote(kind,
 
     plain, model = fresh(), fresh()
     assert generated_ids(model, prompts(), 15, seed=1) == generated_ids(plain, prompts(), 15, seed=1)
-    rt = runtime.start("cpu")
-    model, why = to_inference(fresh(), rt)
-    assert why == rt.description
+    rt, model = runtime.start("cpu"), fresh()
+    assert prepare_for_decoding(model, rt) == rt.description
     assert generated_ids(model, prompts(), 15, seed=1) == generated_ids(plain, prompts(), 15, seed=1)
     if kind == "bigram":
         with pytest.raises(ValueError, match="no weights to quantize"):
-            to_inference(fresh(), rt, quantize="int8")
+            prepare_for_decoding(fresh(), rt, quantize="int8")
         return
     quantize_linears(plain)
-    model, why = to_inference(fresh(), rt, quantize="int8")
-    assert "packed" not in why and generated_ids(model, prompts(), 15, seed=1) == generated_ids(
-        plain, prompts(), 15, seed=1
-    )
-    half, _ = to_inference(fresh(), runtime.start("cpu", "bfloat16"), "bfloat16")
+    model = fresh()
+    assert "packed" not in prepare_for_decoding(model, rt, quantize="int8")
+    assert generated_ids(model, prompts(), 15, seed=1) == generated_ids(plain, prompts(), 15, seed=1)
+    half = fresh()
+    prepare_for_decoding(half, runtime.start("cpu", "bfloat16"), "bfloat16")
     assert half.transformer.wte.weight.dtype == torch.bfloat16 and generated_ids(half, prompts(), 5)
     assert not packed_models

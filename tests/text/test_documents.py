@@ -73,7 +73,7 @@ def gather(parts) -> list[str]:
 
 
 def read(path, document="file", field="text", encoding="utf-8") -> list[str]:
-    return gather(Files(find_files(str(path))[0], document, field, encoding).parts())
+    return gather(Files(find_files(str(path))[0], document, field, encoding).read_documents())
 
 
 def refused(action) -> str:
@@ -512,7 +512,7 @@ def test_documents_do_not_depend_on_where_a_piece_ends_and_lose_nothing(text, do
         path = os.path.join(folder, "a.txt")
         with open(path, "wb") as file:
             file.write(text.encode())
-        found = gather(Files([path], document).parts())
+        found = gather(Files([path], document).read_documents())
         if not plain.strip():
             assert found == []
         elif document in ("file", "none"):
@@ -1311,7 +1311,7 @@ def test_prepare_never_crashes_and_never_writes_half(content, tokenizer, documen
             return
         assert visible(out) == sorted(BINS)
         Corpus(out).check(1, prepared.tokenizer.vocab_size)
-        found = gather(files.parts())
+        found = gather(files.read_documents())
         texts = decoded(out)
         assert prepared.meta["documents"] == len(found)
         if prepared.meta["split"] == "position" and tokenizer != "word":  # words: a test of their own

@@ -21,6 +21,7 @@ from helpers import ROOT, TINY_RUN, generated_text, read_ids, visible
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import configurator
 import sample
 import train
 from dongpt.text import documents
@@ -236,9 +237,9 @@ def test_prepared_words_are_those_that_are_frequent_enough_sorted(tmp_path, sett
         assert "<unk>" in tokenizer.decode(read_ids(tmp_path / "out", "val"))
 
 
-def test_a_minimum_count_below_one_is_refused(tmp_path):
+def test_a_minimum_count_below_one_is_refused():
     with pytest.raises(ValueError, match="min_count=0"):
-        prepare(str(tmp_path / "out"), Files([write(tmp_path / "a.txt", WORD_TEXT)]), Vocabulary("word", min_count=0))
+        configurator.build_config(Vocabulary, {"tokenizer": "word", "min_count": 0})
 
 
 @pytest.mark.parametrize(

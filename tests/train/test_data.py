@@ -9,6 +9,8 @@ import pytest
 import torch
 from helpers import RunsACommand, generated_text, refusal, split_text, visible, write_corpus
 
+import configurator
+import train
 from configurator import UserError
 from dongpt.text import bins
 from dongpt.text.bins import read_meta
@@ -239,10 +241,9 @@ def test_dataset_fraction_is_the_first_part_of_train(tmp_path, monkeypatch, in_m
 
 
 @pytest.mark.parametrize("fraction", [0, -0.5, 1.5, float("nan")])
-def test_a_dataset_fraction_that_means_nothing_is_refused(tmp_path, fraction):
-    numbered(tmp_path)
-    with pytest.raises(ValueError, match="dataset_fraction"):
-        Corpus(str(tmp_path), train_fraction=fraction)
+def test_a_dataset_fraction_that_means_nothing_is_refused(fraction):
+    with pytest.raises(UserError, match="dataset_fraction"):
+        configurator.build_config(train.TrainConfig, {"dataset_fraction": fraction})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_masked_targets_of_a_training_batch_are_minus_one_and_the_inputs_as_with
     tmp_path, in_memory, batch_size
 ):
     corpus, masks = masked_corpus(tmp_path)
-    assert isinstance(corpus.mask("train"), np.memmap) == (in_memory == 0)
+    assert isinstance(corpus.masks.get("train"), np.memmap) == (in_memory == 0)
     seen = set()
     for first in range(0, 60, batch_size):  # over two epochs
         x, y = corpus.train_batch(first, batch_size, BLOCK, SEED, 50257)
@@ -176,7 +176,7 @@ def test_a_mask_of_one_split_alone_leaves_the_other_as_it_is(tmp_path, in_memory
         folder = tmp_path / split
         folder.mkdir()
         corpus, masks = masked_corpus(folder, splits=[split])
-        assert corpus.mask(other) is None and np.array_equal(corpus.mask(split), masks[split])
+        assert corpus.masks.get(other) is None and np.array_equal(corpus.masks.get(split), masks[split])
         assert sum(n for _, _, n in eval_batches(corpus, other, 2, BLOCK)) == corpus.lengths[other] - 1
         assert sum(n for _, _, n in eval_batches(corpus, split, 2, BLOCK)) == masks[split][1:].sum()
         assert (corpus.loss_weights(3, 4, 2, BLOCK, SEED) == 1).all() == (split == "val")
@@ -215,7 +215,7 @@ def test_masks_without_a_token_to_hide_change_nothing(tmp_path, in_memory):
 def test_dataset_fraction_takes_the_first_part_of_the_mask(tmp_path, in_memory):
     _, masks = masked_corpus(tmp_path)
     half = Corpus(str(tmp_path), train_fraction=0.5)
-    assert np.array_equal(half.mask("train"), masks["train"][:101]) and len(half.mask("val")) == 50
+    assert np.array_equal(half.masks.get("train"), masks["train"][:101]) and len(half.masks.get("val")) == 50
     assert sum(n for _, _, n in eval_batches(half, "train", 3, BLOCK)) == masks["train"][1:101].sum()
     y = half.train_batch(0, 200, BLOCK, SEED, 50257)[1]
     assert set(y[y >= 0].tolist()) <= set(np.flatnonzero(masks["train"][:101]).tolist())
@@ -830,7 +830,7 @@ def test_preparing_a_folder_anew_takes_the_old_masks_away(tmp_path, again):
     if again == "text":
         write_corpus(folder, generated_text(1500))
         assert visible(folder) == ["meta.json", "train.bin", "val.bin"]
-        assert Corpus(folder).mask("train") is None and Corpus(folder).mask("val") is None
+        assert Corpus(folder).masks.get("train") is None and Corpus(folder).masks.get("val") is None
     else:
         prepare_sum(tmp_path, write_records(tmp_path, ".jsonl", some_records(90)), "--tokenizer=char")
         assert all(len(mask_of(folder, split)) == len(ids_of(folder, split)) for split in SPLITS)
