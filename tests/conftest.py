@@ -21,6 +21,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.started = time.monotonic()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as .ci/run sets it; fork_server forks only programs with one thread
     if config.getoption("--offline"):
         _block_network()
 

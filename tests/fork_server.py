@@ -31,7 +31,7 @@ import traceback
 import weakref
 
 NEW_INTERPRETER = ("PYTHON", "OMP_", "MKL_", "LANG", "LC_", "LD_")  # prefixes of variables that its start reads
-KNOWN = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONIOENCODING", "PYTHONUNBUFFERED"}  # see execute()
+KNOWN = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONIOENCODING", "PYTHONUNBUFFERED"}  # obeyed in execute()
 IMPORTED = (  # what most programs import, or import for most of what they do
     "concurrent.futures.process",
     "filelock",
@@ -199,7 +199,7 @@ def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int
     is_command = argv[0] == "-c"
     sys.path[:1] = ["" if is_command else os.path.dirname(os.path.abspath(argv[0])), *python_path(env)]
     sys.argv[:] = argv[:1] + argv[2:] if is_command else argv
-    sys.dont_write_bytecode = False  # it goes where this server keeps it
+    sys.dont_write_bytecode = False  # it goes to the server's own sys.pycache_prefix
     encoding, _, errors = env.get("PYTHONIOENCODING", "").partition(":")
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         old, binary = getattr(sys, name), open(fd, "wb" if fd else "rb", closefd=False)

@@ -223,6 +223,7 @@ def test_a_failed_drawing_prints_one_line_and_no_more(tmp_path, capsys):
     assert "Traceback" not in said.out + said.err
 
 
+@pytest.mark.slow
 def test_a_missing_matplotlib_is_said_in_one_line(tmp_path):
     hide = "import sys\nsys.modules.update(dict.fromkeys(('matplotlib', 'matplotlib.figure')))"
     done = draw_in_a_process_of_its_own(write_log(tmp_path, *ITERS), hide)

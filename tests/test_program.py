@@ -92,8 +92,9 @@ def test_closed_pipe_is_141_without_a_traceback():
 
 @pytest.mark.slow
 def test_under_torchrun_only_rank_0_prints_the_sentence():
-    main = "def main():\n    raise UserError('no')"
-    for rank, line in ((0, "-c: no\n"), (1, "")):
+    """The others wait for it, since torchrun ends all processes when one fails."""
+    main = "import time\ntime.sleep = lambda s: print('waits', file=sys.stderr)\ndef main():\n    raise UserError('no')"
+    for rank, line in ((0, "-c: no\n"), (1, "waits\n")):
         assert exit_of(main, env={"RANK": str(rank), "WORLD_SIZE": "2"}) == (2, "", line)
 
 
