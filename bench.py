@@ -226,9 +226,9 @@ def format_report(result: dict) -> str:
     lines = [f"time per iteration: {r['ms']:.2f}ms ({min(times):.2f} to {max(times):.2f} in rounds: {len(times)}), "]
     lines[0] += f"{r['tokens_per_s']:,.0f} tokens/s"
     lines += [speed, f"memory: {memory}"]
-    if shares := r["shares"]:
-        parts = f"attention {shares['attention']:.1%}, all else {shares['other']:.1%}"
-        lines.append(f"time outside matmuls: {1 - shares['matmul']:.1%} ({parts})")
+    if time_shares := r["shares"]:
+        parts = f"attention {time_shares['attention']:.1%}, all else {time_shares['other']:.1%}"
+        lines.append(f"time outside matmuls: {1 - time_shares['matmul']:.1%} ({parts})")
     return "\n".join([*lines, f"loss: {format_number(r['loss'], '.4f')}"])
 
 
@@ -396,9 +396,10 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime):
     n_params, n_threads = model.get_num_params(), torch.get_num_threads()
     prompt = torch.randint(model.config.vocab_size, (1, cfg.prompt_tokens)).tolist()
     hf_model: Any = transformers_model(model, cfg, rt) if cfg.transformers else None
-    setup = prepare_for_decoding(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
+    description = prepare_for_decoding(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
     lengths = f"prompt of {cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones"
-    print(f"{setup}, {n_threads} CPU threads\n{n_params / 1e6:.2f}M parameters, {lengths}, temperature 0.8, top_k 200")
+    model_text = f"{n_params / 1e6:.2f}M parameters, {lengths}, temperature 0.8, top_k 200"
+    print(f"{description}, {n_threads} CPU threads\n{model_text}")
 
     def time_dongpt(batch_size: int) -> tuple[float, float]:
         """Seconds to the first token, and to the last."""
@@ -428,18 +429,18 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime):
     results, rows = [], [["", "rows", "first token", "tokens/s", "of bandwidth"]]
     for (library, batch_size), rounds in times.items():
         first_s, last_s = (median(seconds) for seconds in zip(*rounds))
-        speed, share = batch_size * cfg.max_new_tokens / last_s, ""
+        speed, bandwidth_share = batch_size * cfg.max_new_tokens / last_s, ""
         result = {"program": library, "rows": batch_size, "first_token_ms": first_s * 1000, "tokens_per_s": speed}
         if library == "donGPT":
             step = median((last_s - first_s) / (cfg.max_new_tokens - 1) for first_s, last_s in rounds)
             result |= {"ms_per_step": step * 1000, "bandwidth_share": n_bytes / step / bandwidth}
-            share = f"{result['bandwidth_share']:.0%}"
+            bandwidth_share = f"{result['bandwidth_share']:.0%}"
         results.append(result)
-        rows.append([library, str(batch_size), f"{first_s * 1000:.0f} ms", f"{speed:,.1f}", share])
+        rows.append([library, str(batch_size), f"{first_s * 1000:.0f} ms", f"{speed:,.1f}", bandwidth_share])
     print(f"memory: {bandwidth / 1e9:.1f} GB/s, weights: {n_bytes / 1e6:.1f} MB per token\n{format_table(rows)}")
     summary = {"decode": results, "bandwidth_gb_s": bandwidth / 1e9, "weight_mb": n_bytes / 1e6, "parameters": n_params}
     summary |= {"prompt_tokens": cfg.prompt_tokens, "new_tokens": cfg.max_new_tokens, "rounds": cfg.rounds}
-    summary |= {"device": rt.device, "setup": setup, "threads": n_threads, "torch": str(torch.__version__)}
+    summary |= {"device": rt.device, "setup": description, "threads": n_threads, "torch": str(torch.__version__)}
     print(json.dumps(summary))
 
 

@@ -48,14 +48,16 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     path = "the checkpoint"
     missing_args = {} if isinstance(checkpoint.get("model_args"), dict) else {"n_head": model.config.n_head}
     new = foreign.upgrade(checkpoint, path, **missing_args)
-    config, weights, free = parse_model_args(new["model_args"], path), dict(new["model"]), {"dropout", "attn_dropout"}
+    config, weights = parse_model_args(new["model_args"], path), dict(new["model"])
+    free_keys = {"dropout", "attn_dropout"}
     if model.config.has_relative and RELATIVE_TABLE not in weights:
         print(f"Adding {RELATIVE_TABLE} to checkpoint.")
         weights[RELATIVE_TABLE] = torch.zeros(model.transformer.relative.relative_embeddings.weight.shape)
-        free.add("pos_embd")
+        free_keys.add("pos_embd")
     load_weights(model.config, weights, path)
     old_config, new_config = asdict(config), asdict(model.config)
-    if mismatches := [key for key, value in new_config.items() if key not in free and value != old_config.get(key)]:
+    changed_keys = {key for key, value in new_config.items() if value != old_config.get(key)}
+    if mismatches := sorted(changed_keys - free_keys):
         problems = "; ".join(f"{key}={new_config[key]!r}, not {old_config.get(key)!r}" for key in mismatches)
         raise UserError(f"the model computes something else than the checkpoint's, it has {problems}: give one like it")
     if "optimizer" in new:
@@ -82,14 +84,14 @@ def check_same_logits(old_logits: torch.Tensor, temporary_path: str, path: str):
         raise UserError(f"{path} was not written, since {reason}: this is a bug, please report it with the model_args")
 
 
-def convert(source: str, target: str, cfg: UpdateConfig, command_hash: str):
+def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     """Write the model at source to target."""
     args: dict[str, Any] = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key)}
     checkpoint, path = checkpoints.load_path(source, **{**args, **(NANOGPT_PLUS_SIZES[cfg.size] if cfg.size else {})})
     model = checkpoints.restore_model(checkpoint, path)
     logits, tokenizer = model_logits(model), checkpoint.get("tokenizer")
     if cfg.to == "hf":
-        write_directory(model, tokenizer, target, logits, command_hash)
+        write_directory(model, tokenizer, target, logits, settings_hash)
         print(f"wrote {target}: {describe(model)}, the same logits" + ("" if tokenizer else "; it has no tokenizer"))
         return
     if cfg.pos_embd:
@@ -99,7 +101,7 @@ def convert(source: str, target: str, cfg: UpdateConfig, command_hash: str):
         model = build_model(replace(model.config, pos_embd="default+relative"))
     names = {"optimizer": "optimizer state", "iter_num": "iteration", "tokenizer": "tokenizer"}
     missing_parts = [name for key, name in names.items() if checkpoint.get(key) is None]
-    checkpoint = {**update_checkpoint(checkpoint, model), HASH_KEY: command_hash}
+    checkpoint = {**update_checkpoint(checkpoint, model), HASH_KEY: settings_hash}
     checkpoints.save(checkpoint, target, check=lambda part: check_same_logits(logits, part, target))
     missing_note = f"; it has no {', no '.join(missing_parts)}" if missing_parts else ""
     print(f"wrote {target}: {describe(model)}, the same logits as {source}{missing_note}")
@@ -107,13 +109,13 @@ def convert(source: str, target: str, cfg: UpdateConfig, command_hash: str):
         print("a run that resumes from it starts with new ones")
 
 
-def write_directory(model: GPT, tokenizer: dict | None, directory: str, logits: torch.Tensor, command_hash: str):
+def write_directory(model: GPT, tokenizer: dict | None, directory: str, logits: torch.Tensor, settings_hash: str):
     """Write model to a directory in Hugging Face's format, which gets its name once it is complete."""
     parent = os.path.dirname(os.path.abspath(directory))
     with tempfile.TemporaryDirectory(prefix=".ckpt_update-", dir=parent, ignore_cleanup_errors=True) as temporary_dir:
         new_directory = os.path.join(temporary_dir, "new")  # it has the permissions of other directories
         os.mkdir(new_directory)
-        hugging_face.save(model, tokenizer, new_directory, command_hash)
+        hugging_face.save(model, tokenizer, new_directory, settings_hash)
         check_same_logits(logits, new_directory, directory)
         if os.path.isdir(directory):  # empty, or written by this very command: see check_output_path
             os.replace(directory, os.path.join(temporary_dir, "old"))
@@ -129,7 +131,7 @@ def describe(model: GPT) -> str:
     return f"{sizes}, positions: {position_scheme(config)}"
 
 
-def check_output_path(source: str, target: str, cfg: UpdateConfig, command_hash: str):
+def check_output_path(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     """Raise UserError if writing to target could destroy something that this very command did not write."""
     parent, name = os.path.split(os.path.abspath(target))
     if not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
@@ -143,7 +145,7 @@ def check_output_path(source: str, target: str, cfg: UpdateConfig, command_hash:
     stored = None
     with contextlib.suppress(UserError):
         stored = hugging_face.stored_hash(target) if is_folder else checkpoints.load(target, mmap=True).get(HASH_KEY)
-    if stored != command_hash:
+    if stored != settings_hash:
         raise UserError(f"{target} exists, and this command did not write it: give another name, or move it away first")
 
 
@@ -153,12 +155,12 @@ def main(argv: list[str] | None = None):
         raise UserError(f"--size={cfg.size} means n_head={n_head}, and --n_head={cfg.n_head} is given: drop one")
     if cfg.to == "hf" and cfg.pos_embd:
         raise UserError(f"GPT-2's architecture has no pos_embd={cfg.pos_embd}: drop --pos_embd or --to=hf")
-    command_hash = hashlib.sha256(f"{os.path.realpath(source)} {cfg}".encode()).hexdigest()  # see check_output_path
+    settings_hash = hashlib.sha256(f"{os.path.realpath(source)} {cfg}".encode()).hexdigest()  # see check_output_path
     parent = os.path.dirname(os.path.abspath(target))
     is_out_dir = os.path.exists(os.path.join(parent, LOCK_FILE))  # a run may be writing there
     with locked_output(target), locked_directory(parent) if is_out_dir else contextlib.nullcontext():
-        check_output_path(source, target, cfg, command_hash)
-        convert(source, target, cfg, command_hash)
+        check_output_path(source, target, cfg, settings_hash)
+        convert(source, target, cfg, settings_hash)
 
 
 if __name__ == "__main__":

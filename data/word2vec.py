@@ -129,8 +129,8 @@ def push_apart(centres: np.ndarray, sizes: np.ndarray, rounds: int = 300) -> np.
         is_horizontal = overlap[..., 1] * 2 >= overlap[..., 0]  # rather up and down: words are wide
         axis = np.stack([is_horizontal, ~is_horizontal], axis=2)
         order = np.sign(np.arange(len(centres))[:, None] - np.arange(len(centres)))[..., None]
-        direction = np.where(offsets == 0, order, np.sign(offsets))
-        centres += 0.3 * (overlap * direction * axis * overlaps[..., None]).sum(1)
+        push_direction = np.where(offsets == 0, order, np.sign(offsets))
+        centres += 0.3 * (overlap * push_direction * axis * overlaps[..., None]).sum(1)
     return centres
 
 

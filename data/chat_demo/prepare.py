@@ -194,8 +194,8 @@ def feeling(rng: Rng, words: SimpleNamespace) -> Dialogue:
     if words.moods and not (words.events and rng.chance(0.5)):
         clause = rng.choice(words.mood_frames).format(rng.choice(words.moods[mood]))
     else:
-        event = rng.choice(words.events[mood])
-        clause = event.format(**{slot: rng.choice(fillings) for slot, fillings in words.slots.items()})
+        event_template = rng.choice(words.events[mood])
+        clause = event_template.format(**{slot: rng.choice(fillings) for slot, fillings in words.slots.items()})
     frame = rng.choice(words.feeling_frames)
     text = frame.format(s=clause if frame.startswith("{s}") else capitalize(clause))
     return [Exchange(vary_typing(rng, text, 0), f"You feel {mood}.", "feeling")]

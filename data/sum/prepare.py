@@ -29,7 +29,7 @@ from dongpt.text.template import Segment
 from dongpt.text.tokenizers import END
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-MARK = "<|summarize|>"
+SUMMARIZE_TOKEN = "<|summarize|>"
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Summaries:
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(bucket of the text, segments) of each record; no segments unless both fields have text."""
-        mark, end = Segment(MARK, is_special=True), Segment(END, is_special=True, in_loss=True)
+        summarize, end = Segment(SUMMARIZE_TOKEN, is_special=True), Segment(END, is_special=True, in_loss=True)
         for _, (text, summary) in self.files.records(*self.fields, on_progress=on_progress, digest=digest):
-            segments = [Segment(text), mark, Segment(summary, in_loss=True), end]
+            segments = [Segment(text), summarize, Segment(summary, in_loss=True), end]
             yield document_bucket(text), segments if text.strip() and summary.strip() else []
 
 
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None):
     files = Files(paths, encoding=cfg.encoding, option="--text or --summary")
     summaries = Summaries(files, (cfg.text, cfg.summary))
     source = os.path.basename(os.path.normpath(cfg.input))
-    report(prepare(folder, summaries, cfg, cfg.val_fraction, source, specials=[MARK, END]))
+    report(prepare(folder, summaries, cfg, cfg.val_fraction, source, specials=[SUMMARIZE_TOKEN, END]))
     config = "config/finetune_sum.py" if cfg.tokenizer == "gpt2" else "config/quickstart.py --out_dir=out-sum"
     dataset = "" if cfg.tokenizer == "gpt2" and not cfg.name else f" --dataset={shlex.quote(cfg.name or 'sum')}"
     print(f"next: python train.py {config}{dataset}")

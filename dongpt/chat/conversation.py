@@ -97,7 +97,7 @@ class Conversation:
     def _visible_text(self, text: str) -> str:
         """The visible part of an answer: without whitespace around it, unless it continues the user's text."""
         text = text.replace("\0", "")
-        return text if self.template.continues else text.strip()
+        return text if self.template.is_plain_text else text.strip()
 
     def _answer_ids(self, answer: str, new_ids: list[int]) -> list[int]:
         """The ids of an answer: the generated ones if they decode to just that, since the cache holds them."""

@@ -56,16 +56,16 @@ def read_message(message: Any, place: str) -> tuple[str, str]:
 def read_json_lines(lines: Iterable[str], path: str) -> Iterator[Messages]:
     """The conversations of JSON lines, checked; one message per line, or one conversation per line."""
     turns: Messages = []  # messages of a conversation that has one per line
-    first_place = ""  # place of the first of them
+    first_location = ""  # place of the first of them
     for line_number, line in enumerate(chain(lines, [""]), 1):
         place = f"{path} line {line_number:,}"
         record = parse_json(line, place) if line.strip() else None
         if isinstance(record, dict) and "messages" not in record:
-            first_place = first_place if turns else place
+            first_location = first_location if turns else place
             turns.append(read_message(record, place))
             continue
         if turns:
-            yield check_turns(turns, first_place)
+            yield check_turns(turns, first_location)
             turns = []
         if line.strip():
             messages = record["messages"] if isinstance(record, dict) else record
@@ -85,13 +85,13 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
     The text after <emotion> or <context> becomes a system message.
     """
     record: Messages = []
-    first_place = ""  # place of its first line
+    first_location = ""  # place of its first line
     for line_number, line in enumerate(chain(lines, ["<context>"]), 1):  # the last one ends the record before it
         place, tag = f"{path} line {line_number:,}", TAG_PATTERN.match(line)
         text, has_end = END_TAG_PATTERN.subn("", line[tag.end() :] if tag else line)
         text = text.strip()
         if tag and tag[1] in ROLE_OF_TAG:
-            first_place = first_place if record else place
+            first_location = first_location if record else place
             awaits_answer = bool(record) and record[-1][0] == "user"
             if awaits_answer == (tag[1] == "bot"):
                 problem = "<bot> speaks twice in a row" if awaits_answer else "<human> answers nothing"
@@ -99,15 +99,15 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
             record.append((ROLE_OF_TAG[tag[1]], text))
         elif tag:
             if record:
-                yield check_turns(record, first_place)
-            record, first_place = [("system", f"emotion: {text}" if text and tag[1] == "emotion" else text)], place
+                yield check_turns(record, first_location)
+            record, first_location = [("system", f"emotion: {text}" if text and tag[1] == "emotion" else text)], place
         elif text and not record:
             remedy = "give a text with these tags, or JSON lines, CSV or Parquet by the name of the file"
             raise UserError(f"{place} begins with none of <bot>, <human>, <emotion>, <context>: {remedy}")
         elif text:  # a turn of several lines
             record[-1] = (record[-1][0], f"{record[-1][1]}\n{text}".strip())
         if has_end and record and record[-1][0] == "assistant":
-            yield check_turns(record, first_place)
+            yield check_turns(record, first_location)
             record = []
 
 
@@ -168,7 +168,7 @@ class Dialogues:
 # 1  also: a long message, or two adjacent ones, which few conversations have: "I saw a wolf near our house."
 # 2  also: two adjacent messages of many characters, however many conversations have them; no polite phrase is so long
 LONG_MESSAGE_CHARS = 20  # characters of a long message
-MAX_SHARING = 4  # conversations: what more of them have is a phrase, such as "Thank you." "You are welcome."
+MAX_DUPLICATES = 4  # conversations: what more of them have is a phrase, such as "Thank you." "You are welcome."
 LONG_PAIR_CHARS = 80  # characters of two adjacent messages together
 IndexPairs = list[tuple[int, int]]
 
@@ -179,7 +179,7 @@ def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[list[int], 
     lengths: list[int] = []
     links: list[IndexPairs] = [[], [], []]
     first_index: dict[bytes, int] = {}  # number of the first conversation with these messages
-    indices_of: dict[bytes, list[int]] = {}  # of each long message and adjacent two: MAX_SHARING + 1
+    indices_of: dict[bytes, list[int]] = {}  # of each long message and adjacent two: MAX_DUPLICATES + 1
     for index, conversation in enumerate(conversations):
         lengths.append(sum(len(content) for _, content in conversation))
         texts = [content for role, content in conversation if role != "system"]
@@ -192,9 +192,11 @@ def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[list[int], 
             numbers = indices_of.setdefault(_hash_messages(messages), [])
             if len(messages) == 2 and sum(map(len, messages)) >= LONG_PAIR_CHARS and numbers and numbers[0] != index:
                 links[2].append((numbers[0], index))
-            if len(numbers) <= MAX_SHARING and index not in numbers:
+            if len(numbers) <= MAX_DUPLICATES and index not in numbers:
                 numbers.append(index)
-    links[1] = [(one, other) for one, *others in indices_of.values() if len(others) < MAX_SHARING for other in others]
+    links[1] = [
+        (one, other) for one, *others in indices_of.values() if len(others) < MAX_DUPLICATES for other in others
+    ]
     return hashes, lengths, links
 
 

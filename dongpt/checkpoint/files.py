@@ -98,16 +98,16 @@ def is_valid(path: str) -> bool:
     return _num_updates(path) < math.inf
 
 
-def load_valid(out_dir: str, newest: bool = True, **extra_args) -> tuple[dict, str]:
-    """(checkpoint, path) from an out_dir: the newest valid one, or with newest=False ckpt.pt if that is valid.
+def load_valid(out_dir: str, prefer_newest: bool = True, **extra_args) -> tuple[dict, str]:
+    """(checkpoint, path) from an out_dir: the newest valid one, or with prefer_newest=False ckpt.pt if that is valid.
 
     A damaged file that is skipped is reported on stderr. Raises UserError if none is left.
     """
-    names = (LAST_NAME, BEST_NAME) if newest else (BEST_NAME, LAST_NAME)
+    names = (LAST_NAME, BEST_NAME) if prefer_newest else (BEST_NAME, LAST_NAME)
     paths = [path for name in names if os.path.exists(path := os.path.join(out_dir, name))]
     if not paths:
         raise UserError(f"{out_dir} has no checkpoint: train with --out_dir={out_dir} first, or give another out_dir")
-    if newest and len(paths) > 1:
+    if prefer_newest and len(paths) > 1:
         paths.sort(key=_num_updates, reverse=True)  # stable: of equally old ones the first name wins
     problems: list[str] = []
     for path in paths:
@@ -180,5 +180,5 @@ def load_path(path: str, **extra_args) -> tuple[dict, str]:
     if hugging_face.is_model(path) and not is_out_dir:
         return hugging_face.load(path, **extra_args), path
     if os.path.isdir(path):
-        return load_valid(path, newest=False, **extra_args)
+        return load_valid(path, prefer_newest=False, **extra_args)
     return load(path, **extra_args), path

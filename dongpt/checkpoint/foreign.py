@@ -39,7 +39,7 @@ NANOGPT_PLUS_SIZES = {
     "medium": dict(n_layer=6, n_head=6, n_embd=384, block_size=256),
     "large": dict(n_layer=12, n_head=12, n_embd=516, block_size=384),
 }
-NANOGPT_PLUS_NAMES = {  # its names and GPT-2's, in the order in which they are replaced
+NANOGPT_PLUS_WEIGHT_NAMES = {  # its names and GPT-2's, in the order in which they are replaced
     "token_embedding_table.": "transformer.wte.",
     "positional_embedding_table.": "transformer.wpe.",
     "transformer_blocks.": "transformer.h.",
@@ -265,7 +265,7 @@ def _convert_state_dict(checkpoint: dict, path: str, extra_args: dict) -> dict:
         if any(".lora_" in name for name in weights):
             print0(f"{path}: its LoRA matrices are dropped: the weights already contain them", file=sys.stderr)
         weights = {name: w for name, w in weights.items() if not (name.endswith(".tril") or ".lora_" in name)}
-        for old, new in NANOGPT_PLUS_NAMES.items():
+        for old, new in NANOGPT_PLUS_WEIGHT_NAMES.items():
             weights = {name.replace(old, new): weight for name, weight in weights.items()}
         args["activation"] = "gelu_tanh"
     args.update(_infer_model_args(weights))

@@ -22,7 +22,7 @@ from dongpt.text.template import Template
 from dongpt.text.tokenizers import END, UNKNOWN, UNSUPPORTED_TOKENIZER, byte_alphabet, from_dict
 from model import GPT
 
-GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+GPT2_MODEL_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first one there is read; either may be in shards
 RECORD_NAME = "dongpt.json"  # written by save: the tokenizer as a plain dict, the mark, the hashes of the other files
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
@@ -48,11 +48,11 @@ FIXED_CONFIG = {  # what our GPT computes
 
 def is_model(path: str) -> bool:
     """Whether path is the name of OpenAI's weights, or a directory in this format."""
-    return path in GPT2_NAMES or os.path.exists(os.path.join(path, "config.json"))
+    return path in GPT2_MODEL_NAMES or os.path.exists(os.path.join(path, "config.json"))
 
 
 def load(name_or_path: str, **extra_args) -> dict:
-    """The model in a directory, or with one of GPT2_NAMES, as a checkpoint in our layout; extra_args: see upgrade."""
+    """The model in a directory, or one of GPT2_MODEL_NAMES, as a checkpoint in our layout; extra_args as in upgrade."""
     directory = name_or_path if os.path.exists(os.path.join(name_or_path, "config.json")) else _download(name_or_path)
     hf_config = {key: value for key, value in _read(directory, "config.json").items() if value is not None}
     activation = str(hf_config.get("activation_function", "gelu_new"))

@@ -242,8 +242,8 @@ class Decoder:
         self.weights_version, self.weight_checksums = version, checksums
         if is_stale:
             return 0
-        id_pairs = zip(self.tokens[0, : max(0, self.lengths[0] - 1)].tolist(), prompt_ids[:-1])
-        return sum(1 for _ in takewhile(lambda id_pair: id_pair[0] == id_pair[1], id_pairs))
+        cached_and_new_ids = zip(self.tokens[0, : max(0, self.lengths[0] - 1)].tolist(), prompt_ids[:-1])
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], cached_and_new_ids))
 
     def truncate_context(self):
         """Reduce sequences of more than block_size tokens to their newest half, and encode it again from position 0."""

@@ -21,7 +21,7 @@ import torch.nn as nn
 
 C_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu.c")
 PACKING_MIN_PARAMS = 1e6  # parameters below which reading them is not what takes a token's time
-MAX_COPY_PARAMS = 5e8  # parameters above which a second copy of the weights may not fit into memory
+COPY_MAX_PARAMS = 5e8  # parameters above which a second copy of the weights may not fit into memory
 MIN_TOKENS_TO_COPY = 16  # tokens that repay the time of copying the weights
 WEIGHTS_PER_INT32 = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # in 32 bits
 # Tuned to some processors, gcc would fuse multiply and add in one place and not in another: a row's rounding would
@@ -173,6 +173,6 @@ def make_packed_blocks(model: Any, n_tokens: int) -> PackedBlocks | None:
     """
     if isinstance(model.lm_head, PackedLinear):
         return PackedBlocks(model)
-    if not model.use_packed_weights or n_tokens < MIN_TOKENS_TO_COPY or model.get_num_matmul_params() > MAX_COPY_PARAMS:
+    if not model.use_packed_weights or n_tokens < MIN_TOKENS_TO_COPY or model.get_num_matmul_params() > COPY_MAX_PARAMS:
         return None
     return PackedBlocks(model) if can_pack(model)[0] else None

@@ -43,7 +43,7 @@ class Template:
         return [mark for mark in (self.system, self.user, self.assistant, self.end) if mark and self.special]
 
     @property
-    def continues(self) -> bool:
+    def is_plain_text(self) -> bool:
         """Whether an answer continues the user's text."""
         return not (self.user or self.assistant)
 

@@ -137,8 +137,8 @@ class Optimizer(torch.optim.Optimizer):
             grad_sq = grad.square().mean(1)
             has_grad = grad_sq > 0
             state["count"][rows] += has_grad
-            old_sq = state["square"][rows]
-            state["square"][rows] = torch.where(has_grad, old_sq.lerp(grad_sq, 1 - beta2), old_sq)
+            old_second_moment = state["square"][rows]
+            state["square"][rows] = torch.where(has_grad, old_second_moment.lerp(grad_sq, 1 - beta2), old_second_moment)
             bias_correction = 1 - beta2 ** state["count"][rows]
             scale = torch.where(has_grad, (state["square"][rows] / bias_correction).rsqrt(), 0.0)
             p[rows] -= group["lr"] * scale[:, None] * grad

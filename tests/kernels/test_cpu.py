@@ -412,8 +412,8 @@ def test_a_loaded_model_is_packed_from_a_size_on_and_up_to_one(tmp_path, packed_
         ("PACKING_MIN_PARAMS", size, 1),
         ("PACKING_MIN_PARAMS", size + 1, 0),
         ("PACKING_MIN_PARAMS", size, 1),
-        ("MAX_COPY_PARAMS", size, 1),
-        ("MAX_COPY_PARAMS", size - 1, 0),
+        ("COPY_MAX_PARAMS", size, 1),
+        ("COPY_MAX_PARAMS", size - 1, 0),
     ):
         monkeypatch.setattr(cpu, name, limit)
         packed_models.clear()
