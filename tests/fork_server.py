@@ -56,10 +56,9 @@ class Popen(subprocess.Popen):
             "new_session": start_new_session,
         }
         with theirs:
-            several = "WORLD_SIZE" in request["env"]
-            socket.send_fds(
-                server("torch._dynamo" if several else "torch"), [json.dumps(request).encode()], [theirs.fileno(), *fds]
-            )
+            needs_dynamo = "WORLD_SIZE" in request["env"] or "--init_from=resume" in request["argv"]
+            started = server("torch._dynamo" if needs_dynamo else "torch")
+            socket.send_fds(started, [json.dumps(request).encode()], [theirs.fileno(), *fds])
         self.pid = int(self.status.recv(20))
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
@@ -130,7 +129,8 @@ def run(args, input=None, timeout=None, check=False, capture_output=False, **opt
 def server(module: str) -> socket.socket:
     """Start a server that imports a module; returns the socket that takes requests.
 
-    Most programs need torch alone; DistributedDataParallel imports torch._dynamo, which takes seconds too.
+    Most programs need torch alone. DistributedDataParallel and an optimizer that loads its state import torch._dynamo,
+    which takes seconds too.
     """
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with its:
