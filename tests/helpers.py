@@ -226,7 +226,8 @@ def run(program: str, *args: str, cwd, launcher=(), env=None, timeout=300, check
 
 def torchrun(n: int) -> list[str]:
     """Launcher command for n processes on this machine."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
+    code = "from torch.distributed.run import main; main()"  # -m, but forked from the server
+    return [sys.executable, "-c", code, "--standalone", f"--nproc_per_node={n}"]
 
 
 def start_ranks(program: str, *args: str, cwd, n: int = 2) -> list[fork_server.Popen]:

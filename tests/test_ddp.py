@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import fork_server
 import pytest
 import torch
 from helpers import (
@@ -134,7 +135,7 @@ class Job:
 
     def __init__(self, cwd, *args: str, with_torchrun: bool = False):
         if with_torchrun:
-            launched = subprocess.Popen(
+            launched = fork_server.Popen(
                 [*torchrun(2), os.path.join(ROOT, "train.py"), *SETTINGS, *args],
                 cwd=cwd,
                 encoding="utf-8",

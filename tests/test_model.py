@@ -336,10 +336,10 @@ def test_past_block_size_decoding_equals_a_slow_loop_that_encodes_each_window_an
     for length in (1, 5, 30):  # short, and longer than block_size
         row = random_ids(length, seed=length).tolist()
         expected = list(row)
-        for _ in range(40):
+        for _ in range(25):
             window = expected[-reference_windows(len(expected), block_size) :]
             expected.append(all_logits(model, torch.tensor([window]))[0, -1].argmax().item())
-        out = model.generate(torch.tensor([row]), 40, temperature=0, use_kv_cache=use_kv_cache)
+        out = model.generate(torch.tensor([row]), 25, temperature=0, use_kv_cache=use_kv_cache)
         assert out[0].tolist() == expected
 
 

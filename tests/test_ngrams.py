@@ -45,6 +45,9 @@ CLOSE = dict(atol=1e-4, rtol=1e-4)  # float32, sums in another order
 
 smoke = pytest.mark.smoke
 each_scheme = pytest.mark.parametrize("pos_embd", SCHEMES)
+each_scheme_and_length = pytest.mark.parametrize(
+    "ngrams, pos_embd", [*((3, pos_embd) for pos_embd in SCHEMES), (2, "default"), (5, "relative")]
+)
 each_length = pytest.mark.parametrize("ngrams", [2, 3, 5])
 needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CC", "gcc")), reason="no C compiler for cpu.c")
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -343,8 +346,7 @@ def test_architecture_that_cannot_be_is_refused(changes, parts, tiny_data):
 # decoding
 
 
-@each_length
-@each_scheme
+@each_scheme_and_length
 def test_cache_gives_the_same_ids_for_prompts_of_different_lengths(ngrams, pos_embd):
     model = make(ngrams, pos_embd=pos_embd)
     for settings in (dict(temperature=0), dict(seed=5, temperature=0.8, top_k=20, top_p=0.9)):
@@ -358,13 +360,12 @@ def test_rows_of_equal_and_of_the_same_prompts_too(ngrams):
     """Both are encoded in ways of their own: from one position on, and once for all rows."""
     model = make(ngrams, pos_embd="rope")
     for texts in (prompts((5, 5, 5)), [ids(5, seed=n).tolist() for n in range(3)], prompts((9, 9)), [[3]] * 2):
-        got = generated_ids(model, texts, 30, seed=2)
-        assert got == generated_ids(model, texts, 30, seed=2, use_kv_cache=False)
+        got = generated_ids(model, texts, 20, seed=2)
+        assert got == generated_ids(model, texts, 20, seed=2, use_kv_cache=False)
         assert len({tuple(row) for row in got}) == len(texts)
 
 
-@each_length
-@pytest.mark.parametrize("use_kv_cache", [True, False])
+@pytest.mark.parametrize("ngrams, use_kv_cache", [(2, True), (3, False), (5, True)])
 def test_greedy_ids_are_those_of_forward_passes_over_what_is_seen(ngrams, use_kv_cache):
     """Beyond block_size too: what was seen before the newest half is in no n-gram either."""
     for block_size in (4, 7):
@@ -395,8 +396,7 @@ def test_the_texts_of_these_tests_are_varied_and_ngrams_decide_them():
     assert generated_ids(model, prompts((2,)), 60, temperature=0)[0][:10] != text[:10]
 
 
-@each_length
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("ngrams, size", [(2, 1), (3, 2), (5, 5), (5, 1)])
 def test_long_prompts_are_encoded_in_pieces_that_know_the_tokens_before_them(ngrams, size, monkeypatch):
     model = make(ngrams, block_size=32, pos_embd="rope")
     texts = prompts((1, 11, 30))
@@ -410,8 +410,7 @@ def test_long_prompts_are_encoded_in_pieces_that_know_the_tokens_before_them(ngr
     assert generated_ids(model, texts[2:] * 2, 12, seed=3) == expected[1]
 
 
-@each_length
-@pytest.mark.parametrize("pos_embd", ["default", "rope"])
+@pytest.mark.parametrize("ngrams, pos_embd", [(2, "default"), (3, "rope"), (5, "default")])
 def test_a_decoder_that_keeps_its_texts_writes_what_a_new_one_would(ngrams, pos_embd):
     """As chat.py asks: each prompt goes on from the text before it, from a part of it, or is another one."""
     model = make(ngrams, pos_embd=pos_embd, block_size=16)
@@ -429,8 +428,7 @@ def test_a_decoder_that_keeps_its_texts_writes_what_a_new_one_would(ngrams, pos_
 
 
 @needs_compiler
-@each_length
-@each_scheme
+@each_scheme_and_length
 def test_packed_weights_write_the_same_texts(ngrams, pos_embd, monkeypatch):
     """rows.c runs the blocks of new tokens; what enters them is looked up as ever."""
     model = make(ngrams, pos_embd=pos_embd)

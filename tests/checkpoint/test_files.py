@@ -318,7 +318,8 @@ def test_a_weight_that_is_missing_gives_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        *(dict(model_args={name: value}) for name in ("n_layer", "n_embd", "block_size") for value in BAD_SIZES),
+        *(dict(model_args={"n_layer": value}) for value in BAD_SIZES),
+        *(dict(model_args={name: value}) for name in ("n_embd", "block_size") for value in (True, 0, 10**12)),
         dict(model_args={"n_head": True}),
         dict(model_args={"vocab_size": None}),
         dict(model_args={"dropout": math.nan}),

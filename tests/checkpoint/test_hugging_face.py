@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 import tiktoken
 import torch
-from helpers import ROOT, RunsACommand, assert_same, expect_sentence, generated_text, load, printed, run, write_corpus
+from helpers import (
+    ROOT,
+    RunsACommand,
+    assert_same,
+    environment,
+    expect_sentence,
+    generated_text,
+    load,
+    printed,
+    run,
+    write_corpus,
+)
 
 import configurator
 import dongpt
@@ -597,9 +608,12 @@ sample.main(["--init_from=gpt2", "--start=Sancho<|endoftext|>", "--num_samples=1
 for name in ["gpt2", "gpt2-xl"]:
     train.main(["--init_from=" + name, "--eval_only", "--eval_iters=1000", "--data_dir={data}", *{OFFLINE!r}])
 evaluate.main([*{list(NAMES)!r}, "--json", "--data_dir={data}", "--device=cpu"])"""
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = fork_server.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", timeout=200
+        [sys.executable, "-c", code],
+        env=environment(HF_HUB_CACHE=str(tmp_path / "hub")),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("Sancho<|endoftext|>")
@@ -626,26 +640,25 @@ def test_without_weights_and_offline_evaluate_says_one_sentence(tmp_path):
 
 def test_without_weights_and_without_a_network_train_says_one_sentence(tmp_path):
     pytest.importorskip("transformers")
-    (tmp_path / "quick").mkdir()  # the hub's client tries again and again: nobody has to wait for that here
-    (tmp_path / "quick" / "sitecustomize.py").write_text("import time\ntime.sleep = lambda seconds: None\n")
     data = nanogpt_bins("data")
     proxies = {name: NOWHERE for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")}
-    done = run(
-        "train.py",
-        "eval_gpt2_medium",
-        f"--data_dir={data}",
-        "--device=cpu",
+    code = f"""import runpy, sys, time
+time.sleep = lambda seconds: None  # the hub's client tries again and again: nobody has to wait for that here
+sys.path[0], sys.argv = {ROOT!r}, ["train.py", "eval_gpt2_medium", "--data_dir={data}", "--device=cpu"]
+runpy.run_path({os.path.join(ROOT, "train.py")!r}, run_name="__main__")"""
+    done = fork_server.run(
+        [sys.executable, "-c", code],
         cwd=tmp_path,
-        check=None,
-        env={
+        env=environment(
             **proxies,
-            "no_proxy": "",
-            "NO_PROXY": "",
-            "HF_HOME": str(tmp_path / "hub"),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_CACHE": str(tmp_path / "hub"),
-            "PYTHONPATH": str(tmp_path / "quick"),
-        },
+            no_proxy="",
+            NO_PROXY="",
+            HF_HOME=str(tmp_path / "hub"),
+            HF_HUB_OFFLINE="0",
+            HF_HUB_CACHE=str(tmp_path / "hub"),
+        ),
+        capture_output=True,
+        encoding="utf-8",
     )
     expect_sentence(done, "train.py: ", "gpt2-medium", "network", "config.json")
 

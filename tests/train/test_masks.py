@@ -8,6 +8,7 @@ import math
 import os
 import sys
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -272,11 +273,10 @@ def test_a_mask_that_leaves_nothing_to_predict_is_refused(tmp_path, split, first
 def test_bad_masks_end_train_py_and_evaluate_py_with_one_sentence(masked, tmp_path, mask):
     folder = write_corpus(tmp_path / "data", generated_text(1500))
     (np.zeros(len(ids_of(folder, "val")), np.uint8) if mask is None else mask).tofile(f"{folder}/val.mask.bin")
-    expect_sentence(run("train.py", f"--data_dir={folder}", *PLAIN_TEMPLATE, cwd=tmp_path, check=None), "val.mask.bin")
+    helpers.refusal(lambda: train.main([f"--data_dir={folder}", *PLAIN_TEMPLATE]), "val.mask.bin")
     assert not (tmp_path / "out" / "ckpt_last.pt").exists()
     given_weights(tmp_path / "ckpt.pt", masked)
-    done = run("evaluate.py", "ckpt.pt", f"--data_dir={folder}", "--device=cpu", cwd=tmp_path, check=None)
-    expect_sentence(done, "val.mask.bin")
+    helpers.refusal(lambda: evaluate.main(["ckpt.pt", f"--data_dir={folder}", "--device=cpu"]), "val.mask.bin")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -344,10 +344,9 @@ def reference(model: GPT, folder: str, n_iters: int, n_windows: int):
     return all_gradients, losses
 
 
-@pytest.mark.parametrize("batch_size, accumulation", [(8, 1), (4, 2), (1, 8)])
-@pytest.mark.parametrize("share", [0.3, 0.06])
+@pytest.mark.parametrize("batch_size, accumulation, share", [(8, 1, 0.06), (4, 2, 0.3), (1, 8, 0.06)])
 def test_the_gradient_is_that_of_the_mean_over_all_predicted_tokens_of_an_iteration(
-    tmp_path, gradients, share, batch_size, accumulation
+    tmp_path, gradients, batch_size, accumulation, share
 ):
     folder = write_corpus(tmp_path / "data", generated_text(1500))
     masks = write_masks(folder, share)
@@ -379,7 +378,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_predicted_tokens_of_an_iterat
 
 
 def test_the_weights_do_not_depend_on_gradient_accumulation(masked):
-    for batch, accumulation in ((8, 1), (4, 2), (2, 4)):
+    for batch, accumulation in ((8, 1), (2, 4)):
         train.main(
             [
                 f"--data_dir={masked}",
@@ -389,8 +388,8 @@ def test_the_weights_do_not_depend_on_gradient_accumulation(masked):
                 f"--gradient_accumulation_steps={accumulation}",
             ]
         )
-    losses = {batch: [record["loss"] for record in read_log(f"out-{batch}", "iter")] for batch in (8, 4, 2)}
-    assert losses[4] == pytest.approx(losses[8], abs=1e-5) and losses[2] == pytest.approx(losses[8], abs=1e-5)
+    losses = {batch: [record["loss"] for record in read_log(f"out-{batch}", "iter")] for batch in (8, 2)}
+    assert losses[2] == pytest.approx(losses[8], abs=1e-5)
     assert losses[8][-1] < losses[8][0]
     for name, weight in load("out-8")["model"].items():  # AdamW divides by small numbers: rounding grows
         torch.testing.assert_close(load("out-2")["model"][name], weight, rtol=0, atol=1e-4)
@@ -495,21 +494,19 @@ def test_the_last_line_of_a_run_counts_the_predicted_tokens_alone(masked, eight)
 
 
 def loss_by_hand(model: GPT, ids: np.ndarray, mask: np.ndarray, block_size: int) -> tuple[float, int]:
-    """(mean loss, number) of the tokens of the mask, window by window, token by token."""
+    """(mean loss, number) of the tokens of the mask, window by window."""
     total, count = 0.0, 0
     for start in range(0, len(ids) - 1, block_size):
         window = torch.from_numpy(ids[start : start + block_size + 1])
         with torch.no_grad():
             logits = model(window[None, :-1], window[None, 1:])[0][0].double()
-        for place in range(len(window) - 1):
-            if mask[start + place + 1]:
-                total -= torch.log_softmax(logits[place], -1)[window[place + 1]].item()
-                count += 1
+        losses = -torch.log_softmax(logits, -1)[torch.arange(len(window) - 1), window[1:]].numpy()
+        wanted = mask[start + 1 : start + len(window)] == 1
+        total, count = total + losses[wanted].sum(), count + int(wanted.sum())
     return total / count, count
 
 
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("block_size, batch_size", [(16, 5), (7, 1)])
+@pytest.mark.parametrize("split, block_size, batch_size", [("train", 16, 5), ("val", 16, 5), ("val", 7, 1)])
 def test_evaluate_measures_the_predicted_tokens_alone(masked, capsys, split, block_size, batch_size):
     model = given_weights("ckpt.pt", masked).eval()
     for weight in model.parameters():
@@ -636,15 +633,16 @@ def tasks_of(folder: str, split: str) -> list[tuple[str, str]]:
     return tasks
 
 
-@pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
 @pytest.mark.parametrize(
-    "ending, fields",
+    "ending, fields, tokenizer",
     [
-        (".jsonl", ("text", "summary")),
-        (".csv", ("a long body", "title")),
-        (".parquet", ("frage", "antwort")),
-        (".csv.gz", ("text", "summary")),
-        (".jsonl.gz", ("summary", "text")),
+        (".jsonl", ("text", "summary"), "char"),
+        (".jsonl", ("text", "summary"), "word"),
+        (".csv", ("a long body", "title"), "bpe"),
+        (".csv", ("a long body", "title"), "char"),
+        (".parquet", ("frage", "antwort"), "char"),
+        (".csv.gz", ("text", "summary"), "char"),
+        (".jsonl.gz", ("summary", "text"), "word"),
     ],
 )
 def test_records_become_questions_marks_answers_and_ends(tmp_path, ending, fields, tokenizer):
@@ -852,9 +850,10 @@ def test_a_small_model_learns_to_answer(tmp_path, tokenizer, capsys):
             "--max_iters=200",
             "--lr_decay_iters=200",
             "--eval_interval=200",
-            "--learning_rate=1e-2",
             "--block_size=32",
             "--n_embd=32",
+            "--batch_size=8",
+            "--gradient_accumulation_steps=1",
         ]
     )
     mean = np.mean([record["loss"] for record in read_log("out", "iter")[-10:]])
@@ -906,8 +905,8 @@ def test_gpt2_in_hugging_faces_format_is_fine_tuned_on_the_answers(tmp_path, gpt
         f"--init_from={tmp_path / 'hf'}",
         "--device=cpu",
         "--compile=False",
-        "--gradient_accumulation_steps=4",
-        "--eval_iters=40",
+        "--gradient_accumulation_steps=1",
+        "--eval_iters=2",
         "--dropout=0.0",
     ]
     train.main(
