@@ -120,8 +120,8 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
         n_kept = context_len(len(ids), block_size)
         warning = f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with "
         print(f"{warning}its last {n_kept}, as if they had come one by one", file=sys.stderr)
-    prompts, n_ids = [ids] * cfg.num_samples, tokenizer.vocab_size
-    settings = cfg, cfg.seed, cfg.use_kv_cache, texts.stop_ids, n_ids  # a SampleConfig is a Sampling
+    prompts, sampling = [ids] * cfg.num_samples, cfg  # a SampleConfig is a Sampling
+    settings = sampling, cfg.seed, cfg.use_kv_cache, texts.stop_ids, tokenizer.vocab_size
     streams_first = sys.stdout.isatty()  # as it is generated; the others are printed at the end
     print(prompt if streams_first else "", end="", flush=True)
     bar = progress_bar(cfg.max_new_tokens, quiet=streams_first)

@@ -161,8 +161,8 @@ def main(argv: list[str] | None = None):
     tokenizer = corpus.tokenizer()
     counts, documents, texts = {}, {}, {}
     for split in SPLITS:
-        counts[split] = np.sum([np.bincount(ids, minlength=2**16) for ids in corpus.chunks(split)], axis=0)
-        ids = np.asarray(corpus.tokens(split)[: cfg.most_tokens])
+        counts[split] = corpus.tokens[split].counts(2**16)
+        ids = corpus.tokens[split][: cfg.most_tokens]
         limit_note = "" if len(ids) == corpus.lengths[split] else f"; of the first {len(ids):,} the text is looked at"
         print(f"{split}: {corpus.lengths[split]:,} tokens{limit_note}")
         documents[split], unit = split_documents(ids, tokenizer)

@@ -98,7 +98,7 @@ def word_of_ids(tokenizer: WordTokenizer) -> list[str]:
 def read_sentences(corpus: Corpus, names: list[str]) -> list[list[str]]:
     """The sentences of the training split as lists of words, without blanks."""
     sentences: list[list[str]] = [[]]
-    for name in (names[i] for ids in corpus.chunks("train") for i in ids.tolist()):
+    for name in (names[i] for ids in corpus.tokens["train"].chunks() for i in ids.tolist()):
         if name:
             sentences[-1].append(name)
         if name in SENTENCE_ENDS or len(sentences[-1]) == MAX_SENTENCE_WORDS:
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None):
     has_vector = table.any(1)
     if not has_vector.any():
         raise UserError(f"{cfg.vectors or 'training'} gives nothing but zeros: take another file of vectors")
-    id_counts = np.sum([np.bincount(ids, minlength=2**16) for ids in corpus.chunks("train")], axis=0)[: len(table)]
+    id_counts = corpus.tokens["train"].counts(2**16)[: len(table)]
     counts: Counter[str] = Counter()  # of all spellings together
     for name, n in zip(names, id_counts.tolist()):
         counts[name] += n

@@ -116,7 +116,7 @@ def main():
     documents, processes = ("#cfe8ff", "#d8f3d0", "#ffe3cc", "#ead9ff", "#fff3b8"), ("#9ecbff", "#ffb3b3")
     with tempfile.TemporaryDirectory() as folder:
         corpus = corpus_in(folder)
-        ids = corpus.tokens("train")
+        ids = corpus.tokens["train"][:]
         figure, rows = pyplot.subplots(4, 1, figsize=(15, 5.6), height_ratios=(2, 1.3, 1.3, 2.4), layout="constrained")
         draw_files(rows[0], corpus, ids, documents)
         for epoch in (0, 1):

@@ -74,7 +74,7 @@ def docstrings(shortest: int, longest: int) -> list[str]:
 def loss_alone(path: str, corpus: Corpus, block_size: int) -> float:
     """The mean loss per token of the validation documents, each on its own, of its first block_size tokens."""
     model, tokenizer = load_model(path)
-    ids, end = np.asarray(corpus.tokens("val")).astype(np.int64), tokenizer.end_id
+    ids, end = corpus.tokens["val"][:].astype(np.int64), tokenizer.end_id
     documents = [part for part in np.split(ids, np.flatnonzero(ids == end) + 1) if len(part)]
     nats = count = 0
     for document in documents:

@@ -64,7 +64,7 @@ def scores_by_position(model: GPT, corpus: Corpus) -> torch.Tensor:
     config = model.config
     T = BLOCK_SIZE if config.has_wpe else 2 * BLOCK_SIZE
     positions, head_size = torch.arange(T), config.n_embd // config.n_head
-    tokens = torch.from_numpy(corpus.tokens("val")[: 2**14].astype("int64"))
+    tokens = torch.from_numpy(corpus.tokens["val"][: 2**14].astype("int64"))
     x = model.transformer.wte(tokens).mean(0).expand(1, T, -1)
     if config.has_wpe:
         x = x + model.transformer.wpe(positions)

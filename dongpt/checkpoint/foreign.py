@@ -231,15 +231,14 @@ def _known_param_orders(weights: dict, is_tied: bool) -> list[list[list[str]]]:
     ]
 
 
-def remap_optimizer_state(optimizer: dict, old: list[list[str]], new: list[list[str]], weights: dict) -> dict | None:
-    """An optimizer's state_dict, whose groups hold the parameters old, for groups that hold new.
+def remap_optimizer_state(optimizer: dict, old_groups: list, new_groups: list, weights: dict) -> dict | None:
+    """An optimizer's state_dict for new_groups of parameter names instead of old_groups; a state stays with its name.
 
-    Each state stays with its parameter. None if groups or states are damaged, or are not those of the parameters old,
-    whose shapes are those of weights.
+    None if the state_dict is damaged, or does not belong to old_groups and to the shapes of weights.
     """
     states = {}
     try:
-        for group, names in zip(optimizer["param_groups"], old, strict=True):
+        for group, names in zip(optimizer["param_groups"], old_groups, strict=True):
             keys = STATE_KEYS_BY_RULE.get(str(group.get("rule")), ADAMW_STATE_KEYS)
             for i, name in zip(group["params"], names, strict=True):
                 if (state := optimizer["state"].get(int(i))) is not None:
@@ -250,9 +249,9 @@ def remap_optimizer_state(optimizer: dict, old: list[list[str]], new: list[list[
                     states[name] = state
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    new_indices = {name: i for i, name in enumerate(sum(new, []))}
+    new_indices = {name: i for i, name in enumerate(sum(new_groups, []))}
     settings = [*optimizer["param_groups"], *optimizer["param_groups"][:1]]  # a group that is added holds matrices
-    groups = [{**group, "params": [new_indices[name] for name in names]} for group, names in zip(settings, new)]
+    groups = [{**group, "params": [new_indices[name] for name in names]} for group, names in zip(settings, new_groups)]
     new_states = {new_indices[name]: state for name, state in states.items() if name in new_indices}
     return {"state": new_states, "param_groups": groups}
 

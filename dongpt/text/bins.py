@@ -424,12 +424,8 @@ def shard_name(split: str, number: int) -> str:
 
 def describe(path: str, sha256: str) -> dict:
     """meta.json's description of a shard."""
-    return {
-        "file": os.path.basename(path),
-        "tokens": os.path.getsize(path) // 2,
-        "ends_sha256": ends_sha256(path),
-        "sha256": sha256,
-    }
+    name, tokens = os.path.basename(path), os.path.getsize(path) // 2
+    return {"file": name, "tokens": tokens, "ends_sha256": ends_sha256(path), "sha256": sha256}
 
 
 def _file_bytes(path: str) -> "TokenArray":
@@ -477,21 +473,22 @@ def check_shard_ends(folder: str, shards: list[dict]):
 # reading
 
 
-def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str, "TokenArray"]]:
-    """(description, {"train": ids, "val": ids}) of a data folder; also "train.mask" and "val.mask" if it has masks.
+def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str, "TokenArray"], dict[str, np.ndarray]]:
+    """(description, ids by split, masks by split) of a data folder; a split has a mask unless all is in the loss.
 
     With train_fraction only the first part of train. Raises UserError as read_meta does, and for files that are missing
     or whose sizes are not those that meta.json tells.
     """
     meta = read_meta(folder)
-    arrays: dict[str, TokenArray] = {}
+    tokens: dict[str, TokenArray] = {}
+    masks: dict[str, np.ndarray] = {}
     for key in ("train", "val", "train.mask", "val.mask"):
         split, _, mask = key.partition(".")
         name, remedy, itemsize = f"{key}.bin", "", 1 if mask else 2
         has_file = os.path.exists(os.path.join(folder, name))
         if mask and not (has_file or split in meta.get("predicted_bytes", {})):
             continue
-        n_tokens = sum(count for _, count in arrays[split].files) if mask else meta.get("tokens", {}).get(split)
+        n_tokens = sum(count for _, count in tokens[split].files) if mask else meta.get("tokens", {}).get(split)
         expected: dict[str, int | None] = {name: n_tokens}
         if key == "train" and "shards" in meta:
             expected = {shard["file"]: shard["tokens"] for shard in meta["shards"]["train"]}
@@ -517,8 +514,12 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
             files.append((path, size // itemsize))
         length = sum(count for _, count in files)
         length = int(length * train_fraction) if split == "train" else length
-        arrays[key] = TokenArray(files, "u1" if mask else "<u2", length)
-    return meta, arrays
+        array = TokenArray(files, "u1" if mask else "<u2", length)
+        if not mask:
+            tokens[split] = array
+        else:
+            masks[split] = array[:] if array.in_memory else np.memmap(files[0][0], np.uint8, "r", shape=(length,))
+    return meta, tokens, masks
 
 
 class TokenArray:
@@ -559,14 +560,6 @@ class TokenArray:
             start = max(0, start - count)
         return values
 
-    def array(self) -> "np.ndarray | TokenArray":
-        """All of it as a numpy array, which is memory-mapped if it is a large file; large shards stay a TokenArray."""
-        if self.in_memory:
-            return self._values
-        if len(self.files) > 1:
-            return self
-        return np.memmap(self.files[0][0], dtype=self.dtype, mode="r", shape=(self.length,))
-
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The windows that begin at starts, (len(starts), length)."""
         windows = np.empty((len(starts), length), dtype=self.dtype)
@@ -578,3 +571,7 @@ class TokenArray:
         """All of it, `size` entries at a time."""
         for start in range(0, self.length, size):
             yield self[start : start + size]
+
+    def counts(self, vocab_size: int) -> np.ndarray:
+        """How often each id below vocab_size occurs, (vocab_size,)."""
+        return np.sum([np.bincount(ids, minlength=vocab_size) for ids in self.chunks()], axis=0)

@@ -20,10 +20,8 @@ def token_name(tokenizer: Tokenizer, i: int) -> str:
 def report(prepared: PreparedData):
     """Print counts, the commonest and the rarest symbols, and whether the text can be read back."""
     meta, tokenizer, counts = prepared.meta, prepared.tokenizer, {}
-    _, arrays = open_data(prepared.folder)
-    for split in meta["tokens"]:
-        chunk_counts = [np.bincount(ids, minlength=meta["vocab_size"]) for ids in arrays[split].chunks()]
-        counts[split] = np.sum(chunk_counts, axis=0)
+    for split, ids in open_data(prepared.folder)[1].items():
+        counts[split] = ids.counts(meta["vocab_size"])
     characters, tokens = sum(meta["characters"].values()), sum(meta["tokens"].values())
     split_methods = {
         "position": "by position: the end of the text is for validation",

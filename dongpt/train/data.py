@@ -7,7 +7,7 @@ docs/data.md has a picture. dongpt/text/bins.py describes the files.
 """
 
 import os
-from typing import Iterable, Iterator
+from typing import Iterable
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from configurator import UserError
 from dongpt.program import ROOT
 from dongpt.runtime import Runtime
-from dongpt.text.bins import SPLITS, TokenArray, check_shard_ends, how_to_prepare, open_data
+from dongpt.text.bins import SPLITS, check_shard_ends, how_to_prepare, open_data
 from dongpt.text.tokenizers import Tokenizer, from_dict
 
 MAX_CHECKED_TOKENS = 2**25  # compared with the vocabulary before training, evenly spaced over a longer text
@@ -29,7 +29,8 @@ class Corpus:
     """
 
     def __init__(self, folder: str, train_fraction: float = 1.0):
-        self.meta, arrays = open_data(folder, train_fraction)
+        # ids (lengths[split],) uint16 of each split; masks (lengths[split],) uint8, nonzero in the loss, unless all are
+        self.meta, self.tokens, self.masks = open_data(folder, train_fraction)
         self.folder = folder
         self.name = os.path.relpath(folder, ROOT) if folder.startswith(ROOT + os.sep) else folder
         self.shards = self.meta.get("shards", {}).get("train", [])  # their descriptions
@@ -37,26 +38,13 @@ class Corpus:
         self.vocab_size = self.meta.get("vocab_size", 50257)
         self.model_vocab_size = max(50304 if self.tokenizer_dict["kind"] == "gpt2" else 0, self.vocab_size)
         self.sha256 = self.meta.get("ids_sha256")  # None if the files are nanoGPT's
-        self._arrays = {split: arrays[split] for split in SPLITS}
-        self.lengths = {split: arrays[split].length for split in SPLITS}
-        # (lengths[split],) uint8, nonzero for the tokens in the loss; none for a split if all are
-        self.masks = {
-            split: np.asanyarray(arrays[f"{split}.mask"].array()) for split in SPLITS if f"{split}.mask" in arrays
-        }
+        self.lengths = {split: self.tokens[split].length for split in SPLITS}
         self._device_tensors: dict[str, torch.Tensor] = {}  # see to_device
         self._epoch_starts: tuple[tuple[int, int, int], np.ndarray] | None = None  # (epoch, block_size, seed), starts
         self._window_counts: dict[int, int] = {}
 
     def tokenizer(self) -> Tokenizer:
         return from_dict(self.tokenizer_dict)
-
-    def tokens(self, split: str) -> np.ndarray | TokenArray:
-        """The ids of a split, (lengths[split],) uint16; large shards as a TokenArray, which can be sliced too."""
-        return self._arrays[split].array()
-
-    def chunks(self, split: str) -> Iterator[np.ndarray]:
-        """The ids of a split, some megabytes at a time."""
-        return self._arrays[split].chunks()
 
     def check(self, block_size: int, vocab_size: int, splits: Iterable[str] = SPLITS):
         """Raise UserError if a split is too short for a loss or for a training with block_size, holds ids that a model
@@ -67,7 +55,7 @@ class Corpus:
                 message = f"{os.path.join(self.folder, split)}.bin has {length} token"
                 raise UserError(f"{message}: a loss needs at least 2, use more text")
             if split == "train" and length <= block_size:
-                message = f"{self._arrays[split].files[0][0]} gives {length:,} tokens, too few for {block_size=}"
+                message = f"{self.tokens[split].files[0][0]} gives {length:,} tokens, too few for {block_size=}"
                 raise UserError(f"{message}: use more text, or a block_size below {length}")
             if split == "train" and self.shards:
                 check_shard_ends(self.folder, self.shards)
@@ -77,16 +65,16 @@ class Corpus:
             n_checked = min(MAX_CHECKED_TOKENS, length)
             run_len = -(-n_checked // 128)
             starts = np.linspace(0, length - run_len, -(-n_checked // run_len), dtype=np.int64)
-            self._check_ids(self._arrays[split].windows(starts, run_len), vocab_size, split)
+            self._check_ids(self.tokens[split].windows(starts, run_len), vocab_size, split)
 
     def check_every_id(self, split: str, vocab_size: int):
         """Raise UserError if a split holds an id that a model has no embedding for."""
-        for ids in self.chunks(split):
+        for ids in self.tokens[split].chunks():
             self._check_ids(ids, vocab_size, split)
 
     def _check_ids(self, ids: np.ndarray, vocab_size: int, split: str):
         if ids.max() >= vocab_size:
-            files = self._arrays[split].files
+            files = self.tokens[split].files
             location = files[0][0] if len(files) == 1 else f"the {split} split of {self.name}"
             message = f"{location} holds the id {ids.max()}, and the vocabulary has {vocab_size} entries"
             raise UserError(f"{message}: the bins were made with another tokenizer; {how_to_prepare(self.folder)}")
@@ -150,7 +138,7 @@ class Corpus:
         starts = self.window_starts(first_window, batch_size, block_size, seed)
         if self._device_tensors:
             return self._device_batch(starts, block_size)
-        windows = self._arrays["train"].windows(starts, block_size + 1)  # (B, T + 1)
+        windows = self.tokens["train"].windows(starts, block_size + 1)  # (B, T + 1)
         self._check_ids(windows, vocab_size, "train")  # on a GPU a wrong id ends in an error that says nothing
         windows = windows.astype(np.int64)
         x, y = windows[:, :-1].copy(), windows[:, 1:].copy()
@@ -167,7 +155,7 @@ class Corpus:
         """
         self._to_device = runtime.move
         ids, start = torch.empty(self.lengths["train"], dtype=torch.int16, device=runtime.device), 0
-        for chunk in self.chunks("train"):
+        for chunk in self.tokens["train"].chunks():
             self._check_ids(chunk, vocab_size, "train")
             ids[start : start + len(chunk)] = torch.from_numpy(chunk.view("<i2"))  # torch does little with uint16
             start += len(chunk)

@@ -38,7 +38,7 @@ def eval_batches(
     They cover n_windows of a split's disjoint windows, evenly spaced and the same each time; by default all of them.
     Each of several processes takes every world_size-th batch; all get the same number, so the last may be all padding.
     """
-    tokens, mask = corpus.tokens(split), corpus.masks.get(split)
+    tokens, mask = corpus.tokens[split], corpus.masks.get(split)
     window_ids: range | np.ndarray = range(-(-(corpus.lengths[split] - 1) // block_size))
     if mask is not None:  # those with a token in the loss
         starts = block_size * np.arange(len(window_ids))
@@ -70,10 +70,10 @@ def predicted_bytes(corpus: Corpus, split: str) -> int:
         return int((counts * lengths).sum())
 
     if mask is not None:
-        return count_bytes(corpus.tokens(split)[1:][mask[1:] != 0])
-    first, n_bytes = count_bytes(corpus.tokens(split)[:1]), corpus.meta.get("bytes", {}).get(split)
+        return count_bytes(corpus.tokens[split][1:][mask[1:] != 0])
+    first, n_bytes = count_bytes(corpus.tokens[split][:1]), corpus.meta.get("bytes", {}).get(split)
     if not is_whole_split or n_bytes is None:
-        return sum(map(count_bytes, corpus.chunks(split))) - first
+        return sum(map(count_bytes, corpus.tokens[split].chunks())) - first
     if n_bytes < first:
         message = f"{split} has {n_bytes:,} bytes of text, fewer than its first token"
         raise UserError(f"meta.json of {corpus.name} says that {message}: prepare the data again")

@@ -134,7 +134,7 @@ def test_training_counts_the_answers_alone_and_the_template_is_there(demo):
     corpus = Corpus(folder)
     tokenizer = corpus.tokenizer()
     assert tokenizer.template == DONGPT_TEMPLATE
-    ids, mask = corpus.tokens("train"), corpus.masks.get("train")
+    ids, mask = corpus.tokens["train"][:], corpus.masks.get("train")
     predicted = tokenizer.decode(ids[mask == 1].tolist()).split("<|end|>")[:-1]
     assert predicted == [answer for said in conversations(folder, "train") for _, answer in said]
 

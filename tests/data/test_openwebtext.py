@@ -386,7 +386,7 @@ def test_killed_at_every_moment_it_continues_to_the_same_bytes(script, tmp_path,
     write_jsonl("earlier.jsonl", documents(12, 7))
     script.main(["--files=earlier.jsonl", "--shard_tokens=700", "--val_fraction=0.2"])
     shutil.copytree(data, old)
-    before = [np.concatenate([*Corpus(str(old)).chunks(split)]).tolist() for split in ("train", "val")]
+    before = [np.concatenate([*Corpus(str(old)).tokens[split].chunks()]).tolist() for split in ("train", "val")]
     new = [np.frombuffer(content, "<u2").tolist() for content in expected]
     found, at = {"before": 0, "half": 0, "new": 0}, 0
     while True:
@@ -408,7 +408,7 @@ def test_killed_at_every_moment_it_continues_to_the_same_bytes(script, tmp_path,
             found["half"] += 1
         else:
             corpus = Corpus(str(data))
-            tokens = [np.concatenate([*corpus.chunks(split)]).tolist() for split in ("train", "val")]
+            tokens = [np.concatenate([*corpus.tokens[split].chunks()]).tolist() for split in ("train", "val")]
             found["before" if tokens == before else "new"] += 1
             assert tokens in (before, new)
         script.main(ARGS)

@@ -148,21 +148,14 @@ def test_numbers_in_several_files_are_those_of_one(tmp_path, in_memory, sizes, k
         assert numbers[-5:].tolist() == expected[-5:].tolist()
         starts = np.array([0, 3, 90, 95, 99, 100, length - 40, 17])
         assert numbers.windows(starts, 40).tolist() == [expected[s : s + 40].tolist() for s in starts]
-        if isinstance(numbers.array(), np.ndarray):
-            assert numbers.array().tolist() == expected.tolist()
 
 
 @smoke
-def test_an_array_is_had_of_what_is_small_or_in_one_file(tmp_path, monkeypatch):
-    split, one = numbered(tmp_path / "a", SIZES["tiny"]), numbered(tmp_path / "b")
-    for most in (2**26, 406):  # 2 * 203: exactly as much as may be
-        monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", most)
-        for folder in (split, one):
-            ids = Corpus(folder).tokens("train")
-            assert isinstance(ids, np.ndarray) and not isinstance(ids, np.memmap)
-    monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 405)
-    assert isinstance(Corpus(split).tokens("train"), TokenArray)
-    assert isinstance(Corpus(one).tokens("train"), np.memmap)
+def test_what_is_small_stays_in_memory(tmp_path, monkeypatch):
+    for folder in (numbered(tmp_path / "a", SIZES["tiny"]), numbered(tmp_path / "b")):
+        for most, in_memory in ((2**26, True), (406, True), (405, False)):  # 2 * 203: exactly as much as may be
+            monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", most)
+            assert Corpus(folder).tokens["train"].in_memory == in_memory
 
 
 @smoke
@@ -223,7 +216,7 @@ def test_batches_and_evaluation_are_those_of_one_file(tmp_path, monkeypatch, in_
                 [*eval_batches(many, split, 3, BLOCK, n_windows)], [*eval_batches(one, split, 3, BLOCK, n_windows)]
             )
         assert predicted_bytes(many, split) == predicted_bytes(one, split)
-        assert np.concatenate([*many.chunks(split)]).tolist() == one.tokens(split)[:].tolist()
+        assert np.concatenate([*many.tokens[split].chunks()]).tolist() == one.tokens[split][:].tolist()
     assert many.loss_weights(0, 3, 2, BLOCK, 1).tolist() == [1, 1, 1]
 
 
@@ -416,7 +409,7 @@ def test_a_corpus_of_gigabytes_takes_little_memory_and_reads_only_what_it_needs(
     assert bytes_read() - read < 200e6  # of 5.4 GB: the ends of all files and an even sample
     most = max(resident(), look(corpus))
     assert corpus.windows_per_epoch(512) > 5 * 10**6 and most - before < 80e6  # 4 bytes per window, two while made
-    assert corpus.tokens("train")[8 * n - 3 : 8 * n + 3].tolist() == [0, 1, 2, 3, 4, 0]
+    assert corpus.tokens["train"][8 * n - 3 : 8 * n + 3].tolist() == [0, 1, 2, 3, 4, 0]
     starts = corpus.window_starts(5 * 10**6, 500, 512, 1337)
     assert len({start // n for start in starts.tolist()}) == 40  # they come from everywhere
     read = bytes_read()
@@ -479,7 +472,7 @@ def test_preparing_again_with_and_without_shards_leaves_nothing_of_the_other(tmp
         n = read_json(tmp_path)["tokens"]["train"]
         names = [shard_name("train", i) for i in range(-(-n // tokens))] if tokens else ["train.bin"]
         assert visible(tmp_path) == sorted([*names, "meta.json", "val.bin"])
-        assert len(Corpus(str(tmp_path)).tokens("train")) == n
+        assert len(Corpus(str(tmp_path)).tokens["train"]) == n
     (tmp_path / "train.bin").write_bytes(b"stale")  # what meta.json does not name is not read
     program("check").main([f"--data_dir={tmp_path}"])
 
@@ -512,7 +505,7 @@ def test_an_interrupt_while_shards_are_moved_leaves_no_mixture(tmp_path, monkeyp
         refusal(lambda: Corpus(str(tmp_path)), "interrupted", "give the command that prepared it again")
         prepare(str(tmp_path), Texts([new]), Vocabulary("char"), shard_tokens=90)
     corpus = Corpus(str(tmp_path))
-    found = "".join(corpus.tokenizer().decode(corpus.tokens(split).tolist()) for split in ("train", "val"))
+    found = "".join(corpus.tokenizer().decode(corpus.tokens[split][:].tolist()) for split in ("train", "val"))
     assert found == (new if moved else old)
     assert len(visible(tmp_path)) == (4 if moved else 8) + 2
     program("check").main([f"--data_dir={tmp_path}"])
@@ -540,7 +533,7 @@ def test_a_shard_may_end_within_what_is_added(tmp_path):
             writer.add("train", EncodedText(part, len(part), len(part)))
         writer.add("val", EncodedText(ids[:5], 5, 5))
         writer.finish({})
-    assert Corpus(str(tmp_path)).tokens("train").tolist() == ids.tolist()
+    assert Corpus(str(tmp_path)).tokens["train"][:].tolist() == ids.tolist()
     program("check").main([f"--data_dir={tmp_path}"])
 
 
@@ -717,7 +710,7 @@ def test_a_shard_left_out_of_meta_json_is_told(copied):
 @smoke
 def test_shards_without_meta_json_are_read_by_their_numbers_and_a_gap_is_told(tmp_path):
     folder = numbered(tmp_path, SIZES["equal"])
-    assert Corpus(folder).tokens("train").tolist() == list(range(203))
+    assert Corpus(folder).tokens["train"][:].tolist() == list(range(203))
     os.rename(tmp_path / "train_006.bin", tmp_path / "train_007.bin")
     refusal(lambda: Corpus(folder), "has no train_006.bin", "copy it there")
     os.rename(tmp_path / "train_007.bin", tmp_path / "train_006.bin")
@@ -733,7 +726,7 @@ def test_more_than_a_thousand_shards_are_in_the_order_of_their_numbers(tmp_path)
     for i in range(1003):
         np.array([i], "<u2").tofile(tmp_path / shard_name("train", i))
     np.arange(9, dtype="<u2").tofile(tmp_path / "val.bin")
-    assert Corpus(str(tmp_path)).tokens("train").tolist() == list(range(1003))
+    assert Corpus(str(tmp_path)).tokens["train"][:].tolist() == list(range(1003))
 
 
 @smoke
@@ -741,7 +734,7 @@ def test_other_files_are_no_shards(tmp_path):
     folder = numbered(tmp_path, SIZES["two"])
     for name in ("train_002.bin.part", "val_000.bin", "train_x.bin", "train_02.bin", "train_002.bin.bak"):
         (tmp_path / name).write_bytes(b"\1\0")
-    assert len(Corpus(folder).tokens("train")) == 203
+    assert len(Corpus(folder).tokens["train"]) == 203
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "swapped", "changed"])

@@ -119,7 +119,7 @@ def test_a_second_preparation_is_refused_and_reading_needs_no_lock(tmp_path):
     with locked_directory(str(tmp_path)):
         with pytest.raises(UserError, match="is being written by another process"):
             write_corpus(tmp_path, TEXT)
-        assert len(Corpus(str(tmp_path)).tokens("val")) > 0
+        assert len(Corpus(str(tmp_path)).tokens["val"]) > 0
     assert contents(tmp_path) == before
     write_corpus(tmp_path, TEXT)
 
@@ -146,7 +146,7 @@ def test_a_process_that_was_killed_blocks_nobody(tmp_path):
     process.wait()
     process.stdout.close()
     write_corpus(tmp_path, TEXT)
-    assert len(Corpus(str(tmp_path)).tokens("val")) > 0 and bins.STAGING_DIR not in os.listdir(tmp_path)
+    assert len(Corpus(str(tmp_path)).tokens["val"]) > 0 and bins.STAGING_DIR not in os.listdir(tmp_path)
 
 
 STARTS_WORKERS = """

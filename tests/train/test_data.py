@@ -81,7 +81,7 @@ def test_meta_json_gives_counts_bytes_and_the_tokenizer(tmp_path):
 def test_decoding_the_bins_gives_the_text_back(tmp_path):
     text = generated_text(500)
     corpus = Corpus(write_corpus(tmp_path, text))
-    assert "".join(corpus.tokenizer().decode(corpus.tokens(split).tolist()) for split in ("train", "val")) == text
+    assert "".join(corpus.tokenizer().decode(corpus.tokens[split][:].tolist()) for split in ("train", "val")) == text
 
 
 def test_a_vocabulary_that_does_not_fit_into_uint16_is_refused_and_nothing_is_written(tmp_path):
@@ -94,7 +94,7 @@ def test_a_vocabulary_that_does_not_fit_into_uint16_is_refused_and_nothing_is_wr
 def test_the_largest_id_of_uint16_is_written_and_read(tmp_path):
     text = "".join(map(chr, range(0x10000, 0x10000 + 2**16)))
     corpus = Corpus(write_corpus(tmp_path, text))
-    assert corpus.vocab_size == 65536 and corpus.tokens("val")[-1] == 65535
+    assert corpus.vocab_size == 65536 and corpus.tokens["val"][:][-1] == 65535
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
@@ -120,7 +120,7 @@ def test_an_interrupt_while_files_are_moved_leaves_no_mixture_and_the_next_prepa
 
     def text_in(folder) -> str:
         corpus = Corpus(str(folder))
-        return "".join(corpus.tokenizer().decode(corpus.tokens(split).tolist()) for split in ("train", "val"))
+        return "".join(corpus.tokenizer().decode(corpus.tokens[split][:].tolist()) for split in ("train", "val"))
 
     def interrupted(*paths):
         calls.append(paths)
@@ -224,7 +224,7 @@ def test_a_memory_mapped_file_gives_the_same_batches(tmp_path, monkeypatch):
     evaluated = list(eval_batches(in_memory, "val", 4, BLOCK))
     monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0)
     mapped = Corpus(str(tmp_path))
-    assert isinstance(mapped.tokens("train"), np.memmap)
+    assert not mapped.tokens["train"].in_memory
     assert all(map(torch.equal, batch, mapped.train_batch(20, 8, BLOCK, 1, 50257)))
     for old, new in zip(evaluated, eval_batches(mapped, "val", 4, BLOCK), strict=True):
         assert torch.equal(old[0], new[0]) and torch.equal(old[1], new[1]) and old[2] == new[2]
@@ -235,7 +235,7 @@ def test_dataset_fraction_is_the_first_part_of_train(tmp_path, monkeypatch, in_m
     monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", in_memory)
     numbered(tmp_path)
     corpus = Corpus(str(tmp_path), train_fraction=0.5)
-    assert corpus.tokens("train").tolist() == list(range(101)) and len(corpus.tokens("val")) == 50
+    assert corpus.tokens["train"][:].tolist() == list(range(101)) and len(corpus.tokens["val"]) == 50
     x, y = corpus.train_batch(0, 500, BLOCK, 1, 50257)
     assert y.max() <= 100 and len(set(x.flatten().tolist())) > 90
 

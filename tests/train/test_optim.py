@@ -728,7 +728,7 @@ def masks() -> dict[str, np.ndarray | None]:
 def test_batches_cut_on_the_device_are_those_cut_before(batch_size, block_size, mapped, mask, tmp_path, monkeypatch):
     monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0 if mapped else 2**26)
     folder = write_ids(tmp_path / "data", mask=masks()[mask])
-    assert Corpus(folder).tokens("train").max() > 2**15  # ids that would be negative in 16 bits with a sign
+    assert Corpus(folder).tokens["train"][:].max() > 2**15  # ids that would be negative in 16 bits with a sign
     plain, there = Corpus(folder), Corpus(folder)
     there.to_device(runtime.start("cpu"), 65536)
     whole_masked = 0
@@ -769,7 +769,7 @@ def test_largest_id_and_a_fraction_of_train_on_the_device(tmp_path):
 
 def test_ids_beyond_the_vocabulary_do_not_get_onto_the_device(tmp_path):
     folder = write_ids(tmp_path / "data", vocab_size=100)
-    largest = int(Corpus(folder).tokens("train").max())
+    largest = int(Corpus(folder).tokens["train"][:].max())
     with pytest.raises(ValueError, match=f"holds the id {largest}, and the vocabulary has {largest} entries"):
         Corpus(folder).to_device(runtime.start("cpu"), largest)
     Corpus(folder).to_device(runtime.start("cpu"), largest + 1)
