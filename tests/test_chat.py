@@ -1019,7 +1019,7 @@ def reference(spy: Spy, model, turn: int) -> list[int]:
 @pytest.mark.parametrize("pos_embd", sorted({*get_args(PositionScheme)} - {"absolute"}))
 def test_the_kept_cache_changes_no_answer(monkeypatch, pos_embd):
     tokenizer, rng = char_tokenizer(DONGPT_TEMPLATE), random.Random(0)
-    talk = conversation(tokenizer, None, None, Sampling(1.2, repetition_penalty=1.1), 20, pos_embd=pos_embd)
+    talk = conversation(tokenizer, None, None, Sampling(1.2, repetition_penalty=1.1), 12, pos_embd=pos_embd)
     talk.system = "Hey"
     spy, cut = Spy(monkeypatch), 0
     for turn in range(16):  # past block_size, where turns are dropped, with interrupts, other settings and a reset
