@@ -88,7 +88,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_loss_picture():
-    """Training draws no loss.png, which takes longer than most runs here; a program does if MPLBACKEND is set."""
+    """Training in the test process draws no loss.png, which takes longer than most runs here; programs do."""
     from dongpt import log
 
     with pytest.MonkeyPatch.context() as patch:

@@ -40,7 +40,7 @@ IMPORTED = (  # what most programs import, or import for most of what they do
     "multiprocessing.pool",
     "numpy.random",
     "psutil",
-    "torch._dynamo",  # by loading a checkpoint, and by the optimizers
+    "torch._dynamo",  # by DistributedDataParallel and torch.optim
     "torch.utils.serialization.config",
     "tqdm",
 )

@@ -43,7 +43,7 @@ def shown(tmp_path_factory, tiny_data):
     """(out_dir, stdout, arguments) of a small run that was started as a user starts one."""
     folder = tmp_path_factory.mktemp("shown")
     args = [f"--data_dir={tiny_data}", f"--out_dir={folder / 'out'}", *TINY_RUN]
-    return str(folder / "out"), run("train.py", *args, cwd=folder, env={"MPLBACKEND": "agg"}).stdout, args
+    return str(folder / "out"), run("train.py", *args, cwd=folder).stdout, args
 
 
 @pytest.fixture(scope="module")
