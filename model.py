@@ -273,7 +273,7 @@ class GPT(nn.Module):
             elif name in (RELATIVE_TABLE, NGRAM_TABLE):  # zero init: adding such a table changes no output
                 nn.init.zeros_(parameter)
 
-    def _embed(self, idx, positions, previous_ids=None):
+    def embed(self, idx, positions, previous_ids=None):
         """Input of the first layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T); see ngram_ids."""
         x, config = self.transformer.wte(idx), self.config
         if config.ngrams > 1:  # sum(-2) over the lengths
@@ -310,12 +310,12 @@ class GPT(nn.Module):
             bias = bias_table(distance[:, 0].clamp(0, config.block_size - 1)).movedim(-1, 1)  # (1 or B, nh, T, S)
         return AttentionInputs(rotation, bias.float().masked_fill(~visible_mask, -math.inf).contiguous())
 
-    def _hidden(self, idx, positions, caches: list[LayerCache] | None = None, previous_ids=None, key_ids=None):
+    def hidden_states(self, idx, positions, caches: list[LayerCache] | None = None, previous_ids=None, key_ids=None):
         """Normalized output of the last layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T).
 
         With caches, key_ids (B, S) are those of all cached tokens including idx; previous_ids: see ngram_ids.
         """
-        x = self._embed(idx, positions, previous_ids)
+        x = self.embed(idx, positions, previous_ids)
         inputs = self.attention_inputs(positions, caches[0] if caches else None, idx if key_ids is None else key_ids)
         for layer, block in enumerate(self.transformer.h):
             x = block(x, inputs, caches[layer] if caches else None)
@@ -329,7 +329,7 @@ class GPT(nn.Module):
         """
         T = idx.shape[1]
         self.check_length(T)  # an index beyond wpe would be an obscure error, on CUDA a fatal one
-        x = self._hidden(idx, torch.arange(T, device=idx.device))
+        x = self.hidden_states(idx, torch.arange(T, device=idx.device))
         if targets is None:
             return self.lm_head(x[:, -1:]), None  # the head is the largest matmul, and sampling needs one position
         logits = self.lm_head(x)
@@ -339,7 +339,7 @@ class GPT(nn.Module):
 
     def logits_at(self, idx, last_positions):
         """Next-token logits (B, V) at last_positions[b] of idx (B, T), without a cache; later tokens are ignored."""
-        x = self._hidden(idx, torch.arange(idx.shape[1], device=idx.device))
+        x = self.hidden_states(idx, torch.arange(idx.shape[1], device=idx.device))
         return self.lm_head(x[torch.arange(len(idx), device=idx.device), last_positions])
 
     def check_length(self, T: int):
@@ -440,18 +440,27 @@ class GPT(nn.Module):
         return torch.cat([idx, *(ids[:, None].to(idx.device) for ids in new_ids)], dim=1)
 
     def stream(
-        self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None, use_kv_cache=True, **kwargs
+        self,
+        prompts,
+        max_new_tokens: int,
+        temperature=1.0,
+        top_k=None,
+        top_p=None,
+        seed=None,
+        use_kv_cache=True,
+        min_p=None,
+        repetition_penalty=None,
+        **kwargs,
     ) -> Iterator[torch.Tensor]:
         """Yield the next id of every sequence, (B,) int64 on the CPU, up to max_new_tokens times; -1 once finished.
 
-        prompts: (B, T) ids, or a list of id lists of any lengths above 0. kwargs: min_p and repetition_penalty, see
-        Sampling; stop_ids, after one of which a sequence is finished, and the stream when all are; n_ids, to draw only
+        prompts: (B, T) ids, or a list of id lists of any lengths above 0. temperature to repetition_penalty: Sampling.
+        kwargs: stop_ids, after one of which a sequence is finished, and the stream when all are; n_ids, to draw only
         ids below it (a tokenizer's size, where the vocabulary is padded); decoder, a Decoder to use again.
         Sequence i takes its random numbers from (seed, i) alone; with seed None, torch's generator supplies the seed.
         When a sequence exceeds block_size tokens, only the newest half is kept: the context depends on the number of
         tokens alone, with and without the cache. Call model.eval() first. Raises ValueError for settings that make no
         sense, an empty prompt, and logits that are not finite.
         """
-        min_p, penalty = kwargs.pop("min_p", None), kwargs.pop("repetition_penalty", None)
-        sampling = Sampling(temperature, top_k, top_p, min_p, penalty)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         return decoding.stream(self, prompts, max_new_tokens, sampling, seed, use_kv_cache, **kwargs)

@@ -327,5 +327,5 @@ def cached_logits(model, cache, windows: list[list[int]], fresh: list[int]):
     T, starts = max(fresh), torch.tensor([len(window) - n for window, n in zip(windows, fresh)])
     idx = torch.tensor([window[-n:] + [0] * (T - n) for window, n in zip(windows, fresh)])
     positions = starts[:, None] + torch.arange(T)
-    x = model._hidden(idx, positions, cache.layer_caches(positions, int(positions.max()) + 1))
+    x = model.hidden_states(idx, positions, cache.layer_caches(positions, int(positions.max()) + 1))
     return model.lm_head(x[torch.arange(len(idx)), torch.tensor(fresh) - 1])

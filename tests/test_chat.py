@@ -132,7 +132,7 @@ class Spy:
 
     def __init__(self, monkeypatch, *scripts, interrupt_at: int | None = None):
         self.prompts, self.settings, self.drawn, self.tokens = [], [], [], []
-        stream, hidden, spy, scripts = decoder.stream, GPT._hidden, self, [*scripts]
+        stream, hidden, spy, scripts = decoder.stream, GPT.hidden_states, self, [*scripts]
 
         def counted(model, idx, *args, **more):
             if spy.drawn and not spy.drawn[-1]:
@@ -154,7 +154,7 @@ class Spy:
                 yield new
 
         monkeypatch.setattr(conversation_module, "stream", spied)
-        monkeypatch.setattr(GPT, "_hidden", counted)
+        monkeypatch.setattr(GPT, "hidden_states", counted)
 
 
 class Typed(io.TextIOWrapper):

@@ -191,7 +191,7 @@ def test_embedding_is_that_of_the_token_plus_one_of_each_ngram_that_it_ends():
     model, idx = make(4, pos_embd="rope"), ids(3, 8)
     table, wte = model.transformer.ngrams.weight, model.transformer.wte.weight
     with torch.no_grad():
-        got = model._embed(idx, torch.arange(8))
+        got = model.embed(idx, torch.arange(8))
         for b, text in enumerate(idx.tolist()):
             for t in range(8):
                 expected = wte[text[t]] + sum(table[row] for row in rows_of(text, t, 4, 97))
@@ -227,7 +227,7 @@ def test_a_token_acts_through_ngrams_on_those_that_follow_it_and_no_farther():
     changed = idx.clone()
     changed[0, 2] = (changed[0, 2] + 1) % 61
     with torch.no_grad():
-        one, other = (model._embed(text, torch.arange(8)) for text in (idx, changed))
+        one, other = (model.embed(text, torch.arange(8)) for text in (idx, changed))
     assert (one != other).any(-1)[0].tolist() == [False, False, True, True, True, False, False, False]
 
 

@@ -453,7 +453,7 @@ def test_scores_depend_on_the_distance_alone(pos_embd):
 def test_logits_stay_when_all_positions_shift_unless_they_are_absolute(pos_embd, shift):
     model, idx, T = make(pos_embd, block_size=200), random_ids(2, 20), 20
     with torch.no_grad():
-        here, there = (model._hidden(idx, torch.arange(T) + first) for first in (0, shift))
+        here, there = (model.hidden_states(idx, torch.arange(T) + first) for first in (0, shift))
     if pos_embd in ENDLESS:
         torch.testing.assert_close(there, here, atol=1e-3, rtol=1e-3)
     else:

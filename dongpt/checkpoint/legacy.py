@@ -45,7 +45,7 @@ class Bigram(GPT):
         nn.init.normal_(table.weight, std=0.02)
         self.lm_head = nn.Identity()
 
-    def _hidden(self, idx, positions, caches=None, previous_ids=None, key_ids=None):
+    def hidden_states(self, idx, positions, caches=None, previous_ids=None, key_ids=None):
         return self.transformer.wte(idx)  # (B, T, V)
 
     def logits_at(self, idx, last_positions):
@@ -75,7 +75,7 @@ class EmpatheticModel(GPT):
 class EmpatheticRope(EmpatheticModel):
     """Token embeddings rotated once, over all channels, by 90 degrees less than RoPE's angle; no dropout on them."""
 
-    def _embed(self, idx, positions, previous_ids=None):
+    def embed(self, idx, positions, previous_ids=None):
         x1, x2 = self.transformer.wte(idx).chunk(2, dim=-1)  # (B, T, C/2) each
         cos, sin = (t.squeeze(-2)[..., : x1.shape[-1]] for t in rope_cos_sin(positions, self.config.n_embd))
         return torch.cat([x1 * sin - x2 * cos, x1 * cos + x2 * sin], dim=-1).to(x1.dtype)
@@ -94,7 +94,7 @@ class EmpatheticRelative(EmpatheticModel):
         nn.init.normal_(table.weight, std=0.02)
         self.transformer.relative = nn.ModuleDict(dict(relative_embeddings=table))
 
-    def _embed(self, idx, positions, previous_ids=None):
+    def embed(self, idx, positions, previous_ids=None):
         table, T = self.transformer.relative.relative_embeddings.weight, idx.shape[1]
         first = self.config.block_size - 1 - positions[:, None]  # (T, 1)
         row = torch.arange(len(table), device=idx.device)

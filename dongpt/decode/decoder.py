@@ -272,7 +272,9 @@ class Decoder:
             positions = torch.arange(chunk_start, chunk_end, device=self.device)
             prev_ids = previous_ids(tokens, torch.full_like(tokens[:, 0], chunk_start), self.num_previous)
             caches = self.cache.layer_caches(positions, chunk_end, chunk_start, row_index)
-            self.model._hidden(tokens[:, chunk_start:chunk_end], positions, caches, prev_ids, tokens[:, :chunk_end])
+            self.model.hidden_states(
+                tokens[:, chunk_start:chunk_end], positions, caches, prev_ids, tokens[:, :chunk_end]
+            )
         for buffer in chain(*self.cache.layers) if same_prompts else ():
             buffer[1:, :, :end_position] = buffer[:1, :, :end_position]
 
@@ -296,8 +298,8 @@ class Decoder:
         positions = self.last_positions[:1] if start is not None else self.last_positions[:, None]
         caches = self.cache.layer_caches(positions, cache_len, start)
         if self.packed_blocks is None:
-            return model.lm_head(model._hidden(newest_ids, positions, caches, prev_ids, tokens)[:, 0])
-        x = model._embed(newest_ids, positions, prev_ids)
+            return model.lm_head(model.hidden_states(newest_ids, positions, caches, prev_ids, tokens)[:, 0])
+        x = model.embed(newest_ids, positions, prev_ids)
         x = self.packed_blocks.blocks(x, model.attention_inputs(positions, caches[0], tokens), caches)
         return self.packed_blocks.head(model.transformer.ln_f(x)[:, 0])
 

@@ -565,9 +565,9 @@ class TokenArray:
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The windows that begin at starts, (len(starts), length)."""
-        windows = np.empty((len(starts), length), dtype=self.dtype)
+        windows, values = np.empty((len(starts), length), dtype=self.dtype), self._values if self.in_memory else self
         for window, start in zip(windows, starts.tolist()):
-            window[:] = self[start : start + length]
+            window[:] = values[start : start + length]
         return windows
 
     def chunks(self, size: int = CHUNK_TOKENS) -> Iterator[np.ndarray]:

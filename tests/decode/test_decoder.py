@@ -117,7 +117,7 @@ def encode(model: GPT, cache: KVCache, idx, first: int, chunks, rows=slice(None)
     for n in chunks:
         positions = torch.arange(first + done, first + done + n)
         held = cache.layer_caches(positions, first + done + n, first + done, rows)
-        parts.append(model.lm_head(model._hidden(idx[:, done : done + n], positions, held)))
+        parts.append(model.lm_head(model.hidden_states(idx[:, done : done + n], positions, held)))
         done += n
     assert done == idx.shape[1]
     return torch.cat(parts, dim=1)
@@ -148,7 +148,7 @@ def test_chunks_of_different_sizes_by_row_give_the_logits_of_full_passes(pos_emb
             tokens[row, :n] = idx[row, starts[row] : starts[row] + n]
         with torch.no_grad():
             caches = cache.layer_caches(positions, int(positions.max()) + 1)
-            logits = model.lm_head(model._hidden(tokens, positions, caches))
+            logits = model.lm_head(model.hidden_states(tokens, positions, caches))
         for row, n in enumerate(fresh):
             got[row].append(logits[row, :n])
             starts[row] += n

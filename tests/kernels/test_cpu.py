@@ -204,7 +204,7 @@ def test_what_is_not_finite_stays_so_and_where_it_is(kind, value):
 def step(model: GPT, packed: PackedBlocks, cache: KVCache, newest, positions, n_held: int, start: int | None):
     """Logits (B, V) behind the newest tokens (B,), by packed."""
     held = cache.layer_caches(positions, n_held, start)
-    x = packed.blocks(model._embed(newest[:, None], positions), model.attention_inputs(positions, held[0]), held)
+    x = packed.blocks(model.embed(newest[:, None], positions), model.attention_inputs(positions, held[0]), held)
     return packed.head(model.transformer.ln_f(x)[:, 0])
 
 
@@ -262,7 +262,7 @@ def test_packed_blocks_give_the_logits_of_full_passes_where_rows_stand_at_differ
             for row, n in enumerate(starts.tolist()):
                 if n:
                     positions = torch.arange(n)
-                    model._hidden(
+                    model.hidden_states(
                         idx[row : row + 1, :n], positions, cache.layer_caches(positions, n, 0, torch.tensor([row]))
                     )
         every = torch.arange(4)
