@@ -383,7 +383,8 @@ class GPT(nn.Module):
         Checkpoints number the states of an optimizer in this order, so it must not change.
         """
         parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}  # a tied weight comes once
-        tables = {"ngrams": NGRAM_TABLE, "relative": RELATIVE_TABLE}
+        tables = {"ngrams": NGRAM_TABLE}
+        tables |= {"relative": RELATIVE_TABLE} if self.config.has_relative else {}  # EDS gives another table this name
         matrices = [name for name, p in parameters.items() if p.dim() >= 2 and name not in tables.values()]
         block_matrices = [name for name in matrices if muon and name.startswith("transformer.h.")]
         groups = {

@@ -60,11 +60,11 @@ def ask(checkpoint: str, questions: list[dict]) -> list[str]:
     if done.returncode:
         problem = done.stderr.decode("utf-8").strip()
         raise UserError(f"chat.py ended with exit code {done.returncode}, mend that first: {problem}")
-    answers, last_turns = done.stdout.decode("utf-8").splitlines(), [*accumulate(len(q["turns"]) for q in questions)]
-    if len(answers) != last_turns[-1]:
+    answers, num_turns = done.stdout.decode("utf-8").splitlines(), [len(question["turns"]) for question in questions]
+    if len(answers) != sum(num_turns):
         remedy = "take a model that was trained with config/train_chat_demo.py, whose answers are one line"
-        raise UserError(f"chat.py printed {len(answers):,} lines for {last_turns[-1]:,} that were typed: {remedy}")
-    return [answers[n - 1].strip() for n in last_turns]
+        raise UserError(f"chat.py printed {len(answers):,} lines for {sum(num_turns):,} that were typed: {remedy}")
+    return [answers[n - 1].strip() for n in accumulate(num_turns)]
 
 
 def print_table(questions: list[dict], is_right: list[bool]):

@@ -79,7 +79,10 @@ def how_to_prepare(folder: str) -> str:
     script_path = os.path.join(folder, "prepare.py")
     if os.path.exists(script_path):
         return f"run python {os.path.relpath(script_path)} first"
-    return "run python data/prepare.py --input=YOUR_TEXT --name=NAME, or one of data/*/prepare.py, first"
+    root = os.path.join(ROOT, "data")
+    datasets = sorted(name for name in os.listdir(root) if os.path.exists(os.path.join(root, name, "prepare.py")))
+    command = "python data/prepare.py --input=YOUR_TEXT --name=NAME"
+    return f"write it with {command}, or with data/NAME/prepare.py, where NAME is one of {', '.join(datasets)}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -451,8 +451,9 @@ def _map_in_order(function: Callable, jobs: Iterable[EncodeJob], use_threads: bo
         yield first_jobs[0], function(first_jobs[0])
         return
     pool: Executor = ThreadPoolExecutor(cores)
-    if not use_threads:
-        pool = ProcessPoolExecutor(min(cores, 8), initializer=_exit_with_parent)
+    if not use_threads:  # the function, which may hold a large vocabulary, is sent once and not with every job
+        pool = ProcessPoolExecutor(min(cores, 8), initializer=_init_worker, initargs=(function,))
+        function = _call_worker_function
     pending: deque = deque()
     with pool:
         try:
@@ -471,8 +472,13 @@ def _n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _exit_with_parent():
-    """Let this process of a pool end with its parent, even when that is killed."""
+_worker_function: Callable | None = None  # of a process of the pool
+
+
+def _init_worker(function: Callable):
+    """Keep the function, and let this process end with its parent, even when that is killed."""
+    global _worker_function
+    _worker_function = function
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -481,6 +487,11 @@ def _exit_with_parent():
         os._exit(1)
 
     threading.Thread(target=wait_and_exit, daemon=True).start()
+
+
+def _call_worker_function(job: EncodeJob) -> Any:
+    assert _worker_function is not None
+    return _worker_function(job)
 
 
 def _make_jobs(pieces: Iterable[SplitPiece], cut: Callable[[str], int]) -> Iterator[EncodeJob]:

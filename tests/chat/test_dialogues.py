@@ -1151,7 +1151,7 @@ def test_the_loss_is_that_of_the_answers(tmp_path):
 def test_chats_say_how_large_they_are_and_when_they_change(tmp_path):
     path = write_json(tmp_path / "chats.jsonl", some_talks(30))
     chats = ChatDataset.of(Dialogues(Files([path])), DONGPT_TEMPLATE, 0.1)
-    assert chats.size == os.path.getsize(path) and len(chats.groups) == 30
+    assert chats.files.size == os.path.getsize(path) and len(chats.groups) == 30
     before = chats.files.fingerprint()
     write_json(path, some_talks(31))
     assert chats.files.fingerprint() != before
