@@ -681,7 +681,7 @@ def test_ctrl_c_in_a_pipe_keeps_what_was_drawn(tiny_run, tmp_path):
         stderr=subprocess.PIPE,
     )
     assert process.process.stderr.readline().startswith(b"device: ")  # then it draws
-    time.sleep(0.5)
+    time.sleep(1)
     process.process.send_signal(signal.SIGINT)
     assert process.end() == 130
     texts = split(process.text)

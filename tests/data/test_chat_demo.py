@@ -62,7 +62,8 @@ def test_the_same_seed_gives_the_same_files(demo, tmp_path):
     for name in ("train.bin", "val.bin", "train.mask.bin", "val.mask.bin", "questions.jsonl"):
         with open(os.path.join(folder, name), "rb") as one, open(tmp_path / name, "rb") as other:
             assert one.read() == other.read(), name
-    made = [module.make(module.PrepareConfig(seed, n_conversations=9, n_questions=40, n_new=8)) for seed in (1, 1, 2)]
+    sizes = dict(n_conversations=9, n_questions=40, n_new=8)
+    made = [module.make_dialogues(module.PrepareConfig(seed, **sizes)) for seed in (1, 1, 2)]
     assert made[0] == made[1] and made[0][0] != made[2][0] and made[0][1] != made[2][1]
 
 
