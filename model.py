@@ -395,17 +395,16 @@ class GPT(nn.Module):
         return groups | {kind: [name] for kind, name in tables.items() if name in parameters}
 
     def configure_optimizers(
-        self, weight_decay, learning_rate, betas, device_type, optimizer_class=torch.optim.AdamW, muon: bool = False
+        self, weight_decay, learning_rate, betas, device_type, optimizer_class=torch.optim.AdamW, group_settings={}
     ):
         """AdamW as in nanoGPT: biases, LayerNorm weights and n-gram tables do not decay.
 
-        For the optimizers of dongpt/train/optim.py, which have a learning rate for each group, pass their class and
-        whether Muon takes the matrices of the blocks.
+        dongpt/train/optim.py passes its own class, and settings for some of the groups; those for "blocks" are Muon's.
         """
         parameters, groups = dict(self.named_parameters()), []
-        for kind, names in self.parameter_groups(muon).items():
-            group_weight_decay = 0.0 if kind in ("vectors", "ngrams") else weight_decay
-            groups.append(dict(params=[parameters[name] for name in names], weight_decay=group_weight_decay))
+        for kind, names in self.parameter_groups(muon="blocks" in group_settings).items():
+            group = dict(params=[parameters[name] for name in names], **group_settings.get(kind, {}))
+            groups.append({**group, "weight_decay": 0.0 if kind in ("vectors", "ngrams") else weight_decay})
         optimizer = optimizer_class(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu"))
         if optimizer_class is not torch.optim.AdamW:
             return optimizer

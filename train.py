@@ -30,7 +30,7 @@ from dongpt.checkpoint.legacy import position_scheme
 from dongpt.checkpoint.run import Saver, State
 from dongpt.log import RunLog
 from dongpt.program import locked_directory, run_program
-from dongpt.runtime import Interrupts, RuntimeConfig, StopCheck, seed_everything
+from dongpt.runtime import Interrupts, MachineInfo, RuntimeConfig, StopCheck, seed_everything
 from dongpt.text.bins import find_data_folder
 from dongpt.train import init_wte, optim
 from dongpt.train.data import Corpus
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         is_compiled, compile_reason = step.compile(cfg.compile, cfg.max_iters - state.iter_num, was_compiled)
         print(f"{rt.description}, compile: {'on' if is_compiled else 'off'} ({compile_reason})")
-        this_machine = runtime.machine_info(rt, is_compiled)
+        this_machine = MachineInfo(device=rt.device_type, dtype=rt.dtype, compile=is_compiled, world_size=rt.world_size)
         if old_machine and old_machine != this_machine:
             difference = f"the run before it had {asdict(old_machine)}, this one has {asdict(this_machine)}"
             print(f"this resume is not bitwise: {difference}")

@@ -144,13 +144,13 @@ class Runtime:
     """Device and dtype, and the place of this process among all: rank 0 of 1 without torchrun."""
 
     device: str
-    dtype: str
+    dtype: Any  # a key of DTYPES
     description: str  # device and dtype with the reasons, for the user
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
 
-    device_type: str = field(init=False)  # cpu, cuda or mps
+    device_type: Any = field(init=False)  # cpu, cuda or mps
     is_main: bool = field(init=False)  # rank 0 prints and writes
     autocast: AbstractContextManager = field(init=False)  # of forward passes: mixed precision unless dtype is float32
 
@@ -271,25 +271,17 @@ def set_num_threads(n_threads: int):
         torch.set_num_threads(n_threads)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MachineInfo:
     """Whatever decides, besides settings, data and seed, how sums are rounded."""
 
     device: Literal["cpu", "cuda", "mps"]
     dtype: Literal["float32", "bfloat16", "float16"]
     compile: bool
-    threads: Annotated[int, ">=", 1]
+    threads: Annotated[int, ">=", 1] = field(default_factory=torch.get_num_threads)
     world_size: Annotated[int, ">=", 1]
-    torch: str
-    numpy: str
-
-
-def machine_info(rt: Runtime, is_compiled: bool) -> MachineInfo:
-    """The MachineInfo of this process."""
-    device: Any = rt.device_type
-    dtype: Any = rt.dtype
-    versions = str(torch.__version__), np.__version__
-    return MachineInfo(device, dtype, is_compiled, torch.get_num_threads(), rt.world_size, *versions)
+    torch: str = str(torch.__version__)
+    numpy: str = np.__version__
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -319,6 +311,7 @@ class Interrupts:
             os._exit(128 + number)  # torchrun passes on a Ctrl-C that its processes had: one press, two signals
 
 
+@dataclass
 class StopCheck:
     """Whether all processes have to stop together: after Ctrl-C or SIGTERM in any of them, or when time is up.
 
@@ -329,21 +322,26 @@ class StopCheck:
     so that all ranks count up to the same next one. exit_code, that of any rank's Interrupts, and time_is_up say why.
     """
 
-    def __init__(self, rt: Runtime, interrupts: Interrupts, max_minutes: float | None = None):
-        self.rt, self.interrupts, self.exit_code, self.time_is_up = rt, interrupts, 0, False
-        self.deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self.loop_counts: dict[str, tuple[int, int, float]] = {}  # loop -> calls since the last sync, most calls, time
+    rt: Runtime
+    interrupts: Interrupts
+    max_minutes: float | None = None
+    exit_code: int = 0
+    time_is_up: bool = False
+    start_time: float = field(default_factory=time.monotonic)
+    # loop -> calls since the last all-reduce, calls at which the next one is due, time of the last one
+    loop_counts: dict[str, tuple[int, int, float]] = field(default_factory=dict)
 
     def __call__(self, loop_name: str) -> bool:
         """True once a signal has come. loop_name is that of the calling loop: each has its own pace."""
         now, own_code = time.monotonic(), self.interrupts.exit_code
+        deadline = self.start_time + 60 * (self.max_minutes or math.inf)
         calls, max_calls, window_start = self.loop_counts.get(loop_name, (0, 1, now))
         calls += 1
         if calls < max_calls and self.rt.world_size > 1:
             self.loop_counts[loop_name] = calls, max_calls, window_start
             return self.exit_code != 0
         n_sigint, n_sigterm, n_timed_out, seconds = self.rt.all_reduce_sum(
-            own_code == 130, own_code == 143, now >= self.deadline, now - window_start
+            own_code == 130, own_code == 143, now >= deadline, now - window_start
         )
         self.exit_code, self.time_is_up = 130 if n_sigint else 143 if n_sigterm else 0, n_timed_out > 0
         seconds_per_call = max(seconds / self.rt.world_size / calls, 1e-6)

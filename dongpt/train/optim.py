@@ -47,15 +47,12 @@ class OptimConfig:
 
 def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer":
     """The optimizer that cfg asks for, over the groups of GPT.configure_optimizers."""
-    betas, use_muon, lr = (cfg.beta1, cfg.beta2), cfg.optimizer == "muon", cfg.learning_rate
-    optimizer = model.configure_optimizers(cfg.weight_decay, lr, betas, device_type, Optimizer, use_muon)
-    for kind, group in zip(model.parameter_groups(use_muon), optimizer.param_groups):
-        if kind == "blocks":
-            group.update(rule="muon", lr_scale=cfg.muon_lr / lr)
-        elif kind == "ngrams":
-            group.update(rule="rows", lr_scale=NGRAM_LR_SCALE)
-        elif kind == "relative":
-            group.update(lr_scale=RELATIVE_LR_SCALE)
+    betas, lr = (cfg.beta1, cfg.beta2), cfg.learning_rate
+    settings: dict[str, dict] = {"relative": dict(lr_scale=RELATIVE_LR_SCALE)}
+    settings["ngrams"] = dict(rule="rows", lr_scale=NGRAM_LR_SCALE)
+    if cfg.optimizer == "muon":
+        settings["blocks"] = dict(rule="muon", lr_scale=cfg.muon_lr / lr)
+    optimizer = model.configure_optimizers(cfg.weight_decay, lr, betas, device_type, Optimizer, settings)
     set_learning_rate(optimizer, lr)
     return optimizer
 
