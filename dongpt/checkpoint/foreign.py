@@ -77,8 +77,7 @@ def upgrade(checkpoint: dict, path: str, **extra_args) -> dict:
         raise UserError(f"{'; '.join(problems)}: drop {', '.join(mismatches)}")
     if checkpoint.get("tokenizer", UNSUPPORTED_TOKENIZER) != UNSUPPORTED_TOKENIZER:
         try:
-            base = {key: value for key, value in checkpoint["tokenizer"].items() if key != "template"}
-            n_tokens = from_dict(base, load_gpt2=False).vocab_size
+            n_tokens = from_dict(checkpoint["tokenizer"], load_gpt2=False, load_template=False).vocab_size
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if n_tokens > (config.vocab_size or 0):

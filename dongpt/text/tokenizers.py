@@ -406,11 +406,11 @@ def _load_gpt2() -> tuple[Any, str]:
 KINDS: dict[str, Any] = {cls.kind: cls for cls in (CharTokenizer, WordTokenizer, BPETokenizer, GPT2Tokenizer)}
 
 
-def from_dict(description: dict, load_gpt2: bool = True) -> Tokenizer:
+def from_dict(description: dict, load_gpt2: bool = True, load_template: bool = True) -> Tokenizer:
     """The tokenizer that to_dict described. Raises UserError for anything that to_dict cannot have returned.
 
     load_gpt2=False spares loading GPT-2's vocabulary, which may have to be downloaded: its tokenizer then knows its
-    vocab_size and special tokens, but cannot encode.
+    vocab_size and special tokens, but cannot encode. load_template=False ignores a template, which may be a newer one.
     """
     if description == UNSUPPORTED_TOKENIZER:
         problem = "this model's tokenizer is not one that donGPT has, so its ids cannot be shown as text"
@@ -434,7 +434,7 @@ def from_dict(description: dict, load_gpt2: bool = True) -> Tokenizer:
     tokenizer = GPT2Tokenizer(load=load_gpt2, **values) if kind == "gpt2" else KINDS[kind](**values)
     if tokenizer.vocab_size > MAX_VOCAB_SIZE:
         raise UserError(f"the tokenizer has more than {MAX_VOCAB_SIZE:,} entries, too many for uint16 ids: use another")
-    if "template" in description:
+    if load_template and "template" in description:
         tokenizer.template = Template.from_dict(description["template"])
     return tokenizer
 

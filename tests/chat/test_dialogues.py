@@ -898,7 +898,7 @@ def test_presets_write_what_their_models_were_trained_on():
         DONGPT_TEMPLATE.special_tokens() == MARKS
         and EMPATHETIC.special_tokens() == PLAIN_TEMPLATE.special_tokens() == []
     )
-    assert PLAIN_TEMPLATE.continues and not EMPATHETIC.continues and not DONGPT_TEMPLATE.continues
+    assert PLAIN_TEMPLATE.is_plain_text and not EMPATHETIC.is_plain_text and not DONGPT_TEMPLATE.is_plain_text
 
 
 TAGS = ("<bot>", "<human>", "<endOfText>", "<emotion>", "<context>")
