@@ -293,7 +293,7 @@ class BPETokenizer(TiktokenTokenizer):
 
         self.tokens = list(tokens)
         codes = {character: byte for byte, character in enumerate(byte_alphabet())}
-        ranks = {bytes(codes[c] for c in token): i for i, token in enumerate(tokens) if {*token} <= {*codes}}
+        ranks = {bytes(codes[c] for c in token): i for i, token in enumerate(tokens) if codes.keys() >= {*token}}
         if len(ranks) < len(tokens) or b"" in ranks or any(bytes([byte]) not in ranks for byte in range(256)):
             problem = "the vocabulary of byte pairs lacks a byte, or has a token that is empty, there twice or no bytes"
             raise UserError(f"{problem}: prepare the data again")
@@ -431,9 +431,12 @@ def from_dict(description: dict, load_gpt2: bool = True, load_template: bool = T
             "".join([] if expected is bool else value).encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(f"the tokenizer's {key!r} holds half a surrogate pair: prepare the data again") from None
+    too_large = f"the tokenizer has more than {MAX_VOCAB_SIZE:,} entries, too many for uint16 ids: use another"
+    if any(type(value) is not bool and len(value) > MAX_VOCAB_SIZE for value in values.values()):
+        raise UserError(too_large)  # before seconds are spent on it
     tokenizer = GPT2Tokenizer(load=load_gpt2, **values) if kind == "gpt2" else KINDS[kind](**values)
     if tokenizer.vocab_size > MAX_VOCAB_SIZE:
-        raise UserError(f"the tokenizer has more than {MAX_VOCAB_SIZE:,} entries, too many for uint16 ids: use another")
+        raise UserError(too_large)
     if load_template and "template" in description:
         tokenizer.template = Template.from_dict(description["template"])
     return tokenizer
