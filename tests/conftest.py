@@ -11,6 +11,16 @@ import pytest
 from helpers import TINY_RUN, generated_text, write_corpus
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::", "", None)
+# They take longest; whoever is given one of them last would let the others wait.
+LONG_FILES = (
+    "test_foreign",
+    "test_hugging_face",
+    "test_ddp",
+    "test_resume",
+    "test_train",
+    "test_positions",
+    "test_optim",
+)
 OUTSIDE_DATA = ("DONGPT_TEXT", "DONGPT_DIALOGUES", "DONGPT_FIXTURES", "TIKTOKEN_CACHE_DIR")
 
 
@@ -27,7 +37,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """With -m smoke, leave out slow tests, random input, and all but the first and last of parametrized cases."""
+    """Start with LONG_FILES. With -m smoke, leave out slow tests, random input, and all but the first and last of
+    parametrized cases."""
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
     if config.getoption("-m") != "smoke":
         return
     cases: dict[tuple, list] = {}
