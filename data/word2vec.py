@@ -134,12 +134,12 @@ def push_apart(centres: np.ndarray, sizes: np.ndarray, rounds: int = 300) -> np.
     return centres
 
 
-def draw(path: str, title: str, words: list[str], directions: np.ndarray, sizes: np.ndarray, groups: int, seed: int):
+def draw(path: str, title: str, words: list[str], unit_vectors: np.ndarray, sizes: np.ndarray, groups: int, seed: int):
     """Draw words to a PNG: t-SNE gives their positions, k-means there their colours; font sizes (n,)."""
     manifold, cluster = import_optional("sklearn.manifold"), import_optional("sklearn.cluster")
     perplexity = max(1.0, min(15.0, (len(words) - 1) / 3))
     tsne = manifold.TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed)
-    positions = tsne.fit_transform(directions.astype(np.float64))
+    positions = tsne.fit_transform(unit_vectors.astype(np.float64))
     group_of = cluster.KMeans(min(groups, len(words)), n_init=10, random_state=seed).fit_predict(positions)
     figure = import_matplotlib_figure()(figsize=(17, 12), layout="constrained")
     from matplotlib import colormaps
@@ -195,26 +195,26 @@ def main(argv: list[str] | None = None):
     if len(shown) < 3:
         print("fewer than 3 words of meaning have a vector: there is nothing to compare or to draw")
         return
-    directions = np.array([vector_of[word] for word in words])
-    directions -= directions.mean(0)
-    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
-    print_nearest(cfg, words, directions, counts)
+    unit_vectors = np.array([vector_of[word] for word in words])
+    unit_vectors -= unit_vectors.mean(0)
+    unit_vectors /= np.maximum(np.linalg.norm(unit_vectors, axis=1, keepdims=True), 1e-12)
+    print_nearest(cfg, words, unit_vectors, counts)
     heights = np.array([max(counts[words[i]], 1) for i in shown]) ** 0.25
     path = os.path.join(corpus.folder, PICTURE)
     title = f"{corpus.name}: its {len(shown):,} most frequent words of meaning, near those that are used alike"
     sizes = 9 + 13 * heights / heights.max()
-    draw(path, title, [words[i] for i in shown], directions[shown], sizes, cfg.groups, cfg.seed)
+    draw(path, title, [words[i] for i in shown], unit_vectors[shown], sizes, cfg.groups, cfg.seed)
     print(f"drawn to {path}")
 
 
-def print_nearest(cfg: Word2VecConfig, words: list[str], directions: np.ndarray, counts: Counter):
-    """Print the words whose directions, unit vectors (number of words, width), are nearest to those of cfg.words."""
+def print_nearest(cfg: Word2VecConfig, words: list[str], unit_vectors: np.ndarray, counts: Counter):
+    """Print the words whose unit_vectors (number of words, width), are nearest to those of cfg.words."""
     asked = [word for word in (word.strip().lower() for word in cfg.words.split(",")) if word]
     frequent = [i for i, word in enumerate(words) if counts[word] >= cfg.near_count or word in asked]
-    words, directions = [words[i] for i in frequent], directions[frequent]
+    words, unit_vectors = [words[i] for i in frequent], unit_vectors[frequent]
     for word in asked:
         if word in words:
-            cosines = directions @ directions[words.index(word)]
+            cosines = unit_vectors @ unit_vectors[words.index(word)]
             order = [i for i in np.argsort(-cosines, kind="stable") if words[i] != word][: cfg.near]
             print(f"{word}:", ", ".join(f"{words[i]} {cosines[i]:.2f}" for i in order))
         else:

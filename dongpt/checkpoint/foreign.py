@@ -71,9 +71,9 @@ def upgrade(checkpoint: dict, path: str, **extra_args) -> dict:
     else:
         checkpoint = _convert_state_dict(checkpoint, path, extra_args)
     config = parse_model_args(checkpoint["model_args"], path)
-    actual = asdict(config)
-    if mismatches := {key: value for key, value in extra_args.items() if actual.get(key) != value}:
-        problems = (f"{k}={v!r} contradicts {path}, which has {actual.get(k)!r}" for k, v in mismatches.items())
+    config_values = asdict(config)
+    if mismatches := {key: value for key, value in extra_args.items() if config_values.get(key) != value}:
+        problems = (f"{k}={v!r} contradicts {path}, which has {config_values.get(k)!r}" for k, v in mismatches.items())
         raise UserError(f"{'; '.join(problems)}: drop {', '.join(mismatches)}")
     if checkpoint.get("tokenizer", UNSUPPORTED_TOKENIZER) != UNSUPPORTED_TOKENIZER:
         try:
@@ -156,8 +156,8 @@ def is_state_dict(content) -> bool:
 
 def clean_keys(state_dict: dict) -> dict:
     """state_dict without the prefixes that torch.compile and DDP add, and without old nanoGPT's mask buffers."""
-    pattern, masks = r"^((module|_orig_mod)\.)+", (".attn.bias", ".attn.masked_bias")
-    return {re.sub(pattern, "", name): tensor for name, tensor in state_dict.items() if not name.endswith(masks)}
+    pattern, mask_suffixes = r"^((module|_orig_mod)\.)+", (".attn.bias", ".attn.masked_bias")
+    return {re.sub(pattern, "", name): t for name, t in state_dict.items() if not name.endswith(mask_suffixes)}
 
 
 def _convert_nanogpt(checkpoint: dict, path: str, extra_args: dict) -> dict:

@@ -105,8 +105,8 @@ class PackedLinear(nn.Module):
 
 
 def _c_library() -> ctypes.CDLL:
-    c_library, why_not = load_library()
-    assert c_library is not None, why_not
+    c_library, problem = load_library()
+    assert c_library is not None, problem
     return c_library
 
 
@@ -162,8 +162,8 @@ def can_pack(model: Any) -> tuple[bool, str]:
     """(whether a model is large enough and can be packed here, why not if only the compiler is missing)."""
     if model.device.type != "cpu" or not model.can_cache or model.get_num_matmul_params() < PACKING_MIN_PARAMS:
         return False, ""
-    c_library, why_not = load_library()
-    return c_library is not None, why_not
+    c_library, problem = load_library()
+    return c_library is not None, problem
 
 
 def make_packed_blocks(model: Any, n_tokens: int) -> PackedBlocks | None:

@@ -62,8 +62,8 @@ def prepare_text(cfg: TextConfig, folder: str, download: TextDownload, tokenizer
     path = find_text(cfg.input, folder, download)
     text, sha256 = read_text(path, cfg.encoding)
     if isinstance(cfg, BookConfig) and not cfg.raw:
-        text, had_markers = strip_gutenberg(text)
-        if not had_markers:
+        text, had_gutenberg_markers = strip_gutenberg(text)
+        if not had_gutenberg_markers:
             print(f"{path} has no Project Gutenberg markers: kept whole")
     source = os.path.basename(path)
     if prepared := prepare(folder, Texts([text]), Vocabulary(tokenizer), source=source, sha256=sha256):
