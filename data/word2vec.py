@@ -90,7 +90,7 @@ def word_tokenizer(corpus: Corpus) -> WordTokenizer:
     return tokenizer
 
 
-def word_of_ids(tokenizer: WordTokenizer) -> list[str]:
+def word_of_each_id(tokenizer: WordTokenizer) -> list[str]:
     """The word that each id counts as, the same for all spellings; "" for blanks and special tokens."""
     return [word.strip().lower() for word in tokenizer.words] + [""] * len(tokenizer.specials)
 
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None):
     for module in ["sklearn"] if cfg.vectors else ["gensim", "sklearn"]:  # before the work that would be lost
         import_optional(module)
     tokenizer = word_tokenizer(corpus)
-    names = word_of_ids(tokenizer)
+    names = word_of_each_id(tokenizer)
     if cfg.vectors:
         vectors = read_vectors(cfg.vectors, all_spellings(tokenizer))
         width = len(next(iter(vectors.values())))

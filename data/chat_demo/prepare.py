@@ -169,15 +169,15 @@ def ask_name(rng: Rng, words: SimpleNamespace, name: str) -> Dialogue:
 def fact(rng: Rng, words: SimpleNamespace) -> Dialogue:
     """A fact, or two, and a question or two about one of them. The answer repeats the fact, and concludes from it."""
     owner, values = rng.choice(("the", "the", "my")), rng.choice(words.values)
-    thing = invent_word(rng) if words is rng.words and rng.chance(0.08) else rng.choice(words.things)
+    noun = invent_word(rng) if words is rng.words and rng.chance(0.08) else rng.choice(words.things)
     value = rng.choice(values)
-    subject, statement = f"{owner} {thing}", f"{owner.replace('my', 'your')} {thing} is {value}"
+    subject, statement = f"{owner} {noun}", f"{owner.replace('my', 'your')} {noun} is {value}"
     sentence = rng.choice(words.states).format(s=f"{subject} is {value}")
     dialogue = [Exchange(vary_typing(rng, sentence), f"I see, {statement}.")]
     if rng.chance(0.2):
-        other_thing, other_values = rng.choice(rng.words.things), rng.choice(words.values)
-        if other_thing != thing:
-            other_fact = f"the {other_thing} is {rng.choice(other_values)}"
+        other_noun, other_values = rng.choice(rng.words.things), rng.choice(words.values)
+        if other_noun != noun:
+            other_fact = f"the {other_noun} is {rng.choice(other_values)}"
             position = rng.randrange(2)
             dialogue.insert(position, Exchange(vary_typing(rng, f"{other_fact}."), f"I see, {other_fact}."))
     for _ in range(1 + rng.randrange(2)):

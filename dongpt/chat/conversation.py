@@ -117,16 +117,16 @@ class Conversation:
     def _encode_question(self, text: str, quiet: bool = False) -> list[int]:
         """The ids of a question; a question that is too long loses its beginning."""
         text = self._drop_unknown(text)
-        guess_emotion = self.template.header.startswith("<emotion>") and not self.topic
+        should_guess_emotion = self.template.header.startswith("<emotion>") and not self.topic
         try:
-            ending, ids = self._truncate_question(text, EMOTIONS[0] if guess_emotion else self.topic)
+            ending, ids = self._truncate_question(text, EMOTIONS[0] if should_guess_emotion else self.topic)
         except UserError as error:  # blanks that tiktoken cannot split
             self.print_note(f"left out: {error}")
             return self._encode_question("", quiet)
         if ending != text:
             lengths = f"{len(ending):,} of {len(text):,} characters"
             self.print_note(f"that is too long for the model: it sees the last {lengths}")
-        return self._truncate_question(ending, self._guess_emotion(ending, quiet))[1] if guess_emotion else ids
+        return self._truncate_question(ending, self._guess_emotion(ending, quiet))[1] if should_guess_emotion else ids
 
     def _truncate_question(self, text: str, topic: str) -> tuple[str, list[int]]:
         """(the longest end of a question that fits, its ids with the template's marks)."""

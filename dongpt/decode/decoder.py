@@ -136,7 +136,7 @@ class Decoder:
         # float64, which MPS does not have: there ids are drawn on the CPU
         uniforms_device = "cpu" if self.device.type == "mps" else self.device
         self.uniforms = torch.zeros(N_BUFFERED_UNIFORMS, B, dtype=torch.float64, device=uniforms_device)
-        self.uniform_index = torch.zeros(1, dtype=torch.int64, device=uniforms_device)  # of the next one to use
+        self.next_uniform = torch.zeros(1, dtype=torch.int64, device=uniforms_device)  # its index
         self.next_ids = torch.zeros(B, dtype=torch.int64, device=self.device)
         self.cache = KVCache(model, B, capacity) if use_kv_cache and model.can_cache else None
         self.num_previous = model.config.ngrams - 1  # earlier tokens that the embedding of a token depends on
@@ -190,7 +190,7 @@ class Decoder:
                     if i % N_BUFFERED_UNIFORMS == 0:
                         random_numbers = np.array([generator.random(N_BUFFERED_UNIFORMS) for generator in generators]).T
                         self.uniforms.copy_(torch.from_numpy(random_numbers))
-                        self.uniform_index.zero_()
+                        self.next_uniform.zero_()
                     self.truncate_context()
                     self.decode_step()
                 self.lengths = [length + 1 for length in self.lengths]
@@ -307,9 +307,9 @@ class Decoder:
         """Draw an id from each row of logits (B, V), and append it to the sequence."""
         if self.seen_mask is not None:
             logits = penalize(logits.float(), self.seen_mask, self.sampling.repetition_penalty or 1)
-        uniforms = self.uniforms.index_select(0, self.uniform_index)[0]
+        uniforms = self.uniforms.index_select(0, self.next_uniform)[0]
         self.next_ids.copy_(sample_ids(logits[:, : self.n_ids], uniforms, self.sampling))
-        self.uniform_index += 1
+        self.next_uniform += 1
         self.last_positions += 1
         ids = self.next_ids[:, None].clamp(min=0)  # (B, 1)
         self.tokens.scatter_(1, self.last_positions[:, None], ids)
@@ -319,7 +319,7 @@ class Decoder:
     def _replay_graph(self, cache_len: int):
         """One decode step on CUDA as a graph; otherwise a small model spends its time launching kernels."""
         if cache_len not in self.graphs:
-            state = [t for t in (self.uniform_index, self.last_positions, self.tokens, self.seen_mask) if t is not None]
+            state = [t for t in (self.next_uniform, self.last_positions, self.tokens, self.seen_mask) if t is not None]
             saved_values = [t.clone() for t in state]
             side_stream = torch.cuda.Stream()
             side_stream.wait_stream(torch.cuda.current_stream())

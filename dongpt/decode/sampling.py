@@ -34,7 +34,7 @@ class Sampling:
             ("min_p", min_p is None or 0 <= min_p <= 1, "between 0 and 1 (0 or None is off)"),
             ("repetition_penalty", penalty is None or 1e-9 < penalty < 1e9, "above 0, near 1 (1 or None is off)"),
         ]
-        problems = [f"{name}={getattr(self, name)} must be {rule}" for name, is_valid, rule in rules if not is_valid]
+        problems = [f"{name}={getattr(self, name)} must be {bounds}" for name, ok, bounds in rules if not ok]
         if problems:
             raise DecodingError("; ".join(problems))
 

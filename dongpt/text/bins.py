@@ -88,11 +88,11 @@ def how_to_prepare(folder: str) -> str:
 # ----------------------------------------------------------------------------------------------------------------------
 # meta.json
 
-SPLIT_COUNT_TYPES = {"train": int, "val": int}
+COUNT_TYPES_BY_SPLIT = {"train": int, "val": int}
 META_TYPES: dict[str, Any] = {  # what meta.json may hold; every int is a count
     **dict.fromkeys(("source", "sha256", "ids_sha256", "split", "plan_sha256"), str),
     **dict.fromkeys(("documents", "seed", "left_out", "vocab_size"), int),
-    **dict.fromkeys(("tokens", "characters", "bytes", "predicted_bytes"), SPLIT_COUNT_TYPES),
+    **dict.fromkeys(("tokens", "characters", "bytes", "predicted_bytes"), COUNT_TYPES_BY_SPLIT),
     "shards": {"train": [{"file": str, "tokens": int, "sha256": str, "ends_sha256": str}]},
 }
 
@@ -212,8 +212,8 @@ def check_no_foreign_files(folder: str):
 def _commit_staged_files(folder: str):
     """Move complete new files into place and remove earlier ones; the next preparation finishes what is interrupted."""
     check_no_foreign_files(folder)
-    names, moved_names = _staged_names(folder)
-    for name in sorted(names - moved_names):
+    names, names_in_place = _staged_names(folder)
+    for name in sorted(names - names_in_place):
         os.replace(os.path.join(folder, STAGING_DIR, name), os.path.join(folder, name))
     for name in _prepared_file_names(folder) - names - {"meta.json"}:
         with contextlib.suppress(FileNotFoundError):
@@ -428,7 +428,7 @@ def shard_name(split: str, number: int) -> str:
 def describe(path: str, sha256: str) -> dict:
     """meta.json's description of a shard."""
     name, tokens = os.path.basename(path), os.path.getsize(path) // 2
-    return {"file": name, "tokens": tokens, "ends_sha256": ends_sha256(path), "sha256": sha256}
+    return {"file": name, "tokens": tokens, "ends_sha256": head_tail_sha256(path), "sha256": sha256}
 
 
 def _file_bytes(path: str) -> "TokenArray":
@@ -437,7 +437,7 @@ def _file_bytes(path: str) -> "TokenArray":
     return TokenArray([(path, size)], "u1", size)
 
 
-def ends_sha256(path: str) -> str:
+def head_tail_sha256(path: str) -> str:
     """SHA-256 of the first megabyte of a file followed by its last one."""
     content = _file_bytes(path)
     first, last = content[:HASHED_END_BYTES], content[max(0, len(content) - HASHED_END_BYTES) :]
@@ -465,7 +465,7 @@ def check_shard_ends(folder: str, shards: list[dict]):
     file_of_hash = {shard["ends_sha256"]: shard["file"] for shard in shards}
     for shard in shards:
         path = os.path.join(folder, shard["file"])
-        if (ends_hash := ends_sha256(path)) != shard["ends_sha256"]:
+        if (ends_hash := head_tail_sha256(path)) != shard["ends_sha256"]:
             problem = "its first or its last megabyte differs, copy it again, or prepare the data again"
             if ends_hash in file_of_hash:
                 problem = f"it holds what belongs in {file_of_hash[ends_hash]}, give the shards their right names"

@@ -63,9 +63,9 @@ class Corpus:
                 message = f"{os.path.join(self.folder, split)}.mask.bin masks everything: nothing is left to predict"
                 raise UserError(f"{message}, {how_to_prepare(self.folder)}")
             n_checked = min(MAX_CHECKED_TOKENS, length)
-            run_len = -(-n_checked // 128)
-            starts = np.linspace(0, length - run_len, -(-n_checked // run_len), dtype=np.int64)
-            self._check_ids(self.tokens[split].windows(starts, run_len), vocab_size, split)
+            span_len = -(-n_checked // 128)
+            starts = np.linspace(0, length - span_len, -(-n_checked // span_len), dtype=np.int64)
+            self._check_ids(self.tokens[split].windows(starts, span_len), vocab_size, split)
 
     def check_every_id(self, split: str, vocab_size: int):
         """Raise UserError if a split holds an id that a model has no embedding for."""

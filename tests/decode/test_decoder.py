@@ -498,7 +498,7 @@ def live_tensors() -> int:
 
 
 def tensors_of(decoder: Decoder) -> list[torch.Tensor]:
-    found = [decoder.tokens, decoder.last_positions, decoder.uniforms, decoder.uniform_index, decoder.next_ids]
+    found = [decoder.tokens, decoder.last_positions, decoder.uniforms, decoder.next_uniform, decoder.next_ids]
     found += [] if decoder.seen_mask is None else [decoder.seen_mask]
     return found + ([t for layer in decoder.cache.layers for t in layer] if decoder.cache else [])
 
