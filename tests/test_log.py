@@ -185,6 +185,7 @@ def draw_in_a_process_of_its_own(folder, code: str = "", **env) -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 def test_a_drawing_shows_what_the_log_holds(tmp_path, capsys):
     evals = [{"kind": "eval", "iter": i, "train_loss": 3.0, "val_loss": 3.1} for i in (0, 4, 8)]
     draw_loss(write_log(tmp_path, *ITERS, *evals, {"kind": "iter", "iter": 10, "loss": math.nan}))

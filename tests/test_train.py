@@ -127,6 +127,7 @@ def test_constant_learning_rate_stays_constant_from_the_first_update():
 # what a run does and leaves
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_one_batch_is_overfitted(one_sentence):
     assert overfit(one_sentence, "out") == 0
@@ -161,6 +162,7 @@ def test_a_run_makes_exactly_max_iters_updates(shown):
     assert {int(s["step"]) for s in state["optimizer"]["state"].values()} == {6}
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_log_begins_with_a_header_that_says_what_was_run(shown, tiny_data):
     out_dir, _, args = shown

@@ -142,7 +142,7 @@ def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
     return {"kind": "gpt2"} if is_gpt2 else UNSUPPORTED_TOKENIZER
 
 
-def save(model: GPT, tokenizer: dict | None, directory: str, command_hash: str = ""):
+def save(model: GPT, tokenizer: dict | None, directory: str, settings_hash: str = ""):
     """Write model, and its tokenizer if there is one, to directory, which must be empty or new; see stored_hash."""
     from safetensors.torch import save_file
 
@@ -173,7 +173,9 @@ def save(model: GPT, tokenizer: dict | None, directory: str, command_hash: str =
     _write_json(hf_config, directory, "config.json")
     if tokenizer:
         _save_tokenizer(from_dict(tokenizer), config.block_size, directory)
-    _write_json({"mark": command_hash, "tokenizer": tokenizer, "files": _hash_files(directory)}, directory, RECORD_NAME)
+    _write_json(
+        {"mark": settings_hash, "tokenizer": tokenizer, "files": _hash_files(directory)}, directory, RECORD_NAME
+    )
 
 
 def _write_json(content: dict, directory: str, name: str):
@@ -182,7 +184,7 @@ def _write_json(content: dict, directory: str, name: str):
 
 
 def stored_hash(directory: str) -> str | None:
-    """The command_hash that save wrote, if directory holds exactly what it wrote; else None."""
+    """The settings_hash that save wrote, if directory holds exactly what it wrote; else None."""
     try:
         record = _read(directory, RECORD_NAME)
         return record.get("mark") if _hash_files(directory) == record.get("files") else None

@@ -51,7 +51,7 @@ def test_sentences_are_those_of_train_without_blanks(tmp_path, word2vec):
     text = "The knight rode.\nHe  said: Who? Me!\n" * 30
     prepare(str(tmp_path), Texts([text]), Vocabulary("word"), val_fraction=0.5)
     corpus = Corpus(str(tmp_path))
-    sentences = word2vec.read_sentences(corpus, word2vec.word_of_ids(corpus.tokenizer()))
+    sentences = word2vec.read_sentences(corpus, word2vec.word_of_each_id(corpus.tokenizer()))
     expected = [["the", "knight", "rode", "."], ["he", "said", ":", "who", "?"], ["me", "!"]] * 15
     assert sentences == expected[:-1]  # the cut is a word early
 

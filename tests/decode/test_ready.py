@@ -102,6 +102,7 @@ def test_the_weights_are_chosen_by_the_rule_and_that_is_said(monkeypatch, limits
     assert (why, form(model)) == (said, expected)
 
 
+@pytest.mark.slow
 @needs_compiler
 @smoke
 def test_the_limits_of_the_rule_are_part_of_what_lies_above_them(monkeypatch):
