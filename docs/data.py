@@ -26,7 +26,7 @@ DOCUMENTS = (
     "and a greyhound for coursing",
     "an olla of rather more",
 )
-ANSWER = "what is his name?|quixote"  # the loss is that of what stands behind the bar
+ANSWER = "what is his name?|quixote"  # only what follows the bar is in the loss
 
 
 def corpus_in(folder: str) -> Corpus:

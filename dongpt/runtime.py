@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Where and how precisely to compute."""
+    """Device and arithmetic."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto takes CUDA, else MPS, else the CPU
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the arithmetic; weights train in float32

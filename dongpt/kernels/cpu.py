@@ -70,7 +70,7 @@ _CStep = _c_struct(
 
 
 def _data_ptr(tensor) -> int | None:
-    """Where a tensor's data lies, for C."""
+    """The address of a tensor's data, for C; None for no tensor."""
     assert tensor is None or tensor.is_contiguous()
     return None if tensor is None else tensor.data_ptr()
 
@@ -167,7 +167,7 @@ def can_pack(model: Any) -> tuple[bool, str]:
 
 
 def make_packed_blocks(model: Any, n_tokens: int) -> PackedBlocks | None:
-    """What runs the blocks of a float32 model for its next n_tokens; None if its own forward pass is to do it.
+    """PackedBlocks to run a float32 model's blocks for its next n_tokens; None if its own forward pass is as fast.
 
     Unless the model is packed already, its weights are copied: that costs about as much time as ten tokens.
     """
