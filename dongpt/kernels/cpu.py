@@ -167,7 +167,7 @@ def can_pack(model: Any) -> tuple[bool, str]:
 
 
 def make_packed_blocks(model: Any, n_tokens: int) -> PackedBlocks | None:
-    """PackedBlocks to run a float32 model's blocks for its next n_tokens; None if its own forward pass is as fast.
+    """PackedBlocks to run a float32 model's blocks for its next n_tokens; None if its own forward pass is to be used.
 
     Unless the model is packed already, its weights are copied: that costs about as much time as ten tokens.
     """
