@@ -78,7 +78,7 @@ def model_logits(model: GPT) -> torch.Tensor:
 
 def check_same_logits(old_logits: torch.Tensor, temporary_path: str, path: str):
     """Raise UserError unless the model in the file temporary_path, which is to become path, gives the old logits."""
-    difference = (old_logits - model_logits(checkpoints.load_anything(temporary_path)[0])).abs().max().item()
+    difference = (old_logits - model_logits(checkpoints.load_from_path(temporary_path)[0])).abs().max().item()
     if not difference <= 1e-5 * max(1.0, old_logits.abs().max().item()):
         reason = f"its logits would differ by {difference:.2g} from the old ones"
         raise UserError(f"{path} was not written, since {reason}: this is a bug, please report it with the model_args")

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import configurator
 from configurator import UserError
 from dongpt import runtime
-from dongpt.checkpoint.files import load_anything
+from dongpt.checkpoint.files import load_from_path
 from dongpt.decode.quantize import quantize_linears
 from dongpt.decode.ready import Quantization
 from dongpt.log import format_table, progress_bar, replace_nonfinite
@@ -46,7 +46,7 @@ class EvaluateConfig(DeviceConfig):
 
 def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     """Results for one checkpoint: checkpoint, split, loss, perplexity, bits_per_byte, tokens."""
-    model, tokenizer, checkpoint = load_anything(path)
+    model, tokenizer, checkpoint = load_from_path(path)
     stored_config = checkpoint.get("config", {}) if not (cfg.dataset or cfg.data_dir) else {}
     dataset, data_dir = stored_config.get("dataset", cfg.dataset), stored_config.get("data_dir", cfg.data_dir)
     if not (dataset or data_dir):

@@ -137,7 +137,7 @@ def resolve_config(argv: list[str] | None) -> tuple[TrainConfig, dict, InitWeigh
     if init_from == "scratch":
         return configurator.build_config(TrainConfig, overrides), overrides, None
     if init_from == "resume":
-        checkpoint, path = checkpoints.load_valid(out_dir)
+        checkpoint, path = checkpoints.load_from_out_dir(out_dir)
         print(f"Resuming training from {path}")
         stored_args = run.resumed_settings(TrainConfig, checkpoint, path, overrides)
         model, tokenizer = checkpoints.restore_model(checkpoint, path), checkpoint.get("tokenizer")
@@ -147,7 +147,7 @@ def resolve_config(argv: list[str] | None) -> tuple[TrainConfig, dict, InitWeigh
             conflict = f"init_wte={vectors_path} and init_from={init_from}"
             raise UserError(f"{conflict} both say what the token embedding starts with: drop one of them")
         print(f"Initializing from the weights of {init_from}")
-        model, tokenizer, _ = checkpoints.load_anything(init_from)
+        model, tokenizer, _ = checkpoints.load_from_path(init_from)
         stored_args, weights, old_block_size = {}, InitWeights(init_from, model, tokenizer, {}), model.config.block_size
         if (block_size := overrides.get("block_size", old_block_size)) < old_block_size:
             print(f"cropping block_size from {old_block_size} to {block_size}: positions beyond are forgotten")
@@ -227,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
         step = TrainStep(cfg, rt, corpus, model, optimizer)
         state = run.restore(weights.checkpoint, weights.path, step) if weights and is_resume else State()
         if not cfg.eval_only:
-            lock_names = checkpoints.BEST_NAME, checkpoints.LAST_NAME, logs.LOG_FILE, logs.LOSS_PICTURE
+            lock_names = checkpoints.BEST_NAME, checkpoints.LAST_NAME, logs.LOG_FILE, logs.LOSS_PLOT_FILE
             rt.run_on_main(lambda: exit_stack.enter_context(locked_directory(cfg.out_dir, *lock_names)))
             if weights and is_resume and os.path.getmtime(weights.path) != weights.mtime:
                 raise UserError(f"{weights.path} has just been written by another run: start this one again")

@@ -26,7 +26,7 @@ from dongpt.text.report import token_name
 from dongpt.text.tokenizers import BPETokenizer, GPT2Tokenizer, Tokenizer, split_words
 from dongpt.train.data import Corpus
 
-PICTURE = "explore.png"
+PLOT_FILE = "explore.png"
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,20 @@ def fit_zipf(counts: np.ndarray) -> tuple[float, float]:
     return float(slope), float(intercept)
 
 
-def bytes_per_token(texts: dict[str, str], own: Tokenizer) -> dict[str, float]:
+def bytes_per_token(texts: dict[str, str], tokenizer: Tokenizer) -> dict[str, float]:
     """Bytes of validation text per token, for this data's tokenizer and others; byte pairs are trained on train."""
     train, val = texts["train"], texts["val"]
     n_bytes = len(val.encode("utf-8"))
-    n_tokens = {f"{own.kind} of this data": len(own.encode_array(val)), "char": len(val), "word": len(split_words(val))}
+    own_name, n_own_tokens = f"{tokenizer.kind} of this data", len(tokenizer.encode_array(val))
+    n_tokens = {own_name: n_own_tokens, "char": len(val), "word": len(split_words(val))}
     for size in (1024, 4096):
         n_tokens[f"bpe {size:,}"] = len(BPETokenizer.train([train], size).encode_array(val))
     try:
         n_tokens["gpt2"] = len(GPT2Tokenizer().encode_array(val))
     except ValueError as error:
         print(f"without gpt2: {error}")
-    if own.kind in ("char", "gpt2"):
-        del n_tokens[own.kind]  # the same
+    if tokenizer.kind in ("char", "gpt2"):
+        del n_tokens[tokenizer.kind]  # the same
     return {name: n_bytes / max(n, 1) for name, n in n_tokens.items()}
 
 
@@ -176,7 +177,7 @@ def main(argv: list[str] | None = None):
     show_compression(axes[1, 1], texts, tokenizer)
     show_drift(axes[1, 2], counts["train"][:n_ids], counts["val"][:n_ids], tokenizer)
     figure.suptitle(f"{corpus.name}: {both.sum():,} tokens, {corpus.vocab_size:,} in the vocabulary")
-    path = os.path.join(corpus.folder, PICTURE)
+    path = os.path.join(corpus.folder, PLOT_FILE)
     figure.savefig(path, dpi=100)
     print(f"drawn to {path}")
 

@@ -92,12 +92,12 @@ def main(argv: list[str] | None = None):
     if cfg.input and given_paths:
         raise UserError(f"--input={cfg.input} and {given_paths[0]} are two texts: pass one, a folder or a pattern")
     input_path = cfg.input or "".join(given_paths) or ask_path()
-    paths, n_others = find_files(input_path)
+    paths, n_skipped = find_files(input_path)
     files = Files(paths, cfg.document, cfg.field, cfg.encoding)
     if not folder:  # the one given, or the one that all files are in
         common_dir = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
         folder = input_path if os.path.isdir(input_path) else common_dir
-    others = f", {n_others:,} others left aside" if n_others else ""
+    others = f", {n_skipped:,} others left aside" if n_skipped else ""
     print((f"{input_path}: {len(paths):,} files" if len(paths) > 1 else paths[0]) + others)
     if unknown := [os.path.basename(path) for path in paths if file_suffixes(path)[0] not in TEXT_SUFFIXES]:
         more = f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else ""

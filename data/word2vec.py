@@ -34,8 +34,8 @@ from dongpt.text.tokenizers import WordTokenizer
 from dongpt.train.data import Corpus
 from dongpt.train.init_wte import all_spellings, read_vectors, save_table, vector_table
 
-VECTORS, PICTURE = "word2vec.npy", "word2vec.png"
-MARGIN = (10, 2)  # pixels between the words of the picture, horizontally and vertically
+VECTORS_FILE, PLOT_FILE = "word2vec.npy", "word2vec.png"
+LABEL_MARGIN = (10, 2)  # pixels between the words of the picture, horizontally and vertically
 SENTENCE_ENDS = {".", "?", "!"}
 MAX_SENTENCE_WORDS = 1000  # gensim drops everything after 10,000
 # Frequent words that mean little, which the picture leaves out.
@@ -153,7 +153,7 @@ def draw(path: str, title: str, words: list[str], unit_vectors: np.ndarray, size
         label.set(color=colours[group % len(colours)], size=size)
     figure.draw_without_rendering()  # only now texts have a size
     boxes = np.array([label.get_window_extent().get_points() for label in labels])  # (n, lower left and upper right, 2)
-    centres = push_apart(boxes.mean(1), boxes[:, 1] - boxes[:, 0] + MARGIN)
+    centres = push_apart(boxes.mean(1), boxes[:, 1] - boxes[:, 0] + LABEL_MARGIN)
     for label, position in zip(labels, axis.transData.inverted().transform(centres)):
         label.set_position(position)
     figure.savefig(path, dpi=100)
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None):
         f"{has_vector.sum():,} of {len(table):,} entries of the vocabulary have a vector of {table.shape[1]} numbers, "
         f"{100 * id_counts[has_vector].sum() / id_counts.sum():.1f} % of train's tokens"
     )
-    path = os.path.join(corpus.folder, VECTORS)
+    path = os.path.join(corpus.folder, VECTORS_FILE)
     save_table(path, table)
     print(f"written to {path}")
     vector_of = {names[i]: table[i] for i in np.flatnonzero(has_vector)}
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None):
     unit_vectors /= np.maximum(np.linalg.norm(unit_vectors, axis=1, keepdims=True), 1e-12)
     print_nearest(cfg, words, unit_vectors, counts)
     heights = np.array([max(counts[words[i]], 1) for i in shown]) ** 0.25
-    path = os.path.join(corpus.folder, PICTURE)
+    path = os.path.join(corpus.folder, PLOT_FILE)
     title = f"{corpus.name}: its {len(shown):,} most frequent words of meaning, near those that are used alike"
     sizes = 9 + 13 * heights / heights.max()
     draw(path, title, [words[i] for i in shown], unit_vectors[shown], sizes, cfg.groups, cfg.seed)

@@ -19,7 +19,7 @@ from dongpt import runtime
 from dongpt.program import run_program
 from dongpt.text.bins import find_data_folder
 from dongpt.train.data import Corpus
-from dongpt.train.optim import OptimConfig, lower_last_bias, make_optimizer, set_learning_rate
+from dongpt.train.optim import OptimConfig, lower_farthest_bias, make_optimizer, set_learning_rate
 from model import GPT, GPTConfig, rotate
 
 SCHEMES = ("default", "rope", "relative", "alibi", "default+relative")
@@ -49,7 +49,7 @@ def trained(scheme: str, corpus: Corpus) -> GPT:
         loss.backward()
         optimizer.step()
         if scheme == "relative":
-            lower_last_bias(model)
+            lower_farthest_bias(model)
         optimizer.zero_grad()
     print(f"{scheme}: loss {loss.item():.3f} after {STEPS} updates")
     return model.eval()

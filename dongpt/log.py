@@ -15,7 +15,7 @@ from typing import IO, Any, Callable
 from configurator import UserError
 from dongpt.program import atomic_write
 
-LOG_FILE, LOSS_PICTURE = "log.jsonl", "loss.png"
+LOG_FILE, LOSS_PLOT_FILE = "log.jsonl", "loss.png"
 LONG_RUN_SECONDS = 6 * 3600  # a run that will take longer says so
 
 # Peak of dense matrix products in TFLOP/s: bf16, or fp16 on Volta and Turing, both with sums in fp32. From NVIDIA's
@@ -207,10 +207,10 @@ def draw_loss(out_dir: str):
         axes.grid(alpha=0.3)
         if axes.get_lines():
             axes.legend()
-        with atomic_write(os.path.join(out_dir, LOSS_PICTURE)) as file:
+        with atomic_write(os.path.join(out_dir, LOSS_PLOT_FILE)) as file:
             figure.savefig(file, format="png", dpi=120)
     except Exception as error:  # matplotlib is missing, or broken in one of its many ways
-        print(f"{LOSS_PICTURE} could not be drawn: {type(error).__name__}: {error}")
+        print(f"{LOSS_PLOT_FILE} could not be drawn: {type(error).__name__}: {error}")
 
 
 def progress_bar(total: int, initial: int = 0, unit: str = "it", quiet: bool = False, **options):

@@ -329,22 +329,22 @@ class StopCheck:
     time_is_up: bool = False
     start_time: float = field(default_factory=time.monotonic)
     # loop -> calls since the last all-reduce, calls at which the next one is due, time of the last one
-    loop_counts: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    calls_by_loop: dict[str, tuple[int, int, float]] = field(default_factory=dict)
 
     def __call__(self, loop_name: str) -> bool:
         """True once a signal has come. loop_name is that of the calling loop: each has its own pace."""
-        now, own_code = time.monotonic(), self.interrupts.exit_code
+        now, own_exit_code = time.monotonic(), self.interrupts.exit_code
         deadline = self.start_time + 60 * (self.max_minutes or math.inf)
-        calls, max_calls, window_start = self.loop_counts.get(loop_name, (0, 1, now))
+        calls, max_calls, interval_start = self.calls_by_loop.get(loop_name, (0, 1, now))
         calls += 1
         if calls < max_calls and self.rt.world_size > 1:
-            self.loop_counts[loop_name] = calls, max_calls, window_start
+            self.calls_by_loop[loop_name] = calls, max_calls, interval_start
             return self.exit_code != 0
         n_sigint, n_sigterm, n_timed_out, seconds = self.rt.all_reduce_sum(
-            own_code == 130, own_code == 143, now >= deadline, now - window_start
+            own_exit_code == 130, own_exit_code == 143, now >= deadline, now - interval_start
         )
         self.exit_code, self.time_is_up = 130 if n_sigint else 143 if n_sigterm else 0, n_timed_out > 0
         seconds_per_call = max(seconds / self.rt.world_size / calls, 1e-6)
         max_calls = max(1, min(2 * max_calls, STOP_CHECK_CALLS, int(STOP_CHECK_SECONDS / seconds_per_call)))
-        self.loop_counts[loop_name] = 0, max_calls, now  # at most twice as many: they may get slower
+        self.calls_by_loop[loop_name] = 0, max_calls, now  # at most twice as many: they may get slower
         return self.exit_code != 0

@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 
+import fork_server
 import pytest
 from helpers import TINY_RUN, generated_text, write_corpus
 
@@ -34,6 +35,8 @@ def pytest_configure(config):
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as .ci/run sets it; fork_server forks only programs with one thread
     if config.getoption("--offline"):
         _block_network()
+    if sys.platform == "linux" and not hasattr(config, "workerinput") and config.getoption("numprocesses"):
+        fork_server.server_path()  # one server for all workers, which is ready when they have collected the tests
 
 
 def pytest_collection_modifyitems(config, items):

@@ -30,6 +30,7 @@ import threading
 import traceback
 import weakref
 
+PATH_VARIABLE = "DONGPT_FORK_SERVER"
 NEW_INTERPRETER = ("PYTHON", "OMP_", "MKL_", "LANG", "LC_", "LD_")  # prefixes of variables that its start reads
 KNOWN = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONIOENCODING", "PYTHONUNBUFFERED"}  # obeyed in execute()
 IMPORTED = (  # what most programs import, or import for most of what they do
@@ -62,15 +63,15 @@ class Popen(subprocess.Popen):
                 p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask,
                 start_new_session, *rest,
             )  # fmt: skip
-        self.status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.status = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.status.connect(server_path())
         request = {
             "argv": [os.fspath(arg) for arg in args[1:]],
             "cwd": os.path.abspath(cwd or "."),
             "env": dict(os.environ if env is None else env),
             "new_session": start_new_session,
         }
-        with theirs:
-            socket.send_fds(server(), [json.dumps(request).encode()], [theirs.fileno(), *fds])
+        socket.send_fds(self.status, [json.dumps(request).encode()], fds)
         self.pid = int(self.status.recv(20))
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
@@ -137,43 +138,50 @@ def run(args, input=None, timeout=None, check=False, capture_output=False, **opt
 
 
 @functools.cache
-def server() -> socket.socket:
-    """Start the server; returns the socket that takes requests."""
-    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with its:
+def server_path() -> str:
+    """The socket of the server, which ends with the process that starts it: the first to call this, and for the
+    processes that inherit its environment."""
+    if PATH_VARIABLE not in os.environ:
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ[PATH_VARIABLE] = os.path.join(folder, "socket")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(os.environ[PATH_VARIABLE])
+        listener.listen(100)
+        lifeline, _held_open = os.pipe()
         subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), str(its.fileno())],
-            pass_fds=[its.fileno()],
+            [sys.executable, os.path.abspath(__file__), folder, str(listener.fileno()), str(lifeline)],
+            pass_fds=[listener.fileno(), lifeline],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
             start_new_session=True,
         )
-    return mine
+        listener.close()
+        os.close(lifeline)
+    return os.environ[PATH_VARIABLE]
 
 
-def serve(requests: socket.socket):
-    """Fork for each request until the test process closes the other end."""
+def serve(listener: socket.socket, lifeline: int):
+    """Fork for each connection until the process that started the server has ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while True:
-        message, fds, _, _ = socket.recv_fds(requests, 2**20, 4)
-        if not message:
-            return
-        if os.fork() == 0:
-            requests.close()
-            supervise(json.loads(message), *fds)
-        for fd in fds:
-            os.close(fd)
+    while lifeline not in select.select([listener, lifeline], [], [])[0]:
+        with listener.accept()[0] as status:
+            if os.fork() == 0:
+                listener.close()
+                os.close(lifeline)
+                supervise(status)
 
 
-def supervise(request: dict, status_fd: int, *fds: int):
+def supervise(status: socket.socket):
     """Run the program in a fork and tell the test process its id and exit code; kill it if the test process is gone."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    message, fds, _, _ = socket.recv_fds(status, 2**20, 3)
     pid = os.fork()
     if pid == 0:
-        os.close(status_fd)
-        os._exit(execute(fds=fds, **request))
+        status.close()
+        os._exit(execute(fds=fds, **json.loads(message)))
     for fd in fds:
         os.close(fd)
-    with socket.socket(fileno=status_fd) as status, contextlib.suppress(BrokenPipeError):
+    with status, contextlib.suppress(BrokenPipeError):
         status.sendall(b"%d" % pid)
         ended = os.pidfd_open(pid)
         if ended not in select.select([ended, status], [], [])[0]:
@@ -246,8 +254,8 @@ def import_for_forks():
 
 if __name__ == "__main__":
     import_for_forks()
-    sys.pycache_prefix = tempfile.mkdtemp()  # each of our modules is compiled once, by the first fork that needs it
+    sys.pycache_prefix = sys.argv[1]  # each of our modules is compiled once, by the first fork that needs it
     try:
-        serve(socket.socket(fileno=int(sys.argv[1])))
+        serve(socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3]))
     finally:
-        shutil.rmtree(sys.pycache_prefix, ignore_errors=True)
+        shutil.rmtree(sys.argv[1], ignore_errors=True)

@@ -91,7 +91,6 @@ def test_the_bench_of_decoding_takes_the_median_and_leaves_out_the_first_round(m
 
 
 @needs_compiler
-@smoke
 @pytest.mark.parametrize(
     "args, worth, weights, parts",
     [

@@ -197,6 +197,7 @@ def test_a_drawing_shows_what_the_log_holds(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_log_without_any_loss_can_be_drawn(tmp_path, capsys):
     draw_loss(write_log(tmp_path))
     assert is_png(tmp_path / "loss.png") and capsys.readouterr().out == ""

@@ -563,6 +563,7 @@ def test_generating_leaves_no_trace_for_training():
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_frequencies_of_generated_rows_fit_the_probabilities():
     model = writer(sharpen=8.0)
     n = 4000

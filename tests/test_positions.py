@@ -255,7 +255,6 @@ def test_rope_equals_hugging_faces_rotary_code(head_size, first, tolerance):
         torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
 
 
-@smoke
 def test_rotation_has_the_gradient_of_finite_differences():
     torch.manual_seed(0)
     rotation = [t.double() for t in rope_cos_sin(torch.tensor([0, 3, 11]), 6)]
@@ -679,9 +678,9 @@ def check_compiled(pos_embd: str, backend: str):
     assert_all_near(gradients(model, *batch, compiled(model, backend)), gradients(model, *batch), 1e-4)
 
 
-@pytest.mark.parametrize("pos_embd", ["default", "rope", "relative", "alibi"])
+@pytest.mark.parametrize("pos_embd", ["rope", "relative"])
 def test_traced_loss_and_gradients_equal_eager_ones(pos_embd):
-    """All of torch.compile but the code that it writes."""
+    """All of torch.compile but the code that it writes; the compiled test has the other schemes."""
     check_compiled(pos_embd, "aot_eager")
 
 

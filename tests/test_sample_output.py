@@ -19,7 +19,7 @@ from helpers import ROOT, expect_sentence
 
 import sample as program
 from configurator import UserError
-from dongpt.checkpoint.files import load_anything, model_args, save
+from dongpt.checkpoint.files import load_from_path, model_args, save
 from dongpt.decode.sampling import context_len
 from dongpt.decode.text import Detokenizer
 from dongpt.program import locked_output, run_program
@@ -138,7 +138,7 @@ def end_of_program(capsys, monkeypatch, out_dir, *args: str) -> subprocess.Compl
 
 def greedily(out_dir, prompt: str, n: int, penalty: float = 1.0) -> str:
     """n tokens after prompt, the likeliest each time, of the plain model and context_len alone."""
-    model, description, _ = load_anything(out_dir)
+    model, description, _ = load_from_path(out_dir)
     tokenizer, model = CharTokenizer(description["characters"]), model.eval()
     ids = tokenizer.encode(prompt)
     for _ in range(n):
@@ -276,7 +276,7 @@ def test_repetition_penalty_is_that_of_a_plain_loop(wild, capsys):
     ],
 )
 def test_min_p_top_k_and_top_p_leave_just_the_likely_characters(wild, capsys, setting, share):
-    model, description, _ = load_anything(wild)
+    model, description, _ = load_from_path(wild)
     ids = CharTokenizer(description["characters"]).encode("the kni")
     p = (model.eval()(torch.tensor([ids]))[0][0, -1] / 2).softmax(-1)
     order = p.argsort(descending=True).tolist()

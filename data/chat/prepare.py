@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None):
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")
     dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation)
-    chats = ChatDataset.of(dialogues, DONGPT_TEMPLATE, cfg.val_fraction)
+    chats = ChatDataset.from_dialogues(dialogues, DONGPT_TEMPLATE, cfg.val_fraction)
     source, marks = os.path.basename(os.path.normpath(cfg.input)), [*DONGPT_TEMPLATE.special_tokens(), END]
     report(prepare(folder, chats, cfg, cfg.val_fraction, source, specials=marks, template=DONGPT_TEMPLATE))
     if chats.level < 2:

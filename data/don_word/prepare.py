@@ -30,7 +30,7 @@ from dongpt.text.sources import DON_QUIXOTE, BookConfig, find_text, prepare_text
 from dongpt.text.tokenizers import WordTokenizer, split_words
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-SKIPPED_CHARS = (
+NUM_SKIPPED_CHARS = (
     121_506  # at the start, which the notebook leaves out: Gutenberg's header, the table of contents, the prefaces
 )
 TRAIN_FRACTION = 0.9  # of the notebook's tokens
@@ -46,19 +46,19 @@ def prepare_notebook(path: str, encoding: str) -> PreparedData:
     run to run. Raises UserError for a text that is too short for it."""
     text, sha256 = read_text(path, encoding)
     text = text.replace("\n", " ").replace("  ", " ")
-    if len(text) <= SKIPPED_CHARS:
-        problem = f"{path} has {len(text):,} characters, and notebook=True leaves out the first {SKIPPED_CHARS:,}"
+    if len(text) <= NUM_SKIPPED_CHARS:
+        problem = f"{path} has {len(text):,} characters, and notebook=True leaves out the first {NUM_SKIPPED_CHARS:,}"
         raise UserError(f"{problem}, which fits only Project Gutenberg's 996: drop --notebook")
-    text = text[SKIPPED_CHARS:].lower()
+    text = text[NUM_SKIPPED_CHARS:].lower()
     words = split_words(text, spaces_alone=True)
     tokenizer = WordTokenizer(sorted(set(words)), lower=True, spaces_alone=True)
     print(f"the text begins with {text[:60]!r} (volume i, chapter i of Project Gutenberg's 996, if it is that)")
     print(f"Unique characters: {len(set(text))}")
     print(f"Unique words and special characters: {len(tokenizer.words)}")
     print(f"tokens: {len(words):,}")
-    cut = int(TRAIN_FRACTION * len(words))
+    n_train_words = int(TRAIN_FRACTION * len(words))
     with BinWriter(FOLDER, tokenizer) as writer:
-        for split, part in (("train", words[:cut]), ("val", words[cut:])):
+        for split, part in (("train", words[:n_train_words]), ("val", words[n_train_words:])):
             text = "".join(part)
             writer.add(split, EncodedText(tokenizer.encode_array(text), len(text), len(text.encode("utf-8"))))
         meta = {"source": os.path.basename(path), "sha256": sha256, "documents": 1, "split": "position"}

@@ -174,10 +174,10 @@ IndexPairs = list[tuple[int, int]]
 
 
 def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[list[int], list[int], list[IndexPairs]]:
-    """(a hash of each conversation, its characters, the links that levels 0, 1 and 2 add: pairs of their numbers)."""
+    """(a hash of each conversation, its characters, the pairs of their numbers that levels 0, 1 and 2 add)."""
     hashes: list[int] = []
     lengths: list[int] = []
-    links: list[IndexPairs] = [[], [], []]
+    duplicate_pairs: list[IndexPairs] = [[], [], []]
     first_index: dict[bytes, int] = {}  # number of the first conversation with these messages
     indices_of: dict[bytes, list[int]] = {}  # of each long message and adjacent two: MAX_DUPLICATES + 1
     for index, conversation in enumerate(conversations):
@@ -186,18 +186,18 @@ def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[list[int], 
         digest = _hash_messages(texts)
         hashes.append(zlib.crc32(digest))
         if first_index.setdefault(digest, index) != index:
-            links[0].append((first_index[digest], index))
+            duplicate_pairs[0].append((first_index[digest], index))
             continue
         for messages in [*((text,) for text in texts if len(text) >= LONG_MESSAGE_CHARS), *zip(texts, texts[1:])]:
             numbers = indices_of.setdefault(_hash_messages(messages), [])
             if len(messages) == 2 and sum(map(len, messages)) >= LONG_PAIR_CHARS and numbers and numbers[0] != index:
-                links[2].append((numbers[0], index))
+                duplicate_pairs[2].append((numbers[0], index))
             if len(numbers) <= MAX_DUPLICATES and index not in numbers:
                 numbers.append(index)
-    links[1] = [
-        (one, other) for one, *others in indices_of.values() if len(others) < MAX_DUPLICATES for other in others
+    duplicate_pairs[1] = [
+        (first, other) for first, *others in indices_of.values() if len(others) < MAX_DUPLICATES for other in others
     ]
-    return hashes, lengths, links
+    return hashes, lengths, duplicate_pairs
 
 
 def _hash_messages(texts: Iterable[str]) -> bytes:
@@ -206,7 +206,7 @@ def _hash_messages(texts: Iterable[str]) -> bytes:
     return hashlib.blake2b("\n".join(normalized).encode("utf-8"), digest_size=12).digest()
 
 
-def group(hashes: list[int], links: Iterable[tuple[int, int]]) -> list[int]:
+def group(hashes: list[int], duplicate_pairs: Iterable[tuple[int, int]]) -> list[int]:
     """A number for each conversation, equal within a group of linked ones, and independent of their order in a file."""
     parent = [*range(len(hashes))]
 
@@ -216,7 +216,7 @@ def group(hashes: list[int], links: Iterable[tuple[int, int]]) -> list[int]:
             i = parent[i]
         return i
 
-    for a, b in links:
+    for a, b in duplicate_pairs:
         parent[find_root(b)] = find_root(a)
     return [hashes[find_root(i)] for i in range(len(hashes))]
 
@@ -231,11 +231,11 @@ class ChatDataset:
     level: int  # of the groups
 
     @classmethod
-    def of(cls, dialogues: Dialogues, template: Template, val_fraction: float) -> "ChatDataset":
+    def from_dialogues(cls, dialogues: Dialogues, template: Template, val_fraction: float) -> "ChatDataset":
         """Read all conversations once to find their groups, by the highest level at which they can be split."""
-        hashes, lengths, links = find_near_duplicates(dialogues.read())
+        hashes, lengths, duplicate_pairs = find_near_duplicates(dialogues.read())
         for level in (2, 1, 0):
-            groups, stats = group(hashes, chain(*links[: level + 1])), CorpusStats(len(lengths), sum(lengths))
+            groups, stats = group(hashes, chain(*duplicate_pairs[: level + 1])), CorpusStats(len(lengths), sum(lengths))
             np.add.at(stats.bucket_chars, np.array(groups, dtype=np.int64) % NUM_BUCKETS, lengths)
             if lengths and isinstance(choose_val_buckets(stats, val_fraction, min_documents=2), np.ndarray):
                 break
@@ -254,5 +254,5 @@ class ChatDataset:
 
 def to_segments(conversation: Messages, template: Template) -> list[Segment]:
     """The conversation as a model is trained on it, followed by END."""
-    methods: dict[str, Any] = {"system": template.opening, "user": template.question, "assistant": template.answer}
-    return [*(segment for role, text in conversation for segment in methods[role](text)), Segment(END, is_special=True)]
+    by_role: dict[str, Any] = {"system": template.opening, "user": template.question, "assistant": template.answer}
+    return [*(segment for role, text in conversation for segment in by_role[role](text)), Segment(END, is_special=True)]

@@ -98,7 +98,7 @@ def is_valid(path: str) -> bool:
     return _num_updates(path) < math.inf
 
 
-def load_valid(out_dir: str, prefer_newest: bool = True, **extra_args) -> tuple[dict, str]:
+def load_from_out_dir(out_dir: str, prefer_newest: bool = True, **extra_args) -> tuple[dict, str]:
     """(checkpoint, path) from an out_dir: the newest valid one, or with prefer_newest=False ckpt.pt if that is valid.
 
     A damaged file that is skipped is reported on stderr. Raises UserError if none is left.
@@ -162,11 +162,11 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
     The file may be any that dongpt/checkpoint/foreign.py knows; model_args (n_head=4) add what it lacks. Raises
     UserError for what cannot be loaded.
     """
-    model, description, _ = load_anything(path, **model_args)
+    model, description, _ = load_from_path(path, **model_args)
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), make_tokenizer(description)
 
 
-def load_anything(path: str, **extra_args) -> tuple[GPT, dict | None, dict]:
+def load_from_path(path: str, **extra_args) -> tuple[GPT, dict | None, dict]:
     """(model, tokenizer as a plain dict or None, checkpoint without its tensors) of whatever load_model accepts."""
     checkpoint, path = load_path(path, **extra_args)
     model = restore_model(checkpoint, path)
@@ -180,5 +180,5 @@ def load_path(path: str, **extra_args) -> tuple[dict, str]:
     if hugging_face.is_model(path) and not is_out_dir:
         return hugging_face.load(path, **extra_args), path
     if os.path.isdir(path):
-        return load_valid(path, prefer_newest=False, **extra_args)
+        return load_from_out_dir(path, prefer_newest=False, **extra_args)
     return load(path, **extra_args), path

@@ -24,7 +24,7 @@ from model import GPT
 
 GPT2_MODEL_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first one there is read; either may be in shards
-RECORD_NAME = "dongpt.json"  # written by save: the tokenizer as a plain dict, the mark, the hashes of the other files
+EXPORT_RECORD_FILE = "dongpt.json"  # written by save: the tokenizer's dict, the mark, hashes of the other files
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 # Conv1D stores the transpose of a Linear's weight. attn.c_proj is square, so its shape does not show that.
 TRANSPOSED_WEIGHTS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -132,7 +132,7 @@ def _read(directory: str, name: str) -> dict[str, Any]:
 
 def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
     """The tokenizer in a directory: the one that save wrote, else GPT-2's if it is that, or UNSUPPORTED_TOKENIZER."""
-    if record := _read(directory, RECORD_NAME):
+    if record := _read(directory, EXPORT_RECORD_FILE):
         return record.get("tokenizer")
     hf_model = _read(directory, "tokenizer.json").get("model")
     vocabulary = _read(directory, "vocab.json") or (hf_model.get("vocab") if isinstance(hf_model, dict) else None)
@@ -174,7 +174,7 @@ def save(model: GPT, tokenizer: dict | None, directory: str, settings_hash: str 
     if tokenizer:
         _save_tokenizer(from_dict(tokenizer), config.block_size, directory)
     _write_json(
-        {"mark": settings_hash, "tokenizer": tokenizer, "files": _hash_files(directory)}, directory, RECORD_NAME
+        {"mark": settings_hash, "tokenizer": tokenizer, "files": _hash_files(directory)}, directory, EXPORT_RECORD_FILE
     )
 
 
@@ -186,7 +186,7 @@ def _write_json(content: dict, directory: str, name: str):
 def stored_hash(directory: str) -> str | None:
     """The settings_hash that save wrote, if directory holds exactly what it wrote; else None."""
     try:
-        record = _read(directory, RECORD_NAME)
+        record = _read(directory, EXPORT_RECORD_FILE)
         return record.get("mark") if _hash_files(directory) == record.get("files") else None
     except (OSError, UserError):
         return None
@@ -194,7 +194,7 @@ def stored_hash(directory: str) -> str | None:
 
 def _hash_files(directory: str) -> dict[str, str]:
     """The hash of each file in directory except save's record."""
-    names = sorted(set(os.listdir(directory)) - {RECORD_NAME})
+    names = sorted(set(os.listdir(directory)) - {EXPORT_RECORD_FILE})
     return {name: file_sha256(os.path.join(directory, name)) for name in names}
 
 

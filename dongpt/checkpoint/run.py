@@ -38,7 +38,7 @@ class State:
     evaluated_at: Annotated[int, ">=", -1] = -1  # iter_num of the last evaluation
     evals_since_best: Annotated[int, ">=", 0] = 0
     wandb_run_id: str | None = None
-    resumed_at = 0, -1  # iter_num and evaluated_at at the start of this process; no field, so it is not saved
+    resumed_iters = 0, -1  # iter_num and evaluated_at at the start of this process; no field, so it is not saved
 
 
 def check_stored_values(cls: type, values: Any, source: str) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def restore(checkpoint: dict, path: str, step) -> State:
     state = State(**check_stored_values(State, checkpoint, path))
     windows = checkpoint.get("windows", state.iter_num * step.samples_per_iter)  # nanoGPT's checkpoints don't say
     state.samples_seen = configurator.check_type(windows, int, f"{path}: windows")
-    state.resumed_at = state.iter_num, state.evaluated_at
+    state.resumed_iters = state.iter_num, state.evaluated_at
     if "optimizer" in checkpoint:
         checkpoints.restore_optimizer(step.optimizer, checkpoint, step.model, path)
     keys = {"optimizer state": "optimizer", "iteration": "iter_num"}
@@ -208,13 +208,13 @@ def load_best(step) -> int:
 def start_log(step, state: State, config: dict, machine: dict) -> tuple:
     """(records to keep, header, wandb run) of a log that is about to be started; moves an earlier run aside."""
     cfg, wandb_run, records = step.cfg, None, []
-    iter_num, evaluated_at = state.resumed_at
+    iter_num, evaluated_at = state.resumed_iters
     if cfg.wandb_log:
         wandb_run = log.start_wandb(cfg.wandb_project, cfg.wandb_run_name, config, state.wandb_run_id)
         state.wandb_run_id = wandb_run.id
     if cfg.init_from == "resume":
         records = log.records_before(log.read_log(cfg.out_dir), iter_num, evaluated_at)
-    elif old_dir := checkpoints.archive_run(cfg.out_dir, [log.LOG_FILE, log.LOSS_PICTURE]):
+    elif old_dir := checkpoints.archive_run(cfg.out_dir, [log.LOG_FILE, log.LOSS_PLOT_FILE]):
         print0(f"{cfg.out_dir} held an earlier run: its files are now in {old_dir}")
     header = dict(config=config, iter=iter_num, machine=machine, world_size=step.rt.world_size)
     header["versions"] = dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)

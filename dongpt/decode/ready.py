@@ -13,7 +13,7 @@ from typing import Any, Iterator, Literal, Sequence
 import torch
 
 from configurator import UserError, check_setting, check_type
-from dongpt.checkpoint.files import load_anything, make_tokenizer
+from dongpt.checkpoint.files import load_from_path, make_tokenizer
 from dongpt.decode import decoder
 from dongpt.decode.quantize import pack_model, quantize_linears
 from dongpt.decode.sampling import DecodingError, Sampling
@@ -110,7 +110,7 @@ def load(
         check_setting(key, value, RuntimeConfig, "load")
     check_type(quantize, Quantization, "load: quantize")
     rt = start(device, dtype)
-    model, tokenizer_dict, _ = load_anything(path, **model_args)
+    model, tokenizer_dict, _ = load_from_path(path, **model_args)
     if tokenizer_dict and not chat_template:
         tokenizer_dict = {key: value for key, value in tokenizer_dict.items() if key != "template"}
     tokenizer = make_tokenizer(tokenizer_dict)

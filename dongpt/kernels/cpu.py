@@ -21,8 +21,8 @@ import torch.nn as nn
 
 C_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu.c")
 PACKING_MIN_PARAMS = 1e6  # parameters below which reading them is not what takes a token's time
-COPY_MAX_PARAMS = 5e8  # parameters above which a second copy of the weights may not fit into memory
-MIN_TOKENS_TO_COPY = 16  # tokens that repay the time of copying the weights
+WEIGHT_COPY_MAX_PARAMS = 5e8  # parameters above which a second copy of the weights may not fit into memory
+WEIGHT_COPY_MIN_TOKENS = 16  # tokens that repay the time of copying the weights
 WEIGHTS_PER_INT32 = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # in 32 bits
 # Tuned to some processors, gcc would fuse multiply and add in one place and not in another: a row's rounding would
 # depend on the number of rows.
@@ -87,7 +87,7 @@ class PackedLinear(nn.Module):
         weight, scale, bias = linear.weight.detach(), getattr(linear, "scale", None), linear.bias
         weight = weight.to(dtype) if scale is None else weight
         self.out_features, self.in_features = weight.shape
-        self.weights_per_word = WEIGHTS_PER_INT32[weight.dtype]
+        self.weights_per_int32 = WEIGHTS_PER_INT32[weight.dtype]
         self.register_buffer("weight", pack_weight(weight, _c_library().lanes()), persistent=False)
         self.register_buffer("scale", None if scale is None else scale.float().contiguous(), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone(), persistent=False)
@@ -95,7 +95,7 @@ class PackedLinear(nn.Module):
     def c_struct(self) -> Any:
         """This layer for C, as long as it lives."""
         data_ptrs = _data_ptr(self.weight), _data_ptr(self.scale), _data_ptr(self.bias)
-        return _CLinear(*data_ptrs, self.out_features, self.in_features, self.weights_per_word)
+        return _CLinear(*data_ptrs, self.out_features, self.in_features, self.weights_per_int32)
 
     def forward(self, x):
         x_float = x.detach().float().contiguous()
@@ -112,11 +112,11 @@ def _c_library() -> ctypes.CDLL:
 
 def pack_weight(weight, lanes: int):
     """weight (N, K) as cpu.c reads it: (panels, K, words, lanes, weights per word), padded with zeros at the end."""
-    n_per_word = WEIGHTS_PER_INT32[weight.dtype]
-    n_words = 2 if n_per_word == 1 else 1  # a panel has SUMS of cpu.c times lanes channels
-    n_padding = -len(weight) % (n_words * n_per_word * lanes)
+    per_int32 = WEIGHTS_PER_INT32[weight.dtype]
+    n_int32s = 2 if per_int32 == 1 else 1  # a panel has SUMS of cpu.c times lanes channels
+    n_padding = -len(weight) % (n_int32s * per_int32 * lanes)
     padded_weight = torch.cat([weight, weight.new_zeros(n_padding, weight.shape[1])]) if n_padding else weight
-    return padded_weight.view(-1, n_words, n_per_word, lanes, weight.shape[1]).permute(0, 4, 1, 3, 2).contiguous()
+    return padded_weight.view(-1, n_int32s, per_int32, lanes, weight.shape[1]).permute(0, 4, 1, 3, 2).contiguous()
 
 
 class PackedBlocks:
@@ -173,6 +173,7 @@ def make_packed_blocks(model: Any, n_tokens: int) -> PackedBlocks | None:
     """
     if isinstance(model.lm_head, PackedLinear):
         return PackedBlocks(model)
-    if not model.use_packed_weights or n_tokens < MIN_TOKENS_TO_COPY or model.get_num_matmul_params() > COPY_MAX_PARAMS:
+    is_too_large = model.get_num_matmul_params() > WEIGHT_COPY_MAX_PARAMS
+    if not model.use_packed_weights or n_tokens < WEIGHT_COPY_MIN_TOKENS or is_too_large:
         return None
     return PackedBlocks(model) if can_pack(model)[0] else None

@@ -39,7 +39,7 @@ STAGING_DIR = ".dongpt-new"  # folder inside the data folder that holds files un
 SHARD_PATTERN = re.compile(r"train_(\d{3,})\.bin")
 DATA_FILE_PATTERN = re.compile(r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin|meta\.json")  # all names ever written
 MAX_IN_MEMORY_BYTES = 64 * 2**20  # larger files stay on the disk and are read where they are needed
-HASHED_END_BYTES = 2**20  # at each end of a shard, hashed when training starts
+HEAD_TAIL_HASH_BYTES = 2**20  # at each end of a shard, hashed when training starts
 CHUNK_TOKENS = 2**22  # read at a time where a whole file is read
 
 
@@ -201,19 +201,19 @@ def _prepared_file_names(folder: str) -> set[str]:
     return names
 
 
-def check_no_foreign_files(folder: str):
+def check_only_own_files(folder: str):
     """Raise UserError if folder holds files with the names of data files that no preparation wrote."""
     names = set(filter(DATA_FILE_PATTERN.fullmatch, os.listdir(folder))) if os.path.isdir(folder) else set()
-    if unowned := sorted(names - _prepared_file_names(folder)):
-        problem = f"{os.path.join(folder, unowned[0])} was not written by a preparation, or meta.json does not say so"
+    if unrelated := sorted(names - _prepared_file_names(folder)):
+        problem = f"{os.path.join(folder, unrelated[0])} was not written by a preparation, or meta.json does not say so"
         raise UserError(f"{problem}, and would be replaced: move it elsewhere, or write to another folder")
 
 
 def _commit_staged_files(folder: str):
     """Move complete new files into place and remove earlier ones; the next preparation finishes what is interrupted."""
-    check_no_foreign_files(folder)
-    names, names_in_place = _staged_names(folder)
-    for name in sorted(names - names_in_place):
+    check_only_own_files(folder)
+    names, moved_before = _staged_names(folder)
+    for name in sorted(names - moved_before):
         os.replace(os.path.join(folder, STAGING_DIR, name), os.path.join(folder, name))
     for name in _prepared_file_names(folder) - names - {"meta.json"}:
         with contextlib.suppress(FileNotFoundError):
@@ -272,7 +272,7 @@ class BinWriter:
         self.state |= {"plan": fingerprint, "documents": 0, "sizes": {}}  # documents done, bytes of the new files
 
     def __enter__(self) -> "BinWriter":
-        check_no_foreign_files(self.folder)  # before the lock creates a file there
+        check_only_own_files(self.folder)  # before the lock creates a file there
         with contextlib.ExitStack() as exit_stack:
             exit_stack.enter_context(locked_directory(self.folder))
             with self._explain_disk_errors():
@@ -440,7 +440,7 @@ def _file_bytes(path: str) -> "TokenArray":
 def head_tail_sha256(path: str) -> str:
     """SHA-256 of the first megabyte of a file followed by its last one."""
     content = _file_bytes(path)
-    first, last = content[:HASHED_END_BYTES], content[max(0, len(content) - HASHED_END_BYTES) :]
+    first, last = content[:HEAD_TAIL_HASH_BYTES], content[max(0, len(content) - HEAD_TAIL_HASH_BYTES) :]
     return hashlib.sha256(first.tobytes() + last.tobytes()).hexdigest()
 
 

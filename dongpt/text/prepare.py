@@ -2,7 +2,7 @@
 
 The documents are read twice, or three times where byte pairs are trained: once to count them, then to encode them.
 Memory does not grow with them. Text is cut, to save memory or time, only where the tokenizer would cut too
-(Tokenizer.cut), so the ids are those of encoding every document whole. A preparation that was interrupted continues
+(Tokenizer.find_cut), so the ids are those of encoding every document whole. An interrupted preparation continues
 after the last CHARS_PER_SAVE characters that were written when it is given the same documents and settings again.
 
     prepared = prepare("data/mytext", Files(["mytext.txt"]), Vocabulary("bpe", vocab_size=1024))
@@ -223,7 +223,7 @@ def _read_pieces(documents: Documents, is_val: np.ndarray, stats: CorpusStats, *
 
 def _random_split_hash(files: Files, val_fraction: float, seed: int, shard_tokens: int) -> str:
     """A hash of all that decides on the bins of a split with a seed. meta.json holds it, so it must not change."""
-    stats = [[os.path.basename(path), *size_time] for path, size_time in zip(files.paths, files.fingerprint())]
+    stats = [[os.path.basename(path), *stat] for path, stat in zip(files.paths, files.fingerprint())]
     keys = {"files": stats, "field": files.field, "encoding": files.encoding, "tokenizer": GPT2Tokenizer().to_dict()}
     return _sha256(json.dumps({**keys, "val_fraction": val_fraction, "seed": seed, "shard_tokens": shard_tokens}))
 
@@ -343,21 +343,21 @@ def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: i
     Documents are taken in the order of their hash, which has nothing to do with their order in the text.
     """
     target = val_fraction * stats.characters
-    taken, total = np.zeros(NUM_BUCKETS, dtype=bool), 0
+    in_val, total = np.zeros(NUM_BUCKETS, dtype=bool), 0
     for bucket in np.flatnonzero(stats.bucket_chars):
         if total + stats.bucket_chars[bucket] <= target:
-            taken[bucket] = True
+            in_val[bucket] = True
             total += stats.bucket_chars[bucket]
     if total < target / 2:  # then every bucket left is larger than half of it
-        sizes = np.where(taken | (stats.bucket_chars == 0), np.iinfo(np.int64).max, stats.bucket_chars)
-        taken[:], total = False, sizes.min()
-        taken[sizes.argmin()] = True
+        sizes = np.where(in_val | (stats.bucket_chars == 0), np.iinfo(np.int64).max, stats.bucket_chars)
+        in_val[:], total = False, sizes.min()
+        in_val[sizes.argmin()] = True
     if stats.documents >= min_documents and target / 2 <= total <= 2 * target and total < stats.characters:
-        return taken
-    cut = int(stats.characters * (1 - val_fraction))  # as nanoGPT's scripts cut
-    if not 2 <= cut <= stats.characters - 2:  # a loss needs a token to begin with and one to predict
+        return in_val
+    val_start = int(stats.characters * (1 - val_fraction))  # as nanoGPT's scripts cut
+    if not 2 <= val_start <= stats.characters - 2:  # a loss needs a token to begin with and one to predict
         raise UserError(f"a text of {stats.characters} characters is too short to split: give a longer one")
-    return cut
+    return val_start
 
 
 def _nearest_word_break(text: str, position: int) -> int:
@@ -372,20 +372,20 @@ def _nearest_word_break(text: str, position: int) -> int:
     )
 
 
-def _split_by_position(pieces: Iterable[SplitPiece], cut: int, at_word_break: bool) -> Pieces:
-    """Pieces of which the one with the character number cut is cut there, or between words nearby, and val begins."""
+def _split_by_position(pieces: Iterable[SplitPiece], val_start: int, at_word_break: bool) -> Pieces:
+    """Pieces cut at character number val_start, or between words nearby, where val begins."""
     position, previous_char = 0, "\n"
     for _, text, is_end in pieces:
-        n = min(max(cut - position, 0), len(text))
-        if at_word_break and position + n == cut and n < len(text):
+        n = min(max(val_start - position, 0), len(text))
+        if at_word_break and position + n == val_start and n < len(text):
             n = _nearest_word_break(previous_char + text, n + len(previous_char)) - len(previous_char)
-            cut = position + n
+            val_start = position + n
         position += len(text)
         previous_char = text[-1:] or previous_char
         if n:
             yield "train", text[:n], is_end and n == len(text)
         if n < len(text) or not text:
-            yield "val" if position > cut else "train", text[n:], is_end
+            yield "val" if position > val_start else "train", text[n:], is_end
 
 
 def _documents_after(
@@ -440,7 +440,7 @@ def _encode_and_write(
 def encode_pieces(pieces: Pieces, tokenizer: Tokenizer, end_id: int | None) -> Iterator[tuple[EncodeJob, list]]:
     """(job, [(split, ids), ...]) of all pieces, in order."""
     encode = functools.partial(_encode, tokenizer, end_id)
-    return _map_in_order(encode, _make_jobs(pieces, tokenizer.cut), tokenizer.use_threads)
+    return _map_in_order(encode, _make_jobs(pieces, tokenizer.find_cut), tokenizer.use_threads)
 
 
 def _map_in_order(function: Callable, jobs: Iterable[EncodeJob], use_threads: bool) -> Iterator[tuple[EncodeJob, Any]]:
@@ -494,11 +494,11 @@ def _call_worker_function(job: EncodeJob) -> Any:
     return _worker_function(job)
 
 
-def _make_jobs(pieces: Iterable[SplitPiece], cut: Callable[[str], int]) -> Iterator[EncodeJob]:
+def _make_jobs(pieces: Iterable[SplitPiece], find_cut: Callable[[str], int]) -> Iterator[EncodeJob]:
     """Pieces in lists of about CHARS_PER_JOB characters. After CHARS_PER_SAVE one ends with a document, to be saved."""
     job: EncodeJob = []
     size = unsaved_chars = 0
-    for split, content, is_end in _cut_long_texts(pieces, cut):
+    for split, content, is_end in _cut_long_texts(pieces, find_cut):
         job.append((split, content, is_end))
         n = sum(map(len, _plain_texts(content)))
         size, unsaved_chars = size + n, unsaved_chars + n
@@ -510,8 +510,8 @@ def _make_jobs(pieces: Iterable[SplitPiece], cut: Callable[[str], int]) -> Itera
         yield job
 
 
-def _cut_long_texts(pieces: Iterable[SplitPiece], cut: Callable[[str], int]) -> Pieces:
-    """The same pieces, of which texts are cut, where cut says that they may be, so that they are short."""
+def _cut_long_texts(pieces: Iterable[SplitPiece], find_cut: Callable[[str], int]) -> Pieces:
+    """The same pieces, of which texts are cut, where find_cut says that they may be, so that they are short."""
     previous_split, pending_text = "train", ""  # the split and the text of a document that goes on
     for split, content, is_end in chain(pieces, [("", "", False)]):
         if pending_text and split != previous_split:
@@ -522,7 +522,7 @@ def _cut_long_texts(pieces: Iterable[SplitPiece], cut: Callable[[str], int]) -> 
             continue
         text, start, previous_split = pending_text + content, 0, split
         while not is_end or len(text) - start > CHARS_PER_JOB:
-            n = cut(text[start : start + CHARS_PER_JOB]) or cut(text[start:])
+            n = find_cut(text[start : start + CHARS_PER_JOB]) or find_cut(text[start:])
             if not n:
                 break
             yield split, text[start : start + n], False

@@ -87,11 +87,11 @@ def download_text(download: TextDownload, path: str):
         try:
             with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer:
                 content = answer.read(download.max_bytes + 1)
-                n_announced = int(answer.headers.get("Content-Length") or len(content))
+                content_length = int(answer.headers.get("Content-Length") or len(content))
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
             problems.append(f"{host}: {getattr(error, 'reason', error)}")
             continue
-        problem = find_problem(content, download) or len(content) < n_announced and "the download broke off"
+        problem = find_problem(content, download) or len(content) < content_length and "the download broke off"
         if not problem:
             return write_atomically(path, content)
         problems.append(f"{host}: {problem}")

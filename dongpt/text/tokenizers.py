@@ -84,7 +84,7 @@ class Tokenizer:
         """Whether ids cannot give text back for another reason than missing vocabulary, such as lowered letters."""
         return False
 
-    def cut(self, text: str) -> int:
+    def find_cut(self, text: str) -> int:
         """Last place where text, however it continues, may be cut so that its parts give the ids of the whole; or 0."""
         return last_break(text)
 
@@ -193,7 +193,7 @@ class CharTokenizer(LookupTokenizer):
         table[[*map(ord, self.characters)]] = np.arange(len(self.characters))
         return table
 
-    def cut(self, text: str) -> int:
+    def find_cut(self, text: str) -> int:
         return len(text)
 
 
@@ -219,7 +219,7 @@ class WordTokenizer(LookupTokenizer):
     def encode_array(self, text: str) -> np.ndarray:
         return np.array(self.encode(text, unknown="replace"), dtype=np.uint16)
 
-    def cut(self, text: str) -> int:
+    def find_cut(self, text: str) -> int:
         return last_word_break(text)
 
     def is_lossy(self, text: str) -> bool:

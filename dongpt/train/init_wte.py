@@ -30,7 +30,7 @@ MAX_VECTOR_WIDTH = 2**14  # numbers in a vector; a header that says more is not 
 MAX_LINE_BYTES = 64 * MAX_VECTOR_WIDTH
 MAX_WORD_BYTES = 2**12
 CHUNK_BYTES = 2**20  # bytes read at a time
-MAGIC_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # by a file's first bytes
+OPEN_BY_MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # by a file's first bytes
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             first_bytes = file.read(6)
-        opener: Any = next((opener for magic, opener in MAGIC_OPENERS.items() if first_bytes.startswith(magic)), open)
+        opener: Any = next((opener for magic, opener in OPEN_BY_MAGIC.items() if first_bytes.startswith(magic)), open)
         with io.BufferedReader(opener(path, "rb"), CHUNK_BYTES) as file:
             header_count, records = _open_records(file, path)
             count = 0

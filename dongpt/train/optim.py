@@ -24,7 +24,7 @@ NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.9  # Jordan uses 0.95; short runs reach a lower loss with 0.9: docs/speed.md
 RELATIVE_LR_SCALE = 100.0  # lr multiplier of the relative table: biases grow to about -5 while weights stay near 0.02
 NGRAM_LR_SCALE = 3.0  # lr multiplier of the n-gram table: each entry is rarely used
-FAR_BIAS_DROP_NATS = 8.0  # scores beyond the relative table get its lowest bias minus this many nats
+FARTHEST_BIAS_DROP = 8.0  # scores beyond the relative table get its lowest bias minus this many nats
 
 
 @dataclass(frozen=True)
@@ -181,12 +181,12 @@ def orthogonalize(matrices):
 
 
 @torch.no_grad()
-def lower_last_bias(model: GPT):
-    """Put the last entry of the table of pos_embd=relative FAR_BIAS_DROP_NATS below all others, after each update.
+def lower_farthest_bias(model: GPT):
+    """Put the last entry of the table of pos_embd=relative FARTHEST_BIAS_DROP below all others, after each update.
 
     Distances beyond the table use this entry too. Training sees it once per window and nothing beyond: left alone it
     stays high, and on a longer text the many far tokens drown out the near ones.
     """
     bias_table = model.transformer.relative.relative_embeddings.weight
     if bias_table.requires_grad and len(bias_table) > 1:
-        bias_table[-1] = bias_table[:-1].amin(0) - FAR_BIAS_DROP_NATS
+        bias_table[-1] = bias_table[:-1].amin(0) - FARTHEST_BIAS_DROP

@@ -18,10 +18,10 @@ from configurator import UserError
 from dongpt.program import first_line
 from dongpt.runtime import Runtime, seed_everything
 from dongpt.train.data import Corpus
-from dongpt.train.optim import OptimConfig, lower_last_bias, set_learning_rate
+from dongpt.train.optim import OptimConfig, lower_farthest_bias, set_learning_rate
 from model import GPT
 
-CORPUS_MEMORY_DIVISOR = 10  # the corpus stays on the GPU if it takes less than a tenth of the free memory
+MAX_CORPUS_MEMORY_SHARE = 0.1  # the corpus stays on the GPU if it takes less of the free memory
 # FLOPs of a whole run below which compiling, about a minute, is taken not to be earned back. An estimate (a few minutes
 # of a recent GPU at the speed of small models), not yet measured on a GPU.
 COMPILE_MIN_FLOPS = 2e15
@@ -61,7 +61,7 @@ class TrainStep:
             setting, n = f"gradient_accumulation_steps={cfg.gradient_accumulation_steps}", rt.world_size
             raise UserError(f"{setting} micro-batches cannot be shared evenly by {n} processes: use a multiple of {n}")
         n_bytes = 3 * corpus.lengths["train"]  # ids of two bytes, and perhaps a mask
-        if rt.device_type == "cuda" and n_bytes < torch.cuda.mem_get_info(rt.device)[0] / CORPUS_MEMORY_DIVISOR:
+        if rt.device_type == "cuda" and n_bytes < MAX_CORPUS_MEMORY_SHARE * torch.cuda.mem_get_info(rt.device)[0]:
             corpus.to_device(rt, self.vocab_size)
         self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
         self.samples_per_iter = cfg.gradient_accumulation_steps * cfg.batch_size
@@ -145,6 +145,6 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.model.config.pos_embd == "relative":
-            lower_last_bias(self.model)
+            lower_farthest_bias(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         return mean_loss

@@ -275,7 +275,6 @@ def test_rows_in_a_row_with_the_same_name_are_one_conversation(tmp_path, name):
     assert read(path) == [talk(*pair) for pair in pairs]
 
 
-@smoke
 def test_conversations_may_be_numbered_in_parquet(tmp_path):
     rows = [{"user": f"q{i}", "assistant": f"a{i}", "talk": i // 2} for i in range(4)]
     path = write_rows(tmp_path / "rows.parquet", rows)
@@ -1150,7 +1149,7 @@ def test_the_loss_is_that_of_the_answers(tmp_path):
 
 def test_chats_say_how_large_they_are_and_when_they_change(tmp_path):
     path = write_json(tmp_path / "chats.jsonl", some_talks(30))
-    chats = ChatDataset.of(Dialogues(Files([path])), DONGPT_TEMPLATE, 0.1)
+    chats = ChatDataset.from_dialogues(Dialogues(Files([path])), DONGPT_TEMPLATE, 0.1)
     assert chats.files.size == os.path.getsize(path) and len(chats.groups) == 30
     before = chats.files.fingerprint()
     write_json(path, some_talks(31))

@@ -19,8 +19,8 @@ from dongpt.checkpoint.files import (
     LAST_NAME,
     is_valid,
     load,
+    load_from_out_dir,
     load_model,
-    load_valid,
     model_args,
     restore_model,
     save,
@@ -225,7 +225,11 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path, write):
     marker, path = tmp_path / "marker", tmp_path / BEST_NAME
     write(RunsACommand(marker), path)
     refused(path, "not run")
-    for action in (lambda: load_model(str(path)), lambda: load_model(str(tmp_path)), lambda: load_valid(str(tmp_path))):
+    for action in (
+        lambda: load_model(str(path)),
+        lambda: load_model(str(tmp_path)),
+        lambda: load_from_out_dir(str(tmp_path)),
+    ):
         with pytest.raises(ValueError, match="not run"):
             action()
     assert not marker.exists()
@@ -452,7 +456,7 @@ def out_dir_with(folder, **iters) -> str:
 @smoke
 @pytest.mark.parametrize("best, last, name", [(5, 9, LAST_NAME), (9, 5, BEST_NAME), (5, 5, LAST_NAME)])
 def test_the_newest_valid_file_is_picked(tmp_path, capsys, best, last, name):
-    checkpoint, path = load_valid(out_dir_with(tmp_path, best=best, last=last))
+    checkpoint, path = load_from_out_dir(out_dir_with(tmp_path, best=best, last=last))
     assert os.path.basename(path) == name and checkpoint["iter_num"] == max(best, last)
     assert capsys.readouterr().err == ""
 
@@ -463,7 +467,7 @@ def test_a_damaged_file_is_passed_over_and_that_is_said(tmp_path, capsys, broken
     out_dir = out_dir_with(tmp_path, best=5, last=9)
     content = (tmp_path / broken).read_bytes()
     (tmp_path / broken).write_bytes(content[: len(content) // 2])
-    checkpoint, path = load_valid(out_dir)
+    checkpoint, path = load_from_out_dir(out_dir)
     assert os.path.basename(path) == left and checkpoint["iter_num"] == {BEST_NAME: 5, LAST_NAME: 9}[left]
     said = capsys.readouterr().err
     assert broken in said and left in said and said.count("\n") == 1
@@ -472,13 +476,13 @@ def test_a_damaged_file_is_passed_over_and_that_is_said(tmp_path, capsys, broken
 @smoke
 def test_an_out_dir_without_a_valid_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint"):
-        load_valid(str(tmp_path))
+        load_from_out_dir(str(tmp_path))
     with pytest.raises(ValueError, match="no checkpoint"):
-        load_valid(str(tmp_path / "nothing"))
+        load_from_out_dir(str(tmp_path / "nothing"))
     (tmp_path / BEST_NAME).write_bytes(b"")
     (tmp_path / LAST_NAME).write_bytes(b"garbage")
     with pytest.raises(ValueError) as caught:
-        load_valid(str(tmp_path))
+        load_from_out_dir(str(tmp_path))
     assert BEST_NAME in str(caught.value) and LAST_NAME in str(caught.value)
 
 

@@ -1246,7 +1246,6 @@ def test_an_existing_file_is_not_overwritten(tmp_path, content):
     refuses_to_convert(old, "new.pt", "new.pt")
 
 
-@smoke
 def test_the_same_conversion_twice_leaves_the_same_file(tmp_path):
     old = put(NanoGPT("rope", "C").train(1).checkpoint(), tmp_path / "old.pt")
     before = torch.load(convert(old, "new.pt"), weights_only=True)

@@ -878,7 +878,7 @@ def grown(request, tmp_path_factory):
             *GROWING,
             f"--batch_size={4 if request.param == 'gpt2' else 8}",
             "--out_dir=out",
-            "--max_iters=100",
+            f"--max_iters={60 if request.param == 'gpt2' else 100}",
             "--lr_decay_iters=100",
             "--learning_rate=2e-2",
             "--min_lr=1e-3",

@@ -420,16 +420,16 @@ def test_a_loaded_model_is_packed_from_a_size_on_and_up_to_one(tmp_path, packed_
         ("PACKING_MIN_PARAMS", size, 1),
         ("PACKING_MIN_PARAMS", size + 1, 0),
         ("PACKING_MIN_PARAMS", size, 1),
-        ("COPY_MAX_PARAMS", size, 1),
-        ("COPY_MAX_PARAMS", size - 1, 0),
+        ("WEIGHT_COPY_MAX_PARAMS", size, 1),
+        ("WEIGHT_COPY_MAX_PARAMS", size - 1, 0),
     ):
         monkeypatch.setattr(cpu, name, limit)
         packed_models.clear()
-        generated_ids(model, prompts((3,)), cpu.MIN_TOKENS_TO_COPY - 1)
+        generated_ids(model, prompts((3,)), cpu.WEIGHT_COPY_MIN_TOKENS - 1)
         assert not packed_models
-        generated_ids(model, prompts((3,)), cpu.MIN_TOKENS_TO_COPY)
+        generated_ids(model, prompts((3,)), cpu.WEIGHT_COPY_MIN_TOKENS)
         assert len(packed_models) == used, (name, limit)
-        generated_ids(model, prompts((3,)), cpu.MIN_TOKENS_TO_COPY, use_kv_cache=False)
+        generated_ids(model, prompts((3,)), cpu.WEIGHT_COPY_MIN_TOKENS, use_kv_cache=False)
         assert len(packed_models) == used
 
 

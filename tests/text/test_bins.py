@@ -603,7 +603,7 @@ def test_a_corpus_whose_order_in_meta_json_is_wrong_is_refused(tmp_path):
 @smoke
 @pytest.mark.parametrize("place", ["first", "end of first", "middle", "begin of last", "last"])
 def test_a_changed_byte_is_found_at_the_ends_by_training_and_anywhere_by_check(tmp_path, monkeypatch, place):
-    monkeypatch.setattr(bins, "HASHED_END_BYTES", 64)
+    monkeypatch.setattr(bins, "HEAD_TAIL_HASH_BYTES", 64)
     folder = same_sizes(tmp_path)
     at = {"first": 0, "end of first": 62, "middle": 300, "begin of last": 600 - 64, "last": 598}[place]
     path = os.path.join(folder, "train_002.bin")

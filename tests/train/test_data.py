@@ -91,6 +91,7 @@ def test_a_vocabulary_that_does_not_fit_into_uint16_is_refused_and_nothing_is_wr
     assert visible(tmp_path / "data") == []
 
 
+@pytest.mark.slow
 def test_the_largest_id_of_uint16_is_written_and_read(tmp_path):
     text = "".join(map(chr, range(0x10000, 0x10000 + 2**16)))
     corpus = Corpus(write_corpus(tmp_path, text))

@@ -84,7 +84,6 @@ def test_logits_do_not_depend_on_whether_targets_are_passed(pos_embd):
     torch.testing.assert_close(last, model(idx, idx)[0][:, -1:], atol=1e-6, rtol=1e-6)
 
 
-@smoke
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("pos_embd", ["default", "rope"])
 def test_decoding_sees_the_documents_that_forward_sees(pos_embd, packed, monkeypatch):

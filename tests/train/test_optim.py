@@ -483,7 +483,6 @@ def twins(**changes) -> tuple[list[GPT], list[Optimizer]]:
     return models, [make_optimizer(model, MUON_CONFIG, "cpu") for model in models]
 
 
-@smoke
 @pytest.mark.parametrize("largest", [0.0, 0.3, 1e3])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_models_with_sparse_and_dense_gradients_learn_the_same(largest, accumulate):
