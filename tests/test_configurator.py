@@ -6,7 +6,7 @@ import re
 import sys
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal, get_args, get_type_hints
 
 import pytest
@@ -193,6 +193,47 @@ def test_table_imports_arithmetic_and_functions_work_in_a_file(tmp_path):
         "batch_size = 5 * 8\nmax_iters = double(_scratch)\n",
     )
     assert load(TrainConfig, [path])[1] == {"batch_size": 40, "max_iters": 6}
+
+
+@pytest.mark.parametrize("pos_embd", ["default", "rope", "relative", "alibi"])
+def test_advice_on_n_embd_is_accepted(pos_embd):
+    """--n_embd=96 --n_head=5 used to get the advice n_embd=95, which rope then refused, since its heads were odd."""
+    n_refused = 0
+    for n_head in range(1, 8):
+        for n_embd in range(1, 50):
+            argv = [f"--pos_embd={pos_embd}", f"--n_head={n_head}", f"--n_embd={n_embd}"]
+            try:
+                load(TrainConfig, argv)
+            except configurator.UserError as error:
+                n_refused += 1
+                _, _, advice = str(error).partition(": use ")
+                cfg, _ = load(TrainConfig, [*argv, f"--{advice}"])
+                assert abs(cfg.n_embd - n_embd) <= max(n_head, 2 * n_head - n_embd), advice  # and it is near
+    assert n_refused > 100
+
+
+def test_advice_on_n_embd_gives_a_model_that_computes():
+    import torch
+
+    from model import GPT, GPTConfig
+
+    sizes = dict(n_layer=1, n_head=5, block_size=4, vocab_size=7, pos_embd="rope")
+    with pytest.raises(ValueError, match="n_embd=96 is not a multiple of n_head=5: use n_embd=100"):
+        GPTConfig(n_embd=96, **sizes)
+    with pytest.raises(
+        ValueError, match="n_embd=95 is not a multiple of 2 . n_head, which pos_embd=rope needs: use n_embd=100"
+    ):
+        GPTConfig(n_embd=95, **sizes)
+    assert GPT(GPTConfig(n_embd=100, **sizes))(torch.zeros(1, 4, dtype=torch.int64))[0].shape == (1, 1, 7)
+
+
+@pytest.mark.parametrize("key", [field.name for field in fields(TrainConfig)])
+def test_suggested_key_is_accepted(key):
+    for typo in (key[:-1] + "x", key + "s", key.replace("_", "", 1)):
+        if typo not in get_type_hints(TrainConfig):
+            suggestion = refused(f"--{typo}=1").split("did you mean ")[1].strip("?'")
+            cfg, given = load(TrainConfig, [f"--{suggestion}={getattr(TrainConfig, suggestion)}"])
+            assert given == {suggestion: getattr(cfg, suggestion)}
 
 
 @pytest.mark.parametrize("name", ["default", "absolute", "rope", "relative", "alibi", "default+relative"])
@@ -626,7 +667,7 @@ def test_scratch_names_functions_classes_and_imports_of_a_file_are_its_own(tmp_p
         tmp_path,
         '''"""A docstring."""
 import math, os.path as _p, time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 class Plan:
