@@ -1,12 +1,13 @@
-"""Convert a checkpoint of another trainer, or an old one, to the current format; to and from Hugging Face's format.
+"""Convert checkpoints of other trainers and old ones to the current format, or to and from Hugging Face's format.
 
     python ckpt_update.py ckpt_original.pt ckpt.pt                             # nanoGPT, EDS, donGPT
-    python ckpt_update.py gpt_model_small.pth.tar ckpt.pt --size=small         # nanoGPT+, which does not say n_head
-    python ckpt_update.py ckpt_original.pt ckpt.pt --pos_embd=default+relative # adds a table of distances, all zero
+    python ckpt_update.py gpt_model_small.pth.tar ckpt.pt --size=small         # nanoGPT+, which does not store n_head
+    python ckpt_update.py ckpt_original.pt ckpt.pt --pos_embd=default+relative # adds a zero table of distances
     python ckpt_update.py ckpt.pt FOLDER --to=hf                               # for transformers
     python ckpt_update.py FOLDER ckpt.pt                                       # and back
 
-The old file is not changed. The new one gets its name only after it has given the same logits as the old one.
+IN is a checkpoint file, an out_dir, a directory in Hugging Face's format, or gpt2, gpt2-medium, gpt2-large or gpt2-xl.
+It is not changed. OUT gets its name only after its model has given the same logits as IN's.
 """
 
 import contextlib
@@ -27,23 +28,23 @@ from dongpt.checkpoint.legacy import build_model, position_scheme
 from dongpt.program import LOCK_FILE, locked_directory, locked_output, run_program
 from model import GPT, RELATIVE_TABLE
 
-HASH_KEY = "converted_by"  # key in the output: a hash of the command, which may replace its own output
+HASH_KEY = "converted_by"  # key in OUT: a hash of the command, which may overwrite its own output
 
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    n_head: int | None = None  # attention heads, if the file does not say
-    size: Literal[None, "small", "medium", "large"] = None  # of a nanoGPT+ model: its n_head, and its shapes checked
-    activation: Literal[None, "gelu", "gelu_tanh"] = None  # nanoGPT of May and June 2023 had gelu_tanh and did not say
+    n_head: int | None = None  # number of attention heads, if the file does not store it
+    size: Literal[None, "small", "medium", "large"] = None  # size of a nanoGPT+ model: sets n_head, checks the shapes
+    activation: Literal[None, "gelu", "gelu_tanh"] = None  # gelu_tanh for nanoGPT of May and June 2023
     pos_embd: Literal[None, "default+relative", "relative"] = None  # add a table of distances to a default model
-    to: Literal["dongpt", "hf"] = "dongpt"  # hf: a directory that transformers opens
+    to: Literal["dongpt", "hf"] = "dongpt"  # hf writes a directory that transformers can load
 
 
 def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
-    """A copy of checkpoint, of any known layout, in the current format and for model's architecture.
+    """A copy of checkpoint, which may have any known layout, in the current format and for model's architecture.
 
-    If model has a table of distances and the checkpoint does not, one of zeros is added. The optimizer's states stay
-    with their parameters. Raises UserError if the weights do not fit model.
+    Adds a zero table of distances if model has one and the checkpoint does not. Optimizer states stay with their
+    parameters. Raises UserError if the weights do not fit model.
     """
     path = "the checkpoint"
     missing_args = {} if isinstance(checkpoint.get("model_args"), dict) else {"n_head": model.config.n_head}
@@ -59,17 +60,17 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     changed_keys = {key for key, value in new_config.items() if value != old_config.get(key)}
     if mismatches := sorted(changed_keys - free_keys):
         problems = "; ".join(f"{key}={new_config[key]!r}, not {old_config.get(key)!r}" for key in mismatches)
-        raise UserError(f"the model computes something else than the checkpoint's, it has {problems}: give one like it")
+        raise UserError(f"the model differs from the checkpoint's ({problems}): pass a model with the same settings")
     if "optimizer" in new:
         groups, new_groups = (foreign.parameter_groups(c, new["optimizer"]) for c in (config, model.config))
         new["optimizer"] = foreign.remap_optimizer_state(new["optimizer"], groups, new_groups, weights)
         if new["optimizer"] is None:
-            raise UserError("the checkpoint's optimizer state is not that of its parameters: delete its key optimizer")
+            raise UserError("the checkpoint's optimizer state does not match its parameters: delete its key optimizer")
     return {**new, "model": weights, "model_args": checkpoints.model_args(model.config)}
 
 
 def model_logits(model: GPT) -> torch.Tensor:
-    """A model's logits (2, T, V) for a batch of ids that is the same each time."""
+    """A model's logits (2, T, V) for a fixed random batch of ids."""
     size, generator = (2, min(model.config.block_size, 64)), torch.Generator().manual_seed(0)
     idx = torch.randint(model.transformer.wte.num_embeddings, size, generator=generator)
     with torch.no_grad():
@@ -77,15 +78,15 @@ def model_logits(model: GPT) -> torch.Tensor:
 
 
 def check_same_logits(old_logits: torch.Tensor, temporary_path: str, path: str):
-    """Raise UserError unless the model in the file temporary_path, which is to become path, gives the old logits."""
+    """Raise UserError unless the model in temporary_path, which will be renamed to path, gives the old logits."""
     difference = (old_logits - model_logits(checkpoints.load_from_path(temporary_path)[0])).abs().max().item()
     if not difference <= 1e-5 * max(1.0, old_logits.abs().max().item()):
         reason = f"its logits would differ by {difference:.2g} from the old ones"
-        raise UserError(f"{path} was not written, since {reason}: this is a bug, please report it with the model_args")
+        raise UserError(f"{path} was not written, since {reason}: this is a bug; please report it with the model_args")
 
 
 def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
-    """Write the model at source to target."""
+    """Convert the model at source and write it to target."""
     args: dict[str, Any] = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key)}
     checkpoint, path = checkpoints.load_path(source, **{**args, **(NANOGPT_PLUS_SIZES[cfg.size] if cfg.size else {})})
     model = checkpoints.restore_model(checkpoint, path)
@@ -106,18 +107,18 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     missing_note = f"; it has no {', no '.join(missing_parts)}" if missing_parts else ""
     print(f"wrote {target}: {describe(model)}, the same logits as {source}{missing_note}")
     if {"optimizer state", "iteration"} & set(missing_parts):
-        print("a run that resumes from it starts with new ones")
+        print("a run that resumes from it starts without them")
 
 
 def write_directory(model: GPT, tokenizer: dict | None, directory: str, logits: torch.Tensor, settings_hash: str):
-    """Write model to a directory in Hugging Face's format, which gets its name once it is complete."""
+    """Write model to a directory in Hugging Face's format, which gets its name when it is complete."""
     parent = os.path.dirname(os.path.abspath(directory))
     with tempfile.TemporaryDirectory(prefix=".ckpt_update-", dir=parent, ignore_cleanup_errors=True) as temporary_dir:
-        new_directory = os.path.join(temporary_dir, "new")  # it has the permissions of other directories
+        new_directory = os.path.join(temporary_dir, "new")  # mkdir sets the usual permissions
         os.mkdir(new_directory)
         hugging_face.save(model, tokenizer, new_directory, settings_hash)
         check_same_logits(logits, new_directory, directory)
-        if os.path.isdir(directory):  # empty, or written by this very command: see check_output_path
+        if os.path.isdir(directory):  # empty, or written by the same command: see check_output_path
             os.replace(directory, os.path.join(temporary_dir, "old"))
         os.replace(new_directory, directory)
 
@@ -132,13 +133,13 @@ def describe(model: GPT) -> str:
 
 
 def check_output_path(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
-    """Raise UserError if writing to target could destroy something that this very command did not write."""
+    """Raise UserError if writing to target could overwrite anything that the same command did not write."""
     parent, name = os.path.split(os.path.abspath(target))
     if not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
-        raise UserError(f"{parent} is no directory that can be written: create it first, or give another place")
+        raise UserError(f"{parent} is not a directory in which you may write: create it first, or name another one")
     sources = [source, *(os.path.join(source, name) for name in (checkpoints.BEST_NAME, checkpoints.LAST_NAME))]
     if os.path.exists(target) and any(os.path.samefile(path, target) for path in sources if os.path.exists(path)):
-        raise UserError(f"{target} is the file to be converted, which is never changed: give another name for the new")
+        raise UserError(f"{target} is the checkpoint to convert, which is never changed: give OUT another name")
     is_folder = os.path.isdir(target) and not os.path.islink(target)
     if not os.path.lexists(target) or cfg.to == "hf" and is_folder and not os.listdir(target):
         return
@@ -146,13 +147,13 @@ def check_output_path(source: str, target: str, cfg: UpdateConfig, settings_hash
     with contextlib.suppress(UserError):
         stored = hugging_face.stored_hash(target) if is_folder else checkpoints.load(target, mmap=True).get(HASH_KEY)
     if stored != settings_hash:
-        raise UserError(f"{target} exists, and this command did not write it: give another name, or move it away first")
+        raise UserError(f"{target} exists and was not written by this command: give OUT another name, or move it first")
 
 
 def main(argv: list[str] | None = None):
     cfg, _, (source, target) = configurator.load_with_paths(UpdateConfig, argv, "IN OUT")
     if cfg.size and cfg.n_head not in (None, n_head := NANOGPT_PLUS_SIZES[cfg.size]["n_head"]):
-        raise UserError(f"--size={cfg.size} means n_head={n_head}, and --n_head={cfg.n_head} is given: drop one")
+        raise UserError(f"--size={cfg.size} means n_head={n_head}, not --n_head={cfg.n_head}: drop one of them")
     if cfg.to == "hf" and cfg.pos_embd:
         raise UserError(f"GPT-2's architecture has no pos_embd={cfg.pos_embd}: drop --pos_embd or --to=hf")
     settings_hash = hashlib.sha256(f"{os.path.realpath(source)} {cfg}".encode()).hexdigest()  # see check_output_path

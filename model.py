@@ -1,12 +1,12 @@
-"""The GPT: configuration, positions, attention, blocks, loss, FLOPs, AdamW groups.
+"""The GPT: configuration, position schemes, attention, blocks, loss, FLOPs and optimizer groups.
 
     model = GPT(GPTConfig(block_size=64, vocab_size=85, n_layer=4, n_head=4, n_embd=128))
     logits, loss = model(idx, targets)                      # idx, targets (B, T) int64
     idx = model.generate(idx, max_new_tokens=100, seed=1)   # (B, T + 100)
 
-Sources: GPT-2 (Radford et al. 2019) and its code, github.com/openai/gpt-2; parameter names, initialization and the
-bias switch as in github.com/karpathy/nanoGPT, so that checkpoints go both ways. docs/positions.md shows the position
-schemes. Decoding is in dongpt/decode/decoder.py, hand-written kernels are in dongpt/kernels/.
+Sources: GPT-2 (Radford et al. 2019) and its code, github.com/openai/gpt-2. Parameter names, initialization and the
+bias switch follow github.com/karpathy/nanoGPT, so that checkpoints can be exchanged. docs/positions.md compares the
+position schemes. Decoding is in dongpt/decode/decoder.py, hand-written kernels are in dongpt/kernels/.
 
 Shapes: B sequences, T tokens per sequence, C = n_embd channels, nh = n_head heads of hs = C / nh channels,
 V = vocab_size, S = tokens in the KV cache.
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from dongpt.decode import decoder as decoding
 from dongpt.decode.decoder import LayerCache
 from dongpt.decode.sampling import Sampling
-from dongpt.kernels.autograd import Dropout, biased_attention, rotate  # as nn.Dropout and formulas; faster on a CPU
+from dongpt.kernels.autograd import Dropout, biased_attention, rotate  # faster on a CPU than plain PyTorch
 
 # ----------------------------------------------------------------------------------------------------------------------
 # configuration
@@ -33,49 +33,49 @@ from dongpt.kernels.autograd import Dropout, biased_attention, rotate  # as nn.D
 PositionScheme = Literal["default", "absolute", "rope", "relative", "alibi", "default+relative"]
 RELATIVE_TABLE = "transformer.relative.relative_embeddings.weight"  # bias by distance and head, (block_size, n_head)
 NGRAM_TABLE = "transformer.ngrams.weight"  # embeddings of the last tokens, ((ngrams - 1) * ngram_rows, n_embd)
-# The signs in the annotations below. configurator.py, which must not be imported here, understands the same.
+# Operators in the annotations below. configurator.py has the same table, but must not be imported here.
 BOUND_OPERATORS = {">=": (ge, "at least"), ">": (gt, "above"), "<=": (le, "at most"), "<": (lt, "below")}
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The architecture. All but the two dropouts must stay as they were when a model is trained further."""
+    """The architecture. When training continues from a checkpoint, only the two dropouts may change."""
 
-    block_size: Annotated[int, ">=", 1] = 1024  # context length: how many tokens the model looks back
-    # GPT-2's 50257 rounded up to a multiple of 64, which GPUs like; None until the data are known
+    block_size: Annotated[int, ">=", 1] = 1024  # context length: the number of tokens that the model sees
+    # number of tokens: GPT-2's 50257, padded to a multiple of 64 for speed on a GPU; None until the data is known
     vocab_size: Annotated[int | None, ">=", 1] = 50304
-    n_layer: Annotated[int, ">=", 1] = 12  # number of blocks
+    n_layer: Annotated[int, ">=", 1] = 12  # number of transformer blocks
     n_head: Annotated[int, ">=", 1] = 12  # attention heads per block
-    n_embd: Annotated[int, ">=", 1] = 768  # channels; a multiple of n_head
-    dropout: Annotated[float, ">=", 0, "<", 1] = 0.0  # on embeddings and residual branches; try 0.1 for small data
-    attn_dropout: Annotated[float, ">=", 0, "<", 1] = 0.0  # on attention weights; above 0 rules out the flash kernels
-    bias: bool = True  # in Linear and LayerNorm, as in GPT-2; without is a bit better and faster
-    pos_embd: PositionScheme = "default"  # default: learned absolute embeddings; the others: docs/positions.md
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # nanoGPT uses the exact GELU, GPT-2 the tanh approximation
+    n_embd: Annotated[int, ">=", 1] = 768  # embedding size, a multiple of n_head
+    dropout: Annotated[float, ">=", 0, "<", 1] = 0.0  # dropout on embeddings and residuals; try 0.1 for small data
+    attn_dropout: Annotated[float, ">=", 0, "<", 1] = 0.0  # dropout on attention weights; above 0, no flash kernels
+    bias: bool = True  # use biases in Linear and LayerNorm, as GPT-2 does; False is slightly better and faster
+    pos_embd: PositionScheme = "default"  # position scheme; default: learned embeddings, others: docs/positions.md
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact as in nanoGPT, or approximated as in GPT-2
     tie_weights: bool = True  # use the same matrix for the token embedding and the output head
-    ngrams: Annotated[int, ">=", 1] = 1  # 4: also embed the last 2, 3 and 4 tokens; 6 take 0.3 nats off a short run
-    ngram_rows: Annotated[int, ">=", 1] = 32768  # table entries per n-gram length; n-grams find theirs by a hash
-    model_type: Literal["gpt", "bigram"] = "gpt"  # bigram: a baseline, logits from the last token only
+    ngrams: Annotated[int, ">=", 1] = 1  # 4 also embeds the last 2, 3 and 4 tokens; 6 gains 0.3 nats in a short run
+    ngram_rows: Annotated[int, ">=", 1] = 32768  # entries of the hash table for each n-gram length
+    model_type: Literal["gpt", "bigram"] = "gpt"  # bigram is a baseline that sees only the last token
 
     def resolve_aliases(self):
-        """Replace aliases, and reset what has no effect, so that equal architectures have equal configs."""
+        """Replace aliases and reset fields without effect, so that equal architectures have equal configs."""
         if self.pos_embd == "absolute":
-            object.__setattr__(self, "pos_embd", "default")  # this way because the dataclass is frozen
-        if self.ngrams == 1 and self.ngram_rows > 0:  # nanoGPT rejects model_args that it doesn't know
+            object.__setattr__(self, "pos_embd", "default")  # the dataclass is frozen
+        if self.ngrams == 1 and self.ngram_rows > 0:  # not saved then: nanoGPT rejects unknown model_args
             object.__setattr__(self, "ngram_rows", GPTConfig.ngram_rows)
 
     @property
     def has_wpe(self) -> bool:
-        """Whether positions are looked up in a learned table, which limits the length of a sequence."""
+        """Whether positions have learned embeddings, which limit the length of a sequence."""
         return self.pos_embd in ("default", "default+relative")
 
     @property
     def has_relative(self) -> bool:
-        """Whether attention scores get a learned bias by head and distance."""
+        """Whether a learned bias per head and distance is added to attention scores."""
         return self.pos_embd in ("relative", "default+relative")
 
     def __post_init__(self):
-        """Raise ValueError for an architecture that cannot be built."""
+        """Raise ValueError if no model can be built from these values."""
         self.resolve_aliases()
         for field in fields(self):
             value, meta = getattr(self, field.name), getattr(field.type, "__metadata__", ())
@@ -86,7 +86,7 @@ class GPTConfig:
                 bounds_text = " and ".join(f"{bound_text} {limit}" for _, bound_text, limit in bounds)
                 raise ValueError(f"{field.name}={value} must be {bounds_text}")
         if self.model_type == "bigram" and self.pos_embd != "default":
-            raise ValueError(f"a bigram knows no positions: drop pos_embd={self.pos_embd}")
+            raise ValueError(f"a bigram has no positions: drop pos_embd={self.pos_embd}")
         if self.model_type == "bigram" and self.ngrams > 1:
             raise ValueError(f"a bigram sees only the last token: drop ngrams={self.ngrams}")
         multiple = 2 * self.n_head if self.pos_embd == "rope" else self.n_head  # RoPE rotates pairs of channels
@@ -103,7 +103,7 @@ class GPTConfig:
 class AttentionInputs(NamedTuple):
     """Positional inputs shared by all layers. Default: causal, no rotation, no bias."""
 
-    rotation: tuple[torch.Tensor, torch.Tensor] | None = None  # of queries and keys: cos and sin, (..., T, 1, hs)
+    rotation: tuple[torch.Tensor, torch.Tensor] | None = None  # cos and sin for queries and keys, (..., T, 1, hs)
     bias: torch.Tensor | None = None  # added to the scores, (1 or B, 1 or nh, T, S); bool: False hides a key
     causal: bool = True  # causal mask when there is no bias; False: attend to every key
 
@@ -131,25 +131,26 @@ def alibi_slopes(n_head: int, device=None):
 def ngram_ids(idx, previous_ids, ngrams: int, n_rows: int):
     """Hash-table indices of the 2- to n-grams ending at each token: (B, T) -> (B, T, ngrams - 1).
 
-    previous_ids (B, ngrams - 1) are those before idx, -1 before the start of the text; None if idx is the start.
-    With ngrams=3, the last token of "a b c" gets the entry of "b c" in the first n_rows of the table and that of
-    "a b c" in the second. Colliding n-grams share an entry, as bigrams do in github.com/KellerJordan/modded-nanogpt.
+    previous_ids (B, ngrams - 1) precede idx, with -1 before the start of the text; None if idx starts the text.
+    Example: with ngrams=3, the last token of "a b c" gets the index of "b c" in the first n_rows entries of the table,
+    and the index of "a b c" in the next n_rows. N-grams with the same hash share an entry, as bigrams do in
+    github.com/KellerJordan/modded-nanogpt.
     """
     T, num_previous = idx.shape[1], ngrams - 1
     previous_ids = idx.new_full((len(idx), num_previous), -1) if previous_ids is None else previous_ids
     shifted_ids, rows = torch.cat([previous_ids, idx], dim=1) + 1, []
     ngram_hash = shifted_ids[:, num_previous:]
-    for n in range(1, ngrams):  # how many earlier tokens; numbers beyond 64 bits wrap around
+    for n in range(1, ngrams):  # n earlier tokens; int64 overflow wraps around
         ngram_hash = ngram_hash * 65537 + shifted_ids[:, num_previous - n : num_previous - n + T]
-        rows.append((ngram_hash * -7046029254386353131 >> 32) % n_rows + (n - 1) * n_rows)  # Knuth's multiplicative
+        rows.append((ngram_hash * -7046029254386353131 >> 32) % n_rows + (n - 1) * n_rows)  # Knuth's hash
     return torch.stack(rows, dim=-1)
 
 
 def same_document_mask(idx, end_id: int, positions=None):
-    """Whether a token belongs to the same document as each token of idx (B, S): (B, 1, T, S) bool.
+    """Attention mask (B, 1, T, S) bool: whether query and key are in the same document.
 
-    The tokens are those of idx at positions (T,) or (B, T), by default all. An end_id belongs to the document that
-    follows it: it is what the first token of a document sees.
+    The keys are idx (B, S); the queries are idx at positions (T,) or (B, T), by default all of them. An end_id belongs
+    to the document after it, so that the first token of a document has a token to attend to.
     """
     document_ids = (idx == end_id).cumsum(1)  # (B, S): 0 0 0 1 1 1 1 2 2 ...
     query_document_ids = document_ids
@@ -159,15 +160,15 @@ def same_document_mask(idx, end_id: int, positions=None):
 
 
 def attend(q, k, v, bias, dropout: float, causal: bool = True):
-    """Attention of q (B, nh, T, hs) over k, v (B, nh, S, hs), with bias added to the scores: (B, nh, T, hs).
+    """Attention of q (B, nh, T, hs) over k and v (B, nh, S, hs), with bias added to the scores: (B, nh, T, hs).
 
-    Without a bias it is causal, or over all keys.
+    causal applies only if bias is None; False lets every query attend to every key.
     """
     if bias is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
     if bias.requires_grad and q.device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
         return biased_attention(q, k, v, bias)
-    if bias.is_floating_point() and q.device.type != "cpu":  # only the CPU mixes a float32 bias with bfloat16 queries
+    if bias.is_floating_point() and q.device.type != "cpu":  # only CPUs mix a float32 bias with bfloat16 queries
         bias = bias.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
@@ -177,31 +178,31 @@ def attend(q, k, v, bias, dropout: float, causal: bool = True):
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and the tokens before it."""
+    """Multi-head attention in which each token attends to itself and to earlier tokens."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # query, key, value in one
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # query, key and value
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)  # mixes the heads
         self.resid_dropout = Dropout(config.dropout)
         self.n_head, self.attn_dropout = config.n_head, config.attn_dropout
 
     def forward(self, x, inputs: AttentionInputs = AttentionInputs(), cache: LayerCache | None = None):
         B, T, C = x.shape
-        # One matmul for all three is faster than three. (B, T, nh, hs) each: every head attends on its own.
+        # One matmul is faster than three. q, k, v: (B, T, nh, hs), one set per head
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head) for t in self.c_attn(x).split(C, dim=2))
-        if inputs.rotation is not None:  # scores then depend on the distance of query and key only
+        if inputs.rotation is not None:  # scores then depend only on the distance between query and key
             q, k = rotate(q, k, *inputs.rotation)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
-        if cache is not None:  # decoding: earlier tokens are not encoded again
+        if cache is not None:  # decoding: keys and values of earlier tokens are cached
             k, v = cache.extend(k, v)  # (B, nh, S, hs)
         y = attend(q, k, v, inputs.bias, self.attn_dropout if self.training else 0.0, inputs.causal)  # (B, nh, T, hs)
-        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        y = y.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
         return self.resid_dropout(self.c_proj(y))
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU in between, four times as wide as the block."""
+    """Two linear layers with a GELU between them; the hidden layer is four times as wide as the block."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -225,7 +226,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x, inputs: AttentionInputs = AttentionInputs(), cache: LayerCache | None = None):
-        # x is only ever added to, so that gradients reach the first layer through any number of blocks
+        # residual connections: gradients reach the first layer through any number of blocks
         x = x + self.attn(self.ln_1(x), inputs, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -238,15 +239,15 @@ class GPT(nn.Module):
     """A decoder-only transformer: logits for the next token at every position."""
 
     transformer: Any  # an nn.ModuleDict: wte, wpe, relative, ngrams, drop, h, ln_f
-    can_cache = True  # False if keys and values of a token change as the text grows
-    use_packed_weights = True  # whether decoding on a CPU may copy the weights to read them faster
-    document_end_id: int | None = None  # id that ends a document, if attention stays within documents (document_mask)
+    can_cache = True  # False if a token's keys and values change as the text grows
+    use_packed_weights = True  # whether decoding on a CPU may repack a copy of the weights
+    document_end_id: int | None = None  # end-of-document id if attention stays within documents (document_mask)
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         assert config.vocab_size is not None, "vocab_size comes from the data before a model is made"
         self.config = config
-        # The order in which modules are created decides which random numbers they get, and is that of checkpoints.
+        # Modules are created in this order, which determines their random numbers and the order in checkpoints.
         self.transformer = nn.ModuleDict(dict(wte=nn.Embedding(config.vocab_size, config.n_embd)))
         if config.has_wpe:
             self.transformer.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -260,42 +261,42 @@ class GPT(nn.Module):
         self.transformer.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
-            self.transformer.wte.weight = self.lm_head.weight  # as in GPT-2: Press and Wolf, arxiv.org/abs/1608.05859
+            self.transformer.wte.weight = self.lm_head.weight  # as in GPT-2; Press and Wolf, arxiv.org/abs/1608.05859
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)  # GPT-2's
+                nn.init.normal_(module.weight, std=0.02)  # as in GPT-2
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
-            if name.endswith("c_proj.weight"):  # two residual branches per layer add up: GPT-2 paper, section 2.3
+            if name.endswith("c_proj.weight"):  # two residual branches per layer; GPT-2 paper, section 2.3
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
-            elif name in (RELATIVE_TABLE, NGRAM_TABLE):  # zero init: adding such a table changes no output
+            elif name in (RELATIVE_TABLE, NGRAM_TABLE):  # zero init: adding the table leaves the output unchanged
                 nn.init.zeros_(parameter)
 
     def embed(self, idx, positions, previous_ids=None):
         """Input of the first layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T); see ngram_ids."""
         x, config = self.transformer.wte(idx), self.config
-        if config.ngrams > 1:  # sum(-2) over the lengths
+        if config.ngrams > 1:  # sum over the n-gram lengths
             x = x + self.transformer.ngrams(ngram_ids(idx, previous_ids, config.ngrams, config.ngram_rows)).sum(-2)
         if config.has_wpe:
             x = x + self.transformer.wpe(positions)
         return self.transformer.drop(x)
 
     def attention_inputs(self, positions, cache: LayerCache | None = None, key_ids=None) -> AttentionInputs:
-        """Rotation, bias and mask for queries at positions (T,) or (B, T), over the cache or else over themselves.
+        """Rotation, bias and mask for queries at positions (T,) or (B, T); the keys are the cache, or the queries.
 
         key_ids (B, S) are needed only if document_end_id is set.
         """
         config, positions = self.config, torch.atleast_2d(positions)  # (1 or B, T)
         rotation = rope_cos_sin(positions, config.n_embd // config.n_head) if config.pos_embd == "rope" else None
         has_score_bias, document_end_id = config.pos_embd not in ("default", "rope"), self.document_end_id
-        if not has_score_bias and document_end_id is None:  # without a mask, attention takes its fastest kernel
-            if cache is None or cache.start == 0:  # the keys are those of the queries: is_causal works
+        if not has_score_bias and document_end_id is None:  # no mask: the fastest attention kernel
+            if cache is None or cache.start == 0:  # keys and queries are the same tokens: is_causal works
                 return AttentionInputs(rotation)
-            if cache.start is not None and positions.shape[1] == 1:  # the newest token sees all others
+            if cache.start is not None and positions.shape[1] == 1:  # the newest token attends to all others
                 return AttentionInputs(rotation, causal=False)
         key_positions = positions[0] if cache is None else torch.arange(cache.cache_len, device=positions.device)
-        # Four dimensions, since the CPU's flash kernel takes masks of two or four, but not of three.
+        # Four dimensions: flash attention on a CPU takes masks with two or four, but not three.
         distance = (positions[:, :, None] - key_positions)[:, None]  # (1 or B, 1, T, S)
         visible_mask = distance >= 0
         if document_end_id is not None:
@@ -312,7 +313,7 @@ class GPT(nn.Module):
     def hidden_states(self, idx, positions, caches: list[LayerCache] | None = None, previous_ids=None, key_ids=None):
         """Normalized output of the last layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T).
 
-        With caches, key_ids (B, S) are those of all cached tokens including idx; previous_ids: see ngram_ids.
+        With caches, key_ids (B, S) are the ids of all cached tokens including idx. previous_ids: see ngram_ids.
         """
         x = self.embed(idx, positions, previous_ids)
         inputs = self.attention_inputs(positions, caches[0] if caches else None, idx if key_ids is None else key_ids)
@@ -323,26 +324,27 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None):
         """Logits and mean loss in nats for idx (B, T) int64.
 
-        With targets (B, T), of which -1 is ignored: logits (B, T, V) and the loss. Without: logits (B, 1, V) of the
-        last position and None. Raises ValueError for a sequence longer than block_size where pos_embd has default.
+        With targets (B, T), where -1 is ignored, returns logits (B, T, V) and the loss. Without targets, returns logits
+        (B, 1, V) of the last position and None. Raises ValueError for a sequence longer than block_size if positions
+        have learned embeddings.
         """
         T = idx.shape[1]
-        self.check_length(T)  # an index beyond wpe would be an obscure error, on CUDA a fatal one
+        self.check_length(T)  # otherwise wpe raises an obscure error, on CUDA a fatal one
         x = self.hidden_states(idx, torch.arange(T, device=idx.device))
         if targets is None:
-            return self.lm_head(x[:, -1:]), None  # the head is the largest matmul, and sampling needs one position
+            return self.lm_head(x[:, -1:]), None  # lm_head is the largest matmul; sampling needs one position
         logits = self.lm_head(x)
-        # float32, since log-sum-exp over the vocabulary loses too much in bfloat16
+        # float32: log-sum-exp over the vocabulary is too inaccurate in bfloat16
         loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1), ignore_index=-1)
         return logits, loss
 
     def logits_at(self, idx, last_positions):
-        """Next-token logits (B, V) at last_positions[b] of idx (B, T), without a cache; later tokens are ignored."""
+        """Next-token logits (B, V) at last_positions (B,) of idx (B, T), without a cache; later tokens are ignored."""
         x = self.hidden_states(idx, torch.arange(idx.shape[1], device=idx.device))
         return self.lm_head(x[torch.arange(len(idx), device=idx.device), last_positions])
 
     def check_length(self, T: int):
-        """Raise ValueError for a sequence of more tokens than there are positions for."""
+        """Raise ValueError if positions have learned embeddings and T exceeds block_size."""
         if T > self.config.block_size and self.config.has_wpe:
             limit_text = (
                 f"block_size={self.config.block_size}, and pos_embd={self.config.pos_embd} has no positions beyond it"
@@ -353,37 +355,38 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.transformer.wte.weight.device
 
-    def __getstate__(self):  # for copies and pickles: without the decoder and its CUDA graphs, see Decoder.for_model
+    def __getstate__(self):  # copies and pickles leave out the decoder and its CUDA graphs
         return {key: value for key, value in self.__dict__.items() if key != "_decoder"}
 
     # ------------------------------------------------------------------------------------------------------------------
     # size, cost, optimizer
 
     def get_num_params(self, non_embedding: bool = True) -> int:
-        """Number of parameters; by default without the position table, as in nanoGPT (the head is tied to wte)."""
+        """Number of parameters; by default without position embeddings, as in nanoGPT."""
         count = sum(p.numel() for p in self.parameters())
         return count - self.transformer.wpe.weight.numel() if non_embedding and "wpe" in self.transformer else count
 
     def get_num_matmul_params(self) -> int:
         """Parameters used in matmuls per token (embedding look-ups excluded)."""
-        n_embedding = 0 if self.config.tie_weights else self.transformer.wte.weight.numel()  # tied, it is the head's
+        n_embedding = 0 if self.config.tie_weights else self.transformer.wte.weight.numel()  # if tied, lm_head uses it
         n_embedding += self.transformer.ngrams.weight.numel() if self.config.ngrams > 1 else 0
         return self.get_num_params() - n_embedding
 
     def flops_per_token(self) -> int:
-        """FLOPs of forward and backward per token, 6 N + 12 L C T: PaLM, appendix B, arxiv.org/abs/2204.02311."""
-        config = self.config  # 6: two FLOPs per multiply-add, once forward and twice backward
+        """FLOPs per token, forward and backward, 6 N + 12 L C T: PaLM, appendix B, arxiv.org/abs/2204.02311."""
+        config = self.config  # 6: two FLOPs per multiply-add, one pass forward and two backward
         return 6 * self.get_num_matmul_params() + 12 * config.n_layer * config.n_embd * config.block_size
 
     def parameter_groups(self, muon: bool = False) -> dict[str, list[str]]:
-        """Names of the trained parameters by optimizer group: "matrices", which include embeddings, and "vectors",
-        biases and LayerNorm weights; with muon, "blocks", their matrices; "ngrams" and "relative", tables, if any.
+        """Names of the trained parameters by optimizer group.
 
-        Checkpoints number the states of an optimizer in this order, so it must not change.
+        "matrices" include embeddings; "vectors" are biases and LayerNorm weights. With muon, the matrices of the blocks
+        are in "blocks". The tables "ngrams" and "relative" are groups of their own. Checkpoints number optimizer states
+        in this order, so it must not change.
         """
-        parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}  # a tied weight comes once
+        parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}  # a tied weight appears once
         tables = {"ngrams": NGRAM_TABLE}
-        tables |= {"relative": RELATIVE_TABLE} if self.config.has_relative else {}  # EDS gives another table this name
+        tables |= {"relative": RELATIVE_TABLE} if self.config.has_relative else {}  # EDS has another table of this name
         matrices = [name for name, p in parameters.items() if p.dim() >= 2 and name not in tables.values()]
         block_matrices = [name for name in matrices if muon and name.startswith("transformer.h.")]
         groups = {
@@ -396,9 +399,9 @@ class GPT(nn.Module):
     def configure_optimizers(
         self, weight_decay, learning_rate, betas, device_type, optimizer_class=torch.optim.AdamW, group_settings={}
     ):
-        """AdamW as in nanoGPT: biases, LayerNorm weights and n-gram tables do not decay.
+        """AdamW as in nanoGPT, without weight decay on biases, LayerNorm weights and n-gram tables.
 
-        dongpt/train/optim.py passes its own class, and settings for some of the groups; those for "blocks" are Muon's.
+        dongpt/train/optim.py passes its own optimizer class, and settings for some groups; "blocks" are for Muon.
         """
         parameters, groups = dict(self.named_parameters()), []
         for kind, names in self.parameter_groups(muon="blocks" in group_settings).items():
@@ -408,7 +411,7 @@ class GPT(nn.Module):
         if optimizer_class is not torch.optim.AdamW:
             return optimizer
 
-        def make_gradients_dense(*_):  # AdamW refuses the sparse gradients of an embedding with sparse=True
+        def make_gradients_dense(*_):  # AdamW rejects the gradients of an embedding with sparse=True
             for p in parameters.values():
                 if p.grad is not None and p.grad.is_sparse:
                     p.grad = p.grad.to_dense()
@@ -417,12 +420,12 @@ class GPT(nn.Module):
         return optimizer
 
     def crop_block_size(self, block_size: int):
-        """Drop the positions from block_size on, so that a pretrained model trains on shorter windows."""
+        """Shorten the position tables to block_size, so that a pretrained model can train on shorter windows."""
         assert block_size <= self.config.block_size
         position_tables = [self.transformer.wpe] if self.config.has_wpe else []
         position_tables += self.transformer.relative.values() if self.config.has_relative else []
         for table in position_tables:
-            table.num_embeddings = block_size  # only for printing
+            table.num_embeddings = block_size  # shown by print(model)
             table.weight = nn.Parameter(table.weight[:block_size].detach().clone())
         self.config = replace(self.config, block_size=block_size)
 
@@ -433,7 +436,7 @@ class GPT(nn.Module):
     def generate(
         self, idx, max_new_tokens: int, temperature=1.0, top_k=None, top_p=None, seed=None, use_kv_cache=True, **kwargs
     ):
-        """idx (B, T) followed by max_new_tokens sampled ids: (B, T + max_new_tokens). See stream for the settings."""
+        """idx (B, T) followed by sampled ids: (B, T + max_new_tokens). See stream for the arguments."""
         new_ids = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed, use_kv_cache, **kwargs)
         return torch.cat([idx, *(ids[:, None].to(idx.device) for ids in new_ids)], dim=1)
 
@@ -452,13 +455,12 @@ class GPT(nn.Module):
     ) -> Iterator[torch.Tensor]:
         """Yield the next id of every sequence, (B,) int64 on the CPU, up to max_new_tokens times; -1 once finished.
 
-        prompts: (B, T) ids, or a list of id lists of any lengths above 0. temperature to repetition_penalty: Sampling.
-        kwargs: stop_ids, after one of which a sequence is finished, and the stream when all are; n_ids, to draw only
-        ids below it (a tokenizer's size, where the vocabulary is padded); decoder, a Decoder to use again.
-        Sequence i takes its random numbers from (seed, i) alone; with seed None, torch's generator supplies the seed.
-        When a sequence exceeds block_size tokens, only the newest half is kept: the context depends on the number of
-        tokens alone, with and without the cache. Call model.eval() first. Raises ValueError for settings that make no
-        sense, an empty prompt, and logits that are not finite.
+        prompts are ids (B, T), or a list of non-empty lists of ids. temperature to repetition_penalty: see Sampling.
+        kwargs: stop_ids end a sequence, and the stream ends when all sequences have; ids from n_ids on are never drawn
+        (for a padded vocabulary); decoder is a Decoder to reuse.
+        Sequence i draws random numbers that depend only on (seed, i); if seed is None, torch's generator provides it.
+        When a sequence exceeds block_size tokens, only its newer half is kept as context, with and without the cache.
+        Call model.eval() first. Raises ValueError for invalid settings, an empty prompt, or logits that are not finite.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         return decoding.stream(self, prompts, max_new_tokens, sampling, seed, use_kv_cache, **kwargs)

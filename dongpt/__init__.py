@@ -1,4 +1,4 @@
-"""donGPT from Python.
+"""The Python interface of donGPT.
 
 import dongpt
 generator = dongpt.load("out-quickstart")
@@ -12,7 +12,7 @@ root_modules.install_loader(__path__[0])
 
 
 def __getattr__(name: str):
-    """load and UserError, imported when first used (PEP 562)."""
+    """load or UserError, imported when first used (PEP 562)."""
     if name == "load":
         from dongpt.decode.ready import load
 

@@ -1,6 +1,6 @@
-"""How programs start, exit and share files: exit codes, one-line errors, directory locks, atomic writes.
+"""How programs start, exit and share files: exit codes, one-line errors, --help, directory locks, atomic writes.
 
-Imports nothing heavy, so that programs which only prepare data start at once.
+Imports no slow modules, so that programs that only prepare data start at once.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ import dongpt
 from configurator import HelpRequest, UserError
 
 ROOT = configurator.ROOT
-LOCK_FILE = ".dongpt.lock"  # in a directory that a program writes to; it stays, the lock on it ends with the process
+LOCK_FILE = ".dongpt.lock"  # in every directory that a program writes to; it stays when the lock is released
 TEMP_SUFFIX = ".dongpt-part"  # suffix of a file that is not yet complete
-NO_LOCK_ERRNOS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks, as some NFS
+NO_LOCK_ERRNOS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from file systems without locks, such as some NFS
 
 
 def run_program(main: Callable[[], int | None], lists_configs: bool = False):
@@ -33,12 +33,12 @@ def run_program(main: Callable[[], int | None], lists_configs: bool = False):
     for stream in (sys.stdout, sys.stderr):  # UTF-8, line by line, also into pipes and files and on any platform
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
-    if _rank() > 0:  # of the processes of torchrun, rank 0 prints
+    if _rank() > 0:  # under torchrun, only rank 0 prints
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     try:
         code = _run_or_inform(main, lists_configs)
         if sys.stdout:
-            sys.stdout.flush()  # here, so that a closed pipe is noticed
+            sys.stdout.flush()  # raises BrokenPipeError here rather than at exit
     except UserError as error:
         code = _report_error(str(error))
     except KeyboardInterrupt:
@@ -55,7 +55,7 @@ def run_program(main: Callable[[], int | None], lists_configs: bool = False):
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # at a normal exit gloo's threads sometimes abort the process
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # gloo's threads sometimes abort a process that exits normally
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -91,22 +91,22 @@ def _report_error(message: str) -> int:
         print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
     else:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(2)  # torchrun ends all processes when one fails: give rank 0 time to print its line
+        time.sleep(2)  # torchrun ends all processes when one fails: let rank 0 print its line first
     return 2
 
 
 def first_line(error: Exception) -> str:
-    """First line of an error's message; its type if the message is empty."""
+    """First line of an error's message, or the error's type if the message is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextlib.contextmanager
 def locked_directory(directory: str, *file_names: str) -> Iterator[None]:
-    """Lock directory, which is created if missing, against other writers; reading needs no lock.
+    """Lock directory against other writers, and create it if it is missing; reading needs no lock.
 
-    What killed processes left of writing file_names is removed. The operating system drops the lock when the process
-    ends, however it ends; the lock file stays. Under torchrun rank 0 holds the lock for all ranks. Raises UserError if
-    the directory cannot be written, or if the lock is held, also if this very process holds it.
+    Removes temporary files that killed processes left when they wrote file_names. The operating system releases the
+    lock when the process ends for any reason; the lock file stays. Under torchrun, rank 0 holds the lock for all ranks.
+    Raises UserError if the directory is not writable, or if any process, including this one, holds the lock.
     """
     if _rank() > 0:
         yield
@@ -124,10 +124,10 @@ def locked_directory(directory: str, *file_names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_output(path: str) -> Iterator[None]:
-    """Lock the output file path against other processes of this user; a pipe or a device may have many writers.
+    """Lock the output file path against other processes of this user, unless it is a pipe or a device.
 
-    The lock file is in the system's directory for temporary files, so that nothing stays beside the user's file.
-    Raises UserError if the lock is held.
+    The lock file is in the system's temporary directory, so that nothing is left next to the user's file. Raises
+    UserError if the lock is held.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         yield
@@ -144,14 +144,14 @@ def locked_output(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hold_lock(lock_path: str, label: str) -> Iterator[None]:
-    """Hold the lock on the file lock_path; label is what error messages call the locked thing."""
-    import filelock  # here, since it takes a third of a second
+    """Hold a lock on the file lock_path; error messages call the locked file or directory label."""
+    import filelock  # slow to import
 
     lock = filelock.FileLock(lock_path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        if not os.path.exists(lock_path):  # the file system accepts no new files, as /proc
+        if not os.path.exists(lock_path):  # no files can be created there, as in /proc
             raise UserError(f"{label} cannot be written: name another place") from None
         raise UserError(f"{label} is being written by another process: wait for it, or end it first") from None
     except (OSError, NotImplementedError) as error:
@@ -165,18 +165,18 @@ def _hold_lock(lock_path: str, label: str) -> Iterator[None]:
 
 
 def _temp_path(path: str, hex_digits: str) -> str:
-    """Path of a temporary file for path; its name is cut so that it stays below 255 bytes."""
+    """Path of a temporary file for path; its name is truncated to stay below 255 bytes."""
     directory, name = os.path.split(path)
     return os.path.join(directory, f".{name[:40]}.{hex_digits}{TEMP_SUFFIX}")
 
 
 @contextlib.contextmanager
 def atomic_write(path: str, mode: str = "wb", check: Callable[[str], Any] | None = None, **kwargs) -> Iterator[IO]:
-    """A file open for writing that replaces path once it is complete and on disk, or not at all.
+    """Open a file for writing that replaces path when it is complete and on disk.
 
-    At every moment path has either the old content or the new. A symbolic link is followed, a pipe or a device is
-    written to directly. check(temporary path) runs before the replacement and can prevent it by raising. kwargs go to
-    open(). Raises OSError; the old file is then unchanged.
+    At any time, path has either the old content or the new. Symbolic links are followed; a pipe or a device is written
+    directly. check(temporary path) runs before the replacement and can prevent it by raising. kwargs are passed to
+    open(). If OSError is raised, the old file is unchanged.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # a FIFO or a device cannot be replaced
         with open(path, mode, **kwargs) as file:

@@ -1,7 +1,7 @@
-"""Lets the packages of dongpt import `model` and `configurator`, which are in the directory above them.
+"""Lets the packages of dongpt import `model` and `configurator`, which are in the parent directory.
 
-The caller's working directory, or what the caller imported before, may hold other modules of these names. So while a
-module of dongpt is executed the two names mean ours, and afterwards what they meant before.
+The caller may have other modules with these names. Therefore the two names refer to our modules only while a module of
+dongpt is executed; afterwards they refer to the same modules as before.
 """
 
 import importlib.util
@@ -10,13 +10,13 @@ import sys
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 from types import ModuleType
 
-ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # an editable install may link to us
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # an editable install may use a link
 ROOT_MODULE_NAMES = ("model", "configurator")
-ROOT_MODULES: dict[str, ModuleType] = {}  # our `model` and `configurator`, once they are imported
+ROOT_MODULES: dict[str, ModuleType] = {}  # our `model` and `configurator`, if already imported
 
 
 class RootModuleLoader(SourceFileLoader):
-    """Executes a module of dongpt."""
+    """Executes a module of dongpt, in which `model` and `configurator` are ours."""
 
     def exec_module(self, module: ModuleType):
         if self.is_package(module.__name__):
@@ -34,7 +34,7 @@ class RootModuleLoader(SourceFileLoader):
                     ROOT_MODULES[name] = sys.modules.pop(name)
                 if name in saved_modules:
                     sys.modules[name] = saved_modules[name]
-                elif name in ROOT_MODULES and _is_root(name, importlib.util.find_spec(name)):  # as in our own programs
+                elif name in ROOT_MODULES and _is_root(name, importlib.util.find_spec(name)):  # in our own programs
                     sys.modules[name] = ROOT_MODULES[name]
 
 
@@ -43,5 +43,5 @@ def _is_root(name: str, spec) -> bool:
 
 
 def install_loader(directory: str):
-    """Let RootModuleLoader execute the modules in a directory of dongpt."""
+    """Use RootModuleLoader for the modules in a directory of dongpt."""
     sys.path_importer_cache[directory] = FileFinder(directory, (RootModuleLoader, SOURCE_SUFFIXES))

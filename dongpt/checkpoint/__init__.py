@@ -1,4 +1,4 @@
-"""Weights on disk: our checkpoints, those of other trainers, Hugging Face directories. And the one model factory.
+"""Weights on disk: our checkpoints, those of other trainers, and Hugging Face directories. Also the model factory.
 
 model, tokenizer = load_model("out/ckpt.pt")     # eval mode, float32, CPU
 model = build_model(GPTConfig(n_layer=2))        # new weights

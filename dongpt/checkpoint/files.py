@@ -1,8 +1,8 @@
-"""Checkpoint files: ckpt.pt and ckpt_last.pt in an out_dir, and how a path to a model is interpreted.
+"""Checkpoint files: ckpt.pt and ckpt_last.pt in an out_dir, and loading a model from any kind of path.
 
 A checkpoint is one dict of tensors and plain Python values that `torch.load(weights_only=True)` reads: nanoGPT's keys
-(model, optimizer, model_args, iter_num, best_val_loss, config) and ours (format_version, tokenizer, ...). Files of
-other trainers are read as if they had been written so: dongpt/checkpoint/foreign.py.
+(model, optimizer, model_args, iter_num, best_val_loss, config) and ours (format_version, tokenizer, ...). Files from
+other trainers are converted to this layout when they are read: dongpt/checkpoint/foreign.py.
 
     model, tokenizer = load_model("out/ckpt.pt")        # eval mode, float32, CPU
 """
@@ -33,9 +33,9 @@ NANOGPT_ARG_NAMES = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab
 
 
 def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None):
-    """Write checkpoint to path, which at every moment holds either the complete old file or the complete new one.
+    """Write checkpoint to path, where at any time either the complete old file or the complete new one is found.
 
-    check(temporary path) may prevent the replacement by raising. Raises UserError if the file cannot be written.
+    check(temporary path) can prevent the replacement by raising. Raises UserError if the file cannot be written.
     """
     try:
         with atomic_write(path, check=check) as file:
@@ -48,7 +48,7 @@ def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None)
 
 
 def archive_run(out_dir: str, extra_names: list[str]) -> str:
-    """Move an earlier run's checkpoints, and the files in extra_names, to out_dir/old-N. Returns it, or ''."""
+    """Move an earlier run's checkpoints and the files extra_names to out_dir/old-N. Returns that directory, or ''."""
     names = [name for name in (BEST_NAME, LAST_NAME, *extra_names) if os.path.exists(os.path.join(out_dir, name))]
     if not names:
         return ""
@@ -60,23 +60,23 @@ def archive_run(out_dir: str, extra_names: list[str]) -> str:
 
 
 def model_args(config: GPTConfig) -> dict:
-    """The architecture in a checkpoint: nanoGPT's seven keys, and those of ours that differ from nanoGPT's model."""
-    defaults = {**asdict(GPTConfig()), "attn_dropout": config.attn_dropout}  # a setting of training, in the config
+    """model_args of a checkpoint: nanoGPT's seven keys, and those of ours whose value nanoGPT's model cannot have."""
+    defaults = {**asdict(GPTConfig()), "attn_dropout": config.attn_dropout}  # a training setting, stored in config
     values = asdict(config).items()
     return {key: value for key, value in values if key in NANOGPT_ARG_NAMES or value != defaults.get(key)}
 
 
 def load(path: str, mmap: bool = False, **extra_args) -> dict:
-    """The checkpoint at path in the current layout, its tensors on the CPU (with mmap, read when they are first used).
+    """The checkpoint at path in the current layout, with tensors on the CPU (with mmap, read when first used).
 
-    extra_args are what files of other trainers may lack. Raises UserError for a file that is missing,
-    damaged, of an unknown layout, or that asks to run code.
+    extra_args are model_args that files from other trainers may lack. Raises UserError for a file that is missing,
+    damaged, of an unknown layout, or that would run code.
     """
     if not os.path.isfile(path):
         raise UserError(f"there is no checkpoint {path}: pass a run's --out_dir or a checkpoint's path, or train first")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of pickle protocols before it refuses
+            warnings.simplefilter("ignore")  # torch warns about the pickle protocol before it raises
             is_zip = zipfile.is_zipfile(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
             if is_zip and not mmap and zipfile.ZipFile(path).testzip():  # torch checks no checksums
@@ -94,14 +94,14 @@ def load(path: str, mmap: bool = False, **extra_args) -> dict:
 
 
 def is_valid(path: str) -> bool:
-    """Whether path is a checkpoint that can be loaded, judging by all but the values of its tensors."""
+    """Whether the checkpoint at path can be loaded; everything is checked except the values of its tensors."""
     return _num_updates(path) < math.inf
 
 
 def load_from_out_dir(out_dir: str, prefer_newest: bool = True, **extra_args) -> tuple[dict, str]:
-    """(checkpoint, path) from an out_dir: the newest valid one, or with prefer_newest=False ckpt.pt if that is valid.
+    """(checkpoint, path) from an out_dir: the newest valid one, or ckpt.pt if it is valid and prefer_newest is False.
 
-    A damaged file that is skipped is reported on stderr. Raises UserError if none is left.
+    Damaged files that are skipped are reported on stderr. Raises UserError if no valid one is left.
     """
     names = (LAST_NAME, BEST_NAME) if prefer_newest else (BEST_NAME, LAST_NAME)
     paths = [path for name in names if os.path.exists(path := os.path.join(out_dir, name))]
@@ -114,7 +114,7 @@ def load_from_out_dir(out_dir: str, prefer_newest: bool = True, **extra_args) ->
         try:
             checkpoint = load(path, **extra_args)
             for problem in problems:
-                print0(f"{problem}; going on with {path}", file=sys.stderr)
+                print0(f"{problem}; using {path} instead", file=sys.stderr)
             return checkpoint, path
         except UserError as error:
             problems.append(str(error))
@@ -122,7 +122,7 @@ def load_from_out_dir(out_dir: str, prefer_newest: bool = True, **extra_args) ->
 
 
 def _num_updates(path: str) -> float:
-    """Number of updates before the checkpoint at path; infinite if it is invalid, so that it is tried and reported."""
+    """Number of updates before the checkpoint at path; infinity if it is invalid, so that it is tried and reported."""
     try:
         return load(path, mmap=True).get("iter_num", 0)
     except UserError:
@@ -130,7 +130,7 @@ def _num_updates(path: str) -> float:
 
 
 def restore_model(checkpoint: dict, path: str) -> GPT:
-    """The model of a checkpoint, float32 on the CPU. Raises UserError if weights and model_args disagree."""
+    """The model of a checkpoint, in float32 on the CPU. Raises UserError if the weights do not match model_args."""
     model = foreign.load_weights(foreign.parse_model_args(checkpoint["model_args"], path), checkpoint["model"], path)
     if checkpoint.get("config", {}).get("document_mask"):
         tokenizer = make_tokenizer(checkpoint.get("tokenizer"))
@@ -141,33 +141,33 @@ def restore_model(checkpoint: dict, path: str) -> GPT:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model: GPT, path: str):
-    """Load the moments stored in checkpoint into the optimizer of model; its settings stay those of this run."""
+    """Load the optimizer state stored in checkpoint into the optimizer of model, which keeps its own settings."""
     current_state = optimizer.state_dict()
     groups = foreign.parameter_groups(model.config, current_state)
     stored_state = foreign.remap_optimizer_state(checkpoint["optimizer"], groups, groups, model.state_dict())
     if stored_state is None:
         remedy = f"start a new run with --init_from={path}"
-        raise UserError(f"{path}: its optimizer state does not belong to its parameters, or is another's; {remedy}")
+        raise UserError(f"{path}: its optimizer state does not match its parameters or this optimizer; {remedy}")
     optimizer.load_state_dict({**stored_state, "param_groups": current_state["param_groups"]})
 
 
 def make_tokenizer(description: dict | None) -> Tokenizer | None:
-    """The tokenizer of a checkpoint; None if it has none, or one that donGPT does not know."""
+    """The tokenizer of a checkpoint; None if it has none or an unsupported one."""
     return from_dict(description) if description and description != UNSUPPORTED_TOKENIZER else None
 
 
 def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_args) -> tuple[GPT, Tokenizer | None]:
     """(model in eval mode, tokenizer or None) from a checkpoint file, an out_dir, a Hugging Face directory or gpt2*.
 
-    The file may be any that dongpt/checkpoint/foreign.py knows; model_args (n_head=4) add what it lacks. Raises
-    UserError for what cannot be loaded.
+    The file may have any layout that dongpt/checkpoint/foreign.py knows; model_args such as n_head=4 add what it lacks.
+    Raises UserError if it cannot be loaded.
     """
     model, description, _ = load_from_path(path, **model_args)
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), make_tokenizer(description)
 
 
 def load_from_path(path: str, **extra_args) -> tuple[GPT, dict | None, dict]:
-    """(model, tokenizer as a plain dict or None, checkpoint without its tensors) of whatever load_model accepts."""
+    """(model, tokenizer as a dict or None, checkpoint without tensors) from any path that load_model accepts."""
     checkpoint, path = load_path(path, **extra_args)
     model = restore_model(checkpoint, path)
     metadata = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
@@ -175,7 +175,7 @@ def load_from_path(path: str, **extra_args) -> tuple[GPT, dict | None, dict]:
 
 
 def load_path(path: str, **extra_args) -> tuple[dict, str]:
-    """(checkpoint, path of its file) of whatever load_model accepts; of an out_dir, its ckpt.pt if that is valid."""
+    """(checkpoint, path of its file) from any path that load_model accepts; an out_dir means its ckpt.pt, if valid."""
     is_out_dir = any(os.path.exists(os.path.join(path, name)) for name in (BEST_NAME, LAST_NAME))
     if hugging_face.is_model(path) and not is_out_dir:
         return hugging_face.load(path, **extra_args), path

@@ -1,8 +1,8 @@
-"""Checkpoints of other trainers, converted in memory to our layout; checks on everything that a checkpoint holds.
+"""Converts checkpoints of other trainers to our layout in memory, and checks everything that a checkpoint contains.
 
-Known are nanoGPT's (of all ages), EDS's (nanoGPT's with a pos_embd, three generations), nanoGPT+'s (a bare state dict
-without hyper-parameters, GPT or bigram) and bare state dicts with nanoGPT's names. A layout is recognised by its keys
-and shapes, never by the name of the file.
+Supported are all versions of nanoGPT's, EDS's (nanoGPT's with a pos_embd, three versions), nanoGPT+'s (a bare state
+dict without hyper-parameters, GPT or bigram) and bare state dicts with nanoGPT's names. A layout is recognized by its
+keys and shapes, never by the file's name.
 """
 
 import glob
@@ -24,11 +24,11 @@ from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, from_dict
 from model import GPT, RELATIVE_TABLE, GPTConfig
 
 FORMAT_VERSION = 1
-MAX_MODEL_ARG = 2**28  # for numbers in model_args: larger ones overflow a tensor's number of bytes
+MAX_MODEL_ARG = 2**28  # larger numbers in model_args overflow the size of a tensor in bytes
 VALUE_TYPES = dict(format_version=int, iter_num=int, model_args=dict, config=dict, optimizer=dict)
 CONFIG_TYPES = dict(dataset=str, data_dir=str, document_mask=bool)
-ADAMW_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")  # the tensors of a parameter's state
-STATE_KEYS_BY_RULE = {"muon": ("momentum",), "rows": ("square", "count")}  # in groups with that rule
+ADAMW_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")  # optimizer state of a parameter
+STATE_KEYS_BY_RULE = {"muon": ("momentum",), "rows": ("square", "count")}  # likewise, in groups with this rule
 DROPPED_SETTINGS = ("device", "dtype", "compile", "backend", "pos_embd")  # of another machine; EDS's positions
 KNOWN_LAYOUTS = (
     "donGPT's and nanoGPT's (model, model_args), EDS's (the same with pos_embd), nanoGPT+'s (token_embedding_table."
@@ -39,7 +39,7 @@ NANOGPT_PLUS_SIZES = {
     "medium": dict(n_layer=6, n_head=6, n_embd=384, block_size=256),
     "large": dict(n_layer=12, n_head=12, n_embd=516, block_size=384),
 }
-NANOGPT_PLUS_WEIGHT_NAMES = {  # its names and GPT-2's, in the order in which they are replaced
+NANOGPT_PLUS_WEIGHT_NAMES = {  # its names and GPT-2's; replaced in this order
     "token_embedding_table.": "transformer.wte.",
     "positional_embedding_table.": "transformer.wpe.",
     "transformer_blocks.": "transformer.h.",
@@ -55,13 +55,13 @@ NANOGPT_PLUS_WEIGHT_NAMES = {  # its names and GPT-2's, in the order in which th
 
 
 def upgrade(checkpoint: dict, path: str, **extra_args) -> dict:
-    """A checkpoint of any known layout in the current one, checked; extra_args are what it may lack.
+    """Convert a checkpoint of any known layout to the current one, and check it; extra_args are what it may lack.
 
-    Raises UserError for an unknown layout, for values that cannot be right, and for a given hyper-parameter that is
-    missing or contradicts the file.
+    Raises UserError for an unknown layout, for impossible values, for a missing hyper-parameter, and for extra_args
+    that contradict the file.
     """
     if not isinstance(checkpoint, dict):
-        raise UserError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}; known are {KNOWN_LAYOUTS}")
+        raise UserError(f"{path} is not a checkpoint but a {type(checkpoint).__name__}; supported are {KNOWN_LAYOUTS}")
     if is_state_dict(checkpoint.get("model")) and isinstance(checkpoint.get("model_args"), dict):
         checkpoint = {key: value for key, value in checkpoint.items() if value is not None}
         check_value_types(checkpoint, path)
@@ -81,12 +81,12 @@ def upgrade(checkpoint: dict, path: str, **extra_args) -> dict:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if n_tokens > (config.vocab_size or 0):
-            raise UserError(f"{path} has {n_tokens} tokens, and a model of {config.vocab_size}: use another file")
+            raise UserError(f"{path} has {n_tokens} tokens, but a model of {config.vocab_size}: use another file")
     return {**checkpoint, "format_version": FORMAT_VERSION}
 
 
 def _has_type(value: Any, type_: type) -> bool:
-    """Whether value has this type: of a dict also the keys are checked to be str, of an int the size."""
+    """Whether value has this type; the keys of a dict must be str, and an int must fit into 63 bits."""
     if type_ is int:
         return type(value) is int and 0 <= value < 2**63
     is_dict = isinstance(value, dict) and all(isinstance(key, str) for key in value)
@@ -94,9 +94,9 @@ def _has_type(value: Any, type_: type) -> bool:
 
 
 def check_value_types(checkpoint: dict, path: str):
-    """Raise UserError if a value that loading reads has an impossible type or size.
+    """Raise UserError if a value that is needed for loading has the wrong type or an impossible size.
 
-    Weights and model_args are checked when they are used; what only a resumed run reads, by dongpt/checkpoint/run.py.
+    Weights and model_args are checked when they are used. dongpt/checkpoint/run.py checks what only a resume needs.
     """
     version = checkpoint.get("format_version")
     if type(version) is int and version > FORMAT_VERSION:
@@ -110,18 +110,18 @@ def check_value_types(checkpoint: dict, path: str):
 
 
 def parse_model_args(model_args: dict, path: str) -> GPTConfig:
-    """The architecture that model_args describe, every type and size checked. Raises UserError if there is none."""
+    """The architecture that model_args describe. Raises UserError if a key, type or size is wrong."""
     config_class = LegacyConfig if "legacy" in model_args else GPTConfig
     if unknown := sorted(model_args.keys() - {field.name for field in fields(config_class)}):
-        raise UserError(f"{path} has model_args that this donGPT does not know ({', '.join(unknown)}): update donGPT")
-    if "n_head" not in model_args and model_args.get("model_type") != "bigram":  # no shape tells it
+        raise UserError(f"{path} has unknown model_args ({', '.join(unknown)}): update donGPT, or use another file")
+    if "n_head" not in model_args and model_args.get("model_type") != "bigram":  # cannot be inferred from shapes
         command = f"python ckpt_update.py {path} NEW.pt --n_head=N (or --size=small|medium|large)"
-        raise UserError(f"{path} does not say its n_head: convert it by {command}, or give n_head=N to load_model")
+        raise UserError(f"{path} does not contain n_head: convert it with {command}, or pass n_head=N to load_model")
     try:
         config = build_config(config_class, model_args, "model_args")
     except ValueError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} has hyper-parameters that make no model ({reason}): use another file") from error
+        raise UserError(f"{path} has invalid hyper-parameters ({reason}): use another file") from error
     sizes = {**asdict(config), "ngram_rows": (config.ngrams - 1) * config.ngram_rows}
     too_large = [f"{key}={size}" for key, size in sizes.items() if type(size) is int and size > MAX_MODEL_ARG]
     if too_large or config.vocab_size is None:
@@ -130,17 +130,19 @@ def parse_model_args(model_args: dict, path: str) -> GPTConfig:
 
 
 def load_weights(config: GPTConfig, weights: dict, path: str) -> GPT:
-    """The model of config with the weights of the file at path. Raises UserError listing all that does not fit."""
-    if config.model_type == "gpt" and config.n_layer > len(weights):  # too many to list, perhaps to build
+    """The model of config with weights from the file at path. Raises UserError that lists every mismatch."""
+    if config.model_type == "gpt" and config.n_layer > len(weights):  # too many to list, or even to build
         raise UserError(f"{path}: it has {len(weights)} weights, too few for n_layer={config.n_layer}")
     if names := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
-        raise UserError(f"{path}: {', '.join(names)} holds other things than floating-point numbers: use another file")
+        raise UserError(f"{path}: {', '.join(names)} must be floating-point numbers: use another file")
     try:
-        meta_weights = {name: tensor.to("meta") for name, tensor in weights.items()}  # a wrong size costs no memory
+        meta_weights = {
+            name: tensor.to("meta") for name, tensor in weights.items()
+        }  # no memory is needed for wrong sizes
         build_meta_model(config).load_state_dict(meta_weights)
     except RuntimeError as error:
         mismatches = " ".join(str(error).partition(":")[2].split())
-        problem = f"{path}: its weights do not fit its hyper-parameters, or those that you gave"
+        problem = f"{path}: its weights do not fit its hyper-parameters, or those that were given"
         raise UserError(f"{problem}: {mismatches}") from error
     model = build_model(config)
     model.load_state_dict(weights)
@@ -148,27 +150,27 @@ def load_weights(config: GPTConfig, weights: dict, path: str) -> GPT:
 
 
 def is_state_dict(content) -> bool:
-    """Whether content is a dict of dense tensors by name, with at least one."""
+    """Whether content is a dict that maps names to dense tensors, and is not empty."""
     return _has_type(content, dict) and 0 < len(content) == sum(
         torch.is_tensor(t) and t.layout == torch.strided and not t.is_meta for t in content.values()
     )
 
 
 def clean_keys(state_dict: dict) -> dict:
-    """state_dict without the prefixes that torch.compile and DDP add, and without old nanoGPT's mask buffers."""
+    """state_dict without the prefixes added by torch.compile and DDP, and without the mask buffers of old nanoGPT."""
     pattern, mask_suffixes = r"^((module|_orig_mod)\.)+", (".attn.bias", ".attn.masked_bias")
     return {re.sub(pattern, "", name): t for name, t in state_dict.items() if not name.endswith(mask_suffixes)}
 
 
 def _convert_nanogpt(checkpoint: dict, path: str, extra_args: dict) -> dict:
-    """nanoGPT's or EDS's checkpoint in our layout. EDS's is known by its pos_embd or its table of distances."""
+    """Convert nanoGPT's or EDS's checkpoint to our layout. EDS's has a pos_embd or a table of distances."""
     old_weights, settings = checkpoint["model"], checkpoint.get("config", {})
     args, weights = dict(checkpoint["model_args"]), dict(old_weights)
     pos_scheme = args.pop("pos_embd", "default")
     if pos_scheme not in ("default", "rope", "relative"):
-        raise UserError(f"{path} has a pos_embd that EDS, whose layout it has, does not know: use another file")
+        raise UserError(f"{path} has EDS's layout, but a pos_embd that EDS does not have: use another file")
     if pos_scheme != "relative":
-        weights.pop(RELATIVE_TABLE, None)  # EDS stores it always, and uses it only here
+        weights.pop(RELATIVE_TABLE, None)  # EDS always stores it, but uses it only with relative
     if pos_scheme != "default":
         args["legacy"] = f"eds-{pos_scheme}"
         weights.pop("transformer.wpe.weight", None)  # likewise
@@ -181,16 +183,16 @@ def _convert_nanogpt(checkpoint: dict, path: str, extra_args: dict) -> dict:
         orders, new_groups = _known_param_orders(old_weights, config.tie_weights), parameter_groups(config, optimizer)
         matches = [(g, s) for g in orders if (s := remap_optimizer_state(optimizer, g, new_groups, old_weights))]
         if not matches:
-            print0(f"{path}: its optimizer state does not belong to its parameters, and is left out", file=sys.stderr)
+            print0(f"{path}: its optimizer state does not match its parameters and is ignored", file=sys.stderr)
         else:
             groups, new_checkpoint["optimizer"] = matches[0]
-            if "transformer.wte.weight" not in groups[0]:  # until May 2023, when nanoGPT's GELU was the approximation
+            if "transformer.wte.weight" not in groups[0]:  # until May 2023, when nanoGPT used the tanh approximation
                 args.setdefault("activation", "gelu_tanh")
     return new_checkpoint
 
 
 def _infer_model_args(weights: dict) -> dict:
-    """The hyper-parameters that the names and shapes of nanoGPT's weights tell: all except n_head."""
+    """Hyper-parameters inferred from the names and shapes of nanoGPT's weights: all except n_head."""
     table, positions = (weights.get(f"transformer.{name}.weight", torch.empty(0)) for name in ("wte", "wpe"))
     if table.dim() != 2:
         return {}
@@ -201,7 +203,7 @@ def _infer_model_args(weights: dict) -> dict:
 
 
 def tie_head(weights: dict, args: dict):
-    """Add the output head or the embedding that a file leaves out because they are tied; note if they differ."""
+    """Add the output head or the embedding if a file omits one because they are tied; untie them if they differ."""
     table, head = weights.get("transformer.wte.weight"), weights.get("lm_head.weight")
     if table is not None and head is None:
         weights["lm_head.weight"] = table
@@ -212,28 +214,28 @@ def tie_head(weights: dict, args: dict):
 
 
 def parameter_groups(config: GPTConfig, optimizer: dict) -> list[list[str]]:
-    """Names of a model's parameters, by group of an optimizer with this state_dict, which may be damaged."""
+    """Names of a model's parameters for each group of an optimizer with this state_dict, which may be damaged."""
     groups = optimizer.get("param_groups")
     rules = [group.get("rule") for group in groups if isinstance(group, dict)] if isinstance(groups, list) else []
     return [*build_meta_model(config).parameter_groups("muon" in rules).values()]
 
 
 def _known_param_orders(weights: dict, is_tied: bool) -> list[list[list[str]]]:
-    """The names of parameters, by group, in the orders that optimizers of nanoGPT and EDS had."""
+    """Possible orders of parameter names, by group, in optimizers of nanoGPT and EDS."""
     names = [name for name in weights if not (is_tied and name == "lm_head.weight")]
     matrices, vectors = ([n for n in names if (weights[n].dim() >= 2) == is_matrix] for is_matrix in (True, False))
     linear = sorted(name for name in matrices if name.startswith(("transformer.h.", "lm_head.")))
     return [
         [matrices, vectors],
-        [[name for name in matrices if name != RELATIVE_TABLE], vectors],  # EDS, its table added to an older file
-        [linear, sorted(set(names) - set(linear))],  # nanoGPT until May 2023: embeddings do not decay
+        [[name for name in matrices if name != RELATIVE_TABLE], vectors],  # EDS, table added to an older file
+        [linear, sorted(set(names) - set(linear))],  # nanoGPT until May 2023: no weight decay on embeddings
     ]
 
 
 def remap_optimizer_state(optimizer: dict, old_groups: list, new_groups: list, weights: dict) -> dict | None:
-    """An optimizer's state_dict for new_groups of parameter names instead of old_groups; a state stays with its name.
+    """Convert an optimizer's state_dict from old_groups of parameter names to new_groups; states keep their names.
 
-    None if the state_dict is damaged, or does not belong to old_groups and to the shapes of weights.
+    None if the state_dict is damaged, or does not match old_groups and the shapes of weights.
     """
     states = {}
     try:
@@ -249,14 +251,14 @@ def remap_optimizer_state(optimizer: dict, old_groups: list, new_groups: list, w
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     new_indices = {name: i for i, name in enumerate(sum(new_groups, []))}
-    settings = [*optimizer["param_groups"], *optimizer["param_groups"][:1]]  # a group that is added holds matrices
+    settings = [*optimizer["param_groups"], *optimizer["param_groups"][:1]]  # an added group contains matrices
     groups = [{**group, "params": [new_indices[name] for name in names]} for group, names in zip(settings, new_groups)]
     new_states = {new_indices[name]: state for name, state in states.items() if name in new_indices}
     return {"state": new_states, "param_groups": groups}
 
 
 def _convert_state_dict(checkpoint: dict, path: str, extra_args: dict) -> dict:
-    """A state dict with nanoGPT+'s or nanoGPT's names in our layout; hyper-parameters from shapes and extra_args."""
+    """Convert a state dict with names of nanoGPT+ or nanoGPT; hyper-parameters come from shapes and extra_args."""
     weights = clean_keys(checkpoint) if is_state_dict(checkpoint) else {}
     args: dict = {}
     has_blocks = any(name.startswith("transformer_blocks.") for name in weights)
@@ -270,26 +272,30 @@ def _convert_state_dict(checkpoint: dict, path: str, extra_args: dict) -> dict:
     args.update(_infer_model_args(weights))
     if not args.get("n_embd"):
         layout = ", ".join(sorted({re.sub(r"\.\d+\.", ".N.", str(key)) for key in checkpoint})) or "nothing"
-        raise UserError(f"{path} has a layout that is not known: it holds {layout}; known are {KNOWN_LAYOUTS}")
+        raise UserError(f"{path} has an unknown layout: it contains {layout}; supported are {KNOWN_LAYOUTS}")
     if len(weights) == 1:
         args = {"model_type": "bigram", "vocab_size": args["vocab_size"]}
     else:
         tie_head(weights, args)
         c_attn, n_embd = weights.get("transformer.h.0.attn.c_attn.weight"), args["n_embd"]
         if c_attn is not None and c_attn.shape == (n_embd, 3 * n_embd):  # transposed
-            raise UserError(f"{path} holds Hugging Face's weights: give the directory it is in, with its config.json")
-    return {"model": weights, "model_args": {**args, **extra_args}}  # load_weights compares with the shapes
+            raise UserError(f"{path} contains Hugging Face weights: pass its directory, with config.json in it")
+    return {"model": weights, "model_args": {**args, **extra_args}}  # load_weights checks the shapes
 
 
 def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
-    """The tokenizer of an upgraded checkpoint without one: of a meta file near it or with its data, or nanoGPT+'s.
+    """Tokenizer for an upgraded checkpoint that has none: from a meta file next to it or to its data, or nanoGPT+'s.
 
-    As in nanoGPT, GPT-2's is assumed if there is none and the vocabulary has GPT-2's size; else None.
+    If none is found, GPT-2's is assumed for a vocabulary of GPT-2's size, as in nanoGPT; otherwise None.
     """
     vocab_size, config = checkpoint["model_args"].get("vocab_size"), checkpoint.get("config", {})
     dataset, data_dir = config.get("dataset", ""), config.get("data_dir", "")
     directory, subdir = os.path.dirname(os.path.abspath(path)), data_dir or dataset and os.path.join("data", dataset)
-    roots = [*([] if data_dir else [ROOT]), os.getcwd(), os.path.dirname(directory)]  # subdir is in ours, or in another
+    roots = [
+        *([] if data_dir else [ROOT]),
+        os.getcwd(),
+        os.path.dirname(directory),
+    ]  # the data may be in our repository or in another
     for folder in [directory, *(os.path.join(root, subdir) for root in roots if subdir)]:
         if (meta := read_meta(folder)).get("vocab_size") == vocab_size:
             return meta["tokenizer"]
@@ -299,9 +305,9 @@ def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
 
 
 def _nanogpt_plus_characters(path: str, vocab_size: int) -> str:
-    """The characters of nanoGPT+'s pickled tokenizer next to a checkpoint or in tokenizers/ there; '' if none fits.
+    """Characters of nanoGPT+'s pickled tokenizer next to a checkpoint, or in tokenizers/ there; '' if none fits.
 
-    It is the one that nanoGPT+ names after this checkpoint, else the only vocabulary of the right size.
+    Prefers the file that nanoGPT+ names after this checkpoint; otherwise takes the only vocabulary of the right size.
     """
     directory, name = os.path.split(os.path.abspath(path))
     tokenizer_name = "tokenizer_" + name.partition(".")[0].replace("_model", "") + ".pkl"  # tokenizer_gpt_small
@@ -315,20 +321,20 @@ def _nanogpt_plus_characters(path: str, vocab_size: int) -> str:
 
 
 class _TokenizerUnpickler(pickle.Unpickler):
-    """Reads plain values and nanoGPT+'s tokenizer; refuses whatever else a pickle asks for, without running it."""
+    """Reads plain values and nanoGPT+'s tokenizer; refuses everything else in a pickle without running it."""
 
     def find_class(self, module, name):
         if (module, name) == ("src.data.tokenizer", "CharTokenizer"):
-            return types.SimpleNamespace  # which the pickle fills
+            return types.SimpleNamespace  # the pickle sets its attributes
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def read_nanogpt_plus_tokenizer(path: str) -> str:
-    """The characters of a pickled tokenizer of nanoGPT+, by id. Raises UserError for anything else in the file."""
+    """Characters of a pickled nanoGPT+ tokenizer, by id. Raises UserError if the file contains anything else."""
     try:
         with open(path, "rb") as file:
             itos = vars(_TokenizerUnpickler(file).load())["itos"]
         return "".join([itos[i] for i in range(len(itos))])
     except Exception as error:  # a damaged pickle can raise nearly anything
         reason = f"{path} is not a plain tokenizer of nanoGPT+ ({error})"
-        raise UserError(f"{reason}: it was not run; move it away from the checkpoint") from error
+        raise UserError(f"{reason}: it was not run; move it to another directory") from error

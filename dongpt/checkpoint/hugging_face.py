@@ -1,9 +1,9 @@
-"""GPT-2 in Hugging Face's format: a directory with config.json and model.safetensors, or OpenAI's weights by name.
+"""GPT-2 in Hugging Face's format: a directory with config.json and model.safetensors, or the name of OpenAI's weights.
 
     checkpoint = load("gpt2")                    # as in a ckpt.pt: model, model_args, tokenizer, format_version
     save(model, tokenizer, "directory")          # transformers opens it as GPT2LMHeadModel
 
-Neither imports transformers.
+Neither of them imports transformers.
 """
 
 import json
@@ -23,13 +23,13 @@ from dongpt.text.tokenizers import END, UNKNOWN, UNSUPPORTED_TOKENIZER, byte_alp
 from model import GPT
 
 GPT2_MODEL_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first one there is read; either may be in shards
-EXPORT_RECORD_FILE = "dongpt.json"  # written by save: the tokenizer's dict, the mark, hashes of the other files
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists is read; either may be sharded
+EXPORT_RECORD_FILE = "dongpt.json"  # written by save: tokenizer, settings hash, hashes of the other files
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-# Conv1D stores the transpose of a Linear's weight. attn.c_proj is square, so its shape does not show that.
+# Conv1D stores the transpose of a Linear's weight. The shape of attn.c_proj does not reveal it, since it is square.
 TRANSPOSED_WEIGHTS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-GPT2_TOKEN_IDS = {"!": 0, "\u0120the": 262, "\u0120gazed": 50255, "<|endoftext|>": 50256}  # they identify it
-CONFIG_KEYS = {  # GPTConfig's fields: their key in config.json, another name for it, the default
+GPT2_TOKEN_IDS = {"!": 0, "\u0120the": 262, "\u0120gazed": 50255, "<|endoftext|>": 50256}  # tokens that identify it
+CONFIG_KEYS = {  # GPTConfig's field: key in config.json, alternative key, default
     "block_size": ("n_positions", "max_position_embeddings", 1024),
     "vocab_size": ("vocab_size", "vocab_size", 50257),
     "n_layer": ("n_layer", "num_hidden_layers", 12),
@@ -37,7 +37,7 @@ CONFIG_KEYS = {  # GPTConfig's fields: their key in config.json, another name fo
     "n_embd": ("n_embd", "hidden_size", 768),
     "tie_weights": ("tie_word_embeddings", "tie_word_embeddings", True),
 }
-FIXED_CONFIG = {  # what our GPT computes
+FIXED_CONFIG = {  # values that our GPT implements
     "model_type": "gpt2",
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -47,12 +47,12 @@ FIXED_CONFIG = {  # what our GPT computes
 
 
 def is_model(path: str) -> bool:
-    """Whether path is the name of OpenAI's weights, or a directory in this format."""
+    """Whether path is a directory in this format or the name of OpenAI's weights."""
     return path in GPT2_MODEL_NAMES or os.path.exists(os.path.join(path, "config.json"))
 
 
 def load(name_or_path: str, **extra_args) -> dict:
-    """The model in a directory, or one of GPT2_MODEL_NAMES, as a checkpoint in our layout; extra_args as in upgrade."""
+    """Checkpoint in our layout from a directory or one of GPT2_MODEL_NAMES; extra_args as in upgrade."""
     directory = name_or_path if os.path.exists(os.path.join(name_or_path, "config.json")) else _download(name_or_path)
     hf_config = {key: value for key, value in _read(directory, "config.json").items() if value is not None}
     activation = str(hf_config.get("activation_function", "gelu_new"))
@@ -78,24 +78,24 @@ def load(name_or_path: str, **extra_args) -> dict:
 
 
 def _download(name: str) -> str:
-    """The directory with OpenAI's weights in Hugging Face's cache; they are downloaded if they are not there."""
+    """Directory with OpenAI's weights in Hugging Face's cache; downloads them if necessary."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     try:
         from huggingface_hub import hf_hub_download
 
-        logger.setLevel(logging.ERROR)  # after the import, which sets it too; below, it logs every retry
+        logger.setLevel(logging.ERROR)  # after the import, which also sets it; at lower levels every retry is logged
         hf_hub_download(name, WEIGHT_FILES[0])
         return os.path.dirname(hf_hub_download(name, "config.json"))
-    except Exception as error:  # the hub's client, the network and the file system each have errors of their own
+    except Exception as error:  # client, network and file system all raise different errors
         reason = f"the Hugging Face model {name!r} could not be loaded ({first_line(error)})"
-        raise UserError(f"{reason}: connect to a network, or give a directory with config.json and weights") from error
+        raise UserError(f"{reason}: connect to a network, or pass a directory with config.json and weights") from error
     finally:
         logger.setLevel(level)
 
 
 def _read_weights(directory: str) -> dict[str, torch.Tensor]:
-    """All weights in a directory by name, from one file or from shards."""
+    """All weights in a directory by name, from one file or several shards."""
     for name in WEIGHT_FILES:
         shards = _read(directory, f"{name}.index.json").get("weight_map")
         files = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
@@ -106,13 +106,13 @@ def _read_weights(directory: str) -> dict[str, torch.Tensor]:
 
 
 def _read(directory: str, name: str) -> dict[str, Any]:
-    """The content of a JSON file, {} if there is none, or of a file of weights. Raises UserError if it is damaged."""
+    """Content of a JSON file ({} if missing) or of a weights file. Raises UserError if the file is damaged."""
     path = os.path.join(directory, name)
     if name.endswith(".json") and not os.path.exists(path):
         return {}
     try:
         if os.path.basename(name) != name:
-            raise ValueError("it is outside the directory")
+            raise ValueError("it is outside of the directory")
         if name.endswith(".json"):
             with open(path, encoding="utf-8") as file:
                 content = json.load(file)
@@ -123,7 +123,7 @@ def _read(directory: str, name: str) -> dict[str, Any]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
         if not (isinstance(content, dict) if name.endswith(".json") else is_state_dict(content)):
-            raise ValueError("it holds something else")
+            raise ValueError("its content has the wrong type")
         return content
     except Exception as error:  # a damaged file can raise nearly anything
         reason = f"{path} could not be read, and nothing in it was run ({first_line(error)})"
@@ -131,7 +131,7 @@ def _read(directory: str, name: str) -> dict[str, Any]:
 
 
 def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
-    """The tokenizer in a directory: the one that save wrote, else GPT-2's if it is that, or UNSUPPORTED_TOKENIZER."""
+    """Tokenizer in a directory: the one that save wrote, GPT-2's if it is that, or UNSUPPORTED_TOKENIZER."""
     if record := _read(directory, EXPORT_RECORD_FILE):
         return record.get("tokenizer")
     hf_model = _read(directory, "tokenizer.json").get("model")
@@ -143,7 +143,7 @@ def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
 
 
 def save(model: GPT, tokenizer: dict | None, directory: str, settings_hash: str = ""):
-    """Write model, and its tokenizer if there is one, to directory, which must be empty or new; see stored_hash."""
+    """Write model and its tokenizer, if any, to directory, which must be empty or new. See stored_hash."""
     from safetensors.torch import save_file
 
     config = model.config
@@ -184,7 +184,7 @@ def _write_json(content: dict, directory: str, name: str):
 
 
 def stored_hash(directory: str) -> str | None:
-    """The settings_hash that save wrote, if directory holds exactly what it wrote; else None."""
+    """settings_hash that save wrote, or None if directory does not contain exactly what save wrote."""
     try:
         record = _read(directory, EXPORT_RECORD_FILE)
         return record.get("mark") if _hash_files(directory) == record.get("files") else None
@@ -193,13 +193,13 @@ def stored_hash(directory: str) -> str | None:
 
 
 def _hash_files(directory: str) -> dict[str, str]:
-    """The hash of each file in directory except save's record."""
+    """Hash of each file in directory except save's record."""
     names = sorted(set(os.listdir(directory)) - {EXPORT_RECORD_FILE})
     return {name: file_sha256(os.path.join(directory, name)) for name in names}
 
 
 def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
-    """Write tokenizer.json and tokenizer_config.json, with which transformers encodes and decodes as tokenizer does."""
+    """Write tokenizer.json and tokenizer_config.json, so that transformers encodes and decodes like tokenizer."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as HFTokenizer
 
@@ -229,7 +229,7 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
 
 
 def _chat_template(template: Template) -> str:
-    """The template in Jinja for transformers' apply_chat_template, which then asks a model as our chat does."""
+    """The template in Jinja: transformers' apply_chat_template then writes the same prompts as chat.py."""
     affixes = {
         "system": (template.system, ""),
         "user": (template.user, template.assistant),
@@ -243,9 +243,9 @@ def _chat_template(template: Template) -> str:
 
 
 def _vocab_and_merges(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """(vocabulary, merges) of GPT-2's own files, which write bytes as characters, from tiktoken's ranks.
+    """(vocabulary, merges) as in GPT-2's own files, which write bytes as characters, from tiktoken's ranks.
 
-    Every token is the merge of the two parts that the earlier merges leave of its bytes.
+    Each token merges the two parts that remain of its bytes after all earlier merges.
     """
     byte_chars = byte_alphabet()
     names = {token: "".join(byte_chars[byte] for byte in token) for token in ranks}

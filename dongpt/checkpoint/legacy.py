@@ -1,7 +1,7 @@
-"""Models other than the GPT of model.py: the bigram baseline and EDS's two position schemes. The one model factory.
+"""The model factory, and models other than the GPT of model.py: the bigram baseline and EDS's position schemes.
 
-EDS (the Empathetic-Dialogue-System) had position schemes named rope and relative that compute something else than those
-names promise. They are kept as they were, so that its checkpoints give the logits that they were trained to give.
+The rope and relative schemes of EDS (the Empathetic-Dialogue-System) differ from what these names mean elsewhere. They
+are implemented here as they were there, so that EDS's checkpoints give the same logits.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from model import GPT, GPTConfig, rope_cos_sin
 
 @dataclass(frozen=True)
 class LegacyConfig(GPTConfig):
-    """The architecture of an EDS model; pos_embd has no effect."""
+    """Architecture of an EDS model; pos_embd has no effect."""
 
     legacy: Literal["eds-rope", "eds-relative"] = "eds-rope"  # its position scheme
 
@@ -31,7 +31,7 @@ def position_scheme(config: GPTConfig) -> str:
 
 
 class Bigram(GPT):
-    """A baseline: next-token logits are the row of a (V, V) table that belongs to the last token."""
+    """Baseline whose next-token logits depend only on the last token: they are its row in a (V, V) table."""
 
     can_cache = False
     lm_head: Any
@@ -55,25 +55,25 @@ class Bigram(GPT):
         """Accept any length."""
 
     def flops_per_token(self) -> int:
-        return 0  # a look-up multiplies nothing
+        return 0  # a table look-up has no multiplications
 
     def crop_block_size(self, block_size: int):
         self.config = replace(self.config, block_size=block_size)
 
 
 class EmpatheticModel(GPT):
-    """Common part of the two: no sequence is longer than block_size, and there is no key-value cache."""
+    """Base of EDS's two models: sequences have at most block_size tokens, and there is no KV cache."""
 
     can_cache = False
 
     def check_length(self, T: int):
         if T > self.config.block_size:
-            limit = f"block_size={self.config.block_size}, which {position_scheme(self.config)} cannot read"
+            limit = f"block_size={self.config.block_size}, the limit of {position_scheme(self.config)}"
             raise UserError(f"a sequence of {T} tokens is longer than {limit}: pass block_size or fewer")
 
 
 class EmpatheticRope(EmpatheticModel):
-    """Token embeddings rotated once, over all channels, by 90 degrees less than RoPE's angle; no dropout on them."""
+    """Rotates token embeddings once, over all channels, by RoPE's angle minus 90 degrees, without dropout."""
 
     def embed(self, idx, positions, previous_ids=None):
         x1, x2 = self.transformer.wte(idx).chunk(2, dim=-1)  # (B, T, C/2) each
@@ -82,10 +82,10 @@ class EmpatheticRope(EmpatheticModel):
 
 
 class EmpatheticRelative(EmpatheticModel):
-    """Token embeddings times the sequence length T, plus the sum of T rows of a table of distances.
+    """Multiplies token embeddings by the sequence length T and adds the sum of T rows of a table of distances.
 
-    Position i gets rows block_size - 1 - i and the T - 1 after it: a token's embedding depends on how much text follows
-    it, but not on which text.
+    Position i gets row block_size - 1 - i and the T - 1 rows after it. A token's embedding thus depends on how
+    much text follows it, but not on which text.
     """
 
     def __init__(self, config: LegacyConfig):
@@ -108,7 +108,7 @@ class EmpatheticRelative(EmpatheticModel):
         table.weight = nn.Parameter(table.weight[first : first + table.num_embeddings].detach().clone())
 
     def logits_at(self, idx, last_positions):
-        # row by row, since padding would change the embeddings
+        # one sequence at a time: padding would change the embeddings
         rows = [idx[i : i + 1, : n + 1] for i, n in enumerate(last_positions.tolist())]
         return torch.cat([super(EmpatheticRelative, self).logits_at(row, row.shape[1] - 1) for row in rows])
 
@@ -117,20 +117,20 @@ MODEL_CLASSES = {"eds-rope": EmpatheticRope, "eds-relative": EmpatheticRelative}
 
 
 def build_model(config: GPTConfig) -> GPT:
-    """A new model of this architecture: a GPT, a bigram, or one of EDS's."""
+    """A new model with this architecture: a GPT, a bigram, or one of EDS's models."""
     if isinstance(config, LegacyConfig):
         return MODEL_CLASSES[config.legacy](config)
     return Bigram(config) if config.model_type == "bigram" else GPT(config)
 
 
 class _SkipInit(TorchFunctionMode):
-    """Leaves weights as they are: on the meta device, normal_ would take seconds to import torch's compiler."""
+    """Skips normal_, which on the meta device spends seconds importing torch's compiler."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
 def build_meta_model(config: GPTConfig) -> GPT:
-    """A model with names and shapes, but without memory for its weights."""
+    """A model on the meta device: names and shapes, but no memory for weights."""
     with torch.device("meta"), _SkipInit():
         return build_model(config)

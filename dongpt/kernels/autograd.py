@@ -1,7 +1,7 @@
-"""Operations of the training step that are faster on a CPU than what autograd makes of their plain form.
+"""Operations of the training step with a hand-written backward pass, which is faster on a CPU than autograd's.
 
-rotate and biased_attention have a backward written by hand; rotate_reference and biased_attention_reference compute the
-same by plain operations, for tests and for reading. Dropout draws fewer random bits.
+rotate_reference and biased_attention_reference compute the same with plain operations; tests compare the two. Dropout
+uses fewer random bits than PyTorch's.
 """
 
 import math
@@ -12,21 +12,21 @@ from torch.nn import functional as F
 
 
 def rotate_reference(x, rotation):
-    """x (B, T, nh, hs) with channel pairs (i, i + hs/2) rotated by the angles whose cos and sin are (..., T, 1, hs)."""
+    """Rotate the channel pairs (i, i + hs/2) of x (B, T, nh, hs); rotation: cos and sin, (..., T, 1, hs)."""
     cos, sin = rotation
     x1, x2 = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-x2, x1], dim=-1) * sin).to(x.dtype)
 
 
 class _Rotate(torch.autograd.Function):
-    """The same as rotate_reference, of queries and keys; its backward moves half as much memory."""
+    """rotate_reference for queries and keys; the backward pass moves half as much memory as autograd's."""
 
     @staticmethod
     def forward(ctx, q, k, cos, sin):
         ctx.save_for_backward(cos, sin)
         half_size, outputs = q.shape[-1] // 2, []
         for x in (q, k):
-            y = x * cos  # float32, whatever x is
+            y = x * cos  # float32 for any dtype of x
             y[..., :half_size].addcmul_(x[..., half_size:], sin[..., :half_size], value=-1)
             y[..., half_size:].addcmul_(x[..., :half_size], sin[..., half_size:])
             outputs.append(y.to(x.dtype))
@@ -35,28 +35,28 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         cos, sin = ctx.saved_tensors
-        return *_Rotate.apply(*grads, cos, -sin), None, None  # the transpose of a rotation is the rotation back
+        return *_Rotate.apply(*grads, cos, -sin), None, None  # the transpose of a rotation is its inverse
 
 
-rotate = _Rotate.apply  # rotate(q, k, cos, sin) is (q, k), rotated
+rotate = _Rotate.apply  # rotate(q, k, cos, sin) returns the rotated (q, k)
 
 
 def biased_attention_reference(q, k, v, bias):
-    """Attention of q, k, v (B, nh, T, hs) with bias (1, nh, T, T) added to the scores; -inf hides a key."""
+    """Attention of q, k, v (B, nh, T, hs) with bias (1, nh, T, T) added to the scores; -inf masks a key."""
     scores = (q @ k.mT) / math.sqrt(q.shape[-1])
     return (scores.float() + bias).softmax(-1).to(v.dtype) @ v
 
 
 def biased_attention(q, k, v, bias):
-    """The same as biased_attention_reference for a causal bias, with PyTorch's flash kernel in the forward pass.
+    """biased_attention_reference for a causal bias, with PyTorch's flash kernel in the forward pass.
 
-    That kernel gives the bias no gradient, and PyTorch's fallback keeps all scores, (B, nh, T, T), in memory. This
-    backward recomputes them in tiles that fit into the processor's cache, and only on and below the diagonal.
+    That kernel computes no gradient for the bias, and PyTorch's fallback stores all scores (B, nh, T, T). This backward
+    pass recomputes them in tiles that fit into the CPU's cache, and skips the tiles above the diagonal.
     """
     return _BiasedAttention.apply(q, k, v, bias)
 
 
-TILE_QUERIES, TILE_SCORES = 64, 2**20  # queries and scores in one tile of the backward pass
+TILE_QUERIES, TILE_SCORES = 64, 2**20  # maximum per tile of the backward pass
 
 
 class _BiasedAttention(torch.autograd.Function):
@@ -75,12 +75,12 @@ class _BiasedAttention(torch.autograd.Function):
         for batch_start in range(0, B, n_sequences):
             b = slice(batch_start, batch_start + n_sequences)
             for i in range(0, T, TILE_QUERIES):
-                j = min(i + TILE_QUERIES, T)  # queries i to j - 1 look at keys 0 to j - 1
+                j = min(i + TILE_QUERIES, T)  # queries i to j - 1 attend to keys 0 to j - 1
                 q_tile, k_tile, v_tile, grad_tile = q[b, :, i:j] * scale, k[b, :, :j], v[b, :, :j], grad[b, :, i:j]
                 p = ((q_tile @ k_tile.mT).float() + bias[:, :, i:j, :j]).softmax(-1)
                 dp = (grad_tile @ v_tile.mT).float()
-                ds = p * (dp - (p * dp).sum(-1, keepdim=True))  # softmax: ds = p (dp - sum(p dp))
-                dbias[:, :, i:j, :j] += ds.sum(0)  # the bias is added to the scores of every sequence
+                ds = p * (dp - (p * dp).sum(-1, keepdim=True))  # gradient of softmax
+                dbias[:, :, i:j, :j] += ds.sum(0)  # all sequences share the bias
                 ds = ds.to(q.dtype)
                 dq[b, :, i:j] = (ds @ k_tile) * scale
                 dk[b, :, :j] += ds.mT @ q_tile
@@ -89,16 +89,16 @@ class _BiasedAttention(torch.autograd.Function):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout; on a CPU with 16 random bits per element, so that p is rounded to 1/65536.
+    """nn.Dropout; on a CPU with 16 random bits per element, so that p is rounded to a multiple of 1/65536.
 
-    torch draws random numbers on one core, and 64 bits each for its own dropout: a tenth of a wide model's step in
-    float32, half of it where the processor multiplies bfloat16.
+    torch's own dropout draws 64 random bits per element on one core. That takes a tenth of a wide model's step in
+    float32, and half of it on a CPU with bfloat16 matrix instructions.
     """
 
     def forward(self, x):
         if not self.training or not self.p or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         random_bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        n_dropped = min(round(self.p * 65536), 65535)  # of the 65536 values of 16 bits
+        n_dropped = min(round(self.p * 65536), 65535)  # how many of the 65536 random values mean drop
         keep_mask = random_bits[: x.numel()].view(x.shape) >= n_dropped - 32768
         return x * keep_mask.to(x.dtype).mul_(65536 / (65536 - n_dropped))

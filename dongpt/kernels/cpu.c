@@ -1,10 +1,10 @@
 // Decoding with a GPT on a CPU: matmul() multiplies a few rows by a packed weight, blocks() runs all layers of model.py
-// for one new token per sequence. A token costs reading every weight once; this does it at the speed of memory.
+// for one new token per sequence. Every token reads every weight once, so that memory bandwidth is the limit.
 //
-// W (N, K) comes packed by cpu.py: panels of SUMS * V output channels; in a panel, for each k, words of 32 bits; a word
-// holds PARTS weights, of channels V apart (1 float32, 2 bfloat16, 4 int8). So one load gives weights of PARTS * V
-// channels for one k, a shift or a mask makes them float32, and each is multiplied by x[m][k] for several rows m while
-// it is in a register. Sums are float32. A row's result does not depend on the other rows.
+// cpu.py packs W (N, K) into panels of SUMS * V output channels. For each k, a panel holds words of 32 bits; a word
+// contains PARTS weights (1 float32, 2 bfloat16 or 4 int8) of channels that are V apart. One load thus returns the
+// weights of PARTS * V channels for one k, a shift or a mask converts them to float32, and each is multiplied by x[m][k]
+// for several rows m while it is in a register. Sums are float32. The result for a row is independent of other rows.
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -13,11 +13,11 @@
 #ifdef __AVX512F__
 enum { V = 16 };
 #else
-enum { V = 8 };  // one AVX2 register, two of NEON
+enum { V = 8 };  // one AVX2 register or two NEON registers
 #endif
-enum { BLOCK = 384,  // how many k at a time: the panel then stays in the first-level cache for all rows
-       PREFETCH_BYTES = 2048,  // how far ahead weights are prefetched if there are few rows
-       MAX_ROWS = 64 };  // rows of x for which sums are kept at a time
+enum { BLOCK = 384,  // number of k per pass, so that a panel stays in the L1 cache for all rows
+       PREFETCH_BYTES = 2048,  // prefetch distance if there are few rows
+       MAX_ROWS = 64 };  // maximum number of rows of x per pass
 
 typedef float floats __attribute__((vector_size(4 * V), aligned(4), may_alias));
 typedef int32_t words __attribute__((vector_size(4 * V), aligned(4), may_alias));
@@ -35,7 +35,7 @@ INLINE floats unpack(words word, int parts, int part) {
     return __builtin_convertvector((word << (24 - 8 * part)) >> 24, floats);
 }
 
-// sum (count, R) += the weights of one k at w, of whose SUMS vectors count are taken from first on, times x (R).
+// sum (count, R) += weights of one k, times x (R). Of the SUMS vectors at w, count are used, starting at first.
 INLINE void step(floats sum[4][4], const char *w, const float *x, long stride, int parts, int R, int first, int count) {
     floats weights[4];
     UNROLL for (int p = 0; p < count; p++)
@@ -44,8 +44,8 @@ INLINE void step(floats sum[4][4], const char *w, const float *x, long stride, i
         UNROLL for (int p = 0; p < count; p++) sum[p][m] += weights[p] * x[m * stride];
 }
 
-// step for n of k, with sums (R, SUMS, V). x (R, n) has rows stride apart. Meanwhile memory is asked for what lies at
-// next, pace bytes for every k.
+// step for n values of k, with sums (R, SUMS, V). The rows of x (R, n) are stride apart. Prefetches pace bytes per k,
+// starting at next.
 INLINE void multiply(const char *w, const float *x, long stride, float *sums, long n, int parts, int R, int first,
                      int count, const char *next, long pace) {
     const int S = SUMS(parts), bytes = 4 * V * S / parts;
@@ -66,8 +66,8 @@ INLINE void multiply(const char *w, const float *x, long stride, float *sums, lo
 INLINE void panels(const char *w, const float *scale, const float *bias, const float *x, float *y, long M, long N,
                    long K, int parts, long first, long last) {
     const int S = SUMS(parts), width = S * V, bytes = 4 * width / parts;
-    // Four rows times two sums fill the registers. The next block is asked for in equal shares by all passes, else the
-    // first would wait for memory and the others only multiply; few rows of float32 come fastest without asking.
+    // Four rows times two sums fill the registers. All passes prefetch an equal share of the next block; otherwise the
+    // first pass would wait for memory. Few rows of float32 are fastest without prefetching.
     const long passes = M < 4 ? 1 : M / 4 * (S / 2) + (M % 4 > 1) + M % 2;
     const long pace = M < 4 && parts == 1 ? 0 : bytes / passes;
     float sums[MAX_ROWS * 4 * V] __attribute__((aligned(64)));
@@ -84,7 +84,7 @@ INLINE void panels(const char *w, const float *scale, const float *bias, const f
                 multiply(block, x + m * K + k, K, sums + m * width, n, parts, 2, 0, S, next, pace);
             if (m < M) multiply(block, x + m * K + k, K, sums + m * width, n, parts, 1, 0, S, next, pace);
         }
-        const long channel = panel * width, channels = N - channel < width ? N - channel : width;  // the last: filled up
+        const long channel = panel * width, channels = N - channel < width ? N - channel : width;  // the last panel is padded
         for (long m = 0; m < M; m++) {
             float *sum = sums + m * width;
             if (scale) for (long i = 0; i < channels; i++) sum[i] *= scale[channel + i];
@@ -128,17 +128,17 @@ INLINE floats select(words condition, floats yes, floats no) {
     return (floats)((condition & (words)yes) | (~condition & (words)no));
 }
 
-// e^x within 2e-7 of itself, for x from -87 to 88, beyond which it stays the same, NaN for NaN: 2^n times a series.
+// e^x with a relative error below 2e-7; x is clamped to -87 .. 88, NaN stays NaN. 2^n times a power series.
 INLINE floats exponential(floats x) {
     floats low = select(x < -87.0f, (floats){0} - 87.0f, x);
     floats y = select(low > 88.0f, (floats){0} + 88.0f, low);
-    floats shifted = y * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;  // n rounded; its bits are at the end
+    floats shifted = y * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;  // rounds; the low bits hold n
     floats r = y - n * 0.693359375f + n * 2.12194440e-4f;
     floats series = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f))))));
     return select(x == x, (floats)((words)series + ((words)shifted << 23)), x);
 }
 
-// GELU, exact (erf by Abramowitz and Stegun 7.1.26, within 1.5e-7) or by GPT-2's tanh.
+// GELU, exact (erf: Abramowitz and Stegun 7.1.26, error below 1.5e-7) or with GPT-2's tanh.
 INLINE floats gelu(floats x, int gelu_tanh) {
     if (gelu_tanh) {
         floats u = 0.7978845608f * (x + 0.044715f * x * x * x);
@@ -212,11 +212,11 @@ typedef struct {
     linear c_attn, attn_c_proj, c_fc, mlp_c_proj;
 } layer;
 
-typedef struct {  // what is the same in all layers
-    const int64_t *positions;  // of the newest tokens: one for all rows, or (B)
+typedef struct {  // shared by all layers
+    const int64_t *positions;  // position of the newest token: one for all rows, or (B)
     const float *cos, *sin;  // (1 or B, head size) or NULL: model.rotate
     const float *bias;  // (1 or B, 1 or n_head, cache_len) or NULL
-    long B, C, n_head, capacity;  // rows; channels; heads; tokens for which a row of a cache has room
+    long B, C, n_head, capacity;  // capacity: maximum number of tokens per row of a cache
     long positions_differ, rotations_differ, bias_rows, bias_heads, cache_len, gelu_tanh, n_threads;
 } decode_step;
 
@@ -254,7 +254,7 @@ static void add(float *x, const float *y, long n) {
     for (long i = 0; i < n; i++) x[i] += y[i];
 }
 
-// x (B, C) through all layers; the new keys and values go into the caches (B, n_head, capacity, head size).
+// Runs x (B, C) through all layers and writes new keys and values to the caches (B, n_head, capacity, head size).
 // scratch holds 6 * B * C floats, and capacity for each of n_threads.
 void blocks(const decode_step *t, const layer *layers, long n_layer, float *const *keys, float *const *values, float *x,
             float *scratch) {

@@ -1,9 +1,9 @@
-"""Decoding on a CPU: float32, bfloat16 or int8 weights, packed once and read at the speed of memory.
+"""Decoding on a CPU with packed float32, bfloat16 or int8 weights, limited only by memory bandwidth.
 
-PyTorch's own kernels read the weights for one row of input at half to three quarters of the memory bandwidth, eight
-rows in bfloat16 ten times slower than possible on a processor without bfloat16 instructions, and each token waits for
-a few hundred small calls in between. cpu.c is compiled when first needed, which takes a second; without a compiler
-everything works without it. The plain reference is the model's own forward pass.
+For one row of input, PyTorch's kernels reach half to three quarters of the memory bandwidth. For eight rows in bfloat16
+they take ten times as long as necessary on a CPU without bfloat16 instructions. A few hundred small calls per token
+come on top. cpu.c is compiled when it is first needed, which takes a second; without a C compiler, PyTorch's kernels
+are used. The reference implementation is the model's own forward pass.
 """
 
 import ctypes
@@ -20,30 +20,30 @@ import torch
 import torch.nn as nn
 
 C_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu.c")
-PACKING_MIN_PARAMS = 1e6  # parameters below which reading them is not what takes a token's time
-WEIGHT_COPY_MAX_PARAMS = 5e8  # parameters above which a second copy of the weights may not fit into memory
-WEIGHT_COPY_MIN_TOKENS = 16  # tokens that repay the time of copying the weights
-WEIGHTS_PER_INT32 = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # in 32 bits
-# Tuned to some processors, gcc would fuse multiply and add in one place and not in another: a row's rounding would
-# depend on the number of rows.
+PACKING_MIN_PARAMS = 1e6  # fewer parameters: reading them does not dominate a token's time
+WEIGHT_COPY_MAX_PARAMS = 5e8  # more parameters: a second copy may not fit into memory
+WEIGHT_COPY_MIN_TOKENS = 16  # fewer tokens: packing takes longer than it saves
+WEIGHTS_PER_INT32 = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # weights in 32 bits
+# -mtune=generic: tuned for some CPUs, gcc fuses multiply and add in one loop but not in another, and the rounding of
+# a row then depends on the number of rows.
 GCC_FLAGS = ["-O3", "-march=native", "-mtune=generic", "-fopenmp", "-shared", "-fPIC"]
 
 
 @functools.cache
 def load_library() -> tuple[ctypes.CDLL | None, str]:
-    """(cpu.c compiled for this processor, "") or (None, why it is not available)."""
+    """(cpu.c compiled for this CPU, "") or (None, the reason why it is not available)."""
     if not sys.platform.startswith("linux"):
-        return None, f"not done on {sys.platform}"
+        return None, f"not supported on {sys.platform}"
     compiler = shlex.split(os.environ.get("CC", "gcc")) or ["gcc"]
     if not shutil.which(compiler[0]):
         return None, f"no C compiler ({compiler[0]}) found"
-    with tempfile.TemporaryDirectory() as temp_dir:  # nothing is kept: a file from elsewhere is never run
+    with tempfile.TemporaryDirectory() as temp_dir:  # not cached: no library from elsewhere is ever loaded
         so_path = os.path.join(temp_dir, "cpu.so")
         try:
             subprocess.run([*compiler, *GCC_FLAGS, C_FILE, "-o", so_path], capture_output=True, timeout=120, check=True)
             c_library = ctypes.CDLL(so_path)
         except (OSError, subprocess.SubprocessError) as error:
-            return None, f"{compiler[0]} could not make it, or it cannot be loaded ({type(error).__name__})"
+            return None, f"{compiler[0]} cannot compile it, or it cannot be loaded ({type(error).__name__})"
     pointer, pointers = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
     step, layers, linear = (ctypes.POINTER(struct) for struct in (_CStep, _CLayer, _CLinear))
     c_library.matmul.argtypes = [linear, pointer, pointer, ctypes.c_long]
@@ -53,7 +53,7 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _c_struct(name: str, pointers: str, numbers: str, linears: str = "") -> Any:
-    """A struct of cpu.c, its members in the same order: pointers, then linears, then numbers."""
+    """A struct of cpu.c with its members in the same order: pointers, then linears, then numbers."""
     struct_fields: list[tuple[str, Any]] = [(field, ctypes.c_void_p) for field in pointers.split()]
     struct_fields += [(field, _CLinear) for field in linears.split()]
     struct_fields += [(field, ctypes.c_long) for field in numbers.split()]
@@ -70,13 +70,13 @@ _CStep = _c_struct(
 
 
 def _data_ptr(tensor) -> int | None:
-    """The address of a tensor's data, for C; None for no tensor."""
+    """Address of a tensor's data for C; None for None."""
     assert tensor is None or tensor.is_contiguous()
     return None if tensor is None else tensor.data_ptr()
 
 
 class PackedLinear(nn.Module):
-    """A Linear for inference, or an Int8Linear, with its weight in the order that cpu.c reads; x in any float dtype."""
+    """A Linear or Int8Linear for inference, with its weight packed for cpu.c; accepts any floating-point dtype."""
 
     weight: torch.Tensor
     scale: torch.Tensor | None
@@ -93,7 +93,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone(), persistent=False)
 
     def c_struct(self) -> Any:
-        """This layer for C, as long as it lives."""
+        """This layer for C; valid only while the layer exists."""
         data_ptrs = _data_ptr(self.weight), _data_ptr(self.scale), _data_ptr(self.bias)
         return _CLinear(*data_ptrs, self.out_features, self.in_features, self.weights_per_int32)
 
@@ -111,18 +111,18 @@ def _c_library() -> ctypes.CDLL:
 
 
 def pack_weight(weight, lanes: int):
-    """weight (N, K) as cpu.c reads it: (panels, K, words, lanes, weights per word), padded with zeros at the end."""
+    """Pack weight (N, K) for cpu.c: (panels, K, words, lanes, weights per word), zero-padded at the end."""
     per_int32 = WEIGHTS_PER_INT32[weight.dtype]
-    n_int32s = 2 if per_int32 == 1 else 1  # a panel has SUMS of cpu.c times lanes channels
+    n_int32s = 2 if per_int32 == 1 else 1  # a panel has SUMS (cpu.c) times lanes channels
     n_padding = -len(weight) % (n_int32s * per_int32 * lanes)
     padded_weight = torch.cat([weight, weight.new_zeros(n_padding, weight.shape[1])]) if n_padding else weight
     return padded_weight.view(-1, n_int32s, per_int32, lanes, weight.shape[1]).permute(0, 4, 1, 3, 2).contiguous()
 
 
 class PackedBlocks:
-    """The blocks and the head of a GPT for decoding on a CPU in float32, with packed copies of its weights.
+    """Blocks and output head of a GPT for decoding on a CPU in float32, with packed copies of the weights.
 
-    Layers that are packed already are used as they are. Changes of the model's weights do not reach the copies.
+    Layers that are already packed are used without a copy. Later changes to the model's weights have no effect here.
     """
 
     def __init__(self, model: Any):
@@ -138,7 +138,7 @@ class PackedBlocks:
             self.layers[i] = _CLayer(*map(_data_ptr, norm_weights), *(linear.c_struct() for linear in linears))
 
     def blocks(self, x, attention_inputs: Any, caches: list):
-        """The blocks' output for x (B, 1, C), the newest token of every sequence; extends the caches (LayerCache)."""
+        """Output of the blocks for x (B, 1, C), the newest token of each sequence; extends the caches (LayerCache)."""
         (B, _, C), (cos, sin), bias = x.shape, attention_inputs.rotation or (None, None), attention_inputs.bias
         positions, capacity = caches[0].positions, caches[0].keys.shape[2]
         if bias is not None and not bias.is_floating_point():  # a mask
@@ -159,7 +159,7 @@ class PackedBlocks:
 
 
 def can_pack(model: Any) -> tuple[bool, str]:
-    """(whether a model is large enough and can be packed here, why not if only the compiler is missing)."""
+    """(whether the model can be packed and is large enough, the reason if only the C library is missing)."""
     if model.device.type != "cpu" or not model.can_cache or model.get_num_matmul_params() < PACKING_MIN_PARAMS:
         return False, ""
     c_library, problem = load_library()
@@ -167,9 +167,9 @@ def can_pack(model: Any) -> tuple[bool, str]:
 
 
 def make_packed_blocks(model: Any, n_tokens: int) -> PackedBlocks | None:
-    """PackedBlocks to run a float32 model's blocks for its next n_tokens; None if its own forward pass is to be used.
+    """PackedBlocks that decode the next n_tokens of a float32 model, or None if its own forward pass is faster.
 
-    Unless the model is packed already, its weights are copied: that costs about as much time as ten tokens.
+    Unless the model is already packed, its weights are copied, which takes about as long as ten tokens.
     """
     if isinstance(model.lm_head, PackedLinear):
         return PackedBlocks(model)

@@ -261,12 +261,12 @@ def test_a_whole_pickled_model_is_refused(tmp_path):
         ({}, "nothing"),
         ({"model": {}}, "model"),
         ({"epoch": 3, "weights": {}}, "epoch, weights"),
-        ({f"blocks.{i}.sa.proj.weight": torch.zeros(2) for i in range(12)}, "holds blocks.N.sa.proj.weight;"),
+        ({f"blocks.{i}.sa.proj.weight": torch.zeros(2) for i in range(12)}, "contains blocks.N.sa.proj.weight;"),
     ],
 )
 def test_a_file_of_other_things_says_what_was_found_and_what_is_known(tmp_path, content, found):
     torch.save(content, tmp_path / BEST_NAME)
-    refused(tmp_path / BEST_NAME, found, "known are", "nanoGPT+", "EDS")
+    refused(tmp_path / BEST_NAME, found, "supported are", "nanoGPT+", "EDS")
 
 
 @smoke
@@ -421,7 +421,7 @@ def test_a_damaged_optimizer_state_gives_a_sentence(case):
         checkpoints.restore_optimizer(optimizer, checkpoint, model, BEST_NAME)
         assert "rule" not in optimizer.param_groups[0]
         return
-    with pytest.raises(UserError, match="optimizer state does not belong"):
+    with pytest.raises(UserError, match="optimizer state does not match"):
         checkpoints.restore_optimizer(optimizer, checkpoint, model, BEST_NAME)
 
 

@@ -148,7 +148,7 @@ def compiler(path, does: str) -> str:
 )
 @pytest.mark.parametrize(
     "does, reason",
-    [(None, "no C compiler ({}) found"), ("exit 1", "{} could not make it"), ("exit 0", "{} could not make it, or")],
+    [(None, "no C compiler ({}) found"), ("exit 1", "{} cannot compile it"), ("exit 0", "{} cannot compile it, or")],
 )
 def test_without_a_compiler_that_works_nothing_is_packed_and_that_is_said(
     monkeypatch, tmp_path, library_again, dtype, quantized, weights, kind, does, reason
@@ -166,7 +166,7 @@ def test_without_a_compiler_that_works_nothing_is_packed_and_that_is_said(
 @smoke
 def test_on_other_systems_nothing_is_compiled(monkeypatch, library_again):
     monkeypatch.setattr(cpu.sys, "platform", "win32")
-    assert cpu.load_library() == (None, "not done on win32")
+    assert cpu.load_library() == (None, "not supported on win32")
 
 
 @needs_compiler
