@@ -38,21 +38,21 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """A user's mistake, in one sentence: what is wrong, where, and what to do about it.
+    """A user's mistake, described in one sentence: what is wrong, where, and what to do about it.
 
-    run_program prints it without a traceback and exits with code 2. Every other exception is a bug of ours.
+    run_program prints it without a traceback and exits with code 2. Any other exception is a bug.
     """
 
 
 class HelpRequest(Exception):
-    """--help was given. args: the config class, its usage, the settings of the config files given with it."""
+    """--help was given. args: config class, usage, and the settings of the config files on the command line."""
 
 
 def parse_value(text: str, field_type: Any) -> Any:
-    """Python value of a command-line text. A str field keeps the text as typed (--start=123, --start=a=b)."""
+    """Python value of text from the command line. A str field keeps it as typed (--start=123, --start=a=b)."""
     if field_type is str:
         return text
-    if text.lower() in BOOL_WORDS:
+    if text.lower() in BOOL_WORDS and (field_type is bool or True in get_args(field_type)):
         return BOOL_WORDS[text.lower()]
     try:
         with warnings.catch_warnings():
@@ -86,7 +86,7 @@ def check_type(value: Any, field_type: Any, location: str) -> Any:
 
 
 def bounds_errors(cls: type, values: dict[str, Any]) -> list[str]:
-    """A message such as `batch_size=0 must be at least 1` for every value outside the bounds that cls declares."""
+    """A message such as `batch_size=0 must be at least 1` for each value outside the bounds declared in cls."""
     messages = []
     for key, field_type in get_type_hints(cls, include_extras=True).items():
         meta, value = getattr(field_type, "__metadata__", ()), values.get(key)
@@ -97,7 +97,7 @@ def bounds_errors(cls: type, values: dict[str, Any]) -> list[str]:
 
 
 def check_setting(key: str, value: Any, cls: type, location: str) -> Any:
-    """Return the value of one of cls's fields, of the right type; else raise UserError, which begins with location."""
+    """Value of cls's field key, converted to its type. Raises UserError, which starts with location, if it is wrong."""
     hints = get_type_hints(cls)
     if key not in hints:
         close_keys = get_close_matches(key, hints, n=1)
@@ -107,10 +107,10 @@ def check_setting(key: str, value: Any, cls: type, location: str) -> Any:
 
 
 def build_config(cls: type[T], values: dict[str, Any], location: str = "settings") -> T:
-    """An instance of the dataclass cls with these values, from whatever source.
+    """An instance of the dataclass cls with these values.
 
-    Raises UserError for an unknown key or a wrong type; else for all values out of bounds, and for what cls itself
-    rejects with a ValueError, together.
+    Raises UserError for an unknown key or a wrong type; location says where the values are from. Otherwise, one
+    UserError reports all values out of bounds, and whatever cls itself rejects with a ValueError.
     """
     values = {key: check_setting(key, value, cls, location) for key, value in values.items()}
     problems = bounds_errors(cls, values)
@@ -131,7 +131,7 @@ def find_config_file(name: str) -> str | None:
 
 
 def exec_config(path: str, keys: Collection[str] = ()) -> dict[str, Any]:
-    """Settings in a config file, without names that are its own: _scratch names, functions, classes and modules."""
+    """Settings in a config file: all names except _private ones, functions, classes and modules."""
     namespace = {"__name__": "<config>", "__file__": path}
     try:
         with open(path, "rb") as file:  # runpy.run_path would also run a zip or byte code named .py
@@ -155,8 +155,8 @@ def exec_config(path: str, keys: Collection[str] = ()) -> dict[str, Any]:
 def load(cls: type[T], argv: list[str] | None = None, skipped_keys: list[str] | None = None) -> tuple[T, dict]:
     """Return (an instance of the dataclass cls, the values the user set). Raises HelpRequest for -h and --help.
 
-    If skipped_keys is a list, config files may hold keys that cls lacks (another program's), which are appended to it.
-    Raises UserError for everything that is not a known key with a valid value.
+    If skipped_keys is a list, config files may contain keys of other programs, which are appended to it. Raises
+    UserError for any argument that is not a known key with a valid value, or a config file of such keys.
     """
     return load_with_paths(cls, argv, "", skipped_keys)[:2]
 
@@ -191,7 +191,7 @@ def join_values(cls: type, argv: list[str]) -> list[str]:
 
 
 def read_arguments(cls: type, argv, usage: str = "", skipped_keys=None) -> tuple[dict[str, Any], list[str]]:
-    """(the values the user set, the paths), for a program with more values from elsewhere before build_config()."""
+    """(the values the user set, the paths), for a program that adds other values before it calls build_config()."""
     argv, hints = sys.argv[1:] if argv is None else argv, get_type_hints(cls)
     if "-h" in argv or "--help" in argv:
         files = [find_config_file(arg) for arg in argv if not (usage and _is_path(arg, hints))]

@@ -110,7 +110,7 @@ def test_value_on_the_command_line_gets_the_type_of_its_field(argument, key, val
         ("--count=1e-3", "int", "0.001"),
         ("--count=2.5", "int", "2.5"),
         ("--count=1e999", "int", "inf"),
-        ("--count=yes", "int", "True"),
+        ("--count=yes", "int", "'yes'"),
         ("--count=True", "int", "True"),
         ("--count=many", "int", "'many'"),
         ("--count=", "int", "''"),
