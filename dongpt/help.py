@@ -23,6 +23,7 @@ COMMON_SETTINGS = (
     *("temperature", "top_k", "seed", "max_iters", "eval_interval", "batch_size", "block_size", "n_layer", "n_head"),
     *("n_embd", "dropout", "learning_rate", "split", "device", "json"),
 )
+CONFIG_USAGE = "[CONFIG ...]"  # of programs that run the files in config/
 FACTS_LABEL = "Expect: "  # starts the line of size, time and loss in a config's docstring
 MIN_GROUPED_SETTINGS = 12  # fewer settings are one group
 MIN_WIDTH, MAX_WIDTH, TWO_COLUMN_WIDTH = 20, 110, 70  # columns of the terminal
@@ -33,7 +34,7 @@ NAME_WIDTH = 30  # columns for names, where explanations are next to them
 def print_help(doc: str, cls: type, usage: str, overrides: dict[str, Any]):
     """Print a program's docstring doc, its usage, and every setting of cls with its default and comment.
 
-    overrides replace the defaults: they are the settings of the config files that were named next to --help.
+    overrides, the settings of the config files on the command line, replace the defaults.
     """
     width = terminal_width()
     program = " ".join(filter(None, [os.path.basename(sys.argv[0]), usage]))
@@ -41,7 +42,8 @@ def print_help(doc: str, cls: type, usage: str, overrides: dict[str, Any]):
     for paragraph in filter(None, doc.strip("\n").split("\n\n")):
         is_example = paragraph.startswith((" ", "python ", "torchrun "))
         print(paragraph.rstrip() if is_example else textwrap.fill(paragraph, width, **WRAP), end="\n\n")
-    hints, comments = get_type_hints(cls), {}
+    hints = get_type_hints(cls)
+    comments: dict[str, str] = {}
     for parent in reversed(cls.__mro__[:-1]):  # a subclass may change a default, and then its comment too
         comments |= field_comments(parent)
     for title, names in setting_groups(cls).items():
@@ -57,12 +59,13 @@ def print_help(doc: str, cls: type, usage: str, overrides: dict[str, Any]):
             print_entry(f"  --{name}={default if is_plain else repr(default)}", [explanation.strip()], width)
         print()
     forms = "Write --key=value or --key value, or key = value in a Python file. Of several values, the last one wins."
-    print(textwrap.fill(forms, width, **WRAP))
+    configs = "CONFIG is a file in config/ or your own; --list shows ours. " if usage == CONFIG_USAGE else ""
+    print(textwrap.fill(configs + forms, width, **WRAP))
 
 
 def setting_groups(cls: type) -> dict[str, list[str]]:
     """Names of the settings of cls by title: common ones, its own, then those of each class that it extends."""
-    owners = {}
+    owners: dict[str, type] = {}  # the class that defines a setting first
     for parent in reversed(cls.__mro__[:-1]):
         owners |= {name: parent for name in get_annotations(parent) if name not in owners}
     names = [field.name for field in fields(cls)]

@@ -64,7 +64,7 @@ def run_program(main: Callable[[], int | None], lists_configs: bool = False):
 
 def _run_or_inform(main: Callable[[], int | None], lists_configs: bool) -> int:
     """Exit code of main, or 0 after printing the version, the list of configs or the help."""
-    from dongpt.help import print_configs, print_help
+    from dongpt.help import CONFIG_USAGE, print_configs, print_help
 
     if "--version" in sys.argv[1:]:
         print(f"donGPT {dongpt.__version__}")
@@ -75,7 +75,7 @@ def _run_or_inform(main: Callable[[], int | None], lists_configs: bool) -> int:
             return main() or 0
         except HelpRequest as request:
             cls, usage, overrides = request.args
-            usage = "[CONFIG ...]" if lists_configs else usage
+            usage = CONFIG_USAGE if lists_configs else usage
             print_help(sys.modules[main.__module__].__doc__ or "", cls, usage, overrides)
     return 0
 

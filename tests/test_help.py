@@ -173,6 +173,7 @@ def test_help_starts_with_the_programs_own_usage_and_has_an_example(name, usage,
     lines = help_of(f"{name}.py", "-h").splitlines()
     assert lines[0] == " ".join(f"usage: python {name}.py {usage} [--key=value ...]".split())
     assert any(line.strip().startswith(f"python {name}.py ") for line in lines[1:])
+    assert ("--list" in "".join(lines[-3:])) == (usage == "[CONFIG ...]")
 
 
 def test_help_of_train_starts_with_the_common_settings_as_the_named_config_sets_them(help_of):
