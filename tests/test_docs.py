@@ -100,6 +100,7 @@ def drive(tree, lines: list[str], input: str | None = None):
     assert done.stdout.count("RUNNING") == len(lines)
 
 
+@pytest.mark.commands
 def test_rows_of_from_md_that_need_nothing_run(tmp_path):
     tree = tmp_path / "donGPT"
     copy_repository(tree)
@@ -119,6 +120,7 @@ def readme_commands() -> list[str]:
     return [line for line in lines if line.startswith("python ") and not line.startswith("python -m")]
 
 
+@pytest.mark.commands
 def test_the_commands_of_the_readme_run(tmp_path):
     """In order, in a copy of the repository; the text of Don Quixote is not downloaded, and training is cut short."""
     tree = tmp_path / "donGPT"
