@@ -117,7 +117,8 @@ def read_settings(argv: list[str]) -> BenchConfig:
     cfg, given_keys = configurator.load(BenchConfig, argv, unused_keys)
     if unused_keys:
         print0(f"not used here: {', '.join(unused_keys)}")
-    if any(configurator.find_config_file(arg) for arg in argv if not arg.startswith("--")):
+    args = configurator.join_values(BenchConfig, argv)
+    if any(configurator.find_config_file(arg) for arg in args if not arg.startswith("--")):
         return replace(cfg, **{**CONFIG_FILE_SETTINGS, **given_keys})
     if not cfg.decode and torch.device(runtime.pick_device(cfg.device)[0]).type == "cpu":
         return replace(cfg, **{**CPU_SETTINGS, **given_keys})
@@ -464,4 +465,4 @@ def transformers_model(model, cfg: BenchConfig, rt: Runtime):
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, lists_configs=True)

@@ -249,7 +249,7 @@ def choose_topic(cfg: ChatConfig, template: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    cfg, given, paths = configurator.load_with_paths(ChatConfig, argv, "[PATH]")
+    cfg, given, paths = configurator.load_with_paths(ChatConfig, argv, "[CHECKPOINT]")
     if paths and cfg.out_dir:
         raise UserError(f"two models, {paths[0]} and --out_dir={cfg.out_dir}: name one")
     path = "".join(paths) or cfg.out_dir

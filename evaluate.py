@@ -79,7 +79,7 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
 
 
 def main(argv: list[str] | None = None):
-    cfg, given, paths = configurator.load_with_paths(EvaluateConfig, argv, "[PATH ...]")
+    cfg, given, paths = configurator.load_with_paths(EvaluateConfig, argv, "[CHECKPOINT ...]")
     if paths and (keys := [key for key in ("out_dir", "init_from") if key in given]):
         raise UserError(f"{paths[0]} and --{keys[0]}={given[keys[0]]} both name a model: drop --{keys[0]}")
     rt = runtime.start(cfg.device, cfg.dtype)

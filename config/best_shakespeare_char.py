@@ -1,7 +1,9 @@
-"""The lowest loss on tiny Shakespeare that five minutes on one GPU give.
+"""The lowest loss on tiny Shakespeare in five minutes on one GPU.
 
     python data/shakespeare_char/prepare.py
     python train.py config/best_shakespeare_char.py
+
+Expect: 10.7 M parameters; 5 minutes on one GPU; loss not measured yet
 
 Not measured yet: no GPU was at hand. The settings are those that paid on a CPU (docs/speed.md), on the baby GPT with
 the dropout that many epochs ask for; tables of n-grams are left away: they learn the training text by heart.

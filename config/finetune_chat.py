@@ -4,6 +4,8 @@
     python train.py config/finetune_chat.py
     python chat.py out-chat-gpt2
 
+Expect: 124 M parameters; made for a GPU; loss not measured yet
+
 Made for a GPU. GPT-2's weights are downloaded at the first run. The loss is that of the answers, since the data has
 masks; the marks of who speaks are new tokens, whose rows in the embedding are learned from nothing.
 """

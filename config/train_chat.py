@@ -1,8 +1,10 @@
-"""A small GPT that answers, trained on conversations alone.
+"""A small GPT that answers, trained only on conversations.
 
     python data/chat/prepare.py --input=YOUR_CONVERSATIONS.jsonl
     python train.py config/train_chat.py
     python chat.py out-chat
+
+Expect: about 1 M parameters; 9 minutes on 2 CPU cores; loss 3.86 on EDS's dialogues
 
 The loss is that of the answers, since the data has masks. On the Empathetic-Dialogue-System's validation text it ends
 at 3.857 after 8 to 9 minutes on two busy cores of an AMD EPYC (Zen 3) virtual machine, 2026-11-21.

@@ -3,6 +3,8 @@
     python data/don_char/prepare.py
     python train.py config/train_don_char.py
 
+Expect: 10.7 M parameters; made for a GPU, 10.7 s per iteration on 2 CPU cores; loss not measured yet
+
 Made for a GPU, where it has not been measured yet. On 2 cores of an AMD EPYC (Zen 3) virtual machine an iteration took
 10.7 s (torch 2.13, 2026-11-22), so that its loss is not known here; best_don_char_cpu.py is for a CPU.
 """

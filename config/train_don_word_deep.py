@@ -3,6 +3,8 @@
     python data/don_word/prepare.py --notebook=True
     python train.py config/train_don_word_deep.py
 
+Expect: 116 M parameters; made for a GPU; loss not measured yet
+
 Made for a GPU and not run here, but for two iterations on a CPU (2026-11-22): no loss is claimed, nor does the
 notebook claim one. The notebook divided its attention scores by the square root of n_embd, where a head has 16
 channels, which made them 5.7 times too small; here they are as they should be. Its ReLU is a GELU here, and its

@@ -3,6 +3,8 @@
     python data/don/prepare.py
     python train.py config/train_eds.py --data_dir=data/don
 
+Expect: 3.4 M parameters; loss not measured here
+
 EDS's own data are dialogues, which go into --data_dir. An iteration is 20,480 tokens. EDS wrote the newest state to
 ckpt.pt and so ends over-fitted (ckpt_last.pt is that state here); it stopped after 30,100 of the 600,000 iterations
 that its learning rate needs to decay.
