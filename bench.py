@@ -181,13 +181,13 @@ def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchm
     run = StepBenchmark(TrainStep(cfg, rt, corpus, model, make_optimizer(model, cfg, rt.device_type)))
     reason = run.compile(cfg.compile)
     compile_note = f"on ({reason}), took {run.compile_s:.1f} s" if run.compiled else f"off ({reason})"
+    n_threads, sizes = torch.get_num_threads(), f"n_layer={cfg.n_layer}, n_head={cfg.n_head}, n_embd={cfg.n_embd}"
     rt.print(
-        f"{label}{rt.description}, compile: {compile_note}, {torch.get_num_threads()} CPU threads, "
-        f"{rt.world_size} process{'es' if rt.world_size > 1 else ''}, {device_name(rt)}\n"
-        f"{label}model: {model.get_num_params() / 1e6:.2f}M parameters, n_layer={cfg.n_layer}, n_head={cfg.n_head}, "
-        f"n_embd={cfg.n_embd}; an iteration is an update of them from {run.step.tokens_per_iter:,} tokens: batch_size="
-        f"{cfg.batch_size} times block_size={cfg.block_size} times gradient_accumulation_steps="
-        f"{cfg.gradient_accumulation_steps}; data: {corpus.name}"
+        f"{label}{rt.description}, compile: {compile_note}, {n_threads} CPU thread{'s' * (n_threads > 1)}, "
+        f"{rt.world_size} process{'es' * (rt.world_size > 1)}, {device_name(rt)}\n"
+        f"{label}model: {model.get_num_params() / 1e6:.2f}M parameters ({sizes}), data: {corpus.name}\n"
+        f"{label}iteration: one update from {run.step.tokens_per_iter:,} tokens (batch_size={cfg.batch_size} x "
+        f"block_size={cfg.block_size} x gradient_accumulation_steps={cfg.gradient_accumulation_steps})"
     )
     for _ in range(cfg.warmup):
         run.update()
@@ -242,7 +242,7 @@ def format_report(result: dict) -> str:
     ]
     if r["memory_growth_mib"] is not None:
         rows.append(("memory growth", f"{r['memory_growth_mib']:+,.1f} MiB", "from the first round to the last"))
-    rows.append(("loss", format_number(r["loss"], ".4f"), "of the last update; the model begins untrained"))
+    rows.append(("loss", format_number(r["loss"], ".4f"), "of the last update, from an untrained start"))
     name_width, value_width = (max(len(row[i]) for row in rows) for i in (0, 1))
     lines = [f"{name + ':':<{name_width + 1}} {value:<{value_width}}  {note}" for name, value, note in rows]
     return "\n".join(line.rstrip() for line in lines)
@@ -421,7 +421,7 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime) -> dict:
     description = prepare_for_decoding(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
     lengths = f"prompt of {cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones"
     model_text = f"{n_params / 1e6:.2f}M parameters, {lengths}, temperature 0.8, top_k 200"
-    print(f"{description}, {n_threads} CPU threads\n{model_text}")
+    print(f"{description}, {n_threads} CPU thread{'s' * (n_threads > 1)}\n{model_text}")
 
     def time_dongpt(batch_size: int) -> tuple[float, float]:
         """Seconds to the first token, and to the last."""

@@ -347,7 +347,7 @@ def test_logits_that_are_not_finite_and_a_missing_tokenizer_are_user_errors(tiny
         generator.generate("a", 5)
     bare = dongpt.load(saved(tmp_path, make()), device="cpu")
     assert bare.tokenizer is None
-    with pytest.raises(UserError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="has no tokenizer"):
         bare.generate("a", 5)
     bigram = saved(tmp_path, make(model_type="bigram"))
     with pytest.raises(UserError, match="no weights to quantize"):
