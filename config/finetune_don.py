@@ -3,7 +3,7 @@
     python data/don/prepare.py
     python train.py config/finetune_don.py
 
-Made for a GPU. GPT-2's weights are downloaded at the first run. An iteration is 32,768 tokens.
+Made for a GPU. GPT-2's weights are downloaded by the first run. An iteration has 32,768 tokens.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""nanoGPT+'s medium GPT (10.7 M parameters), for any dataset: put it behind that dataset's config.
+"""nanoGPT+'s medium GPT (10.7 M parameters), for any dataset: name it after that dataset's config.
 
 python train.py config/train_don_char.py config/nanogpt_plus_medium.py
 """

@@ -1,13 +1,14 @@
-"""On one GPU to the loss that config/train_don_char.py reaches in 2,000 iterations.
+"""The fastest way on one GPU to the loss that config/train_don_char.py reaches in 2,000 iterations.
 
     python data/don_char/prepare.py --raw=True
     python train.py config/speedrun_don_char.py
 
-Not measured yet: no GPU was at hand. The settings are those that paid on a CPU (docs/speed.md), on the baby GPT.
+Not measured yet, for lack of a GPU. The settings are those that helped on a CPU (docs/speed.md), applied to the baby
+GPT.
 """
 
 out_dir = "out-speedrun-don-char"
-eval_interval = 1000  # at the end alone
+eval_interval = 1000  # only at the end
 eval_iters = 20
 log_interval = 50
 

@@ -1,11 +1,11 @@
-"""A small GPT that answers, trained on conversations alone.
+"""A small GPT that answers, trained only on conversations.
 
     python data/chat/prepare.py --input=YOUR_CONVERSATIONS.jsonl
     python train.py config/train_chat.py
     python chat.py out-chat
 
-The loss is that of the answers, since the data has masks. On the Empathetic-Dialogue-System's validation text it ends
-at 3.857 after 8 to 9 minutes on two busy cores of an AMD EPYC (Zen 3) virtual machine, 2026-11-21.
+The data has masks, so that the loss covers only the answers. On the Empathetic-Dialogue-System's validation text it
+reaches 3.857 after 8 to 9 minutes on two busy cores of an AMD EPYC (Zen 3) virtual machine, 2026-11-21.
 """
 
 out_dir = "out-chat"
@@ -22,7 +22,7 @@ n_layer = 4
 n_head = 4
 n_embd = 128
 dropout = 0.1
-pos_embd = "rope"  # a turn means the same wherever in the context it stands
+pos_embd = "rope"  # a turn means the same wherever it is in the context
 
 learning_rate = 2e-3
 max_iters = 2000

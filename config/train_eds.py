@@ -3,9 +3,9 @@
     python data/don/prepare.py
     python train.py config/train_eds.py --data_dir=data/don
 
-EDS's own data are dialogues, which go into --data_dir. An iteration is 20,480 tokens. EDS wrote the newest state to
-ckpt.pt and so ends over-fitted (ckpt_last.pt is that state here); it stopped after 30,100 of the 600,000 iterations
-that its learning rate needs to decay.
+EDS's own data are dialogues; pass their folder as --data_dir. An iteration has 20,480 tokens. EDS wrote the newest
+state to ckpt.pt and so ended with an overfitted model (here ckpt_last.pt has that state). It stopped after 30,100 of
+the 600,000 iterations of its learning rate schedule.
 """
 
 out_dir = "out-eds"

@@ -18,7 +18,7 @@ EVENING_PATH = ("model.py", "train.py", "configurator.py") + tuple(
     f"dongpt/train/{name}.py" for name in ("data", "step", "optim")
 )
 EVENING_PATH_LINES = 1600
-PRODUCT_LINES = 11035  # raised only in the commit whose feature needs it
+PRODUCT_LINES = 11590  # raised only in the commit whose feature needs it
 
 # Imported inside functions only, by everything: optional, or slow to import.
 HEAVY = (
@@ -345,7 +345,8 @@ def is_inert(node: ast.stmt) -> bool:
     if isinstance(node, ast.Expr):
         code = ast.unparse(node.value)
         return isinstance(node.value, ast.Constant) or code.startswith(
-            ("sys.path.insert(0, ", "root_modules.install_loader(")
+            # the last sets an environment variable, which has to happen before torch is imported
+            ("sys.path.insert(0, ", "root_modules.install_loader(", "limit_spinning(")
         )
     definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
     return isinstance(node, definitions)
