@@ -358,7 +358,8 @@ def is_inert(node: ast.stmt) -> bool:
     if isinstance(node, ast.Expr):
         code = ast.unparse(node.value)
         return isinstance(node.value, ast.Constant) or code.startswith(
-            ("sys.path.insert(0, ", "root_modules.install_loader(")
+            # the last sets an environment variable, which has to happen before torch is imported
+            ("sys.path.insert(0, ", "root_modules.install_loader(", "limit_spinning(")
         )
     definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
     return isinstance(node, definitions)

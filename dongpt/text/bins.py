@@ -47,11 +47,11 @@ CHUNK_TOKENS = 2**22  # read at a time where a whole file is read
 # where data folders are
 
 
-def find_data_folder(dataset: str, data_dir: str, rt=None, out=None) -> str:
+def find_data_folder(dataset: str, data_dir: str, rt=None, out=None, quiet: bool = False) -> str:
     """The data folder that the settings name: data_dir, relative to the working directory, else data/<dataset>.
 
     Given a Runtime as rt, a data set that is missing and whose prepare.py needs no network is prepared, while the other
-    processes wait. The output of prepare.py goes to out, stdout by default.
+    processes wait. The output of prepare.py goes to out, stdout by default; with quiet it is dropped.
     """
     if not (dataset or data_dir):
         raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
@@ -60,7 +60,8 @@ def find_data_folder(dataset: str, data_dir: str, rt=None, out=None) -> str:
     if rt and name in AUTO_PREPARED_DATASETS and folder == os.path.join(ROOT, "data", name):
         if rt.is_main and not all(os.path.exists(os.path.join(folder, f"{split}.bin")) for split in SPLITS):
             print(f"data/{name} is not prepared yet: running python data/{name}/prepare.py", file=out, flush=True)
-            result = subprocess.run([sys.executable, os.path.join(folder, "prepare.py")], stdout=out)
+            command = [sys.executable, os.path.join(folder, "prepare.py")]
+            result = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else out)
             if result.returncode in (130, -2):  # Ctrl-C reached both; of other failures opening the corpus says more
                 raise KeyboardInterrupt
         rt.barrier()
