@@ -181,6 +181,7 @@ def test_requirements_are_the_packages_that_the_readme_installs():
         "wandb",
         "tqdm",
         "matplotlib",
+        "prompt_toolkit",
         "pytest",
         "pytest-xdist",
         "hypothesis",
