@@ -45,7 +45,7 @@ class EvaluateConfig(DeviceConfig):
 
 
 LEGEND = """\
-(loss: mean over all tokens of -ln(probability that the model gave the token), lower is better; perplexity: exp(loss);
+(loss: mean of -ln(probability that the model gave to each token), lower is better; perplexity: exp(loss);
  bits/byte: the same per byte of text, comparable between models that split the text into different tokens)"""
 
 
@@ -105,7 +105,10 @@ def main(argv: list[str] | None = None):
     rt = runtime.start(cfg.device, cfg.dtype)
     paths = paths or [cfg.out_dir if cfg.init_from == "resume" else cfg.init_from]
     results, corpora = zip(*(measure(path, cfg, rt) for path in paths))
-    rt.print(rt.description, file=sys.stderr)
+    description = rt.description
+    if "dtype" not in given:
+        description = description.replace("float32 (as asked)", "float32 (exact, the default of evaluate.py)")
+    rt.print(description, file=sys.stderr)
     if not rt.is_main:
         return
     if cfg.json:

@@ -20,7 +20,7 @@ def open_terminal(history_path: str) -> "Terminal | None":
         from prompt_toolkit.utils import is_dumb_terminal
 
         return None if is_dumb_terminal() or not os.isatty(sys.stdin.fileno()) else Terminal(history_path)
-    except (ImportError, OSError, ValueError):  # OSError, ValueError: stdin has no file descriptor, or a closed one
+    except Exception:  # it is not installed, stdin has no file descriptor, or the console is of an unknown kind
         return None
 
 
