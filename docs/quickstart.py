@@ -14,7 +14,11 @@ import tempfile
 import textwrap
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from configurator import ROOT
+from dongpt.program import run_program
+
 N_LINES = 8
 
 
@@ -38,4 +42,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
