@@ -92,8 +92,11 @@ class GPTConfig:
         multiple = 2 * self.n_head if self.pos_embd == "rope" else self.n_head  # RoPE rotates pairs of channels
         if self.n_embd % multiple:
             n_embd = max(multiple, round(self.n_embd / multiple) * multiple)
-            reason = f"n_head={self.n_head}" if self.n_embd % self.n_head else "2 * n_head, which pos_embd=rope needs"
-            raise ValueError(f"n_embd={self.n_embd} is not a multiple of {reason}: use n_embd={n_embd}")
+            if self.n_embd % self.n_head:
+                problem = f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}"
+            else:
+                problem = f"pos_embd=rope needs an even head size, not n_embd={self.n_embd} / n_head={self.n_head}"
+            raise ValueError(f"{problem}: use n_embd={n_embd}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""Trains a GPT on a prepared corpus, on a CPU, a Mac, one GPU or many.
+"""Trains a GPT on a prepared text, on a CPU, a Mac, one GPU or many.
 
     python train.py config/quickstart.py
     python train.py config/train_don_char.py --batch_size=32 --compile=False
     torchrun --standalone --nproc_per_node=4 train.py config/train_gpt2.py
-    python train.py --init_from=resume --out_dir=out            # continues exactly where a run stopped
+    python train.py --init_from=resume --out_dir=out            # continues a run exactly where it stopped
 
 Writes to out_dir: ckpt.pt (the one to use), ckpt_last.pt (the newest state), log.jsonl and loss.png.
 Settings are the fields of TrainConfig below and of the classes that it extends: RuntimeConfig (dongpt/runtime.py),
@@ -18,12 +18,14 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Annotated, Literal
 
+from dongpt import runtime  # before torch, which reads the environment that it sets
+
+# isort: split
 import torch
 
 import configurator
 from configurator import UserError
 from dongpt import log as logs
-from dongpt import runtime
 from dongpt.checkpoint import build_model, run
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint.legacy import position_scheme
@@ -32,74 +34,81 @@ from dongpt.log import RunLog
 from dongpt.program import locked_directory, run_program
 from dongpt.runtime import Interrupts, MachineInfo, RuntimeConfig, StopCheck, seed_everything
 from dongpt.text.bins import find_data_folder
-from dongpt.train import init_wte, optim
+from dongpt.train import init_wte, optim, plot, report
 from dongpt.train.data import Corpus
 from dongpt.train.evaluation import estimate_loss, log_final_loss, print_sample
 from dongpt.train.step import StepConfig, TrainStep
 from model import GPT, GPTConfig
 
 ARCHITECTURE_KEYS = [f.name for f in fields(GPTConfig) if f.name not in ("dropout", "attn_dropout")]
-PLOT_INTERVAL_SECONDS = 60  # between two drawings of loss.png
+PLOT_INTERVAL_SECONDS = 60  # least time between two drawings of loss.png
 
 
 @dataclass(frozen=True)
 class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
-    """All settings of a training run; names and meanings are nanoGPT's where it has them."""
+    """All settings of a training run, with nanoGPT's names and meanings where it has them."""
 
     # files
-    out_dir: str = "out"  # checkpoints, log.jsonl and loss.png go here
-    init_from: str = "scratch"  # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path: weights only
-    init_wte: str = ""  # a file of data/word2vec.py: the token embedding starts with these vectors
-    eval_interval: Annotated[int, ">=", 1] = 2000  # iterations between two evaluations; each saves the state
-    eval_iters: Annotated[int, ">=", 1] = 200  # batches per split in an evaluation while training
-    eval_only: bool = False  # evaluate once and exit; nothing is written
-    log_interval: Annotated[int, ">=", 1] = 1  # iterations between two log lines
-    always_save_checkpoint: bool = False  # ckpt.pt follows the newest state, not the lowest validation loss
-    sample_tokens: Annotated[int, ">=", 0] = 0  # print a sample of this many tokens at each evaluation
+    out_dir: str = "out"  # directory for checkpoints, log.jsonl and loss.png
+    init_from: str = (
+        "scratch"  # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path to load weights from
+    )
+    init_wte: str = ""  # file written by data/word2vec.py that initializes the token embedding
+    eval_interval: Annotated[int, ">=", 1] = 2000  # iterations between evaluations; each one saves a checkpoint
+    eval_iters: Annotated[int, ">=", 1] = 200  # batches per split in each evaluation during training
+    eval_only: bool = False  # evaluate once and exit without writing anything
+    log_interval: Annotated[int, ">=", 1] = 1  # iterations between log lines
+    always_save_checkpoint: bool = False  # let ckpt.pt follow the newest state instead of the lowest validation loss
+    sample_tokens: Annotated[int, ">=", 0] = 0  # tokens of a sample printed and logged at each evaluation; 0: none
+    verbose: bool = False  # also print every setting that was set, and how the optimizer groups the parameters
     wandb_log: bool = False  # mirror the log on wandb
     wandb_project: str = "owt"  # name of the wandb project
-    wandb_run_name: str = "gpt2"  # name of the run there
+    wandb_run_name: str = "gpt2"  # name of the wandb run
     # data
-    dataset: str = "openwebtext"  # a folder under data/
-    data_dir: str = ""  # a data folder anywhere, relative to the working directory; replaces dataset
-    dataset_fraction: Annotated[float, ">", 0, "<=", 1] = 1.0  # train on the first part of train.bin only
-    document_mask: bool = False  # attention stops at <|endoftext|>; pays for short documents
+    dataset: str = "openwebtext"  # name of a folder in data/
+    data_dir: str = ""  # path of a data folder anywhere; replaces dataset
+    dataset_fraction: Annotated[float, ">", 0, "<=", 1] = 1.0  # train on this share of the training set, from its start
+    document_mask: bool = False  # do not attend across <|endoftext|>; worthwhile for short documents
     # model: these two replace the defaults of GPTConfig
-    bias: bool = False  # in Linear and LayerNorm; without is a bit better and faster
-    vocab_size: Annotated[int | None, ">=", 1] = None  # None: from the data (GPT-2's 50257 padded to 50304), or larger
+    bias: bool = False  # use biases in Linear and LayerNorm; a little slower and no better
+    vocab_size: Annotated[int | None, ">=", 1] = None  # None: that of the data (GPT-2's 50257 is padded to 50304)
     # schedule
-    max_iters: Annotated[int, ">=", 1] = 600000  # updates in the whole run
+    max_iters: Annotated[int, ">=", 1] = 600000  # updates of the weights in the whole run
     max_minutes: Annotated[float | None, ">", 0] = None  # end the run normally after this time
-    patience: Annotated[int, ">=", 0] = 0  # end after this many evaluations without a lower validation loss; 0 is off
-    decay_lr: bool = True  # warm-up, then down to min_lr; False keeps the learning rate constant
-    decay: Literal["cosine", "linear"] = "cosine"  # the way down; a line to 0 takes 0.01 nats off a short run
+    patience: Annotated[int, ">=", 0] = 0  # end after this many evaluations without a lower validation loss; 0: never
+    decay_lr: bool = True  # warm up, then decay to min_lr; False keeps the learning rate constant
+    decay: Literal["cosine", "linear"] = (
+        "cosine"  # shape of the decay; linear to 0 lowers the loss of a short run by 0.01
+    )
     warmup_iters: Annotated[int, ">=", 0] = 2000  # iterations of linear warm-up
     lr_decay_iters: Annotated[int, ">=", 0] = 600000  # iteration at which min_lr is reached, usually max_iters
-    min_lr: Annotated[float, ">=", 0] = 6e-5  # usually a tenth of learning_rate
+    min_lr: Annotated[float, ">=", 0] = 6e-5  # final learning rate, usually a tenth of learning_rate
     # machine
-    backend: str = "auto"  # of torch.distributed: nccl on CUDA, gloo on CPU
+    threads: Annotated[int | None, ">=", 1] = None  # CPU threads; None: OMP_NUM_THREADS, else one per core
+    backend: str = "auto"  # of torch.distributed: nccl on CUDA, gloo on a CPU
 
     def __post_init__(self):
         GPTConfig.__post_init__(self)
         StepConfig.__post_init__(self)
         problems = []
         if (self.init_wte or self.freeze_wte) and self.model_type == "bigram":
-            problems.append("a bigram's table holds logits, no vectors: drop init_wte and freeze_wte")
+            problems.append("a bigram's table holds logits, not vectors: drop init_wte and freeze_wte")
         if self.decay_lr and self.min_lr > self.learning_rate > 0:
             problem = f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}"
-            problems.append(f"{problem}: lower it, it is what the rate goes down to")
+            problems.append(f"{problem}: lower min_lr, which is where the learning rate ends")
         supports_mask = self.pos_embd in ("default", "rope") and self.model_type == "gpt" and self.ngrams == 1
         if self.document_mask and not supports_mask:
             problems.append(
-                f"document_mask=True needs a gpt with pos_embd=default or rope and ngrams=1, and this is "
-                f"a {self.model_type} with {self.pos_embd} and ngrams={self.ngrams}: change that, or drop document_mask"
+                f"document_mask=True needs a gpt with pos_embd=default or rope and ngrams=1, but this is "
+                f"a {self.model_type} with pos_embd={self.pos_embd} and ngrams={self.ngrams}: change that, "
+                f"or drop document_mask"
             )
         if problems:
             raise UserError("; ".join(problems))
 
 
 def get_lr(it: int, cfg: TrainConfig) -> float:
-    """Learning rate of update number it: linear warm-up, cosine or a line to min_lr at lr_decay_iters, then min_lr."""
+    """Learning rate of update number it: linear warm-up, cosine or linear decay until lr_decay_iters, then min_lr."""
     if not cfg.decay_lr:
         return cfg.learning_rate
     if it < cfg.warmup_iters:
@@ -127,10 +136,10 @@ class InitWeights:
 
 
 def resolve_config(argv: list[str] | None) -> tuple[TrainConfig, dict, InitWeights | None]:
-    """(settings, those that the user set, weights to start from or None for new ones).
+    """(settings, those that the user set, weights to start from or None for a new model).
 
-    What the user sets wins over the settings of a resumed run, and these over the defaults. The architecture is that of
-    the loaded weights; setting it to anything else is an error.
+    The user's settings take precedence over those of a resumed run, and these over the defaults. The architecture comes
+    from the loaded weights; setting it to anything else is an error.
     """
     overrides, _ = configurator.read_arguments(TrainConfig, argv)
     init_from, out_dir = overrides.get("init_from", "scratch"), overrides.get("out_dir", TrainConfig.out_dir)
@@ -145,12 +154,12 @@ def resolve_config(argv: list[str] | None) -> tuple[TrainConfig, dict, InitWeigh
     else:
         if vectors_path := overrides.get("init_wte"):
             conflict = f"init_wte={vectors_path} and init_from={init_from}"
-            raise UserError(f"{conflict} both say what the token embedding starts with: drop one of them")
+            raise UserError(f"{conflict} both initialize the token embedding: drop one of them")
         print(f"Initializing from the weights of {init_from}")
         model, tokenizer, _ = checkpoints.load_from_path(init_from)
         stored_args, weights, old_block_size = {}, InitWeights(init_from, model, tokenizer, {}), model.config.block_size
         if (block_size := overrides.get("block_size", old_block_size)) < old_block_size:
-            print(f"cropping block_size from {old_block_size} to {block_size}: positions beyond are forgotten")
+            print(f"cropping block_size from {old_block_size} to {block_size}: later positions are dropped")
             model.crop_block_size(block_size)
     architecture = {key: getattr(model.config, key) for key in ARCHITECTURE_KEYS}
     user_args = {key: value for key, value in overrides.items() if key not in ARCHITECTURE_KEYS or value is not None}
@@ -168,7 +177,6 @@ def resolve_config(argv: list[str] | None) -> tuple[TrainConfig, dict, InitWeigh
 def make_model(cfg: TrainConfig, weights: InitWeights | None, corpus: Corpus) -> GPT:
     """The model to train, float32 on the CPU."""
     if weights is None:
-        print("Initializing a new model from scratch")
         vocab_size = cfg.vocab_size or corpus.model_vocab_size
         if vocab_size < corpus.vocab_size:
             reason = f"the {corpus.vocab_size} entries of the vocabulary of {corpus.name}"
@@ -192,31 +200,28 @@ def make_model(cfg: TrainConfig, weights: InitWeights | None, corpus: Corpus) ->
 def main(argv: list[str] | None = None) -> int:
     """Set up a run and train; returns the exit code.
 
-    The order matters. Settings come first; those of a resume need its checkpoint. Device and dtype must be known before
-    tensors move, and the data before a new model, whose vocabulary they decide. out_dir is locked and written only when
-    all of that has succeeded, so that a mistake leaves no trace. torch.compile comes last: it tries a forward and a
+    The order matters. Settings come first; a resumed run needs its checkpoint for them. Device and dtype must be known
+    before tensors move, and the data before a new model, whose vocabulary size they determine. out_dir is locked and
+    written only after that, so that a mistake leaves no trace. torch.compile comes last: it tries a forward and a
     backward pass.
     """
     with Interrupts() as interrupts, contextlib.ExitStack() as exit_stack:
         cfg, overrides, weights = resolve_config(argv)
         is_resume = cfg.init_from == "resume"
-        print("".join(f"Overriding: {key} = {value}\n" for key, value in overrides.items()), end="")
 
-        # machine: a resume computes as the run before it did, unless told otherwise
+        # machine: a resumed run computes as before, unless the user changes it
         old_machine = run.stored_machine(weights.checkpoint, weights.path) if weights else None
         same_device = old_machine and old_machine.device == torch.device(runtime.pick_device(cfg.device)[0]).type
         dtype = old_machine.dtype if old_machine and same_device and "dtype" not in overrides else cfg.dtype
         was_compiled = old_machine.compile if old_machine and same_device and "compile" not in overrides else None
-        rt = runtime.start(cfg.device, dtype, cfg.backend, cfg.n_embd)
-        if old_machine:
-            runtime.set_num_threads(old_machine.threads)
+        asked = overrides if is_resume else asdict(cfg)
+        rt = runtime.start(cfg.device, dtype, cfg.backend, cfg.n_embd, asked)
+        threads_source = runtime.choose_threads(overrides.get("threads"), old_machine.threads if old_machine else None)
 
         # data, model, optimizer, state
-        corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir, rt), cfg.dataset_fraction)
-        vocab_text = f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})"
-        print(vocab_text if corpus.meta else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
+        corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir, rt, quiet=True), cfg.dataset_fraction)
         model = make_model(cfg, weights, corpus).to(rt.device)
-        # for samples too, which are printed later: a tokenizer that cannot be loaded ends the run here
+        # samples need it later: a tokenizer that cannot be loaded should end the run here
         tokenizer = corpus.tokenizer() if cfg.sample_tokens or cfg.document_mask else None
         if tokenizer and cfg.document_mask and tokenizer.end_id is None:
             reason = f"documents that end with <|endoftext|>, and {corpus.name} has none"
@@ -231,18 +236,15 @@ def main(argv: list[str] | None = None) -> int:
             rt.run_on_main(lambda: exit_stack.enter_context(locked_directory(cfg.out_dir, *lock_names)))
             if weights and is_resume and os.path.getmtime(weights.path) != weights.mtime:
                 raise UserError(f"{weights.path} has just been written by another run: start this one again")
+        opening = report.opening_line(argv, overrides, cfg, state.iter_num, weights)
         weights = None  # or its tensors would stay in memory
-        iters_per_epoch = corpus.windows_per_epoch(cfg.block_size) * cfg.block_size / step.tokens_per_iter
-        print(
-            f"tokens per iteration will be: {step.tokens_per_iter:,} (one epoch is {iters_per_epoch:,.1f} iterations)\n"
-            f"number of parameters: {model.get_num_params() / 1e6:.2f}M\n{optim.describe_groups(optimizer)}"
-        )
-        is_compiled, compile_reason = step.compile(cfg.compile, cfg.max_iters - state.iter_num, was_compiled)
-        print(f"{rt.description}, compile: {'on' if is_compiled else 'off'} ({compile_reason})")
+        reason = "as asked" if "compile" in asked else "from the checkpoint"
+        is_compiled, reason = step.compile(cfg.compile, cfg.max_iters - state.iter_num, was_compiled, reason)
+        print(report.first_screen(step, opening, overrides, run.resume_command(cfg.out_dir, rt.world_size)))
+        print(report.machine_line(rt, is_compiled, reason))
         this_machine = MachineInfo(device=rt.device_type, dtype=rt.dtype, compile=is_compiled, world_size=rt.world_size)
         if old_machine and old_machine != this_machine:
-            difference = f"the run before it had {asdict(old_machine)}, this one has {asdict(this_machine)}"
-            print(f"this resume is not bitwise: {difference}")
+            print(report.difference_line(asdict(old_machine), asdict(this_machine), threads_source))
 
         stop = StopCheck(rt, interrupts, cfg.max_minutes)
         if cfg.eval_only:
@@ -254,7 +256,9 @@ def main(argv: list[str] | None = None) -> int:
         peak_flops = logs.peak_flops(torch.cuda.get_device_name()) if uses_gpu else None
         peak_speed = peak_flops * rt.world_size / model.flops_per_token() if peak_flops else None
         start_log = partial(run.start_log, step, state, config, asdict(this_machine))
-        log = RunLog(cfg.out_dir, start_log, rt.is_main, peak_speed, cfg.max_iters, state.iter_num)
+        wandb_run = run.start_wandb(step, state, config) if cfg.wandb_log else None
+        deadline = time.monotonic() + 60 * (cfg.max_minutes or math.inf)
+        log = RunLog(cfg.out_dir, start_log, rt.is_main, peak_speed, cfg.max_iters, state.iter_num, deadline, wandb_run)
         return train(step, log, Saver(step, config, this_machine, log), state, stop)
 
 
@@ -263,15 +267,17 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
     cfg, rt = step.cfg, step.rt
     first_iter = state.iter_num
     log_time, log_iter = time.perf_counter(), state.iter_num
-    stop_reason, timing_start = "", 0.0
+    stop_reason, timing_start, eval_seconds, n_evals = "", 0.0, 0.0, 0
 
     while not stop("updates"):
         # evaluate and save, at the start, every eval_interval updates and at the end
-        stop_reason = f"max_minutes={cfg.max_minutes} are over" if stop.time_is_up else ""
+        stop_reason = f"reached max_minutes={cfg.max_minutes}" if stop.time_is_up else ""
         is_last = state.iter_num >= cfg.max_iters or stop.time_is_up
         if (state.iter_num % cfg.eval_interval == 0 or is_last) and state.evaluated_at != state.iter_num:
+            eval_start = time.perf_counter()
             if not evaluate_and_save(step, log, saver, state, stop, is_last):
                 break  # a signal came
+            eval_seconds, n_evals = eval_seconds + time.perf_counter() - eval_start, n_evals + 1
             if cfg.patience and state.evals_since_best >= cfg.patience:
                 stop_reason, is_last = f"no lower validation loss in {state.evals_since_best} evaluations", True
             log_time, log_iter = time.perf_counter(), state.iter_num  # the log times training only
@@ -282,15 +288,15 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
         it, lr = state.iter_num, get_lr(state.iter_num, cfg)
         loss = step(lr, it, state.samples_seen)
         state.iter_num, state.samples_seen = it + 1, state.samples_seen + step.samples_per_iter
-        if it - first_iter in (1, 4):  # the first updates are slower than the rest
+        if it - first_iter in (1, 9):  # after two updates, which are slower than the rest, and after ten
             rt.synchronize()
-            if it - first_iter == 4:
-                seconds_per_iter = (time.perf_counter() - timing_start) / 3
-                seconds_left = min(seconds_per_iter * (cfg.max_iters - it - 1), 60 * (cfg.max_minutes or math.inf))
-                logs.warn_if_long_run(seconds_left, seconds_per_iter, log.print)
-            timing_start = time.perf_counter()
+            training_clock = time.perf_counter() - eval_seconds
+            seconds_per_iter, timing_start = (training_clock - timing_start) / 8, training_clock
+            if it - first_iter == 9 and state.iter_num < cfg.max_iters:
+                log.flush()
+                log.print(report.expected_duration(cfg, it + 1, seconds_per_iter, eval_seconds / max(n_evals, 1)))
 
-        # log: on a GPU the update before, now that this one is queued, so that the GPU never waits
+        # log: on a GPU the previous update, now that this one is queued, so that the GPU never waits
         log.flush()
         if it % cfg.log_interval == 0:
             seconds_per_iter = (time.perf_counter() - log_time) / (state.iter_num - log_iter)
@@ -302,6 +308,8 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
 
     log.flush()
     log.bar.close()
+    if log.file:  # rank 0, unless the run ended before its first evaluation
+        plot.draw_loss(cfg.out_dir, log.curves)
     exit_code = stop.exit_code
     if exit_code and state.iter_num == first_iter:
         print("interrupted before the first step: nothing was saved")
@@ -313,16 +321,16 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
         if stop_reason:
             print(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {stop_reason}")
         elif state.iter_num == first_iter > 0:
-            print(f"all {cfg.max_iters} iterations of this run are done: give a larger --max_iters to continue")
+            print(f"all {cfg.max_iters} iterations of this run are done: set a larger --max_iters to continue")
         log_final_loss(step, log, stop, run.load_best(step))
         if exit_code := stop.exit_code or stop.interrupts.exit_code:
-            print("interrupted in the last evaluation: the run itself is complete and saved")
+            print("interrupted during the final evaluation: the run itself is complete and saved")
     log.close()
     return exit_code
 
 
 def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCheck, is_last: bool) -> bool:
-    """Evaluate, log it and save the state; False, and nothing is saved, if all ranks have to stop."""
+    """Evaluate, log the losses and save the state; returns False, and saves nothing, if all ranks have to stop."""
     losses = estimate_loss(step, stop)
     if losses is None:
         return False
@@ -335,9 +343,9 @@ def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, 
         state.evals_since_best = 0 if is_best else state.evals_since_best + 1
         step.rt.run_on_main(lambda: saver.save(state, is_best))
         if step.rt.is_main:
-            log.draw(min_seconds=PLOT_INTERVAL_SECONDS)
+            plot.draw_loss(step.cfg.out_dir, log.curves, PLOT_INTERVAL_SECONDS)
     if step.rt.is_main and step.cfg.sample_tokens:
-        print_sample(step, log, stop)
+        print_sample(step, log, stop, state.iter_num)
     return True
 
 

@@ -5,8 +5,8 @@
 
 Expect: 10.7 M parameters; 5 minutes on one GPU; loss not measured yet
 
-Not measured yet: no GPU was at hand. The settings are those that paid on a CPU (docs/speed.md), on the baby GPT with
-the dropout that many epochs ask for; tables of n-grams are left away: they learn the training text by heart.
+Not measured yet, for lack of a GPU. The settings are those that helped on a CPU (docs/speed.md), applied to the baby
+GPT, with the dropout that many epochs need. There are no n-gram tables, since they memorize the training set.
 """
 
 out_dir = "out-best-don-char"

@@ -24,12 +24,12 @@ n_layer = 2
 n_head = 3
 n_embd = 96
 pos_embd = "rope"
-tie_weights = False  # a bit better here, and the table of tokens is small
-ngrams = 6  # most of what it knows after so little training; longer ones and larger tables gained nothing here
+tie_weights = False  # slightly better here, and the token embedding is small
+ngrams = 6  # most of what it learns in so short a run; longer n-grams and larger tables gained nothing here
 
 optimizer = "muon"
-learning_rate = 2e-2  # of embeddings and gains, which stand more than matrices
-weight_decay = 0.0  # in one epoch and a half nothing is learned by heart
+learning_rate = 2e-2  # for embeddings and LayerNorm weights, which tolerate a higher rate than matrices
+weight_decay = 0.0  # one and a half epochs are too few to memorize anything
 grad_clip = 0.0
 max_iters = 1000
 lr_decay_iters = 1000

@@ -2,13 +2,13 @@
 
     python train.py config/train_don_char.py config/bigram.py --max_iters=8000 --lr_decay_iters=8000
 
-A baseline: no text model that looks further back may be worse.
+A baseline: a model that sees more context should have a lower loss.
 """
 
 model_type = "bigram"
 pos_embd = "default"
 ngrams = 1
-block_size = 8  # how many tokens a window of the data has; the model looks at one
+block_size = 8  # tokens per window of the data; the model sees only the last one
 
 batch_size = 32
 gradient_accumulation_steps = 1

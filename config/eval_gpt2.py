@@ -1,15 +1,15 @@
-"""The losses of OpenAI's gpt2 (12 layers, 12 heads, n_embd 768, 124M parameters) on OpenWebText.
+"""Losses of OpenAI's gpt2 (12 layers, 12 heads, n_embd 768, 124M parameters) on OpenWebText.
 
     python train.py config/eval_gpt2.py
 
 Expect: 124 M parameters; loss 3.12 on OpenWebText according to nanoGPT
 
-nanoGPT's README gives a training loss of 3.11 and a validation loss of 3.12 there; not measured here.
-Another corpus in GPT-2's vocabulary: add --dataset=don, say.
+nanoGPT's README reports a training loss of 3.11 and a validation loss of 3.12; not measured here.
+For another text in GPT-2's vocabulary, add for example --dataset=don.
 """
 
 batch_size = 8
-eval_iters = 500  # for a close estimate
+eval_iters = 500  # for an accurate estimate
 eval_only = True
 wandb_log = False
 init_from = "gpt2"

@@ -1,15 +1,15 @@
-"""The losses of OpenAI's gpt2-large (36 layers, 20 heads, n_embd 1280, 774M parameters) on OpenWebText.
+"""Losses of OpenAI's gpt2-large (36 layers, 20 heads, n_embd 1280, 774M parameters) on OpenWebText.
 
     python train.py config/eval_gpt2_large.py
 
 Expect: 774 M parameters; loss 2.67 on OpenWebText according to nanoGPT
 
-nanoGPT's README gives a training loss of 2.66 and a validation loss of 2.67 there; not measured here.
-Another corpus in GPT-2's vocabulary: add --dataset=don, say.
+nanoGPT's README reports a training loss of 2.66 and a validation loss of 2.67; not measured here.
+For another text in GPT-2's vocabulary, add for example --dataset=don.
 """
 
 batch_size = 8
-eval_iters = 500  # for a close estimate
+eval_iters = 500  # for an accurate estimate
 eval_only = True
 wandb_log = False
 init_from = "gpt2-large"

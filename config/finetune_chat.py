@@ -1,4 +1,4 @@
-"""GPT-2 (124M) taught to answer.
+"""GPT-2 (124M) fine-tuned to answer.
 
     python data/chat/prepare.py --input=YOUR_CONVERSATIONS.jsonl --tokenizer=gpt2
     python train.py config/finetune_chat.py
@@ -6,8 +6,8 @@
 
 Expect: 124 M parameters; made for a GPU; loss not measured yet
 
-Made for a GPU. GPT-2's weights are downloaded at the first run. The loss is that of the answers, since the data has
-masks; the marks of who speaks are new tokens, whose rows in the embedding are learned from nothing.
+Made for a GPU. GPT-2's weights are downloaded by the first run. The data has masks, so that the loss covers only the
+answers. The tokens that mark the speakers are new, and their embeddings are learned from scratch.
 """
 
 out_dir = "out-chat-gpt2"
@@ -20,7 +20,7 @@ init_from = "gpt2"
 
 batch_size = 4
 block_size = 512
-gradient_accumulation_steps = 8  # 16,384 tokens, of which the answers count
+gradient_accumulation_steps = 8  # 16,384 tokens per iteration; only those of the answers are in the loss
 max_iters = 500
 
 learning_rate = 3e-5

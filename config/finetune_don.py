@@ -5,7 +5,7 @@
 
 Expect: 124 M parameters; made for a GPU; loss not measured yet
 
-Made for a GPU. GPT-2's weights are downloaded at the first run. An iteration is 32,768 tokens.
+Made for a GPU. GPT-2's weights are downloaded by the first run. An iteration has 32,768 tokens.
 """
 
 import time

@@ -5,8 +5,8 @@
 
 Expect: 124 M parameters; made for a GPU; loss not measured yet
 
-Made for a GPU. GPT-2's weights are downloaded at the first run. The loss is that of the summaries alone, since the data
-has masks. An iteration is 32,768 tokens, of which the summaries count.
+Made for a GPU. GPT-2's weights are downloaded by the first run. The data has masks, so that the loss covers only the
+summaries. An iteration has 32,768 tokens, including those that are not in the loss.
 """
 
 import time

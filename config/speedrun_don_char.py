@@ -5,11 +5,12 @@
 
 Expect: 61 M parameters, 50 M of them in the n-gram table; made for one GPU; loss not measured yet
 
-Not measured yet: no GPU was at hand. The settings are those that paid on a CPU (docs/speed.md), on the baby GPT.
+Not measured yet, for lack of a GPU. The settings are those that helped on a CPU (docs/speed.md), applied to the baby
+GPT.
 """
 
 out_dir = "out-speedrun-don-char"
-eval_interval = 1000  # at the end alone
+eval_interval = 1000  # only at the end
 eval_iters = 20
 log_interval = 50
 

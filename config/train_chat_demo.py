@@ -1,13 +1,13 @@
-"""A small GPT that does sums, remembers a name, answers yes or no and names feelings.
+"""A small GPT that adds numbers, remembers a name, answers yes or no and names feelings.
 
     python train.py config/train_chat_demo.py
     python chat.py out-chat-demo/ckpt.pt
-    python data/chat_demo/quiz.py out-chat-demo/ckpt.pt         # how many of its held-out questions it answers
+    python data/chat_demo/quiz.py out-chat-demo/ckpt.pt         # how many held-out questions it answers
 
 Expect: 0.34 M parameters; 4.5 minutes on 2 CPU cores; loss 0.12
 
-Needs no network: the conversations are made from a seed. 4 minutes 30 on two cores of an AMD EPYC (Zen 3) virtual
-machine, 2026-11-21; whole-validation loss 0.1233, and 95.5 % of 1,000 held-out questions answered to the letter.
+Needs no network: the conversations are generated from a seed. 4.5 minutes on two cores of an AMD EPYC (Zen 3) virtual
+machine, 2026-11-21; whole-validation loss 0.1233, and 95.5 % of 1,000 held-out questions answered exactly.
 """
 
 out_dir = "out-chat-demo"
@@ -23,7 +23,7 @@ block_size = 128
 n_layer = 3
 n_head = 4
 n_embd = 96
-pos_embd = "rope"  # a name is found wherever it was told
+pos_embd = "rope"  # finds a name wherever it is in the context
 
 learning_rate = 4e-3
 max_iters = 2400

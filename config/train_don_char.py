@@ -5,12 +5,12 @@
 
 Expect: 10.7 M parameters; made for a GPU, 10.7 s per iteration on 2 CPU cores; loss not measured yet
 
-Made for a GPU, where it has not been measured yet. On 2 cores of an AMD EPYC (Zen 3) virtual machine an iteration took
-10.7 s (torch 2.13, 2026-11-22), so that its loss is not known here; best_don_char_cpu.py is for a CPU.
+Made for a GPU, but not measured on one yet. On 2 cores of an AMD EPYC (Zen 3) virtual machine an iteration took 10.7 s
+(torch 2.13, 2026-11-22), too slow to measure its loss; use best_don_char_cpu.py on a CPU.
 """
 
 out_dir = "out-don-char"
-eval_interval = 250  # often, since it will overfit
+eval_interval = 250  # often, since the model will overfit
 eval_iters = 200
 log_interval = 50
 
@@ -30,7 +30,7 @@ n_head = 6
 n_embd = 384
 dropout = 0.2
 
-learning_rate = 1e-3  # small networks stand more
+learning_rate = 1e-3  # small models tolerate a higher rate
 max_iters = 2000
 lr_decay_iters = 2000
 min_lr = 1e-4

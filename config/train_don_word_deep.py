@@ -5,11 +5,11 @@
 
 Expect: 116 M parameters; made for a GPU; loss not measured yet
 
-Made for a GPU and not run here, but for two iterations on a CPU (2026-11-22): no loss is claimed, nor does the
-notebook claim one. The notebook divided its attention scores by the square root of n_embd, where a head has 16
-channels, which made them 5.7 times too small; here they are as they should be. Its ReLU is a GELU here, and its
-dropout does not act on attention weights. It will learn 0.8 million tokens by heart long before its iterations are
-over: ckpt.pt is the state with the lowest validation loss.
+Made for a GPU and not measured here, apart from two iterations on a CPU (2026-11-22); the notebook reports no loss
+either. The notebook divided its attention scores by the square root of n_embd instead of that of the head size, 16,
+which made them 5.7 times too small; here they are correct. Its ReLU is a GELU here, and its dropout does not apply to
+attention weights. The model will memorize its 0.8 million tokens long before the end: ckpt.pt has the state with the
+lowest validation loss.
 """
 
 out_dir = "out-don-word-deep"
@@ -31,7 +31,7 @@ tie_weights = False
 
 learning_rate = 3e-4
 decay_lr = False
-weight_decay = 0.01  # this and beta2 are torch's own, since the notebook names none
+weight_decay = 0.01  # this and beta2 are torch's defaults, since the notebook sets neither
 beta2 = 0.999
 grad_clip = 0.0
 max_iters = 5000

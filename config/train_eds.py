@@ -5,9 +5,9 @@
 
 Expect: 3.4 M parameters; loss not measured here
 
-EDS's own data are dialogues, which go into --data_dir. An iteration is 20,480 tokens. EDS wrote the newest state to
-ckpt.pt and so ends over-fitted (ckpt_last.pt is that state here); it stopped after 30,100 of the 600,000 iterations
-that its learning rate needs to decay.
+EDS's own data are dialogues; pass their folder as --data_dir. An iteration has 20,480 tokens. EDS wrote the newest
+state to ckpt.pt and so ended with an overfitted model (here ckpt_last.pt has that state). It stopped after 30,100 of
+the 600,000 iterations of its learning rate schedule.
 """
 
 out_dir = "out-eds"

@@ -1,7 +1,8 @@
-"""Logs of training runs: log.jsonl in an out_dir, its picture loss.png and its mirror on wandb; bars and tables.
+"""Logs of training runs: log.jsonl in an out_dir, its curves in memory and its mirror on wandb; bars and tables.
 
-The first line of log.jsonl is a header (config, versions, data, command); each further line is a record:
-{"kind": "iter", "iter": 7, "loss": ...} for an update, {"kind": "eval", "iter": 8, "val_loss": ...} after 8 updates.
+The first line of log.jsonl is a header (config, versions, data, command). Each further line is a record:
+{"kind": "iter", "iter": 7, "loss": ...} for an update, {"kind": "eval", "iter": 8, "val_loss": ...} after 8 updates,
+{"kind": "sample", "iter": 8, "text": ...} for a sample of --sample_tokens, {"kind": "final", ...} at the end.
 """
 
 import contextlib
@@ -10,13 +11,17 @@ import math
 import os
 import sys
 import time
-from typing import IO, Any, Callable
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import IO, Any, Callable, Iterable, Iterator
 
 from configurator import UserError
-from dongpt.program import atomic_write
+from dongpt.program import atomic_write, first_line
 
 LOG_FILE, LOSS_PLOT_FILE = "log.jsonl", "loss.png"
-LONG_RUN_SECONDS = 6 * 3600  # a run that will take longer says so
+MAX_CURVE_POINTS = 2000  # of a curve in memory and in loss.png, which is 960 pixels wide
+DEFAULT_COLUMNS = 80  # of a terminal that does not tell its width
+PROGRESS_SECONDS = 10  # between two lines of progress where no bar can be drawn
 
 # Peak of dense matrix products in TFLOP/s: bf16, or fp16 on Volta and Turing, both with sums in fp32. From NVIDIA's
 # datasheets, whose numbers "with sparsity" are halved, and for GeForce and RTX A from the architecture whitepapers
@@ -41,20 +46,108 @@ def peak_flops(gpu_name: str) -> float | None:
     return PEAK_TFLOPS[max(matches, key=len)] * 1e12
 
 
-def read_log(out_dir: str) -> list[dict]:
-    """The records of log.jsonl, [] without one; a last line cut off by a crash is skipped."""
-    records: list[dict] = []
+def iter_log(out_dir: str) -> Iterator[dict]:
+    """Yield the records of log.jsonl, none without one, one at a time; a last line cut off by a crash is skipped."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         with open(os.path.join(out_dir, LOG_FILE), encoding="utf-8", errors="replace") as file:
             for line in file:
-                records.append(json.loads(line))
-    return records
+                yield json.loads(line)
 
 
-def records_before(records: list[dict], iter_num: int, evaluated_at: int) -> list[dict]:
-    """The records of a log up to a state of iter_num updates whose last evaluation was after evaluated_at."""
-    last_iters = {"iter": iter_num - 1, "eval": evaluated_at, "final": -1}
-    return [record for record in records if record.get("iter", 0) <= last_iters.get(record.get("kind", ""), iter_num)]
+def read_log(out_dir: str) -> list[dict]:
+    """All records of log.jsonl; [] without one."""
+    return list(iter_log(out_dir))
+
+
+def records_before(records: Iterable[dict], iter_num: int, evaluated_at: int) -> Iterator[dict]:
+    """Yield the records of a log up to a state of iter_num updates whose last evaluation was after evaluated_at."""
+    last_iters = {"iter": iter_num - 1, "eval": evaluated_at, "sample": evaluated_at, "final": -1}
+    for record in records:
+        if record.get("iter", 0) <= last_iters.get(record.get("kind", ""), iter_num):
+            yield record
+
+
+@dataclass
+class Curve:
+    """A curve of at most MAX_CURVE_POINTS points, however many are added.
+
+    A point is a tuple of numbers. When the curve is full, its points are averaged in pairs, and each further point is
+    the average of twice as many as before:
+
+        curve = Curve()
+        for i in range(600_000):
+            curve.add(i, loss)
+        curve.points()              # [(149.5, 3.1), (449.5, 2.9), ...]
+    """
+
+    group_size: int = 1  # added points per kept point
+    kept: list[tuple[float, ...]] = field(default_factory=list)
+    group: list[tuple[float, ...]] = field(default_factory=list)  # the points of the next kept one
+
+    def add(self, *point: float):
+        self.group.append(point)
+        if len(self.group) == self.group_size:
+            self.kept.append(_mean_point(self.group))
+            self.group = []
+        if len(self.kept) == MAX_CURVE_POINTS:
+            self.kept = [_mean_point(self.kept[i : i + 2]) for i in range(0, MAX_CURVE_POINTS, 2)]
+            self.group_size *= 2
+
+    def points(self) -> list[tuple[float, ...]]:
+        """The points of the curve in the order of adding; the last may be the average of fewer than the others."""
+        return self.kept + ([_mean_point(self.group)] if self.group else [])
+
+
+def _mean_point(points: list[tuple[float, ...]]) -> tuple[float, ...]:
+    return points[0] if len(points) == 1 else tuple(sum(values) / len(points) for values in zip(*points))
+
+
+@dataclass
+class LossCurves:
+    """The losses of a run in bounded memory, collected while its records are written or read.
+
+    updates has points (iteration, loss of the batch, seconds of training so far), evals (iteration, training loss,
+    validation loss). first_eval and best_eval, the one with the lowest validation loss, are exact.
+    """
+
+    updates: Curve = field(default_factory=Curve)
+    evals: Curve = field(default_factory=Curve)
+    data: str = ""  # name of the data folder
+    first_eval: tuple[int, float, float] | None = None
+    best_eval: tuple[int, float, float] | None = None
+    seconds: float = 0.0  # of training so far
+    last_iter: int = -1
+    drawn_at: float = field(default_factory=time.monotonic)  # time of the last drawing, or of the start
+
+    def collect(self, record: dict):
+        """Take what the curves need from a record of the log."""
+        kind, it = record.get("kind"), record.get("iter", 0)
+        if kind == "header":
+            self.data, self.last_iter = record.get("data", self.data), it - 1
+        elif kind == "iter":
+            self.seconds += (it - self.last_iter) * (record.get("ms") or 0) / 1000  # ms: mean since the last record
+            self.last_iter = it
+            if is_finite(record.get("loss")):
+                self.updates.add(it, record["loss"], self.seconds)
+        elif kind == "eval" and is_finite(record.get("train_loss")) and is_finite(record.get("val_loss")):
+            point = it, record["train_loss"], record["val_loss"]
+            self.evals.add(*point)
+            self.first_eval = self.first_eval or point
+            if self.best_eval is None or point[2] < self.best_eval[2]:
+                self.best_eval = point
+
+
+def read_curves(out_dir: str) -> LossCurves:
+    """The curves in log.jsonl."""
+    curves = LossCurves()
+    for record in iter_log(out_dir):
+        curves.collect(record)
+    return curves
+
+
+def is_finite(value: Any) -> bool:
+    """Whether value is a number, neither infinite nor NaN."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def replace_nonfinite(value):
@@ -75,33 +168,34 @@ def check_finite_loss(loss: float, iter_num: int):
         raise UserError(f"{problem}; lower learning_rate, or use dtype=float32")
 
 
-def warn_if_long_run(seconds_left: float, seconds_per_iter: float, print_line: Callable[[str], None]):
-    """Say so if the rest of a run, at so many seconds per update, will take long."""
-    if seconds_left > LONG_RUN_SECONDS:
-        settings = (
-            "max_iters (and lr_decay_iters), n_layer, n_embd, block_size, batch_size or gradient_accumulation_steps"
-        )
-        message = f"at {seconds_per_iter:.1f} s per iteration this run will take about {seconds_left / 3600:,.0f} hours"
-        print_line(f"{message}: to shorten it lower {settings}, or set max_minutes")
-
-
 class RunLog:
     """The log of a run: prints lines above a progress bar, appends records to log.jsonl and mirrors them on wandb.
 
     Every rank has one; rank 0 prints and writes. first_records() is called there before the first record: it returns
-    the records to keep from before a resume, the header, and a wandb run or None. peak_speed is the tokens/s at which
-    the hardware would be at its peak, for MFU. The bar shows `initial` of `total` updates at first.
+    the records to keep from before a resume, and the header. peak_speed is the tokens/s at which the hardware would be
+    at its peak, for MFU. The bar starts at update `initial` of `total`; without a terminal the lines of updates show
+    the progress. deadline, in seconds of time.monotonic(), ends the run if it comes first.
     """
 
     def __init__(
-        self, out_dir: str, first_records: Callable[[], tuple], is_main=True, peak_speed=None, total=0, initial=0
+        self,
+        out_dir: str,
+        first_records: Callable[[], tuple[Iterable[dict], dict]],
+        is_main=True,
+        peak_speed=None,
+        total=0,
+        initial=0,
+        deadline=math.inf,
+        wandb_run=None,
     ):
         self.out_dir, self.first_records, self.is_main, self.peak_speed = out_dir, first_records, is_main, peak_speed
+        self.total, self.deadline, self.wandb_run = total, deadline, wandb_run
         self.file: IO | None = None
-        self.wandb_run: Any = None
+        self.curves = LossCurves()
         self.deferred_record: tuple | None = None
-        self.last_draw_time = time.monotonic()
-        self.bar = progress_bar(total, initial, quiet=not (is_main and total))
+        self.first_flush: tuple[int, float] | None = None  # iteration and time of the first line of an update
+        shows_bar = bool(is_main and total and sys.stderr.isatty())
+        self.bar = progress_bar(total, initial, quiet=not shows_bar)
 
     def print(self, line: str):
         """Print a line on rank 0, above the progress bar if one shows."""
@@ -111,10 +205,12 @@ class RunLog:
 
     def open(self) -> IO:
         """Start the file with the records to keep and the header, and return it."""
-        kept_records, header, self.wandb_run = self.first_records()
+        kept_records, header = self.first_records()
         path = os.path.join(self.out_dir, LOG_FILE)
         with atomic_write(path, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(to_json_line(record) for record in [*kept_records, {"kind": "header", **header}])
+            for record in chain(kept_records, [{"kind": "header", **header}]):
+                file.write(to_json_line(record))
+                self.curves.collect(record)
         return open(path, "a", encoding="utf-8", newline="\n")
 
     def write(self, kind: str, **record):
@@ -124,6 +220,7 @@ class RunLog:
         self.file = self.file or self.open()
         self.file.write(to_json_line({"kind": kind, **record}))
         self.file.flush()
+        self.curves.collect({"kind": kind, **record})
         if self.wandb_run is not None:
             wandb_keys = {key: f"train/{key}" if kind == "iter" else key for key in record if key != "iter"}
             wandb_keys.update(train_loss="train/loss_eval", val_loss="val/final" if kind == "final" else "val/loss")
@@ -142,10 +239,23 @@ class RunLog:
         check_finite_loss(loss, iter_num)
         mfu = speed / self.peak_speed if self.peak_speed else None
         mfu_text = f"mfu {mfu * 100:.2f}%, " if mfu else ""
-        self.print(f"iter {iter_num}: loss {loss:.4f}, time {ms:.2f}ms, {mfu_text}{speed:,.0f} tokens/s")
+        line = f"iter {iter_num}: loss {loss:.4f}, time {ms:.2f}ms, {mfu_text}{speed:,.0f} tokens/s"
+        self.print(line + self._progress_text(iter_num))
         mfu_entry = {"mfu": round(mfu, 4)} if mfu else {}
         self.write("iter", iter=iter_num, loss=loss, lr=lr, ms=round(ms, 3), tokens_per_s=round(speed), **mfu_entry)
         self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+
+    def _progress_text(self, iter_num: int) -> str:
+        """', 25% of 400, 1:05 left' after update number iter_num; '' where the bar shows it."""
+        if not (self.total and self.bar.disable):
+            return ""
+        now, n_done = time.monotonic(), iter_num + 1
+        self.first_flush = self.first_flush or (iter_num, now)
+        text, n_timed = f", {100 * n_done // self.total}% of {self.total:,}", iter_num - self.first_flush[0]
+        if not n_timed:
+            return text
+        seconds = (now - self.first_flush[1]) / n_timed * (self.total - n_done)
+        return f"{text}, {self.bar.format_interval(max(0, min(seconds, self.deadline - now)))} left"
 
     def write_losses(self, iter_num: int, train_loss: float, val_loss: float):
         """Print and append an evaluation. Raises UserError for a loss that is not a number."""
@@ -154,30 +264,26 @@ class RunLog:
         self.print(f"step {iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
         self.write("eval", iter=iter_num, train_loss=train_loss, val_loss=val_loss)
 
-    def draw(self, min_seconds: float):
-        """Redraw loss.png unless that was done less than so many seconds ago."""
-        if time.monotonic() - self.last_draw_time > min_seconds:
-            draw_loss(self.out_dir)
-            self.last_draw_time = time.monotonic()
-
     def close(self):
-        """Close the file, draw it a last time and end the wandb run."""
+        """Close the file and end the wandb run."""
         if self.file is not None:
             self.file.close()
-            draw_loss(self.out_dir)
         if self.wandb_run is not None:
             self.wandb_run.finish()
 
 
 def start_wandb(project: str, name: str, config: dict, run_id: str | None):
-    """A wandb run, that of run_id on a resume. Raises UserError if wandb is missing or refuses."""
+    """A wandb run, on a resume the one with run_id. Raises UserError if wandb is missing or cannot start."""
     try:
         import wandb
 
         return wandb.init(project=project, name=name, config=config, id=run_id, resume="allow")
     except Exception as error:  # not installed, not logged in, no network
-        problem = f"wandb could not be started ({type(error).__name__}: {error})"
-        raise UserError(f"{problem}: set WANDB_MODE=offline, or wandb_log=False") from error
+        if isinstance(error, ImportError):
+            raise UserError("wandb is not installed: pip install wandb, or set wandb_log=False") from error
+        problem = f"wandb could not be started ({type(error).__name__}: {first_line(error)})"
+        remedy = "log in with wandb login, set WANDB_MODE=offline, or set wandb_log=False"
+        raise UserError(f"{problem}: {remedy}") from error
 
 
 def import_matplotlib_figure():
@@ -190,42 +296,39 @@ def import_matplotlib_figure():
     return Figure
 
 
-def draw_loss(out_dir: str):
-    """Redraw loss.png from log.jsonl. A failure is printed in one line and never stops a training."""
-    try:
-        records = read_log(out_dir)
-        figure = import_matplotlib_figure()(figsize=(8, 5))
-        axes = figure.add_axes((0.09, 0.1, 0.9, 0.88))  # left, bottom, width, height; tight_layout takes 0.1 s
-        curves = ("iter", "loss", "training batch"), ("eval", "train_loss", "train"), ("eval", "val_loss", "validation")
-        for kind, key, label in curves:
-            points = [(r["iter"], r[key]) for r in records if r["kind"] == kind and r.get(key) is not None]
-            line_style = dict(alpha=0.4, linewidth=0.8) if kind == "iter" else dict(marker="o", markersize=3)
-            if points:
-                axes.plot(*zip(*points), label=label, **line_style)
-        axes.set_xlabel("iteration")
-        axes.set_ylabel("loss (nats per token)")
-        axes.grid(alpha=0.3)
-        if axes.get_lines():
-            axes.legend()
-        with atomic_write(os.path.join(out_dir, LOSS_PLOT_FILE)) as file:
-            figure.savefig(file, format="png", dpi=120)
-    except Exception as error:  # matplotlib is missing, or broken in one of its many ways
-        print(f"{LOSS_PLOT_FILE} could not be drawn: {type(error).__name__}: {error}")
-
-
 def progress_bar(total: int, initial: int = 0, unit: str = "it", quiet: bool = False, **options):
-    """A tqdm bar on stderr for `total` steps, `initial` of them finished; it shows nothing unless stderr is a terminal.
+    """A tqdm bar on stderr for `total` steps, `initial` of them finished.
 
-    With unit="B" it counts bytes: 1.5MB/2.0MB.
+    In a pipe, a file or a notebook it prints a line with the percentage and the time remaining every PROGRESS_SECONDS,
+    none if it ends before. With unit="B" it counts bytes: 1.5MB/2.0MB.
     """
     from tqdm import tqdm
 
-    options |= dict(unit=unit, unit_scale=unit == "B", disable=quiet or not sys.stderr.isatty())
-    return tqdm(total=total, initial=initial, dynamic_ncols=True, **options)
+    options |= dict(total=total, initial=initial, unit=unit, unit_scale=unit == "B", disable=quiet)
+    if not sys.stderr.isatty():
+        options |= dict(file=_LineStream(), mininterval=PROGRESS_SECONDS, delay=PROGRESS_SECONDS, leave=False)
+        options |= dict(bar_format="{desc}{percentage:.0f}% of {total_fmt}, {remaining} left{postfix}")
+        return tqdm(**options)
+    try:
+        has_width = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        has_width = False
+    return tqdm(**options, **(dict(dynamic_ncols=True) if has_width else dict(ncols=DEFAULT_COLUMNS)))
+
+
+class _LineStream:
+    """stderr for a tqdm bar outside a terminal: each state of the bar becomes a line."""
+
+    def write(self, text: str):
+        if text := text.strip():
+            print(text, file=sys.stderr)
+
+    def flush(self):
+        sys.stderr.flush()
 
 
 def format_table(rows: list[list[str]]) -> str:
-    """Rows of cells as aligned text, a line each: the first column to the left, the others to the right."""
+    """Rows of cells as aligned text, one line per row: the first column flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = [[row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:]))] for row in rows]
     return "\n".join("  ".join(cells).rstrip() for cells in aligned)

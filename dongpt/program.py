@@ -41,6 +41,11 @@ def run_program(main: Callable[[], int | None], lists_configs: bool = False):
             sys.stdout.flush()  # raises BrokenPipeError here rather than at exit
     except UserError as error:
         code = _report_error(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "dongpt", "model", "configurator"):
+            raise
+        code = _report_error(f"{package} is not installed: pip install -r requirements.txt installs all that is needed")
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # as in `python sample.py | head`

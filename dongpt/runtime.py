@@ -1,6 +1,7 @@
-"""The machine under a program: device, dtype, compile, seeds, several processes.
+"""The machine that a program runs on: device, dtype, threads, seeds, several processes.
 
 The rules are fixed and never time anything; each choice comes with its reason, which programs print in one line.
+Import this module before torch: it sets the environment variables that torch's OpenMP reads when it is loaded.
 """
 
 import math
@@ -10,8 +11,25 @@ import subprocess
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Callable, Literal
+from typing import Annotated, Any, Callable, Collection, Literal
 
+SPIN_COUNT = 10_000  # rounds for which an idle OpenMP thread waits in a loop before it sleeps
+
+
+def limit_spinning():
+    """Let OpenMP's idle threads sleep sooner, unless the user's environment says how they wait.
+
+    By default they wait for each other in a loop for milliseconds. On a busy machine this keeps the very core occupied
+    that the awaited thread needs, and a training step takes ten times as long. GNU's OpenMP, which torch uses on Linux,
+    reads GOMP_SPINCOUNT once, when torch is imported.
+    """
+    if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+
+
+limit_spinning()
+
+# ruff: noqa: E402  (the imports below come after the call above on purpose)
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -29,16 +47,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class DeviceConfig:
     """Device and arithmetic."""
 
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps; auto takes CUDA, else MPS, else the CPU
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the arithmetic; weights train in float32
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 or mps; auto prefers CUDA, then MPS, then the CPU
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # dtype of matmuls; weights are kept in float32
 
 
 @dataclass(frozen=True)
 class RuntimeConfig(DeviceConfig):
-    """Settings of the machine that most programs share."""
+    """Machine settings shared by most programs."""
 
-    compile: Literal["auto", True, False] = "auto"  # torch.compile; auto: on CUDA, if the run is long enough
-    seed: int = 1337  # every random draw is a function of it
+    compile: Literal["auto", True, False] = "auto"  # use torch.compile; auto: on CUDA, if the run is long enough
+    seed: int = 1337  # random seed; the same seed gives the same result
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -46,9 +64,9 @@ class RuntimeConfig(DeviceConfig):
 
 
 def pick_device(device: str) -> tuple[str, str]:
-    """(device, why) for the setting device; under torchrun each process takes the GPU of its local rank.
+    """(device, reason) for the setting device; under torchrun each process takes the GPU of its local rank.
 
-    Raises UserError when that device is not there.
+    Raises UserError if that device is not available.
     """
     local_rank, single_rank = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) == 1
     has_mps = torch.backends.mps.is_available()
@@ -61,25 +79,25 @@ def pick_device(device: str) -> tuple[str, str]:
     except RuntimeError:
         device_type, gpu_index = "", None
     if device_type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"device={device!r} is not a device: use auto, cpu, cuda, cuda:N or mps")
+        raise UserError(f"device={device!r} is unknown: use auto, cpu, cuda, cuda:N or mps")
     if device_type == "cuda":
         gpu_index = local_rank if gpu_index is None or not single_rank else gpu_index
         if cuda_error := cuda_problem(gpu_index):
-            raise UserError(f"device={device!r} is not there: {cuda_error}; use device=cpu or device=auto")
+            raise UserError(f"device={device!r} is not available: {cuda_error}; use device=cpu or device=auto")
         return f"cuda:{gpu_index}", torch.cuda.get_device_name(gpu_index)
     if device_type == "mps" and not has_mps:
-        raise UserError("device='mps' is not there: this torch finds no Apple GPU; use device=cpu or device=auto")
+        raise UserError("device='mps' is not available: torch finds no Apple GPU; use device=cpu or device=auto")
     if device_type == "mps" and not single_rank:
         raise UserError("several processes cannot share an Apple GPU: use device=cpu, or start one process")
     return device_type, "as asked"
 
 
 def cuda_problem(gpu_index: int) -> str:
-    """'' if CUDA works; else why not: no GPU, or an NVIDIA GPU that this torch cannot use, with the remedy."""
+    """Why CUDA does not work: no GPU, or an NVIDIA GPU that this torch cannot use, with the remedy; '' if it works."""
     remedy = "install another build of torch, as pytorch.org/get-started shows"
     if torch.cuda.is_available():
         if gpu_index >= torch.cuda.device_count():
-            return f"this machine has {torch.cuda.device_count()} GPU(s), and this would be number {gpu_index + 1}"
+            return f"this machine has {torch.cuda.device_count()} GPU(s), so there is no number {gpu_index}"
         gpu_name = torch.cuda.get_device_name(gpu_index)
         try:
             torch.zeros(1, device=f"cuda:{gpu_index}").add_(1)
@@ -87,7 +105,7 @@ def cuda_problem(gpu_index: int) -> str:
         except RuntimeError as error:
             if "no kernel image" in str(error):
                 return f"found {gpu_name}, but torch {torch.__version__} has no kernels for it: {remedy}"
-            return f"found {gpu_name}, but it cannot be used now ({first_line(error)})"
+            return f"found {gpu_name}, but it cannot be used at the moment ({first_line(error)})"
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]  # the driver's own tool
     try:
         gpu_names = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
@@ -97,41 +115,41 @@ def cuda_problem(gpu_index: int) -> str:
         return "no GPU found"
     message = f"found {gpu_names.splitlines()[0]}, but torch {torch.__version__}"
     if torch.version.cuda is None:
-        return f"{message} is built without CUDA: {remedy.replace('another', 'a CUDA')}"
+        return f"{message} was built without CUDA: {remedy.replace('another', 'a CUDA')}"
     return (
         f"{message}, built for CUDA {torch.version.cuda}, cannot use it: "
         f"update the NVIDIA driver, or install a torch built for an older CUDA"
     )
 
 
-# Channels from which a model trains faster in bfloat16 on a processor that multiplies it with AMX: nanoGPT's baby GPT
-# (384) took 2.2 s per step instead of 9.8 on two such cores; the casts of a small one take longer than they save.
+# Smallest n_embd for which training in bfloat16 is faster on a processor with AMX: nanoGPT's baby GPT (384) took 2.2 s
+# per step instead of 9.8 on two such cores; in smaller models the casts cost more than they save.
 AMX_MIN_CHANNELS = 256
 
 
 def pick_dtype(dtype: str, device_type: str, n_embd: int = 0) -> tuple[str, str]:
-    """(dtype, why) for the setting dtype, for a model of n_embd channels, 0 where exactness counts more than speed.
+    """(dtype, reason) for the setting dtype and a model with n_embd channels; 0 if accuracy matters more than speed.
 
-    Raises UserError for a dtype that the device cannot train in.
+    Raises UserError for a dtype that the device does not support.
     """
     if device_type == "mps":
         if dtype not in ("auto", "float32"):
-            raise UserError(f"dtype={dtype!r} gives wrong numbers on MPS: use dtype=float32 or dtype=auto")
+            raise UserError(f"dtype={dtype!r} gives wrong results on MPS: use dtype=float32 or dtype=auto")
         return "float32", "the only safe one on MPS"
     has_bf16 = device_type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     if dtype == "bfloat16" and not has_bf16:
-        raise UserError("dtype='bfloat16' is not there on this GPU: use dtype=float16, float32 or auto")
+        raise UserError("dtype='bfloat16' is not supported by this GPU: use dtype=float16, float32 or auto")
     if dtype != "auto":
         return dtype, "as asked"
     if device_type == "cpu":
         if n_embd >= AMX_MIN_CHANNELS and has_amx():
             return "bfloat16", "this processor has AMX"
         return "float32", "exact, and the default on a CPU"
-    return ("bfloat16", "this GPU has it") if has_bf16 else ("float16", "this GPU has no bfloat16")
+    return ("bfloat16", "this GPU supports it") if has_bf16 else ("float16", "this GPU has no bfloat16")
 
 
 def has_amx() -> bool:
-    """Whether the processor multiplies bfloat16 matrices by instructions of their own, Intel's AMX."""
+    """Whether the processor has Intel's AMX, instructions that multiply bfloat16 matrices."""
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
@@ -141,18 +159,18 @@ def has_amx() -> bool:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device and dtype, and the place of this process among all: rank 0 of 1 without torchrun."""
+    """Device, dtype, and the rank of this process; without torchrun it is rank 0 of 1."""
 
     device: str
     dtype: Any  # a key of DTYPES
-    description: str  # device and dtype with the reasons, for the user
+    description: str  # device and dtype with their reasons, for the user
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
 
     device_type: Any = field(init=False)  # cpu, cuda or mps
     is_main: bool = field(init=False)  # rank 0 prints and writes
-    autocast: AbstractContextManager = field(init=False)  # of forward passes: mixed precision unless dtype is float32
+    autocast: AbstractContextManager = field(init=False)  # for forward passes; mixed precision unless dtype is float32
 
     def __post_init__(self):
         device_type, use_amp = torch.device(self.device).type, self.dtype != "float32"
@@ -167,15 +185,15 @@ class Runtime:
             print(*args, **kwargs, flush=True)
 
     def move(self, *tensors) -> list[torch.Tensor]:
-        """The tensors on the device; to CUDA through pinned memory, which is copied while the GPU still computes."""
-        if self.device_type != "cuda":  # elsewhere non_blocking may read memory that is freed: pytorch issue 189690
+        """Copy tensors to the device; to CUDA from pinned memory, so that the copy overlaps with computation."""
+        if self.device_type != "cuda":  # elsewhere non_blocking may read freed memory: pytorch issue 189690
             return [tensor.to(self.device) for tensor in tensors]
         return [t if t.is_cuda else t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
 
     def item_async(self, tensor) -> Callable[[], float]:
         """Copy a scalar to the host asynchronously; returns a function that waits for it and gives the mean over ranks.
 
-        Work that is queued on the GPU in between is not waited for.
+        The function does not wait for work that is queued on the GPU in the meantime.
         """
         is_cuda = self.device_type == "cuda"
         host_value = tensor.to("cpu", non_blocking=is_cuda, copy=True)
@@ -189,7 +207,7 @@ class Runtime:
         return wait_for_value
 
     def all_reduce_sum(self, *values: float) -> list[float]:
-        """The values added up over all processes, in float64. A CPU tensor travels by gloo: no GPU is waited for."""
+        """Sums of the values over all processes, in float64. A CPU tensor is sent by gloo, which waits for no GPU."""
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device="cpu" if dist.is_gloo_available() else self.device)
@@ -197,17 +215,17 @@ class Runtime:
         return total.tolist()
 
     def broadcast(self, tensors):
-        """Give every process the values that rank 0 has in tensors, in place."""
+        """Copy rank 0's values into the tensors of every process, in place."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def barrier(self):
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         self.all_reduce_sum(0)
 
     def run_on_main(self, function: Callable[[], Any]):
-        """Call function on rank 0 only; every rank returns after it, and raises if it raised UserError."""
+        """Call function on rank 0 only; every rank returns when it has, and raises UserError if it did."""
         user_error = None
         if self.is_main:
             try:
@@ -215,24 +233,31 @@ class Runtime:
             except UserError as error:
                 user_error = error
         if self.all_reduce_sum(user_error is not None)[0]:
-            raise user_error or UserError("rank 0 could not go on")  # printed by rank 0 only, see run_program
+            raise user_error or UserError("rank 0 failed")  # printed by rank 0 only, see run_program
 
     def synchronize(self):
-        """Wait until the device has finished what was queued, for timings."""
+        """Wait until the device has finished all queued work, for timings."""
         if self.device_type != "cpu":
             torch.accelerator.synchronize()
 
 
 def print0(*args, **kwargs):
-    """print on rank 0 only, also before the processes know each other."""
+    """print on rank 0 only, also before the processes have joined each other."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(*args, **kwargs, flush=True)
 
 
-def start(device: str = "auto", dtype: str = "auto", backend: str = "auto", n_embd: int = 0) -> Runtime:
+def start(
+    device: str = "auto",
+    dtype: str = "auto",
+    backend: str = "auto",
+    n_embd: int = 0,
+    asked: Collection[str] = ("device", "dtype"),
+) -> Runtime:
     """Decide on device and dtype (see pick_dtype for n_embd), and join the other processes if torchrun started several.
 
-    Raises UserError for a device, dtype or backend that cannot work here.
+    asked has "device" and "dtype" if the user set them; other explicit values are reported as the checkpoint's. Raises
+    UserError for a device, dtype or backend that cannot work here.
     """
     defaults = dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1)
     rank, local_rank, world_size = (int(os.environ.get(key, default)) for key, default in defaults.items())
@@ -242,13 +267,17 @@ def start(device: str = "auto", dtype: str = "auto", backend: str = "auto", n_em
         torch.cuda.set_device(device)
     dtype, dtype_reason = pick_dtype(dtype, device_type, n_embd)
     if backend not in ("auto", "nccl", "gloo"):
-        raise UserError(f"backend={backend!r} is not known: use auto, nccl or gloo")
+        raise UserError(f"backend={backend!r} is unknown: use auto, nccl or gloo")
     if world_size > 1:
         if backend == "nccl" and device_type != "cuda":
-            raise UserError(f"backend='nccl' needs CUDA, and the device is {device}: use backend=auto or gloo")
+            raise UserError(f"backend='nccl' needs CUDA, but the device is {device}: use backend=auto or gloo")
         uses_nccl = device_type == "cuda" and backend != "gloo"
         backends = "cpu:gloo,cuda:nccl" if dist.is_gloo_available() else "nccl"  # gloo does all_reduce_sum()
         dist.init_process_group(backends if uses_nccl else "gloo")
+    if device_reason == "as asked" and "device" not in asked:
+        device_reason = "from the checkpoint"
+    if dtype_reason == "as asked" and "dtype" not in asked:
+        dtype_reason = "from the checkpoint"
     description = f"device: {device} ({device_reason}), dtype: {dtype} ({dtype_reason})"
     return Runtime(device, dtype, description, rank, local_rank, world_size)
 
@@ -256,7 +285,7 @@ def start(device: str = "auto", dtype: str = "auto", backend: str = "auto", n_em
 def seed_everything(*numbers: int):
     """Seed torch's generators with a function of the numbers alone, e.g. (seed, step, index of the micro-batch)."""
     hashed_seed = 0
-    for number in numbers:  # the finaliser of SplitMix64 after each, so that neighbours share nothing
+    for number in numbers:  # SplitMix64's finaliser after each, so that the streams of adjacent numbers are unrelated
         hashed_seed = (hashed_seed + number + 0x9E3779B97F4A7C15) % 2**64
         hashed_seed = ((hashed_seed ^ (hashed_seed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
         hashed_seed = ((hashed_seed ^ (hashed_seed >> 27)) * 0x94D049BB133111EB) % 2**64
@@ -264,8 +293,32 @@ def seed_everything(*numbers: int):
     torch.manual_seed(hashed_seed)
 
 
+def choose_threads(threads: int | None, stored_threads: int | None) -> str:
+    """Set the number of CPU threads to the setting `threads`, else that of OMP_NUM_THREADS, else that of a checkpoint.
+
+    Returns which setting of the user decided, for messages; '' if none did.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+        return f"set by --threads={threads}"
+    variable = os.environ.get("OMP_NUM_THREADS", "")
+    if variable and not (variable == "1" and int(os.environ.get("WORLD_SIZE", 1)) > 1):  # torchrun itself sets 1
+        return f"set by OMP_NUM_THREADS={variable}"  # torch has read it
+    if stored_threads:
+        set_num_threads(stored_threads)
+    return ""
+
+
+def load_average() -> float | None:
+    """Average number of programs that wanted to run during the last minute; None on Windows, which does not count."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
 def set_num_threads(n_threads: int):
-    """Compute with n_threads CPU threads, if this machine's processes may use so many cores."""
+    """Compute with n_threads CPU threads if this machine's processes may use that many cores."""
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if n_threads != torch.get_num_threads() and n_threads * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= num_cores:
         torch.set_num_threads(n_threads)
@@ -273,7 +326,7 @@ def set_num_threads(n_threads: int):
 
 @dataclass(kw_only=True)
 class MachineInfo:
-    """Whatever decides, besides settings, data and seed, how sums are rounded."""
+    """Everything that, besides settings, data and seed, determines how sums are rounded."""
 
     device: Literal["cpu", "cuda", "mps"]
     dtype: Literal["float32", "bfloat16", "float16"]
@@ -289,9 +342,9 @@ class MachineInfo:
 
 
 class Interrupts:
-    """Notes Ctrl-C and SIGTERM so that a program can stop at a good moment; a second Ctrl-C stops it at once.
+    """Records Ctrl-C and SIGTERM so that a program can stop at a good moment; a second Ctrl-C stops it at once.
 
-    exit_code is 0, or the one that is due: 130 after Ctrl-C, 143 after SIGTERM.
+    exit_code is 0, 130 after Ctrl-C, or 143 after SIGTERM.
     """
 
     exit_code, signal_time = 0, 0.0  # of the first signal
@@ -308,18 +361,19 @@ class Interrupts:
         if not self.exit_code:
             self.exit_code, self.signal_time = 128 + number, time.monotonic()
         elif int(os.environ.get("WORLD_SIZE", 1)) == 1 or time.monotonic() - self.signal_time > 5:
-            os._exit(128 + number)  # torchrun passes on a Ctrl-C that its processes had: one press, two signals
+            os._exit(128 + number)  # torchrun forwards a Ctrl-C that its processes also receive: one press, two signals
 
 
 @dataclass
 class StopCheck:
-    """Whether all processes have to stop together: after Ctrl-C or SIGTERM in any of them, or when time is up.
+    """Tells all processes to stop together: after Ctrl-C or SIGTERM in any of them, or when time is up.
 
         while not stop("updates"): ...
 
-    Call it equally often on every rank. A single process answers at once. Several agree by an all-reduce, in every call
-    at most and after STOP_CHECK_SECONDS or STOP_CHECK_CALLS at least: the time per call travels in the same all-reduce,
-    so that all ranks count up to the same next one. exit_code, that of any rank's Interrupts, and time_is_up say why.
+    Call it equally often on every rank. A single process gets its answer at once. Several processes agree by an
+    all-reduce, at most once per call and at least every STOP_CHECK_SECONDS or STOP_CHECK_CALLS. The same all-reduce
+    averages the time per call, so that all ranks agree on the next one. exit_code, from the Interrupts of any rank, and
+    time_is_up give the reason.
     """
 
     rt: Runtime
@@ -332,7 +386,7 @@ class StopCheck:
     calls_by_loop: dict[str, tuple[int, int, float]] = field(default_factory=dict)
 
     def __call__(self, loop_name: str) -> bool:
-        """True once a signal has come. loop_name is that of the calling loop: each has its own pace."""
+        """True once a signal has come. Each calling loop has its own loop_name, since each has its own pace."""
         now, own_exit_code = time.monotonic(), self.interrupts.exit_code
         deadline = self.start_time + 60 * (self.max_minutes or math.inf)
         calls, max_calls, interval_start = self.calls_by_loop.get(loop_name, (0, 1, now))
@@ -346,5 +400,5 @@ class StopCheck:
         self.exit_code, self.time_is_up = 130 if n_sigint else 143 if n_sigterm else 0, n_timed_out > 0
         seconds_per_call = max(seconds / self.rt.world_size / calls, 1e-6)
         max_calls = max(1, min(2 * max_calls, STOP_CHECK_CALLS, int(STOP_CHECK_SECONDS / seconds_per_call)))
-        self.calls_by_loop[loop_name] = 0, max_calls, now  # at most twice as many: they may get slower
+        self.calls_by_loop[loop_name] = 0, max_calls, now  # at most twice as many, since calls may get slower
         return self.exit_code != 0

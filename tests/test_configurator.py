@@ -220,9 +220,7 @@ def test_advice_on_n_embd_gives_a_model_that_computes():
     sizes = dict(n_layer=1, n_head=5, block_size=4, vocab_size=7, pos_embd="rope")
     with pytest.raises(ValueError, match="n_embd=96 is not a multiple of n_head=5: use n_embd=100"):
         GPTConfig(n_embd=96, **sizes)
-    with pytest.raises(
-        ValueError, match="n_embd=95 is not a multiple of 2 . n_head, which pos_embd=rope needs: use n_embd=100"
-    ):
+    with pytest.raises(ValueError, match="rope needs an even head size, not n_embd=95 / n_head=5: use n_embd=100"):
         GPTConfig(n_embd=95, **sizes)
     assert GPT(GPTConfig(n_embd=100, **sizes))(torch.zeros(1, 4, dtype=torch.int64))[0].shape == (1, 1, 7)
 

@@ -84,10 +84,9 @@ def test_two_processes_give_the_losses_of_one(tiny_data, tmp_path, one_process):
     lines = done.stdout.splitlines()
     for pattern in (
         "tokens per iteration will be: 256 ",
-        "Initializing a new model",
-        "found vocab_size",
+        "settings: ",
+        "text: ",
         "number of parameters",
-        "Overriding: n_embd",
         "device: cpu",
         "step 4:",
         "iter 5:",
@@ -191,7 +190,9 @@ def test_a_signal_saves_the_state_of_a_step_boundary_whatever_log_interval_is(
     state = load(tmp_path / "out")
     assert 0 < state["iter_num"] < 100_000, printed + job.errors
     assert f"interrupted after {state['iter_num']} iterations" in printed
-    (command,) = re.findall(r"torchrun .*--nproc_per_node=2 .*train\.py --init_from=resume --out_dir=out", printed)
+    (command,) = set(
+        re.findall(r"torchrun .*--nproc_per_node=2 .*train\.py --init_from=resume --out_dir=out", printed)
+    )  # said at the start, too
     assert sys.executable not in command
     assert numbers(tmp_path / "out", "iter", "loss") == pytest.approx(numbers(one_process, "iter", "loss")[:2], **CLOSE)
 
@@ -229,7 +230,7 @@ def test_a_signal_to_one_rank_in_an_evaluation_abandons_it_on_all(tiny_data, tmp
 def test_max_minutes_end_several_ranks_together(tiny_data, tmp_path):
     more = ["--max_iters=100000000", "--eval_interval=100000000", "--log_interval=1000000", "--max_minutes=0.02"]
     done = run_ranks("train.py", f"--data_dir={tiny_data}", *SETTINGS, *more, cwd=tmp_path)
-    assert "max_minutes=0.02 are over" in done.stdout
+    assert "reached max_minutes=0.02" in done.stdout
     assert 0 < load(tmp_path / "out")["iter_num"] < 100_000_000 and len(read_log(tmp_path / "out", "final")) == 1
 
 

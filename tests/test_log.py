@@ -1,17 +1,27 @@
-"""What a run writes down: log.jsonl, loss.png, and the peak speeds behind MFU."""
+"""Logs of training runs: log.jsonl, progress, curves in memory, and the peak speeds that MFU is relative to."""
 
 import json
 import math
 import os
-import subprocess
+import re
+import struct
 import sys
+import time
 
-import fork_server
 import pytest
-from helpers import ROOT
 
 from configurator import UserError
-from dongpt.log import RunLog, draw_loss, peak_flops, read_log, records_before, warn_if_long_run
+from dongpt.log import (
+    MAX_CURVE_POINTS,
+    Curve,
+    LossCurves,
+    RunLog,
+    peak_flops,
+    progress_bar,
+    read_curves,
+    read_log,
+    records_before,
+)
 
 pytestmark = pytest.mark.smoke
 
@@ -27,7 +37,7 @@ def write_log(folder, *records: dict, header: dict | None = None, kept=()) -> st
 
 def started_log(folder, header: dict, kept=()) -> RunLog:
     """A log whose file is there already, with its header."""
-    log = RunLog(str(folder), lambda: (list(kept), header, None))
+    log = RunLog(str(folder), lambda: (list(kept), header))
     log.file = log.open()
     return log
 
@@ -95,7 +105,7 @@ def test_a_resume_cuts_what_lies_behind_its_iteration_and_adds_a_header(tmp_path
     evals = [{"kind": "eval", "iter": i, "val_loss": 3.0} for i in (0, 4, 8)]
     records = [evals[0], *ITERS[:4], evals[1], *ITERS[4:8], evals[2], *ITERS[8:], {"kind": "final", "iter": 8}]
     write_log(tmp_path, *records)
-    kept = records_before(read_log(str(tmp_path)), iter_num=6, evaluated_at=4)
+    kept = list(records_before(read_log(str(tmp_path)), iter_num=6, evaluated_at=4))
     write_log(tmp_path, *ITERS[6:8], header={"iter": 6}, kept=kept)
     log = read_log(str(tmp_path))
     assert [r["iter"] for r in log if r["kind"] == "iter"] == list(range(8))
@@ -121,7 +131,7 @@ def test_a_trained_run_logs_every_update_and_evaluation(tiny_run):
 
 def deferred(tmp_path, loss: float) -> RunLog:
     """A log in which update 7 waits to be written."""
-    log = RunLog(str(tmp_path), lambda: ([], {}, None))
+    log = RunLog(str(tmp_path), lambda: ([], {}))
     log.defer(7, 0.25, tokens=100, seconds=0.5, get_loss=lambda: loss)
     return log
 
@@ -148,89 +158,150 @@ def test_mfu_is_the_share_of_the_peak_speed(tmp_path, capsys):
 
 
 def test_other_ranks_print_and_write_nothing(tmp_path, capsys):
-    log = RunLog(str(tmp_path), lambda: ([], {}, None), is_main=False)
+    log = RunLog(str(tmp_path), lambda: ([], {}), is_main=False)
     log.defer(7, 0.25, tokens=100, seconds=0.5, get_loss=lambda: 2.5)
     log.flush()
     log.close()
     assert os.listdir(tmp_path) == [] and capsys.readouterr().out == ""
 
 
-def test_a_run_of_more_than_six_hours_is_announced_with_what_to_lower():
-    said = []
-    warn_if_long_run(10 * 3600, 3.6, said.append)
-    assert len(said) == 1 and "10 hours" in said[0]
-    assert all(key in said[0] for key in ("max_iters", "n_layer", "n_embd", "block_size", "batch_size"))
-    warn_if_long_run(3600, 3.6, said.append)
-    assert len(said) == 1
+# ----------------------------------------------------------------------------------------------------------------------
+# progress
+
+
+def test_without_a_terminal_the_lines_of_updates_show_total_percentage_and_time_remaining(
+    tmp_path, monkeypatch, capsys
+):
+    clock = [1000.0]
+    monkeypatch.setattr("dongpt.log.time.monotonic", lambda: clock[0])
+    log = RunLog(str(tmp_path), lambda: ([], {}), total=400)
+    for it, now in ((0, 1010.0), (20, 1030.0), (399, 1500.0)):
+        clock[0] = now
+        log.defer(it, 0.1, tokens=100, seconds=0.5, get_loss=lambda: 2.5)
+        log.flush()
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.endswith("200 tokens/s, 0% of 400")  # nothing to extrapolate from yet
+    assert second.endswith("200 tokens/s, 5% of 400, 06:19 left")  # 20 s for 20 updates, and 379 to go
+    assert last.endswith("200 tokens/s, 100% of 400, 00:00 left")
+
+
+def test_the_time_remaining_respects_max_minutes(tmp_path, monkeypatch, capsys):
+    clock = [1000.0]
+    monkeypatch.setattr("dongpt.log.time.monotonic", lambda: clock[0])
+    log = RunLog(str(tmp_path), lambda: ([], {}), total=600_000, deadline=1120.0)
+    for it in (0, 1):
+        clock[0] += 10
+        log.defer(it, 0.1, tokens=100, seconds=0.5, get_loss=lambda: 2.5)
+        log.flush()
+    assert capsys.readouterr().out.endswith(", 0% of 600,000, 01:40 left\n")
+
+
+def test_a_bar_without_a_terminal_prints_lines_once_it_takes_long(monkeypatch, capsys):
+    monkeypatch.setattr("dongpt.log.PROGRESS_SECONDS", 0.02)
+    with progress_bar(4, desc="validation split: ") as bar:
+        for _ in range(4):
+            time.sleep(0.03)
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 4 and "\r" not in "".join(lines)
+    assert all(re.fullmatch(r"validation split: +\d+% of 4, \d\d:\d\d left", line) for line in lines), lines
+
+
+def test_a_short_bar_without_a_terminal_prints_nothing(capsys):
+    with progress_bar(2) as bar:
+        bar.update(2)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("columns", [0, 20, 100])
+def test_the_bar_appears_on_a_terminal_of_any_width(columns, monkeypatch):
+    """A new pseudo-terminal has 0 columns, and tqdm then drew nothing but the counts."""
+    import fcntl
+    import termios
+
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with open(theirs, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress_bar(4) as bar:
+            bar.update(4)
+        terminal.write("END")
+        terminal.flush()
+        shown = ""
+        while not shown.endswith("END"):
+            shown += os.read(ours, 4096).decode()
+    os.close(ours)
+    assert "100%" in shown and (columns == 20 or "4/4" in shown)
+    assert all(len(line) <= (columns or 80) for line in re.split("[\r\n]+", shown))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# loss.png
+# curves in bounded memory
 
 
-def is_png(path) -> bool:
-    return path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+def test_a_short_curve_keeps_every_point():
+    curve = Curve()
+    for i in range(10):
+        curve.add(i, 2.0 * i)
+    assert curve.points() == [(i, 2.0 * i) for i in range(10)]
 
 
-def draw_in_a_process_of_its_own(folder, code: str = "", **env) -> subprocess.CompletedProcess:
-    """Run draw_loss(folder) as a program does, where matplotlib is not imported yet; code runs before it."""
-    program = f"{code}\nfrom dongpt.log import draw_loss\ndraw_loss({str(folder)!r})\nprint('went on')"
-    return fork_server.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@pytest.mark.parametrize("n", [MAX_CURVE_POINTS - 1, MAX_CURVE_POINTS, MAX_CURVE_POINTS + 1, 50_001])
+def test_a_long_curve_has_a_bounded_number_of_points_whose_mean_is_that_of_all(n):
+    curve = Curve()
+    for i in range(n):
+        curve.add(i, i % 7)
+        assert len(curve.kept) < MAX_CURVE_POINTS and len(curve.group) < curve.group_size
+    its, losses = zip(*curve.points())
+    assert MAX_CURVE_POINTS / 2 <= len(its) <= MAX_CURVE_POINTS and list(its) == sorted(its)
+    whole = len(curve.kept) * curve.group_size  # points in full groups
+    assert sum(losses[: len(curve.kept)]) * curve.group_size == pytest.approx(sum(i % 7 for i in range(whole)))
 
 
-@pytest.mark.slow
-def test_a_drawing_shows_what_the_log_holds(tmp_path, capsys):
-    evals = [{"kind": "eval", "iter": i, "train_loss": 3.0, "val_loss": 3.1} for i in (0, 4, 8)]
-    draw_loss(write_log(tmp_path, *ITERS, *evals, {"kind": "iter", "iter": 10, "loss": math.nan}))
-    first = (tmp_path / "loss.png").read_bytes()
-    assert is_png(tmp_path / "loss.png") and sorted(os.listdir(tmp_path)) == ["log.jsonl", "loss.png"]
-    write_log(tmp_path, *ITERS)
-    draw_loss(str(tmp_path))
-    assert is_png(tmp_path / "loss.png") and (tmp_path / "loss.png").read_bytes() != first
-    assert capsys.readouterr().out == ""
+def test_curves_of_600_000_records_stay_small_and_keep_the_best_evaluation():
+    curves = LossCurves()
+    for i in range(600_000):
+        curves.collect({"kind": "iter", "iter": i, "loss": 3.0, "ms": 10.0})
+        if i % 20 == 0:
+            curves.collect({"kind": "eval", "iter": i, "train_loss": 3.0, "val_loss": 2.5 if i == 345_660 else 3.1})
+    for curve in (curves.updates, curves.evals):
+        assert len(curve.kept) < MAX_CURVE_POINTS and len(curve.group) <= 1024
+    assert curves.best_eval == (345_660, 3.0, 2.5) and curves.first_eval == (0, 3.0, 3.1)
+    assert curves.seconds == pytest.approx(6000)
 
 
-@pytest.mark.slow
-def test_a_log_without_any_loss_can_be_drawn(tmp_path, capsys):
-    draw_loss(write_log(tmp_path))
-    assert is_png(tmp_path / "loss.png") and capsys.readouterr().out == ""
+def test_training_time_counts_the_updates_between_two_records_and_survives_a_resume():
+    curves = LossCurves()
+    for record in (
+        dict(kind="header", iter=0, data="data/x"),
+        dict(kind="iter", iter=0, loss=3.0, ms=500.0),
+        dict(kind="iter", iter=20, loss=3.0, ms=100.0),  # the mean of 20 updates
+        dict(kind="header", iter=30, data="data/x"),
+        dict(kind="iter", iter=40, loss=3.0, ms=100.0),  # of the 11 since the resume
+    ):
+        curves.collect(record)
+    assert curves.seconds == pytest.approx(0.5 + 2.0 + 1.1) and curves.data == "data/x"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["nonsense", "module://matplotlib_inline.backend_inline", "tkagg"])
-def test_a_backend_of_a_notebook_or_a_desktop_does_no_harm(tmp_path, backend):
-    done = draw_in_a_process_of_its_own(write_log(tmp_path, *ITERS), MPLBACKEND=backend, DISPLAY="")
-    assert done.stdout == "went on\n" and done.stderr == "" and is_png(tmp_path / "loss.png")
+def test_losses_that_are_no_numbers_are_left_out_of_the_curves():
+    curves = LossCurves()
+    for loss in (None, math.nan, math.inf, "x"):
+        curves.collect({"kind": "iter", "iter": 1, "loss": loss, "ms": 1.0})
+        curves.collect({"kind": "eval", "iter": 1, "train_loss": 1.0, "val_loss": loss})
+    assert curves.updates.points() == curves.evals.points() == [] and curves.best_eval is None
 
 
-def test_drawing_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
-    """MPLBACKEND was set to Agg for good, for this process and all that it starts."""
-    monkeypatch.setenv("MPLBACKEND", "module://of_a_notebook")
-    draw_loss(write_log(tmp_path, *ITERS))
-    assert os.environ["MPLBACKEND"] == "module://of_a_notebook" and is_png(tmp_path / "loss.png")
-
-
-def test_a_failed_drawing_prints_one_line_and_no_more(tmp_path, capsys):
-    (tmp_path / "loss.png").mkdir()  # so that the picture cannot get its name
-    draw_loss(write_log(tmp_path, *ITERS))
-    said = capsys.readouterr()
-    assert "loss.png" in said.out + said.err and (said.out + said.err).count("\n") == 1
-    assert "Traceback" not in said.out + said.err
-
-
-@pytest.mark.slow
-def test_a_missing_matplotlib_is_said_in_one_line(tmp_path):
-    hide = "import sys\nsys.modules.update(dict.fromkeys(('matplotlib', 'matplotlib.figure')))"
-    done = draw_in_a_process_of_its_own(write_log(tmp_path, *ITERS), hide)
-    lines = (done.stdout + done.stderr).splitlines()
-    assert done.returncode == 0 and len(lines) == 2 and "loss.png" in lines[0] and lines[1] == "went on"
+def test_curves_that_are_written_are_those_that_are_read(tmp_path):
+    log = started_log(tmp_path, {"iter": 0, "data": "data/x"})
+    for record in [*ITERS, {"kind": "eval", "iter": 10, "train_loss": 2.0, "val_loss": 2.1}]:
+        log.write(**record)
+    log.file.close()
+    read = read_curves(str(tmp_path))
+    assert read.updates == log.curves.updates and read.evals == log.curves.evals and read.data == "data/x"
+    resumed = started_log(tmp_path, {"iter": 5}, kept=records_before(read_log(str(tmp_path)), 5, 0))
+    assert [it for it, *_ in resumed.curves.updates.points()] == [0, 1, 2, 3, 4]
+    resumed.file.close()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -194,8 +194,8 @@ def test_final_loss_is_the_one_that_evaluate_prints(shown, capsys):
     assert final["val_loss"] == pytest.approx(measured["loss"], abs=1e-5)  # sums of float32 in another order
     assert final["bits_per_byte"] == pytest.approx(measured["bits_per_byte"], abs=1e-5)
     assert final["tokens"] == measured["tokens"]
-    last_line = [line for line in stdout.splitlines() if "loss" in line][-1]
-    assert f"{measured['loss']:.4f}" in last_line
+    (line,) = [line for line in stdout.splitlines() if line.startswith("final: ")]
+    assert f"whole-validation loss {measured['loss']:.4f}, perplexity {measured['perplexity']:.2f}" in line
 
 
 @pytest.mark.smoke
@@ -225,26 +225,38 @@ def test_checkpoint_holds_nanogpts_keys_and_ours_and_needs_no_unpickling(shown):
 def test_lines_that_log_scrapers_read_keep_nanogpts_wording(shown, tiny_data):
     out_dir, stdout, _ = shown
     lines = stdout.splitlines()
-
-    def one(pattern: str) -> re.Match:
-        found = [match for line in lines if (match := re.match(pattern, line))]
-        assert len(found) == 1, f"{pattern!r} in\n{stdout}"
-        return found[0]
-
-    assert "Overriding: n_embd = 16" in lines and "Overriding: eval_interval = 3" in lines
-    assert int(one(r"tokens per iteration will be: ([\d,]+)")[1].replace(",", "")) == 2 * 4 * 16
-    assert one(r"found vocab_size = (\d+) \(inside .+\)")[1] == str(load(out_dir)["model_args"]["vocab_size"])
-    one(r"Initializing a new model from scratch$")
-    one(r"number of parameters: 0\.01M$")
-    one(r"num decayed parameter tensors: 10, with 6,800 parameters$")
-    one(r"num non-decayed parameter tensors: 5, with 80 parameters$")
-    one(r"using fused AdamW: (True|False)$")
+    assert int(one(r"tokens per iteration will be: ([\d,]+) ", stdout)[1].replace(",", "")) == 2 * 4 * 16
+    one(r"number of parameters: 0\.01M \(0\.01M in 2 blocks, 0\.00M in embeddings\)$", stdout)
     steps = [re.match(r"step (\d+): train loss (\d+\.\d{4}), val loss (\d+\.\d{4})$", line) for line in lines]
     assert [match[1] for match in steps if match] == ["0", "3", "6"]
     iters = [re.match(r"iter (\d+): loss (\d+\.\d{4}), time (\d+\.\d{2})ms", line) for line in lines]
     assert [match[1] for match in iters if match] == ["0", "1", "2", "3", "4", "5"]
     assert lines.count(f"saving checkpoint to {out_dir}") == 2
-    one(r"device: cpu \(.+\), dtype: float32 \(.+\), compile: off \(.+\)$")
+    one(r"device: cpu \(as asked\), dtype: float32 \(.+\), compile: off \(as asked\), 1 thread$", stdout)
+
+
+def one(pattern: str, text: str) -> re.Match:
+    """The match of pattern in the only line of text that it matches."""
+    found = [match for line in text.splitlines() if (match := re.match(pattern, line))]
+    assert len(found) == 1, f"{pattern!r} in\n{text}"
+    return found[0]
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_nanogpts_other_lines_are_printed_only_with_verbose(verbose, tiny_data, capsys):
+    assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=1", f"--verbose={verbose}"]) == 0
+    printed = capsys.readouterr().out
+    patterns = [
+        r"Overriding: n_embd = 16$",
+        r"Overriding: eval_interval = 3$",
+        rf"found vocab_size = {load('out')['model_args']['vocab_size']} \(inside .+\)$",
+        r"Initializing a new model from scratch$",
+        r"num decayed parameter tensors: 10, with 6,800 parameters$",
+        r"num non-decayed parameter tensors: 5, with 80 parameters$",
+        r"using fused AdamW: (True|False)$",
+    ]
+    for pattern in patterns:
+        assert len(re.findall(f"^{pattern}", printed, re.MULTILINE)) == verbose, pattern
 
 
 def read_terminal(descriptor: int):
@@ -303,7 +315,9 @@ def test_ckpt_is_the_lowest_validation_loss_and_ckpt_last_the_newest_state(one_s
     (final,) = read_log("out", "final")
     assert final["iter"] == best
     assert final["val_loss"] == pytest.approx(losses[best], abs=1e-5)  # eval_iters covers the whole split here
-    assert f"{final['val_loss']:.4f}" in capsys.readouterr().out.splitlines()[-1]
+    printed = capsys.readouterr().out
+    assert f"whole-validation loss {final['val_loss']:.4f}" in printed and f"of iteration {best} on all" in printed
+    assert f"overfitting: the validation loss was lowest at iteration {best} and rose to" in printed
 
 
 def test_always_save_checkpoint_makes_ckpt_follow_the_newest_state(one_sentence):
@@ -339,7 +353,9 @@ def test_max_minutes_ends_a_run_in_good_order(tiny_data, capsys):
     state = load("out")
     assert 0 < state["iter_num"] < 1000000
     assert read_log("out", "eval")[-1]["iter"] == read_log("out", "final")[0]["iter"] == state["iter_num"]
-    assert "max_minutes" in capsys.readouterr().out.split("Overriding")[-1]
+    assert re.search(
+        r"^ended after \d+ of 1000000 iterations: reached max_minutes=0.01", capsys.readouterr().out, re.MULTILINE
+    )
 
 
 def test_max_minutes_that_are_over_before_the_first_update_still_end_in_good_order(tiny_data):
@@ -383,9 +399,10 @@ def test_sample_tokens_prints_a_sample_at_each_evaluation_and_changes_no_weight(
     assert_same_training(watched_little, "out")
     _, *evaluations = re.split(r"^step \d+: .*$", capsys.readouterr().out, flags=re.MULTILINE)
     assert len(evaluations) == 3
-    for printed in evaluations:
-        sample = "\n".join(line for line in printed.splitlines() if not re.match("iter |saving |final", line))
-        assert len(sample) >= 12
+    logged = [(record["iter"], record["text"]) for record in read_log("out", "sample")]
+    assert [it for it, _ in logged] == [0, 5, 10]
+    for printed, (_, text) in zip(evaluations, logged):
+        assert f"--- sample ---\n{text}\n---" in printed and len(text) >= 12
 
 
 @pytest.mark.smoke
@@ -657,14 +674,14 @@ def test_an_nvidia_gpu_that_torch_cannot_use_is_named_with_the_remedy(monkeypatc
     assert runtime.pick_device("auto") == ("cpu", "no GPU found")
 
 
-def test_a_long_run_says_so_after_its_first_updates(tiny_data, capsys):
+def test_a_run_says_how_long_it_will_take_after_ten_updates(tiny_data, capsys):
     assert (
         train.main(
             [
                 f"--data_dir={tiny_data}",
                 *TINY_RUN,
                 "--max_iters=1000000000",
-                "--eval_interval=8",
+                "--eval_interval=12",
                 "--decay_lr=False",
                 "--learning_rate=0",
                 "--patience=1",
@@ -673,9 +690,10 @@ def test_a_long_run_says_so_after_its_first_updates(tiny_data, capsys):
         == 0
     )  # never better, so it ends
     lines = capsys.readouterr().out.splitlines()
-    (warning,) = [i for i, line in enumerate(lines) if "hours" in line]
-    assert any(line.startswith("iter 2:") for line in lines[:warning])
-    assert any(line.startswith("iter 7:") for line in lines[warning:])
+    (duration,) = [i for i, line in enumerate(lines) if line.startswith("expected duration: ")]
+    assert re.match(r"expected duration: [\d,]+ days for 999,999,990 more iterations of \d+ ms and ", lines[duration])
+    assert all(key in lines[duration] for key in ("max_iters", "n_layer", "n_embd", "block_size", "batch_size"))
+    assert lines[duration - 1].startswith("iter 8:") and lines[duration + 1].startswith("iter 9:")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

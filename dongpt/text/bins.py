@@ -47,11 +47,11 @@ CHUNK_TOKENS = 2**22  # read at a time where a whole file is read
 # where data folders are
 
 
-def find_data_folder(dataset: str, data_dir: str, rt=None, out=None) -> str:
+def find_data_folder(dataset: str, data_dir: str, rt=None, out=None, quiet: bool = False) -> str:
     """The data folder that the settings name: data_dir, relative to the working directory, else data/<dataset>.
 
     Given a Runtime as rt, a data set that is missing and whose prepare.py needs no network is prepared, while the other
-    processes wait. The output of prepare.py goes to out, stdout by default.
+    processes wait. The output of prepare.py goes to out, stdout by default; with quiet it is dropped.
     """
     if not (dataset or data_dir):
         raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
@@ -60,7 +60,8 @@ def find_data_folder(dataset: str, data_dir: str, rt=None, out=None) -> str:
     if rt and name in AUTO_PREPARED_DATASETS and folder == os.path.join(ROOT, "data", name):
         if rt.is_main and not all(os.path.exists(os.path.join(folder, f"{split}.bin")) for split in SPLITS):
             print(f"data/{name} is not prepared yet: running python data/{name}/prepare.py", file=out, flush=True)
-            result = subprocess.run([sys.executable, os.path.join(folder, "prepare.py")], stdout=out)
+            command = [sys.executable, os.path.join(folder, "prepare.py")]
+            result = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else out)
             if result.returncode in (130, -2):  # Ctrl-C reached both; of other failures opening the corpus says more
                 raise KeyboardInterrupt
         rt.barrier()
@@ -466,10 +467,10 @@ def check_shard_ends(folder: str, shards: list[dict]):
     for shard in shards:
         path = os.path.join(folder, shard["file"])
         if (ends_hash := head_tail_sha256(path)) != shard["ends_sha256"]:
-            problem = "its first or its last megabyte differs, copy it again, or prepare the data again"
+            problem = "its first or last megabyte differs, so copy it again, or prepare the data again"
             if ends_hash in file_of_hash:
-                problem = f"it holds what belongs in {file_of_hash[ends_hash]}, give the shards their right names"
-            raise UserError(f"{path} is not what meta.json describes: {problem}")
+                problem = f"it is {file_of_hash[ends_hash]} under another name, so swap the names back"
+            raise UserError(f"{path} does not match meta.json: {problem}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

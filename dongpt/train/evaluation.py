@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from configurator import UserError
-from dongpt.log import RunLog
+from dongpt.log import RunLog, progress_bar
 from dongpt.runtime import Runtime, StopCheck
+from dongpt.train import report
 from dongpt.train.data import Corpus
 from dongpt.train.step import TrainStep
 
@@ -102,8 +103,8 @@ def evaluate(model, batches: Iterable, rt: Runtime, should_stop: Callable[[], bo
     return MeanLoss(total / n_predicted if n_predicted else math.nan, int(n_predicted))
 
 
-def _evaluate_split(step: TrainStep, stop: StopCheck, split: str, n_windows: int | None = None) -> MeanLoss | None:
-    """The loss of a run's model over n_windows of a split, or all of it; None if all ranks have to stop."""
+def _evaluate_split(step: TrainStep, stop: StopCheck, split: str, n_windows: int) -> MeanLoss | None:
+    """The loss of a run's model over n_windows of a split; None if all ranks have to stop."""
     cfg, rt = step.cfg, step.rt
     batches = eval_batches(step.corpus, split, cfg.batch_size, cfg.block_size, n_windows, rt.rank, rt.world_size)
     return evaluate(step.eval_model, batches, rt, lambda: stop("eval"))
@@ -117,8 +118,11 @@ def estimate_loss(step: TrainStep, stop: StopCheck) -> tuple[float, float] | Non
     return (train.nats, val.nats) if train and val else None
 
 
-def print_sample(step: TrainStep, log: RunLog, stop: StopCheck):
-    """Print a text of sample_tokens tokens, with the same random numbers each time; a signal cuts it short."""
+def print_sample(step: TrainStep, log: RunLog, stop: StopCheck, iter_num: int):
+    """Print and log a sample of sample_tokens tokens, drawn with the same random numbers each time.
+
+    A signal cuts it short.
+    """
     tokenizer, model, ids = step.corpus.tokenizer(), step.model.eval(), []
     settings = dict(temperature=0.8, top_k=200, seed=step.cfg.seed, n_ids=tokenizer.vocab_size)
     for next_ids in model.stream([[tokenizer.start_id]], step.cfg.sample_tokens, **settings):
@@ -126,21 +130,44 @@ def print_sample(step: TrainStep, log: RunLog, stop: StopCheck):
         if stop.interrupts.exit_code:
             break
     model.train()
-    log.print(f"--- sample ---\n{tokenizer.decode(ids)}\n--------------")
+    text = tokenizer.decode(ids)
+    log.print(f"--- sample ---\n{text}\n--------------")
+    log.write("sample", iter=iter_num, text=text)
+
+
+def unigram_loss(corpus: Corpus, split: str) -> float:
+    """Loss in nats per token of guessing by frequency: the entropy of the split's predicted tokens."""
+    counts = np.zeros(corpus.vocab_size, dtype=np.int64)
+    if (mask := corpus.masks.get(split)) is not None:
+        counts += np.bincount(corpus.tokens[split][1:][mask[1:] != 0], minlength=len(counts))
+    else:
+        counts += corpus.tokens[split].counts(len(counts))
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
 
 
 def log_final_loss(step: TrainStep, log: RunLog, stop: StopCheck, best_iter: int):
-    """Print and log the loss over the whole validation split, with the weights of iteration best_iter, unless a signal
-    comes."""
-    loss = _evaluate_split(step, stop, "val")
-    if loss is None or not step.rt.is_main:
+    """Log the loss over the whole validation split, with the weights of iteration best_iter, and print what it means.
+
+    Nothing is printed or logged if a signal comes first.
+    """
+    cfg, rt, corpus = step.cfg, step.rt, step.corpus
+    n_batches = -(-(corpus.lengths["val"] - 1) // (cfg.block_size * cfg.batch_size * rt.world_size))
+    batches = eval_batches(corpus, "val", cfg.batch_size, cfg.block_size, None, rt.rank, rt.world_size)
+    bar = progress_bar(n_batches, quiet=not rt.is_main, iterable=batches, desc="whole validation split: ", leave=False)
+    loss = evaluate(step.eval_model, bar, rt, lambda: stop("eval"))
+    bar.close()
+    if loss is None or not rt.is_main:
         return
+    bits_per_byte = bits_per_character = None
     try:
-        bits = loss.bits_per_byte(predicted_bytes(step.corpus, "val"))
+        bits_per_byte = loss.bits_per_byte(predicted_bytes(corpus, "val"))
     except ValueError:  # counting bytes takes a tokenizer, and GPT-2's may be out of reach
-        bits = None
-    bits_text = f", {bits:.4f} bits per byte" if bits else ""
-    loss_text = f"{loss.nats:.4f}, perplexity {loss.perplexity:.2f}{bits_text} ({loss.tokens:,} tokens)"
-    print(f"final: ckpt.pt of iteration {best_iter} has whole-validation loss {loss_text}")
-    results = dict(val_loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=bits, tokens=loss.tokens)
+        pass
+    n_bytes, n_characters = (corpus.meta.get(key, {}).get("val") for key in ("bytes", "characters"))
+    if bits_per_byte and n_bytes and n_characters:
+        bits_per_character = bits_per_byte * n_bytes / n_characters
+    results = dict(val_loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=bits_per_byte, tokens=loss.tokens)
     log.write("final", iter=best_iter, **results)
+    meaning = report.loss_meaning(loss.nats, bits_per_character, unigram_loss(corpus, "val"), corpus)
+    print(report.last_screen(cfg, loss, meaning, log.curves, best_iter, corpus))

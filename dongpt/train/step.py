@@ -69,17 +69,19 @@ class TrainStep:
         self.eval_model: Any = model
         self.train_model: Any = model
 
-    def compile(self, mode, n_updates: float, was_compiled: bool | None = None) -> tuple[bool, str]:
+    def compile(
+        self, mode, n_updates: float, was_compiled: bool | None = None, mode_reason: str = "as asked"
+    ) -> tuple[bool, str]:
         """Decide on torch.compile for a run of n_updates, and wrap the model for DDP; returns (is_compiled, reason).
 
-        A resume does what the run before it did, was_compiled; else auto compiles on CUDA if the run is long enough to
-        repay it. Both fall back to the plain model if a trial forward and backward pass fails, where an explicit True
-        raises UserError.
+        A resumed run is compiled if it was_compiled before; otherwise auto compiles on CUDA if the run is long enough
+        to repay it. Both fall back to the plain model if a trial forward and backward pass fails; an explicit True, for
+        which mode_reason is given, raises UserError.
         """
         rt, model, tokens = self.rt, self.model, self.tokens_per_iter
-        is_compiled, reason = bool(mode), "as asked" if isinstance(mode, bool) else mode
+        is_compiled, reason = bool(mode), mode_reason if isinstance(mode, bool) else mode
         if was_compiled is not None:
-            is_compiled, reason = was_compiled, "as before the resume"
+            is_compiled, reason = was_compiled, "as in the checkpoint"
         elif mode == "auto" and rt.device_type != "cuda":
             is_compiled, reason = False, f"auto: off on {rt.device_type}"
         elif mode == "auto" and model.flops_per_token() * tokens * n_updates / rt.world_size < COMPILE_MIN_FLOPS:

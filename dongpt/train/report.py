@@ -1,0 +1,243 @@
+"""First and last screen of a training run, in sentences for somebody who trains a first model.
+
+Lines in nanoGPT's wording that log scrapers read ("number of parameters", "tokens per iteration will be") keep it;
+the others are printed with --verbose.
+"""
+
+import math
+import os
+import shlex
+import sys
+from typing import Any
+
+import torch
+
+import configurator
+from dongpt import runtime
+from dongpt.log import LOSS_PLOT_FILE, LossCurves, peak_flops
+from dongpt.runtime import Runtime
+from dongpt.train.data import Corpus
+from dongpt.train.optim import describe_groups
+from dongpt.train.step import TrainStep
+from model import GPT
+
+LONG_RUN_SECONDS = 6 * 3600  # longer runs are told how to get shorter
+SLOW_STEP_SECONDS = 60  # an iteration that takes longer is announced before the first one
+FLOPS_PER_CPU_THREAD = 2e10  # of training in float32, on 2 cores of an AMD EPYC (Zen 3)
+FLOPS_OF_UNKNOWN_GPU, GPU_SHARE_OF_PEAK = 1e13, 0.3
+TOKENS = {"char": "characters", "word": "words", "bpe": "BPE tokens", "gpt2": "GPT-2's BPE tokens"}  # by tokenizer kind
+MAX_CHANGES = 6  # settings of the command line in the first screen; more are counted
+FLAT_SHARE = 0.005  # a validation loss that changes by less is called level
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# before the first update
+
+
+def opening_line(argv: list[str] | None, overrides: dict[str, Any], cfg: Any, iter_num: int, weights: Any) -> str:
+    """The source of a run's settings, and those that the user changed.
+
+    weights are the InitWeights of train.py, whose checkpoint has the settings of a resumed run.
+    """
+    if cfg.init_from == "resume":
+        stored = weights.checkpoint.get("config", {})
+        changed = [
+            key for key in overrides if key not in ("init_from", "out_dir") and overrides[key] != stored.get(key)
+        ]
+        before = {key: f" ({stored[key]!r} before)" if key in stored else "" for key in changed}
+        changes = ", ".join(f"{key}={overrides[key]!r}{before[key]}" for key in changed)
+        done = f"continuing after iteration {iter_num:,} of {cfg.max_iters:,}"
+        return f"{done}; settings: those of the checkpoint; changed by you: {changes or 'nothing'}"
+    files, changes = [], []
+    for arg in sys.argv[1:] if argv is None else argv:
+        if arg.startswith("-"):
+            changes.append(arg)
+        elif configurator.find_config_file(arg):
+            files.append(arg)
+        elif changes:  # the value of `--key value`
+            changes[-1] += f"={arg}"
+    line = f"settings: {' + '.join(files) or 'the defaults'}"
+    if changes:
+        n_more = len(changes) - MAX_CHANGES
+        shown = shlex.join(changes[:MAX_CHANGES]) + (f" and {n_more} more" if n_more > 0 else "")
+        line += f"; changed on the command line: {shown}"
+    return line
+
+
+def corpus_lines(corpus: Corpus, block_size: int) -> list[str]:
+    """The text, and the tokens that it is made of."""
+    characters, kind = corpus.meta.get("characters", {}), corpus.tokenizer_dict["kind"]
+    source = f" ({corpus.meta['source']})" if corpus.meta.get("source") else ""
+    size = f", {sum(characters.values()):,} characters" if characters else ""
+    counts = f"{corpus.lengths['train']:,} tokens to train on and {corpus.lengths['val']:,} for validation"
+    lines = [f"text: {corpus.name}{source}{size}: {counts}"]
+    vocabulary = f"tokens: {TOKENS.get(kind, kind)}, a vocabulary of {corpus.vocab_size:,}"
+    if not corpus.meta:
+        vocabulary = f"tokens: {corpus.name} has no meta.json or meta.pkl, so they are taken for GPT-2's"
+    lines.append(f"{vocabulary}; the model sees up to {block_size:,} at a time (block_size)")
+    return lines
+
+
+def parameters_line(model: GPT) -> str:
+    """Number of parameters: in the blocks, the embeddings and the n-gram table."""
+    total, ngrams = model.get_num_params(), 0
+    if model.config.ngrams > 1:
+        ngrams = model.transformer.ngrams.weight.numel()
+    if model.config.model_type == "bigram":
+        return f"number of parameters: {total / 1e6:.2f}M (one table of logits: a bigram has no blocks)"
+    blocks, n_layer = sum(p.numel() for p in model.transformer.h.parameters()), model.config.n_layer
+    parts = [f"{blocks / 1e6:.2f}M in {n_layer} block{'s' * (n_layer > 1)}"]
+    parts.append(f"{(total - blocks - ngrams) / 1e6:.2f}M in embeddings")
+    parts += [f"{ngrams / 1e6:.2f}M in the n-gram table"] if ngrams else []
+    return f"number of parameters: {total / 1e6:.2f}M ({', '.join(parts)})"
+
+
+def tokens_line(step: TrainStep) -> str:
+    """Tokens of an update, and the updates of an epoch."""
+    cfg, n_windows = step.cfg, step.corpus.windows_per_epoch(step.cfg.block_size)
+    iters_per_epoch = n_windows * cfg.block_size / step.tokens_per_iter
+    n_epochs = cfg.max_iters / iters_per_epoch
+    epochs = f"{n_epochs:,.0f}" if n_epochs >= 100 else f"{n_epochs:.3g}"
+    iterations = f"{cfg.max_iters:,} iteration{' is' if cfg.max_iters == 1 else 's are'}"
+    length = f"{iterations} {epochs} epoch{'s' * (epochs != '1')} (passes over the training set)"
+    return f"tokens per iteration will be: {step.tokens_per_iter:,} ({step.samples_per_iter:,} sequences); {length}"
+
+
+def machine_line(rt: Runtime, is_compiled: bool, compile_reason: str) -> str:
+    """Device, dtype and compile with their reasons, and the threads of a CPU."""
+    line = f"{rt.description}, compile: {'on' if is_compiled else 'off'} ({compile_reason})"
+    threads = torch.get_num_threads()
+    return f"{line}, {threads} thread{'s' * (threads > 1)}" if rt.device_type == "cpu" else line
+
+
+def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resume_command: str) -> str:
+    """The text, the model, where results are saved, how to stop and resume; opening comes first.
+
+    With verbose, nanoGPT's other lines come before it: every setting that was set, and the optimizer's groups.
+    """
+    cfg, corpus = step.cfg, step.corpus
+    lines = []
+    if cfg.verbose:
+        lines += [f"Overriding: {key} = {value}" for key, value in overrides.items()]
+        vocab_text = f"found vocab_size = {corpus.vocab_size} (inside {corpus.name})"
+        lines.append(vocab_text if corpus.meta else "No meta.json or meta.pkl found, assuming GPT-2 encodings...")
+        lines += ["Initializing a new model from scratch"] if cfg.init_from == "scratch" else []
+        lines.append(describe_groups(step.optimizer))
+    lines += [opening, *corpus_lines(corpus, cfg.block_size), parameters_line(step.model), tokens_line(step)]
+    if not cfg.eval_only:
+        every, sample = f"every {cfg.eval_interval:,} iterations", ", a sample" if cfg.sample_tokens else ""
+        lines.append(f"{every}: an evaluation{sample}, and a checkpoint and {LOSS_PLOT_FILE} in {cfg.out_dir}")
+        lines.append(f"to stop: press Ctrl-C, which saves the state; to resume: {resume_command}")
+    return "\n".join([*lines, *filter(None, [busy_machine_warning(), slow_step_warning(step)])])
+
+
+def difference_line(before: dict[str, Any], now: dict[str, Any], threads_source: str = "") -> str:
+    """Why a resume is not bitwise, from the two machines as dicts; '' if they do not differ."""
+    pairs = [f"{key} {before[key]} before, {now[key]} now" for key in now if before[key] != now[key]]
+    pairs = [pair + f" ({threads_source})" * (threads_source != "" and pair.startswith("threads")) for pair in pairs]
+    return (
+        f"this resume is not bitwise, the losses may differ in their last digits: {'; '.join(pairs)}" if pairs else ""
+    )
+
+
+def busy_machine_warning() -> str:
+    """A sentence if other programs keep the processors busy; '' if not, or if the platform does not tell."""
+    load = runtime.load_average()
+    if load is None or load < 1.5 * (os.cpu_count() or 1):
+        return ""
+    cores = f"{os.cpu_count()} core{'s' * (os.cpu_count() != 1)}"
+    return f"this machine is busy: on average {load:.0f} programs want to run at once on its {cores}; expect slow steps"
+
+
+def slow_step_warning(step: TrainStep) -> str:
+    """A sentence if one iteration will take minutes, estimated from its FLOPs; '' if not."""
+    cfg, rt = step.cfg, step.rt
+    flops_per_second = FLOPS_PER_CPU_THREAD * torch.get_num_threads()
+    if rt.device_type != "cpu":
+        peak = peak_flops(torch.cuda.get_device_name(rt.device)) if rt.device_type == "cuda" else None
+        flops_per_second = GPU_SHARE_OF_PEAK * peak if peak else FLOPS_OF_UNKNOWN_GPU
+    flops_per_token = step.model.flops_per_token()
+    seconds = flops_per_token * step.tokens_per_iter / rt.world_size / flops_per_second
+    n_eval_tokens = 2 * cfg.eval_iters * cfg.batch_size * cfg.block_size  # both splits
+    n_eval_tokens = min(n_eval_tokens, step.corpus.lengths["train"] + step.corpus.lengths["val"])
+    eval_seconds = flops_per_token / 3 * n_eval_tokens / rt.world_size / flops_per_second  # forward only
+    if seconds < SLOW_STEP_SECONDS:
+        return ""
+    estimate = f"one iteration will take about {format_duration(seconds)} on this machine, an evaluation about"
+    settings = f"block_size={cfg.block_size}, batch_size={cfg.batch_size}, the size of the model"
+    return f"slow: {estimate} {format_duration(eval_seconds)} (estimated); to speed it up, lower {settings}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# during the run
+
+
+def format_duration(seconds: float) -> str:
+    """'40 s', '12 min', '3.5 h', '11 days'."""
+    for unit, unit_seconds in (("s", 1), ("min", 60), ("h", 3600)):
+        if seconds < (120 if unit != "h" else 48) * unit_seconds:
+            return f"{seconds / unit_seconds:.{1 if unit == 'h' and seconds < 36000 else 0}f} {unit}"
+    return f"{seconds / 86400:,.0f} days"
+
+
+def expected_duration(cfg: Any, iter_num: int, seconds_per_iter: float, seconds_per_eval: float) -> str:
+    """How long the rest of a run takes at the speed of its first updates; a long one is told how to get shorter."""
+    n_iters = cfg.max_iters - iter_num
+    n_evals = -(-cfg.max_iters // cfg.eval_interval) - iter_num // cfg.eval_interval
+    seconds = n_iters * seconds_per_iter + n_evals * seconds_per_eval
+    if seconds > 60 * (cfg.max_minutes or math.inf):
+        return f"expected duration: {cfg.max_minutes:g} min (max_minutes), which end the run before max_iters"
+    each = f"{seconds_per_iter * 1000:.0f} ms" if seconds_per_iter < 10 else f"{seconds_per_iter:.0f} s"
+    line = f"expected duration: {format_duration(seconds)} for {n_iters:,} more iterations of {each}"
+    line += f" and {n_evals} evaluation{'s' * (n_evals > 1)}" if seconds_per_eval else ""
+    if seconds > LONG_RUN_SECONDS:
+        line += "; to shorten it, lower max_iters (and lr_decay_iters), n_layer, n_embd, block_size, batch_size or "
+        line += "gradient_accumulation_steps, or set max_minutes"
+    return line
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# after the last update
+
+
+def loss_meaning(nats: float, bits_per_character: float | None, unigram_nats: float, corpus: Corpus) -> str:
+    """A sentence that compares a loss with guessing by the frequency of tokens."""
+    bits = (
+        f"{bits_per_character:.2f} bits per character"
+        if bits_per_character
+        else f"{nats / math.log(2):.2f} bits per token"
+    )
+    tokens = TOKENS.get(corpus.tokenizer_dict["kind"], "tokens")
+    verdict = ", so the model has learned no more than that" if nats >= unigram_nats else ""
+    return f"that is {bits}; guessing by the frequency of {tokens} alone gives a loss of {unigram_nats:.4f}{verdict}"
+
+
+def curve_verdict(curves: LossCurves) -> str:
+    """A sentence on the validation curve of a finished run: still falling, level or overfitting."""
+    points = [point for point in curves.evals.points() if point[0] > 0]
+    if len(points) < 3 or not curves.best_eval:
+        return "too few evaluations to tell whether it was still falling: lower --eval_interval to see its curve"
+    (best_iter, best_train, best_val), (_, last_train, last_val) = curves.best_eval, points[-1]
+    if last_val > (1 + FLAT_SHARE) * best_val:
+        since = f"the validation loss was lowest at iteration {best_iter:,} and rose to {last_val:.4f} afterwards"
+        if last_train < best_train:
+            remedy = "use more text, a smaller model, more dropout or fewer iterations"
+            return f"overfitting: {since}, while the training loss kept falling; {remedy}"
+        return f"unstable: {since}, and so did the training loss; lower --learning_rate"
+    earlier_val = points[(2 * len(points)) // 3 - 1][2]  # at two thirds of the run
+    if last_val < (1 - FLAT_SHARE) * earlier_val:
+        return "the validation loss was still falling: a longer run (--max_iters and --lr_decay_iters) may lower it"
+    return "the validation loss has levelled off: a longer run of this model will hardly lower it"
+
+
+def last_screen(cfg: Any, loss: Any, meaning: str, curves: LossCurves, best_iter: int, corpus: Corpus) -> str:
+    """The loss to report and its meaning, where the results are, and the next command. loss is a MeanLoss."""
+    checkpoint, picture = os.path.join(cfg.out_dir, "ckpt.pt"), os.path.join(cfg.out_dir, LOSS_PLOT_FILE)
+    out_dir, is_chat = shlex.quote(cfg.out_dir), "template" in corpus.tokenizer_dict
+    measured = f"of iteration {best_iter:,} on all {loss.tokens:,} tokens of the validation set"
+    lines = [f"final: whole-validation loss {loss.nats:.4f}, perplexity {loss.perplexity:.2f}, {measured}"]
+    lines.append("  report this number: the losses above were measured on a part of the text or on a single batch")
+    lines += [f"  {meaning}", f"  {curve_verdict(curves)}"]
+    lines.append(f"saved: {checkpoint}, the model to use, and {picture}, its loss curves")
+    lines.append(f"next: python chat.py {out_dir}" if is_chat else f"next: python sample.py --out_dir={out_dir}")
+    return "\n".join(lines)

@@ -1,0 +1,313 @@
+"""The first and the last screen of a training run, and the lines between them."""
+
+import math
+import re
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import ROOT, TINY_RUN, read_log, run, write_corpus
+
+import train
+from dongpt import runtime
+from dongpt.log import LossCurves
+from dongpt.train import report
+
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+FIRST_SCREEN_LINES = 15
+
+
+def first_screen(printed: str) -> list[str]:
+    """The lines before the first evaluation."""
+    return printed.partition("\nstep ")[0].splitlines()
+
+
+def line(start: str, printed: str) -> str:
+    """The only line that starts so."""
+    (found,) = [text for text in printed.splitlines() if text.startswith(start)]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def idle_machine(monkeypatch):
+    monkeypatch.setattr(runtime, "load_average", lambda: 0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the first screen
+
+
+def test_the_first_screen_of_the_quickstart_fits_into_fifteen_lines_while_it_prepares_its_data(tmp_path):
+    """In a clone whose data is not prepared yet."""
+    clone = tmp_path / "clone"
+    ignored = shutil.ignore_patterns("*.bin", "meta.json", ".git", "tests", "docs", "out*", "__pycache__")
+    shutil.copytree(ROOT, clone, ignore=ignored)
+    command = [str(clone / "config" / "quickstart.py"), "--max_iters=1", "--eval_iters=1", "--batch_size=2"]
+    printed = run(str(clone / "train.py"), *command, cwd=tmp_path).stdout
+    lines = first_screen(printed)
+    assert len(lines) <= FIRST_SCREEN_LINES, "\n".join(lines)
+    assert lines[0].startswith("data/python_docs is not prepared yet")
+    assert lines[1].startswith("settings: ") and "quickstart.py; changed on the command line: --max_iters=1" in lines[1]
+    text = "\n".join(lines)
+    assert re.search(r"^text: data/python_docs \(.+\), [\d,]+ characters: [\d,]+ tokens to train on and ", text, re.M)
+    assert re.search(r"^tokens: characters, a vocabulary of \d+; .* up to 128 at a time", text, re.M)
+    parts = r"\d+\.\d\dM in 2 blocks, \d\.\d\dM in embeddings, 6\.29M in the n-gram table"
+    assert re.search(rf"^number of parameters: \d\.\d\dM \({parts}\)$", text, re.M)
+    assert re.search(r"^tokens per iteration will be: 256 \(2 sequences\); 1 iteration is 0\.\d+ epochs", text, re.M)
+    assert re.search(r"^every 100 iterations: an evaluation, a sample, and a checkpoint .* out-quickstart$", text, re.M)
+    assert re.search(r"^to stop: press Ctrl-C.*; to resume: python .*train.py --init_from=resume", text, re.M)
+    assert re.search(r"^device: .+, dtype: .+, compile: .+, 1 thread$", text, re.M)
+    assert printed.splitlines()[-1] == "next: python sample.py --out_dir=out-quickstart"
+
+
+def opening(*argv: str) -> str:
+    return report.opening_line(list(argv), {}, SimpleNamespace(init_from="scratch"), 0, None)
+
+
+def test_settings_name_the_config_files_and_only_what_the_command_line_changed():
+    assert opening() == "settings: the defaults"
+    assert opening("config/quickstart.py") == "settings: config/quickstart.py"
+    changed = "settings: quickstart; changed on the command line: --max_iters=3 --compile"
+    assert opening("quickstart", "--max_iters=3", "--compile") == changed
+    assert opening("--max-iters", "3") == "settings: the defaults; changed on the command line: --max-iters=3"
+    many = opening(*(f"--key{i}=1" for i in range(9)))
+    assert many.endswith("--key5=1 and 3 more") and "--key6" not in many
+
+
+def test_a_bigram_and_a_text_without_a_description_have_a_first_screen(tiny_data, capsys, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_data, bare, ignore=shutil.ignore_patterns("meta.json"))
+    settings = ["--model_type=bigram", "--max_iters=1", "--eval_iters=1", "--batch_size=1", "--block_size=8"]
+    settings += ["--gradient_accumulation_steps=1", "--device=cpu", "--vocab_size=50257", "--learning_rate=0"]
+    assert train.main([f"--data_dir={tiny_data}", *settings[:-2]]) == 0
+    printed = capsys.readouterr().out
+    assert "(one table of logits: a bigram has no blocks)" in line("number of parameters: ", printed)
+    assert train.main([f"--data_dir={bare}", *TINY_RUN, "--max_iters=1", "--out_dir=other"]) == 0
+    assert "has no meta.json or meta.pkl, so they are taken for GPT-2's" in line("tokens: ", capsys.readouterr().out)
+
+
+def test_a_busy_machine_is_mentioned_and_an_idle_one_is_not(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for load, is_busy in ((0.5, False), (2.0, False), (7.0, True), (None, False)):
+        monkeypatch.setattr(runtime, "load_average", lambda load=load: load)
+        warning = report.busy_machine_warning()
+        assert bool(warning) == is_busy
+    monkeypatch.setattr(runtime, "load_average", lambda: 7.0)
+    assert "on average 7 programs want to run at once on its 2 cores" in report.busy_machine_warning()
+
+
+def test_steps_of_minutes_are_announced_before_the_first_one(tmp_path, capsys):
+    """With eval_only, so that the step itself is not made."""
+    data = write_corpus(str(tmp_path / "data"), "a long text. " * 2000)
+    settings = [f"--data_dir={data}", *TINY_RUN, "--eval_only", "--eval_iters=1", "--batch_size=1"]
+    assert train.main(settings) == 0
+    assert "slow: " not in capsys.readouterr().out
+    assert train.main([*settings, "--gradient_accumulation_steps=10000000"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("slow: one iteration will take about ") < printed.index("step 0: ")
+    assert re.search(r"about \d+ min on this machine.*lower block_size=16, batch_size=1, ", line("slow: ", printed))
+
+
+def test_a_longer_block_size_makes_a_step_slow():
+    step = SimpleNamespace(
+        cfg=SimpleNamespace(eval_iters=10, batch_size=16, block_size=65536),
+        rt=SimpleNamespace(device_type="cpu", world_size=1),
+        model=SimpleNamespace(flops_per_token=lambda: 6 * 240_960 + 12 * 2 * 96 * 65536),
+        corpus=SimpleNamespace(lengths={"train": 400_000, "val": 40_000}),
+        tokens_per_iter=16 * 65536,
+    )
+    assert re.search(r"about (\d+ min|\d+\.\d h)", report.slow_step_warning(step))
+    step.cfg.block_size, step.tokens_per_iter = 128, 16 * 128
+    step.model.flops_per_token = lambda: 6 * 240_960 + 12 * 2 * 96 * 128
+    assert report.slow_step_warning(step) == ""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# during the run
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0.2, "0 s"),
+        (47, "47 s"),
+        (119, "119 s"),
+        (150, "2 min"),
+        (7199, "120 min"),
+        (12600, "3.5 h"),
+        (9.5e5, "11 days"),
+    ],
+)
+def test_durations_are_short(seconds, text):
+    assert report.format_duration(seconds) == text
+
+
+def test_the_expected_duration_includes_evaluations_and_ends_at_max_minutes():
+    cfg = SimpleNamespace(max_iters=400, eval_interval=100, max_minutes=None)
+    text = report.expected_duration(cfg, 10, 0.1, 5.0)
+    assert text == "expected duration: 59 s for 390 more iterations of 100 ms and 4 evaluations"
+    assert "to shorten it" in report.expected_duration(cfg, 10, 100.0, 5.0)
+    cfg.max_minutes = 0.5
+    assert report.expected_duration(cfg, 10, 0.1, 5.0).startswith("expected duration: 0.5 min (max_minutes)")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the last screen
+
+
+def curves_of(*evals: tuple[int, float, float]) -> LossCurves:
+    curves = LossCurves()
+    for it, train_loss, val_loss in evals:
+        curves.collect({"kind": "eval", "iter": it, "train_loss": train_loss, "val_loss": val_loss})
+    return curves
+
+
+@pytest.mark.parametrize(
+    "losses, verdict",
+    [
+        ([(0, 5.0, 5.0), (100, 2.0, 2.1)], "too few evaluations"),
+        ([(0, 5.0, 5.0), (100, 2.0, 2.1), (200, 1.8, 1.9), (300, 1.6, 1.7)], "still falling"),
+        ([(0, 5.0, 5.0), (100, 2.0, 2.1), (200, 1.8, 1.7), (300, 1.8, 1.699)], "has levelled off"),
+        ([(0, 5.0, 5.0), (100, 2.0, 2.1), (200, 1.8, 1.9), (300, 1.2, 2.2)], "overfitting: .* lowest at iteration 200"),
+        ([(0, 5.0, 5.0), (100, 2.0, 2.1), (200, 1.8, 1.9), (300, 4.0, 4.2)], "unstable: .*lower --learning_rate"),
+    ],
+)
+def test_the_verdict_on_the_curve(losses, verdict):
+    assert re.search(verdict, report.curve_verdict(curves_of(*losses)))
+
+
+def test_the_last_screen_says_which_number_to_report_what_it_means_and_what_to_type_next(tiny_data, capsys):
+    assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--out_dir=my out"]) == 0
+    printed = capsys.readouterr().out
+    (final,) = read_log("my out", "final")
+    start = f"final: whole-validation loss {final['val_loss']:.4f}, perplexity {final['perplexity']:.2f}, of iteration "
+    last_lines = printed.splitlines()[-6:]
+    assert (
+        last_lines[0].startswith(start) and f"on all {final['tokens']:,} tokens of the validation set" in last_lines[0]
+    )
+    assert "report this number" in last_lines[1]
+    bits = final["val_loss"] / math.log(2)  # one token is one character
+    guess = r"guessing by the frequency of characters alone gives a loss of (\d\.\d{4})"
+    assert (
+        float(re.search(guess, last_lines[2])[1]) < math.log(60)
+        and f"that is {bits:.2f} bits per character" in last_lines[2]
+    )
+    assert "too few evaluations" in last_lines[3]
+    assert last_lines[4] == "saved: my out/ckpt.pt, the model to use, and my out/loss.png, its loss curves"
+    assert last_lines[5] == "next: python sample.py --out_dir='my out'"
+    assert printed.count(f"{final['val_loss']:.4f}, perplexity") == 1
+
+
+def test_the_unigram_loss_is_the_entropy_of_the_predicted_tokens(tmp_path):
+    from helpers import write_splits
+
+    from dongpt.text.tokenizers import CharTokenizer
+    from dongpt.train.data import Corpus
+    from dongpt.train.evaluation import unigram_loss
+
+    texts = {"train": "abcd" * 30, "val": "aab" + "c"}  # 2/4, 1/4, 1/4
+    corpus = Corpus(write_splits(str(tmp_path / "data"), CharTokenizer.from_text("abcd"), texts))
+    assert unigram_loss(corpus, "val") == pytest.approx(1.5 * math.log(2))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# resuming
+
+
+def test_a_resume_says_what_the_user_changed_and_calls_nothing_else_asked_for(tiny_data, capsys):
+    start = [f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=2", "--dtype=float32"]
+    assert train.main(start) == 0
+    assert "device: cpu (as asked), dtype: float32 (as asked), compile: off (as asked)" in capsys.readouterr().out
+    assert train.main(["--init_from=resume", "--out_dir=out", "--max_iters=4"]) == 0
+    printed = capsys.readouterr().out
+    changed = "settings: those of the checkpoint; changed by you: max_iters=4 (2 before)"
+    assert line("continuing after", printed) == f"continuing after iteration 2 of 4; {changed}"
+    assert "as asked" not in printed and "not bitwise" not in printed
+    expected = (
+        "device: cpu (from the checkpoint), dtype: float32 (from the checkpoint), compile: off (as in the checkpoint)"
+    )
+    assert expected in printed
+    assert train.main(["--init_from=resume", "--out_dir=out", "--device=cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "changed by you: nothing" in printed and "device: cpu (as asked), dtype: float32 (from the" in printed
+
+
+@pytest.mark.parametrize("how", ["setting", "environment"])
+def test_the_users_threads_win_over_those_of_the_checkpoint_with_a_note(how, tiny_data, capsys, monkeypatch):
+    """The environment was overruled silently, which made a run on a busy machine five times slower."""
+    assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=2", "--threads=2"]) == 0
+    assert torch.get_num_threads() == 2
+    capsys.readouterr()
+    torch.set_num_threads(1)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if how == "environment":
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    arguments = ["--threads=1"] if how == "setting" else []
+    assert train.main(["--init_from=resume", "--out_dir=out", "--max_iters=4", *arguments]) == 0
+    assert torch.get_num_threads() == 1
+    note = line("this resume is not bitwise", capsys.readouterr().out)
+    source = "set by --threads=1" if how == "setting" else "set by OMP_NUM_THREADS=1"
+    assert note.endswith(f"threads 2 before, 1 now ({source})")
+
+
+def test_torchruns_own_omp_num_threads_does_not_count_as_the_users(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert runtime.choose_threads(None, None) == ""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert runtime.choose_threads(None, None) == "set by OMP_NUM_THREADS=3"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# OpenMP's environment, and wandb
+
+
+@pytest.mark.parametrize(
+    "environment, expected", [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)]
+)
+def test_idle_threads_sleep_soon_unless_the_users_environment_says_otherwise(environment, expected, monkeypatch):
+    for key in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    runtime.limit_spinning()
+    import os
+
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+@pytest.mark.parametrize("program", ["train", "sample", "chat", "evaluate"])
+def test_programs_set_the_environment_before_they_import_torch(program):
+    code = f"""
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("GOMP_SPINCOUNT" in os.environ)
+sys.meta_path.insert(0, Watch())
+import {program}
+"""
+    import os
+    import subprocess
+
+    env = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "True"
+
+
+def test_a_wandb_that_cannot_start_says_so_before_anything_is_trained(tiny_data, tmp_path, capsys, monkeypatch):
+    class RefusingWandb:
+        @staticmethod
+        def init(**settings):
+            raise RuntimeError("no API key configured\nand more")
+
+    monkeypatch.setitem(sys.modules, "wandb", RefusingWandb())
+    with pytest.raises(train.UserError) as error:
+        train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--wandb_log=True"])
+    assert "wandb could not be started (RuntimeError: no API key configured)" in str(error.value)
+    assert "WANDB_MODE=offline" in str(error.value) and "step 0" not in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(train.UserError, match="wandb is not installed"):
+        train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--wandb_log=True"])
