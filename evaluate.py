@@ -32,7 +32,7 @@ from dongpt.train.evaluation import eval_batches, evaluate, predicted_bytes
 
 @dataclass(frozen=True)
 class EvaluateConfig(DeviceConfig):
-    out_dir: str = "out"  # evaluate the checkpoint of this run if no PATH is given
+    out_dir: str = "out"  # evaluate the checkpoint of this run if no CHECKPOINT is given
     init_from: str = "resume"  # resume: the run in out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
     split: Literal["val", "train"] = "val"  # evaluate on the validation text or the training text
     dataset: str = ""  # a folder under data/; by default the checkpoint's own

@@ -94,7 +94,8 @@ def field_comments(cls: type) -> dict[str, str]:
         return {}
     pattern = rf"^( *)class {cls.__name__}\b.*?(?=^\1[^\s)#]|\Z)"
     body = re.search(pattern, source, re.MULTILINE | re.DOTALL)
-    return dict(re.findall(r"^ +(\w+): .*?  # (.*)$", body[0], re.MULTILINE)) if body else {}
+    field_line = r"^ +(\w+): [^#\n]*(?:\(\n[^#\n]*)?  # (.*)$"  # the formatter may put a default on a line of its own
+    return dict(re.findall(field_line, body[0], re.MULTILINE)) if body else {}
 
 
 def print_configs():

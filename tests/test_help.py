@@ -26,7 +26,11 @@ class Base:
 
     seed: int = 7  # replaced below
     first: int = 1  # the first
-    second: int = 2  # the second
+    # fmt: off
+    second: int = (
+        2  # the second
+    )
+    # fmt: on
 
 
 @dataclass(frozen=True)
