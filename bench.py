@@ -1,21 +1,22 @@
-"""Speed and memory of a training step, or of decoding: text for people, and JSON in the last line for programs.
+"""Measure the speed and memory of a training step, or of decoding.
 
-    python bench.py                                    # on a GPU GPT-2 124M, on a CPU nanoGPT's model for CPUs
+    python bench.py                                    # on a GPU GPT-2 124M, on a CPU a model of 0.8M parameters
     python bench.py config/train_don_char.py           # the step of that run
     python bench.py --real_data=False --compile=True --profile
     python bench.py --sweep=pos_embd                   # or dtype, compile, block_size, world_size, ...; n_layer:2,4,8
-    python bench.py --compare="--dtype=bfloat16"       # two settings in turn; or --compare=config/train_eds.py
-    python bench.py --decode                           # GPT-2 124M, random weights, beside transformers' generate
+    python bench.py --compare="--dtype=bfloat16"       # two settings alternately; or --compare=config/train_eds.py
+    python bench.py --decode                           # GPT-2 124M, random weights, next to transformers' generate
     python bench.py --decode --dtype=bfloat16 --quantize=int8 --decode_batches=1,8,64
     torchrun --standalone --nproc_per_node=2 bench.py --gradient_accumulation_steps=2
 
-A step is one update as train.py makes it, from the batch to the optimizer. Its time is the median over rounds of
-`iters` updates each; several settings take turns, so that a busy machine slows all of them alike. With --decode the
-JSON has, for each batch size, medians over rounds: the time to the first token, tokens/s including it, and the share of
-the memory's bandwidth at which the later steps read weights; and the same of transformers' generate (float32 on a CPU)
-with the same weights and prompt.
+A step is one update as train.py makes it, from loading the batch to the optimizer. Its time is the median over rounds
+of `iters` updates each. Several settings are measured alternately, so that a busy machine slows all of them alike.
+With --decode, each batch size gets the median over rounds of the time to the first token, of tokens/s including it, and
+of the fraction of the memory's bandwidth at which later steps read weights; the same for transformers' generate
+(float32 on a CPU) with the same weights and prompt. With --json, stdout holds one line of JSON and nothing else.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -56,19 +57,20 @@ GPT2_VOCAB_SIZE = 50304  # padded, as in nanoGPT
 class MethodConfig:
     """How to measure."""
 
-    warmup: Annotated[int, ">=", 0] = 5  # updates before the measured ones
-    iters: Annotated[int, ">=", 1] = 10  # updates per round
-    rounds: Annotated[int, ">=", 1] = 3  # rounds; each measures every setting once
-    sweep: str = ""  # a setting to vary, as in pos_embd or n_layer:2,4,8; world_size is one too
-    compare: str = ""  # a second setting, measured in turn: a config file, or settings in quotes
+    warmup: Annotated[int, ">=", 0] = 5  # updates made before measuring
+    iters: Annotated[int, ">=", 1] = 10  # updates in a round
+    rounds: Annotated[int, ">=", 1] = 3  # number of rounds; each measures every setting once
+    sweep: str = ""  # measure several values of a setting: pos_embd, n_layer:2,4,8, world_size, ...
+    compare: str = ""  # compare with a config file, or with settings in quotes
     profile: bool = False  # print the operations that take the most time, and write a trace of them
-    trace: str = "trace.json"  # the file for --profile, in Chrome's format
+    trace: str = "trace.json"  # file for --profile, in Chrome's trace format
     decode: bool = False  # measure decoding instead of training
-    decode_batches: str = "1,8"  # batch sizes for decoding, separated by commas, each measured in turn
-    prompt_tokens: Annotated[int, ">=", 1] = 16  # length of the prompt
-    max_new_tokens: Annotated[int, ">=", 2] = 200  # tokens after it
-    quantize: Quantization = "none"  # int8: weights of one byte
-    transformers: bool = True  # measure transformers' generate too, where it has the architecture
+    decode_batches: str = "1,8"  # batch sizes for decoding, separated by commas
+    prompt_tokens: Annotated[int, ">=", 1] = 16  # length of the prompt in tokens
+    max_new_tokens: Annotated[int, ">=", 2] = 200  # tokens generated after the prompt
+    quantize: Quantization = "none"  # int8: decode with one-byte weights
+    transformers: bool = True  # also measure transformers' generate if it supports the model
+    json: bool = False  # print only JSON on stdout; the rest goes to stderr
 
 
 METHOD_KEYS = [f.name for f in fields(MethodConfig)]
@@ -76,11 +78,11 @@ METHOD_KEYS = [f.name for f in fields(MethodConfig)]
 
 @dataclass(frozen=True)
 class BenchConfig(RuntimeConfig, StepConfig, GPTConfig, MethodConfig):
-    vocab_size: int | None = None  # None: of the corpus, GPT-2's 50304 on a random batch
-    gradient_accumulation_steps: Annotated[int, ">=", 1] = 1  # micro-batches per update, over all processes together
-    bias: bool = False  # in Linear and LayerNorm
-    real_data: bool = True  # load batches of a corpus; False computes on one random batch
-    dataset: str = "python_docs"  # the corpus for real_data, a folder under data/
+    vocab_size: int | None = None  # None: that of the data, or GPT-2's 50304 for a random batch
+    gradient_accumulation_steps: Annotated[int, ">=", 1] = 1  # micro-batches per update, summed over all processes
+    bias: bool = False  # whether Linear and LayerNorm layers have a bias
+    real_data: bool = True  # load batches of a data set; False: use one random batch
+    dataset: str = "python_docs"  # data set for real_data: a folder under data/
     data_dir: str = ""  # a data folder anywhere; replaces dataset
 
     def __post_init__(self):  # without GPTConfig's own checks, which have to wait for the defaults for a CPU
@@ -90,34 +92,38 @@ class BenchConfig(RuntimeConfig, StepConfig, GPTConfig, MethodConfig):
             raise UserError(f"decode_batches={self.decode_batches!r}: list numbers with commas, as in 1,8")
         modes = [name for name in ("sweep", "compare", "profile", "decode") if getattr(self, name)]
         if len(modes) > 1:
-            raise UserError(f"{' and '.join(modes)} do not go together: give one of them")
+            raise UserError(f"{' and '.join(modes)} cannot be combined: choose one")
 
 
 def main(argv: list[str] | None = None):
-    """Measure what the arguments ask for, and print it."""
+    """Measure what the arguments ask for, and print a table or JSON."""
     argv = sys.argv[1:] if argv is None else argv
     cfg = read_settings(argv)
     rt = runtime.start(cfg.device, cfg.dtype, n_embd=0 if cfg.decode else cfg.n_embd)
-    if cfg.decode:
-        measure_decoding(cfg, rt)
-    elif cfg.sweep:
-        sweep(cfg, rt, argv)
-    elif cfg.compare:
-        compare(cfg, rt, argv)
-    else:
-        measure_step(cfg, rt)
+    with contextlib.redirect_stdout(sys.stderr) if cfg.json else contextlib.nullcontext():
+        if cfg.decode:
+            result = measure_decoding(cfg, rt)
+        elif cfg.sweep:
+            result = sweep(cfg, rt, argv)
+        elif cfg.compare:
+            result = compare(cfg, rt, argv)
+        else:
+            result = measure_step(cfg, rt)
+    if cfg.json:
+        rt.print(json.dumps(result))
 
 
 def read_settings(argv: list[str]) -> BenchConfig:
-    """The settings. Keys of config files that only other programs have are skipped, with a note.
+    """The settings. Keys in config files that belong to other programs are skipped, with a note on stderr.
 
-    With a config file the step is the one that train.py would make with it; without, a CPU gets a small model.
+    With a config file, the step is the one that train.py would make with it. Without one, a CPU gets a small model.
     """
     unused_keys: list[str] = []
     cfg, given_keys = configurator.load(BenchConfig, argv, unused_keys)
     if unused_keys:
-        print0(f"not used here: {', '.join(unused_keys)}")
-    if any(configurator.find_config_file(arg) for arg in argv if not arg.startswith("--")):
+        print0(f"settings of the config file that do not matter here: {', '.join(unused_keys)}", file=sys.stderr)
+    args = configurator.join_values(BenchConfig, argv)
+    if any(configurator.find_config_file(arg) for arg in args if not arg.startswith("--")):
         return replace(cfg, **{**CONFIG_FILE_SETTINGS, **given_keys})
     if not cfg.decode and torch.device(runtime.pick_device(cfg.device)[0]).type == "cpu":
         return replace(cfg, **{**CPU_SETTINGS, **given_keys})
@@ -159,29 +165,30 @@ def load_data(cfg: BenchConfig, rt: Runtime) -> tuple[Any, int]:
     if not cfg.real_data:
         vocab_size = cfg.vocab_size or GPT2_VOCAB_SIZE
         return RandomBatch(cfg, vocab_size), vocab_size
-    folder = find_data_folder(cfg.dataset, cfg.data_dir, rt)
+    folder = find_data_folder(cfg.dataset, cfg.data_dir, rt, out=sys.stdout)
     try:
         corpus = Corpus(folder)
     except UserError as error:
-        raise UserError(f"{error}; --real_data=False computes on random tokens") from error
+        raise UserError(f"{error}; --real_data=False uses random tokens instead") from error
     vocab_size = cfg.vocab_size or corpus.model_vocab_size
     corpus.check(cfg.block_size, vocab_size)
     return corpus, vocab_size
 
 
 def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchmark:
-    """A training step with cfg's settings, compiled, described on stdout and warmed up."""
+    """A training step with cfg's settings: compiled if they say so, described on stdout, and warmed up."""
     corpus, vocab_size = load_data(cfg, rt)
     model = random_model(cfg, vocab_size).to(rt.device)
     run = StepBenchmark(TrainStep(cfg, rt, corpus, model, make_optimizer(model, cfg, rt.device_type)))
     reason = run.compile(cfg.compile)
     compile_note = f"on ({reason}), took {run.compile_s:.1f} s" if run.compiled else f"off ({reason})"
+    n_threads, sizes = torch.get_num_threads(), f"n_layer={cfg.n_layer}, n_head={cfg.n_head}, n_embd={cfg.n_embd}"
     rt.print(
-        f"{label}{rt.description}, compile: {compile_note}, {torch.get_num_threads()} CPU threads, "
-        f"{rt.world_size} process{'es' if rt.world_size > 1 else ''}, {device_name(rt)}\n"
-        f"{label}{model.get_num_params() / 1e6:.2f}M parameters, {cfg.n_layer} layers, {cfg.n_head} heads, n_embd "
-        f"{cfg.n_embd}, block_size {cfg.block_size}, batch_size {cfg.batch_size}, micro-batches per update "
-        f"{cfg.gradient_accumulation_steps}, data: {corpus.name}"
+        f"{label}{rt.description}, compile: {compile_note}, {n_threads} CPU thread{'s' * (n_threads > 1)}, "
+        f"{rt.world_size} process{'es' * (rt.world_size > 1)}, {device_name(rt)}\n"
+        f"{label}model: {model.get_num_params() / 1e6:.2f}M parameters ({sizes}), data: {corpus.name}\n"
+        f"{label}iteration: one update from {run.step.tokens_per_iter:,} tokens (batch_size={cfg.batch_size} x "
+        f"block_size={cfg.block_size} x gradient_accumulation_steps={cfg.gradient_accumulation_steps})"
     )
     for _ in range(cfg.warmup):
         run.update()
@@ -193,11 +200,11 @@ def run_result(run: StepBenchmark) -> dict:
     return {"settings": {k: v for k, v in asdict(run.step.cfg).items() if k not in METHOD_KEYS}, **run.result()}
 
 
-def measure_step(cfg: BenchConfig, rt: Runtime):
-    """Measure one setting and print the result; with --profile its operations too."""
+def measure_step(cfg: BenchConfig, rt: Runtime) -> dict:
+    """Measure one setting, print the result as a table and return it; with --profile, print its operations too."""
     trace = os.path.abspath(cfg.trace)
     if cfg.profile and (os.path.isdir(trace) or not os.access(os.path.dirname(trace), os.W_OK)):
-        raise UserError(f"trace={cfg.trace} cannot be written: give the name of a file in a folder that is there")
+        raise UserError(f"trace={cfg.trace} cannot be written: name a file in an existing, writable folder")
     run = start_training(cfg, rt)
     for _ in range(cfg.rounds):
         run.round(cfg.iters)
@@ -206,39 +213,49 @@ def measure_step(cfg: BenchConfig, rt: Runtime):
         order = "self_device_time_total" if rt.device_type == "cuda" else "self_cpu_time_total"
         print(run.profile.key_averages().table(sort_by=order, row_limit=20))
         run.profile.export_chrome_trace(trace)
-        print(f"{PROFILED_UPDATES} updates are in {trace}: chrome://tracing and https://ui.perfetto.dev open it")
+        print(f"wrote a trace of {PROFILED_UPDATES} updates to {trace}: open it at https://ui.perfetto.dev")
         result["trace"] = trace
-    rt.print(f"{format_report(result)}\n{json.dumps(result)}")
+    rt.print(format_report(result))
+    return result
 
 
 def format_report(result: dict) -> str:
-    """The numbers of a result in words."""
-    r, times = result, result["rounds_ms"]
-    speed = format_flops(r["flops"])
+    """A result as a table: what was measured, its value, and what that means."""
+    r, times, shares = result, result["rounds_ms"], result["shares"]
+    rounds = f"{min(times):.2f} to {max(times):.2f} in {len(times)} rounds" if len(times) > 1 else "one round"
+    rows = [("time per iteration", f"{r['ms']:.2f}ms", rounds), ("speed", f"{r['tokens_per_s']:,.0f} tokens/s", "")]
+    speed_note = "floating-point operations per second"
     if r["mfu"] is not None:
-        speed += f", MFU: {r['mfu']:.2%}"
+        speed_note = f"MFU: {r['mfu']:.2%} of the GPU's peak"
     elif r["matmul_flops"]:
         matmul_speed = format_flops(r["matmul_flops"])
-        speed += f", {r['of_matmul']:.1%} of the {matmul_speed} that a matmul of the MLP's shape reaches here"
-    memory = f"{r['memory_mib']:,.1f} MiB in tensors at most, {r['process_mib']:,.0f} MiB in the process"
+        speed_note = f"{r['of_matmul']:.1%} of the {matmul_speed} that one large matrix product reaches here"
+    rows.append(("arithmetic", format_flops(r["flops"]), speed_note))
+    if shares:
+        rows += [
+            ("matrix products", f"{shares['matmul']:.1%}", "of the time"),
+            ("attention", f"{shares['attention']:.1%}", "of the time"),
+            ("everything else", f"{shares['other']:.1%}", "of the time"),
+        ]
+    rows += [
+        ("memory, tensors", f"{r['memory_mib']:,.1f} MiB", "at most: weights, gradients, optimizer, activations"),
+        ("memory, process", f"{r['process_mib']:,.0f} MiB", "at most, with PyTorch itself"),
+    ]
     if r["memory_growth_mib"] is not None:
-        memory += f", {r['memory_growth_mib']:+,.1f} MiB from the first round to the last"
-    lines = [f"time per iteration: {r['ms']:.2f}ms ({min(times):.2f} to {max(times):.2f} in rounds: {len(times)}), "]
-    lines[0] += f"{r['tokens_per_s']:,.0f} tokens/s"
-    lines += [speed, f"memory: {memory}"]
-    if time_shares := r["shares"]:
-        parts = f"attention {time_shares['attention']:.1%}, all else {time_shares['other']:.1%}"
-        lines.append(f"time outside matmuls: {1 - time_shares['matmul']:.1%} ({parts})")
-    return "\n".join([*lines, f"loss: {format_number(r['loss'], '.4f')}"])
+        rows.append(("memory growth", f"{r['memory_growth_mib']:+,.1f} MiB", "from the first round to the last"))
+    rows.append(("loss", format_number(r["loss"], ".4f"), "of the last update, from an untrained start"))
+    name_width, value_width = (max(len(row[i]) for row in rows) for i in (0, 1))
+    lines = [f"{name + ':':<{name_width + 1}} {value:<{value_width}}  {note}" for name, value, note in rows]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def format_number(value: float | None, format_spec: str) -> str:
-    """value in a format, "-" if there is none."""
+    """value in the given format, or "-" for None."""
     return "-" if value is None else format(value, format_spec)
 
 
 def format_flops(flops: float) -> str:
-    """FLOP/s with a suitable unit."""
+    """FLOP/s in a suitable unit."""
     return f"{flops / 1e12:,.2f} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:,.2f} GFLOP/s"
 
 
@@ -247,14 +264,14 @@ def format_flops(flops: float) -> str:
 
 
 def measure_rounds(cfg: BenchConfig, variants: dict[str, dict], rt: Runtime, rounds: int, catch_errors: bool = False):
-    """{name: result} of cfg with the settings of each variant, measured in rounds A B, B A, A B, ...
+    """{name: result} of cfg with the settings of each variant, measured in the order A B, B A, A B, ...
 
-    With catch_errors, a variant that is invalid or needs too much GPU memory has its error message as the result.
+    With catch_errors=True, the result of a variant that is invalid or out of GPU memory is its error message.
     """
     if rt.device_type == "cuda" or any(variant.get("compile", cfg.compile) is True for variant in variants.values()):
-        from torch._dynamo import config  # here, since it takes seconds
+        from torch._dynamo import config  # slow to import
 
-        # compile for the shapes of each variant; otherwise the second one gets code for dynamic shapes
+        # compile each variant for its own shapes; by default, the second one gets code for dynamic shapes
         config.automatic_dynamic_shapes, config.recompile_limit = False, 64
     runs: dict[str, StepBenchmark] = {}
     results: dict[str, dict | str] = {}
@@ -282,23 +299,25 @@ def measure_rounds(cfg: BenchConfig, variants: dict[str, dict], rt: Runtime, rou
 
 
 def format_results(results: dict) -> str:
-    """{name: result} as a table, and below it the names whose result is an error message."""
+    """{name: result} as a table with a legend; then the names whose result is an error message."""
     measured = {name: result for name, result in results.items() if not isinstance(result, str)}
     has_mfu = any(result["mfu"] is not None for result in measured.values())
-    key = "mfu" if has_mfu else "of_matmul"
-    rows = [["", "ms", "tokens/s", "FLOP/s", "MFU" if has_mfu else "of matmul"]]
-    rows[0] += ["MiB", "growth", "outside matmuls", "loss"]
+    key, title = ("mfu", "MFU") if has_mfu else ("of_matmul", "of matmul")
+    rows = [["", "ms", "tokens/s", "FLOP/s", title, "MiB", "growth", "outside matmuls", "loss"]]
     for name, r in measured.items():
         speed = [f"{r['ms']:,.2f}", f"{r['tokens_per_s']:,.0f}", format_flops(r["flops"]), format_number(r[key], ".1%")]
         memory = [f"{r['memory_mib']:,.1f}", format_number(r["memory_growth_mib"], "+,.1f")]
         outside_matmul = format_number(r["shares"] and 1 - r["shares"]["matmul"], ".1%")
         rows.append([name, *speed, *memory, outside_matmul, format_number(r["loss"], ".4f")])
     errors = [f"{name}  {result}" for name, result in results.items() if name not in measured]
-    return "\n".join([format_table(rows), *errors])
+    peak = "MFU: speed relative to the GPU's peak" if has_mfu else "of matmul: speed relative to a large matrix product"
+    legend = f"(ms: time per iteration; {peak}; MiB: peak memory of tensors, and its growth;\n"
+    legend += " outside matmuls: time not spent in matrix products; loss: of the last update)"
+    return "\n".join([format_table(rows), legend, *errors])
 
 
 def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
-    """(setting, values) of cfg.sweep."""
+    """The setting that cfg.sweep names, and its values."""
     name, separator, words = cfg.sweep.partition(":")
     types = {key: t for key, t in get_type_hints(BenchConfig).items() if key not in METHOD_KEYS} | {"world_size": int}
     if name not in types:
@@ -309,7 +328,7 @@ def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
         parsed = [configurator.parse_value(text.strip(), types[name]) for text in words.split(",")]
         values = [configurator.check_type(value, types[name], f"sweep={name}") for value in parsed]
         if name == "world_size" and min(values) < 1:
-            raise UserError(f"sweep={cfg.sweep}: there is at least 1 process")
+            raise UserError(f"sweep={cfg.sweep}: world_size must be at least 1")
         return name, list(dict.fromkeys(values))
     n_gpus = torch.cuda.device_count() if rt.device_type == "cuda" else 2
     defaults: dict[str, list] = {
@@ -325,33 +344,36 @@ def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
     return name, defaults.get(name, choices)
 
 
-def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]):
-    """Measure the values of one setting in turn and print a table, with the errors of values that can't work."""
+def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]) -> dict:
+    """Measure the values of one setting alternately, print a table and return the results.
+
+    The result of a value that can't work is its error message.
+    """
     name, values = sweep_values(cfg, rt)
     if rt.world_size > 1:
-        raise UserError("sweep runs in one process, and sweep=world_size starts torchrun itself: drop torchrun")
+        raise UserError("--sweep runs in one process (--sweep=world_size starts torchrun by itself): drop torchrun")
     if name == "world_size":
         results = {f"{name}={n}": run_torchrun(n, cfg, argv) for n in values}
     else:
         variants = {f"{name}={value}": {name: value} for value in values}
-        if name == "n_embd":  # heads keep their size, where it divides n_embd
+        if name == "n_embd":  # keep the head size if it divides n_embd
             head_size = cfg.n_embd // cfg.n_head
             for variant in variants.values():
                 variant |= {"n_head": variant[name] // head_size} if variant[name] % head_size == 0 else {}
         results = measure_rounds(cfg, variants, rt, cfg.rounds, catch_errors=True)
     if all(isinstance(result, str) for result in results.values()):
-        raise UserError(f"sweep={cfg.sweep}: nothing can be measured: {next(iter(results.values()))}")
+        raise UserError(f"sweep={cfg.sweep}: none of the values works: {next(iter(results.values()))}")
     print(format_results(results))
     rows = [{"value": v, **({"error": r} if isinstance(r, str) else r)} for v, r in zip(values, results.values())]
-    print(json.dumps({"sweep": name, "results": rows}))
+    return {"sweep": name, "results": rows}
 
 
 def run_torchrun(n: int, cfg: BenchConfig, argv: list[str]) -> dict | str:
-    """Result of n processes, each with as much work as one alone; or the error message."""
+    """Result of n processes, each with as much work as a single one; or the error message."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
-    command += [os.path.abspath(__file__), *argv, "--sweep="]
+    command += [os.path.abspath(__file__), *argv, "--sweep=", "--json"]
     command += [f"--gradient_accumulation_steps={cfg.gradient_accumulation_steps * n}"]
-    threads = max(1, torch.get_num_threads() // n)  # together they use the cores that one process has
+    threads = max(1, torch.get_num_threads() // n)  # all processes share the cores of one
     print(f"world_size={n}, {threads} CPU threads each", flush=True)
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     process = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
@@ -361,19 +383,19 @@ def run_torchrun(n: int, cfg: BenchConfig, argv: list[str]) -> dict | str:
     return messages[0].removeprefix("bench.py: ") if messages else f"torchrun exited with code {process.returncode}"
 
 
-def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]):
-    """Measure A (cfg) and B (cfg with the settings of --compare) in turn; print both and the ratio of their speeds."""
+def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]) -> dict:
+    """Measure A (cfg) and B (cfg with --compare's settings) alternately; print and return both, with their ratio."""
     try:
         words = [cfg.compare] if configurator.find_config_file(cfg.compare) else shlex.split(cfg.compare)
         cfg_b = read_settings([*argv, *words])
-    except ValueError as error:  # also of shlex, for a missing quotation mark
+    except ValueError as error:  # shlex raises one too, for a missing quotation mark
         raise UserError(f"compare: {error}") from error
     different_names = [f.name for f in fields(cfg) if getattr(cfg, f.name) != getattr(cfg_b, f.name)]
     if method_names := [name for name in different_names if name in METHOD_KEYS]:
-        raise UserError(f"compare: {method_names[0]} says how both are measured: give it outside of the quotes")
+        raise UserError(f"compare: {method_names[0]} applies to both sides: pass it outside of the quotes")
     dtype = runtime.pick_dtype(cfg_b.dtype, rt.device_type, cfg_b.n_embd)[0]
     if rt.world_size > 1 and (cfg_b.device != cfg.device or rt.dtype != dtype):
-        raise UserError("compare: several processes share one device and dtype: compare these without torchrun")
+        raise UserError("compare: under torchrun both sides need the same device and dtype: run it without torchrun")
     for name, setting in {"A": cfg, "B": cfg_b}.items():
         rt.print(f"{name}: {', '.join(f'{key}={getattr(setting, key)}' for key in different_names) or 'the same'}")
     rounds = max(cfg.rounds, MIN_COMPARE_ROUNDS)
@@ -382,16 +404,17 @@ def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]):
     ratios = [b / a for a, b in zip(*speeds)]
     ratio, min_ratio, max_ratio = median(ratios), min(ratios), max(ratios)
     rt.print(format_results(results))
-    rt.print(f"tokens/s of B / tokens/s of A: {ratio:.3f} ({min_ratio:.3f} to {max_ratio:.3f} in {rounds} pairs)")
-    rt.print(json.dumps(dict(compare=results, ratio=ratio, ratio_min=min_ratio, ratio_max=max_ratio, ratios=ratios)))
+    ratio_range = f"({min_ratio:.3f} to {max_ratio:.3f} in {rounds} pairs)"
+    rt.print(f"tokens/s of B divided by tokens/s of A: {ratio:.3f} {ratio_range}; above 1, B is faster")
+    return dict(compare=results, ratio=ratio, ratio_min=min_ratio, ratio_max=max_ratio, ratios=ratios)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # decoding
 
 
-def measure_decoding(cfg: BenchConfig, rt: Runtime):
-    """Print the speed of decoding as a table, and as JSON in one line."""
+def measure_decoding(cfg: BenchConfig, rt: Runtime) -> dict:
+    """Measure the speed of decoding, print it as a table and return it."""
     model = random_model(cfg, cfg.vocab_size or GPT2_VOCAB_SIZE)
     n_params, n_threads = model.get_num_params(), torch.get_num_threads()
     prompt = torch.randint(model.config.vocab_size, (1, cfg.prompt_tokens)).tolist()
@@ -399,7 +422,7 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime):
     description = prepare_for_decoding(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
     lengths = f"prompt of {cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones"
     model_text = f"{n_params / 1e6:.2f}M parameters, {lengths}, temperature 0.8, top_k 200"
-    print(f"{description}, {n_threads} CPU threads\n{model_text}")
+    print(f"{description}, {n_threads} CPU thread{'s' * (n_threads > 1)}\n{model_text}")
 
     def time_dongpt(batch_size: int) -> tuple[float, float]:
         """Seconds to the first token, and to the last."""
@@ -426,7 +449,7 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime):
                 bandwidths.append(bandwidth)
                 times[library, batch_size].append(seconds)
     n_bytes, bandwidth = bytes_per_token(model), median(bandwidths)
-    results, rows = [], [["", "rows", "first token", "tokens/s", "of bandwidth"]]
+    results, rows = [], [["", "texts at once", "first token", "tokens/s", "of bandwidth"]]
     for (library, batch_size), rounds in times.items():
         first_s, last_s = (median(seconds) for seconds in zip(*rounds))
         speed, bandwidth_share = batch_size * cfg.max_new_tokens / last_s, ""
@@ -437,18 +460,19 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime):
             bandwidth_share = f"{result['bandwidth_share']:.0%}"
         results.append(result)
         rows.append([library, str(batch_size), f"{first_s * 1000:.0f} ms", f"{speed:,.1f}", bandwidth_share])
-    print(f"memory: {bandwidth / 1e9:.1f} GB/s, weights: {n_bytes / 1e6:.1f} MB per token\n{format_table(rows)}")
+    speeds = f"a step reads {n_bytes / 1e6:.1f} MB of weights, and this machine reads {bandwidth / 1e9:.1f} GB/s"
+    print(f"{format_table(rows)}\n(of bandwidth: {speeds}; at 100% the memory is the limit)")
     summary = {"decode": results, "bandwidth_gb_s": bandwidth / 1e9, "weight_mb": n_bytes / 1e6, "parameters": n_params}
     summary |= {"prompt_tokens": cfg.prompt_tokens, "new_tokens": cfg.max_new_tokens, "rounds": cfg.rounds}
     summary |= {"device": rt.device, "setup": description, "threads": n_threads, "torch": str(torch.__version__)}
-    print(json.dumps(summary))
+    return summary
 
 
 def transformers_model(model, cfg: BenchConfig, rt: Runtime):
-    """The same model in transformers: float32 on a CPU, rt's dtype elsewhere; None if transformers cannot run it."""
+    """The same model in transformers, in float32 on a CPU and in rt's dtype elsewhere; None if it can't run there."""
     try:
         if cfg.prompt_tokens + cfg.max_new_tokens > model.config.block_size:
-            raise UserError("its GPT-2 ends at block_size")
+            raise UserError("its GPT-2 cannot generate beyond block_size")
         from transformers import GPT2LMHeadModel
 
         from dongpt.checkpoint import hugging_face
@@ -464,4 +488,4 @@ def transformers_model(model, cfg: BenchConfig, rt: Runtime):
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, lists_configs=True)

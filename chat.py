@@ -1,17 +1,18 @@
 """Chat with a trained model in the terminal.
 
-    python chat.py out-chat                                   # an out_dir, a checkpoint, a Hugging Face folder, gpt2
-    python chat.py out-chat/ckpt.pt --temperature=0.2 --prompt="What is 3 plus 4?"      # a single answer
-    python chat.py block_size=64/withemotion/ckpt.pt --template=eds-emotion             # a file of EDS
-    printf 'Hello\\nHow are you?\\n' | python chat.py out-chat             # one line per turn and per answer
+    python chat.py out-chat-demo                                # or a checkpoint, a Hugging Face folder, gpt2
+    python chat.py out-chat-demo --temperature=0.2 --prompt="What is 3 plus 4?"         # a single answer
+    printf 'Hello\\nHow are you?\\n' | python chat.py out-chat-demo       # one line per message and per answer
+    python chat.py ckpt.pt --template=eds-emotion               # a model trained on text tagged with <bot> and <human>
 
-/help lists the commands. Ctrl-C ends an answer where it is, Ctrl-D leaves.
+On a terminal, lines can be edited and recalled; /help lists the commands. Ctrl-C stops an answer, Ctrl-D leaves.
 """
 
 import contextlib
 import json
 import os
 import sys
+import time
 import unicodedata
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -21,43 +22,55 @@ from configurator import UserError
 from dongpt import runtime
 from dongpt.chat.conversation import Conversation
 from dongpt.chat.dialogues import Messages, read_json_lines
+from dongpt.chat.terminal import Terminal, open_terminal
 from dongpt.decode import ready
 from dongpt.decode.ready import Quantization
 from dongpt.decode.sampling import DecodingError, Sampling
+from dongpt.decode.text import read_prompt
 from dongpt.program import atomic_write, locked_output, run_program
 from dongpt.runtime import RuntimeConfig
 from dongpt.text.documents import Files
 from dongpt.text.template import EMOTIONS, PLAIN_TEMPLATE, TEMPLATES
 
 HELP = """\
-/help            this list
-/reset           forget what was said
-/system TEXT     begin the conversation with TEXT
-/temperature X   0 is the likeliest answer, 1 a free one
-/save FILE       write down what was said
-/load FILE       go on from what was saved
-/quit            leave, as Ctrl-D does
-Ctrl-C ends an answer."""
+/help            show this list
+/retry           get another answer to your last message
+/undo            take back your last message and its answer
+/reset           start a new conversation
+/system TEXT     begin the conversation with TEXT, for models that were trained with such instructions
+/temperature X   0 always gives the likeliest answer; higher values give more varied ones
+/save FILE       save the conversation
+/load FILE       continue a saved conversation
+/quit            leave (or press Ctrl-D)
+Ctrl-C stops an answer."""
+HELP_KEYS = "Alt-Enter, or a backslash at the end of a line, starts a new line; arrow up recalls what you typed before."
+BASE_MODEL_NOTE = """\
+This model was not trained on conversations: it does not answer, it continues the text that you type, as sample.py does.
+For a model that answers, run: python train.py config/train_chat_demo.py"""
+HISTORY_PATH = "~/.dongpt_history"
 BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the direction of the text after them
+
+TemplateName = Literal["auto", "dongpt", "eds", "eds-emotion", "eds-context", "plain"]
 
 
 @dataclass(frozen=True)
 class ChatConfig(RuntimeConfig, Sampling):
-    out_dir: str = ""  # the model, where no path is given: a checkpoint, a run's folder, a Hugging Face folder, gpt2
-    template: Literal["auto", "dongpt", "eds", "eds-emotion", "eds-context", "plain"] = "auto"  # auto: the model's own
-    prompt: str = ""  # ask this, print the answer and end
-    system: str = ""  # what the conversation begins with, for models that were trained with such texts
-    emotion: str = ""  # eds-emotion: the feeling that the conversation is about; without it, it is guessed
+    out_dir: str = ""  # the model if no PATH is given: a run's folder, a checkpoint, a Hugging Face folder, gpt2
+    template: TemplateName = "auto"  # marks around messages; auto: as in training; eds: <bot> and <human>; plain: none
+    prompt: str = ""  # ask only this, or what FILE:path holds; print the answer and exit
+    start: str = ""  # another name for --prompt
+    system: str = ""  # text at the start of the conversation, for models that were trained with such instructions
+    emotion: str = ""  # eds-emotion: the emotion that the conversation is about; guessed if it is not given
     context: str = ""  # eds-context: the situation that the conversation is about
-    max_new_tokens: Annotated[int, ">=", 1] = 200  # maximum length of an answer
-    temperature: float = 0.7  # below 1 favors likely tokens, above 1 is more random; 0 takes the likeliest token
+    max_new_tokens: Annotated[int, ">=", 1] = 200  # length limit of an answer in tokens
+    temperature: float = 0.7  # above 1 is more random; 0, the default for chat models, takes the likeliest token
     top_k: int | None = 50  # draw from this many likeliest tokens; 0 or None is off
-    quantize: Quantization = "none"  # int8: weights of one byte, on a CPU faster; README says what loss it costs
+    quantize: Quantization = "none"  # int8: one-byte weights; faster on a CPU, at a small cost in loss
 
     def __post_init__(self):
         super().__post_init__()
         if self.emotion and self.emotion not in EMOTIONS:
-            raise UserError(f"emotion={self.emotion} is none of {', '.join(EMOTIONS)}")
+            raise UserError(f"emotion={self.emotion} is unknown: use one of {', '.join(EMOTIONS)}")
 
 
 def print_note(sentence: str):
@@ -67,7 +80,7 @@ def print_note(sentence: str):
 
 
 def printable(text: str) -> str:
-    """text without control characters and marks of direction, which could garble a terminal; \\n and \\t stay."""
+    """text without control characters and direction marks, which could garble a terminal; \\n and \\t are kept."""
     control_chars = {c for c in text if unicodedata.category(c) in ("Cc", "Cs") or c in BIDI_CONTROLS} - {"\n", "\t"}
     return "".join(c for c in text if c not in control_chars)
 
@@ -78,88 +91,129 @@ def is_interactive() -> bool:
 
 
 class Chat:
-    """Reads lines and prints answers: on a terminal piece by piece, elsewhere one line per answer."""
+    """Reads messages and prints answers: on a terminal piece by piece, elsewhere one line per answer."""
 
-    def __init__(self, conversation: Conversation):
-        self.conversation, self.is_interactive = conversation, is_interactive()
-        commands = self.help, self.reset, self.system, self.temperature, self.save, self.load
+    def __init__(self, conversation: Conversation, terminal: Terminal | None = None):
+        self.conversation, self.is_interactive, self.terminal = conversation, is_interactive(), terminal
+        commands = self.help, self.retry, self.undo, self.reset, self.system, self.temperature, self.save, self.load
         self.commands = {command.__name__: command for command in commands}
 
     def run(self) -> int:
-        """Answer lines until there are no more, or until /quit; returns the exit code."""
-        while (line := self.read_line()) is not None:
+        """Answer messages until there are no more, or until /quit; returns the exit code."""
+        while (line := self.read_message()) is not None:
             raw_line, line = line.strip(), printable(line).strip()
-            command, _, argument = line[1:].partition(" ")
+            exit_code = 0
             if raw_line and not line:
-                print_note("there is nothing in that line that can be read")
+                print_note("nothing in that line can be read")
             elif line in ("/quit", "/exit"):
                 return 0
             elif line.startswith("/"):
-                self.run_command(command, argument.strip())
-            elif line and (exit_code := self.answer(line)):
+                command, _, argument = line[1:].partition(" ")
+                exit_code = self.run_command(command, argument.strip())
+            elif line:
+                exit_code = self.answer(line)
+            if exit_code:
                 return exit_code
         return 0
 
-    def read_line(self) -> str | None:
-        """The next line, or None at the end of the input."""
+    def read_message(self) -> str | None:
+        """The next message, or None at the end of the input."""
         while True:
             try:
                 if self.is_interactive:
-                    return input("You: ")
+                    return self.terminal.read("You: ") if self.terminal else input("You: ")
                 return sys.stdin.readline() or None if sys.stdin else None  # stdin is None if it is closed
             except EOFError:
-                print(flush=True)
+                print("" if self.terminal else "\n", end="", flush=True)
                 return None
             except KeyboardInterrupt:
                 if not self.is_interactive:
                     raise
-                print_note("\n(Ctrl-D leaves)")
+                print_note("(Ctrl-D leaves)" if self.terminal else "\n(Ctrl-D leaves)")
 
     def answer(self, line: str, verbatim: bool = False) -> int:
-        """Print the model's answer; returns an exit code if the program has to end, else 0. With verbatim the answer
-        keeps its line ends, also if it isn't printed on a terminal."""
-        pieces, output = self.conversation.reply(line), []
-        is_streaming = self.is_interactive or verbatim
-        prefix = "Bot: " if self.is_interactive and not verbatim else ""
+        """Print the model's answer; returns an exit code if the program has to end, else 0.
+
+        With verbatim=True the answer keeps its newlines even if it isn't printed on a terminal.
+        """
+        pieces, output, start = self.conversation.reply(line), [], time.perf_counter()
+        is_streaming, has_label = self.is_interactive or verbatim, self.is_interactive and not verbatim
+        needs_label = has_label
         with runtime.Interrupts() as interrupts:
             try:
                 for piece in pieces:
                     output.append(printable(piece))
                     if is_streaming and output[-1]:
-                        print(prefix + output[-1], end="", flush=True)
-                        prefix = ""
+                        needs_label = needs_label and self.print_label()
+                        print(output[-1], end="", flush=True)
                     if interrupts.exit_code:
                         break
             finally:
                 pieces.close()
-                # the name for an empty answer; one line per answer for programs that read them
-                print(prefix if is_streaming else " ".join("".join(output).split()), flush=True)
+                needs_label = needs_label and self.print_label()  # of an empty answer
+                # one line per answer for programs that read them
+                print("" if is_streaming else " ".join("".join(output).split()), flush=True)
+        self.print_statistics(time.perf_counter() - start, has_label)
         is_only_this_answer = self.is_interactive and interrupts.exit_code == 130  # Ctrl-C does not end the chat
         return 0 if is_only_this_answer else interrupts.exit_code
 
-    def run_command(self, name: str, argument: str):
-        """Run the command /name; an error in it is a note."""
+    def print_label(self) -> bool:
+        """Print the name of the model before its answer; returns False, since it is needed no more."""
+        if self.terminal:
+            self.terminal.write("Bot: ", "bold ansiblue")
+        else:
+            print("Bot: ", end="", flush=True)
+        return False
+
+    def print_statistics(self, seconds: float, with_speed: bool):
+        """Print whether the answer was cut off, and on a terminal its speed."""
+        if not self.conversation.exchanges:
+            return
+        exchange = self.conversation.exchanges[-1]
+        n, is_cut_off = exchange.num_new_tokens, exchange.end_reason == "length"
+        note = f"cut off after {n:,} tokens (--max_new_tokens)" if is_cut_off else f"{n:,} tokens"
+        note = f"[{note}, {n / seconds:,.0f} tokens/s]" if with_speed else f"[{note}]"
+        if with_speed and self.terminal:
+            self.terminal.write(f"{note}\n", "ansibrightblack")
+        elif with_speed or is_cut_off:
+            print_note(note)
+
+    def run_command(self, name: str, argument: str) -> int:
+        """Run the command /name, whose errors are notes; returns an exit code if the program has to end, else 0."""
         if name not in self.commands:
             print_note(f"there is no /{name}: /help lists the commands")
-            return
+            return 0
         try:
-            print_note(self.commands[name](argument))
+            result = self.commands[name](argument)
         except UserError as error:
-            print_note(f"/{name}: {error}")
+            result = f"/{name}: {error}"
+        if isinstance(result, str):
+            print_note(result)
+            return 0
+        return result
 
     # ------------------------------------------------------------------------------------------------------------------
-    # commands: each returns what it has to say
+    # commands: each returns a note, or the exit code of an answer
 
     def help(self, argument: str) -> str:
-        return HELP
+        return f"{HELP}\n{HELP_KEYS}" if self.terminal else HELP
+
+    def retry(self, argument: str) -> int:
+        if self.conversation.sampling.temperature == 0 and self.conversation.exchanges:
+            remedy = "set a higher one first, as in /temperature 0.7"
+            raise UserError(f"at temperature 0 the answer is always the same: {remedy}")
+        return self.answer(self.conversation.undo())
+
+    def undo(self, argument: str) -> str:
+        return f"taken back: {' '.join(self.conversation.undo().split())}"
 
     def reset(self, argument: str) -> str:
         self.conversation.reset()
-        return "forgotten"
+        return "this is a new conversation: the model no longer sees what was said before"
 
     def system(self, text: str) -> str:
         self.conversation.set_system(text)
-        return f"the conversation begins with {'that' if text else 'no such text'} now"
+        return "the conversation now begins with that" if text else "the conversation begins with no such text"
 
     def temperature(self, text: str) -> str:
         try:
@@ -167,13 +221,13 @@ class Chat:
         except DecodingError as error:
             raise UserError(str(error)) from None
         except ValueError:
-            raise UserError(f"{text!r} is no number: write one such as /temperature 0.5") from None
-        return f"temperature is {self.conversation.sampling.temperature:g}"
+            raise UserError(f"{text!r} is not a number: write one, as in /temperature 0.5") from None
+        return f"temperature is now {self.conversation.sampling.temperature:g}"
 
     def save(self, path: str) -> str:
         messages = self.conversation.messages()
         if not path or not messages:
-            raise UserError("name a file, as in /save talk.jsonl" if messages else "nothing was said so far")
+            raise UserError("name a file, as in /save talk.jsonl" if messages else "nothing has been said yet")
         path = os.path.expanduser(path)
         if os.path.isdir(path):
             raise UserError(f"{path} is a folder: name a file")
@@ -181,14 +235,14 @@ class Chat:
             try:
                 read_conversations(path)
             except UserError:
-                raise UserError(f"{path} is there already, and is no conversation: take another name") from None
+                raise UserError(f"{path} exists and is not a saved conversation: choose another name") from None
         lines = [json.dumps({"role": role, "content": content}, ensure_ascii=False) for role, content in messages]
         try:
             with locked_output(path), atomic_write(path, "w", encoding="utf-8", newline="\n") as file:
                 file.writelines(f"{line}\n" for line in lines)
-        except (OSError, UnicodeError) as error:  # UnicodeError: halves of surrogate pairs in what was typed
-            raise UserError(f"{path} could not be written ({error}): take another name") from error
-        return f"{len(messages):,} messages are in {path}"
+        except (OSError, UnicodeError) as error:  # UnicodeError: typed halves of surrogate pairs
+            raise UserError(f"{path} could not be written ({error}): choose another name") from error
+        return f"saved {len(messages):,} messages in {path}"
 
     def load(self, path: str) -> str:
         path = os.path.expanduser(path)
@@ -198,26 +252,30 @@ class Chat:
         if len(conversations) != 1:
             raise UserError(f"{path} holds {len(conversations):,} conversations: name a file with one")
         self.conversation.restore(conversations[0])
-        return f"{len(conversations[0]):,} messages from {path}"
+        return f"loaded {len(conversations[0]):,} messages from {path}"
 
 
 def read_conversations(path: str) -> list[Messages]:
-    """The conversations in a file. Raises UserError that names the line if it has another format."""
+    """The conversations in a file. Raises UserError, with the line number, if it has another format."""
     return [*read_json_lines(Files([path]).lines(path), path)]
 
 
-def start_conversation(cfg: ChatConfig, path: str) -> Conversation:
-    """A conversation with the model at path, with the settings' system text and header."""
-    # A template that was chosen is used even if the checkpoint's own is one that this version does not know
+def start_conversation(cfg: ChatConfig, path: str, is_default_temperature: bool) -> Conversation:
+    """A conversation with the model at path, with the system text and header from the settings."""
+    # an explicit --template works even if the checkpoint's own template is unknown to this version
     generator = ready.load(path, cfg.device, cfg.dtype, cfg.quantize, cfg.compile, chat_template=cfg.template == "auto")
     tokenizer = generator.require_tokenizer()
     template = (tokenizer.template or PLAIN_TEMPLATE) if cfg.template == "auto" else TEMPLATES[cfg.template]
     print_note(generator.description)
+    if is_default_temperature and cfg.template == "auto" and tokenizer.template:
+        cfg = replace(cfg, temperature=0.0)  # small models answer best with their likeliest tokens
+        print_note(
+            "temperature: 0, so that the same conversation gets the same answers (--temperature=0.7 varies them)"
+        )
     settings = print_note, cfg.max_new_tokens, cfg.seed
     conversation = Conversation(generator.model, tokenizer, template, cfg, *settings)  # a ChatConfig is a Sampling
     if cfg.template == "auto" and not tokenizer.template:
-        hint = "(for files of EDS pass --template=eds, eds-emotion or eds-context)"
-        print_note(f"{path} was not trained on conversations: it goes on with what you write {hint}")
+        print_note(BASE_MODEL_NOTE)
     texts = cfg.system, choose_topic(cfg, template.name)
     for option, text, set_text in zip(("system", "context"), texts, (conversation.set_system, conversation.set_topic)):
         try:
@@ -228,13 +286,13 @@ def start_conversation(cfg: ChatConfig, path: str) -> Conversation:
 
 
 def choose_topic(cfg: ChatConfig, template: str) -> str:
-    """The emotion or context that EDS's templates put into their header: as set, or asked for on a terminal."""
+    """The emotion or context for the header of the eds templates: from the settings, or asked for on a terminal."""
     for name in ("emotion", "context"):
         if getattr(cfg, name) and template != f"eds-{name}":
-            raise UserError(f"--{name} belongs to --template=eds-{name}: pass that too, or drop it")
+            raise UserError(f"--{name} works only with --template=eds-{name}: pass that too, or drop --{name}")
     topic, question = printable(cfg.context), "What is the situation? (Enter for none) "
     if template == "eds-emotion":
-        topic, question = cfg.emotion, f"Which feeling? One of {', '.join(EMOTIONS)} (Enter to have it guessed) "
+        topic, question = cfg.emotion, f"Which emotion? One of {', '.join(EMOTIONS)} (Enter to let the model guess) "
     if topic or cfg.prompt or template not in ("eds-emotion", "eds-context") or not is_interactive():
         return topic
     try:
@@ -243,32 +301,35 @@ def choose_topic(cfg: ChatConfig, template: str) -> str:
         print()
         return ""
     if template == "eds-emotion" and topic and topic not in EMOTIONS:
-        print_note(f"{topic} is none of them, so it is guessed")
+        print_note(f"{topic} is none of them, so the model guesses")
         return ""
     return topic
 
 
 def main(argv: list[str] | None = None) -> int:
-    cfg, given, paths = configurator.load_with_paths(ChatConfig, argv, "[PATH]")
+    cfg, given, paths = configurator.load_with_paths(ChatConfig, argv, "[CHECKPOINT]")
     if paths and cfg.out_dir:
-        raise UserError(f"two models, {paths[0]} and --out_dir={cfg.out_dir}: name one")
+        raise UserError(f"{paths[0]} and --out_dir={cfg.out_dir} both name a model: drop one of them")
     path = "".join(paths) or cfg.out_dir
     if not path:
-        raise UserError("no model was given: python chat.py PATH of a checkpoint, of a run's folder, or gpt2")
-    prompt = printable(cfg.prompt).strip()
-    if "prompt" in given and not prompt:
-        raise UserError("--prompt is empty: write your question, or drop it to talk")
+        raise UserError("no model given: pass a run's folder, a checkpoint or gpt2, as in python chat.py out-chat-demo")
+    prompts = [given[key] for key in given if key in ("prompt", "start")]  # two names of one setting; the last one wins
+    prompt = printable(read_prompt("".join(prompts[-1:]))).strip()
+    if prompts and not prompt:
+        raise UserError("--prompt is empty: write your question, or drop it to start a conversation")
+    print_note(f"loading {path}")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    if is_interactive():  # elsewhere readline may write escape sequences to stdout
-        with contextlib.suppress(ImportError):  # lets input() edit and recall lines; on Windows the console does
-            import readline  # noqa: F401
-    chat = Chat(start_conversation(cfg, path))
+    conversation = start_conversation(cfg, path, "temperature" not in given)
     if prompt:
-        return chat.answer(prompt, verbatim=True)
-    if chat.is_interactive:
+        return Chat(conversation).answer(prompt, verbatim=True)
+    terminal = open_terminal(HISTORY_PATH) if is_interactive() else None
+    if is_interactive():
+        if terminal is None:  # in a pipe, readline may write escape sequences to stdout
+            with contextlib.suppress(ImportError):  # lets input() edit and recall lines; on Windows the console does
+                import readline  # noqa: F401
         print_note("/help lists the commands, Ctrl-D leaves")
-    return chat.run()
+    return Chat(conversation, terminal).run()
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def check_output_path(source: str, target: str, cfg: UpdateConfig, settings_hash
 
 
 def main(argv: list[str] | None = None):
-    cfg, _, (source, target) = configurator.load_with_paths(UpdateConfig, argv, "OLD NEW")
+    cfg, _, (source, target) = configurator.load_with_paths(UpdateConfig, argv, "IN OUT")
     if cfg.size and cfg.n_head not in (None, n_head := NANOGPT_PLUS_SIZES[cfg.size]["n_head"]):
         raise UserError(f"--size={cfg.size} means n_head={n_head}, and --n_head={cfg.n_head} is given: drop one")
     if cfg.to == "hf" and cfg.pos_embd:

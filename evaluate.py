@@ -1,19 +1,19 @@
-"""Loss, perplexity and bits per byte over a whole split, for one checkpoint or several side by side.
+"""Loss, perplexity and bits per byte of one or several checkpoints, over a whole split.
 
     python evaluate.py --out_dir=out-don-char
     python evaluate.py out-a out-b/ckpt_last.pt --split=val --json
 
 A path is a checkpoint, an out_dir, a directory in Hugging Face's format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl.
-Each checkpoint is evaluated on the data that it was trained on, unless --dataset or --data_dir names other data, which
-must have its vocabulary. Bits per byte are comparable between models with different tokenizers; the other two are not.
-With several processes (torchrun) the work is shared, and rank 0 prints.
+Each checkpoint is evaluated on the data that it was trained with, unless --dataset or --data_dir names other data with
+the same vocabulary. Only models evaluated on the same text can be compared; those with different tokenizers only by
+their bits per byte. With several processes (torchrun), the work is shared and rank 0 prints.
 """
 
 import json
 import os
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Sequence
 
 import configurator
 from configurator import UserError
@@ -32,32 +32,37 @@ from dongpt.train.evaluation import eval_batches, evaluate, predicted_bytes
 
 @dataclass(frozen=True)
 class EvaluateConfig(DeviceConfig):
-    out_dir: str = "out"  # evaluate the checkpoint of this run, if no paths are given
-    init_from: str = "resume"  # resume: from out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
-    split: Literal["val", "train"] = "val"  # part of the corpus
-    dataset: str = ""  # a directory under data/; by default the checkpoint's own
-    data_dir: str = ""  # a data directory anywhere; replaces dataset
-    block_size: Annotated[int | None, ">=", 1] = None  # tokens in a window; None: as many as the model was trained on
+    out_dir: str = "out"  # evaluate the checkpoint of this run if no PATH is given
+    init_from: str = "resume"  # resume: the run in out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
+    split: Literal["val", "train"] = "val"  # evaluate on the validation text or the training text
+    dataset: str = ""  # a folder under data/; by default the checkpoint's own
+    data_dir: str = ""  # a data folder anywhere; replaces dataset
+    block_size: Annotated[int | None, ">=", 1] = None  # tokens in a window; None: as in training
     batch_size: Annotated[int, ">=", 1] = 12  # windows at a time; affects only the speed
     json: bool = False  # print only a JSON list on stdout
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # of the arithmetic
-    quantize: Quantization = "none"  # int8: with the one-byte weights of sample.py --quantize=int8
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # data type of the arithmetic
+    quantize: Quantization = "none"  # int8: evaluate the one-byte weights of sample.py --quantize=int8
 
 
-def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
-    """Results for one checkpoint: checkpoint, split, loss, perplexity, bits_per_byte, tokens."""
+LEGEND = """\
+(loss: mean of -ln(probability that the model gave to each token), lower is better; perplexity: exp(loss);
+ bits/byte: the same per byte of text, comparable between models that split the text into different tokens)"""
+
+
+def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> tuple[dict, Corpus]:
+    """(checkpoint, split, loss, perplexity, bits_per_byte and tokens as a dict, the data it was evaluated on)."""
     model, tokenizer, checkpoint = load_from_path(path)
     stored_config = checkpoint.get("config", {}) if not (cfg.dataset or cfg.data_dir) else {}
     dataset, data_dir = stored_config.get("dataset", cfg.dataset), stored_config.get("data_dir", cfg.data_dir)
     if not (dataset or data_dir):
-        raise UserError(f"{path} does not say which data it was trained on: pass --dataset=NAME or --data_dir=DIR")
+        raise UserError(f"{path} does not say which data it was trained with: pass --dataset=NAME or --data_dir=DIR")
     folder = find_data_folder(dataset, data_dir, rt, out=sys.stderr)
     if stored_config and data_dir and not os.path.isdir(folder):
-        raise UserError(f"the data of {path} was at {data_dir}, which is not there: pass --data_dir=DIR")
+        raise UserError(f"{path} was trained with {data_dir}, which no longer exists: pass --data_dir=DIR")
     corpus = Corpus(folder)
     if added_special_tokens(corpus.tokenizer_dict, tokenizer) is None:
-        reason = f"{path} was trained with another vocabulary than that of {corpus.name}"
-        raise UserError(f"{reason}: pass --dataset or --data_dir of data with its tokenizer")
+        reason = f"the vocabulary of {path} differs from that of {corpus.name}"
+        raise UserError(f"{reason}: pass --dataset or --data_dir of data made with the model's tokenizer")
     corpus.check(1, model.transformer.wte.num_embeddings, [cfg.split])
     n_bytes = predicted_bytes(corpus, cfg.split)
     block_size = cfg.block_size or model.config.block_size
@@ -66,7 +71,7 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     if model.document_end_id is not None:
-        rt.print(f"{path}: attention stops at <|endoftext|>, as it was trained (document_mask)", file=sys.stderr)
+        rt.print(f"{path}: attention stops at <|endoftext|>, as in training (document_mask)", file=sys.stderr)
     model.to(rt.device)
     if cfg.quantize == "int8":
         quantize_linears(model)
@@ -75,17 +80,35 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> dict:
     loss = evaluate(model, progress_bar(n_batches, quiet=not rt.is_main, iterable=batches), rt)
     assert loss  # nothing stops it
     results = dict(loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=loss.bits_per_byte(n_bytes))
-    return {"checkpoint": path, "split": cfg.split, **results, "tokens": loss.tokens}
+    return {"checkpoint": path, "split": cfg.split, **results, "tokens": loss.tokens}, corpus
+
+
+def comparison_note(corpora: Sequence[Corpus], names: list[str], split: str) -> str:
+    """A warning if the results of several checkpoints cannot be compared, or only in part; else ""."""
+
+    def text_id(corpus: Corpus) -> tuple:
+        source = corpus.meta.get("sha256") or corpus.sha256 or os.path.realpath(corpus.folder)
+        return source, corpus.meta.get("bytes", {}).get(split), split in corpus.masks
+
+    if len(set(map(text_id, corpora))) > 1:
+        texts = "; ".join(f"{name} on {corpus.name}" for name, corpus in zip(names, corpora))
+        return f"these results are not comparable, they were measured on different texts: {texts}"
+    if any(corpus.tokenizer_dict != corpora[0].tokenizer_dict for corpus in corpora):
+        return "these models split the text into different tokens: compare only bits/byte"
+    return ""
 
 
 def main(argv: list[str] | None = None):
-    cfg, given, paths = configurator.load_with_paths(EvaluateConfig, argv, "[PATH ...]")
+    cfg, given, paths = configurator.load_with_paths(EvaluateConfig, argv, "[CHECKPOINT ...]")
     if paths and (keys := [key for key in ("out_dir", "init_from") if key in given]):
         raise UserError(f"{paths[0]} and --{keys[0]}={given[keys[0]]} both name a model: drop --{keys[0]}")
     rt = runtime.start(cfg.device, cfg.dtype)
     paths = paths or [cfg.out_dir if cfg.init_from == "resume" else cfg.init_from]
-    results = [measure(path, cfg, rt) for path in paths]
-    rt.print(rt.description, file=sys.stderr)
+    results, corpora = zip(*(measure(path, cfg, rt) for path in paths))
+    description = rt.description
+    if "dtype" not in given:
+        description = description.replace("float32 (as asked)", "float32 (exact, the default of evaluate.py)")
+    rt.print(description, file=sys.stderr)
     if not rt.is_main:
         return
     if cfg.json:
@@ -93,7 +116,10 @@ def main(argv: list[str] | None = None):
     else:
         formats = dict(loss=".4f", perplexity=".3f", bits_per_byte=".4f", tokens=",")
         rows = [[r["checkpoint"], r["split"], *(f"{r[key]:{form}}" for key, form in formats.items())] for r in results]
-        print(format_table([["checkpoint", "split", "loss", "perplexity", "bits/byte", "tokens"], *rows]))
+        print(format_table([["checkpoint", "split", "loss", "perplexity", "bits/byte", "tokens"], *rows]), flush=True)
+        print(LEGEND, file=sys.stderr)
+    if note := comparison_note(corpora, paths, cfg.split):
+        print(note, file=sys.stderr)
 
 
 if __name__ == "__main__":

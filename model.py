@@ -89,12 +89,11 @@ class GPTConfig:
             raise ValueError(f"a bigram knows no positions: drop pos_embd={self.pos_embd}")
         if self.model_type == "bigram" and self.ngrams > 1:
             raise ValueError(f"a bigram sees only the last token: drop ngrams={self.ngrams}")
-        if self.n_embd % self.n_head:
-            nearest = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
-            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: use n_embd={nearest}")
-        if self.pos_embd == "rope" and (head_size := self.n_embd // self.n_head) % 2:
-            head_size_text = f"n_embd={self.n_embd} with n_head={self.n_head} gives heads of {head_size}"
-            raise ValueError(f"pos_embd='rope' rotates pairs of channels, and {head_size_text}: use an even size")
+        multiple = 2 * self.n_head if self.pos_embd == "rope" else self.n_head  # RoPE rotates pairs of channels
+        if self.n_embd % multiple:
+            n_embd = max(multiple, round(self.n_embd / multiple) * multiple)
+            reason = f"n_head={self.n_head}" if self.n_embd % self.n_head else "2 * n_head, which pos_embd=rope needs"
+            raise ValueError(f"n_embd={self.n_embd} is not a multiple of {reason}: use n_embd={n_embd}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,15 +1,17 @@
 """Print texts that a trained model, or GPT-2, generates from a prompt.
 
     python sample.py --out_dir=out-don-char
-    python sample.py --out_dir=out-don-char --start="Sancho " --num_samples=5 --max_new_tokens=100
-    python sample.py --init_from=gpt2 --start=FILE:prompt.txt --stop="###" --output=samples.jsonl
+    python sample.py --out_dir=out-don-char --prompt="Sancho " --num_samples=5 --max_new_tokens=100
+    python sample.py --init_from=gpt2 --prompt=FILE:prompt.txt --stop="###" --output=samples.jsonl
 
-On a terminal the first text appears as it is generated. Ctrl-C ends all of them where they are.
+stdout holds only the texts, each followed by a line of dashes; everything else goes to stderr. On a terminal, the first
+text appears while it is generated, and each line of dashes says which text ended there, and why. Ctrl-C ends all texts.
 """
 
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -22,10 +24,10 @@ from dongpt.decode import ready
 from dongpt.decode.decoder import stream
 from dongpt.decode.ready import Quantization
 from dongpt.decode.sampling import DecodingError, Sampling, context_len
-from dongpt.decode.text import Detokenizer, parse_stop_ids, parse_stop_strings
+from dongpt.decode.text import Detokenizer, parse_stop_ids, parse_stop_strings, read_prompt
 from dongpt.log import progress_bar
 from dongpt.program import atomic_write, locked_output, run_program
-from dongpt.runtime import ROOT, RuntimeConfig
+from dongpt.runtime import RuntimeConfig
 from dongpt.text.tokenizers import CharTokenizer, UnknownPolicy, WordTokenizer
 
 SAMPLE_SEPARATOR = "---------------"  # nanoGPT's
@@ -33,52 +35,39 @@ SAMPLE_SEPARATOR = "---------------"  # nanoGPT's
 
 @dataclass(frozen=True)
 class SampleConfig(RuntimeConfig, Sampling):
-    out_dir: str = "out"  # take the checkpoint of this run
-    init_from: str = "resume"  # resume: from out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
-    start: str = "\n"  # the prompt, or FILE:path of a file that holds it; may be empty
-    unknown: UnknownPolicy = "error"  # characters of the prompt that the vocabulary lacks: error, skip, or replace them
-    num_samples: Annotated[int, ">=", 1] = 10  # how many texts, all drawn together
-    max_new_tokens: Annotated[int, ">=", 0] = 500  # tokens of each text after the prompt, unless it stops earlier
+    out_dir: str = "out"  # use the checkpoint of this run
+    init_from: str = "resume"  # resume: the run in out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
+    start: str = "\n"  # the text to continue, or FILE:path of a file that holds it; may be empty
+    prompt: str = ""  # another name for --start
+    unknown: UnknownPolicy = "error"  # characters of the prompt that are not in the vocabulary: error, skip or replace
+    num_samples: Annotated[int, ">=", 1] = 10  # number of texts, generated together
+    max_new_tokens: Annotated[int, ">=", 0] = 500  # length limit of each text in tokens, prompt not included
     temperature: float = 0.8  # below 1 favors likely tokens, above 1 is more random; 0 takes the likeliest token
     top_k: int | None = 200  # draw from this many likeliest tokens; 0 or None is off
-    stop: str = ""  # end a text before this string; several as a JSON list, --stop='["a", "b"]'
+    stop: str = ""  # end a text before this string; for several, a JSON list: --stop='["a", "b"]'
     stop_ids: str = ""  # end a text before one of these token ids, separated by commas
-    output: str = ""  # write the texts to this file too: NAME.jsonl as JSON lines with the settings, else as printed
-    quantize: Quantization = "none"  # int8: weights of one byte, on a CPU faster; README says what loss it costs
-    use_kv_cache: bool = True  # encode each token once; off gives the same text, slower
-
-
-def read_prompt(start: str) -> str:
-    """The prompt: `start` itself, or after FILE: the text of a file in the working directory or beside this script."""
-    if not start.startswith("FILE:"):
-        return start
-    name = start.removeprefix("FILE:")
-    for path in (name, os.path.join(ROOT, name)):
-        if os.path.isfile(path):
-            try:
-                with open(path, encoding="utf-8-sig") as file:
-                    return file.read()
-            except UnicodeDecodeError as error:
-                raise UserError(f"the prompt file {name} is not UTF-8 at byte {error.start}: convert it") from error
-    raise UserError(f"there is no prompt file {name!r}: give --start=FILE:path of a text file, or the prompt itself")
+    output: str = ""  # also write the texts to this file: NAME.jsonl as JSON lines with the settings, else as text
+    quantize: Quantization = "none"  # int8: one-byte weights; faster on a CPU, at a small cost in loss
+    use_kv_cache: bool = True  # encode each token only once; off gives the same text, but slower
 
 
 def check_output(path: str):
     """Raise UserError unless a file can be written at path; nothing is written yet."""
     folder, is_special = os.path.dirname(os.path.realpath(path)), os.path.exists(path) and not os.path.isfile(path)
     if os.path.isdir(path):
-        raise UserError(f"--output={path}: it is a folder, name a file in one that exists")
+        raise UserError(f"--output={path}: it is a folder; pass the name of a file")
     if not os.path.isdir(folder):
-        raise UserError(f"--output={path}: there is no folder {folder}, name a file in one that exists")
+        raise UserError(f"--output={path}: there is no folder {folder}; create it, or pass another path")
     paths = [path] if is_special else [folder, path]  # special: a pipe or a device
     if not all(os.access(p, os.W_OK) for p in paths if os.path.exists(p)):
-        raise UserError(f"--output={path} may not be written: name another file")
+        raise UserError(f"--output={path}: no permission to write there; pass another path")
 
 
 def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
-    """Write cfg.output: JSON lines, whose "text" is what follows the prompt, or the same text as printed."""
+    """Write the texts to cfg.output: as JSON lines, with the generated text in "text", or as in a pipe."""
     if os.path.splitext(cfg.output)[1].lower() in (".jsonl", ".json"):
-        settings = {key: value for key, value in asdict(cfg).items() if key not in ("start", "seed", "output")}
+        elsewhere = "start", "prompt", "seed", "output"  # in other fields of the record, or not needed
+        settings = {key: value for key, value in asdict(cfg).items() if key not in elsewhere}
         records = [
             dict(prompt=prompt, text=text, sample=i, tokens=n, end=end, seed=cfg.seed, settings=settings)
             for i, (text, n, end) in enumerate(zip(texts.texts, texts.n_tokens, texts.end_reasons))
@@ -90,41 +79,41 @@ def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
         with atomic_write(cfg.output, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.writelines(f"{line}\n" for line in lines)
     except OSError as error:
-        raise UserError(f"--output={cfg.output} could not be written ({error}): name another file") from error
+        raise UserError(f"--output={cfg.output} could not be written ({error}): pass another path") from error
 
 
 def main(argv: list[str] | None = None) -> int:
     cfg, given = configurator.load(SampleConfig, argv)
-    prompt, stop = read_prompt(cfg.start), parse_stop_strings(cfg.stop)
+    prompts = [given[key] for key in given if key in ("start", "prompt")]  # two names of one setting; the last one wins
+    prompt, stop = read_prompt(prompts[-1] if prompts else cfg.start), parse_stop_strings(cfg.stop)
     if cfg.output:
         check_output(cfg.output)
     with locked_output(cfg.output) if cfg.output else contextlib.nullcontext():
-        return sample(cfg, prompt, stop, "start" not in given)
+        return sample(cfg, prompt, stop, not prompts)
 
 
 def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: bool) -> int:
-    """Load the model, generate the samples, print and write them; returns the exit code."""
+    """Load the model, generate the texts, print and write them; returns the exit code."""
     path = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
     generator = ready.load(path, cfg.device, cfg.dtype, cfg.quantize, cfg.compile)
     tokenizer = generator.require_tokenizer()
     if is_default_prompt and isinstance(tokenizer, CharTokenizer | WordTokenizer) and prompt not in tokenizer.ids:
-        prompt = ""  # the vocabulary has no line end
+        prompt = ""  # the vocabulary has no newline
     try:
         ids = generator.encode(prompt, cfg.unknown)
     except UserError as error:
-        raise UserError(f"--start: {error}") from error
+        raise UserError(f"--prompt: {error}") from error
     texts = Detokenizer(tokenizer, cfg.num_samples, stop, parse_stop_ids(cfg.stop_ids, tokenizer.vocab_size))
-    print(generator.description, file=sys.stderr)
+    print(f"{generator.description}\n{describe_prompt(prompt, is_default_prompt)}", file=sys.stderr)
     block_size = generator.model.config.block_size
     if len(ids) > block_size:
-        n_kept = context_len(len(ids), block_size)
-        warning = f"the prompt has {len(ids)} tokens, more than block_size={block_size}: the model begins with "
-        print(f"{warning}its last {n_kept}, as if they had come one by one", file=sys.stderr)
+        warning = f"the prompt has {len(ids)} tokens, more than the model can read at once (block_size={block_size})"
+        print(f"{warning}: it continues the last {context_len(len(ids), block_size)}", file=sys.stderr)
     prompts, sampling = [ids] * cfg.num_samples, cfg  # a SampleConfig is a Sampling
     settings = sampling, cfg.seed, cfg.use_kv_cache, texts.stop_ids, tokenizer.vocab_size
-    streams_first = sys.stdout.isatty()  # as it is generated; the others are printed at the end
-    print(prompt if streams_first else "", end="", flush=True)
-    bar = progress_bar(cfg.max_new_tokens, quiet=streams_first)
+    is_terminal = sys.stdout.isatty()  # the first text appears while it is generated, the others at the end
+    print(prompt if is_terminal else "", end="", flush=True)
+    bar = progress_bar(cfg.max_new_tokens, quiet=is_terminal)
     decode_error, start, ttft, n_steps = None, time.perf_counter(), 0.0, 0  # ttft: seconds to the first token
     with runtime.Interrupts() as interrupts:
         try:
@@ -134,27 +123,27 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
                 ttft, n_steps, was_running = ttft or time.perf_counter() - start, n_steps + 1, not texts.end_reasons[0]
                 piece = texts.add(next_ids.tolist())[0]
                 bar.update()
-                if streams_first and was_running:
+                if is_terminal and was_running:
                     print(piece, end="", flush=True)
                     if texts.end_reasons[0]:
-                        print(f"\n{SAMPLE_SEPARATOR}", flush=True)
+                        print(f"\n{separator(texts, 0, is_terminal)}", flush=True)
                         bar = progress_bar(cfg.max_new_tokens, n_steps, quiet=texts.done, leave=False)
                 if texts.done:
                     break
-        except DecodingError as error:  # logits that are not finite: the texts keep what was generated before
+        except DecodingError as error:  # non-finite logits: the texts keep what was generated before
             decode_error = error
         seconds = time.perf_counter() - start
         bar.close()
-        is_running = streams_first and not texts.end_reasons[0]
+        is_running = is_terminal and not texts.end_reasons[0]
         last_piece = texts.finish("interrupted" if interrupts.exit_code else "failed" if decode_error else "length")[0]
         is_empty = n_steps == 0 and bool(decode_error or interrupts.exit_code)
         try:
             if cfg.output and not is_empty:  # before printing, since stdout may be closed
                 write_output(cfg, prompt, texts)
         finally:
-            print(f"{last_piece}\n{SAMPLE_SEPARATOR}\n" if is_running else "", end="", flush=True)
-            for text in [] if is_empty else texts.texts[streams_first:]:
-                print(f"{prompt}{text}\n{SAMPLE_SEPARATOR}")
+            print(f"{last_piece}\n{separator(texts, 0, is_terminal)}\n" if is_running else "", end="", flush=True)
+            for i in [] if is_empty else range(is_terminal, cfg.num_samples):
+                print(f"{prompt}{texts.texts[i]}\n{separator(texts, i, is_terminal)}")
             sys.stdout.flush()
     if decode_error:
         raise UserError(str(decode_error))
@@ -162,7 +151,43 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
     speed = f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s)"
     latency = f", the first after {ttft * 1000:.0f} ms" if n_steps else ""
     print(speed + latency + (", interrupted" if interrupts.exit_code else ""), file=sys.stderr)
+    if n_cut := texts.end_reasons.count("length"):
+        cut_texts = "the text was" if cfg.num_samples == 1 else f"{n_cut} of {cfg.num_samples} texts were"
+        print(f"{cut_texts} cut off by the length limit, --max_new_tokens={cfg.max_new_tokens}", file=sys.stderr)
+    if not interrupts.exit_code:
+        print(f"next: {next_step(cfg, path, is_default_prompt, tokenizer.template is not None)}", file=sys.stderr)
     return interrupts.exit_code
+
+
+def describe_prompt(prompt: str, is_default: bool) -> str:
+    """A line that shows the prompt, shortened if it is long."""
+    if is_default:
+        return 'prompt: none, the model chooses how to begin (--prompt="..." sets a beginning)'
+    shown = prompt if len(prompt) <= 200 else f"{prompt[:100]} ... {prompt[-100:]}"
+    return f"prompt: {json.dumps(shown, ensure_ascii=False)}, {len(prompt):,} character{'s' * (len(prompt) != 1)}"
+
+
+def separator(texts: Detokenizer, i: int, is_terminal: bool) -> str:
+    """The line below text i: nanoGPT's for other programs; on a terminal, with the text's number and why it ended."""
+    if not is_terminal:
+        return SAMPLE_SEPARATOR
+    reasons = {
+        "length": f"cut off after {texts.n_tokens[i]:,} tokens",
+        "stop": "ended at --stop or --stop_ids",
+        "interrupted": "interrupted",
+        "failed": "failed",
+    }
+    return f"{SAMPLE_SEPARATOR} text {i + 1} of {len(texts.texts)}: {reasons[texts.end_reasons[i]]}"
+
+
+def next_step(cfg: SampleConfig, path: str, is_default_prompt: bool, is_chat_model: bool) -> str:
+    """A command to try after this one, and what it does."""
+    if is_chat_model:
+        return f"python chat.py {shlex.quote(path)}  # talk to this model"
+    model = f"--out_dir={shlex.quote(path)}" if cfg.init_from == "resume" else f"--init_from={shlex.quote(path)}"
+    if is_default_prompt:
+        return f'python sample.py {model} --prompt="The "  # continue your own words'
+    return f"python sample.py {model} --temperature=0.5  # more predictable texts; above 1 they are more surprising"
 
 
 if __name__ == "__main__":

@@ -346,4 +346,4 @@ def evaluate_and_save(step: TrainStep, log: RunLog, saver: Saver, state: State, 
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, lists_configs=True)

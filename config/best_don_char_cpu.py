@@ -1,7 +1,9 @@
-"""The lowest loss on Don Quixote's characters in the time of nanoGPT's CPU demo, two minutes on two cores.
+"""The lowest loss on Don Quixote's characters in two minutes on two CPU cores, the time of nanoGPT's CPU demo.
 
     python data/don_char/prepare.py
     python train.py config/best_don_char_cpu.py
+
+Expect: 16.0 M parameters, 15.7 M of them in the n-gram table; 2 minutes on 2 CPU cores; loss 1.29 on raw text
 
 Raw text (--raw=True): whole-validation loss 1.2923 (1.2919 to 1.2933 of seeds 1337 to 1339) in 116 s for the whole
 command, on 2 cores of an AMD EPYC (Zen 3) virtual machine, torch 2.13, 2026-11-22.

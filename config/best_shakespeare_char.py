@@ -1,7 +1,9 @@
-"""The lowest loss on tiny Shakespeare within five minutes on one GPU.
+"""The lowest loss on tiny Shakespeare in five minutes on one GPU.
 
     python data/shakespeare_char/prepare.py
     python train.py config/best_shakespeare_char.py
+
+Expect: 10.7 M parameters; 5 minutes on one GPU; loss not measured yet
 
 Not measured yet, for lack of a GPU. The settings are those that helped on a CPU (docs/speed.md), applied to the baby
 GPT, with the dropout that many epochs need. There are no n-gram tables, since they memorize the training set.

@@ -1,4 +1,4 @@
-"""nanoGPT+'s bigram, a table of V x V logits, for any dataset: name it after that dataset's config.
+"""nanoGPT+'s bigram, a table of V x V logits; name it after the config of any dataset.
 
     python train.py config/train_don_char.py config/bigram.py --max_iters=8000 --lr_decay_iters=8000
 

@@ -4,6 +4,8 @@
     python train.py config/finetune_chat.py
     python chat.py out-chat-gpt2
 
+Expect: 124 M parameters; made for a GPU; loss not measured yet
+
 Made for a GPU. GPT-2's weights are downloaded by the first run. The data has masks, so that the loss covers only the
 answers. The tokens that mark the speakers are new, and their embeddings are learned from scratch.
 """

@@ -3,6 +3,8 @@
     python data/don/prepare.py
     python train.py config/finetune_don.py
 
+Expect: 124 M parameters; made for a GPU; loss not measured yet
+
 Made for a GPU. GPT-2's weights are downloaded by the first run. An iteration has 32,768 tokens.
 """
 

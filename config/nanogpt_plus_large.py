@@ -1,4 +1,4 @@
-"""nanoGPT+'s large GPT (38.4 M parameters), for any dataset: name it after that dataset's config.
+"""nanoGPT+'s large GPT (38.4 M parameters); name it after the config of any dataset.
 
 python train.py config/train_don_char.py config/nanogpt_plus_large.py
 """

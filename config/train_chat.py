@@ -4,6 +4,8 @@
     python train.py config/train_chat.py
     python chat.py out-chat
 
+Expect: about 1 M parameters; 9 minutes on 2 CPU cores; loss 3.86 on EDS's dialogues
+
 The data has masks, so that the loss covers only the answers. On the Empathetic-Dialogue-System's validation text it
 reaches 3.857 after 8 to 9 minutes on two busy cores of an AMD EPYC (Zen 3) virtual machine, 2026-11-21.
 """

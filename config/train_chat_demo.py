@@ -4,6 +4,8 @@
     python chat.py out-chat-demo/ckpt.pt
     python data/chat_demo/quiz.py out-chat-demo/ckpt.pt         # how many held-out questions it answers
 
+Expect: 0.34 M parameters; 4.5 minutes on 2 CPU cores; loss 0.12
+
 Needs no network: the conversations are generated from a seed. 4.5 minutes on two cores of an AMD EPYC (Zen 3) virtual
 machine, 2026-11-21; whole-validation loss 0.1233, and 95.5 % of 1,000 held-out questions answered exactly.
 """

@@ -3,6 +3,8 @@
     python data/don_char/prepare.py
     python train.py config/train_don_char.py
 
+Expect: 10.7 M parameters; made for a GPU, 10.7 s per iteration on 2 CPU cores; loss not measured yet
+
 Made for a GPU, but not measured on one yet. On 2 cores of an AMD EPYC (Zen 3) virtual machine an iteration took 10.7 s
 (torch 2.13, 2026-11-22), too slow to measure its loss; use best_don_char_cpu.py on a CPU.
 """

@@ -3,6 +3,8 @@
     python data/don_word/prepare.py
     python train.py config/train_don_word.py
 
+Expect: 4.6 M parameters; 7 minutes on one CPU core; loss 4.81 per word
+
 Whole-validation loss 4.8089 nats per word, 1.6443 bits per byte (seed 1337), in 7 minutes of processor time on one
 thread of a 4-core AMD EPYC (Zen 3) virtual machine that was busy with other work, torch 2.13, 2026-11-22.
 With 250 iterations (and lr_decay_iters): 5.1875 (5.1857 to 5.1898 for seeds 1337 to 1339); starting from the vectors of

@@ -3,6 +3,8 @@
     python data/don_word/prepare.py --notebook=True
     python train.py config/train_don_word_deep.py
 
+Expect: 116 M parameters; made for a GPU; loss not measured yet
+
 Made for a GPU and not measured here, apart from two iterations on a CPU (2026-11-22); the notebook reports no loss
 either. The notebook divided its attention scores by the square root of n_embd instead of that of the head size, 16,
 which made them 5.7 times too small; here they are correct. Its ReLU is a GELU here, and its dropout does not apply to

@@ -3,6 +3,8 @@
     python data/don/prepare.py
     python train.py config/train_eds.py --data_dir=data/don
 
+Expect: 3.4 M parameters; loss not measured here
+
 EDS's own data are dialogues; pass their folder as --data_dir. An iteration has 20,480 tokens. EDS wrote the newest
 state to ckpt.pt and so ended with an overfitted model (here ckpt_last.pt has that state). It stopped after 30,100 of
 the 600,000 iterations of its learning rate schedule.

@@ -1,10 +1,10 @@
-"""Compares every byte of a prepared data set's ids with meta.json.
+"""Check every token of a prepared data set against meta.json.
 
     python data/check.py --dataset=openwebtext
     python data/check.py --data_dir=texts
 
-A training checks the sizes of all files and the ends of each shard; this reads all ids, as fast as the disk does. Of
-masks only the size is checked. Nothing is written.
+train.py checks only the sizes of all files and the ends of each shard. This program reads all tokens, as fast as the
+disk allows; of masks it checks only the size. It writes nothing.
 """
 
 import os
@@ -24,25 +24,25 @@ from dongpt.train.data import Corpus
 @dataclass(frozen=True)
 class CheckConfig:
     dataset: str = ""  # a folder under data/
-    data_dir: str = ""  # a data folder anywhere; replaces dataset
+    data_dir: str = ""  # a data folder anywhere; used instead of dataset
 
 
 def check(corpus: Corpus):
-    """Raise UserError for ids that differ from meta.json or are beyond the vocabulary; print what was read."""
-    check_shard_ends(corpus.folder, corpus.shards)  # which also says if shards are swapped
+    """Print each file that matches meta.json. Raises UserError for changed files and ids outside the vocabulary."""
+    check_shard_ends(corpus.folder, corpus.shards)  # also detects swapped shards
     for shard in corpus.shards:
         path = os.path.join(corpus.folder, shard["file"])
         if file_sha256(path) != shard["sha256"]:
-            raise UserError(f"{path} is not what meta.json describes: copy it again, or prepare the data again")
-        print(f"{shard['file']}: {shard['tokens']:,} tokens, as described", flush=True)
+            raise UserError(f"{path} does not match meta.json: copy it again, or prepare the data again")
+        print(f"{shard['file']}: {shard['tokens']:,} tokens, unchanged", flush=True)
     if corpus.sha256 is None:
-        print("there is no meta.json with a hash: only sizes and ids were checked")
+        print("no meta.json with a hash: checking only sizes and ids")
     elif ids_sha256(corpus.folder, corpus.shards) != corpus.sha256:
-        file_names = "val.bin is" if corpus.shards else "train.bin or val.bin is"
-        raise UserError(f"{file_names} not what meta.json describes: prepare the data again")
+        file_names = "val.bin was" if corpus.shards else "train.bin or val.bin was"
+        raise UserError(f"{file_names} changed since meta.json was written: prepare the data again")
     for split in SPLITS:
         corpus.check_every_id(split, corpus.model_vocab_size)
-        print(f"{split}: {corpus.lengths[split]:,} tokens, all of the vocabulary of {corpus.vocab_size:,}")
+        print(f"{split}: {corpus.lengths[split]:,} tokens, all within the vocabulary of {corpus.vocab_size:,}")
 
 
 def main(argv: list[str] | None = None):

@@ -1,10 +1,11 @@
-"""Print statistics of a prepared data set, and draw them next to its data files as explore.png.
+"""Print what a prepared data set contains, and draw it next to the data files as explore.png.
 
     python data/explore.py --dataset=don_char
     python data/explore.py --data_dir=texts
 
-Frequencies of characters and tokens, Zipf's law, lengths of documents, bytes per token of several tokenizers on the
-same text, duplicates, and how much validation differs from training.
+Frequent characters and tokens, Zipf's law, document lengths and duplicates, how far several tokenizers compress the
+text, and how much the validation set differs from the training set. Each panel has a caption that says what follows
+from it; the program prints the same captions.
 """
 
 import os
@@ -12,6 +13,8 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
+import re
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated
@@ -22,22 +25,29 @@ import configurator
 from dongpt.log import import_matplotlib_figure
 from dongpt.program import run_program
 from dongpt.text.bins import SPLITS, find_data_folder
-from dongpt.text.report import token_name
-from dongpt.text.tokenizers import BPETokenizer, GPT2Tokenizer, Tokenizer, split_words
+from dongpt.text.report import count_of, token_name
+from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, split_words
 from dongpt.train.data import Corpus
 
 PLOT_FILE = "explore.png"
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # distinguishable for colour-blind readers (Okabe and Ito)
+NUM_BARS = 30  # in a panel of frequent symbols
+NUM_RARE = 8  # characters named as the rarest
+LABEL_CHARS = 14  # of a symbol's name in the picture
+CAPTION_COLUMNS = 62  # at which captions are wrapped
+RARE_COUNT = 10  # a token that occurs less often is hardly learnt
+ZIPF_SLOPES = (-1.4, -0.7)  # between them texts in natural languages have their slope
 
 
 @dataclass(frozen=True)
 class ExploreConfig:
     dataset: str = ""  # a folder under data/
-    data_dir: str = ""  # a data folder anywhere; replaces dataset
-    most_tokens: Annotated[int, ">=", 2] = 3_000_000  # of each split whose text is read; all of it counts frequencies
+    data_dir: str = ""  # a data folder anywhere; used instead of dataset
+    most_tokens: Annotated[int, ">=", 2] = 3_000_000  # tokens of each split to decode; token counts always cover all
 
 
 def split_documents(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[list[str], str]:
-    """(texts, "documents") of ids if they have documents with ends, else (texts, "paragraphs")."""
+    """(texts, "documents") if end tokens separate documents in ids, else (texts, "paragraphs")."""
     end_id = tokenizer.end_id
     if end_id is not None and (ids == end_id).any():
         documents = (part[part != end_id] for part in np.split(ids, np.flatnonzero(ids == end_id)))
@@ -46,7 +56,7 @@ def split_documents(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[list[str], s
 
 
 def fit_zipf(counts: np.ndarray) -> tuple[float, float]:
-    """(slope, intercept) of the line log count = intercept + slope * log rank, each rank weighted by its share."""
+    """(slope, intercept) of the line log count = intercept + slope * log rank, with each rank weighted by its count."""
     counts = np.sort(counts[counts > 0])[::-1]
     if len(counts) < 2:
         return 0.0, float(np.log(counts[0]))
@@ -55,7 +65,7 @@ def fit_zipf(counts: np.ndarray) -> tuple[float, float]:
 
 
 def bytes_per_token(texts: dict[str, str], tokenizer: Tokenizer) -> dict[str, float]:
-    """Bytes of validation text per token, for this data's tokenizer and others; byte pairs are trained on train."""
+    """Bytes of validation text per token for several tokenizers; byte pairs are trained on the training text."""
     train, val = texts["train"], texts["val"]
     n_bytes = len(val.encode("utf-8"))
     own_name, n_own_tokens = f"{tokenizer.kind} of this data", len(tokenizer.encode_array(val))
@@ -65,22 +75,23 @@ def bytes_per_token(texts: dict[str, str], tokenizer: Tokenizer) -> dict[str, fl
     try:
         n_tokens["gpt2"] = len(GPT2Tokenizer().encode_array(val))
     except ValueError as error:
-        print(f"without gpt2: {error}")
+        print(f"GPT-2's tokenizer is left out: {error}")
     if tokenizer.kind in ("char", "gpt2"):
-        del n_tokens[tokenizer.kind]  # the same
+        del n_tokens[tokenizer.kind]  # identical to the first entry
     return {name: n_bytes / max(n, 1) for name, n in n_tokens.items()}
 
 
 def duplicate_share(texts: list[str]) -> float:
-    """Share of texts that occur more than once, ignoring blanks around them."""
+    """The share of texts that occur more than once, ignoring leading and trailing blanks."""
     counts = Counter(text.strip() for text in texts)
     return sum(n for n in counts.values() if n > 1) / max(len(texts), 1)
 
 
 def unigram_drift(train: np.ndarray, val: np.ndarray) -> tuple[float, float, np.ndarray, np.ndarray]:
-    """(loss on train, on val, in nats per token; expected count of each id in val; deviation from it) of counts.
+    """(training loss, validation loss, expected counts in val, deviations from them) of a unigram model.
 
-    The unigram model has train's frequencies, plus one for each id. Deviations are in standard deviations.
+    train and val are counts by id. The model predicts each token with its frequency in train, add-one smoothed. Losses
+    are in nats per token, deviations in standard deviations.
     """
     probabilities = (train + 1) / (train + 1).sum()
     losses = [float(-(counts * np.log(probabilities)).sum() / counts.sum()) for counts in (train, val)]
@@ -88,71 +99,160 @@ def unigram_drift(train: np.ndarray, val: np.ndarray) -> tuple[float, float, np.
     return losses[0], losses[1], expected, (val - expected) / np.sqrt(expected)
 
 
-def show_frequencies(axes, counts: np.ndarray, text: str, tokenizer: Tokenizer, vocab_size: int):
-    """Print and draw how often characters and tokens occur, and Zipf's line."""
-    characters = [(repr(c), n) for c, n in Counter(text).most_common(40)]
-    tokens = [(token_name(tokenizer, i), int(counts[i])) for i in np.argsort(-counts, kind="stable")[:40] if counts[i]]
-    panels = (("characters", characters, len(text)), ("tokens", tokens, counts.sum()))
-    for axis, (title, symbols, total) in zip(axes, panels):
-        print(f"{title}:", ", ".join(f"{name} {100 * n / total:.2f} %" for name, n in symbols[:10]))
-        axis.bar(range(len(symbols)), [n for _, n in symbols], color="tab:blue")
-        axis.set_xticks(range(len(symbols)), [name for name, _ in symbols], rotation=90, fontsize=8, parse_math=False)
-        axis.set(title=title, yscale="log", ylabel="count")
-    slope, intercept = fit_zipf(counts)
-    print(
-        f"Zipf's line: count ~ rank ** {slope:.2f}; {np.count_nonzero(counts):,} of {vocab_size:,} ids occur, "
-        f"{np.count_nonzero(counts == 1):,} of them once"
+def displayable(text: str) -> str:
+    """text with escapes, such as \\u4f60, for characters that the picture's font lacks."""
+    from matplotlib.font_manager import findfont, get_font
+
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
+    return "".join(c if ord(c) in glyphs else ascii(c)[1:-1] for c in text)
+
+
+def draw_panel(axis, title: str, x_label: str, y_label: str, caption: str, **options):
+    """Give a panel its title, labels and caption, and print the caption."""
+    print(f"{title}: {caption}")
+    unbroken = displayable(caption).replace(" %", "\u00a0%")  # no line starts with a percent sign
+    axis.set_title(title, loc="left", fontweight="bold")
+    axis.set_xlabel(f"{x_label}\n\n{textwrap.fill(unbroken, CAPTION_COLUMNS)}", loc="left", parse_math=False)
+    axis.set(ylabel=y_label, **options)
+
+
+def draw_bars(axis, counts: list[tuple[str, int]], total: int):
+    """Draw the shares of symbols as bars with the symbols below them."""
+    names = [shorten(displayable(name)) for name, _ in counts]
+    axis.bar(range(len(counts)), [100 * n / total for _, n in counts], color=BLUE)
+    axis.set_xticks(range(len(counts)), names, rotation=90, fontsize=9, parse_math=False)
+
+
+def shorten(name: str) -> str:
+    """The start of a long name, followed by dots."""
+    return name if len(name) <= LABEL_CHARS else name[: LABEL_CHARS - 3] + "..."
+
+
+def join_names(counts: list[tuple[str, int]], total: int) -> str:
+    """The symbols with their shares of the total: "'e' 12.3 %, 't' 9.1 %"."""
+    return ", ".join(f"{shorten(name)} {100 * n / total:.1f} %" for name, n in counts)
+
+
+def show_characters(axis, text: str):
+    """The most frequent characters."""
+    counts = [(repr(c), n) for c, n in Counter(text).most_common()]
+    n_half = 1 + int(np.searchsorted(np.cumsum([n for _, n in counts]), len(text) / 2))
+    rare = ", ".join(name for name, _ in counts[: -NUM_RARE - 1 : -1])
+    caption = (
+        f"Half of the text consists of {n_half:,} of its {len(counts):,} characters; the most frequent are "
+        f"{join_names(counts[:5], len(text))}. The rarest are {rare}: "
+        "characters that do not belong in the text should be removed before training."
     )
-    counts = np.sort(counts[counts > 0])[::-1]
+    draw_bars(axis, counts[:NUM_BARS], len(text))
+    draw_panel(axis, "Frequent characters", "character", "% of the text", caption)
+
+
+def show_words(axis, words: Counter):
+    """The most frequent words, for data whose tokens are characters."""
+    total, n_words = max(words.total(), 1), max(len(words), 1)
+    once = 100 * sum(n == 1 for n in words.values()) / n_words
+    caption = (
+        f"The text has {len(words):,} different words. The most frequent are "
+        f"{join_names(words.most_common(5), total)}; {once:.0f} % of the words occur only once, so that the model can "
+        "hardly learn them."
+    )
+    draw_bars(axis, words.most_common(NUM_BARS), total)
+    draw_panel(axis, "Frequent words", "word", "% of all words", caption)
+
+
+def show_tokens(axis, counts: np.ndarray, tokenizer: Tokenizer):
+    """The most frequent tokens."""
+    order = [i for i in np.argsort(-counts, kind="stable")[:NUM_BARS] if counts[i]]
+    names = [(token_name(tokenizer, i), int(counts[i])) for i in order]
+    n_used, n_rare = np.count_nonzero(counts), np.count_nonzero((counts > 0) & (counts < RARE_COUNT))
+    is_too_large = n_used - n_rare < tokenizer.vocab_size / 2
+    caption = (
+        f"The most frequent tokens are {join_names(names[:5], int(counts.sum()))}. Of the {tokenizer.vocab_size:,} "
+        f"tokens in the vocabulary, {n_used:,} occur in the text, but {n_rare:,} of them fewer than {RARE_COUNT} "
+        "times, too rarely to be learned: " + ("a smaller" if is_too_large else "this") + " vocabulary suits this text."
+    )
+    draw_bars(axis, names, int(counts.sum()))
+    draw_panel(axis, "Frequent tokens", "token", "% of all tokens", caption)
+
+
+def show_zipf(axis, words: Counter):
+    """How the counts of words fall with their rank."""
+    counts = np.sort(np.array([*words.values()] or [1]))[::-1]
+    slope, intercept = fit_zipf(counts)
     ranks = np.arange(1, len(counts) + 1)
-    axes[2].loglog(ranks, counts, ".", label="tokens")
-    axes[2].loglog(ranks, np.exp(intercept + slope * np.log(ranks)), label=f"Zipf's line, slope {slope:.2f}")
-    axes[2].set(title="count by rank", xlabel="rank", ylabel="count")
-    axes[2].legend()
+    axis.loglog(ranks, counts, ".", color=BLUE, label="words of this text")
+    axis.loglog(ranks, np.exp(intercept + slope * np.log(ranks)), color=ORANGE, label=f"fitted line, slope {slope:.2f}")
+    axis.legend()
+    is_natural = ZIPF_SLOPES[0] < slope < ZIPF_SLOPES[1]
+    verdict = "its words are distributed as in natural language" if is_natural else "it is unlike natural language"
+    caption = (
+        "In natural language the second most frequent word occurs half as often as the first, the third a third as "
+        f"often, and so on: a line of slope -1 (Zipf's law). The slope of this text is {slope:.2f}: {verdict}."
+    )
+    draw_panel(axis, "Zipf's law", "rank of the word", "count", caption)
 
 
-def show_documents(axis, documents: dict[str, list[str]], unit: str, texts: dict[str, str]):
-    """Print and draw the lengths of documents; print how many are duplicates."""
+def show_documents(axis, documents: dict[str, list[str]], unit: str, chars_per_token: float):
+    """The lengths of documents, and how many are duplicates."""
     all_documents = documents["train"] + documents["val"]
     lengths = [len(text) for text in all_documents] or [0]
-    averages = f"median {np.median(lengths):,.0f}, mean {np.mean(lengths):,.0f}"
-    print(f"{unit}: {len(all_documents):,}, length in characters: {averages}, longest {max(lengths):,}")
     train_documents = {text.strip() for text in documents["train"]}
-    shared = sum(text.strip() in train_documents for text in documents["val"]) / max(len(documents["val"]), 1)
-    lines = [line for text in texts.values() for line in text.split("\n") if line.strip()]
-    print(
-        f"duplicates: {100 * duplicate_share(all_documents):.2f} % of the {unit} and "
-        f"{100 * duplicate_share(lines):.2f} % of the lines stand there more than once; "
-        f"{100 * shared:.2f} % of the {unit} of validation are in train too"
+    n_shared = sum(text.strip() in train_documents for text in documents["val"])
+    shared = 100 * n_shared / max(len(documents["val"]), 1)
+    axis.hist(lengths, bins=np.geomspace(1, max(*lengths, 2), 40), color=BLUE)
+    median = float(np.median(lengths))
+    axis.axvline(max(median, 1), color=ORANGE, label=f"median, {median:,.0f} characters")
+    axis.legend()
+    duplicates, block_size = 100 * duplicate_share(all_documents), max(1, round(median / chars_per_token))
+    advice = f"A model with block_size={block_size:,} sees half of them whole. " if len(lengths) >= 20 else ""
+    caption = (
+        f"The text has {len(all_documents):,} {unit} of {np.mean(lengths):,.0f} characters on average, the longest of "
+        f"{max(lengths):,}. {advice}{duplicates:.2f} % of the "
+        f"{unit} are duplicates, and {shared:.2f} % of the {unit} in the validation set are also in the training set"
+        + (", which makes the validation loss look better than it is." if shared > 1 else ".")
     )
-    axis.hist(lengths, bins=np.geomspace(1, max(*lengths, 2), 40))
-    axis.set(title=f"length of {unit}", xscale="log", xlabel="characters", ylabel=unit)
+    draw_panel(axis, f"Length of {unit}", "characters", unit, caption, xscale="log")
 
 
 def show_compression(axis, texts: dict[str, str], tokenizer: Tokenizer):
-    """Print and draw the bytes per token of several tokenizers."""
+    """The bytes per token of several tokenizers."""
     compression = bytes_per_token(texts, tokenizer)
-    print("bytes of validation text per token -", ", ".join(f"{name}: {n:.3f}" for name, n in compression.items()))
-    axis.barh([*compression], [*compression.values()], color="tab:green")
+    bars = axis.barh([*compression], [*compression.values()], color=[BLUE] + [GREEN] * (len(compression) - 1))
+    axis.bar_label(bars, fmt="%.2f", padding=3)
     axis.invert_yaxis()
-    axis.set(title="bytes of validation text per token", xlabel="bytes")
+    axis.margins(x=0.12)
+    (own, own_bytes), *others = compression.items()
+    best, best_bytes = max(others, key=lambda item: item[1])
+    result = f"so that the same block_size covers {best_bytes / own_bytes:.1f} times as much text"
+    comparison = (
+        f"{best} tokens for {best_bytes:.2f} bytes, {result}"
+        if best_bytes > own_bytes
+        else "more than those of the other tokenizers"
+    )
+    caption = f"Tokens of this data ({tokenizer.kind}) stand for {own_bytes:.2f} bytes on average, {comparison}."
+    draw_panel(axis, "Compression by tokenizers", "bytes of validation text per token", "", caption)
 
 
 def show_drift(axis, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer):
-    """Print and draw how much the counts of validation differ from those of training."""
+    """How much the token counts of the validation set differ from those of the training set."""
     train_loss, val_loss, expected, deviations = unigram_drift(train, val)
-    unseen = 100 * val[train == 0].sum() / val.sum()
-    print(
-        f"loss of train's token frequencies: {train_loss:.4f} nats on train, {val_loss:.4f} on validation; "
-        f"{unseen:.3f} % of validation tokens never occur in train"
-    )
-    outliers = np.argsort(-np.abs(deviations), kind="stable")[:10]
-    names = (f"{token_name(tokenizer, i)} {val[i]:,} where train promises {expected[i]:,.1f}" for i in outliers)
-    print("furthest off in validation:", ", ".join(names))
+    i = int(np.argmax(np.abs(deviations)))
     both = (train > 0) & (val > 0)
-    axis.loglog(train[both] / train.sum(), val[both] / val.sum(), ".")
-    axis.axline((1e-3, 1e-3), (1e-2, 1e-2), color="gray", linewidth=1)
-    axis.set(title="share of each token", xlabel="in training", ylabel="in validation")
+    axis.loglog(train[both] / train.sum(), val[both] / val.sum(), ".", color=BLUE, label="tokens")
+    shares = [counts[both] / counts.sum() for counts in (train, val)] if both.any() else [np.array([0.1, 1.0])]
+    limits = [min(map(np.min, shares)), max(map(np.max, shares))]
+    axis.loglog(limits, limits, color=ORANGE, label="as frequent in both")
+    axis.legend()
+    gap = val_loss / max(train_loss, 1e-9) - 1
+    verdict = "alike" if gap < 0.01 else "slightly different" if gap < 0.05 else "different kinds of text"
+    unseen = 100 * val[train == 0].sum() / val.sum()
+    caption = (
+        f"The two sets are {verdict}: a model that knows only how frequent each token is in the training set has a "
+        f"loss of {train_loss:.3f} on it and of {val_loss:.3f} on the validation set. {unseen:.3f} % of the validation "
+        f"tokens never occur in the training set. The largest difference is {shorten(token_name(tokenizer, i))}, found "
+        f"{count_of(val[i], 'time')} in the validation set, where {expected[i]:,.0f} were to be expected."
+    )
+    draw_panel(axis, "Training and validation set", "share in the training set", "share in the validation set", caption)
 
 
 def main(argv: list[str] | None = None):
@@ -164,22 +264,32 @@ def main(argv: list[str] | None = None):
     for split in SPLITS:
         counts[split] = corpus.tokens[split].counts(2**16)
         ids = corpus.tokens[split][: cfg.most_tokens]
-        limit_note = "" if len(ids) == corpus.lengths[split] else f"; of the first {len(ids):,} the text is looked at"
+        limit_note = "" if len(ids) == corpus.lengths[split] else f", of which the first {len(ids):,} are decoded"
         print(f"{split}: {corpus.lengths[split]:,} tokens{limit_note}")
         documents[split], unit = split_documents(ids, tokenizer)
         texts[split] = tokenizer.decode(ids[~np.isin(ids, list(tokenizer.specials.values()))].tolist())
     both = counts["train"] + counts["val"]
     n_ids = max(corpus.vocab_size, int(np.flatnonzero(both)[-1]) + 1)
-    figure = import_matplotlib_figure()(figsize=(17, 9), layout="constrained")
+    text = texts["train"] + texts["val"]
+    words = Counter(re.findall(r"\w+", text))
+    figure = import_matplotlib_figure()(figsize=(18, 11.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.15)
     axes = figure.subplots(2, 3)
-    show_frequencies(axes[0], both[:n_ids], texts["train"] + texts["val"], tokenizer, corpus.vocab_size)
-    show_documents(axes[1, 0], documents, unit, texts)
+    show_characters(axes[0, 0], text)
+    if tokenizer.kind == CharTokenizer.kind:  # its tokens are the characters
+        show_words(axes[0, 1], words)
+    else:
+        show_tokens(axes[0, 1], both[:n_ids], tokenizer)
+    show_zipf(axes[0, 2], words)
+    n_tokens = sum(min(cfg.most_tokens, corpus.lengths[split]) for split in SPLITS)
+    show_documents(axes[1, 0], documents, unit, len(text) / n_tokens)
     show_compression(axes[1, 1], texts, tokenizer)
     show_drift(axes[1, 2], counts["train"][:n_ids], counts["val"][:n_ids], tokenizer)
-    figure.suptitle(f"{corpus.name}: {both.sum():,} tokens, {corpus.vocab_size:,} in the vocabulary")
+    title = f"{corpus.name}: {both.sum():,} tokens, vocabulary of {corpus.vocab_size:,}"
+    figure.suptitle(displayable(title), fontsize="x-large", parse_math=False)
     path = os.path.join(corpus.folder, PLOT_FILE)
     figure.savefig(path, dpi=100)
-    print(f"drawn to {path}")
+    print(f"picture: {path}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Any text for training: writes train.bin, val.bin and meta.json.
+"""Prepare any text for training: writes train.bin, val.bin and meta.json to data/<file name>/.
 
-    python data/prepare.py --input=mytext.txt --name=mytext                     # by characters, to data/mytext
-    python data/prepare.py --input=poems/ --name=poems --tokenizer=bpe --vocab_size=1024
+    python data/prepare.py mytext.txt                                           # characters, to data/mytext/
+    python data/prepare.py --input=poems/ --tokenizer=bpe --vocab_size=1024     # a folder, to data/poems/
     python data/prepare.py --input='logs/*.jsonl.gz' --field=message --name=logs --tokenizer=gpt2
-    python data/prepare.py                                                      # asks
+    python data/prepare.py mytext.txt --data_dir=.                              # to a folder of your choice
+    python data/prepare.py                                                      # asks for the text
 
-The input is a file, a folder with all below it, or a pattern: .txt .md .jsonl .csv .parquet, the first four also with
-.gz .bz2 .xz. Without --name the files lie beside the text, for train.py --data_dir=...
+The input is a file, a folder (searched recursively) or a pattern: .txt .md .jsonl .csv .parquet, and all but the last
+also compressed with .gz .bz2 .xz. The last lines suggest a model and the command that trains it; see suggest_model().
 """
 
 import os
@@ -14,7 +15,9 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
+import contextlib
 import glob
+import math
 import shlex
 from dataclasses import dataclass
 from typing import Annotated
@@ -22,34 +25,48 @@ from typing import Annotated
 import configurator
 from configurator import UserError
 from dongpt.program import ROOT, run_program
-from dongpt.text.bins import PreparedData, dataset_folder
+from dongpt.text.bins import PreparedData, dataset_folder, read_meta
 from dongpt.text.documents import TEXT_SUFFIXES, Document, Files, file_suffixes, find_files
 from dongpt.text.prepare import Vocabulary, prepare, warn_unused_options
-from dongpt.text.report import report
+from dongpt.text.report import count_of, report, shortest_path
+
+MODEL_SIZES = (  # n_layer, n_head, n_embd, batch_size, block_size
+    (2, 2, 64, 16, 128),
+    (2, 4, 96, 16, 128),
+    (4, 4, 128, 16, 128),
+    (6, 6, 192, 32, 256),
+    (6, 6, 384, 64, 256),
+    (12, 12, 768, 64, 512),
+)
+MAX_PASSES = 4  # over the training set
+MEMORIZING_PASSES = 16  # over the training set, from which on the user is warned
+TOKENS_PER_PARAMETER = 20
+MIN_ITERS = 200
 
 
 @dataclass(frozen=True)
 class PrepareConfig(Vocabulary):
-    input: str = ""  # a file, a folder or a pattern; asked for where it is not given
-    name: str = ""  # the folder under data/ to write to; without it beside the text
-    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # of the characters, for validation
-    document: Document = "file"  # file: a file or a record is a document; line or blank: cut there; none: all is one
-    field: str = "text"  # of the records of .jsonl, .csv and .parquet
-    encoding: str = "utf-8"  # of the text
-    shard_tokens: Annotated[int, ">=", 0] = 0  # tokens per file of train; 0 puts all of them into train.bin
+    input: str = ""  # the text: a file, a folder or a pattern; without it the program asks
+    name: str = ""  # write to data/<name>/; by default the name of the file or folder
+    data_dir: str = ""  # write to this folder instead, for train.py --data_dir
+    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # share of the characters that is kept for validation
+    document: Document = "file"  # one document per file (or record), per line, per paragraph (blank), or in all (none)
+    field: str = "text"  # the field with the text in .jsonl, .csv and .parquet files
+    encoding: str = "utf-8"  # encoding of the text
+    shard_tokens: Annotated[int, ">=", 0] = 0  # training tokens per file; 0 writes a single train.bin
 
 
 def find_texts() -> list[str]:
-    """Files in the working directory and under data/ that look like texts to prepare."""
+    """Text files in the working directory and in the folders under data/."""
     paths = glob.glob("*") + glob.glob(os.path.join(ROOT, "data", "*", "*"))
     texts = [os.path.relpath(p) for p in paths if os.path.isfile(p) and file_suffixes(p)[0] in TEXT_SUFFIXES]
     return sorted({path for path in texts if not os.path.basename(path).startswith(("requirements", "README"))})
 
 
 def ask_path() -> str:
-    """The path that somebody at the terminal chooses."""
+    """The path that the user types or picks at the terminal."""
     if not sys.stdin.isatty():
-        raise UserError("no text was given: pass --input=PATH of a file, a folder or a pattern, and --name=NAME")
+        raise UserError("no text was given: pass --input=PATH of a file or a folder, or a pattern in quotes")
     paths = find_texts()[:20]
     for number, path in enumerate(paths, 1):
         print(f"{number:3}  {path}")
@@ -58,54 +75,102 @@ def ask_path() -> str:
     except EOFError:
         answer = ""
     if not answer:
-        raise UserError("no text was given: pass --input=PATH, or type a path when asked")
+        raise UserError("no text was given: pass --input=PATH, or type a path when you are asked")
     return paths[int(answer) - 1] if answer.isdigit() and 0 < int(answer) <= len(paths) else answer
 
 
-def print_next(prepared: PreparedData, name: str):
-    """Print the length of an epoch in iterations of config/quickstart.py, and the command that trains with it."""
+def output_folder(cfg: PrepareConfig, input_path: str, paths: list[str]) -> str:
+    """The folder to write to: data_dir, else data/<name>, else data/<name of the file or folder>.
+
+    Raises UserError if a folder that the user did not name holds something else.
+    """
+    if cfg.data_dir and cfg.name:
+        raise UserError(f"--data_dir={cfg.data_dir} and --name={cfg.name} are two folders to write to: pass only one")
+    if cfg.data_dir or cfg.name:
+        return cfg.data_dir or dataset_folder(cfg.name)
+    common_dir = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    path = os.path.abspath(input_path) if os.path.exists(input_path) else common_dir
+    name = os.path.basename(path).lstrip(".")
+    if os.path.isfile(path):
+        name = name[: len(name) - len("".join(file_suffixes(name)))] or name
+    remedy = "pass --name=NAME to write to data/NAME, or --data_dir=DIR to write to any folder"
+    if not name:
+        raise UserError(f"{input_path} gives the data no name: {remedy}")
+    folder = dataset_folder(name)
+    if os.path.exists(os.path.join(folder, "prepare.py")):
+        raise UserError(f"data/{name} belongs to data/{name}/prepare.py: {remedy}")
+    source = source_name(input_path)
+    with contextlib.suppress(UserError):  # prepare() reports a damaged folder
+        source = read_meta(folder).get("source", source)
+    if source != source_name(input_path):
+        raise UserError(f"data/{name} holds data prepared from {source}: {remedy}")
+    return folder
+
+
+def source_name(input_path: str) -> str:
+    """The name under which meta.json remembers the text."""
+    return os.path.basename(os.path.normpath(input_path))
+
+
+def suggest_model(n_tokens: int) -> tuple[dict[str, int], int, float]:
+    """(settings for config/quickstart.py, parameters in the blocks, passes over the text) for n_tokens to train on.
+
+    Two published rules. Repeating a text up to 4 times is nearly as good as having that much new text (Muennighoff et
+    al., arxiv.org/abs/2305.16264), and a model should see about 20 tokens per parameter (Hoffmann et al.,
+    arxiv.org/abs/2203.15556). So a text of n tokens suits 4 * n / 20 parameters, of which we count the blocks' alone.
+    MODEL_SIZES has the nearest model. A small text gets MIN_ITERS iterations, since fewer teach nothing.
+    """
+    wanted = MAX_PASSES * n_tokens / TOKENS_PER_PARAMETER
+
+    def n_params(size: tuple[int, ...]) -> int:
+        return 12 * size[0] * size[2] ** 2
+
+    size = min(MODEL_SIZES, key=lambda size: abs(math.log(n_params(size) / wanted)))
+    settings = dict(zip(("n_layer", "n_head", "n_embd", "batch_size", "block_size"), size))
+    settings["block_size"] = min(settings["block_size"], max(1, n_tokens - 1))
+    tokens_per_iter = settings["batch_size"] * settings["block_size"]
+    max_iters = max(MIN_ITERS, math.ceil(MAX_PASSES * n_tokens / tokens_per_iter))
+    settings |= {"max_iters": max_iters, "lr_decay_iters": max_iters}
+    return settings, n_params(size), max_iters * tokens_per_iter / n_tokens
+
+
+def print_next(prepared: PreparedData):
+    """Print which model and how many iterations suit the text, and the command that trains it."""
+    tokens = prepared.meta["tokens"]
+    settings, n_params, n_passes = suggest_model(tokens["train"])
+    settings["block_size"] = min(settings["block_size"], max(1, tokens["val"] - 1))
+    model = f"{settings['n_layer']} layers of width {settings['n_embd']} ({n_params / 1e6:.1f} million parameters)"
+    passes = f"{settings['max_iters']:,} iterations, {n_passes:,.0f} passes over the training set"
+    print(f"suggestion: {model} and {passes}" + ", which memorize so short a text" * (n_passes > MEMORIZING_PASSES))
     config_path = os.path.join(ROOT, "config", "quickstart.py")
-    config, tokens = configurator.exec_config(config_path), prepared.meta["tokens"]
-    tokens_per_iter = config["batch_size"] * config["block_size"] * config["gradient_accumulation_steps"]
-    iters_per_epoch = tokens["train"] / tokens_per_iter
-    print(
-        f"one epoch is {iters_per_epoch:,.1f} iterations with config/quickstart.py ({tokens_per_iter:,} tokens each); "
-        f"its {config['max_iters']:,} iterations are {config['max_iters'] / iters_per_epoch:,.1f} epochs"
-    )
-    script, config_arg = (shlex.quote(shortest(path)) for path in (os.path.join(ROOT, "train.py"), config_path))
-    data = f"--dataset={shlex.quote(name)}" if name else f"--data_dir={shlex.quote(shortest(prepared.folder))}"
-    out_dir = shlex.quote("out-" + os.path.basename(os.path.abspath(prepared.folder)))
-    max_block_size = max(1, min(tokens.values()) - 1)
-    block_size = f" --block_size={max_block_size}" if max_block_size < config["block_size"] else ""
-    print(f"next: python {script} {config_arg} {data} --out_dir={out_dir}{block_size}")
-
-
-def shortest(path: str) -> str:
-    """The shorter of the relative and the absolute path."""
-    return min(os.path.relpath(path), os.path.abspath(path), key=len)
+    defaults = configurator.exec_config(config_path)
+    script, config = (shlex.quote(shortest_path(path)) for path in (os.path.join(ROOT, "train.py"), config_path))
+    in_data = os.path.dirname(os.path.abspath(prepared.folder)) == os.path.join(ROOT, "data")
+    name = os.path.basename(os.path.abspath(prepared.folder))
+    data = f"--dataset={shlex.quote(name)}" if in_data else f"--data_dir={shlex.quote(shortest_path(prepared.folder))}"
+    changes = "".join(f" --{key}={value}" for key, value in settings.items() if value != defaults[key])
+    print(f"next: python {script} {config} {data} --out_dir={shlex.quote('out-' + name)}{changes}")
 
 
 def main(argv: list[str] | None = None):
     cfg, given_keys, given_paths = configurator.load_with_paths(PrepareConfig, argv, "[TEXT]")
     warn_unused_options(cfg, given_keys)
-    folder = dataset_folder(cfg.name) if cfg.name else ""
     if cfg.input and given_paths:
-        raise UserError(f"--input={cfg.input} and {given_paths[0]} are two texts: pass one, a folder or a pattern")
+        raise UserError(f"--input={cfg.input} and {given_paths[0]} are two texts: pass one, or a folder or a pattern")
     input_path = cfg.input or "".join(given_paths) or ask_path()
     paths, n_skipped = find_files(input_path)
-    files = Files(paths, cfg.document, cfg.field, cfg.encoding)
-    if not folder:  # the one given, or the one that all files are in
-        common_dir = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-        folder = input_path if os.path.isdir(input_path) else common_dir
-    others = f", {n_skipped:,} others left aside" if n_skipped else ""
-    print((f"{input_path}: {len(paths):,} files" if len(paths) > 1 else paths[0]) + others)
+    folder = output_folder(cfg, input_path, paths)
+    skipped = f", skipping {count_of(n_skipped, 'other file')}" if n_skipped else ""
+    if len(paths) > 1 or skipped:
+        print(f"reading {count_of(len(paths), 'file')} from {input_path}{skipped}")
     if unknown := [os.path.basename(path) for path in paths if file_suffixes(path)[0] not in TEXT_SUFFIXES]:
-        more = f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else ""
-        print(f"read as plain text, whatever it is: {unknown[0]}{more}")
-    source = os.path.basename(os.path.normpath(input_path))
+        more = f" and {count_of(len(unknown) - 1, 'other file')}" if len(unknown) > 1 else ""
+        print(f"reading {unknown[0]}{more} as plain text: the name does not tell the format")
+    files = Files(paths, cfg.document, cfg.field, cfg.encoding)
+    source = source_name(input_path)
     prepared = prepare(folder, files, cfg, cfg.val_fraction, source, shard_tokens=cfg.shard_tokens)
     report(prepared)
-    print_next(prepared, cfg.name)
+    print_next(prepared)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ Imports nothing heavy, so that programs which only prepare data start at once.
 
 import contextlib
 import errno
-import getpass
 import glob
 import hashlib
 import os
-import secrets
 import signal
 import sys
 import tempfile
@@ -18,7 +16,7 @@ from typing import IO, Any, Callable, Iterator
 
 import configurator
 import dongpt
-from configurator import UserError
+from configurator import HelpRequest, UserError
 
 ROOT = configurator.ROOT
 LOCK_FILE = ".dongpt.lock"  # in a directory that a program writes to; it stays, the lock on it ends with the process
@@ -26,24 +24,28 @@ TEMP_SUFFIX = ".dongpt-part"  # suffix of a file that is not yet complete
 NO_LOCK_ERRNOS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks, as some NFS
 
 
-def run_program(main: Callable[[], int | None]):
-    """Run a program's main and exit with its code: 2 and one line on stderr for a UserError, 1 and a traceback for
-    any other exception, 130 after Ctrl-C, 141 when nobody reads stdout."""
-    for stream in (sys.stdout, sys.stderr):  # UTF-8, line by line, into pipes and files too, whatever the platform is
+def run_program(main: Callable[[], int | None], lists_configs: bool = False):
+    """Run a program's main, or answer --help and --version, and exit with a code.
+
+    The code is 2 after a UserError, which is printed as one line on stderr; 1 and a traceback for any other exception;
+    130 after Ctrl-C; 141 when nobody reads stdout. With lists_configs, --list prints the table of configs.
+    """
+    for stream in (sys.stdout, sys.stderr):  # UTF-8, line by line, also into pipes and files and on any platform
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     if _rank() > 0:  # of the processes of torchrun, rank 0 prints
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     try:
-        code = 0
-        if "--version" in sys.argv[1:]:
-            print(f"donGPT {dongpt.__version__}")
-        else:
-            code = main() or 0
+        code = _run_or_inform(main, lists_configs)
         if sys.stdout:
             sys.stdout.flush()  # here, so that a closed pipe is noticed
     except UserError as error:
         code = _report_error(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "dongpt", "model", "configurator"):
+            raise
+        code = _report_error(f"{package} is not installed: pip install -r requirements.txt installs all that is needed")
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # as in `python sample.py | head`
@@ -63,6 +65,24 @@ def run_program(main: Callable[[], int | None]):
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _run_or_inform(main: Callable[[], int | None], lists_configs: bool) -> int:
+    """Exit code of main, or 0 after printing the version, the list of configs or the help."""
+    from dongpt.help import print_configs, print_help
+
+    if "--version" in sys.argv[1:]:
+        print(f"donGPT {dongpt.__version__}")
+    elif lists_configs and "--list" in sys.argv[1:]:
+        print_configs()
+    else:
+        try:
+            return main() or 0
+        except HelpRequest as request:
+            cls, usage, overrides = request.args
+            usage = "[CONFIG ...]" if lists_configs else usage
+            print_help(sys.modules[main.__module__].__doc__ or "", cls, usage, overrides)
+    return 0
 
 
 def _rank() -> int:
@@ -119,7 +139,8 @@ def locked_output(path: str) -> Iterator[None]:
         return
     real_path = os.path.normcase(os.path.realpath(path))
     digest = hashlib.sha256(real_path.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()  # getuser fails for a user without a name
+    # the number where there is one: a user in a container may have no name
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
     directory = os.path.join(tempfile.gettempdir(), f"dongpt-{user}")
     os.makedirs(directory, exist_ok=True)
     with _hold_lock(os.path.join(directory, f"{digest}.lock"), path):
@@ -169,7 +190,7 @@ def atomic_write(path: str, mode: str = "wb", check: Callable[[str], Any] | None
     target_path = os.path.realpath(path)
     if os.path.islink(target_path):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-    temp_path = _temp_path(target_path, secrets.token_hex(8))
+    temp_path = _temp_path(target_path, os.urandom(8).hex())
     try:
         with open(temp_path, mode.replace("w", "x"), **kwargs) as file:
             yield file

@@ -14,6 +14,7 @@ from helpers import TINY_RUN, generated_text, write_corpus
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::", "", None)
 # They take longest; whoever is given one of them last would let the others wait.
 LONG_FILES = (
+    "test_docs",
     "test_foreign",
     "test_hugging_face",
     "test_ddp",

@@ -63,7 +63,13 @@ def test_a_wrong_type_in_a_file(refuse, tmp_path):
 
 
 def test_a_wrong_type_on_the_command_line(refuse):
-    refuse("--max_iters=1e3", parts=("command line", "max_iters", "int", "1000.0"))
+    refuse("--max_iters=1e-3", parts=("command line", "max_iters", "int", "0.001"))
+
+
+def test_a_last_key_without_its_value(refuse):
+    refuse(
+        "--max_iters", parts=("command line", "--max_iters needs a value (int)", "--max_iters=VALUE"), as_program=True
+    )
 
 
 def test_a_config_file_that_is_not_there(refuse):

@@ -35,14 +35,15 @@ FLOPS_PER_TOKEN = 6 * (50 * 16 + 12 * 16 * 16 + 3 * 16) + 12 * 16 * 16  # of SMA
 
 @pytest.fixture
 def measured(capsys, monkeypatch):
-    """A function that runs bench.py on SMALL and returns its JSON, strictly read, and all that it prints before."""
+    """A function that runs bench.py --json on SMALL and returns its JSON, strictly read, and the text on stderr."""
     monkeypatch.setattr(measuring, "PROFILED_UPDATES", 1)
     monkeypatch.setattr(measuring, "matmul_flops", functools.partial(measuring.matmul_flops, seconds=0.01))
 
     def measure(*args: str) -> tuple[dict, str]:
-        bench.main([*SMALL, *args])
-        *lines, last = capsys.readouterr().out.splitlines()
-        return json.loads(last, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")), "\n".join(lines)
+        capsys.readouterr()
+        bench.main([*SMALL, "--json", *args])
+        out, err = capsys.readouterr()
+        return json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")), err
 
     return measure
 
@@ -81,7 +82,8 @@ def test_numbers_come_from_the_median_round_and_neither_from_the_warm_up_nor_the
     assert found["tokens_per_update"] == 32 and found["tokens_per_s"] == 8
     assert found["flops"] == pytest.approx(8 * FLOPS_PER_TOKEN)
     assert found["of_matmul"] == pytest.approx(8 * FLOPS_PER_TOKEN / 5e6) and found["mfu"] is None
-    assert "time per iteration: 4000.00ms (2000.00 to 9000.00 " in printed and " 8 tokens/s" in printed
+    assert re.search(r"time per iteration: 4000.00ms +2000.00 to 9000.00 in 3 rounds\n", printed)
+    assert re.search(r"speed: +8 tokens/s\n", printed)
 
 
 @smoke
@@ -90,14 +92,14 @@ def test_text_and_json_agree_on_a_real_run(measured):
     shown = {
         key: float(re.search(pattern, printed)[1].replace(",", ""))
         for key, pattern in dict(
-            ms=r"iteration: ([\d.]+)ms",
+            ms=r"time per iteration: ([\d.]+)ms",
             tokens_per_s=r"([\d,]+) tokens/s",
-            gflops=r"\n([\d.]+) GFLOP/s",
+            gflops=r"arithmetic: +([\d.]+) GFLOP/s",
             share=r"([\d.]+)% of the",
             matmul=r"of the ([\d.]+) GFLOP/s",
-            memory=r"([\d.,]+) MiB in tensors",
-            outside=r"outside matmuls: ([\d.]+)%",
-            loss=r"loss: ([\d.]+)",
+            memory=r"memory, tensors: +([\d.,]+) MiB",
+            in_matmuls=r"matrix products: +([\d.]+)%",
+            loss=r"loss: +([\d.]+)",
         ).items()
     }
     assert shown == dict(
@@ -107,7 +109,7 @@ def test_text_and_json_agree_on_a_real_run(measured):
         share=round(100 * found["of_matmul"], 1),
         matmul=round(found["matmul_flops"] / 1e9, 2),
         memory=round(found["memory_mib"], 1),
-        outside=round(100 * (1 - found["shares"]["matmul"]), 1),
+        in_matmuls=round(100 * found["shares"]["matmul"], 1),
         loss=round(found["loss"], 4),
     )
     assert "MFU" not in printed  # a CPU's peak is not known
@@ -141,14 +143,17 @@ def test_the_step_is_the_one_of_training(tiny_data, tmp_path, measured):
 def test_a_peak_that_is_known_gives_mfu(measured):
     found, _ = measured()
     found["mfu"] = 0.25
-    assert "MFU: 25.00%" in bench.format_report(found) and "matmul of" not in bench.format_report(found)
-    header, row = bench.format_results({"x": found}).splitlines()
-    assert "MFU" in header and "25.0%" in row and "of matmul" not in header
+    assert (
+        "MFU: 25.00%" in bench.format_report(found)
+        and "matrix product" not in (bench.format_report(found).partition("matrix products:")[0])
+    )
+    header, row, *legend = bench.format_results({"x": found}).splitlines()
+    assert "MFU" in header and "25.0%" in row and "of matmul" not in header + " ".join(legend)
 
 
 def test_a_loss_that_is_no_number_is_null_in_json(measured):
     found, printed = measured("--learning_rate=1e30", "--grad_clip=0", "--iters=9")
-    assert found["loss"] is None and "loss: -" in printed
+    assert found["loss"] is None and re.search("loss: +- ", printed)
 
 
 def test_compiling_is_timed_apart_from_the_rounds(measured, updates, monkeypatch):
@@ -219,7 +224,7 @@ def test_a_config_file_of_train_py_is_taken(tmp_path, measured, tiny_data):
         f"out_dir = 'out-mine'\nn_layer = 2\nmax_iters = 2000\ndata_dir = {str(tiny_data)!r}\n", encoding="utf-8"
     )
     found, printed = measured(str(file), "--real_data=True", "--vocab_size=None", "--gradient_accumulation_steps=1")
-    assert printed.splitlines()[0] == "not used here: out_dir, max_iters"
+    assert "do not matter here: out_dir, max_iters\n" in printed
     assert found["settings"]["n_layer"] == 2 and found["data"] == str(tiny_data)
 
 
@@ -265,7 +270,7 @@ def test_a_sweep_times_its_values_in_turn(measured, updates):
         (2, 2, 4000),
         (3, 3, 6000),
     ]
-    rows = [line.split() for line in printed.splitlines()[-3:]]
+    rows = [line.split() for line in printed.splitlines() if line.startswith("n_layer=") and "model:" not in line][-3:]
     assert [row[:3] for row in rows] == [
         ["n_layer=1", "2,000.00", "16"],
         ["n_layer=2", "4,000.00", "8"],
@@ -393,7 +398,7 @@ def test_a_comparison_takes_a_config_file(measured, updates, tmp_path):
     (tmp_path / "other.py").write_text(text, encoding="utf-8")
     found, printed = measured(f"--compare={tmp_path / 'other.py'}", "--rounds=6")
     assert [found["compare"][name]["settings"]["n_layer"] for name in "AB"] == [1, 2]
-    assert found["ratios"] == [1] * 6 and "not used here: out_dir" in printed
+    assert found["ratios"] == [1] * 6 and "do not matter here: out_dir" in printed
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -416,21 +421,26 @@ def test_a_profile_writes_a_trace_and_nothing_else(measured, in_a_folder_of_its_
 
 def test_it_runs_as_a_program_and_writes_nothing(tmp_path, tiny_data):
     done = run("bench.py", *MODEL, f"--data_dir={tiny_data}", "--warmup=1", "--iters=2", "--rounds=2", cwd=tmp_path)
-    assert json.loads(done.stdout.splitlines()[-1])["data"] == str(tiny_data)
+    assert "time per iteration: " in done.stdout and str(tiny_data) in done.stdout and "{" not in done.stdout
     assert done.stderr == "" and not list(tmp_path.iterdir())
+
+
+def test_json_is_all_that_goes_to_stdout(tmp_path, tiny_data):
+    sizes = ["--warmup=0", "--iters=1", "--rounds=1"]
+    done = run("bench.py", *MODEL, f"--data_dir={tiny_data}", *sizes, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["data"] == str(tiny_data) and "time per iteration: " in done.stderr
 
 
 @pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="this torch has no gloo"
 )
 def test_two_processes_print_once_and_count_together(tmp_path):
-    done = run_ranks("bench.py", *SMALL, "--gradient_accumulation_steps=2", cwd=tmp_path)
-    *lines, last = done.stdout.splitlines()
-    found = json.loads(last)
+    done = run_ranks("bench.py", *SMALL, "--gradient_accumulation_steps=2", "--json", cwd=tmp_path)
+    found, lines = json.loads(done.stdout), done.stderr.splitlines()
     assert found["world_size"] == 2 and found["tokens_per_update"] == 64
     assert found["tokens_per_s"] == pytest.approx(64 / found["ms"] * 1000)
     assert [sum(line.startswith(start) for line in lines) for start in ("device:", "time per", "loss:")] == [1, 1, 1]
-    assert "2 processes" in lines[0] and not list(tmp_path.iterdir())
+    assert any("2 processes" in line for line in lines if line.startswith("device:")) and not list(tmp_path.iterdir())
 
 
 @smoke

@@ -41,9 +41,9 @@ def measured(monkeypatch, capsys):
     monkeypatch.setattr(bench, "memory_bandwidth", lambda rt: 1e6)
 
     def measure(*args: str) -> tuple[dict, str]:
-        bench.main([*BENCH, *args])
-        *lines, last = capsys.readouterr().out.splitlines()
-        return json.loads(last), "\n".join(lines)
+        bench.main([*BENCH, "--json", *args])
+        out, err = capsys.readouterr()
+        return json.loads(out), err
 
     return measure
 

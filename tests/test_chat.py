@@ -22,6 +22,7 @@ from helpers import ROOT, expect_sentence, run
 import chat as program
 from configurator import UserError
 from dongpt.chat import conversation as conversation_module
+from dongpt.chat import terminal as terminal_module
 from dongpt.chat.conversation import Conversation
 from dongpt.checkpoint.files import FORMAT_VERSION, model_args, save
 from dongpt.decode import decoder
@@ -35,6 +36,7 @@ smoke = pytest.mark.smoke
 ANSWERS = {"hello": "hi there", "who are you?": "a knight", "is 3 < 5?": "yes, 3 < 5", "one": "two", "count": "1 2 3 4"}
 
 
+COMMANDS = "help", "retry", "undo", "reset", "system", "temperature", "save", "load"
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127))) + "é"
 
 
@@ -178,7 +180,9 @@ def talk(capsys, monkeypatch):
         monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
         code = program.main([str(path), "--device=cpu", "--temperature=0", *args])
         captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        loading, _, err = captured.err.partition("\n")  # "" where stderr is stdout
+        assert loading in (f"loading {path}", "")
+        return code, captured.out, err
 
     yield talk
     torch.set_num_threads(threads)
@@ -472,14 +476,14 @@ def test_a_trained_run_is_a_base_model_and_says_so(tiny_run, talk, monkeypatch):
     spy = Spy(monkeypatch)
     code, out, err = talk(tiny_run, "the knight\nSancho\n", "--max_new_tokens=12")
     assert code == 0 and len(out.splitlines()) == 2
-    assert "not trained on conversations" in err and "goes on" in err
+    assert "not trained on conversations" in err and "continues the text" in err and "EDS" not in err
     tokenizer = from_dict(torch.load(os.path.join(tiny_run, "ckpt.pt"), weights_only=True)["tokenizer"])
     assert spy.prompts[0] == tokenizer.encode("the knight")  # no mark of a dialogue around it
 
 
 @smoke
 def test_a_model_that_was_trained_on_conversations_does_not_say_so(talker, talk):
-    assert "goes on" not in talk(talker, "one\n")[2]
+    assert "continues the text" not in talk(talker, "one\n")[2]
 
 
 @smoke
@@ -509,7 +513,7 @@ def test_files_of_eds_answer_or_refuse(fixtures_folder, talk, name):
     with pytest.raises(ValueError, match="cannot express the template eds"):  # its vocabulary has no small letters
         talk(path, "HI\n", "--template=eds")
     code, out, err = talk(path, "HI\nHO\n", "--max_new_tokens=30")
-    assert code == 0 and len(out.splitlines()) == 2 and "goes on" in err and "eds-emotion" in err
+    assert code == 0 and len(out.splitlines()) == 2 and "continues the text" in err
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -519,7 +523,7 @@ def test_files_of_eds_answer_or_refuse(fixtures_folder, talk, name):
 @smoke
 def test_help_lists_every_command(talker, talk):
     err = talk(talker, "/help\n")[2]
-    assert all(f"/{name}" in err for name in ("help", "reset", "save", "load", "system", "temperature", "quit"))
+    assert all(f"/{name}" in err for name in (*COMMANDS, "quit"))
 
 
 @smoke
@@ -547,6 +551,108 @@ def test_temperature_counts_from_the_next_answer_on(talker, talk, monkeypatch):
     assert {(sampling.top_k, sampling.min_p) for sampling in samplings} == {(7, 0.1)}
     tokenizer, said = char_tokenizer(DONGPT_TEMPLATE), [tokenizer_text(drawn) for drawn in spy.drawn]
     assert spy.prompts[2] == dongpt_ids(tokenizer, [("hello", said[0]), ("hello", said[1])], "hello")
+
+
+@smoke
+def test_retry_draws_another_answer_to_the_same_message(talker, talk, monkeypatch):
+    spy, tokenizer = Spy(monkeypatch), char_tokenizer(DONGPT_TEMPLATE)
+    lines = "one\nhello\n/retry\n/retry\none\n"
+    code, out, err = talk(talker, lines, "--temperature=2", "--top_k=0", "--max_new_tokens=9")
+    assert code == 0 and len(out.splitlines()) == 5
+    first, *said = map(tokenizer_text, spy.drawn)
+    assert spy.prompts[1] == spy.prompts[2] == spy.prompts[3] == dongpt_ids(tokenizer, [("one", first)], "hello")
+    assert len(set(said[:3])) == 3
+    assert spy.prompts[4] == dongpt_ids(tokenizer, [("one", first), ("hello", said[2])], "one")
+    assert talk(talker, lines, "--temperature=2", "--top_k=0", "--max_new_tokens=9")[1] == out  # the seed decides
+
+
+@smoke
+def test_retry_at_temperature_zero_says_that_nothing_would_change(talker, talk, monkeypatch):
+    spy, tokenizer = Spy(monkeypatch), char_tokenizer(DONGPT_TEMPLATE)
+    code, out, err = talk(talker, "hello\n/retry\none\n")
+    assert (code, out) == (0, "hi there\ntwo\n") and "/temperature 0.7" in err
+    assert spy.prompts[1] == dongpt_ids(tokenizer, [("hello", "hi there")], "one")  # nothing was taken back
+
+
+@smoke
+def test_undo_takes_back_the_last_message_and_its_answer(talker, talk, monkeypatch):
+    spy, tokenizer = Spy(monkeypatch), char_tokenizer(DONGPT_TEMPLATE)
+    code, out, err = talk(talker, "hello\none\n/undo\ncount\n/undo\n/undo\nhello\n")
+    assert code == 0 and spy.prompts[2] == dongpt_ids(tokenizer, [("hello", "hi there")], "count")
+    assert spy.prompts[3] == dongpt_ids(tokenizer, [], "hello")
+    assert [line for line in err.splitlines() if line.startswith("taken back: ")] == [
+        f"taken back: {text}" for text in ("one", "count", "hello")
+    ]
+
+
+@smoke
+@pytest.mark.parametrize("command", ["/undo", "/retry"])
+def test_what_was_not_said_cannot_be_taken_back(talker, talk, command):
+    code, out, err = talk(talker, f"{command}\nhello\n")
+    assert (code, out) == (0, "hi there\n") and f"{command}: nothing has been said yet" in err
+
+
+@smoke
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_answer_that_was_cut_off_is_marked_and_no_other(talker, talk, terminal):
+    code, out, err = talk(talker, "hello\none\n", "--max_new_tokens=5", terminal=terminal)
+    answers = [line for line in out.replace("You: ", "").splitlines() if line]
+    assert code == 0 and answers == (["Bot: hi th", "Bot: two"] if terminal else ["hi th", "two"])
+    marks = [line for line in err.splitlines() if line.startswith("[")]
+    assert len(marks) == (2 if terminal else 1) and marks[0].startswith("[cut off after 5 tokens (--max_new_tokens)")
+    assert not terminal or re.fullmatch(r"\[4 tokens, [\d,]+ tokens/s\]", marks[1])  # the end of the answer is one
+
+
+@smoke
+def test_prompt_and_start_are_the_same_setting(tmp_path, talker, talk):
+    (tmp_path / "question.txt").write_text("hello\n", encoding="utf-8")
+    for setting in ("--start=hello", "--prompt=hello", f"--prompt=FILE:{tmp_path / 'question.txt'}"):
+        assert talk(talker, "one\n", setting)[:2] == (0, "hi there\n")
+    assert talk(talker, "", "--start=one", "--prompt=hello")[1] == "hi there\n"
+    with pytest.raises(UserError, match="--prompt is empty"):
+        talk(talker, "", "--start=")
+
+
+@smoke
+def test_it_says_that_it_is_loading_before_it_loads(talker, monkeypatch, capsys):
+    def load(*args, **kwargs):
+        seconds.append(time.perf_counter() - start)
+        assert capsys.readouterr().err == f"loading {talker}\n"
+        raise UserError("enough")
+
+    seconds: list[float] = []
+    monkeypatch.setattr(program.ready, "load", load)
+    start = time.perf_counter()
+    with pytest.raises(UserError, match="enough"):
+        program.main([talker, "--prompt=hello"])
+    assert seconds[0] < 0.3
+
+
+@smoke
+@pytest.mark.parametrize(
+    "args, temperature", [([], 0), (["--temperature=0.7"], 0.7), (["--temperature=0"], 0), (["--template=plain"], 0.7)]
+)
+def test_a_chat_model_gives_its_likeliest_answer_unless_told_otherwise(talker, monkeypatch, capsys, args, temperature):
+    """quiz.py measures chat.py's default settings, so the demo answers as well as README says."""
+    spy = Spy(monkeypatch)
+    assert program.main([talker, "--device=cpu", "--prompt=hello", "--max_new_tokens=5", *args]) == 0
+    assert spy.settings[0]["sampling"].temperature == temperature
+    assert ("temperature: 0" in capsys.readouterr().err) == (not args)
+
+
+@smoke
+def test_a_base_model_varies_its_texts(rambler, monkeypatch):
+    spy = Spy(monkeypatch)
+    assert program.main([rambler, "--device=cpu", "--prompt=hello", "--max_new_tokens=5"]) == 0
+    assert spy.settings[0]["sampling"].temperature == 0.7
+
+
+@smoke
+def test_unknown_characters_are_not_all_named(talker, talk):
+    typed = "".join(map(chr, range(0x4E00, 0x4E80)))
+    code, out, err = talk(talker, f"hello{typed}\n")
+    (line,) = [line for line in err.splitlines() if "left out" in line]
+    assert code == 0 and line.endswith("'一', '丁', '丂', '七', '丄' and 123 others")
 
 
 def tokenizer_text(ids) -> str:
@@ -937,7 +1043,7 @@ def test_the_guessed_emotion_is_the_likeliest_and_is_shown(eds_file, talk, monke
             losses[emotion] = -sum(logits[i - 1, (before + ids)[i]] for i in range(len(before), len(before + ids)))
         best = min(losses, key=losses.get)
         code, out, err = talk(eds_file, f"{question}\n", "--template=eds-emotion", "--max_new_tokens=3")
-        assert code == 0 and len(out.splitlines()) == 1 and best in err.splitlines()[-1]
+        assert code == 0 and len(out.splitlines()) == 1 and f"Emotion: {best} (" in err
         assert tokenizer.decode(spy.prompts[-1]) == eds_text([], question, f"<emotion> {best}\n")
 
 
@@ -953,9 +1059,9 @@ def test_a_guessed_emotion_is_saved_with_the_conversation(tmp_path, eds_file, ta
 @pytest.mark.parametrize(
     "template, question, typed, header, shown",
     [
-        ("eds-emotion", "Which feeling", "afraid", "<emotion> afraid\n", ""),
-        ("eds-emotion", "Which feeling", "hungry", "<emotion> ", "hungry"),
-        ("eds-emotion", "Which feeling", "", "<emotion> ", ""),
+        ("eds-emotion", "Which emotion", "afraid", "<emotion> afraid\n", ""),
+        ("eds-emotion", "Which emotion", "hungry", "<emotion> ", "hungry"),
+        ("eds-emotion", "Which emotion", "", "<emotion> ", ""),
         ("eds-context", "situation", "I fell", "<context> I fell\n", ""),
         ("eds-context", "situation", "", "", ""),
     ],
@@ -1243,7 +1349,7 @@ def test_a_prompt_that_is_no_utf8_is_no_traceback(tmp_path, talk, kind):
 class Terminal:
     """chat.py on a pseudo-terminal of its own, so that a typed Ctrl-C is a signal."""
 
-    def __init__(self, *args, columns: int = 100, name: str = "xterm", cwd=None):
+    def __init__(self, *args, columns: int = 100, name: str = "xterm", cwd=None, home=None, code="pass"):
         import fcntl
         import struct
         import termios
@@ -1252,7 +1358,7 @@ class Terminal:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         begin = (
             "import fcntl, runpy, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-            "signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = sys.argv[1:]; "
+            f"signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = sys.argv[1:]; {code}; "
         )
         self.process = fork_server.Popen(
             [
@@ -1269,14 +1375,15 @@ class Terminal:
             cwd=cwd,
             start_new_session=True,
             env={
-                **{key: value for key, value in os.environ.items() if key != "COLUMNS"},
+                **{key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")},
                 "TERM": name,
+                "HOME": str(home or cwd),
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": ROOT,
             },
         )
         os.close(theirs)
-        self.shown, self.at, self.reader = b"", 0, threading.Thread(target=self._read, daemon=True)
+        self.bytes, self.at, self.reader = b"", 0, threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def _read(self):
@@ -1287,7 +1394,12 @@ class Terminal:
                 return
             if not piece:
                 return
-            self.shown += piece
+            self.bytes += piece
+
+    @property
+    def shown(self) -> bytes:
+        """What was written so far, without escape sequences."""
+        return re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", self.bytes)
 
     def type(self, text: str):
         os.write(self.ours, text.encode())
@@ -1374,7 +1486,7 @@ def test_ctrl_c_in_a_long_answer_on_a_narrow_terminal_without_colours(tmp_path, 
 @needs_a_terminal
 def test_the_emotion_is_asked_for_on_a_terminal_and_typed_bytes_may_be_anything(tmp_path, eds_file):
     terminal = Terminal(eds_file, "--template=eds-emotion", "--max_new_tokens=5", cwd=tmp_path)
-    asked = terminal.wait_for("guessed)")
+    asked = terminal.wait_for("guess) ")
     assert all(emotion in asked for emotion in EMOTIONS)
     terminal.type("\r")
     assert "Which" not in terminal.wait_for("You: ")
@@ -1386,7 +1498,7 @@ def test_the_emotion_is_asked_for_on_a_terminal_and_typed_bytes_may_be_anything(
     terminal.wait_for("You: ")
     terminal.type("\x04")
     assert terminal.end() == 0 and b"Traceback" not in terminal.shown
-    assert terminal.shown.count(b"Which feeling") == 1
+    assert terminal.shown.count(b"Which emotion") == 1
 
 
 @smoke
@@ -1416,3 +1528,108 @@ def test_a_conversation_that_cannot_be_loaded_leaves_the_running_one(tmp_path, m
 def test_a_line_of_nothing_readable_is_no_turn_and_is_said(talker, talk):
     code, out, err = talk(talker, "\x01\x02\nhello\n\u202e\n")
     assert code == 0 and out == "hi there\n" and err.count("nothing in that line") == 2
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# line editing and history: prompt_toolkit
+
+
+@needs_a_terminal
+def test_a_message_may_have_several_lines_and_speakers_have_colors(tmp_path, talker):
+    pytest.importorskip("prompt_toolkit")
+    terminal = Terminal(talker, "--temperature=0", "--max_new_tokens=8", cwd=tmp_path)
+    terminal.wait_for("You: ")
+    for typed in ("hel\\\rlo\r", "hel\x1b\rlo\r", "\x1b[200~hel\rlo\x1b[201~\r"):  # backslash, Alt-Enter, a paste
+        terminal.type(typed)
+        terminal.wait_for("Bot: ")
+        terminal.wait_for("tokens/s]")
+        terminal.wait_for("You: ")
+    terminal.type("/save talk.jsonl\r")
+    terminal.wait_for("saved 6 messages")
+    terminal.wait_for("You: ")
+    terminal.type("/quit\r")
+    assert terminal.end() == 0
+    with open(tmp_path / "talk.jsonl", encoding="utf-8") as file:
+        assert [json.loads(line)["content"] for line in file][::2] == ["hel\nlo"] * 3
+    assert re.search(rb"\x1b\[0;32;1mYou: ", terminal.bytes) and re.search(rb"\x1b\[0;34;1mBot: ", terminal.bytes)
+
+
+@needs_a_terminal
+def test_what_was_typed_is_recalled_in_the_next_session(tmp_path, talker):
+    pytest.importorskip("prompt_toolkit")
+    for typed in ("hello\r", "\x1b[A\r"):
+        terminal = Terminal(talker, "--temperature=0", cwd=tmp_path)
+        terminal.wait_for("You: ")
+        terminal.type(typed)
+        terminal.wait_for("Bot: hi there\r\n")
+        terminal.wait_for("You: ")
+        terminal.type("\x04")
+        assert terminal.end() == 0
+    (history,) = [path for path in tmp_path.iterdir() if path.is_file()]
+    assert b"+hello\n" in history.read_bytes() and history.stat().st_mode & 0o777 == 0o600
+
+
+@needs_a_terminal
+@pytest.mark.parametrize("kind", ["missing", "a folder", "binary"])
+def test_a_history_that_cannot_be_used_does_no_harm(tmp_path, talker, kind):
+    pytest.importorskip("prompt_toolkit")
+    home, history = tmp_path / "home", tmp_path / "home" / os.path.basename(program.HISTORY_PATH)
+    if kind != "missing":  # root may write to folders without permission, and not to a folder that does not exist
+        home.mkdir()
+        history.mkdir() if kind == "a folder" else history.write_bytes(b"+\xff\x00hi\n\n#\n+")
+    terminal = Terminal(talker, "--temperature=0", cwd=tmp_path, home=home)
+    for _ in range(2):
+        terminal.wait_for("You: ")
+        terminal.type("hello\r")
+        terminal.wait_for("Bot: hi there\r\n")
+    terminal.wait_for("You: ")
+    terminal.type("\x1b[A\r")  # within the session it works
+    terminal.wait_for("Bot: hi there\r\n")
+    terminal.wait_for("You: ")
+    terminal.type("\x04")
+    assert terminal.end() == 0 and b"Traceback" not in terminal.shown and b"rror" not in terminal.shown
+    assert home.exists() == (kind != "missing")
+
+
+@needs_a_terminal
+def test_a_talk_on_a_terminal_without_prompt_toolkit(tmp_path, talker):
+    terminal = Terminal(talker, "--temperature=0", cwd=tmp_path, code="sys.modules['prompt_toolkit'] = None")
+    assert "/help" in terminal.wait_for("You: ")
+    terminal.type("hello\r")
+    terminal.wait_for("Bot: hi there\r\n")
+    terminal.wait_for("tokens/s]")
+    terminal.wait_for("You: ")
+    terminal.type("\x1b[A\r")
+    terminal.wait_for("Bot: hi there\r\n")
+    terminal.wait_for("You: ")
+    terminal.type("/help\r")
+    assert "Alt-Enter" not in terminal.wait_for("Ctrl-C stops")  # what does not work is not offered
+    terminal.wait_for("You: ")
+    terminal.type("\x04")
+    assert terminal.end() == 0 and b"Traceback" not in terminal.shown and terminal.shown.endswith(b"\n")
+
+
+@needs_a_terminal
+def test_a_talk_on_a_terminal_of_20_columns(tmp_path, talker):
+    terminal = Terminal(talker, "--temperature=0", columns=20, cwd=tmp_path)
+    terminal.wait_for("You: ")
+    terminal.type("who are you? is 3 < 5? count one hello" + "\x7f" * 26 + "\r")  # wraps, and shrinks again
+    terminal.wait_for("Bot: a knight\r\n")
+    terminal.wait_for("tokens/s]")
+    terminal.wait_for("You: ")
+    terminal.type("/undo\r")
+    terminal.wait_for("taken back: who are you?")
+    terminal.wait_for("You: ")
+    terminal.type("\x03")
+    terminal.wait_for("(Ctrl-D leaves)")
+    terminal.wait_for("You: ")
+    terminal.type("\x04")
+    assert terminal.end() == 0 and b"Traceback" not in terminal.shown
+
+
+def test_prompt_toolkit_is_imported_only_on_a_terminal(talker, talk, monkeypatch):
+    monkeypatch.setattr(program, "open_terminal", None)
+    assert talk(talker, "hello\n")[:2] == (0, "hi there\n")
+    with pytest.raises(TypeError):  # a person at a terminal asks for it
+        talk(talker, "hello\n", terminal=True)
+    assert not re.search("^(import|from) prompt_toolkit", inspect.getsource(terminal_module), re.M)

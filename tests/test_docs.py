@@ -1,4 +1,4 @@
-"""The README and docs name only what exists, and the commands of docs/from.md that need nothing run."""
+"""The README and docs name only what exists, and those of their commands that need no download and no GPU run."""
 
 import glob
 import os
@@ -10,6 +10,7 @@ import sys
 import fork_server
 import pytest
 from helpers import ROOT, expect_sentence, generated_text, run
+from packaging.requirements import Requirement
 
 # Added to the commands so that a row takes a moment; they change sizes, not meanings.
 SHORTER = {
@@ -77,20 +78,13 @@ def shortened(command: str) -> str:
     return " ".join([words, *SHORTER.get(program, [])])
 
 
-def test_rows_of_from_md_that_need_nothing_run(tmp_path):
-    tree = tmp_path / "donGPT"
-    shutil.copytree(
-        ROOT,
-        tree,
-        ignore=shutil.ignore_patterns(
-            ".git", ".venv*", "venv*", "out*", "*.bin", "meta.json", "input.txt", "__pycache__", "tests", "wandb"
-        ),
-    )
-    (tree / "text.txt").write_text(string.printable[:95] + "\n" + generated_text(6000), encoding="utf-8")
-    commands = rows_that_need_nothing()
-    assert len(commands) > 15
-    commands = sorted(dict.fromkeys(commands), key=lambda c: "prepare.py" not in c)  # a corpus comes first
-    lines = [shortened(command).replace("TEXT", "text.txt") for command in commands]
+def copy_repository(tree):
+    left_out = (".git", ".venv*", "venv*", "out*", "*.bin", "meta.json", "input.txt", "__pycache__", "tests", "wandb")
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*left_out))
+
+
+def drive(tree, lines: list[str], input: str | None = None):
+    """Run the command lines in one process, in the folder tree."""
     (tree / "commands.txt").write_text("\n".join(lines), encoding="utf-8")
     (tree / "driver.py").write_text(DRIVER, encoding="utf-8")
     done = fork_server.run(
@@ -98,11 +92,51 @@ def test_rows_of_from_md_that_need_nothing_run(tmp_path):
         cwd=tree,
         capture_output=True,
         text=True,
+        input=input,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stdout.count("RUNNING") == len(commands)
+    assert done.stdout.count("RUNNING") == len(lines)
+
+
+@pytest.mark.commands
+def test_rows_of_from_md_that_need_nothing_run(tmp_path):
+    tree = tmp_path / "donGPT"
+    copy_repository(tree)
+    (tree / "text.txt").write_text(string.printable[:95] + "\n" + generated_text(6000), encoding="utf-8")
+    commands = rows_that_need_nothing()
+    assert len(commands) > 15
+    commands = sorted(dict.fromkeys(commands), key=lambda c: "prepare.py" not in c)  # a corpus comes first
+    drive(tree, [shortened(command).replace("TEXT", "text.txt") for command in commands])
+
+
+def readme_commands() -> list[str]:
+    """The README's commands that need neither a GPU nor a download, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", read("README.md"), re.DOTALL)
+    lines = [
+        part.split(" #")[0].strip() for block in blocks for line in block.splitlines() for part in line.split("&&")
+    ]
+    return [line for line in lines if line.startswith("python ") and not line.startswith("python -m")]
+
+
+@pytest.mark.commands
+def test_the_commands_of_the_readme_run(tmp_path):
+    """In order, in a copy of the repository; the text of Don Quixote is not downloaded, and training is cut short."""
+    tree = tmp_path / "donGPT"
+    copy_repository(tree)
+    (tree / "mytexts").mkdir()
+    for path in (tree / "mytexts" / "a.txt", tree / "don.txt"):
+        path.write_text(string.printable[:95] + "\n" + generated_text(20_000), encoding="utf-8")
+    commands = readme_commands()
+    assert len(commands) > 10
+    lines = []
+    for command in commands:
+        line = command.removeprefix("python ")
+        line += " --max_iters=2 --eval_iters=1" if line.startswith("train.py") else ""
+        line += " --max_new_tokens=5" if line.startswith(("sample.py", "chat.py")) else ""
+        lines.append(line + " --input=don.txt" * line.startswith("data/don_char"))
+    drive(tree, lines, input="My name is Clara.\n")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +152,10 @@ def test_what_speed_py_cannot_measure_is_said(tmp_path, arguments, parts):
     expect_sentence(run("docs/speed.py", *arguments, cwd=tmp_path, check=None), *parts)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/from.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{os.path.basename(p)}" for p in glob.glob(f"{ROOT}/docs/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_programs_and_configs_named_in_the_docs_exist(page):
     here = read(page)
     if page == "docs/from.md":  # the first column names other projects' programs
@@ -127,17 +164,50 @@ def test_programs_and_configs_named_in_the_docs_exist(page):
     named -= {"config/mine.py", "prepare.py", "explore.py"}  # a file of the reader's; names without their folder
     missing = sorted(
         name
-        for name in named  # the layout in the README lists files below the names of their packages
-        if not any(glob.glob(os.path.join(ROOT, folder, name)) for folder in ("", "dongpt", "dongpt/*"))
+        for name in named  # docs/layout.md lists files below the names of their packages
+        if not any(
+            glob.glob(os.path.join(ROOT, folder, name)) for folder in ("", "config", "dongpt", "dongpt/*", "tests")
+        )
+        and "NAME" not in name
     )
-    assert named and not missing
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", read(page)):
+        if not target.startswith("http"):
+            path, _, heading = target.partition("#")
+            path = os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page
+            assert os.path.exists(os.path.join(ROOT, path)), target
+            headings = (
+                [line.lstrip("# ") for line in read(path).splitlines() if line.startswith("#")] if heading else []
+            )
+            assert not heading or heading in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], (
+                target
+            )
 
 
 @pytest.mark.smoke
-def test_the_layout_in_the_readme_names_every_module():
-    layout = read("README.md").split("## How it is laid out")[1]
+def test_the_layout_names_every_module():
+    layout = read("docs/layout.md")
     modules = {os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "dongpt", "**", "*.py"), recursive=True)}
     assert {name for name in modules - {"__init__.py"} if name not in layout} == set()
+
+
+def test_the_messages_in_troubleshooting_are_those_of_the_programs():
+    patterns = ("*.py", "dongpt/**/*.py", "data/**/*.py")
+    sources = [path for pattern in patterns for path in glob.glob(os.path.join(ROOT, pattern), recursive=True)]
+    code = re.sub(r'"\s*f?"', "", "".join(read(path) for path in sources))  # joins strings of several lines
+    messages = [
+        cell for line in read("docs/troubleshooting.md").splitlines() for cell in re.findall(r"^\| `([^`]+)`", line)
+    ]
+    assert len(messages) > 10
+    for message in messages:
+        for part in re.split(
+            r"\.\.\.|\(.*\)|data/|ckpt\.pt|train\.bin|NVIDIA|nan|gensim|characters", message
+        ):  # values
+            assert part.strip(" ,") in code, message
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md"])
@@ -162,26 +232,17 @@ def test_names_in_the_recipes_and_the_table_of_moves_exist(page):
         assert path in paths, path
 
 
+def requirements(name: str) -> dict[str, Requirement]:
+    lines = [line for line in read(name).splitlines() if line and not line.startswith("#")]
+    return {Requirement(line).name: Requirement(line) for line in lines}
+
+
 @pytest.mark.smoke
-def test_requirements_are_the_packages_that_the_readme_installs():
-    lines = [line for line in read("requirements.txt").splitlines() if line and not line.startswith("#")]
-    assert lines[0] == "torch>=2.11,<2.14"
-    assert {re.split(r"[<>=]", line)[0] for line in lines} == {
-        "torch",
-        "numpy",
-        "filelock",
-        "psutil",
-        "tiktoken",
-        "tokenizers",
-        "safetensors",
-        "huggingface_hub",
-        "pyarrow",
-        "transformers",
-        "datasets",
-        "wandb",
-        "tqdm",
-        "matplotlib",
-        "pytest",
-        "pytest-xdist",
-        "hypothesis",
-    }
+def test_every_requirement_has_a_range_that_holds_the_tested_version():
+    needed, tested = requirements("requirements.txt"), requirements("constraints.txt")
+    assert str(needed["torch"].specifier) == "<2.14,>=2.11" and len(needed) > 15
+    for name, requirement in {**needed, **requirements("requirements-word2vec.txt")}.items():
+        assert {part.operator for part in requirement.specifier} == {">=", "<"}, name
+    for name, requirement in needed.items():
+        (pin,) = tested[name].specifier
+        assert pin.operator == "==" and requirement.specifier.contains(pin.version), name

@@ -17,6 +17,7 @@ from configurator import UserError
 from dongpt import runtime
 from dongpt.checkpoint.files import load_model, model_args, save
 from dongpt.text.bins import read_meta
+from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, byte_alphabet
 from dongpt.train.data import Corpus
 from dongpt.train.evaluation import MeanLoss, eval_batches, evaluate
 from model import GPT, GPTConfig
@@ -238,6 +239,42 @@ def test_data_of_another_vocabulary_is_refused(tmp_path, tiny_run, capsys):
 
 
 @smoke
+def test_results_on_different_texts_are_named_as_such(tmp_path, tiny_run, tiny_data, capsys):
+    other = write_corpus(tmp_path / "other", generated_text(5000, seed=1))
+    uniform_checkpoint(tmp_path / "same.pt", tiny_data)
+    uniform_checkpoint(tmp_path / "other.pt", other)
+    for args, differ in (
+        ([tiny_run, str(tmp_path / "same.pt")], False),
+        ([tiny_run, str(tmp_path / "other.pt")], True),
+        ([tiny_run, str(tmp_path / "other.pt"), "--json"], True),
+        ([tiny_run, str(tmp_path / "other.pt"), f"--data_dir={other}"], False),
+        ([tiny_run], False),
+    ):
+        program.main([*args, "--device=cpu"])
+        captured = capsys.readouterr()
+        notes = [line for line in captured.err.splitlines() if "different texts" in line]
+        assert len(notes) == differ and "different texts" not in captured.out, args
+        assert not differ or f"{tmp_path / 'other.pt'} on {other}" in notes[0] and tiny_run in notes[0]
+
+
+@smoke
+def test_different_tokens_of_the_same_text_leave_the_bits_per_byte_comparable(tmp_path, capsys):
+    text, paths = generated_text(3000), []
+    for name, tokenizer in (("chars", CharTokenizer.from_text(text)), ("bytes", BPETokenizer(list(byte_alphabet())))):
+        folder = write_splits(tmp_path / name, tokenizer, split_text(text))
+        with open(os.path.join(folder, "meta.json"), "r+", encoding="utf-8") as file:
+            meta = {**json.load(file), "sha256": "that of the text"}
+            file.seek(0)
+            json.dump(meta, file)
+            file.truncate()
+        paths.append(str(tmp_path / f"{name}.pt"))
+        uniform_checkpoint(paths[-1], folder)
+    program.main([*paths, "--device=cpu"])
+    err = capsys.readouterr().err
+    assert "different tokens: compare only bits/byte" in err and "different texts" not in err
+
+
+@smoke
 def test_a_checkpoint_that_does_not_name_its_data_needs_it_named(tmp_path, tiny_run, tiny_data, capsys):
     checkpoint = torch.load(os.path.join(tiny_run, "ckpt.pt"), weights_only=True)
     path = str(tmp_path / "old.pt")
@@ -274,10 +311,8 @@ def test_a_missing_checkpoint_beside_a_good_one_ends_in_one_sentence(tmp_path, t
 
 @smoke
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_lists_the_keys(capsys, flag):
-    with pytest.raises(SystemExit) as caught:
-        program.main([flag])
-    assert not caught.value.code and "--split" in capsys.readouterr().out
+def test_help_lists_the_keys(tmp_path, flag):
+    assert "--split" in run("evaluate.py", flag, cwd=tmp_path).stdout
 
 
 def test_a_hugging_face_folder_is_a_path(tmp_path, gpt2_vocabulary, capsys):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shlex
 import shutil
 
 import pytest
@@ -10,8 +11,11 @@ from helpers import TINY_RUN, RunsACommand, expect_sentence, run, write_corpus
 
 import sample as program
 import train
+from configurator import UserError
 from dongpt.checkpoint.files import model_args, save
 from dongpt.text.bins import read_meta
+from dongpt.text.template import DONGPT_TEMPLATE
+from dongpt.text.tokenizers import CharTokenizer
 from model import GPT, GPTConfig
 
 smoke = pytest.mark.smoke
@@ -160,7 +164,10 @@ def test_sampling_works_from_any_working_directory(tmp_path, tiny_run):
         "sample.py", "--out_dir=mine", "--start=FILE:prompt.txt", "--num_samples=2", "--max_new_tokens=20", cwd=tmp_path
     )
     assert done.stdout.count(f"\n{SEPARATOR}\n") == 2 and done.stdout.count("señor") >= 2
-    assert done.stderr.startswith("device: cpu ") and len(done.stderr.splitlines()) == 2  # and the speed
+    device, prompt, speed, cut_off, hint = done.stderr.splitlines()
+    assert device.startswith("device: cpu ") and prompt == 'prompt: "señor", 5 characters' and "tokens/s" in speed
+    assert cut_off == "2 of 2 texts were cut off by the length limit, --max_new_tokens=20"
+    assert hint.startswith("next: python sample.py --out_dir=mine ")
 
 
 def test_texts_are_printed_whatever_the_encoding_of_the_terminal(tmp_path, tiny_run):
@@ -216,7 +223,7 @@ def test_a_truncated_checkpoint_is_replaced_by_the_last_one_and_that_is_said(tmp
     (tmp_path / "out" / "ckpt.pt").write_bytes(content[: len(content) // 2])
     done = run("sample.py", "--out_dir=out", "--num_samples=1", "--max_new_tokens=9", cwd=tmp_path)
     assert SEPARATOR in done.stdout and "ckpt.pt" in done.stderr and "ckpt_last.pt" in done.stderr
-    assert len(done.stderr.splitlines()) == 3  # this, the device, the speed
+    assert "ckpt_last.pt" in done.stderr.splitlines()[0]
     assert (tmp_path / "out" / "ckpt.pt").read_bytes() == content[: len(content) // 2]
 
 
@@ -263,6 +270,46 @@ def test_compile_without_a_compiler_is_an_error_in_one_sentence(tmp_path, tiny_r
     expect_sentence(done, "compile")
 
 
+@smoke
+def test_prompt_and_start_are_the_same_setting_and_the_last_one_counts(tiny_run, tmp_path, capsys):
+    texts = samples(capsys, tiny_run, "--start=Sancho")
+    assert samples(capsys, tiny_run, "--prompt=Sancho") == texts
+    assert samples(capsys, tiny_run, "--start=the", "--prompt=Sancho") == texts
+    assert samples(capsys, tiny_run, "--prompt=the", "--start=Sancho") == texts
+    (tmp_path / "prompt.txt").write_text("Sancho", encoding="utf-8")
+    assert samples(capsys, tiny_run, f"--prompt=FILE:{tmp_path / 'prompt.txt'}") == texts
+    assert samples(capsys, tiny_run, "--prompt=") == samples(capsys, tiny_run, "--start=") != texts
+
+
+@smoke
+def test_a_long_prompt_is_shown_shortened_and_on_one_line(tiny_run, capsys):
+    program.main([f"--out_dir={tiny_run}", "--device=cpu", "--max_new_tokens=1", "--prompt=" + "the knight\n" * 100])
+    (long,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prompt: ")]
+    assert len(long) < 280 and long.endswith("1,100 characters")
+    assert program.describe_prompt("a", False) == 'prompt: "a", 1 character'
+    assert "--prompt=" in program.describe_prompt("\n", True)
+
+
+@smoke
+@pytest.mark.parametrize("template, command", [(None, "sample.py --out_dir="), (DONGPT_TEMPLATE, "chat.py ")])
+def test_the_next_step_is_a_command_that_fits_the_model(tmp_path, capsys, template, command):
+    tokenizer = CharTokenizer("\nThe ", template.special_tokens() if template else [])
+    tokenizer.template = template
+    config = GPTConfig(block_size=8, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=8)
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    checkpoint = {"model": GPT(config).state_dict(), "model_args": model_args(config)}
+    save({**checkpoint, "tokenizer": tokenizer.to_dict()}, str(folder / "ckpt.pt"))
+    program.main([f"--out_dir={folder}", "--device=cpu", "--num_samples=1", "--max_new_tokens=3"])
+    hint = capsys.readouterr().err.splitlines()[-1]
+    assert hint.startswith(f"next: python {command}") and f"'{folder}'" in hint  # quoted for the shell
+    words = shlex.split(hint, comments=True)[2:]
+    assert words[0] == command.split()[0]
+    if template is None:  # the command works
+        program.main([*words[1:], "--device=cpu", "--num_samples=1", "--max_new_tokens=3"])
+        assert capsys.readouterr().out.startswith("The ")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # what is refused
 
@@ -301,6 +348,39 @@ def test_a_wrong_setting_is_refused_before_anything_is_printed(tmp_path, tiny_ru
 def test_an_out_dir_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint"):
         program.main([f"--out_dir={tmp_path}", "--device=cpu"])
+
+
+@smoke
+def test_a_missing_out_dir_lists_the_runs_next_to_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(["out-quickstart", "out-chat", *(f"run-{i}" for i in range(6))]):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ckpt.pt").write_bytes(b"")
+        os.utime(tmp_path / name / "ckpt.pt", (i, i))
+    (tmp_path / "out-nothing").mkdir()
+
+    def message(path: str) -> str:
+        with pytest.raises(UserError) as caught:
+            program.main([f"--out_dir={path}", "--device=cpu"])
+        return str(caught.value)
+
+    newest = "run-5, run-4, run-3, run-2, run-1 and 3 more"
+    assert message("out-quikstart").endswith(f"out-quikstart, did you mean out-quickstart? Runs there: {newest}")
+    assert "did you mean out-quickstart?" in message("out-quikstart/ckpt.pt")
+    assert message("elsewhere/zzz").endswith(f"zzz: pass one of the runs there: {newest}")
+    assert f"did you mean {tmp_path}/out-chat?" in message(f"{tmp_path}/out-chatt/")
+    assert message("out-nothing").startswith("out-nothing holds no checkpoint: pass one of the runs there: ")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    assert "python train.py config/quickstart.py" in message("out")
+
+
+@smoke
+def test_a_prompt_of_unknown_characters_names_only_some_of_them(tiny_run):
+    with pytest.raises(UserError) as caught:
+        program.main([f"--out_dir={tiny_run}", "--device=cpu", "--prompt=" + "".join(map(chr, range(0x4E00, 0x4E80)))])
+    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
 
 
 @smoke

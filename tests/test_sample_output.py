@@ -313,10 +313,10 @@ def test_a_prompt_beyond_block_size_is_told_and_continued_by_the_window_rule(wil
     )
     captured = capsys.readouterr()
     assert split(captured.out) == [greedily(wild, prompt, 30)]
-    lines = captured.err.splitlines()
-    assert len(lines) == 2 + (n > 16)  # the device and the speed
+    lines = [line for line in captured.err.splitlines() if "block_size" in line]
+    assert len(lines) == (n > 16)
     if n > 16:
-        assert f"{n} tokens" in lines[1] and "block_size=16" in lines[1] and f"last {context_len(n, 16)}," in lines[1]
+        assert f"{n} tokens" in lines[0] and "block_size=16" in lines[0] and f"last {context_len(n, 16)}" in lines[0]
 
 
 @pytest.mark.parametrize("characters, start", [("\nabc", "\n"), ("cab\n", "\n"), ("cab", "c")])
@@ -331,14 +331,31 @@ def test_an_empty_prompt_starts_from_a_line_end_or_else_from_id_0(tmp_path, caps
 def test_the_speed_is_told_on_stderr(saying, capsys):
     program.main([f"--out_dir={saying}", "--device=cpu", "--num_samples=40", "--max_new_tokens=30"])
     captured = capsys.readouterr()
-    device, speed = captured.err.splitlines()
-    assert device.startswith("device: cpu ") and SPEED.fullmatch(speed)[1] == "1,200" and "tokens" not in captured.out
+    device, prompt, speed, *_ = captured.err.splitlines()
+    assert device.startswith("device: cpu ") and prompt.startswith("prompt: none")
+    assert SPEED.fullmatch(speed)[1] == "1,200" and "tokens" not in captured.out
 
 
 @smoke
 def test_the_speed_of_nothing_is_told_too(saying, capsys):
     program.main([f"--out_dir={saying}", "--device=cpu", "--num_samples=1", "--max_new_tokens=0"])
-    assert re.fullmatch(r"0 tokens in \d+\.\d s \(0 tokens/s\)", capsys.readouterr().err.splitlines()[-1])
+    assert re.fullmatch(r"0 tokens in \d+\.\d s \(0 tokens/s\)", capsys.readouterr().err.splitlines()[2])
+
+
+@smoke
+@pytest.mark.parametrize(
+    "args, note",
+    [
+        ([], "2 of 2 texts were cut off by the length limit, --max_new_tokens=30"),
+        (["--num_samples=1"], "the text was cut off by the length limit, --max_new_tokens=30"),
+        (["--stop=ck"], ""),
+    ],
+)
+def test_texts_that_were_cut_off_are_counted_on_stderr(saying, capsys, args, note):
+    program.main([f"--out_dir={saying}", "--device=cpu", "--num_samples=2", "--max_new_tokens=30", "--start=", *args])
+    captured = capsys.readouterr()
+    assert [line for line in captured.err.splitlines() if "cut off" in line] == [note] * bool(note)
+    assert "cut off" not in captured.out
 
 
 @smoke
@@ -516,7 +533,7 @@ def test_logits_that_are_not_finite_end_in_a_sentence_with_the_remedy(saying, tm
     save(checkpoint, str(tmp_path / "ckpt.pt"))
     done = end_of_program(capsys, monkeypatch, tmp_path)
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
-    device, sentence = done.stderr.splitlines()
+    device, prompt, sentence = done.stderr.splitlines()
     assert "not finite" in sentence and "dtype=float32" in sentence and "earlier checkpoint" in sentence
 
 
@@ -581,10 +598,11 @@ def test_on_a_terminal_each_piece_is_shown_at_once(saying, monkeypatch, capsys):
     args = [f"--out_dir={saying}", "--device=cpu", "--num_samples=2", "--max_new_tokens=9", "--start=z"]
     monkeypatch.setattr(sys, "stdout", screen := Screen())
     program.main([*args, "--stop=foxy"])
-    first, both = "zquick fox", f"zquick fox\n{SEPARATOR}\n" * 2
+    ends = [f"{SEPARATOR} text {i} of 2: cut off after 9 tokens\n" for i in (1, 2)]
+    first, both = "zquick fox", "".join(f"zquick fox\n{end}" for end in ends)
     assert screen.getvalue() == both
     shown = [text for i, text in enumerate(screen.flushed) if text not in screen.flushed[:i]]
-    over = f"{first}\n{SEPARATOR}\n"
+    over = f"{first}\n{ends[0]}"
     assert shown == [*(first[:n] for n in range(1, 8)), over, both]  # "fox" may be the beginning of "foxy"
 
 
@@ -637,11 +655,11 @@ def test_on_a_terminal_the_first_text_arrives_in_pieces_and_all_are_those_of_a_p
     with open(tmp_path / "stderr", "wb") as stderr:
         process = Process(*args, terminal=True, stderr=stderr)
         assert process.end() == 0
-    texts = split(process.text)
-    assert texts == samples(capsys, tiny_run, *args) and len(set(texts)) == 3
+    texts = re.split(rf"\n{SEPARATOR} text \d of 3: cut off after 400 tokens\n", process.text)
+    assert texts.pop() == "" and texts == samples(capsys, tiny_run, *args) and len(set(texts)) == 3
     sizes = [len(b"".join(process.reads[:n]).decode().replace("\r\n", "\n")) for n in range(len(process.reads))]
     assert len([size for size in sizes if 0 < size < len(texts[0])]) > 20
-    device, speed = (tmp_path / "stderr").read_text(encoding="utf-8").splitlines()
+    device, _, speed, *_ = (tmp_path / "stderr").read_text(encoding="utf-8").splitlines()
     assert device.startswith("device: cpu ") and SPEED.fullmatch(speed)[1] == "1,200"
 
 
@@ -660,8 +678,8 @@ def test_ctrl_c_on_a_terminal_keeps_whole_characters_and_the_file(tmp_path, gpt2
         assert process.process.poll() is None
     process.process.send_signal(signal.SIGINT)
     assert process.end() == 130
-    device, printed = process.text.split("\n", 1)  # both on one terminal
-    first, second, speed = printed.split(f"\n{SEPARATOR}\n")
+    device, _, printed = process.text.split("\n", 2)  # both on one terminal
+    first, second, speed = re.split(rf"\n{SEPARATOR} text \d of 2: interrupted\n", printed)
     assert device.startswith("device: cpu ") and SPEED.fullmatch(speed.strip())[2]
     assert first.count(saying) >= 5 and abs(len(first) - len(second)) <= 1
     for record, text in zip(outputs(tmp_path / "o.jsonl"), (first, second), strict=True):
@@ -687,5 +705,5 @@ def test_ctrl_c_in_a_pipe_keeps_what_was_drawn(tiny_run, tmp_path):
     texts = split(process.text)
     assert len(texts) == 3 and all(text.startswith("the") and len(text) > 20 for text in texts)
     assert (tmp_path / "o.txt").read_text(encoding="utf-8") == process.text
-    lines = process.process.stderr.read().decode().splitlines()
-    assert len(lines) == 1 and SPEED.fullmatch(lines[0])[2], lines
+    prompt, speed = process.process.stderr.read().decode().splitlines()
+    assert SPEED.fullmatch(speed)[2]

@@ -1,16 +1,16 @@
-"""Short conversations made from a seed, for a model that answers after minutes of training: no download, no network.
+"""Generate short conversations from a seed, for a chat model that is trained in minutes. Needs no network.
 
     python data/chat_demo/prepare.py
     python train.py config/train_chat_demo.py
     python chat.py out-chat-demo/ckpt.pt
 
-Writes bins, masks, meta.json and questions.jsonl next to this script. The conversations are sums in many wordings, a
-name to remember, yes or no about a fact that was told, the feeling in a sentence, and polite talk around them.
+Writes train.bin, val.bin, their masks, meta.json and questions.jsonl next to this script. Conversations contain sums in
+many wordings, a name to remember, yes-or-no questions about a fact told earlier, a feeling to name, and small talk.
 
-A question is held out by a hash of its words, so that no question of questions.jsonl is ever said in training, while
-the fact that it asks for is, in other words. Its lines are {"kind": ..., "turns": [...], "answer": ...}: what a user
-types, line by line, and the one right answer to the last line. Kinds that begin with "new" ask for what never occurred
-in training at all: other names, other wordings, other things.
+Questions are held out by a hash of their words: no question in questions.jsonl occurs in training, though the fact that
+it asks for does, in other words. Each line is {"kind": ..., "turns": [...], "answer": ...}: the lines that a user types
+and the one right answer to the last of them. Kinds that start with "new" ask for names, wordings or things that never
+occur in training.
 """
 
 import os
@@ -43,11 +43,11 @@ KINDS = ("arithmetic", "name", "fact", "feeling")
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    seed: int = 1337  # the same seed gives the same bytes
-    n_conversations: int = 24_000  # for training
-    n_questions: int = 300  # held out, of each of the four kinds
-    n_new: int = 60  # of each kind of what never occurred in training
-    vocab_size: int = 1024  # entries of the byte pairs, special tokens included
+    seed: int = 1337  # the same seed gives the same files
+    n_conversations: int = 24_000  # conversations for training
+    n_questions: int = 300  # held-out questions of each of the four kinds
+    n_new: int = 60  # questions of each new kind, about what never occurs in training
+    vocab_size: int = 1024  # tokens in the byte-pair vocabulary, special tokens included
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,20 @@ class Exchange:
 
     user: str
     answer: str
-    kind: str = ""  # of a question with one right answer
+    kind: str = ""  # kind of question, if it has one right answer
 
 
 Dialogue = list[Exchange]
 
 
 class Rng:
-    """Random choices that are the same with every version of Python, and the words of words.json to choose from."""
+    """Random choices that are the same in every version of Python, and the words in words.json to choose from."""
 
     def __init__(self, seed: int):
         self.random, self.words = random.Random(seed).random, read_words()
 
     def chance(self, probability: float) -> bool:
-        """True in that share of the calls."""
+        """True with this probability."""
         return self.random() < probability
 
     def randrange(self, n: int) -> int:
@@ -82,14 +82,14 @@ class Rng:
 
 
 def read_words() -> SimpleNamespace:
-    """The lists of words.json, whose sentences start with a small letter, which vary_typing may capitalise."""
+    """The lists in words.json. Its sentences start with a small letter; vary_typing may capitalize them."""
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "words.json"), encoding="utf-8") as file:
-        # invented: share of names that are no real ones; held_out_names: whether these do not occur in training
+        # invented: fraction of invented names; held_out_names: whether those never occur in training
         return SimpleNamespace(**json.load(file), invented=0.6, held_out_names=False)
 
 
 def new_kinds(known: SimpleNamespace) -> dict[str, tuple[str, SimpleNamespace]]:
-    """{kind: (the kind that it is a variant of, words that partly never occur in training)}."""
+    """{new kind: (the kind that it varies, words of which some never occur in training)}."""
     changes = {
         "new sum wordings": ("arithmetic", dict(frames=known.new_frames)),
         "new names": ("name", dict(people=known.new_people, invented=0)),
@@ -105,12 +105,12 @@ def new_kinds(known: SimpleNamespace) -> dict[str, tuple[str, SimpleNamespace]]:
 
 
 def normalize(text: str) -> str:
-    """The words of text, without capitals and punctuation: two questions with the same are the same word for word."""
+    """text in lower case and without punctuation: equal results mean that two questions have the same words."""
     return " ".join(re.findall(r"[a-z0-9]+|[+-]", text.lower()))
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a question is only for validation: one in ten."""
+    """Whether a question is held out of training, as one in ten is."""
     return zlib.crc32(normalize(text).encode("utf-8")) % 10 == 0
 
 
@@ -119,19 +119,19 @@ def is_held_out(text: str) -> bool:
 
 
 def capitalize(text: str) -> str:
-    """text with a capital at its start."""
+    """text with its first letter capitalized."""
     return text[:1].upper() + text[1:]
 
 
 def vary_typing(rng: Rng, sentence: str, opener_share: float = 0.25) -> str:
-    """sentence as somebody may type it: with a word or two before it, without capitals or the last mark."""
+    """sentence as someone might type it: perhaps after a word or two, in lower case, or without the final mark."""
     text = capitalize(rng.choice(rng.words.openers) + sentence if rng.chance(opener_share) else sentence)
     text = text.lower() if rng.chance(0.15) else text
     return text.rstrip(".?") if rng.chance(0.2) else text
 
 
 def arithmetic(rng: Rng, words: SimpleNamespace) -> Dialogue:
-    """A sum of small numbers; the answer is the number alone."""
+    """A sum or difference of small numbers; the answer is just the number."""
     sign, a, b = rng.choice("+-"), rng.randrange(11), rng.randrange(11)
     a, b = (max(a, b), min(a, b)) if sign == "-" else (a, b)
     numbers = words.numbers if rng.chance(0.15) else range(11)
@@ -149,7 +149,7 @@ def invent_word(rng: Rng) -> str:
 
 
 def choose_name(rng: Rng, words: SimpleNamespace) -> str:
-    """A name from a list, or an invented one: a word, or parts of two names."""
+    """A name from a list, or an invented one: an invented word, or a blend of two names."""
     if not rng.chance(words.invented):
         return rng.choice(words.people)
     while True:
@@ -161,13 +161,13 @@ def choose_name(rng: Rng, words: SimpleNamespace) -> str:
 
 
 def ask_name(rng: Rng, words: SimpleNamespace, name: str) -> Dialogue:
-    """Somebody asks for the name that was told, "" if none was."""
+    """A question for the name that was told before, or "" if none was."""
     answer = f"Your name is {name}." if name else words.untold
     return [Exchange(vary_typing(rng, rng.choice(words.asks), 0.5), answer, "name")]
 
 
 def fact(rng: Rng, words: SimpleNamespace) -> Dialogue:
-    """A fact, or two, and a question or two about one of them. The answer repeats the fact, and concludes from it."""
+    """One or two facts, and one or two questions about one of them. The answer repeats the fact and concludes."""
     owner, values = rng.choice(("the", "the", "my")), rng.choice(words.values)
     noun = invent_word(rng) if words is rng.words and rng.chance(0.08) else rng.choice(words.things)
     value = rng.choice(values)
@@ -189,7 +189,7 @@ def fact(rng: Rng, words: SimpleNamespace) -> Dialogue:
 
 
 def feeling(rng: Rng, words: SimpleNamespace) -> Dialogue:
-    """A sentence with a feeling in it."""
+    """A sentence that expresses a feeling."""
     mood = rng.choice(words.feelings)
     if words.moods and not (words.events and rng.chance(0.5)):
         clause = rng.choice(words.mood_frames).format(rng.choice(words.moods[mood]))
@@ -202,14 +202,14 @@ def feeling(rng: Rng, words: SimpleNamespace) -> Dialogue:
 
 
 def greeting(rng: Rng) -> Exchange:
-    """A greeting, and one back."""
+    """A greeting, and the same in return."""
     word = rng.choice(rng.words.greetings)
     text = word + rng.choice(("", "", "!", "."))
     return Exchange(text.lower() if rng.chance(0.25) else text, f"{word}! How can I help you?")
 
 
 def small_talk(rng: Rng) -> Exchange:
-    """Something polite, or something that the model does not know."""
+    """A polite remark, or a question that the model cannot answer."""
     if rng.chance(0.35):
         text = rng.choice(rng.words.beyond).format(x=rng.choice(rng.words.countries))
         return Exchange(vary_typing(rng, text, 0), rng.words.only_know)
@@ -224,9 +224,9 @@ GENERATORS = {"arithmetic": arithmetic, "fact": fact, "feeling": feeling}
 
 
 def retry(held_out: bool | None, generate: Callable[[], Dialogue]) -> Dialogue:
-    """The first dialogue generated whose last question is held out, or is not, and whose other questions are not.
+    """Generate until the last question is held out (True) or not (False), and no other question is held out.
 
-    With None the last question is the only one, held out or not.
+    With held_out=None, the dialogue has only one question, which may be held out or not.
     """
     while True:
         dialogue = generate()
@@ -236,7 +236,7 @@ def retry(held_out: bool | None, generate: Callable[[], Dialogue]) -> Dialogue:
 
 
 def topic(rng: Rng, words: SimpleNamespace | None = None, kind: str = "", held_out: bool | None = False) -> Dialogue:
-    """Exchanges about one thing other than names; the kind is drawn if none is given."""
+    """Exchanges about one subject other than names; the kind is random unless it is given."""
     kind = kind or rng.choice(("arithmetic",) * 5 + ("fact",) * 6 + ("feeling",) * 2 + ("talk",))
     if kind == "talk":
         return [small_talk(rng)]
@@ -244,7 +244,7 @@ def topic(rng: Rng, words: SimpleNamespace | None = None, kind: str = "", held_o
 
 
 def remember_name(rng: Rng, words: SimpleNamespace, gap: int, held_out: bool | None = False) -> Dialogue:
-    """A name is told, and asked for after about `gap` other exchanges."""
+    """A dialogue in which a name is told, and asked for after about `gap` other exchanges."""
     name = choose_name(rng, words)
     name = name.lower() if rng.chance(0.1) else name
     text = capitalize(rng.choice(words.tells)).replace("{}", name)
@@ -275,7 +275,7 @@ def training_dialogue(rng: Rng) -> Dialogue:
 
 def question_dialogue(rng: Rng, kind: str, words: SimpleNamespace) -> Dialogue:
     """A conversation whose last line is a held-out question; a name was told two turns earlier."""
-    held_out = True if words is rng.words else None  # what is new is never said in training, whatever its hash
+    held_out = True if words is rng.words else None  # new kinds never occur in training, whatever their hash
     before = [greeting(rng)] if rng.chance(0.3) else topic(rng) if rng.chance(0.3) else []
     if kind == "name":
         return [*before, *remember_name(rng, words, 1, held_out)]
@@ -288,7 +288,7 @@ def question_dialogue(rng: Rng, kind: str, words: SimpleNamespace) -> Dialogue:
 
 @dataclass(frozen=True)
 class DemoDialogues:
-    """Dialogues as prepare takes them: those for training have the number 0, those for validation 1."""
+    """Dialogues in the form that prepare() takes: number 0 for training, number 1 for validation."""
 
     train: list[Dialogue]
     val: list[Dialogue]
@@ -320,8 +320,8 @@ Question = tuple[str, Dialogue]  # kind, and the dialogue that ends with the que
 def make_questions(
     rng: Rng, count: int, kinds: dict[str, tuple[str, SimpleNamespace]], training_messages: set[str]
 ) -> list[Question]:
-    """count questions of each kind, in turns, all different and none of them among those of the training."""
-    questions: dict[tuple[str, ...], Question] = {}  # by all that the user says
+    """count questions of each kind, kinds alternating, all different, and none in training_messages."""
+    questions: dict[tuple[str, ...], Question] = {}  # keyed by all the user's messages
     for _ in range(count):
         for name, (kind, words) in kinds.items():
             user_messages: tuple[str, ...] = ()
@@ -333,7 +333,7 @@ def make_questions(
 
 
 def make_dialogues(cfg: PrepareConfig) -> tuple[list[Dialogue], list[Question]]:
-    """(dialogues to train on, questions with what was said before them)."""
+    """(dialogues for training, questions with the exchanges before them)."""
     rng = Rng(cfg.seed)
     train = [training_dialogue(rng) for _ in range(cfg.n_conversations)]
     training_messages = {normalize(exchange.user) for dialogue in train for exchange in dialogue}
@@ -359,7 +359,9 @@ def main(argv: list[str] | None = None):
         for kind, dialogue in questions:
             line = {"kind": kind, "turns": [exchange.user for exchange in dialogue], "answer": dialogue[-1].answer}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    print(f"questions.jsonl asks {len(questions):,} questions; next: python train.py config/train_chat_demo.py")
+    print(
+        f"wrote {len(questions):,} test questions to questions.jsonl; next: python train.py config/train_chat_demo.py"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Ask a model the held-out questions, through chat.py as a user would, and count the exact answers.
+"""Ask a model the held-out questions through chat.py, with its default settings, and count the exact answers.
 
     python data/chat_demo/quiz.py out-chat-demo/ckpt.pt
     python data/chat_demo/quiz.py out-chat-demo/ckpt.pt --n=100 --shown=20
 
-Every conversation starts with /reset. An answer counts only if it is right to the letter. The kinds that start with
-"new" ask for what never occurred in training; they are counted separately.
+Every question gets a conversation of its own. An answer counts only if every letter is right. The kinds that start with
+"new" ask for names, wordings or things that never occurred in training; they are counted separately. Ctrl-C stops, and
+prints the results so far.
 """
 
 import os
@@ -13,13 +14,14 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 import subprocess
+import tempfile
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Annotated
+from itertools import islice
+from typing import Annotated, Iterator
 
 import configurator
 from configurator import UserError
-from dongpt.log import format_table
+from dongpt.log import format_table, progress_bar
 from dongpt.program import ROOT, run_program
 from dongpt.text.documents import parse_json
 
@@ -28,49 +30,62 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 @dataclass(frozen=True)
 class QuizConfig:
-    n: Annotated[int, ">=", 0] = 1000  # held-out questions
-    shown: Annotated[int, ">=", 0] = 10  # wrong answers that are printed
+    n: Annotated[int, ">=", 0] = 1000  # number of held-out questions to ask, besides all of the new kinds
+    shown: Annotated[int, ">=", 0] = 10  # number of wrong answers to print
 
 
 def read_questions(path: str, n: int) -> list[dict]:
-    """The first n held-out questions of a file, whose kinds alternate, and all questions for what is new.
+    """The first n held-out questions of a file, whose kinds alternate, and all questions of the new kinds.
 
-    Raises UserError if there is no such file, or for what is not a question of prepare.py.
+    Raises UserError if the file is missing or was not written by prepare.py.
     """
     if not os.path.exists(path):
-        raise UserError(f"{path} is not there: run python data/chat_demo/prepare.py")
+        raise UserError(f"{path} does not exist: run python data/chat_demo/prepare.py")
     with open(path, encoding="utf-8") as file:
         questions = [parse_json(line, f"{path} line {number:,}") for number, line in enumerate(file, 1)]
     if not all(isinstance(question, dict) and {"kind", "turns", "answer"} <= set(question) for question in questions):
-        raise UserError(f"{path} is not what data/chat_demo/prepare.py writes: run it again")
+        raise UserError(f"{path} was not written by data/chat_demo/prepare.py: run that again")
     known = [question for question in questions if not is_new(question["kind"])]
     return known[:n] + [question for question in questions if is_new(question["kind"])]
 
 
 def is_new(kind: str) -> bool:
-    """Whether a kind asks for what never occurred in training."""
+    """Whether the questions of a kind ask for something that never occurred in training."""
     return kind.startswith("new ")
 
 
-def ask(checkpoint: str, questions: list[dict]) -> list[str]:
-    """chat.py's answer to the last line of each question. Raises UserError if it does not answer every line."""
+def ask(checkpoint: str, questions: list[dict]) -> Iterator[str]:
+    """Yield chat.py's answer to the last line of each question. Raises UserError if it does not answer every line."""
     lines = [line for question in questions for line in (*question["turns"], "/reset")]
-    command = [sys.executable, os.path.join(ROOT, "chat.py"), checkpoint, "--temperature=0"]
-    done = subprocess.run(command, input="".join(f"{line}\n" for line in lines).encode("utf-8"), capture_output=True)
-    if done.returncode:
-        problem = done.stderr.decode("utf-8").strip()
-        raise UserError(f"chat.py ended with exit code {done.returncode}, mend that first: {problem}")
-    answers, num_turns = done.stdout.decode("utf-8").splitlines(), [len(question["turns"]) for question in questions]
-    if len(answers) != sum(num_turns):
-        remedy = "take a model that was trained with config/train_chat_demo.py, whose answers are one line"
-        raise UserError(f"chat.py printed {len(answers):,} lines for {sum(num_turns):,} that were typed: {remedy}")
-    return [answers[n - 1].strip() for n in accumulate(num_turns)]
+    command = [sys.executable, os.path.join(ROOT, "chat.py"), checkpoint]
+    with tempfile.TemporaryFile() as typed, tempfile.TemporaryFile() as notes:
+        typed.write("".join(f"{line}\n" for line in lines).encode("utf-8"))
+        typed.seek(0)
+        n_missing = 0
+        with subprocess.Popen(command, stdin=typed, stdout=subprocess.PIPE, stderr=notes, encoding="utf-8") as process:
+            assert process.stdout
+            for question in questions:
+                answers = list(islice(process.stdout, len(question["turns"])))
+                n_missing += len(question["turns"]) - len(answers)
+                if answers and not n_missing:
+                    yield answers[-1].strip()
+            n_more = len(list(process.stdout))
+        if process.returncode:
+            notes.seek(0)
+            problem = notes.read().decode("utf-8", "replace").strip()
+            raise UserError(
+                f"chat.py ended with exit code {process.returncode}, which has to be fixed first: {problem}"
+            )
+    if n_missing or n_more:
+        n_lines = len(lines) - len(questions)
+        problem = f"chat.py printed {n_lines - n_missing + n_more:,} answers to {n_lines:,} lines"
+        raise UserError(f"{problem}: use a model trained with config/train_chat_demo.py, whose answers have one line")
 
 
 def print_table(questions: list[dict], is_right: list[bool]):
-    """Print how much was asked of each kind and answered exactly; the new kinds separately."""
+    """Print how many questions of each kind were asked and answered exactly; the new kinds separately."""
     rows = [["kind", "asked", "exact", ""]]
-    for new, title in ((False, "all held-out questions"), (True, "all that is new")):
+    for new, title in ((False, "all held-out questions"), (True, "all new kinds")):
         grades = [(q["kind"], grade) for q, grade in zip(questions, is_right) if is_new(q["kind"]) == new]
         for name in [*dict.fromkeys(kind for kind, _ in grades), title]:
             results = [grade for kind, grade in grades if name in (kind, title)]
@@ -79,15 +94,28 @@ def print_table(questions: list[dict], is_right: list[bool]):
     print(format_table(rows), end="\n\n")
 
 
-def main(argv: list[str] | None = None):
+def main(argv: list[str] | None = None) -> int:
     cfg, _, (checkpoint,) = configurator.load_with_paths(QuizConfig, argv, "CHECKPOINT")
     questions = read_questions(os.path.join(FOLDER, "questions.jsonl"), cfg.n)
-    answers = ask(checkpoint, questions)
-    is_right = [answer == question["answer"] for question, answer in zip(questions, answers)]
+    answers, is_right, exit_code = [], [], 0
+    bar = progress_bar(len(questions), unit=" questions")
+    print(f"asking {checkpoint} {len(questions):,} questions", file=sys.stderr)
+    try:
+        for answer, question in zip(ask(checkpoint, questions), questions):  # in this order, ask() runs to its end
+            answers.append(answer)
+            is_right.append(answer == question["answer"])
+            bar.set_postfix_str(f"{sum(is_right) / len(is_right):.1%} exact", refresh=False)
+            bar.update()
+            if len(answers) % 200 == 0:
+                bar.write(f"{len(answers):,} asked, {sum(is_right):,} answered exactly", file=sys.stderr)
+    except KeyboardInterrupt:
+        exit_code = 130
+    bar.close()
     print_table(questions, is_right)
     wrong = [(question, answer) for question, answer, grade in zip(questions, answers, is_right) if not grade]
     for question, answer in wrong[:: max(1, len(wrong) // max(cfg.shown, 1))][: cfg.shown]:
         print(f"{question['kind']}: {' / '.join(question['turns'])}\n    {answer!r}, not {question['answer']!r}")
+    return exit_code
 
 
 if __name__ == "__main__":

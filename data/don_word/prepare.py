@@ -1,16 +1,16 @@
 """Don Quixote by words: writes train.bin, val.bin and meta.json next to this script.
 
     python data/don_word/prepare.py                      # downloads the text from Project Gutenberg
-    python data/don_word/prepare.py --input=pg996.txt    # takes your copy; any other text works too
-    python data/don_word/prepare.py --notebook=True      # as the word notebook does it, licence and all
+    python data/don_word/prepare.py --input=pg996.txt    # uses your copy; any other text works too
+    python data/don_word/prepare.py --notebook=True      # as the word notebook prepares it, licence included
 
-A word includes the space before it, so that no position of a window is spent on a space, and keeps its capitals: ids
-give the text back, prompts may have capitals, and bits per byte compare with those by characters. The spellings of a
-word then share no embedding, which data/word2vec.py makes up for: it gives them the same vector.
+A word includes the space before it, so a window spends no positions on spaces, and keeps its capital letters. The ids
+therefore decode to the same text, prompts may contain capitals, and bits per byte can be compared with those of a
+character model. Different spellings of a word have different embeddings; data/word2vec.py gives them the same vector.
 
-The notebook lowers all letters and has a token for every blank, nearly half of its tokens. It cuts off the start of the
-text at a position that fits only Project Gutenberg's 996 as of 2021, and splits by tokens, nine tenths to train on,
-where data/*/prepare.py split by characters.
+The notebook converts the text to lower case and makes every blank a token, nearly half of all tokens. It drops the
+start of the text, up to a position that is right only for Project Gutenberg's 996 as of 2021, and trains on the first
+nine tenths of the tokens, where data/*/prepare.py split by characters.
 """
 
 import os
@@ -30,29 +30,29 @@ from dongpt.text.sources import DON_QUIXOTE, BookConfig, find_text, prepare_text
 from dongpt.text.tokenizers import WordTokenizer, split_words
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-NUM_SKIPPED_CHARS = (
-    121_506  # at the start, which the notebook leaves out: Gutenberg's header, the table of contents, the prefaces
-)
-TRAIN_FRACTION = 0.9  # of the notebook's tokens
+NUM_SKIPPED_CHARS = 121_506  # dropped by the notebook: Gutenberg's header, the table of contents, the prefaces
+TRAIN_FRACTION = 0.9  # of the tokens
 
 
 @dataclass(frozen=True)
 class PrepareConfig(BookConfig):
-    notebook: bool = False  # the word notebook's own recipe; its licence stays in, with or without raw
+    notebook: bool = False  # prepare the text as the word notebook does; keeps the licence, whatever raw is
 
 
 def prepare_notebook(path: str, encoding: str) -> PreparedData:
-    """Write the data by the notebook's recipe, and print its figures; ids are sorted, where the notebook's change from
-    run to run. Raises UserError for a text that is too short for it."""
+    """Prepare the text as the notebook does, and print its figures. Unlike there, the ids are the same in every run.
+
+    Raises UserError for a text that is too short.
+    """
     text, sha256 = read_text(path, encoding)
     text = text.replace("\n", " ").replace("  ", " ")
     if len(text) <= NUM_SKIPPED_CHARS:
-        problem = f"{path} has {len(text):,} characters, and notebook=True leaves out the first {NUM_SKIPPED_CHARS:,}"
-        raise UserError(f"{problem}, which fits only Project Gutenberg's 996: drop --notebook")
+        problem = f"{path} has only {len(text):,} characters, and --notebook drops the first {NUM_SKIPPED_CHARS:,}"
+        raise UserError(f"{problem}, which is right for Project Gutenberg's 996 alone: drop --notebook")
     text = text[NUM_SKIPPED_CHARS:].lower()
     words = split_words(text, spaces_alone=True)
     tokenizer = WordTokenizer(sorted(set(words)), lower=True, spaces_alone=True)
-    print(f"the text begins with {text[:60]!r} (volume i, chapter i of Project Gutenberg's 996, if it is that)")
+    print(f"the text begins with {text[:60]!r} (Project Gutenberg's 996: volume i, chapter i)")
     print(f"Unique characters: {len(set(text))}")
     print(f"Unique words and special characters: {len(tokenizer.words)}")
     print(f"tokens: {len(words):,}")
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None):
     if cfg.notebook:
         report(prepare_notebook(find_text(cfg.input, FOLDER, DON_QUIXOTE), cfg.encoding))
     else:
-        prepare_text(cfg, FOLDER, DON_QUIXOTE, "word")
+        prepare_text(cfg, FOLDER, DON_QUIXOTE, "word", "config/train_don_word.py")
 
 
 if __name__ == "__main__":

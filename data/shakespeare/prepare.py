@@ -1,7 +1,7 @@
 """Tiny Shakespeare in GPT-2 byte pairs: writes train.bin, val.bin and meta.json next to this script.
 
 python data/shakespeare/prepare.py                      # downloads the text, as nanoGPT's script does
-python data/shakespeare/prepare.py --input=input.txt    # takes your copy
+python data/shakespeare/prepare.py --input=input.txt    # uses your copy
 """
 
 import os
@@ -16,7 +16,8 @@ from dongpt.text.sources import TINY_SHAKESPEARE, TextConfig, prepare_text
 
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(TextConfig, argv)
-    prepare_text(cfg, os.path.dirname(os.path.abspath(__file__)), TINY_SHAKESPEARE, "gpt2")
+    next_config = "config/finetune_don.py --dataset=shakespeare --out_dir=out-shakespeare"
+    prepare_text(cfg, os.path.dirname(os.path.abspath(__file__)), TINY_SHAKESPEARE, "gpt2", next_config)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Tiny Shakespeare by characters: writes train.bin, val.bin and meta.json next to this script.
 
 python data/shakespeare_char/prepare.py                      # downloads the text, as nanoGPT's script does
-python data/shakespeare_char/prepare.py --input=input.txt    # takes your copy
+python data/shakespeare_char/prepare.py --input=input.txt    # uses your copy
 """
 
 import os
@@ -16,7 +16,8 @@ from dongpt.text.sources import TINY_SHAKESPEARE, TextConfig, prepare_text
 
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(TextConfig, argv)
-    prepare_text(cfg, os.path.dirname(os.path.abspath(__file__)), TINY_SHAKESPEARE, "char")
+    next_config = "config/quickstart.py --dataset=shakespeare_char --out_dir=out-shakespeare-char"
+    prepare_text(cfg, os.path.dirname(os.path.abspath(__file__)), TINY_SHAKESPEARE, "char", next_config)
 
 
 if __name__ == "__main__":

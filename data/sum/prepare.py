@@ -1,12 +1,13 @@
-"""Texts with their summaries, for a model that summarises: writes bins, masks and meta.json next to this script.
+"""Prepare texts with summaries for a summarising model: writes train.bin, val.bin, loss masks and meta.json.
 
     python data/sum/prepare.py --input=articles.csv                              # columns text and summary
     python data/sum/prepare.py --input=articles.jsonl.gz --text=body --summary=title --tokenizer=bpe
     python train.py config/finetune_sum.py
     python sample.py --out_dir=out-sum --start='A long text ...<|summarize|>' --stop='<|endoftext|>'
 
-A record becomes its text, <|summarize|>, its summary, <|endoftext|>, where both marks are real special tokens. Only the
-summary and the end after it are in the loss: train.py and evaluate.py respect the masks that say so.
+Each record becomes its text, <|summarize|>, its summary, <|endoftext|>; both marks are special tokens. Only the summary
+and the end token count in the loss: train.py and evaluate.py apply the loss masks. The files are written next to this
+script, or to data/<name>/ with --name.
 """
 
 import os
@@ -34,24 +35,24 @@ SUMMARIZE_TOKEN = "<|summarize|>"
 
 @dataclass(frozen=True)
 class PrepareConfig(Vocabulary):
-    tokenizer: TokenizerKind = "gpt2"  # gpt2 to fine-tune GPT-2; char, word or bpe for a model of your own
-    input: str = ""  # a file of records (.jsonl, .csv, .parquet), a folder or a pattern
-    text: str = "text"  # the field that holds what is to be summarised
-    summary: str = "summary"  # the field that holds the answer
-    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # of the characters, for validation; records stay whole
-    encoding: str = "utf-8"  # of the records
-    name: str = ""  # a folder under data/ to write to; without it next to this script
+    tokenizer: TokenizerKind = "gpt2"  # gpt2 to fine-tune GPT-2; char, word or bpe for your own model
+    input: str = ""  # records: a file (.jsonl, .csv, .parquet), a folder or a pattern
+    text: str = "text"  # the field with the text
+    summary: str = "summary"  # the field with its summary
+    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # share of the characters kept for validation
+    encoding: str = "utf-8"  # encoding of the records
+    name: str = ""  # write to data/<name>/; by default next to this script
 
 
 @dataclass(frozen=True)
 class Summaries:
-    """Records of which one field is a text and another its summary. A hash of the text decides on the split."""
+    """Records with a text and its summary. A hash of the text decides which split a record belongs to."""
 
     files: Files
     fields: tuple[str, str]
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """(bucket of the text, segments) of each record; no segments unless both fields have text."""
+        """(bucket of the text, segments) of each record; no segments if a field is blank."""
         summarize, end = Segment(SUMMARIZE_TOKEN, is_special=True), Segment(END, is_special=True, in_loss=True)
         for _, (text, summary) in self.files.records(*self.fields, on_progress=on_progress, digest=digest):
             segments = [Segment(text), summarize, Segment(summary, in_loss=True), end]

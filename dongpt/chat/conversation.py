@@ -1,10 +1,10 @@
-"""A conversation with a model: the turns, the part of them that fits into its context, and streamed answers.
+"""A conversation with a model: its turns, how many of them fit into the context, and streamed answers.
 
     conversation = Conversation(model, tokenizer, template, Sampling(temperature=0.7), print)
     for piece in conversation.reply("What is 3 plus 4?"):
         print(piece, end="")
 
-The prompt is the whole conversation, as far as it fits into the context; only its new tokens are encoded.
+The prompt is the whole conversation, or as much of it as fits into the context. Only its new tokens are encoded.
 """
 
 from dataclasses import dataclass
@@ -27,15 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Exchange:
-    """A question of the user and the model's answer, with the ids of both."""
+    """A question of the user and the model's answer."""
 
     question: str
     answer: str
-    ids: list[int]
+    ids: list[int]  # of both, with the template's marks
+    num_new_tokens: int = 0  # generated for the answer
+    end_reason: str = ""  # stop, length or interrupted; "" for an answer that was loaded
 
 
 class Conversation:
-    """The turns so far. print_note is called with sentences for the user."""
+    """The turns so far. print_note is called with each message for the user."""
 
     def __init__(
         self,
@@ -50,18 +52,21 @@ class Conversation:
         self.model, self.tokenizer, self.template, self.sampling = model, tokenizer, template, sampling
         self.print_note, self.max_new_tokens, self.seed = print_note, max_new_tokens, seed
         self.exchanges: list[Exchange] = []
+        self.num_retries = 0  # answers that undo() removed, so that the next one uses other random numbers
         self.is_truncated, self.system = False, ""
         self.topic = ""  # fills the template's header
         self._decoder: Decoder | None = None
         self.block_size = model.config.block_size
         self.prompt_size = self.block_size - min(max_new_tokens, self.block_size // 4)  # the rest is for the answer
-        if missing := ", ".join(map(repr, template.missing_marks(tokenizer))):
-            problem = f"this model's vocabulary cannot express the template {template.name}, it has no {missing}"
-            raise UserError(f"{problem}: pass another --template, plain works with every model")
+        if missing := template.missing_marks(tokenizer):
+            problem = (
+                f"this model's vocabulary cannot express the template {template.name}, it has no {name_some(missing)}"
+            )
+            raise UserError(f"{problem}: pass another --template; plain works with every model")
         n_tokens = len(encode(tokenizer, [*template.question(""), *template.answer("")]))
         if n_tokens + 2 > self.block_size:
-            problem = f"the marks of the template {template.name} are {n_tokens} tokens"
-            raise UserError(f"{problem}, and the model sees {self.block_size}: pass --template=plain")
+            problem = f"the marks of the template {template.name} take {n_tokens} tokens"
+            raise UserError(f"{problem}, and the model reads at most {self.block_size}: pass --template=plain")
 
     def reply(self, text: str) -> Generator[str, None, None]:
         """Yield the answer to text piece by piece, "" for a token that completes no character.
@@ -74,7 +79,7 @@ class Conversation:
         special_ids, new_ids, answer = list(self.tokenizer.specials.values()), [], ""
         detokenizer = Detokenizer(self.tokenizer, 1, self.template.tags, special_ids)
         self._decoder = self._decoder or Decoder(self.model, 1, reuse_prefix=True)
-        prompts, seed = [ids or [self.tokenizer.start_id]], self.seed + len(self.exchanges)
+        prompts, seed = [ids or [self.tokenizer.start_id]], self.seed + len(self.exchanges) + (self.num_retries << 32)
         settings: dict[str, Any] = dict(stop_ids=special_ids, n_ids=self.tokenizer.vocab_size, decoder=self._decoder)
         try:
             for next_ids in stream(self.model, prompts, self.max_new_tokens, self.sampling, seed, **settings):
@@ -92,15 +97,16 @@ class Conversation:
             raise UserError(str(error)) from error
         finally:
             if new_ids:
-                self.exchanges.append(Exchange(text, answer, [*question, *self._answer_ids(answer, new_ids)]))
+                answer_ids, end_reason = self._answer_ids(answer, new_ids), detokenizer.end_reasons[0] or "interrupted"
+                self.exchanges.append(Exchange(text, answer, [*question, *answer_ids], len(new_ids), end_reason))
 
     def _visible_text(self, text: str) -> str:
-        """The visible part of an answer: without whitespace around it, unless it continues the user's text."""
+        """The visible part of an answer: stripped of whitespace, unless it continues the user's text."""
         text = text.replace("\0", "")
         return text if self.template.is_plain_text else text.strip()
 
     def _answer_ids(self, answer: str, new_ids: list[int]) -> list[int]:
-        """The ids of an answer: the generated ones if they decode to just that, since the cache holds them."""
+        """The ids of an answer: the generated ones if they decode to exactly that, since the cache holds them."""
         new_ids = [i for i in new_ids if i not in self.tokenizer.specials.values()]
         if self.template.special and self.tokenizer.decode(new_ids) == answer:
             return [*new_ids, self.tokenizer.specials[self.template.end]]
@@ -110,12 +116,12 @@ class Conversation:
         return encode(self.tokenizer, segments, unknown="skip")
 
     def _encode_opening(self) -> list[int]:
-        """The ids before the first question: as in training, the end of another document, and the system text."""
+        """The ids before the first question: the end of another document, as in training, and the system text."""
         end = [Segment(END, is_special=True)] if self.template.special and END in self.tokenizer.specials else []
         return self._encode([*end, *self.template.opening(self.system)])
 
     def _encode_question(self, text: str, quiet: bool = False) -> list[int]:
-        """The ids of a question; a question that is too long loses its beginning."""
+        """The ids of a question; the beginning of one that is too long is dropped."""
         text = self._drop_unknown(text)
         should_guess_emotion = self.template.header.startswith("<emotion>") and not self.topic
         try:
@@ -125,7 +131,7 @@ class Conversation:
             return self._encode_question("", quiet)
         if ending != text:
             lengths = f"{len(ending):,} of {len(text):,} characters"
-            self.print_note(f"that is too long for the model: it sees the last {lengths}")
+            self.print_note(f"your message is too long for the model: it reads only the last {lengths}")
         return self._truncate_question(ending, self._guess_emotion(ending, quiet))[1] if should_guess_emotion else ids
 
     def _truncate_question(self, text: str, topic: str) -> tuple[str, list[int]]:
@@ -138,9 +144,9 @@ class Conversation:
             text = text[len(text) - min(len(text) - 1, len(text) * max_tokens // len(ids)) :]
 
     def _drop_unknown(self, text: str) -> str:
-        """text without what the vocabulary lacks, which is named in a note."""
+        """text without anything that is not in the vocabulary; a note names what was dropped."""
         if missing := self.tokenizer.missing(text):
-            self.print_note(f"left out, since the model does not know it: {', '.join(map(repr, missing[:20]))}")
+            self.print_note(f"left out, because the model never saw it in training: {name_some(missing)}")
         if missing or self.tokenizer.is_lossy(text):
             return self.tokenizer.decode(self.tokenizer.encode(text, unknown="skip"))
         return text
@@ -150,13 +156,13 @@ class Conversation:
         sizes = accumulate((len(exchange.ids) for exchange in reversed(self.exchanges)), initial=n_tokens)
         n_fitting = sum(size <= self.prompt_size for size in sizes) - 1
         if n_fitting < len(self.exchanges) and not self.is_truncated:
-            self.is_truncated, problem = True, "the conversation is longer than the model can see"
-            self.print_note(f"{problem}: it forgets the oldest turns from here on")
+            self.is_truncated, problem = True, "the conversation is longer than the model can read at once"
+            self.print_note(f"{problem}: from here on it forgets the oldest messages")
         return self.exchanges[len(self.exchanges) - max(0, n_fitting) :]
 
     @torch.no_grad()
     def _guess_emotion(self, text: str, quiet: bool) -> str:
-        """The emotion in whose header the model finds text likeliest, after the end of another conversation."""
+        """The emotion under whose header the model gives text the highest probability."""
         end_ids, losses = self.tokenizer.encode(self.template.end), []
         for emotion in EMOTIONS:
             ids = [*end_ids, *self._encode(self.template.question(text, emotion))][: self.block_size + 1]
@@ -171,10 +177,17 @@ class Conversation:
         return emotion
 
     # ------------------------------------------------------------------------------------------------------------------
-    # as messages
+    # commands and messages
+
+    def undo(self) -> str:
+        """Remove the last exchange and return its question. Raises UserError if there is none."""
+        if not self.exchanges:
+            raise UserError("nothing has been said yet")
+        self.num_retries += 1
+        return self.exchanges.pop().question
 
     def messages(self) -> list[tuple[str, str]]:
-        """(role, content) of all turns, without exchanges in which one side is empty."""
+        """(role, content) of all turns; exchanges with an empty side are left out."""
         messages = [("system", self.system)] if self.system else []
         for exchange in self.exchanges:
             if exchange.question.strip() and exchange.answer.strip():
@@ -184,7 +197,7 @@ class Conversation:
     def set_system(self, system: str):
         """Start the conversation with this text, or none. Raises UserError if it doesn't fit."""
         if system and not self.template.system:
-            raise UserError(f"the template {self.template.name} has no place for a system text: drop it")
+            raise UserError(f"this model was not trained with system texts (template {self.template.name}): drop it")
         self.system = self._check_length(system)
 
     def set_topic(self, topic: str):
@@ -192,15 +205,15 @@ class Conversation:
         self.topic = self._check_length(topic)
 
     def _check_length(self, text: str) -> str:
-        """The readable part of a text that stays in the context. Raises UserError if it leaves too little room."""
+        """text for the start of the context, without unknown characters. Raises UserError if it is too long."""
         text = self._drop_unknown(text)
         if (n := len(self.tokenizer.encode(self.template.clean(text), unknown="skip"))) > self.block_size // 3:
-            limit = f"too long for a model that sees {self.block_size:,}"
-            raise UserError(f"a text of {n:,} tokens that is always seen is {limit}: shorten it")
+            limit = f"too long for a model that reads {self.block_size:,} at once"
+            raise UserError(f"a text of {n:,} tokens that stays in the context is {limit}: shorten it")
         return text
 
     def restore(self, messages: list[tuple[str, str]]):
-        """Replace the turns by these messages: an optional system text, then questions and answers in turn."""
+        """Replace the turns by these messages: an optional system text, then questions and answers alternating."""
         system = messages[0][1] if messages and messages[0][0] == "system" else ""
         messages, old_system = messages[1:] if system else messages, self.system
         self.set_system(system)
@@ -217,4 +230,10 @@ class Conversation:
 
     def reset(self):
         """Forget all turns."""
-        self.exchanges, self.is_truncated = [], False
+        self.exchanges, self.is_truncated, self.num_retries = [], False, 0
+
+
+def name_some(items: list[str], n: int = 5) -> str:
+    """The first n items in quotes, and how many others there are: "'a', 'b' and 3 others"."""
+    more = f" and {len(items) - n:,} others" if len(items) > n else ""
+    return ", ".join(map(repr, items[:n])) + more

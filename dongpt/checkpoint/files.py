@@ -7,6 +7,7 @@ other trainers are read as if they had been written so: dongpt/checkpoint/foreig
     model, tokenizer = load_model("out/ckpt.pt")        # eval mode, float32, CPU
 """
 
+import glob
 import itertools
 import math
 import os
@@ -16,6 +17,7 @@ import sys
 import warnings
 import zipfile
 from dataclasses import asdict
+from difflib import get_close_matches
 from typing import Any, Callable
 
 import torch
@@ -73,7 +75,7 @@ def load(path: str, mmap: bool = False, **extra_args) -> dict:
     damaged, of an unknown layout, or that asks to run code.
     """
     if not os.path.isfile(path):
-        raise UserError(f"there is no checkpoint {path}: pass a run's --out_dir or a checkpoint's path, or train first")
+        raise UserError(f"there is no checkpoint {path}{_suggest_runs(path)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickle protocols before it refuses
@@ -106,7 +108,7 @@ def load_from_out_dir(out_dir: str, prefer_newest: bool = True, **extra_args) ->
     names = (LAST_NAME, BEST_NAME) if prefer_newest else (BEST_NAME, LAST_NAME)
     paths = [path for name in names if os.path.exists(path := os.path.join(out_dir, name))]
     if not paths:
-        raise UserError(f"{out_dir} has no checkpoint: train with --out_dir={out_dir} first, or give another out_dir")
+        raise UserError(f"{out_dir} holds no checkpoint{_suggest_runs(out_dir)}")
     if prefer_newest and len(paths) > 1:
         paths.sort(key=_num_updates, reverse=True)  # stable: of equally old ones the first name wins
     problems: list[str] = []
@@ -119,6 +121,21 @@ def load_from_out_dir(out_dir: str, prefer_newest: bool = True, **extra_args) ->
         except UserError as error:
             problems.append(str(error))
     raise UserError("; ".join(problems))
+
+
+def _suggest_runs(path: str) -> str:
+    """The end of a message about a missing run: what path may mean, and the runs next to it, newest first."""
+    run_path = os.path.dirname(path) if path.endswith(".pt") else path.rstrip(os.sep)
+    for folder in (os.path.dirname(run_path), ""):
+        if checkpoints := glob.glob(os.path.join(glob.escape(folder), "*", BEST_NAME)):
+            break
+    else:
+        return ": train a model first, as in python train.py config/quickstart.py, or pass the path of another one"
+    runs = [os.path.dirname(checkpoint) for checkpoint in sorted(checkpoints, key=os.path.getmtime, reverse=True)]
+    close_runs = get_close_matches(run_path, runs, n=1)
+    hint = f", did you mean {close_runs[0]}?" if close_runs else ": pass one of the"
+    more = f" and {len(runs) - 5} more" if len(runs) > 5 else ""
+    return f"{hint} {'Runs' if close_runs else 'runs'} there: {', '.join(runs[:5])}{more}"
 
 
 def _num_updates(path: str) -> float:

@@ -1,7 +1,7 @@
 """Autoregressive decoding: KV cache, prefill, one token at a time, CUDA graphs.
 
-stream() is what GPT.generate, dongpt.load and chat.py call. `model` is always a GPT; it is not imported, because
-model.py imports this. Shapes as in model.py, and R: those of the B sequences that are being encoded.
+GPT.generate, dongpt.load and chat.py use stream(). `model` is always a GPT; the class is not imported, because model.py
+imports this module. Shapes are as in model.py, with R for the number of sequences being encoded, out of B.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ import torch
 from dongpt.decode.sampling import INVALID_ID, DecodingError, Sampling, check_inputs, context_len, penalize, sample_ids
 from dongpt.kernels import cpu
 
-N_BUFFERED_UNIFORMS = 64  # random numbers drawn at a time for each sequence
-PREFILL_CHUNK_TOKENS = 8192  # tokens encoded at a time
+N_BUFFERED_UNIFORMS = 64  # random numbers drawn at once for each sequence
+PREFILL_CHUNK_TOKENS = 8192  # tokens encoded at once
 GRAPH_BUCKET_TOKENS = 128  # cache lengths of CUDA graphs are multiples of this
 
 
@@ -33,7 +33,7 @@ def stream(
 ) -> Iterator[torch.Tensor]:
     """Yield the next id of every sequence, (B,) int64 on the CPU; see GPT.stream.
 
-    A decoder made with reuse_prefix=True encodes only what differs from the text before.
+    A decoder made with reuse_prefix=True encodes only the part that differs from its previous text.
     """
     n_ids = model.config.vocab_size if n_ids is None else n_ids
     prompts = check_inputs(prompts, model.config.vocab_size, n_ids, max_new_tokens)
@@ -60,17 +60,17 @@ def stream(
 
 
 class LayerCache(NamedTuple):
-    """One layer of the KV cache, and the positions to write."""
+    """One layer of the KV cache, with the positions to write."""
 
     keys: torch.Tensor  # (B, nh, capacity, hs)
     values: torch.Tensor  # (B, nh, capacity, hs)
-    batch: slice | torch.Tensor  # sequences being encoded: the first few, or their indices (R,)
+    batch: slice | torch.Tensor  # sequences being encoded: a slice, or their indices (R,)
     positions: torch.Tensor  # of the tokens being encoded: (T,), or (R, T) if the sequences differ
-    start: int | None  # first of the positions if they are consecutive and the same for all sequences
-    cache_len: int  # S: tokens in the longest sequence, those being encoded included
+    start: int | None  # first position, if positions are consecutive and equal for all sequences
+    cache_len: int  # S: length of the longest sequence, including the tokens being encoded
 
     def extend(self, k, v):
-        """Store k, v (R, nh, T, hs) of the new tokens; return all keys and values so far, (R, nh, S, hs) each."""
+        """Store k, v (R, nh, T, hs) of the new tokens; return all keys and values so far, both (R, nh, S, hs)."""
         for buffer, new_kv in ((self.keys, k), (self.values, v)):
             if self.start is not None:
                 buffer[self.batch, :, self.start : self.cache_len] = new_kv
@@ -84,8 +84,8 @@ class LayerCache(NamedTuple):
 class KVCache:
     """Keys and values of the tokens so far, so that only new tokens are encoded.
 
-    Memory for `capacity` tokens per sequence, by default block_size, is allocated once. Sequences may have different
-    lengths: entries beyond a sequence's newest token are garbage that the mask hides and later tokens overwrite.
+    Memory for `capacity` tokens per sequence (default: block_size) is allocated once. Sequences may differ in length:
+    entries beyond a sequence's newest token are garbage, hidden by the mask and overwritten by later tokens.
     """
 
     def __init__(self, model: Any, batch_size: int, capacity: int | None = None):
@@ -95,7 +95,7 @@ class KVCache:
         self.layers = [[torch.zeros(shape, **options), torch.zeros(shape, **options)] for _ in model.transformer.h]
 
     def layer_caches(self, positions, cache_len: int, start: int | None = None, batch=slice(None)) -> list[LayerCache]:
-        """The cache of each layer for writing tokens at positions (T,) or (R, T) of these sequences; see LayerCache."""
+        """The cache of each layer, ready to write tokens at positions (T,) or (R, T) of `batch`; see LayerCache."""
         return [LayerCache(keys, values, batch, positions, start, cache_len) for keys, values in self.layers]
 
 
@@ -106,7 +106,7 @@ def _cache_dtype(model: Any) -> torch.dtype:
 
 
 def previous_ids(tokens, positions, n: int):
-    """The n ids before positions[i] in sequence i of tokens (B, T): (B, n), -1 before the start; None for n = 0."""
+    """The n ids before positions[i] in each sequence i of tokens (B, T): (B, n), -1 before the start; None if n = 0."""
     if not n:
         return None
     indices = positions[:, None] + torch.arange(-n, 0, device=tokens.device)
@@ -120,48 +120,50 @@ def previous_ids(tokens, positions, n: int):
 class Decoder:
     """Decoding state of a batch: token buffer, KV cache, sampling settings.
 
-    Buffers are static, so that a step can be captured as a CUDA graph. No step waits for the ids of another: which
-    tokens are in the context depends only on how many there are.
+    Buffers are static, so that a step can be captured as a CUDA graph. No step waits for the ids of the previous one:
+    which tokens are in the context depends only on their number.
 
-    capacity: see KVCache. reuse_prefix: of the next prompt, encode only what follows the tokens that the cache holds
-    already (batch size 1).
+    capacity: see KVCache. reuse_prefix: encode only the part of the next prompt that the cache does not hold yet (batch
+    size 1).
     """
 
     def __init__(self, model: Any, batch_size: int, use_kv_cache=True, capacity: int | None = None, reuse_prefix=False):
         self.model, self.reuse_prefix, self.capacity = model, reuse_prefix, capacity
         self.device, self.block_size, B = model.device, model.config.block_size, batch_size
-        self.lengths = [0] * B  # tokens in the context of each sequence
-        self.tokens = torch.zeros(B, self.block_size + 1, dtype=torch.int64, device=self.device)  # then garbage
+        self.lengths = [0] * B  # number of tokens in the context of each sequence
+        self.tokens = torch.zeros(
+            B, self.block_size + 1, dtype=torch.int64, device=self.device
+        )  # garbage beyond lengths
         self.last_positions = torch.zeros(B, dtype=torch.int64, device=self.device)  # positions of the newest tokens
-        # float64, which MPS does not have: there ids are drawn on the CPU
+        # float64, which MPS lacks: there, ids are drawn on the CPU
         uniforms_device = "cpu" if self.device.type == "mps" else self.device
         self.uniforms = torch.zeros(N_BUFFERED_UNIFORMS, B, dtype=torch.float64, device=uniforms_device)
-        self.next_uniform = torch.zeros(1, dtype=torch.int64, device=uniforms_device)  # its index
+        self.next_uniform = torch.zeros(1, dtype=torch.int64, device=uniforms_device)  # row in uniforms
         self.next_ids = torch.zeros(B, dtype=torch.int64, device=self.device)
         self.cache = KVCache(model, B, capacity) if use_kv_cache and model.can_cache else None
-        self.num_previous = model.config.ngrams - 1  # earlier tokens that the embedding of a token depends on
+        self.num_previous = model.config.ngrams - 1  # earlier tokens that a token's embedding depends on
         self.packed_blocks: cpu.PackedBlocks | None = None
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # captured decode steps by cache length
-        self.weights_version: tuple = ()  # of the weights that computed what the cache holds
-        self.weight_checksums: list[int] = []  # likewise
+        self.weights_version: tuple = ()  # version of the weights that the cache was computed with
+        self.weight_checksums: list[int] = []  # checksums of these weights
         self.key: tuple = ()  # see for_model
         self.in_use = False
         self.sampling, self.n_ids = Sampling(), model.config.vocab_size
-        self.seen_mask: torch.Tensor | None = None  # (B, V): which ids each sequence contains, for a repetition penalty
+        self.seen_mask: torch.Tensor | None = None  # (B, V): ids in each sequence, for the repetition penalty
 
     @classmethod
     def for_model(cls, model: Any, batch_size: int, use_kv_cache: bool, capacity: int) -> "Decoder":
-        """A Decoder for `capacity` tokens per sequence; on CUDA the model's previous one if it fits."""
+        """A Decoder for `capacity` tokens per sequence; on CUDA, the model's previous one if it fits."""
         if model.device.type != "cuda" or model.training or any(p.requires_grad for p in model.parameters()):
-            return cls(model, batch_size, use_kv_cache, capacity)  # a model in training keeps no buffers
+            return cls(model, batch_size, use_kv_cache, capacity)  # keep no buffers for a model in training
         decoder, key = model.__dict__.get("_decoder"), (batch_size, use_kv_cache, _weights_version(model))
         if decoder is None or decoder.in_use or decoder.key != key:
-            decoder = cls(model, batch_size, use_kv_cache)  # with room for block_size tokens, so that any text fits
+            decoder = cls(model, batch_size, use_kv_cache)  # room for block_size tokens, so that any text fits
             model.__dict__["_decoder"], decoder.key = decoder, key
         return decoder
 
     def set_sampling(self, sampling: Sampling, n_ids: int):
-        """Draw ids below n_ids with these settings from now on."""
+        """From now on, sample ids below n_ids with these settings."""
         if (sampling, n_ids) == (self.sampling, self.n_ids):
             return
         self.sampling, self.n_ids = sampling, n_ids
@@ -174,7 +176,7 @@ class Decoder:
     def generate_ids(self, prompts: list[list[int]], seed: int, max_new_tokens: int) -> Iterator[list[int]]:
         """Yield the next id of each sequence, max_new_tokens times.
 
-        On a GPU the next step is already queued when they arrive: stop conditions are checked one step late.
+        On a GPU, the next step is already queued when they arrive, so stop conditions are checked one step late.
         """
         self.in_use = True
         copied_ids: Any = None
@@ -209,7 +211,7 @@ class Decoder:
             self.in_use = False
 
     def prefill(self, prompts: list[list[int]], max_new_tokens: int):
-        """Load the prompts, and encode all of their tokens except the newest."""
+        """Load the prompts and encode all their tokens except the newest."""
         windows = [prompt[-context_len(len(prompt), self.block_size) :] for prompt in prompts]
         if self.cache and self.cache.dtype != _cache_dtype(self.model):
             self.cache = KVCache(self.model, len(prompts), self.capacity)
@@ -226,14 +228,14 @@ class Decoder:
             for i, prompt in enumerate(prompts):
                 self.seen_mask[i, prompt] = True
         if self.cache:
-            if self.device.type == "cuda" and not cached_len:  # what a mask hides must be finite
+            if self.device.type == "cuda" and not cached_len:  # masked entries must be finite
                 for buffer in chain(*self.cache.layers):
                     buffer.zero_()
             self._encode(range(len(prompts)), all(window == windows[0] for window in windows), cached_len)
 
     def _cached_prefix_len(self, prompt_ids: list[int]) -> int:
-        """How many of the first prompt_ids, the newest aside, the cache holds for the current weights."""
-        # Only sums of their bits notice writes through .data. Frozen weights are not summed, which takes time.
+        """Number of leading prompt_ids, without the newest, that the cache holds for the current weights."""
+        # Writes through .data show only in sums of the bits. Frozen weights are skipped, since summing takes time.
         int_dtypes = {2: torch.int16, 4: torch.int32, 8: torch.int64}
         trained_weights = [p.detach() for p in self.model.parameters() if p.requires_grad]
         checksums = [int(weight.view(int_dtypes[weight.element_size()]).sum()) for weight in trained_weights]
@@ -246,7 +248,7 @@ class Decoder:
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], cached_and_new_ids))
 
     def truncate_context(self):
-        """Reduce sequences of more than block_size tokens to their newest half, and encode it again from position 0."""
+        """Cut sequences longer than block_size to their newest half, and encode that again from position 0."""
         full_rows = [i for i, length in enumerate(self.lengths) if length > self.block_size]
         if not full_rows:
             return
@@ -259,7 +261,10 @@ class Decoder:
             self._encode(full_rows, False)
 
     def _encode(self, rows: Sequence[int], same_prompts: bool, start: int = 0):
-        """Put the tokens of these sequences from start to the last but one into the cache; once for same_prompts."""
+        """Write the tokens of these sequences, from start to the last but one, to the cache.
+
+        With same_prompts=True they are encoded once and copied.
+        """
         assert self.cache
         end_position = max(self.lengths[i] for i in rows) - 1
         row_index: slice | torch.Tensor = slice(0, 1) if same_prompts else slice(None)
@@ -279,9 +284,9 @@ class Decoder:
             buffer[1:, :, :end_position] = buffer[:1, :, :end_position]
 
     def decode_step(self):
-        """Draw one id for each sequence."""
+        """Sample one id for each sequence."""
         max_len = max(self.lengths)
-        # without graphs under autocast, which frees its casts of the weights at exit
+        # no graphs under autocast, which frees its casts of the weights at exit
         if self.cache and self.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):
             self._replay_graph(min(-(-max_len // GRAPH_BUCKET_TOKENS) * GRAPH_BUCKET_TOKENS, self.block_size))
         else:
@@ -289,7 +294,7 @@ class Decoder:
             self._sample(self._logits(max_len, start))
 
     def _logits(self, cache_len: int, start: int | None):
-        """Logits (B, V) after the newest tokens, which enter the cache; start is their position if it is the same."""
+        """Logits (B, V) after the newest tokens, which are added to the cache; start: their position, if equal."""
         model, tokens = self.model, self.tokens[:, :cache_len]
         if self.cache is None:
             return model.logits_at(tokens, self.last_positions)
@@ -304,7 +309,7 @@ class Decoder:
         return self.packed_blocks.head(model.transformer.ln_f(x)[:, 0])
 
     def _sample(self, logits):
-        """Draw an id from each row of logits (B, V), and append it to the sequence."""
+        """Sample an id from each row of logits (B, V) and append it to its sequence."""
         if self.seen_mask is not None:
             logits = penalize(logits.float(), self.seen_mask, self.sampling.repetition_penalty or 1)
         uniforms = self.uniforms.index_select(0, self.next_uniform)[0]
@@ -317,7 +322,7 @@ class Decoder:
             self.seen_mask.scatter_(1, ids, True)
 
     def _replay_graph(self, cache_len: int):
-        """One decode step on CUDA as a graph; otherwise a small model spends its time launching kernels."""
+        """Run a decode step on CUDA as a graph, since small models would spend their time launching kernels."""
         if cache_len not in self.graphs:
             state = [t for t in (self.next_uniform, self.last_positions, self.tokens, self.seen_mask) if t is not None]
             saved_values = [t.clone() for t in state]
@@ -336,7 +341,7 @@ class Decoder:
 
 
 def _weights_version(model: Any) -> tuple:
-    """A value that changes when keys and values become stale: by assignments, optimizer steps, in-place operations."""
+    """A value that changes when cached keys and values become stale: after assignments and in-place updates."""
     tensors = [*model.parameters(), *model.buffers()]
     tensor_versions = [(t.data_ptr(), t.dtype, -1 if t.is_inference() else t._version) for t in tensors]
     return (*tensor_versions, model.config, model.document_end_id, model.training, _cache_dtype(model))
@@ -344,7 +349,7 @@ def _weights_version(model: Any) -> tuple:
 
 @contextlib.contextmanager
 def _limited_threads(is_small_model: bool) -> Iterator[None]:
-    """Use one CPU thread for a small model: several would wait for each other longer than they compute.
+    """Use one CPU thread for a small model, where several would wait for each other longer than they compute.
 
     Entered once per token, so that the caller of a stream keeps its own number of threads.
     """

@@ -1,4 +1,4 @@
-"""Weights in formats for inference: int8 takes half the memory of bfloat16; packed layers are read fast by a CPU."""
+"""Weight formats for inference: int8 needs half the memory of bfloat16; a CPU reads packed layers fast."""
 
 from typing import Any, Callable
 
@@ -11,7 +11,10 @@ from dongpt.kernels.cpu import PackedLinear
 
 
 def quantize_weight(weight):
-    """(int8 (N, K), float32 scale (N,)) with weight (N, K) close to int8 * scale[:, None]; a row's maximum is 127."""
+    """(int8 (N, K), float32 scale (N,)) such that weight (N, K) is close to int8 * scale[:, None].
+
+    The largest absolute value in each row becomes 127.
+    """
     weight = weight.detach().float()
     scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
     return (weight / scale[:, None]).round().to(torch.int8), scale
@@ -37,20 +40,20 @@ class Int8Linear(nn.Module):
 
 
 def quantize_linears(model: nn.Module):
-    """Replace every Linear of model, the head included, by an Int8Linear. Raises UserError for a model without one."""
+    """Replace every Linear of model, including the head, with an Int8Linear. Raises UserError if there is none."""
     if not any(isinstance(module, nn.Linear) for module in model.modules()):
-        raise UserError("quantize=int8: this model has no weights to quantize, drop it")
+        raise UserError("quantize=int8: this model has no weights to quantize, drop the setting")
     _replace_modules(model, nn.Linear, Int8Linear)
 
 
 def pack_model(model: Any, dtype: torch.dtype):
-    """Make a GPT on a CPU inference-only: Linears packed in dtype (int8 ones stay int8), everything else float32."""
+    """Prepare a GPT on a CPU for inference only: Linears packed in dtype (int8 stays int8), the rest in float32."""
     model.float()
     _replace_modules(model, (nn.Linear, Int8Linear), lambda linear: PackedLinear(linear, dtype))
 
 
 def _replace_modules(model: nn.Module, module_types: type | tuple[type, ...], make_module: Callable[[Any], nn.Module]):
-    """Replace each submodule of one of module_types by make_module(submodule)."""
+    """Replace each submodule of one of module_types with make_module(submodule)."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, module_types):

@@ -1,10 +1,10 @@
-"""Make a trained model ready to decode: load it, and give its weights the format that the device reads fastest.
+"""Prepare a trained model for decoding: load it, and convert its weights to the fastest format for the device.
 
     generator = load("out-quickstart")                   # or dongpt.load
     print(generator.generate("The ", max_new_tokens=100, seed=1))
 
-On a GPU the weights have the runtime's dtype. On a CPU every token costs one reading of all weights, so half the bytes
-take half the time: large models keep bfloat16 weights there, packed by dongpt/kernels/cpu.py, and compute in float32.
+On a GPU, the weights get the runtime's dtype. On a CPU, every token reads all weights once, so half the bytes take half
+the time: large models get bfloat16 weights there, packed by dongpt/kernels/cpu.py, and compute in float32.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from dongpt.runtime import DTYPES, Runtime, RuntimeConfig, start
 from dongpt.text.tokenizers import Tokenizer, UnknownPolicy
 from model import GPT
 
-BFLOAT16_MIN_PARAMS = 5e7  # parameters from which dtype=auto means bfloat16 weights on a CPU
+BFLOAT16_MIN_PARAMS = 5e7  # number of parameters from which dtype=auto means bfloat16 weights on a CPU
 Quantization = Literal["none", "int8"]
 
 
@@ -34,10 +34,10 @@ class Generator:
 
     model: GPT
     tokenizer: Tokenizer | None  # None if the checkpoint has none
-    description: str  # which device, dtype and weight format were chosen, and why
+    description: str  # device, dtype and weight format, with the reasons for each
 
     def generate(self, prompt: str, max_new_tokens: int = 500, **settings) -> str:
-        """The text that follows prompt: the first sample that sample.py prints with the same settings; see stream."""
+        """The text that follows prompt: the first text that sample.py prints with the same settings; see stream()."""
         return "".join(self.stream(prompt, max_new_tokens, **settings))
 
     def stream(
@@ -56,10 +56,10 @@ class Generator:
         unknown: UnknownPolicy = "error",
         use_kv_cache: bool = True,
     ) -> Iterator[str]:
-        """Yield the text that follows prompt in pieces, as it is generated: whole characters, never an empty piece.
+        """Yield the text that follows prompt piece by piece, as it is generated: whole characters, no empty pieces.
 
-        The settings and their defaults are sample.py's. Raises UserError for settings that make no sense, a prompt
-        with characters that the vocabulary lacks, a model without a tokenizer, and logits that are not finite.
+        The settings and their defaults are those of sample.py. Raises UserError for invalid settings, characters in the
+        prompt that are not in the vocabulary, a model without a tokenizer, and non-finite logits.
         """
         ids, tokenizer = self.encode(prompt, unknown), self.require_tokenizer()
         stop = parse_stop_strings(stop) if isinstance(stop, str) else stop
@@ -79,15 +79,15 @@ class Generator:
             yield piece
 
     def encode(self, prompt: str, unknown: UnknownPolicy = "error") -> list[int]:
-        """The ids of a prompt, in which special tokens are recognised; never empty. Raises UserError."""
+        """The ids of a prompt, in which special tokens are recognized; never empty. Raises UserError."""
         tokenizer = self.require_tokenizer()
         return tokenizer.encode(prompt, special=True, unknown=unknown) or [tokenizer.start_id]
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises UserError if the checkpoint has none."""
         if self.tokenizer is None:
-            remedy = "put the meta.pkl or meta.json of its data beside it"
-            raise UserError(f"this checkpoint holds no tokenizer, so its ids cannot be shown as text: {remedy}")
+            remedy = "copy the meta.pkl or meta.json of its data into the checkpoint's folder"
+            raise UserError(f"this checkpoint has no tokenizer, so its output cannot be shown as text: {remedy}")
         return self.tokenizer
 
 
@@ -102,9 +102,9 @@ def load(
 ) -> Generator:
     """The model at path (a checkpoint, an out_dir, a Hugging Face directory or gpt2*), ready to decode.
 
-    The settings are sample.py's. model_args (n_head=4) give hyper-parameters that files of other trainers may lack.
-    chat_template=False drops the tokenizer's template, which may be one that this version does not know. Raises
-    UserError for what cannot be loaded, and for settings that cannot work here.
+    The settings are those of sample.py. model_args (n_head=4) supply hyperparameters that checkpoints of other trainers
+    may lack. chat_template=False drops the tokenizer's chat template, which this version may not know. Raises UserError
+    if the model cannot be loaded, and for settings that cannot work here.
     """
     for key, value in dict(device=device, dtype=dtype, compile=compile).items():
         check_setting(key, value, RuntimeConfig, "load")
@@ -120,23 +120,24 @@ def load(
 def prepare_for_decoding(
     model: GPT, rt: Runtime, dtype: str = "auto", quantize: str = "none", compile: bool | Literal["auto"] = "auto"
 ) -> str:
-    """Put model on the device, in eval mode and in the weight format that is fastest there; afterwards it can no longer
-    be trained. Returns what was chosen, and why.
+    """Move model to the device, in eval mode and in the fastest weight format; it can no longer be trained afterwards.
+    Returns a description of the choices and their reasons.
 
-    dtype is what was asked for. compile=True compiles the blocks; auto leaves them, since a few samples do not repay a
-    minute of compiling. Raises UserError where torch.compile does not work.
+    dtype is the setting. compile=True compiles the blocks; auto does not, since a few samples do not repay a minute of
+    compiling. Raises UserError if torch.compile does not work.
     """
     model.to(rt.device).eval().requires_grad_(False)
     n_params, weight_format, format_reason = model.get_num_matmul_params(), rt.dtype, ""
     is_packable, compiler_problem = cpu.can_pack(model) if compile is not True else (False, "")
     if dtype == "auto" and is_packable and n_params >= BFLOAT16_MIN_PARAMS:
-        weight_format, format_reason = "bfloat16", f" (auto: {n_params / 1e6:.0f}M of them are read for every token)"
+        weight_format, format_reason = "bfloat16", f" (auto: every token reads {n_params / 1e6:.0f}M of them)"
     if quantize == "int8":
         quantize_linears(model)
         weight_format, format_reason = "int8", " (as asked)"
     if is_packable and weight_format != "float16":
         pack_model(model, DTYPES.get(weight_format, torch.float32))
-        return f"{rt.description}, weights: {weight_format}{format_reason}, packed, sums in float32"
+        sums = "" if weight_format == "float32" else ", sums in float32"
+        return f"{rt.description}, weights: {weight_format}{format_reason}, packed for the CPU{sums}"
     model.to(DTYPES[rt.dtype])
     if compile is True:
         compile_blocks(model)
@@ -144,15 +145,15 @@ def prepare_for_decoding(
     if compiler_problem:
         notes.append(f"not packed ({compiler_problem}): slower")
     elif quantize == "int8":
-        notes.append("less memory, slower than without")  # they are converted to floats again for every token
+        notes.append("less memory, slower than without")  # weights are converted back to floats for every token
     if rt.device_type == "cuda":
         notes.append("compile: on (as asked)" if compile is True else "compile: off (a minute for a few samples)")
     return ", ".join([rt.description, *notes])
 
 
 def compile_blocks(model: GPT):
-    """Compile the model's blocks. Raises UserError where torch.compile does not work."""
-    model.use_packed_weights = False  # packed layers would replace the compiled ones
+    """Compile the model's blocks. Raises UserError if torch.compile does not work."""
+    model.use_packed_weights = False  # they would replace the compiled layers
     for block in model.transformer.h:
         block.compile(dynamic=True)
     try:

@@ -1,4 +1,4 @@
-"""Choosing the next ids from logits: temperature, filters, random numbers; and how much context the model sees."""
+"""Sampling the next ids from logits: temperature and filters; and the rule for how much context the model sees."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ INVALID_ID = -2  # sentinel id for non-finite logits; checked later on the host,
 
 
 class DecodingError(ValueError):
-    """Prompts, settings or logits from which no id can be drawn."""
+    """Invalid prompts, settings or logits."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an id is drawn from the logits. The filters and their order are Hugging Face's."""
+    """Sampling settings. The filters and their order are those of Hugging Face transformers."""
 
     temperature: float = 1.0  # below 1 favors likely tokens, above 1 is more random; 0 takes the likeliest token
     top_k: int | None = None  # draw from this many likeliest tokens; 0 or None is off
@@ -24,7 +24,7 @@ class Sampling:
     repetition_penalty: float | None = None  # above 1 makes tokens already in the text less likely; applied first
 
     def __post_init__(self):
-        """Raise DecodingError that names every setting which makes no sense."""
+        """Raise DecodingError, which names every invalid setting."""
         top_k, top_p, min_p, penalty = self.top_k, self.top_p, self.min_p, self.repetition_penalty
         is_valid_top_k = top_k is None or type(top_k) is int and top_k >= 0
         rules = [
@@ -40,9 +40,10 @@ class Sampling:
 
 
 def context_len(n_tokens: int, block_size: int) -> int:
-    """How many of the newest of n_tokens the model sees: all up to block_size; one more, and it drops to half a block.
+    """Number of newest tokens that the model sees out of n_tokens.
 
-    The window then grows to block_size again, and so on: block_size=4 gives 1 2 3 4 2 3 4 2 3 4 ...
+    It grows up to block_size, drops to half a block with the next token, and grows again: block_size=4 gives
+    1 2 3 4 2 3 4 2 3 4 ...
     """
     if n_tokens <= block_size:
         return n_tokens
@@ -51,13 +52,13 @@ def context_len(n_tokens: int, block_size: int) -> int:
 
 
 def check_inputs(prompts: Any, vocab_size: int, n_ids: int, max_new_tokens: int) -> list[list[int]]:
-    """prompts, a tensor (B, T) or sequences of ids, as lists. Raises DecodingError that lists every problem."""
+    """prompts, a tensor (B, T) or sequences of ids, as lists. Raises DecodingError, which lists every problem."""
     problems = []
     prompt_ids = prompts.tolist() if torch.is_tensor(prompts) else list(prompts)
     if not all(isinstance(row, Sequence) and all(isinstance(i, int) for i in row) for row in prompt_ids):
-        problems.append("prompts must be rows of token ids: a tensor (B, T) of whole numbers, or a list of lists")
+        problems.append("prompts must be sequences of token ids: an integer tensor (B, T), or a list of lists")
     elif not prompt_ids or not all(prompt_ids):
-        problems.append("a prompt is empty: pass rows of at least one token id each")
+        problems.append("a prompt is empty: pass at least one token id for each sequence")
     elif not all(0 <= min(row) and max(row) < vocab_size for row in prompt_ids):
         problems.append(f"a prompt holds ids beyond the model's vocabulary of {vocab_size}: use the model's tokenizer")
     if max_new_tokens < 0:
@@ -70,7 +71,7 @@ def check_inputs(prompts: Any, vocab_size: int, n_ids: int, max_new_tokens: int)
 
 
 def penalize(logits, seen_mask, penalty: float):
-    """Logits (B, V) with the ids in seen_mask (B, V) less likely: CTRL, arxiv.org/abs/1909.05858, section 4.1.
+    """Make the ids in seen_mask (B, V) less likely in logits (B, V): CTRL, arxiv.org/abs/1909.05858, section 4.1.
 
     As in Hugging Face, positive logits are divided by the penalty and negative ones multiplied.
     """
@@ -80,8 +81,8 @@ def penalize(logits, seen_mask, penalty: float):
 def sample_ids(logits, uniforms, sampling: Sampling):
     """One id per sequence (B,), drawn from logits (B, V) by inverting the cumulative distribution at uniforms (B,) < 1.
 
-    Non-finite logits give INVALID_ID. Apply the repetition penalty first, see penalize. Every operation works on each
-    row by itself, so that an id never depends on the other sequences of the batch.
+    Non-finite logits give INVALID_ID. Apply the repetition penalty first, see penalize(). Every operation treats each
+    row separately, so that an id never depends on the other sequences in the batch.
     """
     logits = logits.float()
     if logits.device.type == "mps":
@@ -98,17 +99,17 @@ def sample_ids(logits, uniforms, sampling: Sampling):
 
 
 def _sample_top_k(logits, max_logits, uniforms, sampling: Sampling, k: int):
-    """Ids (B,) drawn from the k likeliest of logits (B, V) with maxima max_logits (B, 1); ties with the k-th stay.
+    """Ids (B,) drawn from the k highest of logits (B, V), including ties with the k-th; max_logits (B, 1).
 
-    On a CPU a row without such ties is reduced to its k candidates, which is faster. A GPU would have to wait to find
-    out whether there are ties.
+    On a CPU, a row without such ties is reduced to its k candidates, which is faster. On a GPU, checking for ties would
+    need a synchronization.
     """
     top_logits, top_ids = torch.topk(logits, k + 1)
     threshold = top_logits[:, k - 1 : k]
     if logits.device.type != "cpu":
         return _invert_cdf(logits.masked_fill(logits < threshold, -math.inf) - max_logits, uniforms, sampling)
     tied_rows = (top_logits[:, k] == threshold[:, 0]).nonzero()[:, 0]
-    top_ids, order = top_ids[:, :k].sort(-1)  # in the order of the vocabulary, as the masked form has them
+    top_ids, order = top_ids[:, :k].sort(-1)  # in vocabulary order, as in the masked form
     sampled_index = _invert_cdf(top_logits.gather(1, order) - max_logits, uniforms, sampling)
     next_ids = top_ids.gather(1, sampled_index[:, None])[:, 0]
     if len(tied_rows):
@@ -118,10 +119,10 @@ def _sample_top_k(logits, max_logits, uniforms, sampling: Sampling, k: int):
 
 
 def _invert_cdf(logits, uniforms, sampling: Sampling):
-    """Index drawn in each row of logits (B, n), which are at most 0, at a temperature above 0."""
-    logits = logits / max(sampling.temperature, 1e-37)  # a smaller one would overflow
+    """Index (B,) drawn from each row of logits (B, n), which are at most 0, at a temperature above 0."""
+    logits = logits / max(sampling.temperature, 1e-37)  # smaller ones overflow
     if sampling.top_p is not None and sampling.top_p < 1:
-        sorted_logits, order = logits.sort(stable=True)  # otherwise the order of ties depends on the size of the batch
+        sorted_logits, order = logits.sort(stable=True)  # unstable sorts order ties by batch size
         outside_top_p = sorted_logits.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
         outside_top_p[:, -1] = False  # the likeliest id always stays
         logits = logits.masked_fill(outside_top_p.scatter(1, order, outside_top_p), -math.inf)
@@ -129,7 +130,7 @@ def _invert_cdf(logits, uniforms, sampling: Sampling):
         probabilities = logits.softmax(-1)
         threshold = sampling.min_p * probabilities.amax(-1, keepdim=True)
         logits = logits.masked_fill(probabilities < threshold, -math.inf)
-    # summed in float64, so that unlikely ids keep their probability; searchsorted never lands on one of probability 0
+    # float64 sums keep the probability of unlikely ids; searchsorted never returns an id of probability 0
     cdf = logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (B, n)
     cdf_values = uniforms.to(logits.device)[:, None].clamp(max=1 - 2**-40) * cdf[:, -1:]
     return torch.searchsorted(cdf, cdf_values, right=True)[:, 0].clamp(max=logits.size(-1) - 1)

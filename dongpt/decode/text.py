@@ -9,14 +9,15 @@ print(texts.finish()[0])
 """
 
 import json
+import os
 from typing import Sequence
 
-from configurator import UserError
+from configurator import ROOT, UserError
 from dongpt.text.tokenizers import Tokenizer
 
 
 class Detokenizer:
-    """The texts of a batch as they grow. texts[i] is that of sequence i so far, end_reasons[i] why it ended, or ""."""
+    """The growing texts of a batch: texts[i] is the text of sequence i so far, end_reasons[i] why it ended, or ""."""
 
     def __init__(self, tokenizer: Tokenizer, batch_size: int, stop: Sequence[str] = (), stop_ids: Sequence[int] = ()):
         self.stop, self.stop_ids = tuple(stop), frozenset(stop_ids)
@@ -30,11 +31,11 @@ class Detokenizer:
         return all(self.end_reasons)
 
     def add(self, ids: Sequence[int]) -> list[str]:
-        """Append the next id of each sequence; return the new text of each that no stop string can still remove."""
+        """Append the next id of each sequence; return the new text of each, except possible starts of stop strings."""
         return [self._append(i, new_id, "stop" if new_id in self.stop_ids else "") for i, new_id in enumerate(ids)]
 
     def finish(self, reason: str = "length") -> list[str]:
-        """End the texts that have not ended yet; return what was withheld of each."""
+        """End the texts that have not ended yet; return the withheld text of each."""
         return [self._append(i, -1, reason) for i in range(len(self.texts))]
 
     def _append(self, i: int, new_id: int, end_reason: str) -> str:
@@ -42,7 +43,7 @@ class Detokenizer:
         if self.end_reasons[i]:
             return ""
         self.n_tokens[i] += not end_reason
-        piece = self._decoders[i](None if end_reason else new_id)  # of None: the bytes of an incomplete character
+        piece = self._decoders[i](None if end_reason else new_id)  # None returns the bytes of an incomplete character
         text = self._withheld_text[i] + piece
         n_withheld = 0
         if stop_positions := [text.index(stop) for stop in self.stop if stop in text]:
@@ -56,8 +57,8 @@ class Detokenizer:
 
 
 def parse_stop_strings(stop: str) -> list[str]:
-    """The strings that the setting `stop` names: none, one, or a JSON list; \\n is a newline. Raises UserError."""
-    single_string = stop.replace("\\n", "\n").replace("\\t", "\t")  # what a shell passes on when somebody types "\n"
+    """The strings in the setting `stop`: none, one, or a JSON list; \\n is a newline. Raises UserError."""
+    single_string = stop.replace("\\n", "\n").replace("\\t", "\t")  # shells pass "\n" on as typed
     if not stop.startswith("["):
         return [single_string] if stop else []
     try:
@@ -70,10 +71,28 @@ def parse_stop_strings(stop: str) -> list[str]:
 
 
 def parse_stop_ids(stop_ids: str, vocab_size: int) -> list[int]:
-    """The ids in a comma-separated setting. Raises UserError for anything that is not an id of the vocabulary."""
+    """The ids in a comma-separated setting. Raises UserError for anything that is not in the vocabulary."""
     id_texts = [id_text.strip() for id_text in stop_ids.split(",")] if stop_ids.strip() else []
     if invalid_ids := [id_text for id_text in id_texts if not id_text.isdecimal() or int(id_text) >= vocab_size]:
         invalid_text = ", ".join(map(repr, invalid_ids))
         remedy = "list ids with commas, as in --stop_ids=0,1"
-        raise UserError(f"--stop_ids: {invalid_text} is no id from 0 to {vocab_size - 1}: {remedy}")
+        raise UserError(f"--stop_ids: {invalid_text} is not an id from 0 to {vocab_size - 1}: {remedy}")
     return [int(id_text) for id_text in id_texts]
+
+
+def read_prompt(prompt: str) -> str:
+    """The text of a prompt setting: the setting itself, or after FILE: the text of that file.
+
+    The file is looked up in the working directory, then in the repository. Raises UserError if it cannot be read.
+    """
+    if not prompt.startswith("FILE:"):
+        return prompt
+    name = prompt.removeprefix("FILE:")
+    for path in (name, os.path.join(ROOT, name)):
+        if os.path.isfile(path):
+            try:
+                with open(path, encoding="utf-8-sig") as file:
+                    return file.read()
+            except UnicodeDecodeError as error:
+                raise UserError(f"the prompt file {name} is not UTF-8 at byte {error.start}: convert it") from error
+    raise UserError(f"no prompt file {name!r}: pass --prompt=FILE:path of a text file, or the prompt itself")

@@ -467,10 +467,10 @@ def check_shard_ends(folder: str, shards: list[dict]):
     for shard in shards:
         path = os.path.join(folder, shard["file"])
         if (ends_hash := head_tail_sha256(path)) != shard["ends_sha256"]:
-            problem = "its first or its last megabyte differs, copy it again, or prepare the data again"
+            problem = "its first or last megabyte differs, so copy it again, or prepare the data again"
             if ends_hash in file_of_hash:
-                problem = f"it holds what belongs in {file_of_hash[ends_hash]}, give the shards their right names"
-            raise UserError(f"{path} is not what meta.json describes: {problem}")
+                problem = f"it is {file_of_hash[ends_hash]} under another name, so swap the names back"
+            raise UserError(f"{path} does not match meta.json: {problem}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import re
 import threading
 import zlib
 from collections import Counter, deque
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Annotated, Any, Callable, Iterable, Iterator, Literal, Protocol, Sequence
@@ -452,6 +452,8 @@ def _map_in_order(function: Callable, jobs: Iterable[EncodeJob], use_threads: bo
         return
     pool: Executor = ThreadPoolExecutor(cores)
     if not use_threads:  # the function, which may hold a large vocabulary, is sent once and not with every job
+        from concurrent.futures import ProcessPoolExecutor  # here: train.py prepares data too, but seldom
+
         pool = ProcessPoolExecutor(min(cores, 8), initializer=_init_worker, initargs=(function,))
         function = _call_worker_function
     pending: deque = deque()

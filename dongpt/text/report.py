@@ -1,15 +1,17 @@
-"""What a prepared corpus looks like, in words and figures."""
+"""The summary that a preparation prints: five lines about the text, its tokens and its two splits."""
+
+import os
 
 import numpy as np
 
 from dongpt.text.bins import PreparedData, open_data
-from dongpt.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer
+from dongpt.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer, WordTokenizer
 
-NUM_SYMBOLS = 10  # printed of the most frequent and of the rarest
+NUM_SYMBOLS = 5  # printed of the most frequent tokens and of the rarest
 
 
 def token_name(tokenizer: Tokenizer, i: int) -> str:
-    """How an id is shown: its text in quotes, bytes that are no text as such, or the name of a special token."""
+    """An id for display: its text in quotes, "id 200" if its bytes are not a text, or a special token's name."""
     names = {number: name for name, number in tokenizer.specials.items()}
     if i in names:
         return names[i]
@@ -17,43 +19,61 @@ def token_name(tokenizer: Tokenizer, i: int) -> str:
     return repr(text) if "\ufffd" not in text else f"id {i}"
 
 
+def count_of(n: int, noun: str) -> str:
+    """A number with its noun: "1 file", "1,234 files"."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def shortest_path(path: str) -> str:
+    """The shorter of the relative and the absolute path."""
+    return min(os.path.relpath(path), os.path.abspath(path), key=len)
+
+
 def report(prepared: PreparedData):
-    """Print counts, the commonest and the rarest symbols, and whether the text can be read back."""
+    """Print what was prepared: source, vocabulary, splits, whether the text can be read back, and the folder."""
     meta, tokenizer, counts = prepared.meta, prepared.tokenizer, {}
     for split, ids in open_data(prepared.folder)[1].items():
         counts[split] = ids.counts(meta["vocab_size"])
-    characters, tokens = sum(meta["characters"].values()), sum(meta["tokens"].values())
-    split_methods = {
-        "position": "by position: the end of the text is for validation",
-        "documents": "by whole documents, equal ones on the same side",
-        "drawn": f"by whole documents, drawn with seed {meta.get('seed')}",
-    }
-    print(f"documents: {meta['documents']:,}; split {split_methods[meta['split']]}")
-    if meta.get("left_out"):
-        print(f"left out: {meta['left_out']:,} records with nothing but blanks in a field")
-    print(f"length of dataset in characters: {characters:,}")
-    if isinstance(tokenizer, CharTokenizer):
-        print(f"all the unique characters: {tokenizer.characters!r}")
-    print(f"vocab size: {meta['vocab_size']:,}")
-    shards = len(meta.get("shards", {}).get("train", ()))
-    for split, count in meta["tokens"].items():
-        print(f"{split} has {count:,} tokens" + (f" in {shards} shards" if shards and split == "train" else ""))
-    share = 100 * meta["characters"]["val"] / characters
-    print(f"characters per token: {characters / tokens:.2f}; for validation {share:.3g} % of the characters")
+    characters, tokens = sum(meta["characters"].values()), meta["tokens"]
+    skipped = f"; skipped {count_of(meta['left_out'], 'record')} with an empty field" if meta.get("left_out") else ""
+    documents = count_of(meta["documents"], "document")
+    print(f"text: {meta.get('source') or 'unnamed'}, {count_of(characters, 'character')} in {documents}{skipped}")
+
     totals = counts["train"] + counts["val"]
     order = np.argsort(-totals, kind="stable")
     order = order[: np.count_nonzero(totals)]
-    print("most frequent:", ", ".join(f"{token_name(tokenizer, i)} {totals[i]:,}" for i in order[:NUM_SYMBOLS]))
-    print("rarest:", ", ".join(f"{token_name(tokenizer, i)} {totals[i]:,}" for i in order[: -NUM_SYMBOLS - 1 : -1]))
-    unseen_share = counts["val"][counts["train"] == 0].sum() / meta["tokens"]["val"]
-    print(f"validation tokens that never occur in training: {100 * unseen_share:.3f} %")
+    frequent, rare = (
+        ", ".join(f"{token_name(tokenizer, i)} {totals[i]:,}" for i in ids)
+        for ids in (order[:NUM_SYMBOLS], order[: -NUM_SYMBOLS - 1 : -1])
+    )
+    unit = {CharTokenizer.kind: "character", WordTokenizer.kind: "word"}.get(tokenizer.kind, "byte pair")
+    n_special = len(tokenizer.specials)
+    special = f" and {count_of(n_special, 'special token')}" if n_special else ""
+    entries = count_of(meta["vocab_size"] - n_special, unit) + special
+    print(f"vocabulary: {entries}; most frequent: {frequent}; rarest: {rare}")
+
+    n_shards = len(meta.get("shards", {}).get("train", ()))
+    shards = f" in {count_of(n_shards, 'shard')}" if n_shards else ""
+    share = f"{100 * meta['characters']['val'] / characters:.3g} % of the text"
+    split_method = {
+        "position": f"the last {share}",
+        "documents": f"{share}, in whole documents",
+        "drawn": f"{share}, in whole documents drawn with seed {meta.get('seed')}",
+    }[meta["split"]]
+    print(
+        f"tokens: {tokens['train']:,} for training{shards}, {tokens['val']:,} for validation ({split_method}); "
+        f"{characters / sum(tokens.values()):.2f} characters per token"
+    )
+
     unknown = int(totals[tokenizer.specials[UNKNOWN]]) if UNKNOWN in tokenizer.specials else 0
-    if unknown:
-        print(f"{UNKNOWN} stands for {unknown:,} words")
-    decoded = tokenizer.decode(tokenizer.encode_array(prepared.sample).tolist())
-    print(f"a piece of it: {prepared.sample[:60]!r}")
-    if decoded == prepared.sample and not unknown and not prepared.is_lossy:
-        print("ids give the same text back")
+    sample = prepared.sample[: tokenizer.find_cut(prepared.sample) or None]  # without a word that was cut off
+    decoded = tokenizer.decode(tokenizer.encode_array(sample).tolist())
+    if decoded == sample and not unknown and not prepared.is_lossy:
+        result = "the tokens decode to the same text"
+    elif unknown:
+        result = f"the tokens do not decode to the same text: {UNKNOWN} replaces {count_of(unknown, 'rare word')}"
     else:
-        print(f"ids do not give the same text back everywhere: --lower and {UNKNOWN} lose something")
-    print(f"written to {prepared.folder}")
+        result = "the tokens do not decode to the same text: --lower drops capital letters"
+    unseen_share = counts["val"][counts["train"] == 0].sum() / tokens["val"]
+    print(f"check: {result}; {100 * unseen_share:.3f} % of the validation tokens never occur in the training set")
+    print(f"written to: {shortest_path(prepared.folder)}")

@@ -1,6 +1,6 @@
-"""Texts that data/<name>/prepare.py can download, and the one function behind these programs.
+"""Texts that data/<name>/prepare.py can download, and the function that these programs share.
 
-A download is checked before it is kept, so that a failed one leaves nothing that a second run could take for the text.
+A download is checked before it is saved, so an incomplete one is never mistaken for the text later.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from dongpt.text.documents import Files, Texts
 from dongpt.text.prepare import TokenizerKind, Vocabulary, prepare
 from dongpt.text.report import report
 
-TIMEOUT_SECONDS = 30  # seconds without an answer
+TIMEOUT_SECONDS = 30  # without an answer
 
 
 @dataclass(frozen=True)
 class TextDownload:
-    """A text on the network: a phrase it must contain, plausible sizes, and addresses that are tried in order."""
+    """A text to download: a phrase it must contain, plausible sizes, and addresses to try in this order."""
 
     title: str
     min_bytes: int
@@ -48,30 +48,34 @@ TINY_SHAKESPEARE = TextDownload(
 
 @dataclass(frozen=True)
 class TextConfig:
-    input: str = ""  # path of the text; without it input.txt next to this script, else a download
-    encoding: str = "utf-8"  # of the text
+    input: str = ""  # path of the text; by default input.txt next to this script, which is downloaded if missing
+    encoding: str = "utf-8"  # encoding of the text
 
 
 @dataclass(frozen=True)
 class BookConfig(TextConfig):
-    raw: bool = False  # keep Project Gutenberg's header and licence
+    raw: bool = False  # keep the header and licence of Project Gutenberg
 
 
-def prepare_text(cfg: TextConfig, folder: str, download: TextDownload, tokenizer: TokenizerKind):
-    """Write train.bin, val.bin and meta.json of the text that cfg asks for to folder, and report on them."""
+def prepare_text(cfg: TextConfig, folder: str, download: TextDownload, tokenizer: TokenizerKind, next_config: str):
+    """Write train.bin, val.bin and meta.json of the text that cfg names to folder, and report on them.
+
+    next_config holds the arguments with which train.py trains on it.
+    """
     path = find_text(cfg.input, folder, download)
     text, sha256 = read_text(path, cfg.encoding)
     if isinstance(cfg, BookConfig) and not cfg.raw:
         text, had_gutenberg_markers = strip_gutenberg(text)
         if not had_gutenberg_markers:
-            print(f"{path} has no Project Gutenberg markers: kept whole")
+            print(f"{path} has no Project Gutenberg markers: using all of it")
     source = os.path.basename(path)
     if prepared := prepare(folder, Texts([text]), Vocabulary(tokenizer), source=source, sha256=sha256):
         report(prepared)
+        print(f"next: python train.py {next_config}")
 
 
 def find_text(input_path: str, folder: str, download: TextDownload) -> str:
-    """Path of the text to prepare: the one given, else input.txt in folder, which is downloaded if it is not there."""
+    """The path of the text: input_path, else input.txt in folder, which is downloaded if it is missing."""
     default_path = os.path.join(folder, "input.txt")
     if not input_path and not os.path.exists(default_path):
         download_text(download, default_path)
@@ -79,7 +83,7 @@ def find_text(input_path: str, folder: str, download: TextDownload) -> str:
 
 
 def download_text(download: TextDownload, path: str):
-    """Write the first plausible answer of download's addresses to path, or raise UserError."""
+    """Save the first plausible answer from download's addresses to path, or raise UserError."""
     problems = []
     for address in download.addresses:
         host = urllib.parse.urlsplit(address).netloc
@@ -91,11 +95,11 @@ def download_text(download: TextDownload, path: str):
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
             problems.append(f"{host}: {getattr(error, 'reason', error)}")
             continue
-        problem = find_problem(content, download) or len(content) < content_length and "the download broke off"
+        problem = find_problem(content, download) or len(content) < content_length and "the download is incomplete"
         if not problem:
             return write_atomically(path, content)
         problems.append(f"{host}: {problem}")
-    remedy = f"pass your copy with --input=PATH, or put it at {os.path.relpath(path)}"
+    remedy = f"pass your own copy as --input=PATH, or save it as {os.path.relpath(path)}"
     raise UserError(f"{download.title} could not be downloaded ({'; '.join(problems)}): {remedy}")
 
 
@@ -105,11 +109,11 @@ def write_atomically(path: str, content: bytes):
         with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): free space or change its rights") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): free space, or change its rights") from error
 
 
 def find_problem(content: bytes, download: TextDownload) -> str:
-    """Why content cannot be the text, '' if it can."""
+    """The reason why content cannot be the text; '' if it can."""
     if not download.min_bytes <= len(content) <= download.max_bytes:
         return f"{len(content):,} bytes is not a plausible length"
     if content[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -122,7 +126,7 @@ def find_problem(content: bytes, download: TextDownload) -> str:
 def read_text(path: str, encoding: str = "utf-8") -> tuple[str, str]:
     """(text, SHA-256 of the bytes) of a file; line ends become \\n, and a byte-order mark is dropped.
 
-    Raises UserError as documents.Files does, and for a file that is empty.
+    Raises UserError for an empty file, and wherever documents.Files does.
     """
     digest = hashlib.sha256()
     text = "".join(Files([path], encoding=encoding).read_chunks(path, digest=digest))

@@ -17,7 +17,6 @@ from itertools import accumulate
 from statistics import median
 from typing import Any, Callable
 
-import psutil
 import torch
 from torch.autograd import DeviceType
 
@@ -129,6 +128,8 @@ def device_name(rt: Runtime) -> str:
 def bytes_in_use(rt: Runtime) -> int:
     """Bytes in use now: by tensors on a GPU, by the whole process on a CPU."""
     if rt.device_type == "cpu":
+        import psutil
+
         return psutil.Process().memory_info().rss
     return torch.cuda.memory_allocated() if rt.device_type == "cuda" else torch.mps.current_allocated_memory()
 
@@ -136,6 +137,8 @@ def bytes_in_use(rt: Runtime) -> int:
 def process_peak_bytes() -> int:
     """Peak bytes of memory of this process since its start."""
     if sys.platform == "win32":
+        import psutil
+
         return psutil.Process().memory_info().peak_wset
     import resource  # not on Windows
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def load_program(name: str = "prepare"):
     """A program in data/chat_demo/ as a module of its own."""
     path = os.path.join(ROOT, "data", "chat_demo", f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"chat_demo_{name}", path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -163,6 +164,101 @@ def test_what_a_newcomer_types_is_among_what_is_said(demo):
 def test_the_quiz_takes_one_checkpoint_and_says_so(args, part):
     with pytest.raises(UserError, match=part):
         load_program("quiz").main(args)
+
+
+QUESTIONS = [
+    {"kind": kind, "turns": turns, "answer": answer}
+    for kind, turns, answer in [
+        ("name", ["My name is Ann.", "What is my name?"], "Ann"),
+        ("arithmetic", ["1 + 1?"], "2"),
+        ("new names", ["My name is Bo.", "What is my name?"], "Bo"),
+    ]
+]
+
+
+@pytest.fixture
+def quiz(tmp_path, monkeypatch):
+    """A function that runs quiz.py on QUESTIONS with a chat.py of the given code, which reads lines from sys.stdin."""
+    module = load_program("quiz")
+
+    def run_quiz(code: str, *args: str) -> int:
+        (tmp_path / "chat.py").write_text(f"import sys\n{code}", encoding="utf-8")
+        with open(tmp_path / "questions.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(question) + "\n" for question in QUESTIONS)
+        monkeypatch.setattr(module, "ROOT", str(tmp_path))
+        monkeypatch.setattr(module, "FOLDER", str(tmp_path))
+        return module.main(["a.pt", *args])
+
+    return run_quiz
+
+
+ECHO = """
+said = ""
+for line in sys.stdin:
+    if line.startswith("/"):
+        said = ""
+    else:
+        said += line
+        print({"1 + 1?\\n": "2"}.get(line, "Ann" if "Ann" in said else "Bob"), flush=True)
+"""
+
+
+@smoke
+def test_the_quiz_counts_the_last_answers_of_each_conversation(quiz, capsys):
+    assert quiz(ECHO) == 0
+    captured = capsys.readouterr()
+    counts = re.findall(r"^(.*?) +([\d,]+) +([\d,]+) +[\d.]+ %$", captured.out, re.M)
+    assert counts == [
+        ("name", "1", "1"),
+        ("arithmetic", "1", "1"),
+        ("all held-out questions", "2", "2"),
+        ("new names", "1", "0"),
+        ("all new kinds", "1", "0"),
+    ]
+    assert "new names: My name is Bo. / What is my name?\n    'Bob', not 'Bo'" in captured.out
+    assert captured.err.startswith("asking a.pt 3 questions\n")
+
+
+@smoke
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        ("print('one')", "printed 1 answers to 5 lines"),
+        (f"{ECHO}print('one more')", "printed 6 answers to 5 lines"),
+        ("sys.exit('broken')", "exit code 1.*broken"),
+        (f"{ECHO}sys.exit('late')", "exit code 1.*late"),
+    ],
+)
+def test_the_quiz_refuses_a_chat_that_does_not_answer_each_line(quiz, code, message):
+    with pytest.raises(UserError, match=message):
+        quiz(code)
+
+
+@smoke
+def test_the_quiz_shows_its_progress_and_after_ctrl_c_what_it_has(quiz, capsys, monkeypatch):
+    """It was silent for minutes, and an interrupt lost everything."""
+    module, bars = sys.modules["chat_demo_quiz"], []
+
+    class Bar:
+        def __init__(self, total, **options):
+            self.total, self.n, self.postfix = total, 0, ""
+            bars.append(self)
+
+        def set_postfix_str(self, text, refresh=True):
+            self.postfix = text
+
+        def update(self):
+            self.n += 1
+            if self.n == 2:
+                raise KeyboardInterrupt
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(module, "progress_bar", Bar)
+    assert quiz(ECHO) == 130
+    assert bars[0].total == 3 and bars[0].postfix == "100.0% exact"
+    assert re.search(r"all held-out questions +2 +2 +100.0 %", capsys.readouterr().out)
 
 
 @pytest.mark.long

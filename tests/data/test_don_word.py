@@ -56,7 +56,7 @@ def test_by_default_words_have_their_space_and_their_capitals(tree, don_quixote)
     assert {" Quixote", " quite", "\n"} <= set(tokenizer.words) and not tokenizer.lower
 
 
-@pytest.mark.parametrize("text, part", [("a knight " * 900, "has 8,100 characters"), ("", "is empty")])
+@pytest.mark.parametrize("text, part", [("a knight " * 900, "has only 8,100 characters"), ("", "is empty")])
 def test_a_text_that_the_notebooks_recipe_does_not_fit_is_a_sentence(tree, text, part):
     (tree / "text.txt").write_text(text)
     done = prepared_in(tree, "--input=text.txt", "--notebook=True", check=None)

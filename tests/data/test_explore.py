@@ -27,6 +27,59 @@ def documents(n: int) -> list[str]:
     return [f"{generated_text(30 + i % 7, seed=i)}number {i}.\n" for i in [*range(n - 5), *range(5)]]  # five twice
 
 
+LEGENDS = {"Zipf's law": 2, "Length of documents": 1, "Training and validation set": 2}
+TEXTS = {
+    "a few words": "one two\nthree\n" * 10,
+    "English": generated_text(3000),
+    "other alphabets": "señor 你好,世界 😀 $x^2$ \x07 windmill\n\n" * 200,
+    "long words": "".join(f"{'windmill' * 9}{i % 300} giant\n" for i in range(4000)),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("kind", ["char", "word", "bpe"])
+def test_no_text_of_the_picture_is_clipped_or_overlaps_another(tmp_path, explore, monkeypatch, recwarn, kind, text):
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *args, **kwargs: figures.append(figure))
+    prepare(str(tmp_path), Texts([TEXTS[text]]), Vocabulary(kind, vocab_size=300))
+    explore.main([f"--data_dir={tmp_path}"])
+    (figure,) = figures
+    figure.draw_without_rendering()
+    assert not [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)]
+    width, height = figure.bbox.size
+    for axis in figure.axes:
+        labels = [axis.title, axis._left_title, axis.xaxis.label, axis.yaxis.label, figure._suptitle, *axis.texts]
+        for ticks, limits in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+            inside = sorted(limits)[0], sorted(limits)[1]
+            labels += [t.label1 for t in ticks.get_major_ticks() if inside[0] <= t.get_loc() <= inside[1]]
+        boxes = [label.get_window_extent() for label in labels if label.get_text()]
+        assert all(0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height for box in boxes)
+        bars = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_rotation() == 90]
+        assert all(left.x1 <= right.x0 + 1 for left, right in zip(bars, bars[1:]))
+    captions = [axis.xaxis.label.get_window_extent() for axis in figure.axes]
+    assert not any(a.overlaps(b) for i, a in enumerate(captions) for b in captions[:i])
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_panels_differ_and_have_captions_and_legends(tmp_path, explore, monkeypatch, capsys, kind):
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *args, **kwargs: figures.append(figure))
+    prepare(str(tmp_path), Texts(documents(60)), Vocabulary(kind, vocab_size=300))
+    explore.main([f"--data_dir={tmp_path}"])
+    printed = capsys.readouterr().out
+    axes = {axis.get_title(loc="left"): axis for axis in figures[0].axes}
+    second = "Frequent words" if kind == "char" else "Frequent tokens"
+    assert [*axes][:3] == ["Frequent characters", second, "Zipf's law"] and len(axes) == 6
+    bars = [[bar.get_height() for bar in axes[title].patches] for title in ("Frequent characters", second)]
+    assert bars[0] != bars[1]
+    for title, axis in axes.items():
+        caption = " ".join(axis.get_xlabel().partition("\n\n")[2].replace("\u00a0", " ").split())
+        assert caption.endswith(".") and f"{title}: " in printed
+        assert caption in " ".join(printed.split())
+        texts = [text.get_text() for text in axis.get_legend().get_texts()] if axis.get_legend() else []
+        assert len(texts) == LEGENDS.get(title, 0)
+
+
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_it_prints(tmp_path, explore, capsys, monkeypatch, kind):
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **kwargs: None)  # drawn below
@@ -35,13 +88,12 @@ def test_it_prints(tmp_path, explore, capsys, monkeypatch, kind):
     explore.main([f"--data_dir={tmp_path}"])
     printed = capsys.readouterr().out
     lengths = [len(text) for text in texts]
-    assert (
-        f"documents: 60, length in characters: median {np.median(lengths):,.0f}, mean {np.mean(lengths):,.0f}, "
-        f"longest {max(lengths):,}" in printed
-    )
-    assert f"duplicates: {100 * 10 / 60:.2f} % of the documents" in printed
-    assert "0.00 % of the documents of validation are in train" in printed
-    assert "bpe 1,024:" in printed and "word:" in printed
+    assert f"60 documents of {np.mean(lengths):,.0f} characters on average, the longest of {max(lengths):,}." in printed
+    assert f"{100 * 10 / 60:.2f} % of the documents are duplicates" in printed
+    assert "0.00 % of the documents in the validation set are also in the training set" in printed
+    symbol, count = Counter("".join(texts)).most_common(1)[0]
+    assert f"{symbol!r} {100 * count / sum(lengths):.1f} %" in printed
+    assert "tokens for" in printed or "more than those of the other" in printed
 
 
 @pytest.mark.smoke
@@ -75,7 +127,7 @@ def test_it_draws_whatever_backend_a_notebook_names(tmp_path):
     prepare(str(tmp_path), Texts(documents(30)), Vocabulary("char"))
     args = [f"--data_dir={tmp_path}", "--most_tokens=500"]
     done = run("data/explore.py", *args, cwd=tmp_path, env={"MPLBACKEND": "nonsense"})
-    assert "drawn to" in done.stdout and (tmp_path / "explore.png").read_bytes().startswith(b"\x89PNG")
+    assert "picture: " in done.stdout and (tmp_path / "explore.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_it_wants_to_know_which_data(explore):

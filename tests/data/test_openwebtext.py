@@ -178,8 +178,12 @@ def test_all_kinds_of_files_give_nanogpts_bins(script, tmp_path, capsys):
         assert meta["bytes"][split] == lengths[ids].sum() and meta["tokens"][split] == len(ids)
         assert predicted_bytes(corpus, split) == lengths[ids[1:]].sum()
     printed = capsys.readouterr().out
-    assert "8 files, " in printed and "GB are free" in printed and f"train has {len(train) // 2:,} tokens in" in printed
-    assert "ids give the same text back" in printed and "config/train_gpt2.py" in printed
+    assert (
+        "8 files, " in printed
+        and "GB are free" in printed
+        and f"tokens: {len(train) // 2:,} for training in" in printed
+    )
+    assert "the tokens decode to the same text" in printed and "config/train_gpt2.py" in printed
 
 
 @pytest.mark.parametrize(
@@ -606,7 +610,7 @@ def test_what_is_done_is_not_done_again(script, tmp_path, monkeypatch, capsys, t
         patch.setattr(preparing, "encode_pieces", None)
         script.main(ARGS)
     assert (
-        "holds all of it already: to prepare it again, delete its .bin files and meta.json" in capsys.readouterr().out
+        "already holds this data: to prepare it again, delete its .bin files and meta.json" in capsys.readouterr().out
     )
     assert {name: os.stat(tmp_path / "data" / name).st_mtime_ns for name in visible(tmp_path / "data")} == before
     (tmp_path / "data" / "train_001.bin").unlink()  # then it is not there
@@ -801,7 +805,9 @@ def test_without_yes_it_says_the_size_and_with_it_it_downloads(script, tmp_path,
 
 def test_a_repository_without_a_whole_copy_in_parquet_is_a_sentence(script, monkeypatch, capsys, hub):
     there = hub({"main": PART, "refs/convert/parquet": PART})
-    ends_with_two(lambda: script.main(["--yes"]), monkeypatch, capsys, "no whole copy in parquet", "--files=PATHS")
+    ends_with_two(
+        lambda: script.main(["--yes"]), monkeypatch, capsys, "no longer has a complete copy in parquet", "--files=PATHS"
+    )
     assert there.downloaded == [] and there.asked == ["main", "refs/convert/parquet"]
 
 
@@ -812,7 +818,7 @@ def test_a_download_that_breaks_off_is_a_sentence(script, tmp_path, monkeypatch,
         monkeypatch,
         capsys,
         "could not be downloaded (connection)",
-        "goes on",
+        "run the same command again",
         "--files=PATHS",
     )
     assert visible(tmp_path / "data") == []

@@ -80,21 +80,45 @@ FLOAT, HALF, BYTE = torch.float32, torch.bfloat16, torch.int8
         (SMALL, "bfloat16", "none", "", (nn.Linear, HALF, HALF)),
         (SMALL, "auto", "int8", SLOW_INT8, (Int8Linear, BYTE, FLOAT)),
         (SMALL, "bfloat16", "int8", SLOW_INT8, (Int8Linear, BYTE, HALF)),
-        (LARGE, "auto", "none", ", weights: float32, packed, sums in float32", (PackedLinear, FLOAT, FLOAT)),
-        (LARGE, "float32", "none", ", weights: float32, packed, sums in float32", (PackedLinear, FLOAT, FLOAT)),
-        (LARGE, "bfloat16", "none", ", weights: bfloat16, packed, sums in float32", (PackedLinear, HALF, FLOAT)),
+        (LARGE, "auto", "none", ", weights: float32, packed for the CPU", (PackedLinear, FLOAT, FLOAT)),
+        (LARGE, "float32", "none", ", weights: float32, packed for the CPU", (PackedLinear, FLOAT, FLOAT)),
+        (
+            LARGE,
+            "bfloat16",
+            "none",
+            ", weights: bfloat16, packed for the CPU, sums in float32",
+            (PackedLinear, HALF, FLOAT),
+        ),
         (LARGE, "float16", "none", "", (nn.Linear, torch.float16, torch.float16)),
-        (LARGE, "auto", "int8", ", weights: int8 (as asked), packed, sums in float32", (PackedLinear, BYTE, FLOAT)),
-        (LARGE, "bfloat16", "int8", ", weights: int8 (as asked), packed, sums in float32", (PackedLinear, BYTE, FLOAT)),
+        (
+            LARGE,
+            "auto",
+            "int8",
+            ", weights: int8 (as asked), packed for the CPU, sums in float32",
+            (PackedLinear, BYTE, FLOAT),
+        ),
+        (
+            LARGE,
+            "bfloat16",
+            "int8",
+            ", weights: int8 (as asked), packed for the CPU, sums in float32",
+            (PackedLinear, BYTE, FLOAT),
+        ),
         (
             HUGE,
             "auto",
             "none",
-            ", weights: bfloat16 (auto: 0M of them are read for every token), packed, sums in float32",
+            ", weights: bfloat16 (auto: every token reads 0M of them), packed for the CPU, sums in float32",
             (PackedLinear, HALF, FLOAT),
         ),
-        (HUGE, "float32", "none", ", weights: float32, packed, sums in float32", (PackedLinear, FLOAT, FLOAT)),
-        (HUGE, "auto", "int8", ", weights: int8 (as asked), packed, sums in float32", (PackedLinear, BYTE, FLOAT)),
+        (HUGE, "float32", "none", ", weights: float32, packed for the CPU", (PackedLinear, FLOAT, FLOAT)),
+        (
+            HUGE,
+            "auto",
+            "int8",
+            ", weights: int8 (as asked), packed for the CPU, sums in float32",
+            (PackedLinear, BYTE, FLOAT),
+        ),
     ],
 )
 def test_the_weights_are_chosen_by_the_rule_and_that_is_said(monkeypatch, limits, dtype, quantized, said, expected):
@@ -201,7 +225,7 @@ def test_sample_writes_with_packed_weights(tiny_run, capsys, packed_models, monk
     assert len(packed_models) == 4
     for (args, (texts, why)), weights in zip(results.items(), ("float32", "int8", "bfloat16", "int8")):
         assert texts.count(sample.SAMPLE_SEPARATOR) == 3 and len(texts) > 120
-        assert f"weights: {weights}" in why and why.endswith("packed, sums in float32")
+        assert f"weights: {weights}" in why and "packed for the CPU" in why
     monkeypatch.setattr(cpu, "PACKING_MIN_PARAMS", 10**9)
     for args in ((), ("--quantize=int8",)):
         texts, why = samples(capsys, tiny_run, *args)
@@ -307,7 +331,7 @@ def test_threads_and_settings_of_torch_stay_those_of_the_caller(tiny_run):
             "temperature=-1 must be at least 0",
         ),
         (lambda path: dongpt.load(path, device="cpu").generate("a", -1), "max_new_tokens=-1 must be at least 0"),
-        (lambda path: dongpt.load(path, device="cpu").generate("a", stop_ids="x"), "'x' is no id"),
+        (lambda path: dongpt.load(path, device="cpu").generate("a", stop_ids="x"), "'x' is not an id"),
     ],
 )
 def test_mistakes_from_python_are_user_errors(tiny_run, call, message):
@@ -323,7 +347,7 @@ def test_logits_that_are_not_finite_and_a_missing_tokenizer_are_user_errors(tiny
         generator.generate("a", 5)
     bare = dongpt.load(saved(tmp_path, make()), device="cpu")
     assert bare.tokenizer is None
-    with pytest.raises(UserError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="has no tokenizer"):
         bare.generate("a", 5)
     bigram = saved(tmp_path, make(model_type="bigram"))
     with pytest.raises(UserError, match="no weights to quantize"):

@@ -328,7 +328,7 @@ def test_explore_tells_the_same_of_shards(both, in_memory, capsys, tmp_path, mon
         printed.append(capsys.readouterr().out)
     assert (
         printed[0] == printed[1]
-        and f"train: {Corpus(both[0]).lengths['train']:,} tokens; of the first 2,500" in printed[0]
+        and f"train: {Corpus(both[0]).lengths['train']:,} tokens, of which the first 2,500" in printed[0]
     )
 
 
@@ -338,9 +338,9 @@ def test_check_reads_all_and_tells_of_each_shard(both, in_memory, capsys):
         program("check").main([f"--data_dir={folder}"])
     printed = capsys.readouterr().out.splitlines()
     assert printed[2:5] == [
-        "train_000.bin: 700 tokens, as described",
-        "train_001.bin: 5 tokens, as described",
-        "train_002.bin: 11 tokens, as described",
+        "train_000.bin: 700 tokens, unchanged",
+        "train_001.bin: 5 tokens, unchanged",
+        "train_002.bin: 11 tokens, unchanged",
     ]
     assert [line.split(":")[0] for line in printed] == [
         "train",
@@ -513,12 +513,13 @@ def test_an_interrupt_while_shards_are_moved_leaves_no_mixture(tmp_path, monkeyp
 
 def test_prepare_writes_shards_and_refuses_less_than_none(tmp_path):
     (tmp_path / "text.txt").write_text(generated_text(300), encoding="utf-8")
-    done = run("data/prepare.py", "--input=text.txt", "--shard_tokens=500", cwd=tmp_path)
+    done = run("data/prepare.py", "--input=text.txt", "--data_dir=.", "--shard_tokens=500", cwd=tmp_path)
     n = read_json(tmp_path)["tokens"]["train"]
-    assert f"train has {n:,} tokens in {-(-n // 500)} shards" in done.stdout
+    assert f"tokens: {n:,} for training in {-(-n // 500)} shards, " in done.stdout
     before = listing(tmp_path)
     expect_sentence(
-        run("data/prepare.py", "--input=text.txt", "--shard_tokens=-1", cwd=tmp_path, check=None), "shard_tokens=-1"
+        run("data/prepare.py", "--input=text.txt", "--data_dir=.", "--shard_tokens=-1", cwd=tmp_path, check=None),
+        "shard_tokens=-1",
     )
     assert listing(tmp_path) == before
     run("data/prepare.py", cwd=tmp_path, check=2)
@@ -588,7 +589,7 @@ def test_swapped_shards_are_told_with_their_right_names(tmp_path):
     folder = same_sizes(tmp_path)
     swap(folder, "train_001.bin", "train_003.bin")
     for action in (lambda: first_check(folder), lambda: program("check").main([f"--data_dir={folder}"])):
-        refusal(action, "train_001.bin is not what meta.json describes", "belongs in train_003.bin", "right names")
+        refusal(action, "train_001.bin does not match meta.json", "it is train_003.bin under another name", "swap")
 
 
 @smoke
@@ -597,7 +598,7 @@ def test_a_corpus_whose_order_in_meta_json_is_wrong_is_refused(tmp_path):
     meta = read_json(folder)
     meta["shards"]["train"][1:3] = meta["shards"]["train"][2:0:-1]
     write_json(folder, meta)
-    refusal(lambda: program("check").main([f"--data_dir={folder}"]), "not what meta.json describes")
+    refusal(lambda: program("check").main([f"--data_dir={folder}"]), "changed since meta.json was written")
 
 
 @smoke
@@ -615,9 +616,9 @@ def test_a_changed_byte_is_found_at_the_ends_by_training_and_anywhere_by_check(t
     if place == "middle":
         first_check(folder)
     else:
-        refusal(lambda: first_check(folder), "train_002.bin", "first or its last megabyte", "copy it again")
+        refusal(lambda: first_check(folder), "train_002.bin", "first or last megabyte", "copy it again")
     before = listing(folder)
-    refusal(lambda: program("check").main([f"--data_dir={folder}"]), "train_002.bin", "not what meta.json describes")
+    refusal(lambda: program("check").main([f"--data_dir={folder}"]), "train_002.bin", "does not match meta.json")
     assert listing(folder) == before
 
 
@@ -627,7 +628,7 @@ def test_a_changed_val_is_found_by_check(copied):
         byte = file.read(1)[0]
         file.seek(0)
         file.write(bytes([byte ^ 1]))
-    refusal(lambda: program("check").main([f"--data_dir={copied}"]), "val.bin is not what meta.json describes")
+    refusal(lambda: program("check").main([f"--data_dir={copied}"]), "val.bin was changed since meta.json was written")
 
 
 @smoke
@@ -638,7 +639,7 @@ def test_one_file_that_changed_is_found_by_check(both, tmp_path):
         byte = file.read(1)[0]
         file.seek(500)
         file.write(bytes([byte ^ 1]))
-    refusal(lambda: program("check").main([f"--data_dir={folder}"]), "train.bin or val.bin is not what")
+    refusal(lambda: program("check").main([f"--data_dir={folder}"]), "train.bin or val.bin was changed")
 
 
 @smoke

@@ -71,7 +71,7 @@ def test_the_program_refuses_them_in_one_sentence_and_touches_nothing(tmp_path):
     for name in ("train.bin", "train_000.bin", "train.mask.bin", "meta.pkl", "train.bin.part", "meta.json.new"):
         (tmp_path / "texts" / name).write_bytes(b"mine")
     before = contents(tmp_path)
-    done = run("data/prepare.py", "--input=texts/", cwd=tmp_path, check=None)
+    done = run("data/prepare.py", "--input=texts/", "--data_dir=texts", cwd=tmp_path, check=None)
     expect_sentence(done, "train.bin was not written by a preparation", "move it elsewhere")
     assert contents(tmp_path) == before
 

@@ -799,10 +799,11 @@ ARGUMENTS = [
 def test_a_wrong_argument_is_a_sentence_and_leaves_the_old_data(tmp_path, monkeypatch, capsys, arguments, part):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text(generated_text(300))
-    program().main(["--input=a.txt"])
+    program().main(["--input=a.txt", "--data_dir=."])
     before = contents(tmp_path)
     assert set(before) == {"a.txt", *BINS}
-    assert part in refused(lambda: program().main(["--input=a.txt", *arguments]))
+    folder = [] if any(argument.startswith("--name") for argument in arguments) else ["--data_dir=."]
+    assert part in refused(lambda: program().main(["--input=a.txt", *folder, *arguments]))
     assert contents(tmp_path) == before
 
 
@@ -825,7 +826,7 @@ def test_a_bad_text_ends_the_program_with_a_sentence_and_leaves_the_old_data(tmp
     prepare(str(tmp_path), Files([str(tmp_path / "good.txt")]), Vocabulary(), quiet=True)
     (tmp_path / name).write_bytes(BAD[name])
     before = contents(tmp_path)
-    done = run(PROGRAM, f"--input={name}", cwd=tmp_path, check=None)
+    done = run(PROGRAM, f"--input={name}", "--data_dir=.", cwd=tmp_path, check=None)
     expect_sentence(done, "prepare.py: ", *([] if name in ("empty.txt", "blank.txt", "short.txt") else [name]))
     assert contents(tmp_path) == before
 
@@ -833,7 +834,7 @@ def test_a_bad_text_ends_the_program_with_a_sentence_and_leaves_the_old_data(tmp
 def test_errors_beyond_the_first_megabytes_write_nothing(tmp_path):
     """The bad byte comes when much was read already."""
     (tmp_path / "a.txt").write_bytes(b"good text\n" * 300_000 + b"\xff\xfe")
-    done = run(PROGRAM, "--input=a.txt", "--tokenizer=bpe", cwd=tmp_path, check=None)
+    done = run(PROGRAM, "--input=a.txt", "--data_dir=.", "--tokenizer=bpe", cwd=tmp_path, check=None)
     expect_sentence(done, "a.txt", "byte 3,000,000")
     assert visible(tmp_path) == ["a.txt"]
 
@@ -853,7 +854,7 @@ def test_a_vocabulary_of_more_than_65536_entries_is_refused_with_advice(tmp_path
 
 def test_without_an_input_and_a_terminal_it_says_what_to_pass(tmp_path):
     (tmp_path / "a.txt").write_text(generated_text(300))
-    expect_sentence(run(PROGRAM, cwd=tmp_path, check=None), "--input", "--name")
+    expect_sentence(run(PROGRAM, cwd=tmp_path, check=None), "--input", "a folder, or a pattern")
     assert visible(tmp_path) == ["a.txt"]
 
 
@@ -861,61 +862,90 @@ def test_without_an_input_and_a_terminal_it_says_what_to_pass(tmp_path):
 # what it prints
 
 
-def printed(capsys, *arguments) -> tuple[str, dict[str, str]]:
-    """What data/prepare.py prints, and its lines as {what is before the colon: what is behind it}."""
-    program().main([*arguments])
-    out = capsys.readouterr().out
-    return out, {line.partition(":")[0]: line.partition(":")[2].strip() for line in out.splitlines()}
+def printed(capsys, *arguments) -> dict[str, str]:
+    """The lines that data/prepare.py prints, as {what is before the colon: what is after it}."""
+    program().main([*arguments, "--data_dir=."])
+    lines = capsys.readouterr().out.splitlines()
+    return {line.partition(": ")[0]: line.partition(": ")[2] for line in lines}
 
 
 @smoke
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
 def test_what_it_prints_is_true(tmp_path, monkeypatch, capsys, tokenizer):
+    """Five lines on what was found, then a model that suits it and the next command."""
     monkeypatch.chdir(tmp_path)
     text = generated_text(2000) + "ΩΩΩ ω"
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    out, lines = printed(capsys, "--input=a.txt", f"--tokenizer={tokenizer}", "--vocab_size=300")
+    options = ["--vocab_size=300"] if tokenizer == "bpe" else []
+    lines = printed(capsys, "--input=a.txt", f"--tokenizer={tokenizer}", *options)
     train, val = (np.fromfile(tmp_path / f"{split}.bin", "<u2").tolist() for split in ("train", "val"))
     tokenizer = from_dict(json.loads((tmp_path / "meta.json").read_text())["tokenizer"])
-    assert lines["documents"].startswith("1;") and "by position" in lines["documents"]
-    assert lines["length of dataset in characters"] == f"{len(text):,}"
-    assert lines["vocab size"] == f"{tokenizer.vocab_size:,}"
-    assert f"train has {len(train):,} tokens" in out and f"val has {len(val):,} tokens" in out
-    assert lines["characters per token"].startswith(f"{len(text) / len(train + val):.2f}")
+    assert [*lines] == ["text", "vocabulary", "tokens", "check", "written to", "suggestion", "next"]
+    assert lines["text"] == f"a.txt, {len(text):,} characters in 1 document"
+    assert lines["vocabulary"].startswith(f"{tokenizer.vocab_size - len(tokenizer.specials):,} ")
+    assert ("1 special token" in lines["vocabulary"]) == bool(tokenizer.specials)
     counts = Counter(train + val).most_common()
-    assert lines["most frequent"].startswith(f"{tokenizer.decode([counts[0][0]])!r} {counts[0][1]:,}, ")
-    for line, expected in (("most frequent", counts[:10]), ("rarest", counts[:-11:-1])):
-        shown = re.findall(r" (\d[\d,]*)(?:, |$)", lines[line])
+    frequent, rare = re.search("most frequent: (.*); rarest: (.*)", lines["vocabulary"]).groups()
+    assert frequent.startswith(f"{tokenizer.decode([counts[0][0]])!r} {counts[0][1]:,}, ")
+    for line, expected in ((frequent, counts[:5]), (rare, counts[:-6:-1])):
+        shown = re.findall(r" (\d[\d,]*)(?:, |$)", line)
         assert [int(n.replace(",", "")) for n in shown] == [count for _, count in expected]
+    assert lines["tokens"].startswith(f"{len(train):,} for training, {len(val):,} for validation (the last 10 % ")
+    assert lines["tokens"].endswith(f"; {len(text) / len(train + val):.2f} characters per token")
     unseen = sum(i not in set(train) for i in val) / len(val)
-    assert unseen > 0 and lines["validation tokens that never occur in training"] == f"{100 * unseen:.3f} %"
-    assert "give the same text back" in out
-    tokens_each = 16 * 128  # config/quickstart.py
-    assert f"one epoch is {len(train) / tokens_each:,.1f} iterations" in out
-    assert f"--data_dir={os.path.relpath(tmp_path)}" in shlex.split(lines["next"])
+    assert unseen > 0 and f"; {100 * unseen:.3f} % of the validation tokens never occur" in lines["check"]
+    assert lines["check"].startswith("the tokens decode to the same text")
+    assert lines["written to"] == "."
+    assert "--data_dir=." in shlex.split(lines["next"])
 
 
 @smoke
 def test_it_says_how_documents_were_split(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("".join(f"line {i}\n" for i in range(400)))
-    assert printed(capsys, "--input=a.txt", "--document=line")[1]["documents"].startswith("400; split by whole doc")
-    assert printed(capsys, "--input=a.txt")[1]["documents"].startswith("1; split by position")
-    assert printed(capsys, "--input=a.txt", "--document=none")[1]["documents"].startswith("1; split by position")
+    lines = printed(capsys, "--input=a.txt", "--document=line")
+    assert lines["text"].endswith(" in 400 documents") and "of the text, in whole documents)" in lines["tokens"]
+    for option in ("--document=file", "--document=none"):
+        lines = printed(capsys, "--input=a.txt", option)
+        assert lines["text"].endswith(" in 1 document") and "(the last 10 % of the text)" in lines["tokens"]
 
 
 def test_it_says_when_the_text_does_not_come_back(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = "Some Capitals here\n" * 50
     (tmp_path / "a.txt").write_text(text)
-    out, _ = printed(capsys, "--input=a.txt", "--tokenizer=word", "--lower=True")
-    assert "not give the same text back" in out
-    (tmp_path / "a.txt").write_text(text + "all in small letters\n" * 200)  # nothing is lost in what validation has
-    out, _ = printed(capsys, "--input=a.txt", "--tokenizer=word", "--lower=True")
-    assert "ids give the same text back" not in out
+    lost = "the tokens do not decode to the same text: "
+    lines = printed(capsys, "--input=a.txt", "--tokenizer=word", "--lower=True")
+    assert lines["check"].startswith(f"{lost}--lower drops capital letters")
+    (tmp_path / "a.txt").write_text(text + "all in small letters\n" * 200)  # validation has no capital letters
+    lines = printed(capsys, "--input=a.txt", "--tokenizer=word", "--lower=True")
+    assert lines["check"].startswith(f"{lost}--lower drops capital letters")
     (tmp_path / "a.txt").write_text("once\n" + "many times\n" * 200)
-    out, _ = printed(capsys, "--input=a.txt", "--tokenizer=word", "--min_count=2", "--val_fraction=0.0905")
-    assert "<unk> stands for" in out
+    lines = printed(capsys, "--input=a.txt", "--tokenizer=word", "--min_count=2", "--val_fraction=0.0905")
+    assert lines["check"].startswith(f"{lost}<unk> replaces 1 rare word;")
+
+
+@smoke
+def test_the_suggested_model_follows_the_rule():
+    """About 20 tokens per parameter, and 4 passes over the text: arxiv.org/abs/2203.15556 and 2305.16264."""
+    n_params = {n: program().suggest_model(n)[1] for n in (1000, 10**6, 3 * 10**6, 10**8, 10**10)}
+    assert [*n_params.values()] == sorted(n_params.values()) and n_params[1000] < n_params[10**10]
+    for n in (10**6, 3 * 10**6, 10**8):  # within the range of the sizes
+        settings, n_parameters, n_passes = program().suggest_model(n)
+        tokens_seen = settings["max_iters"] * settings["batch_size"] * settings["block_size"]
+        assert 4 * n <= tokens_seen < 4.1 * n and n_passes == pytest.approx(tokens_seen / n)
+        assert n_parameters == 12 * settings["n_layer"] * settings["n_embd"] ** 2
+        assert 8 < tokens_seen / n_parameters < 50
+        assert settings["lr_decay_iters"] == settings["max_iters"]  # the learning rate falls until the end
+    assert program().suggest_model(1000)[0]["max_iters"] == 200
+
+
+@smoke
+def test_a_short_text_is_announced_as_one_that_is_memorized(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for n_words, is_short in ((300, True), (20_000, False)):
+        (tmp_path / "a.txt").write_text(generated_text(n_words), encoding="utf-8")
+        assert ("memorize so short a text" in printed(capsys, "--input=a.txt")["suggestion"]) == is_short
 
 
 def test_symbols_that_cannot_be_shown_are_printed_safely(tmp_path):
@@ -924,6 +954,7 @@ def test_symbols_that_cannot_be_shown_are_printed_safely(tmp_path):
         done = run(
             PROGRAM,
             "--input=a.txt",
+            "--data_dir=.",
             f"--tokenizer={tokenizer}",
             "--vocab_size=300",
             cwd=tmp_path,
@@ -936,7 +967,8 @@ def test_a_file_name_in_another_encoding_is_no_obstacle(tmp_path):
     path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt")
     with open(path, "wb") as file:
         file.write(generated_text(300).encode())
-    done = fork_server.run([sys.executable, os.path.join(ROOT, PROGRAM), b"--input=" + path], capture_output=True)
+    arguments = [b"--input=" + path, b"--data_dir=" + os.fsencode(tmp_path)]
+    done = fork_server.run([sys.executable, os.path.join(ROOT, PROGRAM), *arguments], capture_output=True)
     assert done.returncode == 0 and b"next:" in done.stdout, done.stderr[-1000:]
 
 
@@ -965,7 +997,7 @@ def test_the_next_command_trains(tmp_path, n_words, options):
     folder = tmp_path / "my texts"
     folder.mkdir()
     (folder / "a.txt").write_text(generated_text(n_words), encoding="utf-8")
-    done = run(PROGRAM, "--input=my texts/a.txt", *options, cwd=tmp_path)
+    done = run(PROGRAM, "--input=my texts/a.txt", "--data_dir=my texts", *options, cwd=tmp_path)
     words = next_words(done.stdout)
     assert "--data_dir=my texts" in words and set(visible(folder)) == {"a.txt", *BINS}
     in_tree(".", *words, *TRAIN_SHORTLY, cwd=tmp_path)
@@ -1010,15 +1042,48 @@ def test_with_a_name_the_data_lie_under_data_and_the_next_command_trains(tree, t
     in_tree(".", *words, *TRAIN_SHORTLY, cwd=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "path, given, name",
+    [
+        ("my verses.txt", "my verses.txt", "my verses"),
+        ("LOG.v2.TXT.gz", "LOG.v2.TXT.gz", "LOG.v2"),
+        ("poems/a/1.txt", "poems/", "poems"),
+        ("logs/1.txt", "logs/*.txt", "logs"),
+        ("songs/1.txt", "songs/1.*", "songs"),
+    ],
+)
+def test_without_a_name_the_data_go_to_data_and_the_name_of_the_file(tree, tmp_path, path, given, name):
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    text = generated_text(300).encode("utf-8")
+    (tmp_path / path).write_bytes(gzip.compress(text) if path.endswith(".gz") else text)
+    before = contents(tmp_path)
+    out = in_tree(tree, PROGRAM, f"--input={given}", cwd=tmp_path)
+    assert set(visible(tree / "data" / name)) == set(BINS) and contents(tmp_path) == before
+    assert f"--dataset={name}" in next_words(out)
+    in_tree(tree, PROGRAM, f"--input={given}", cwd=tmp_path)  # the same text again replaces it
+
+
+def test_a_folder_that_was_not_named_is_never_taken_from_another_text(tree, tmp_path):
+    (tmp_path / "chat.txt").write_text(generated_text(300), encoding="utf-8")
+    for name in ("verses.txt", "verses.md"):
+        (tmp_path / name).write_text(generated_text(300), encoding="utf-8")
+    in_tree(tree, PROGRAM, "verses.txt", cwd=tmp_path)
+    before = contents(tree / "data" / "verses")
+    for path, parts in (("chat.txt", ["data/chat/prepare.py"]), ("verses.md", ["data/verses", "verses.txt"])):
+        done = fork_server.run(
+            [sys.executable, str(tree / PROGRAM), path], capture_output=True, text=True, cwd=tmp_path, env=environment()
+        )
+        expect_sentence(done, *parts, "--name=NAME", "--data_dir=DIR")
+    assert contents(tree / "data" / "verses") == before and visible(tree / "data" / "chat") == ["prepare.py"]
+    in_tree(tree, PROGRAM, "verses.md", "--name=verses", cwd=tmp_path)  # one that was named is
+
+
 @smoke
-def test_without_a_name_the_bins_lie_beside_the_text(tmp_path, monkeypatch, capsys):
+def test_two_folders_to_write_to_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a/1.txt", "a/b/2.txt", "c/3.txt", "c/4.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(generated_text(300))
-    for pattern, folder in (("a/b/2.txt", "a/b"), ("a", "a"), ("c/*.txt", "c"), ("*/*.txt", ".")):
-        program().main([f"--input={pattern}"])
-        assert all((tmp_path / folder / name).exists() for name in BINS), pattern
+    (tmp_path / "a.txt").write_text(generated_text(300))
+    sentence = refused(lambda: program().main(["a.txt", "--data_dir=.", "--name=mine"]))
+    assert "--data_dir=." in sentence and "--name=mine" in sentence and visible(tmp_path) == ["a.txt"]
 
 
 @smoke
@@ -1028,9 +1093,9 @@ def test_a_second_run_reads_the_same_and_writes_the_same(tmp_path, monkeypatch, 
     (tmp_path / "texts").mkdir()
     for name in ("a.txt", "b.txt"):
         (tmp_path / "texts" / name).write_text(generated_text(300))
-    program().main([f"--input={given}"])
+    program().main([f"--input={given}", "--data_dir=texts"])
     before = contents(tmp_path / "texts")
-    program().main([f"--input={given}"])
+    program().main([f"--input={given}", "--data_dir=texts"])
     assert contents(tmp_path / "texts") == before
 
 
@@ -1039,11 +1104,11 @@ def test_a_second_run_reads_the_same_and_writes_the_same(tmp_path, monkeypatch, 
 
 
 def at_a_terminal(answer: bytes, cwd) -> tuple[int, str]:
-    """(exit code, what is on the screen) of data/prepare.py without arguments, when answer is typed."""
+    """(exit code, what is on the screen) of data/prepare.py --data_dir=. when answer is typed."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # a bar needs columns
     process = fork_server.Popen(
-        [sys.executable, os.path.join(ROOT, PROGRAM)],
+        [sys.executable, os.path.join(ROOT, PROGRAM), "--data_dir=."],
         cwd=str(cwd),
         stdin=slave,
         stdout=slave,
@@ -1116,7 +1181,7 @@ def old_data(tmp_path) -> dict[str, bytes]:
 
 
 def start_preparing(folder, tokenizer: str, **options) -> subprocess.Popen:
-    command = [sys.executable, os.path.join(ROOT, PROGRAM), "--input=a.txt", f"--tokenizer={tokenizer}"]
+    command = [sys.executable, os.path.join(ROOT, PROGRAM), "a.txt", "--data_dir=.", f"--tokenizer={tokenizer}"]
     return fork_server.Popen(command, cwd=folder, start_new_session=True, env=environment(), **options)
 
 
@@ -1238,7 +1303,7 @@ import os, runpy, sys
 import dongpt.text.prepare
 dongpt.text.prepare.CHARS_PER_JOB = 2**14
 os.sched_setaffinity(0, {cores[:n]})
-sys.argv = [{os.path.join(ROOT, PROGRAM)!r}, "--input=a.txt", "--tokenizer={tokenizer}", "--document=line"]
+sys.argv = [{os.path.join(ROOT, PROGRAM)!r}, "a.txt", "--data_dir=.", "--tokenizer={tokenizer}", "--document=line"]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
         done = fork_server.run(

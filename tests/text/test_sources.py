@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -130,7 +131,7 @@ def test_a_text_without_markers_is_kept_whole(text):
 def prepared_book(folder, text: str, raw: bool) -> str:
     """The text that prepare_text makes of a book."""
     (folder / "text.txt").write_text(text, encoding="utf-8")
-    prepare_text(BookConfig(str(folder / "text.txt"), raw=raw), str(folder), sources.DON_QUIXOTE, "char")
+    prepare_text(BookConfig(str(folder / "text.txt"), raw=raw), str(folder), sources.DON_QUIXOTE, "char", "quickstart")
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     ids = [i for split in ("train", "val") for i in np.fromfile(folder / f"{split}.bin", "<u2").tolist()]
     return from_dict(meta["tokenizer"]).decode(ids)
@@ -142,9 +143,9 @@ def test_raw_keeps_the_header_and_a_text_without_markers_is_said_to_be_kept_whol
     text = f"{HEADER}*** START OF THE PROJECT GUTENBERG EBOOK X ***\n{book}"
     assert prepared_book(tmp_path, text, raw=True) == text
     assert prepared_book(tmp_path, text, raw=False) == book
-    assert "kept whole" not in capsys.readouterr().out
+    assert "using all of it" not in capsys.readouterr().out
     assert prepared_book(tmp_path, book, raw=False) == book
-    assert capsys.readouterr().out.count("kept whole") == 1
+    assert capsys.readouterr().out.count("using all of it") == 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -317,7 +318,7 @@ def test_input_is_relative_to_the_working_directory(tree, tmp_path):
     (tmp_path / "elsewhere" / "mine.txt").write_text(text, encoding="utf-8", newline="")
     done = prepare(tree, "don_char", "--input=mine.txt", cwd=tmp_path / "elsewhere")
     assert ids_of(tree, "don_char") == [sorted(set(text)).index(c) for c in text]
-    assert f"{len(text):,}" in done.stdout and "kept whole" in done.stdout
+    assert f"{len(text):,}" in done.stdout and "using all of it" in done.stdout
     assert files_of(tree, "don_char") == {"prepare.py", "train.bin", "val.bin", "meta.json"}
 
 
@@ -341,12 +342,12 @@ def test_a_corpus_that_is_there_survives_a_failed_preparation(tree, tmp_path):
 def test_characters_are_printed_whatever_the_encoding_of_the_terminal(tree, tmp_path):
     (tmp_path / "mine.txt").write_text(generated_text(300) + "señor ñandú", encoding="utf-8")
     done = prepare(tree, "don_char", "--input=mine.txt", cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"}, check=None)
-    assert done.returncode == 0 and "val has" in done.stdout, done.stderr
+    assert done.returncode == 0 and "for validation" in done.stdout, done.stderr
 
 
 def test_don_quixote_raw_gives_the_counts_and_ids_of_nanogpt(tree, don_quixote):
     done = prepare(tree, "don_char", f"--input={don_quixote}", "--raw=True")
-    for count in ("2,307,844", "vocab size: 85", "2,077,059", "230,785"):
+    for count in ("2,307,844", "vocabulary: 85 characters", "2,077,059", "230,785"):
         assert count in done.stdout
     with open(don_quixote, encoding="utf-8") as file:
         text = file.read()
@@ -388,12 +389,18 @@ def test_don_without_gpt2s_vocabulary_is_a_sentence(tree, tmp_path):
     assert files_of(tree, "don") == {"prepare.py"}
 
 
+def python_docs() -> dict:
+    """data/python_docs/prepare.py as a namespace."""
+    return runpy.run_path(os.path.join(ROOT, "data", "python_docs", "prepare.py"), run_name="imported")
+
+
 def test_python_docs_needs_no_network_and_reports_what_it_wrote(tree):
     done = prepare(tree, "python_docs")
     meta = json.loads((tree / "data" / "python_docs" / "meta.json").read_text(encoding="utf-8"))
     ids = ids_of(tree, "python_docs")
-    assert len(ids) == sum(meta["characters"].values()) > 300_000 and max(ids) == meta["vocab_size"] - 1
+    assert len(ids) == sum(meta["characters"].values()) > 150_000 and max(ids) == meta["vocab_size"] - 1
     assert f"{len(ids):,}" in done.stdout and "pydoc_data" in meta["source"]
+    assert done.stdout.splitlines()[-1] == "next: python train.py config/quickstart.py"
 
 
 def test_python_docs_takes_docstrings_where_pydoc_data_is_missing(tree, tmp_path):
@@ -402,12 +409,80 @@ def test_python_docs_takes_docstrings_where_pydoc_data_is_missing(tree, tmp_path
     (stub / "__init__.py").write_text("")
     done = prepare(tree, "python_docs", env={"PYTHONPATH": str(stub.parent)})
     meta = json.loads((tree / "data" / "python_docs" / "meta.json").read_text(encoding="utf-8"))
-    assert "docstrings" in done.stdout and "docstrings" in meta["source"]
-    assert len(ids_of(tree, "python_docs")) > 300_000
+    assert "docstrings" in done.stdout and "pydoc_data" not in meta["source"] and "docstrings" in meta["source"]
+    assert len(ids_of(tree, "python_docs")) > 150_000
 
 
 @pytest.mark.parametrize("module", [None, types.SimpleNamespace(topics={})], ids=["missing", "empty"])
 def test_pydoc_data_may_be_missing_or_empty(monkeypatch, module):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", module)
-    program = runpy.run_path(os.path.join(ROOT, "data", "python_docs", "prepare.py"), run_name="imported")
-    assert program["language_reference"]() == ""
+    assert python_docs()["language_reference"]() == []
+
+
+PAGE = """
+The "assert" statement
+**********************
+
+* Assert statements are a *convenient* way to insert debugging
+  assertions into a program (see **Debugging**).  [1] The built-in variable
+  "__debug__" is `True` under “normal” circumstances.
+
+   assert_stmt ::= "assert" expression
+
+The name "len()" stands for a built-in function, which returns the number
+of items in a container. The slice "x[i:j]" is code:
+
+   >>> import this
+
+   if __debug__:
+       raise AssertionError
+
++-----+------+
+| The | One. |
++=====+======+
+
+object.__new__(cls[, ...])
+
+   Note: Called to create a new instance of that class, in Python's
+   post-
+   mortem debugger.
+
+Changed in version 3.9: Classes may be decorated with any valid expression.
+
+See also:
+
+  **PEP 3115** - Metaclasses in Python 3000
+
+Short one.
+"""
+PROSE = """\
+Assert statements are a convenient way to insert debugging assertions
+into a program (see Debugging). The built-in variable __debug__ is True
+under normal circumstances.
+
+The name len() stands for a built-in function, which returns the number
+of items in a container.
+
+Called to create a new instance of that class, in Python's post-mortem
+debugger.
+"""
+
+
+@pytest.mark.smoke
+def test_only_whole_sentences_without_markup_remain_of_a_page():
+    assert python_docs()["extract_prose"]([PAGE, PAGE]) == PROSE  # what both pages have is there once
+
+
+def test_the_text_of_the_quickstart_is_prose():
+    program = python_docs()
+    text = program["extract_prose"](
+        program["language_reference"]() or program["docstrings"](os.path.dirname(os.__file__))
+    )
+    assert text == program["extract_prose"](reversed([text]))  # nothing is left to remove
+    assert not re.search(r"::=|>>>|[`*+=|~^<>{}\[\]]|----", text)
+    paragraphs = text.strip().split("\n\n")
+    assert len(set(paragraphs)) == len(paragraphs) > 500
+    assert all(re.fullmatch(r"\(?[A-Z].*[.?!]\)?", paragraph, re.DOTALL) for paragraph in paragraphs)
+    assert max(map(len, text.splitlines())) < 100
+    letters = sum(c.isalpha() or c.isspace() for c in text)
+    assert letters / len(text) > 0.93  # code and tables have fewer

@@ -362,3 +362,9 @@ def test_importing_the_tokenizers_does_not_import_tiktoken():
     )
     assert done.stdout.strip() == "False", done.stderr
     assert tokenizers.__file__.startswith(ROOT)
+
+
+@pytest.mark.parametrize("lower, text, is_lossy", [(True, "a B", True), (True, "a b", False), (False, "a B", False)])
+def test_only_a_vocabulary_of_small_letters_loses_capitals(lower, text, is_lossy):
+    tokenizer = tokenizers.WordTokenizer(["a", " b", " B"], lower=lower)
+    assert tokenizer.is_lossy(text) == is_lossy == (tokenizer.decode(tokenizer.encode(text)) != text)

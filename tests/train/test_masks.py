@@ -982,7 +982,7 @@ def test_what_is_left_out_and_what_comes_next_is_said(tmp_path, capsys, monkeypa
     (tmp_path / "records.csv").write_text("text,summary\n" + "\n".join(rows) + "\n", encoding="utf-8")
     prepare_sum(tmp_path, tmp_path / "records.csv", "--name=mine", "--tokenizer=char")
     out = capsys.readouterr().out
-    assert "left out: 4 records" in out and "documents: 30" in out
+    assert "in 30 documents; skipped 4 records with an empty field" in out
     assert "next: python train.py config/quickstart.py --out_dir=out-sum --dataset=mine" in out
 
 

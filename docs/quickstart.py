@@ -1,0 +1,45 @@
+"""Train config/quickstart.py, and make what the first screen of the README shows: docs/quickstart.png and a sample.
+
+    python docs/quickstart.py
+
+The text is Python's own documentation, so the result depends on the version of Python.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from configurator import ROOT
+from dongpt.program import run_program
+
+N_LINES = 8
+
+
+def run(program: str, *args: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, os.path.join(ROOT, program), *args], check=True, **options)
+
+
+def main():
+    with tempfile.TemporaryDirectory() as out_dir:
+        start = time.perf_counter()
+        run("train.py", "config/quickstart.py", f"--out_dir={out_dir}", cwd=ROOT)
+        seconds = time.perf_counter() - start
+        shutil.copyfile(os.path.join(out_dir, "loss.png"), os.path.join(ROOT, "docs", "quickstart.png"))
+        texts = os.path.join(out_dir, "text.txt")
+        args = ["--start=The ", "--num_samples=1", "--max_new_tokens=1000", "--seed=1337", f"--output={texts}"]
+        run("sample.py", f"--out_dir={out_dir}", *args, stdout=subprocess.DEVNULL)
+        with open(texts, encoding="utf-8") as file:
+            lines = [line for part in file.read().split("\n") for line in textwrap.wrap(part, 100)]
+    print("\n".join(lines[:N_LINES]))
+    print(f"\n{seconds:.0f} s of training, Python {platform.python_version()}")
+
+
+if __name__ == "__main__":
+    run_program(main)
