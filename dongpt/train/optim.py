@@ -63,7 +63,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
         group["lr"] = learning_rate * group.get("lr_scale", 1)
 
 
-def describe_groups(optimizer: "Optimizer") -> str:
+def describe_groups(optimizer: torch.optim.Optimizer) -> str:
     """nanoGPT's lines about the parameters with weight decay (matrices and embeddings) and those without."""
     sizes: dict[str, list[int]] = {"decayed": [], "non-decayed": []}
     lines = [f"using fused AdamW: {optimizer.defaults['fused']}"]
