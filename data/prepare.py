@@ -117,7 +117,7 @@ def suggest_model(n_tokens: int) -> tuple[dict[str, int], int, float]:
 
     Two published rules. Repeating a text up to 4 times is nearly as good as having that much new text (Muennighoff et
     al., arxiv.org/abs/2305.16264), and a model should see about 20 tokens per parameter (Hoffmann et al.,
-    arxiv.org/abs/2203.15556). So a text of n tokens suits 4 * n / 20 parameters, of which we count the blocks' alone.
+    arxiv.org/abs/2203.15556). So n tokens suit a model with 4 * n / 20 parameters, counting only its blocks.
     MODEL_SIZES has the nearest model. A small text gets MIN_ITERS iterations, since fewer teach nothing.
     """
     wanted = MAX_PASSES * n_tokens / TOKENS_PER_PARAMETER
