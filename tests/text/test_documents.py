@@ -1078,6 +1078,20 @@ def test_a_folder_that_was_not_named_is_never_taken_from_another_text(tree, tmp_
     in_tree(tree, PROGRAM, "verses.md", "--name=verses", cwd=tmp_path)  # one that was named is
 
 
+def test_a_text_that_cannot_be_prepared_leaves_no_folder_under_data(tree, tmp_path):
+    (tmp_path / "nothing.txt").write_text(" \n")
+    before = visible(tree / "data")
+    done = fork_server.run(
+        [sys.executable, str(tree / PROGRAM), "nothing.txt"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    expect_sentence(done, "blanks")
+    assert visible(tree / "data") == before
+
+
 @smoke
 def test_two_folders_to_write_to_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
