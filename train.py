@@ -50,9 +50,7 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
 
     # files
     out_dir: str = "out"  # directory for checkpoints, log.jsonl and loss.png
-    init_from: str = (
-        "scratch"  # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path to load weights from
-    )
+    init_from: str = "scratch"  # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path of weights
     init_wte: str = ""  # file written by data/word2vec.py that initializes the token embedding
     eval_interval: Annotated[int, ">=", 1] = 2000  # iterations between evaluations; each one saves a checkpoint
     eval_iters: Annotated[int, ">=", 1] = 200  # batches per split in each evaluation during training
@@ -77,9 +75,7 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
     max_minutes: Annotated[float | None, ">", 0] = None  # end the run normally after this time
     patience: Annotated[int, ">=", 0] = 0  # end after this many evaluations without a lower validation loss; 0: never
     decay_lr: bool = True  # warm up, then decay to min_lr; False keeps the learning rate constant
-    decay: Literal["cosine", "linear"] = (
-        "cosine"  # shape of the decay; linear to 0 lowers the loss of a short run by 0.01
-    )
+    decay: Literal["cosine", "linear"] = "cosine"  # shape of the decay; linear suits short runs
     warmup_iters: Annotated[int, ">=", 0] = 2000  # iterations of linear warm-up
     lr_decay_iters: Annotated[int, ">=", 0] = 600000  # iteration at which min_lr is reached, usually max_iters
     min_lr: Annotated[float, ">=", 0] = 6e-5  # final learning rate, usually a tenth of learning_rate

@@ -134,7 +134,7 @@ def join_names(counts: list[tuple[str, int]], total: int) -> str:
 
 
 def show_characters(axis, text: str):
-    """The most frequent characters."""
+    """Draw the most frequent characters."""
     counts = [(repr(c), n) for c, n in Counter(text).most_common()]
     n_half = 1 + int(np.searchsorted(np.cumsum([n for _, n in counts]), len(text) / 2))
     rare = ", ".join(name for name, _ in counts[: -NUM_RARE - 1 : -1])
@@ -148,7 +148,7 @@ def show_characters(axis, text: str):
 
 
 def show_words(axis, words: Counter):
-    """The most frequent words, for data whose tokens are characters."""
+    """Draw the most frequent words, for data whose tokens are characters."""
     total, n_words = max(words.total(), 1), max(len(words), 1)
     once = 100 * sum(n == 1 for n in words.values()) / n_words
     caption = (
@@ -161,7 +161,7 @@ def show_words(axis, words: Counter):
 
 
 def show_tokens(axis, counts: np.ndarray, tokenizer: Tokenizer):
-    """The most frequent tokens."""
+    """Draw the most frequent tokens."""
     order = [i for i in np.argsort(-counts, kind="stable")[:NUM_BARS] if counts[i]]
     names = [(token_name(tokenizer, i), int(counts[i])) for i in order]
     n_used, n_rare = np.count_nonzero(counts), np.count_nonzero((counts > 0) & (counts < RARE_COUNT))
@@ -176,7 +176,7 @@ def show_tokens(axis, counts: np.ndarray, tokenizer: Tokenizer):
 
 
 def show_zipf(axis, words: Counter):
-    """How the counts of words fall with their rank."""
+    """Draw the counts of words by rank, and compare them with Zipf's law."""
     counts = np.sort(np.array([*words.values()] or [1]))[::-1]
     slope, intercept = fit_zipf(counts)
     ranks = np.arange(1, len(counts) + 1)
@@ -193,7 +193,7 @@ def show_zipf(axis, words: Counter):
 
 
 def show_documents(axis, documents: dict[str, list[str]], unit: str, chars_per_token: float):
-    """The lengths of documents, and how many are duplicates."""
+    """Draw the lengths of documents, and count duplicates."""
     all_documents = documents["train"] + documents["val"]
     lengths = [len(text) for text in all_documents] or [0]
     train_documents = {text.strip() for text in documents["train"]}
@@ -215,7 +215,7 @@ def show_documents(axis, documents: dict[str, list[str]], unit: str, chars_per_t
 
 
 def show_compression(axis, texts: dict[str, str], tokenizer: Tokenizer):
-    """The bytes per token of several tokenizers."""
+    """Draw the bytes per token of several tokenizers."""
     compression = bytes_per_token(texts, tokenizer)
     bars = axis.barh([*compression], [*compression.values()], color=[BLUE] + [GREEN] * (len(compression) - 1))
     axis.bar_label(bars, fmt="%.2f", padding=3)
@@ -234,7 +234,7 @@ def show_compression(axis, texts: dict[str, str], tokenizer: Tokenizer):
 
 
 def show_drift(axis, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer):
-    """How much the token counts of the validation set differ from those of the training set."""
+    """Draw how the token counts of the validation set differ from those of the training set."""
     train_loss, val_loss, expected, deviations = unigram_drift(train, val)
     i = int(np.argmax(np.abs(deviations)))
     both = (train > 0) & (val > 0)

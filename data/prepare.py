@@ -19,12 +19,13 @@ import contextlib
 import glob
 import math
 import shlex
+import shutil
 from dataclasses import dataclass
 from typing import Annotated
 
 import configurator
 from configurator import UserError
-from dongpt.program import ROOT, run_program
+from dongpt.program import LOCK_FILE, ROOT, run_program
 from dongpt.text.bins import PreparedData, dataset_folder, read_meta
 from dongpt.text.documents import TEXT_SUFFIXES, Document, Files, file_suffixes, find_files
 from dongpt.text.prepare import Vocabulary, prepare, warn_unused_options
@@ -117,7 +118,7 @@ def suggest_model(n_tokens: int) -> tuple[dict[str, int], int, float]:
 
     Two published rules. Repeating a text up to 4 times is nearly as good as having that much new text (Muennighoff et
     al., arxiv.org/abs/2305.16264), and a model should see about 20 tokens per parameter (Hoffmann et al.,
-    arxiv.org/abs/2203.15556). So a text of n tokens suits 4 * n / 20 parameters, of which we count the blocks' alone.
+    arxiv.org/abs/2203.15556). So n tokens suit a model with 4 * n / 20 parameters, counting only its blocks.
     MODEL_SIZES has the nearest model. A small text gets MIN_ITERS iterations, since fewer teach nothing.
     """
     wanted = MAX_PASSES * n_tokens / TOKENS_PER_PARAMETER
@@ -168,7 +169,13 @@ def main(argv: list[str] | None = None):
         print(f"reading {unknown[0]}{more} as plain text: the name does not tell the format")
     files = Files(paths, cfg.document, cfg.field, cfg.encoding)
     source = source_name(input_path)
-    prepared = prepare(folder, files, cfg, cfg.val_fraction, source, shard_tokens=cfg.shard_tokens)
+    is_new = not os.path.exists(folder)
+    try:
+        prepared = prepare(folder, files, cfg, cfg.val_fraction, source, shard_tokens=cfg.shard_tokens)
+    except UserError:
+        if is_new and os.path.isdir(folder) and os.listdir(folder) == [LOCK_FILE]:  # nothing was written
+            shutil.rmtree(folder)
+        raise
     report(prepared)
     print_next(prepared)
 

@@ -1,16 +1,16 @@
-"""Train word vectors on a corpus of words, or read given ones, for train.py --init_wte.
+"""Train word vectors on a word-level data set, or read existing ones, for train.py --init_wte.
 
     python data/word2vec.py --dataset=don_word
     python data/word2vec.py --dataset=don_word --vectors=GoogleNews-vectors-negative300.bin.gz
     python train.py config/train_don_word.py --init_wte=data/don_word/word2vec.npy
 
-Prints the nearest words of a few, and writes two files next to the data: word2vec.npy, one row per id, and
-word2vec.png, in which words that are used alike are close and have the same colour.
+Prints the nearest neighbours of some words, and writes two files next to the data: word2vec.npy, with one vector per
+id, and word2vec.png, a map on which words with similar uses are close to each other and have the same colour.
 
-Training is skip-gram with negative samples (Mikolov et al., arxiv.org/abs/1310.4546) by gensim, on the sentences of
-the training split; validation is never read. All spellings of a word, with a space before it or a capital, count as
-one. Given vectors may be in word2vec's text or binary format or in GloVe's, also compressed with gzip, bz2 or xz.
-Needs gensim and scikit-learn: pip install -r requirements-word2vec.txt
+gensim trains skip-gram vectors with negative sampling (Mikolov et al., arxiv.org/abs/1310.4546) on the sentences of
+the training set; the validation set is not used. All spellings of a word, with a leading space or a capital letter,
+share a vector. --vectors reads word2vec's text or binary format and GloVe's, also compressed with gzip, bz2 or xz.
+Requires gensim and scikit-learn: pip install -r requirements-word2vec.txt
 """
 
 import os
@@ -35,10 +35,10 @@ from dongpt.train.data import Corpus
 from dongpt.train.init_wte import all_spellings, read_vectors, save_table, vector_table
 
 VECTORS_FILE, PLOT_FILE = "word2vec.npy", "word2vec.png"
-LABEL_MARGIN = (10, 2)  # pixels between the words of the picture, horizontally and vertically
+LABEL_MARGIN = (10, 2)  # pixels between words on the map, horizontally and vertically
 SENTENCE_ENDS = {".", "?", "!"}
 MAX_SENTENCE_WORDS = 1000  # gensim drops everything after 10,000
-# Frequent words that mean little, which the picture leaves out.
+# Frequent words with little meaning, which are left out of the map.
 STOP_WORDS = set(
     """
 a about after again all also am an and any are as at be because been before being but by can could did do does done
@@ -54,25 +54,25 @@ yet you your
 @dataclass(frozen=True)
 class Word2VecConfig:
     dataset: str = ""  # a folder under data/
-    data_dir: str = ""  # a data folder anywhere; replaces dataset
-    vectors: str = ""  # a file of vectors to read; without it they are trained
-    words: str = "food,horse,lady,sword,night,father,money,castle,hand,black"  # whose nearest words are printed
-    near: Annotated[int, ">=", 1] = 10  # how many of them
-    near_count: Annotated[int, ">=", 1] = 10  # only words that occur so often in training: rarer vectors say little
-    size: Annotated[int, ">=", 1] = 96  # numbers in a vector: n_embd of the model that starts with them
-    window: Annotated[int, ">=", 1] = 4  # words on each side that a word is to predict
-    min_count: Annotated[int, ">=", 1] = 5  # rarer words have no vector
-    negative: Annotated[int, ">=", 1] = 10  # random other words, for each word to predict
-    sample: Annotated[float, ">=", 0] = 1e-3  # words with a larger share of the text are skipped now and then
+    data_dir: str = ""  # a data folder anywhere; used instead of dataset
+    vectors: str = ""  # a file of vectors to read instead of training them
+    words: str = "food,horse,lady,sword,night,father,money,castle,hand,black"  # words whose neighbours are printed
+    near: Annotated[int, ">=", 1] = 10  # neighbours per word
+    near_count: Annotated[int, ">=", 1] = 10  # ignore neighbours that occur less often in the training set
+    size: Annotated[int, ">=", 1] = 96  # dimensions of a vector, the n_embd of the model that uses them
+    window: Annotated[int, ">=", 1] = 4  # words on each side that a word predicts
+    min_count: Annotated[int, ">=", 1] = 5  # rarer words get no vector
+    negative: Annotated[int, ">=", 1] = 10  # random negative words per predicted word
+    sample: Annotated[float, ">=", 0] = 1e-3  # words with a larger share of the text are subsampled
     epochs: Annotated[int, ">=", 1] = 15  # passes over the text
-    learning_rate: Annotated[float, ">", 0] = 0.025  # at the start; it falls linearly
+    learning_rate: Annotated[float, ">", 0] = 0.025  # initial learning rate, which falls linearly
     seed: Annotated[int, ">=", 0, "<", 2**32] = 1  # the same seed gives the same vectors
-    most_words: Annotated[int, ">=", 3] = 300  # in the picture, the most frequent ones
-    groups: Annotated[int, ">=", 1] = 24  # colours in the picture
+    most_words: Annotated[int, ">=", 3] = 300  # on the map: the most frequent words
+    groups: Annotated[int, ">=", 1] = 24  # colours on the map
 
 
 def import_optional(module: str):
-    """A library that only this program needs. Raises UserError if it is not installed."""
+    """Import a library that only this program needs. Raises UserError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -81,22 +81,22 @@ def import_optional(module: str):
 
 
 def word_tokenizer(corpus: Corpus) -> WordTokenizer:
-    """The tokenizer of a corpus of words. Raises UserError for any other."""
+    """The tokenizer of a word-level corpus. Raises UserError for other corpora."""
     tokenizer = corpus.tokenizer() if corpus.tokenizer_dict["kind"] == WordTokenizer.kind else None
     if not isinstance(tokenizer, WordTokenizer):
         remedy = "prepare the text with data/don_word/prepare.py or data/prepare.py --tokenizer=word"
         kind = corpus.tokenizer_dict["kind"]
-        raise UserError(f"{corpus.name} is a corpus of {kind}: vectors belong to words, {remedy}")
+        raise UserError(f"{corpus.name} has {kind} tokens, and only words can have word vectors: {remedy}")
     return tokenizer
 
 
 def word_of_each_id(tokenizer: WordTokenizer) -> list[str]:
-    """The word that each id counts as, the same for all spellings; "" for blanks and special tokens."""
+    """The lower-case word of each id, the same for all spellings; "" for blanks and special tokens."""
     return [word.strip().lower() for word in tokenizer.words] + [""] * len(tokenizer.specials)
 
 
 def read_sentences(corpus: Corpus, names: list[str]) -> list[list[str]]:
-    """The sentences of the training split as lists of words, without blanks."""
+    """The sentences of the training set as lists of words, without blanks."""
     sentences: list[list[str]] = [[]]
     for name in (names[i] for ids in corpus.tokens["train"].chunks() for i in ids.tolist()):
         if name:
@@ -107,18 +107,23 @@ def read_sentences(corpus: Corpus, names: list[str]) -> list[list[str]]:
 
 
 def train_vectors(sentences: list[list[str]], cfg: Word2VecConfig) -> dict[str, np.ndarray]:
-    """Skip-gram vectors of the words that occur min_count times, {word: (size,) float32}."""
+    """Skip-gram vectors of the words that occur at least min_count times, {word: (size,) float32}."""
     models = import_optional("gensim.models")
     if max(Counter(word for sentence in sentences for word in sentence).values(), default=0) < cfg.min_count:
-        raise UserError(f"no word of train occurs {cfg.min_count} times: lower --min_count, or take more text")
+        raise UserError(
+            f"no word occurs {cfg.min_count} times in the training set: lower --min_count, or use more text"
+        )
     options = {key: getattr(cfg, key) for key in ("window", "min_count", "negative", "sample", "epochs", "seed")}
-    # one worker: with several the order of updates, and with it every number, changes from run to run
+    # one worker, since with several the order of updates, and therefore the vectors, differs from run to run
     model = models.Word2Vec(sentences, sg=1, vector_size=cfg.size, alpha=cfg.learning_rate, workers=1, **options)
     return dict(zip(model.wv.index_to_key, model.wv.vectors))
 
 
-def push_apart(centres: np.ndarray, sizes: np.ndarray, rounds: int = 300) -> np.ndarray:
-    """Move boxes with these centres (n, 2) and sizes (n, 2) in steps until none overlaps another, at most `rounds`."""
+def push_apart(centres: np.ndarray, sizes: np.ndarray, rounds: int = 300, limits=None) -> np.ndarray:
+    """Move boxes with these centres (n, 2) and sizes (n, 2) step by step until none overlap, at most `rounds` times.
+
+    limits ((left, bottom), (right, top)) keep the boxes inside a frame.
+    """
     centres = centres.copy()
     for _ in range(rounds):
         offsets = centres[:, None] - centres[None]  # (n, n, 2)
@@ -126,16 +131,20 @@ def push_apart(centres: np.ndarray, sizes: np.ndarray, rounds: int = 300) -> np.
         overlaps = (overlap > 0).all(2) & ~np.eye(len(centres), dtype=bool)
         if not overlaps.any():
             break
-        is_horizontal = overlap[..., 1] * 2 >= overlap[..., 0]  # rather up and down: words are wide
+        is_horizontal = overlap[..., 1] * 2 >= overlap[..., 0]  # prefer moving up or down, since words are wide
         axis = np.stack([is_horizontal, ~is_horizontal], axis=2)
         order = np.sign(np.arange(len(centres))[:, None] - np.arange(len(centres)))[..., None]
         push_direction = np.where(offsets == 0, order, np.sign(offsets))
         centres += 0.3 * (overlap * push_direction * axis * overlaps[..., None]).sum(1)
+        if limits is not None:
+            centres = np.clip(centres, limits[0] + sizes / 2, limits[1] - sizes / 2)
     return centres
 
 
-def draw(path: str, title: str, words: list[str], unit_vectors: np.ndarray, sizes: np.ndarray, groups: int, seed: int):
-    """Draw words to a PNG: t-SNE gives their positions, k-means there their colours; font sizes (n,)."""
+def draw_map(
+    path: str, title: str, words: list[str], unit_vectors: np.ndarray, sizes: np.ndarray, groups: int, seed: int
+):
+    """Draw words with these font sizes (n,): t-SNE decides their positions, and k-means of these their colours."""
     manifold, cluster = import_optional("sklearn.manifold"), import_optional("sklearn.cluster")
     perplexity = max(1.0, min(15.0, (len(words) - 1) / 3))
     tsne = manifold.TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed)
@@ -147,13 +156,23 @@ def draw(path: str, title: str, words: list[str], unit_vectors: np.ndarray, size
     axis = figure.subplots()
     colours = [colormaps[name](i) for name in ("Dark2", "tab10", "Set2") for i in range(colormaps[name].N)]
     axis.set(title=title, xticks=[], yticks=[], xmargin=0.03, ymargin=0.03)
+    similarity = unit_vectors @ unit_vectors.T - 2 * np.eye(len(words))
+    first, second = divmod(int(similarity.argmax()), len(words))
+    caption = (
+        "Words that occur in similar contexts are close to each other and have the same colour; frequent words are "
+        f"larger.\nThe two most similar are {words[first]} and {words[second]} (cosine similarity "
+        f"{similarity.max():.2f}). If most groups have no topic in common, the text is too short for good vectors."
+    )
+    print(caption.replace("\n", " "))
+    axis.set_xlabel(caption, parse_math=False)
     axis.scatter(*positions.T, s=0)
     labels = [axis.text(*xy, word, ha="center", va="center", parse_math=False) for word, xy in zip(words, positions)]
     for label, group, size in zip(labels, group_of, sizes):
         label.set(color=colours[group % len(colours)], size=size)
-    figure.draw_without_rendering()  # only now texts have a size
+    figure.draw_without_rendering()  # text has no size before it is rendered
     boxes = np.array([label.get_window_extent().get_points() for label in labels])  # (n, lower left and upper right, 2)
-    centres = push_apart(boxes.mean(1), boxes[:, 1] - boxes[:, 0] + LABEL_MARGIN)
+    frame = axis.get_window_extent().get_points()
+    centres = push_apart(boxes.mean(1), boxes[:, 1] - boxes[:, 0] + LABEL_MARGIN, limits=frame)
     for label, position in zip(labels, axis.transData.inverted().transform(centres)):
         label.set_position(position)
     figure.savefig(path, dpi=100)
@@ -170,21 +189,22 @@ def main(argv: list[str] | None = None):
         vectors = read_vectors(cfg.vectors, all_spellings(tokenizer))
         width = len(next(iter(vectors.values())))
         if given.get("size", width) != width:
-            remedy = f"drop --size={cfg.size}, train.py makes them narrower by itself"
-            raise UserError(f"{cfg.vectors} has vectors of {width} numbers: {remedy}")
+            remedy = f"drop --size={cfg.size}, since train.py shortens them if necessary"
+            raise UserError(f"{cfg.vectors} has vectors of {width} dimensions: {remedy}")
     else:
         vectors = train_vectors(read_sentences(corpus, names), cfg)
     table = vector_table(tokenizer, vectors)
     has_vector = table.any(1)
     if not has_vector.any():
-        raise UserError(f"{cfg.vectors or 'training'} gives nothing but zeros: take another file of vectors")
+        raise UserError(f"{cfg.vectors or 'training'} gives nothing but zeros: use other vectors")
     id_counts = corpus.tokens["train"].counts(2**16)[: len(table)]
-    counts: Counter[str] = Counter()  # of all spellings together
+    counts: Counter[str] = Counter()  # sums over all spellings of a word
     for name, n in zip(names, id_counts.tolist()):
         counts[name] += n
+    share = 100 * id_counts[has_vector].sum() / id_counts.sum()
     print(
-        f"{has_vector.sum():,} of {len(table):,} entries of the vocabulary have a vector of {table.shape[1]} numbers, "
-        f"{100 * id_counts[has_vector].sum() / id_counts.sum():.1f} % of train's tokens"
+        f"{has_vector.sum():,} of {len(table):,} entries of the vocabulary, {share:.1f} % of the training tokens, "
+        f"have a vector with {table.shape[1]} dimensions"
     )
     path = os.path.join(corpus.folder, VECTORS_FILE)
     save_table(path, table)
@@ -193,7 +213,7 @@ def main(argv: list[str] | None = None):
     words = sorted((word for word in vector_of if any(map(str.isalpha, word))), key=lambda word: (-counts[word], word))
     shown = [i for i, word in enumerate(words) if word not in STOP_WORDS][: cfg.most_words]
     if len(shown) < 3:
-        print("fewer than 3 words of meaning have a vector: there is nothing to compare or to draw")
+        print("fewer than 3 words with a meaning have a vector, too few for neighbours and a map")
         return
     unit_vectors = np.array([vector_of[word] for word in words])
     unit_vectors -= unit_vectors.mean(0)
@@ -201,14 +221,14 @@ def main(argv: list[str] | None = None):
     print_nearest(cfg, words, unit_vectors, counts)
     heights = np.array([max(counts[words[i]], 1) for i in shown]) ** 0.25
     path = os.path.join(corpus.folder, PLOT_FILE)
-    title = f"{corpus.name}: its {len(shown):,} most frequent words of meaning, near those that are used alike"
+    title = f"{corpus.name}: its {len(shown):,} most frequent words, without those of little meaning"
     sizes = 9 + 13 * heights / heights.max()
-    draw(path, title, [words[i] for i in shown], unit_vectors[shown], sizes, cfg.groups, cfg.seed)
-    print(f"drawn to {path}")
+    draw_map(path, title, [words[i] for i in shown], unit_vectors[shown], sizes, cfg.groups, cfg.seed)
+    print(f"picture: {path}")
 
 
 def print_nearest(cfg: Word2VecConfig, words: list[str], unit_vectors: np.ndarray, counts: Counter):
-    """Print the words whose unit_vectors (number of words, width), are nearest to those of cfg.words."""
+    """Print the words whose unit_vectors (number of words, width) are nearest to those of cfg.words."""
     asked = [word for word in (word.strip().lower() for word in cfg.words.split(",")) if word]
     frequent = [i for i, word in enumerate(words) if counts[word] >= cfg.near_count or word in asked]
     words, unit_vectors = [words[i] for i in frequent], unit_vectors[frequent]
@@ -218,7 +238,7 @@ def print_nearest(cfg: Word2VecConfig, words: list[str], unit_vectors: np.ndarra
             order = [i for i in np.argsort(-cosines, kind="stable") if words[i] != word][: cfg.near]
             print(f"{word}:", ", ".join(f"{words[i]} {cosines[i]:.2f}" for i in order))
         else:
-            print(f"{word}: has no vector")
+            print(f"{word}: not in the training set, or too rare")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Draws docs/data.png: the files of a small corpus, the windows that two epochs draw from it, and what is predicted.
+"""Draws docs/data.png: the files of a small corpus, the windows of two epochs, and the tokens that are predicted.
 
     python docs/data.py
 
-Everything in it is what dongpt/ does with a corpus of 120 tokens: it is prepared, opened and asked for its windows.
+The picture shows the real output of dongpt/ for a corpus of 120 tokens.
 """
 
 import os
@@ -26,11 +26,11 @@ DOCUMENTS = (
     "and a greyhound for coursing",
     "an olla of rather more",
 )
-ANSWER = "what is his name?|quixote"  # only what follows the bar is in the loss
+ANSWER = "what is his name?|quixote"  # only the part after the bar is in the loss
 
 
 def corpus_in(folder: str) -> Corpus:
-    """DOCUMENTS in shards."""
+    """A corpus of DOCUMENTS in shards."""
     tokenizer = CharTokenizer.from_text("".join((*DOCUMENTS, ANSWER)))
     tokenizer = CharTokenizer(tokenizer.characters, [END])
     with BinWriter(folder, tokenizer, shard_tokens=SHARD) as writer:
@@ -43,7 +43,7 @@ def corpus_in(folder: str) -> Corpus:
 
 
 def draw_files(axes, corpus: Corpus, ids: np.ndarray, colours):
-    """The tokens in their files, a colour for each document."""
+    """Draw the tokens in their files, with a colour for each document."""
     tokenizer, document = corpus.tokenizer(), 0
     for place, i in enumerate(ids.tolist()):
         ends = i == tokenizer.end_id
@@ -59,13 +59,13 @@ def draw_files(axes, corpus: Corpus, ids: np.ndarray, colours):
     place = 0
     for shard in corpus.shards:
         axes.plot([place, place], [-0.25, 1.75], color="black", linewidth=2)
-        axes.text(place + 0.4, 1.25, f"{shard['file']}: {shard['tokens']} tokens", fontsize=9)
+        axes.text(place + 0.4, 1.25, f"{shard['file']}: {shard['tokens']} tokens", fontsize=11)
         place += shard["tokens"]
     axes.plot([place, place], [-0.25, 1.75], color="black", linewidth=2)
 
 
 def draw_epoch(axes, corpus: Corpus, epoch: int, colours):
-    """The windows of an epoch where they lie, numbered in the order of their visit, a colour for each process."""
+    """Draw the windows of an epoch in place, numbered in the order of the visits, with a colour for each process."""
     n = corpus.windows_per_epoch(BLOCK_SIZE)
     starts = corpus.window_starts(epoch * n, n, BLOCK_SIZE, SEED)
     for number, start in enumerate(starts.tolist()):
@@ -74,7 +74,7 @@ def draw_epoch(axes, corpus: Corpus, epoch: int, colours):
 
 
 def draw_batch(axes, corpus: Corpus, place: float):
-    """x and y of one window, and y of a window of questions and answers under its mask."""
+    """Draw x and y of one window, and a question with its answer and mask."""
     tokenizer = corpus.tokenizer()
     question, answer = ANSWER.split("|")
     x, y = corpus.train_batch(0, 1, BLOCK_SIZE, SEED, corpus.vocab_size)
@@ -87,23 +87,23 @@ def draw_batch(axes, corpus: Corpus, place: float):
                 "E" if token == tokenizer.end_id else tokenizer.decode([token]),
                 "white" if row == 2.4 else "#ffd08a",
             )
-    axes.text(place - 0.5, 2.7, "x", ha="right")
-    axes.text(place - 0.5, 1.5, "y", ha="right")
+    axes.text(place - 0.5, 2.7, "x", ha="right", fontsize=12)
+    axes.text(place - 0.5, 1.5, "y", ha="right", fontsize=12)
     text, place = question + answer, place + BLOCK_SIZE + 12
     for i, letter in enumerate(text):
         cell(axes, place + i, 2.4, letter, "white")
         cell(axes, place + i, 1.2, "1" if i >= len(question) else "0", "#ffd08a" if i >= len(question) else "white")
-    axes.text(place - 0.5, 2.7, "tokens", ha="right")
-    axes.text(place - 0.5, 1.5, "mask", ha="right")
+    axes.text(place - 0.5, 2.7, "tokens", ha="right", fontsize=12)
+    axes.text(place - 0.5, 1.5, "mask", ha="right", fontsize=12)
 
 
 def cell(axes, left: float, bottom: float, text: str, colour, ink: str = "black", width: float = 1):
-    """A box with a text in it."""
+    """Draw a box with a text."""
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((left, bottom), width, 1, facecolor=colour, edgecolor="grey", linewidth=0.5))
     axes.text(
-        left + width / 2, bottom + 0.47, text, ha="center", va="center", fontsize=8, color=ink, family="monospace"
+        left + width / 2, bottom + 0.47, text, ha="center", va="center", fontsize=10, color=ink, family="monospace"
     )
 
 
@@ -113,36 +113,33 @@ def main():
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    documents, processes = ("#cfe8ff", "#d8f3d0", "#ffe3cc", "#ead9ff", "#fff3b8"), ("#9ecbff", "#ffb3b3")
+    documents, processes = ("#cfe8ff", "#d8f3d0", "#ffe3cc", "#ead9ff", "#fff3b8"), ("#8ecae6", "#ffb703")
     with tempfile.TemporaryDirectory() as folder:
         corpus = corpus_in(folder)
         ids = corpus.tokens["train"][:]
-        figure, rows = pyplot.subplots(4, 1, figsize=(15, 5.6), height_ratios=(2, 1.3, 1.3, 2.4), layout="constrained")
+        figure, rows = pyplot.subplots(4, 1, figsize=(15, 6), height_ratios=(2, 1.3, 1.3, 2.4), layout="constrained")
         draw_files(rows[0], corpus, ids, documents)
         for epoch in (0, 1):
             draw_epoch(rows[1 + epoch], corpus, epoch, processes)
         draw_batch(rows[3], corpus, 3)
-    rows[0].set_title("The files: one text, documents end with <|endoftext|> (E)", loc="left", fontsize=10)
-    for epoch in (0, 1):
-        rows[1 + epoch].set_title(
-            f"Epoch {epoch}: windows of block_size={BLOCK_SIZE} from a new offset on, numbered as they are visited; "
-            f"process 0 gets the blue ones, process 1 the red ones (batch_size={BATCH_SIZE})",
-            loc="left",
-            fontsize=10,
-        )
-    rows[3].set_title(
-        "Left: a window as it is given to the model; the loss is that of y. "
-        "Right: a masked corpus; the loss is that of the ones alone",
-        loc="left",
-        fontsize=10,
+    titles = ["Files: the documents follow each other in shards; each ends with <|endoftext|> (E)"]
+    titles += [
+        f"Epoch {epoch}: windows of block_size={BLOCK_SIZE} tokens from a random offset, numbered in the order of the "
+        f"visits; blue: process 0, yellow: process 1 (batch_size={BATCH_SIZE})"
+        for epoch in (0, 1)
+    ]
+    titles.append(
+        "Left: a window; the model reads x and predicts y.  Right: with a mask, only the ones are in the loss"
     )
+    for axes, title in zip(rows, titles):
+        axes.set_title(title, loc="left", fontsize=12)
     for axes in rows:
         axes.set_xlim(-0.5, len(ids) + 0.5)
         axes.set_ylim(*(0.9, 3.6) if axes is rows[3] else (-0.3, 1.9) if axes is rows[0] else (-0.3, 1.1))
         axes.axis("off")
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data.png")
     figure.savefig(path, dpi=110)
-    print(f"{path} is drawn")
+    print(f"drew {path}")
 
 
 if __name__ == "__main__":

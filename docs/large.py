@@ -1,8 +1,8 @@
-"""Measures what a corpus of 8 GB in 40 shards costs a training beside one of 10 MB in a file, for docs/data.md.
+"""Compares training on 8 GB in 40 shards with training on 10 MB in one file, for docs/data.md.
 
-    python docs/large.py --folder=DIR        # where there are 8 GB to spare; they stay there for another run
+    python docs/large.py --folder=DIR        # a folder with 8 GB to spare; the files stay there for another run
 
-The ids are random. The machine's cache is left as it is.
+The ids are random. The machine's cache is not cleared.
 """
 
 import json

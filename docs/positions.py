@@ -1,10 +1,9 @@
-"""Draws docs/positions.png: what each position scheme does to attention, as model.py computes it.
+"""Draws docs/positions.png: the effect of each position scheme on attention, as model.py computes it.
 
     python docs/positions.py
 
-Trains one small model per scheme on Python's language reference (no download), then asks its first layer what score a
-token gives to each earlier one when all tokens are alike, so that position alone makes the difference. Takes about two
-minutes.
+Trains one small model per scheme on data/python_docs (no download), then computes the attention scores of its first
+layer among identical tokens, so that only their positions make a difference. Takes about two minutes.
 """
 
 import math
@@ -24,7 +23,8 @@ from model import GPT, GPTConfig, rotate
 
 SCHEMES = ("default", "rope", "relative", "alibi", "default+relative")
 BLOCK_SIZE, BATCH_SIZE, STEPS, LEARNING_RATE, SEED = 64, 16, 800, 3e-3, 1337
-DEEPEST = -6.0  # nats below the best score of a row; what is lower is drawn like this
+DEEPEST = -6.0  # nats below the best score of a query; lower scores are drawn as this one
+HEAD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's, for colour-blind readers
 
 
 def trained(scheme: str, corpus: Corpus) -> GPT:
@@ -43,7 +43,7 @@ def trained(scheme: str, corpus: Corpus) -> GPT:
     )
     optimizer = make_optimizer(model, OptimConfig(learning_rate=LEARNING_RATE, beta2=0.99), "cpu")
     for step in range(STEPS):
-        set_learning_rate(optimizer, LEARNING_RATE * (1 - step / STEPS))  # down to 0: no noise of the last updates
+        set_learning_rate(optimizer, LEARNING_RATE * (1 - step / STEPS))  # to 0, so that the last updates add no noise
         x, y = corpus.train_batch(step * BATCH_SIZE, BATCH_SIZE, BLOCK_SIZE, SEED, corpus.model_vocab_size)
         loss = model(x, y)[1]
         loss.backward()
@@ -57,9 +57,9 @@ def trained(scheme: str, corpus: Corpus) -> GPT:
 
 @torch.no_grad()
 def scores_by_position(model: GPT, corpus: Corpus) -> torch.Tensor:
-    """The scores (nh, T, T) in the first layer among T tokens that are all the average token; -inf ahead of a token.
+    """Attention scores (nh, T, T) of the first layer for T copies of the average token; -inf for later tokens.
 
-    T is twice block_size, or block_size where there are no positions beyond it. Each row's best score is 0.
+    T is twice block_size, or block_size for schemes without positions beyond it. Each query's best score is 0.
     """
     config = model.config
     T = BLOCK_SIZE if config.has_wpe else 2 * BLOCK_SIZE
@@ -91,8 +91,8 @@ def draw(scores: dict[str, torch.Tensor], path: str):
     )
     for column, (scheme, heads) in enumerate(scores.items()):
         T = heads.shape[-1]
-        last = heads[:, -1].flip(-1)  # (nh, T): of the last token, by distance
-        head = last.clamp(min=DEEPEST).std(-1).argmax()  # the one that position moves most
+        last = heads[:, -1].flip(-1)  # (nh, T): scores of the last token, by distance
+        head = last.clamp(min=DEEPEST).std(-1).argmax()  # the head that depends most on position
         image = axes[0, column].imshow(
             heads[head].clamp(min=DEEPEST).where(heads[head].isfinite(), math.nan),
             vmin=DEEPEST,
@@ -100,7 +100,8 @@ def draw(scores: dict[str, torch.Tensor], path: str):
             extent=(0, T, T, 0),
         )
         axes[0, column].set(title=scheme, xlim=(0, 2 * BLOCK_SIZE), ylim=(2 * BLOCK_SIZE, 0), xlabel="key")
-        axes[1, column].plot(last.clamp(min=DEEPEST).T, linewidth=1.2)
+        for number, (line, colour) in enumerate(zip(last.clamp(min=DEEPEST), HEAD_COLOURS)):
+            axes[1, column].plot(line, color=colour, linewidth=1.5, label=f"head {number}")
         axes[1, column].set(xlim=(0, 2 * BLOCK_SIZE), ylim=(DEEPEST * 1.05, 0.3), xlabel="distance")
         if T == BLOCK_SIZE:
             axes[0, column].text(
@@ -114,6 +115,11 @@ def draw(scores: dict[str, torch.Tensor], path: str):
         for row in (0, 1):
             axes[row, column].axvline(BLOCK_SIZE, color="grey", linestyle=":", linewidth=1)
         axes[0, column].axhline(BLOCK_SIZE, color="grey", linestyle=":", linewidth=1)
+    axes[1, -1].legend(fontsize=9, loc="upper right")
+    figure.suptitle(
+        f"Attention scores by position. Top: one head, all queries and keys. Bottom: all heads, the last query. "
+        f"Dotted: block_size={BLOCK_SIZE}"
+    )
     axes[0, 0].set_ylabel("query")
     axes[1, 0].set_ylabel("score below the best (nats)")
     figure.colorbar(image, ax=axes[0, -1], label="score below the best (nats)")

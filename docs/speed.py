@@ -1,8 +1,8 @@
-"""Measures the table of docs/speed.md: donGPT beside a checkout of nanoGPT, in turn on the same machine.
+"""Measures the table of docs/speed.md: donGPT and a checkout of nanoGPT, in turn on the same machine.
 
     python docs/speed.py --nanogpt=PATH --rows=demo,baby,lowest,start        # on a CPU
     python docs/speed.py --nanogpt=PATH --rows=gpu_speedrun,gpu_best,gpu_shakespeare,gpu_gpt2   # on a GPU
-    python docs/speed.py --rows=options                                      # what each option is worth
+    python docs/speed.py --rows=options                                      # the effect of each option
     taskset -c 0,1 python docs/speed.py ...                                  # on two cores
 
 PATH is nanoGPT with DI725's config/train_don_char.py and data/don_char/{train,val}.bin of the raw text, the same ids

@@ -36,7 +36,7 @@ TRAIN_FRACTION = 0.9  # of the tokens
 
 @dataclass(frozen=True)
 class PrepareConfig(BookConfig):
-    notebook: bool = False  # prepare the text as the word notebook does; keeps the licence, whatever raw is
+    notebook: bool = False  # prepare the text as the word notebook does; always keeps the licence
 
 
 def prepare_notebook(path: str, encoding: str) -> PreparedData:
@@ -48,7 +48,7 @@ def prepare_notebook(path: str, encoding: str) -> PreparedData:
     text = text.replace("\n", " ").replace("  ", " ")
     if len(text) <= NUM_SKIPPED_CHARS:
         problem = f"{path} has only {len(text):,} characters, and --notebook drops the first {NUM_SKIPPED_CHARS:,}"
-        raise UserError(f"{problem}, which is right for Project Gutenberg's 996 alone: drop --notebook")
+        raise UserError(f"{problem}, which fits only Project Gutenberg's 996: drop --notebook")
     text = text[NUM_SKIPPED_CHARS:].lower()
     words = split_words(text, spaces_alone=True)
     tokenizer = WordTokenizer(sorted(set(words)), lower=True, spaces_alone=True)

@@ -26,7 +26,7 @@ from dongpt.program import first_line, run_program
 from dongpt.text.bins import dataset_folder
 from dongpt.text.documents import Files, find_files
 from dongpt.text.prepare import Vocabulary, prepare
-from dongpt.text.report import report
+from dongpt.text.report import count_of, report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 REPOSITORY = "Skylion007/openwebtext"  # on the Hugging Face Hub
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None):
     else:
         paths = download(cfg.yes)
     files = Files(paths, field=cfg.field, encoding=cfg.encoding, raw=True)
-    print(f"{len(paths):,} files, {files.size / 1e6:,.1f} MB; {free_space()}")
+    print(f"{count_of(len(paths), 'file')}, {files.size / 1e6:,.1f} MB; {free_space()}")
     source, options = cfg.files or REPOSITORY, dict(shard_tokens=cfg.shard_tokens, seed=cfg.seed)
     if prepared := prepare(folder, files, Vocabulary("gpt2"), cfg.val_fraction, source, **options):
         report(prepared)

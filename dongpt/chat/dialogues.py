@@ -1,11 +1,11 @@
-"""Interpret files as conversations, and find those that must be on the same side of a split.
+"""Read conversations from files, and find near duplicates, which must go to the same split.
 
     dialogues = Dialogues(Files(["chats.jsonl"]))
     for conversation in dialogues.read(): ...      # [("user", "Hello"), ("assistant", "Hello! How are you?")]
 
-JSON lines hold one conversation per line, {"messages": [{"role": ..., "content": ...}, ...]} or only the list, or one
-message per line with a blank line between conversations, as chat.py saves them. CSV and Parquet hold a question and its
-answer per row. Every other file is text with the tags of the Empathetic-Dialogue-System.
+JSON lines hold one conversation per line, {"messages": [{"role": ..., "content": ...}, ...]} or just the list, or one
+message per line with a blank line between conversations, as chat.py saves them. CSV and Parquet hold a question and an
+answer per row. Other files must be text with the tags of the Empathetic-Dialogue-System.
 """
 
 import hashlib
@@ -32,31 +32,33 @@ LINE_FORMAT = (
 
 
 def check_turns(conversation: Messages, place: str) -> Messages:
-    """conversation, if user and assistant take turns in it. Raises UserError that starts with place."""
+    """Return conversation if user and assistant take turns. Raises UserError that starts with place."""
     turns = conversation[1:] if conversation and conversation[0][0] == "system" else conversation
     index = next((i for i, (role, _) in enumerate(turns) if role != ROLES[1 + i % 2]), None)
     if index is not None:
-        raise UserError(f"{place}: {ROLES[1 + index % 2]} should speak where {turns[index][0]} does: {LINE_FORMAT}")
+        raise UserError(
+            f"{place}: expected a message from {ROLES[1 + index % 2]}, got {turns[index][0]}: {LINE_FORMAT}"
+        )
     if not turns or len(turns) % 2:
         raise UserError(f"{place}: the conversation does not end with an answer: {LINE_FORMAT}")
     if blank_role := next((role for role, content in conversation if not content.strip()), None):
-        raise UserError(f"{place}: there is nothing in what {blank_role} says: mend or drop it")
+        raise UserError(f"{place}: the message from {blank_role} is blank: correct or delete it")
     return conversation
 
 
 def read_message(message: Any, place: str) -> tuple[str, str]:
-    """(role, content) of a message from JSON. Raises UserError that starts with place."""
+    """(role, content) of a JSON message. Raises UserError that starts with place."""
     if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-        raise UserError(f"{place}: {str(message)[:60]!r} is no message with role and content: {LINE_FORMAT}")
+        raise UserError(f"{place}: {str(message)[:60]!r} is not a message with role and content: {LINE_FORMAT}")
     if message["role"] not in ROLES:
-        raise UserError(f"{place}: the role {str(message['role'])[:40]!r} is none of {', '.join(ROLES)}")
+        raise UserError(f"{place}: the role {str(message['role'])[:40]!r} is not one of {', '.join(ROLES)}")
     return message["role"], check_text(message["content"], place, "content")
 
 
 def read_json_lines(lines: Iterable[str], path: str) -> Iterator[Messages]:
-    """The conversations of JSON lines, checked; one message per line, or one conversation per line."""
-    turns: Messages = []  # messages of a conversation that has one per line
-    first_location = ""  # place of the first of them
+    """Yield the conversations of JSON lines with one message or one conversation per line."""
+    turns: Messages = []  # of a conversation with one message per line
+    first_location = ""  # place of its first message
     for line_number, line in enumerate(chain(lines, [""]), 1):
         place = f"{path} line {line_number:,}"
         record = parse_json(line, place) if line.strip() else None
@@ -70,7 +72,7 @@ def read_json_lines(lines: Iterable[str], path: str) -> Iterator[Messages]:
         if line.strip():
             messages = record["messages"] if isinstance(record, dict) else record
             if not isinstance(messages, list):
-                raise UserError(f"{place} holds no list of messages: {LINE_FORMAT}")
+                raise UserError(f"{place} has no list of messages: {LINE_FORMAT}")
             yield check_turns([read_message(message, place) for message in messages], place)
 
 
@@ -80,13 +82,13 @@ END_TAG_PATTERN = re.compile(r" *<endOfText>\s*$")
 
 
 def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
-    """The records of tagged text, checked: <bot> is the user, <human> answers, <endOfText> ends a record.
+    """Yield the records of tagged text: <bot> is the user, <human> answers, <endOfText> ends a record.
 
     The text after <emotion> or <context> becomes a system message.
     """
     record: Messages = []
     first_location = ""  # place of its first line
-    for line_number, line in enumerate(chain(lines, ["<context>"]), 1):  # the last one ends the record before it
+    for line_number, line in enumerate(chain(lines, ["<context>"]), 1):  # an extra tag ends the last record
         place, tag = f"{path} line {line_number:,}", TAG_PATTERN.match(line)
         text, has_end = END_TAG_PATTERN.subn("", line[tag.end() :] if tag else line)
         text = text.strip()
@@ -94,17 +96,17 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
             first_location = first_location if record else place
             awaits_answer = bool(record) and record[-1][0] == "user"
             if awaits_answer == (tag[1] == "bot"):
-                problem = "<bot> speaks twice in a row" if awaits_answer else "<human> answers nothing"
-                raise UserError(f"{place}: {problem}: the tags must be <bot>, then <human>")
+                problem = "a second <bot> before <human>" if awaits_answer else "<human> without a <bot> before it"
+                raise UserError(f"{place}: {problem}: the tags must alternate, <bot> first")
             record.append((ROLE_OF_TAG[tag[1]], text))
         elif tag:
             if record:
                 yield check_turns(record, first_location)
             record, first_location = [("system", f"emotion: {text}" if text and tag[1] == "emotion" else text)], place
         elif text and not record:
-            remedy = "give a text with these tags, or JSON lines, CSV or Parquet by the name of the file"
-            raise UserError(f"{place} begins with none of <bot>, <human>, <emotion>, <context>: {remedy}")
-        elif text:  # a turn of several lines
+            remedy = "use a text with these tags, or a file whose name ends in .jsonl, .csv or .parquet"
+            raise UserError(f"{place} does not start with <bot>, <human>, <emotion> or <context>: {remedy}")
+        elif text:  # a message of several lines
             record[-1] = (record[-1][0], f"{record[-1][1]}\n{text}".strip())
         if has_end and record and record[-1][0] == "assistant":
             yield check_turns(record, first_location)
@@ -112,10 +114,10 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
 
 
 def join_pairs(records: list[Messages]) -> list[Messages]:
-    """The dialogues that records were cut from.
+    """Rejoin the dialogues that records were cut from.
 
-    The Empathetic-Dialogue-System cut dialogues into pairs, and added the pairs with the roles swapped: if an answer
-    and the question after it are a pair of their own, both belong to the same dialogue.
+    The Empathetic-Dialogue-System cut dialogues into pairs and also added the pairs with swapped roles. So if an answer
+    and the question after it form a pair too, both belong to the same dialogue.
     """
     pairs = {(a[1], b[1]) for record in records for a, b in zip(record, record[1:]) if b[0] == "assistant"}
     dialogues: list[Messages] = []
@@ -132,12 +134,12 @@ class Dialogues:
     """The conversations of files."""
 
     files: Files
-    user: str = "user"  # CSV, Parquet: the column of the questions
-    assistant: str = "assistant"  # CSV, Parquet: the column of the answers
-    conversation: str = ""  # CSV, Parquet: adjacent rows with the same value in this column are one conversation
+    user: str = "user"  # CSV, Parquet: the column with the questions
+    assistant: str = "assistant"  # CSV, Parquet: the column with the answers
+    conversation: str = ""  # CSV, Parquet: adjacent rows with the same value in this column form a conversation
 
     def read(self, on_progress: Progress = lambda n: None, digest=None) -> Iterator[Messages]:
-        """The conversations in order. Raises UserError, naming file and line, for what is none."""
+        """Yield the conversations in order. Raises UserError, with file and line, for an invalid one."""
         for path in self.files.paths:
             kind = file_suffixes(path)[0]
             if kind in (".csv", ".parquet"):
@@ -152,7 +154,7 @@ class Dialogues:
         file = replace(self.files, paths=[path])
         records = file.records(self.user, self.assistant, *names, on_progress=on_progress, digest=digest, labels=names)
 
-        def conversation_of(item) -> str | int:  # the row's own number where the column is blank
+        def conversation_of(item) -> str | int:  # the row number if the column is blank
             number, (_, (_, _, *name)) = item
             return name[0] if name and name[0].strip() else number
 
@@ -162,24 +164,24 @@ class Dialogues:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# near-duplicate conversations, which must be on the same side of a split. Two are, by level, if they have in common
+# near-duplicate conversations, which must go to the same split. Depending on the level, two are linked if they share
 
-# 0  all messages, whatever their order, case and blanks: "Hi" "Hello!" and "hello!" "HI"
-# 1  also: a long message, or two adjacent ones, which few conversations have: "I saw a wolf near our house."
-# 2  also: two adjacent messages of many characters, however many conversations have them; no polite phrase is so long
-LONG_MESSAGE_CHARS = 20  # characters of a long message
-MAX_DUPLICATES = 4  # conversations: what more of them have is a phrase, such as "Thank you." "You are welcome."
-LONG_PAIR_CHARS = 80  # characters of two adjacent messages together
+# 0  all messages, ignoring order, case and blanks: "Hi" "Hello!" and "hello!" "HI"
+# 1  or a long message, or two adjacent messages, that few conversations have: "I saw a wolf near our house."
+# 2  or two adjacent messages that together are longer than any polite phrase, however many conversations have them
+LONG_MESSAGE_CHARS = 20  # minimum length of a long message
+MAX_DUPLICATES = 4  # conversations; messages in more of them are phrases, such as "Thank you." "You are welcome."
+LONG_PAIR_CHARS = 80  # minimum total length of two adjacent messages
 IndexPairs = list[tuple[int, int]]
 
 
 def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[list[int], list[int], list[IndexPairs]]:
-    """(a hash of each conversation, its characters, the pairs of their numbers that levels 0, 1 and 2 add)."""
+    """(a hash of each conversation, its length, the pairs of linked indices that levels 0, 1 and 2 add)."""
     hashes: list[int] = []
     lengths: list[int] = []
     duplicate_pairs: list[IndexPairs] = [[], [], []]
-    first_index: dict[bytes, int] = {}  # number of the first conversation with these messages
-    indices_of: dict[bytes, list[int]] = {}  # of each long message and adjacent two: MAX_DUPLICATES + 1
+    first_index: dict[bytes, int] = {}  # index of the first conversation with these messages
+    indices_of: dict[bytes, list[int]] = {}  # by long or adjacent messages; at most MAX_DUPLICATES + 1
     for index, conversation in enumerate(conversations):
         lengths.append(sum(len(content) for _, content in conversation))
         texts = [content for role, content in conversation if role != "system"]
@@ -201,13 +203,13 @@ def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[list[int], 
 
 
 def _hash_messages(texts: Iterable[str]) -> bytes:
-    """A hash of messages that ignores their order, case and blanks."""
+    """A hash of messages, ignoring order, case and blanks."""
     normalized = sorted(" ".join(text.lower().split()) for text in texts)
     return hashlib.blake2b("\n".join(normalized).encode("utf-8"), digest_size=12).digest()
 
 
 def group(hashes: list[int], duplicate_pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """A number for each conversation, equal within a group of linked ones, and independent of their order in a file."""
+    """A number per conversation, equal for linked ones, and independent of their order in the file."""
     parent = [*range(len(hashes))]
 
     def find_root(i: int) -> int:
@@ -223,16 +225,16 @@ def group(hashes: list[int], duplicate_pairs: Iterable[tuple[int, int]]) -> list
 
 @dataclass(frozen=True)
 class ChatDataset:
-    """Conversations with the numbers of their groups, as prepare takes them."""
+    """Conversations with their group numbers, as prepare() expects them."""
 
     dialogues: Dialogues
     template: Template
     groups: list[int]
-    level: int  # of the groups
+    level: int  # of near duplicates that form the groups
 
     @classmethod
     def from_dialogues(cls, dialogues: Dialogues, template: Template, val_fraction: float) -> "ChatDataset":
-        """Read all conversations once to find their groups, by the highest level at which they can be split."""
+        """Read all conversations and group them by the highest level at which they can still be split."""
         hashes, lengths, duplicate_pairs = find_near_duplicates(dialogues.read())
         for level in (2, 1, 0):
             groups, stats = group(hashes, chain(*duplicate_pairs[: level + 1])), CorpusStats(len(lengths), sum(lengths))
@@ -243,16 +245,16 @@ class ChatDataset:
 
     @property
     def files(self) -> Files:
-        """The files that the conversations are read from."""
+        """The files with the conversations."""
         return self.dialogues.files
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """(the number of its group, segments) of each conversation."""
+        """Yield (group number, segments) of each conversation."""
         for number, conversation in zip(self.groups, self.dialogues.read(on_progress, digest)):
             yield number, to_segments(conversation, self.template)
 
 
 def to_segments(conversation: Messages, template: Template) -> list[Segment]:
-    """The conversation as a model is trained on it, followed by END."""
+    """The segments of a conversation for training, with END last."""
     by_role: dict[str, Any] = {"system": template.opening, "user": template.question, "assistant": template.answer}
     return [*(segment for role, text in conversation for segment in by_role[role](text)), Segment(END, is_special=True)]

@@ -220,7 +220,8 @@ def start_wandb(step, state: State, config: dict) -> Any:
 
 def start_log(step, state: State, config: dict, machine: dict) -> tuple[Iterable[dict], dict]:
     """(records to keep, header) of a log that is about to be written; moves an earlier run aside."""
-    cfg, records = step.cfg, iter(())
+    cfg = step.cfg
+    records: Iterable[dict] = []
     iter_num, evaluated_at = state.resumed_iters
     if cfg.init_from == "resume":
         records = log.records_before(log.iter_log(cfg.out_dir), iter_num, evaluated_at)

@@ -1,16 +1,16 @@
-"""Data folders: train.bin or its shards, val.bin, masks and meta.json, how they are written, described and read.
+"""Write, describe and read data folders: train.bin or its shards, val.bin, loss masks and meta.json.
 
 train.bin and val.bin are raw little-endian uint16 ids, as nanoGPT reads them. A large corpus has train_000.bin,
-train_001.bin, ... instead, which are one text. Where a loss is taken of some tokens only, train.mask.bin and
-val.mask.bin hold one uint8 per token. meta.json describes them: tokenizer, counts, bytes of text, source and hashes.
+train_001.bin, ... instead, which together are one text. If only some tokens count in the loss, train.mask.bin and
+val.mask.bin hold one uint8 per token. meta.json holds tokenizer, counts, bytes of text, source and hashes.
 
     with BinWriter(folder, tokenizer) as writer:
         writer.add("train", EncodedText(ids, n_characters, n_bytes))
         prepared = writer.finish(meta)
     meta = read_meta(folder)
 
-New files are written to a staging folder inside the data folder and moved into place at the end, so that the earlier
-data stay until the new ones are complete. Readers change nothing and need no lock.
+New files are written to a staging folder inside the data folder and moved into place at the end, so the earlier data
+remain until the new data are complete. Readers change nothing and need no lock.
 """
 
 import contextlib
@@ -35,12 +35,14 @@ from dongpt.text.tokenizers import Tokenizer, from_dict
 
 SPLITS = ("train", "val")
 AUTO_PREPARED_DATASETS = ("chat_demo", "python_docs")  # data sets whose prepare.py needs no network
-STAGING_DIR = ".dongpt-new"  # folder inside the data folder that holds files until all are complete
+STAGING_DIR = ".dongpt-new"  # inside the data folder, for new files until all are complete
 SHARD_PATTERN = re.compile(r"train_(\d{3,})\.bin")
-DATA_FILE_PATTERN = re.compile(r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin|meta\.json")  # all names ever written
-MAX_IN_MEMORY_BYTES = 64 * 2**20  # larger files stay on the disk and are read where they are needed
-HEAD_TAIL_HASH_BYTES = 2**20  # at each end of a shard, hashed when training starts
-CHUNK_TOKENS = 2**22  # read at a time where a whole file is read
+DATA_FILE_PATTERN = re.compile(
+    r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin|meta\.json"
+)  # every name that a preparation writes
+MAX_IN_MEMORY_BYTES = 64 * 2**20  # larger files are read from disk when needed
+HEAD_TAIL_HASH_BYTES = 2**20  # hashed at each end of a shard when training starts
+CHUNK_TOKENS = 2**22  # read at a time when a whole file is read
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -48,13 +50,13 @@ CHUNK_TOKENS = 2**22  # read at a time where a whole file is read
 
 
 def find_data_folder(dataset: str, data_dir: str, rt=None, out=None, quiet: bool = False) -> str:
-    """The data folder that the settings name: data_dir, relative to the working directory, else data/<dataset>.
+    """The data folder: data_dir, relative to the working directory, else data/<dataset>.
 
-    Given a Runtime as rt, a data set that is missing and whose prepare.py needs no network is prepared, while the other
-    processes wait. The output of prepare.py goes to out, stdout by default; with quiet it is dropped.
+    With a Runtime rt, a missing data set whose prepare.py needs no network is prepared first, while the other processes
+    wait. The output of prepare.py goes to out, stdout by default; with quiet it is dropped.
     """
     if not (dataset or data_dir):
-        raise UserError("which data? pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
+        raise UserError("no data set was given: pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
     folder = os.path.abspath(data_dir) if data_dir else os.path.join(ROOT, "data", dataset)
     name = os.path.basename(folder)
     if rt and name in AUTO_PREPARED_DATASETS and folder == os.path.join(ROOT, "data", name):
@@ -62,7 +64,7 @@ def find_data_folder(dataset: str, data_dir: str, rt=None, out=None, quiet: bool
             print(f"data/{name} is not prepared yet: running python data/{name}/prepare.py", file=out, flush=True)
             command = [sys.executable, os.path.join(folder, "prepare.py")]
             result = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else out)
-            if result.returncode in (130, -2):  # Ctrl-C reached both; of other failures opening the corpus says more
+            if result.returncode in (130, -2):  # Ctrl-C; other failures are reported when the corpus is opened
                 raise KeyboardInterrupt
         rt.barrier()
     return folder
@@ -71,26 +73,26 @@ def find_data_folder(dataset: str, data_dir: str, rt=None, out=None, quiet: bool
 def dataset_folder(name: str) -> str:
     """data/<name>. Raises UserError unless name is a plain folder name."""
     if not name or name in (".", "..") or name != os.path.basename(name):
-        raise UserError(f"name={name} must be the name of a folder under data/, without slashes")
+        raise UserError(f"name={name} must be the name of a folder under data/ and have no slashes")
     return os.path.join(ROOT, "data", name)
 
 
 def how_to_prepare(folder: str) -> str:
-    """The command that writes data to folder, for error messages."""
+    """The command that prepares the data of folder, for error messages."""
     script_path = os.path.join(folder, "prepare.py")
     if os.path.exists(script_path):
         return f"run python {os.path.relpath(script_path)} first"
     root = os.path.join(ROOT, "data")
     datasets = sorted(name for name in os.listdir(root) if os.path.exists(os.path.join(root, name, "prepare.py")))
     command = "python data/prepare.py --input=YOUR_TEXT --name=NAME"
-    return f"write it with {command}, or with data/NAME/prepare.py, where NAME is one of {', '.join(datasets)}"
+    return f"prepare it with {command}, or with data/NAME/prepare.py, where NAME is one of {', '.join(datasets)}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # meta.json
 
 COUNT_TYPES_BY_SPLIT = {"train": int, "val": int}
-META_TYPES: dict[str, Any] = {  # what meta.json may hold; every int is a count
+META_TYPES: dict[str, Any] = {  # types of the entries of meta.json; every int is a count
     **dict.fromkeys(("source", "sha256", "ids_sha256", "split", "plan_sha256"), str),
     **dict.fromkeys(("documents", "seed", "left_out", "vocab_size"), int),
     **dict.fromkeys(("tokens", "characters", "bytes", "predicted_bytes"), COUNT_TYPES_BY_SPLIT),
@@ -101,50 +103,50 @@ META_TYPES: dict[str, Any] = {  # what meta.json may hold; every int is a count
 def read_meta(folder: str) -> dict:
     """The validated description of a data folder: meta.json, else that of nanoGPT's meta.pkl, else {}.
 
-    Raises UserError if it is damaged, or if a preparation was interrupted while it moved its files into place.
+    Raises UserError if it is damaged, or if a preparation was interrupted while moving its files into place.
     """
     if os.path.isdir(os.path.join(folder, STAGING_DIR)) and _staged_names(folder)[1]:
         problem = f"the preparation of {folder} was interrupted while its files were moved into place"
-        raise UserError(f"{problem}: give the command that prepared it again")
+        raise UserError(f"{problem}: run the same preparation again")
     paths = [os.path.join(folder, name) for name in ("meta.json", "meta.pkl")]
     return next((_read_meta_file(path) for path in paths if os.path.lexists(path)), {})
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads pickles of dict, list, str, int and the like; refuses everything that would run code."""
+    """Reads pickles of dict, list, str, int and similar types; refuses everything that would run code."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def _load_pickle(file: IO[bytes]) -> dict:
-    """nanoGPT's meta.pkl as a description."""
+    """Convert nanoGPT's meta.pkl to a description."""
     try:
         meta = _PlainUnpickler(file).load()
         characters = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
         return {"tokenizer": {"kind": "char", "characters": characters}, "vocab_size": meta["vocab_size"]}
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(f"it was not run, since it is not a plain meta.pkl of nanoGPT: {error}") from error
+        raise ValueError(f"it is not a plain meta.pkl of nanoGPT, so it was not loaded: {error}") from error
 
 
 def _has_type(value: Any, expected: Any) -> bool:
-    """Whether value is as META_TYPES has it; keys may be missing."""
+    """Whether value has the type given in META_TYPES; keys may be missing."""
     if isinstance(expected, dict):
         return isinstance(value, dict) and all(_has_type(value[key], expected[key]) for key in expected if key in value)
     if isinstance(expected, list):
         return isinstance(value, list) and all(_has_type(item, expected[0]) for item in value)
-    return type(value) is expected and (expected is str or 0 <= value < 2**62)  # True is no number of tokens
+    return type(value) is expected and (expected is str or 0 <= value < 2**62)  # True is not a number of tokens
 
 
 def _read_meta_file(path: str) -> dict:
-    """A meta.json or meta.pkl. Raises UserError unless all that programs read of it is what a BinWriter stores."""
+    """Read a meta.json or meta.pkl. Raises UserError if an entry is not as a BinWriter writes it."""
     try:
         if not os.path.isfile(path):
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         with open(path, "rb") as file:
             meta = _load_pickle(file) if path.endswith(".pkl") else json.loads(str(file.read(), "utf-8"))
         if not isinstance(meta, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         if invalid_keys := [key for key, kind in META_TYPES.items() if key in meta and not _has_type(meta[key], kind)]:
             raise ValueError(f"{invalid_keys[0]} is not valid")
         tokens, characters, n_bytes, predicted_bytes = (
@@ -162,7 +164,7 @@ def _read_meta_file(path: str) -> dict:
                 split in tokens and n <= n_bytes.get(split, n) for split, n in predicted_bytes.items()
             ),
             "shards": len({shard["file"] for shard in shards}) == len(shards) > 0 or "shards" not in meta,
-            "a shard": all(  # a file in the data folder, with all that describe() tells of it
+            "a shard": all(  # a file in the data folder, with all entries of describe()
                 len(shard) >= 4 and SHARD_PATTERN.fullmatch(shard["file"]) and shard["tokens"] > 0 for shard in shards
             ),
             "the number of tokens": not shards or sum(shard["tokens"] for shard in shards) == tokens.get("train"),
@@ -172,7 +174,7 @@ def _read_meta_file(path: str) -> dict:
         return meta
     except (OSError, ValueError, KeyError, RecursionError) as error:
         problem = f"{path} is damaged or was not written by a preparation ({error})"
-        raise UserError(f"{problem}: move it and the .bin files beside it away, and prepare the data again") from error
+        raise UserError(f"{problem}: move it and its .bin files elsewhere, and prepare the data again") from error
 
 
 def data_file_names(meta: dict) -> set[str]:
@@ -182,36 +184,40 @@ def data_file_names(meta: dict) -> set[str]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# whose files they are, and how new ones take their place
+# ownership of files, and how new files replace old ones
 
 
 def _staged_names(folder: str) -> tuple[set[str], set[str]]:
-    """(names of the new files that are complete, those of them that are in place already)."""
+    """(names of the complete new files, those of them that are already in place)."""
     names: set[str] = set()
-    with contextlib.suppress(UserError):  # there are none, or they are not ours
+    with contextlib.suppress(UserError):  # no such files, or not ours
         names = data_file_names(_read_meta_file(os.path.join(folder, STAGING_DIR, "meta.json")))
     return names, {name for name in names if not os.path.isfile(os.path.join(folder, STAGING_DIR, name))}
 
 
 def _prepared_file_names(folder: str) -> set[str]:
-    """The names of the data files in folder that an earlier preparation wrote, as meta.json says."""
+    """The names of the data files in folder that an earlier preparation wrote, according to meta.json."""
     names = _staged_names(folder)[1]
     with contextlib.suppress(UserError):
         meta = _read_meta_file(os.path.join(folder, "meta.json"))
-        names |= {"meta.json", *data_file_names(meta)} if "tokens" in meta else set()  # without counts it's another's
+        names |= (
+            {"meta.json", *data_file_names(meta)} if "tokens" in meta else set()
+        )  # without counts it is another program's
     return names
 
 
 def check_only_own_files(folder: str):
-    """Raise UserError if folder holds files with the names of data files that no preparation wrote."""
+    """Raise UserError if folder holds files that are named like data files but were not written by a preparation."""
     names = set(filter(DATA_FILE_PATTERN.fullmatch, os.listdir(folder))) if os.path.isdir(folder) else set()
     if unrelated := sorted(names - _prepared_file_names(folder)):
-        problem = f"{os.path.join(folder, unrelated[0])} was not written by a preparation, or meta.json does not say so"
-        raise UserError(f"{problem}, and would be replaced: move it elsewhere, or write to another folder")
+        problem = (
+            f"{os.path.join(folder, unrelated[0])} was not written by a preparation, or meta.json does not list it"
+        )
+        raise UserError(f"{problem}, and would be overwritten: move it elsewhere, or write to another folder")
 
 
 def _commit_staged_files(folder: str):
-    """Move complete new files into place and remove earlier ones; the next preparation finishes what is interrupted."""
+    """Move the new files into place and remove earlier ones. If interrupted, the next preparation completes it."""
     check_only_own_files(folder)
     names, moved_before = _staged_names(folder)
     for name in sorted(names - moved_before):
@@ -229,9 +235,9 @@ def _commit_staged_files(folder: str):
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Ids (n,) and how many characters and bytes of text they stand for.
+    """Ids (n,) with the number of characters and bytes of their text.
 
-    mask (n,) is nonzero for ids that are in the loss, None if all are; these stand for n_predicted_bytes bytes.
+    mask (n,) is nonzero for ids in the loss, which stand for n_predicted_bytes bytes; None if all are in the loss.
     """
 
     ids: np.ndarray
@@ -239,27 +245,27 @@ class EncodedText:
     n_bytes: int
     mask: np.ndarray | None = None
     n_predicted_bytes: int = 0
-    is_lossy: bool = False  # the ids cannot give the text back
+    is_lossy: bool = False  # decoding the ids does not restore the text
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A data folder that was written, its meta.json, and a piece of its text."""
+    """A prepared data folder, its meta.json, and a piece of its text."""
 
     folder: str
     meta: dict
     tokenizer: Tokenizer
-    is_lossy: bool  # something of the text is not in the ids, apart from unknown words
+    is_lossy: bool  # decoding does not restore the text, unknown words aside
     sample: str = ""
 
 
 class BinWriter:
-    """Writes a data folder, which it locks until the end of the with statement.
+    """Writes a data folder, which is locked until the end of the with statement.
 
-    With shard_tokens train is written to files of so many tokens each. After save() the new files survive a crash, and
-    a BinWriter with the same fingerprint, a hash of what decides on the data, continues after the first
-    state["documents"] documents. reorder_val: finish() is told the order of val's documents.
-    Raises UserError for a folder that is locked, cannot be written, or holds data files of somebody else.
+    shard_tokens splits the training set into files of that many tokens. After save() the new files survive a crash, and
+    a BinWriter with the same fingerprint, a hash of everything that determines the data, continues after the first
+    state["documents"] documents. With reorder_val, finish() receives the order of the validation documents.
+    Raises UserError for a folder that is locked, cannot be written, or holds other data files.
     """
 
     def __init__(
@@ -267,13 +273,17 @@ class BinWriter:
     ):
         self.folder, self.tokenizer, self.shard_tokens = folder, tokenizer, shard_tokens
         self.val_file = "val.ids" if reorder_val else "val.bin"
-        self.can_resume = False  # whether a later process can continue with the new files
+        self.can_resume = False  # whether a later process can continue from the new files
         self.state: dict[str, Any] = {key: dict.fromkeys(SPLITS, 0) for key in ("characters", "bytes", "tokens")}
         self.state |= {"predicted_bytes": {}, "is_lossy": False}
-        self.state |= {"plan": fingerprint, "documents": 0, "sizes": {}}  # documents done, bytes of the new files
+        self.state |= {
+            "plan": fingerprint,
+            "documents": 0,
+            "sizes": {},
+        }  # documents written, sizes of the new files in bytes
 
     def __enter__(self) -> "BinWriter":
-        check_only_own_files(self.folder)  # before the lock creates a file there
+        check_only_own_files(self.folder)  # before the lock file is created there
         with contextlib.ExitStack() as exit_stack:
             exit_stack.enter_context(locked_directory(self.folder))
             with self._explain_disk_errors():
@@ -286,51 +296,51 @@ class BinWriter:
     def __exit__(self, *error):
         with self.lock:
             if self.can_resume and KeyboardInterrupt in error:
-                print(f"interrupted: the same command continues after document {self.state['documents']:,}")
+                print(f"interrupted: run the same command again to continue after document {self.state['documents']:,}")
             if not self.can_resume and not _staged_names(self.folder)[0]:
                 shutil.rmtree(self._staging_path(), ignore_errors=True)
 
     @contextlib.contextmanager
     def _explain_disk_errors(self):
-        """Turn errors in writing into sentences with a remedy."""
+        """Convert write errors to UserErrors with a remedy."""
         try:
             yield
         except OSError as error:
-            remedy = "free space there or change its rights"
+            remedy = "free some space, or change its permissions"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 new_mb = _size_in_mb(self._staging_path(), self.state["sizes"])
-                remedy = f"free space on that disk, where the new files have {new_mb} MB by now"
+                remedy = f"free space on that disk, where the new files take {new_mb} MB so far"
                 if not _staged_names(self.folder)[1]:
                     old_mb = _size_in_mb(self.folder, _prepared_file_names(self.folder))
-                    remedy += f" and the earlier data, which stay as they are, {old_mb} MB"
+                    remedy += f" and the earlier data, which are unchanged, {old_mb} MB"
             if self.can_resume or _staged_names(self.folder)[0]:
                 remedy += "; the same command then continues where it stopped"
             raise UserError(f"{self.folder} cannot be written ({error.strerror}): {remedy}") from error
 
     def _staging_path(self, *name: str) -> str:
-        """The path of a new file, or of their folder."""
+        """The path of a new file, or of the staging folder."""
         return os.path.join(self.folder, STAGING_DIR, *name)
 
     def _resume_staging(self):
-        """Continue the files that an earlier process saved with the same plan, or start with none."""
+        """Continue the files that an earlier process saved with the same fingerprint, or start without files."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
             with open(self._staging_path("state.json"), encoding="utf-8") as file:
                 state = json.load(file)
             sizes, file_names = state["sizes"], set(os.listdir(self._staging_path())) - {"state.json"}
             is_same_plan = state.keys() == self.state.keys() and state["plan"] == self.state["plan"] != ""
             if is_same_plan and all(os.path.getsize(self._staging_path(name)) >= sizes[name] for name in sizes):
-                for name in file_names:  # nothing stays of what was written after the state was saved
+                for name in file_names:  # drop what was written after the state was saved
                     os.truncate(self._staging_path(name), state["sizes"].get(name, 0))
                 self.state, self.can_resume = state, True
                 return
         if os.path.exists(self._staging_path("state.json")):
-            print("what was started there before had other files or settings, or is damaged: starting again")
+            print("the unfinished preparation had other files or settings, or is damaged: starting from the beginning")
         if os.path.exists(self._staging_path()):
             shutil.rmtree(self._staging_path())
         os.makedirs(self._staging_path())
 
     def save(self, documents: int):
-        """Make the new files, which hold this many documents, survive a crash."""
+        """Make the new files, with their first `documents` documents, survive a crash."""
         self.state["documents"] = documents
         with self._explain_disk_errors():
             self._sync_to_disk()
@@ -367,17 +377,17 @@ class BinWriter:
         state["is_lossy"] |= encoded.is_lossy
 
     def finish(self, meta: dict, val_order: np.ndarray | None = None) -> PreparedData:
-        """Move the files into place; meta.json gets the entries of meta too. Raises UserError for an empty split.
+        """Move the files into place and add the entries of meta to meta.json. Raises UserError for an empty split.
 
-        val_order: the numbers of val's documents, each of which ends with <|endoftext|>, in their final order.
+        val_order: indices of the validation documents, which end with <|endoftext|>, in their final order.
         """
         tokenizer = self.tokenizer
         assert tokenizer is not None, "a BinWriter needs a tokenizer"
         n_train, n_val = (self.state["tokens"][split] for split in SPLITS)
         if min(n_train, n_val) < 2:
-            self.can_resume = False  # to continue would end here again
-            problem = f"train has {n_train:,} tokens and val {n_val:,}, and a loss needs two"
-            raise UserError(f"{problem}: give a longer text, another --val_fraction, or another --tokenizer")
+            self.can_resume = False  # continuing would fail again
+            problem = f"the training set has {n_train:,} tokens and the validation set {n_val:,}, but a loss needs two"
+            raise UserError(f"{problem}: use a longer text, another --val_fraction, or another --tokenizer")
         with self._explain_disk_errors():
             if val_order is not None:
                 self._write_val_in_order(val_order, tokenizer.end_id)
@@ -401,7 +411,7 @@ class BinWriter:
         return PreparedData(self.folder, meta, tokenizer, self.state["is_lossy"])
 
     def _write_val_in_order(self, order: np.ndarray, end_id: int | None):
-        """Write val.bin from the spooled documents."""
+        """Write val.bin from the collected documents."""
         ids = np.memmap(self._staging_path(self.val_file), dtype="<u2", mode="r")
         ends = np.flatnonzero(ids == end_id) + 1
         assert len(ends) == len(order), "every document ends with end_id"
@@ -412,7 +422,7 @@ class BinWriter:
 
 
 def _size_in_mb(folder: str, names) -> str:
-    """The size of these files of folder in MB, rounded up."""
+    """The total size of the named files of folder in MB, rounded up."""
     paths = (os.path.join(folder, name) for name in names)
     return f"{math.ceil(sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) / 1e6):,}"
 
@@ -422,12 +432,12 @@ def _size_in_mb(folder: str, names) -> str:
 
 
 def shard_name(split: str, number: int) -> str:
-    """train_000.bin and so on."""
+    """The file name of a shard, such as train_000.bin."""
     return f"{split}_{number:03d}.bin"
 
 
 def describe(path: str, sha256: str) -> dict:
-    """meta.json's description of a shard."""
+    """The entry of meta.json for a shard."""
     name, tokens = os.path.basename(path), os.path.getsize(path) // 2
     return {"file": name, "tokens": tokens, "ends_sha256": head_tail_sha256(path), "sha256": sha256}
 
@@ -446,7 +456,7 @@ def head_tail_sha256(path: str) -> str:
 
 
 def file_sha256(*paths: str, prefix: str = "") -> str:
-    """SHA-256 of prefix and the contents of files, one after the other."""
+    """SHA-256 of prefix followed by the contents of files."""
     digest = hashlib.sha256(prefix.encode("ascii"))
     for path in paths:
         for chunk in _file_bytes(path).chunks():
@@ -455,14 +465,14 @@ def file_sha256(*paths: str, prefix: str = "") -> str:
 
 
 def ids_sha256(folder: str, shards: list[dict]) -> str:
-    """SHA-256 of train.bin and val.bin one after the other; the hashes of shards stand in for train.bin."""
+    """SHA-256 of train.bin followed by val.bin; if there are shards, their hashes replace train.bin."""
     names = ["val.bin"] if shards else ["train.bin", "val.bin"]
     prefix = "".join(shard["sha256"] for shard in shards)
     return file_sha256(*(os.path.join(folder, name) for name in names), prefix=prefix)
 
 
 def check_shard_ends(folder: str, shards: list[dict]):
-    """Raise UserError unless the ends of every shard in folder are what its description says."""
+    """Raise UserError unless the ends of every shard in folder match its description."""
     file_of_hash = {shard["ends_sha256"]: shard["file"] for shard in shards}
     for shard in shards:
         path = os.path.join(folder, shard["file"])
@@ -478,10 +488,10 @@ def check_shard_ends(folder: str, shards: list[dict]):
 
 
 def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str, "TokenArray"], dict[str, np.ndarray]]:
-    """(description, ids by split, masks by split) of a data folder; a split has a mask unless all is in the loss.
+    """(description, ids by split, masks by split) of a data folder; a split has no mask if all tokens are in the loss.
 
-    With train_fraction only the first part of train. Raises UserError as read_meta does, and for files that are missing
-    or whose sizes are not those that meta.json tells.
+    train_fraction < 1 keeps only the first part of the training set. Raises UserError where read_meta does, and for
+    files that are missing or whose sizes do not match meta.json.
     """
     meta = read_meta(folder)
     tokens: dict[str, TokenArray] = {}
@@ -496,12 +506,12 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
         expected: dict[str, int | None] = {name: n_tokens}
         if key == "train" and "shards" in meta:
             expected = {shard["file"]: shard["tokens"] for shard in meta["shards"]["train"]}
-            remedy = "copy it there again, or prepare the data again"
+            remedy = "copy it again, or prepare the data again"
         elif key == "train" and not meta.get("tokens") and not has_file:
             names = os.listdir(folder) if os.path.isdir(folder) else []
             n_shards = sum(bool(SHARD_PATTERN.fullmatch(name)) for name in names)
             expected = dict.fromkeys(shard_name("train", i) for i in range(n_shards)) or expected
-            remedy = "copy it there, or prepare the data again" if n_shards else ""
+            remedy = "copy it, or prepare the data again" if n_shards else ""
         files = []
         for name, count in expected.items():
             path, problem = os.path.join(folder, name), ""
@@ -527,10 +537,10 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
 
 
 class TokenArray:
-    """The first `length` entries of a 1-D array that is stored in consecutive files, [(path, number of entries), ...].
+    """The first `length` entries of a 1-D array stored in consecutive files, [(path, number of entries), ...].
 
-    len(tokens) and tokens[start:stop] work as with an array. Small files are read once and kept in memory; large ones
-    are read again for each call, which takes no memory: a map that is kept fills it, see nanoGPT PR 428.
+    len(tokens) and tokens[start:stop] work as for an array. Small files are read once and kept in memory. Large ones
+    are read for every call and take no memory, whereas the pages of a memory map accumulate (nanoGPT PR 428).
     """
 
     def __init__(self, files: list[tuple[str, int]], dtype: str, length: int):
@@ -548,7 +558,7 @@ class TokenArray:
         if self.in_memory:
             return self._values[start:stop]
         values, n_read = np.empty(max(0, stop - start), self.dtype), 0
-        for path, count in self.files:  # start: in this file
+        for path, count in self.files:  # start is relative to this file
             if n := max(0, min(len(values) - n_read, count - start)):
                 part = values[n_read : n_read + n]
                 try:
@@ -556,23 +566,23 @@ class TokenArray:
                         file.seek(start * self.dtype.itemsize)
                         n_bytes = file.readinto(part.data)
                 except OSError as error:
-                    remedy = "change its rights, or copy it again"
+                    remedy = "change its permissions, or copy it again"
                     raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
                 if n_bytes < part.nbytes:
-                    raise UserError(f"{path} has become shorter while it was read: prepare the data again")
+                    raise UserError(f"{path} became shorter while it was read: prepare the data again")
                 n_read += n
             start = max(0, start - count)
         return values
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The windows that begin at starts, (len(starts), length)."""
+        """The windows that start at starts, (len(starts), length)."""
         windows, values = np.empty((len(starts), length), dtype=self.dtype), self._values if self.in_memory else self
         for window, start in zip(windows, starts.tolist()):
             window[:] = values[start : start + length]
         return windows
 
     def chunks(self, size: int = CHUNK_TOKENS) -> Iterator[np.ndarray]:
-        """All of it, `size` entries at a time."""
+        """Yield all entries, `size` at a time."""
         for start in range(0, self.length, size):
             yield self[start : start + size]
 

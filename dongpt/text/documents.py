@@ -1,10 +1,10 @@
-"""Read documents from files of many kinds, in parts, so that a file may be larger than memory.
+"""Read documents from files in many formats, in parts, so that a file may be larger than memory.
 
-A text file is one document, or one per line, or one per paragraph; so is a record of JSON lines, CSV or Parquet.
-Line ends become \\n and a byte-order mark is dropped. What isn't text is refused, with its location.
+A text file, or a record of JSON lines, CSV or Parquet, is one document, or one per line or paragraph. Line ends become
+\\n and a byte-order mark is dropped. Content that isn't text is reported with its location.
 
     files = Files(find_files("poems/")[0])
-    for text, is_end in files.read_documents(): ...  # documents in order; one that is long comes in several parts
+    for text, is_end in files.read_documents(): ...  # documents in order; a long one in several parts
     for location, (question, answer) in Files(["qa.csv"]).records("question", "answer"): ...
 """
 
@@ -26,11 +26,11 @@ from typing import Any, Callable, Iterable, Iterator, Literal
 from configurator import UserError
 from dongpt.text.template import is_valid_unicode
 
-CHUNK_BYTES = 2**20  # bytes read at a time
+CHUNK_BYTES = 2**20  # read at a time
 DECOMPRESSORS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
-TEXT_SUFFIXES = (".txt", ".md", *RECORD_SUFFIXES)  # the endings of files that are taken from a folder
-# files that a preparation or another of our programs leaves in a data folder
+TEXT_SUFFIXES = (".txt", ".md", *RECORD_SUFFIXES)  # files that are read from a folder
+# files that our programs write to a data folder
 DATA_FILE_PATTERN = re.compile(
     r"((train|val)(_\d{3,})?(\.mask)?\.bin|val\.ids|(meta|preparing)\.json)(\.part|\.new)?"
     r"|preparing\.lock|explore\.png|word2vec\.(npy|png)"
@@ -43,9 +43,9 @@ Progress = Callable[[int], None]
 
 
 def find_files(input_path: str, option: str = "--input") -> tuple[list[str], int]:
-    """(sorted paths, number of files left out) of a file, a folder with everything below it, or a pattern.
+    """(sorted paths, number of skipped files) of a file, a folder, searched recursively, or a pattern.
 
-    From a folder only files of TEXT_SUFFIXES kinds are taken. Raises UserError, naming the option, if there are none.
+    From a folder only files with TEXT_SUFFIXES are read. Raises UserError, naming the option, if there are none.
     """
     if os.path.isfile(input_path):
         return [input_path], 0
@@ -54,55 +54,57 @@ def find_files(input_path: str, option: str = "--input") -> tuple[list[str], int
         is_hidden = re.compile(r"(^|[/\\])\.").search
         all_paths = [p for p in all_paths if os.path.isfile(p) and not is_hidden(os.path.relpath(p, input_path))]
         paths = [path for path in all_paths if file_suffixes(path)[0] in TEXT_SUFFIXES]
-        remedy = f"it has no file that ends in {' '.join(TEXT_SUFFIXES)} (or those with .gz .bz2 .xz)"
+        remedy = f"it has no file that ends in {' '.join(TEXT_SUFFIXES)} (optionally with .gz .bz2 .xz)"
     else:
         all_paths = [path for path in glob.glob(input_path, recursive=True) if os.path.isfile(path)]
         paths = [path for path in all_paths if not DATA_FILE_PATTERN.fullmatch(os.path.basename(path))]
-        remedy = "there is no such file or folder, and as a pattern it fits nothing"
+        remedy = "there is no such file or folder, and as a pattern it matches nothing"
     if not paths:
         raise UserError(f"{input_path} gives no text: {remedy}; pass {option}=PATH of a text")
     return sorted(paths), len(all_paths) - len(paths)
 
 
 def file_suffixes(path: str) -> tuple[str, str]:
-    """The endings that tell a file's format and compression: (".txt", ".gz"), (".csv", "")."""
+    """The suffixes for a file's format and compression: (".txt", ".gz"), (".csv", "")."""
     stem, suffix = os.path.splitext(path.lower())
     return (os.path.splitext(stem)[1], suffix) if suffix in DECOMPRESSORS else (suffix, "")
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files, and how documents are found in them.
+    """Files and how they are divided into documents.
 
-    on_progress, where a method takes it, is told how many bytes of the files were used up; digest (of hashlib) is
-    updated with what was read. Reading raises UserError, naming the location, for what isn't text.
+    Methods call on_progress with the number of bytes read since the last call, and update digest, a hashlib object,
+    with the content. Reading raises UserError, with the location, for content that isn't text.
     """
 
     paths: list[str]
-    document: Document = "file"  # file: a file or a record is one; line, blank: cut further; none: all is one
-    field: str = "text"  # of the records of JSON lines, CSV and Parquet
+    document: Document = "file"  # a document per file or record, line, or paragraph (blank); none: a single one
+    field: str = "text"  # the field with the text in JSON lines, CSV and Parquet
     encoding: str = "utf-8"
-    option: str = "--field"  # the command-line option that names the fields
-    raw: bool = False  # keep NULs and line ends of records, instead of refusing the former and changing the latter
+    option: str = "--field"  # command-line option that names the fields, for messages
+    raw: bool = False  # keep NULs and line ends in records, instead of rejecting NULs and converting line ends
 
     @property
     def size(self) -> int:
-        """Bytes on the disk."""
+        """Total size in bytes."""
         return sum(os.path.getsize(path) for path in self.paths)
 
     @property
     def has_separators(self) -> bool:
-        """Whether the text itself separates its documents: lines or paragraphs of one file, or all is one."""
+        """Whether no end token is needed: lines or paragraphs of one file, or a single document."""
         is_one_text = len(self.paths) == 1 and file_suffixes(self.paths[0])[0] not in RECORD_SUFFIXES
         return self.document == "none" or self.document != "file" and is_one_text
 
     def fingerprint(self) -> list[tuple[int, int]]:
-        """Size and time of each file, to see whether one changes."""
+        """Size and modification time of each file, to detect changes."""
         return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, self.paths)]
 
     def read_documents(self, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
-        """Yield the documents in order, without blank ones, in parts of about CHUNK_BYTES characters at most unless a
-        record or a line is longer."""
+        """Yield the documents in order, without blank ones, in parts of at most about CHUNK_BYTES characters.
+
+        Only a longer record or line makes a longer part.
+        """
         parts = _skip_blanks(part for path in self.paths for part in self.read_file(path, on_progress, digest))
         if self.document == "none":
             return _join_documents(parts)
@@ -111,7 +113,7 @@ class Files:
         return _split_at_separator(parts, LINE_END_PATTERN if self.document == "line" else BLANK_LINES_PATTERN)
 
     def read_file(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
-        """Yield the documents of one file, which are its records, or else the whole file; blank ones too."""
+        """Yield the documents of one file, blank ones too: its records, or the whole file."""
         if file_suffixes(path)[0] in RECORD_SUFFIXES:
             records = replace(self, paths=[path]).records(self.field, on_progress=on_progress, digest=digest)
             yield from ((text, True) for _, (text,) in records)
@@ -124,7 +126,7 @@ class Files:
         yield text, True
 
     def count(self, path: str) -> int:
-        """Number of documents of one file, blank ones too."""
+        """Number of documents in one file, including blank ones."""
         if file_suffixes(path)[0] == ".parquet":
             with _open_parquet(path) as file:
                 return file.metadata.num_rows
@@ -135,7 +137,7 @@ class Files:
     ) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Yield (location, texts of these fields) of every record, as in ("FILE line 2", ("question", "answer")).
 
-        Of fields in labels any value is taken, as text.
+        Values of fields in labels need not be text; they are converted.
         """
         for path in self.paths:
             kind, lines = file_suffixes(path)[0], self.lines(path, digest=digest)
@@ -144,7 +146,7 @@ class Files:
             elif kind in RECORD_SUFFIXES:
                 records = (_read_csv if kind == ".csv" else _read_json_lines)(path, fields, self.option, lines)
             else:
-                raise UserError(f"{path} has no records: give a file that ends in {' '.join(RECORD_SUFFIXES)}")
+                raise UserError(f"{path} has no records: use a file that ends in {' '.join(RECORD_SUFFIXES)}")
             for location, values in records:
                 texts = (
                     str(v) if n in labels else check_text(v, location, n, self.raw) for n, v in zip(fields, values)
@@ -153,7 +155,7 @@ class Files:
             on_progress(os.path.getsize(path))
 
     def lines(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[str]:
-        """Yield the lines of one file, with their ends."""
+        """Yield the lines of one file, including line ends."""
         partial_line = ""
         for chunk in self.read_chunks(path, on_progress, digest):
             *full_lines, partial_line = (partial_line + chunk).split("\n")
@@ -162,7 +164,7 @@ class Files:
             yield partial_line
 
     def read_chunks(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[str]:
-        """Yield the text of one file in chunks, checked, with line ends \\n."""
+        """Yield the validated text of one file in chunks, with line ends \\n."""
         decoder, encoding, offset, line_ends = None, "", 0, io.IncrementalNewlineDecoder(None, translate=True)
         is_compressed = bool(file_suffixes(path)[1])
         for chunk in _read_decompressed(path):
@@ -178,24 +180,24 @@ class Files:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 raise _decode_error(path, error, offset - n_pending + error.start) from error
-            except UnicodeError as error:  # UTF-16 and UTF-32 without a mark
+            except UnicodeError as error:  # UTF-16 or UTF-32 without a byte-order mark
                 remedy = f"pass --encoding={encoding}-le or --encoding={encoding}-be"
                 raise UserError(f"{path} has no byte-order mark ({error}): {remedy}") from error
             if "\0" in text:
                 at = f" at byte {offset + chunk.index(0):,}" if encoding == "utf-8" else ""
-                remedy = "leave it out, or pass --encoding=NAME of the encoding it has, such as utf-16-le"
-                raise UserError(f"{path} has a NUL{at}: it is no text in {encoding.upper()}, {remedy}")
-            if not is_valid_unicode(text):  # as utf-7 and unicode_escape can spell it
+                remedy = "remove the file, or pass its encoding, such as --encoding=utf-16-le"
+                raise UserError(f"{path} has a NUL{at} and is not {encoding.upper()} text: {remedy}")
+            if not is_valid_unicode(text):  # possible in utf-7 and unicode_escape
                 raise UserError(f"{path} has half a surrogate pair: convert it to UTF-8")
             offset += len(chunk)
             if text := line_ends.decode(text, final=not chunk):
                 yield text
-        if is_compressed:  # only its size on the disk is known
+        if is_compressed:  # only the compressed size is known
             on_progress(os.path.getsize(path))
 
 
 def _read_decompressed(path: str) -> Iterator[bytes]:
-    """Yield the bytes of a file in chunks; b"" comes last."""
+    """Yield the bytes of a file in chunks, with b"" at the end."""
     opener: Any = DECOMPRESSORS.get(file_suffixes(path)[1], open)
     try:
         with opener(path, "rb") as file:
@@ -203,27 +205,30 @@ def _read_decompressed(path: str) -> Iterator[bytes]:
                 yield chunk
             yield b""
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} cannot be unpacked ({error}): it is damaged or not what its name says") from error
+        raise UserError(
+            f"{path} cannot be decompressed ({error}): it is damaged, or its name has the wrong suffix"
+        ) from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): give the path of a text file") from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): pass the path of a text file") from error
 
 
 def _detect_encoding(first_bytes: bytes, encoding: str) -> tuple[str, int]:
-    """(encoding, length of the byte-order mark) of a file that starts with these bytes."""
+    """(encoding, length of the byte-order mark) of a file that begins with first_bytes."""
     try:
         "".encode(encoding)
         codecs.getincrementaldecoder(encoding)
     except (LookupError, UnicodeError) as error:  # the latter from the codec "undefined"
-        raise UserError(f"encoding={encoding} is not known: try utf-8, cp1252 or utf-16") from error
+        raise UserError(f"encoding={encoding} is unknown: try utf-8, cp1252 or utf-16") from error
     boms = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be"}
-    boms |= {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}  # after UTF-32: the marks overlap
+    # after UTF-32, whose little-endian mark starts with that of UTF-16
+    boms |= {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
     return next(((name, len(bom)) for bom, name in boms.items() if first_bytes.startswith(bom)), (encoding, 0))
 
 
 def _decode_error(path: str, error: UnicodeDecodeError, offset: int) -> UserError:
-    byte_name = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "its end"
+    byte_name = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "the end"
     maybe_cp1252 = error.encoding == "utf-8" and error.object[error.start] not in b"\x81\x8d\x8f\x90\x9d"
-    remedy = "pass --encoding=NAME of the encoding that it has" + ", such as cp1252 for Western Windows" * maybe_cp1252
+    remedy = "pass its encoding as --encoding=NAME" + ", such as cp1252 for Western Windows" * maybe_cp1252
     problem = f"{path} is not {error.encoding.upper()} at byte {offset:,} ({byte_name})"
     return UserError(f"{problem}: convert it to UTF-8, or {remedy}")
 
@@ -235,17 +240,21 @@ Record = tuple[str, list[Any]]
 
 
 def check_text(text, location: str, field: str, raw: bool = False) -> str:
-    """The text of a record's field, with line ends \\n; as it is, but for halves of surrogate pairs, which UTF-8 cannot
-    have, and null, which is empty. Raises UserError if it isn't text."""
+    """The text of a record's field, with line ends \\n. Raises UserError if it isn't text.
+
+    raw keeps the text unchanged, except that null becomes "" and lone surrogates, which UTF-8 lacks, are replaced.
+    """
     if raw and text is None:
         return ""
     if not isinstance(text, str):
-        raise UserError(f"{location}: {field!r} of this record is no text but {str(text)[:40]!r}: mend or drop it")
+        raise UserError(
+            f"{location}: the field {field!r} is not text but {str(text)[:40]!r}: correct or delete the record"
+        )
     if raw:
         return text if is_valid_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if "\0" in text or not is_valid_unicode(text):
         problem = f"has a NUL or half a surrogate pair ({text[:40]!r}...)"
-        raise UserError(f"{location}: {field!r} of this record {problem}: mend or drop it")
+        raise UserError(f"{location}: the field {field!r} {problem}: correct or delete the record")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -254,14 +263,16 @@ def parse_json(line: str, location: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{location} is no JSON ({getattr(error, 'msg', error)}): mend or drop the line") from error
+        raise UserError(
+            f"{location} is not JSON ({getattr(error, 'msg', error)}): correct or delete the line"
+        ) from error
 
 
 def _check_fields(source: str, fields: Iterable[str], names: Iterable[str], option: str):
-    """Raise UserError unless all fields are among those found."""
+    """Raise UserError unless all fields are in names."""
     names = list(names)
     if missing := [field for field in fields if field not in names]:
-        choices = ", ".join(map(repr, names[:20])) or "none there"
+        choices = ", ".join(map(repr, names[:20])) or "(there are none)"
         raise UserError(f"{source} has no field {missing[0]!r}: pass {option}=NAME, one of {choices}")
 
 
@@ -271,13 +282,13 @@ def _read_json_lines(path: str, fields: tuple[str, ...], option: str, lines: Ite
             location = f"{path} line {line_number:,}"
             record = parse_json(line, location)
             if not isinstance(record, dict):
-                raise UserError(f'{location} is no object: lines must be like {{"{fields[0]}": "..."}}')
+                raise UserError(f'{location} is not an object: lines must be like {{"{fields[0]}": "..."}}')
             _check_fields(location, fields, record, option)
             yield location, [record[field] for field in fields]
 
 
 def _read_csv(path: str, fields: tuple[str, ...], option: str, lines: Iterable[str]) -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)  # characters; Python's default refuses long documents
+    csv.field_size_limit(2**31 - 1)  # characters; Python's default rejects long documents
     rows = csv.reader(lines, strict=True)
     try:
         names = next(rows, [])
@@ -285,10 +296,10 @@ def _read_csv(path: str, fields: tuple[str, ...], option: str, lines: Iterable[s
         for row in filter(None, rows):
             location = f"{path} line {rows.line_num:,}"
             if len(row) != len(names):
-                raise UserError(f"{location} has {len(row)} columns, the first line has {len(names)}: mend or drop it")
+                raise UserError(f"{location} has {len(row)} columns, but line 1 has {len(names)}: correct or delete it")
             yield location, [row[names.index(field)] for field in fields]
     except csv.Error as error:
-        raise UserError(f"{path} line {rows.line_num:,} is no CSV ({error}): mend or drop it") from error
+        raise UserError(f"{path} line {rows.line_num:,} is not CSV ({error}): correct or delete the line") from error
 
 
 def _read_parquet(path: str, fields: tuple[str, ...], option: str, digest) -> Iterator[Record]:
@@ -311,16 +322,18 @@ def _open_parquet(path: str) -> Iterator[Any]:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): make it again") from error
+        raise UserError(
+            f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): create the file again"
+        ) from error
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# documents from parts of files and records
+# dividing files and records into documents
 
 
 def _skip_blanks(parts: Iterable[TextPart]) -> Iterator[TextPart]:
-    """The parts without documents that are blank."""
-    leading_blanks, has_output = "", False  # leading_blanks: start of a document; has_output: part of it was yielded
+    """Yield the parts, without documents that are blank."""
+    leading_blanks, has_output = "", False  # of the current document: pending start; whether part of it was yielded
     for text, is_end in parts:
         text, leading_blanks = leading_blanks + text, ""
         if has_output or text.strip():
@@ -331,7 +344,7 @@ def _skip_blanks(parts: Iterable[TextPart]) -> Iterator[TextPart]:
 
 
 def _join_documents(parts: Iterable[TextPart]) -> Iterator[TextPart]:
-    """All documents as one; each starts on a new line."""
+    """Join all documents to one; each starts on a new line."""
     has_documents = False
     for text, is_end in parts:
         yield text + "\n" if is_end and not text.endswith("\n") else text, False
@@ -341,8 +354,8 @@ def _join_documents(parts: Iterable[TextPart]) -> Iterator[TextPart]:
 
 
 def _split_at_separator(parts: Iterable[TextPart], separator: re.Pattern) -> Iterator[TextPart]:
-    """Documents cut after each separator; joined they are the same text. Blanks around them start no document."""
-    remainder, has_output = "", False  # has_output: part of the document that remainder belongs to was yielded
+    """Cut documents after each separator, without losing text. Blanks alone do not make a document."""
+    remainder, has_output = "", False  # has_output: whether part of the current document was yielded
     for text, is_end in parts:
         text = remainder + text
         start, stop = 0 if has_output else len(text) - len(text.lstrip()), len(text.rstrip())
@@ -352,7 +365,7 @@ def _split_at_separator(parts: Iterable[TextPart], separator: re.Pattern) -> Ite
         if is_end:
             yield remainder, True
             remainder, has_output = "", False
-        elif len(remainder) > CHUNK_BYTES:  # a long document; the blanks at its end may be followed by text
+        elif len(remainder) > CHUNK_BYTES:  # a long document; blanks at its end stay with what follows
             end = len(remainder.rstrip())
             yield remainder[:end], False
             remainder, has_output = remainder[end:], True
@@ -360,14 +373,14 @@ def _split_at_separator(parts: Iterable[TextPart], separator: re.Pattern) -> Ite
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents in memory, with the interface of Files."""
+    """Documents in memory, with the same interface as Files."""
 
     texts: list[str]
     has_separators = False
 
     @property
     def size(self) -> int:
-        """Characters."""
+        """Total number of characters."""
         return sum(map(len, self.texts))
 
     def fingerprint(self) -> list[str]:
@@ -375,7 +388,7 @@ class Texts:
         return self.texts
 
     def read_documents(self, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
-        """As Files.read_documents."""
+        """See Files.read_documents."""
         for text in self.texts:
             if digest is not None:
                 digest.update(text.encode("utf-8"))

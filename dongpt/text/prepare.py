@@ -1,9 +1,9 @@
-"""From documents to a data folder: vocabulary, split, encoding on all cores, writing.
+"""Prepare documents for training: build the vocabulary, split, encode on all cores, write a data folder.
 
-The documents are read twice, or three times where byte pairs are trained: once to count them, then to encode them.
-Memory does not grow with them. Text is cut, to save memory or time, only where the tokenizer would cut too
-(Tokenizer.find_cut), so the ids are those of encoding every document whole. An interrupted preparation continues
-after the last CHARS_PER_SAVE characters that were written when it is given the same documents and settings again.
+The documents are read once for statistics and once for encoding; training byte pairs takes a third pass. Memory use
+does not depend on their size. Long texts are cut only where the tokenizer would separate pieces anyway
+(Tokenizer.find_cut), so the ids are the same as for whole documents. With the same documents and settings, an
+interrupted preparation continues after the last CHARS_PER_SAVE characters that it saved.
 
     prepared = prepare("data/mytext", Files(["mytext.txt"]), Vocabulary("bpe", vocab_size=1024))
     prepared = prepare("data/openwebtext", Files(paths, raw=True), Vocabulary("gpt2"), 0.0005, seed=2357)
@@ -46,34 +46,34 @@ from dongpt.text.tokenizers import (
     split_words,
 )
 
-CHARS_PER_JOB = 2**19  # encoded by a core at a time
-CHARS_PER_SAVE = 2**26  # after which the state is saved: a kill costs at most this much work
-MAX_PENDING_CHARS = 2**24  # kept in memory while waiting for a place to cut
-HASHED_PREFIX_CHARS = 2**16  # of a document that decide its bucket
-SAMPLE_CHARS = 1000  # kept to show that they can be read back
-MIN_DOCUMENTS = 20  # fewer are not split as whole documents
-NUM_BUCKETS = 2**16  # of documents by their hash; a split by documents chooses among them
-BPE_TRAIN_CHARS = 2**25  # that byte pairs are trained on at most, evenly spaced over a longer text
-BPE_TRAIN_WORDS = 2**18  # different words in them at most: each takes nearly a kilobyte during training
-MAX_WORDS = 2**20  # different words that are counted
+CHARS_PER_JOB = 2**19  # encoded at a time by one core
+CHARS_PER_SAVE = 2**26  # between two saves: a killed process loses at most this much work
+MAX_PENDING_CHARS = 2**24  # kept in memory while searching for a position to cut
+HASHED_PREFIX_CHARS = 2**16  # at the start of a document, which determine its bucket
+SAMPLE_CHARS = 1000  # kept to check that decoding restores them
+MIN_DOCUMENTS = 20  # with fewer, the end of the text is the validation set
+NUM_BUCKETS = 2**16  # for documents by hash; a split by documents selects some of them
+BPE_TRAIN_CHARS = 2**25  # at most, on which byte pairs are trained; taken evenly from a longer text
+BPE_TRAIN_WORDS = 2**18  # distinct words in them at most, since each takes nearly a kilobyte
+MAX_WORDS = 2**20  # distinct words at most
 
 TokenizerKind = Literal["char", "word", "bpe", "gpt2"]
-DocumentContent = Any  # of a document: text, or a list of segments of which some are in the loss
+DocumentContent = Any  # text, or a list of segments, some of which are in the loss
 SplitPiece = tuple[str, DocumentContent, bool]  # (train or val, content, whether its document ends with it)
 Pieces = Iterator[SplitPiece]
-EncodeJob = list[SplitPiece]  # what is encoded at a time
+EncodeJob = list[SplitPiece]  # encoded together
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Which tokenizer, and how it is made from the text."""
+    """The tokenizer and how it is built from the text."""
 
-    tokenizer: TokenizerKind = "char"  # characters, words, trained byte pairs, GPT-2's
-    vocab_size: int = 4096  # bpe: entries, special tokens included
+    tokenizer: TokenizerKind = "char"  # characters, words, byte pairs trained on the text, or GPT-2's
+    vocab_size: int = 4096  # bpe: number of tokens, special ones included
     min_count: Annotated[int, ">=", 1] = 1  # word: rarer words become <unk>
-    lower: bool = False  # word: in small letters
-    spaces_alone: bool = False  # word: blanks are tokens of their own, as in the word notebook
-    special: str = ""  # special tokens, with commas between: "<|summarize|>,<|sentiment|>"
+    lower: bool = False  # word: convert the text to lower case
+    spaces_alone: bool = False  # word: make every blank a token, as in the word notebook
+    special: str = ""  # special tokens, separated by commas: "<|summarize|>,<|sentiment|>"
 
     def names(self) -> list[str]:
         """The special tokens."""
@@ -84,16 +84,16 @@ TOKENIZER_OF_OPTION = {"vocab_size": "bpe", "min_count": "word", "lower": "word"
 
 
 def warn_unused_options(vocabulary: Vocabulary, given_keys: Iterable[str]):
-    """Say which of the settings given mean nothing to the tokenizer chosen."""
+    """Print which of the given settings have no effect on the chosen tokenizer."""
     for key in given_keys:
         if TOKENIZER_OF_OPTION.get(key, vocabulary.tokenizer) != vocabulary.tokenizer:
             owner = TOKENIZER_OF_OPTION[key]
-            print(f"--{key} changes nothing: it belongs to --tokenizer={owner}, and this one is {vocabulary.tokenizer}")
+            print(f"--{key} has no effect with --tokenizer={vocabulary.tokenizer}: it is for --tokenizer={owner}")
 
 
 @dataclass
 class CorpusStats:
-    """Corpus statistics from the first reading."""
+    """Statistics of the documents from the first pass."""
 
     documents: int = 0
     characters: int = 0
@@ -102,14 +102,14 @@ class CorpusStats:
 
 
 class SegmentSource(Protocol):
-    """Documents in segments, some of which are in the loss."""
+    """Documents made of segments, some of which are in the loss."""
 
     @property
     def files(self) -> Files | Texts:
-        """The texts that the segments are made of."""
+        """The files that the segments come from."""
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """(a number that decides on the split, segments) of each document; no segments if it is left out."""
+        """(a number that determines the split, segments) of each document; no segments if it is skipped."""
 
 
 Documents = Files | Texts | SegmentSource
@@ -129,17 +129,18 @@ def prepare(
     specials: Sequence[str] = (),
     template: Template | None = None,
 ) -> PreparedData | None:
-    """Write train.bin, val.bin and meta.json to folder, all or none of them; with shard_tokens train_000.bin, ... .
+    """Write train.bin (train_000.bin, ... with shard_tokens), val.bin and meta.json to folder, all or none of them.
 
-    val gets the documents whose bucket is in val_buckets (NUM_BUCKETS,) bool; by default whole documents by their hash,
-    or the end of the text if there are few (see choose_val_buckets). With a seed the split is that of nanoGPT's
-    OpenWebText: seed draws val_fraction of the documents, and val.bin, with them in the order of the draw, is its file,
-    byte for byte; that needs Files and GPT-2's vocabulary. Returns None if folder holds all of it already.
+    The validation set consists of the documents whose bucket is in val_buckets (NUM_BUCKETS,) bool; by default, whole
+    documents chosen by their hash, or the end of the text if there are few (see choose_val_buckets). With a seed, the
+    split is that of nanoGPT's OpenWebText: seed draws val_fraction of the documents, and val.bin, in the order of the
+    draw, equals nanoGPT's byte for byte. This requires Files and GPT-2's vocabulary. Returns None if folder already
+    holds the result.
 
-    Documents in segments also get masks, which are 1 where a segment is in the loss; they are always split whole.
-    specials become special tokens, template goes with the tokenizer. source and sha256 say where the text comes from;
-    by default what was read is hashed. Raises UserError for a text that is too short to split, a vocabulary that does
-    not fit into uint16, and for what documents, tokenizers and BinWriter raise.
+    Documents made of segments are never split and also get loss masks, which are 1 where a segment is in the loss.
+    specials become special tokens, and template is stored with the tokenizer. source and sha256 describe the origin of
+    the text; by default sha256 is that of the text. Raises UserError for a text too short to split, a vocabulary too
+    large for uint16, and whenever documents, tokenizers and BinWriter do.
     """
     files = documents if isinstance(documents, (Files, Texts)) else documents.files
     fingerprint = files.fingerprint()
@@ -168,7 +169,7 @@ def prepare(
         sample_splits = ("val",) if seed is None and documents is files else SPLITS
         sample = _encode_and_write(writer, tokenizer, pieces, end_id, sample_splits, num_skipped)
         if files.fingerprint() != fingerprint:
-            raise UserError("the text changed while it was read: run this again when nothing writes to it")
+            raise UserError("the text changed while it was read: run this again when no program is writing to it")
         prepared = writer.finish({"source": source, **meta, "sha256": sha256 or meta["sha256"]}, val_order)
         return replace(prepared, sample=sample)
 
@@ -176,12 +177,12 @@ def prepare(
 def _scan_text(
     documents: Documents, vocabulary: Vocabulary, val_fraction: float, val_buckets, specials, on_progress: Progress
 ) -> tuple[Tokenizer, Pieces, dict]:
-    """(tokenizer, pieces, entries of meta.json), for which the documents are read once."""
+    """(tokenizer, pieces, entries of meta.json), after a first pass over the documents."""
     stats, digest, has_segments = CorpusStats(), hashlib.sha256(), not isinstance(documents, (Files, Texts))
     no_val, min_documents = np.zeros(NUM_BUCKETS, dtype=bool), 2 if has_segments else MIN_DOCUMENTS
     counts = _count_symbols(_text_pieces(_read_pieces(documents, no_val, stats, on_progress, digest)), vocabulary)
     if not stats.characters:
-        raise UserError("there is nothing but blanks in the text: give one with words in it")
+        raise UserError("the text consists of blanks: use a text with words")
     special = [*specials, *(name for name in vocabulary.names() if name not in specials)]
     if isinstance(documents, (Files, Texts)) and stats.documents > 1 and not documents.has_separators:
         special += [END] * (END not in special)
@@ -192,21 +193,21 @@ def _scan_text(
     if isinstance(split, int) and not has_segments:
         pieces = _split_by_position(pieces, split, vocabulary.tokenizer == "word")
     elif isinstance(split, int):
-        problem = f"{stats.documents:,} records cannot be split so that {val_fraction} of the text are for validation"
-        raise UserError(f"{problem}: give more records, or another --val_fraction")
+        problem = f"{stats.documents:,} records cannot be split so that {val_fraction} of the text is for validation"
+        raise UserError(f"{problem}: use more records, or another --val_fraction")
     split_method = "position" if isinstance(split, int) else "documents"
     meta = {"sha256": digest.hexdigest(), "documents": stats.documents, "split": split_method}
     return tokenizer, pieces, meta | ({"left_out": stats.num_skipped} if has_segments else {})
 
 
 def _read_pieces(documents: Documents, is_val: np.ndarray, stats: CorpusStats, *progress) -> Pieces:
-    """All of the documents, counted in stats; is_val (NUM_BUCKETS,) tells their split."""
+    """Yield all documents and count them in stats; is_val (NUM_BUCKETS,) determines their split."""
     contents: Iterable[tuple[int | None, DocumentContent, bool]]
     if isinstance(documents, (Files, Texts)):
         contents = ((None, text, is_end) for text, is_end in documents.read_documents(*progress))
     else:
         contents = ((number, segments, True) for number, segments in documents.read_segments(*progress))
-    bucket = None  # of the document that goes on
+    bucket = None  # of the current document
     for number, content, is_end in contents:
         if content == []:
             stats.num_skipped += 1
@@ -222,7 +223,7 @@ def _read_pieces(documents: Documents, is_val: np.ndarray, stats: CorpusStats, *
 
 
 def _random_split_hash(files: Files, val_fraction: float, seed: int, shard_tokens: int) -> str:
-    """A hash of all that decides on the bins of a split with a seed. meta.json holds it, so it must not change."""
+    """A hash of everything that determines a seeded split. meta.json stores it, so it must not change."""
     stats = [[os.path.basename(path), *stat] for path, stat in zip(files.paths, files.fingerprint())]
     keys = {"files": stats, "field": files.field, "encoding": files.encoding, "tokenizer": GPT2Tokenizer().to_dict()}
     return _sha256(json.dumps({**keys, "val_fraction": val_fraction, "seed": seed, "shard_tokens": shard_tokens}))
@@ -231,14 +232,14 @@ def _random_split_hash(files: Files, val_fraction: float, seed: int, shard_token
 def _draw_split(
     files: Files, val_fraction: float, seed: int, num_done: int, on_progress: Progress
 ) -> tuple[Pieces, np.ndarray, dict]:
-    """(pieces after the first `num_done` documents, the order of val's documents, entries of meta.json)."""
+    """(pieces after the first `num_done` documents, the order of the validation documents, entries of meta.json)."""
     counts = [files.count(path) for path in files.paths]
     n_documents, val_indices = sum(counts), draw(sum(counts), val_fraction, seed)
     if not 0 < len(val_indices) < n_documents:
-        problem = f"{n_documents:,} documents cannot be split into train and val"
-        raise UserError(f"{problem}: give more files or records, or take data/prepare.py, which cuts a text")
+        problem = f"{n_documents:,} documents cannot be split into a training and a validation set"
+        raise UserError(f"{problem}: use more files or records, or data/prepare.py, which can cut a text")
     if num_done:
-        print(f"continuing after document {num_done:,} of {n_documents:,}, where this stopped before")
+        print(f"continuing an interrupted preparation after document {num_done:,} of {n_documents:,}")
     is_val = np.zeros(n_documents, dtype=bool)
     is_val[val_indices] = True
     meta = {"sha256": "", "documents": n_documents, "split": "drawn", "seed": seed}
@@ -246,7 +247,7 @@ def _draw_split(
 
 
 def draw(n_documents: int, val_fraction: float, seed: int) -> np.ndarray:
-    """The numbers of the documents for validation, in the order in which Hugging Face's train_test_split draws them."""
+    """The indices of the validation documents, in the order in which Hugging Face's train_test_split draws them."""
     return np.random.default_rng(seed).permutation(n_documents)[: math.ceil(val_fraction * n_documents)]
 
 
@@ -259,12 +260,12 @@ def _sha256(text: str) -> str:
 
 
 def document_bucket(text: str) -> int:
-    """The bucket of a document that starts with text; documents that differ only in blanks around them share one."""
+    """The bucket of a document that starts with text, regardless of leading and trailing blanks."""
     return zlib.crc32(text[:HASHED_PREFIX_CHARS].strip().encode("utf-8")) % NUM_BUCKETS
 
 
 def _plain_texts(content: DocumentContent) -> list[str]:
-    """The texts in a document's content, without special tokens."""
+    """The texts of a document, without special tokens."""
     return [content] if isinstance(content, str) else [part.text for part in content if not part.is_special]
 
 
@@ -274,29 +275,29 @@ def _text_pieces(pieces: Iterable[SplitPiece]) -> Pieces:
 
 
 def _count_symbols(pieces: Pieces, vocabulary: Vocabulary) -> Counter[str]:
-    """The words of all pieces with their counts, or the different characters; nothing for byte pairs."""
+    """The words of all pieces with their counts, or the distinct characters; nothing for byte pairs."""
     counts: Counter[str] = Counter()
     if vocabulary.tokenizer == "word":
         count_words = functools.partial(_count_words, vocabulary.lower, vocabulary.spaces_alone)
         for _, words in _map_in_order(count_words, _make_jobs(pieces, last_word_break), use_threads=False):
             counts.update(words)
             if len(counts) > MAX_WORDS:
-                raise UserError(f"the text has more than {MAX_WORDS:,} different words: take --tokenizer=bpe")
-    for _, text, _ in pieces:  # of byte pairs this counts documents and characters only
+                raise UserError(f"the text has more than {MAX_WORDS:,} different words: use --tokenizer=bpe")
+    for _, text, _ in pieces:  # for byte pairs this only counts documents and characters
         counts.update(set(text) if vocabulary.tokenizer == "char" else ())
     return counts
 
 
 def _count_words(lower: bool, spaces_alone: bool, job: EncodeJob) -> Counter[str]:
-    """How often each word occurs in texts."""
+    """Count the words of a job."""
     return Counter(chain.from_iterable(split_words(text, lower, spaces_alone) for _, text, _ in job))
 
 
 def _build_tokenizer(
     vocabulary: Vocabulary, special: list[str], counts: Counter[str], n_characters: int, pieces: Pieces
 ) -> Tokenizer:
-    """The tokenizer of a text in which _count_symbols found characters or words, and its pieces again, to train on."""
-    kind, limit_note = vocabulary.tokenizer, f"uint16 files hold {MAX_VOCAB_SIZE:,}: take --tokenizer=bpe"
+    """The tokenizer for the counts that _count_symbols returned; byte pairs are trained on pieces."""
+    kind, limit_note = vocabulary.tokenizer, f"and uint16 files allow {MAX_VOCAB_SIZE:,}: use --tokenizer=bpe"
     tokenizer: Tokenizer
     if kind == "char":
         tokenizer = CharTokenizer("".join(sorted(counts)), special)
@@ -309,7 +310,7 @@ def _build_tokenizer(
             raise UserError(f"the text has {len(words):,} different words, {limit_note}")
         tokenizer = WordTokenizer(words, special, vocabulary.lower, vocabulary.spaces_alone)
     else:
-        special = [name for name in special if name != END]  # byte pairs have it anyway
+        special = [name for name in special if name != END]  # built in with byte pairs
         if kind == "gpt2":
             tokenizer = GPT2Tokenizer(special)
         else:
@@ -323,7 +324,7 @@ def _build_tokenizer(
 
 
 def _limit_distinct_words(texts: Iterable[str]) -> Iterator[str]:
-    """The first of texts, as far as they have at most about BPE_TRAIN_WORDS different words together."""
+    """Yield texts until they have about BPE_TRAIN_WORDS distinct words."""
     words: set[str] = set()
     for text in texts:
         yield text
@@ -337,10 +338,10 @@ def _limit_distinct_words(texts: Iterable[str]) -> Iterator[str]:
 
 
 def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: int = MIN_DOCUMENTS) -> np.ndarray | int:
-    """The buckets for validation (NUM_BUCKETS,) bool if there are min_documents and their characters meet
-    val_fraction within a factor of 2; else how many characters are for training.
+    """The validation buckets (NUM_BUCKETS,) bool, or else the number of characters for training.
 
-    Documents are taken in the order of their hash, which has nothing to do with their order in the text.
+    Splitting by documents takes at least min_documents and must meet val_fraction within a factor of 2. Documents are
+    selected in the order of their hash, which is unrelated to their order in the text.
     """
     target = val_fraction * stats.characters
     in_val, total = np.zeros(NUM_BUCKETS, dtype=bool), 0
@@ -348,23 +349,23 @@ def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: i
         if total + stats.bucket_chars[bucket] <= target:
             in_val[bucket] = True
             total += stats.bucket_chars[bucket]
-    if total < target / 2:  # then every bucket left is larger than half of it
+    if total < target / 2:  # every remaining bucket exceeds half of the target
         sizes = np.where(in_val | (stats.bucket_chars == 0), np.iinfo(np.int64).max, stats.bucket_chars)
         in_val[:], total = False, sizes.min()
         in_val[sizes.argmin()] = True
     if stats.documents >= min_documents and target / 2 <= total <= 2 * target and total < stats.characters:
         return in_val
-    val_start = int(stats.characters * (1 - val_fraction))  # as nanoGPT's scripts cut
-    if not 2 <= val_start <= stats.characters - 2:  # a loss needs a token to begin with and one to predict
-        raise UserError(f"a text of {stats.characters} characters is too short to split: give a longer one")
+    val_start = int(stats.characters * (1 - val_fraction))  # the same cut as in nanoGPT's scripts
+    if not 2 <= val_start <= stats.characters - 2:  # a loss needs a token to start from and one to predict
+        raise UserError(f"a text of {stats.characters} characters is too short to split: use a longer one")
     return val_start
 
 
 def _nearest_word_break(text: str, position: int) -> int:
-    """position, or where a word ends before it, or else the first such place after it, or the end."""
+    """position, or the last word break before it, else the first one after it, else the end."""
     if is_word_break(text[position - 1], text[position]):
         return position
-    previous_break = last_word_break(text[:position])  # one more, lest the word that position is in is all that follows
+    previous_break = last_word_break(text[:position])  # one more break, so that more than this word follows
     return (
         last_word_break(text[:previous_break])
         or previous_break
@@ -373,7 +374,7 @@ def _nearest_word_break(text: str, position: int) -> int:
 
 
 def _split_by_position(pieces: Iterable[SplitPiece], val_start: int, at_word_break: bool) -> Pieces:
-    """Pieces cut at character number val_start, or between words nearby, where val begins."""
+    """Cut pieces where the validation set starts: at character val_start, or at a word break nearby."""
     position, previous_char = 0, "\n"
     for _, text, is_end in pieces:
         n = min(max(val_start - position, 0), len(text))
@@ -391,7 +392,7 @@ def _split_by_position(pieces: Iterable[SplitPiece], val_start: int, at_word_bre
 def _documents_after(
     num_done: int, files: Files, counts: list[int], is_val: np.ndarray, on_progress: Progress
 ) -> Pieces:
-    """All documents after the first `num_done`; is_val tells their split by their numbers."""
+    """Yield all documents after the first `num_done`; is_val determines their split by index."""
     end_index = 0
     for path, count in zip(files.paths, counts):
         index, end_index = end_index, end_index + count
@@ -402,7 +403,7 @@ def _documents_after(
                 yield SPLITS[int(is_val[index])], text, is_end
             index += is_end
         if index != end_index:
-            raise UserError(f"{path} changed while it was read: run this again when nothing writes to it")
+            raise UserError(f"{path} changed while it was read: run this again when no program is writing to it")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -412,8 +413,10 @@ def _documents_after(
 def _encode_and_write(
     writer: BinWriter, tokenizer: Tokenizer, pieces: Pieces, end_id: int | None, sample_splits: tuple, num_skipped: int
 ) -> str:
-    """Encode pieces, without the first `num_skipped` documents, and write them, end_id after each document; save the
-    state after every CHARS_PER_SAVE. Returns the start of the first text of sample_splits."""
+    """Encode and write all pieces after the first `num_skipped` documents, with end_id, if any, after each document.
+
+    Saves the state after every CHARS_PER_SAVE. Returns the start of the first text of sample_splits.
+    """
     documents, sample, size = writer.state["documents"], "", 0
 
     def remaining() -> Pieces:
@@ -438,21 +441,21 @@ def _encode_and_write(
 
 
 def encode_pieces(pieces: Pieces, tokenizer: Tokenizer, end_id: int | None) -> Iterator[tuple[EncodeJob, list]]:
-    """(job, [(split, ids), ...]) of all pieces, in order."""
+    """Yield (job, [(split, ids), ...]) for all pieces, in order."""
     encode = functools.partial(_encode, tokenizer, end_id)
     return _map_in_order(encode, _make_jobs(pieces, tokenizer.find_cut), tokenizer.use_threads)
 
 
 def _map_in_order(function: Callable, jobs: Iterable[EncodeJob], use_threads: bool) -> Iterator[tuple[EncodeJob, Any]]:
-    """(job, function(job)) of all jobs, computed on all cores by threads or by processes."""
+    """Yield (job, function(job)) for all jobs in order, computed on all cores by threads or processes."""
     jobs, cores = iter(jobs), _n_cores()
     first_jobs = list(islice(jobs, 2))
-    if len(first_jobs) == 1:  # to start a pool would take longer
+    if len(first_jobs) == 1:  # starting a pool would take longer
         yield first_jobs[0], function(first_jobs[0])
         return
     pool: Executor = ThreadPoolExecutor(cores)
-    if not use_threads:  # the function, which may hold a large vocabulary, is sent once and not with every job
-        from concurrent.futures import ProcessPoolExecutor  # here: train.py prepares data too, but seldom
+    if not use_threads:  # send the function, which may hold a large vocabulary, once instead of with every job
+        from concurrent.futures import ProcessPoolExecutor  # here, since train.py rarely prepares data
 
         pool = ProcessPoolExecutor(min(cores, 8), initializer=_init_worker, initargs=(function,))
         function = _call_worker_function
@@ -470,15 +473,15 @@ def _map_in_order(function: Callable, jobs: Iterable[EncodeJob], use_threads: bo
 
 
 def _n_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_worker_function: Callable | None = None  # of a process of the pool
+_worker_function: Callable | None = None  # of a worker process
 
 
 def _init_worker(function: Callable):
-    """Keep the function, and let this process end with its parent, even when that is killed."""
+    """Store the function, and make this process exit with its parent, even if that is killed."""
     global _worker_function
     _worker_function = function
     parent = multiprocessing.parent_process()
@@ -497,7 +500,10 @@ def _call_worker_function(job: EncodeJob) -> Any:
 
 
 def _make_jobs(pieces: Iterable[SplitPiece], find_cut: Callable[[str], int]) -> Iterator[EncodeJob]:
-    """Pieces in lists of about CHARS_PER_JOB characters. After CHARS_PER_SAVE one ends with a document, to be saved."""
+    """Group pieces into jobs of about CHARS_PER_JOB characters.
+
+    After every CHARS_PER_SAVE characters a job ends with a document, so that the state can be saved.
+    """
     job: EncodeJob = []
     size = unsaved_chars = 0
     for split, content, is_end in _cut_long_texts(pieces, find_cut):
@@ -513,8 +519,8 @@ def _make_jobs(pieces: Iterable[SplitPiece], find_cut: Callable[[str], int]) -> 
 
 
 def _cut_long_texts(pieces: Iterable[SplitPiece], find_cut: Callable[[str], int]) -> Pieces:
-    """The same pieces, of which texts are cut, where find_cut says that they may be, so that they are short."""
-    previous_split, pending_text = "train", ""  # the split and the text of a document that goes on
+    """Yield the same pieces with long texts cut at positions that find_cut allows."""
+    previous_split, pending_text = "train", ""  # split and pending text of the current document
     for split, content, is_end in chain(pieces, [("", "", False)]):
         if pending_text and split != previous_split:
             yield previous_split, pending_text, False
@@ -531,14 +537,14 @@ def _cut_long_texts(pieces: Iterable[SplitPiece], find_cut: Callable[[str], int]
             start += n
         pending_text = "" if is_end else text[start:]
         if len(pending_text) > MAX_PENDING_CHARS:
-            problem = f"the text has {len(pending_text):,} characters without a space or a mark between words"
-            raise UserError(f"{problem}, too many for this tokenizer: take --tokenizer=char, or break the text up")
+            problem = f"the text has {len(pending_text):,} characters without a space or punctuation mark between words"
+            raise UserError(f"{problem}, too many for this tokenizer: use --tokenizer=char, or insert line breaks")
         if is_end:
             yield split, text[start:], True
 
 
 def _encode(tokenizer: Tokenizer, end_id: int | None, job: EncodeJob) -> list[tuple[str, EncodedText]]:
-    """The ids of each split of a job: of texts with end_id after each document, or of segments with their mask."""
+    """The encoded splits of a job: texts with end_id after each document, or segments with their loss mask."""
     results = []
     for split in {split: None for split, _, _ in job}:
         parts = [(content, is_end) for piece_split, content, is_end in job if piece_split == split]

@@ -1,6 +1,6 @@
-"""Batches of a data folder: shuffled windows for training. evaluation.py cuts the disjoint windows of a loss.
+"""Training batches from a data folder: shuffled windows. evaluation.py cuts the disjoint windows of an evaluation.
 
-docs/data.md has a picture. dongpt/text/bins.py describes the files.
+docs/data.md has a picture; dongpt/text/bins.py describes the files.
 
     corpus = Corpus(folder)
     x, y = corpus.train_batch(first_window, batch_size, block_size, seed, vocab_size)      # (B, T) int64 each
@@ -18,18 +18,19 @@ from dongpt.runtime import Runtime
 from dongpt.text.bins import SPLITS, check_shard_ends, how_to_prepare, open_data
 from dongpt.text.tokenizers import Tokenizer, from_dict
 
-MAX_CHECKED_TOKENS = 2**25  # compared with the vocabulary before training, evenly spaced over a longer text
+MAX_CHECKED_TOKENS = 2**25  # tokens compared with the vocabulary before training, evenly spaced in longer texts
 
 
 class Corpus:
-    """Train and val of one data folder.
+    """The training and validation sets of one data folder.
 
-    tokenizer_dict describes the tokenizer, vocab_size counts its ids, model_vocab_size is the vocabulary of a model
-    that is made for this corpus. Raises UserError for missing, empty or damaged files.
+    tokenizer_dict describes the tokenizer, vocab_size is its number of ids, and model_vocab_size the vocabulary size of
+    a new model for this corpus. Raises UserError for missing, empty or damaged files.
     """
 
     def __init__(self, folder: str, train_fraction: float = 1.0):
-        # ids (lengths[split],) uint16 of each split; masks (lengths[split],) uint8, nonzero in the loss, unless all are
+        # per split: tokens (lengths[split],) uint16; masks (lengths[split],) uint8, nonzero for tokens in the loss,
+        # only if some are not
         self.meta, self.tokens, self.masks = open_data(folder, train_fraction)
         self.folder = folder
         self.name = os.path.relpath(folder, ROOT) if folder.startswith(ROOT + os.sep) else folder
@@ -47,20 +48,20 @@ class Corpus:
         return from_dict(self.tokenizer_dict)
 
     def check(self, block_size: int, vocab_size: int, splits: Iterable[str] = SPLITS):
-        """Raise UserError if a split is too short for a loss or for a training with block_size, holds ids that a model
-        has no embedding for, is masked as a whole, or has shards whose ends are not what meta.json says."""
+        """Raise UserError if a split is too short for a loss or for training with block_size, has ids for which the
+        model has no embedding, is masked entirely, or has shards whose ends differ from meta.json."""
         for split in splits:
             length = self.lengths[split]
             if length < 2:
                 message = f"{os.path.join(self.folder, split)}.bin has {length} token"
-                raise UserError(f"{message}: a loss needs at least 2, use more text")
+                raise UserError(f"{message}, but a loss needs at least 2: use more text")
             if split == "train" and length <= block_size:
                 message = f"{self.tokens[split].files[0][0]} gives {length:,} tokens, too few for {block_size=}"
                 raise UserError(f"{message}: use more text, or a block_size below {length}")
             if split == "train" and self.shards:
                 check_shard_ends(self.folder, self.shards)
             if split in self.masks and not self.masks[split][1:].any():
-                message = f"{os.path.join(self.folder, split)}.mask.bin masks everything: nothing is left to predict"
+                message = f"{os.path.join(self.folder, split)}.mask.bin masks all tokens: nothing is left to predict"
                 raise UserError(f"{message}, {how_to_prepare(self.folder)}")
             n_checked = min(MAX_CHECKED_TOKENS, length)
             span_len = -(-n_checked // 128)
@@ -68,7 +69,7 @@ class Corpus:
             self._check_ids(self.tokens[split].windows(starts, span_len), vocab_size, split)
 
     def check_every_id(self, split: str, vocab_size: int):
-        """Raise UserError if a split holds an id that a model has no embedding for."""
+        """Raise UserError if a split has an id for which the model has no embedding."""
         for ids in self.tokens[split].chunks():
             self._check_ids(ids, vocab_size, split)
 
@@ -76,18 +77,18 @@ class Corpus:
         if ids.max() >= vocab_size:
             files = self.tokens[split].files
             location = files[0][0] if len(files) == 1 else f"the {split} split of {self.name}"
-            message = f"{location} holds the id {ids.max()}, and the vocabulary has {vocab_size} entries"
-            raise UserError(f"{message}: the bins were made with another tokenizer; {how_to_prepare(self.folder)}")
+            message = f"{location} holds the id {ids.max()}, but the vocabulary has {vocab_size} entries"
+            raise UserError(f"{message}: the data was prepared with another tokenizer; {how_to_prepare(self.folder)}")
 
     # ------------------------------------------------------------------------------------------------------------------
     # training: shuffled windows without replacement
 
     def _num_windows(self, block_size: int) -> int:
-        """Disjoint windows of an epoch. A block is left over, so that an epoch can start anywhere in the first one."""
+        """Disjoint windows of an epoch; one fewer than fit, so that an epoch can start anywhere in the first block."""
         return max(1, self.lengths["train"] // block_size - 1)
 
     def windows_per_epoch(self, block_size: int) -> int:
-        """Windows of block_size tokens in one epoch; in a masked corpus those with a token in the loss, at offset 0."""
+        """Windows of block_size tokens in an epoch; in a masked corpus, those at offset 0 with a token in the loss."""
         if "train" not in self.masks:
             return self._num_windows(block_size)
         if block_size not in self._window_counts:
@@ -95,18 +96,18 @@ class Corpus:
         return self._window_counts[block_size]
 
     def _unmasked_starts(self, offset: int, block_size: int) -> np.ndarray:
-        """Starts of the disjoint windows from offset on that have a token in the loss, or of all if none has."""
+        """Starts of the disjoint windows from offset on that have a token in the loss; of all windows if none has."""
         starts = offset + block_size * np.arange(self._num_windows(block_size))
         in_loss = np.maximum.reduceat(self.masks["train"][: starts[-1] + block_size + 1], starts + 1) > 0
         return starts[in_loss] if in_loss.any() else starts
 
     def window_starts(self, first_window: int, count: int, block_size: int, seed: int) -> np.ndarray:
-        """Start in train of count windows of the run from first_window on, (count,) int64.
+        """Starts in the training set of the run's windows first_window, first_window + 1, ...: (count,) int64.
 
-        Each epoch visits its disjoint windows once, in an order and from an offset that depend on (seed, epoch) alone,
-        so that any step of any process finds its windows without those before them.
-        How many windows of a masked corpus have a token in the loss depends on the offset: an epoch with fewer than
-        windows_per_epoch starts again, one with more leaves some out.
+        Each epoch visits its disjoint windows once. Their order and offset depend only on (seed, epoch), so that any
+        step of any process finds its windows without computing the earlier ones. In a masked corpus the number of
+        windows with a token in the loss depends on the offset: an epoch with fewer than windows_per_epoch visits some
+        twice, one with more skips some.
         """
         epochs, indices = np.divmod(np.arange(first_window, first_window + count), self.windows_per_epoch(block_size))
         starts = np.empty(count, dtype=np.int64)
@@ -117,7 +118,7 @@ class Corpus:
         return starts
 
     def _shuffled_starts(self, epoch: int, block_size: int, seed: int) -> np.ndarray:
-        """Window starts of an epoch in the order in which they are visited."""
+        """Window starts of an epoch, in the order of the visits."""
         if self._epoch_starts is None or self._epoch_starts[0] != (epoch, block_size, seed):
             rng = np.random.Generator(np.random.Philox(key=seed % 2**64 + (epoch << 64)))
             n_windows = self._num_windows(block_size)
@@ -134,17 +135,17 @@ class Corpus:
         return self._epoch_starts[1]
 
     def train_batch(self, first_window: int, batch_size: int, block_size: int, seed: int, vocab_size: int):
-        """(x, y): windows of the run from first_window on, and a token later, (B, T) int64 each; -1 in y is masked."""
+        """(x, y): inputs and targets, the run's windows from first_window on, (B, T) int64 each; -1 in y is ignored."""
         starts = self.window_starts(first_window, batch_size, block_size, seed)
         if self._device_tensors:
             return self._device_batch(starts, block_size)
         windows = self.tokens["train"].windows(starts, block_size + 1)  # (B, T + 1)
-        self._check_ids(windows, vocab_size, "train")  # on a GPU a wrong id ends in an error that says nothing
+        self._check_ids(windows, vocab_size, "train")  # on a GPU the error would not name the cause
         windows = windows.astype(np.int64)
         x, y = windows[:, :-1].copy(), windows[:, 1:].copy()
         if "train" in self.masks:
             y[self.masks["train"][starts[:, None] + np.arange(1, block_size + 1)] == 0] = -1
-            if (y < 0).all():  # a mean over nothing is no number; this batch's loss weight is 0
+            if (y < 0).all():  # the mean over no tokens is NaN; this batch has loss weight 0
                 y[0, 0] = x[0, 0]
         return torch.from_numpy(x), torch.from_numpy(y)
 
@@ -164,11 +165,11 @@ class Corpus:
             self._device_tensors["mask"] = torch.from_numpy(np.array(self.masks["train"])).to(runtime.device)
 
     def _device_batch(self, starts: np.ndarray, block_size: int):
-        """train_batch on the device, of windows that begin at starts."""
+        """train_batch() computed on the device, for windows that begin at starts."""
         (offsets,) = self._to_device(torch.from_numpy(starts))
         token_index = offsets[:, None] + torch.arange(block_size + 1, device=offsets.device)
         windows = self._device_tensors["tokens"][token_index].long() & 0xFFFF
-        # clone, since with a batch of one the slices are contiguous and would share memory, which y is written to
+        # clone, because in a batch of one the slices are contiguous and would share memory, and y is modified
         x, y = (t.clone(memory_format=torch.contiguous_format) for t in (windows[:, :-1], windows[:, 1:]))
         if "mask" in self._device_tensors:
             y.masked_fill_(self._device_tensors["mask"][token_index[:, 1:]] == 0, -1)

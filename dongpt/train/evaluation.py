@@ -1,4 +1,4 @@
-"""Losses that can be compared: over fixed, disjoint windows, in nats per token and bits per byte of text."""
+"""Comparable losses: over fixed, disjoint windows, in nats per token and in bits per byte of text."""
 
 import math
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class MeanLoss:
         return math.exp(self.nats) if self.nats < 700 else math.inf
 
     def bits_per_byte(self, n_bytes: int) -> float:
-        """Bits per byte if the predicted tokens represent n_bytes of text; unlike nats it compares tokenizers."""
+        """Bits per byte for predicted tokens that represent n_bytes of text; comparable between tokenizers."""
         return self.nats * self.tokens / math.log(2) / n_bytes if n_bytes else math.nan
 
 
@@ -36,8 +36,8 @@ def eval_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
     """Yield (x, y, number of predicted tokens); x, y (B, T) int64 with -1 in y for padding and masked tokens.
 
-    They cover n_windows of a split's disjoint windows, evenly spaced and the same each time; by default all of them.
-    Each of several processes takes every world_size-th batch; all get the same number, so the last may be all padding.
+    They cover n_windows of a split's disjoint windows, by default all, evenly spaced and the same each time. Each of
+    several processes takes every world_size-th batch; all get equally many, so the last one may be all padding.
     """
     tokens, mask = corpus.tokens[split], corpus.masks.get(split)
     window_ids: range | np.ndarray = range(-(-(corpus.lengths[split] - 1) // block_size))
@@ -59,7 +59,7 @@ def eval_batches(
 
 
 def predicted_bytes(corpus: Corpus, split: str) -> int:
-    """UTF-8 bytes of source text of the predicted tokens of a split: all but the first, or those in the mask."""
+    """UTF-8 bytes of the text that a split's predicted tokens represent: all but the first, or those in the mask."""
     is_whole_split = corpus.lengths[split] == corpus.meta.get("tokens", {}).get(split)
     mask, stored_bytes = corpus.masks.get(split), corpus.meta.get("predicted_bytes", {}).get(split)
     if mask is not None and stored_bytes is not None and is_whole_split and not mask[0]:
@@ -67,7 +67,7 @@ def predicted_bytes(corpus: Corpus, split: str) -> int:
     lengths = corpus.tokenizer().byte_lengths()
 
     def count_bytes(ids) -> int:
-        counts = np.bincount(ids, minlength=len(lengths))[: len(lengths)]  # padded vocabularies have ids without text
+        counts = np.bincount(ids, minlength=len(lengths))[: len(lengths)]  # ids that pad a vocabulary have no text
         return int((counts * lengths).sum())
 
     if mask is not None:
@@ -83,7 +83,7 @@ def predicted_bytes(corpus: Corpus, split: str) -> int:
 
 @torch.no_grad()
 def evaluate(model, batches: Iterable, rt: Runtime, should_stop: Callable[[], bool] = lambda: False) -> MeanLoss | None:
-    """The loss of model over batches of eval_batches, shared by all ranks, with dropout off.
+    """Loss of model over the batches of eval_batches, summed over all ranks, without dropout.
 
     None if should_stop(), which every rank calls before each batch, returned True.
     """
@@ -92,7 +92,7 @@ def evaluate(model, batches: Iterable, rt: Runtime, should_stop: Callable[[], bo
     for x, y, n_tokens in batches:
         if is_stopped := should_stop():
             break
-        if n_tokens:  # else all of it is masked or padding
+        if n_tokens:  # otherwise everything is masked or padding
             with rt.autocast:
                 loss = model(*rt.move(x, y))[1]
             total, count = total + loss.item() * n_tokens, count + n_tokens
@@ -111,7 +111,7 @@ def _evaluate_split(step: TrainStep, stop: StopCheck, split: str, n_windows: int
 
 
 def estimate_loss(step: TrainStep, stop: StopCheck) -> tuple[float, float] | None:
-    """(train, val) loss on fixed windows spread over each split; None if all ranks have to stop."""
+    """(training loss, validation loss) over fixed windows spread over each split; None if all ranks have to stop."""
     n_windows = step.cfg.eval_iters * step.cfg.batch_size
     train = _evaluate_split(step, stop, "train", n_windows)
     val = _evaluate_split(step, stop, "val", n_windows) if train else None

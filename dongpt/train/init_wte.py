@@ -5,10 +5,11 @@
     save_table("data/don_word/word2vec.npy", table)
     line = init_embedding(model.transformer.wte.weight, "data/don_word/word2vec.npy", tokenizer.vocab_size)
 
-A word is looked up without the space before it, and with other capitals if its own have no vector, so that all
-spellings of a word share a vector.
+A word is looked up without its leading space, and in other capitalizations if its own has no vector, so that all
+spellings of a word share one vector.
 
-Formats: word2vec's text and binary (code.google.com/archive/p/word2vec, distance.c), GloVe's text, which has no header.
+Formats: word2vec's text and binary format (code.google.com/archive/p/word2vec, distance.c), and GloVe's text format,
+which has no header.
 """
 
 import bz2
@@ -26,11 +27,11 @@ from dongpt.text.sources import write_atomically
 from dongpt.text.tokenizers import WordTokenizer
 
 INIT_STD = 0.02  # of a new model's token embedding, as in GPT-2
-MAX_VECTOR_WIDTH = 2**14  # numbers in a vector; a header that says more is not one
+MAX_VECTOR_WIDTH = 2**14  # numbers in a vector; a first line with a larger one is not a header
 MAX_LINE_BYTES = 64 * MAX_VECTOR_WIDTH
 MAX_WORD_BYTES = 2**12
 CHUNK_BYTES = 2**20  # bytes read at a time
-OPEN_BY_MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # by a file's first bytes
+OPEN_BY_MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # keys: a file's first bytes
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -38,13 +39,13 @@ OPEN_BY_MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma
 
 
 def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
-    """The vectors of those of words that a file has, {word: (width,) float32}; the first of several counts.
+    """The vectors in a file for the given words, {word: (width,) float32}; of several for one word, the first.
 
-    The file is streamed, so memory grows only with words. Raises UserError for a file that cannot be read, is damaged,
-    has numbers that are not finite, or has none of words.
+    The file is streamed, so that memory use depends only on the number of words. Raises UserError if the file cannot be
+    read, is damaged, has numbers that are not finite, or has none of the words.
     """
     if path.endswith(".npy"):
-        raise UserError(f"{path} has no words, and is what this program writes: pass a file of word2vec or GloVe")
+        raise UserError(f"{path} is a file that this program writes: pass a file of word2vec or GloVe")
     vectors: dict[str, np.ndarray] = {}
     try:
         with open(path, "rb") as file:
@@ -57,18 +58,18 @@ def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
                 if (name := word.decode("utf-8", errors="replace")) in words and name not in vectors:
                     vector = _parse_floats(content) if isinstance(content, list) else np.frombuffer(content, "<f4")
                     if vector is None:
-                        raise _file_error(path, f"vector number {count:,} holds something that is no number")
+                        raise _file_error(path, f"vector number {count:,} has something that is not a number")
                     vectors[name] = vector.astype(np.float32)
             has_more = bool(file.read(MAX_WORD_BYTES).strip())
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if reason := getattr(error, "strerror", None):  # of the operating system
+        if reason := getattr(error, "strerror", None):  # from the operating system
             raise UserError(f"{path} cannot be read ({reason}): give the path of a file of word vectors") from error
         raise _file_error(path, f"it cannot be unpacked ({error})") from error
     if has_more or header_count not in (None, count):
         actual = "more" if has_more else f"{count:,}"
-        raise _file_error(path, f"it promises {header_count or count:,} vectors and holds {actual}")
+        raise _file_error(path, f"its header says {header_count or count:,} vectors, but it has {actual}")
     if not vectors:
-        raise UserError(f"{path} has no vector for any word of the vocabulary: are its words of the same language?")
+        raise UserError(f"{path} has no vector for any word of the vocabulary: is it in the same language?")
     if bad_words := [word for word, vector in vectors.items() if not np.isfinite(vector).all()]:
         raise _file_error(path, f"the vector of {bad_words[0]!r} has numbers that are not finite")
     return vectors
@@ -82,7 +83,7 @@ VectorRecords = Iterator[tuple[bytes, Any]]  # (word, its numbers: a list of tex
 
 
 def _open_records(file: BinaryIO, path: str) -> tuple[int | None, VectorRecords]:
-    """(number of vectors by the header, None without one; the records)."""
+    """(number of vectors in the header, None without one; the records)."""
     first_line = file.readline(MAX_LINE_BYTES)
     fields = first_line.split()
     if len(fields) == 2 and all(field.isdigit() for field in fields):
@@ -92,7 +93,7 @@ def _open_records(file: BinaryIO, path: str) -> tuple[int | None, VectorRecords]
             raise UserError(f"{path} begins with {header!r}, not a count and a width: give a file of word2vec or GloVe")
         position, line = file.tell(), file.readline(MAX_LINE_BYTES)
         file.seek(position)
-        # in a binary file the bytes of the first number would have to be digits
+        # a binary file is mistaken for text only if the bytes of its first number are digits
         is_text = len(line.split()) > 1 and _parse_floats(line.split()[1:2]) is not None and b"\0" not in line
         return n_vectors, _read_text(file, path, width) if is_text else _read_binary(file, path, n_vectors, width)
     if 1 < len(fields) <= MAX_VECTOR_WIDTH + 1 and _parse_floats(fields[1:]) is not None:  # GloVe's: no header
@@ -102,7 +103,7 @@ def _open_records(file: BinaryIO, path: str) -> tuple[int | None, VectorRecords]
 
 
 def _parse_floats(fields: list[bytes]) -> np.ndarray | None:
-    """fields as (n,) float32, None if one is no number."""
+    """fields as (n,) float32; None if one is not a number."""
     try:
         return np.array(fields).astype(np.float32)
     except ValueError:
@@ -110,7 +111,7 @@ def _parse_floats(fields: list[bytes]) -> np.ndarray | None:
 
 
 def _read_text(file: BinaryIO, path: str, width: int) -> VectorRecords:
-    """The records of lines; the count of numbers is checked in every line."""
+    """The records of a text file; every line must have the same number of numbers."""
     lines = iter(lambda: file.readline(MAX_LINE_BYTES).rstrip(b"\r\n"), b"")
     for number, line in enumerate(lines, 1):
         fields = line.split()
@@ -123,7 +124,7 @@ def _read_text(file: BinaryIO, path: str, width: int) -> VectorRecords:
 
 
 def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int) -> VectorRecords:
-    """The records of a binary file: the word, a space, its float32 numbers, perhaps a line end."""
+    """The records of a binary file: a word, a space, its float32 numbers, optionally a newline."""
     for number in range(1, n_vectors + 1):
         word = b""
         while (byte := file.read(1)) not in (b" ", b"") and len(word) < MAX_WORD_BYTES:
@@ -141,18 +142,18 @@ def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int) -> Vecto
 
 
 def spellings(word: str) -> list[str]:
-    """The words under which a token may be listed, the best first; [] for blanks."""
+    """The words to look up for a token, the best first; [] for white space."""
     word = word.strip()
     return list(dict.fromkeys([word, word.lower(), word.capitalize(), word.upper()])) if word else []
 
 
 def all_spellings(tokenizer: WordTokenizer) -> set[str]:
-    """All words whose vectors tokenizer's words can use."""
+    """All words whose vectors the tokenizer's words can use."""
     return {name for word in tokenizer.words for name in spellings(word)}
 
 
 def vector_table(tokenizer: WordTokenizer, vectors: dict[str, np.ndarray]) -> np.ndarray:
-    """The vector of each id, (vocab_size, width) float32, zeros if it has none. vectors must not be empty."""
+    """The vector of each id, (vocab_size, width) float32; zeros for ids without one. vectors must not be empty."""
     table = np.zeros((tokenizer.vocab_size, len(next(iter(vectors.values())))), dtype=np.float32)
     for word, i in tokenizer.ids.items():
         if name := next((name for name in spellings(word) if name in vectors), ""):
@@ -161,7 +162,7 @@ def vector_table(tokenizer: WordTokenizer, vectors: dict[str, np.ndarray]) -> np
 
 
 def save_table(path: str, table: np.ndarray):
-    """Write table to path, completely or not at all. Raises UserError if it cannot be written."""
+    """Write table to path, either completely or not at all. Raises UserError if it cannot be written."""
     content = io.BytesIO()
     np.save(content, table, allow_pickle=False)
     write_atomically(path, content.getvalue())
@@ -193,9 +194,9 @@ def load_table(path: str, n_words: int) -> np.ndarray:
 def fit_width(vectors: np.ndarray, width: int) -> np.ndarray:
     """vectors (n, at least width) as rows of a token embedding, (n, width) float32.
 
-    Their mean is subtracted: it is large, common to all words, and says nothing about any. Wider vectors are projected
-    on their first `width` principal components. One factor then gives them standard deviation INIT_STD, for which
-    the positions, the other words and the layers above are initialised.
+    Their mean is subtracted, since it is large and the same for all words. Wider vectors are projected onto their first
+    `width` principal components. The result is scaled to standard deviation INIT_STD, that of the other weights at
+    initialization.
     """
     centered = vectors - vectors.mean(0, dtype=np.float64)
     if centered.shape[1] > width:
@@ -209,8 +210,8 @@ def fit_width(vectors: np.ndarray, width: int) -> np.ndarray:
 def init_embedding(weight: torch.Tensor, path: str, n_words: int) -> str:
     """Copy the vectors at path into a token embedding (at least n_words, n_embd); returns a line that reports it.
 
-    Rows of words without a vector keep their values. Raises UserError as load_table does, and for vectors that are
-    narrower than the embedding or all zero.
+    Rows of words without a vector keep their values. Raises UserError like load_table, and for vectors that are all
+    zero or narrower than the embedding.
     """
     table, width = load_table(path, n_words), weight.shape[1]
     has_vector = table.any(1)

@@ -31,22 +31,22 @@ FARTHEST_BIAS_DROP = 8.0  # scores beyond the relative table get its lowest bias
 class OptimConfig:
     """Optimizer settings."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon for the blocks' matrices takes 0.05 nats off a short run
-    learning_rate: Annotated[float, ">=", 0] = 6e-4  # the peak
-    muon_lr: Annotated[float, ">=", 0] = 0.03  # the peak of the matrices that Muon updates
-    weight_decay: Annotated[float, ">=", 0] = 0.1  # of matrices and embeddings
-    beta1: Annotated[float, ">=", 0, "<", 1] = 0.9  # AdamW
-    beta2: Annotated[float, ">=", 0, "<", 1] = 0.95  # AdamW; 0.99 suits few tokens per iteration
-    grad_clip: Annotated[float, ">=", 0] = 1.0  # clip the norm of the gradient; 0 is off
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon (for matrices) lowers the loss of short runs by 0.05
+    learning_rate: Annotated[float, ">=", 0] = 6e-4  # peak learning rate
+    muon_lr: Annotated[float, ">=", 0] = 0.03  # peak learning rate of the matrices that Muon updates
+    weight_decay: Annotated[float, ">=", 0] = 0.1  # weight decay of matrices and embeddings
+    beta1: Annotated[float, ">=", 0, "<", 1] = 0.9  # AdamW's decay of the gradient average
+    beta2: Annotated[float, ">=", 0, "<", 1] = 0.95  # AdamW's decay of the squared average; 0.99 for small batches
+    grad_clip: Annotated[float, ">=", 0] = 1.0  # maximum norm of the gradient; 0: no clipping
 
     def __post_init__(self):
         if self.optimizer == "muon" and self.learning_rate == 0:
-            reason = "since muon_lr rises and falls with it"
-            raise UserError(f"optimizer=muon needs a learning_rate above 0, {reason}: give a small one")
+            reason = "since muon_lr is scaled with it"
+            raise UserError(f"optimizer=muon needs a learning_rate above 0, {reason}: set a small one")
 
 
 def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer":
-    """The optimizer that cfg asks for, over the groups of GPT.configure_optimizers."""
+    """The optimizer that cfg names, for the parameter groups of GPT.configure_optimizers."""
     betas, lr = (cfg.beta1, cfg.beta2), cfg.learning_rate
     settings: dict[str, dict] = {"relative": dict(lr_scale=RELATIVE_LR_SCALE)}
     settings["ngrams"] = dict(rule="rows", lr_scale=NGRAM_LR_SCALE)
@@ -58,13 +58,13 @@ def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
-    """Set every group's learning rate, times its lr_scale, for the next update."""
+    """Set every group's learning rate, multiplied by its lr_scale, for the next update."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_scale", 1)
 
 
-def describe_groups(optimizer: "Optimizer") -> str:
-    """nanoGPT's lines about the parameters that decay, matrices and embeddings, and those that do not."""
+def describe_groups(optimizer: torch.optim.Optimizer) -> str:
+    """nanoGPT's lines about the parameters with weight decay (matrices and embeddings) and those without."""
     sizes: dict[str, list[int]] = {"decayed": [], "non-decayed": []}
     lines = [f"using fused AdamW: {optimizer.defaults['fused']}"]
     for group in optimizer.param_groups:
@@ -79,8 +79,8 @@ def describe_groups(optimizer: "Optimizer") -> str:
 class Optimizer(torch.optim.Optimizer):
     """AdamW with torch.optim.AdamW's state; Muon for groups with rule="muon", Adam by rows for rule="rows"."""
 
-    # PyTorch's decorator around these methods, which keeps torch.compile out of them, imports torch's compiler at the
-    # first call: as slow as importing torch. Nothing here compiles an optimizer, so these are the methods inside it.
+    # PyTorch wraps these methods to keep torch.compile out of them; the wrapper imports torch's compiler at the first
+    # call, which is as slow as importing torch. Nothing here compiles an optimizer, so the wrapper is removed.
     add_param_group: Any = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     state_dict: Any = inspect.unwrap(torch.optim.Optimizer.state_dict)
     load_state_dict: Any = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
@@ -105,7 +105,7 @@ class Optimizer(torch.optim.Optimizer):
     def _adamw_step(self, params: list, group: dict):
         for p in params:
             if not (state := self.state[p]):
-                device = p.device if group["fused"] else "cpu"  # unfused AdamW reads it: on a GPU that would wait
+                device = p.device if group["fused"] else "cpu"  # unfused AdamW reads it, which would stall a GPU
                 state["step"], state["exp_avg"] = torch.zeros((), device=device), torch.zeros_like(p)
                 state["exp_avg_sq"] = torch.zeros_like(p)
         grads = [p.grad for p in params]
@@ -113,14 +113,14 @@ class Optimizer(torch.optim.Optimizer):
         exp_avgs, exp_avg_sqs, state_steps = ([self.state[p][key] for p in params] for key in state_keys)
         options = {key: group[key] for key in ("lr", "weight_decay", "eps", "fused")}
         options |= dict(beta1=group["betas"][0], beta2=group["betas"][1], amsgrad=False, maximize=False)
-        # the function inside torch.optim.AdamW, whose own step() imports the compiler too
+        # the function that torch.optim.AdamW calls; AdamW's own step() would import the compiler
         adamw(params, grads, exp_avgs, exp_avg_sqs, [], state_steps, **options)
 
     def _row_adam_step(self, params: list, group: dict):
-        """One update of tables of which a batch uses few rows, with dense or sparse gradients.
+        """One update of tables of which a batch uses only few rows, with dense or sparse gradients.
 
-        Adam without momentum, with one second moment per row. A row without a gradient keeps its value and its moment:
-        if the moment decayed meanwhile, as in AdamW, rare rows would take steps that are too long.
+        Adam without momentum and with one second moment per row. A row without a gradient keeps its value and moment:
+        if the moment decayed in the meantime, as in AdamW, the steps of rare rows would be too long.
         """
         beta2 = group["betas"][1]
         for p in params:
@@ -161,15 +161,15 @@ class Optimizer(torch.optim.Optimizer):
 
 
 def split_qkv(weight) -> tuple[torch.Tensor, ...]:
-    """The matrices in a weight, as views: c_attn's (3 C, C) holds those of queries, keys and values."""
+    """The matrices in a weight, as views: c_attn's (3 C, C) has one each for queries, keys and values."""
     rows, columns = weight.shape
     return weight.split(columns) if rows == 3 * columns else (weight,)
 
 
 def orthogonalize(matrices):
-    """matrices (n, rows, columns), rows <= columns, with singular values near 1: Newton-Schulz iteration.
+    """matrices (n, rows, columns), rows <= columns, with their singular values moved close to 1 by Newton-Schulz steps.
 
-    On a GPU in bfloat16, whose rounding error is smaller than what five steps leave.
+    A GPU computes in bfloat16, whose rounding error is smaller than the error that five steps leave.
     """
     a, b, c = NEWTON_SCHULZ_COEFFS
     x = matrices.bfloat16() if matrices.is_cuda else matrices
@@ -182,10 +182,10 @@ def orthogonalize(matrices):
 
 @torch.no_grad()
 def lower_farthest_bias(model: GPT):
-    """Put the last entry of the table of pos_embd=relative FARTHEST_BIAS_DROP below all others, after each update.
+    """Set the last entry of pos_embd=relative's table FARTHEST_BIAS_DROP below all others, after each update.
 
-    Distances beyond the table use this entry too. Training sees it once per window and nothing beyond: left alone it
-    stays high, and on a longer text the many far tokens drown out the near ones.
+    Distances beyond the table use this entry too. Training uses it once per window and nothing beyond it. Without this
+    it would stay high, and in a longer text the many distant tokens would drown out the near ones.
     """
     bias_table = model.transformer.relative.relative_embeddings.weight
     if bias_table.requires_grad and len(bias_table) > 1:

@@ -45,10 +45,11 @@ def opening_line(argv: list[str] | None, overrides: dict[str, Any], cfg: Any, it
             key for key in overrides if key not in ("init_from", "out_dir") and overrides[key] != stored.get(key)
         ]
         before = {key: f" ({stored[key]!r} before)" if key in stored else "" for key in changed}
-        changes = ", ".join(f"{key}={overrides[key]!r}{before[key]}" for key in changed)
+        changed_text = ", ".join(f"{key}={overrides[key]!r}{before[key]}" for key in changed) or "nothing"
         done = f"continuing after iteration {iter_num:,} of {cfg.max_iters:,}"
-        return f"{done}; settings: those of the checkpoint; changed by you: {changes or 'nothing'}"
-    files, changes = [], []
+        return f"{done}; settings: those of the checkpoint; changed by you: {changed_text}"
+    files: list[str] = []
+    changes: list[str] = []
     for arg in sys.argv[1:] if argv is None else argv:
         if arg.startswith("-"):
             changes.append(arg)

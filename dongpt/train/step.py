@@ -4,7 +4,7 @@
     is_compiled, reason = step.compile("auto", n_updates=1000)
     loss = step(lr, iter_num, samples_seen)                   # on the device; reading it waits for the update
 
-A sample is a window of block_size tokens.
+A sample is one window of block_size tokens.
 """
 
 import warnings
@@ -21,9 +21,9 @@ from dongpt.train.data import Corpus
 from dongpt.train.optim import OptimConfig, lower_farthest_bias, set_learning_rate
 from model import GPT
 
-MAX_CORPUS_MEMORY_SHARE = 0.1  # the corpus stays on the GPU if it takes less of the free memory
-# FLOPs of a whole run below which compiling, about a minute, is taken not to be earned back. An estimate (a few minutes
-# of a recent GPU at the speed of small models), not yet measured on a GPU.
+MAX_CORPUS_MEMORY_SHARE = 0.1  # the training set is kept on the GPU if it takes a smaller share of the free memory
+# FLOPs of a whole run below which compiling, which takes about a minute, is not expected to pay off. An estimate (a few
+# minutes of a recent GPU at the speed of small models), not yet measured on a GPU.
 COMPILE_MIN_FLOPS = 2e15
 
 
@@ -33,11 +33,11 @@ class StepConfig(OptimConfig):
 
     gradient_accumulation_steps: Annotated[int, ">=", 1] = 5 * 8  # micro-batches per iteration, over all processes
     batch_size: Annotated[int, ">=", 1] = 12  # windows per micro-batch
-    freeze_wte: Annotated[int, ">=", 0] = 0  # iterations at the start that freeze the token embedding (a tied head too)
+    freeze_wte: Annotated[int, ">=", 0] = 0  # keep the token embedding (and a tied head) fixed for so many iterations
 
 
 def clip_gradients(model: GPT, max_norm: float):
-    """Scale all gradients, dense and sparse, so that their joint norm is at most max_norm."""
+    """Scale all gradients, dense and sparse, so that their total norm is at most max_norm."""
     coalesce_gradients(model)
     grads = [p.grad.values() if p.grad.is_sparse else p.grad for p in model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(grads)
@@ -45,14 +45,14 @@ def clip_gradients(model: GPT, max_norm: float):
 
 
 def coalesce_gradients(model: GPT):
-    """Sum the entries of sparse gradients that belong to the same row; they would pile up with every micro-batch."""
+    """Sum the entries of sparse gradients for the same row; otherwise they accumulate with every micro-batch."""
     for p in model.parameters():
         if p.grad is not None and p.grad.is_sparse:
             p.grad = p.grad.coalesce()
 
 
 class TrainStep:
-    """Makes updates. model is the plain one, whose names go into checkpoints; eval_model is called in evaluations."""
+    """Performs updates. model is not compiled, and its names go into checkpoints; evaluations call eval_model."""
 
     def __init__(self, cfg, rt: Runtime, corpus: Corpus, model: GPT, optimizer: torch.optim.Optimizer):
         self.cfg, self.rt, self.corpus, self.model, self.optimizer = cfg, rt, corpus, model, optimizer
@@ -60,7 +60,7 @@ class TrainStep:
         if cfg.gradient_accumulation_steps % rt.world_size:
             setting, n = f"gradient_accumulation_steps={cfg.gradient_accumulation_steps}", rt.world_size
             raise UserError(f"{setting} micro-batches cannot be shared evenly by {n} processes: use a multiple of {n}")
-        n_bytes = 3 * corpus.lengths["train"]  # ids of two bytes, and perhaps a mask
+        n_bytes = 3 * corpus.lengths["train"]  # two bytes per id, and one for a mask
         if rt.device_type == "cuda" and n_bytes < MAX_CORPUS_MEMORY_SHARE * torch.cuda.mem_get_info(rt.device)[0]:
             corpus.to_device(rt, self.vocab_size)
         self.scaler = torch.amp.GradScaler(rt.device_type, enabled=rt.dtype == "float16")
@@ -99,18 +99,18 @@ class TrainStep:
         return is_compiled, reason
 
     def _try_to_compile(self) -> str:
-        """Compile the model and run it forward and backward once; returns why it failed, '' if it did not."""
+        """Compile the model and run it forward and backward once; returns why that failed, '' if it did not."""
         x = torch.zeros((self.cfg.batch_size, self.cfg.block_size), dtype=torch.int64, device=self.rt.device)
         model = torch.compile(self.model)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 with self.rt.autocast:
-                    loss = model(x, x.clone())[1]  # two tensors, as in training, or it would be compiled again
+                    loss = model(x, x.clone())[1]  # two tensors, as in training, to avoid another compilation
                 loss.backward()
         except torch.OutOfMemoryError:
-            raise  # run_program has the remedy
-        except Exception as error:  # a missing compiler, an unsupported Python or GPU, ...: every backend has its own
+            raise  # run_program gives the remedy
+        except Exception as error:  # a missing compiler, an unsupported Python or GPU, ...: each backend has its own
             return first_line(error)
         finally:
             self.model.zero_grad(set_to_none=True)
@@ -118,7 +118,7 @@ class TrainStep:
         return ""
 
     def __call__(self, lr: float, iter_num: int, samples_seen: int) -> torch.Tensor:
-        """Update number iter_num, with the samples from number samples_seen on; returns this rank's mean loss."""
+        """Make update number iter_num with the samples from samples_seen on; returns this rank's mean loss."""
         cfg, rt = self.cfg, self.rt
         set_learning_rate(self.optimizer, lr)
         n_micro_steps = cfg.gradient_accumulation_steps // rt.world_size
@@ -126,12 +126,12 @@ class TrainStep:
         loss_weights = self.corpus.loss_weights(samples_seen, n_batches, *shape, cfg.seed)
         mean_loss = torch.zeros((), device=rt.device)
         for micro_step in range(n_micro_steps):
-            batch_index = micro_step * rt.world_size + rt.rank  # of the micro-batch, counted over all ranks
+            batch_index = micro_step * rt.world_size + rt.rank  # index of the micro-batch over all ranks
             first_sample = samples_seen + batch_index * cfg.batch_size
             x, y = rt.move(*self.corpus.train_batch(first_sample, *shape, cfg.seed, self.vocab_size))  # (B, T) each
             if rt.world_size > 1:  # average the gradients over the ranks only after the last micro-batch
                 self.train_model.require_backward_grad_sync = micro_step == n_micro_steps - 1
-            if cfg.dropout or cfg.attn_dropout:  # as a function of the update, so that a resume drops the same units
+            if cfg.dropout or cfg.attn_dropout:  # seeded per update, so that a resume drops the same units
                 seed_everything(cfg.seed, iter_num, batch_index)
             with rt.autocast:
                 loss = self.train_model(x, y)[1] * loss_weights[batch_index] / n_micro_steps
@@ -139,7 +139,7 @@ class TrainStep:
             if micro_step:
                 coalesce_gradients(self.model)
             mean_loss += loss.detach()
-        if iter_num < cfg.freeze_wte:  # without a gradient there is no weight decay, no moment, no share of the norm
+        if iter_num < cfg.freeze_wte:  # None also skips weight decay, moments and clipping
             self.model.transformer.wte.weight.grad = None
         if cfg.grad_clip:
             self.scaler.unscale_(self.optimizer)

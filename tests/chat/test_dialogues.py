@@ -385,9 +385,9 @@ BROKEN = [  # (the line, what the sentence says beside file and line)
     ('{"messages": null}', "messages"),
     (line_of(("User", "q"), ("assistant", "a")), "'User'"),
     (line_of(("tool", "q"), ("assistant", "a")), "tool"),
-    (line_of(("user", "q"), ("user", "r"), ("assistant", "a")), "assistant should speak"),
-    (line_of(("assistant", "a"), ("user", "q")), "user should speak"),
-    (line_of(("user", "q"), ("assistant", "a"), ("assistant", "b")), "user should speak"),
+    (line_of(("user", "q"), ("user", "r"), ("assistant", "a")), "expected a message from assistant"),
+    (line_of(("assistant", "a"), ("user", "q")), "expected a message from user"),
+    (line_of(("user", "q"), ("assistant", "a"), ("assistant", "b")), "expected a message from user"),
     (line_of(("user", "q"), ("system", "s"), ("assistant", "a")), "system"),
     (line_of(("system", "s"), ("system", "s"), ("user", "q"), ("assistant", "a")), "system"),
     (line_of(("user", "q")), "answer"),
@@ -445,7 +445,9 @@ def test_two_questions_in_a_row_name_the_line_of_the_second_message(tmp_path):
     lines = [*map(json.dumps, as_messages(talk("q", "a"))), ""] * 3
     lines += map(json.dumps, [{"role": "user", "content": "q"}, {"role": "user", "content": "r"}])
     said = refusal(tmp_path, write_text(tmp_path / "chats.jsonl", "\n".join(lines)))
-    assert re.search(r"line 1[01]\b", said) and "assistant should speak" in said  # the conversation's first line, or it
+    assert (
+        re.search(r"line 1[01]\b", said) and "expected a message from assistant" in said
+    )  # the conversation's first line, or it
 
 
 @smoke
@@ -464,7 +466,7 @@ def test_a_blank_cell_of_a_table_names_its_line(tmp_path, broken):
         ("user,assistant\na,\n", "assistant"),
         ("question,reply\na,b\n", "--user, --assistant"),
         ('user,assistant\n"a,b\n', "line 2"),
-        ("user,assistant\n", "nothing"),
+        ("user,assistant\n", "blanks"),
     ],
 )
 def test_a_broken_table_is_a_sentence(tmp_path, content, part):
@@ -516,9 +518,9 @@ def test_the_program_ends_with_a_sentence_and_touches_nothing(tmp_path):
     for args, parts in (
         ([], ["--input"]),
         (["--input=nowhere.jsonl"], ["nowhere.jsonl"]),
-        (["--input=damaged.jsonl.gz"], ["damaged.jsonl.gz", "unpacked"]),
+        (["--input=damaged.jsonl.gz"], ["damaged.jsonl.gz", "decompressed"]),
         (["--input=latin.jsonl"], ["latin.jsonl", "--encoding"]),
-        (["--input=bad.jsonl"], ["bad.jsonl line 4", "assistant should speak"]),
+        (["--input=bad.jsonl"], ["bad.jsonl line 4", "expected a message from assistant"]),
         (["--input=swapped.txt"], ["swapped.txt line 3", "<human>"]),
     ):
         expect_sentence(run("data/chat/prepare.py", *args, cwd=tmp_path, check=None), *parts)
@@ -674,7 +676,7 @@ def test_name_is_a_folder_beside_the_others_and_what_comes_next_is_said(tmp_path
 @pytest.mark.parametrize("option", ["--vocab_size=300", "--lower=True", "--min_count=2"])
 def test_a_setting_of_another_tokenizer_is_said_to_change_nothing(tmp_path, option, capsys):
     prepare_chat(tmp_path, write_json(tmp_path / "chats.jsonl", some_talks()), "--tokenizer=char", option)
-    assert f"{option.split('=')[0]} changes nothing" in capsys.readouterr().out
+    assert f"{option.split('=')[0]} has no effect" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1173,7 +1175,7 @@ def test_where_all_share_a_turn_the_program_says_what_it_cannot_keep_together(tm
     boilerplate = ("x" * 50, "y" * 50)
     talks = [talk(*boilerplate, f"question {i}", f"answer {i}") for i in range(40)]
     split_of(tmp_path, talks)
-    assert "may be on both sides" in capsys.readouterr().out
+    assert "may be in both splits" in capsys.readouterr().out
 
 
 def answers_to_validation(checkpoint: str, folder: str, n: int) -> list[tuple[str, bool]]:

@@ -407,7 +407,7 @@ def test_killed_at_every_moment_it_continues_to_the_same_bytes(script, tmp_path,
         if len(calls) < at:
             break
         if is_half_moved(data):
-            with pytest.raises(UserError, match="interrupted.*give the command that prepared it again"):
+            with pytest.raises(UserError, match="interrupted.*run the same preparation again"):
                 Corpus(str(data))
             found["half"] += 1
         else:
@@ -439,7 +439,7 @@ def test_killed_again_and_again_it_still_arrives(script, tmp_path, monkeypatch, 
             except Killed:
                 killed += 1
     assert read(tmp_path / "data") == expected and killed >= (3 if again == 1 else 1)
-    assert capsys.readouterr().out.count("continuing after document") == killed
+    assert capsys.readouterr().out.count("continuing an interrupted preparation after document") == killed
 
 
 def test_what_goes_on_does_not_read_again_what_was_done(script, tmp_path, monkeypatch, texts):
@@ -515,7 +515,7 @@ def test_a_process_that_is_killed_goes_on(script, tmp_path, texts):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert read(tmp_path / "data") == expected and kills >= 2
-    assert "continuing after document" in out or "holds all of it already" in out
+    assert "continuing an interrupted preparation after document" in out or "already holds this data" in out
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -551,7 +551,7 @@ def test_other_files_or_settings_begin_anew_and_say_so(script, tmp_path, monkeyp
     if other == "fewer":
         texts = texts[:FIRST]
     script.main([*ARGS, *OTHERS[other]])
-    assert "starting again" in capsys.readouterr().out
+    assert "starting from the beginning" in capsys.readouterr().out
     assert read(tmp_path / "data") == as_nanogpt(
         texts, 0.2 if other == "val_fraction" else 0.1, 6 if other == "seed" else 5
     )
@@ -585,7 +585,7 @@ def test_a_damaged_state_begins_anew_and_says_so(script, tmp_path, monkeypatch, 
     if damage == "no val":
         (staging / "val.ids").unlink()
     script.main(ARGS)
-    assert "starting again" in capsys.readouterr().out and read(data) == as_nanogpt(texts, 0.1, 5)
+    assert "starting from the beginning" in capsys.readouterr().out and read(data) == as_nanogpt(texts, 0.1, 5)
 
 
 def test_the_state_of_another_preparation_is_forgotten_when_it_is_begun_anew(script, tmp_path, monkeypatch, texts):
@@ -658,7 +658,7 @@ def test_a_full_disk_is_a_sentence_and_it_goes_on_when_there_is_room(script, tmp
                 script.main(ARGS)
             except ValueError as error:
                 assert "No space left" in str(error) and "free space on that disk" in str(error)
-                assert "the earlier data, which stay as they are" in str(error)
+                assert "the earlier data, which are unchanged" in str(error)
                 goes_on.append("continues where it stopped" in str(error))
         if len(calls) < at:
             break
@@ -707,12 +707,12 @@ def test_a_small_disk(small_disk, script, tmp_path, monkeypatch, capsys):
         "free space on that disk",
         "continues where it stopped",
     )
-    assert "the new files have 1 MB" in line
+    assert "the new files take 1 MB" in line
     after = listing(small_disk / "data")
     assert {name: after[name] for name in before} == before
     (small_disk / "ballast").unlink()
     script.main(["--files=in.parquet", "--shard_tokens=30000"])
-    assert "continuing after document" in capsys.readouterr().out
+    assert "continuing an interrupted preparation after document" in capsys.readouterr().out
     assert read(small_disk / "data") == as_nanogpt(many)
 
 

@@ -73,7 +73,7 @@ def test_words_that_are_used_alike_are_near(topics, word2vec, tmp_path, monkeypa
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
     for word, topic in (("horse", "animal"), ("sword", "metal")):
         assert {other.split()[0] for other in lines[word].split(", ")} == set(NAMES[topic]) - {word}, done.stdout
-    assert lines["unicorn"] == "has no vector"
+    assert lines["unicorn"] == "not in the training set, or too rare"
     with open(os.path.join(topics, "word2vec.png"), "rb") as picture:
         assert picture.read(4) == b"\x89PNG"
     corpus = Corpus(topics)
@@ -97,7 +97,7 @@ def test_given_vectors_are_taken(topics, tmp_path):
     assert np.array_equal(rows[ids[" ass"]], vectors[1]) and np.array_equal(rows[ids["Ass"]], vectors[1])
     assert f"{rows.any(1).sum()} of {len(rows)} entries" in done.stdout and 8 <= rows.any(1).sum() <= 16
     done = run("data/word2vec.py", f"--data_dir={topics}", f"--vectors={path}", "--size=300", cwd=tmp_path, check=None)
-    expect_sentence(done, "vectors of 7 numbers", "drop --size=300")
+    expect_sentence(done, "vectors of 7 dimensions", "drop --size=300")
 
 
 class FakeSklearn:
@@ -123,7 +123,7 @@ def test_words_are_drawn_whatever_backend_a_notebook_names(word2vec, monkeypatch
     monkeypatch.setattr(word2vec, "import_optional", lambda module: FakeSklearn())
     words, directions = [f"word{i}$" for i in range(40)], np.random.default_rng(0).normal(size=(40, 7))
     try:
-        word2vec.draw(str(tmp_path / "a.png"), "title", words, directions, np.linspace(9, 22, 40), 30, 1)
+        word2vec.draw_map(str(tmp_path / "a.png"), "title", words, directions, np.linspace(9, 22, 40), 30, 1)
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
             del sys.modules[name]
@@ -145,7 +145,7 @@ def test_without_the_libraries_a_sentence_names_what_to_install(topics, tmp_path
 
 
 def test_a_corpus_that_is_not_of_words_is_a_sentence(tiny_data, word2vec):
-    with pytest.raises(ValueError, match="corpus of char.*--tokenizer=word"):
+    with pytest.raises(ValueError, match="has char tokens.*--tokenizer=word"):
         word2vec.word_tokenizer(Corpus(tiny_data))
     with pytest.raises(UserError, match="--dataset=NAME"):
         word2vec.main([])
@@ -162,3 +162,6 @@ def test_pushed_apart_no_box_covers_another(word2vec):
         return (covers.sum() - len(places)) // 2
 
     assert n_covered(centres) > 10 and n_covered(word2vec.push_apart(centres, extents, 1000)) == 0
+    limits = np.array([[-20, -20], [320, 320]])
+    places = word2vec.push_apart(centres, extents, 1000, limits=limits)
+    assert n_covered(places) == 0 and (places - extents / 2 >= -20).all() and (places + extents / 2 <= 320).all()

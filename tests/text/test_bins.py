@@ -502,7 +502,7 @@ def test_an_interrupt_while_shards_are_moved_leaves_no_mixture(tmp_path, monkeyp
         monkeypatch.setattr(os, name, real[name])
     moved = [name for name in calls[: at - 1] if os.path.basename(name) == "train_000.bin"]
     if moved:
-        refusal(lambda: Corpus(str(tmp_path)), "interrupted", "give the command that prepared it again")
+        refusal(lambda: Corpus(str(tmp_path)), "interrupted", "run the same preparation again")
         prepare(str(tmp_path), Texts([new]), Vocabulary("char"), shard_tokens=90)
     corpus = Corpus(str(tmp_path))
     found = "".join(corpus.tokenizer().decode(corpus.tokens[split][:].tolist()) for split in ("train", "val"))
@@ -558,7 +558,7 @@ def first_check(folder):
 def test_a_missing_shard_is_named(copied):
     first_check(copied)
     os.remove(os.path.join(copied, "train_003.bin"))
-    refusal(lambda: Corpus(copied), "has no train_003.bin", "copy it there")
+    refusal(lambda: Corpus(copied), "has no train_003.bin", "copy it")
 
 
 @smoke
@@ -713,7 +713,7 @@ def test_shards_without_meta_json_are_read_by_their_numbers_and_a_gap_is_told(tm
     folder = numbered(tmp_path, SIZES["equal"])
     assert Corpus(folder).tokens["train"][:].tolist() == list(range(203))
     os.rename(tmp_path / "train_006.bin", tmp_path / "train_007.bin")
-    refusal(lambda: Corpus(folder), "has no train_006.bin", "copy it there")
+    refusal(lambda: Corpus(folder), "has no train_006.bin", "copy it")
     os.rename(tmp_path / "train_007.bin", tmp_path / "train_006.bin")
     os.rename(tmp_path / "train_000.bin", tmp_path / "train_0.bin")
     refusal(lambda: Corpus(folder), "no train_000.bin")
@@ -822,7 +822,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_and_says_what_to_free(
         prepare(str(tmp_path), texts, Vocabulary("char"), shard_tokens=shard_tokens)
     assert (
         re.search(
-            r"No space left.*free space on that disk.*earlier data, which stay as they are, \d+ MB", str(caught.value)
+            r"No space left.*free space on that disk.*earlier data, which are unchanged, \d+ MB", str(caught.value)
         )
         and "\n" not in str(caught.value)
         and "goes on" not in str(caught.value)

@@ -287,7 +287,7 @@ def test_a_malformed_meta_json_is_one_sentence_in_every_program(tmp_path, tiny_d
         os.symlink("nowhere", path)
     elif key == "fifo":
         os.mkfifo(path)
-        with pytest.raises(UserError, match="it is no file"):  # opening it would wait forever
+        with pytest.raises(UserError, match="it is not a file"):  # opening it would wait forever
             read_meta(folder)
         return
     else:

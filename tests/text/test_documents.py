@@ -325,7 +325,7 @@ def test_a_nul_byte_is_named_with_its_place(tmp_path, monkeypatch, mark, piece):
     monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
     (tmp_path / "a.txt").write_bytes(mark + "ñandú".encode() + b"\0abc")
     sentence = refused(lambda: read(tmp_path / "a.txt"))
-    assert "NUL" in sentence and f"byte {len(mark) + 7}:" in sentence
+    assert "NUL" in sentence and f"byte {len(mark) + 7} " in sentence
 
 
 @smoke
@@ -1078,6 +1078,20 @@ def test_a_folder_that_was_not_named_is_never_taken_from_another_text(tree, tmp_
     in_tree(tree, PROGRAM, "verses.md", "--name=verses", cwd=tmp_path)  # one that was named is
 
 
+def test_a_text_that_cannot_be_prepared_leaves_no_folder_under_data(tree, tmp_path):
+    (tmp_path / "nothing.txt").write_text(" \n")
+    before = visible(tree / "data")
+    done = fork_server.run(
+        [sys.executable, str(tree / PROGRAM), "nothing.txt"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    expect_sentence(done, "blanks")
+    assert visible(tree / "data") == before
+
+
 @smoke
 def test_two_folders_to_write_to_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -1214,7 +1228,7 @@ def test_a_killed_run_leaves_the_old_data(tmp_path, old_data, tokenizer):
             for name, content in old_data.items():
                 (tmp_path / name).write_bytes(content)
         elif now != old_data:  # killed while the files were moved into place: nobody reads half of them
-            with pytest.raises(UserError, match="give the command that prepared it again"):
+            with pytest.raises(UserError, match="run the same preparation again"):
                 read_meta(str(tmp_path))
             shutil.rmtree(tmp_path / STAGING_DIR)
             for name, content in old_data.items():
@@ -1258,7 +1272,7 @@ def test_a_run_that_is_killed_between_two_renames_leaves_no_mixture_that_is_take
     done = fork_server.run([sys.executable, "-c", code, str(n_renamed), str(tmp_path)], env=environment())
     assert done.returncode == -signal.SIGKILL
     if n_renamed == 2:  # one of the two files is in place
-        with pytest.raises(ValueError, match="give the command that prepared it again"):
+        with pytest.raises(ValueError, match="run the same preparation again"):
             Corpus(str(tmp_path))
         prepare(str(tmp_path), Texts(["xyzw " * 100]), Vocabulary(), quiet=True)
     assert "".join(decoded(tmp_path).values()) == ("xyzw " if n_renamed == 2 else "abcd ") * 100

@@ -389,6 +389,23 @@ def test_don_without_gpt2s_vocabulary_is_a_sentence(tree, tmp_path):
     assert files_of(tree, "don") == {"prepare.py"}
 
 
+NEXT_COMMANDS = {
+    "don_char": "config/best_don_char_cpu.py",
+    "don_word": "config/train_don_word.py",
+    "shakespeare_char": "config/quickstart.py --dataset=shakespeare_char --out_dir=out-shakespeare-char",
+}
+
+
+@pytest.mark.parametrize("name", NEXT_COMMANDS)
+def test_the_command_that_trains_on_it_is_printed(tree, tmp_path, name):
+    (tmp_path / "mine.txt").write_text(generated_text(300), encoding="utf-8")
+    done = prepare(tree, name, "--input=mine.txt", cwd=tmp_path)
+    assert f"\nnext: python train.py {NEXT_COMMANDS[name]}\n" in done.stdout
+    config = NEXT_COMMANDS[name].split()
+    with open(os.path.join(ROOT, config[0]), encoding="utf-8") as file:
+        assert f"--dataset={name}" in config or f'dataset = "{name}"' in file.read()
+
+
 def python_docs() -> dict:
     """data/python_docs/prepare.py as a namespace."""
     return runpy.run_path(os.path.join(ROOT, "data", "python_docs", "prepare.py"), run_name="imported")

@@ -137,7 +137,7 @@ def test_an_interrupt_while_files_are_moved_leaves_no_mixture_and_the_next_prepa
     if at <= 2:
         assert text_in(tmp_path) == old
     else:
-        with pytest.raises(UserError, match="interrupted.*give the command that prepared it again"):
+        with pytest.raises(UserError, match="interrupted.*run the same preparation again"):
             Corpus(str(tmp_path))
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}  # reading only
     write_corpus(tmp_path, new)

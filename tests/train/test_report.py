@@ -1,19 +1,24 @@
 """The first and the last screen of a training run, and the lines between them."""
 
 import math
+import os
 import re
 import shutil
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ROOT, TINY_RUN, read_log, run, write_corpus
+from helpers import ROOT, TINY_RUN, read_log, run, write_corpus, write_splits
 
 import train
 from dongpt import runtime
 from dongpt.log import LossCurves
+from dongpt.text.tokenizers import CharTokenizer
 from dongpt.train import report
+from dongpt.train.data import Corpus
+from dongpt.train.evaluation import unigram_loss
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 FIRST_SCREEN_LINES = 15
@@ -42,8 +47,11 @@ def idle_machine(monkeypatch):
 def test_the_first_screen_of_the_quickstart_fits_into_fifteen_lines_while_it_prepares_its_data(tmp_path):
     """In a clone whose data is not prepared yet."""
     clone = tmp_path / "clone"
-    ignored = shutil.ignore_patterns("*.bin", "meta.json", ".git", "tests", "docs", "out*", "__pycache__")
-    shutil.copytree(ROOT, clone, ignore=ignored)
+    for part in ("dongpt", "config", "data/python_docs"):
+        ignored = shutil.ignore_patterns("*.bin", "meta.json", "__pycache__")
+        shutil.copytree(os.path.join(ROOT, part), clone / part, ignore=ignored)
+    for name in ("train.py", "model.py", "configurator.py"):
+        shutil.copy(os.path.join(ROOT, name), clone)
     command = [str(clone / "config" / "quickstart.py"), "--max_iters=1", "--eval_iters=1", "--batch_size=2"]
     printed = run(str(clone / "train.py"), *command, cwd=tmp_path).stdout
     lines = first_screen(printed)
@@ -201,12 +209,6 @@ def test_the_last_screen_says_which_number_to_report_what_it_means_and_what_to_t
 
 
 def test_the_unigram_loss_is_the_entropy_of_the_predicted_tokens(tmp_path):
-    from helpers import write_splits
-
-    from dongpt.text.tokenizers import CharTokenizer
-    from dongpt.train.data import Corpus
-    from dongpt.train.evaluation import unigram_loss
-
     texts = {"train": "abcd" * 30, "val": "aab" + "c"}  # 2/4, 1/4, 1/4
     corpus = Corpus(write_splits(str(tmp_path / "data"), CharTokenizer.from_text("abcd"), texts))
     assert unigram_loss(corpus, "val") == pytest.approx(1.5 * math.log(2))
@@ -273,8 +275,6 @@ def test_idle_threads_sleep_soon_unless_the_users_environment_says_otherwise(env
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     runtime.limit_spinning()
-    import os
-
     assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
@@ -289,9 +289,6 @@ class Watch:
 sys.meta_path.insert(0, Watch())
 import {program}
 """
-    import os
-    import subprocess
-
     env = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == "True"
