@@ -92,9 +92,8 @@ class GPTConfig:
         multiple = 2 * self.n_head if self.pos_embd == "rope" else self.n_head  # RoPE rotates pairs of channels
         if self.n_embd % multiple:
             n_embd = max(multiple, round(self.n_embd / multiple) * multiple)
-            if self.n_embd % self.n_head:
-                problem = f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}"
-            else:
+            problem = f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}"
+            if self.n_embd % self.n_head == 0:
                 problem = f"pos_embd=rope needs an even head size, not n_embd={self.n_embd} / n_head={self.n_head}"
             raise ValueError(f"{problem}: use n_embd={n_embd}")
 
@@ -135,9 +134,8 @@ def ngram_ids(idx, previous_ids, ngrams: int, n_rows: int):
     """Hash-table indices of the 2- to n-grams ending at each token: (B, T) -> (B, T, ngrams - 1).
 
     previous_ids (B, ngrams - 1) precede idx, with -1 before the start of the text; None if idx starts the text.
-    Example: with ngrams=3, the last token of "a b c" gets the index of "b c" in the first n_rows entries of the table,
-    and the index of "a b c" in the next n_rows. N-grams with the same hash share an entry, as bigrams do in
-    github.com/KellerJordan/modded-nanogpt.
+    Example: with ngrams=3, the last token of "a b c" gets the index of "b c" in the first n_rows entries and that of
+    "a b c" in the next n_rows. Colliding n-grams share an entry, as in github.com/KellerJordan/modded-nanogpt.
     """
     T, num_previous = idx.shape[1], ngrams - 1
     previous_ids = idx.new_full((len(idx), num_previous), -1) if previous_ids is None else previous_ids
@@ -327,9 +325,8 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None):
         """Logits and mean loss in nats for idx (B, T) int64.
 
-        With targets (B, T), where -1 is ignored, returns logits (B, T, V) and the loss. Without targets, returns logits
-        (B, 1, V) of the last position and None. Raises ValueError for a sequence longer than block_size if positions
-        have learned embeddings.
+        With targets (B, T), where -1 is ignored: logits (B, T, V) and the loss. Without targets: logits (B, 1, V) of
+        the last position and None. Raises ValueError for a sequence that is too long; see check_length.
         """
         T = idx.shape[1]
         self.check_length(T)  # otherwise wpe raises an obscure error, on CUDA a fatal one
@@ -381,11 +378,10 @@ class GPT(nn.Module):
         return 6 * self.get_num_matmul_params() + 12 * config.n_layer * config.n_embd * config.block_size
 
     def parameter_groups(self, muon: bool = False) -> dict[str, list[str]]:
-        """Names of the trained parameters by optimizer group.
+        """Names of the trained parameters by optimizer group, in the order in which checkpoints store their states.
 
         "matrices" include embeddings; "vectors" are biases and LayerNorm weights. With muon, the matrices of the blocks
-        are in "blocks". The tables "ngrams" and "relative" are groups of their own. Checkpoints number optimizer states
-        in this order, so it must not change.
+        are in "blocks". The tables "ngrams" and "relative" are groups of their own.
         """
         parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}  # a tied weight appears once
         tables = {"ngrams": NGRAM_TABLE}
