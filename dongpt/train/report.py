@@ -50,13 +50,8 @@ def opening_line(argv: list[str] | None, overrides: dict[str, Any], cfg: Any, it
         return f"{done}; settings: those of the checkpoint; changed by you: {changed_text}"
     files: list[str] = []
     changes: list[str] = []
-    for arg in sys.argv[1:] if argv is None else argv:
-        if arg.startswith("-"):
-            changes.append(arg)
-        elif configurator.find_config_file(arg):
-            files.append(arg)
-        elif changes:  # the value of `--key value`
-            changes[-1] += f"={arg}"
+    for arg in configurator.join_values(type(cfg), sys.argv[1:] if argv is None else argv):
+        (changes if arg.startswith("--") else files).append(arg)
     line = f"settings: {' + '.join(files) or 'the defaults'}"
     if changes:
         n_more = len(changes) - MAX_CHANGES
