@@ -126,7 +126,7 @@ def _load_pickle(file: IO[bytes]) -> dict:
         characters = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
         return {"tokenizer": {"kind": "char", "characters": characters}, "vocab_size": meta["vocab_size"]}
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(f"it is not a plain meta.pkl of nanoGPT, so it was not loaded: {error}") from error
+        raise ValueError(f"it was not run because it is not a plain meta.pkl of nanoGPT: {error}") from error
 
 
 def _has_type(value: Any, expected: Any) -> bool:
