@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         weights = None  # or its tensors would stay in memory
         reason = "as asked" if "compile" in asked else "from the checkpoint"
         is_compiled, reason = step.compile(cfg.compile, cfg.max_iters - state.iter_num, was_compiled, reason)
-        print(report.first_screen(step, opening, overrides, run.resume_command(cfg.out_dir, rt.world_size)))
+        print(report.first_screen(step, opening, overrides, run.resume_command))
         print(report.machine_line(rt, is_compiled, reason))
         this_machine = MachineInfo(device=rt.device_type, dtype=rt.dtype, compile=is_compiled, world_size=rt.world_size)
         if old_machine and old_machine != this_machine:

@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 import sys
-from typing import Any
+from typing import Any, Callable
 
 import torch
 
@@ -106,8 +106,10 @@ def machine_line(rt: Runtime, is_compiled: bool, compile_reason: str) -> str:
     return f"{line}, {threads} thread{'s' * (threads > 1)}" if rt.device_type == "cpu" else line
 
 
-def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resume_command: str) -> str:
+def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resume_command: Callable) -> str:
     """The text, the model, where results are saved, how to stop and resume; opening comes first.
+
+    resume_command(out_dir, world_size) is the command that continues the run.
 
     With verbose, nanoGPT's other lines come before it: every setting that was set, and the optimizer's groups.
     """
@@ -123,7 +125,8 @@ def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resum
     if not cfg.eval_only:
         every, sample = f"every {cfg.eval_interval:,} iterations", ", a sample" if cfg.sample_tokens else ""
         lines.append(f"{every}: an evaluation{sample}, and a checkpoint and {LOSS_PLOT_FILE} in {cfg.out_dir}")
-        lines.append(f"to stop: press Ctrl-C, which saves the state; to resume: {resume_command}")
+        resume = resume_command(cfg.out_dir, step.rt.world_size)
+        lines.append(f"to stop: press Ctrl-C, which saves the state; to resume: {resume}")
     return "\n".join([*lines, *filter(None, [busy_machine_warning(), slow_step_warning(step)])])
 
 
