@@ -28,11 +28,13 @@ from difflib import get_close_matches
 from statistics import median
 from typing import Annotated, Any, Callable, Literal, get_args, get_origin, get_type_hints
 
+from dongpt import runtime  # before torch, which reads the environment that it sets
+
+# isort: split
 import torch
 
 import configurator
 from configurator import UserError
-from dongpt import runtime
 from dongpt.checkpoint import build_model
 from dongpt.decode.ready import Quantization, prepare_for_decoding
 from dongpt.log import format_table
@@ -461,7 +463,7 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime) -> dict:
         results.append(result)
         rows.append([library, str(batch_size), f"{first_s * 1000:.0f} ms", f"{speed:,.1f}", bandwidth_share])
     speeds = f"a step reads {n_bytes / 1e6:.1f} MB of weights, and this machine reads {bandwidth / 1e9:.1f} GB/s"
-    print(f"{format_table(rows)}\n(of bandwidth: {speeds}; at 100% the memory is the limit)")
+    print(f"{format_table(rows)}\n(of bandwidth: {speeds}; 100% means memory-bound)")
     summary = {"decode": results, "bandwidth_gb_s": bandwidth / 1e9, "weight_mb": n_bytes / 1e6, "parameters": n_params}
     summary |= {"prompt_tokens": cfg.prompt_tokens, "new_tokens": cfg.max_new_tokens, "rounds": cfg.rounds}
     summary |= {"device": rt.device, "setup": description, "threads": n_threads, "torch": str(torch.__version__)}

@@ -63,8 +63,8 @@ class ChatConfig(RuntimeConfig, Sampling):
     emotion: str = ""  # eds-emotion: the emotion that the conversation is about; guessed if it is not given
     context: str = ""  # eds-context: the situation that the conversation is about
     max_new_tokens: Annotated[int, ">=", 1] = 200  # length limit of an answer in tokens
-    temperature: float = 0.7  # above 1 is more random; 0, the default for chat models, takes the likeliest token
-    top_k: int | None = 50  # draw from this many likeliest tokens; 0 or None is off
+    temperature: float = 0.7  # above 1 is more random; 0, the default for chat models, takes the most likely one
+    top_k: int | None = 50  # sample only from this many most likely tokens; 0 or None disables it
     quantize: Quantization = "none"  # int8: one-byte weights; faster on a CPU, at a small cost in loss
 
     def __post_init__(self):
@@ -138,19 +138,19 @@ class Chat:
         """
         pieces, output, start = self.conversation.reply(line), [], time.perf_counter()
         is_streaming, has_label = self.is_interactive or verbatim, self.is_interactive and not verbatim
-        needs_label = has_label
+        needs_speaker_name = has_label
         with runtime.Interrupts() as interrupts:
             try:
                 for piece in pieces:
                     output.append(printable(piece))
                     if is_streaming and output[-1]:
-                        needs_label = needs_label and self.print_label()
+                        needs_speaker_name = needs_speaker_name and self.print_label()
                         print(output[-1], end="", flush=True)
                     if interrupts.exit_code:
                         break
             finally:
                 pieces.close()
-                needs_label = needs_label and self.print_label()  # of an empty answer
+                needs_speaker_name = needs_speaker_name and self.print_label()  # of an empty answer
                 # one line per answer for programs that read them
                 print("" if is_streaming else " ".join("".join(output).split()), flush=True)
         self.print_statistics(time.perf_counter() - start, has_label)
@@ -181,7 +181,7 @@ class Chat:
     def run_command(self, name: str, argument: str) -> int:
         """Run the command /name, whose errors are notes; returns an exit code if the program has to end, else 0."""
         if name not in self.commands:
-            print_note(f"there is no /{name}: /help lists the commands")
+            print_note(f"unknown command /{name}: /help lists the commands")
             return 0
         try:
             result = self.commands[name](argument)
@@ -213,7 +213,7 @@ class Chat:
 
     def system(self, text: str) -> str:
         self.conversation.set_system(text)
-        return "the conversation now begins with that" if text else "the conversation begins with no such text"
+        return "the conversation now begins with that" if text else "the conversation has no system text now"
 
     def temperature(self, text: str) -> str:
         try:
@@ -301,7 +301,7 @@ def choose_topic(cfg: ChatConfig, template: str) -> str:
         print()
         return ""
     if template == "eds-emotion" and topic and topic not in EMOTIONS:
-        print_note(f"{topic} is none of them, so the model guesses")
+        print_note(f"{topic} is not on the list, so the model guesses")
         return ""
     return topic
 

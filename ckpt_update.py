@@ -7,7 +7,7 @@
     python ckpt_update.py FOLDER ckpt.pt                                       # and back
 
 IN is a checkpoint file, an out_dir, a directory in Hugging Face's format, or gpt2, gpt2-medium, gpt2-large or gpt2-xl.
-It is not changed. OUT gets its name only after its model has given the same logits as IN's.
+It is not changed. OUT is moved into place only after its model has produced the same logits as IN's.
 """
 
 import contextlib

@@ -246,7 +246,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        assert config.vocab_size is not None, "vocab_size comes from the data before a model is made"
+        assert config.vocab_size is not None, "vocab_size must come from the data before a model is made"
         self.config = config
         # Modules are created in this order, which determines their random numbers and the order in checkpoints.
         self.transformer = nn.ModuleDict(dict(wte=nn.Embedding(config.vocab_size, config.n_embd)))

@@ -42,8 +42,8 @@ class SampleConfig(RuntimeConfig, Sampling):
     unknown: UnknownPolicy = "error"  # characters of the prompt that are not in the vocabulary: error, skip or replace
     num_samples: Annotated[int, ">=", 1] = 10  # number of texts, generated together
     max_new_tokens: Annotated[int, ">=", 0] = 500  # length limit of each text in tokens, prompt not included
-    temperature: float = 0.8  # below 1 favors likely tokens, above 1 is more random; 0 takes the likeliest token
-    top_k: int | None = 200  # draw from this many likeliest tokens; 0 or None is off
+    temperature: float = 0.8  # below 1 favors likely tokens, above 1 is more random; 0 takes the most likely token
+    top_k: int | None = 200  # sample only from this many most likely tokens; 0 or None disables it
     stop: str = ""  # end a text before this string; for several, a JSON list: --stop='["a", "b"]'
     stop_ids: str = ""  # end a text before one of these token ids, separated by commas
     output: str = ""  # also write the texts to this file: NAME.jsonl as JSON lines with the settings, else as text
@@ -52,7 +52,7 @@ class SampleConfig(RuntimeConfig, Sampling):
 
 
 def check_output(path: str):
-    """Raise UserError unless a file can be written at path; nothing is written yet."""
+    """Raise UserError unless path can be written; nothing is written yet."""
     folder, is_special = os.path.dirname(os.path.realpath(path)), os.path.exists(path) and not os.path.isfile(path)
     if os.path.isdir(path):
         raise UserError(f"--output={path}: it is a folder; pass the name of a file")

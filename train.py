@@ -50,7 +50,7 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
 
     # files
     out_dir: str = "out"  # directory for checkpoints, log.jsonl and loss.png
-    init_from: str = "scratch"  # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path of weights
+    init_from: str = "scratch"  # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path to weights
     init_wte: str = ""  # file written by data/word2vec.py that initializes the token embedding
     eval_interval: Annotated[int, ">=", 1] = 2000  # iterations between evaluations; each one saves a checkpoint
     eval_iters: Annotated[int, ">=", 1] = 200  # batches per split in each evaluation during training
@@ -73,7 +73,7 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
     # schedule
     max_iters: Annotated[int, ">=", 1] = 600000  # updates of the weights in the whole run
     max_minutes: Annotated[float | None, ">", 0] = None  # end the run normally after this time
-    patience: Annotated[int, ">=", 0] = 0  # end after this many evaluations without a lower validation loss; 0: never
+    patience: Annotated[int, ">=", 0] = 0  # stop after this many evaluations without a lower validation loss; 0: never
     decay_lr: bool = True  # warm up, then decay to min_lr; False keeps the learning rate constant
     decay: Literal["cosine", "linear"] = "cosine"  # shape of the decay; linear suits short runs
     warmup_iters: Annotated[int, ">=", 0] = 2000  # iterations of linear warm-up

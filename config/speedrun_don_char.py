@@ -1,4 +1,4 @@
-"""Reaches on one GPU, in 300 iterations, the loss of config/train_don_char.py after 2,000.
+"""Meant to reach in 300 iterations on one GPU the loss of config/train_don_char.py after 2,000.
 
     python data/don_char/prepare.py --raw=True
     python train.py config/speedrun_don_char.py

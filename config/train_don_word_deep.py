@@ -7,9 +7,9 @@ Expect: 116 M parameters; made for a GPU; loss not measured yet
 
 Made for a GPU and not measured here, apart from two iterations on a CPU (2026-11-22); the notebook reports no loss
 either. The notebook divided its attention scores by the square root of n_embd instead of that of the head size, 16,
-which made them 5.7 times too small; here they are correct. Its ReLU is a GELU here, and its dropout does not apply to
-attention weights. The model will memorize its 0.8 million tokens long before the end: ckpt.pt has the state with the
-lowest validation loss.
+which made them 5.7 times too small; here they are correct. Its ReLU is replaced by a GELU, and its dropout does not
+apply to attention weights. The model will memorize its 0.8 million tokens long before the end: ckpt.pt has the state
+with the lowest validation loss.
 """
 
 out_dir = "out-don-word-deep"

@@ -65,7 +65,7 @@ def fit_zipf(counts: np.ndarray) -> tuple[float, float]:
 
 
 def bytes_per_token(texts: dict[str, str], tokenizer: Tokenizer) -> dict[str, float]:
-    """Bytes of validation text per token for several tokenizers; byte pairs are trained on the training text."""
+    """Bytes of validation text per token for several tokenizers; byte pairs are trained on the training set."""
     train, val = texts["train"], texts["val"]
     n_bytes = len(val.encode("utf-8"))
     own_name, n_own_tokens = f"{tokenizer.kind} of this data", len(tokenizer.encode_array(val))

@@ -42,7 +42,7 @@ print("resident", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 @dataclass(frozen=True)
 class LargeConfig:
-    folder: str = "large"  # the two corpora go there, unless they are there
+    folder: str = "large"  # where the two corpora are written, unless they exist
     tokens: int = 4_000_000_000  # of the large one
     shards: int = 40
 

@@ -55,7 +55,7 @@ def iter_log(out_dir: str) -> Iterator[dict]:
 
 
 def read_log(out_dir: str) -> list[dict]:
-    """All records of log.jsonl; [] without one."""
+    """All records in log.jsonl; [] if the file does not exist."""
     return list(iter_log(out_dir))
 
 
@@ -164,7 +164,7 @@ def to_json_line(record: dict) -> str:
 def check_finite_loss(loss: float, iter_num: int):
     """Raise UserError for a loss that is not a number, so that such a state is never saved."""
     if not math.isfinite(loss):
-        problem = f"the loss is {loss} at iteration {iter_num}: the run diverged, and its last checkpoint is as it was"
+        problem = f"the loss is {loss} at iteration {iter_num}: the run diverged; its last checkpoint is unchanged"
         raise UserError(f"{problem}; lower learning_rate, or use dtype=float32")
 
 

@@ -157,7 +157,7 @@ def _hold_lock(lock_path: str, label: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         if not os.path.exists(lock_path):  # no files can be created there, as in /proc
-            raise UserError(f"{label} cannot be written: name another place") from None
+            raise UserError(f"{label} cannot be written: choose another location") from None
         raise UserError(f"{label} is being written by another process: wait for it, or end it first") from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCK_ERRNOS:

@@ -17,7 +17,7 @@ SPIN_COUNT = 10_000  # rounds for which an idle OpenMP thread waits in a loop be
 
 
 def limit_spinning():
-    """Let OpenMP's idle threads sleep sooner, unless the user's environment says how they wait.
+    """Let OpenMP's idle threads sleep sooner, unless the user's environment sets a wait policy.
 
     By default they wait for each other in a loop for milliseconds. On a busy machine this keeps the very core occupied
     that the awaited thread needs, and a training step takes ten times as long. GNU's OpenMP, which torch uses on Linux,
@@ -97,7 +97,7 @@ def cuda_problem(gpu_index: int) -> str:
     remedy = "install another build of torch, as pytorch.org/get-started shows"
     if torch.cuda.is_available():
         if gpu_index >= torch.cuda.device_count():
-            return f"this machine has {torch.cuda.device_count()} GPU(s), so there is no number {gpu_index}"
+            return f"this machine has {torch.cuda.device_count()} GPU(s), so GPU {gpu_index} does not exist"
         gpu_name = torch.cuda.get_device_name(gpu_index)
         try:
             torch.zeros(1, device=f"cuda:{gpu_index}").add_(1)
@@ -296,7 +296,7 @@ def seed_everything(*numbers: int):
 def choose_threads(threads: int | None, stored_threads: int | None) -> str:
     """Set the number of CPU threads to the setting `threads`, else that of OMP_NUM_THREADS, else that of a checkpoint.
 
-    Returns which setting of the user decided, for messages; '' if none did.
+    Returns the user's setting that determined the number, for messages; '' if none did.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -310,7 +310,7 @@ def choose_threads(threads: int | None, stored_threads: int | None) -> str:
 
 
 def load_average() -> float | None:
-    """Average number of programs that wanted to run during the last minute; None on Windows, which does not count."""
+    """The 1-minute load average; None on Windows, which has none."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
@@ -370,8 +370,8 @@ class StopCheck:
 
         while not stop("updates"): ...
 
-    Call it equally often on every rank. A single process gets its answer at once. Several processes agree by an
-    all-reduce, at most once per call and at least every STOP_CHECK_SECONDS or STOP_CHECK_CALLS. The same all-reduce
+    Call it the same number of times on every rank. A single process gets its answer at once. Several processes agree by
+    an all-reduce, at most once per call and at least every STOP_CHECK_SECONDS or STOP_CHECK_CALLS. The same all-reduce
     averages the time per call, so that all ranks agree on the next one. exit_code, from the Interrupts of any rank, and
     time_is_up give the reason.
     """
@@ -386,7 +386,7 @@ class StopCheck:
     calls_by_loop: dict[str, tuple[int, int, float]] = field(default_factory=dict)
 
     def __call__(self, loop_name: str) -> bool:
-        """True once a signal has come. Each calling loop has its own loop_name, since each has its own pace."""
+        """True once a signal has come. Each loop passes its own loop_name, because loops run at different speeds."""
         now, own_exit_code = time.monotonic(), self.interrupts.exit_code
         deadline = self.start_time + 60 * (self.max_minutes or math.inf)
         calls, max_calls, interval_start = self.calls_by_loop.get(loop_name, (0, 1, now))

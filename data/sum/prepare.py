@@ -53,9 +53,9 @@ class Summaries:
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """(bucket of the text, segments) of each record; no segments if a field is blank."""
-        summarize, end = Segment(SUMMARIZE_TOKEN, is_special=True), Segment(END, is_special=True, in_loss=True)
+        separator, end = Segment(SUMMARIZE_TOKEN, is_special=True), Segment(END, is_special=True, in_loss=True)
         for _, (text, summary) in self.files.records(*self.fields, on_progress=on_progress, digest=digest):
-            segments = [Segment(text), summarize, Segment(summary, in_loss=True), end]
+            segments = [Segment(text), separator, Segment(summary, in_loss=True), end]
             yield document_bucket(text), segments if text.strip() and summary.strip() else []
 
 

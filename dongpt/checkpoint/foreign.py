@@ -28,7 +28,7 @@ MAX_MODEL_ARG = 2**28  # larger numbers in model_args overflow the size of a ten
 VALUE_TYPES = dict(format_version=int, iter_num=int, model_args=dict, config=dict, optimizer=dict)
 CONFIG_TYPES = dict(dataset=str, data_dir=str, document_mask=bool)
 ADAMW_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")  # optimizer state of a parameter
-STATE_KEYS_BY_RULE = {"muon": ("momentum",), "rows": ("square", "count")}  # likewise, in groups with this rule
+STATE_KEYS_BY_OPTIMIZER = {"muon": ("momentum",), "rows": ("square", "count")}  # likewise, in groups with this rule
 DROPPED_SETTINGS = ("device", "dtype", "compile", "backend", "pos_embd")  # of another machine; EDS's positions
 KNOWN_LAYOUTS = (
     "donGPT's and nanoGPT's (model, model_args), EDS's (the same with pos_embd), nanoGPT+'s (token_embedding_table."
@@ -240,7 +240,7 @@ def remap_optimizer_state(optimizer: dict, old_groups: list, new_groups: list, w
     states = {}
     try:
         for group, names in zip(optimizer["param_groups"], old_groups, strict=True):
-            keys = STATE_KEYS_BY_RULE.get(str(group.get("rule")), ADAMW_STATE_KEYS)
+            keys = STATE_KEYS_BY_OPTIMIZER.get(str(group.get("rule")), ADAMW_STATE_KEYS)
             for i, name in zip(group["params"], names, strict=True):
                 if (state := optimizer["state"].get(int(i))) is not None:
                     shape = weights[name].shape
@@ -326,7 +326,7 @@ class _TokenizerUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) == ("src.data.tokenizer", "CharTokenizer"):
             return types.SimpleNamespace  # the pickle sets its attributes
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 def read_nanogpt_plus_tokenizer(path: str) -> str:

@@ -38,7 +38,7 @@ class Bigram(GPT):
 
     def __init__(self, config: GPTConfig):
         nn.Module.__init__(self)
-        assert config.vocab_size is not None, "vocab_size comes from the data before a model is made"
+        assert config.vocab_size is not None, "vocab_size must come from the data before a model is made"
         self.config = config
         table = nn.Embedding(config.vocab_size, config.vocab_size)
         self.transformer = nn.ModuleDict(dict(wte=table, h=nn.ModuleList()))

@@ -101,9 +101,9 @@ def restore(checkpoint: dict, path: str, step) -> State:
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path} has a damaged gradient scaler ({error!r}): use another checkpoint") from error
     if checkpoint.get("data_sha256", corpus.sha256) != corpus.sha256:
-        print0(f"this resume is not bitwise: {corpus.name} has changed since the run started")
+        print0(f"this resume is not bitwise reproducible: {corpus.name} has changed since the run started")
     elif "window_order" not in checkpoint and not corpus.masks and corpus.windows_per_epoch(cfg.block_size) > 2**20:
-        print0("this resume is not bitwise: texts of this size are now visited in a different order")
+        print0("this resume is not bitwise reproducible: corpora of this size are now visited in a different order")
     if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST_NAME)):
         state.best_val_loss = math.inf  # the state with that loss is gone, so the next one is the best
     return state

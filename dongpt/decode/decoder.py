@@ -84,8 +84,8 @@ class LayerCache(NamedTuple):
 class KVCache:
     """Keys and values of the tokens so far, so that only new tokens are encoded.
 
-    Memory for `capacity` tokens per sequence (default: block_size) is allocated once. Sequences may differ in length:
-    entries beyond a sequence's newest token are garbage, hidden by the mask and overwritten by later tokens.
+    Memory for `capacity` tokens per sequence (default: block_size) is allocated up front. Sequences may differ in
+    length: entries beyond a sequence's newest token are garbage, hidden by the mask and overwritten by later tokens.
     """
 
     def __init__(self, model: Any, batch_size: int, capacity: int | None = None):
@@ -163,7 +163,7 @@ class Decoder:
         return decoder
 
     def set_sampling(self, sampling: Sampling, n_ids: int):
-        """From now on, sample ids below n_ids with these settings."""
+        """Use these settings for sampling from now on; only ids below n_ids are drawn."""
         if (sampling, n_ids) == (self.sampling, self.n_ids):
             return
         self.sampling, self.n_ids = sampling, n_ids
@@ -349,7 +349,7 @@ def _weights_version(model: Any) -> tuple:
 
 @contextlib.contextmanager
 def _limited_threads(is_small_model: bool) -> Iterator[None]:
-    """Use one CPU thread for a small model, where several would wait for each other longer than they compute.
+    """Use one CPU thread for a small model, where several would spend more time waiting than computing.
 
     Entered once per token, so that the caller of a stream keeps its own number of threads.
     """

@@ -136,8 +136,8 @@ def prepare_for_decoding(
         weight_format, format_reason = "int8", " (as asked)"
     if is_packable and weight_format != "float16":
         pack_model(model, DTYPES.get(weight_format, torch.float32))
-        sums = "" if weight_format == "float32" else ", sums in float32"
-        return f"{rt.description}, weights: {weight_format}{format_reason}, packed for the CPU{sums}"
+        sum_dtype_note = "" if weight_format == "float32" else ", sums in float32"
+        return f"{rt.description}, weights: {weight_format}{format_reason}, packed for the CPU{sum_dtype_note}"
     model.to(DTYPES[rt.dtype])
     if compile is True:
         compile_blocks(model)

@@ -17,10 +17,10 @@ class DecodingError(ValueError):
 class Sampling:
     """Sampling settings. The filters and their order are those of Hugging Face transformers."""
 
-    temperature: float = 1.0  # below 1 favors likely tokens, above 1 is more random; 0 takes the likeliest token
-    top_k: int | None = None  # draw from this many likeliest tokens; 0 or None is off
-    top_p: float | None = None  # draw from the likeliest tokens that reach this probability; None is off
-    min_p: float | None = None  # draw from tokens at least this fraction as likely as the likeliest; None is off
+    temperature: float = 1.0  # below 1 favors likely tokens, above 1 is more random; 0 takes the most likely token
+    top_k: int | None = None  # sample only from this many most likely tokens; 0 or None disables it
+    top_p: float | None = None  # sample from the most likely tokens that reach this probability; None disables it
+    min_p: float | None = None  # sample tokens at least this fraction as likely as the likeliest; None disables it
     repetition_penalty: float | None = None  # above 1 makes tokens already in the text less likely; applied first
 
     def __post_init__(self):
@@ -28,7 +28,7 @@ class Sampling:
         top_k, top_p, min_p, penalty = self.top_k, self.top_p, self.min_p, self.repetition_penalty
         is_valid_top_k = top_k is None or type(top_k) is int and top_k >= 0
         rules = [
-            ("temperature", 0 <= self.temperature < math.inf, "at least 0 (0 takes the likeliest token)"),
+            ("temperature", 0 <= self.temperature < math.inf, "at least 0 (0 takes the most likely token)"),
             ("top_k", is_valid_top_k, "a whole number, at least 0 (0 or None is off)"),
             ("top_p", top_p is None or 0 < top_p <= 1, "above 0 and at most 1 (1 or None is off)"),
             ("min_p", min_p is None or 0 <= min_p <= 1, "between 0 and 1 (0 or None is off)"),

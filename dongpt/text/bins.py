@@ -116,7 +116,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Reads pickles of dict, list, str, int and similar types; refuses everything that would run code."""
 
     def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 def _load_pickle(file: IO[bytes]) -> dict:
@@ -327,14 +327,14 @@ class BinWriter:
             with open(self._staging_path("state.json"), encoding="utf-8") as file:
                 state = json.load(file)
             sizes, file_names = state["sizes"], set(os.listdir(self._staging_path())) - {"state.json"}
-            is_same_plan = state.keys() == self.state.keys() and state["plan"] == self.state["plan"] != ""
-            if is_same_plan and all(os.path.getsize(self._staging_path(name)) >= sizes[name] for name in sizes):
+            has_same_settings = state.keys() == self.state.keys() and state["plan"] == self.state["plan"] != ""
+            if has_same_settings and all(os.path.getsize(self._staging_path(name)) >= sizes[name] for name in sizes):
                 for name in file_names:  # drop what was written after the state was saved
                     os.truncate(self._staging_path(name), state["sizes"].get(name, 0))
                 self.state, self.can_resume = state, True
                 return
         if os.path.exists(self._staging_path("state.json")):
-            print("the unfinished preparation had other files or settings, or is damaged: starting from the beginning")
+            print("the unfinished preparation used other files or settings, or is damaged: starting over")
         if os.path.exists(self._staging_path()):
             shutil.rmtree(self._staging_path())
         os.makedirs(self._staging_path())

@@ -58,7 +58,7 @@ def find_files(input_path: str, option: str = "--input") -> tuple[list[str], int
     else:
         all_paths = [path for path in glob.glob(input_path, recursive=True) if os.path.isfile(path)]
         paths = [path for path in all_paths if not DATA_FILE_PATTERN.fullmatch(os.path.basename(path))]
-        remedy = "there is no such file or folder, and as a pattern it matches nothing"
+        remedy = "no such file or folder, and no file matches it as a pattern"
     if not paths:
         raise UserError(f"{input_path} gives no text: {remedy}; pass {option}=PATH of a text")
     return sorted(paths), len(all_paths) - len(paths)
@@ -79,7 +79,9 @@ class Files:
     """
 
     paths: list[str]
-    document: Document = "file"  # a document per file or record, line, or paragraph (blank); none: a single one
+    document: Document = (
+        "file"  # one document per file or record, line, or paragraph (blank); none: all text is one document
+    )
     field: str = "text"  # the field with the text in JSON lines, CSV and Parquet
     encoding: str = "utf-8"
     option: str = "--field"  # command-line option that names the fields, for messages

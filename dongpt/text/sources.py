@@ -109,7 +109,9 @@ def write_atomically(path: str, content: bytes):
         with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): free space, or change its rights") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): free space, or change its permissions"
+        ) from error
 
 
 def find_problem(content: bytes, download: TextDownload) -> str:

@@ -71,7 +71,7 @@ def describe_groups(optimizer: torch.optim.Optimizer) -> str:
         for p in group["params"]:
             sizes["decayed" if p.dim() >= 2 and group.get("rule") != "rows" else "non-decayed"].append(p.numel())
         if group.get("rule") == "muon":
-            lines.append(f"Muon moves {len(group['params'])} matrices, AdamW the rest")
+            lines.append(f"Muon updates {len(group['params'])} matrices, AdamW the rest")
     counts = [f"num {kind} parameter tensors: {len(n)}, with {sum(n):,} parameters" for kind, n in sizes.items()]
     return "\n".join(counts + lines)
 
@@ -117,7 +117,7 @@ class Optimizer(torch.optim.Optimizer):
         adamw(params, grads, exp_avgs, exp_avg_sqs, [], state_steps, **options)
 
     def _row_adam_step(self, params: list, group: dict):
-        """One update of tables of which a batch uses only few rows, with dense or sparse gradients.
+        """One update of tables of which a batch uses only a few rows, with dense or sparse gradients.
 
         Adam without momentum and with one second moment per row. A row without a gradient keeps its value and moment:
         if the moment decayed in the meantime, as in AdamW, the steps of rare rows would be too long.

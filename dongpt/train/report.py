@@ -1,4 +1,4 @@
-"""First and last screen of a training run, in sentences for somebody who trains a first model.
+"""What a training run prints at its start and end, in sentences for someone who trains a first model.
 
 Lines in nanoGPT's wording that log scrapers read ("number of parameters", "tokens per iteration will be") keep it;
 the others are printed with --verbose.
@@ -47,7 +47,7 @@ def opening_line(argv: list[str] | None, overrides: dict[str, Any], cfg: Any, it
         before = {key: f" ({stored[key]!r} before)" if key in stored else "" for key in changed}
         changed_text = ", ".join(f"{key}={overrides[key]!r}{before[key]}" for key in changed) or "nothing"
         done = f"continuing after iteration {iter_num:,} of {cfg.max_iters:,}"
-        return f"{done}; settings: those of the checkpoint; changed by you: {changed_text}"
+        return f"{done}; settings: from the checkpoint; changed by you: {changed_text}"
     files: list[str] = []
     changes: list[str] = []
     for arg in configurator.join_values(type(cfg), sys.argv[1:] if argv is None else argv):
@@ -69,7 +69,7 @@ def corpus_lines(corpus: Corpus, block_size: int) -> list[str]:
     lines = [f"text: {corpus.name}{source}{size}: {counts}"]
     vocabulary = f"tokens: {TOKENS.get(kind, kind)}, a vocabulary of {corpus.vocab_size:,}"
     if not corpus.meta:
-        vocabulary = f"tokens: {corpus.name} has no meta.json or meta.pkl, so they are taken for GPT-2's"
+        vocabulary = f"tokens: {corpus.name} has no meta.json or meta.pkl, assuming GPT-2's"
     lines.append(f"{vocabulary}; the model sees up to {block_size:,} at a time (block_size)")
     return lines
 
@@ -131,16 +131,18 @@ def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resum
 
 
 def difference_line(before: dict[str, Any], now: dict[str, Any], threads_source: str = "") -> str:
-    """Why a resume is not bitwise, from the two machines as dicts; '' if they do not differ."""
+    """Why resuming will not be bitwise identical, from the two machines' settings as dicts; '' if they match."""
     pairs = [f"{key} {before[key]} before, {now[key]} now" for key in now if before[key] != now[key]]
     pairs = [pair + f" ({threads_source})" * (threads_source != "" and pair.startswith("threads")) for pair in pairs]
     return (
-        f"this resume is not bitwise, the losses may differ in their last digits: {'; '.join(pairs)}" if pairs else ""
+        f"this resume is not bitwise reproducible, losses may differ in their last digits: {'; '.join(pairs)}"
+        if pairs
+        else ""
     )
 
 
 def busy_machine_warning() -> str:
-    """A sentence if other programs keep the processors busy; '' if not, or if the platform does not tell."""
+    """A warning if other programs keep the CPUs busy; '' if not, or if the platform does not report the load."""
     load = runtime.load_average()
     if load is None or load < 1.5 * (os.cpu_count() or 1):
         return ""

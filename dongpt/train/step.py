@@ -33,7 +33,7 @@ class StepConfig(OptimConfig):
 
     gradient_accumulation_steps: Annotated[int, ">=", 1] = 5 * 8  # micro-batches per iteration, over all processes
     batch_size: Annotated[int, ">=", 1] = 12  # windows per micro-batch
-    freeze_wte: Annotated[int, ">=", 0] = 0  # keep the token embedding (and a tied head) fixed for so many iterations
+    freeze_wte: Annotated[int, ">=", 0] = 0  # freeze the token embedding (and a tied head) for this many iterations
 
 
 def clip_gradients(model: GPT, max_norm: float):
@@ -59,7 +59,9 @@ class TrainStep:
         self.vocab_size: int = model.transformer.wte.num_embeddings
         if cfg.gradient_accumulation_steps % rt.world_size:
             setting, n = f"gradient_accumulation_steps={cfg.gradient_accumulation_steps}", rt.world_size
-            raise UserError(f"{setting} micro-batches cannot be shared evenly by {n} processes: use a multiple of {n}")
+            raise UserError(
+                f"{setting} micro-batches cannot be divided evenly among {n} processes: use a multiple of {n}"
+            )
         n_bytes = 3 * corpus.lengths["train"]  # two bytes per id, and one for a mask
         if rt.device_type == "cuda" and n_bytes < MAX_CORPUS_MEMORY_SHARE * torch.cuda.mem_get_info(rt.device)[0]:
             corpus.to_device(rt, self.vocab_size)

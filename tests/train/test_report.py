@@ -93,7 +93,7 @@ def test_a_bigram_and_a_text_without_a_description_have_a_first_screen(tiny_data
     printed = capsys.readouterr().out
     assert "(one table of logits: a bigram has no blocks)" in line("number of parameters: ", printed)
     assert train.main([f"--data_dir={bare}", *TINY_RUN, "--max_iters=1", "--out_dir=other"]) == 0
-    assert "has no meta.json or meta.pkl, so they are taken for GPT-2's" in line("tokens: ", capsys.readouterr().out)
+    assert "has no meta.json or meta.pkl, assuming GPT-2's" in line("tokens: ", capsys.readouterr().out)
 
 
 def test_a_busy_machine_is_mentioned_and_an_idle_one_is_not(monkeypatch):
@@ -224,7 +224,7 @@ def test_a_resume_says_what_the_user_changed_and_calls_nothing_else_asked_for(ti
     assert "device: cpu (as asked), dtype: float32 (as asked), compile: off (as asked)" in capsys.readouterr().out
     assert train.main(["--init_from=resume", "--out_dir=out", "--max_iters=4"]) == 0
     printed = capsys.readouterr().out
-    changed = "settings: those of the checkpoint; changed by you: max_iters=4 (2 before)"
+    changed = "settings: from the checkpoint; changed by you: max_iters=4 (2 before)"
     assert line("continuing after", printed) == f"continuing after iteration 2 of 4; {changed}"
     assert "as asked" not in printed and "not bitwise" not in printed
     expected = (
