@@ -71,17 +71,18 @@ def test_the_first_screen_of_the_quickstart_fits_into_fifteen_lines_while_it_pre
 
 
 def opening(*argv: str) -> str:
-    return report.opening_line(list(argv), {}, SimpleNamespace(init_from="scratch"), 0, None)
+    return report.opening_line(list(argv), {}, train.TrainConfig(init_from="scratch"), 0, None)
 
 
 def test_settings_name_the_config_files_and_only_what_the_command_line_changed():
     assert opening() == "settings: the defaults"
     assert opening("config/quickstart.py") == "settings: config/quickstart.py"
-    changed = "settings: quickstart; changed on the command line: --max_iters=3 --compile"
+    changed = "settings: quickstart; changed on the command line: --max_iters=3 --compile=True"
     assert opening("quickstart", "--max_iters=3", "--compile") == changed
-    assert opening("--max-iters", "3") == "settings: the defaults; changed on the command line: --max-iters=3"
-    many = opening(*(f"--key{i}=1" for i in range(9)))
-    assert many.endswith("--key5=1 and 3 more") and "--key6" not in many
+    assert opening("--max-iters", "3") == "settings: the defaults; changed on the command line: --max_iters=3"
+    assert opening("--dataset", "quickstart").endswith("command line: --dataset=quickstart")  # no config file
+    many = opening(*(f"--seed={i}" for i in range(9)))
+    assert many.endswith("--seed=5 and 3 more") and "--seed=6" not in many
 
 
 def test_a_bigram_and_a_text_without_a_description_have_a_first_screen(tiny_data, capsys, tmp_path):
