@@ -1,13 +1,12 @@
-"""A small character GPT on Python's language reference.
+"""A small character GPT on the prose of Python's own documentation.
 
     python train.py config/quickstart.py
     python sample.py --out_dir=out-quickstart
 
-Expect: 6.5 M parameters, 6.3 M of them in the n-gram table; 47 s on 2 CPU cores; loss 1.15
+Expect: 6.5 M parameters, 6.3 M of them in the n-gram table; 51 s on 2 CPU cores; loss 1.20
 
-Needs no network: train.py prepares data/python_docs itself. Whole-validation loss 1.1511 with the text of Python 3.11,
-which differs from version to version; 47 s with ten samples, on 2 cores of an AMD EPYC (Zen 3) virtual machine, torch
-2.13, 2026-11-22. It learns fast because of Muon and the last four settings of the model; docs/speed.md shows the effect
+Needs no network: train.py prepares data/python_docs itself. Whole-validation loss 1.1968 with the text of Python 3.11,
+which differs from version to version, in 51 s on 2 virtual CPUs of an AMD EPYC, torch 2.13, 2026-11-30. It learns fast because of Muon and the last four settings of the model; docs/speed.md shows the effect
 of each. Without them it is a small GPT-2.
 """
 
