@@ -6,8 +6,9 @@
 Expect: 6.5 M parameters, 6.3 M of them in the n-gram table; 51 s on 2 CPU cores; loss 1.20
 
 Needs no network: train.py prepares data/python_docs itself. Whole-validation loss 1.1968 with the text of Python 3.11,
-which differs from version to version, in 51 s on 2 virtual CPUs of an AMD EPYC, torch 2.13, 2026-11-30. It learns fast because of Muon and the last four settings of the model; docs/speed.md shows the effect
-of each. Without them it is a small GPT-2.
+which differs from version to version, in 51 s on 2 virtual CPUs of an AMD EPYC, torch 2.13, 2026-11-30. It learns fast
+because of Muon and the last four settings of the model; docs/speed.md shows the effect of each. Without them it is a
+small GPT-2.
 """
 
 out_dir = "out-quickstart"
