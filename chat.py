@@ -158,7 +158,7 @@ class Chat:
         return 0 if is_only_this_answer else interrupts.exit_code
 
     def print_label(self) -> bool:
-        """Print the name of the model before its answer; returns False, since it is needed no more."""
+        """Print the model's name before its answer; returns False, since it is no longer needed."""
         if self.terminal:
             self.terminal.write("Bot: ", "bold ansiblue")
         else:

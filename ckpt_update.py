@@ -41,7 +41,7 @@ class UpdateConfig:
 
 
 def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
-    """A copy of checkpoint, which may have any known layout, in the current format and for model's architecture.
+    """Return a copy of checkpoint, in any known layout, converted to the current format and model's architecture.
 
     Adds a zero table of distances if model has one and the checkpoint does not. Optimizer states stay with their
     parameters. Raises UserError if the weights do not fit model.

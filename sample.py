@@ -168,7 +168,7 @@ def describe_prompt(prompt: str, is_default: bool) -> str:
 
 
 def separator(texts: Detokenizer, i: int, is_terminal: bool) -> str:
-    """The line below text i: nanoGPT's for other programs; on a terminal, with the text's number and why it ended."""
+    """The separator below text i: nanoGPT's in a pipe; on a terminal, with the text's number and why it ended."""
     if not is_terminal:
         return SAMPLE_SEPARATOR
     reasons = {

@@ -45,7 +45,7 @@ class DocumentsConfig:
     longest: int = 600
     updates: int = 350
     seeds: int = 3
-    block_sizes: str = "256,64"  # of about as many tokens per update
+    block_sizes: str = "256,64"  # with about as many tokens per update
 
 
 def docstrings(shortest: int, longest: int) -> list[str]:

@@ -204,7 +204,7 @@ class RunLog:
             sys.stdout.flush()
 
     def open(self) -> IO:
-        """Start the file with the records to keep and the header, and return it."""
+        """Create the file with the kept records and the header, and return it."""
         kept_records, header = self.first_records()
         path = os.path.join(self.out_dir, LOG_FILE)
         with atomic_write(path, "w", encoding="utf-8", newline="\n") as file:
@@ -227,7 +227,7 @@ class RunLog:
             self.wandb_run.log({"iter": record["iter"], **{wandb_keys[k]: v for k, v in record.items() if k != "iter"}})
 
     def defer(self, iter_num: int, lr: float, tokens: int, seconds: float, get_loss: Callable[[], float]):
-        """Keep the record of an update, of so many tokens in so many seconds, until flush() reads its loss."""
+        """Hold back the record of an update, with its token count and duration, until flush() reads its loss."""
         self.deferred_record = iter_num, lr, tokens / seconds, seconds, get_loss
 
     def flush(self):
@@ -273,7 +273,7 @@ class RunLog:
 
 
 def start_wandb(project: str, name: str, config: dict, run_id: str | None):
-    """A wandb run, on a resume the one with run_id. Raises UserError if wandb is missing or cannot start."""
+    """A wandb run; when resuming, the one with run_id. Raises UserError if wandb is missing or cannot start."""
     try:
         import wandb
 
@@ -299,7 +299,7 @@ def import_matplotlib_figure():
 def progress_bar(total: int, initial: int = 0, unit: str = "it", quiet: bool = False, **options):
     """A tqdm bar on stderr for `total` steps, `initial` of them finished.
 
-    In a pipe, a file or a notebook it prints a line with the percentage and the time remaining every PROGRESS_SECONDS,
+    In a pipe, a file or a notebook it prints a line with percentage and time remaining every PROGRESS_SECONDS,
     none if it ends before. With unit="B" it counts bytes: 1.5MB/2.0MB.
     """
     from tqdm import tqdm

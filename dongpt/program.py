@@ -68,7 +68,7 @@ def run_program(main: Callable[[], int | None], lists_configs: bool = False):
 
 
 def _run_or_inform(main: Callable[[], int | None], lists_configs: bool) -> int:
-    """Exit code of main, or 0 after printing the version, the list of configs or the help."""
+    """Return main's exit code, or 0 after printing the version, the list of configs or the help."""
     from dongpt.help import CONFIG_USAGE, print_configs, print_help
 
     if "--version" in sys.argv[1:]:

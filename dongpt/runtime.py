@@ -318,7 +318,7 @@ def load_average() -> float | None:
 
 
 def set_num_threads(n_threads: int):
-    """Compute with n_threads CPU threads if this machine's processes may use that many cores."""
+    """Use n_threads CPU threads if the processes on this machine have that many cores."""
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if n_threads != torch.get_num_threads() and n_threads * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= num_cores:
         torch.set_num_threads(n_threads)

@@ -40,7 +40,7 @@ class PrepareConfig(BookConfig):
 
 
 def prepare_notebook(path: str, encoding: str) -> PreparedData:
-    """Prepare the text as the notebook does, and print its figures. Unlike there, the ids are the same in every run.
+    """Prepare the text as the notebook does, and print the same statistics. The ids, unlike there, never vary.
 
     Raises UserError for a text that is too short.
     """

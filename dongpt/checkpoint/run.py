@@ -33,7 +33,7 @@ class State:
     """Progress of a run: all that a resume needs besides the weights and the optimizer."""
 
     iter_num: Annotated[int, ">=", 0] = 0  # completed updates
-    samples_seen: Annotated[int, ">=", 0] = 0  # windows of the training set used so far; "windows" in checkpoints
+    samples_seen: Annotated[int, ">=", 0] = 0  # training windows used so far; "windows" in checkpoints
     best_val_loss: float = math.inf  # lowest among the saved states
     evaluated_at: Annotated[int, ">=", -1] = -1  # iter_num of the last evaluation
     evals_since_best: Annotated[int, ">=", 0] = 0

@@ -322,7 +322,7 @@ class Decoder:
             self.seen_mask.scatter_(1, ids, True)
 
     def _replay_graph(self, cache_len: int):
-        """Run a decode step on CUDA as a graph, since small models would spend their time launching kernels."""
+        """Run a decode step as a CUDA graph, since small models would spend most of their time launching kernels."""
         if cache_len not in self.graphs:
             state = [t for t in (self.next_uniform, self.last_positions, self.tokens, self.seen_mask) if t is not None]
             saved_values = [t.clone() for t in state]

@@ -1,4 +1,4 @@
-"""Sampling the next ids from logits: temperature and filters; and the rule for how much context the model sees."""
+"""Sampling the next ids from logits (temperature, filters), and the rule for how much context the model sees."""
 
 import math
 from dataclasses import dataclass

@@ -270,7 +270,7 @@ def _plain_texts(content: DocumentContent) -> list[str]:
 
 
 def _text_pieces(pieces: Iterable[SplitPiece]) -> Pieces:
-    """The texts of pieces, without special tokens."""
+    """The text of each piece, without special tokens."""
     return ((split, text, is_end) for split, content, is_end in pieces for text in _plain_texts(content))
 
 
@@ -340,8 +340,8 @@ def _limit_distinct_words(texts: Iterable[str]) -> Iterator[str]:
 def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: int = MIN_DOCUMENTS) -> np.ndarray | int:
     """The validation buckets (NUM_BUCKETS,) bool, or else the number of characters for training.
 
-    Splitting by documents takes at least min_documents and must meet val_fraction within a factor of 2. Documents are
-    selected in the order of their hash, which is unrelated to their order in the text.
+    Splitting by documents requires at least min_documents and must come within a factor of 2 of val_fraction. Documents
+    are selected in the order of their hash, which is unrelated to their order in the text.
     """
     target = val_fraction * stats.characters
     in_val, total = np.zeros(NUM_BUCKETS, dtype=bool), 0

@@ -36,7 +36,7 @@ def eval_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
     """Yield (x, y, number of predicted tokens); x, y (B, T) int64 with -1 in y for padding and masked tokens.
 
-    They cover n_windows of a split's disjoint windows, by default all, evenly spaced and the same each time. Each of
+    They cover n_windows evenly spaced, disjoint windows of a split (by default all), the same ones every time. Each of
     several processes takes every world_size-th batch; all get equally many, so the last one may be all padding.
     """
     tokens, mask = corpus.tokens[split], corpus.masks.get(split)

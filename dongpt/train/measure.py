@@ -146,7 +146,7 @@ def process_peak_bytes() -> int:
 
 
 def peak_tensor_bytes(profile: torch.profiler.profile) -> int:
-    """Bytes by which the memory of tensors rose at most above its level at the start of a profile on a CPU."""
+    """Peak growth of tensor memory, in bytes, since the start of a CPU profile."""
     profiler: Any = profile.profiler
     changes = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
@@ -186,10 +186,10 @@ def seconds_by_kind(profile: torch.profiler.profile, rt: Runtime) -> dict[str, f
 
 
 def time_shares(kind_seconds: dict[str, float] | None, seconds: float, rt: Runtime) -> dict[str, float] | None:
-    """Shares of the kinds of seconds_by_kind in the time of the same work; the rest is "other".
+    """Fraction of the time of the same work spent on each kind in seconds_by_kind; the rest is "other".
 
     `seconds` is the time without the profiler. A GPU's kernels are compared with that: while none runs, the GPU waits
-    for the CPU. On a CPU the profiler slows the operations themselves, so their sum is the whole.
+    for the CPU. On a CPU the profiler slows the operations themselves, so shares are relative to their sum.
     """
     if kind_seconds is None:
         return None

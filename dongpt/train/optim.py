@@ -169,7 +169,7 @@ def split_qkv(weight) -> tuple[torch.Tensor, ...]:
 def orthogonalize(matrices):
     """matrices (n, rows, columns), rows <= columns, with their singular values moved close to 1 by Newton-Schulz steps.
 
-    A GPU computes in bfloat16, whose rounding error is smaller than the error that five steps leave.
+    On a GPU this runs in bfloat16, whose rounding error is smaller than the error remaining after five steps.
     """
     a, b, c = NEWTON_SCHULZ_COEFFS
     x = matrices.bfloat16() if matrices.is_cuda else matrices

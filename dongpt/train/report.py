@@ -182,7 +182,7 @@ def format_duration(seconds: float) -> str:
 
 
 def expected_duration(cfg: Any, iter_num: int, seconds_per_iter: float, seconds_per_eval: float) -> str:
-    """How long the rest of a run takes at the speed of its first updates; a long one is told how to get shorter."""
+    """Expected duration of the rest of a run at the speed of its first updates, with advice if it is long."""
     n_iters = cfg.max_iters - iter_num
     n_evals = -(-cfg.max_iters // cfg.eval_interval) - iter_num // cfg.eval_interval
     seconds = n_iters * seconds_per_iter + n_evals * seconds_per_eval
