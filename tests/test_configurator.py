@@ -196,6 +196,7 @@ def test_table_imports_arithmetic_and_functions_work_in_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("pos_embd", ["default", "rope", "relative", "alibi"])
+@pytest.mark.slow
 def test_advice_on_n_embd_is_accepted(pos_embd):
     """--n_embd=96 --n_head=5 used to get the advice n_embd=95, which rope then refused, since its heads were odd."""
     n_refused = 0

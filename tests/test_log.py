@@ -259,6 +259,7 @@ def test_a_long_curve_has_a_bounded_number_of_points_whose_mean_is_that_of_all(n
     assert sum(losses[: len(curve.kept)]) * curve.group_size == pytest.approx(sum(i % 7 for i in range(whole)))
 
 
+@pytest.mark.slow
 def test_curves_of_600_000_records_stay_small_and_keep_the_best_evaluation():
     curves = LossCurves()
     for i in range(600_000):

@@ -628,6 +628,6 @@ def test_an_older_checkpoint_of_a_very_large_corpus_is_not_bitwise_and_says_so(t
         patch.setattr(train.Corpus, "windows_per_epoch", lambda self, block_size: 2**20 + 1)
         patch.setattr(train.Corpus, "window_starts", lambda self, first, count, *_: np.arange(count))
         assert resume(3) == 0
-    assert "not bitwise: texts of this size" in capsys.readouterr().out
+    assert "not bitwise reproducible: corpora of this size" in capsys.readouterr().out
     assert train.main(["--init_from=resume", "--out_dir=small", "--max_iters=3"]) == 0
     assert "not bitwise" not in capsys.readouterr().out

@@ -270,7 +270,6 @@ def test_compile_without_a_compiler_is_an_error_in_one_sentence(tmp_path, tiny_r
     expect_sentence(done, "compile")
 
 
-@smoke
 def test_prompt_and_start_are_the_same_setting_and_the_last_one_counts(tiny_run, tmp_path, capsys):
     texts = samples(capsys, tiny_run, "--start=Sancho")
     assert samples(capsys, tiny_run, "--prompt=Sancho") == texts

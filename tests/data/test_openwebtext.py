@@ -551,7 +551,7 @@ def test_other_files_or_settings_begin_anew_and_say_so(script, tmp_path, monkeyp
     if other == "fewer":
         texts = texts[:FIRST]
     script.main([*ARGS, *OTHERS[other]])
-    assert "starting from the beginning" in capsys.readouterr().out
+    assert "starting over" in capsys.readouterr().out
     assert read(tmp_path / "data") == as_nanogpt(
         texts, 0.2 if other == "val_fraction" else 0.1, 6 if other == "seed" else 5
     )
@@ -585,7 +585,7 @@ def test_a_damaged_state_begins_anew_and_says_so(script, tmp_path, monkeypatch, 
     if damage == "no val":
         (staging / "val.ids").unlink()
     script.main(ARGS)
-    assert "starting from the beginning" in capsys.readouterr().out and read(data) == as_nanogpt(texts, 0.1, 5)
+    assert "starting over" in capsys.readouterr().out and read(data) == as_nanogpt(texts, 0.1, 5)
 
 
 def test_the_state_of_another_preparation_is_forgotten_when_it_is_begun_anew(script, tmp_path, monkeypatch, texts):

@@ -722,7 +722,6 @@ def test_shards_without_meta_json_are_read_by_their_numbers_and_a_gap_is_told(tm
     refusal(lambda: Corpus(folder), "train_003.bin is damaged")
 
 
-@smoke
 def test_more_than_a_thousand_shards_are_in_the_order_of_their_numbers(tmp_path):
     for i in range(1003):
         np.array([i], "<u2").tofile(tmp_path / shard_name("train", i))

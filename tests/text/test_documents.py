@@ -440,7 +440,6 @@ def test_a_damaged_parquet_file_is_a_sentence(tmp_path, content):
     assert "a.parquet" in refused(lambda: read(tmp_path / "a.parquet"))
 
 
-@smoke
 def test_parquet_without_the_field_or_without_text_in_it_is_a_sentence(tmp_path):
     store(tmp_path / "a.parquet", TEXTS)
     for field, part in (("body", "--field"), ("id", "'id'")):
