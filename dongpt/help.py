@@ -1,4 +1,4 @@
-"""What --help and --list print: a program's settings in groups, and the configs in config/ with what is known of them.
+"""Output of --help and --list: the settings of a program in groups; the configs in config/ with size, time and loss.
 
 Neither runs a file that it describes: comments and docstrings are read from the source.
 """

@@ -162,7 +162,7 @@ def log_final_loss(step: TrainStep, log: RunLog, stop: StopCheck, best_iter: int
     bits_per_byte = bits_per_character = None
     try:
         bits_per_byte = loss.bits_per_byte(predicted_bytes(corpus, "val"))
-    except ValueError:  # counting bytes takes a tokenizer, and GPT-2's may be out of reach
+    except UserError:  # counting bytes takes a tokenizer, and GPT-2's may be out of reach
         pass
     n_bytes, n_characters = (corpus.meta.get(key, {}).get("val") for key in ("bytes", "characters"))
     if bits_per_byte and n_bytes and n_characters:

@@ -1,4 +1,4 @@
-"""What a training run prints at its start and end, in sentences for someone who trains a first model.
+"""Messages at the start and end of a training run, in sentences for someone who trains a first model.
 
 Lines in nanoGPT's wording that log scrapers read ("number of parameters", "tokens per iteration will be") keep it;
 the others are printed with --verbose.
