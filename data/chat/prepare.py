@@ -38,9 +38,10 @@ class PrepareConfig(Vocabulary):
     tokenizer: TokenizerKind = "bpe"  # bpe for your own model, gpt2 to fine-tune GPT-2; or char, word
     vocab_size: int = 2048  # bpe: number of tokens, special ones included
     input: str = ""  # conversations: a file (.jsonl, .csv, .parquet, or text with tags), a folder or a pattern
-    user: str = "user"  # .csv, .parquet: the column with the questions
-    assistant: str = "assistant"  # .csv, .parquet: the column with the answers
-    conversation: str = ""  # .csv, .parquet: adjacent rows with the same value in this column form a conversation
+    user: str = "user"  # the column or key with the questions; by default a common name of one is recognised
+    assistant: str = "assistant"  # the column or key with the answers
+    conversation: str = ""  # adjacent questions and answers with the same value in this column form a conversation
+    skip_broken: bool = False  # leave out broken records instead of stopping; meta.json has their number
     val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # share of the characters kept for validation
     encoding: str = "utf-8"  # encoding of the files
     name: str = ""  # write to data/<name>/; by default next to this script
@@ -55,8 +56,9 @@ def main(argv: list[str] | None = None):
     paths, _ = find_files(cfg.input)
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")
-    dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation)
+    dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation, cfg.skip_broken)
     chats = ChatDataset.from_dialogues(dialogues, DONGPT_TEMPLATE, cfg.val_fraction)
+    print("\n".join(chats.survey.lines()))
     source, marks = os.path.basename(os.path.normpath(cfg.input)), [*DONGPT_TEMPLATE.special_tokens(), END]
     report(prepare(folder, chats, cfg, cfg.val_fraction, source, specials=marks, template=DONGPT_TEMPLATE))
     if chats.level < 2:

@@ -126,7 +126,8 @@ def eds_pairs(contents) -> str:
 
 
 def read(*paths: str, **options) -> list[list[tuple[str, str]]]:
-    return [*Dialogues(Files(list(map(str, paths))), **options).read()]
+    conversations = Dialogues(Files(list(map(str, paths))), **options).read()
+    return [[(role, content) for role, content, in_loss in one if in_loss] for one in conversations]
 
 
 def prepare_chat(tmp_path, path, *args: str) -> str:
