@@ -166,7 +166,7 @@ def test_sampling_works_from_any_working_directory(tmp_path, tiny_run):
     assert done.stdout.count(f"\n{SEPARATOR}\n") == 2 and done.stdout.count("señor") >= 2
     device, prompt, speed, cut_off, hint = done.stderr.splitlines()
     assert device.startswith("device: cpu ") and prompt == 'prompt: "señor", 5 characters' and "tokens/s" in speed
-    assert cut_off == "2 of 2 texts were cut off by the length limit, --max_new_tokens=20"
+    assert cut_off == "2 of 2 samples were cut off by the length limit, --max_new_tokens=20"
     assert hint.startswith("next: python sample.py --out_dir=mine ")
 
 

@@ -39,9 +39,9 @@ SLOW_INT8 = ", weights: int8 (as asked), less memory, slower than without"
 SMALL, LARGE, HUGE = (10**9, 10**9), (1, 10**9), (1, 1)  # beside the limits of packing and of rounding
 DTYPE = {
     "auto": "dtype: float32 (exact, and the default on a CPU)",
-    "float32": "dtype: float32 (as asked)",
-    "bfloat16": "dtype: bfloat16 (as asked)",
-    "float16": "dtype: float16 (as asked)",
+    "float32": "dtype: float32 (requested)",
+    "bfloat16": "dtype: bfloat16 (requested)",
+    "float16": "dtype: float16 (requested)",
 }
 
 
@@ -51,7 +51,7 @@ def chosen(monkeypatch, limits, dtype: str = "auto", quantized: str = "none", co
     monkeypatch.setattr(inference, "BFLOAT16_MIN_PARAMS", limits[1])
     rt, model = runtime.start("cpu", dtype), make(n_embd=64)
     why = prepare_for_decoding(model.train(), rt, dtype, quantized, compile)
-    said = f"device: cpu (as asked), {DTYPE[dtype]}"
+    said = f"device: cpu (requested), {DTYPE[dtype]}"
     assert why.startswith(said) and not model.training and not any(p.requires_grad for p in model.parameters())
     assert len(generated_ids(model, prompts((3, 9)), 8, seed=1)[0]) == 8
     return model, why.removeprefix(said)

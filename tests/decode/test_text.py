@@ -11,7 +11,7 @@ from dongpt.text.tokenizers import CharTokenizer, GPT2Tokenizer
 
 smoke = pytest.mark.smoke
 SEPARATOR = "---------------"  # nanoGPT's
-SPEED = re.compile(r"([\d,]+) tokens in \d+\.\d s \([\d,]+ tokens/s\), the first after \d+ ms(, interrupted)?")
+SPEED = re.compile(r"([\d,]+) tokens in \d+\.\d s \([\d,]+ tokens/s\), first token after \d+ ms(, interrupted)?")
 LETTERS = CharTokenizer("\nabcdexyz")
 PIECES = ["a", "b", "ab", "é", "ğ", "日本", "🙂", "👩‍👩‍👧", "\n", " the", "日", "本語", "�", "#", "##"]
 

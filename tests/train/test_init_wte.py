@@ -503,7 +503,7 @@ def test_a_resume_takes_the_same_words_as_the_run_and_no_others(begin, tmp_path)
         (["--init_wte=nowhere.npy"], ["nowhere.npy is not there"]),
         (["--init_wte={data}/train.bin"], ["train.bin", "no .npy file"]),
         (["--init_wte={data}/word2vec.npy", "--n_embd=32"], ["vectors of 24 numbers", "n_embd=32", "--size=32"]),
-        (["--init_wte={data}/word2vec.npy", "--init_from=gpt2"], ["init_wte", "init_from=gpt2", "drop one"]),
+        (["--init_wte={data}/word2vec.npy", "--init_from=gpt2"], ["init_wte", "init_from=gpt2", "remove one"]),
         (["--init_wte={data}/word2vec.npy", "--model_type=bigram"], ["bigram", "init_wte"]),
         (["--freeze_wte=-1"], ["freeze_wte=-1 must be at least 0"]),
     ],

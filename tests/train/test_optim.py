@@ -816,7 +816,7 @@ def test_auto_takes_bfloat16_for_wide_models_where_the_processor_has_amx(monkeyp
         assert ("AMX" in runtime.pick_dtype("auto", "cpu", n_embd)[1]) == (expected == "bfloat16")
         assert runtime.start("cpu", "auto", n_embd=n_embd).dtype == expected
         for asked in ("float32", "bfloat16", "float16"):  # what is asked for wins
-            assert runtime.pick_dtype(asked, "cpu", n_embd) == (asked, "as asked")
+            assert runtime.pick_dtype(asked, "cpu", n_embd) == (asked, "requested")
     monkeypatch.setattr(runtime, "has_amx", lambda: True)
     assert runtime.pick_dtype("auto", "cpu")[0] == "float32" == runtime.start("cpu").dtype  # of evaluations and samples
 

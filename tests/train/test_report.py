@@ -222,19 +222,19 @@ def test_the_unigram_loss_is_the_entropy_of_the_predicted_tokens(tmp_path):
 def test_a_resume_says_what_the_user_changed_and_calls_nothing_else_asked_for(tiny_data, capsys):
     start = [f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=2", "--dtype=float32"]
     assert train.main(start) == 0
-    assert "device: cpu (as asked), dtype: float32 (as asked), compile: off (as asked)" in capsys.readouterr().out
+    assert "device: cpu (requested), dtype: float32 (requested), compile: off (requested)" in capsys.readouterr().out
     assert train.main(["--init_from=resume", "--out_dir=out", "--max_iters=4"]) == 0
     printed = capsys.readouterr().out
     changed = "settings: from the checkpoint; changed by you: max_iters=4 (2 before)"
     assert line("continuing after", printed) == f"continuing after iteration 2 of 4; {changed}"
-    assert "as asked" not in printed and "not bitwise" not in printed
+    assert "requested" not in printed and "not bitwise" not in printed
     expected = (
         "device: cpu (from the checkpoint), dtype: float32 (from the checkpoint), compile: off (as in the checkpoint)"
     )
     assert expected in printed
     assert train.main(["--init_from=resume", "--out_dir=out", "--device=cpu"]) == 0
     printed = capsys.readouterr().out
-    assert "changed by you: nothing" in printed and "device: cpu (as asked), dtype: float32 (from the" in printed
+    assert "changed by you: nothing" in printed and "device: cpu (requested), dtype: float32 (from the" in printed
 
 
 @pytest.mark.parametrize("how", ["setting", "environment"])
