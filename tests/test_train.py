@@ -316,7 +316,7 @@ def test_ckpt_is_the_lowest_validation_loss_and_ckpt_last_the_newest_state(one_s
     assert final["iter"] == best
     assert final["val_loss"] == pytest.approx(losses[best], abs=1e-5)  # eval_iters covers the whole split here
     printed = capsys.readouterr().out
-    assert f"whole-validation loss {final['val_loss']:.4f}" in printed and f"of iteration {best} on all" in printed
+    assert f"whole-validation loss {final['val_loss']:.4f}" in printed and f"at iteration {best} on all" in printed
     assert f"overfitting: the validation loss was lowest at iteration {best} and rose to" in printed
 
 

@@ -216,4 +216,4 @@ def test_stop_ids_are_divided_by_commas():
 def test_a_stop_id_that_is_none_is_refused_by_name(setting, wrong):
     with pytest.raises(ValueError, match="--stop_ids: ") as caught:
         parse_stop_ids(setting, 9)
-    assert f": {wrong}" in str(caught.value) and "0 to 8" in str(caught.value)
+    assert f"got {wrong}" in str(caught.value) and "0 to 8" in str(caught.value)

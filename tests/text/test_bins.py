@@ -236,7 +236,7 @@ def test_shards_on_the_device_give_the_batches_of_one_file(tmp_path, in_memory):
         assert_same(
             tuple(many.train_batch(first, 5, BLOCK, 1, 50257)), tuple(one.train_batch(first, 5, BLOCK, 1, 50257))
         )
-    with pytest.raises(ValueError, match="many holds the id 202,"):
+    with pytest.raises(ValueError, match="many contains the id 202,"):
         Corpus(str(tmp_path / "many")).to_device(runtime.start("cpu"), 202)
 
 
@@ -653,7 +653,7 @@ def test_a_shard_of_a_larger_vocabulary_is_refused(copied, in_memory, described)
     if described:
         meta["shards"]["train"][3] = describe(path, file_sha256(path))
         write_json(copied, meta)
-        refusal(lambda: first_check(copied), "holds the id 5000", "another tokenizer")
+        refusal(lambda: first_check(copied), "contains the id 5000", "another tokenizer")
     else:
         refusal(lambda: first_check(copied), "train_003.bin")
         refusal(lambda: program("check").main([f"--data_dir={copied}"]), "train_003.bin")

@@ -312,7 +312,9 @@ def test_fewer_bytes_than_the_first_token_has_are_refused(tmp_path):
     del meta["characters"]
     meta["bytes"]["train"] = 1
     (tmp_path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    refusal(lambda: predicted_bytes(Corpus(folder), "train"), "train has 1 bytes of text", "prepare the data again")
+    refusal(
+        lambda: predicted_bytes(Corpus(folder), "train"), "the train split", "has 1 bytes, fewer", "prepare the data"
+    )
 
 
 def test_predicted_bytes_are_counted_from_ids_where_meta_json_lacks_them(tmp_path):

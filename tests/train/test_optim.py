@@ -777,7 +777,7 @@ def test_largest_id_and_a_fraction_of_train_on_the_device(tmp_path):
 def test_ids_beyond_the_vocabulary_do_not_get_onto_the_device(tmp_path):
     folder = write_ids(tmp_path / "data", vocab_size=100)
     largest = int(Corpus(folder).tokens["train"][:].max())
-    with pytest.raises(ValueError, match=f"holds the id {largest}, but the vocabulary has {largest} entries"):
+    with pytest.raises(ValueError, match=f"contains the id {largest}, but the vocabulary has {largest} entries"):
         Corpus(folder).to_device(runtime.start("cpu"), largest)
     Corpus(folder).to_device(runtime.start("cpu"), largest + 1)
 
