@@ -368,7 +368,7 @@ def test_a_missing_out_dir_lists_the_runs_next_to_it(tmp_path, monkeypatch):
     assert "did you mean out-quickstart?" in message("out-quikstart/ckpt.pt")
     assert message("elsewhere/zzz").endswith(f"zzz: pass one of the runs there: {newest}")
     assert f"did you mean {tmp_path}/out-chat?" in message(f"{tmp_path}/out-chatt/")
-    assert message("out-nothing").startswith("out-nothing holds no checkpoint: pass one of the runs there: ")
+    assert message("out-nothing").startswith("out-nothing contains no checkpoint: pass one of the runs there: ")
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.chdir(empty)

@@ -180,7 +180,7 @@ def test_all_kinds_of_files_give_nanogpts_bins(script, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (
         "8 files, " in printed
-        and "GB are free" in printed
+        and "GB of disk space is available" in printed
         and f"tokens: {len(train) // 2:,} for training in" in printed
     )
     assert "the tokens decode to the same text" in printed and "config/train_gpt2.py" in printed
@@ -515,7 +515,7 @@ def test_a_process_that_is_killed_goes_on(script, tmp_path, texts):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert read(tmp_path / "data") == expected and kills >= 2
-    assert "continuing an interrupted preparation after document" in out or "already holds this data" in out
+    assert "continuing an interrupted preparation after document" in out or "already contains this data" in out
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -610,7 +610,8 @@ def test_what_is_done_is_not_done_again(script, tmp_path, monkeypatch, capsys, t
         patch.setattr(preparing, "encode_pieces", None)
         script.main(ARGS)
     assert (
-        "already holds this data: to prepare it again, delete its .bin files and meta.json" in capsys.readouterr().out
+        "already contains this data: to prepare it again, delete its .bin files and meta.json"
+        in capsys.readouterr().out
     )
     assert {name: os.stat(tmp_path / "data" / name).st_mtime_ns for name in visible(tmp_path / "data")} == before
     (tmp_path / "data" / "train_001.bin").unlink()  # then it is not there
@@ -790,8 +791,8 @@ def test_without_yes_it_says_the_size_and_with_it_it_downloads(script, tmp_path,
         lambda: script.main([]),
         monkeypatch,
         capsys,
-        "3.0 GB in 3 parquet files",
-        "GB are free",
+        "3.0 GB in 3 Parquet files",
+        "GB of disk space is available",
         "--yes",
         "--files=PATHS",
     )
@@ -806,7 +807,7 @@ def test_without_yes_it_says_the_size_and_with_it_it_downloads(script, tmp_path,
 def test_a_repository_without_a_whole_copy_in_parquet_is_a_sentence(script, monkeypatch, capsys, hub):
     there = hub({"main": PART, "refs/convert/parquet": PART})
     ends_with_two(
-        lambda: script.main(["--yes"]), monkeypatch, capsys, "no longer has a complete copy in parquet", "--files=PATHS"
+        lambda: script.main(["--yes"]), monkeypatch, capsys, "no longer has a complete Parquet copy", "--files=PATHS"
     )
     assert there.downloaded == [] and there.asked == ["main", "refs/convert/parquet"]
 

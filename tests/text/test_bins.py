@@ -328,7 +328,7 @@ def test_explore_tells_the_same_of_shards(both, in_memory, capsys, tmp_path, mon
         printed.append(capsys.readouterr().out)
     assert (
         printed[0] == printed[1]
-        and f"train: {Corpus(both[0]).lengths['train']:,} tokens, of which the first 2,500" in printed[0]
+        and f"train: {Corpus(both[0]).lengths['train']:,} tokens; decoding only the first 2,500" in printed[0]
     )
 
 
@@ -628,7 +628,7 @@ def test_a_changed_val_is_found_by_check(copied):
         byte = file.read(1)[0]
         file.seek(0)
         file.write(bytes([byte ^ 1]))
-    refusal(lambda: program("check").main([f"--data_dir={copied}"]), "val.bin was changed since meta.json was written")
+    refusal(lambda: program("check").main([f"--data_dir={copied}"]), "val.bin has changed since meta.json was written")
 
 
 @smoke
@@ -639,7 +639,7 @@ def test_one_file_that_changed_is_found_by_check(both, tmp_path):
         byte = file.read(1)[0]
         file.seek(500)
         file.write(bytes([byte ^ 1]))
-    refusal(lambda: program("check").main([f"--data_dir={folder}"]), "train.bin or val.bin was changed")
+    refusal(lambda: program("check").main([f"--data_dir={folder}"]), "train.bin or val.bin has changed")
 
 
 @smoke

@@ -853,7 +853,7 @@ def test_a_vocabulary_of_more_than_65536_entries_is_refused_with_advice(tmp_path
 
 def test_without_an_input_and_a_terminal_it_says_what_to_pass(tmp_path):
     (tmp_path / "a.txt").write_text(generated_text(300))
-    expect_sentence(run(PROGRAM, cwd=tmp_path, check=None), "--input", "a folder, or a pattern")
+    expect_sentence(run(PROGRAM, cwd=tmp_path, check=None), "--input", "a folder or a quoted pattern")
     assert visible(tmp_path) == ["a.txt"]
 
 
@@ -944,7 +944,7 @@ def test_a_short_text_is_announced_as_one_that_is_memorized(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for n_words, is_short in ((300, True), (20_000, False)):
         (tmp_path / "a.txt").write_text(generated_text(n_words), encoding="utf-8")
-        assert ("memorize so short a text" in printed(capsys, "--input=a.txt")["suggestion"]) == is_short
+        assert ("memorize the text" in printed(capsys, "--input=a.txt")["suggestion"]) == is_short
 
 
 def test_symbols_that_cannot_be_shown_are_printed_safely(tmp_path):

@@ -504,7 +504,7 @@ def test_a_resume_takes_the_same_words_as_the_run_and_no_others(begin, tmp_path)
     begin("--max_iters=3")
     begin("--init_from=resume", "--max_iters=4")  # the command line of the run, with init_from=resume behind it
     assert load("out")["iter_num"] == 4
-    with pytest.raises(ValueError, match="other.npy is for a new run.*started with"):
+    with pytest.raises(ValueError, match="other.npy is for new runs.*started with"):
         begin("--init_from=resume", "--init_wte=other.npy", "--max_iters=5")
     assert load("out")["iter_num"] == 4
 
