@@ -183,7 +183,7 @@ def test_all_kinds_of_files_give_nanogpts_bins(script, tmp_path, capsys):
         and "GB of disk space is available" in printed
         and f"tokens: {len(train) // 2:,} for training in" in printed
     )
-    assert "the tokens decode to the same text" in printed and "config/train_gpt2.py" in printed
+    assert "the tokens decode to the original text" in printed and "config/train_gpt2.py" in printed
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_killed_at_every_moment_it_continues_to_the_same_bytes(script, tmp_path,
         if len(calls) < at:
             break
         if is_half_moved(data):
-            with pytest.raises(UserError, match="interrupted.*run the same preparation again"):
+            with pytest.raises(UserError, match="interrupted.*run the same command again"):
                 Corpus(str(data))
             found["half"] += 1
         else:
@@ -626,7 +626,7 @@ def test_what_is_done_is_not_done_again(script, tmp_path, monkeypatch, capsys, t
 def test_a_file_that_changes_while_it_is_read_is_a_sentence(script, tmp_path, monkeypatch, texts):
     count = Files.count
     monkeypatch.setattr(Files, "count", lambda self, path: count(self, path) + path.endswith("jsonl"))
-    with pytest.raises(ValueError, match="in.jsonl changed while it was read"):
+    with pytest.raises(ValueError, match="in.jsonl changed while it was being read"):
         script.main(ARGS)
 
 
@@ -659,8 +659,8 @@ def test_a_full_disk_is_a_sentence_and_it_goes_on_when_there_is_room(script, tmp
                 script.main(ARGS)
             except ValueError as error:
                 assert "No space left" in str(error) and "free space on that disk" in str(error)
-                assert "the earlier data, which are unchanged" in str(error)
-                goes_on.append("continues where it stopped" in str(error))
+                assert "the existing data, which are unchanged" in str(error)
+                goes_on.append("continue where it stopped" in str(error))
         if len(calls) < at:
             break
         after = listing(data)
@@ -706,7 +706,7 @@ def test_a_small_disk(small_disk, script, tmp_path, monkeypatch, capsys):
         capsys,
         "No space left",
         "free space on that disk",
-        "continues where it stopped",
+        "continue where it stopped",
     )
     assert "the new files take 1 MB" in line
     after = listing(small_disk / "data")

@@ -191,7 +191,7 @@ def test_a_shard_that_becomes_shorter_while_it_is_read_is_a_sentence(tmp_path, m
     monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0)
     corpus = Corpus(numbered(tmp_path, SIZES["two"]))
     os.truncate(tmp_path / "train_001.bin", 20)
-    refusal(lambda: [corpus.train_batch(i, 4, BLOCK, 1, 50257) for i in range(6)], "train_001.bin", "shorter")
+    refusal(lambda: [corpus.train_batch(i, 4, BLOCK, 1, 50257) for i in range(6)], "train_001.bin", "truncated")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -502,7 +502,7 @@ def test_an_interrupt_while_shards_are_moved_leaves_no_mixture(tmp_path, monkeyp
         monkeypatch.setattr(os, name, real[name])
     moved = [name for name in calls[: at - 1] if os.path.basename(name) == "train_000.bin"]
     if moved:
-        refusal(lambda: Corpus(str(tmp_path)), "interrupted", "run the same preparation again")
+        refusal(lambda: Corpus(str(tmp_path)), "interrupted", "run the same command again")
         prepare(str(tmp_path), Texts([new]), Vocabulary("char"), shard_tokens=90)
     corpus = Corpus(str(tmp_path))
     found = "".join(corpus.tokenizer().decode(corpus.tokens[split][:].tolist()) for split in ("train", "val"))
@@ -589,7 +589,7 @@ def test_swapped_shards_are_told_with_their_right_names(tmp_path):
     folder = same_sizes(tmp_path)
     swap(folder, "train_001.bin", "train_003.bin")
     for action in (lambda: first_check(folder), lambda: program("check").main([f"--data_dir={folder}"])):
-        refusal(action, "train_001.bin does not match meta.json", "it is train_003.bin under another name", "swap")
+        refusal(action, "train_001.bin does not match meta.json", "it is train_003.bin under a different name", "swap")
 
 
 @smoke
@@ -821,7 +821,8 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_and_says_what_to_free(
         prepare(str(tmp_path), texts, Vocabulary("char"), shard_tokens=shard_tokens)
     assert (
         re.search(
-            r"No space left.*free space on that disk.*earlier data, which are unchanged, \d+ MB", str(caught.value)
+            r"No space left.*free space on that disk.*existing data, which are unchanged, take \d+ MB",
+            str(caught.value),
         )
         and "\n" not in str(caught.value)
         and "goes on" not in str(caught.value)
@@ -842,7 +843,7 @@ def test_a_preparation_that_ends_in_between_leaves_no_part_of_a_shard(tmp_path, 
             writer.add("train", EncodedText(ids, 100, 100))
             raise kind
     assert set(os.listdir(tmp_path)) <= {".dongpt.lock"}
-    with pytest.raises(ValueError, match="needs two"):
+    with pytest.raises(ValueError, match="each needs at least 2"):
         with BinWriter(str(tmp_path), GERMAN, shard_tokens=30) as writer:
             writer.add("train", EncodedText(ids, 100, 100))
             writer.finish({})
