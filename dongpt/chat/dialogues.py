@@ -1,4 +1,4 @@
-"""Find near duplicates among conversations, which must go to the same split, and prepare conversations for training.
+"""Find near duplicates among conversations, which must go to the same split, and prepare them for training.
 
 chats = ChatDataset.from_dialogues(Dialogues(Files(["chats.json"])), DONGPT_TEMPLATE, val_fraction=0.1)
 prepare("data/chat", chats, Vocabulary("bpe"), 0.1, specials=[...], template=DONGPT_TEMPLATE)
@@ -21,24 +21,24 @@ from dongpt.text.template import Segment, Template
 from dongpt.text.tokenizers import END
 
 # ----------------------------------------------------------------------------------------------------------------------
-# near-duplicate conversations, which must go to the same split. Depending on the level, two are linked if they share
+# Near-duplicate conversations must go to the same split. Depending on the level, two are linked if they share
 
-# 0  all messages, ignoring order, case and blanks: "Hi" "Hello!" and "hello!" "HI"
-# 1  or a long message, or two adjacent messages, that few conversations have: "I saw a wolf near our house."
-# 2  or two adjacent messages that together are longer than any polite phrase, however many conversations have them
+# 0  all messages, ignoring order, case and whitespace: "Hi" "Hello!" and "hello!" "HI"
+# 1  or a rare long message, or two adjacent messages that are rare: "I saw a wolf near our house."
+# 2  or two adjacent messages that together are longer than any polite phrase, even if they are frequent
 LONG_MESSAGE_CHARS = 20  # minimum length of a long message
-MAX_DUPLICATES = 4  # conversations; messages in more of them are phrases, such as "Thank you." "You are welcome."
+MAX_DUPLICATES = 4  # rare messages occur in at most this many conversations, unlike "Thank you." "You are welcome."
 LONG_PAIR_CHARS = 80  # minimum total length of two adjacent messages
 IndexPairs = list[tuple[int, int]]
 
 
 def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[list[int], list[int], list[IndexPairs]]:
-    """(a hash of each conversation, its length, the pairs of linked indices that levels 0, 1 and 2 add)."""
+    """Return (hashes of the conversations, their lengths, pairs of linked indices added by levels 0, 1 and 2)."""
     hashes: list[int] = []
     lengths: list[int] = []
     duplicate_pairs: list[IndexPairs] = [[], [], []]
-    first_index: dict[bytes, int] = {}  # index of the first conversation with these messages
-    indices_of: dict[bytes, list[int]] = {}  # by long or adjacent messages; at most MAX_DUPLICATES + 1
+    first_index: dict[bytes, int] = {}  # by all messages: the first conversation that has them
+    indices_of: dict[bytes, list[int]] = {}  # by long or adjacent messages: up to MAX_DUPLICATES + 1
     for index, conversation in enumerate(conversations):
         lengths.append(sum(len(content) for _, content, _ in conversation))
         texts = [content for role, content, _ in conversation if role != "system"]
@@ -60,13 +60,13 @@ def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[list[int], 
 
 
 def _hash_messages(texts: Iterable[str]) -> bytes:
-    """A hash of messages, ignoring order, case and blanks."""
+    """Return a hash of messages, ignoring order, case and whitespace."""
     normalized = sorted(" ".join(text.lower().split()) for text in texts)
     return hashlib.blake2b("\n".join(normalized).encode("utf-8"), digest_size=12).digest()
 
 
 def group(hashes: list[int], duplicate_pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """A number per conversation, equal for linked ones, and independent of their order in the file."""
+    """Return a group number for each conversation, equal for linked ones and independent of their order."""
     parent = [*range(len(hashes))]
 
     def find_root(i: int) -> int:
@@ -82,17 +82,17 @@ def group(hashes: list[int], duplicate_pairs: Iterable[tuple[int, int]]) -> list
 
 @dataclass(frozen=True)
 class ChatDataset:
-    """Conversations with their group numbers, as prepare() expects them."""
+    """Conversations with group numbers: a SegmentSource for prepare()."""
 
     dialogues: Dialogues
     template: Template
     groups: list[int]
-    level: int  # of near duplicates that form the groups
+    level: int  # highest level of the links that define the groups
     survey: Survey = field(repr=False)
 
     @classmethod
     def from_dialogues(cls, dialogues: Dialogues, template: Template, val_fraction: float) -> "ChatDataset":
-        """Read all conversations and group them by the highest level at which they can still be split."""
+        """Read all conversations and group them at the highest level at which they can be split."""
         survey = Survey()
         hashes, lengths, duplicate_pairs = find_near_duplicates(dialogues.read(survey=survey))
         survey.check(dialogues.files.paths, dialogues.skip_broken)
@@ -105,18 +105,18 @@ class ChatDataset:
 
     @property
     def files(self) -> Files:
-        """The files with the conversations."""
+        """The files that contain the conversations."""
         return self.dialogues.files
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """Yield (group number, segments) of each conversation."""
+        """Yield (group number, segments) for each conversation."""
         for number, conversation in zip(self.groups, self.dialogues.read(on_progress, digest)):
             yield number, to_segments(conversation, self.template)
-        yield from ((0, []) for _ in range(self.survey.num_broken))  # records that were left out
+        yield from ((0, []) for _ in range(self.survey.num_broken))  # records that are left out
 
 
 def to_segments(conversation: Messages, template: Template) -> list[Segment]:
-    """The segments of a conversation for training, with END last."""
+    """Convert a conversation to segments for training, ending with <|endoftext|>."""
     by_role: dict[str, Any] = {"system": template.opening, "user": template.question, "assistant": template.answer}
     segments: list[Segment] = []
     for role, text, in_loss in conversation:

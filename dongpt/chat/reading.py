@@ -1,7 +1,7 @@
 """Read conversations from files: JSON, JSON lines, CSV, Parquet and tagged text, in the forms of records.py.
 
     dialogues = Dialogues(Files(["chats.json"]))
-    for conversation in dialogues.read(): ...      # [("user", "Hello", True), ("assistant", "Hello! How are you", True)]
+    for conversation in dialogues.read(): ...      # [("user", "Hello", True), ("assistant", "Hello!", True)]
 
 A file is JSON if its first character is { or [. chat.py saves one message per line, with a blank line between
 conversations. Other text must have the tags of the Empathetic-Dialogue-System.
@@ -26,6 +26,7 @@ from dongpt.chat.records import (
     check_turns,
     find_pair,
     is_message,
+    read_message,
     to_conversation,
 )
 from dongpt.chat.survey import Survey
@@ -71,6 +72,11 @@ def read_json(chunks: Iterable[str], path: str, has_lines: bool) -> Iterator[Rec
             is_array, value = False, _line_error(error, location)
             text.skip_line()
         if is_message(value):
+            try:
+                read_message(value)
+            except RecordError as error:
+                value = error
+        if isinstance(value, dict) and is_message(value):
             first_location = first_location if messages else location
             messages += [] if has_error else [value]
         elif isinstance(value, RecordError):
@@ -110,7 +116,7 @@ END_TAG_PATTERN = re.compile(r" *<endOfText>\s*$")
 
 
 def read_tagged(lines: Iterable[str], path: str) -> Iterator[Record]:
-    """Yield the conversations of tagged text: <bot> is the user, <human> answers, <endOfText> ends a conversation.
+    """Yield the records in tagged text. <bot> marks the user, <human> the answer, and <endOfText> the end of a record.
 
     The text after <emotion> or <context> becomes a system message.
     """
@@ -138,7 +144,7 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Record]:
         elif text and not conversation:
             problem = "it does not start with <bot>, <human>, <emotion> or <context>: "
             problem += "use a text with these tags, or JSON, JSON lines, CSV or Parquet"
-        elif text:  # a message of several lines
+        elif text:  # a message with several lines
             role, content, _ = conversation[-1]
             conversation[-1] = role, f"{content}\n{text}".strip(), True
         if problem:
@@ -157,10 +163,10 @@ def _checked(conversation: Messages) -> Messages | RecordError:
 
 
 def join_pairs(records: list[Messages]) -> list[Messages]:
-    """Rejoin the dialogues that records were cut from.
+    """Reconstruct the dialogues that records were taken from.
 
-    The Empathetic-Dialogue-System cut dialogues into pairs and also added the pairs with swapped roles. So if an answer
-    and the question after it form a pair too, both belong to the same dialogue.
+    The Empathetic-Dialogue-System splits dialogues into pairs and also adds each pair with swapped roles. Therefore, if
+    an answer and the next question also form a pair, both belong to the same dialogue.
     """
     pairs = {(a[1], b[1]) for record in records for a, b in zip(record, record[1:]) if b[0] == "assistant"}
     dialogues: list[Messages] = []
@@ -178,7 +184,7 @@ def join_pairs(records: list[Messages]) -> list[Messages]:
 
 @dataclass(frozen=True)
 class Dialogues:
-    """The conversations of files."""
+    """The conversations in a set of files."""
 
     files: Files
     user: str = "user"  # the key or column with the questions

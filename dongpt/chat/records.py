@@ -21,12 +21,12 @@ ROLES = ("system", "user", "assistant")
 ROLE_OF_NAME = {
     **{role: role for role in ROLES},
     **dict.fromkeys(("human", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "ai", "bot"), "assistant"),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "ai"), "assistant"),
 }
 OTHER_ROLES = ("tool", "developer", "function", "function_call", "function_response", "observation", "ipython")
 MESSAGE_FORMAT = (
     'a record must be like {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]},'
-    " where user and assistant take turns, after at most one system message"
+    " with alternating user and assistant messages after an optional system message"
 )
 LIST_KEYS = ("messages", "conversations", "conversation")  # a list of messages
 QUESTION_KEYS = ("user", "question", "query", "prompt", "instruction", "input", "human", "problem")
@@ -184,7 +184,7 @@ def read_message(message: Any) -> Message:
     role = ROLE_OF_NAME.get(name) if isinstance(name, str) else None
     if role is None:
         kind = f"the role {name!r}" if name in OTHER_ROLES else "an unknown role"
-        raise RecordError(kind, f"the role {shorten(name)!r} is not one of {', '.join(ROLES)}")
+        raise RecordError(kind, f"the role must be one of {', '.join(ROLES)}, not {shorten(name)!r}")
     in_loss = True
     if len(message) > 2 and not SPECIAL_MESSAGE_KEYS.isdisjoint(message):
         in_loss = _read_special_keys(message, role)
@@ -218,7 +218,7 @@ def check_turns(conversation: Messages) -> Messages:
             raise RecordError("turns that do not alternate", f"{problem}: {MESSAGE_FORMAT}")
         expected = "assistant" if expected == "user" else "user"
     if len(conversation) == start or expected == "assistant":
-        raise RecordError("no answer at the end", f"the conversation does not end with an answer: {MESSAGE_FORMAT}")
+        raise RecordError("no answer at the end", f"the conversation must end with an answer: {MESSAGE_FORMAT}")
     for role, content, _ in conversation:
         if not content or content.isspace():
             raise RecordError("blank messages", f"the message from {role} is blank")
