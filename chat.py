@@ -256,7 +256,7 @@ class Chat:
 
 
 def read_conversations(path: str) -> list[list[tuple[str, str]]]:
-    """Return the conversations in a file as lists of (role, content). Raises UserError, with the line number, if the format is wrong."""
+    """Return the conversations in a file as lists of (role, content). Raises UserError with the line of a mistake."""
     conversations = Dialogues(Files([path])).read()
     return [[(role, content) for role, content, _ in conversation] for conversation in conversations]
 

@@ -6,6 +6,7 @@ prepare("data/chat", chats, Vocabulary("bpe"), 0.1, specials=[...], template=DON
 
 import hashlib
 import zlib
+from array import array
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Iterable, Iterator
@@ -36,33 +37,54 @@ def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[list[int], 
     """Return (hashes of the conversations, their lengths, pairs of linked indices added by levels 0, 1 and 2)."""
     hashes: list[int] = []
     lengths: list[int] = []
-    duplicate_pairs: list[IndexPairs] = [[], [], []]
+    same_pairs: IndexPairs = []
     first_index: dict[bytes, int] = {}  # by all messages: the first conversation that has them
-    indices_of: dict[bytes, list[int]] = {}  # by long or adjacent messages: up to MAX_DUPLICATES + 1
+    # one entry per long message and per two adjacent messages: their hash, conversation, and whether the pair is long
+    keys, owners, are_long = bytearray(), array("i"), bytearray()
     for index, conversation in enumerate(conversations):
         lengths.append(sum(len(content) for _, content, _ in conversation))
         texts = [content for role, content, _ in conversation if role != "system"]
-        digest = _hash_messages(texts)
+        normalized = [" ".join(text.lower().split()).encode("utf-8") for text in texts]
+        digest = _hash_messages(normalized)
         hashes.append(zlib.crc32(digest))
         if first_index.setdefault(digest, index) != index:
-            duplicate_pairs[0].append((first_index[digest], index))
+            same_pairs.append((first_index[digest], index))
             continue
-        for messages in [*((text,) for text in texts if len(text) >= LONG_MESSAGE_CHARS), *zip(texts, texts[1:])]:
-            numbers = indices_of.setdefault(_hash_messages(messages), [])
-            if len(messages) == 2 and sum(map(len, messages)) >= LONG_PAIR_CHARS and numbers and numbers[0] != index:
-                duplicate_pairs[2].append((numbers[0], index))
-            if len(numbers) <= MAX_DUPLICATES and index not in numbers:
-                numbers.append(index)
-    duplicate_pairs[1] = [
-        (first, other) for first, *others in indices_of.values() if len(others) < MAX_DUPLICATES for other in others
-    ]
-    return hashes, lengths, duplicate_pairs
+        found = [(n,) for n, text in zip(normalized, texts) if len(text) >= LONG_MESSAGE_CHARS]
+        keys += b"".join(_hash_messages(messages)[:8] for messages in chain(found, zip(normalized, normalized[1:])))
+        are_long += bytes(len(found)) + bytes(len(a) + len(b) >= LONG_PAIR_CHARS for a, b in zip(texts, texts[1:]))
+        owners.extend([index] * (len(found) + len(texts) - 1))
+    links = _link(np.frombuffer(keys, "<u8"), np.frombuffer(owners, np.int32), np.frombuffer(are_long, bool))
+    return hashes, lengths, [same_pairs, *links]
 
 
-def _hash_messages(texts: Iterable[str]) -> bytes:
-    """Return a hash of messages, ignoring order, case and whitespace."""
-    normalized = sorted(" ".join(text.lower().split()) for text in texts)
-    return hashlib.blake2b("\n".join(normalized).encode("utf-8"), digest_size=12).digest()
+def _link(keys: np.ndarray, owners: np.ndarray, are_long: np.ndarray) -> tuple[IndexPairs, IndexPairs]:
+    """Return the links of levels 1 and 2 between conversations that share keys, in the order of the keys.
+
+    keys, owners and are_long (n,) are in the order of the conversations.
+    """
+    if not len(keys):
+        return [], []
+    order = np.argsort(keys, kind="stable")
+    keys, owners = keys[order], owners[order]
+    is_start = np.append(True, keys[1:] != keys[:-1])  # of the entries with the same key
+    starts = np.flatnonzero(is_start)
+    sizes = np.diff(np.append(starts, len(keys)))
+    first_owners, first_entries = np.repeat(owners[starts], sizes), np.repeat(order[starts], sizes)
+    is_new = is_start | np.append(True, owners[1:] != owners[:-1])  # the first entry of a conversation with this key
+    is_rare = np.repeat(np.add.reduceat(is_new, starts, dtype=np.int64) <= MAX_DUPLICATES, sizes)
+    linked = first_owners != owners
+
+    def pairs(selected: np.ndarray, rank: np.ndarray) -> IndexPairs:
+        by_rank = np.flatnonzero(selected)[np.argsort(rank[selected], kind="stable")]
+        return [*zip(first_owners[by_rank].tolist(), owners[by_rank].tolist())]
+
+    return pairs(linked & is_new & is_rare, first_entries), pairs(linked & are_long[order], order)
+
+
+def _hash_messages(normalized: Iterable[bytes]) -> bytes:
+    """Return a hash of messages, ignoring their order."""
+    return hashlib.blake2b(b"\n".join(sorted(normalized)), digest_size=12).digest()
 
 
 def group(hashes: list[int], duplicate_pairs: Iterable[tuple[int, int]]) -> list[int]:

@@ -37,6 +37,11 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 ROW_SUFFIXES = (".csv", ".parquet")
 DELIMITERS = (",", ";", "\t")  # of CSV
 TAGGED_FORM = Form("tagged text (<bot>, <human>)")
+# {"version": "1.0", "data": followed by a list
+LIST_IN_OBJECT = re.compile(
+    r'\{\s*(?:"[^"\\]{0,99}"\s*:\s*(?:"[^"\\]{0,999}"|[-+.\w]+)\s*,\s*){0,20}"[^"\\]{0,99}"\s*:\s*(?=\[)'
+)
+UNDECIDED_CHARS = 2**16  # at the start of a file, in which such a list must begin
 Record = tuple[str, Any]  # location; a record, or the RecordError that says why it cannot be read
 
 
@@ -53,6 +58,13 @@ def read_json(chunks: Iterable[str], path: str, has_lines: bool) -> Iterator[Rec
     text, end_line = JsonText(chunks, path), 1
     messages: list[Any] = []  # of the current conversation, with one message per value
     first_location, has_error = "", False
+    while len(text.buffer) < UNDECIDED_CHARS and not text.is_end:
+        text.read_more()
+    if text.peek() == "{" and (match := LIST_IN_OBJECT.match(text.buffer, text.position)):
+        if _holds_records(text.peek_element(path, match.end() - text.position)):
+            text.position = match.end()
+            yield from text.elements()
+            _read_rest_of_object(text)
     while text.peek():
         line = text.line()
         location = f"{path} line {line:,}"
@@ -62,7 +74,7 @@ def read_json(chunks: Iterable[str], path: str, has_lines: bool) -> Iterator[Rec
             messages, has_error = [], False
         value: Any = None
         try:
-            is_array = text.peek() == "[" and _holds_records(text.peek_element(location))
+            is_array = text.peek() == "[" and _holds_records(text.peek_element(location), not has_lines)
             if not is_array:
                 value = text.read_value(location)
                 has_lines = text.line() == line
@@ -100,11 +112,31 @@ def _line_error(error: UserError, location: str) -> RecordError:
     return RecordError("lines that are not JSON", problem)
 
 
-def _holds_records(element: Any) -> bool:
-    """Whether an array with this first element holds records. Otherwise it is a conversation."""
+def _holds_records(element: Any, if_empty: bool = False) -> bool:
+    """Whether an array with this first element, or None, holds records. Otherwise it is a conversation."""
+    if element is None:
+        return if_empty
     if isinstance(element, list):
         return bool(element) and isinstance(element[0], dict)
     return isinstance(element, dict) and not is_message(element)
+
+
+def _read_rest_of_object(text: JsonText):
+    """Read what follows the list of records in {"data": [...], "n": 2}. Raises UserError if that has more lists."""
+    while (separator := text.peek()) == ",":
+        text.position += 1
+        text.peek()
+        location = f"{text.path} line {text.line():,}"
+        key = text.read_value(location)
+        if not isinstance(key, str) or text.peek() != ":":
+            text.fail(location, "expected a key and a value")
+        text.position += 1
+        text.peek()
+        if isinstance(text.read_value(location), (list, dict)):
+            raise UserError(f"{location}: {key!r} is more than the one list of an object: save each list as a file")
+    if separator != "}":
+        text.fail(f"{text.path} line {text.line():,}", "the object does not end" if separator else "")
+    text.position += 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -215,10 +215,10 @@ def check_turns(conversation: Messages) -> Messages:
     for role, content, _ in conversation[start:]:
         if role != expected:
             problem = f"expected a message from {expected}, got {role}"
-            raise RecordError("turns that do not alternate", f"{problem}: {MESSAGE_FORMAT}")
+            raise RecordError("turns that do not alternate", f"{problem}: they must take turns")
         expected = "assistant" if expected == "user" else "user"
     if len(conversation) == start or expected == "assistant":
-        raise RecordError("no answer at the end", f"the conversation must end with an answer: {MESSAGE_FORMAT}")
+        raise RecordError("no answer at the end", "the conversation must end with an answer")
     for role, content, _ in conversation:
         if not content or content.isspace():
             raise RecordError("blank messages", f"the message from {role} is blank")

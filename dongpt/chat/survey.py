@@ -70,16 +70,18 @@ class Survey:
     def check(self, paths: list[str], skip_broken: bool):
         """Raise UserError for broken records, unless they are left out, and if nothing remains to train on."""
         source = paths[0] if len(paths) == 1 else f"{len(paths):,} files"
-        remedy = "correct or delete them, or pass --skip_broken to leave them out"
-        if self.num_broken == 1 and not skip_broken:
-            raise UserError(f"{self.broken[0]}; {remedy.replace('them', 'it')}")
-        if self.num_broken > 1 and not (skip_broken and self.conversations):
+        n_records = self.num_broken + self.conversations
+        if self.num_broken and not (skip_broken and self.conversations):
+            remedy = "correct or delete {}, or pass --skip_broken to leave {} out"
+            if not self.conversations:
+                remedy = "correct {}, or name the keys of question and answer with --user and --assistant"
+            if self.num_broken == 1:
+                raise UserError(f"{self.broken[0]}; {remedy.format('it', 'it')}")
             print("\n".join(self.broken_lines()))
-            all_records = f"{self.num_broken + self.conversations:,} records of {source}"
-            remedy = remedy if self.conversations else "correct them, or name the fields with --user and --assistant"
-            raise UserError(f"{self.num_broken:,} of {all_records} are broken, first {self.broken[0]}; {remedy}")
+            count = f"{self.num_broken:,} of {n_records:,} records of {source} are broken"
+            raise UserError(f"{count}, first {self.broken[0]}; {remedy.format('them', 'them')}")
         if not self.conversations:
-            raise UserError(f"{source} has only blanks and no conversation: pass --input=PATH of a file with some")
+            raise UserError(f"{source} has no conversation, the text is blank: pass --input=PATH of another file")
         if self.answers_without_loss == self.answers:
             raise UserError(f"no answer of {source} counts in the loss: set weight to 1 in the answers to learn")
 

@@ -188,7 +188,7 @@ class Files:
                 at = f" at byte {offset + chunk.index(0):,}" if encoding == "utf-8" else ""
                 remedy = "remove the file, or pass its encoding, for example --encoding=utf-16-le"
                 raise UserError(f"{path} contains a NUL{at} and is not {encoding.upper()} text: {remedy}")
-            if not is_valid_unicode(text):  # possible in utf-7 and unicode_escape
+            if encoding != "utf-8" and not is_valid_unicode(text):  # possible in utf-7 and unicode_escape
                 raise UserError(f"{path} contains an unpaired surrogate: convert it to UTF-8")
             offset += len(chunk)
             if text := line_ends.decode(text, final=not chunk):

@@ -104,9 +104,9 @@ class JsonText:
         value, self.position = self._decode(location, 0)
         return value
 
-    def peek_element(self, location: str) -> Any:
-        """The first element of the array at the position, or None if it has none."""
-        while not (match := find_content(self.buffer, self.position + 1)) and not self.is_end:
+    def peek_element(self, location: str, offset: int = 0) -> Any:
+        """The first element of the array at offset characters after the position, or None if it has none."""
+        while not (match := find_content(self.buffer, self.position + offset + 1)) and not self.is_end:
             self.read_more()
         offset = (match.start() if match else len(self.buffer)) - self.position
         return None if match and match.group() == "]" else self._decode(location, offset)[0]
