@@ -7,7 +7,6 @@ A file is JSON if its first character is { or [. chat.py saves one message per l
 conversations. Other text must have the tags of the Empathetic-Dialogue-System.
 """
 
-import csv
 import os
 import re
 from dataclasses import dataclass
@@ -30,12 +29,19 @@ from dongpt.chat.records import (
     to_conversation,
 )
 from dongpt.chat.survey import Survey
-from dongpt.text.documents import Files, Progress, _open_parquet, file_suffixes
+from dongpt.text.documents import (
+    CSV_DELIMITERS,
+    Files,
+    Progress,
+    file_suffixes,
+    open_parquet,
+    read_csv_rows,
+    read_parquet_rows,
+)
 from dongpt.text.json_values import JsonText
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
-ROW_SUFFIXES = (".csv", ".parquet")
-DELIMITERS = (",", ";", "\t")  # of CSV
+ROW_SUFFIXES = (".csv", ".tsv", ".parquet")
 TAGGED_FORM = Form("tagged text (<bot>, <human>)")
 # {"version": "1.0", "data": followed by a list
 LIST_IN_OBJECT = re.compile(
@@ -305,34 +311,19 @@ class Dialogues:
         """Yield the rows of CSV or Parquet as dicts."""
         if suffix == ".parquet":
             yield from self._read_parquet(path, survey, digest)
-        else:
-            yield from self._read_csv(path, digest)
-        on_progress(os.path.getsize(path))
-
-    def _read_csv(self, path: str, digest) -> Iterator[Record]:
-        csv.field_size_limit(2**31 - 1)  # characters; Python's default rejects long texts
-        lines = self.files.lines(path, digest=digest)
-        first_line = next(lines, "")
-        delimiter = next(
-            (d for d in DELIMITERS if self._has_form(next(csv.reader([first_line], delimiter=d), []))), ","
-        )
-        rows = csv.reader(chain([first_line], lines), strict=True, delimiter=delimiter)
-        try:
-            names = next(rows, [])
-            self._check_columns(path, names)
-            for row in filter(None, rows):
-                location = f"{path} line {rows.line_num:,}"
-                if len(row) == len(names):
-                    yield location, dict(zip(names, row))
-                else:
-                    problem = f"it has {len(row)} columns, but line 1 has {len(names)}"
-                    yield location, RecordError("rows of another length", problem)
-        except csv.Error as error:
-            problem = f"{path} line {rows.line_num:,} is not CSV ({error})"
-            raise UserError(f"{problem}: correct or delete the line") from error
+            return on_progress(os.path.getsize(path))
+        lines = self.files.lines(path, on_progress, digest)
+        names, rows = read_csv_rows(path, lines, CSV_DELIMITERS[suffix], self._has_form)
+        self._check_columns(path, names)
+        for location, row in rows:
+            if len(row) == len(names):
+                yield location, dict(zip(names, row))
+            else:
+                problem = f"it has {len(row)} columns, but line 1 has {len(names)}"
+                yield location, RecordError("rows of another length", problem)
 
     def _read_parquet(self, path: str, survey: Survey, digest) -> Iterator[Record]:
-        with _open_parquet(path) as file:
+        with open_parquet(path) as file:
             all_names = file.schema_arrow.names
             self._check_columns(path, all_names)
             pair = find_pair(tuple(all_names)) if (self.user, self.assistant) == ("user", "assistant") else None
@@ -340,13 +331,8 @@ class Dialogues:
             wanted = [*first, *LIST_KEYS, "prompt", "completion", "history", *INPUT_KEYS, *SYSTEM_KEYS, *SPECIAL_KEYS]
             names = list(dict.fromkeys(name for name in wanted if name in all_names))
             survey.add_unused(path, (name for name in all_names if name not in names))
-            number = 0
-            for batch in file.iter_batches(batch_size=256, columns=names):
-                for values in zip(*(batch.column(name).to_pylist() for name in names)):
-                    number += 1
-                    if digest is not None:
-                        digest.update(repr(values).encode("utf-8", "surrogatepass"))
-                    yield f"{path} row {number:,}", dict(zip(names, values))
+            for location, values in read_parquet_rows(path, file, names, digest):
+                yield location, dict(zip(names, values))
 
     def _has_form(self, names: Sequence[str]) -> bool:
         """Whether a table with these columns has conversations."""
