@@ -1,14 +1,15 @@
 """Prepare conversations for training a chat model: write train.bin, val.bin, loss masks and meta.json.
 
-    python data/chat/prepare.py --input=chats.jsonl                      # {"messages": [{"role": ..., "content": ...}]}
+    python data/chat/prepare.py --input=chats.json                       # ShareGPT, alpaca, messages, prompt/completion
     python data/chat/prepare.py --input=faq.csv --user=question --assistant=reply --tokenizer=gpt2
     python data/chat/prepare.py --input=dialogues.txt --name=eds         # <bot> ... <human> ... <endOfText>
     python train.py config/train_chat.py
     python chat.py out-chat
 
-Special tokens mark each speaker. Only the answers count in the loss, because train.py and evaluate.py apply the loss
-masks. A conversation is never divided between the splits. Near duplicates, such as conversations that contain each
-other or differ only in swapped roles, go to the same split.
+dongpt/chat/records.py describes the forms of records, in JSON, JSON lines, CSV and Parquet, and the keys that they may
+have. Special tokens mark each speaker. Only the answers count in the loss, because train.py and evaluate.py
+apply the loss masks, and of these not the ones with "weight": 0. A conversation is never divided between the splits.
+Near duplicates, such as conversations that contain each other or differ only in swapped roles, go to the same split.
 """
 
 import os

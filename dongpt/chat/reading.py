@@ -328,7 +328,16 @@ class Dialogues:
             self._check_columns(path, all_names)
             pair = find_pair(tuple(all_names)) if (self.user, self.assistant) == ("user", "assistant") else None
             first = [*(pair if isinstance(pair, tuple) else (self.user, self.assistant)), self.conversation]
-            wanted = [*first, *LIST_KEYS, "prompt", "completion", "history", *INPUT_KEYS, *SYSTEM_KEYS, *SPECIAL_KEYS]
+            wanted = [
+                *first,
+                *LIST_KEYS,
+                "prompt",
+                "completion",
+                "history",
+                *INPUT_KEYS,
+                *SYSTEM_KEYS,
+                *sorted(SPECIAL_KEYS),
+            ]
             names = list(dict.fromkeys(name for name in wanted if name in all_names))
             survey.add_unused(path, (name for name in all_names if name not in names))
             for location, values in read_parquet_rows(path, file, names, digest):

@@ -7,11 +7,12 @@ Keys that change what a record means are obeyed or rejected. Only keys without s
 """
 
 import ast
+import contextlib
 import functools
 import json
 import reprlib
-from dataclasses import dataclass
-from typing import Any, Iterable
+import warnings
+from typing import Any, Iterable, NamedTuple
 
 from dongpt.text.template import is_valid_unicode
 
@@ -64,8 +65,7 @@ class RecordError(ValueError):
         self.kind = kind
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """The form of a record."""
 
     name: str
@@ -107,11 +107,13 @@ def read_list(value: Any, field: str) -> list:
     """Return a list, which CSV holds as JSON or as Python writes it. Raises RecordError for anything else."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         for parse in (json.loads, ast.literal_eval):
-            try:
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of unknown escapes in Python's strings
                 value = parse(value)
                 break
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        problem = f"the field {field!r} has a list as it is printed, not as JSON: use the file that the table came from"
+        raise RecordError("printed lists", problem)
     if not isinstance(value, list):
         raise RecordError("no list of messages", f"the field {field!r} has no list of messages: {MESSAGE_FORMAT}")
     return value
@@ -251,7 +253,7 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
     user and assistant, unless they have their defaults, are the keys of the question and the answer.
     """
     if isinstance(record, list):
-        return Form("lists of messages"), check_turns([*map(read_message, record)])
+        return Form("messages (role, content)"), check_turns([*map(read_message, record)])
     if not isinstance(record, dict):
         raise RecordError("no object", f"{shorten(record)!r} is not an object: {MESSAGE_FORMAT}")
     in_loss = None
@@ -259,7 +261,9 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
         reject_keys(record, REJECTED_KEYS)
         in_loss = read_loss(record)
         for key in PREFERENCE_KEYS:
-            if str(record.get(key)).lower() in ("true", "false"):
+            value = record.get(key)
+            is_flag = isinstance(value, bool) or "completion" in record and str(value).lower() in ("true", "false")
+            if is_flag:
                 raise RecordError("preference data", f"{key} marks good and bad answers, which are not supported")
     form, conversation = _read_form(record, user, assistant)
     if system_keys := [key for key in SYSTEM_KEYS if key in record and key not in (user, assistant)]:
@@ -295,17 +299,12 @@ def _read_form(record: dict[str, Any], user: str, assistant: str) -> tuple[Form,
     return _read_pair(record, *pair)
 
 
-@functools.lru_cache(maxsize=256)
-def _named_form(name: str, used: tuple[str, ...], is_pair: bool) -> Form:
-    return Form(name, used, is_pair)
-
-
 def _list_form(key: str, messages: Any) -> Form:
     first = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], dict) else {}
     names = ("role" if "role" in first else "from", "content" if "content" in first else "value")
     if names == ("from", "value"):
-        return _named_form(f"ShareGPT ({key}: from, value)", (key,), False)
-    return _named_form(f"messages ({key}: role, content)" if first else f"messages ({key})", (key,), False)
+        return Form(f"ShareGPT ({key}: from, value)", (key,), False)
+    return Form(f"messages ({key}: role, content)" if first else f"messages ({key})", (key,), False)
 
 
 def _read_pair(record: dict[str, Any], user: str, assistant: str) -> tuple[Form, Messages]:
@@ -332,7 +331,7 @@ def _read_pair(record: dict[str, Any], user: str, assistant: str) -> tuple[Form,
         name = "prompt and completion"
     else:
         name = f"questions and answers {names}"
-    return _named_form(name, tuple(used), True), conversation
+    return Form(name, tuple(used), True), conversation
 
 
 def _read_history(history: Iterable[Any]) -> Messages:

@@ -31,7 +31,7 @@ FORMS = [  # record, conversation, words in the form's name
     ({"messages": chat([{"type": "text", "text": "q"}], [{"type": "text", "text": "a"}])}, Q_A, "messages"),
     ({"messages": chat("q", "a"), "system": "s"}, WITH_SYSTEM, "messages"),
     ({"conversation": chat("q", "a"), "model": "m"}, Q_A, "conversation"),
-    (chat("q", "a"), Q_A, "lists of messages"),
+    (chat("q", "a"), Q_A, "messages"),
     ({"id": "x", "conversations": gpt("q", "a", "r", "b")}, TWO_TURNS, "ShareGPT"),
     ({"conversations": [{"from": "system", "value": "s"}, *gpt("q", "a")]}, WITH_SYSTEM, "ShareGPT"),
     ({"conversations": gpt("q", "a"), "system": "s", "tools": ""}, WITH_SYSTEM, "ShareGPT"),
@@ -199,8 +199,9 @@ def test_cells_of_a_table_hold_lists_as_json_or_as_python_writes_them():
     for text in (json.dumps(messages), str(messages), json.dumps(messages, indent=1)):
         conversation = to_conversation({"messages": text})[1]
         assert [content for _, content, _ in conversation] == ['it\'s "q"', "a\n"]
-    with pytest.raises(RecordError, match="no list of messages"):
-        to_conversation({"messages": "[__import__('os')]"})
+    for text in ("[__import__('os')]", "[{'role': 'user', 'content': 'q'} {'role': 'assistant', 'content': 'a'}]"):
+        with pytest.raises(RecordError, match="as it is printed"):  # by NumPy, without commas
+            to_conversation({"messages": text})
 
 
 def test_line_ends_become_newlines_in_every_form():
