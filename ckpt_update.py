@@ -98,7 +98,8 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     if cfg.pos_embd:
         scheme = position_scheme(model.config) if model.config.model_type == "gpt" else "no"
         if scheme != "default":
-            raise UserError(f"{source} has {scheme} positions, but --pos_embd={cfg.pos_embd} needs default: remove it")
+            problem = f"--pos_embd adds to models with pos_embd=default, but {source} has {scheme}"
+            raise UserError(f"{problem}: remove --pos_embd")
         model = build_model(replace(model.config, pos_embd="default+relative"))
     names = {"optimizer": "optimizer state", "iter_num": "iteration", "tokenizer": "tokenizer"}
     missing_parts = [name for key, name in names.items() if checkpoint.get(key) is None]
