@@ -30,11 +30,13 @@ import numpy as np
 from configurator import UserError
 from dongpt.log import progress_bar
 from dongpt.text.bins import SPLITS, BinWriter, EncodedText, PreparedData, open_data
-from dongpt.text.documents import Files, Progress, Texts
+from dongpt.text.documents import BLANK, Files, Progress, Texts
+from dongpt.text.survey import Survey
 from dongpt.text.template import Segment, Template, merge_segments
 from dongpt.text.tokenizers import (
     END,
     MAX_VOCAB_SIZE,
+    UNKNOWN,
     BPETokenizer,
     CharTokenizer,
     GPT2Tokenizer,
@@ -128,6 +130,7 @@ def prepare(
     seed: int | None = None,
     specials: Sequence[str] = (),
     template: Template | None = None,
+    val_documents: Files | None = None,
 ) -> PreparedData | None:
     """Write train.bin (or train_000.bin, ... with shard_tokens), val.bin and meta.json to folder.
 
@@ -135,7 +138,8 @@ def prepare(
     val_buckets (NUM_BUCKETS,) bool selects the validation documents by bucket. By default, whole documents are selected
     by hash, or the end of the text is used if there are few documents (see choose_val_buckets). With a seed, documents
     are drawn at random as in nanoGPT's OpenWebText script, and val.bin equals nanoGPT's byte for byte. This requires
-    Files and GPT-2's vocabulary.
+    Files and GPT-2's vocabulary. val_documents are a validation text of their own, and documents are all for training.
+    With val_fraction=0, val.bin is empty.
 
     Documents that consist of segments are never split. They also get loss masks, which are 1 where a segment is in the
     loss. specials become special tokens, and template is stored with the tokenizer. source and sha256 describe the
@@ -143,15 +147,17 @@ def prepare(
     if the vocabulary is too large for uint16, or if reading, encoding or writing fails.
     """
     files = documents if isinstance(documents, (Files, Texts)) else documents.files
-    fingerprint = files.fingerprint()
-    plan_sha256 = _sha256(repr((documents, fingerprint, vocabulary, val_fraction, shard_tokens, specials, template)))
+    texts = [files, val_documents] if val_documents else [files]
+    fingerprint = [text.fingerprint() for text in texts]
+    plan = (documents, val_documents, fingerprint, vocabulary, val_fraction, shard_tokens, specials, template)
+    plan_sha256 = _sha256(repr(plan))
     if seed is not None:
         assert isinstance(documents, Files) and vocabulary.tokenizer == "gpt2"
         plan_sha256 = _random_split_hash(documents, val_fraction, seed, shard_tokens)
     num_passes = 1 if seed is not None else 3 if vocabulary.tokenizer == "bpe" else 2
     with (
         BinWriter(folder, shard_tokens=shard_tokens, fingerprint=plan_sha256, reorder_val=seed is not None) as writer,
-        progress_bar(num_passes * files.size, unit="B", quiet=quiet, leave=False) as bar,
+        progress_bar(num_passes * sum(text.size for text in texts), unit="B", quiet=quiet, leave=False) as bar,
     ):
         tokenizer: Tokenizer
         if isinstance(documents, Files) and seed is not None:
@@ -162,43 +168,84 @@ def prepare(
             pieces, val_order, meta = _draw_split(documents, val_fraction, seed, writer.state["documents"], bar.update)
             meta["plan_sha256"] = plan_sha256
         else:
-            tokenizer, pieces, meta = _scan_text(documents, vocabulary, val_fraction, val_buckets, specials, bar.update)
+            survey = Survey(_special_names(vocabulary, specials), isinstance(documents, Files))
+            tokenizer, pieces, meta = _scan_text(
+                documents, val_documents, vocabulary, val_fraction, val_buckets, specials, survey, bar.update
+            )
+            for line in () if quiet else survey.lines():
+                print(line)
             val_order, num_skipped = None, writer.state["documents"]
         tokenizer.template, writer.tokenizer = template, tokenizer
-        end_id = tokenizer.end_id if meta["documents"] > 1 else None
-        sample_splits = ("val",) if seed is None and documents is files else SPLITS
+        end_id = tokenizer.end_id if meta["documents"] > len(texts) else None
+        sample_splits = ("val",) if seed is None and documents is files and val_fraction else SPLITS
         sample = _encode_and_write(writer, tokenizer, pieces, end_id, sample_splits, num_skipped)
-        if files.fingerprint() != fingerprint:
+        if [text.fingerprint() for text in texts] != fingerprint:
             problem = "the text changed while it was being read"
             raise UserError(f"{problem}: run this command again when no program is writing to it")
         prepared = writer.finish({"source": source, **meta, "sha256": sha256 or meta["sha256"]}, val_order)
         return replace(prepared, sample=sample)
 
 
+def _special_names(vocabulary: Vocabulary, specials: Sequence[str]) -> list[str]:
+    """Return the names that may stand for special tokens, also in a vocabulary that has no such token."""
+    unknown = [UNKNOWN] if vocabulary.tokenizer == "word" else []
+    return list(dict.fromkeys([END, *unknown, *specials, *vocabulary.names()]))
+
+
 def _scan_text(
-    documents: Documents, vocabulary: Vocabulary, val_fraction: float, val_buckets, specials, on_progress: Progress
+    documents: Documents,
+    val_documents: Files | None,
+    vocabulary: Vocabulary,
+    val_fraction: float,
+    val_buckets: np.ndarray | None,
+    specials: Sequence[str],
+    survey: Survey,
+    on_progress: Progress,
 ) -> tuple[Tokenizer, Pieces, dict]:
     """Make a first pass over the documents and return (tokenizer, pieces, entries for meta.json)."""
-    stats, digest, has_segments = CorpusStats(), hashlib.sha256(), not isinstance(documents, (Files, Texts))
+    stats, val_stats, digest = CorpusStats(), CorpusStats(), hashlib.sha256()
+    has_segments = not isinstance(documents, (Files, Texts))
     no_val, min_documents = np.zeros(NUM_BUCKETS, dtype=bool), 2 if has_segments else MIN_DOCUMENTS
-    counts = _count_symbols(_text_pieces(_read_pieces(documents, no_val, stats, on_progress, digest)), vocabulary)
-    if not stats.characters:
-        raise UserError("the text is blank: use an input file that contains text")
+
+    def read(is_val: np.ndarray, stats: CorpusStats, val_stats: CorpusStats, *progress) -> Pieces:
+        yield from _read_pieces(documents, is_val, stats, *progress)
+        if val_documents:
+            yield from _read_pieces(val_documents, ~no_val, val_stats, *progress)
+
+    def survey_pieces() -> Pieces:
+        for split, text, is_end in _text_pieces(read(no_val, stats, val_stats, on_progress, digest)):
+            survey.add(text, is_end)
+            yield split, text, is_end
+
+    counts = _count_symbols(survey_pieces(), vocabulary)
+    n_blank = sum(text.n_left_out[BLANK] for text in (documents, val_documents) if isinstance(text, Files))
+    if not stats.characters or val_documents and not val_stats.characters:
+        name = "validation text" if stats.characters else "text"
+        raise UserError(f"the {name} is blank: use an input file that contains text")
     special = [*specials, *(name for name in vocabulary.names() if name not in specials)]
-    if isinstance(documents, (Files, Texts)) and stats.documents > 1 and not documents.has_separators:
+    is_many = isinstance(documents, (Files, Texts)) and stats.documents > 1 and not documents.has_separators
+    if is_many or val_documents and val_stats.documents > 1 and not val_documents.has_separators:
         special += [END] * (END not in special)
     train_pieces = _text_pieces(_read_pieces(documents, no_val, CorpusStats(), on_progress))
     tokenizer = _build_tokenizer(vocabulary, special, counts, stats.characters, train_pieces)
-    split = choose_val_buckets(stats, val_fraction, min_documents) if val_buckets is None else val_buckets
-    pieces = _read_pieces(documents, no_val if isinstance(split, int) else split, CorpusStats(), on_progress)
+    split: np.ndarray | int = no_val
+    split_method = "documents"
+    if val_documents or val_fraction == 0:
+        split_method = "given" if val_documents else "none"
+    elif val_buckets is not None:
+        split = val_buckets
+    else:
+        split = choose_val_buckets(stats, val_fraction, min_documents)
+    pieces = read(no_val if isinstance(split, int) else split, CorpusStats(), CorpusStats(), on_progress)
     if isinstance(split, int) and not has_segments:
+        split_method = "position"
         pieces = _split_by_position(pieces, split, vocabulary.tokenizer == "word")
     elif isinstance(split, int):
         problem = f"{stats.documents:,} records cannot be split with about {val_fraction} of the text for validation"
         raise UserError(f"{problem}: use more records, or change --val_fraction")
-    split_method = "position" if isinstance(split, int) else "documents"
-    meta = {"sha256": digest.hexdigest(), "documents": stats.documents, "split": split_method}
-    return tokenizer, pieces, meta | ({"left_out": stats.num_skipped} if has_segments else {})
+    n_skipped = stats.num_skipped + n_blank
+    meta = {"sha256": digest.hexdigest(), "documents": stats.documents + val_stats.documents, "split": split_method}
+    return tokenizer, pieces, meta | ({"left_out": n_skipped} if has_segments or n_skipped else {})
 
 
 def _read_pieces(documents: Documents, is_val: np.ndarray, stats: CorpusStats, *progress) -> Pieces:

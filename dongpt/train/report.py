@@ -10,12 +10,15 @@ import shlex
 import sys
 from typing import Any, Callable
 
+import numpy as np
 import torch
 
 import configurator
 from dongpt import runtime
 from dongpt.log import LOSS_PLOT_FILE, LossCurves, peak_flops
 from dongpt.runtime import Runtime
+from dongpt.text.bins import has_validation
+from dongpt.text.tokenizers import from_dict
 from dongpt.train.data import Corpus
 from dongpt.train.optim import describe_groups
 from dongpt.train.step import TrainStep
@@ -66,12 +69,33 @@ def corpus_lines(corpus: Corpus, block_size: int) -> list[str]:
     source = f" ({corpus.meta['source']})" if corpus.meta.get("source") else ""
     size = f", {sum(characters.values()):,} characters" if characters else ""
     counts = f"{corpus.lengths['train']:,} tokens to train on and {corpus.lengths['val']:,} for validation"
+    if not has_validation(corpus.meta):
+        note = "none for validation, so that val losses are measured on them, too"
+        counts = f"{corpus.lengths['train']:,} tokens to train on and {note}"
     lines = [f"text: {corpus.name}{source}{size}: {counts}"]
     vocabulary = f"tokens: {TOKENS.get(kind, kind)}, a vocabulary of {corpus.vocab_size:,}"
     if not corpus.meta:
         vocabulary = f"tokens: {corpus.name} has no meta.json or meta.pkl, assuming GPT-2's"
     lines.append(f"{vocabulary}; the model sees up to {block_size:,} at a time (block_size)")
     return lines
+
+
+def long_conversations_line(corpus: Corpus, block_size: int) -> str:
+    """Return a sentence with the number of conversations to train on that are longer than block_size, or ''."""
+    if "template" not in corpus.tokenizer_dict:
+        return ""
+    end_id = from_dict(corpus.tokenizer_dict, load_gpt2=False, load_template=False).end_id
+    n_conversations = n_long = n_read = first = 0  # first: position where a conversation starts
+    for ids in corpus.tokens["train"].chunks():
+        ends = n_read + np.flatnonzero(ids == end_id)
+        n_long += np.count_nonzero(np.diff(ends, prepend=first - 1) - 1 > block_size)
+        n_conversations, n_read = n_conversations + len(ends), n_read + len(ids)
+        first = int(ends[-1]) + 1 if len(ends) else first
+    if not n_long:
+        return ""
+    share = f"{n_long:,} of {n_conversations:,} conversations to train on ({100 * n_long / n_conversations:.1f}%)"
+    problem = f"long: {share} have more than block_size={block_size:,} tokens, so the model rarely sees the question"
+    return f"{problem} together with the answer; use a larger block_size or shorter conversations"
 
 
 def parameters_line(model: GPT) -> str:
@@ -127,7 +151,8 @@ def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resum
         lines.append(f"{every}: an evaluation{sample}, and a checkpoint and {LOSS_PLOT_FILE} in {cfg.out_dir}")
         resume = resume_command(cfg.out_dir, step.rt.world_size)
         lines.append(f"to stop: press Ctrl-C, which saves the state; to resume: {resume}")
-    return "\n".join([*lines, *filter(None, [busy_machine_warning(), slow_step_warning(step)])])
+    warnings = long_conversations_line(corpus, cfg.block_size), busy_machine_warning(), slow_step_warning(step)
+    return "\n".join([*lines, *filter(None, warnings)])
 
 
 def difference_line(before: dict[str, Any], now: dict[str, Any], threads_source: str = "") -> str:
@@ -235,10 +260,13 @@ def last_screen(cfg: Any, loss: Any, meaning: str, curves: LossCurves, best_iter
     """Return lines with the final loss (a MeanLoss), its meaning, the output files, and the next command to run."""
     checkpoint, picture = os.path.join(cfg.out_dir, "ckpt.pt"), os.path.join(cfg.out_dir, LOSS_PLOT_FILE)
     out_dir, is_chat = shlex.quote(cfg.out_dir), "template" in corpus.tokenizer_dict
-    measured = f"at iteration {best_iter:,} on all {loss.tokens:,} tokens of the validation set"
-    lines = [f"final: whole-validation loss {loss.nats:.4f}, perplexity {loss.perplexity:.2f}, {measured}"]
+    split, verdict = "validation", curve_verdict(curves)
+    if not has_validation(corpus.meta):
+        split, verdict = "training", verdict.replace("validation loss", "loss")
+    measured = f"at iteration {best_iter:,} on all {loss.tokens:,} tokens of the {split} set"
+    lines = [f"final: whole-{split} loss {loss.nats:.4f}, perplexity {loss.perplexity:.2f}, {measured}"]
     lines.append("  report this number: the losses above were measured on part of the text or on a single batch")
-    lines += [f"  {meaning}", f"  {curve_verdict(curves)}"]
+    lines += [f"  {meaning}", f"  {verdict}"]
     lines.append(f"saved: {checkpoint} (the model) and {picture} (its loss curves)")
     lines.append(f"next: python chat.py {out_dir}" if is_chat else f"next: python sample.py --out_dir={out_dir}")
     return "\n".join(lines)
