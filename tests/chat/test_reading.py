@@ -78,7 +78,7 @@ def write(path, records: list[dict]) -> str:
         pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
         parquet.write_table(pyarrow.Table.from_pylist(records), path)
         return str(path)
-    if name.endswith(".csv"):
+    if name.endswith((".csv", ".tsv")):
         buffer = io.StringIO()
         writer = csv.writer(buffer, delimiter=";" if "semicolon" in name else "\t" if "tab" in name else ",")
         writer.writerow(records[0])
