@@ -493,6 +493,8 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
     train_fraction < 1 keeps only the first part of the training set. Raises UserError where read_meta does, and for
     files that are missing or whose sizes do not match meta.json.
     """
+    from dongpt.text.foreign_bins import find_problem  # here, since loading a model reads no data
+
     meta = read_meta(folder)
     tokens: dict[str, TokenArray] = {}
     masks: dict[str, np.ndarray] = {}
@@ -516,6 +518,8 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
         for name, count in expected.items():
             path, problem = os.path.join(folder, name), ""
             size = os.path.getsize(path) if os.path.isfile(path) else -1
+            if size > 0 and not (count or mask) and (foreign := find_problem(path)):
+                raise UserError(foreign)
             if size < 0:
                 problem = f"{folder} has no {name}"
             elif count and size != itemsize * count:

@@ -1,0 +1,455 @@
+"""Documents from a dataset of the Hugging Face Hub, of its local cache, or of a folder, read through `datasets`.
+
+A dataset is named hf:[OWNER/]NAME[:CONFIG[:SPLIT]]; hf:./FOLDER and hf:/FOLDER are folders, also those that
+save_to_disk() wrote. One column is streamed once into a copy next to the data, Parquet files of about COPY_BYTES of
+text, which every pass of a preparation reads and which is removed when the data are complete. An interrupted copy
+continues after its last file, where IterableDataset.state_dict() stood.
+
+    dataset = parse_name("hf:roneneldan/TinyStories")
+    with open_dataset(dataset, "text", folder) as documents:
+        prepared = prepare(folder, documents, Vocabulary("bpe"), source=documents.source)
+"""
+
+import contextlib
+import glob
+import json
+import os
+import re
+import shutil
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Iterator
+
+from configurator import UserError
+from dongpt.log import progress_bar
+from dongpt.program import atomic_write, first_line
+from dongpt.text.bins import STAGING_DIR
+from dongpt.text.documents import Document, Files, Progress, TextPart
+
+PREFIX = "hf:"
+COPY_DIR = ".dongpt-hub"  # inside the data folder
+COPY_BYTES = 2**26  # of text in each file of the copy: a killed process reads at most this much again
+BATCH_ROWS = 256  # read at a time
+CONVERTED = (
+    "refs/convert/parquet"  # the Hub's own conversion of a dataset to Parquet, such as CONFIG/train/0000.parquet
+)
+TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "null")
+
+
+@dataclass(frozen=True)
+class DatasetName:
+    """A parsed name: path is OWNER/NAME or, if local, a folder; an empty config stands for the only or default one."""
+
+    path: str
+    config: str = ""
+    split: str = "train"
+    is_local: bool = False
+    remedy: str = "pass a local copy as hf:./FOLDER"  # if it cannot be downloaded
+
+    @property
+    def short(self) -> str:
+        """NAME, or the name of the folder."""
+        return os.path.basename(os.path.abspath(self.path)) if self.is_local else self.path.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.path}"
+
+
+def parse_name(name: str) -> DatasetName:
+    """hf:[OWNER/]NAME[:CONFIG[:SPLIT]] as a DatasetName. Raises UserError for anything else."""
+    rest = re.sub(r"^((hf:)?//|https?://(www\.)?huggingface\.co/)datasets/", "", name.removeprefix(PREFIX))
+    is_local = bool(re.match(r"[A-Za-z]:[/\\]|[/\\~]|\.{1,2}([/\\:]|$)", rest))
+    n_drive = 2 if rest[1:2] == ":" and is_local else 0  # C:
+    path, *more = [rest] if is_local and os.path.exists(rest) else rest[n_drive:].split(":")
+    path = path if path == rest else rest[:n_drive] + path
+    if len(more) > 2 or not (path if is_local else re.fullmatch(r"([\w.-]+/)?[\w.-]+", path)):
+        form = "hf:[OWNER/]NAME[:CONFIG[:SPLIT]], as in hf:roneneldan/TinyStories or hf:./FOLDER"
+        raise UserError(f"{name} is no name of a dataset: write {form}")
+    config, split = [*more, "", ""][:2]
+    return DatasetName(os.path.expanduser(path) if is_local else path, config, split or "train", is_local)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# finding the dataset
+
+
+@contextlib.contextmanager
+def open_dataset(
+    dataset: DatasetName, column: str, folder: str, document: Document = "file", raw: bool = False
+) -> Iterator["HubText"]:
+    """One column of a dataset as documents; its copy lies in folder and is removed unless a preparation can go on.
+
+    Raises UserError for a dataset, config, split or column that does not exist, and for a column without text.
+    """
+    documents = find_text(dataset, column, folder, document, raw)
+    try:
+        yield documents
+    except UserError:
+        if not (documents.is_unfinished or os.path.isdir(os.path.join(folder, STAGING_DIR))):
+            documents.remove_copy()
+        raise
+    documents.remove_copy()
+
+
+def find_text(dataset: DatasetName, column: str, folder: str, document: Document, raw: bool = False) -> "HubText":
+    """Find a dataset, check its column, and return it as documents, of which nothing has been read."""
+    if dataset.is_local and not os.path.isdir(dataset.path):
+        is_file = os.path.isfile(dataset.path)
+        raise UserError(f"{dataset}: " + ("pass a file without hf:" if is_file else "there is no such folder"))
+    with _quiet(), _explained(dataset):
+        if _saved_kind(dataset.path) and dataset.is_local:
+            stream, n_rows, local_paths = _open_saved(dataset)
+            config, revision, is_parquet = "", "", False
+        else:
+            builder = _find_builder(dataset)
+            streams = builder.as_streaming_dataset()
+            if dataset.split not in streams:
+                raise UserError(f"{dataset} has no split {dataset.split!r}: {_how_to_name(dataset, 'SPLIT', streams)}")
+            stream, config = streams[dataset.split], builder.config.name
+            _check_column(dataset, _features(stream), column)
+            if builder.name == "parquet":  # read no other column, and small batches instead of whole row groups
+                builder.config.columns, builder.config.batch_size = [column], BATCH_ROWS
+                stream = builder.as_streaming_dataset()[dataset.split]
+            n_rows = getattr((builder.info.splits or {}).get(dataset.split), "num_examples", 0) or 0
+            revision, local_paths = _revision(builder), _local_paths(builder, dataset.split)
+            is_parquet = builder.name == "parquet" and bool(local_paths)
+        features = _features(stream)
+        _check_column(dataset, features, column)
+        stream = stream.select_columns([column]).with_format("arrow")
+    source = ":".join([f"{PREFIX}{dataset.short if dataset.is_local else dataset.path}", config, dataset.split])
+    source += f"@{revision}" if revision else ""
+    copy_dir = os.path.join(folder, COPY_DIR)
+    return HubText(source, column, document, raw, local_paths, is_parquet, copy_dir, stream, n_rows)
+
+
+def _find_builder(dataset: DatasetName) -> Any:
+    """The DatasetBuilder of a dataset; if the Hub has only a script, that of its conversion to Parquet."""
+    import datasets
+
+    path = dataset.path if dataset.is_local else f"hf://datasets/{dataset.path}"  # never a folder of the same name
+    try:
+        builder = datasets.load_dataset_builder(path, dataset.config or None)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error) or dataset.is_local:
+            raise
+        config = dataset.config or _converted_config(dataset)
+        builder = datasets.load_dataset_builder(path, data_dir=config, revision=CONVERTED)
+    if not dataset.is_local and builder.repo_id is None:  # a name of one of datasets' own readers, such as json
+        raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{dataset.path}' doesn't exist on the Hub")
+    if builder.name == "cache":
+        print(f"{dataset}: the Hub cannot be reached; using the copy in Hugging Face's cache")
+    return builder
+
+
+def _converted_config(dataset: DatasetName) -> str:
+    """The only config of a dataset's conversion to Parquet. Raises UserError if there are more, or if it is partial."""
+    import huggingface_hub
+
+    tree = huggingface_hub.HfApi().list_repo_tree(dataset.path, recursive=True, revision=CONVERTED, repo_type="dataset")
+    paths = [entry.path for entry in tree if entry.path.endswith(".parquet")]
+    configs = sorted({path.partition("/")[0] for path in paths})
+    if any("/partial-" in path for path in paths) or not paths:
+        raise UserError(f"{dataset} has no complete copy in Parquet on the Hub, only a script: {dataset.remedy}")
+    if len(configs) > 1:
+        raise UserError(f"{dataset} has several configs: {_how_to_name(dataset, 'CONFIG', configs)}")
+    return configs[0]
+
+
+def _saved_kind(path: str) -> str:
+    """The name of the file that save_to_disk() left in a folder, or ''."""
+    names = ("dataset_dict.json", "state.json")
+    return next((name for name in names if os.path.isfile(os.path.join(path, name))), "")
+
+
+def _open_saved(dataset: DatasetName) -> tuple[Any, int, list[str]]:
+    """(stream, number of rows, files) of a folder that save_to_disk() wrote."""
+    import datasets
+
+    loaded: Any = datasets.load_from_disk(dataset.path, keep_in_memory=False)
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
+    if dataset.split not in splits:
+        raise UserError(f"{dataset} has no split {dataset.split!r}: {_how_to_name(dataset, 'SPLIT', splits)}")
+    if dataset.config:
+        raise UserError(f"{dataset} was written by save_to_disk() and has no configs: leave out {dataset.config!r}")
+    rows = splits[dataset.split]
+    return rows.to_iterable_dataset(), len(rows), sorted({file["filename"] for file in rows.cache_files})
+
+
+def _features(stream: Any) -> dict:
+    """The columns of a stream with their types, from its first row if they are not known before."""
+    if stream.features is not None:
+        return dict(stream.features)
+    import datasets
+
+    table = next(iter(stream.with_format("arrow").iter(1)), None)
+    return {} if table is None else dict(datasets.Features.from_arrow_schema(table.schema))
+
+
+def _check_column(dataset: DatasetName, features: dict, column: str):
+    """Raise UserError unless column exists and holds text."""
+    texts = [name for name, kind in features.items() if getattr(kind, "dtype", "") in TEXT_TYPES]
+    choices = ", ".join(map(repr, texts[:20])) or "(none holds text)"
+    if not features:
+        raise UserError(f"{dataset} has no rows in the split {dataset.split!r}: pass another split")
+    if column not in features:
+        others = "".join(f", {name!r} (not text)" for name in list(features)[:20] if name not in texts)
+        raise UserError(f"{dataset} has no column {column!r}: pass --field=NAME, one of {choices}{others}")
+    if column not in texts:
+        kind = str(features[column]).replace("\n", " ")[:60]
+        raise UserError(f"{dataset}: the column {column!r} is not text but {kind}: pass --field=NAME, one of {choices}")
+
+
+def _revision(builder: Any) -> str:
+    """The commit of a dataset on the Hub, or '' for a local one."""
+    commit = re.search(r"@([^/]+)", str(builder.base_path)) if str(builder.base_path).startswith("hf://") else None
+    return commit.group(1) if commit else str(builder.hash) if builder.name == "cache" else ""
+
+
+def _local_paths(builder: Any, split: str) -> list[str]:
+    """The local files of a split; none if it is on the Hub."""
+    if builder.name == "cache":
+        return sorted(glob.glob(os.path.join(glob.escape(builder.cache_dir), "*.arrow")))
+    return [path for path in (builder.config.data_files or {}).get(split, []) if os.path.isfile(path)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# messages
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the progress bars and warnings of the libraries off the screen."""
+    try:
+        import datasets
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(f"hf: needs a package ({error}): pip install datasets") from error
+    loggers = (datasets.utils.logging, huggingface_hub.utils.logging)
+    levels, had_bars = [logger.get_verbosity() for logger in loggers], datasets.utils.is_progress_bar_enabled()
+    try:
+        for logger in loggers:
+            logger.set_verbosity(logger.CRITICAL)
+        datasets.utils.disable_progress_bars()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.set_verbosity(level)
+        if had_bars:
+            datasets.utils.enable_progress_bars()
+
+
+def _how_to_name(dataset: DatasetName, part: str, names: Any) -> str:
+    """The remedy for a missing config or split."""
+    middle = "" if part == "CONFIG" else f":{dataset.config}"
+    return f"write {dataset}{middle}:{part}, where {part} is one of {', '.join(map(str, names))}"
+
+
+@contextlib.contextmanager
+def _explained(dataset: DatasetName) -> Iterator[None]:
+    """Convert the errors of `datasets` and its libraries to UserErrors with a remedy."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # from the Hub, from several network and file libraries, or from a file's content
+        raise UserError(f"{dataset}: {_explanation(dataset, error)}") from error
+
+
+def _explanation(dataset: DatasetName, error: Exception) -> str:
+    """A problem and its remedy in a sentence."""
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+
+    text, line = str(error), first_line(error)
+    page, remedy = f"https://huggingface.co/datasets/{dataset.path}", dataset.remedy
+    if os.path.isdir(dataset.path) and not dataset.is_local:
+        remedy = f"for the folder of that name, write hf:./{dataset.path}"
+    listed = re.search(r"\[.*\]", text)
+    if "gated dataset" in text:
+        login = "log in with `hf auth login` or set HF_TOKEN"
+        return f"the dataset is gated: ask for access at {page} and {login}, or {remedy}"
+    if isinstance(error, DatasetNotFoundError):
+        return f"the Hub has no such dataset, or it is private: look up OWNER/NAME at huggingface.co, or {remedy}"
+    if "scripts are no longer supported" in text:
+        return "it is a Python script, which is never run: pass a folder or dataset with Parquet, JSON or CSV files"
+    if isinstance(error, ValueError) and re.search(r"[Cc]onfig", text) and listed:
+        names = listed.group().strip("[]").replace("'", "").split(", ")
+        problem = f"it has no config {dataset.config!r}" if dataset.config else "it has several configs"
+        return f"{problem}: {_how_to_name(dataset, 'CONFIG', names)}"
+    if isinstance(error, DataFilesNotFoundError) or type(error).__name__ == "EmptyDatasetError":
+        return "it holds no data files that `datasets` reads: use a folder with Parquet, JSON lines, CSV or text files"
+    if "OfflineModeIsEnabled" in text:
+        return f"its cache holds no such dataset, and HF_HUB_OFFLINE forbids to download it: unset it, or {remedy}"
+    if is_connection_lost(error):
+        problem = f"the Hub cannot be reached ({first_line(_first_cause(error))}) and its cache holds no such dataset"
+        return f"{problem}: connect to the network, or {remedy}"
+    return f"`datasets` cannot read it ({line}): correct its files, or pass them without hf:"
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, means that the network or the Hub is down."""
+    name = f"{type(error).__module__}.{type(error).__name__}"
+    is_network = name.startswith(("httpx", "httpcore", "aiohttp", "requests", "urllib3", "huggingface_hub"))
+    cause = error.__cause__ or error.__context__
+    return is_network or isinstance(error, (ConnectionError, TimeoutError)) or bool(cause and is_connection_lost(cause))
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The error at the start of a chain of errors."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# reading it
+
+
+@dataclass(frozen=True)
+class HubText:
+    """A column of a dataset, with the interface of documents.Files. The first method that needs text copies it."""
+
+    source: str  # hf:OWNER/NAME:CONFIG:SPLIT@COMMIT
+    field: str
+    document: Document
+    raw: bool
+    local_paths: list[str]  # files of a local dataset
+    is_parquet: bool  # these are Parquet, and need no copy
+    copy_dir: str = field(repr=False)
+    stream: Any = field(repr=False)  # datasets.IterableDataset of this column in Arrow tables
+    n_rows: int = field(default=0, repr=False)  # 0 if unknown
+    encoding = "utf-8"
+
+    @property
+    def paths(self) -> list[str]:
+        """The dataset as a single file."""
+        return [self.source]
+
+    @property
+    def has_separators(self) -> bool:
+        """See Files.has_separators."""
+        return self.document == "none"
+
+    def fingerprint(self) -> list[list]:
+        """The commit on the Hub, in source, and size and modification time of local files, to detect changes."""
+        return [[(s.st_size, s.st_mtime_ns) for s in map(os.stat, self.local_paths)] or [self.source]]
+
+    @property
+    def size(self) -> int:
+        """Size of the copy in bytes."""
+        return self._files().size
+
+    def count(self, path: str) -> int:
+        """Number of rows, blank ones included."""
+        files = self._files()
+        return sum(map(files.count, files.paths))
+
+    def read_documents(self, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
+        """See Files.read_documents."""
+        return self._files().read_documents(on_progress, digest)
+
+    def read_file(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
+        """Yield every row as a document, blank ones too."""
+        files = self._files()
+        return (part for path in files.paths for part in files.read_file(path, on_progress, digest))
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a copy was begun and can be continued."""
+        return bool(self._load_state()["files"]) and not self._load_state()["is_complete"]
+
+    def remove_copy(self):
+        """Remove the copy."""
+        shutil.rmtree(self.copy_dir, ignore_errors=True)
+
+    def _files(self) -> Files:
+        """The files of the copy, which is made or completed first."""
+        if self.is_parquet:
+            return Files(self.local_paths, self.document, self.field, raw=self.raw)
+        state = self._load_state()
+        if not state["is_complete"]:
+            state = self._copy(state)
+        return Files([self._path(i) for i in range(state["files"])], self.document, "text", raw=self.raw)
+
+    def _path(self, number: int) -> str:
+        return os.path.join(self.copy_dir, f"{number:05d}.parquet")
+
+    def _load_state(self) -> dict:
+        """The state of the copy; that of an empty one if there is none of the same text, or if it is damaged."""
+        key = repr((self.source, self.field, self.fingerprint()))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with open(os.path.join(self.copy_dir, "state.json"), encoding="utf-8") as file:
+                state = json.load(file)
+            if (
+                state["key"] == key
+                and [os.path.getsize(self._path(i)) for i in range(state["files"])] == state["sizes"]
+            ):
+                return state
+        return {"key": key, "files": 0, "sizes": [], "rows": 0, "stream": None, "is_complete": False}
+
+    def _copy(self, state: dict) -> dict:
+        """Copy the rows that follow those of state; returns the complete state."""
+        import pyarrow
+
+        if state["files"]:
+            print(f"continuing to read {self.source} after row {state['rows']:,}")
+            self.stream.load_state_dict(state["stream"])
+        elif os.path.exists(os.path.join(self.copy_dir, "state.json")):
+            print("the unfinished copy is of another text, or damaged: starting over")
+            self.remove_copy()
+        total, tables, n_bytes = self.n_rows or self.stream.num_shards, [], 0
+        options = dict(unit=" rows" if self.n_rows else " files", desc="reading ", leave=False)
+        with _quiet(), progress_bar(total, **options) as bar:
+            for table in self._read_tables(state):
+                text = table.column(0)
+                is_binary = pyarrow.types.is_binary(text.type) or pyarrow.types.is_large_binary(text.type)
+                tables.append(text.cast(pyarrow.large_binary() if is_binary else pyarrow.large_string()))
+                n_bytes += text.nbytes
+                state["rows"] += len(text)
+                if n_bytes >= COPY_BYTES:
+                    self._save(state, tables)
+                    tables, n_bytes = [], 0
+                bar.update((state["rows"] if self.n_rows else self._n_read_files()) - bar.n)
+        self._save(state, tables, is_complete=True)
+        return state
+
+    def _read_tables(self, state: dict) -> Iterator[Any]:
+        """Yield the tables that follow. Raises UserError for a lost connection, and for files that cannot be read."""
+        tables = self.stream.iter(BATCH_ROWS)
+        while True:
+            try:
+                yield next(tables)
+            except StopIteration:
+                return
+            except Exception as error:  # see _explained
+                problem = f"{self.source} cannot be read after row {state['rows']:,} ({first_line(error)})"
+                if is_connection_lost(error):
+                    raise UserError(f"{problem}: run the same command again to continue") from error
+                self.remove_copy()
+                raise UserError(f"{problem}: correct its files, or pass them without hf:") from error
+
+    def _n_read_files(self) -> int:
+        """Number of the dataset's files that have been read."""
+        return max(map(int, re.findall(r"'shard_idx': (\d+)", repr(self.stream.state_dict()))), default=0)
+
+    def _save(self, state: dict, texts: list, is_complete: bool = False):
+        """Write texts (Arrow arrays) as the next file, and the state after them."""
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            os.makedirs(self.copy_dir, exist_ok=True)
+            if texts:
+                table = pyarrow.table({"text": pyarrow.chunked_array([c for text in texts for c in text.chunks])})
+                path = self._path(state["files"])
+                with atomic_write(path) as file:
+                    pyarrow.parquet.write_table(table, file, compression="zstd")
+                state["sizes"].append(os.path.getsize(path))
+                state["files"] += 1
+            state["stream"], state["is_complete"] = self.stream.state_dict(), is_complete
+            with atomic_write(os.path.join(self.copy_dir, "state.json"), "w", encoding="utf-8") as file:
+                json.dump(state, file)
+        except OSError as error:
+            remedy = "free space on that disk, and run the same command again to continue"
+            raise UserError(f"{self.copy_dir} cannot be written ({error.strerror or error}): {remedy}") from error
