@@ -109,12 +109,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if command == "paths-info":
             asked = urllib.parse.parse_qs(body.decode()) if b"=" in body else json.loads(body)
             entries = {name: size for name, size in entries.items() if name in asked["paths"]}
-        elif below:
-            entries = {name: size for name, size in entries.items() if name.startswith(below + "/")}
-            if not entries:
-                return self.answer(404, {"error": "no such entry"}, X_Error_Code="EntryNotFound")
-        files = [{"type": "file", "path": name, "size": size, "oid": name} for name, size in entries.items()]
-        self.answer(200, files)
+        elif entries := self.below(entries, below):
+            is_recursive = "recursive=true" in self.path.lower()
+            entries = entries if is_recursive else self.level(entries, below)
+        if not entries and command == "tree" and below:
+            return self.answer(404, {"error": "no such entry"}, X_Error_Code="EntryNotFound")
+        kinds = {name: "file" if size >= 0 else "directory" for name, size in entries.items()}
+        self.answer(200, [{"type": kinds[n], "path": n, "size": max(0, size), "oid": n} for n, size in entries.items()])
+
+    @staticmethod
+    def below(entries: dict[str, int], folder: str) -> dict[str, int]:
+        """The files in a folder and in those below it."""
+        return {name: size for name, size in entries.items() if not folder or name.startswith(folder + "/")}
+
+    @staticmethod
+    def level(entries: dict[str, int], folder: str) -> dict[str, int]:
+        """The files directly in a folder, and its folders, whose size is -1."""
+        depth = len(folder.split("/")) + 1 if folder else 1
+        folders = {"/".join(name.split("/")[:depth]): -1 for name in entries}
+        return {**folders, **{name: size for name, size in entries.items() if name.count("/") == depth - 1}}
 
     def respond_file(self, folder: str, name: str):
         path = os.path.join(folder, name)

@@ -101,11 +101,11 @@ def find_text(dataset: DatasetName, column: str, folder: str, document: Document
             stream, n_rows, local_paths = _open_saved(dataset)
             config, revision, is_parquet = "", "", False
         else:
-            builder = _find_builder(dataset)
+            builder, config = _find_builder(dataset)
             streams = builder.as_streaming_dataset()
             if dataset.split not in streams:
                 raise UserError(f"{dataset} has no split {dataset.split!r}: {_how_to_name(dataset, 'SPLIT', streams)}")
-            stream, config = streams[dataset.split], builder.config.name
+            stream = streams[dataset.split]
             _check_column(dataset, _features(stream), column)
             if builder.name == "parquet":  # read no other column, and small batches instead of whole row groups
                 builder.config.columns, builder.config.batch_size = [column], BATCH_ROWS
@@ -122,13 +122,14 @@ def find_text(dataset: DatasetName, column: str, folder: str, document: Document
     return HubText(source, column, document, raw, local_paths, is_parquet, copy_dir, stream, n_rows)
 
 
-def _find_builder(dataset: DatasetName) -> Any:
-    """The DatasetBuilder of a dataset; if the Hub has only a script, that of its conversion to Parquet."""
+def _find_builder(dataset: DatasetName) -> tuple[Any, str]:
+    """(DatasetBuilder, config) of a dataset; if the Hub has only a script, of its conversion to Parquet."""
     import datasets
 
     path = dataset.path if dataset.is_local else f"hf://datasets/{dataset.path}"  # never a folder of the same name
     try:
         builder = datasets.load_dataset_builder(path, dataset.config or None)
+        config = builder.config.name
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error) or dataset.is_local:
             raise
@@ -138,7 +139,7 @@ def _find_builder(dataset: DatasetName) -> Any:
         raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{dataset.path}' doesn't exist on the Hub")
     if builder.name == "cache":
         print(f"{dataset}: the Hub cannot be reached; using the copy in Hugging Face's cache")
-    return builder
+    return builder, config
 
 
 def _converted_config(dataset: DatasetName) -> str:

@@ -1,0 +1,441 @@
+"""hf: names: datasets of the Hub, from its cache and from folders; what is wrong with them; interruptions."""
+
+import json
+import os
+import random
+import shutil
+import sys
+import types
+
+import fork_server
+import pytest
+from helpers import ROOT, environment, generated_text, refusal, visible
+from hub_server import COMMIT, HubServer
+
+from configurator import UserError
+from dongpt.text import hub
+from dongpt.text.hub import COPY_DIR, DatasetName, find_text, open_dataset, parse_name
+
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "own_cache")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache for `datasets` in this process, which is offline."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+
+
+def texts(n: int = 700, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [f"{seed} {i} {'señor ' * rng.randrange(20)}" for i in range(n)]
+
+
+def write_files(folder, kind: str, n_files: int = 3, rows: int = 700) -> list[str]:
+    """Write a data set of n_files files of a kind to folder; return its texts."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    os.makedirs(folder, exist_ok=True)
+    parts = [texts(rows + 111 * k, k) for k in range(n_files)]
+    for k, part in enumerate(parts):
+        path = os.path.join(folder, f"train-{k}")
+        table = pyarrow.table({"id": list(range(len(part))), "text": part, "other": part[::-1]})
+        if kind == "parquet":
+            pyarrow.parquet.write_table(table, path + ".parquet", row_group_size=333)
+        if kind == "jsonl":
+            with open(path + ".jsonl", "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in table.to_pylist())
+        if kind == "json":
+            with open(path + ".json", "w", encoding="utf-8") as file:
+                json.dump(table.to_pylist(), file, indent=1)
+        if kind == "csv":
+            datasets.Dataset(table).to_csv(path + ".csv")
+        if kind == "txt":
+            with open(path + ".txt", "w", encoding="utf-8") as file:
+                file.write("\n".join(part) + "\n")
+    rows = datasets.Dataset.from_dict({"text": [text for part in parts for text in part]}, split="train")
+    if kind == "saved":
+        rows.save_to_disk(str(folder))
+    if kind == "saved splits":
+        datasets.DatasetDict({"train": rows, "test": rows.select(range(5))}).save_to_disk(str(folder))
+    return [text for part in parts for text in part]
+
+
+KINDS = ("parquet", "jsonl", "json", "csv", "txt", "saved", "saved splits")
+
+
+def read(name: str, column: str = "text", folder: str = "out", **options) -> list[str]:
+    """The documents of a dataset, which is copied to folder."""
+    with open_dataset(parse_name(name), column, folder, **options) as documents:
+        return [text for text, _ in documents.read_documents()]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# names
+
+
+NAMES = {
+    "hf:squad": DatasetName("squad"),
+    "hf:roneneldan/TinyStories": DatasetName("roneneldan/TinyStories"),
+    "hf:a/b.c-d_e:en": DatasetName("a/b.c-d_e", "en"),
+    "hf:a/b:en:test": DatasetName("a/b", "en", "test"),
+    "hf:a/b::test": DatasetName("a/b", "", "test"),
+    "hf:a/b::": DatasetName("a/b"),
+    "hf:https://huggingface.co/datasets/a/b": DatasetName("a/b"),
+    "hf://datasets/a/b:en": DatasetName("a/b", "en"),
+    "hf:./here": DatasetName("./here", is_local=True),
+    "hf:.": DatasetName(".", is_local=True),
+    "hf:../up:en:test": DatasetName("../up", "en", "test", is_local=True),
+    "hf:/data/set::test": DatasetName("/data/set", "", "test", is_local=True),
+    r"hf:C:\data\set:en": DatasetName(r"C:\data\set", "en", is_local=True),
+    "hf:C:/data/set": DatasetName("C:/data/set", is_local=True),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_the_hub_and_of_folders(name):
+    assert parse_name(name) == NAMES[name]
+
+
+def test_a_folder_may_have_colons_in_its_name(tmp_path):
+    (tmp_path / "a:b").mkdir()
+    assert parse_name(f"hf:{tmp_path}/a:b") == DatasetName(f"{tmp_path}/a:b", is_local=True)
+    assert parse_name("hf:~/x").path == os.path.expanduser("~/x")
+
+
+@pytest.mark.parametrize(
+    "name", ["hf:", "hf::", "hf:a b", "hf:a/b/c", "hf:a/b:c:d:e", "hf:/a:b:c:d", "hf:a//b", "hf:ñ?"]
+)
+def test_other_names_are_a_sentence(name):
+    refusal(lambda: parse_name(name), f"{name} is no name of a dataset", "hf:[OWNER/]NAME[:CONFIG[:SPLIT]]")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# folders
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folders_of_every_kind(kind):
+    expected = write_files("folder", kind)
+    assert read("hf:./folder") == expected
+    assert not os.path.exists(os.path.join("out", COPY_DIR))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "saved", "saved splits", "txt"])
+def test_a_copy_that_is_interrupted_again_and_again_holds_the_same_rows(monkeypatch, capsys, kind):
+    expected, save, n_interruptions = write_files("folder", kind), hub.HubText._save, 0
+    monkeypatch.setattr(hub, "COPY_BYTES", 20_000)
+
+    def die_after_two(self, *args, **options):
+        save(self, *args, **options)
+        saves.append(1)
+        if len(saves) == 2 and not options:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub.HubText, "_save", die_after_two)
+    while True:
+        saves: list[int] = []
+        try:
+            found = read("hf:./folder")
+            break
+        except KeyboardInterrupt:
+            n_interruptions += 1
+    assert found == expected and n_interruptions > 2
+    assert capsys.readouterr().out.count("continuing to read hf:folder") == n_interruptions
+
+
+def test_a_copy_of_another_text_or_a_damaged_one_is_made_again(monkeypatch, capsys):
+    expected = write_files("folder", "jsonl")
+    monkeypatch.setattr(hub, "COPY_BYTES", 20_000)
+    for damage in ("other", "state", "file", "column"):
+        documents = find_text(parse_name("hf:./folder"), "text", "out", "file")
+        n_saved = len(documents._files().paths)
+        assert n_saved > 3
+        if damage == "other":
+            with open("folder/train-0.jsonl", "a", encoding="utf-8") as file:
+                file.write('{"text": "one more"}\n')
+            expected = [*expected[:700], "one more", *expected[700:]]
+        if damage == "state":
+            with open(f"out/{COPY_DIR}/state.json", "w", encoding="utf-8") as file:
+                file.write('{"key": 3')
+        if damage == "file":
+            os.truncate(f"out/{COPY_DIR}/00001.parquet", 100)
+        assert (
+            read("hf:./folder", "other" if damage == "column" else "text") == expected if damage != "column" else True
+        )
+        assert ("starting over" in capsys.readouterr().out) == (damage != "column")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_lines_paragraphs_and_one_document(kind):
+    os.makedirs("folder")
+    rows = ["one\n\ntwo\nthree", "", None, "  ", "four\n"]
+    with open("folder/train.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": row}) + "\n" for row in rows)
+    if kind == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        os.remove("folder/train.jsonl")
+        pyarrow.parquet.write_table(pyarrow.table({"text": rows}), "folder/train.parquet")
+    with open_dataset(parse_name("hf:./folder"), "text", "out", "line") as documents:
+        parts = list(documents.read_documents())
+    assert "".join(text for text, _ in parts) == "one\n\ntwo\nthreefour\n" and sum(end for _, end in parts) == 4
+
+
+REFUSED = {
+    "no folder": ("hf:./nothing", "text", "./nothing: there is no such folder"),
+    "a file": ("hf:./folder/train-0.jsonl", "text", "pass a file without hf:"),
+    "config": ("hf:./folder:en", "text", "no config 'en'", "hf:./folder:CONFIG", "one of default"),
+    "split": ("hf:./folder::dev", "text", "no split 'dev'", "hf:./folder::SPLIT", "one of train"),
+    "column": ("hf:./folder", "body", "no column 'body'", "--field=NAME, one of 'text', 'other'", "'id' (not text)"),
+    "numbers": ("hf:./folder", "id", "column 'id' is not text", "int64", "--field=NAME, one of 'text', 'other'"),
+    "config of a saved one": ("hf:./saved:en", "text", "save_to_disk() and has no configs", "leave out 'en'"),
+    "split of a saved one": ("hf:./saved::dev", "text", "no split 'dev'", "one of train, test"),
+    "column of a saved one": ("hf:./saved", "body", "no column 'body'", "one of 'text'"),
+    "empty folder": ("hf:./empty", "text", "no data files", "Parquet"),
+    "pictures": ("hf:./pictures", "text", "hf:./pictures", "pass --field=NAME"),
+    "script": ("hf:./script", "text", "a Python script, which is never run"),
+    "not in the cache": ("hf:a/b", "text", "its cache holds no such dataset", "HF_HUB_OFFLINE", "hf:./FOLDER"),
+    "a folder without ./": ("hf:folder", "text", "for the folder of that name, write hf:./folder"),
+    "a reader of datasets": ("hf:json", "text", "the Hub has no such dataset"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_read_is_a_sentence_and_leaves_nothing(case, tmp_path):
+    write_files("folder", "jsonl", n_files=1)
+    write_files("saved", "saved splits", n_files=1)
+    for name in ("empty", "script", "pictures"):
+        os.makedirs(name)
+    (tmp_path / "script" / "script.py").write_text("raise SystemExit('it was run')", encoding="utf-8")
+    (tmp_path / "pictures" / "a.png").write_bytes(b"\x89PNG")
+    name, column, *parts = REFUSED[case]
+    refusal(lambda: read(name, column), *parts)
+    assert not os.path.exists("out")
+
+
+DAMAGED = {
+    "truncated parquet": ("a.parquet", lambda content: content[: len(content) // 2]),
+    "no parquet": ("a.parquet", lambda content: b"PAR1 nothing"),
+    "empty parquet": ("a.parquet", lambda content: b""),
+    "truncated json": ("a.jsonl", lambda content: content[: len(content) // 2]),
+    "half valid json": ("a.jsonl", lambda content: content + b"no json\n"),
+    "wrongly nested json": ("a.jsonl", lambda content: content + b'{"text": [1, {"a": 2}]}\n'),
+    "another encoding": ("a.jsonl", lambda content: content + '{"text": "señor"}\n'.encode("cp1252")),
+    "empty json": ("a.jsonl", lambda content: b""),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_files_are_a_sentence_and_leave_nothing(case, monkeypatch):
+    name, damage = DAMAGED[case]
+    monkeypatch.setattr(hub, "COPY_BYTES", 20_000)
+    write_files("folder", name.partition(".")[2], n_files=1, rows=20_000)
+    (path,) = (os.path.join("folder", name) for name in os.listdir("folder"))
+    with open(path, "rb") as file:
+        content = file.read()
+    with open(path, "wb") as file:
+        file.write(damage(content))
+    sentence = refusal(lambda: read("hf:./folder"), "folder")
+    assert len(sentence) < 500
+    assert not os.path.exists(os.path.join("out", COPY_DIR))
+
+
+def test_long_rows_and_many_of_them_are_read_in_little_memory(monkeypatch):
+    import pyarrow
+    import pyarrow.parquet
+
+    os.makedirs("folder")
+    long = generated_text(20_000)
+    with open("folder/train.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": long * 3}) + "\n" for _ in range(3))
+    assert read("hf:./folder") == [long * 3] * 3
+    schema = pyarrow.schema({"text": pyarrow.binary()})
+    pyarrow.parquet.write_table(pyarrow.table({"text": [b"a", b"b"]}, schema=schema), "folder/train.parquet")
+    os.remove("folder/train.jsonl")
+
+
+def test_the_screen_stays_clean(capfd):
+    write_files("folder", "jsonl")
+    read("hf:./folder")
+    with pytest.raises(UserError):
+        read("hf:./folder", "id")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_datasets_a_sentence_says_what_to_install(monkeypatch):
+    write_files("folder", "parquet", n_files=1)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    refusal(lambda: read("hf:./folder"), "pip install datasets")
+
+
+@pytest.mark.parametrize(
+    "text, expected", [("a gated dataset on the Hub.", "the dataset is gated"), ("b", "`datasets`")]
+)
+def test_any_error_of_datasets_is_a_sentence(monkeypatch, text, expected):
+    import datasets
+
+    def fail(*args, **options):
+        raise datasets.exceptions.DatasetsError(f"{text}\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
+    refusal(lambda: read("hf:a/b"), "hf:a/b: ", expected)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the cache
+
+
+def fill_cache(cache, name: str = "owner___name"):
+    """Put a dataset into the cache of `datasets` as if it had been downloaded."""
+    import datasets
+
+    expected = write_files("source", "parquet")
+    datasets.load_dataset("./source")
+    os.rename(os.path.join(cache, "source"), os.path.join(cache, name))
+    for folder, _, names in os.walk(os.path.join(cache, name)):
+        for file in names:
+            if file.startswith("source-"):
+                os.rename(os.path.join(folder, file), os.path.join(folder, file.replace("source-", "name-")))
+    shutil.rmtree("source")
+    return expected
+
+
+def test_offline_the_cache_of_datasets_is_used(tmp_path, monkeypatch, capsys):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    expected = fill_cache(tmp_path / "cache")
+    assert read("hf:owner/name") == expected
+    assert "using the copy in Hugging Face's cache" in capsys.readouterr().out
+    refusal(lambda: read("hf:owner/name:en"), "no config 'en'", "one of default")
+    refusal(lambda: read("hf:owner/name::dev"), "no split 'dev'", "one of train")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the Hub
+
+
+CODE = """
+import sys, time
+sys.path.insert(0, {root!r})
+from configurator import UserError
+from dongpt.text import hub
+hub.COPY_BYTES = 20_000
+import datasets
+datasets.config.STREAMING_READ_MAX_RETRIES = 0
+time.sleep = lambda seconds: None
+for name in {names!r}:
+    try:
+        with hub.open_dataset(hub.parse_name(name), {column!r}, "out") as documents:
+            print(documents.source, [text for text, _ in documents.read_documents()])
+    except UserError as error:
+        print("ERROR", error)
+"""
+
+
+def ask(server, *names: str, column: str = "text") -> list[str]:
+    """What a program prints that reads datasets from the Hub: a line for each."""
+    code = CODE.format(root=ROOT, names=names, column=column)
+    variables = {key: value for key, value in environment(**server.environment(os.path.abspath("home"))).items()}
+    done = fork_server.run([sys.executable, "-c", code], env=variables, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_datasets_of_the_hub_with_their_commit(tmp_path):
+    expected = write_files(tmp_path / "hub" / "a" / "b", "parquet")
+    write_files(tmp_path / "hub" / "a" / "lines", "jsonl")
+    with HubServer(tmp_path / "hub") as server:
+        found = ask(server, "hf:a/b", "hf:a/lines", "hf:a/b:default:train")
+    assert found == [f"hf:a/{name}:default:train@{COMMIT} {expected}" for name in ("b", "lines", "b")]
+
+
+def test_wrong_names_on_the_hub(tmp_path):
+    for config in ("en", "de"):
+        write_files(tmp_path / "hub" / "a" / "two" / config, "jsonl", n_files=1)
+    card = "---\nconfigs:\n- config_name: en\n  data_files: en/*\n- config_name: de\n  data_files: de/*\n---\n"
+    (tmp_path / "hub" / "a" / "two" / "README.md").write_text(card, encoding="utf-8")
+    (tmp_path / "hub" / "a" / "gated").mkdir()
+    cases = {
+        "hf:a/nothing": "the Hub has no such dataset",
+        "hf:nothing/two": "the Hub has no such dataset",
+        "hf:a/two": "several configs: write hf:a/two:CONFIG, where CONFIG is one of en, de",
+        "hf:a/two:fr": "no config 'fr': write hf:a/two:CONFIG, where CONFIG is one of en, de",
+        "hf:a/two:de:dev": "no split 'dev': write hf:a/two:de:SPLIT, where SPLIT is one of train",
+        "hf:a/gated": "gated: ask for access at https://huggingface.co/datasets/a/gated",
+        "hf:a/two:de": f"hf:a/two:de:train@{COMMIT}",
+    }
+    with HubServer(tmp_path / "hub") as server:
+        server.gated.add("a/gated")
+        found = ask(server, *cases)
+    assert len(found) == len(cases)
+    for line, part in zip(found, cases.values()):
+        assert part in line, line
+
+
+def test_a_dataset_with_a_script_is_read_from_its_conversion_to_parquet(tmp_path):
+    for name in ("one", "two", "part", "none"):
+        (tmp_path / "hub" / "a" / name).mkdir(parents=True)
+        (tmp_path / "hub" / "a" / name / f"{name}.py").write_text("1 / 0", encoding="utf-8")
+    expected = write_files(tmp_path / "one" / "plain_text" / "train", "parquet")
+    for config in ("en", "de"):
+        write_files(tmp_path / "two" / config / "train", "parquet", n_files=1 + (config == "de"))
+    write_files(tmp_path / "part" / "plain_text" / "partial-train", "parquet")
+    with HubServer(tmp_path / "hub") as server:
+        server.revisions |= {(f"a/{name}", hub.CONVERTED): str(tmp_path / name) for name in ("one", "two", "part")}
+        one, two, german, part, none = ask(server, "hf:a/one", "hf:a/two", "hf:a/two:de", "hf:a/part", "hf:a/none")
+    assert one.endswith(str(expected)) and one.startswith("hf:a/one:plain_text:train@")
+    assert "several configs: write hf:a/two:CONFIG, where CONFIG is one of de, en" in two
+    assert german.startswith("hf:a/two:de:train@") and german.count("'") == 2 * (700 + 811)
+    assert "no complete copy in Parquet" in part and "hf:./FOLDER" in part
+    assert none.startswith("ERROR hf:a/none")
+
+
+def test_a_lost_connection_is_a_sentence_and_the_same_command_continues_without_reading_again(tmp_path):
+    expected = write_files(tmp_path / "hub" / "a" / "b", "parquet", n_files=6)
+    with HubServer(tmp_path / "hub") as server:
+        ask(server, "hf:a/b")
+        n_reads = len(server.data_reads())
+    with HubServer(tmp_path / "hub") as server:
+        server.max_reads = n_reads - 2
+        (line,) = ask(server, "hf:a/b")
+        assert line.startswith("ERROR hf:a/b:default:train@") and "run the same command again to continue" in line
+        assert "cannot be read after row" in line and os.path.exists(os.path.join("out", COPY_DIR))
+        server.max_reads, server.asked = 10**9, []
+        continued, found = ask(server, "hf:a/b")
+        assert continued.startswith("continuing to read hf:a/b:default:train@") and found.endswith(str(expected))
+        assert len(server.data_reads()) < n_reads - 2
+    assert visible("out") == [] and not os.path.exists(os.path.join("out", COPY_DIR))
+
+
+def test_another_commit_starts_over(tmp_path):
+    write_files(tmp_path / "hub" / "a" / "b", "parquet", n_files=6)
+    with HubServer(tmp_path / "hub") as server:
+        server.max_reads = 5
+        ask(server, "hf:a/b")
+    expected = write_files(tmp_path / "hub" / "a" / "b", "parquet", n_files=6, rows=650)
+    with HubServer(tmp_path / "hub", commit="f" * 40) as server:
+        over, found = ask(server, "hf:a/b")
+    assert "starting over" in over and found == f"hf:a/b:default:train@{'f' * 40} {expected}"
+
+
+def test_only_the_column_that_is_needed_is_read(tmp_path):
+    write_files(tmp_path / "hub" / "a" / "b", "parquet")
+    with HubServer(tmp_path / "hub") as server:
+        (found,) = ask(server, "hf:a/b", column="other")
+    assert found.startswith(f"hf:a/b:default:train@{COMMIT} ['0 699 ")
+
+
+def test_without_a_network_a_sentence_says_so(tmp_path):
+    server = types.SimpleNamespace(
+        environment=lambda home: {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    )
+    (line,) = ask(server, "hf:a/b")
+    assert line.startswith("ERROR hf:a/b: the Hub cannot be reached") and "connect to the network" in line
