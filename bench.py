@@ -1,19 +1,19 @@
-"""Measure the speed and memory of a training step, or of decoding.
+"""Measure the speed and memory use of a training step, or the speed of decoding.
 
-    python bench.py                                    # on a GPU GPT-2 124M, on a CPU a model of 0.8M parameters
-    python bench.py config/train_don_char.py           # the step of that run
+    python bench.py                                    # GPT-2 124M on a GPU, or a 0.8M-parameter model on a CPU
+    python bench.py config/train_don_char.py           # a training step with this config
     python bench.py --real_data=False --compile=True --profile
-    python bench.py --sweep=pos_embd                   # or dtype, compile, block_size, world_size, ...; n_layer:2,4,8
-    python bench.py --compare="--dtype=bfloat16"       # two settings alternately; or --compare=config/train_eds.py
-    python bench.py --decode                           # GPT-2 124M, random weights, next to transformers' generate
+    python bench.py --sweep=pos_embd                   # or dtype, compile, world_size, ..., or n_layer:2,4,8
+    python bench.py --compare="--dtype=bfloat16"       # compare settings; or --compare=config/train_eds.py
+    python bench.py --decode                           # GPT-2 124M with random weights, also in transformers
     python bench.py --decode --dtype=bfloat16 --quantize=int8 --decode_batches=1,8,64
     torchrun --standalone --nproc_per_node=2 bench.py --gradient_accumulation_steps=2
 
-A step is one update as train.py makes it, from loading the batch to the optimizer. Its time is the median over rounds
-of `iters` updates each. Several settings are measured alternately, so that a busy machine slows all of them alike.
-With --decode, each batch size gets the median over rounds of the time to the first token, of tokens/s including it, and
-of the fraction of the memory's bandwidth at which later steps read weights; the same for transformers' generate
-(float32 on a CPU) with the same weights and prompt. With --json, stdout holds one line of JSON and nothing else.
+A step is one update as in train.py, from loading the batch to the optimizer. Its time is the median over rounds of
+`iters` updates each. Several settings are measured alternately, so that a busy machine slows all of them equally.
+With --decode, bench.py reports the time to the first token, tokens/s including it, and the fraction of memory bandwidth
+that later steps use to read weights. Each is a median over rounds. For comparison, transformers' generate() runs with
+the same weights and prompt (in float32 on a CPU). With --json, stdout contains only one line of JSON.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from difflib import get_close_matches
 from statistics import median
 from typing import Annotated, Any, Callable, Literal, get_args, get_origin, get_type_hints
 
-from dongpt import runtime  # before torch, which reads the environment that it sets
+from dongpt import runtime  # before torch, because it sets environment variables that torch reads
 
 # isort: split
 import torch
@@ -47,32 +47,32 @@ from dongpt.train.optim import make_optimizer
 from dongpt.train.step import StepConfig, TrainStep
 from model import GPTConfig
 
-# Defaults on a CPU: nanoGPT's CPU demo. GPT-2 124M would take minutes per iteration.
+# Defaults on a CPU, from nanoGPT's CPU demo. GPT-2 124M would take minutes per iteration.
 CPU_SETTINGS = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12)
-# Defaults of train.py, for what a config file leaves out.
+# Defaults of train.py for settings that a config file does not set.
 CONFIG_FILE_SETTINGS = dict(dataset="openwebtext", gradient_accumulation_steps=StepConfig.gradient_accumulation_steps)
-MIN_COMPARE_ROUNDS = 5  # at least
+MIN_COMPARE_ROUNDS = 5  # minimum number of rounds with --compare
 GPT2_VOCAB_SIZE = 50304  # padded, as in nanoGPT
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """How to measure."""
+    """Measurement settings."""
 
-    warmup: Annotated[int, ">=", 0] = 5  # updates made before measuring
-    iters: Annotated[int, ">=", 1] = 10  # updates in a round
+    warmup: Annotated[int, ">=", 0] = 5  # number of warm-up updates before measuring
+    iters: Annotated[int, ">=", 1] = 10  # number of updates per round
     rounds: Annotated[int, ">=", 1] = 3  # number of rounds; each measures every setting once
     sweep: str = ""  # measure several values of a setting: pos_embd, n_layer:2,4,8, world_size, ...
-    compare: str = ""  # compare with a config file, or with settings in quotes
-    profile: bool = False  # print the operations that take the most time, and write a trace of them
-    trace: str = "trace.json"  # file for --profile, in Chrome's trace format
+    compare: str = ""  # compare with a config file or with quoted settings
+    profile: bool = False  # print the slowest operations and write a trace file
+    trace: str = "trace.json"  # trace file of --profile, in Chrome's trace format
     decode: bool = False  # measure decoding instead of training
     decode_batches: str = "1,8"  # batch sizes for decoding, separated by commas
-    prompt_tokens: Annotated[int, ">=", 1] = 16  # length of the prompt in tokens
-    max_new_tokens: Annotated[int, ">=", 2] = 200  # tokens generated after the prompt
-    quantize: Quantization = "none"  # int8: decode with one-byte weights
-    transformers: bool = True  # also measure transformers' generate if it supports the model
-    json: bool = False  # print only JSON on stdout; the rest goes to stderr
+    prompt_tokens: Annotated[int, ">=", 1] = 16  # prompt length in tokens
+    max_new_tokens: Annotated[int, ">=", 2] = 200  # number of tokens to generate after the prompt
+    quantize: Quantization = "none"  # int8: decode with int8 weights
+    transformers: bool = True  # also measure transformers' generate() if it supports the model
+    json: bool = False  # print only JSON to stdout; everything else goes to stderr
 
 
 METHOD_KEYS = [f.name for f in fields(MethodConfig)]
@@ -80,25 +80,25 @@ METHOD_KEYS = [f.name for f in fields(MethodConfig)]
 
 @dataclass(frozen=True)
 class BenchConfig(RuntimeConfig, StepConfig, GPTConfig, MethodConfig):
-    vocab_size: int | None = None  # None: that of the data, or GPT-2's 50304 for a random batch
-    gradient_accumulation_steps: Annotated[int, ">=", 1] = 1  # micro-batches per update, summed over all processes
-    bias: bool = False  # whether Linear and LayerNorm layers have a bias
-    real_data: bool = True  # load batches of a data set; False: use one random batch
-    dataset: str = "python_docs"  # data set for real_data: a folder under data/
-    data_dir: str = ""  # a data folder anywhere; replaces dataset
+    vocab_size: int | None = None  # None: the dataset's size, or GPT-2's 50304 for a random batch
+    gradient_accumulation_steps: Annotated[int, ">=", 1] = 1  # micro-batches per update, across all processes
+    bias: bool = False  # use biases in Linear and LayerNorm layers
+    real_data: bool = True  # load batches from a dataset; False: use one random batch
+    dataset: str = "python_docs"  # dataset for real_data: a folder in data/
+    data_dir: str = ""  # path to a data folder; overrides dataset
 
-    def __post_init__(self):  # without GPTConfig's own checks, which have to wait for the defaults for a CPU
+    def __post_init__(self):  # skips GPTConfig's checks until CPU defaults are set
         self.resolve_aliases()
         super().__post_init__()
         if not all(n.strip().isdecimal() and int(n) for n in self.decode_batches.split(",")):
-            raise UserError(f"decode_batches={self.decode_batches!r}: list numbers with commas, as in 1,8")
+            raise UserError(f"decode_batches={self.decode_batches!r}: separate numbers with commas, as in 1,8")
         modes = [name for name in ("sweep", "compare", "profile", "decode") if getattr(self, name)]
         if len(modes) > 1:
             raise UserError(f"{' and '.join(modes)} cannot be combined: choose one")
 
 
 def main(argv: list[str] | None = None):
-    """Measure what the arguments ask for, and print a table or JSON."""
+    """Run the requested measurement and print a table or JSON."""
     argv = sys.argv[1:] if argv is None else argv
     cfg = read_settings(argv)
     rt = runtime.start(cfg.device, cfg.dtype, n_embd=0 if cfg.decode else cfg.n_embd)
@@ -116,14 +116,14 @@ def main(argv: list[str] | None = None):
 
 
 def read_settings(argv: list[str]) -> BenchConfig:
-    """The settings. Keys in config files that belong to other programs are skipped, with a note on stderr.
+    """Return the settings. Settings of other programs in config files are ignored, with a note on stderr.
 
-    With a config file, the step is the one that train.py would make with it. Without one, a CPU gets a small model.
+    With a config file, the defaults are those of train.py. Without one, a CPU uses a small model by default.
     """
     unused_keys: list[str] = []
     cfg, given_keys = configurator.load(BenchConfig, argv, unused_keys)
     if unused_keys:
-        print0(f"settings of the config file that do not matter here: {', '.join(unused_keys)}", file=sys.stderr)
+        print0(f"settings in the config file that bench.py ignores: {', '.join(unused_keys)}", file=sys.stderr)
     args = configurator.join_values(BenchConfig, argv)
     if any(configurator.find_config_file(arg) for arg in args if not arg.startswith("--")):
         return replace(cfg, **{**CONFIG_FILE_SETTINGS, **given_keys})
@@ -133,7 +133,7 @@ def read_settings(argv: list[str]) -> BenchConfig:
 
 
 def random_model(cfg: BenchConfig, vocab_size: int):
-    """A model with random weights, initialized as for training."""
+    """Return a model with random weights, initialized as for training."""
     seed_everything(cfg.seed)
     architecture = {f.name: getattr(cfg, f.name) for f in fields(GPTConfig)}
     return build_model(configurator.build_config(GPTConfig, {**architecture, "vocab_size": vocab_size}))
@@ -144,7 +144,7 @@ def random_model(cfg: BenchConfig, vocab_size: int):
 
 
 class RandomBatch:
-    """A Corpus that always returns the same batch of random tokens."""
+    """Replacement for a Corpus that always returns the same batch of random tokens."""
 
     name = "one random batch"
 
@@ -163,7 +163,7 @@ class RandomBatch:
 
 
 def load_data(cfg: BenchConfig, rt: Runtime) -> tuple[Any, int]:
-    """(Corpus or RandomBatch, vocabulary of the model)."""
+    """Return (a Corpus or RandomBatch, the vocabulary size of the model)."""
     if not cfg.real_data:
         vocab_size = cfg.vocab_size or GPT2_VOCAB_SIZE
         return RandomBatch(cfg, vocab_size), vocab_size
@@ -171,14 +171,14 @@ def load_data(cfg: BenchConfig, rt: Runtime) -> tuple[Any, int]:
     try:
         corpus = Corpus(folder)
     except UserError as error:
-        raise UserError(f"{error}; --real_data=False uses random tokens instead") from error
+        raise UserError(f"{error}; or pass --real_data=False to use random tokens") from error
     vocab_size = cfg.vocab_size or corpus.model_vocab_size
     corpus.check(cfg.block_size, vocab_size)
     return corpus, vocab_size
 
 
 def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchmark:
-    """A training step with cfg's settings: compiled if they say so, described on stdout, and warmed up."""
+    """Start a benchmark with cfg's settings: build the model, compile it if requested, describe it and warm it up."""
     corpus, vocab_size = load_data(cfg, rt)
     model = random_model(cfg, vocab_size).to(rt.device)
     run = StepBenchmark(TrainStep(cfg, rt, corpus, model, make_optimizer(model, cfg, rt.device_type)))
@@ -198,15 +198,15 @@ def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchm
 
 
 def run_result(run: StepBenchmark) -> dict:
-    """All measurements of a run, with its settings."""
+    """Return all measurements of a run, with its settings."""
     return {"settings": {k: v for k, v in asdict(run.step.cfg).items() if k not in METHOD_KEYS}, **run.result()}
 
 
 def measure_step(cfg: BenchConfig, rt: Runtime) -> dict:
-    """Measure one setting, print the result as a table and return it; with --profile, print its operations too."""
+    """Measure cfg, print the result as a table and return it; with --profile, also print the operations."""
     trace = os.path.abspath(cfg.trace)
     if cfg.profile and (os.path.isdir(trace) or not os.access(os.path.dirname(trace), os.W_OK)):
-        raise UserError(f"trace={cfg.trace} cannot be written: name a file in an existing, writable folder")
+        raise UserError(f"trace={cfg.trace} cannot be written: use a file in an existing, writable folder")
     run = start_training(cfg, rt)
     for _ in range(cfg.rounds):
         run.round(cfg.iters)
@@ -222,7 +222,7 @@ def measure_step(cfg: BenchConfig, rt: Runtime) -> dict:
 
 
 def format_report(result: dict) -> str:
-    """A result as a table: what was measured, its value, and what that means."""
+    """Format a result as a table of names, values and notes."""
     r, times, shares = result, result["rounds_ms"], result["shares"]
     rounds = f"{min(times):.2f} to {max(times):.2f} in {len(times)} rounds" if len(times) > 1 else "one round"
     rows = [("time per iteration", f"{r['ms']:.2f}ms", rounds), ("speed", f"{r['tokens_per_s']:,.0f} tokens/s", "")]
@@ -231,7 +231,7 @@ def format_report(result: dict) -> str:
         speed_note = f"MFU: {r['mfu']:.2%} of the GPU's peak"
     elif r["matmul_flops"]:
         matmul_speed = format_flops(r["matmul_flops"])
-        speed_note = f"{r['of_matmul']:.1%} of the {matmul_speed} that one large matrix product reaches here"
+        speed_note = f"{r['of_matmul']:.1%} of the {matmul_speed} that one large matrix product reaches"
     rows.append(("arithmetic", format_flops(r["flops"]), speed_note))
     if shares:
         rows += [
@@ -240,24 +240,24 @@ def format_report(result: dict) -> str:
             ("everything else", f"{shares['other']:.1%}", "of the time"),
         ]
     rows += [
-        ("memory, tensors", f"{r['memory_mib']:,.1f} MiB", "at most: weights, gradients, optimizer, activations"),
-        ("memory, process", f"{r['process_mib']:,.0f} MiB", "at most, with PyTorch itself"),
+        ("memory, tensors", f"{r['memory_mib']:,.1f} MiB", "peak: weights, gradients, optimizer state, activations"),
+        ("memory, process", f"{r['process_mib']:,.0f} MiB", "peak, including PyTorch itself"),
     ]
     if r["memory_growth_mib"] is not None:
         rows.append(("memory growth", f"{r['memory_growth_mib']:+,.1f} MiB", "from the first round to the last"))
-    rows.append(("loss", format_number(r["loss"], ".4f"), "of the last update, from an untrained start"))
+    rows.append(("loss", format_number(r["loss"], ".4f"), "at the last update, starting from random weights"))
     name_width, value_width = (max(len(row[i]) for row in rows) for i in (0, 1))
     lines = [f"{name + ':':<{name_width + 1}} {value:<{value_width}}  {note}" for name, value, note in rows]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def format_number(value: float | None, format_spec: str) -> str:
-    """value in the given format, or "-" for None."""
+    """Format value, or return "-" for None."""
     return "-" if value is None else format(value, format_spec)
 
 
 def format_flops(flops: float) -> str:
-    """FLOP/s in a suitable unit."""
+    """Format FLOP/s in a suitable unit."""
     return f"{flops / 1e12:,.2f} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:,.2f} GFLOP/s"
 
 
@@ -266,14 +266,14 @@ def format_flops(flops: float) -> str:
 
 
 def measure_rounds(cfg: BenchConfig, variants: dict[str, dict], rt: Runtime, rounds: int, catch_errors: bool = False):
-    """{name: result} of cfg with the settings of each variant, measured in the order A B, B A, A B, ...
+    """Measure cfg with the settings of each variant, in the order A B, B A, A B, ...; return {name: result}.
 
-    With catch_errors=True, the result of a variant that is invalid or out of GPU memory is its error message.
+    With catch_errors=True, the result of a variant that is invalid or runs out of GPU memory is its error message.
     """
     if rt.device_type == "cuda" or any(variant.get("compile", cfg.compile) is True for variant in variants.values()):
         from torch._dynamo import config  # slow to import
 
-        # compile each variant for its own shapes; by default, the second one gets code for dynamic shapes
+        # compile each variant for its own shapes; by default, the second one would use dynamic shapes
         config.automatic_dynamic_shapes, config.recompile_limit = False, 64
     runs: dict[str, StepBenchmark] = {}
     results: dict[str, dict | str] = {}
@@ -301,7 +301,7 @@ def measure_rounds(cfg: BenchConfig, variants: dict[str, dict], rt: Runtime, rou
 
 
 def format_results(results: dict) -> str:
-    """{name: result} as a table with a legend; then the names whose result is an error message."""
+    """Format {name: result} as a table with a legend, followed by any error messages."""
     measured = {name: result for name, result in results.items() if not isinstance(result, str)}
     has_mfu = any(result["mfu"] is not None for result in measured.values())
     key, title = ("mfu", "MFU") if has_mfu else ("of_matmul", "of matmul")
@@ -313,18 +313,18 @@ def format_results(results: dict) -> str:
         rows.append([name, *speed, *memory, outside_matmul, format_number(r["loss"], ".4f")])
     errors = [f"{name}  {result}" for name, result in results.items() if name not in measured]
     peak = "MFU: speed relative to the GPU's peak" if has_mfu else "of matmul: speed relative to a large matrix product"
-    legend = f"(ms: time per iteration; {peak}; MiB: peak memory of tensors, and its growth;\n"
-    legend += " outside matmuls: time not spent in matrix products; loss: of the last update)"
+    legend = f"(ms: time per iteration; {peak}; MiB: peak memory of tensors and its growth;\n"
+    legend += " outside matmuls: time not spent on matrix products; loss: at the last update)"
     return "\n".join([format_table(rows), legend, *errors])
 
 
 def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
-    """The setting that cfg.sweep names, and its values."""
+    """Return the setting that cfg.sweep names and its values."""
     name, separator, words = cfg.sweep.partition(":")
     types = {key: t for key, t in get_type_hints(BenchConfig).items() if key not in METHOD_KEYS} | {"world_size": int}
     if name not in types:
         matches = get_close_matches(name, types, n=1)
-        hint = f"did you mean {matches[0]!r}?" if matches else "--help lists them"
+        hint = f"did you mean {matches[0]!r}?" if matches else "--help lists all settings"
         raise UserError(f"sweep={name}: unknown setting, {hint}")
     if separator:
         parsed = [configurator.parse_value(text.strip(), types[name]) for text in words.split(",")]
@@ -342,18 +342,25 @@ def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
     }
     choices = [False, True] if types[name] is bool else list(get_args(types[name]))
     if name not in defaults and not (choices and get_origin(types[name]) in (Literal, None)):
-        raise UserError(f"sweep={name} needs values, as in --sweep={name}:{getattr(cfg, name)},...")
+        raise UserError(f"sweep={name} needs values, as in --sweep={name}:{example_values(getattr(cfg, name))}")
     return name, defaults.get(name, choices)
 
 
-def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]) -> dict:
-    """Measure the values of one setting alternately, print a table and return the results.
+def example_values(value) -> str:
+    """Return two values of a setting for a message, derived from its present one."""
+    if isinstance(value, float):
+        return f"{value / 2:g},{value:g}" if value else "0.1,0.2"
+    return f"{value},{2 * value}" if isinstance(value, int) and value else "1,2"
 
-    The result of a value that can't work is its error message.
+
+def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]) -> dict:
+    """Measure several values of one setting alternately, print a table and return the results.
+
+    If a value does not work, its result is the error message.
     """
     name, values = sweep_values(cfg, rt)
     if rt.world_size > 1:
-        raise UserError("--sweep runs in one process (--sweep=world_size starts torchrun by itself): drop torchrun")
+        raise UserError("--sweep runs in one process (--sweep=world_size starts torchrun itself): do not use torchrun")
     if name == "world_size":
         results = {f"{name}={n}": run_torchrun(n, cfg, argv) for n in values}
     else:
@@ -364,19 +371,19 @@ def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]) -> dict:
                 variant |= {"n_head": variant[name] // head_size} if variant[name] % head_size == 0 else {}
         results = measure_rounds(cfg, variants, rt, cfg.rounds, catch_errors=True)
     if all(isinstance(result, str) for result in results.values()):
-        raise UserError(f"sweep={cfg.sweep}: none of the values works: {next(iter(results.values()))}")
+        raise UserError(f"sweep={cfg.sweep}: none of the values work: {next(iter(results.values()))}")
     print(format_results(results))
     rows = [{"value": v, **({"error": r} if isinstance(r, str) else r)} for v, r in zip(values, results.values())]
     return {"sweep": name, "results": rows}
 
 
 def run_torchrun(n: int, cfg: BenchConfig, argv: list[str]) -> dict | str:
-    """Result of n processes, each with as much work as a single one; or the error message."""
+    """Run bench.py in n processes, each doing as much work as a single one; return the result or an error."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
     command += [os.path.abspath(__file__), *argv, "--sweep=", "--json"]
     command += [f"--gradient_accumulation_steps={cfg.gradient_accumulation_steps * n}"]
-    threads = max(1, torch.get_num_threads() // n)  # all processes share the cores of one
-    print(f"world_size={n}, {threads} CPU threads each", flush=True)
+    threads = max(1, torch.get_num_threads() // n)  # the processes share the cores
+    print(f"world_size={n}, CPU threads per process: {threads}", flush=True)
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     process = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
     if process.returncode == 0:
@@ -386,20 +393,20 @@ def run_torchrun(n: int, cfg: BenchConfig, argv: list[str]) -> dict | str:
 
 
 def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]) -> dict:
-    """Measure A (cfg) and B (cfg with --compare's settings) alternately; print and return both, with their ratio."""
+    """Measure A (cfg) and B (cfg with --compare's settings) alternately; print and return both and their ratio."""
     try:
         words = [cfg.compare] if configurator.find_config_file(cfg.compare) else shlex.split(cfg.compare)
         cfg_b = read_settings([*argv, *words])
-    except ValueError as error:  # shlex raises one too, for a missing quotation mark
+    except ValueError as error:  # shlex also raises it, for a missing quotation mark
         raise UserError(f"compare: {error}") from error
     different_names = [f.name for f in fields(cfg) if getattr(cfg, f.name) != getattr(cfg_b, f.name)]
     if method_names := [name for name in different_names if name in METHOD_KEYS]:
-        raise UserError(f"compare: {method_names[0]} applies to both sides: pass it outside of the quotes")
+        raise UserError(f"compare: {method_names[0]} applies to both sides: pass it outside the quotes")
     dtype = runtime.pick_dtype(cfg_b.dtype, rt.device_type, cfg_b.n_embd)[0]
     if rt.world_size > 1 and (cfg_b.device != cfg.device or rt.dtype != dtype):
-        raise UserError("compare: under torchrun both sides need the same device and dtype: run it without torchrun")
+        raise UserError("compare: under torchrun, A and B must have the same device and dtype: run it without torchrun")
     for name, setting in {"A": cfg, "B": cfg_b}.items():
-        rt.print(f"{name}: {', '.join(f'{key}={getattr(setting, key)}' for key in different_names) or 'the same'}")
+        rt.print(f"{name}: {', '.join(f'{key}={getattr(setting, key)}' for key in different_names) or 'no changes'}")
     rounds = max(cfg.rounds, MIN_COMPARE_ROUNDS)
     results = measure_rounds(cfg, {"A": {}, "B": asdict(cfg_b)}, rt, rounds)
     speeds = [[r["tokens_per_update"] / ms for ms in r["rounds_ms"]] for r in results.values()]
@@ -422,12 +429,12 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime) -> dict:
     prompt = torch.randint(model.config.vocab_size, (1, cfg.prompt_tokens)).tolist()
     hf_model: Any = transformers_model(model, cfg, rt) if cfg.transformers else None
     description = prepare_for_decoding(model, rt, cfg.dtype, cfg.quantize, cfg.compile)
-    lengths = f"prompt of {cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new ones"
+    lengths = f"prompt of {cfg.prompt_tokens} tokens, {cfg.max_new_tokens} new tokens"
     model_text = f"{n_params / 1e6:.2f}M parameters, {lengths}, temperature 0.8, top_k 200"
     print(f"{description}, {n_threads} CPU thread{'s' * (n_threads > 1)}\n{model_text}")
 
     def time_dongpt(batch_size: int) -> tuple[float, float]:
-        """Seconds to the first token, and to the last."""
+        """Return the seconds to the first token and to the last token."""
         stream = model.stream(prompt * batch_size, cfg.max_new_tokens, 0.8, 200, seed=cfg.seed)
         first_s = timed(lambda: next(stream), rt)
         return first_s, first_s + timed(lambda: list(stream), rt)
@@ -451,7 +458,7 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime) -> dict:
                 bandwidths.append(bandwidth)
                 times[library, batch_size].append(seconds)
     n_bytes, bandwidth = bytes_per_token(model), median(bandwidths)
-    results, rows = [], [["", "texts at once", "first token", "tokens/s", "of bandwidth"]]
+    results, rows = [], [["", "batch size", "first token", "tokens/s", "of bandwidth"]]
     for (library, batch_size), rounds in times.items():
         first_s, last_s = (median(seconds) for seconds in zip(*rounds))
         speed, bandwidth_share = batch_size * cfg.max_new_tokens / last_s, ""
@@ -471,7 +478,7 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime) -> dict:
 
 
 def transformers_model(model, cfg: BenchConfig, rt: Runtime):
-    """The same model in transformers, in float32 on a CPU and in rt's dtype elsewhere; None if it can't run there."""
+    """Convert the model to transformers (float32 on a CPU, else rt's dtype), or return None if that is not possible."""
     try:
         if cfg.prompt_tokens + cfg.max_new_tokens > model.config.block_size:
             raise UserError("its GPT-2 cannot generate beyond block_size")

@@ -5,7 +5,7 @@
     printf 'Hello\\nHow are you?\\n' | python chat.py out-chat-demo       # one line per message and per answer
     python chat.py ckpt.pt --template=eds-emotion               # a model trained on text tagged with <bot> and <human>
 
-On a terminal, lines can be edited and recalled; /help lists the commands. Ctrl-C stops an answer, Ctrl-D leaves.
+On a terminal, lines can be edited and recalled. /help lists the commands, Ctrl-C stops an answer, and Ctrl-D exits.
 """
 
 import contextlib
@@ -35,37 +35,37 @@ from dongpt.text.template import EMOTIONS, PLAIN_TEMPLATE, TEMPLATES
 HELP = """\
 /help            show this list
 /retry           get another answer to your last message
-/undo            take back your last message and its answer
+/undo            remove your last message and its answer
 /reset           start a new conversation
-/system TEXT     begin the conversation with TEXT, for models that were trained with such instructions
-/temperature X   0 always gives the likeliest answer; higher values give more varied ones
+/system TEXT     set the system message, for models trained with system messages
+/temperature X   set the temperature: 0 always gives the most likely answer, higher values give more varied ones
 /save FILE       save the conversation
 /load FILE       continue a saved conversation
-/quit            leave (or press Ctrl-D)
+/quit            exit (or press Ctrl-D)
 Ctrl-C stops an answer."""
-HELP_KEYS = "Alt-Enter, or a backslash at the end of a line, starts a new line; arrow up recalls what you typed before."
+HELP_KEYS = "Alt-Enter, or a backslash at the end of a line, starts a new line. The up arrow recalls earlier messages."
 BASE_MODEL_NOTE = """\
-This model was not trained on conversations: it does not answer, it continues the text that you type, as sample.py does.
-For a model that answers, run: python train.py config/train_chat_demo.py"""
+This model was not trained on conversations: instead of answering, it continues the text that you type, as in sample.py.
+To train a model that answers, run: python train.py config/train_chat_demo.py"""
 HISTORY_PATH = "~/.dongpt_history"
-BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the direction of the text after them
+BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the direction of the following text
 
 TemplateName = Literal["auto", "dongpt", "eds", "eds-emotion", "eds-context", "plain"]
 
 
 @dataclass(frozen=True)
 class ChatConfig(RuntimeConfig, Sampling):
-    out_dir: str = ""  # the model if no PATH is given: a run's folder, a checkpoint, a Hugging Face folder, gpt2
-    template: TemplateName = "auto"  # marks around messages; auto: as in training; eds: <bot> and <human>; plain: none
-    prompt: str = ""  # ask only this, or what FILE:path holds; print the answer and exit
+    out_dir: str = ""  # model if no CHECKPOINT is given: a run's folder, a checkpoint, a Hugging Face folder, or gpt2
+    template: TemplateName = "auto"  # message format; auto: as in training; eds: <bot> and <human> tags; plain: no tags
+    prompt: str = ""  # answer only this message, or the one in FILE:path, and exit
     start: str = ""  # another name for --prompt
-    system: str = ""  # text at the start of the conversation, for models that were trained with such instructions
-    emotion: str = ""  # eds-emotion: the emotion that the conversation is about; guessed if it is not given
+    system: str = ""  # system message at the start of the conversation, for models trained with system messages
+    emotion: str = ""  # eds-emotion: the emotion that the conversation is about; if empty, the model guesses it
     context: str = ""  # eds-context: the situation that the conversation is about
-    max_new_tokens: Annotated[int, ">=", 1] = 200  # length limit of an answer in tokens
-    temperature: float = 0.7  # above 1 is more random; 0, the default for chat models, takes the most likely one
-    top_k: int | None = 50  # sample only from this many most likely tokens; 0 or None disables it
-    quantize: Quantization = "none"  # int8: one-byte weights; faster on a CPU, at a small cost in loss
+    max_new_tokens: Annotated[int, ">=", 1] = 200  # maximum length of an answer in tokens
+    temperature: float = 0.7  # above 1 is more random; 0, the default for chat models, picks the most likely token
+    top_k: int | None = 50  # sample only from the top_k most likely tokens; 0 or None disables this
+    quantize: Quantization = "none"  # int8: 8-bit weights; faster on a CPU, with a slightly higher loss
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,24 +74,24 @@ class ChatConfig(RuntimeConfig, Sampling):
 
 
 def print_note(sentence: str):
-    """Print a note for the user, which is not part of an answer, on stderr."""
+    """Print a note to stderr, where it does not mix with the answers."""
     sys.stdout.flush()
     print(sentence, file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
-    """text without control characters and direction marks, which could garble a terminal; \\n and \\t are kept."""
+    """Remove control characters and direction marks, which could garble a terminal. Newlines and tabs are kept."""
     control_chars = {c for c in text if unicodedata.category(c) in ("Cc", "Cs") or c in BIDI_CONTROLS} - {"\n", "\t"}
     return "".join(c for c in text if c not in control_chars)
 
 
 def is_interactive() -> bool:
-    """Whether a person types and reads on a terminal."""
+    """Return True if stdin and stdout are both terminals."""
     return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())
 
 
 class Chat:
-    """Reads messages and prints answers: on a terminal piece by piece, elsewhere one line per answer."""
+    """A chat that reads messages and prints answers, piece by piece on a terminal and as one line each elsewhere."""
 
     def __init__(self, conversation: Conversation, terminal: Terminal | None = None):
         self.conversation, self.is_interactive, self.terminal = conversation, is_interactive(), terminal
@@ -99,12 +99,12 @@ class Chat:
         self.commands = {command.__name__: command for command in commands}
 
     def run(self) -> int:
-        """Answer messages until there are no more, or until /quit; returns the exit code."""
+        """Answer messages until the input ends or the user enters /quit, and return the exit code."""
         while (line := self.read_message()) is not None:
             raw_line, line = line.strip(), printable(line).strip()
             exit_code = 0
             if raw_line and not line:
-                print_note("nothing in that line can be read")
+                print_note("that line has no printable characters")
             elif line in ("/quit", "/exit"):
                 return 0
             elif line.startswith("/"):
@@ -117,7 +117,7 @@ class Chat:
         return 0
 
     def read_message(self) -> str | None:
-        """The next message, or None at the end of the input."""
+        """Return the next message, or None at the end of the input."""
         while True:
             try:
                 if self.is_interactive:
@@ -129,12 +129,12 @@ class Chat:
             except KeyboardInterrupt:
                 if not self.is_interactive:
                     raise
-                print_note("(Ctrl-D leaves)" if self.terminal else "\n(Ctrl-D leaves)")
+                print_note("(Ctrl-D exits)" if self.terminal else "\n(Ctrl-D exits)")
 
     def answer(self, line: str, verbatim: bool = False) -> int:
-        """Print the model's answer; returns an exit code if the program has to end, else 0.
+        """Print the model's answer. Return an exit code if the program has to end, else 0.
 
-        With verbatim=True the answer keeps its newlines even if it isn't printed on a terminal.
+        With verbatim=True, the answer keeps its newlines even if it is not printed on a terminal.
         """
         pieces, output, start = self.conversation.reply(line), [], time.perf_counter()
         is_streaming, has_label = self.is_interactive or verbatim, self.is_interactive and not verbatim
@@ -150,7 +150,7 @@ class Chat:
                         break
             finally:
                 pieces.close()
-                needs_speaker_name = needs_speaker_name and self.print_label()  # of an empty answer
+                needs_speaker_name = needs_speaker_name and self.print_label()  # for an empty answer
                 # one line per answer for programs that read them
                 print("" if is_streaming else " ".join("".join(output).split()), flush=True)
         self.print_statistics(time.perf_counter() - start, has_label)
@@ -158,7 +158,7 @@ class Chat:
         return 0 if is_only_this_answer else interrupts.exit_code
 
     def print_label(self) -> bool:
-        """Print the model's name before its answer; returns False, since it is no longer needed."""
+        """Print the model's name before its answer. Return False, because the name is no longer needed."""
         if self.terminal:
             self.terminal.write("Bot: ", "bold ansiblue")
         else:
@@ -166,7 +166,7 @@ class Chat:
         return False
 
     def print_statistics(self, seconds: float, with_speed: bool):
-        """Print whether the answer was cut off, and on a terminal its speed."""
+        """Print whether the answer was cut off and, on a terminal, how fast it was generated."""
         if not self.conversation.exchanges:
             return
         exchange = self.conversation.exchanges[-1]
@@ -179,7 +179,7 @@ class Chat:
             print_note(note)
 
     def run_command(self, name: str, argument: str) -> int:
-        """Run the command /name, whose errors are notes; returns an exit code if the program has to end, else 0."""
+        """Run the command /name and print its errors. Return an exit code if the program has to end, else 0."""
         if name not in self.commands:
             print_note(f"unknown command /{name}: /help lists the commands")
             return 0
@@ -200,20 +200,20 @@ class Chat:
 
     def retry(self, argument: str) -> int:
         if self.conversation.sampling.temperature == 0 and self.conversation.exchanges:
-            remedy = "set a higher one first, as in /temperature 0.7"
-            raise UserError(f"at temperature 0 the answer is always the same: {remedy}")
+            remedy = "first set a higher temperature, as in /temperature 0.7"
+            raise UserError(f"at temperature 0, the answer is always the same: {remedy}")
         return self.answer(self.conversation.undo())
 
     def undo(self, argument: str) -> str:
-        return f"taken back: {' '.join(self.conversation.undo().split())}"
+        return f"removed: {' '.join(self.conversation.undo().split())}"
 
     def reset(self, argument: str) -> str:
         self.conversation.reset()
-        return "this is a new conversation: the model no longer sees what was said before"
+        return "started a new conversation: the model no longer sees earlier messages"
 
     def system(self, text: str) -> str:
         self.conversation.set_system(text)
-        return "the conversation now begins with that" if text else "the conversation has no system text now"
+        return "the system message has been set" if text else "the system message has been removed"
 
     def temperature(self, text: str) -> str:
         try:
@@ -221,16 +221,16 @@ class Chat:
         except DecodingError as error:
             raise UserError(str(error)) from None
         except ValueError:
-            raise UserError(f"{text!r} is not a number: write one, as in /temperature 0.5") from None
-        return f"temperature is now {self.conversation.sampling.temperature:g}"
+            raise UserError(f"{text!r} is not a number: enter one, as in /temperature 0.5") from None
+        return f"the temperature is now {self.conversation.sampling.temperature:g}"
 
     def save(self, path: str) -> str:
         messages = self.conversation.messages()
         if not path or not messages:
-            raise UserError("name a file, as in /save talk.jsonl" if messages else "nothing has been said yet")
+            raise UserError("add a file name, as in /save talk.jsonl" if messages else "nothing has been said yet")
         path = os.path.expanduser(path)
         if os.path.isdir(path):
-            raise UserError(f"{path} is a folder: name a file")
+            raise UserError(f"{path} is a folder: enter the name of a file")
         if os.path.isfile(path):
             try:
                 read_conversations(path)
@@ -242,35 +242,35 @@ class Chat:
                 file.writelines(f"{line}\n" for line in lines)
         except (OSError, UnicodeError) as error:  # UnicodeError: typed halves of surrogate pairs
             raise UserError(f"{path} could not be written ({error}): choose another name") from error
-        return f"saved {len(messages):,} messages in {path}"
+        return f"saved {len(messages):,} messages to {path}"
 
     def load(self, path: str) -> str:
         path = os.path.expanduser(path)
         if not os.path.isfile(path):
-            raise UserError(f"there is no file {path!r}: name one, as in /load talk.jsonl")
+            raise UserError(f"{path!r} is not an existing file: enter one, as in /load talk.jsonl")
         conversations = read_conversations(path)
         if len(conversations) != 1:
-            raise UserError(f"{path} holds {len(conversations):,} conversations: name a file with one")
+            raise UserError(f"{path} contains {len(conversations):,} conversations: use a file with only one")
         self.conversation.restore(conversations[0])
         return f"loaded {len(conversations[0]):,} messages from {path}"
 
 
 def read_conversations(path: str) -> list[Messages]:
-    """The conversations in a file. Raises UserError, with the line number, if it has another format."""
+    """Return the conversations in a file. Raises UserError, with the line number, if the format is wrong."""
     return [*read_json_lines(Files([path]).lines(path), path)]
 
 
 def start_conversation(cfg: ChatConfig, path: str, is_default_temperature: bool) -> Conversation:
-    """A conversation with the model at path, with the system text and header from the settings."""
+    """Start a conversation with the model at path, using the system message and topic from the settings."""
     # an explicit --template works even if the checkpoint's own template is unknown to this version
     generator = ready.load(path, cfg.device, cfg.dtype, cfg.quantize, cfg.compile, chat_template=cfg.template == "auto")
     tokenizer = generator.require_tokenizer()
     template = (tokenizer.template or PLAIN_TEMPLATE) if cfg.template == "auto" else TEMPLATES[cfg.template]
     print_note(generator.description)
     if is_default_temperature and cfg.template == "auto" and tokenizer.template:
-        cfg = replace(cfg, temperature=0.0)  # small models answer best with their likeliest tokens
+        cfg = replace(cfg, temperature=0.0)  # small models answer best with their most likely tokens
         print_note(
-            "temperature: 0, so that the same conversation gets the same answers (--temperature=0.7 varies them)"
+            "temperature: 0, so the same conversation always gets the same answers (to vary them: --temperature=0.7)"
         )
     settings = print_note, cfg.max_new_tokens, cfg.seed
     conversation = Conversation(generator.model, tokenizer, template, cfg, *settings)  # a ChatConfig is a Sampling
@@ -286,10 +286,10 @@ def start_conversation(cfg: ChatConfig, path: str, is_default_temperature: bool)
 
 
 def choose_topic(cfg: ChatConfig, template: str) -> str:
-    """The emotion or context for the header of the eds templates: from the settings, or asked for on a terminal."""
+    """Return the emotion or context for an eds template, from the settings or, on a terminal, from the user."""
     for name in ("emotion", "context"):
         if getattr(cfg, name) and template != f"eds-{name}":
-            raise UserError(f"--{name} works only with --template=eds-{name}: pass that too, or drop --{name}")
+            raise UserError(f"--{name} works only with --template=eds-{name}: add that option, or remove --{name}")
     topic, question = printable(cfg.context), "What is the situation? (Enter for none) "
     if template == "eds-emotion":
         topic, question = cfg.emotion, f"Which emotion? One of {', '.join(EMOTIONS)} (Enter to let the model guess) "
@@ -301,7 +301,7 @@ def choose_topic(cfg: ChatConfig, template: str) -> str:
         print()
         return ""
     if template == "eds-emotion" and topic and topic not in EMOTIONS:
-        print_note(f"{topic} is not on the list, so the model guesses")
+        print_note(f"{topic} is not on the list, so the model will guess")
         return ""
     return topic
 
@@ -309,14 +309,14 @@ def choose_topic(cfg: ChatConfig, template: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     cfg, given, paths = configurator.load_with_paths(ChatConfig, argv, "[CHECKPOINT]")
     if paths and cfg.out_dir:
-        raise UserError(f"{paths[0]} and --out_dir={cfg.out_dir} both name a model: drop one of them")
+        raise UserError(f"{paths[0]} and --out_dir={cfg.out_dir} both name a model: remove one of them")
     path = "".join(paths) or cfg.out_dir
     if not path:
         raise UserError("no model given: pass a run's folder, a checkpoint or gpt2, as in python chat.py out-chat-demo")
-    prompts = [given[key] for key in given if key in ("prompt", "start")]  # two names of one setting; the last one wins
+    prompts = [given[key] for key in given if key in ("prompt", "start")]  # two names for one setting; the last wins
     prompt = printable(read_prompt("".join(prompts[-1:]))).strip()
     if prompts and not prompt:
-        raise UserError("--prompt is empty: write your question, or drop it to start a conversation")
+        raise UserError("--prompt is empty: enter a question, or remove --prompt to start a conversation")
     print_note(f"loading {path}")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
@@ -326,9 +326,9 @@ def main(argv: list[str] | None = None) -> int:
     terminal = open_terminal(HISTORY_PATH) if is_interactive() else None
     if is_interactive():
         if terminal is None:  # in a pipe, readline may write escape sequences to stdout
-            with contextlib.suppress(ImportError):  # lets input() edit and recall lines; on Windows the console does
+            with contextlib.suppress(ImportError):  # lets input() edit and recall lines; on Windows, the console does
                 import readline  # noqa: F401
-        print_note("/help lists the commands, Ctrl-D leaves")
+        print_note("/help lists the commands; Ctrl-D exits")
     return Chat(conversation, terminal).run()
 
 

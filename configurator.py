@@ -2,21 +2,21 @@
 
     @dataclass(frozen=True)
     class Config:
-        batch_size: Annotated[int, ">=", 1] = 12  # this comment is what --help shows
+        batch_size: Annotated[int, ">=", 1] = 12  # --help shows this comment
 
-    cfg, overrides = load(Config)                                    # reads sys.argv; overrides: what the user set
-    cfg, overrides, paths = load_with_paths(Config, None, "IN OUT")  # the same for a program that takes two paths
+    cfg, overrides = load(Config)                                    # reads sys.argv; overrides: the user's settings
+    cfg, overrides, paths = load_with_paths(Config, None, "IN OUT")  # for a program that takes two paths
 
-Types are int, float, bool, str, Literal and `X | None` (X not str). Annotated adds bounds for every value but None, as
-in Annotated[float | None, ">", 0, "<=", 1].
+Types are int, float, bool, str, Literal and `X | None`, where X is not str. Annotated adds bounds, as in
+Annotated[float | None, ">", 0, "<=", 1]. Bounds do not apply to None.
 
-`--max-iters 1e3` and `--max_iters=1000` are the same. A bare `--eval_only` sets a bool to True; `--eval_only=off` needs
-its equals sign. An argument without dashes is a config file if it ends in .py. Otherwise it is a path in a program that
-takes paths, and the short name of a file in config/ in the others. The last of several values for a key wins, and a
-config file that replaces an earlier value says so.
+`--max-iters 1e3` and `--max_iters=1000` are equivalent. A bare `--eval_only` sets a bool to True; `--eval_only=off`
+requires the equals sign. An argument without dashes is a config file if it ends in .py. Otherwise, programs that take
+paths treat it as a path, and other programs as the short name of a file in config/. If a key is set several times, the
+last value wins. If a config file replaces an earlier value, a message is printed.
 
-A config file is plain Python in the style of nanoGPT (`batch_size = 5 * 8`). It is run in a namespace of its own: pass
-only files that you trust. Functions, classes, modules and _names in it are ignored; every other name must be a key.
+A config file is plain Python, as in nanoGPT (`batch_size = 5 * 8`). Pass only files that you trust, because their code
+is executed. Functions, classes, modules and _names in it are ignored; every other name must be a key.
 """
 
 import ast
@@ -38,18 +38,18 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """A user's mistake, described in one sentence: what is wrong, where, and what to do about it.
+    """An error caused by the user's input. The message says what is wrong, where, and how to fix it.
 
     run_program prints it without a traceback and exits with code 2. Any other exception is a bug.
     """
 
 
 class HelpRequest(Exception):
-    """--help was given. args: config class, usage, and the settings of the config files on the command line."""
+    """Raised for --help. args: config class, usage, and the settings in config files given on the command line."""
 
 
 def parse_value(text: str, field_type: Any) -> Any:
-    """Python value of text from the command line. A str field keeps it as typed (--start=123, --start=a=b)."""
+    """Convert command-line text to a Python value. A str field keeps it unchanged (--start=123, --start=a=b)."""
     if field_type is str:
         return text
     if text.lower() in BOOL_WORDS and (field_type is bool or True in get_args(field_type)):
@@ -65,7 +65,7 @@ def parse_value(text: str, field_type: Any) -> Any:
 
 
 def type_name(field_type: Any) -> str:
-    """Name of a type in messages and --help: `int`, `int or None`, `'auto' or True`."""
+    """Return the name of a type for messages and --help: `int`, `int or None`, `'auto' or True`."""
     if get_origin(field_type) is Literal:
         return " or ".join(map(repr, get_args(field_type)))
     return " or ".join("None" if t is types.NoneType else t.__name__ for t in get_args(field_type) or (field_type,))
@@ -79,14 +79,14 @@ def check_type(value: Any, field_type: Any, location: str) -> Any:
     if get_origin(field_type) is Literal:
         is_valid = any(type(value) is type(choice) and value == choice for choice in choices)  # True == 1 is not enough
     else:
-        is_valid = type(value) in choices  # type(), not isinstance(): True is no batch size
+        is_valid = type(value) in choices  # type(), not isinstance(): True is not a batch size
     if not is_valid:
         raise UserError(f"{location}: expected {type_name(field_type)}, got {value!r}")
     return value
 
 
 def bounds_errors(cls: type, values: dict[str, Any]) -> list[str]:
-    """A message such as `batch_size=0 must be at least 1` for each value outside the bounds declared in cls."""
+    """Return a message such as `batch_size=0 must be at least 1` for each value outside the bounds set in cls."""
     messages = []
     for key, field_type in get_type_hints(cls, include_extras=True).items():
         meta, value = getattr(field_type, "__metadata__", ()), values.get(key)
@@ -97,20 +97,20 @@ def bounds_errors(cls: type, values: dict[str, Any]) -> list[str]:
 
 
 def check_setting(key: str, value: Any, cls: type, location: str) -> Any:
-    """Value of cls's field key, converted to its type. Raises UserError, which starts with location, if it is wrong."""
+    """Return value as the type of cls's field `key`. Raises UserError, prefixed with location, if it is invalid."""
     hints = get_type_hints(cls)
     if key not in hints:
         close_keys = get_close_matches(key, hints, n=1)
-        hint = f"did you mean {close_keys[0]!r}?" if close_keys else "--help lists the keys"
-        raise UserError(f"{location}: unknown key {key!r}, {hint}")
+        hint = f", did you mean {close_keys[0]!r}?" if close_keys else ": run with --help to list all keys"
+        raise UserError(f"{location}: unknown key {key!r}{hint}")
     return check_type(value, hints[key], f"{location}: {key}")
 
 
 def build_config(cls: type[T], values: dict[str, Any], location: str = "settings") -> T:
-    """An instance of the dataclass cls with these values.
+    """Return an instance of the dataclass cls with these values.
 
-    Raises UserError for an unknown key or a wrong type; location says where the values are from. Otherwise, one
-    UserError reports all values out of bounds, and whatever cls itself rejects with a ValueError.
+    Raises UserError for an unknown key or a wrong type; `location` names the source of the values in its message.
+    Otherwise, a single UserError reports all values that are out of bounds and any ValueError raised by cls itself.
     """
     values = {key: check_setting(key, value, cls, location) for key, value in values.items()}
     problems = bounds_errors(cls, values)
@@ -124,14 +124,14 @@ def build_config(cls: type[T], values: dict[str, Any], location: str = "settings
 
 
 def find_config_file(name: str) -> str | None:
-    """Path of the config file called name (a path, or the short name of a file in config/), or None."""
+    """Find a config file by its path, or by the short name of a file in config/. Return its path or None."""
     short_path = os.path.join(ROOT, "config", f"{name}.py") if os.path.basename(name) == name else ""
     candidates = [name, os.path.join(ROOT, name)] if name.endswith(".py") else [short_path]
     return next((path for path in candidates if os.path.isfile(path)), None)
 
 
 def exec_config(path: str, keys: Collection[str] = ()) -> dict[str, Any]:
-    """Settings in a config file: all names except _private ones, functions, classes and modules."""
+    """Run a config file and return its settings: all names except _private ones, functions, classes and modules."""
     namespace = {"__name__": "<config>", "__file__": path}
     try:
         with open(path, "rb") as file:  # runpy.run_path would also run a zip or byte code named .py
@@ -153,25 +153,25 @@ def exec_config(path: str, keys: Collection[str] = ()) -> dict[str, Any]:
 
 
 def load(cls: type[T], argv: list[str] | None = None, skipped_keys: list[str] | None = None) -> tuple[T, dict]:
-    """Return (an instance of the dataclass cls, the values the user set). Raises HelpRequest for -h and --help.
+    """Return an instance of the dataclass cls and the user's settings. Raises HelpRequest for -h and --help.
 
     If skipped_keys is a list, config files may contain keys of other programs, which are appended to it. Raises
-    UserError for any argument that is not a known key with a valid value, or a config file of such keys.
+    UserError for any argument that is neither a known key with a valid value nor a config file of such keys.
     """
     return load_with_paths(cls, argv, "", skipped_keys)[:2]
 
 
 def load_with_paths(cls: type[T], argv, usage: str, skipped_keys=None) -> tuple[T, dict[str, Any], list[str]]:
-    """Return (an instance of cls, the values the user set, the paths), for a program that takes paths.
+    """Return an instance of cls, the user's settings and the paths, for a program that takes paths.
 
-    usage says how many: "IN OUT" is two, "[CHECKPOINT]" at most one, "[CHECKPOINT ...]" any number.
+    usage determines how many: "IN OUT" means two, "[CHECKPOINT]" at most one, and "[CHECKPOINT ...]" any number.
     """
     overrides, paths = read_arguments(cls, argv, usage, skipped_keys)
     return build_config(cls, overrides), overrides, paths
 
 
 def join_values(cls: type, argv: list[str]) -> list[str]:
-    """argv with every setting as --key=value: ["--max-iters", "9", "--eval_only"] -> --max_iters=9 --eval_only=True."""
+    """Return argv with every setting as --key=value: --max-iters 9 --eval_only -> --max_iters=9 --eval_only=True."""
     hints, args, joined = get_type_hints(cls), [*argv], []
     while args:
         arg = args.pop(0)
@@ -181,17 +181,17 @@ def join_values(cls: type, argv: list[str]) -> list[str]:
         if is_bare and (hints[key] is bool or True in get_args(hints[key])):
             text = "True"
             if next_arg.lower() in (*BOOL_WORDS, "auto") and not os.path.exists(next_arg):
-                raise UserError(f"command line: --{key} {next_arg} needs an equals sign: --{key}={next_arg}")
+                raise UserError(f"command line: --{key} {next_arg} needs an equals sign: use --{key}={next_arg}")
         elif is_bare:
             if next_arg.startswith("--"):
-                raise UserError(f"command line: --{key} needs a value ({type_name(hints[key])}): --{key}=VALUE")
+                raise UserError(f"command line: --{key} needs a value ({type_name(hints[key])}): use --{key}=VALUE")
             text = args.pop(0)
         joined.append(f"--{key}={text}" if arg.startswith("--") else arg)
     return joined
 
 
 def read_arguments(cls: type, argv, usage: str = "", skipped_keys=None) -> tuple[dict[str, Any], list[str]]:
-    """(the values the user set, the paths), for a program that adds other values before it calls build_config()."""
+    """Return the user's settings and the paths, for a program that adds other values before it calls build_config()."""
     argv, hints = sys.argv[1:] if argv is None else argv, get_type_hints(cls)
     if "-h" in argv or "--help" in argv:
         files = [find_config_file(arg) for arg in argv if not (usage and _is_path(arg, hints))]
@@ -215,16 +215,16 @@ def read_arguments(cls: type, argv, usage: str = "", skipped_keys=None) -> tuple
         else:
             raise UserError(_bad_argument_message(arg, usage, hints, skipped_keys is not None))
     min_paths, max_paths = len(usage.partition("[")[0].split()), len(usage.split())
-    usage_text = f"python {os.path.basename(sys.argv[0])} {usage}, with settings as --key=value"
+    usage_text = f"run python {os.path.basename(sys.argv[0])} {usage}, with settings as --key=value"
     if len(paths) < min_paths:
-        raise UserError(f"{len(paths)} of {min_paths} paths given: {usage_text}")
+        raise UserError(f"expected {min_paths} path{'s' * (min_paths > 1)}, got {len(paths)}: {usage_text}")
     if len(paths) > max_paths and "..." not in usage:
-        raise UserError(f"{paths[max_paths]!r} is one path too many: {usage_text}")
+        raise UserError(f"too many paths ({', '.join(paths)}): {usage_text}")
     return overrides, paths
 
 
 def _is_path(arg: str, hints: dict[str, Any]) -> bool:
-    """Whether a program that takes paths treats arg as one: block_size=64/ckpt.pt is a path, block_size=64 is not."""
+    """Return True if arg is a path in programs that take paths, such as block_size=64/ckpt.pt but not block_size=64."""
     if arg.startswith("-") or arg.endswith(".py") and not os.path.isdir(arg):
         return False
     is_setting = "=" in arg and arg.partition("=")[0] in hints and os.path.basename(arg) == arg
@@ -232,17 +232,17 @@ def _is_path(arg: str, hints: dict[str, Any]) -> bool:
 
 
 def _bad_argument_message(arg: str, usage: str, hints: dict[str, Any], allows_other_keys: bool) -> str:
-    """Error message for an argument that is no config file, setting or path."""
+    """Return the error message for an argument that is not a config file, setting or path."""
     if "=" in arg:
         setting = arg.lstrip("-\N{EN DASH}\N{EM DASH}")  # as typed, or pasted from a formatted page
-        return f"{arg!r}: settings are written with two dashes, as in --{setting}"
+        return f"{arg!r}: settings start with two dashes, as in --{setting}"
     if usage and not arg.endswith(".py"):
         return f"{arg!r} is not a path: write a path that starts with a dash as ./{arg}, and a setting as --key=value"
     if "out_dir" in hints and os.path.isdir(arg):
-        return f"{arg!r} is a directory: write --out_dir={arg}"
-    # a program without training's settings, such as sample.py, cannot use the files in config/
+        return f"{arg!r} is a directory: use --out_dir={arg}"
+    # a program without training settings, such as sample.py, cannot use the files in config/
     files = glob.glob(os.path.join(ROOT, "config", "*.py")) if "eval_iters" in hints or allows_other_keys else []
     names = sorted(os.path.basename(path)[:-3] for path in files)
     close_names = get_close_matches(os.path.basename(arg).removesuffix(".py"), names, n=1)
-    hint = f", did you mean config/{close_names[0]}.py?" if close_names else f"; config/ holds {', '.join(names)}"
-    return f"{arg!r} is neither a config file that exists nor --key=value{hint if names else '; --help lists the keys'}"
+    hint = f", did you mean config/{close_names[0]}.py?" if close_names else f"; config/ contains {', '.join(names)}"
+    return f"{arg!r} is neither a config file nor a setting (--key=value){hint if names else '; see --help'}"

@@ -1,12 +1,12 @@
-"""Loss, perplexity and bits per byte of one or several checkpoints, over a whole split.
+"""Compute the loss, perplexity and bits per byte of one or more checkpoints over a whole split.
 
     python evaluate.py --out_dir=out-don-char
     python evaluate.py out-a out-b/ckpt_last.pt --split=val --json
 
-A path is a checkpoint, an out_dir, a directory in Hugging Face's format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl.
-Each checkpoint is evaluated on the data that it was trained with, unless --dataset or --data_dir names other data with
-the same vocabulary. Only models evaluated on the same text can be compared; those with different tokenizers only by
-their bits per byte. With several processes (torchrun), the work is shared and rank 0 prints.
+A path may be a checkpoint, an out_dir, a directory in Hugging Face format, or gpt2, gpt2-medium, gpt2-large or gpt2-xl.
+Each checkpoint is evaluated on the data it was trained on, unless --dataset or --data_dir selects other data with the
+same vocabulary. Compare only results that were measured on the same text; for models with different tokenizers,
+compare only bits per byte. With several processes (torchrun), the work is divided and rank 0 prints the results.
 """
 
 import json
@@ -32,37 +32,37 @@ from dongpt.train.evaluation import eval_batches, evaluate, predicted_bytes
 
 @dataclass(frozen=True)
 class EvaluateConfig(DeviceConfig):
-    out_dir: str = "out"  # evaluate the checkpoint of this run if no CHECKPOINT is given
-    init_from: str = "resume"  # resume: the run in out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
-    split: Literal["val", "train"] = "val"  # evaluate on the validation text or the training text
-    dataset: str = ""  # a folder under data/; by default the checkpoint's own
-    data_dir: str = ""  # a data folder anywhere; replaces dataset
-    block_size: Annotated[int | None, ">=", 1] = None  # tokens in a window; None: as in training
-    batch_size: Annotated[int, ">=", 1] = 12  # windows at a time; affects only the speed
-    json: bool = False  # print only a JSON list on stdout
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # data type of the arithmetic
-    quantize: Quantization = "none"  # int8: evaluate the one-byte weights of sample.py --quantize=int8
+    out_dir: str = "out"  # run folder to evaluate if no CHECKPOINT is given
+    init_from: str = "resume"  # resume (the run in out_dir), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path
+    split: Literal["val", "train"] = "val"  # evaluate on the validation set or the training set
+    dataset: str = ""  # name of a dataset folder in data/; default: the one used in training
+    data_dir: str = ""  # path to a dataset folder anywhere; overrides dataset
+    block_size: Annotated[int | None, ">=", 1] = None  # window length in tokens; None: as in training
+    batch_size: Annotated[int, ">=", 1] = 12  # number of windows per batch; affects only the speed
+    json: bool = False  # print the results to stdout as a JSON list
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # dtype of matmuls
+    quantize: Quantization = "none"  # int8: evaluate with 8-bit weights, as in sample.py --quantize=int8
 
 
 LEGEND = """\
-(loss: mean of -ln(probability that the model gave to each token), lower is better; perplexity: exp(loss);
- bits/byte: the same per byte of text, comparable between models that split the text into different tokens)"""
+(loss: mean of -ln(probability that the model assigned to each token), lower is better; perplexity: exp(loss);
+ bits/byte: loss in bits per byte of text, comparable between models with different tokenizers)"""
 
 
 def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> tuple[dict, Corpus]:
-    """(checkpoint, split, loss, perplexity, bits_per_byte and tokens as a dict, the data it was evaluated on)."""
+    """Return a dict of checkpoint, split, loss, perplexity, bits_per_byte and tokens, and the corpus evaluated on."""
     model, tokenizer, checkpoint = load_from_path(path)
     stored_config = checkpoint.get("config", {}) if not (cfg.dataset or cfg.data_dir) else {}
     dataset, data_dir = stored_config.get("dataset", cfg.dataset), stored_config.get("data_dir", cfg.data_dir)
     if not (dataset or data_dir):
-        raise UserError(f"{path} does not say which data it was trained with: pass --dataset=NAME or --data_dir=DIR")
+        raise UserError(f"{path} does not record what data it was trained on: pass --dataset=NAME or --data_dir=DIR")
     folder = find_data_folder(dataset, data_dir, rt, out=sys.stderr)
     if stored_config and data_dir and not os.path.isdir(folder):
-        raise UserError(f"{path} was trained with {data_dir}, which no longer exists: pass --data_dir=DIR")
+        raise UserError(f"{path} was trained on {data_dir}, which no longer exists: pass --data_dir=DIR")
     corpus = Corpus(folder)
     if added_special_tokens(corpus.tokenizer_dict, tokenizer) is None:
         reason = f"the vocabulary of {path} differs from that of {corpus.name}"
-        raise UserError(f"{reason}: pass --dataset or --data_dir of data made with the model's tokenizer")
+        raise UserError(f"{reason}: use --dataset or --data_dir to select data made with the model's tokenizer")
     corpus.check(1, model.transformer.wte.num_embeddings, [cfg.split])
     n_bytes = predicted_bytes(corpus, cfg.split)
     block_size = cfg.block_size or model.config.block_size
@@ -78,13 +78,13 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> tuple[dict, 
     n_batches = -(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size * rt.world_size))
     batches = eval_batches(corpus, cfg.split, cfg.batch_size, block_size, None, rt.rank, rt.world_size)
     loss = evaluate(model, progress_bar(n_batches, quiet=not rt.is_main, iterable=batches), rt)
-    assert loss  # nothing stops it
+    assert loss  # not None, because nothing can stop it
     results = dict(loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=loss.bits_per_byte(n_bytes))
     return {"checkpoint": path, "split": cfg.split, **results, "tokens": loss.tokens}, corpus
 
 
 def comparison_note(corpora: Sequence[Corpus], names: list[str], split: str) -> str:
-    """A warning if the results of several checkpoints cannot be compared, or only in part; else ""."""
+    """Return a warning if the results of several checkpoints cannot be compared, or only in part, else ""."""
 
     def text_id(corpus: Corpus) -> tuple:
         source = corpus.meta.get("sha256") or corpus.sha256 or os.path.realpath(corpus.folder)
@@ -92,22 +92,22 @@ def comparison_note(corpora: Sequence[Corpus], names: list[str], split: str) -> 
 
     if len(set(map(text_id, corpora))) > 1:
         texts = "; ".join(f"{name} on {corpus.name}" for name, corpus in zip(names, corpora))
-        return f"these results are not comparable, they were measured on different texts: {texts}"
+        return f"these results are not comparable because they were measured on different data: {texts}"
     if any(corpus.tokenizer_dict != corpora[0].tokenizer_dict for corpus in corpora):
-        return "these models split the text into different tokens: compare only bits/byte"
+        return "these models use different tokenizers: compare only bits/byte"
     return ""
 
 
 def main(argv: list[str] | None = None):
     cfg, given, paths = configurator.load_with_paths(EvaluateConfig, argv, "[CHECKPOINT ...]")
     if paths and (keys := [key for key in ("out_dir", "init_from") if key in given]):
-        raise UserError(f"{paths[0]} and --{keys[0]}={given[keys[0]]} both name a model: drop --{keys[0]}")
+        raise UserError(f"{paths[0]} and --{keys[0]}={given[keys[0]]} both name a model: remove --{keys[0]}")
     rt = runtime.start(cfg.device, cfg.dtype)
     paths = paths or [cfg.out_dir if cfg.init_from == "resume" else cfg.init_from]
     results, corpora = zip(*(measure(path, cfg, rt) for path in paths))
     description = rt.description
     if "dtype" not in given:
-        description = description.replace("float32 (as asked)", "float32 (exact, the default of evaluate.py)")
+        description = description.replace("float32 (requested)", "float32 (exact, the default of evaluate.py)")
     rt.print(description, file=sys.stderr)
     if not rt.is_main:
         return

@@ -1,12 +1,12 @@
-"""The GPT: configuration, position schemes, attention, blocks, loss, FLOPs and optimizer groups.
+"""The GPT model: configuration, position schemes, attention, blocks, loss, FLOPs and optimizer groups.
 
     model = GPT(GPTConfig(block_size=64, vocab_size=85, n_layer=4, n_head=4, n_embd=128))
     logits, loss = model(idx, targets)                      # idx, targets (B, T) int64
     idx = model.generate(idx, max_new_tokens=100, seed=1)   # (B, T + 100)
 
 Sources: GPT-2 (Radford et al. 2019) and its code, github.com/openai/gpt-2. Parameter names, initialization and the
-bias switch follow github.com/karpathy/nanoGPT, so that checkpoints can be exchanged. docs/positions.md compares the
-position schemes. Decoding is in dongpt/decode/decoder.py, hand-written kernels are in dongpt/kernels/.
+bias option follow github.com/karpathy/nanoGPT, so that checkpoints can be exchanged. docs/positions.md compares the
+position schemes. Decoding is implemented in dongpt/decode/decoder.py; hand-written kernels are in dongpt/kernels/.
 
 Shapes: B sequences, T tokens per sequence, C = n_embd channels, nh = n_head heads of hs = C / nh channels,
 V = vocab_size, S = tokens in the KV cache.
@@ -33,45 +33,45 @@ from dongpt.kernels.autograd import Dropout, biased_attention, rotate  # faster 
 PositionScheme = Literal["default", "absolute", "rope", "relative", "alibi", "default+relative"]
 RELATIVE_TABLE = "transformer.relative.relative_embeddings.weight"  # bias by distance and head, (block_size, n_head)
 NGRAM_TABLE = "transformer.ngrams.weight"  # embeddings of the last tokens, ((ngrams - 1) * ngram_rows, n_embd)
-# Operators in the annotations below. configurator.py has the same table, but must not be imported here.
+# Comparison operators in the annotations below. configurator.py has its own copy, since it must not be imported here.
 BOUND_OPERATORS = {">=": (ge, "at least"), ">": (gt, "above"), "<=": (le, "at most"), "<": (lt, "below")}
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The architecture. When training continues from a checkpoint, only the two dropouts may change."""
+    """Model architecture. When training continues from a checkpoint, only the two dropout rates may change."""
 
-    block_size: Annotated[int, ">=", 1] = 1024  # context length: the number of tokens that the model sees
-    # number of tokens: GPT-2's 50257, padded to a multiple of 64 for speed on a GPU; None until the data is known
+    block_size: Annotated[int, ">=", 1] = 1024  # context length: the maximum number of tokens the model sees
+    # vocabulary size; default: GPT-2's 50257, padded to a multiple of 64 for speed on a GPU; None: not known yet
     vocab_size: Annotated[int | None, ">=", 1] = 50304
     n_layer: Annotated[int, ">=", 1] = 12  # number of transformer blocks
-    n_head: Annotated[int, ">=", 1] = 12  # attention heads per block
-    n_embd: Annotated[int, ">=", 1] = 768  # embedding size, a multiple of n_head
-    dropout: Annotated[float, ">=", 0, "<", 1] = 0.0  # dropout on embeddings and residuals; try 0.1 for small data
-    attn_dropout: Annotated[float, ">=", 0, "<", 1] = 0.0  # dropout on attention weights; above 0, no flash kernels
-    bias: bool = True  # use biases in Linear and LayerNorm, as GPT-2 does; False is slightly better and faster
-    pos_embd: PositionScheme = "default"  # position scheme; default: learned embeddings, others: docs/positions.md
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact as in nanoGPT, or approximated as in GPT-2
-    tie_weights: bool = True  # use the same matrix for the token embedding and the output head
-    ngrams: Annotated[int, ">=", 1] = 1  # 4 also embeds the last 2, 3 and 4 tokens; 6 gains 0.3 nats in a short run
-    ngram_rows: Annotated[int, ">=", 1] = 32768  # entries of the hash table for each n-gram length
-    model_type: Literal["gpt", "bigram"] = "gpt"  # bigram is a baseline that sees only the last token
+    n_head: Annotated[int, ">=", 1] = 12  # number of attention heads per block
+    n_embd: Annotated[int, ">=", 1] = 768  # embedding size; must be a multiple of n_head
+    dropout: Annotated[float, ">=", 0, "<", 1] = 0.0  # dropout on embeddings and residuals; try 0.1 on small data
+    attn_dropout: Annotated[float, ">=", 0, "<", 1] = 0.0  # attention dropout; values above 0 disable flash kernels
+    bias: bool = True  # use biases in Linear and LayerNorm layers, as GPT-2 does; False is slightly better and faster
+    pos_embd: PositionScheme = "default"  # default: learned position embeddings; see docs/positions.md
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact GELU, as in nanoGPT, or GPT-2's approximation
+    tie_weights: bool = True  # share one matrix between the token embedding and the output head
+    ngrams: Annotated[int, ">=", 1] = 1  # embed n-grams up to this length; 6 lowers the loss of a short run by 0.3
+    ngram_rows: Annotated[int, ">=", 1] = 32768  # hash-table entries for each n-gram length
+    model_type: Literal["gpt", "bigram"] = "gpt"  # bigram: a baseline that sees only the last token
 
     def resolve_aliases(self):
-        """Replace aliases and reset fields without effect, so that equal architectures have equal configs."""
+        """Replace aliases and reset unused fields, so that equal architectures have equal configs."""
         if self.pos_embd == "absolute":
             object.__setattr__(self, "pos_embd", "default")  # the dataclass is frozen
-        if self.ngrams == 1 and self.ngram_rows > 0:  # not saved then: nanoGPT rejects unknown model_args
+        if self.ngrams == 1 and self.ngram_rows > 0:  # unused; not saved, because nanoGPT rejects unknown model_args
             object.__setattr__(self, "ngram_rows", GPTConfig.ngram_rows)
 
     @property
     def has_wpe(self) -> bool:
-        """Whether positions have learned embeddings, which limit the length of a sequence."""
+        """True if positions have learned embeddings, which limit the sequence length."""
         return self.pos_embd in ("default", "default+relative")
 
     @property
     def has_relative(self) -> bool:
-        """Whether a learned bias per head and distance is added to attention scores."""
+        """True if a learned bias for each head and distance is added to the attention scores."""
         return self.pos_embd in ("relative", "default+relative")
 
     def __post_init__(self):
@@ -80,15 +80,15 @@ class GPTConfig:
         for field in fields(self):
             value, meta = getattr(self, field.name), getattr(field.type, "__metadata__", ())
             if get_origin(field.type) is Literal and value not in (choices := get_args(field.type)):
-                raise ValueError(f"{field.name}={value!r} is not known: use one of {', '.join(map(str, choices))}")
+                raise ValueError(f"{field.name}={value!r} is not valid: use one of {', '.join(map(str, choices))}")
             bounds = [(*BOUND_OPERATORS[sign], limit) for sign, limit in zip(meta[::2], meta[1::2])]
             if value is not None and not all(compare(value, limit) for compare, _, limit in bounds):
                 bounds_text = " and ".join(f"{bound_text} {limit}" for _, bound_text, limit in bounds)
                 raise ValueError(f"{field.name}={value} must be {bounds_text}")
         if self.model_type == "bigram" and self.pos_embd != "default":
-            raise ValueError(f"a bigram has no positions: drop pos_embd={self.pos_embd}")
+            raise ValueError(f"a bigram model has no positions: remove pos_embd={self.pos_embd}")
         if self.model_type == "bigram" and self.ngrams > 1:
-            raise ValueError(f"a bigram sees only the last token: drop ngrams={self.ngrams}")
+            raise ValueError(f"a bigram model sees only the last token: remove ngrams={self.ngrams}")
         multiple = 2 * self.n_head if self.pos_embd == "rope" else self.n_head  # RoPE rotates pairs of channels
         if self.n_embd % multiple:
             n_embd = max(multiple, round(self.n_embd / multiple) * multiple)
@@ -111,10 +111,10 @@ class AttentionInputs(NamedTuple):
 
 
 def rope_cos_sin(positions, head_size: int, rope_base: float = 10000.0):
-    """cos and sin, (..., T, 1, hs) each, of RoPE's angles at positions (..., T).
+    """Return the cosines and sines of RoPE's angles at positions (..., T), each of shape (..., T, 1, hs).
 
-    Channels i and i + hs/2 form a pair, rotated by position * base^(-2i/hs): RoFormer, arxiv.org/abs/2104.09864,
-    equation 15, paired as in Llama.
+    As in Llama, channels i and i + hs/2 form a pair, which is rotated by position * base^(-2i/hs). See RoFormer,
+    arxiv.org/abs/2104.09864, equation 15.
     """
     frequencies = rope_base ** (-torch.arange(0, head_size, 2, device=positions.device).float() / head_size)  # (hs/2,)
     angles = (positions[..., None] * frequencies).unsqueeze(-2)  # (..., T, 1, hs/2)
@@ -123,7 +123,7 @@ def rope_cos_sin(positions, head_size: int, rope_base: float = 10000.0):
 
 
 def alibi_slopes(n_head: int, device=None):
-    """ALiBi's penalty per token of distance for each head, (nh,): 2^(-8/nh), 2^(-16/nh), ..., 2^-8.
+    """Return ALiBi's penalty per token of distance for each head, (nh,): 2^(-8/nh), 2^(-16/nh), ..., 2^-8.
 
     Press et al., "Train Short, Test Long", arxiv.org/abs/2108.12409, section 3.
     """
@@ -131,11 +131,11 @@ def alibi_slopes(n_head: int, device=None):
 
 
 def ngram_ids(idx, previous_ids, ngrams: int, n_rows: int):
-    """Hash-table indices of the 2- to n-grams ending at each token: (B, T) -> (B, T, ngrams - 1).
+    """Return hash-table indices of the 2- to n-grams ending at each token: (B, T) -> (B, T, ngrams - 1).
 
-    previous_ids (B, ngrams - 1) precede idx, with -1 before the start of the text; None if idx starts the text.
-    Example: with ngrams=3, the last token of "a b c" gets the index of "b c" in the first n_rows entries and that of
-    "a b c" in the next n_rows. Colliding n-grams share an entry, as in github.com/KellerJordan/modded-nanogpt.
+    previous_ids (B, ngrams - 1) are the ids before idx, or -1 before the start of the sequence. If None, all are -1.
+    For example, with ngrams=3 the last token of "a b c" gets one index for "b c", in the first n_rows entries, and one
+    for "a b c", in the next n_rows. Colliding n-grams share an entry, as in github.com/KellerJordan/modded-nanogpt.
     """
     T, num_previous = idx.shape[1], ngrams - 1
     previous_ids = idx.new_full((len(idx), num_previous), -1) if previous_ids is None else previous_ids
@@ -148,10 +148,10 @@ def ngram_ids(idx, previous_ids, ngrams: int, n_rows: int):
 
 
 def same_document_mask(idx, end_id: int, positions=None):
-    """Attention mask (B, 1, T, S) bool: whether query and key are in the same document.
+    """Return a boolean mask (B, 1, T, S) that is True where query and key belong to the same document.
 
-    The keys are idx (B, S); the queries are idx at positions (T,) or (B, T), by default all of them. An end_id belongs
-    to the document after it, so that the first token of a document has a token to attend to.
+    The keys are idx (B, S). The queries are the tokens of idx at positions (T,) or (B, T), by default all of them. An
+    end_id belongs to the document after it, so that a document's first token has an earlier token to attend to.
     """
     document_ids = (idx == end_id).cumsum(1)  # (B, S): 0 0 0 1 1 1 1 2 2 ...
     query_document_ids = document_ids
@@ -161,15 +161,15 @@ def same_document_mask(idx, end_id: int, positions=None):
 
 
 def attend(q, k, v, bias, dropout: float, causal: bool = True):
-    """Attention of q (B, nh, T, hs) over k and v (B, nh, S, hs), with bias added to the scores: (B, nh, T, hs).
+    """Compute attention of q (B, nh, T, hs) over k and v (B, nh, S, hs), adding bias to the scores: (B, nh, T, hs).
 
-    causal applies only if bias is None; False lets every query attend to every key.
+    causal is used only if bias is None. With causal=False, every query attends to every key.
     """
     if bias is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
     if bias.requires_grad and q.device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
         return biased_attention(q, k, v, bias)
-    if bias.is_floating_point() and q.device.type != "cpu":  # only CPUs mix a float32 bias with bfloat16 queries
+    if bias.is_floating_point() and q.device.type != "cpu":  # only CPUs accept a float32 bias with bfloat16 queries
         bias = bias.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
@@ -203,7 +203,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them; the hidden layer is four times as wide as the block."""
+    """Feed-forward network: two linear layers with a GELU between them and 4 * n_embd hidden channels."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -217,7 +217,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer layer, normalized before each branch (pre-LN) as in GPT-2."""
+    """One transformer layer, with LayerNorm before attention and before the MLP (pre-LN), as in GPT-2."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -237,16 +237,16 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer: logits for the next token at every position."""
+    """A decoder-only transformer that predicts the next token at every position."""
 
     transformer: Any  # an nn.ModuleDict: wte, wpe, relative, ngrams, drop, h, ln_f
-    can_cache = True  # False if a token's keys and values change as the text grows
+    can_cache = True  # False if a token's keys and values change as the sequence grows
     use_packed_weights = True  # whether decoding on a CPU may repack a copy of the weights
     document_end_id: int | None = None  # end-of-document id if attention stays within documents (document_mask)
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        assert config.vocab_size is not None, "vocab_size must come from the data before a model is made"
+        assert config.vocab_size is not None, "vocab_size must be set from the data before a model is created"
         self.config = config
         # Modules are created in this order, which determines their random numbers and the order in checkpoints.
         self.transformer = nn.ModuleDict(dict(wte=nn.Embedding(config.vocab_size, config.n_embd)))
@@ -275,7 +275,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def embed(self, idx, positions, previous_ids=None):
-        """Input of the first layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T); see ngram_ids."""
+        """Return the first layer's input (B, T, C) for idx (B, T) at positions (T,) or (B, T). See also ngram_ids."""
         x, config = self.transformer.wte(idx), self.config
         if config.ngrams > 1:  # sum over the n-gram lengths
             x = x + self.transformer.ngrams(ngram_ids(idx, previous_ids, config.ngrams, config.ngram_rows)).sum(-2)
@@ -284,20 +284,20 @@ class GPT(nn.Module):
         return self.transformer.drop(x)
 
     def attention_inputs(self, positions, cache: LayerCache | None = None, key_ids=None) -> AttentionInputs:
-        """Rotation, bias and mask for queries at positions (T,) or (B, T); the keys are the cache, or the queries.
+        """Return rotation, bias and mask for queries at positions (T,) or (B, T).
 
-        key_ids (B, S) are needed only if document_end_id is set.
+        Without a cache, the queries are also the keys. key_ids (B, S) are needed only if document_end_id is set.
         """
         config, positions = self.config, torch.atleast_2d(positions)  # (1 or B, T)
         rotation = rope_cos_sin(positions, config.n_embd // config.n_head) if config.pos_embd == "rope" else None
         has_score_bias, document_end_id = config.pos_embd not in ("default", "rope"), self.document_end_id
-        if not has_score_bias and document_end_id is None:  # no mask: the fastest attention kernel
+        if not has_score_bias and document_end_id is None:  # no mask needed: use the fastest kernel
             if cache is None or cache.start == 0:  # keys and queries are the same tokens: is_causal works
                 return AttentionInputs(rotation)
             if cache.start is not None and positions.shape[1] == 1:  # the newest token attends to all others
                 return AttentionInputs(rotation, causal=False)
         key_positions = positions[0] if cache is None else torch.arange(cache.cache_len, device=positions.device)
-        # Four dimensions: flash attention on a CPU takes masks with two or four, but not three.
+        # The mask has four dimensions because flash attention on a CPU accepts two or four, but not three.
         distance = (positions[:, :, None] - key_positions)[:, None]  # (1 or B, 1, T, S)
         visible_mask = distance >= 0
         if document_end_id is not None:
@@ -312,9 +312,9 @@ class GPT(nn.Module):
         return AttentionInputs(rotation, bias.float().masked_fill(~visible_mask, -math.inf).contiguous())
 
     def hidden_states(self, idx, positions, caches: list[LayerCache] | None = None, previous_ids=None, key_ids=None):
-        """Normalized output of the last layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T).
+        """Return the normalized output of the last layer, (B, T, C), for idx (B, T) at positions (T,) or (B, T).
 
-        With caches, key_ids (B, S) are the ids of all cached tokens including idx. previous_ids: see ngram_ids.
+        With caches, key_ids (B, S) are the ids of all cached tokens including idx. See ngram_ids for previous_ids.
         """
         x = self.embed(idx, positions, previous_ids)
         inputs = self.attention_inputs(positions, caches[0] if caches else None, idx if key_ids is None else key_ids)
@@ -323,10 +323,10 @@ class GPT(nn.Module):
         return self.transformer.ln_f(x)
 
     def forward(self, idx, targets=None):
-        """Logits and mean loss in nats for idx (B, T) int64.
+        """Return the logits and the mean loss in nats for idx (B, T) int64.
 
-        With targets (B, T), where -1 is ignored: logits (B, T, V) and the loss. Without targets: logits (B, 1, V) of
-        the last position and None. Raises ValueError for a sequence that is too long; see check_length.
+        With targets (B, T), the logits are (B, T, V), and targets of -1 are ignored. Without targets, the logits are
+        (B, 1, V), for the last position only, and the loss is None. Raises ValueError as check_length does.
         """
         T = idx.shape[1]
         self.check_length(T)  # otherwise wpe raises an obscure error, on CUDA a fatal one
@@ -339,7 +339,7 @@ class GPT(nn.Module):
         return logits, loss
 
     def logits_at(self, idx, last_positions):
-        """Next-token logits (B, V) at last_positions (B,) of idx (B, T), without a cache; later tokens are ignored."""
+        """Return logits (B, V) at last_positions (B,) of idx (B, T). No cache is used, and later tokens are ignored."""
         x = self.hidden_states(idx, torch.arange(idx.shape[1], device=idx.device))
         return self.lm_head(x[torch.arange(len(idx), device=idx.device), last_positions])
 
@@ -349,43 +349,43 @@ class GPT(nn.Module):
             limit_text = (
                 f"block_size={self.config.block_size}, and pos_embd={self.config.pos_embd} has no positions beyond it"
             )
-            raise ValueError(f"a sequence of {T} tokens is longer than {limit_text}: pass block_size or fewer")
+            raise ValueError(f"a sequence of {T} tokens exceeds {limit_text}: pass at most block_size tokens")
 
     @property
     def device(self) -> torch.device:
         return self.transformer.wte.weight.device
 
-    def __getstate__(self):  # copies and pickles leave out the decoder and its CUDA graphs
+    def __getstate__(self):  # copies and pickles exclude the decoder and its CUDA graphs
         return {key: value for key, value in self.__dict__.items() if key != "_decoder"}
 
     # ------------------------------------------------------------------------------------------------------------------
     # size, cost, optimizer
 
     def get_num_params(self, non_embedding: bool = True) -> int:
-        """Number of parameters; by default without position embeddings, as in nanoGPT."""
+        """Return the number of parameters, by default without position embeddings, as in nanoGPT."""
         count = sum(p.numel() for p in self.parameters())
         return count - self.transformer.wpe.weight.numel() if non_embedding and "wpe" in self.transformer else count
 
     def get_num_matmul_params(self) -> int:
-        """Parameters used in matmuls per token (embedding look-ups excluded)."""
+        """Return the number of parameters used in matmuls per token, which excludes embedding look-ups."""
         n_embedding = 0 if self.config.tie_weights else self.transformer.wte.weight.numel()  # if tied, lm_head uses it
         n_embedding += self.transformer.ngrams.weight.numel() if self.config.ngrams > 1 else 0
         return self.get_num_params() - n_embedding
 
     def flops_per_token(self) -> int:
-        """FLOPs per token, forward and backward, 6 N + 12 L C T: PaLM, appendix B, arxiv.org/abs/2204.02311."""
+        """Return FLOPs per token, forward and backward: 6 N + 12 L C T (PaLM, appendix B, arxiv.org/abs/2204.02311)."""
         config = self.config  # 6: two FLOPs per multiply-add, one pass forward and two backward
         return 6 * self.get_num_matmul_params() + 12 * config.n_layer * config.n_embd * config.block_size
 
     def parameter_groups(self, muon: bool = False) -> dict[str, list[str]]:
-        """Names of the trained parameters by optimizer group, in the order in which checkpoints store their states.
+        """Return trained parameter names by optimizer group, in the order in which checkpoints store their states.
 
-        "matrices" include embeddings; "vectors" are biases and LayerNorm weights. With muon, the matrices of the blocks
-        are in "blocks". The tables "ngrams" and "relative" are groups of their own.
+        "matrices" include embeddings; "vectors" are biases and LayerNorm weights. With muon=True, the matrices of the
+        transformer blocks are in "blocks". The tables "ngrams" and "relative" are separate groups.
         """
         parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}  # a tied weight appears once
         tables = {"ngrams": NGRAM_TABLE}
-        tables |= {"relative": RELATIVE_TABLE} if self.config.has_relative else {}  # EDS has another table of this name
+        tables |= {"relative": RELATIVE_TABLE} if self.config.has_relative else {}  # in EDS, this is another table
         matrices = [name for name, p in parameters.items() if p.dim() >= 2 and name not in tables.values()]
         block_matrices = [name for name in matrices if muon and name.startswith("transformer.h.")]
         groups = {
@@ -398,9 +398,9 @@ class GPT(nn.Module):
     def configure_optimizers(
         self, weight_decay, learning_rate, betas, device_type, optimizer_class=torch.optim.AdamW, group_settings={}
     ):
-        """AdamW as in nanoGPT, without weight decay on biases, LayerNorm weights and n-gram tables.
+        """Return an AdamW optimizer as in nanoGPT, without weight decay on biases, LayerNorm weights and n-gram tables.
 
-        dongpt/train/optim.py passes its own optimizer class, and settings for some groups; "blocks" are for Muon.
+        dongpt/train/optim.py passes its own optimizer class and settings for some groups. The group "blocks" uses Muon.
         """
         parameters, groups = dict(self.named_parameters()), []
         for kind, names in self.parameter_groups(muon="blocks" in group_settings).items():
@@ -419,7 +419,7 @@ class GPT(nn.Module):
         return optimizer
 
     def crop_block_size(self, block_size: int):
-        """Shorten the position tables to block_size, so that a pretrained model can train on shorter windows."""
+        """Truncate the position tables to block_size, so that a pretrained model can be trained on shorter windows."""
         assert block_size <= self.config.block_size
         position_tables = [self.transformer.wpe] if self.config.has_wpe else []
         position_tables += self.transformer.relative.values() if self.config.has_relative else []
@@ -435,7 +435,7 @@ class GPT(nn.Module):
     def generate(
         self, idx, max_new_tokens: int, temperature=1.0, top_k=None, top_p=None, seed=None, use_kv_cache=True, **kwargs
     ):
-        """idx (B, T) followed by sampled ids: (B, T + max_new_tokens). See stream for the arguments."""
+        """Return idx (B, T) followed by sampled ids: (B, T + max_new_tokens). See stream for the arguments."""
         new_ids = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed, use_kv_cache, **kwargs)
         return torch.cat([idx, *(ids[:, None].to(idx.device) for ids in new_ids)], dim=1)
 
@@ -452,14 +452,14 @@ class GPT(nn.Module):
         repetition_penalty=None,
         **kwargs,
     ) -> Iterator[torch.Tensor]:
-        """Yield the next id of every sequence, (B,) int64 on the CPU, up to max_new_tokens times; -1 once finished.
+        """Yield each sequence's next id, (B,) int64 on the CPU, up to max_new_tokens times; -1 for ended sequences.
 
-        prompts are ids (B, T), or a list of non-empty lists of ids. temperature to repetition_penalty: see Sampling.
-        kwargs: stop_ids end a sequence, and the stream ends when all sequences have; ids from n_ids on are never drawn
-        (for a padded vocabulary); decoder is a Decoder to reuse.
-        Sequence i draws random numbers that depend only on (seed, i); if seed is None, torch's generator provides it.
-        When a sequence exceeds block_size tokens, only its newer half is kept as context, with and without the cache.
-        Call model.eval() first. Raises ValueError for invalid settings, an empty prompt, or logits that are not finite.
+        prompts is a tensor of ids (B, T) or a list of non-empty lists of ids. See Sampling for temperature to
+        repetition_penalty. kwargs may contain stop_ids, which end a sequence; n_ids, to exclude the ids from n_ids on
+        (for a padded vocabulary); and decoder, a Decoder to reuse. The stream ends when all sequences have ended.
+        The random numbers for sequence i depend only on (seed, i). If seed is None, torch's generator provides one.
+        If a sequence exceeds block_size tokens, only its newer half is kept as context, with or without the cache.
+        Call model.eval() first. Raises ValueError for invalid settings, an empty prompt, or non-finite logits.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         return decoding.stream(self, prompts, max_new_tokens, sampling, seed, use_kv_cache, **kwargs)

@@ -1,11 +1,11 @@
-"""Print texts that a trained model, or GPT-2, generates from a prompt.
+"""Generate samples from a prompt with a trained model or GPT-2.
 
     python sample.py --out_dir=out-don-char
     python sample.py --out_dir=out-don-char --prompt="Sancho " --num_samples=5 --max_new_tokens=100
     python sample.py --init_from=gpt2 --prompt=FILE:prompt.txt --stop="###" --output=samples.jsonl
 
-stdout holds only the texts, each followed by a line of dashes; everything else goes to stderr. On a terminal, the first
-text appears while it is generated, and each line of dashes says which text ended there, and why. Ctrl-C ends all texts.
+stdout contains only the samples, each followed by a line of dashes; everything else goes to stderr. On a terminal, the
+first sample is printed as it is generated, and each line of dashes shows why the sample ended. Ctrl-C ends all samples.
 """
 
 import contextlib
@@ -35,36 +35,36 @@ SAMPLE_SEPARATOR = "---------------"  # nanoGPT's
 
 @dataclass(frozen=True)
 class SampleConfig(RuntimeConfig, Sampling):
-    out_dir: str = "out"  # use the checkpoint of this run
-    init_from: str = "resume"  # resume: the run in out_dir; or gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a path
-    start: str = "\n"  # the text to continue, or FILE:path of a file that holds it; may be empty
+    out_dir: str = "out"  # run folder to load the checkpoint from
+    init_from: str = "resume"  # resume (the run in out_dir), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path
+    start: str = "\n"  # prompt to continue, or FILE:path to read it from a file; may be empty
     prompt: str = ""  # another name for --start
-    unknown: UnknownPolicy = "error"  # characters of the prompt that are not in the vocabulary: error, skip or replace
-    num_samples: Annotated[int, ">=", 1] = 10  # number of texts, generated together
-    max_new_tokens: Annotated[int, ">=", 0] = 500  # length limit of each text in tokens, prompt not included
-    temperature: float = 0.8  # below 1 favors likely tokens, above 1 is more random; 0 takes the most likely token
-    top_k: int | None = 200  # sample only from this many most likely tokens; 0 or None disables it
-    stop: str = ""  # end a text before this string; for several, a JSON list: --stop='["a", "b"]'
-    stop_ids: str = ""  # end a text before one of these token ids, separated by commas
-    output: str = ""  # also write the texts to this file: NAME.jsonl as JSON lines with the settings, else as text
-    quantize: Quantization = "none"  # int8: one-byte weights; faster on a CPU, at a small cost in loss
-    use_kv_cache: bool = True  # encode each token only once; off gives the same text, but slower
+    unknown: UnknownPolicy = "error"  # how to treat characters of the prompt that are not in the vocabulary
+    num_samples: Annotated[int, ">=", 1] = 10  # number of samples, generated as a batch
+    max_new_tokens: Annotated[int, ">=", 0] = 500  # maximum number of tokens to generate per sample
+    temperature: float = 0.8  # below 1 favors likely tokens; above 1 is more random; 0 picks the most likely token
+    top_k: int | None = 200  # sample only from the top_k most likely tokens; 0 or None disables this
+    stop: str = ""  # end a sample before this string, or before any string in a JSON list: --stop='["a", "b"]'
+    stop_ids: str = ""  # end a sample before any of these token ids, separated by commas
+    output: str = ""  # also write the samples to this file: JSON lines with the settings for NAME.jsonl, else text
+    quantize: Quantization = "none"  # int8: 8-bit weights; faster on a CPU, with a slightly higher loss
+    use_kv_cache: bool = True  # cache keys and values; False generates the same text, but more slowly
 
 
 def check_output(path: str):
-    """Raise UserError unless path can be written; nothing is written yet."""
+    """Raise UserError unless path can be written. Nothing is written yet."""
     folder, is_special = os.path.dirname(os.path.realpath(path)), os.path.exists(path) and not os.path.isfile(path)
     if os.path.isdir(path):
-        raise UserError(f"--output={path}: it is a folder; pass the name of a file")
+        raise UserError(f"--output={path} is a folder: pass the name of a file")
     if not os.path.isdir(folder):
-        raise UserError(f"--output={path}: there is no folder {folder}; create it, or pass another path")
+        raise UserError(f"--output={path}: folder {folder} does not exist; create it, or pass another path")
     paths = [path] if is_special else [folder, path]  # special: a pipe or a device
     if not all(os.access(p, os.W_OK) for p in paths if os.path.exists(p)):
-        raise UserError(f"--output={path}: no permission to write there; pass another path")
+        raise UserError(f"--output={path}: permission denied; pass another path")
 
 
 def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
-    """Write the texts to cfg.output: as JSON lines, with the generated text in "text", or as in a pipe."""
+    """Write the samples to cfg.output: as JSON lines, with the generated text in "text", or as printed to a pipe."""
     if os.path.splitext(cfg.output)[1].lower() in (".jsonl", ".json"):
         elsewhere = "start", "prompt", "seed", "output"  # in other fields of the record, or not needed
         settings = {key: value for key, value in asdict(cfg).items() if key not in elsewhere}
@@ -84,7 +84,7 @@ def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
 
 def main(argv: list[str] | None = None) -> int:
     cfg, given = configurator.load(SampleConfig, argv)
-    prompts = [given[key] for key in given if key in ("start", "prompt")]  # two names of one setting; the last one wins
+    prompts = [given[key] for key in given if key in ("start", "prompt")]  # two names for one setting; the last wins
     prompt, stop = read_prompt(prompts[-1] if prompts else cfg.start), parse_stop_strings(cfg.stop)
     if cfg.output:
         check_output(cfg.output)
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: bool) -> int:
-    """Load the model, generate the texts, print and write them; returns the exit code."""
+    """Load the model, generate, print and write the samples, and return the exit code."""
     path = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
     generator = ready.load(path, cfg.device, cfg.dtype, cfg.quantize, cfg.compile)
     tokenizer = generator.require_tokenizer()
@@ -107,11 +107,11 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
     print(f"{generator.description}\n{describe_prompt(prompt, is_default_prompt)}", file=sys.stderr)
     block_size = generator.model.config.block_size
     if len(ids) > block_size:
-        warning = f"the prompt has {len(ids)} tokens, more than the model can read at once (block_size={block_size})"
-        print(f"{warning}: it continues the last {context_len(len(ids), block_size)}", file=sys.stderr)
+        warning = f"the prompt has {len(ids)} tokens, more than fit in the model's context (block_size={block_size})"
+        print(f"{warning}: only the last {context_len(len(ids), block_size)} are used", file=sys.stderr)
     prompts, sampling = [ids] * cfg.num_samples, cfg  # a SampleConfig is a Sampling
     settings = sampling, cfg.seed, cfg.use_kv_cache, texts.stop_ids, tokenizer.vocab_size
-    is_terminal = sys.stdout.isatty()  # the first text appears while it is generated, the others at the end
+    is_terminal = sys.stdout.isatty()  # then the first sample is streamed, and the others are printed at the end
     print(prompt if is_terminal else "", end="", flush=True)
     bar = progress_bar(cfg.max_new_tokens, quiet=is_terminal)
     decode_error, start, ttft, n_steps = None, time.perf_counter(), 0.0, 0  # ttft: seconds to the first token
@@ -130,7 +130,7 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
                         bar = progress_bar(cfg.max_new_tokens, n_steps, quiet=texts.done, leave=False)
                 if texts.done:
                     break
-        except DecodingError as error:  # non-finite logits: the texts keep what was generated before
+        except DecodingError as error:  # non-finite logits: keep what was generated before
             decode_error = error
         seconds = time.perf_counter() - start
         bar.close()
@@ -149,10 +149,10 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
         raise UserError(str(decode_error))
     n_tokens = sum(texts.n_tokens)
     speed = f"{n_tokens:,} tokens in {seconds:.1f} s ({n_tokens / seconds:,.0f} tokens/s)"
-    latency = f", the first after {ttft * 1000:.0f} ms" if n_steps else ""
+    latency = f", first token after {ttft * 1000:.0f} ms" if n_steps else ""
     print(speed + latency + (", interrupted" if interrupts.exit_code else ""), file=sys.stderr)
     if n_cut := texts.end_reasons.count("length"):
-        cut_texts = "the text was" if cfg.num_samples == 1 else f"{n_cut} of {cfg.num_samples} texts were"
+        cut_texts = "the sample was" if cfg.num_samples == 1 else f"{n_cut} of {cfg.num_samples} samples were"
         print(f"{cut_texts} cut off by the length limit, --max_new_tokens={cfg.max_new_tokens}", file=sys.stderr)
     if not interrupts.exit_code:
         print(f"next: {next_step(cfg, path, is_default_prompt, tokenizer.template is not None)}", file=sys.stderr)
@@ -160,15 +160,15 @@ def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: b
 
 
 def describe_prompt(prompt: str, is_default: bool) -> str:
-    """A line that shows the prompt, shortened if it is long."""
+    """Return a line that shows the prompt, shortened if it is long."""
     if is_default:
-        return 'prompt: none, the model chooses how to begin (--prompt="..." sets a beginning)'
+        return 'prompt: none; the model chooses how to start (set a prompt with --prompt="...")'
     shown = prompt if len(prompt) <= 200 else f"{prompt[:100]} ... {prompt[-100:]}"
     return f"prompt: {json.dumps(shown, ensure_ascii=False)}, {len(prompt):,} character{'s' * (len(prompt) != 1)}"
 
 
 def separator(texts: Detokenizer, i: int, is_terminal: bool) -> str:
-    """The separator below text i: nanoGPT's in a pipe; on a terminal, with the text's number and why it ended."""
+    """Return the separator line below sample i. On a terminal, it also shows the sample's number and why it ended."""
     if not is_terminal:
         return SAMPLE_SEPARATOR
     reasons = {
@@ -177,17 +177,17 @@ def separator(texts: Detokenizer, i: int, is_terminal: bool) -> str:
         "interrupted": "interrupted",
         "failed": "failed",
     }
-    return f"{SAMPLE_SEPARATOR} text {i + 1} of {len(texts.texts)}: {reasons[texts.end_reasons[i]]}"
+    return f"{SAMPLE_SEPARATOR} sample {i + 1} of {len(texts.texts)}: {reasons[texts.end_reasons[i]]}"
 
 
 def next_step(cfg: SampleConfig, path: str, is_default_prompt: bool, is_chat_model: bool) -> str:
-    """A command to try after this one, and what it does."""
+    """Return a command to try next, with a comment on what it does."""
     if is_chat_model:
         return f"python chat.py {shlex.quote(path)}  # talk to this model"
     model = f"--out_dir={shlex.quote(path)}" if cfg.init_from == "resume" else f"--init_from={shlex.quote(path)}"
     if is_default_prompt:
-        return f'python sample.py {model} --prompt="The "  # continue your own words'
-    return f"python sample.py {model} --temperature=0.5  # more predictable texts; above 1 they are more surprising"
+        return f'python sample.py {model} --prompt="The "  # continue your own text'
+    return f"python sample.py {model} --temperature=0.5  # more predictable samples; higher values are more random"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""nanoGPT+'s bigram, a table of V x V logits; name it after the config of any dataset.
+"""nanoGPT+'s bigram model, a table of V x V logits. Put it after any data set's config on the command line.
 
     python train.py config/train_don_char.py config/bigram.py --max_iters=8000 --lr_decay_iters=8000
 
-A baseline: a model that sees more context should have a lower loss.
+This is a baseline: a model that sees more context should have a lower loss.
 """
 
 model_type = "bigram"
 pos_embd = "default"
 ngrams = 1
-block_size = 8  # tokens per window of the data; the model sees only the last one
+block_size = 8  # tokens per window; the model sees only the last one
 
 batch_size = 32
 gradient_accumulation_steps = 1

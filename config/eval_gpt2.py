@@ -1,11 +1,11 @@
-"""Losses of OpenAI's gpt2 (12 layers, 12 heads, n_embd 768, 124M parameters) on OpenWebText.
+"""Evaluate OpenAI's gpt2 (12 layers, 12 heads, n_embd 768, 124M parameters) on OpenWebText.
 
     python train.py config/eval_gpt2.py
 
 Expect: 124 M parameters; loss 3.12 on OpenWebText according to nanoGPT
 
-nanoGPT's README reports a training loss of 3.11 and a validation loss of 3.12; not measured here.
-For another text in GPT-2's vocabulary, add for example --dataset=don.
+nanoGPT's README reports a training loss of 3.11 and a validation loss of 3.12, which have not been reproduced here.
+To evaluate on a different data set in GPT-2's vocabulary, add --dataset, for example --dataset=don.
 """
 
 batch_size = 8

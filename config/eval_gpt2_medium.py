@@ -1,11 +1,11 @@
-"""Losses of OpenAI's gpt2-medium (24 layers, 16 heads, n_embd 1024, 350M parameters) on OpenWebText.
+"""Evaluate OpenAI's gpt2-medium (24 layers, 16 heads, n_embd 1024, 350M parameters) on OpenWebText.
 
     python train.py config/eval_gpt2_medium.py
 
 Expect: 350 M parameters; loss 2.84 on OpenWebText according to nanoGPT
 
-nanoGPT's README reports a training loss of 2.85 and a validation loss of 2.84; not measured here.
-For another text in GPT-2's vocabulary, add for example --dataset=don.
+nanoGPT's README reports a training loss of 2.85 and a validation loss of 2.84, which have not been reproduced here.
+To evaluate on a different data set in GPT-2's vocabulary, add --dataset, for example --dataset=don.
 """
 
 batch_size = 8

@@ -1,11 +1,11 @@
-"""Losses of OpenAI's gpt2-xl (48 layers, 25 heads, n_embd 1600, 1558M parameters) on OpenWebText.
+"""Evaluate OpenAI's gpt2-xl (48 layers, 25 heads, n_embd 1600, 1558M parameters) on OpenWebText.
 
     python train.py config/eval_gpt2_xl.py
 
 Expect: 1,558 M parameters; loss 2.54 on OpenWebText according to nanoGPT
 
-nanoGPT's README reports a training loss of 2.56 and a validation loss of 2.54; not measured here.
-For another text in GPT-2's vocabulary, add for example --dataset=don.
+nanoGPT's README reports a training loss of 2.56 and a validation loss of 2.54, which have not been reproduced here.
+To evaluate on a different data set in GPT-2's vocabulary, add --dataset, for example --dataset=don.
 """
 
 batch_size = 8

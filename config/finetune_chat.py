@@ -1,13 +1,13 @@
-"""GPT-2 (124M) fine-tuned to answer.
+"""Fine-tune GPT-2 (124M) for chat.
 
     python data/chat/prepare.py --input=YOUR_CONVERSATIONS.jsonl --tokenizer=gpt2
     python train.py config/finetune_chat.py
     python chat.py out-chat-gpt2
 
-Expect: 124 M parameters; made for a GPU; loss not measured yet
+Expect: 124 M parameters; intended for a GPU; loss not measured yet
 
-Made for a GPU. GPT-2's weights are downloaded by the first run. The data has masks, so that the loss covers only the
-answers. The tokens that mark the speakers are new, and their embeddings are learned from scratch.
+This config is intended for a GPU. The first run downloads GPT-2's weights. The data has masks, so that only the answers
+contribute to the loss. The tokens that mark the speakers are new, and their embeddings are learned from scratch.
 """
 
 out_dir = "out-chat-gpt2"
@@ -20,7 +20,7 @@ init_from = "gpt2"
 
 batch_size = 4
 block_size = 512
-gradient_accumulation_steps = 8  # 16,384 tokens per iteration; only those of the answers are in the loss
+gradient_accumulation_steps = 8  # 16,384 tokens per iteration; only answer tokens count in the loss
 max_iters = 500
 
 learning_rate = 3e-5

@@ -1,11 +1,11 @@
-"""GPT-2 (124M) fine-tuned on Don Quixote; settings of DI725.
+"""Fine-tune GPT-2 (124M) on Don Quixote with DI725's settings.
 
     python data/don/prepare.py
     python train.py config/finetune_don.py
 
-Expect: 124 M parameters; made for a GPU; loss not measured yet
+Expect: 124 M parameters; intended for a GPU; loss not measured yet
 
-Made for a GPU. GPT-2's weights are downloaded by the first run. An iteration has 32,768 tokens.
+This config is intended for a GPU. The first run downloads GPT-2's weights. Each iteration uses 32,768 tokens.
 """
 
 import time

@@ -1,12 +1,12 @@
-"""GPT-2 (124M) fine-tuned to summarise; settings of DI725.
+"""Fine-tune GPT-2 (124M) for summarization with DI725's settings.
 
     python data/sum/prepare.py --input=YOUR_RECORDS.csv
     python train.py config/finetune_sum.py
 
-Expect: 124 M parameters; made for a GPU; loss not measured yet
+Expect: 124 M parameters; intended for a GPU; loss not measured yet
 
-Made for a GPU. GPT-2's weights are downloaded by the first run. The data has masks, so that the loss covers only the
-summaries. An iteration has 32,768 tokens, including those that are not in the loss.
+This config is intended for a GPU. The first run downloads GPT-2's weights. The data has masks, so that only the
+summaries contribute to the loss. Each iteration uses 32,768 tokens, including masked ones.
 """
 
 import time

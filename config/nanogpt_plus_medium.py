@@ -1,4 +1,4 @@
-"""nanoGPT+'s medium GPT (10.7 M parameters); name it after the config of any dataset.
+"""nanoGPT+'s medium GPT (10.7 M parameters). Put it after any data set's config on the command line.
 
 python train.py config/train_don_char.py config/nanogpt_plus_medium.py
 """

@@ -1,4 +1,4 @@
-"""nanoGPT+'s small GPT (0.80 M parameters); name it after the config of any dataset.
+"""nanoGPT+'s small GPT (0.80 M parameters). Put it after any data set's config on the command line.
 
 python train.py config/train_don_char.py config/nanogpt_plus_small.py
 """

@@ -1,21 +1,21 @@
-"""A small character GPT on the prose of Python's own documentation.
+"""Small character-level GPT on the prose of Python's own documentation.
 
     python train.py config/quickstart.py
     python sample.py --out_dir=out-quickstart
 
 Expect: 6.5 M parameters, 6.3 M of them in the n-gram table; 51 s on 2 CPU cores; loss 1.20
 
-Needs no network: train.py prepares data/python_docs itself. Whole-validation loss 1.1968 with the text of Python 3.11,
-which differs from version to version, in 51 s on 2 virtual CPUs of an AMD EPYC, torch 2.13, 2026-11-30. It learns fast
-because of Muon and the last four settings of the model; docs/speed.md shows the effect of each. Without them it is a
-small GPT-2.
+No network is needed: train.py prepares data/python_docs itself. The full validation loss is 1.1968 after 51 s on 2 AMD
+EPYC virtual CPUs (Python 3.11, torch 2.13, 2026-11-30). The text differs between Python versions. The model learns fast
+because of Muon and the last four model settings; docs/speed.md shows the effect of each. Without them, it is a small
+GPT-2.
 """
 
 out_dir = "out-quickstart"
 eval_interval = 100
 eval_iters = 10
 log_interval = 20
-sample_tokens = 200  # watch it learn to write
+sample_tokens = 200  # shows how the model learns to write
 
 dataset = "python_docs"
 gradient_accumulation_steps = 1

@@ -1,12 +1,12 @@
-"""Meant to reach in 300 iterations on one GPU the loss of config/train_don_char.py after 2,000.
+"""Designed to match the loss of config/train_don_char.py in 300 instead of 2,000 iterations on one GPU.
 
     python data/don_char/prepare.py --raw=True
     python train.py config/speedrun_don_char.py
 
-Expect: 61 M parameters, 50 M of them in the n-gram table; made for one GPU; loss not measured yet
+Expect: 61 M parameters, 50 M of them in the n-gram table; intended for one GPU; loss not measured yet
 
-Not measured yet, for lack of a GPU. The settings are those that helped on a CPU (docs/speed.md), applied to the baby
-GPT.
+This config has not been measured on a GPU yet. It is the baby GPT with the settings that helped on a CPU
+(docs/speed.md).
 """
 
 out_dir = "out-speedrun-don-char"

@@ -1,12 +1,12 @@
-"""Reaches the loss of nanoGPT's CPU demo, 1.792 on Don Quixote's raw characters, as fast as possible on a CPU.
+"""Reach the loss of nanoGPT's CPU demo on Don Quixote, 1.792 on the raw text, as fast as possible on a CPU.
 
     python data/don_char/prepare.py --raw=True
     python train.py config/speedrun_don_char_cpu.py
 
 Expect: 4.3 M parameters, 4.2 M of them in the n-gram table; 7 s on 2 CPU cores; loss 1.74 on raw text
 
-Whole-validation loss 1.7447 (1.7434 to 1.7452 of seeds 1337 to 1339) in 7.3 s for the whole command (6.1 to 7.4),
-on 2 cores of an AMD EPYC (Zen 3) virtual machine, torch 2.13, 2026-11-22; nanoGPT's demo took 146.9 s there.
+The full validation loss is 1.7447 (1.7434 to 1.7452 for seeds 1337 to 1339). The command takes 7.3 s (6.1 to 7.4) on
+2 cores of an AMD EPYC (Zen 3) virtual machine, and nanoGPT's demo takes 146.9 s (torch 2.13, 2026-11-22).
 """
 
 out_dir = "out-speedrun-don-char-cpu"

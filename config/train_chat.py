@@ -1,4 +1,4 @@
-"""A small GPT that answers, trained only on conversations.
+"""Small chat model, trained only on conversations.
 
     python data/chat/prepare.py --input=YOUR_CONVERSATIONS.jsonl
     python train.py config/train_chat.py
@@ -6,8 +6,8 @@
 
 Expect: about 1 M parameters; 9 minutes on 2 CPU cores; loss 3.86 on EDS's dialogues
 
-The data has masks, so that the loss covers only the answers. On the Empathetic-Dialogue-System's validation text it
-reaches 3.857 after 8 to 9 minutes on two busy cores of an AMD EPYC (Zen 3) virtual machine, 2026-11-21.
+The data has masks, so that only the answers contribute to the loss. On the validation set of EDS, the
+Empathetic-Dialogue-System, the loss is 3.857 after 8 to 9 minutes on 2 busy AMD EPYC (Zen 3) vCPUs, 2026-11-21.
 """
 
 out_dir = "out-chat"
@@ -24,7 +24,7 @@ n_layer = 4
 n_head = 4
 n_embd = 128
 dropout = 0.1
-pos_embd = "rope"  # a turn means the same wherever it is in the context
+pos_embd = "rope"  # a turn has the same meaning anywhere in the context
 
 learning_rate = 2e-3
 max_iters = 2000

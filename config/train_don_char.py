@@ -1,16 +1,16 @@
-"""A character-level GPT on Don Quixote; model and settings of DI725 (nanoGPT's baby GPT, 10.7 M parameters).
+"""Character-level GPT on Don Quixote, with DI725's model and settings (nanoGPT's baby GPT, 10.7 M parameters).
 
     python data/don_char/prepare.py
     python train.py config/train_don_char.py
 
-Expect: 10.7 M parameters; made for a GPU, 10.7 s per iteration on 2 CPU cores; loss not measured yet
+Expect: 10.7 M parameters; intended for a GPU, 10.7 s per iteration on 2 CPU cores; loss not measured yet
 
-Made for a GPU, but not measured on one yet. On 2 cores of an AMD EPYC (Zen 3) virtual machine an iteration took 10.7 s
-(torch 2.13, 2026-11-22), too slow to measure its loss; use best_don_char_cpu.py on a CPU.
+This config is intended for a GPU but has not been measured on one yet. On a CPU, use best_don_char_cpu.py instead. This
+config takes 10.7 s per iteration on 2 cores of an AMD EPYC (Zen 3) virtual machine (torch 2.13, 2026-11-22).
 """
 
 out_dir = "out-don-char"
-eval_interval = 250  # often, since the model will overfit
+eval_interval = 250  # frequent, since the model will overfit
 eval_iters = 200
 log_interval = 50
 

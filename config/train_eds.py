@@ -1,13 +1,13 @@
-"""A small GPT on text in GPT-2's vocabulary; model and settings of EDS, the Empathetic-Dialogue-System.
+"""Small GPT for text in GPT-2's vocabulary, with the model and settings of EDS, the Empathetic-Dialogue-System.
 
     python data/don/prepare.py
     python train.py config/train_eds.py --data_dir=data/don
 
 Expect: 3.4 M parameters; loss not measured here
 
-EDS's own data are dialogues; pass their folder as --data_dir. An iteration has 20,480 tokens. EDS wrote the newest
-state to ckpt.pt and so ended with an overfitted model (here ckpt_last.pt has that state). It stopped after 30,100 of
-the 600,000 iterations of its learning rate schedule.
+EDS uses dialogues; to train on them, pass their folder as --data_dir. Each iteration uses 20,480 tokens. EDS saves the
+latest state in ckpt.pt and therefore ends with an overfitted model; here, that state is in ckpt_last.pt. EDS stops
+after 30,100 of the 600,000 iterations in its learning rate schedule.
 """
 
 out_dir = "out-eds"

@@ -3,8 +3,8 @@
     python data/check.py --dataset=openwebtext
     python data/check.py --data_dir=texts
 
-train.py checks only the sizes of all files and the ends of each shard. This program reads all tokens, as fast as the
-disk allows; of masks it checks only the size. It writes nothing.
+train.py checks only the file sizes and the ends of each shard. This program reads every token, as fast as the disk
+allows. For masks, it checks only the size. It does not write any files.
 """
 
 import os
@@ -23,12 +23,12 @@ from dongpt.train.data import Corpus
 
 @dataclass(frozen=True)
 class CheckConfig:
-    dataset: str = ""  # a folder under data/
-    data_dir: str = ""  # a data folder anywhere; used instead of dataset
+    dataset: str = ""  # name of a folder under data/
+    data_dir: str = ""  # path to a data folder; overrides dataset
 
 
 def check(corpus: Corpus):
-    """Print each file that matches meta.json. Raises UserError for changed files and ids outside the vocabulary."""
+    """Print each file that matches meta.json. Raises UserError if a file has changed or an id is out of range."""
     check_shard_ends(corpus.folder, corpus.shards)  # also detects swapped shards
     for shard in corpus.shards:
         path = os.path.join(corpus.folder, shard["file"])
@@ -36,13 +36,13 @@ def check(corpus: Corpus):
             raise UserError(f"{path} does not match meta.json: copy it again, or prepare the data again")
         print(f"{shard['file']}: {shard['tokens']:,} tokens, unchanged", flush=True)
     if corpus.sha256 is None:
-        print("no meta.json with a hash: checking only sizes and ids")
+        print("no hash found in meta.json: checking only sizes and ids")
     elif ids_sha256(corpus.folder, corpus.shards) != corpus.sha256:
-        file_names = "val.bin was" if corpus.shards else "train.bin or val.bin was"
+        file_names = "val.bin has" if corpus.shards else "train.bin or val.bin has"
         raise UserError(f"{file_names} changed since meta.json was written: prepare the data again")
     for split in SPLITS:
         corpus.check_every_id(split, corpus.model_vocab_size)
-        print(f"{split}: {corpus.lengths[split]:,} tokens, all within the vocabulary of {corpus.vocab_size:,}")
+        print(f"{split}: {corpus.lengths[split]:,} tokens, all within the vocabulary size of {corpus.vocab_size:,}")
 
 
 def main(argv: list[str] | None = None):

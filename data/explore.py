@@ -1,11 +1,11 @@
-"""Print what a prepared data set contains, and draw it next to the data files as explore.png.
+"""Print statistics of a prepared data set, and plot them in explore.png next to the data files.
 
     python data/explore.py --dataset=don_char
     python data/explore.py --data_dir=texts
 
-Frequent characters and tokens, Zipf's law, document lengths and duplicates, how far several tokenizers compress the
-text, and how much the validation set differs from the training set. Each panel has a caption that says what follows
-from it; the program prints the same captions.
+The panels show frequent characters and tokens, Zipf's law, document lengths and duplicates, the compression of several
+tokenizers, and the difference between the training and validation sets. Each panel has a caption that explains the
+result. The program also prints the captions.
 """
 
 import os
@@ -30,24 +30,24 @@ from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, T
 from dongpt.train.data import Corpus
 
 PLOT_FILE = "explore.png"
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # distinguishable for colour-blind readers (Okabe and Ito)
-NUM_BARS = 30  # in a panel of frequent symbols
-NUM_RARE = 8  # characters named as the rarest
-LABEL_CHARS = 14  # of a symbol's name in the picture
-CAPTION_COLUMNS = 62  # at which captions are wrapped
-RARE_COUNT = 10  # a token that occurs less often is hardly learnt
-ZIPF_SLOPES = (-1.4, -0.7)  # between them texts in natural languages have their slope
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # distinguishable for color-blind readers (Okabe and Ito)
+NUM_BARS = 30  # bars in each panel of frequent symbols
+NUM_RARE = 8  # rarest characters listed in the caption
+LABEL_CHARS = 14  # maximum length of a symbol's label in the plot
+CAPTION_COLUMNS = 62  # column at which captions wrap
+RARE_COUNT = 10  # tokens that occur less often are hardly learned
+ZIPF_SLOPES = (-1.4, -0.7)  # range of slopes for natural language
 
 
 @dataclass(frozen=True)
 class ExploreConfig:
-    dataset: str = ""  # a folder under data/
-    data_dir: str = ""  # a data folder anywhere; used instead of dataset
-    most_tokens: Annotated[int, ">=", 2] = 3_000_000  # tokens of each split to decode; token counts always cover all
+    dataset: str = ""  # name of a folder under data/
+    data_dir: str = ""  # path to a data folder; overrides dataset
+    most_tokens: Annotated[int, ">=", 2] = 3_000_000  # tokens to decode in each split; token counts include all tokens
 
 
 def split_documents(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[list[str], str]:
-    """(texts, "documents") if end tokens separate documents in ids, else (texts, "paragraphs")."""
+    """Split ids into documents at end tokens, or into paragraphs if there are none. Returns (texts, unit name)."""
     end_id = tokenizer.end_id
     if end_id is not None and (ids == end_id).any():
         documents = (part[part != end_id] for part in np.split(ids, np.flatnonzero(ids == end_id)))
@@ -56,7 +56,7 @@ def split_documents(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[list[str], s
 
 
 def fit_zipf(counts: np.ndarray) -> tuple[float, float]:
-    """(slope, intercept) of the line log count = intercept + slope * log rank, with each rank weighted by its count."""
+    """Fit log count = intercept + slope * log rank, weighting each rank by its count. Returns (slope, intercept)."""
     counts = np.sort(counts[counts > 0])[::-1]
     if len(counts) < 2:
         return 0.0, float(np.log(counts[0]))
@@ -65,33 +65,33 @@ def fit_zipf(counts: np.ndarray) -> tuple[float, float]:
 
 
 def bytes_per_token(texts: dict[str, str], tokenizer: Tokenizer) -> dict[str, float]:
-    """Bytes of validation text per token for several tokenizers; byte pairs are trained on the training set."""
+    """Return the bytes of validation text per token for several tokenizers. BPE is trained on the training set."""
     train, val = texts["train"], texts["val"]
     n_bytes = len(val.encode("utf-8"))
-    own_name, n_own_tokens = f"{tokenizer.kind} of this data", len(tokenizer.encode_array(val))
+    own_name, n_own_tokens = f"this data's {tokenizer.kind}", len(tokenizer.encode_array(val))
     n_tokens = {own_name: n_own_tokens, "char": len(val), "word": len(split_words(val))}
     for size in (1024, 4096):
         n_tokens[f"bpe {size:,}"] = len(BPETokenizer.train([train], size).encode_array(val))
     try:
         n_tokens["gpt2"] = len(GPT2Tokenizer().encode_array(val))
     except ValueError as error:
-        print(f"GPT-2's tokenizer is left out: {error}")
+        print(f"skipping GPT-2's tokenizer: {error}")
     if tokenizer.kind in ("char", "gpt2"):
         del n_tokens[tokenizer.kind]  # identical to the first entry
     return {name: n_bytes / max(n, 1) for name, n in n_tokens.items()}
 
 
 def duplicate_share(texts: list[str]) -> float:
-    """The share of texts that occur more than once, ignoring leading and trailing blanks."""
+    """Return the fraction of documents that occur more than once, ignoring leading and trailing whitespace."""
     counts = Counter(text.strip() for text in texts)
     return sum(n for n in counts.values() if n > 1) / max(len(texts), 1)
 
 
 def unigram_drift(train: np.ndarray, val: np.ndarray) -> tuple[float, float, np.ndarray, np.ndarray]:
-    """(training loss, validation loss, expected counts in val, deviations from them) of a unigram model.
+    """Return (train loss, val loss, expected counts in val, deviations from expected counts) for a unigram model.
 
-    train and val are counts by id. The model predicts each token with its frequency in train, add-one smoothed. Losses
-    are in nats per token, deviations in standard deviations.
+    train and val are counts by id. The model predicts each token with its add-one smoothed frequency in train. Losses
+    are in nats per token, and deviations are in standard deviations.
     """
     probabilities = (train + 1) / (train + 1).sum()
     losses = [float(-(counts * np.log(probabilities)).sum() / counts.sum()) for counts in (train, val)]
@@ -100,7 +100,7 @@ def unigram_drift(train: np.ndarray, val: np.ndarray) -> tuple[float, float, np.
 
 
 def displayable(text: str) -> str:
-    """text with escapes, such as \\u4f60, for characters that the picture's font lacks."""
+    """Replace characters that are missing from the plot's font with escapes, such as \\u4f60."""
     from matplotlib.font_manager import findfont, get_font
 
     glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
@@ -108,92 +108,92 @@ def displayable(text: str) -> str:
 
 
 def draw_panel(axis, title: str, x_label: str, y_label: str, caption: str, **options):
-    """Give a panel its title, labels and caption, and print the caption."""
+    """Set a panel's title, labels and caption, and print the caption."""
     print(f"{title}: {caption}")
-    unbroken = displayable(caption).replace(" %", "\u00a0%")  # no line starts with a percent sign
+    unbroken = displayable(caption).replace(" %", "\u00a0%")  # keeps percent signs off the start of a line
     axis.set_title(title, loc="left", fontweight="bold")
     axis.set_xlabel(f"{x_label}\n\n{textwrap.fill(unbroken, CAPTION_COLUMNS)}", loc="left", parse_math=False)
     axis.set(ylabel=y_label, **options)
 
 
 def draw_bars(axis, counts: list[tuple[str, int]], total: int):
-    """Draw the shares of symbols as bars with the symbols below them."""
+    """Draw a bar chart of the symbols' shares, with the symbols as labels."""
     names = [shorten(displayable(name)) for name, _ in counts]
     axis.bar(range(len(counts)), [100 * n / total for _, n in counts], color=BLUE)
     axis.set_xticks(range(len(counts)), names, rotation=90, fontsize=9, parse_math=False)
 
 
 def shorten(name: str) -> str:
-    """The start of a long name, followed by dots."""
+    """Truncate a long name and append an ellipsis."""
     return name if len(name) <= LABEL_CHARS else name[: LABEL_CHARS - 3] + "..."
 
 
 def join_names(counts: list[tuple[str, int]], total: int) -> str:
-    """The symbols with their shares of the total: "'e' 12.3 %, 't' 9.1 %"."""
+    """List the symbols with their shares of the total: "'e' 12.3 %, 't' 9.1 %"."""
     return ", ".join(f"{shorten(name)} {100 * n / total:.1f} %" for name, n in counts)
 
 
 def show_characters(axis, text: str):
-    """Draw the most frequent characters."""
+    """Plot the most frequent characters."""
     counts = [(repr(c), n) for c, n in Counter(text).most_common()]
     n_half = 1 + int(np.searchsorted(np.cumsum([n for _, n in counts]), len(text) / 2))
     rare = ", ".join(name for name, _ in counts[: -NUM_RARE - 1 : -1])
     caption = (
-        f"Half of the text consists of {n_half:,} of its {len(counts):,} characters; the most frequent are "
-        f"{join_names(counts[:5], len(text))}. The rarest are {rare}: "
-        "characters that do not belong in the text should be removed before training."
+        f"Half of the text consists of {n_half:,} of its {len(counts):,} distinct characters. The most frequent are "
+        f"{join_names(counts[:5], len(text))}. The rarest are {rare}. "
+        "Characters that do not belong in the text should be removed before training."
     )
     draw_bars(axis, counts[:NUM_BARS], len(text))
     draw_panel(axis, "Frequent characters", "character", "% of the text", caption)
 
 
 def show_words(axis, words: Counter):
-    """Draw the most frequent words, for data whose tokens are characters."""
+    """Plot the most frequent words of a data set whose tokens are characters."""
     total, n_words = max(words.total(), 1), max(len(words), 1)
     once = 100 * sum(n == 1 for n in words.values()) / n_words
     caption = (
-        f"The text has {len(words):,} different words. The most frequent are "
-        f"{join_names(words.most_common(5), total)}; {once:.0f} % of the words occur only once, so that the model can "
-        "hardly learn them."
+        f"The text has {len(words):,} distinct words. The most frequent are "
+        f"{join_names(words.most_common(5), total)}. About {once:.0f} % of the words occur only once, which is too "
+        "rare for the model to learn them."
     )
     draw_bars(axis, words.most_common(NUM_BARS), total)
     draw_panel(axis, "Frequent words", "word", "% of all words", caption)
 
 
 def show_tokens(axis, counts: np.ndarray, tokenizer: Tokenizer):
-    """Draw the most frequent tokens."""
+    """Plot the most frequent tokens."""
     order = [i for i in np.argsort(-counts, kind="stable")[:NUM_BARS] if counts[i]]
     names = [(token_name(tokenizer, i), int(counts[i])) for i in order]
     n_used, n_rare = np.count_nonzero(counts), np.count_nonzero((counts > 0) & (counts < RARE_COUNT))
     is_too_large = n_used - n_rare < tokenizer.vocab_size / 2
     caption = (
         f"The most frequent tokens are {join_names(names[:5], int(counts.sum()))}. Of the {tokenizer.vocab_size:,} "
-        f"tokens in the vocabulary, {n_used:,} occur in the text, but {n_rare:,} of them fewer than {RARE_COUNT} "
-        "times, too rarely to be learned: " + ("a smaller" if is_too_large else "this") + " vocabulary suits this text."
+        f"tokens in the vocabulary, {n_used:,} occur in the text, but {n_rare:,} occur fewer than {RARE_COUNT} times, "
+        "too rarely to be learned. " + ("A smaller" if is_too_large else "This") + " vocabulary suits the text."
     )
     draw_bars(axis, names, int(counts.sum()))
     draw_panel(axis, "Frequent tokens", "token", "% of all tokens", caption)
 
 
 def show_zipf(axis, words: Counter):
-    """Draw the counts of words by rank, and compare them with Zipf's law."""
+    """Plot word counts by rank, and compare them with Zipf's law."""
     counts = np.sort(np.array([*words.values()] or [1]))[::-1]
     slope, intercept = fit_zipf(counts)
     ranks = np.arange(1, len(counts) + 1)
-    axis.loglog(ranks, counts, ".", color=BLUE, label="words of this text")
+    axis.loglog(ranks, counts, ".", color=BLUE, label="words in this text")
     axis.loglog(ranks, np.exp(intercept + slope * np.log(ranks)), color=ORANGE, label=f"fitted line, slope {slope:.2f}")
     axis.legend()
     is_natural = ZIPF_SLOPES[0] < slope < ZIPF_SLOPES[1]
-    verdict = "its words are distributed as in natural language" if is_natural else "it is unlike natural language"
+    verdict = "typical of natural language" if is_natural else "unusual for natural language"
     caption = (
-        "In natural language the second most frequent word occurs half as often as the first, the third a third as "
-        f"often, and so on: a line of slope -1 (Zipf's law). The slope of this text is {slope:.2f}: {verdict}."
+        "In natural language, the second most frequent word occurs half as often as the first, the third one third as "
+        f"often, and so on: a line with slope -1 (Zipf's law). The slope of this text, {slope:.2f}, is {verdict}."
     )
     draw_panel(axis, "Zipf's law", "rank of the word", "count", caption)
 
 
 def show_documents(axis, documents: dict[str, list[str]], unit: str, chars_per_token: float):
-    """Draw the lengths of documents, and count duplicates."""
+    """Plot document lengths, and count duplicates."""
     all_documents = documents["train"] + documents["val"]
     lengths = [len(text) for text in all_documents] or [0]
     train_documents = {text.strip() for text in documents["train"]}
@@ -204,10 +204,10 @@ def show_documents(axis, documents: dict[str, list[str]], unit: str, chars_per_t
     axis.axvline(max(median, 1), color=ORANGE, label=f"median, {median:,.0f} characters")
     axis.legend()
     duplicates, block_size = 100 * duplicate_share(all_documents), max(1, round(median / chars_per_token))
-    advice = f"A model with block_size={block_size:,} sees half of them whole. " if len(lengths) >= 20 else ""
+    advice = f"A model with block_size={block_size:,} sees half of them in full. " if len(lengths) >= 20 else ""
     caption = (
-        f"The text has {len(all_documents):,} {unit} of {np.mean(lengths):,.0f} characters on average, the longest of "
-        f"{max(lengths):,}. {advice}{duplicates:.2f} % of the "
+        f"The text has {len(all_documents):,} {unit}. They have {np.mean(lengths):,.0f} characters on average and "
+        f"{max(lengths):,} at most. {advice}{duplicates:.2f} % of the "
         f"{unit} are duplicates, and {shared:.2f} % of the {unit} in the validation set are also in the training set"
         + (", which makes the validation loss look better than it is." if shared > 1 else ".")
     )
@@ -215,7 +215,7 @@ def show_documents(axis, documents: dict[str, list[str]], unit: str, chars_per_t
 
 
 def show_compression(axis, texts: dict[str, str], tokenizer: Tokenizer):
-    """Draw the bytes per token of several tokenizers."""
+    """Plot the bytes per token of several tokenizers."""
     compression = bytes_per_token(texts, tokenizer)
     bars = axis.barh([*compression], [*compression.values()], color=[BLUE] + [GREEN] * (len(compression) - 1))
     axis.bar_label(bars, fmt="%.2f", padding=3)
@@ -223,36 +223,37 @@ def show_compression(axis, texts: dict[str, str], tokenizer: Tokenizer):
     axis.margins(x=0.12)
     (own, own_bytes), *others = compression.items()
     best, best_bytes = max(others, key=lambda item: item[1])
-    result = f"so that the same block_size covers {best_bytes / own_bytes:.1f} times as much text"
+    result = f"so the same block_size would cover {best_bytes / own_bytes:.1f} times as much text"
     comparison = (
-        f"{best} tokens for {best_bytes:.2f} bytes, {result}"
+        f"and {best} tokens represent {best_bytes:.2f} bytes, {result}"
         if best_bytes > own_bytes
-        else "more than those of the other tokenizers"
+        else "more than with the other tokenizers"
     )
-    caption = f"Tokens of this data ({tokenizer.kind}) stand for {own_bytes:.2f} bytes on average, {comparison}."
-    draw_panel(axis, "Compression by tokenizers", "bytes of validation text per token", "", caption)
+    caption = f"This data's tokens ({tokenizer.kind}) represent {own_bytes:.2f} bytes on average, {comparison}."
+    draw_panel(axis, "Compression by tokenizer", "bytes of validation text per token", "", caption)
 
 
 def show_drift(axis, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer):
-    """Draw how the token counts of the validation set differ from those of the training set."""
+    """Plot the differences in token frequencies between the training and validation sets."""
     train_loss, val_loss, expected, deviations = unigram_drift(train, val)
     i = int(np.argmax(np.abs(deviations)))
     both = (train > 0) & (val > 0)
     axis.loglog(train[both] / train.sum(), val[both] / val.sum(), ".", color=BLUE, label="tokens")
     shares = [counts[both] / counts.sum() for counts in (train, val)] if both.any() else [np.array([0.1, 1.0])]
     limits = [min(map(np.min, shares)), max(map(np.max, shares))]
-    axis.loglog(limits, limits, color=ORANGE, label="as frequent in both")
+    axis.loglog(limits, limits, color=ORANGE, label="equally frequent in both")
     axis.legend()
     gap = val_loss / max(train_loss, 1e-9) - 1
-    verdict = "alike" if gap < 0.01 else "slightly different" if gap < 0.05 else "different kinds of text"
+    verdict = "similar" if gap < 0.01 else "slightly different" if gap < 0.05 else "different kinds of text"
     unseen = 100 * val[train == 0].sum() / val.sum()
     caption = (
-        f"The two sets are {verdict}: a model that knows only how frequent each token is in the training set has a "
-        f"loss of {train_loss:.3f} on it and of {val_loss:.3f} on the validation set. {unseen:.3f} % of the validation "
-        f"tokens never occur in the training set. The largest difference is {shorten(token_name(tokenizer, i))}, found "
-        f"{count_of(val[i], 'time')} in the validation set, where {expected[i]:,.0f} were to be expected."
+        f"The two sets are {verdict}: a model that knows only the token frequencies of the training set has a loss of "
+        f"{train_loss:.3f} there and {val_loss:.3f} on the validation set. {unseen:.3f} % of the validation tokens "
+        f"never occur in the training set. The largest difference is for {shorten(token_name(tokenizer, i))}, which "
+        f"occurs {count_of(val[i], 'time')} in the validation set instead of the expected {expected[i]:,.0f}."
     )
-    draw_panel(axis, "Training and validation set", "share in the training set", "share in the validation set", caption)
+    labels = "share in the training set", "share in the validation set"
+    draw_panel(axis, "Training and validation sets", *labels, caption)
 
 
 def main(argv: list[str] | None = None):
@@ -264,7 +265,7 @@ def main(argv: list[str] | None = None):
     for split in SPLITS:
         counts[split] = corpus.tokens[split].counts(2**16)
         ids = corpus.tokens[split][: cfg.most_tokens]
-        limit_note = "" if len(ids) == corpus.lengths[split] else f", of which the first {len(ids):,} are decoded"
+        limit_note = "" if len(ids) == corpus.lengths[split] else f"; decoding only the first {len(ids):,}"
         print(f"{split}: {corpus.lengths[split]:,} tokens{limit_note}")
         documents[split], unit = split_documents(ids, tokenizer)
         texts[split] = tokenizer.decode(ids[~np.isin(ids, list(tokenizer.specials.values()))].tolist())

@@ -1,13 +1,13 @@
-"""Prepare any text for training: writes train.bin, val.bin and meta.json to data/<file name>/.
+"""Tokenize any text for training, and write train.bin, val.bin and meta.json to data/<file name>/.
 
-    python data/prepare.py mytext.txt                                           # characters, to data/mytext/
-    python data/prepare.py --input=poems/ --tokenizer=bpe --vocab_size=1024     # a folder, to data/poems/
+    python data/prepare.py mytext.txt                                           # writes characters to data/mytext/
+    python data/prepare.py --input=poems/ --tokenizer=bpe --vocab_size=1024     # writes BPE tokens to data/poems/
     python data/prepare.py --input='logs/*.jsonl.gz' --field=message --name=logs --tokenizer=gpt2
-    python data/prepare.py mytext.txt --data_dir=.                              # to a folder of your choice
-    python data/prepare.py                                                      # asks for the text
+    python data/prepare.py mytext.txt --data_dir=.                              # writes to any folder
+    python data/prepare.py                                                      # asks for a path
 
-The input is a file, a folder (searched recursively) or a pattern: .txt .md .jsonl .csv .parquet, and all but the last
-also compressed with .gz .bz2 .xz. The last lines suggest a model and the command that trains it; see suggest_model().
+The input is a file, a folder (searched recursively) or a pattern, in the formats .parquet, .txt, .md, .jsonl and .csv.
+All but .parquet may be compressed (.gz, .bz2, .xz). The output ends with a suggested model and a command to train it.
 """
 
 import os
@@ -40,53 +40,53 @@ MODEL_SIZES = (  # n_layer, n_head, n_embd, batch_size, block_size
     (12, 12, 768, 64, 512),
 )
 MAX_PASSES = 4  # over the training set
-MEMORIZING_PASSES = 16  # over the training set, from which on the user is warned
+MEMORIZING_PASSES = 16  # over the training set; more cause a warning about memorization
 TOKENS_PER_PARAMETER = 20
 MIN_ITERS = 200
 
 
 @dataclass(frozen=True)
 class PrepareConfig(Vocabulary):
-    input: str = ""  # the text: a file, a folder or a pattern; without it the program asks
-    name: str = ""  # write to data/<name>/; by default the name of the file or folder
-    data_dir: str = ""  # write to this folder instead, for train.py --data_dir
-    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # share of the characters that is kept for validation
-    document: Document = "file"  # one document per file (or record), per line, per paragraph (blank), or in all (none)
-    field: str = "text"  # the field with the text in .jsonl, .csv and .parquet files
-    encoding: str = "utf-8"  # encoding of the text
+    input: str = ""  # input text: a file, folder or pattern; if empty, the program asks for a path
+    name: str = ""  # write to data/<name>/; by default, the name of the input file or folder
+    data_dir: str = ""  # write to this folder instead; pass the same --data_dir to train.py
+    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # fraction of the characters used for validation
+    document: Document = "file"  # document unit: a file or record, a line, a paragraph (blank), or everything (none)
+    field: str = "text"  # field that contains the text in .jsonl, .csv and .parquet files
+    encoding: str = "utf-8"  # text encoding of the input
     shard_tokens: Annotated[int, ">=", 0] = 0  # training tokens per file; 0 writes a single train.bin
 
 
 def find_texts() -> list[str]:
-    """Text files in the working directory and in the folders under data/."""
+    """Return the text files in the working directory and in the folders under data/."""
     paths = glob.glob("*") + glob.glob(os.path.join(ROOT, "data", "*", "*"))
     texts = [os.path.relpath(p) for p in paths if os.path.isfile(p) and file_suffixes(p)[0] in TEXT_SUFFIXES]
     return sorted({path for path in texts if not os.path.basename(path).startswith(("requirements", "README"))})
 
 
 def ask_path() -> str:
-    """The path that the user types or picks at the terminal."""
+    """Ask the user to type a path or pick one from a list."""
     if not sys.stdin.isatty():
-        raise UserError("no text was given: pass --input=PATH of a file or a folder, or a pattern in quotes")
+        raise UserError("the input text is missing: pass --input=PATH with a file, a folder or a quoted pattern")
     paths = find_texts()[:20]
     for number, path in enumerate(paths, 1):
         print(f"{number:3}  {path}")
     try:
-        answer = input("Which text? " + ("A number, or a path: " if paths else "A path: ")).strip()
+        answer = input("Which text? Enter a " + ("number or a path: " if paths else "path: ")).strip()
     except EOFError:
         answer = ""
     if not answer:
-        raise UserError("no text was given: pass --input=PATH, or type a path when you are asked")
+        raise UserError("the input text is missing: pass --input=PATH, or enter a path at the prompt")
     return paths[int(answer) - 1] if answer.isdigit() and 0 < int(answer) <= len(paths) else answer
 
 
 def output_folder(cfg: PrepareConfig, input_path: str, paths: list[str]) -> str:
-    """The folder to write to: data_dir, else data/<name>, else data/<name of the file or folder>.
+    """Return the folder to write to: data_dir if it is set, or else data/<name>, which defaults to the input's name.
 
-    Raises UserError if a folder that the user did not name holds something else.
+    Raises UserError if the default folder contains other data.
     """
     if cfg.data_dir and cfg.name:
-        raise UserError(f"--data_dir={cfg.data_dir} and --name={cfg.name} are two folders to write to: pass only one")
+        raise UserError(f"--data_dir={cfg.data_dir} and --name={cfg.name} specify different folders: pass only one")
     if cfg.data_dir or cfg.name:
         return cfg.data_dir or dataset_folder(cfg.name)
     common_dir = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
@@ -96,30 +96,30 @@ def output_folder(cfg: PrepareConfig, input_path: str, paths: list[str]) -> str:
         name = name[: len(name) - len("".join(file_suffixes(name)))] or name
     remedy = "pass --name=NAME to write to data/NAME, or --data_dir=DIR to write to any folder"
     if not name:
-        raise UserError(f"{input_path} gives the data no name: {remedy}")
+        raise UserError(f"{input_path} does not provide a name for the data: {remedy}")
     folder = dataset_folder(name)
     if os.path.exists(os.path.join(folder, "prepare.py")):
-        raise UserError(f"data/{name} belongs to data/{name}/prepare.py: {remedy}")
+        raise UserError(f"data/{name} is reserved for data/{name}/prepare.py: {remedy}")
     source = source_name(input_path)
     with contextlib.suppress(UserError):  # prepare() reports a damaged folder
         source = read_meta(folder).get("source", source)
     if source != source_name(input_path):
-        raise UserError(f"data/{name} holds data prepared from {source}: {remedy}")
+        raise UserError(f"data/{name} contains data prepared from {source}: {remedy}")
     return folder
 
 
 def source_name(input_path: str) -> str:
-    """The name under which meta.json remembers the text."""
+    """Return the name of the input that is recorded in meta.json."""
     return os.path.basename(os.path.normpath(input_path))
 
 
 def suggest_model(n_tokens: int) -> tuple[dict[str, int], int, float]:
-    """(settings for config/quickstart.py, parameters in the blocks, passes over the text) for n_tokens to train on.
+    """Return (settings for config/quickstart.py, parameters in the blocks, passes) for n_tokens training tokens.
 
-    Two published rules. Repeating a text up to 4 times is nearly as good as having that much new text (Muennighoff et
-    al., arxiv.org/abs/2305.16264), and a model should see about 20 tokens per parameter (Hoffmann et al.,
-    arxiv.org/abs/2203.15556). So n tokens suit a model with 4 * n / 20 parameters, counting only its blocks.
-    MODEL_SIZES has the nearest model. A small text gets MIN_ITERS iterations, since fewer teach nothing.
+    This follows two published rules. Repeating a text up to 4 times is nearly as good as having that much new text
+    (Muennighoff et al., arxiv.org/abs/2305.16264), and a model should see about 20 tokens per parameter (Hoffmann et
+    al., arxiv.org/abs/2203.15556). Therefore, n tokens suit a model with 4 * n / 20 parameters in its blocks. The
+    closest size in MODEL_SIZES is used. Training runs for at least MIN_ITERS iterations, since fewer are not enough.
     """
     wanted = MAX_PASSES * n_tokens / TOKENS_PER_PARAMETER
 
@@ -136,13 +136,13 @@ def suggest_model(n_tokens: int) -> tuple[dict[str, int], int, float]:
 
 
 def print_next(prepared: PreparedData):
-    """Print which model and how many iterations suit the text, and the command that trains it."""
+    """Print a suggested model size and number of iterations, and the command that trains the model."""
     tokens = prepared.meta["tokens"]
     settings, n_params, n_passes = suggest_model(tokens["train"])
     settings["block_size"] = min(settings["block_size"], max(1, tokens["val"] - 1))
     model = f"{settings['n_layer']} layers of width {settings['n_embd']} ({n_params / 1e6:.1f} million parameters)"
     passes = f"{settings['max_iters']:,} iterations, {n_passes:,.0f} passes over the training set"
-    print(f"suggestion: {model} and {passes}" + ", which memorize so short a text" * (n_passes > MEMORIZING_PASSES))
+    print(f"suggestion: {model} and {passes}" + ", enough to memorize the text" * (n_passes > MEMORIZING_PASSES))
     config_path = os.path.join(ROOT, "config", "quickstart.py")
     defaults = configurator.exec_config(config_path)
     script, config = (shlex.quote(shortest_path(path)) for path in (os.path.join(ROOT, "train.py"), config_path))
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None):
     cfg, given_keys, given_paths = configurator.load_with_paths(PrepareConfig, argv, "[TEXT]")
     warn_unused_options(cfg, given_keys)
     if cfg.input and given_paths:
-        raise UserError(f"--input={cfg.input} and {given_paths[0]} are two texts: pass one, or a folder or a pattern")
+        raise UserError(f"--input={cfg.input} and {given_paths[0]} are two inputs: pass one, or a folder or pattern")
     input_path = cfg.input or "".join(given_paths) or ask_path()
     paths, n_skipped = find_files(input_path)
     folder = output_folder(cfg, input_path, paths)
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None):
         print(f"reading {count_of(len(paths), 'file')} from {input_path}{skipped}")
     if unknown := [os.path.basename(path) for path in paths if file_suffixes(path)[0] not in TEXT_SUFFIXES]:
         more = f" and {count_of(len(unknown) - 1, 'other file')}" if len(unknown) > 1 else ""
-        print(f"reading {unknown[0]}{more} as plain text: the name does not tell the format")
+        print(f"reading {unknown[0]}{more} as plain text, since the file extension is unknown")
     files = Files(paths, cfg.document, cfg.field, cfg.encoding)
     source = source_name(input_path)
     is_new = not os.path.exists(folder)

@@ -1,8 +1,8 @@
-"""Draws docs/data.png: the files of a small corpus, the windows of two epochs, and the tokens that are predicted.
+"""Draw docs/data.png, which shows the files of a small corpus, the windows of two epochs, and the predicted tokens.
 
     python docs/data.py
 
-The picture shows the real output of dongpt/ for a corpus of 120 tokens.
+The figure shows actual output of dongpt/ for a corpus of 123 tokens.
 """
 
 import os
@@ -26,11 +26,11 @@ DOCUMENTS = (
     "and a greyhound for coursing",
     "an olla of rather more",
 )
-ANSWER = "what is his name?|quixote"  # only the part after the bar is in the loss
+ANSWER = "what is his name?|quixote"  # only the part after the bar contributes to the loss
 
 
 def corpus_in(folder: str) -> Corpus:
-    """A corpus of DOCUMENTS in shards."""
+    """Prepare DOCUMENTS as a sharded corpus."""
     tokenizer = CharTokenizer.from_text("".join((*DOCUMENTS, ANSWER)))
     tokenizer = CharTokenizer(tokenizer.characters, [END])
     with BinWriter(folder, tokenizer, shard_tokens=SHARD) as writer:
@@ -43,7 +43,7 @@ def corpus_in(folder: str) -> Corpus:
 
 
 def draw_files(axes, corpus: Corpus, ids: np.ndarray, colours):
-    """Draw the tokens in their files, with a colour for each document."""
+    """Draw the tokens in their files, with one color per document."""
     tokenizer, document = corpus.tokenizer(), 0
     for place, i in enumerate(ids.tolist()):
         ends = i == tokenizer.end_id
@@ -65,7 +65,7 @@ def draw_files(axes, corpus: Corpus, ids: np.ndarray, colours):
 
 
 def draw_epoch(axes, corpus: Corpus, epoch: int, colours):
-    """Draw the windows of an epoch in place, numbered in the order of the visits, with a colour for each process."""
+    """Draw an epoch's windows at their positions, numbered in training order, with one color per process."""
     n = corpus.windows_per_epoch(BLOCK_SIZE)
     starts = corpus.window_starts(epoch * n, n, BLOCK_SIZE, SEED)
     for number, start in enumerate(starts.tolist()):
@@ -74,7 +74,7 @@ def draw_epoch(axes, corpus: Corpus, epoch: int, colours):
 
 
 def draw_batch(axes, corpus: Corpus, place: float):
-    """Draw x and y of one window, and a question with its answer and mask."""
+    """Draw x and y for one window, and a question and answer with their mask."""
     tokenizer = corpus.tokenizer()
     question, answer = ANSWER.split("|")
     x, y = corpus.train_batch(0, 1, BLOCK_SIZE, SEED, corpus.vocab_size)
@@ -98,7 +98,7 @@ def draw_batch(axes, corpus: Corpus, place: float):
 
 
 def cell(axes, left: float, bottom: float, text: str, colour, ink: str = "black", width: float = 1):
-    """Draw a box with a text."""
+    """Draw a box with a text label."""
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((left, bottom), width, 1, facecolor=colour, edgecolor="grey", linewidth=0.5))
@@ -122,14 +122,14 @@ def main():
         for epoch in (0, 1):
             draw_epoch(rows[1 + epoch], corpus, epoch, processes)
         draw_batch(rows[3], corpus, 3)
-    titles = ["Files: the documents follow each other in shards; each ends with <|endoftext|> (E)"]
+    titles = ["Files: shards contain one document after another, and each document ends with <|endoftext|> (E)"]
     titles += [
-        f"Epoch {epoch}: windows of block_size={BLOCK_SIZE} tokens from a random offset, numbered in the order of the "
-        f"visits; blue: process 0, yellow: process 1 (batch_size={BATCH_SIZE})"
+        f"Epoch {epoch}: windows of block_size={BLOCK_SIZE} tokens from a random offset, numbered in training order. "
+        f"Blue: process 0. Yellow: process 1. (batch_size={BATCH_SIZE})"
         for epoch in (0, 1)
     ]
     titles.append(
-        "Left: a window; the model reads x and predicts y.  Right: with a mask, only the ones are in the loss"
+        "Left: in each window, the model reads x and predicts y.  Right: only tokens with mask 1 count in the loss"
     )
     for axes, title in zip(rows, titles):
         axes.set_title(title, loc="left", fontsize=12)

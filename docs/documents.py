@@ -1,9 +1,9 @@
-"""Measures what document_mask is worth where documents are short: the docstrings of Python's library, no download.
+"""Measure the effect of document_mask on short documents: the docstrings of Python's standard library.
 
-    python docs/documents.py                 # about half an hour on two cores
+    python docs/documents.py                 # takes about half an hour on two cores
 
-Losses are those of the validation documents, each on its own behind <|endoftext|>, so that all variants are asked the
-same. The last line is JSON.
+For a fair comparison, the loss is measured on each validation document separately, with <|endoftext|> before it. The
+last line of output is JSON.
 """
 
 import ast
@@ -36,20 +36,20 @@ SETTINGS = (
     "--learning_rate=1e-2 --warmup_iters=25 --min_lr=0 --decay=linear --gradient_accumulation_steps=1 "
     "--eval_iters=10 --eval_interval=10000 --log_interval=50"
 ).split()
-VARIANTS = {"as it is": [], "document_mask": ["--document_mask"]}
+VARIANTS = {"default": [], "document_mask": ["--document_mask"]}
 
 
 @dataclass(frozen=True)
 class DocumentsConfig:
-    shortest: int = 40  # characters of a document
-    longest: int = 600
+    shortest: int = 40  # minimum number of characters in a document
+    longest: int = 600  # maximum number of characters in a document
     updates: int = 350
     seeds: int = 3
-    block_sizes: str = "256,64"  # with about as many tokens per update
+    block_sizes: str = "256,64"  # separated by commas, with the same number of tokens per update
 
 
 def docstrings(shortest: int, longest: int) -> list[str]:
-    """The docstrings of the standard library, each once, in a random order that is the same every time."""
+    """Return the unique docstrings of the standard library, in a random order that is the same in every run."""
     found = set()
     for folder, _, names in os.walk(sysconfig.get_paths()["stdlib"]):
         for name in names:
@@ -57,7 +57,7 @@ def docstrings(shortest: int, longest: int) -> list[str]:
                 try:
                     with open(os.path.join(folder, name), encoding="utf-8") as file:
                         nodes = ast.walk(ast.parse(file.read()))
-                except (SyntaxError, ValueError):  # some of the library's own tests are broken on purpose
+                except (SyntaxError, ValueError):  # some of the library's test files are invalid on purpose
                     continue
                 found |= {
                     text.strip()
@@ -72,7 +72,7 @@ def docstrings(shortest: int, longest: int) -> list[str]:
 
 @torch.no_grad()
 def loss_alone(path: str, corpus: Corpus, block_size: int) -> float:
-    """The mean loss per token of the validation documents, each on its own, of its first block_size tokens."""
+    """Return the mean loss per token over the first block_size tokens of each validation document on its own."""
     model, tokenizer = load_model(path)
     ids, end = corpus.tokens["val"][:].astype(np.int64), tokenizer.end_id
     documents = [part for part in np.split(ids, np.flatnonzero(ids == end) + 1) if len(part)]
@@ -87,7 +87,7 @@ def loss_alone(path: str, corpus: Corpus, block_size: int) -> float:
 
 
 def train(data: str, out_dir: str, block_size: int, variant: str, seed: int, updates: int):
-    """A run of train.py."""
+    """Run train.py with these settings."""
     subprocess.run(
         [
             sys.executable,
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None):
         data = os.path.join(folder, "data")
         texts = docstrings(cfg.shortest, cfg.longest)
         tokens = prepare(data, Texts(texts), Vocabulary("bpe", vocab_size=1024), quiet=True).meta["tokens"]
-        print(f"{len(texts):,} documents, {tokens['train']:,} and {tokens['val']:,} tokens", flush=True)
+        print(f"{len(texts):,} documents; tokens: {tokens['train']:,} train, {tokens['val']:,} val", flush=True)
         corpus = Corpus(data)
         for seed in range(1337, 1337 + cfg.seeds):
             for block_size in map(int, cfg.block_sizes.split(",")):

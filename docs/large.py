@@ -1,8 +1,8 @@
-"""Compares training on 8 GB in 40 shards with training on 10 MB in one file, for docs/data.md.
+"""Compare training on 8 GB in 40 shards with training on 10 MB in one file. The results are in docs/data.md.
 
-    python docs/large.py --folder=DIR        # a folder with 8 GB to spare; the files stay there for another run
+    python docs/large.py --folder=DIR        # DIR needs 8 GB of free space; its files are reused by later runs
 
-The ids are random. The machine's cache is not cleared.
+The token ids are random. The file cache is not cleared between measurements.
 """
 
 import json
@@ -25,7 +25,7 @@ from dongpt.text.bins import BinWriter, EncodedText
 from dongpt.text.tokenizers import CharTokenizer
 from dongpt.train.data import Corpus
 
-# nanoGPT's demo for CPUs
+# nanoGPT's CPU demo
 MODEL = (
     "config/train_don_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 "
     "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=500 --eval_interval=250 "
@@ -42,13 +42,13 @@ print("resident", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 @dataclass(frozen=True)
 class LargeConfig:
-    folder: str = "large"  # where the two corpora are written, unless they exist
-    tokens: int = 4_000_000_000  # of the large one
+    folder: str = "large"  # folder for the two corpora, which are created if necessary
+    tokens: int = 4_000_000_000  # number of tokens in the large corpus
     shards: int = 40
 
 
 def write(folder: str, n_tokens: int, shard_tokens: int):
-    """A corpus of random characters."""
+    """Write a corpus of random characters."""
     tokenizer, random = CharTokenizer("".join(map(chr, range(33, 118)))), np.random.default_rng(0)
     with BinWriter(folder, tokenizer, shard_tokens) as writer:
         for start in range(0, n_tokens, 2**22):
@@ -59,7 +59,7 @@ def write(folder: str, n_tokens: int, shard_tokens: int):
 
 
 def measure(folder: str) -> dict:
-    """Seconds to the first batch, milliseconds of a batch, mebibytes of resident memory of a training, its ms."""
+    """Return seconds to the first batch, milliseconds per batch and per training step, and resident memory in MiB."""
     began = time.perf_counter()
     corpus = Corpus(folder)
     corpus.check(64, 85)
@@ -98,7 +98,7 @@ def measure(folder: str) -> dict:
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(LargeConfig, argv)
     if not 0 < cfg.shards <= cfg.tokens:
-        raise UserError(f"shards={cfg.shards} must be at least 1, and tokens={cfg.tokens} as many")
+        raise UserError(f"shards={cfg.shards} must be between 1 and tokens={cfg.tokens}")
     results = {}
     for name, tokens, shard_tokens in (("small", 5_000_000, 0), ("large", cfg.tokens, -(-cfg.tokens // cfg.shards))):
         folder = os.path.abspath(os.path.join(cfg.folder, name))

@@ -1,9 +1,9 @@
-"""Draws docs/positions.png: the effect of each position scheme on attention, as model.py computes it.
+"""Draw docs/positions.png, which shows the effect of each position scheme on attention as computed by model.py.
 
     python docs/positions.py
 
-Trains one small model per scheme on data/python_docs (no download), then computes the attention scores of its first
-layer among identical tokens, so that only their positions make a difference. Takes about two minutes.
+Trains one small model per scheme on data/python_docs (no download), and computes the attention scores of its first
+layer for identical tokens, so that the scores depend only on position. This takes about two minutes.
 """
 
 import math
@@ -23,12 +23,12 @@ from model import GPT, GPTConfig, rotate
 
 SCHEMES = ("default", "rope", "relative", "alibi", "default+relative")
 BLOCK_SIZE, BATCH_SIZE, STEPS, LEARNING_RATE, SEED = 64, 16, 800, 3e-3, 1337
-DEEPEST = -6.0  # nats below the best score of a query; lower scores are drawn as this one
-HEAD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's, for colour-blind readers
+DEEPEST = -6.0  # nats relative to a query's best score; lower scores are clipped to this value
+HEAD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's palette for color-blind readers
 
 
 def trained(scheme: str, corpus: Corpus) -> GPT:
-    """A small model with pos_embd=scheme, trained for STEPS updates."""
+    """Train a small model with pos_embd=scheme for STEPS updates."""
     runtime.seed_everything(SEED)
     model = GPT(
         GPTConfig(
@@ -57,7 +57,7 @@ def trained(scheme: str, corpus: Corpus) -> GPT:
 
 @torch.no_grad()
 def scores_by_position(model: GPT, corpus: Corpus) -> torch.Tensor:
-    """Attention scores (nh, T, T) of the first layer for T copies of the average token; -inf for later tokens.
+    """Return the first layer's attention scores (nh, T, T) for T copies of the average token. Masked scores are -inf.
 
     T is twice block_size, or block_size for schemes without positions beyond it. Each query's best score is 0.
     """
@@ -80,7 +80,7 @@ def scores_by_position(model: GPT, corpus: Corpus) -> torch.Tensor:
 
 
 def draw(scores: dict[str, torch.Tensor], path: str):
-    """Write the picture: above one head as a map, below all heads by distance."""
+    """Draw one head's scores as a heat map above a plot of all heads by distance, and save the figure to path."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,8 +1,8 @@
-"""Train config/quickstart.py, and make what the first screen of the README shows: docs/quickstart.png and a sample.
+"""Train config/quickstart.py, save the README's loss plot as docs/quickstart.png, and print the README's sample.
 
     python docs/quickstart.py
 
-The text is Python's own documentation, so the result depends on the version of Python.
+The text is Python's own documentation, so the result depends on the Python version.
 """
 
 import os
@@ -28,7 +28,7 @@ def run(program: str, *args: str, **options) -> subprocess.CompletedProcess:
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
-        out_dir = os.path.join(folder, "out-quickstart")  # the title of the picture
+        out_dir = os.path.join(folder, "out-quickstart")  # used as the title of the plot
         start = time.perf_counter()
         run("train.py", "config/quickstart.py", f"--out_dir={out_dir}", cwd=ROOT)
         seconds = time.perf_counter() - start
@@ -39,7 +39,7 @@ def main():
         with open(texts, encoding="utf-8") as file:
             lines = [line for part in file.read().split("\n") for line in textwrap.wrap(part, 100)]
     print("\n".join(lines[:N_LINES]))
-    print(f"\n{seconds:.0f} s of training, Python {platform.python_version()}")
+    print(f"\n{seconds:.0f} s of training with Python {platform.python_version()}")
 
 
 if __name__ == "__main__":

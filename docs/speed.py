@@ -1,12 +1,12 @@
-"""Measures the table of docs/speed.md: donGPT and a checkout of nanoGPT, in turn on the same machine.
+"""Measure the results in docs/speed.md by running donGPT and a nanoGPT checkout alternately on the same machine.
 
     python docs/speed.py --nanogpt=PATH --rows=demo,baby,lowest,start        # on a CPU
     python docs/speed.py --nanogpt=PATH --rows=gpu_speedrun,gpu_best,gpu_shakespeare,gpu_gpt2   # on a GPU
-    python docs/speed.py --rows=options                                      # the effect of each option
-    taskset -c 0,1 python docs/speed.py ...                                  # on two cores
+    python docs/speed.py --rows=options                                      # measures each option
+    taskset -c 0,1 python docs/speed.py ...                                  # uses two cores
 
-PATH is nanoGPT with DI725's config/train_don_char.py and data/don_char/{train,val}.bin of the raw text, the same ids
-that `python data/don_char/prepare.py --raw=True` writes here. The last line is JSON.
+PATH is a nanoGPT checkout with DI725's config/train_don_char.py and data/don_char/{train,val}.bin. These files must
+contain the ids that `python data/don_char/prepare.py --raw=True` writes here. The last line of output is JSON.
 """
 
 import json
@@ -35,7 +35,7 @@ DEMO = (
 STEPS = "config/train_don_char.py --eval_iters=1 --eval_interval=1000 --log_interval=1 --max_iters=6"
 BENCH = "bench.py --warmup=2 --iters=4 --rounds=1"
 
-# By row the runs that are compared: a name, whose it is, and the arguments of its train.py (or another program).
+# Runs to compare in each row: (name, "theirs" or "ours", arguments of train.py or of another program).
 ROWS = {
     "demo": [("nanoGPT", "theirs", DEMO), ("donGPT", "ours", "config/speedrun_don_char_cpu.py")],
     "lowest": [("donGPT", "ours", "config/best_don_char_cpu.py")],
@@ -61,8 +61,8 @@ ROWS = {
     ],
 }
 
-# What each option is worth: 200 iterations of config/best_don_char_cpu.py without it, or with another in its place. The
-# loss is that of the last tenth of train.bin, which is kept out of training; val.bin is not looked at.
+# Changes to config/best_don_char_cpu.py that show the effect of each of its options in 200 iterations. The loss is
+# measured on the last tenth of train.bin, which is held out of training; val.bin is not used.
 OPTIONS = [
     "",
     "--ngrams=1",
@@ -84,33 +84,33 @@ OPTIONS = [
 SHORT = "config/best_don_char_cpu.py --max_iters=200 --lr_decay_iters=200 --eval_interval=1000 --eval_iters=1"
 
 
-THEIR_PEAK, OUR_PEAK = 312e12, 989e12  # FLOP/s of which the two print shares: an A100's always, an H100's and H200's
+THEIR_PEAK, OUR_PEAK = 312e12, 989e12  # peak FLOP/s for mfu: nanoGPT always assumes an A100, ours an H100 or H200
 
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    nanogpt: str = ""  # folder of a nanoGPT checkout; without it only donGPT runs
-    rows: str = "demo,baby,lowest,start"  # of the table
-    rounds: int = 3  # how often each run is made, in turn with the others of its row
+    nanogpt: str = ""  # path to a nanoGPT checkout; if empty, only donGPT is measured
+    rows: str = "demo,baby,lowest,start"  # rows of the table to measure, separated by commas
+    rounds: int = 3  # number of times to repeat each run, alternating with the other runs in its row
 
     def __post_init__(self):
         if self.rounds < 1:
             raise UserError(f"rounds={self.rounds} must be at least 1")
         if self.nanogpt and not os.path.exists(os.path.join(self.nanogpt, "train.py")):
-            raise UserError(f"nanogpt={self.nanogpt} has no train.py: give the folder of a checkout of nanoGPT")
+            raise UserError(f"nanogpt={self.nanogpt} has no train.py: pass the path to a nanoGPT checkout")
         if unknown := [row for row in self.rows.split(",") if row not in (*ROWS, "options")]:
-            raise UserError(f"rows={unknown[0]!r} is not known: use some of {','.join(ROWS)}, or options alone")
+            raise UserError(f"unknown rows={unknown[0]!r}: choose from {','.join(ROWS)}, or use only options")
 
 
 def measure(name: str, whose: str, arguments: str, cfg: SpeedConfig, out_dir: str, seed: int) -> dict:
-    """One run: wall seconds of the command, seconds to the first iteration, ms of the median iteration, share of the
-    peak in percent, whole-validation loss; None what it does not have."""
+    """Measure one run: its total seconds, seconds to the first iteration, median milliseconds per iteration, mfu in
+    percent, and whole-validation loss. Values that do not apply are None."""
     words = arguments.split()
     program = words.pop(0) if words[0].endswith("bench.py") else "train.py"
     folder = ROOT if whose == "ours" else cfg.nanogpt
     if program == "train.py":
         words.append(f"--out_dir={out_dir}")
-        words += [f"--seed={seed}"] if whose == "ours" else []  # nanoGPT's is in its code
+        words += [f"--seed={seed}"] if whose == "ours" else []  # nanoGPT's is hardcoded
     began, first, lines = time.perf_counter(), None, []
     with subprocess.Popen(
         [sys.executable, "-u", program, *words],
@@ -126,7 +126,7 @@ def measure(name: str, whose: str, arguments: str, cfg: SpeedConfig, out_dir: st
                 first = time.perf_counter() - began
     seconds = time.perf_counter() - began
     if process.returncode:
-        raise UserError(f"{name}: {program} {' '.join(words)} ended with {process.returncode}: {''.join(lines[-3:])}")
+        raise UserError(f"{name}: {program} {' '.join(words)} failed with {process.returncode}: {''.join(lines[-3:])}")
     times = [float(found) for found in re.findall(r"time(?: per iteration)?:? ([\d.]+)ms", "".join(lines))]
     mfu = re.findall(r"(?i)mfu:? ([\d.]+)%", "".join(lines))
     return {
@@ -140,7 +140,7 @@ def measure(name: str, whose: str, arguments: str, cfg: SpeedConfig, out_dir: st
 
 
 def whole_loss(out_dir: str) -> float | None:
-    """The loss of the ckpt.pt in out_dir over the whole validation split, None without one."""
+    """Return the loss of out_dir/ckpt.pt on the whole validation set, or None if there is no checkpoint."""
     path = os.path.join(out_dir, "ckpt.pt")
     if not os.path.exists(path):
         return None
@@ -151,7 +151,7 @@ def whole_loss(out_dir: str) -> float | None:
 
 
 def hold_out(folder: str):
-    """Write to folder don_char's train.bin as a corpus of its own, whose validation split is its last tenth."""
+    """Write don_char's training set to folder as a new corpus, with the last tenth as its validation set."""
     source = os.path.join(ROOT, "data", "don_char")
     if not os.path.exists(os.path.join(source, "meta.json")):
         raise UserError("data/don_char is not prepared: run python data/don_char/prepare.py --raw=True first")
@@ -173,7 +173,7 @@ def hold_out(folder: str):
 
 
 def measure_options(cfg: SpeedConfig):
-    """Print the mean loss of every option over the seeds, and its distance from that of none, with their ranges."""
+    """Print each option's mean loss over the seeds, its range, and its difference from the loss without options."""
     losses: dict[str, list[float]] = {option: [] for option in OPTIONS}
     with tempfile.TemporaryDirectory() as data:
         hold_out(data)
@@ -193,7 +193,7 @@ def measure_options(cfg: SpeedConfig):
     for option, found in losses.items():
         apart = statistics.mean(found) - statistics.mean(losses[""])
         print(
-            f"{statistics.mean(found):.4f} ({min(found):.4f} to {max(found):.4f}) {apart:+.4f}  {option or 'as it is'}"
+            f"{statistics.mean(found):.4f} ({min(found):.4f} to {max(found):.4f}) {apart:+.4f}  {option or 'default'}"
         )
     print(json.dumps(losses))
 

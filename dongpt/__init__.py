@@ -12,7 +12,7 @@ root_modules.install_loader(__path__[0])
 
 
 def __getattr__(name: str):
-    """load or UserError, imported when first used (PEP 562)."""
+    """Import load or UserError when it is first used (PEP 562)."""
     if name == "load":
         from dongpt.decode.ready import load
 

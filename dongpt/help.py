@@ -1,6 +1,6 @@
-"""Output of --help and --list: the settings of a program in groups; the configs in config/ with size, time and loss.
+"""Output of --help (a program's settings in groups) and --list (files in config/ with size, time and loss).
 
-Neither runs a file that it describes: comments and docstrings are read from the source.
+Neither runs the files that it describes; comments and docstrings are read from the source.
 """
 
 import ast
@@ -17,24 +17,24 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from configurator import ROOT, type_name
 
-# The settings that --help shows first, in this order, in the programs that have them.
+# Settings that --help shows first, in this order, for programs that have them.
 COMMON_SETTINGS = (
     *("out_dir", "init_from", "dataset", "data_dir", "prompt", "start", "num_samples", "max_new_tokens"),
     *("temperature", "top_k", "seed", "max_iters", "eval_interval", "batch_size", "block_size", "n_layer", "n_head"),
     *("n_embd", "dropout", "learning_rate", "split", "device", "json"),
 )
-CONFIG_USAGE = "[CONFIG ...]"  # of programs that run the files in config/
-FACTS_LABEL = "Expect: "  # starts the line of size, time and loss in a config's docstring
-MIN_GROUPED_SETTINGS = 12  # fewer settings are one group
-MIN_WIDTH, MAX_WIDTH, TWO_COLUMN_WIDTH = 20, 110, 70  # columns of the terminal
-WRAP: Any = dict(break_long_words=False, break_on_hyphens=False)  # names stay whole
-NAME_WIDTH = 30  # columns for names, where explanations are next to them
+CONFIG_USAGE = "[CONFIG ...]"  # for programs that run the files in config/
+FACTS_LABEL = "Expect: "  # starts the line with size, time and loss in a config's docstring
+MIN_GROUPED_SETTINGS = 12  # fewer settings form a single group
+MIN_WIDTH, MAX_WIDTH, TWO_COLUMN_WIDTH = 20, 110, 70  # terminal widths in columns
+WRAP: Any = dict(break_long_words=False, break_on_hyphens=False)  # do not split names
+NAME_WIDTH = 30  # columns for names if explanations are printed next to them
 
 
 def print_help(doc: str, cls: type, usage: str, overrides: dict[str, Any]):
-    """Print a program's docstring doc, its usage, and every setting of cls with its default and comment.
+    """Print a program's usage, its docstring doc, and every setting of cls with its default and comment.
 
-    overrides, the settings of the config files on the command line, replace the defaults.
+    The settings in overrides, which come from config files on the command line, replace the defaults.
     """
     width = terminal_width()
     program = " ".join(filter(None, [os.path.basename(sys.argv[0]), usage]))
@@ -44,7 +44,7 @@ def print_help(doc: str, cls: type, usage: str, overrides: dict[str, Any]):
         print(paragraph.rstrip() if is_example else textwrap.fill(paragraph, width, **WRAP), end="\n\n")
     hints = get_type_hints(cls)
     comments: dict[str, str] = {}
-    for parent in reversed(cls.__mro__[:-1]):  # a subclass may change a default, and then its comment too
+    for parent in reversed(cls.__mro__[:-1]):  # a subclass may change a default and its comment
         comments |= field_comments(parent)
     for title, names in setting_groups(cls).items():
         print(textwrap.fill(f"{title}:", width, **WRAP))
@@ -58,14 +58,14 @@ def print_help(doc: str, cls: type, usage: str, overrides: dict[str, Any]):
                 explanation += f" ({type_name(hints[name])})"
             print_entry(f"  --{name}={default if is_plain else repr(default)}", [explanation.strip()], width)
         print()
-    forms = "Write --key=value or --key value, or key = value in a Python file. Of several values, the last one wins."
-    configs = "CONFIG is a file in config/ or your own; --list shows ours. " if usage == CONFIG_USAGE else ""
+    forms = "Use --key=value or --key value, or key = value in a config file. If repeated, the last value wins."
+    configs = "CONFIG is a file in config/ (see --list) or one of your own. " if usage == CONFIG_USAGE else ""
     print(textwrap.fill(configs + forms, width, **WRAP))
 
 
 def setting_groups(cls: type) -> dict[str, list[str]]:
-    """Names of the settings of cls by title: common ones, its own, then those of each class that it extends."""
-    owners: dict[str, type] = {}  # the class that defines a setting first
+    """Group the names of cls's settings by title: common ones, its own, and then those of each base class."""
+    owners: dict[str, type] = {}  # the class that first defines each setting
     for parent in reversed(cls.__mro__[:-1]):
         owners |= {name: parent for name in get_annotations(parent) if name not in owners}
     names = [field.name for field in fields(cls)]
@@ -75,7 +75,7 @@ def setting_groups(cls: type) -> dict[str, list[str]]:
     groups = {"Common settings": common}
     for parent in cls.__mro__[:-1]:
         sentence = re.split(r"[.:;](?:\s|$)", parent.__doc__ or "", maxsplit=1)[0]
-        has_title = parent is not cls and not sentence.startswith(f"{parent.__name__}(")  # which @dataclass writes
+        has_title = parent is not cls and not sentence.startswith(f"{parent.__name__}(")  # @dataclass's docstring
         title = " ".join(sentence.split()) if has_title else "More settings"
         if rest := [name for name in names if owners[name] is parent and name not in common]:
             groups[title] = groups.get(title, []) + rest
@@ -83,9 +83,9 @@ def setting_groups(cls: type) -> dict[str, list[str]]:
 
 
 def field_comments(cls: type) -> dict[str, str]:
-    """The comment at the end of each field's line in the source of cls; {} if the source is not at hand.
+    """Return the comment after each field in the source of cls, or {} if the source is not available.
 
-    inspect.getsource would parse the whole file, which takes longer than everything else that --help does.
+    inspect.getsource would parse the whole file, which would take longer than everything else that --help does.
     """
     try:
         with open(getattr(sys.modules.get(cls.__module__), "__file__", None) or "", encoding="utf-8") as file:
@@ -94,25 +94,25 @@ def field_comments(cls: type) -> dict[str, str]:
         return {}
     pattern = rf"^( *)class {cls.__name__}\b.*?(?=^\1[^\s)#]|\Z)"
     body = re.search(pattern, source, re.MULTILINE | re.DOTALL)
-    field_line = r"^ +(\w+): [^#\n]*(?:\(\n[^#\n]*)?  # (.*)$"  # the formatter may put a default on a line of its own
+    field_line = r"^ +(\w+): [^#\n]*(?:\(\n[^#\n]*)?  # (.*)$"  # the formatter may put a default on its own line
     return dict(re.findall(field_line, body[0], re.MULTILINE)) if body else {}
 
 
 def print_configs():
-    """Print the short name of every file in config/ with the first line of its docstring and its line of facts."""
+    """Print the short name, summary, size, time and loss of every file in config/, as given in its docstring."""
     width = terminal_width()
     names = sorted(os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, "config", "*.py")))
-    for name in sorted(names, key=lambda name: name != "quickstart"):  # stable: the one to begin with comes first
+    for name in sorted(names, key=lambda name: name != "quickstart"):  # stable sort: quickstart comes first
         with open(os.path.join(ROOT, "config", f"{name}.py"), encoding="utf-8") as file:
             lines = (ast.get_docstring(ast.parse(file.read())) or "").splitlines()
         facts = [line.removeprefix(FACTS_LABEL) for line in lines if line.startswith(FACTS_LABEL)]
         print_entry(name, [*lines[:1], *facts], width)
-    hint = "`python train.py config/NAME.py` starts a run; with --help, it shows the settings of that config instead."
+    hint = "`python train.py config/NAME.py` starts a run. Add --help to show the settings of that config instead."
     print("\n" + textwrap.fill(hint, width, **WRAP))
 
 
 def terminal_width() -> int:
-    """Columns to print in; 80 where there is no terminal."""
+    """Return the number of columns to print in, which is 80 without a terminal."""
     return max(MIN_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns))
 
 

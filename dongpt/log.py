@@ -1,8 +1,8 @@
-"""Logs of training runs: log.jsonl in an out_dir, its curves in memory and its mirror on wandb; bars and tables.
+"""Training logs (log.jsonl in an out_dir, loss curves in memory, wandb), progress bars and tables.
 
-The first line of log.jsonl is a header (config, versions, data, command). Each further line is a record:
+The first line of log.jsonl is a header (config, versions, data, command). Each of the other lines is a record:
 {"kind": "iter", "iter": 7, "loss": ...} for an update, {"kind": "eval", "iter": 8, "val_loss": ...} after 8 updates,
-{"kind": "sample", "iter": 8, "text": ...} for a sample of --sample_tokens, {"kind": "final", ...} at the end.
+{"kind": "sample", "iter": 8, "text": ...} for a sample (--sample_tokens), and {"kind": "final", ...} at the end.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from configurator import UserError
 from dongpt.program import atomic_write, first_line
 
 LOG_FILE, LOSS_PLOT_FILE = "log.jsonl", "loss.png"
-MAX_CURVE_POINTS = 2000  # of a curve in memory and in loss.png, which is 960 pixels wide
-DEFAULT_COLUMNS = 80  # of a terminal that does not tell its width
-PROGRESS_SECONDS = 10  # between two lines of progress where no bar can be drawn
+MAX_CURVE_POINTS = 2000  # per curve in memory and in loss.png, which is 960 pixels wide
+DEFAULT_COLUMNS = 80  # for a terminal whose width is not known
+PROGRESS_SECONDS = 10  # interval between progress lines where no bar can be drawn
 
-# Peak of dense matrix products in TFLOP/s: bf16, or fp16 on Volta and Turing, both with sums in fp32. From NVIDIA's
-# datasheets, whose numbers "with sparsity" are halved, and for GeForce and RTX A from the architecture whitepapers
-# (GA102, Ada, RTX Blackwell): SMs x 512 (RTX A: 1024) FMAs per clock x 2 x boost clock. The longest name found wins.
+# Peak TFLOP/s of dense matmuls in bf16, or fp16 on Volta and Turing, with fp32 accumulation. The sources are NVIDIA's
+# datasheets (half of the numbers "with sparsity") and, for GeForce and RTX A, the architecture whitepapers (GA102, Ada,
+# RTX Blackwell): SMs x 512 (RTX A: 1024) FMAs per clock x 2 x boost clock. The longest matching name wins.
 # fmt: off
 PEAK_TFLOPS = {
     "V100": 125, "T4": 65, "A10": 125, "A30": 165, "A40": 150, "A100": 312, "RTX A6000": 155,
@@ -38,7 +38,7 @@ PEAK_TFLOPS = {
 
 
 def peak_flops(gpu_name: str) -> float | None:
-    """Peak FLOP/s of a GPU by the name that CUDA gives it; None for one that is not in the table."""
+    """Return the peak FLOP/s of a GPU, given its CUDA device name, or None if it is not in the table."""
     words = f" {gpu_name.replace('-', ' ')} "
     matches = [name for name in PEAK_TFLOPS if f" {name} " in words]
     if not matches or "RTX" in words and not gpu_name.endswith(tuple(matches)):  # RTX 3070 Ti, RTX 4090 Laptop GPU
@@ -47,7 +47,7 @@ def peak_flops(gpu_name: str) -> float | None:
 
 
 def iter_log(out_dir: str) -> Iterator[dict]:
-    """Yield the records of log.jsonl, none without one, one at a time; a last line cut off by a crash is skipped."""
+    """Yield the records of log.jsonl, if it exists. A last line that was cut off by a crash is skipped."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         with open(os.path.join(out_dir, LOG_FILE), encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -55,12 +55,12 @@ def iter_log(out_dir: str) -> Iterator[dict]:
 
 
 def read_log(out_dir: str) -> list[dict]:
-    """All records in log.jsonl; [] if the file does not exist."""
+    """Return all records in log.jsonl, or [] if the file does not exist."""
     return list(iter_log(out_dir))
 
 
 def records_before(records: Iterable[dict], iter_num: int, evaluated_at: int) -> Iterator[dict]:
-    """Yield the records of a log up to a state of iter_num updates whose last evaluation was after evaluated_at."""
+    """Yield the records of the first iter_num updates, and of evaluations up to the one after evaluated_at updates."""
     last_iters = {"iter": iter_num - 1, "eval": evaluated_at, "sample": evaluated_at, "final": -1}
     for record in records:
         if record.get("iter", 0) <= last_iters.get(record.get("kind", ""), iter_num):
@@ -69,10 +69,10 @@ def records_before(records: Iterable[dict], iter_num: int, evaluated_at: int) ->
 
 @dataclass
 class Curve:
-    """A curve of at most MAX_CURVE_POINTS points, however many are added.
+    """A curve of at most MAX_CURVE_POINTS points, no matter how many are added.
 
-    A point is a tuple of numbers. When the curve is full, its points are averaged in pairs, and each further point is
-    the average of twice as many as before:
+    A point is a tuple of numbers. When the curve is full, its points are averaged in pairs, and from then on each point
+    averages twice as many added points as before:
 
         curve = Curve()
         for i in range(600_000):
@@ -80,9 +80,9 @@ class Curve:
         curve.points()              # [(149.5, 3.1), (449.5, 2.9), ...]
     """
 
-    group_size: int = 1  # added points per kept point
+    group_size: int = 1  # number of added points per kept point
     kept: list[tuple[float, ...]] = field(default_factory=list)
-    group: list[tuple[float, ...]] = field(default_factory=list)  # the points of the next kept one
+    group: list[tuple[float, ...]] = field(default_factory=list)  # added points for the next kept point
 
     def add(self, *point: float):
         self.group.append(point)
@@ -94,7 +94,7 @@ class Curve:
             self.group_size *= 2
 
     def points(self) -> list[tuple[float, ...]]:
-        """The points of the curve in the order of adding; the last may be the average of fewer than the others."""
+        """Return the points in the order in which they were added. The last may average fewer than the others."""
         return self.kept + ([_mean_point(self.group)] if self.group else [])
 
 
@@ -104,10 +104,10 @@ def _mean_point(points: list[tuple[float, ...]]) -> tuple[float, ...]:
 
 @dataclass
 class LossCurves:
-    """The losses of a run in bounded memory, collected while its records are written or read.
+    """Loss curves of a run in bounded memory, collected while its records are written or read.
 
-    updates has points (iteration, loss of the batch, seconds of training so far), evals (iteration, training loss,
-    validation loss). first_eval and best_eval, the one with the lowest validation loss, are exact.
+    Each point in updates is (iteration, batch loss, training time in seconds). Each point in evals is (iteration,
+    training loss, validation loss). first_eval and best_eval (lowest validation loss) are never averaged.
     """
 
     updates: Curve = field(default_factory=Curve)
@@ -115,12 +115,12 @@ class LossCurves:
     data: str = ""  # name of the data folder
     first_eval: tuple[int, float, float] | None = None
     best_eval: tuple[int, float, float] | None = None
-    seconds: float = 0.0  # of training so far
+    seconds: float = 0.0  # training time
     last_iter: int = -1
-    drawn_at: float = field(default_factory=time.monotonic)  # time of the last drawing, or of the start
+    drawn_at: float = field(default_factory=time.monotonic)  # time of the last drawing or of the start
 
     def collect(self, record: dict):
-        """Take what the curves need from a record of the log."""
+        """Add a log record to the curves."""
         kind, it = record.get("kind"), record.get("iter", 0)
         if kind == "header":
             self.data, self.last_iter = record.get("data", self.data), it - 1
@@ -138,7 +138,7 @@ class LossCurves:
 
 
 def read_curves(out_dir: str) -> LossCurves:
-    """The curves in log.jsonl."""
+    """Return the loss curves in log.jsonl."""
     curves = LossCurves()
     for record in iter_log(out_dir):
         curves.collect(record)
@@ -146,12 +146,12 @@ def read_curves(out_dir: str) -> LossCurves:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether value is a number, neither infinite nor NaN."""
+    """Return True if value is a number that is neither infinite nor NaN."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def replace_nonfinite(value):
-    """value for strict JSON: floats that are not finite, also inside dicts, become None."""
+    """Replace non-finite floats, including those inside dicts, with None, because strict JSON does not allow them."""
     if isinstance(value, dict):
         return {key: replace_nonfinite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -162,19 +162,19 @@ def to_json_line(record: dict) -> str:
 
 
 def check_finite_loss(loss: float, iter_num: int):
-    """Raise UserError for a loss that is not a number, so that such a state is never saved."""
+    """Raise UserError if the loss is not finite, so that such a state is never saved."""
     if not math.isfinite(loss):
-        problem = f"the loss is {loss} at iteration {iter_num}: the run diverged; its last checkpoint is unchanged"
+        problem = f"the loss is {loss} at iteration {iter_num}: the run diverged (the last checkpoint is unchanged)"
         raise UserError(f"{problem}; lower learning_rate, or use dtype=float32")
 
 
 class RunLog:
-    """The log of a run: prints lines above a progress bar, appends records to log.jsonl and mirrors them on wandb.
+    """The log of a run. It prints lines above a progress bar and appends records to log.jsonl and wandb.
 
-    Every rank has one; rank 0 prints and writes. first_records() is called there before the first record: it returns
-    the records to keep from before a resume, and the header. peak_speed is the tokens/s at which the hardware would be
-    at its peak, for MFU. The bar starts at update `initial` of `total`; without a terminal the lines of updates show
-    the progress. deadline, in seconds of time.monotonic(), ends the run if it comes first.
+    Every rank has one, but only rank 0 prints and writes. Before the first record, rank 0 calls first_records(), which
+    returns the records to keep from before a resume, and the header. peak_speed, in tokens/s, is the speed at which MFU
+    would be 100%. The bar starts at update `initial` of `total`. Without a terminal, the lines of updates show the
+    progress instead. deadline, a value of time.monotonic(), limits the estimate of the time left.
     """
 
     def __init__(
@@ -193,18 +193,18 @@ class RunLog:
         self.file: IO | None = None
         self.curves = LossCurves()
         self.deferred_record: tuple | None = None
-        self.first_flush: tuple[int, float] | None = None  # iteration and time of the first line of an update
+        self.first_flush: tuple[int, float] | None = None  # iteration and time of the first update line
         shows_bar = bool(is_main and total and sys.stderr.isatty())
         self.bar = progress_bar(total, initial, quiet=not shows_bar)
 
     def print(self, line: str):
-        """Print a line on rank 0, above the progress bar if one shows."""
+        """Print a line on rank 0, above the progress bar if there is one."""
         if self.is_main:
             self.bar.write(line)
             sys.stdout.flush()
 
     def open(self) -> IO:
-        """Create the file with the kept records and the header, and return it."""
+        """Create the file with the kept records and the header, and return it open for appending."""
         kept_records, header = self.first_records()
         path = os.path.join(self.out_dir, LOG_FILE)
         with atomic_write(path, "w", encoding="utf-8", newline="\n") as file:
@@ -214,7 +214,7 @@ class RunLog:
         return open(path, "a", encoding="utf-8", newline="\n")
 
     def write(self, kind: str, **record):
-        """Append one record; a killed process loses none."""
+        """Append one record. It is flushed, so that it is not lost if the process is killed."""
         if not self.is_main:
             return
         self.file = self.file or self.open()
@@ -227,11 +227,11 @@ class RunLog:
             self.wandb_run.log({"iter": record["iter"], **{wandb_keys[k]: v for k, v in record.items() if k != "iter"}})
 
     def defer(self, iter_num: int, lr: float, tokens: int, seconds: float, get_loss: Callable[[], float]):
-        """Hold back the record of an update, with its token count and duration, until flush() reads its loss."""
+        """Store the record of an update, with its token count and duration, until flush() reads its loss."""
         self.deferred_record = iter_num, lr, tokens / seconds, seconds, get_loss
 
     def flush(self):
-        """Print and append the deferred record, if any. Raises UserError for a loss that is not a number."""
+        """Print and append the deferred record, if any. Raises UserError if its loss is not finite."""
         if self.deferred_record is None:
             return
         (iter_num, lr, speed, seconds, get_loss), self.deferred_record = self.deferred_record, None
@@ -246,7 +246,7 @@ class RunLog:
         self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
 
     def _progress_text(self, iter_num: int) -> str:
-        """', 25% of 400, 1:05 left' after update number iter_num; '' where the bar shows it."""
+        """Return progress such as ', 25% of 400, 1:05 left' after update number iter_num, or '' if the bar shows it."""
         if not (self.total and self.bar.disable):
             return ""
         now, n_done = time.monotonic(), iter_num + 1
@@ -258,7 +258,7 @@ class RunLog:
         return f"{text}, {self.bar.format_interval(max(0, min(seconds, self.deadline - now)))} left"
 
     def write_losses(self, iter_num: int, train_loss: float, val_loss: float):
-        """Print and append an evaluation. Raises UserError for a loss that is not a number."""
+        """Print and append an evaluation. Raises UserError if the validation loss is not finite."""
         self.flush()
         check_finite_loss(val_loss, iter_num)
         self.print(f"step {iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
@@ -273,21 +273,21 @@ class RunLog:
 
 
 def start_wandb(project: str, name: str, config: dict, run_id: str | None):
-    """A wandb run; when resuming, the one with run_id. Raises UserError if wandb is missing or cannot start."""
+    """Start a wandb run, or resume the one with run_id. Raises UserError if wandb is missing or cannot start."""
     try:
         import wandb
 
         return wandb.init(project=project, name=name, config=config, id=run_id, resume="allow")
     except Exception as error:  # not installed, not logged in, no network
         if isinstance(error, ImportError):
-            raise UserError("wandb is not installed: pip install wandb, or set wandb_log=False") from error
+            raise UserError("wandb is not installed: run pip install wandb, or set wandb_log=False") from error
         problem = f"wandb could not be started ({type(error).__name__}: {first_line(error)})"
-        remedy = "log in with wandb login, set WANDB_MODE=offline, or set wandb_log=False"
+        remedy = "run wandb login, set WANDB_MODE=offline, or set wandb_log=False"
         raise UserError(f"{problem}: {remedy}") from error
 
 
 def import_matplotlib_figure():
-    """matplotlib's Figure class, which draws into files and needs no pyplot and no backend."""
+    """Return matplotlib's Figure class, which can draw to files without pyplot or a GUI backend."""
     backend = os.environ.pop("MPLBACKEND", None)  # a notebook sets it to a backend that other processes do not have
     try:
         from matplotlib.figure import Figure
@@ -297,10 +297,10 @@ def import_matplotlib_figure():
 
 
 def progress_bar(total: int, initial: int = 0, unit: str = "it", quiet: bool = False, **options):
-    """A tqdm bar on stderr for `total` steps, `initial` of them finished.
+    """Return a tqdm bar on stderr for `total` steps, of which `initial` are already done.
 
-    In a pipe, a file or a notebook it prints a line with percentage and time remaining every PROGRESS_SECONDS,
-    none if it ends before. With unit="B" it counts bytes: 1.5MB/2.0MB.
+    In a pipe, a file or a notebook, it prints the percentage and the remaining time every PROGRESS_SECONDS seconds,
+    and nothing if it finishes sooner. With unit="B", it counts bytes, as in 1.5MB/2.0MB.
     """
     from tqdm import tqdm
 
@@ -317,7 +317,7 @@ def progress_bar(total: int, initial: int = 0, unit: str = "it", quiet: bool = F
 
 
 class _LineStream:
-    """stderr for a tqdm bar outside a terminal: each state of the bar becomes a line."""
+    """A stream for tqdm bars outside a terminal that prints each update of the bar as a line on stderr."""
 
     def write(self, text: str):
         if text := text.strip():
@@ -328,7 +328,7 @@ class _LineStream:
 
 
 def format_table(rows: list[list[str]]) -> str:
-    """Rows of cells as aligned text, one line per row: the first column flush left, the others flush right."""
+    """Format rows of cells as a text table. The first column is left-aligned, and the others are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = [[row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:]))] for row in rows]
     return "\n".join("  ".join(cells).rstrip() for cells in aligned)

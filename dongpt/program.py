@@ -1,6 +1,6 @@
-"""How programs start, exit and share files: exit codes, one-line errors, --help, directory locks, atomic writes.
+"""Program start-up, exit and file access: exit codes, one-line errors, --help, directory locks, atomic writes.
 
-Imports no slow modules, so that programs that only prepare data start at once.
+This module imports nothing slow, so that programs that only prepare data start quickly.
 """
 
 import contextlib
@@ -19,18 +19,18 @@ import dongpt
 from configurator import HelpRequest, UserError
 
 ROOT = configurator.ROOT
-LOCK_FILE = ".dongpt.lock"  # in every directory that a program writes to; it stays when the lock is released
-TEMP_SUFFIX = ".dongpt-part"  # suffix of a file that is not yet complete
-NO_LOCK_ERRNOS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from file systems without locks, such as some NFS
+LOCK_FILE = ".dongpt.lock"  # in every directory that a program writes to; it remains after the lock is released
+TEMP_SUFFIX = ".dongpt-part"  # suffix of a file that is not complete yet
+NO_LOCK_ERRNOS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks, e.g. NFS
 
 
 def run_program(main: Callable[[], int | None], lists_configs: bool = False):
-    """Run a program's main, or answer --help and --version, and exit with a code.
+    """Run a program's main function, or handle --help and --version, and exit.
 
-    The code is 2 after a UserError, which is printed as one line on stderr; 1 and a traceback for any other exception;
-    130 after Ctrl-C; 141 when nobody reads stdout. With lists_configs, --list prints the table of configs.
+    The exit code is 2 after a UserError, which is printed to stderr as one line, 130 after Ctrl-C, 141 if stdout is
+    closed, and 1 after any other exception, with a traceback. With lists_configs=True, --list prints the configs.
     """
-    for stream in (sys.stdout, sys.stderr):  # UTF-8, line by line, also into pipes and files and on any platform
+    for stream in (sys.stdout, sys.stderr):  # write UTF-8, line by line, even to pipes and files, on any platform
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     if _rank() > 0:  # under torchrun, only rank 0 prints
@@ -45,7 +45,7 @@ def run_program(main: Callable[[], int | None], lists_configs: bool = False):
         package = (error.name or "").partition(".")[0]
         if package in ("", "dongpt", "model", "configurator"):
             raise
-        code = _report_error(f"{package} is not installed: pip install -r requirements.txt installs all that is needed")
+        code = _report_error(f"{package} is not installed: run pip install -r requirements.txt")
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # as in `python sample.py | head`
@@ -56,7 +56,7 @@ def run_program(main: Callable[[], int | None], lists_configs: bool = False):
         if not (torch and isinstance(error, torch.OutOfMemoryError)):
             raise
         remedy = "lower batch_size and raise gradient_accumulation_steps by the same factor, or lower block_size"
-        code = _report_error(f"the GPU has too little memory ({first_line(error)}): {remedy}")
+        code = _report_error(f"the GPU is out of memory ({first_line(error)}): {remedy}")
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
@@ -86,12 +86,12 @@ def _run_or_inform(main: Callable[[], int | None], lists_configs: bool) -> int:
 
 
 def _rank() -> int:
-    """Rank of this process under torchrun, else 0."""
+    """Return the rank of this process under torchrun, else 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def _report_error(message: str) -> int:
-    """Print a sentence for the user on rank 0; returns the exit code."""
+    """Print an error message on rank 0 and return the exit code."""
     if _rank() == 0:
         print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
     else:
@@ -101,16 +101,16 @@ def _report_error(message: str) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message, or the error's type if the message is empty."""
+    """Return the first line of an error's message, or the error's type if the message is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextlib.contextmanager
 def locked_directory(directory: str, *file_names: str) -> Iterator[None]:
-    """Lock directory against other writers, and create it if it is missing; reading needs no lock.
+    """Lock directory against other writers, creating it if necessary. Reading needs no lock.
 
-    Removes temporary files that killed processes left when they wrote file_names. The operating system releases the
-    lock when the process ends for any reason; the lock file stays. Under torchrun, rank 0 holds the lock for all ranks.
+    Removes temporary files of file_names that killed processes left behind. The operating system releases the lock when
+    the process ends, for any reason, but the lock file remains. Under torchrun, rank 0 holds the lock for all ranks.
     Raises UserError if the directory is not writable, or if any process, including this one, holds the lock.
     """
     if _rank() > 0:
@@ -119,7 +119,7 @@ def locked_directory(directory: str, *file_names: str) -> Iterator[None]:
     try:
         os.makedirs(directory or ".", exist_ok=True)
     except OSError as error:
-        raise UserError(f"{directory} cannot be written ({error.strerror}): name another directory") from error
+        raise UserError(f"{directory} cannot be written ({error.strerror}): choose another directory") from error
     with _hold_lock(os.path.join(os.path.abspath(directory), LOCK_FILE), directory or "."):
         for file_name in file_names:
             for temp_path in glob.glob(_temp_path(os.path.join(glob.escape(directory), file_name), "[0-9a-f]" * 16)):
@@ -131,15 +131,15 @@ def locked_directory(directory: str, *file_names: str) -> Iterator[None]:
 def locked_output(path: str) -> Iterator[None]:
     """Lock the output file path against other processes of this user, unless it is a pipe or a device.
 
-    The lock file is in the system's temporary directory, so that nothing is left next to the user's file. Raises
-    UserError if the lock is held.
+    The lock file is created in the system's temporary directory, so that nothing is left next to the user's file.
+    Raises UserError if the lock is already held.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         yield
         return
     real_path = os.path.normcase(os.path.realpath(path))
     digest = hashlib.sha256(real_path.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    # the number where there is one: a user in a container may have no name
+    # the user id, if available, because a user in a container may have no name
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
     directory = os.path.join(tempfile.gettempdir(), f"dongpt-{user}")
     os.makedirs(directory, exist_ok=True)
@@ -149,7 +149,7 @@ def locked_output(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hold_lock(lock_path: str, label: str) -> Iterator[None]:
-    """Hold a lock on the file lock_path; error messages call the locked file or directory label."""
+    """Hold a lock on the file lock_path. Error messages refer to the locked file or directory as label."""
     import filelock  # slow to import
 
     lock = filelock.FileLock(lock_path)
@@ -158,11 +158,11 @@ def _hold_lock(lock_path: str, label: str) -> Iterator[None]:
     except filelock.Timeout:
         if not os.path.exists(lock_path):  # no files can be created there, as in /proc
             raise UserError(f"{label} cannot be written: choose another location") from None
-        raise UserError(f"{label} is being written by another process: wait for it, or end it first") from None
+        raise UserError(f"{label} is being written by another process: wait until it finishes, or stop it") from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCK_ERRNOS:
-            raise UserError(f"{label} cannot be written ({error.strerror}): name another place") from error
-        print(f"{label} is on a file system without locks: let only one program write to it", file=sys.stderr)
+            raise UserError(f"{label} cannot be written ({error.strerror}): choose another location") from error
+        print(f"{label} is on a file system without locks: do not let two programs write to it", file=sys.stderr)
     try:
         yield
     finally:
@@ -170,18 +170,18 @@ def _hold_lock(lock_path: str, label: str) -> Iterator[None]:
 
 
 def _temp_path(path: str, hex_digits: str) -> str:
-    """Path of a temporary file for path; its name is truncated to stay below 255 bytes."""
+    """Return the path of a temporary file for path. Its name is truncated to stay below 255 bytes."""
     directory, name = os.path.split(path)
     return os.path.join(directory, f".{name[:40]}.{hex_digits}{TEMP_SUFFIX}")
 
 
 @contextlib.contextmanager
 def atomic_write(path: str, mode: str = "wb", check: Callable[[str], Any] | None = None, **kwargs) -> Iterator[IO]:
-    """Open a file for writing that replaces path when it is complete and on disk.
+    """Open a temporary file for writing, which replaces path once it is complete and on disk.
 
-    At any time, path has either the old content or the new. Symbolic links are followed; a pipe or a device is written
-    directly. check(temporary path) runs before the replacement and can prevent it by raising. kwargs are passed to
-    open(). If OSError is raised, the old file is unchanged.
+    At any time, path has either the old or the new content. Symbolic links are followed. Pipes and devices are written
+    to directly. check(temporary path) is called before the replacement and can prevent it by raising an exception.
+    kwargs are passed to open(). If OSError is raised, the old file is unchanged.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # a FIFO or a device cannot be replaced
         with open(path, mode, **kwargs) as file:

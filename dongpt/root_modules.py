@@ -1,7 +1,7 @@
-"""Lets the packages of dongpt import `model` and `configurator`, which are in the parent directory.
+"""Let modules in dongpt import `model` and `configurator`, which are in the parent directory.
 
-The caller may have other modules with these names. Therefore the two names refer to our modules only while a module of
-dongpt is executed; afterwards they refer to the same modules as before.
+The caller may have other modules with these names. Therefore, the two names refer to our modules only while a module of
+dongpt is being executed. Afterwards, the caller's modules are restored.
 """
 
 import importlib.util
@@ -10,13 +10,13 @@ import sys
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 from types import ModuleType
 
-ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # an editable install may use a link
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # an editable install may use a symbolic link
 ROOT_MODULE_NAMES = ("model", "configurator")
 ROOT_MODULES: dict[str, ModuleType] = {}  # our `model` and `configurator`, if already imported
 
 
 class RootModuleLoader(SourceFileLoader):
-    """Executes a module of dongpt, in which `model` and `configurator` are ours."""
+    """A loader that lets `model` and `configurator` refer to our modules while it executes a module of dongpt."""
 
     def exec_module(self, module: ModuleType):
         if self.is_package(module.__name__):
@@ -34,7 +34,7 @@ class RootModuleLoader(SourceFileLoader):
                     ROOT_MODULES[name] = sys.modules.pop(name)
                 if name in saved_modules:
                     sys.modules[name] = saved_modules[name]
-                elif name in ROOT_MODULES and _is_root(name, importlib.util.find_spec(name)):  # in our own programs
+                elif name in ROOT_MODULES and _is_root(name, importlib.util.find_spec(name)):  # in one of our programs
                     sys.modules[name] = ROOT_MODULES[name]
 
 

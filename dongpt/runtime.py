@@ -1,7 +1,7 @@
-"""The machine that a program runs on: device, dtype, threads, seeds, several processes.
+"""Runtime setup: device, dtype, threads, seeds, interrupts and multiple processes.
 
-The rules are fixed and never time anything; each choice comes with its reason, which programs print in one line.
-Import this module before torch: it sets the environment variables that torch's OpenMP reads when it is loaded.
+Choices follow fixed rules, without timing anything, and programs print each choice with its reason in one line.
+Import this module before torch: it sets an environment variable that torch's OpenMP library reads when it is loaded.
 """
 
 import math
@@ -13,14 +13,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Callable, Collection, Literal
 
-SPIN_COUNT = 10_000  # rounds for which an idle OpenMP thread waits in a loop before it sleeps
+SPIN_COUNT = 10_000  # number of iterations that an idle OpenMP thread spins before it sleeps
 
 
 def limit_spinning():
-    """Let OpenMP's idle threads sleep sooner, unless the user's environment sets a wait policy.
+    """Make idle OpenMP threads sleep sooner, unless the user's environment sets a wait policy.
 
-    By default they wait for each other in a loop for milliseconds. On a busy machine this keeps the very core occupied
-    that the awaited thread needs, and a training step takes ten times as long. GNU's OpenMP, which torch uses on Linux,
+    By default, idle threads spin for milliseconds. On a busy machine, they may occupy the very core that the thread
+    they are waiting for needs, and a training step takes ten times as long. GNU OpenMP, which torch uses on Linux,
     reads GOMP_SPINCOUNT once, when torch is imported.
     """
     if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
@@ -29,7 +29,7 @@ def limit_spinning():
 
 limit_spinning()
 
-# ruff: noqa: E402  (the imports below come after the call above on purpose)
+# ruff: noqa: E402  (the imports below must come after the call above)
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -39,13 +39,13 @@ from configurator import UserError
 from dongpt.program import first_line
 
 ROOT = configurator.ROOT
-STOP_CHECK_SECONDS, STOP_CHECK_CALLS = 0.25, 50  # the most between two times that processes agree whether to stop
+STOP_CHECK_SECONDS, STOP_CHECK_CALLS = 0.25, 50  # longest interval between two agreements on whether to stop
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Device and arithmetic."""
+    """Device and precision."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1 or mps; auto prefers CUDA, then MPS, then the CPU
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # dtype of matmuls; weights are kept in float32
@@ -64,9 +64,9 @@ class RuntimeConfig(DeviceConfig):
 
 
 def pick_device(device: str) -> tuple[str, str]:
-    """(device, reason) for the setting device; under torchrun each process takes the GPU of its local rank.
+    """Return the device to use and the reason. Under torchrun, each process uses the GPU of its local rank.
 
-    Raises UserError if that device is not available.
+    Raises UserError if the requested device is not available.
     """
     local_rank, single_rank = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) == 1
     has_mps = torch.backends.mps.is_available()
@@ -89,12 +89,12 @@ def pick_device(device: str) -> tuple[str, str]:
         raise UserError("device='mps' is not available: torch finds no Apple GPU; use device=cpu or device=auto")
     if device_type == "mps" and not single_rank:
         raise UserError("several processes cannot share an Apple GPU: use device=cpu, or start one process")
-    return device_type, "as asked"
+    return device_type, "requested"
 
 
 def cuda_problem(gpu_index: int) -> str:
-    """Why CUDA does not work: no GPU, or an NVIDIA GPU that this torch cannot use, with the remedy; '' if it works."""
-    remedy = "install another build of torch, as pytorch.org/get-started shows"
+    """Return why CUDA does not work (no GPU, or an NVIDIA GPU that this torch cannot use), or '' if it works."""
+    remedy = "install another build of torch, as described on pytorch.org/get-started"
     if torch.cuda.is_available():
         if gpu_index >= torch.cuda.device_count():
             return f"this machine has {torch.cuda.device_count()} GPU(s), so GPU {gpu_index} does not exist"
@@ -118,29 +118,29 @@ def cuda_problem(gpu_index: int) -> str:
         return f"{message} was built without CUDA: {remedy.replace('another', 'a CUDA')}"
     return (
         f"{message}, built for CUDA {torch.version.cuda}, cannot use it: "
-        f"update the NVIDIA driver, or install a torch built for an older CUDA"
+        f"update the NVIDIA driver, or install a build of torch for an older CUDA version"
     )
 
 
-# Smallest n_embd for which training in bfloat16 is faster on a processor with AMX: nanoGPT's baby GPT (384) took 2.2 s
-# per step instead of 9.8 on two such cores; in smaller models the casts cost more than they save.
+# Smallest n_embd for which bfloat16 training is faster on a CPU with AMX. On two such cores, a step of nanoGPT's baby
+# GPT (n_embd=384) took 2.2 s instead of 9.8 s. In smaller models, the casts cost more than they save.
 AMX_MIN_CHANNELS = 256
 
 
 def pick_dtype(dtype: str, device_type: str, n_embd: int = 0) -> tuple[str, str]:
-    """(dtype, reason) for the setting dtype and a model with n_embd channels; 0 if accuracy matters more than speed.
+    """Return the dtype to use and the reason. n_embd is the model's, or 0 if accuracy matters more than speed.
 
-    Raises UserError for a dtype that the device does not support.
+    Raises UserError if the device does not support the requested dtype.
     """
     if device_type == "mps":
         if dtype not in ("auto", "float32"):
             raise UserError(f"dtype={dtype!r} gives wrong results on MPS: use dtype=float32 or dtype=auto")
-        return "float32", "the only safe one on MPS"
+        return "float32", "the only reliable dtype on MPS"
     has_bf16 = device_type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     if dtype == "bfloat16" and not has_bf16:
         raise UserError("dtype='bfloat16' is not supported by this GPU: use dtype=float16, float32 or auto")
     if dtype != "auto":
-        return dtype, "as asked"
+        return dtype, "requested"
     if device_type == "cpu":
         if n_embd >= AMX_MIN_CHANNELS and has_amx():
             return "bfloat16", "this processor has AMX"
@@ -149,7 +149,7 @@ def pick_dtype(dtype: str, device_type: str, n_embd: int = 0) -> tuple[str, str]
 
 
 def has_amx() -> bool:
-    """Whether the processor has Intel's AMX, instructions that multiply bfloat16 matrices."""
+    """Return True if the processor supports Intel AMX, whose instructions multiply bfloat16 matrices."""
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
@@ -159,7 +159,7 @@ def has_amx() -> bool:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, dtype, and the rank of this process; without torchrun it is rank 0 of 1."""
+    """Device, dtype and rank of this process. Without torchrun, it is rank 0 of 1."""
 
     device: str
     dtype: Any  # a key of DTYPES
@@ -174,24 +174,24 @@ class Runtime:
 
     def __post_init__(self):
         device_type, use_amp = torch.device(self.device).type, self.dtype != "float32"
-        object.__setattr__(self, "device_type", device_type)  # this way because the dataclass is frozen
+        object.__setattr__(self, "device_type", device_type)  # needed because the dataclass is frozen
         object.__setattr__(self, "is_main", self.rank == 0)
         autocast = torch.autocast(device_type, DTYPES[self.dtype]) if use_amp else nullcontext()
         object.__setattr__(self, "autocast", autocast)
 
     def print(self, *args, **kwargs):
-        """print on rank 0 only."""
+        """Print on rank 0 only."""
         if self.is_main:
             print(*args, **kwargs, flush=True)
 
     def move(self, *tensors) -> list[torch.Tensor]:
-        """Copy tensors to the device; to CUDA from pinned memory, so that the copy overlaps with computation."""
+        """Copy tensors to the device. CUDA copies use pinned memory, so that they overlap with computation."""
         if self.device_type != "cuda":  # elsewhere non_blocking may read freed memory: pytorch issue 189690
             return [tensor.to(self.device) for tensor in tensors]
         return [t if t.is_cuda else t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
 
     def item_async(self, tensor) -> Callable[[], float]:
-        """Copy a scalar to the host asynchronously; returns a function that waits for it and gives the mean over ranks.
+        """Copy a scalar to the host asynchronously. Return a function that waits for it and averages it over ranks.
 
         The function does not wait for work that is queued on the GPU in the meantime.
         """
@@ -207,7 +207,7 @@ class Runtime:
         return wait_for_value
 
     def all_reduce_sum(self, *values: float) -> list[float]:
-        """Sums of the values over all processes, in float64. A CPU tensor is sent by gloo, which waits for no GPU."""
+        """Return the sum of each value over all processes, in float64. Uses gloo, if available, to avoid a GPU sync."""
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device="cpu" if dist.is_gloo_available() else self.device)
@@ -221,11 +221,11 @@ class Runtime:
                 dist.broadcast(tensor, 0)
 
     def barrier(self):
-        """Wait until every process has called this."""
+        """Wait until every process has called this method."""
         self.all_reduce_sum(0)
 
     def run_on_main(self, function: Callable[[], Any]):
-        """Call function on rank 0 only; every rank returns when it has, and raises UserError if it did."""
+        """Call function on rank 0 only. All ranks wait for it, and if it raises UserError, all ranks raise one."""
         user_error = None
         if self.is_main:
             try:
@@ -236,13 +236,13 @@ class Runtime:
             raise user_error or UserError("rank 0 failed")  # printed by rank 0 only, see run_program
 
     def synchronize(self):
-        """Wait until the device has finished all queued work, for timings."""
+        """Wait until the device has finished all queued work, so that timings are correct."""
         if self.device_type != "cpu":
             torch.accelerator.synchronize()
 
 
 def print0(*args, **kwargs):
-    """print on rank 0 only, also before the processes have joined each other."""
+    """Print on rank 0 only, even before torch.distributed is initialized."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(*args, **kwargs, flush=True)
 
@@ -254,10 +254,10 @@ def start(
     n_embd: int = 0,
     asked: Collection[str] = ("device", "dtype"),
 ) -> Runtime:
-    """Decide on device and dtype (see pick_dtype for n_embd), and join the other processes if torchrun started several.
+    """Choose device and dtype (see pick_dtype for n_embd), and connect the processes if torchrun started several.
 
-    asked has "device" and "dtype" if the user set them; other explicit values are reported as the checkpoint's. Raises
-    UserError for a device, dtype or backend that cannot work here.
+    asked contains "device" and "dtype" if the user set them. Otherwise, explicit values are reported as coming from the
+    checkpoint. Raises UserError for a device, dtype or backend that does not work on this machine.
     """
     defaults = dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1)
     rank, local_rank, world_size = (int(os.environ.get(key, default)) for key, default in defaults.items())
@@ -274,18 +274,18 @@ def start(
         uses_nccl = device_type == "cuda" and backend != "gloo"
         backends = "cpu:gloo,cuda:nccl" if dist.is_gloo_available() else "nccl"  # gloo does all_reduce_sum()
         dist.init_process_group(backends if uses_nccl else "gloo")
-    if device_reason == "as asked" and "device" not in asked:
+    if device_reason == "requested" and "device" not in asked:
         device_reason = "from the checkpoint"
-    if dtype_reason == "as asked" and "dtype" not in asked:
+    if dtype_reason == "requested" and "dtype" not in asked:
         dtype_reason = "from the checkpoint"
     description = f"device: {device} ({device_reason}), dtype: {dtype} ({dtype_reason})"
     return Runtime(device, dtype, description, rank, local_rank, world_size)
 
 
 def seed_everything(*numbers: int):
-    """Seed torch's generators with a function of the numbers alone, e.g. (seed, step, index of the micro-batch)."""
+    """Seed torch's generators with a hash of the numbers, for example (seed, step, micro-batch index)."""
     hashed_seed = 0
-    for number in numbers:  # SplitMix64's finaliser after each, so that the streams of adjacent numbers are unrelated
+    for number in numbers:  # SplitMix64's finalizer after each, so that the streams of adjacent numbers are unrelated
         hashed_seed = (hashed_seed + number + 0x9E3779B97F4A7C15) % 2**64
         hashed_seed = ((hashed_seed ^ (hashed_seed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
         hashed_seed = ((hashed_seed ^ (hashed_seed >> 27)) * 0x94D049BB133111EB) % 2**64
@@ -294,23 +294,23 @@ def seed_everything(*numbers: int):
 
 
 def choose_threads(threads: int | None, stored_threads: int | None) -> str:
-    """Set the number of CPU threads to the setting `threads`, else that of OMP_NUM_THREADS, else that of a checkpoint.
+    """Set the number of CPU threads from the setting `threads`, OMP_NUM_THREADS or a checkpoint, in this order.
 
-    Returns the user's setting that determined the number, for messages; '' if none did.
+    Returns a note on the user's setting that determined the number, or '' if there is none.
     """
     if threads:
         torch.set_num_threads(threads)
         return f"set by --threads={threads}"
     variable = os.environ.get("OMP_NUM_THREADS", "")
     if variable and not (variable == "1" and int(os.environ.get("WORLD_SIZE", 1)) > 1):  # torchrun itself sets 1
-        return f"set by OMP_NUM_THREADS={variable}"  # torch has read it
+        return f"set by OMP_NUM_THREADS={variable}"  # torch has already read it
     if stored_threads:
         set_num_threads(stored_threads)
     return ""
 
 
 def load_average() -> float | None:
-    """The 1-minute load average; None on Windows, which has none."""
+    """Return the 1-minute load average, or None on Windows, where it is not available."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
@@ -318,7 +318,7 @@ def load_average() -> float | None:
 
 
 def set_num_threads(n_threads: int):
-    """Use n_threads CPU threads if the processes on this machine have that many cores."""
+    """Use n_threads CPU threads if there are enough cores for all processes on this machine."""
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if n_threads != torch.get_num_threads() and n_threads * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= num_cores:
         torch.set_num_threads(n_threads)
@@ -326,7 +326,7 @@ def set_num_threads(n_threads: int):
 
 @dataclass(kw_only=True)
 class MachineInfo:
-    """Everything that, besides settings, data and seed, determines how sums are rounded."""
+    """All factors besides settings, data and seed that affect rounding, and therefore the results of a run."""
 
     device: Literal["cpu", "cuda", "mps"]
     dtype: Literal["float32", "bfloat16", "float16"]
@@ -338,16 +338,16 @@ class MachineInfo:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# how programs end
+# stopping
 
 
 class Interrupts:
-    """Records Ctrl-C and SIGTERM so that a program can stop at a good moment; a second Ctrl-C stops it at once.
+    """A context manager that records Ctrl-C and SIGTERM, so that a program can stop cleanly.
 
-    exit_code is 0, 130 after Ctrl-C, or 143 after SIGTERM.
+    A second Ctrl-C stops it immediately. exit_code is 0, 130 after Ctrl-C, or 143 after SIGTERM.
     """
 
-    exit_code, signal_time = 0, 0.0  # of the first signal
+    exit_code, signal_time = 0, 0.0  # set by the first signal
 
     def __enter__(self):
         self.previous_handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -366,14 +366,14 @@ class Interrupts:
 
 @dataclass
 class StopCheck:
-    """Tells all processes to stop together: after Ctrl-C or SIGTERM in any of them, or when time is up.
+    """A check that makes all processes stop together, after a signal to any of them or after max_minutes.
 
         while not stop("updates"): ...
 
-    Call it the same number of times on every rank. A single process gets its answer at once. Several processes agree by
-    an all-reduce, at most once per call and at least every STOP_CHECK_SECONDS or STOP_CHECK_CALLS. The same all-reduce
-    averages the time per call, so that all ranks agree on the next one. exit_code, from the Interrupts of any rank, and
-    time_is_up give the reason.
+    Call it the same number of times on every rank. A single process decides immediately. Several processes agree in an
+    all-reduce, at least every STOP_CHECK_SECONDS seconds or STOP_CHECK_CALLS calls. The same all-reduce averages the
+    time per call, so that all ranks agree on when the next one is due. exit_code, from the Interrupts of any rank, and
+    time_is_up show the reason for stopping.
     """
 
     rt: Runtime
@@ -386,7 +386,7 @@ class StopCheck:
     calls_by_loop: dict[str, tuple[int, int, float]] = field(default_factory=dict)
 
     def __call__(self, loop_name: str) -> bool:
-        """True once a signal has come. Each loop passes its own loop_name, because loops run at different speeds."""
+        """Return True after a signal. Each loop passes its own loop_name because loops run at different speeds."""
         now, own_exit_code = time.monotonic(), self.interrupts.exit_code
         deadline = self.start_time + 60 * (self.max_minutes or math.inf)
         calls, max_calls, interval_start = self.calls_by_loop.get(loop_name, (0, 1, now))

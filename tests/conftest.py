@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests, the selection of the smoke tests, and two options: --offline and --time-limit."""
+"""Shared fixtures, the selection of the smoke tests, and the pytest options --offline and --time-limit."""
 
 import functools
 import gc
@@ -12,7 +12,7 @@ import pytest
 from helpers import TINY_RUN, generated_text, write_corpus
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::", "", None)
-# They take longest; whoever is given one of them last would let the others wait.
+# The slowest files run first, so that no worker starts one when the others have already finished.
 LONG_FILES = (
     "test_docs",
     "test_foreign",
@@ -27,22 +27,22 @@ OUTSIDE_DATA = ("DONGPT_TEXT", "DONGPT_DIALOGUES", "DONGPT_FIXTURES", "TIKTOKEN_
 
 
 def pytest_addoption(parser):
-    parser.addoption("--offline", action="store_true", help="refuse every connection except to this machine")
-    parser.addoption("--time-limit", type=float, metavar="SECONDS", help="skip tests that would start later than this")
+    parser.addoption("--offline", action="store_true", help="block connections to other machines")
+    parser.addoption("--time-limit", type=float, metavar="SECONDS", help="skip tests not started by this time")
 
 
 def pytest_configure(config):
     config.started = time.monotonic()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as .ci/run sets it; fork_server forks only programs with one thread
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in .ci/run; fork_server forks only programs with one thread
     if config.getoption("--offline"):
         _block_network()
     if sys.platform == "linux" and not hasattr(config, "workerinput") and config.getoption("numprocesses"):
-        fork_server.server_path()  # one server for all workers, which is ready when they have collected the tests
+        fork_server.server_path()  # one server for all workers, ready when they have collected the tests
 
 
 def pytest_collection_modifyitems(config, items):
-    """Start with LONG_FILES. With -m smoke, leave out slow tests, random input, and all but the first and last of
-    parametrized cases."""
+    """Move the tests in LONG_FILES to the front. With -m smoke, deselect slow tests, Hypothesis tests, and all but the
+    first and last case of each parametrized test."""
     items.sort(key=lambda item: item.path.stem not in LONG_FILES)
     if config.getoption("-m") != "smoke":
         return
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # no collection goes through torch's objects again
+    gc.freeze()  # keeps garbage collections from scanning torch's objects again
 
 
 def pytest_runtest_setup(item):
@@ -68,23 +68,23 @@ def pytest_runtest_setup(item):
 def pytest_report_header(config):
     missing = [name for name in OUTSIDE_DATA if not os.environ.get(name)]
     offline = "no network, " if config.getoption("--offline") else ""
-    return f"donGPT: {offline}data from outside the repository: {'without ' + ', '.join(missing) if missing else 'all'}"
+    return f"donGPT: {offline}external data: {'missing ' + ', '.join(missing) if missing else 'all available'}"
 
 
 def _block_network():
-    """Make connections and look-ups of other machines fail at once, here and in the programs that the tests start."""
+    """Make connections to other machines fail immediately, in this process and in the programs that the tests start."""
 
     def refuse(event: str, args: tuple):
         host: object = None
         if event == "socket.connect":
-            host = args[1][0] if isinstance(args[1], tuple) else None  # a Unix socket's address is a string
+            host = args[1][0] if isinstance(args[1], tuple) else None  # Unix sockets have a string as address
         elif event == "socket.getaddrinfo":
             host = args[0].decode() if isinstance(args[0], bytes) else args[0]
         if host not in LOOPBACK and host != platform.node():
             raise OSError(101, f"network is blocked by --offline: {host}")
 
     sys.addaudithook(refuse)
-    for name in ("http_proxy", "https_proxy", "all_proxy"):  # nothing listens there
+    for name in ("http_proxy", "https_proxy", "all_proxy"):  # no server listens on this port
         os.environ[name] = os.environ[name.upper()] = "http://127.0.0.1:9"
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1,::1"
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -92,7 +92,7 @@ def _block_network():
 
 @pytest.fixture
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Run the test in its own folder and with one thread, as run() does with programs."""
+    """Run the test in a temporary directory with one thread, as run() does with programs."""
     import torch
 
     monkeypatch.chdir(tmp_path)
@@ -104,7 +104,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_loss_picture():
-    """Training in the test process draws no loss.png, which takes longer than most runs here; programs do."""
+    """Do not draw loss.png in the test process: it takes longer than most runs here. Programs still draw it."""
     from dongpt.train import plot
 
     with pytest.MonkeyPatch.context() as patch:
@@ -114,27 +114,27 @@ def no_loss_picture():
 
 @pytest.fixture(scope="session")
 def transformers():
-    """The transformers library, told not to use the network."""
+    """Return the transformers library, configured not to use the network. Skip the test if it is not installed."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> str:
-    """A data folder with a small character corpus."""
+    """Return a data folder with a small character corpus."""
     return write_corpus(tmp_path_factory.mktemp("tiny_data"), generated_text())
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_data) -> str:
-    """The out_dir of a small finished run on tiny_data. Tests may read it but not write to it."""
+    """Return the out_dir of a small finished run on tiny_data. Tests must not write to it."""
     import torch
 
     import train
 
     out_dir = str(tmp_path_factory.mktemp("tiny_run") / "out")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the programs that run() starts
+    torch.set_num_threads(1)  # like the programs that run() starts
     assert train.main([f"--data_dir={tiny_data}", f"--out_dir={out_dir}", *TINY_RUN]) == 0
     torch.set_num_threads(threads)
     return out_dir
@@ -143,31 +143,31 @@ def tiny_run(tmp_path_factory, tiny_data) -> str:
 def _from_environment(name: str) -> str:
     path = os.environ.get(name, "")
     if not path or not os.path.exists(path):
-        pytest.skip(f"{name} is not set: this test needs a file that is not part of the repository")
+        pytest.skip(f"this test needs external data: set {name} to an existing path")
     return path
 
 
 @pytest.fixture
 def don_quixote() -> str:
-    """Path of Project Gutenberg's 996.txt."""
+    """Return the path of Project Gutenberg's 996.txt."""
     return _from_environment("DONGPT_TEXT")
 
 
 @pytest.fixture
 def fixtures_folder() -> str:
-    """Folder of small checkpoints in other projects' formats."""
+    """Return the folder of small checkpoints in other projects' formats."""
     return _from_environment("DONGPT_FIXTURES")
 
 
 @pytest.fixture
 def gpt2_vocabulary() -> str:
-    """Folder with tiktoken's cached copy of GPT-2's vocabulary."""
+    """Return the folder with tiktoken's cached copy of GPT-2's vocabulary."""
     return _from_environment("TIKTOKEN_CACHE_DIR")
 
 
 @pytest.fixture
 def one_thread():
-    """torch on one thread during the test: small models are slow on several, above all beside other programs."""
+    """Limit torch to one thread. With more, small models are slow, especially while other programs are running."""
     import torch
 
     before = torch.get_num_threads()
@@ -178,7 +178,7 @@ def one_thread():
 
 @pytest.fixture
 def library_again(monkeypatch):
-    """The CPU kernels are looked for and compiled again in the test."""
+    """Make the test find and compile the CPU kernels again."""
     from dongpt.kernels import cpu
 
     monkeypatch.setattr(cpu, "load_library", functools.cache(cpu.load_library.__wrapped__))
@@ -186,7 +186,7 @@ def library_again(monkeypatch):
 
 @pytest.fixture
 def packed_models(monkeypatch) -> list:
-    """Every model is worth packing; the list receives those whose weights are packed."""
+    """Pack models of any size. Return the list to which every packed model is appended."""
     from dongpt.kernels import cpu
 
     made, init = [], cpu.PackedBlocks.__init__

@@ -1,16 +1,16 @@
-"""Counts the functions, files and moves between files that a reader follows from main() to the end of the first update.
+"""Count the functions, files and moves between files that a reader meets from main() to the end of the first update.
 
     python tests/first_update.py                        # this repository
-    python tests/first_update.py ROOT --list            # another checkout, with every function and move
-    python tests/first_update.py --exclude=log_eval     # further functions that evaluate, save or plot
+    python tests/first_update.py ROOT --list            # another checkout; list every function and move
+    python tests/first_update.py --exclude=log_eval     # exclude more functions that evaluate, save or plot
 
-`train.py config/quickstart.py --max_iters=1` runs in this process, its data prepared, under sys.setprofile:
+The script runs `train.py config/quickstart.py --max_iters=1` in this process under sys.setprofile, on prepared data:
 
-- Functions are distinct code objects of our files: the .py files in the root, dongpt/ and data/. Comprehensions,
-  generator expressions, lambdas, code that runs while a module is imported and config files don't count.
-- A move is a call or a return at which the current one of our files changes; library code in between doesn't matter.
-- Calls of the functions in EXCLUDED and into the files in EXCLUDED_FILES are left out with everything beneath them:
-  evaluation (with the sample that it prints), saving and plotting. The functions that were met are printed.
+- Functions are distinct code objects in our files: the .py files in the root, dongpt/ and data/. Comprehensions,
+  generator expressions, lambdas, import-time code and config files don't count.
+- A move is a call or return that changes the current file. Library code in between is ignored.
+- Evaluation (including the sample that it prints), saving and plotting are excluded. This applies to the functions in
+  EXCLUDED, those in EXCLUDED_FILES, and everything they call. The script prints the excluded functions.
 - The first update ends when the optimizer's step has returned and execution is back in train.py.
 """
 
@@ -30,11 +30,11 @@ TRANSPARENT = ("<genexpr>", "<listcomp>", "<setcomp>", "<dictcomp>", "<lambda>")
 
 
 class Finished(BaseException):
-    """Ends the traced program after its first update."""
+    """Raised to end the traced program after its first update."""
 
 
 class Tracer:
-    """A profile function for sys.setprofile that follows the calls among the files of a checkout."""
+    """A profile function for sys.setprofile that records the calls between the files of a checkout."""
 
     def __init__(self, root: str, excluded: tuple[str, ...], excluded_files: tuple[str, ...]):
         self.root = os.path.realpath(root)
@@ -46,10 +46,10 @@ class Tracer:
         self.skipping = None  # the frame of an excluded function, or of a module that is being imported
         self.step = None  # the frame of the optimizer's step
         self.has_stepped = False
-        self.names: dict[str, str] = {}  # file name of a code object -> its name here, "" if it isn't ours
+        self.names: dict[str, str] = {}  # file name of a code object -> our_name() of it
 
     def our_name(self, path: str) -> str:
-        """The name of one of our files relative to the root, with forward slashes; "" for any other file."""
+        """Return the path of one of our files relative to the root, with forward slashes, or "" for any other file."""
         if path not in self.names:
             name = os.path.relpath(os.path.realpath(path), self.root).replace(os.sep, "/")
             ours = name.endswith(".py") and ("/" not in name or name.split("/")[0] in ("dongpt", "data"))
@@ -99,16 +99,16 @@ class Tracer:
 
 
 def is_optimizer(frame) -> bool:
-    """Whether a frame is that of an optimizer's method."""
+    """Return True if a frame belongs to a method of an optimizer."""
     import torch
 
     return isinstance(frame.f_locals.get("self"), torch.optim.Optimizer)
 
 
 def trace(root: str, out_dir: str, excluded: tuple[str, ...] = ()) -> Tracer:
-    """Run the first update of the quickstart of the checkout at root, and return what was met.
+    """Run the first update of the quickstart in the checkout at root, and return the tracer.
 
-    This process then holds the checkout's modules, so that another checkout needs another process.
+    The checkout's modules stay imported, so use a new process for another checkout.
     """
     root = os.path.abspath(root)
     if not os.path.exists(os.path.join(root, "data", "python_docs", "train.bin")):
@@ -132,16 +132,16 @@ def trace(root: str, out_dir: str, excluded: tuple[str, ...] = ()) -> Tracer:
 
 
 def files(tracer: Tracer) -> list[str]:
-    """The files that hold the functions met."""
+    """Return the sorted files that contain the recorded functions."""
     return sorted({function.split(":")[0] for function in tracer.functions})
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", nargs="?", default=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    parser.add_argument("--exclude", default="", help="further names of functions to leave out, separated by commas")
-    parser.add_argument("--list", action="store_true", help="print every function and every move")
-    parser.add_argument("--json", action="store_true", help="print the three numbers as JSON alone")
+    parser.add_argument("--exclude", default="", help="comma-separated names of more functions to exclude")
+    parser.add_argument("--list", action="store_true", help="list every function and every move")
+    parser.add_argument("--json", action="store_true", help="print only the three counts, as JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         more = tuple(name for name in args.exclude.split(",") if name)
@@ -151,12 +151,12 @@ def main():
         print(json.dumps(numbers))
         return
     print(", ".join(f"{key}: {number}" for key, number in numbers.items()))
-    print(f"left out: {', '.join(sorted(tracer.left_out)) or 'nothing'}")
+    print(f"excluded: {', '.join(sorted(tracer.left_out)) or 'nothing'}")
     per_file = Counter(function.split(":")[0] for function in tracer.functions)
     for name, count in sorted(per_file.items(), key=lambda pair: -pair[1]):
         print(f"{count:5} functions in {name}")
     if args.list:
-        print("functions, with their calls:")
+        print("functions and their numbers of calls:")
         for function, count in tracer.functions.items():
             print(f"  {function} ({count})")
         print("moves:")

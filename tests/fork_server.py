@@ -1,13 +1,13 @@
-"""Programs start in milliseconds here: a server imports torch once and forks for each program that a test runs.
+"""Start Python programs in milliseconds: a server imports torch once and forks for each program that a test runs.
 
-Importing torch takes seconds, and the tests start hundreds of programs. Popen and run are subprocess's, and fork for
-[sys.executable, "PROGRAM.py", ...] and [sys.executable, "-c", CODE, ...]. The program is a process of its own with its
-own arguments, environment, working directory, standard streams and signals; only the interpreter's start is skipped.
-Where more than that depends on the start (the number of threads, a locale, sitecustomize), a new interpreter is
-started. numpy, torch and other libraries (IMPORTED) are already in sys.modules: a test of what a program imports
-has to use subprocess.
+Importing torch takes seconds, and the tests start hundreds of programs. Popen and run replace those of subprocess. They
+fork for [sys.executable, "PROGRAM.py", ...] and [sys.executable, "-c", CODE, ...]. Each program is a separate process
+with its own arguments, environment, working directory, standard streams and signals. Only the interpreter's startup is
+skipped. If a program needs another startup (number of threads, locale, sitecustomize), a new interpreter is started.
+numpy, torch and the other libraries in IMPORTED are already in sys.modules, so a test of what a program imports must
+use subprocess.
 
-A fork can run autograd only if the process that it comes from has not, which rules out forking the test process.
+A fork can run autograd only if its parent process has not. The test process therefore can't be forked.
 """
 
 import atexit
@@ -31,9 +31,9 @@ import traceback
 import weakref
 
 PATH_VARIABLE = "DONGPT_FORK_SERVER"
-NEW_INTERPRETER = ("PYTHON", "OMP_", "MKL_", "LANG", "LC_", "LD_")  # prefixes of variables that its start reads
-KNOWN = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONIOENCODING", "PYTHONUNBUFFERED"}  # obeyed in execute()
-IMPORTED = (  # what most programs import, or import for most of what they do
+NEW_INTERPRETER = ("PYTHON", "OMP_", "MKL_", "LANG", "LC_", "LD_")  # prefixes of variables that are read at startup
+KNOWN = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONIOENCODING", "PYTHONUNBUFFERED"}  # handled in execute()
+IMPORTED = (  # libraries that most programs import, at startup or later
     "concurrent.futures.process",
     "filelock",
     "matplotlib.figure",
@@ -41,16 +41,16 @@ IMPORTED = (  # what most programs import, or import for most of what they do
     "multiprocessing.pool",
     "numpy.random",
     "psutil",
-    "torch._dynamo",  # by DistributedDataParallel and torch.optim
+    "torch._dynamo",  # imported by DistributedDataParallel and torch.optim
     "torch.utils.serialization.config",
     "tqdm",
 )
 
 
 class Popen(subprocess.Popen):
-    """subprocess.Popen that forks from the server where it can."""
+    """A subprocess.Popen that forks from the server if possible."""
 
-    status: socket.socket | None = None  # gives the exit code, when the program has ended; None: not forked
+    status: socket.socket | None = None  # sends the exit code when the program ends; None if it was not forked
 
     def _execute_child(
         self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, p2cread,
@@ -77,7 +77,7 @@ class Popen(subprocess.Popen):
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
 
     def _ended(self, timeout: float | None) -> bool:
-        """Wait for the program's end, at most so many seconds; returns whether it has ended."""
+        """Wait at most timeout seconds for the program to end. Return True if it has ended."""
         assert self.status
         if self.returncode is None and select.select([self.status], [], [], timeout)[0]:
             self.returncode = int(self.status.recv(20) or -signal.SIGKILL)
@@ -99,7 +99,7 @@ class Popen(subprocess.Popen):
 
 
 def can_fork(args, env: dict | None, preexec_fn, fds: list[int]) -> bool:
-    """Whether a fork of the server behaves as a new interpreter would."""
+    """Return True if a fork of the server behaves like a new interpreter."""
     if sys.platform != "linux" or preexec_fn or not isinstance(args, list) or args[0] != sys.executable:
         return False
     env = dict(os.environ) if env is None else env
@@ -115,12 +115,12 @@ def can_fork(args, env: dict | None, preexec_fn, fds: list[int]) -> bool:
 
 
 def python_path(env: dict) -> list[str]:
-    """The folders in PYTHONPATH."""
+    """Return the directories in PYTHONPATH."""
     return [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def run(args, input=None, timeout=None, check=False, capture_output=False, **options) -> subprocess.CompletedProcess:
-    """subprocess.run with Popen."""
+    """Like subprocess.run, but with the Popen of this module."""
     if capture_output:
         options.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if input is not None:
@@ -139,8 +139,8 @@ def run(args, input=None, timeout=None, check=False, capture_output=False, **opt
 
 @functools.cache
 def server_path() -> str:
-    """The socket of the server, which ends with the process that starts it: the first to call this, and for the
-    processes that inherit its environment."""
+    """Return the path of the server's socket. The first call starts the server, which ends with the calling process.
+    Processes that inherit its environment share the server."""
     if PATH_VARIABLE not in os.environ:
         folder = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -161,7 +161,7 @@ def server_path() -> str:
 
 
 def serve(listener: socket.socket, lifeline: int):
-    """Fork for each connection until the process that started the server has ended."""
+    """Fork for each connection until the process that started the server ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while lifeline not in select.select([listener, lifeline], [], [])[0]:
         with listener.accept()[0] as status:
@@ -172,7 +172,7 @@ def serve(listener: socket.socket, lifeline: int):
 
 
 def supervise(status: socket.socket):
-    """Run the program in a fork and tell the test process its id and exit code; kill it if the test process is gone."""
+    """Run the program in a fork. Send its pid and exit code to the test process; kill it if the test process ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     message, fds, _, _ = socket.recv_fds(status, 2**20, 3)
     pid = os.fork()
@@ -191,14 +191,14 @@ def supervise(status: socket.socket):
 
 
 def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int:
-    """What the interpreter does with a program, from its start to its exit code."""
+    """Run a program as a new interpreter would, and return its exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if new_session:
         os.setsid()
     for target, fd in enumerate(fds):
         os.dup2(fd, target)
         os.close(fd)
-    if env.get("MPLBACKEND") != os.environ.get("MPLBACKEND"):  # which matplotlib reads when it is imported
+    if env.get("MPLBACKEND") != os.environ.get("MPLBACKEND"):  # matplotlib reads it when it is imported
         for name in [name for name in sys.modules if name.split(".")[0] in ("matplotlib", "mpl_toolkits")]:
             del sys.modules[name]
     os.environ.clear()
@@ -207,7 +207,7 @@ def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int
     is_command = argv[0] == "-c"
     sys.path[:1] = ["" if is_command else os.path.dirname(os.path.abspath(argv[0])), *python_path(env)]
     sys.argv[:] = argv[:1] + argv[2:] if is_command else argv
-    sys.dont_write_bytecode = False  # it goes to the server's own sys.pycache_prefix
+    sys.dont_write_bytecode = False  # bytecode goes to the server's own sys.pycache_prefix
     encoding, _, errors = env.get("PYTHONIOENCODING", "").partition(":")
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         old, binary = getattr(sys, name), open(fd, "wb" if fd else "rb", closefd=False)
@@ -243,18 +243,18 @@ def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int
 
 
 def import_for_forks():
-    """Import what programs import, and keep forks from copying, freeing or compiling what they share."""
+    """Import the libraries in IMPORTED, and keep forks from copying shared pages or running torch's finalizers."""
     for name in IMPORTED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    gc.freeze()  # a garbage collection in a fork would copy every page that holds an object
+    gc.freeze()  # a garbage collection in a fork would copy every page with an object
     for finalizer in list(weakref.finalize._registry):
-        finalizer.atexit = False  # torch's take 0.1 s
+        finalizer.atexit = False  # torch's finalizers take 0.1 s
 
 
 if __name__ == "__main__":
     import_for_forks()
-    sys.pycache_prefix = sys.argv[1]  # each of our modules is compiled once, by the first fork that needs it
+    sys.pycache_prefix = sys.argv[1]  # the first fork that imports a module compiles it for all
     try:
         serve(socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3]))
     finally:

@@ -1,4 +1,4 @@
-"""Helpers shared by the tests: generated corpora, random models, running the programs, comparisons."""
+"""Shared test helpers: generated corpora, random models, running programs, comparisons."""
 
 import contextlib
 import io
@@ -39,14 +39,14 @@ TINY_RUN = TINY_MODEL + [
 
 
 def generated_text(n_words: int = 4000, seed: int = 0) -> str:
-    """Lines of words drawn from a small vocabulary that includes an accented letter; a function of the seed."""
+    """Return lines of random words. The vocabulary is small and includes an accented letter."""
     rng = random.Random(seed)
     words = ["the", "knight", "rode", "to", "La", "Mancha", "and", "said:", "windmill,", "señor", "giant.", "Sancho"]
     return "".join(rng.choice(words) + ("\n" if i % 9 == 8 else " ") for i in range(n_words))
 
 
 def write_corpus(folder: str, text: str) -> str:
-    """Prepare text in folder as data/*/prepare.py does, with the character tokenizer; return folder."""
+    """Prepare a character corpus in folder, as data/*/prepare.py does, and return folder."""
     from dongpt.text.documents import Texts
     from dongpt.text.prepare import Vocabulary, prepare
 
@@ -55,18 +55,18 @@ def write_corpus(folder: str, text: str) -> str:
 
 
 def visible(folder) -> list[str]:
-    """The names in a folder, sorted, without hidden ones such as the lock's."""
+    """Return the sorted names in a folder, without hidden files such as locks."""
     return sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 
 def split_text(text: str) -> dict[str, str]:
-    """Split a text 9:1, where nanoGPT's scripts do."""
+    """Split text 9:1 into training and validation, as nanoGPT's scripts do."""
     cut = int(len(text) * 0.9)
     return {"train": text[:cut], "val": text[cut:]}
 
 
 def write_splits(folder: str, tokenizer, texts: dict[str, str]) -> str:
-    """Write the given splits as a prepared data folder; return folder."""
+    """Encode each split, write a prepared data folder, and return folder."""
     from dongpt.text.bins import BinWriter, EncodedText
 
     with BinWriter(str(folder), tokenizer) as writer:
@@ -77,7 +77,7 @@ def write_splits(folder: str, tokenizer, texts: dict[str, str]) -> str:
 
 
 def windows(row: list[int], new: list[int], block_size: int):
-    """Yield the context that predicts each new id: whenever block_size tokens are held, the newer half is kept."""
+    """Yield the context that predicts each new id. When it reaches block_size tokens, only the newer half is kept."""
     text, held = [], 0
     for i, token in enumerate([*row, *new]):
         if i >= len(row):
@@ -87,21 +87,21 @@ def windows(row: list[int], new: list[int], block_size: int):
 
 
 def read_ids(folder, split: str) -> list[int]:
-    """Token ids of a split that is stored as one file."""
+    """Return the token ids of a split that is stored in one file."""
     import numpy as np
 
     return np.fromfile(os.path.join(folder, f"{split}.bin"), "<u2").tolist()
 
 
 def read_mask(folder, split: str) -> list[int]:
-    """Loss mask of a split that is stored as one file: 0 or 1 per token."""
+    """Return the loss mask, 0 or 1 per token, of a split that is stored in one file."""
     import numpy as np
 
     return np.fromfile(os.path.join(folder, f"{split}.mask.bin"), np.uint8).tolist()
 
 
 def snapshot(folder) -> dict:
-    """Relative path -> (modification time, content) of everything below folder: equal if nothing was touched."""
+    """Return {relative path: (modification time, content)} for everything in folder, to detect any change."""
     found = {}
     for parent, _, files in os.walk(folder):
         for name in [".", *files]:
@@ -115,7 +115,7 @@ def snapshot(folder) -> dict:
 
 
 class RunsACommand:
-    """An object whose pickle runs a shell command when it is loaded: the command creates the file marker."""
+    """An object whose pickle runs a shell command when it is loaded. The command creates the file `marker`."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -125,28 +125,28 @@ class RunsACommand:
 
 
 def random_ids(*shape: int, seed: int = 0, vocab_size: int = 23):
-    """Token ids of the given shape, uniform over the vocabulary."""
+    """Return uniformly random token ids of the given shape."""
     import torch
 
     return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def random_prompts(lengths, vocab_size: int = 61) -> list[list[int]]:
-    """One prompt per length."""
+    """Return one random prompt for each length."""
     return [random_ids(n, seed=n, vocab_size=vocab_size).tolist() for n in lengths]
 
 
 def randn(*shape: int, seed: int = 0):
-    """Standard normal tensor."""
+    """Return a standard normal tensor of the given shape."""
     import torch
 
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def randomise(model, seed: int = 0, std: float | None = None):
-    """Give every parameter of model random values and return it in eval mode; LayerNorm weights vary around 1.
+    """Initialize every parameter of model randomly and return the model in eval mode. LayerNorm weights vary around 1.
 
-    std: standard deviation of all parameters. By default biases are small and attention projections large, so that
+    std: standard deviation of all parameters. By default, biases are small and attention projections are large, so that
     generated text is varied and depends on the context.
     """
     import torch
@@ -161,7 +161,7 @@ def randomise(model, seed: int = 0, std: float | None = None):
 
 
 def all_logits(model, idx):
-    """Logits (B, T, V) at every position of idx (B, T), computed without a cache."""
+    """Return the logits (B, T, V) at every position of idx (B, T), computed without a cache."""
     import torch
 
     idx = torch.as_tensor(idx)
@@ -170,23 +170,23 @@ def all_logits(model, idx):
 
 
 def generated_ids(model, prompts, n: int, **settings) -> list[list[int]]:
-    """The n new ids of each prompt."""
+    """Generate n new ids for each prompt."""
     import torch
 
     return torch.stack(list(model.stream(prompts, n, **settings))).T.tolist()
 
 
 def printed(main, *args: str) -> str:
-    """Everything that a program's main prints on stdout; checks that it succeeds."""
+    """Call a program's main, check that it succeeds, and return its stdout."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert not main(list(args))
     return out.getvalue()
 
 
 def refusal(action, *parts: str, error: type[Exception] | None = None) -> str:
-    """Check that action raises a UserError of one line that contains parts; return that line.
+    """Check that action raises a UserError whose message is one line and contains all parts. Return the message.
 
-    error: the exception expected instead, e.g. ValueError from model.py, which does not know UserError.
+    error: another exception to expect, e.g. ValueError from model.py, which does not use UserError.
     """
     from configurator import UserError
 
@@ -200,14 +200,14 @@ def refusal(action, *parts: str, error: type[Exception] | None = None) -> str:
 
 
 def environment(**changes) -> dict:
-    """This process's environment, for a program with one thread and no network."""
+    """Return the environment for a program with one thread and no network."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **changes}
 
 
 def run(program: str, *args: str, cwd, launcher=(), env=None, timeout=300, check: int | None = 0):
-    """Run a program of the repository, e.g. "train.py", in cwd as a user would; return the CompletedProcess.
+    """Run a program of the repository, e.g. "train.py", in cwd as a user would. Return the CompletedProcess.
 
-    launcher: command to use instead of the Python executable, e.g. torchrun's. check: expected exit code, None for any.
+    launcher: command that replaces the Python executable, e.g. torchrun's. check: expected exit code, or None for any.
     """
     command = [*(launcher or [sys.executable]), os.path.join(ROOT, program), *args]
     done = fork_server.run(
@@ -225,13 +225,13 @@ def run(program: str, *args: str, cwd, launcher=(), env=None, timeout=300, check
 
 
 def torchrun(n: int) -> list[str]:
-    """Launcher command for n processes on this machine."""
-    code = "from torch.distributed.run import main; main()"  # -m, but forked from the server
+    """Return the launcher command for n processes on this machine."""
+    code = "from torch.distributed.run import main; main()"  # same as -m, but can be forked from the server
     return [sys.executable, "-c", code, "--standalone", f"--nproc_per_node={n}"]
 
 
 def start_ranks(program: str, *args: str, cwd, n: int = 2) -> list[fork_server.Popen]:
-    """Start a program on n ranks with the variables that torchrun sets, but without torchrun, which takes seconds."""
+    """Start a program on n ranks with torchrun's environment variables. torchrun itself takes seconds to start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -250,7 +250,7 @@ def start_ranks(program: str, *args: str, cwd, n: int = 2) -> list[fork_server.P
 
 
 def end_ranks(ranks: list[fork_server.Popen], timeout: float = 120) -> subprocess.CompletedProcess:
-    """Wait for the ranks; the exit code is the first rank's, the output that of all."""
+    """Wait for all ranks. Return the first rank's exit code with the output of all ranks."""
     try:
         ends = [rank.communicate(timeout=timeout) for rank in ranks]
     finally:
@@ -260,14 +260,14 @@ def end_ranks(ranks: list[fork_server.Popen], timeout: float = 120) -> subproces
 
 
 def run_ranks(program: str, *args: str, cwd, check: int | None = 0) -> subprocess.CompletedProcess:
-    """Run a program on two ranks. check: the exit code that both must have, None for any."""
+    """Run a program on two ranks. check: expected exit code of both, or None for any."""
     done = end_ranks(ranks := start_ranks(program, *args, cwd=cwd))
     assert check is None or {rank.returncode for rank in ranks} == {check}, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
 
 def expect_sentence(done, *parts: str):
-    """Check how a program ended on bad input: exit code 2 and one line on stderr that contains parts; no traceback."""
+    """Check that a program exited with code 2 and printed one line on stderr that contains all parts."""
     assert done.returncode == 2, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, done.stderr
@@ -277,14 +277,14 @@ def expect_sentence(done, *parts: str):
 
 
 def load(out_dir, name: str = "ckpt_last.pt") -> dict:
-    """Load a checkpoint of out_dir with weights_only=True."""
+    """Load a checkpoint from out_dir with weights_only=True."""
     import torch
 
     return torch.load(os.path.join(out_dir, name), weights_only=True)
 
 
 def read_log(out_dir, kind: str | None = None) -> list[dict]:
-    """Records of log.jsonl, optionally those of one kind only."""
+    """Return the records of log.jsonl, optionally only those of one kind."""
     with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
     return [record for record in records if kind in (None, record["kind"])]
@@ -310,7 +310,7 @@ def assert_same(one, other, where: str = "state"):
 
 
 def assert_same_training(one_dir, other_dir):
-    """Check that two runs ended with the same weights and optimizer state, and logged each update exactly once."""
+    """Check that two runs ended with the same weights and optimizer state and logged the same updates."""
     one, other = load(one_dir), load(other_dir)
     for key in ("iter_num", "windows", "model", "optimizer"):
         assert_same(one[key], other[key], key)
@@ -321,7 +321,7 @@ def assert_same_training(one_dir, other_dir):
 
 
 def cached_logits(model, cache, windows: list[list[int]], fresh: list[int]):
-    """Logits (B, V) after each window; the cache holds all but the last fresh[i] tokens of window i, added here."""
+    """Return the logits (B, V) after each window. Add the last fresh[i] tokens of window i to the cache first."""
     import torch
 
     T, starts = max(fresh), torch.tensor([len(window) - n for window, n in zip(windows, fresh)])

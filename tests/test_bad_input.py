@@ -197,7 +197,7 @@ def test_a_checkpoint_cut_off_at_any_place_is_a_sentence_too(tiny_run, tiny_data
     for length in [1, 2, 3, 10, 64, 100, 1000, *range(5000, len(content), len(content) // 20), len(content) - 1]:
         with open("cut.pt", "wb") as file:
             file.write(content[:length])
-        with pytest.raises(ValueError, match="cut.pt.*(damaged|refused)"):
+        with pytest.raises(ValueError, match="cut.pt.*(damaged|rejected)"):
             train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--init_from=cut.pt"])
     assert os.listdir(tmp_path) == ["cut.pt"]
 
@@ -220,7 +220,7 @@ def write_malicious(path, how: str):
 
 def test_a_malicious_pickle_is_refused_and_not_run(refuse, tmp_path):
     write_malicious(tmp_path / "evil.pt", "zip")
-    refuse("--init_from=evil.pt", parts=("evil.pt", "refused", "not run"), as_program=True)  # and no file appeared
+    refuse("--init_from=evil.pt", parts=("evil.pt", "rejected", "not run"), as_program=True)  # and no file appeared
 
 
 def test_a_malicious_bare_pickle_is_refused_and_not_run_by_a_resume(refuse, tmp_path):
@@ -233,7 +233,7 @@ def test_a_malicious_ckpt_last_is_passed_over_for_the_valid_ckpt(tiny_run, tmp_p
     shutil.copytree(tiny_run, tmp_path / "out")
     write_malicious(tmp_path / "out" / "ckpt_last.pt", "zip")
     done = run("train.py", "--init_from=resume", "--out_dir=out", "--max_iters=7", cwd=tmp_path)
-    assert "ckpt_last.pt is refused" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert "ckpt_last.pt was rejected" in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert os.listdir(tmp_path) == ["out"]
     assert torch.load(tmp_path / "out" / "ckpt_last.pt", weights_only=True)["iter_num"] == 7
 

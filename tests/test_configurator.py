@@ -310,7 +310,7 @@ def test_value_after_a_switch_is_refused_with_advice_that_works(key, word):
     """The word would be taken for a path in chat.py, and the switch for True."""
     with pytest.raises(configurator.UserError) as caught:
         load_with_paths(Small, [f"--{key}", word], "[PATH]")
-    advice = str(caught.value).split(": ")[-1]
+    advice = str(caught.value).split(": use ")[-1]
     assert advice == f"--{key}={word}" and load(Small, [advice])[1][key] in (False, "auto")
 
 
@@ -499,11 +499,11 @@ def test_py_file_stays_a_config_file_in_a_program_that_takes_paths(tmp_path):
 @pytest.mark.parametrize(
     "usage, argv, part",
     [
-        ("OLD NEW", [], "0 of 2 paths"),
-        ("OLD NEW", ["a"], "1 of 2 paths"),
-        ("OLD NEW", ["a", "b", "c"], "'c' is one path too many"),
-        ("[PATH]", ["a", "b"], "'b' is one path too many"),
-        ("FILE [MODEL ...]", [], "0 of 1 paths"),
+        ("OLD NEW", [], "expected 2 paths, got 0: "),
+        ("OLD NEW", ["a"], "expected 2 paths, got 1: "),
+        ("OLD NEW", ["a", "b", "c"], "too many paths (a, b, c)"),
+        ("[PATH]", ["a", "b"], "too many paths (a, b)"),
+        ("FILE [MODEL ...]", [], "expected 1 path, got 0: "),
     ],
 )
 def test_too_few_and_too_many_paths_are_refused_with_the_usage(monkeypatch, usage, argv, part):

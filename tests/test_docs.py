@@ -60,7 +60,7 @@ def read(name: str) -> str:
 
 
 def rows_that_need_nothing() -> list[str]:
-    """The `here` commands of docs/from.md whose row needs nothing."""
+    """The donGPT commands in the rows of docs/from.md that require nothing."""
     commands = []
     for line in read("docs/from.md").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]

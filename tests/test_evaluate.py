@@ -195,7 +195,7 @@ def test_a_run_directory_may_be_named_like_a_config_or_a_setting(tmp_path, tiny_
 @smoke
 @pytest.mark.parametrize("setting", ["--out_dir=out", "--init_from=gpt2"])
 def test_a_path_and_another_name_of_a_model_are_refused_together(tiny_run, capsys, setting):
-    with pytest.raises(UserError, match=f"both name a model: drop {setting.partition('=')[0]}"):
+    with pytest.raises(UserError, match=f"both name a model: remove {setting.partition('=')[0]}"):
         program.main([tiny_run, setting, "--device=cpu"])
     assert capsys.readouterr().out == ""
 
@@ -252,8 +252,8 @@ def test_results_on_different_texts_are_named_as_such(tmp_path, tiny_run, tiny_d
     ):
         program.main([*args, "--device=cpu"])
         captured = capsys.readouterr()
-        notes = [line for line in captured.err.splitlines() if "different texts" in line]
-        assert len(notes) == differ and "different texts" not in captured.out, args
+        notes = [line for line in captured.err.splitlines() if "different data" in line]
+        assert len(notes) == differ and "different data" not in captured.out, args
         assert not differ or f"{tmp_path / 'other.pt'} on {other}" in notes[0] and tiny_run in notes[0]
 
 
@@ -271,7 +271,7 @@ def test_different_tokens_of_the_same_text_leave_the_bits_per_byte_comparable(tm
         uniform_checkpoint(paths[-1], folder)
     program.main([*paths, "--device=cpu"])
     err = capsys.readouterr().err
-    assert "different tokens: compare only bits/byte" in err and "different texts" not in err
+    assert "different tokenizers: compare only bits/byte" in err and "different data" not in err
 
 
 @smoke

@@ -202,7 +202,7 @@ def test_list_shows_every_config_with_purpose_size_time_and_loss(help_of, column
     page = help_of("train.py", "--list")
     names = [line.split()[0] for line in page.splitlines() if line.split() and line.split()[0] in CONFIGS]
     assert sorted(names) == CONFIGS and names[0] == "quickstart"
-    assert "A small character GPT" in page and "M parameters" in page and "; loss 4.81 per word" in page
+    assert "Small character-level GPT" in page and "M parameters" in page and "; loss 4.81 per word" in page
     assert "train.py" in page.splitlines()[-1]
 
 

@@ -208,7 +208,7 @@ def test_directory_is_created_and_the_empty_path_is_the_working_directory(tmp_pa
 
 def test_file_in_the_place_of_a_directory_is_refused(tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(UserError, match="out cannot be written .*name another"):
+    with pytest.raises(UserError, match="out cannot be written .*choose another"):
         with locked_directory(str(tmp_path / "out")):
             pass
     assert (tmp_path / "out").read_text() == "mine"
@@ -217,7 +217,7 @@ def test_file_in_the_place_of_a_directory_is_refused(tmp_path):
 @not_root
 def test_read_only_directory_is_refused(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="cannot be written .Permission denied.: name another"):
+    with pytest.raises(UserError, match="cannot be written .Permission denied.: choose another"):
         with locked_directory(str(tmp_path)):
             pass
     tmp_path.chmod(0o700)
@@ -239,7 +239,7 @@ def test_full_disk_is_refused_and_a_file_system_without_locks_is_said(tmp_path, 
 
     monkeypatch.setattr(filelock.FileLock, "acquire", fail)
     if refused:
-        with pytest.raises(UserError, match=f"cannot be written .{os.strerror(number)}.: name another place"):
+        with pytest.raises(UserError, match=f"cannot be written .{os.strerror(number)}.: choose another location"):
             with locked_directory(str(tmp_path)):
                 pytest.fail("written to")
     else:

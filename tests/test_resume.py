@@ -555,7 +555,7 @@ def test_a_resume_of_a_file_that_another_run_has_just_written_is_refused(start, 
         return make_optimizer(*args)
 
     monkeypatch.setattr(train.optim, "make_optimizer", make_late)
-    with pytest.raises(UserError, match="ckpt_last.pt has just been written by another run"):
+    with pytest.raises(UserError, match="ckpt_last.pt has just been written by another process"):
         resume(4)
 
 

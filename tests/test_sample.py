@@ -166,7 +166,7 @@ def test_sampling_works_from_any_working_directory(tmp_path, tiny_run):
     assert done.stdout.count(f"\n{SEPARATOR}\n") == 2 and done.stdout.count("señor") >= 2
     device, prompt, speed, cut_off, hint = done.stderr.splitlines()
     assert device.startswith("device: cpu ") and prompt == 'prompt: "señor", 5 characters' and "tokens/s" in speed
-    assert cut_off == "2 of 2 texts were cut off by the length limit, --max_new_tokens=20"
+    assert cut_off == "2 of 2 samples were cut off by the length limit, --max_new_tokens=20"
     assert hint.startswith("next: python sample.py --out_dir=mine ")
 
 
@@ -368,7 +368,7 @@ def test_a_missing_out_dir_lists_the_runs_next_to_it(tmp_path, monkeypatch):
     assert "did you mean out-quickstart?" in message("out-quikstart/ckpt.pt")
     assert message("elsewhere/zzz").endswith(f"zzz: pass one of the runs there: {newest}")
     assert f"did you mean {tmp_path}/out-chat?" in message(f"{tmp_path}/out-chatt/")
-    assert message("out-nothing").startswith("out-nothing holds no checkpoint: pass one of the runs there: ")
+    assert message("out-nothing").startswith("out-nothing contains no checkpoint: pass one of the runs there: ")
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.chdir(empty)

@@ -28,7 +28,7 @@ from model import GPT, GPTConfig
 
 smoke = pytest.mark.smoke
 SEPARATOR = "---------------"  # nanoGPT's
-SPEED = re.compile(r"([\d,]+) tokens in \d+\.\d s \([\d,]+ tokens/s\), the first after \d+ ms(, interrupted)?")
+SPEED = re.compile(r"([\d,]+) tokens in \d+\.\d s \([\d,]+ tokens/s\), first token after \d+ ms(, interrupted)?")
 LETTERS = CharTokenizer("\nabcdexyz")
 PIECES = ["a", "b", "ab", "é", "ğ", "日本", "🙂", "👩‍👩‍👧", "\n", " the", "日", "本語", "�", "#", "##"]
 
@@ -346,8 +346,8 @@ def test_the_speed_of_nothing_is_told_too(saying, capsys):
 @pytest.mark.parametrize(
     "args, note",
     [
-        ([], "2 of 2 texts were cut off by the length limit, --max_new_tokens=30"),
-        (["--num_samples=1"], "the text was cut off by the length limit, --max_new_tokens=30"),
+        ([], "2 of 2 samples were cut off by the length limit, --max_new_tokens=30"),
+        (["--num_samples=1"], "the sample was cut off by the length limit, --max_new_tokens=30"),
         (["--stop=ck"], ""),
     ],
 )
@@ -454,11 +454,11 @@ def test_json_lines_count_tokens_and_say_why_a_text_ended(saying, tmp_path, caps
 @pytest.mark.parametrize(
     "path, parts",
     [
-        ("nowhere/o.txt", ("no folder", "nowhere")),
-        ("a_folder", ("it is a folder",)),
-        ("a_folder/", ("it is a folder",)),
-        ("a_file/o.txt", ("no folder", "a_file")),
-        (".", ("it is a folder",)),
+        ("nowhere/o.txt", ("does not exist", "nowhere")),
+        ("a_folder", ("is a folder",)),
+        ("a_folder/", ("is a folder",)),
+        ("a_file/o.txt", ("does not exist", "a_file")),
+        (".", ("is a folder",)),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_drawing(saying, tmp_path, capsys, monkeypatch, path, parts):
@@ -598,7 +598,7 @@ def test_on_a_terminal_each_piece_is_shown_at_once(saying, monkeypatch, capsys):
     args = [f"--out_dir={saying}", "--device=cpu", "--num_samples=2", "--max_new_tokens=9", "--start=z"]
     monkeypatch.setattr(sys, "stdout", screen := Screen())
     program.main([*args, "--stop=foxy"])
-    ends = [f"{SEPARATOR} text {i} of 2: cut off after 9 tokens\n" for i in (1, 2)]
+    ends = [f"{SEPARATOR} sample {i} of 2: cut off after 9 tokens\n" for i in (1, 2)]
     first, both = "zquick fox", "".join(f"zquick fox\n{end}" for end in ends)
     assert screen.getvalue() == both
     shown = [text for i, text in enumerate(screen.flushed) if text not in screen.flushed[:i]]
@@ -655,7 +655,7 @@ def test_on_a_terminal_the_first_text_arrives_in_pieces_and_all_are_those_of_a_p
     with open(tmp_path / "stderr", "wb") as stderr:
         process = Process(*args, terminal=True, stderr=stderr)
         assert process.end() == 0
-    texts = re.split(rf"\n{SEPARATOR} text \d of 3: cut off after 400 tokens\n", process.text)
+    texts = re.split(rf"\n{SEPARATOR} sample \d of 3: cut off after 400 tokens\n", process.text)
     assert texts.pop() == "" and texts == samples(capsys, tiny_run, *args) and len(set(texts)) == 3
     sizes = [len(b"".join(process.reads[:n]).decode().replace("\r\n", "\n")) for n in range(len(process.reads))]
     assert len([size for size in sizes if 0 < size < len(texts[0])]) > 20
@@ -679,7 +679,7 @@ def test_ctrl_c_on_a_terminal_keeps_whole_characters_and_the_file(tmp_path, gpt2
     process.process.send_signal(signal.SIGINT)
     assert process.end() == 130
     device, _, printed = process.text.split("\n", 2)  # both on one terminal
-    first, second, speed = re.split(rf"\n{SEPARATOR} text \d of 2: interrupted\n", printed)
+    first, second, speed = re.split(rf"\n{SEPARATOR} sample \d of 2: interrupted\n", printed)
     assert device.startswith("device: cpu ") and SPEED.fullmatch(speed.strip())[2]
     assert first.count(saying) >= 5 and abs(len(first) - len(second)) <= 1
     for record, text in zip(outputs(tmp_path / "o.jsonl"), (first, second), strict=True):

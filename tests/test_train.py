@@ -232,7 +232,7 @@ def test_lines_that_log_scrapers_read_keep_nanogpts_wording(shown, tiny_data):
     iters = [re.match(r"iter (\d+): loss (\d+\.\d{4}), time (\d+\.\d{2})ms", line) for line in lines]
     assert [match[1] for match in iters if match] == ["0", "1", "2", "3", "4", "5"]
     assert lines.count(f"saving checkpoint to {out_dir}") == 2
-    one(r"device: cpu \(as asked\), dtype: float32 \(.+\), compile: off \(as asked\), 1 thread$", stdout)
+    one(r"device: cpu \(requested\), dtype: float32 \(.+\), compile: off \(requested\), 1 thread$", stdout)
 
 
 def one(pattern: str, text: str) -> re.Match:
@@ -316,7 +316,7 @@ def test_ckpt_is_the_lowest_validation_loss_and_ckpt_last_the_newest_state(one_s
     assert final["iter"] == best
     assert final["val_loss"] == pytest.approx(losses[best], abs=1e-5)  # eval_iters covers the whole split here
     printed = capsys.readouterr().out
-    assert f"whole-validation loss {final['val_loss']:.4f}" in printed and f"of iteration {best} on all" in printed
+    assert f"whole-validation loss {final['val_loss']:.4f}" in printed and f"at iteration {best} on all" in printed
     assert f"overfitting: the validation loss was lowest at iteration {best} and rose to" in printed
 
 
@@ -333,7 +333,7 @@ def test_patience_ends_a_run_that_gets_no_better(one_sentence, capsys):
     assert len(evaluations) - 1 - best == 2
     assert load("out")["iter_num"] == evaluations[-1]["iter"] < 100000
     assert load("out", "ckpt.pt")["iter_num"] == evaluations[best]["iter"]
-    assert "validation loss in 2 evaluations" in capsys.readouterr().out
+    assert "validation loss did not improve in 2 evaluations" in capsys.readouterr().out
     assert len(read_log("out", "final")) == 1
 
 

@@ -1,4 +1,4 @@
-"""Prepare conversations for a chat model: writes train.bin, val.bin, loss masks and meta.json next to this script.
+"""Prepare conversations for training a chat model: write train.bin, val.bin, loss masks and meta.json.
 
     python data/chat/prepare.py --input=chats.jsonl                      # {"messages": [{"role": ..., "content": ...}]}
     python data/chat/prepare.py --input=faq.csv --user=question --assistant=reply --tokenizer=gpt2
@@ -6,9 +6,9 @@
     python train.py config/train_chat.py
     python chat.py out-chat
 
-Special tokens mark who speaks. Only the answers count in the loss: train.py and evaluate.py apply the loss masks. A
-conversation is never split, and near duplicates go to the same split: conversations that contain each other, or that
-are identical with the roles swapped.
+Special tokens mark each speaker. Only the answers count in the loss, because train.py and evaluate.py apply the loss
+masks. A conversation is never divided between the splits. Near duplicates, such as conversations that contain each
+other or differ only in swapped roles, go to the same split.
 """
 
 import os
@@ -35,22 +35,22 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 @dataclass(frozen=True)
 class PrepareConfig(Vocabulary):
-    tokenizer: TokenizerKind = "bpe"  # bpe for your own model, gpt2 to fine-tune GPT-2; or char, word
-    vocab_size: int = 2048  # bpe: number of tokens, special ones included
-    input: str = ""  # conversations: a file (.jsonl, .csv, .parquet, or text with tags), a folder or a pattern
-    user: str = "user"  # .csv, .parquet: the column with the questions
-    assistant: str = "assistant"  # .csv, .parquet: the column with the answers
-    conversation: str = ""  # .csv, .parquet: adjacent rows with the same value in this column form a conversation
-    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # share of the characters kept for validation
-    encoding: str = "utf-8"  # encoding of the files
-    name: str = ""  # write to data/<name>/; by default next to this script
+    tokenizer: TokenizerKind = "bpe"  # bpe, char or word to train from scratch; gpt2 to fine-tune GPT-2
+    vocab_size: int = 2048  # bpe: number of tokens, including special tokens
+    input: str = ""  # file with conversations (.jsonl, .csv, .parquet, or tagged text), folder or glob pattern
+    user: str = "user"  # CSV and Parquet: column with the questions
+    assistant: str = "assistant"  # CSV and Parquet: column with the answers
+    conversation: str = ""  # CSV and Parquet: adjacent rows with the same value in this column form a conversation
+    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # fraction of the characters used for validation
+    encoding: str = "utf-8"  # encoding of the input files
+    name: str = ""  # write to data/<name>/; default: next to this script
 
 
 def main(argv: list[str] | None = None):
     cfg, given = configurator.load(PrepareConfig, argv)
     warn_unused_options(cfg, given)
     if not cfg.input:
-        files = "a .jsonl, .csv or .parquet file, or a text with the tags <bot> and <human>"
+        files = "a .jsonl, .csv or .parquet file, or a text file with the tags <bot> and <human>"
         raise UserError(f"no conversations were given: pass --input=PATH of {files}")
     paths, _ = find_files(cfg.input)
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None):
     source, marks = os.path.basename(os.path.normpath(cfg.input)), [*DONGPT_TEMPLATE.special_tokens(), END]
     report(prepare(folder, chats, cfg, cfg.val_fraction, source, specials=marks, template=DONGPT_TEMPLATE))
     if chats.level < 2:
-        result = "similar ones may be in both splits" if chats.level else "only identical ones are in the same split"
-        print(f"too many conversations share messages to separate them: {result}")
+        result = "some may be in both splits" if chats.level else "only identical ones are in the same split"
+        print(f"too many conversations share messages to keep all similar ones in the same split: {result}")
     dataset = "" if folder == FOLDER else f" --dataset={cfg.name}"
     config = "config/finetune_chat.py" if cfg.tokenizer == "gpt2" else "config/train_chat.py"
     print(f"next: python train.py {config}{dataset}")

@@ -1,16 +1,16 @@
-"""Generate short conversations from a seed, for a chat model that is trained in minutes. Needs no network.
+"""Generate short conversations from a seed for a chat model that trains in minutes. Does not use the network.
 
     python data/chat_demo/prepare.py
     python train.py config/train_chat_demo.py
     python chat.py out-chat-demo/ckpt.pt
 
-Writes train.bin, val.bin, their masks, meta.json and questions.jsonl next to this script. Conversations contain sums in
-many wordings, a name to remember, yes-or-no questions about a fact told earlier, a feeling to name, and small talk.
+Writes train.bin, val.bin, their masks, meta.json and questions.jsonl next to this script. The conversations contain
+sums, names to remember, yes-or-no questions about facts stated earlier, feelings to identify, and small talk.
 
-Questions are held out by a hash of their words: no question in questions.jsonl occurs in training, though the fact that
-it asks for does, in other words. Each line is {"kind": ..., "turns": [...], "answer": ...}: the lines that a user types
-and the one right answer to the last of them. Kinds that start with "new" ask for names, wordings or things that never
-occur in training.
+A hash of their words selects the held-out questions. No question in questions.jsonl occurs in training, but differently
+worded questions about the same facts may. Each line is {"kind": ..., "turns": [...], "answer": ...}, with the user's
+messages and the only correct answer to the last one. Kinds that start with "new" use names, wordings or things that
+never occur in training.
 """
 
 import os
@@ -44,52 +44,52 @@ KINDS = ("arithmetic", "name", "fact", "feeling")
 @dataclass(frozen=True)
 class PrepareConfig:
     seed: int = 1337  # the same seed gives the same files
-    n_conversations: int = 24_000  # conversations for training
-    n_questions: int = 300  # held-out questions of each of the four kinds
-    n_new: int = 60  # questions of each new kind, about what never occurs in training
-    vocab_size: int = 1024  # tokens in the byte-pair vocabulary, special tokens included
+    n_conversations: int = 24_000  # number of training conversations
+    n_questions: int = 300  # number of held-out questions for each of the four kinds
+    n_new: int = 60  # number of questions for each new kind, which tests something not seen in training
+    vocab_size: int = 1024  # size of the BPE vocabulary, including special tokens
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A user's message and the answer."""
+    """A user message and its answer."""
 
     user: str
     answer: str
-    kind: str = ""  # kind of question, if it has one right answer
+    kind: str = ""  # kind of question, or "" if there is no single correct answer
 
 
 Dialogue = list[Exchange]
 
 
 class Rng:
-    """Random choices that are the same in every version of Python, and the words in words.json to choose from."""
+    """Random number generator that gives the same results in every Python version. `words` holds words.json."""
 
     def __init__(self, seed: int):
         self.random, self.words = random.Random(seed).random, read_words()
 
     def chance(self, probability: float) -> bool:
-        """True with this probability."""
+        """Return True with this probability."""
         return self.random() < probability
 
     def randrange(self, n: int) -> int:
-        """A number from 0 to n - 1."""
+        """Return a random integer from 0 to n - 1."""
         return int(self.random() * n)
 
     def choice(self, choices: Sequence):
-        """One of the choices."""
+        """Return a random element of choices."""
         return choices[self.randrange(len(choices))]
 
 
 def read_words() -> SimpleNamespace:
-    """The lists in words.json. Its sentences start with a small letter; vary_typing may capitalize them."""
+    """Read the lists in words.json. Their sentences start with a lowercase letter; vary_typing may capitalize them."""
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "words.json"), encoding="utf-8") as file:
-        # invented: fraction of invented names; held_out_names: whether those never occur in training
+        # invented: fraction of invented names; held_out_names: whether to use only those held out of training
         return SimpleNamespace(**json.load(file), invented=0.6, held_out_names=False)
 
 
 def new_kinds(known: SimpleNamespace) -> dict[str, tuple[str, SimpleNamespace]]:
-    """{new kind: (the kind that it varies, words of which some never occur in training)}."""
+    """Return {new kind: (base kind, words that include some not seen in training)}."""
     changes = {
         "new sum wordings": ("arithmetic", dict(frames=known.new_frames)),
         "new names": ("name", dict(people=known.new_people, invented=0)),
@@ -105,12 +105,12 @@ def new_kinds(known: SimpleNamespace) -> dict[str, tuple[str, SimpleNamespace]]:
 
 
 def normalize(text: str) -> str:
-    """text in lower case and without punctuation: equal results mean that two questions have the same words."""
+    """Convert text to lowercase and remove punctuation, so that questions with the same words compare equal."""
     return " ".join(re.findall(r"[a-z0-9]+|[+-]", text.lower()))
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a question is held out of training, as one in ten is."""
+    """Return True if a question is held out of training. About one in ten questions is held out."""
     return zlib.crc32(normalize(text).encode("utf-8")) % 10 == 0
 
 
@@ -119,19 +119,19 @@ def is_held_out(text: str) -> bool:
 
 
 def capitalize(text: str) -> str:
-    """text with its first letter capitalized."""
+    """Return text with its first letter capitalized."""
     return text[:1].upper() + text[1:]
 
 
 def vary_typing(rng: Rng, sentence: str, opener_share: float = 0.25) -> str:
-    """sentence as someone might type it: perhaps after a word or two, in lower case, or without the final mark."""
+    """Vary a sentence as a user might type it: with an opening word or two, in lowercase, or without a final period."""
     text = capitalize(rng.choice(rng.words.openers) + sentence if rng.chance(opener_share) else sentence)
     text = text.lower() if rng.chance(0.15) else text
     return text.rstrip(".?") if rng.chance(0.2) else text
 
 
 def arithmetic(rng: Rng, words: SimpleNamespace) -> Dialogue:
-    """A sum or difference of small numbers; the answer is just the number."""
+    """Ask for the sum or difference of two small numbers. The answer is just the number."""
     sign, a, b = rng.choice("+-"), rng.randrange(11), rng.randrange(11)
     a, b = (max(a, b), min(a, b)) if sign == "-" else (a, b)
     numbers = words.numbers if rng.chance(0.15) else range(11)
@@ -140,7 +140,7 @@ def arithmetic(rng: Rng, words: SimpleNamespace) -> Dialogue:
 
 
 def invent_word(rng: Rng) -> str:
-    """An invented word of one to three syllables."""
+    """Invent a word of one to three syllables."""
     word = ""
     for _ in range(rng.choice((1, 2, 2, 2, 3))):
         word += rng.choice(rng.words.initials) + rng.choice(rng.words.vowels)
@@ -149,7 +149,7 @@ def invent_word(rng: Rng) -> str:
 
 
 def choose_name(rng: Rng, words: SimpleNamespace) -> str:
-    """A name from a list, or an invented one: an invented word, or a blend of two names."""
+    """Choose a name from a list, or make one up, either as an invented word or as a blend of two names."""
     if not rng.chance(words.invented):
         return rng.choice(words.people)
     while True:
@@ -161,13 +161,13 @@ def choose_name(rng: Rng, words: SimpleNamespace) -> str:
 
 
 def ask_name(rng: Rng, words: SimpleNamespace, name: str) -> Dialogue:
-    """A question for the name that was told before, or "" if none was."""
+    """Ask for the name that the user gave earlier. `name` is "" if the user gave none."""
     answer = f"Your name is {name}." if name else words.untold
     return [Exchange(vary_typing(rng, rng.choice(words.asks), 0.5), answer, "name")]
 
 
 def fact(rng: Rng, words: SimpleNamespace) -> Dialogue:
-    """One or two facts, and one or two questions about one of them. The answer repeats the fact and concludes."""
+    """State one or two facts and ask one or two questions about one of them. Each answer repeats the fact first."""
     owner, values = rng.choice(("the", "the", "my")), rng.choice(words.values)
     noun = invent_word(rng) if words is rng.words and rng.chance(0.08) else rng.choice(words.things)
     value = rng.choice(values)
@@ -189,7 +189,7 @@ def fact(rng: Rng, words: SimpleNamespace) -> Dialogue:
 
 
 def feeling(rng: Rng, words: SimpleNamespace) -> Dialogue:
-    """A sentence that expresses a feeling."""
+    """Express a feeling in a sentence. The answer names the feeling."""
     mood = rng.choice(words.feelings)
     if words.moods and not (words.events and rng.chance(0.5)):
         clause = rng.choice(words.mood_frames).format(rng.choice(words.moods[mood]))
@@ -202,14 +202,14 @@ def feeling(rng: Rng, words: SimpleNamespace) -> Dialogue:
 
 
 def greeting(rng: Rng) -> Exchange:
-    """A greeting, and the same in return."""
+    """Return a greeting and a matching reply."""
     word = rng.choice(rng.words.greetings)
     text = word + rng.choice(("", "", "!", "."))
     return Exchange(text.lower() if rng.chance(0.25) else text, f"{word}! How can I help you?")
 
 
 def small_talk(rng: Rng) -> Exchange:
-    """A polite remark, or a question that the model cannot answer."""
+    """Return a reply to a polite remark or to a question that the model cannot answer."""
     if rng.chance(0.35):
         text = rng.choice(rng.words.beyond).format(x=rng.choice(rng.words.countries))
         return Exchange(vary_typing(rng, text, 0), rng.words.only_know)
@@ -224,9 +224,9 @@ GENERATORS = {"arithmetic": arithmetic, "fact": fact, "feeling": feeling}
 
 
 def retry(held_out: bool | None, generate: Callable[[], Dialogue]) -> Dialogue:
-    """Generate until the last question is held out (True) or not (False), and no other question is held out.
+    """Generate dialogues until the last question matches held_out and no other question is held out.
 
-    With held_out=None, the dialogue has only one question, which may be held out or not.
+    With held_out=None, the dialogue must have exactly one question, which may or may not be held out.
     """
     while True:
         dialogue = generate()
@@ -236,7 +236,7 @@ def retry(held_out: bool | None, generate: Callable[[], Dialogue]) -> Dialogue:
 
 
 def topic(rng: Rng, words: SimpleNamespace | None = None, kind: str = "", held_out: bool | None = False) -> Dialogue:
-    """Exchanges about one subject other than names; the kind is random unless it is given."""
+    """Return exchanges about one topic other than names. The kind is random unless it is specified."""
     kind = kind or rng.choice(("arithmetic",) * 5 + ("fact",) * 6 + ("feeling",) * 2 + ("talk",))
     if kind == "talk":
         return [small_talk(rng)]
@@ -244,7 +244,7 @@ def topic(rng: Rng, words: SimpleNamespace | None = None, kind: str = "", held_o
 
 
 def remember_name(rng: Rng, words: SimpleNamespace, gap: int, held_out: bool | None = False) -> Dialogue:
-    """A dialogue in which a name is told, and asked for after about `gap` other exchanges."""
+    """Return a dialogue in which the user gives a name and asks for it again after `gap` other exchanges."""
     name = choose_name(rng, words)
     name = name.lower() if rng.chance(0.1) else name
     text = capitalize(rng.choice(words.tells)).replace("{}", name)
@@ -255,7 +255,7 @@ def remember_name(rng: Rng, words: SimpleNamespace, gap: int, held_out: bool | N
 
 
 def training_dialogue(rng: Rng) -> Dialogue:
-    """A conversation of one to about eight exchanges."""
+    """Return a conversation of one to about eight exchanges."""
     size, name_answer = rng.choice((1, 2, 3, 4, 5, 6)), rng.words.untold
     dialogue = [greeting(rng)] if size > 1 and rng.chance(0.3) else []
     while len(dialogue) < size:
@@ -274,8 +274,8 @@ def training_dialogue(rng: Rng) -> Dialogue:
 
 
 def question_dialogue(rng: Rng, kind: str, words: SimpleNamespace) -> Dialogue:
-    """A conversation whose last line is a held-out question; a name was told two turns earlier."""
-    held_out = True if words is rng.words else None  # new kinds never occur in training, whatever their hash
+    """Return a conversation that ends with a held-out question. A requested name was given two turns earlier."""
+    held_out = True if words is rng.words else None  # new kinds never occur in training, regardless of hash
     before = [greeting(rng)] if rng.chance(0.3) else topic(rng) if rng.chance(0.3) else []
     if kind == "name":
         return [*before, *remember_name(rng, words, 1, held_out)]
@@ -288,21 +288,21 @@ def question_dialogue(rng: Rng, kind: str, words: SimpleNamespace) -> Dialogue:
 
 @dataclass(frozen=True)
 class DemoDialogues:
-    """Dialogues in the form that prepare() takes: number 0 for training, number 1 for validation."""
+    """Dialogues in the form that prepare() accepts. Bucket 0 is for training, and bucket 1 is for validation."""
 
     train: list[Dialogue]
     val: list[Dialogue]
 
     @property
     def files(self) -> Texts:
-        """All messages."""
+        """Return all messages."""
         dialogues = (*self.train, *self.val)
         return Texts(
             [text for dialogue in dialogues for exchange in dialogue for text in (exchange.user, exchange.answer)]
         )
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """(0 or 1, segments) of each dialogue."""
+        """Yield (bucket, segments) for each dialogue."""
         for number, dialogues in enumerate((self.train, self.val)):
             for dialogue in dialogues:
                 turns = [(exchange.user, exchange.answer) for exchange in dialogue]
@@ -314,14 +314,14 @@ class DemoDialogues:
                 yield number, to_segments(messages, DONGPT_TEMPLATE)
 
 
-Question = tuple[str, Dialogue]  # kind, and the dialogue that ends with the question
+Question = tuple[str, Dialogue]  # (kind, dialogue that ends with the question)
 
 
 def make_questions(
     rng: Rng, count: int, kinds: dict[str, tuple[str, SimpleNamespace]], training_messages: set[str]
 ) -> list[Question]:
-    """count questions of each kind, kinds alternating, all different, and none in training_messages."""
-    questions: dict[tuple[str, ...], Question] = {}  # keyed by all the user's messages
+    """Generate `count` unique questions of each kind, alternating between kinds. None occurs in training_messages."""
+    questions: dict[tuple[str, ...], Question] = {}  # keyed by all user messages
     for _ in range(count):
         for name, (kind, words) in kinds.items():
             user_messages: tuple[str, ...] = ()
@@ -333,7 +333,7 @@ def make_questions(
 
 
 def make_dialogues(cfg: PrepareConfig) -> tuple[list[Dialogue], list[Question]]:
-    """(dialogues for training, questions with the exchanges before them)."""
+    """Return (training dialogues, questions with the exchanges that precede them)."""
     rng = Rng(cfg.seed)
     train = [training_dialogue(rng) for _ in range(cfg.n_conversations)]
     training_messages = {normalize(exchange.user) for dialogue in train for exchange in dialogue}
@@ -349,7 +349,7 @@ def main(argv: list[str] | None = None):
         FOLDER,
         DemoDialogues(train, [dialogue for kind, dialogue in questions if kind in KINDS]),
         Vocabulary("bpe", vocab_size=cfg.vocab_size),
-        source=f"made from seed {cfg.seed}",
+        source=f"generated from seed {cfg.seed}",
         specials=[*DONGPT_TEMPLATE.special_tokens(), END],
         template=DONGPT_TEMPLATE,
         val_buckets=np.arange(NUM_BUCKETS) == 1,

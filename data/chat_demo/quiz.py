@@ -1,11 +1,11 @@
-"""Ask a model the held-out questions through chat.py, with its default settings, and count the exact answers.
+"""Ask a model the held-out questions through chat.py with its default settings, and count the correct answers.
 
     python data/chat_demo/quiz.py out-chat-demo/ckpt.pt
     python data/chat_demo/quiz.py out-chat-demo/ckpt.pt --n=100 --shown=20
 
-Every question gets a conversation of its own. An answer counts only if every letter is right. The kinds that start with
-"new" ask for names, wordings or things that never occurred in training; they are counted separately. Ctrl-C stops, and
-prints the results so far.
+Each question starts a new conversation. An answer is correct only if it matches exactly. Kinds that start with "new"
+use names, wordings or things that never occurred in training, and they are counted separately. Press Ctrl-C to stop
+early and print the results up to that point.
 """
 
 import os
@@ -30,12 +30,12 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 @dataclass(frozen=True)
 class QuizConfig:
-    n: Annotated[int, ">=", 0] = 1000  # number of held-out questions to ask, besides all of the new kinds
+    n: Annotated[int, ">=", 0] = 1000  # number of held-out questions to ask, in addition to all new kinds
     shown: Annotated[int, ">=", 0] = 10  # number of wrong answers to print
 
 
 def read_questions(path: str, n: int) -> list[dict]:
-    """The first n held-out questions of a file, whose kinds alternate, and all questions of the new kinds.
+    """Return the first n held-out questions in a file (the kinds alternate) and all questions of the new kinds.
 
     Raises UserError if the file is missing or was not written by prepare.py.
     """
@@ -44,18 +44,18 @@ def read_questions(path: str, n: int) -> list[dict]:
     with open(path, encoding="utf-8") as file:
         questions = [parse_json(line, f"{path} line {number:,}") for number, line in enumerate(file, 1)]
     if not all(isinstance(question, dict) and {"kind", "turns", "answer"} <= set(question) for question in questions):
-        raise UserError(f"{path} was not written by data/chat_demo/prepare.py: run that again")
+        raise UserError(f"{path} was not written by data/chat_demo/prepare.py: run that script again")
     known = [question for question in questions if not is_new(question["kind"])]
     return known[:n] + [question for question in questions if is_new(question["kind"])]
 
 
 def is_new(kind: str) -> bool:
-    """Whether the questions of a kind ask for something that never occurred in training."""
+    """Return True if questions of this kind use something that never occurred in training."""
     return kind.startswith("new ")
 
 
 def ask(checkpoint: str, questions: list[dict]) -> Iterator[str]:
-    """Yield chat.py's answer to the last line of each question. Raises UserError if it does not answer every line."""
+    """Yield chat.py's answer to the last message of each question. Raises UserError if a message gets no answer."""
     lines = [line for question in questions for line in (*question["turns"], "/reset")]
     command = [sys.executable, os.path.join(ROOT, "chat.py"), checkpoint]
     with tempfile.TemporaryFile() as typed, tempfile.TemporaryFile() as notes:
@@ -74,16 +74,16 @@ def ask(checkpoint: str, questions: list[dict]) -> Iterator[str]:
             notes.seek(0)
             problem = notes.read().decode("utf-8", "replace").strip()
             raise UserError(
-                f"chat.py ended with exit code {process.returncode}, which has to be fixed first: {problem}"
+                f"chat.py failed with exit code {process.returncode}; fix this problem and try again: {problem}"
             )
     if n_missing or n_more:
         n_lines = len(lines) - len(questions)
-        problem = f"chat.py printed {n_lines - n_missing + n_more:,} answers to {n_lines:,} lines"
-        raise UserError(f"{problem}: use a model trained with config/train_chat_demo.py, whose answers have one line")
+        problem = f"chat.py printed {n_lines - n_missing + n_more:,} answers to {n_lines:,} messages"
+        raise UserError(f"{problem}: use a model trained with config/train_chat_demo.py, which gives one-line answers")
 
 
 def print_table(questions: list[dict], is_right: list[bool]):
-    """Print how many questions of each kind were asked and answered exactly; the new kinds separately."""
+    """Print the number of questions asked and answered correctly by kind. New kinds are listed separately."""
     rows = [["kind", "asked", "exact", ""]]
     for new, title in ((False, "all held-out questions"), (True, "all new kinds")):
         grades = [(q["kind"], grade) for q, grade in zip(questions, is_right) if is_new(q["kind"]) == new]
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     bar = progress_bar(len(questions), unit=" questions")
     print(f"asking {checkpoint} {len(questions):,} questions", file=sys.stderr)
     try:
-        for answer, question in zip(ask(checkpoint, questions), questions):  # in this order, ask() runs to its end
+        for answer, question in zip(ask(checkpoint, questions), questions):  # ask() is first so that it finishes
             answers.append(answer)
             is_right.append(answer == question["answer"])
             bar.set_postfix_str(f"{sum(is_right) / len(is_right):.1%} exact", refresh=False)

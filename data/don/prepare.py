@@ -1,7 +1,7 @@
-"""Don Quixote in GPT-2 byte pairs: writes train.bin, val.bin and meta.json next to this script.
+"""Tokenize Don Quixote with GPT-2's BPE, and write train.bin, val.bin and meta.json next to this script.
 
 python data/don/prepare.py                      # downloads the text from Project Gutenberg
-python data/don/prepare.py --input=pg996.txt    # uses your copy; any other text works too
+python data/don/prepare.py --input=pg996.txt    # uses your copy or any other text
 """
 
 import os

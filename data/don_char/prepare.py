@@ -1,7 +1,7 @@
-"""Don Quixote by characters: writes train.bin, val.bin and meta.json next to this script.
+"""Tokenize Don Quixote into characters, and write train.bin, val.bin and meta.json next to this script.
 
 python data/don_char/prepare.py                      # downloads the text from Project Gutenberg
-python data/don_char/prepare.py --input=pg996.txt    # uses your copy; any other text works too
+python data/don_char/prepare.py --input=pg996.txt    # uses your copy or any other text
 """
 
 import os
@@ -17,7 +17,7 @@ from dongpt.text.sources import DON_QUIXOTE, BookConfig, prepare_text
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(BookConfig, argv)
     prepare_text(cfg, os.path.dirname(os.path.abspath(__file__)), DON_QUIXOTE, "char", "config/best_don_char_cpu.py")
-    print("on a GPU: python train.py config/train_don_char.py")
+    print("to train on a GPU: python train.py config/train_don_char.py")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Don Quixote by words: writes train.bin, val.bin and meta.json next to this script.
+"""Tokenize Don Quixote into words, and write train.bin, val.bin and meta.json next to this script.
 
     python data/don_word/prepare.py                      # downloads the text from Project Gutenberg
-    python data/don_word/prepare.py --input=pg996.txt    # uses your copy; any other text works too
-    python data/don_word/prepare.py --notebook=True      # as the word notebook prepares it, licence included
+    python data/don_word/prepare.py --input=pg996.txt    # uses your copy or any other text
+    python data/don_word/prepare.py --notebook=True      # prepares the text as the word notebook does
 
-A word includes the space before it, so a window spends no positions on spaces, and keeps its capital letters. The ids
-therefore decode to the same text, prompts may contain capitals, and bits per byte can be compared with those of a
-character model. Different spellings of a word have different embeddings; data/word2vec.py gives them the same vector.
+A word includes the preceding space and keeps its capital letters, so spaces take up no positions and the ids decode to
+the original text. Prompts may contain capital letters, and bits per byte are comparable with a character-level model's.
+Different spellings of a word have different embeddings; data/word2vec.py gives them the same vector.
 
-The notebook converts the text to lower case and makes every blank a token, nearly half of all tokens. It drops the
-start of the text, up to a position that is right only for Project Gutenberg's 996 as of 2021, and trains on the first
-nine tenths of the tokens, where data/*/prepare.py split by characters.
+The notebook converts the text to lowercase and makes each space a token, so nearly half of all tokens are spaces. It
+removes the text before a fixed position, which is correct only for the 2021 version of Project Gutenberg's e-book 996.
+It trains on the first 90% of the tokens, whereas data/*/prepare.py split the text by characters.
 """
 
 import os
@@ -30,29 +30,29 @@ from dongpt.text.sources import DON_QUIXOTE, BookConfig, find_text, prepare_text
 from dongpt.text.tokenizers import WordTokenizer, split_words
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-NUM_SKIPPED_CHARS = 121_506  # dropped by the notebook: Gutenberg's header, the table of contents, the prefaces
-TRAIN_FRACTION = 0.9  # of the tokens
+NUM_SKIPPED_CHARS = 121_506  # removed by the notebook: Gutenberg's header, the table of contents, the prefaces
+TRAIN_FRACTION = 0.9  # share of the tokens used for training
 
 
 @dataclass(frozen=True)
 class PrepareConfig(BookConfig):
-    notebook: bool = False  # prepare the text as the word notebook does; always keeps the licence
+    notebook: bool = False  # prepare the text as the word notebook does, including the license
 
 
 def prepare_notebook(path: str, encoding: str) -> PreparedData:
-    """Prepare the text as the notebook does, and print the same statistics. The ids, unlike there, never vary.
+    """Prepare the text as the notebook does, with the same statistics, but with ids that are the same in every run.
 
-    Raises UserError for a text that is too short.
+    Raises UserError if the text is too short.
     """
     text, sha256 = read_text(path, encoding)
     text = text.replace("\n", " ").replace("  ", " ")
     if len(text) <= NUM_SKIPPED_CHARS:
-        problem = f"{path} has only {len(text):,} characters, and --notebook drops the first {NUM_SKIPPED_CHARS:,}"
-        raise UserError(f"{problem}, which fits only Project Gutenberg's 996: drop --notebook")
+        problem = f"{path} has only {len(text):,} characters, but --notebook skips the first {NUM_SKIPPED_CHARS:,}"
+        raise UserError(f"{problem}, as is correct for Project Gutenberg's e-book 996: remove --notebook")
     text = text[NUM_SKIPPED_CHARS:].lower()
     words = split_words(text, spaces_alone=True)
     tokenizer = WordTokenizer(sorted(set(words)), lower=True, spaces_alone=True)
-    print(f"the text begins with {text[:60]!r} (Project Gutenberg's 996: volume i, chapter i)")
+    print(f"the text begins with {text[:60]!r} (in Project Gutenberg's e-book 996: volume i, chapter i)")
     print(f"Unique characters: {len(set(text))}")
     print(f"Unique words and special characters: {len(tokenizer.words)}")
     print(f"tokens: {len(words):,}")

@@ -1,12 +1,12 @@
-"""The prose of Python's documentation as characters: writes train.bin, val.bin and meta.json next to this script.
+"""Tokenize the prose of Python's documentation into characters, and write the data files next to this script.
 
     python data/python_docs/prepare.py
     python train.py config/quickstart.py
 
-The text comes from this Python's own files, so no network is needed: the docstrings of the standard library and the
-pages that `help()` shows (pydoc_data.topics). Only whole English sentences are kept. Headings, code, grammars, tables,
-markup and version notes are dropped, and a paragraph that occurs several times is kept once. The text differs slightly
-between versions of Python.
+The text comes from the Python installation, so no network is needed. It consists of the standard library's docstrings
+and the pages shown by `help()` (pydoc_data.topics). Only complete English sentences are kept. Headings, code, grammars,
+tables, markup, version notes and repeated paragraphs are removed. The text differs slightly between Python versions.
+The data files are train.bin, val.bin and meta.json.
 """
 
 import os
@@ -31,7 +31,7 @@ from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.report import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-MAX_CHARS = 500_000  # characters of docstrings, about as many as the pages of help() have, before anything is dropped
+MAX_CHARS = 500_000  # characters of docstrings before filtering, about as many as on the help() pages
 LINE_WIDTH = 72  # columns, as in help()
 
 TO_ASCII = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "..."})
@@ -48,18 +48,18 @@ NAME = re.compile(r"[\w.]+(\(\))?")
 EMPHASIS = re.compile(r"\*\*?(\w[^*]*)\*\*?")
 SENTENCE_END = re.compile(r"(?<=\w[.?!]|[)'][.?!]|[.?!]\))\s+(?=\(?[A-Z])")
 SENTENCE = re.compile(r"\(?[A-Z][\w ,;:()'./-]*[.?!]\)?", re.ASCII)
-MIN_WORDS = 4  # in a sentence
+MIN_WORDS = 4  # per sentence
 MIN_PARAGRAPH_CHARS = 80  # shorter paragraphs are captions and descriptions of single names
-MIN_CHARS = 10_000  # characters of prose that make training worthwhile
+MIN_CHARS = 10_000  # characters of prose; less is not worth training on
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """There is nothing to set."""
+    """This script has no settings."""
 
 
 def find_sentences(paragraph: str) -> list[str]:
-    """The sentences of a paragraph without markup; none that contain more code than names.
+    """Return a paragraph's sentences without markup. Skips sentences that contain code other than names.
 
     'The "len()" of *x* is  an integer. [1] Call it: "len(x)"' -> ["The len() of x is an integer."]
     """
@@ -76,7 +76,7 @@ def find_sentences(paragraph: str) -> list[str]:
 
 
 def extract_prose(pages: Iterable[str]) -> str:
-    """The sentences of all pages in paragraphs, without repeated or short ones, wrapped at LINE_WIDTH."""
+    """Return the prose of all pages, wrapped at LINE_WIDTH, without short or repeated paragraphs."""
     paragraphs = (part for page in pages for part in BLANK_LINE.split(page.translate(TO_ASCII)))
     prose = (" ".join(find_sentences(part)) for part in paragraphs if not NOT_PROSE.search(part))
     unique = dict.fromkeys(part for part in prose if len(part) >= MIN_PARAGRAPH_CHARS)
@@ -85,7 +85,7 @@ def extract_prose(pages: Iterable[str]) -> str:
 
 
 def language_reference() -> list[str]:
-    """The pages of pydoc_data.topics, sorted by name; [] if this Python lacks them."""
+    """Return the pages of pydoc_data.topics sorted by name, or [] if this Python installation lacks them."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -94,14 +94,14 @@ def language_reference() -> list[str]:
 
 
 def docstrings(folder: str) -> list[str]:
-    """The docstrings of the modules in folder, their classes and functions, sorted by file name."""
+    """Return the docstrings of all modules, classes and functions in folder, sorted by file name."""
     texts, size = [], 0
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.py"))):
         try:
             with open(path, encoding="utf-8") as file:
                 tree = ast.parse(file.read())
         except (OSError, SyntaxError, ValueError):
-            continue  # the other files have enough text
+            continue  # the other files provide enough text
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
                 texts.append(text)
@@ -116,13 +116,13 @@ def main(argv: list[str] | None = None):
     docs, topics = docstrings(sysconfig.get_paths()["stdlib"]), language_reference()
     text = extract_prose([*docs, *topics])
     if len(text) < MIN_CHARS:
-        remedy = "train on a text of your own, e.g. python data/prepare.py --input=PATH"
-        raise UserError(f"this Python has neither docstrings nor the pages of help(): {remedy}")
+        remedy = "train on your own text, e.g. python data/prepare.py --input=PATH"
+        raise UserError(f"this Python installation has neither docstrings nor help() pages: {remedy}")
     missing = [name for name, found in (("docstrings", docs), ("pydoc_data.topics", topics)) if not found]
     if missing:
-        print(f"this Python has no {missing[0]}: the text is shorter than usual")
+        print(f"this Python installation has no {missing[0]}, so the text is shorter than usual")
     source = "pydoc_data.topics" if not docs else "docstrings" if not topics else "docstrings and pydoc_data.topics"
-    source = f"prose of {source} of Python {platform.python_version()}"
+    source = f"prose from {source} in Python {platform.python_version()}"
     report(prepare(FOLDER, Texts([text]), Vocabulary("char"), source=source))
     print("next: python train.py config/quickstart.py")
 

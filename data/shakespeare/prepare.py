@@ -1,4 +1,4 @@
-"""Tiny Shakespeare in GPT-2 byte pairs: writes train.bin, val.bin and meta.json next to this script.
+"""Tokenize tiny Shakespeare with GPT-2's BPE, and write train.bin, val.bin and meta.json next to this script.
 
 python data/shakespeare/prepare.py                      # downloads the text, as nanoGPT's script does
 python data/shakespeare/prepare.py --input=input.txt    # uses your copy

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare by characters: writes train.bin, val.bin and meta.json next to this script.
+"""Tokenize tiny Shakespeare into characters, and write train.bin, val.bin and meta.json next to this script.
 
 python data/shakespeare_char/prepare.py                      # downloads the text, as nanoGPT's script does
 python data/shakespeare_char/prepare.py --input=input.txt    # uses your copy

@@ -1,13 +1,13 @@
-"""Prepare texts with summaries for a summarising model: writes train.bin, val.bin, loss masks and meta.json.
+"""Prepare texts and summaries for training a summarization model: write train.bin, val.bin, loss masks and meta.json.
 
     python data/sum/prepare.py --input=articles.csv                              # columns text and summary
     python data/sum/prepare.py --input=articles.jsonl.gz --text=body --summary=title --tokenizer=bpe
     python train.py config/finetune_sum.py
     python sample.py --out_dir=out-sum --start='A long text ...<|summarize|>' --stop='<|endoftext|>'
 
-Each record becomes its text, <|summarize|>, its summary, <|endoftext|>; both marks are special tokens. Only the summary
-and the end token count in the loss: train.py and evaluate.py apply the loss masks. The files are written next to this
-script, or to data/<name>/ with --name.
+Each record becomes its text, <|summarize|>, its summary and <|endoftext|>. Both markers are special tokens. Only the
+summary and <|endoftext|> count in the loss, because train.py and evaluate.py apply the loss masks. The files are
+written next to this script, or to data/<name>/ with --name.
 """
 
 import os
@@ -35,24 +35,24 @@ SUMMARIZE_TOKEN = "<|summarize|>"
 
 @dataclass(frozen=True)
 class PrepareConfig(Vocabulary):
-    tokenizer: TokenizerKind = "gpt2"  # gpt2 to fine-tune GPT-2; char, word or bpe for your own model
-    input: str = ""  # records: a file (.jsonl, .csv, .parquet), a folder or a pattern
-    text: str = "text"  # the field with the text
-    summary: str = "summary"  # the field with its summary
-    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # share of the characters kept for validation
-    encoding: str = "utf-8"  # encoding of the records
-    name: str = ""  # write to data/<name>/; by default next to this script
+    tokenizer: TokenizerKind = "gpt2"  # gpt2 to fine-tune GPT-2; bpe, char or word to train from scratch
+    input: str = ""  # file with records (.jsonl, .csv, .parquet), folder or glob pattern
+    text: str = "text"  # name of the field with the text
+    summary: str = "summary"  # name of the field with the summary
+    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # fraction of the characters used for validation
+    encoding: str = "utf-8"  # encoding of the input files
+    name: str = ""  # write to data/<name>/; default: next to this script
 
 
 @dataclass(frozen=True)
 class Summaries:
-    """Records with a text and its summary. A hash of the text decides which split a record belongs to."""
+    """Records with a text and its summary. A hash of the text determines the split of each record."""
 
     files: Files
     fields: tuple[str, str]
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """(bucket of the text, segments) of each record; no segments if a field is blank."""
+        """Yield (bucket of the text, segments) for each record. The segments are empty if a field is blank."""
         separator, end = Segment(SUMMARIZE_TOKEN, is_special=True), Segment(END, is_special=True, in_loss=True)
         for _, (text, summary) in self.files.records(*self.fields, on_progress=on_progress, digest=digest):
             segments = [Segment(text), separator, Segment(summary, in_loss=True), end]
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None):
     warn_unused_options(cfg, given)
     if not cfg.input:
         remedy = "pass --input=PATH of a .csv, .jsonl or .parquet file with the fields text and summary"
-        raise UserError(f"no records were given: {remedy}, or name yours with --text and --summary")
+        raise UserError(f"no records were given: {remedy}, or set other field names with --text and --summary")
     paths, _ = find_files(cfg.input)
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--text or --summary")

@@ -1,1 +1,1 @@
-"""Conversations: reading dialogues, prompting a model with them."""
+"""Read conversations from files, and chat with a model."""

@@ -1,17 +1,17 @@
-"""A conversation with a model: its turns, how many of them fit into the context, and streamed answers.
+"""A conversation with a model, with streamed answers.
 
     conversation = Conversation(model, tokenizer, template, Sampling(temperature=0.7), print)
     for piece in conversation.reply("What is 3 plus 4?"):
         print(piece, end="")
 
-The prompt is the whole conversation, or as much of it as fits into the context. Only its new tokens are encoded.
+The prompt is the whole conversation, or the newest part that fits into the context. Only its new tokens are processed.
 """
 
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Callable, Generator
 
-import numpy.random  # noqa: F401  (sampling needs it; loaded here, it does not delay the first word)
+import numpy.random  # noqa: F401  (used by sampling; imported here so as not to delay the first word)
 import torch
 
 from configurator import UserError
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Exchange:
-    """A question of the user and the model's answer."""
+    """A user's question and the model's answer."""
 
     question: str
     answer: str
-    ids: list[int]  # of both, with the template's marks
-    num_new_tokens: int = 0  # generated for the answer
-    end_reason: str = ""  # stop, length or interrupted; "" for an answer that was loaded
+    ids: list[int]  # ids of the question and answer, including the template's markers
+    num_new_tokens: int = 0  # number of tokens generated for the answer
+    end_reason: str = ""  # stop, length or interrupted; empty if the answer was loaded from a file
 
 
 class Conversation:
-    """The turns so far. print_note is called with each message for the user."""
+    """The state of a conversation. print_note is called with each message for the user."""
 
     def __init__(
         self,
@@ -52,24 +52,24 @@ class Conversation:
         self.model, self.tokenizer, self.template, self.sampling = model, tokenizer, template, sampling
         self.print_note, self.max_new_tokens, self.seed = print_note, max_new_tokens, seed
         self.exchanges: list[Exchange] = []
-        self.num_retries = 0  # answers that undo() removed, so that the next one uses other random numbers
+        self.num_retries = 0  # answers removed by undo(); changes the random seed of the next answer
         self.is_truncated, self.system = False, ""
-        self.topic = ""  # fills the template's header
+        self.topic = ""  # inserted into the template's header
         self._decoder: Decoder | None = None
         self.block_size = model.config.block_size
         self.prompt_size = self.block_size - min(max_new_tokens, self.block_size // 4)  # the rest is for the answer
         if missing := template.missing_marks(tokenizer):
             problem = (
-                f"this model's vocabulary cannot express the template {template.name}, it has no {name_some(missing)}"
+                f"this model's vocabulary cannot express the template {template.name}: it lacks {name_some(missing)}"
             )
-            raise UserError(f"{problem}: pass another --template; plain works with every model")
+            raise UserError(f"{problem}; pass a different --template, such as plain, which works with every model")
         n_tokens = len(encode(tokenizer, [*template.question(""), *template.answer("")]))
         if n_tokens + 2 > self.block_size:
-            problem = f"the marks of the template {template.name} take {n_tokens} tokens"
-            raise UserError(f"{problem}, and the model reads at most {self.block_size}: pass --template=plain")
+            problem = f"the markers of the template {template.name} take {n_tokens} tokens"
+            raise UserError(f"{problem}, but the model's context has only {self.block_size}: pass --template=plain")
 
     def reply(self, text: str) -> Generator[str, None, None]:
-        """Yield the answer to text piece by piece, "" for a token that completes no character.
+        """Yield the answer to text piece by piece. A piece is empty if its token does not complete a character.
 
         The exchange is added to the conversation when the iterator ends or is closed.
         """
@@ -93,7 +93,7 @@ class Conversation:
             answer, previous = self._visible_text(detokenizer.texts[0]), answer
             yield answer[len(previous) :]
         except DecodingError as error:
-            self._decoder = None  # its cache is not finite either
+            self._decoder = None  # its cache may also contain non-finite values
             raise UserError(str(error)) from error
         finally:
             if new_ids:
@@ -101,12 +101,12 @@ class Conversation:
                 self.exchanges.append(Exchange(text, answer, [*question, *answer_ids], len(new_ids), end_reason))
 
     def _visible_text(self, text: str) -> str:
-        """The visible part of an answer: stripped of whitespace, unless it continues the user's text."""
+        """Return the visible part of an answer. Whitespace is stripped unless the answer continues the user's text."""
         text = text.replace("\0", "")
         return text if self.template.is_plain_text else text.strip()
 
     def _answer_ids(self, answer: str, new_ids: list[int]) -> list[int]:
-        """The ids of an answer: the generated ones if they decode to exactly that, since the cache holds them."""
+        """Return new_ids, which are in the KV cache, if they decode to answer. Otherwise, encode answer."""
         new_ids = [i for i in new_ids if i not in self.tokenizer.specials.values()]
         if self.template.special and self.tokenizer.decode(new_ids) == answer:
             return [*new_ids, self.tokenizer.specials[self.template.end]]
@@ -116,26 +116,26 @@ class Conversation:
         return encode(self.tokenizer, segments, unknown="skip")
 
     def _encode_opening(self) -> list[int]:
-        """The ids before the first question: the end of another document, as in training, and the system text."""
+        """Return the ids before the first question: an end token, as in training, and the system message."""
         end = [Segment(END, is_special=True)] if self.template.special and END in self.tokenizer.specials else []
         return self._encode([*end, *self.template.opening(self.system)])
 
     def _encode_question(self, text: str, quiet: bool = False) -> list[int]:
-        """The ids of a question; the beginning of one that is too long is dropped."""
+        """Return the ids of a question. If it is too long, its beginning is removed."""
         text = self._drop_unknown(text)
         should_guess_emotion = self.template.header.startswith("<emotion>") and not self.topic
         try:
             ending, ids = self._truncate_question(text, EMOTIONS[0] if should_guess_emotion else self.topic)
-        except UserError as error:  # blanks that tiktoken cannot split
-            self.print_note(f"left out: {error}")
+        except UserError as error:  # too many consecutive spaces for tiktoken
+            self.print_note(f"your message was ignored: {error}")
             return self._encode_question("", quiet)
         if ending != text:
             lengths = f"{len(ending):,} of {len(text):,} characters"
-            self.print_note(f"your message is too long for the model: it reads only the last {lengths}")
+            self.print_note(f"your message is too long for the model, which reads only the last {lengths}")
         return self._truncate_question(ending, self._guess_emotion(ending, quiet))[1] if should_guess_emotion else ids
 
     def _truncate_question(self, text: str, topic: str) -> tuple[str, list[int]]:
-        """(the longest end of a question that fits, its ids with the template's marks)."""
+        """Return (the longest end of text that fits into the context, its ids including the template's markers)."""
         max_tokens = max(1, self.prompt_size - len(self._encode_opening()))
         while True:
             ids = self._encode(self.template.question(text, topic))
@@ -144,25 +144,25 @@ class Conversation:
             text = text[len(text) - min(len(text) - 1, len(text) * max_tokens // len(ids)) :]
 
     def _drop_unknown(self, text: str) -> str:
-        """text without anything that is not in the vocabulary; a note names what was dropped."""
+        """Remove characters or words outside the vocabulary from text, and print a note that lists them."""
         if missing := self.tokenizer.missing(text):
-            self.print_note(f"left out, because the model never saw it in training: {name_some(missing)}")
+            self.print_note(f"these do not occur in the training data and are ignored: {name_some(missing)}")
         if missing or self.tokenizer.is_lossy(text):
             return self.tokenizer.decode(self.tokenizer.encode(text, unknown="skip"))
         return text
 
     def _fitting_exchanges(self, n_tokens: int) -> list[Exchange]:
-        """The newest exchanges that fit into the context together with n_tokens and an answer."""
+        """Return the newest exchanges that fit into the context together with n_tokens and an answer."""
         sizes = accumulate((len(exchange.ids) for exchange in reversed(self.exchanges)), initial=n_tokens)
         n_fitting = sum(size <= self.prompt_size for size in sizes) - 1
         if n_fitting < len(self.exchanges) and not self.is_truncated:
-            self.is_truncated, problem = True, "the conversation is longer than the model can read at once"
-            self.print_note(f"{problem}: from here on it forgets the oldest messages")
+            self.is_truncated, problem = True, "the conversation no longer fits into the model's context"
+            self.print_note(f"{problem}: from now on, the model forgets the oldest messages")
         return self.exchanges[len(self.exchanges) - max(0, n_fitting) :]
 
     @torch.no_grad()
     def _guess_emotion(self, text: str, quiet: bool) -> str:
-        """The emotion under whose header the model gives text the highest probability."""
+        """Return the emotion whose header makes text most probable under the model."""
         end_ids, losses = self.tokenizer.encode(self.template.end), []
         for emotion in EMOTIONS:
             ids = [*end_ids, *self._encode(self.template.question(text, emotion))][: self.block_size + 1]
@@ -173,7 +173,7 @@ class Conversation:
         probabilities = torch.softmax(-torch.tensor(losses), 0)
         emotion = EMOTIONS[int(probabilities.argmax())]
         if not quiet:
-            self.print_note(f"Emotion: {emotion} ({100 * float(probabilities.max()):.0f} %)")
+            self.print_note(f"Emotion: {emotion} ({100 * float(probabilities.max()):.0f}%)")
         return emotion
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class Conversation:
         return self.exchanges.pop().question
 
     def messages(self) -> list[tuple[str, str]]:
-        """(role, content) of all turns; exchanges with an empty side are left out."""
+        """Return (role, content) for all turns, except exchanges with a blank question or answer."""
         messages = [("system", self.system)] if self.system else []
         for exchange in self.exchanges:
             if exchange.question.strip() and exchange.answer.strip():
@@ -195,25 +195,25 @@ class Conversation:
         return messages
 
     def set_system(self, system: str):
-        """Start the conversation with this text, or none. Raises UserError if it doesn't fit."""
+        """Set or clear the system message. Raises UserError if it is not supported or too long."""
         if system and not self.template.system:
-            raise UserError(f"this model was not trained with system texts (template {self.template.name}): drop it")
+            raise UserError(f"this model does not support system messages (template {self.template.name}): remove it")
         self.system = self._check_length(system)
 
     def set_topic(self, topic: str):
-        """Set the text of the template's header. Raises UserError if it doesn't fit."""
+        """Set the topic for the template's header. Raises UserError if it is too long."""
         self.topic = self._check_length(topic)
 
     def _check_length(self, text: str) -> str:
-        """text for the start of the context, without unknown characters. Raises UserError if it is too long."""
+        """Remove unknown characters from text. Raises UserError if it is too long for the start of the context."""
         text = self._drop_unknown(text)
         if (n := len(self.tokenizer.encode(self.template.clean(text), unknown="skip"))) > self.block_size // 3:
-            limit = f"too long for a model that reads {self.block_size:,} at once"
-            raise UserError(f"a text of {n:,} tokens that stays in the context is {limit}: shorten it")
+            problem = f"the text is too long for the model's context ({n:,} tokens, maximum {self.block_size // 3:,})"
+            raise UserError(f"{problem}: shorten it")
         return text
 
     def restore(self, messages: list[tuple[str, str]]):
-        """Replace the turns by these messages: an optional system text, then questions and answers alternating."""
+        """Replace all turns by messages: an optional system message, then alternating questions and answers."""
         system = messages[0][1] if messages and messages[0][0] == "system" else ""
         messages, old_system = messages[1:] if system else messages, self.system
         self.set_system(system)
@@ -234,6 +234,6 @@ class Conversation:
 
 
 def name_some(items: list[str], n: int = 5) -> str:
-    """The first n items in quotes, and how many others there are: "'a', 'b' and 3 others"."""
+    """List the first n items and the number of others, for example "'a', 'b' and 3 others"."""
     more = f" and {len(items) - n:,} others" if len(items) > n else ""
     return ", ".join(map(repr, items[:n])) + more

@@ -1,11 +1,11 @@
-"""Read conversations from files, and find near duplicates, which must go to the same split.
+"""Read conversations from files and find near duplicates, which must go to the same split.
 
     dialogues = Dialogues(Files(["chats.jsonl"]))
     for conversation in dialogues.read(): ...      # [("user", "Hello"), ("assistant", "Hello! How are you?")]
 
-JSON lines hold one conversation per line, {"messages": [{"role": ..., "content": ...}, ...]} or just the list, or one
-message per line with a blank line between conversations, as chat.py saves them. CSV and Parquet hold a question and an
-answer per row. Other files must be text with the tags of the Empathetic-Dialogue-System.
+A line in a JSON lines file is a conversation, {"messages": [{"role": ..., "content": ...}, ...]} or just the list, or a
+single message. In the latter format, used by chat.py, blank lines separate conversations. Each row of a CSV or Parquet
+file contains a question and an answer. Other files must be text with the tags of the Empathetic-Dialogue-System.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from dongpt.text.tokenizers import END
 Messages = list[tuple[str, str]]  # (role, content)
 ROLES = ("system", "user", "assistant")
 LINE_FORMAT = (
-    'a line must be {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, '
-    "where user and assistant take turns, after at most one system message"
+    'a line must look like {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+    ", with alternating user and assistant messages after an optional system message"
 )
 
 
 def check_turns(conversation: Messages, place: str) -> Messages:
-    """Return conversation if user and assistant take turns. Raises UserError that starts with place."""
+    """Return conversation if user and assistant take turns. Otherwise, raise UserError with place in the message."""
     turns = conversation[1:] if conversation and conversation[0][0] == "system" else conversation
     index = next((i for i, (role, _) in enumerate(turns) if role != ROLES[1 + i % 2]), None)
     if index is not None:
@@ -40,25 +40,25 @@ def check_turns(conversation: Messages, place: str) -> Messages:
             f"{place}: expected a message from {ROLES[1 + index % 2]}, got {turns[index][0]}: {LINE_FORMAT}"
         )
     if not turns or len(turns) % 2:
-        raise UserError(f"{place}: the conversation does not end with an answer: {LINE_FORMAT}")
+        raise UserError(f"{place}: the conversation must end with an answer: {LINE_FORMAT}")
     if blank_role := next((role for role, content in conversation if not content.strip()), None):
         raise UserError(f"{place}: the message from {blank_role} is blank: correct or delete it")
     return conversation
 
 
 def read_message(message: Any, place: str) -> tuple[str, str]:
-    """(role, content) of a JSON message. Raises UserError that starts with place."""
+    """Return (role, content) of a JSON message. Raises UserError, with place in the message, if it is not valid."""
     if not isinstance(message, dict) or not {"role", "content"} <= set(message):
         raise UserError(f"{place}: {str(message)[:60]!r} is not a message with role and content: {LINE_FORMAT}")
     if message["role"] not in ROLES:
-        raise UserError(f"{place}: the role {str(message['role'])[:40]!r} is not one of {', '.join(ROLES)}")
+        raise UserError(f"{place}: the role must be one of {', '.join(ROLES)}, not {str(message['role'])[:40]!r}")
     return message["role"], check_text(message["content"], place, "content")
 
 
 def read_json_lines(lines: Iterable[str], path: str) -> Iterator[Messages]:
-    """Yield the conversations of JSON lines with one message or one conversation per line."""
-    turns: Messages = []  # of a conversation with one message per line
-    first_location = ""  # place of its first message
+    """Yield the conversations in JSON lines with one message or one conversation per line."""
+    turns: Messages = []  # current conversation, if there is one message per line
+    first_location = ""  # location of its first message
     for line_number, line in enumerate(chain(lines, [""]), 1):
         place = f"{path} line {line_number:,}"
         record = parse_json(line, place) if line.strip() else None
@@ -82,12 +82,12 @@ END_TAG_PATTERN = re.compile(r" *<endOfText>\s*$")
 
 
 def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
-    """Yield the records of tagged text: <bot> is the user, <human> answers, <endOfText> ends a record.
+    """Yield the records in tagged text. <bot> marks the user, <human> the answer, and <endOfText> the end of a record.
 
     The text after <emotion> or <context> becomes a system message.
     """
     record: Messages = []
-    first_location = ""  # place of its first line
+    first_location = ""  # location of its first line
     for line_number, line in enumerate(chain(lines, ["<context>"]), 1):  # an extra tag ends the last record
         place, tag = f"{path} line {line_number:,}", TAG_PATTERN.match(line)
         text, has_end = END_TAG_PATTERN.subn("", line[tag.end() :] if tag else line)
@@ -104,9 +104,9 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
                 yield check_turns(record, first_location)
             record, first_location = [("system", f"emotion: {text}" if text and tag[1] == "emotion" else text)], place
         elif text and not record:
-            remedy = "use a text with these tags, or a file whose name ends in .jsonl, .csv or .parquet"
+            remedy = "use a text file with these tags, or a file whose name ends in .jsonl, .csv or .parquet"
             raise UserError(f"{place} does not start with <bot>, <human>, <emotion> or <context>: {remedy}")
-        elif text:  # a message of several lines
+        elif text:  # a message with several lines
             record[-1] = (record[-1][0], f"{record[-1][1]}\n{text}".strip())
         if has_end and record and record[-1][0] == "assistant":
             yield check_turns(record, first_location)
@@ -114,10 +114,10 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Messages]:
 
 
 def join_pairs(records: list[Messages]) -> list[Messages]:
-    """Rejoin the dialogues that records were cut from.
+    """Reconstruct the dialogues that records were taken from.
 
-    The Empathetic-Dialogue-System cut dialogues into pairs and also added the pairs with swapped roles. So if an answer
-    and the question after it form a pair too, both belong to the same dialogue.
+    The Empathetic-Dialogue-System splits dialogues into pairs and also adds each pair with swapped roles. Therefore, if
+    an answer and the next question also form a pair, both belong to the same dialogue.
     """
     pairs = {(a[1], b[1]) for record in records for a, b in zip(record, record[1:]) if b[0] == "assistant"}
     dialogues: list[Messages] = []
@@ -131,15 +131,15 @@ def join_pairs(records: list[Messages]) -> list[Messages]:
 
 @dataclass(frozen=True)
 class Dialogues:
-    """The conversations of files."""
+    """The conversations in a set of files."""
 
     files: Files
-    user: str = "user"  # CSV, Parquet: the column with the questions
-    assistant: str = "assistant"  # CSV, Parquet: the column with the answers
+    user: str = "user"  # CSV, Parquet: column with the questions
+    assistant: str = "assistant"  # CSV, Parquet: column with the answers
     conversation: str = ""  # CSV, Parquet: adjacent rows with the same value in this column form a conversation
 
     def read(self, on_progress: Progress = lambda n: None, digest=None) -> Iterator[Messages]:
-        """Yield the conversations in order. Raises UserError, with file and line, for an invalid one."""
+        """Yield all conversations in order. If one is not valid, raises UserError with its file and line."""
         for path in self.files.paths:
             kind = file_suffixes(path)[0]
             if kind in (".csv", ".parquet"):
@@ -164,24 +164,24 @@ class Dialogues:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# near-duplicate conversations, which must go to the same split. Depending on the level, two are linked if they share
+# Near-duplicate conversations must go to the same split. Depending on the level, two are linked if they share
 
-# 0  all messages, ignoring order, case and blanks: "Hi" "Hello!" and "hello!" "HI"
-# 1  or a long message, or two adjacent messages, that few conversations have: "I saw a wolf near our house."
-# 2  or two adjacent messages that together are longer than any polite phrase, however many conversations have them
+# 0  all messages, ignoring order, case and whitespace: "Hi" "Hello!" and "hello!" "HI"
+# 1  or a rare long message, or two adjacent messages that are rare: "I saw a wolf near our house."
+# 2  or two adjacent messages that together are longer than any polite phrase, even if they are frequent
 LONG_MESSAGE_CHARS = 20  # minimum length of a long message
-MAX_DUPLICATES = 4  # conversations; messages in more of them are phrases, such as "Thank you." "You are welcome."
+MAX_DUPLICATES = 4  # rare messages occur in at most this many conversations, unlike "Thank you." "You are welcome."
 LONG_PAIR_CHARS = 80  # minimum total length of two adjacent messages
 IndexPairs = list[tuple[int, int]]
 
 
 def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[list[int], list[int], list[IndexPairs]]:
-    """(a hash of each conversation, its length, the pairs of linked indices that levels 0, 1 and 2 add)."""
+    """Return (hashes of the conversations, their lengths, pairs of linked indices added by levels 0, 1 and 2)."""
     hashes: list[int] = []
     lengths: list[int] = []
     duplicate_pairs: list[IndexPairs] = [[], [], []]
-    first_index: dict[bytes, int] = {}  # index of the first conversation with these messages
-    indices_of: dict[bytes, list[int]] = {}  # by long or adjacent messages; at most MAX_DUPLICATES + 1
+    first_index: dict[bytes, int] = {}  # by all messages: the first conversation that has them
+    indices_of: dict[bytes, list[int]] = {}  # by long or adjacent messages: up to MAX_DUPLICATES + 1
     for index, conversation in enumerate(conversations):
         lengths.append(sum(len(content) for _, content in conversation))
         texts = [content for role, content in conversation if role != "system"]
@@ -203,13 +203,13 @@ def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[list[int], 
 
 
 def _hash_messages(texts: Iterable[str]) -> bytes:
-    """A hash of messages, ignoring order, case and blanks."""
+    """Return a hash of messages, ignoring order, case and whitespace."""
     normalized = sorted(" ".join(text.lower().split()) for text in texts)
     return hashlib.blake2b("\n".join(normalized).encode("utf-8"), digest_size=12).digest()
 
 
 def group(hashes: list[int], duplicate_pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """A number per conversation, equal for linked ones, and independent of their order in the file."""
+    """Return a group number for each conversation, equal for linked ones and independent of their order."""
     parent = [*range(len(hashes))]
 
     def find_root(i: int) -> int:
@@ -225,16 +225,16 @@ def group(hashes: list[int], duplicate_pairs: Iterable[tuple[int, int]]) -> list
 
 @dataclass(frozen=True)
 class ChatDataset:
-    """Conversations with their group numbers, as prepare() expects them."""
+    """Conversations with group numbers: a SegmentSource for prepare()."""
 
     dialogues: Dialogues
     template: Template
     groups: list[int]
-    level: int  # of near duplicates that form the groups
+    level: int  # highest level of the links that define the groups
 
     @classmethod
     def from_dialogues(cls, dialogues: Dialogues, template: Template, val_fraction: float) -> "ChatDataset":
-        """Read all conversations and group them by the highest level at which they can still be split."""
+        """Read all conversations and group them at the highest level at which they can be split."""
         hashes, lengths, duplicate_pairs = find_near_duplicates(dialogues.read())
         for level in (2, 1, 0):
             groups, stats = group(hashes, chain(*duplicate_pairs[: level + 1])), CorpusStats(len(lengths), sum(lengths))
@@ -245,16 +245,16 @@ class ChatDataset:
 
     @property
     def files(self) -> Files:
-        """The files with the conversations."""
+        """The files that contain the conversations."""
         return self.dialogues.files
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """Yield (group number, segments) of each conversation."""
+        """Yield (group number, segments) for each conversation."""
         for number, conversation in zip(self.groups, self.dialogues.read(on_progress, digest)):
             yield number, to_segments(conversation, self.template)
 
 
 def to_segments(conversation: Messages, template: Template) -> list[Segment]:
-    """The segments of a conversation for training, with END last."""
+    """Convert a conversation to segments for training, ending with <|endoftext|>."""
     by_role: dict[str, Any] = {"system": template.opening, "user": template.question, "assistant": template.answer}
     return [*(segment for role, text in conversation for segment in by_role[role](text)), Segment(END, is_special=True)]

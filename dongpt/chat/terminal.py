@@ -1,8 +1,10 @@
-"""Input on a terminal with line editing, history and several lines, and colored output: a shell around prompt_toolkit.
+"""Read input from a terminal, with line editing, history and multiple lines, and print text in color.
 
-terminal = open_terminal("~/.dongpt_history")        # None if prompt_toolkit cannot be used here
-text = terminal.read("You: ")                        # raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C
-terminal.write("Bot: ", "bold")
+    terminal = open_terminal("~/.dongpt_history")        # None if prompt_toolkit cannot be used
+    text = terminal.read("You: ")                        # raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C
+    terminal.write("Bot: ", "bold")
+
+Requires prompt_toolkit.
 """
 
 import contextlib
@@ -12,15 +14,15 @@ from typing import Any
 
 
 def open_terminal(history_path: str) -> "Terminal | None":
-    """A Terminal whose history is kept in the file history_path.
+    """Return a Terminal that saves its history in the file history_path, or None if that is not possible.
 
-    None without prompt_toolkit, on a terminal without cursor movement (TERM=dumb), and if stdin is no real terminal.
+    It requires prompt_toolkit and a terminal that can move the cursor (not TERM=dumb).
     """
     try:
         from prompt_toolkit.utils import is_dumb_terminal
 
         return None if is_dumb_terminal() or not os.isatty(sys.stdin.fileno()) else Terminal(history_path)
-    except Exception:  # it is not installed, stdin has no file descriptor, or the console is of an unknown kind
+    except Exception:  # it is not installed, stdin has no file descriptor, or the console is not supported
         return None
 
 
@@ -33,7 +35,7 @@ class Terminal:
         from prompt_toolkit.output import ColorDepth, create_output
 
         keys, self.color_depth, self.output = KeyBindings(), ColorDepth.from_env(), create_output(sys.stdout)
-        if hasattr(self.output, "enable_cpr"):  # asking where the cursor is makes every line wait for the terminal
+        if hasattr(self.output, "enable_cpr"):  # cursor position requests would delay every line
             self.output.enable_cpr = False
 
         @keys.add("enter")
@@ -51,11 +53,11 @@ class Terminal:
         self.session: Any = PromptSession(multiline=True, output=self.output, reserve_space_for_menu=0, **options)
 
     def read(self, label: str) -> str:
-        """The text that the user types after label; lines are separated by newlines."""
+        """Prompt the user with label and return the text, which may have multiple lines."""
         return self.session.prompt([("bold ansigreen", label)], prompt_continuation=" " * len(label))
 
     def write(self, text: str, style: str):
-        """Print text in a style of prompt_toolkit, such as "bold ansiblue", without a line end."""
+        """Print text in a prompt_toolkit style such as "bold ansiblue", without a newline at the end."""
         from prompt_toolkit import print_formatted_text
         from prompt_toolkit.formatted_text import FormattedText
 
@@ -65,7 +67,7 @@ class Terminal:
 
 
 def make_history(path: str):
-    """prompt_toolkit's history in a file that only the user can read; errors of the file system are ignored."""
+    """Return a history stored in a file that only the user can read. File system errors are ignored."""
     from prompt_toolkit.history import FileHistory
 
     class History(FileHistory):

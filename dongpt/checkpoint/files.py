@@ -1,8 +1,8 @@
-"""Checkpoint files: ckpt.pt and ckpt_last.pt in an out_dir, and loading a model from any kind of path.
+"""Read and write checkpoints (ckpt.pt and ckpt_last.pt in an out_dir), and load a model from any supported path.
 
-A checkpoint is one dict of tensors and plain Python values that `torch.load(weights_only=True)` reads: nanoGPT's keys
-(model, optimizer, model_args, iter_num, best_val_loss, config) and ours (format_version, tokenizer, ...). Files from
-other trainers are converted to this layout when they are read: dongpt/checkpoint/foreign.py.
+A checkpoint is a dict of tensors and plain Python values that `torch.load(weights_only=True)` can read. Its keys are
+nanoGPT's (model, optimizer, model_args, iter_num, best_val_loss, config) and our own (format_version, tokenizer, ...).
+dongpt/checkpoint/foreign.py converts files from other trainers to this layout when they are read.
 
     model, tokenizer = load_model("out/ckpt.pt")        # eval mode, float32, CPU
 """
@@ -35,9 +35,9 @@ NANOGPT_ARG_NAMES = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab
 
 
 def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None):
-    """Write checkpoint to path, where at any time either the complete old file or the complete new one is found.
+    """Write checkpoint to path atomically: path always holds either the complete old file or the complete new one.
 
-    check(temporary path) can prevent the replacement by raising. Raises UserError if the file cannot be written.
+    check(temporary_path) is called first and may raise to keep the old file. Raises UserError if the write fails.
     """
     try:
         with atomic_write(path, check=check) as file:
@@ -45,12 +45,12 @@ def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
             raise
-        remedy = "free space there; the old file is unchanged"
+        remedy = "free some disk space; the old file is unchanged"
         raise UserError(f"{path} could not be written ({first_line(error)}): {remedy}") from error
 
 
 def archive_run(out_dir: str, extra_names: list[str]) -> str:
-    """Move an earlier run's checkpoints and the files extra_names to out_dir/old-N. Returns that directory, or ''."""
+    """Move an earlier run's checkpoints and extra_names to out_dir/old-N. Return that directory, or "" if none."""
     names = [name for name in (BEST_NAME, LAST_NAME, *extra_names) if os.path.exists(os.path.join(out_dir, name))]
     if not names:
         return ""
@@ -62,32 +62,32 @@ def archive_run(out_dir: str, extra_names: list[str]) -> str:
 
 
 def model_args(config: GPTConfig) -> dict:
-    """model_args of a checkpoint: nanoGPT's seven keys, and those of ours whose value nanoGPT's model cannot have."""
-    defaults = {**asdict(GPTConfig()), "attn_dropout": config.attn_dropout}  # a training setting, stored in config
+    """Return a checkpoint's model_args: nanoGPT's seven keys, plus any of our own that differ from their defaults."""
+    defaults = {**asdict(GPTConfig()), "attn_dropout": config.attn_dropout}  # a training setting, saved in config
     values = asdict(config).items()
     return {key: value for key, value in values if key in NANOGPT_ARG_NAMES or value != defaults.get(key)}
 
 
 def load(path: str, mmap: bool = False, **extra_args) -> dict:
-    """The checkpoint at path in the current layout, with tensors on the CPU (with mmap, read when first used).
+    """Load the checkpoint at path in the current layout, with tensors on the CPU (with mmap, read on first use).
 
-    extra_args are model_args that files from other trainers may lack. Raises UserError for a file that is missing,
-    damaged, of an unknown layout, or that would run code.
+    extra_args supply model_args that other trainers' files may lack. Raises UserError if the file is missing or
+    damaged, has an unknown layout, or would run code.
     """
     if not os.path.isfile(path):
-        raise UserError(f"there is no checkpoint {path}{_suggest_runs(path)}")
+        raise UserError(f"there is no checkpoint at {path}{_suggest_runs(path)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about the pickle protocol before it raises
             is_zip = zipfile.is_zipfile(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
-            if is_zip and not mmap and zipfile.ZipFile(path).testzip():  # torch checks no checksums
+            if is_zip and not mmap and zipfile.ZipFile(path).testzip():  # torch does not verify checksums
                 raise RuntimeError
-    except Exception as error:  # a damaged file can raise nearly anything
-        if isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():  # not on torch's list
+    except Exception as error:  # a damaged file can raise almost any exception
+        if isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():  # a disallowed type
             name = "".join(re.findall(r"GLOBAL (\S+)", str(error))[:1]) or "a Python object"
-            problem = f"{path} is refused, and was not run: it holds {name}, and loading that could run any code"
-            raise UserError(f"{problem}; save model.state_dict() where it was made, or train again") from error
+            problem = f"{path} was rejected and not run: it contains {name}, which could run arbitrary code"
+            raise UserError(f"{problem}; save model.state_dict() where it was created, or train again") from error
         raise UserError(f"{path} is truncated or damaged: use an older checkpoint") from error
     checkpoint = foreign.upgrade(content, path, **extra_args)
     if "format_version" not in content:
@@ -96,21 +96,21 @@ def load(path: str, mmap: bool = False, **extra_args) -> dict:
 
 
 def is_valid(path: str) -> bool:
-    """Whether the checkpoint at path can be loaded; everything is checked except the values of its tensors."""
+    """Return True if the checkpoint at path can be loaded. Checks everything except the tensor values."""
     return _num_updates(path) < math.inf
 
 
 def load_from_out_dir(out_dir: str, prefer_newest: bool = True, **extra_args) -> tuple[dict, str]:
-    """(checkpoint, path) from an out_dir: the newest valid one, or ckpt.pt if it is valid and prefer_newest is False.
+    """Return (checkpoint, path) for the newest valid checkpoint in out_dir. prefer_newest=False prefers ckpt.pt.
 
-    Damaged files that are skipped are reported on stderr. Raises UserError if no valid one is left.
+    Skips damaged files and reports them on stderr. Raises UserError if there is no valid checkpoint.
     """
     names = (LAST_NAME, BEST_NAME) if prefer_newest else (BEST_NAME, LAST_NAME)
     paths = [path for name in names if os.path.exists(path := os.path.join(out_dir, name))]
     if not paths:
-        raise UserError(f"{out_dir} holds no checkpoint{_suggest_runs(out_dir)}")
+        raise UserError(f"{out_dir} contains no checkpoint{_suggest_runs(out_dir)}")
     if prefer_newest and len(paths) > 1:
-        paths.sort(key=_num_updates, reverse=True)  # stable: of equally old ones the first name wins
+        paths.sort(key=_num_updates, reverse=True)  # stable sort: the first name wins ties
     problems: list[str] = []
     for path in paths:
         try:
@@ -124,13 +124,13 @@ def load_from_out_dir(out_dir: str, prefer_newest: bool = True, **extra_args) ->
 
 
 def _suggest_runs(path: str) -> str:
-    """The end of a message about a missing run: what path may mean, and the runs next to it, newest first."""
+    """Return the end of a message about a missing run: a likely correction, and the nearby runs, newest first."""
     run_path = os.path.dirname(path) if path.endswith(".pt") else path.rstrip(os.sep)
     for folder in (os.path.dirname(run_path), ""):
         if checkpoints := glob.glob(os.path.join(glob.escape(folder), "*", BEST_NAME)):
             break
     else:
-        return ": train a model first, as in python train.py config/quickstart.py, or pass the path of another one"
+        return ": train a model first (python train.py config/quickstart.py), or pass a different path"
     runs = [os.path.dirname(checkpoint) for checkpoint in sorted(checkpoints, key=os.path.getmtime, reverse=True)]
     close_runs = get_close_matches(run_path, runs, n=1)
     hint = f", did you mean {close_runs[0]}?" if close_runs else ": pass one of the"
@@ -139,7 +139,7 @@ def _suggest_runs(path: str) -> str:
 
 
 def _num_updates(path: str) -> float:
-    """Number of updates before the checkpoint at path; infinity if it is invalid, so that it is tried and reported."""
+    """Return the checkpoint's number of updates, or infinity if it is invalid, so that it is tried and reported."""
     try:
         return load(path, mmap=True).get("iter_num", 0)
     except UserError:
@@ -147,44 +147,44 @@ def _num_updates(path: str) -> float:
 
 
 def restore_model(checkpoint: dict, path: str) -> GPT:
-    """The model of a checkpoint, in float32 on the CPU. Raises UserError if the weights do not match model_args."""
+    """Build a checkpoint's model in float32 on the CPU. Raises UserError if the weights do not match model_args."""
     model = foreign.load_weights(foreign.parse_model_args(checkpoint["model_args"], path), checkpoint["model"], path)
     if checkpoint.get("config", {}).get("document_mask"):
         tokenizer = make_tokenizer(checkpoint.get("tokenizer"))
         if tokenizer is None or tokenizer.end_id is None:
-            raise UserError(f"{path} has document_mask=True, but no <|endoftext|>: use another checkpoint")
+            raise UserError(f"{path} has document_mask=True but no <|endoftext|> token: use another checkpoint")
         model.document_end_id = tokenizer.end_id
     return model
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model: GPT, path: str):
-    """Load the optimizer state stored in checkpoint into the optimizer of model, which keeps its own settings."""
+    """Load a checkpoint's optimizer state into the model's optimizer, which keeps its current settings."""
     current_state = optimizer.state_dict()
     groups = foreign.parameter_groups(model.config, current_state)
     stored_state = foreign.remap_optimizer_state(checkpoint["optimizer"], groups, groups, model.state_dict())
     if stored_state is None:
         remedy = f"start a new run with --init_from={path}"
-        raise UserError(f"{path}: its optimizer state does not match its parameters or this optimizer; {remedy}")
+        raise UserError(f"{path}: the optimizer state does not match the parameters or this optimizer; {remedy}")
     optimizer.load_state_dict({**stored_state, "param_groups": current_state["param_groups"]})
 
 
 def make_tokenizer(description: dict | None) -> Tokenizer | None:
-    """The tokenizer of a checkpoint; None if it has none or an unsupported one."""
+    """Create the tokenizer described in a checkpoint. Returns None if it is missing or unsupported."""
     return from_dict(description) if description and description != UNSUPPORTED_TOKENIZER else None
 
 
 def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_args) -> tuple[GPT, Tokenizer | None]:
-    """(model in eval mode, tokenizer or None) from a checkpoint file, an out_dir, a Hugging Face directory or gpt2*.
+    """Load a model and its tokenizer from a checkpoint file, an out_dir, a Hugging Face directory or a gpt2* name.
 
-    The file may have any layout that dongpt/checkpoint/foreign.py knows; model_args such as n_head=4 add what it lacks.
-    Raises UserError if it cannot be loaded.
+    Returns (model in eval mode, tokenizer or None). Supports every layout in dongpt/checkpoint/foreign.py; model_args
+    such as n_head=4 supply values that the file lacks. Raises UserError if the model cannot be loaded.
     """
     model, description, _ = load_from_path(path, **model_args)
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), make_tokenizer(description)
 
 
 def load_from_path(path: str, **extra_args) -> tuple[GPT, dict | None, dict]:
-    """(model, tokenizer as a dict or None, checkpoint without tensors) from any path that load_model accepts."""
+    """Return (model, tokenizer dict or None, checkpoint without tensors) for any path that load_model accepts."""
     checkpoint, path = load_path(path, **extra_args)
     model = restore_model(checkpoint, path)
     metadata = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
@@ -192,7 +192,7 @@ def load_from_path(path: str, **extra_args) -> tuple[GPT, dict | None, dict]:
 
 
 def load_path(path: str, **extra_args) -> tuple[dict, str]:
-    """(checkpoint, path of its file) from any path that load_model accepts; an out_dir means its ckpt.pt, if valid."""
+    """Return (checkpoint, file path) for any path that load_model accepts. An out_dir's ckpt.pt has priority."""
     is_out_dir = any(os.path.exists(os.path.join(path, name)) for name in (BEST_NAME, LAST_NAME))
     if hugging_face.is_model(path) and not is_out_dir:
         return hugging_face.load(path, **extra_args), path

@@ -1,9 +1,9 @@
-"""GPT-2 in Hugging Face's format: a directory with config.json and model.safetensors, or the name of OpenAI's weights.
+"""Read and write GPT-2 in Hugging Face format (config.json, model.safetensors), and load OpenAI's weights by name.
 
-    checkpoint = load("gpt2")                    # as in a ckpt.pt: model, model_args, tokenizer, format_version
-    save(model, tokenizer, "directory")          # transformers opens it as GPT2LMHeadModel
+    checkpoint = load("gpt2")                    # has the keys model, model_args, tokenizer and format_version
+    save(model, tokenizer, "directory")          # transformers can load it as GPT2LMHeadModel
 
-Neither of them imports transformers.
+Neither function imports transformers.
 """
 
 import json
@@ -23,13 +23,13 @@ from dongpt.text.tokenizers import END, UNKNOWN, UNSUPPORTED_TOKENIZER, byte_alp
 from model import GPT
 
 GPT2_MODEL_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists is read; either may be sharded
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first existing file is read; either may be sharded
 EXPORT_RECORD_FILE = "dongpt.json"  # written by save: tokenizer, settings hash, hashes of the other files
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-# Conv1D stores the transpose of a Linear's weight. The shape of attn.c_proj does not reveal it, since it is square.
+# Conv1D stores transposed Linear weights. attn.c_proj is square, so its shape does not reveal the transposition.
 TRANSPOSED_WEIGHTS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-GPT2_TOKEN_IDS = {"!": 0, "\u0120the": 262, "\u0120gazed": 50255, "<|endoftext|>": 50256}  # tokens that identify it
-CONFIG_KEYS = {  # GPTConfig's field: key in config.json, alternative key, default
+GPT2_TOKEN_IDS = {"!": 0, "\u0120the": 262, "\u0120gazed": 50255, "<|endoftext|>": 50256}  # identify its vocabulary
+CONFIG_KEYS = {  # GPTConfig field: key in config.json, alternative key, default
     "block_size": ("n_positions", "max_position_embeddings", 1024),
     "vocab_size": ("vocab_size", "vocab_size", 50257),
     "n_layer": ("n_layer", "num_hidden_layers", 12),
@@ -37,7 +37,7 @@ CONFIG_KEYS = {  # GPTConfig's field: key in config.json, alternative key, defau
     "n_embd": ("n_embd", "hidden_size", 768),
     "tie_weights": ("tie_word_embeddings", "tie_word_embeddings", True),
 }
-FIXED_CONFIG = {  # values that our GPT implements
+FIXED_CONFIG = {  # the only values that our GPT supports
     "model_type": "gpt2",
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -47,24 +47,24 @@ FIXED_CONFIG = {  # values that our GPT implements
 
 
 def is_model(path: str) -> bool:
-    """Whether path is a directory in this format or the name of OpenAI's weights."""
+    """Return True if path is a directory in Hugging Face format or the name of an OpenAI GPT-2 model."""
     return path in GPT2_MODEL_NAMES or os.path.exists(os.path.join(path, "config.json"))
 
 
 def load(name_or_path: str, **extra_args) -> dict:
-    """Checkpoint in our layout from a directory or one of GPT2_MODEL_NAMES; extra_args as in upgrade."""
+    """Load a checkpoint in our layout from a directory or one of GPT2_MODEL_NAMES. For extra_args, see upgrade."""
     directory = name_or_path if os.path.exists(os.path.join(name_or_path, "config.json")) else _download(name_or_path)
     hf_config = {key: value for key, value in _read(directory, "config.json").items() if value is not None}
     activation = str(hf_config.get("activation_function", "gelu_new"))
     if activation not in ACTIVATIONS:
-        raise UserError(f"{name_or_path}: activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        raise UserError(f"{name_or_path}: activation {activation!r} is not supported; use {', '.join(ACTIVATIONS)}")
     keys = CONFIG_KEYS.items()
     args = {field: hf_config.get(key, hf_config.get(alias, default)) for field, (key, alias, default) in keys}
     args |= {"bias": True, "activation": ACTIVATIONS[activation]}
     expected = {**FIXED_CONFIG, "n_inner": 4 * parse_model_args(args, name_or_path).n_embd}
     values = {**expected, **hf_config}
     if differences := [f"{key}={values[key]!r}" for key, value in expected.items() if values[key] != value]:
-        raise UserError(f"{name_or_path} is not GPT-2's architecture ({', '.join(differences)}): it cannot be loaded")
+        raise UserError(f"{name_or_path} cannot be loaded: it does not match GPT-2 ({', '.join(differences)})")
     weights = {}
     for key, weight in clean_keys(_read_weights(directory)).items():
         key = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
@@ -78,41 +78,41 @@ def load(name_or_path: str, **extra_args) -> dict:
 
 
 def _download(name: str) -> str:
-    """Directory with OpenAI's weights in Hugging Face's cache; downloads them if necessary."""
+    """Return the Hugging Face cache directory with OpenAI's weights, downloading them if necessary."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     try:
         from huggingface_hub import hf_hub_download
 
-        logger.setLevel(logging.ERROR)  # after the import, which also sets it; at lower levels every retry is logged
+        logger.setLevel(logging.ERROR)  # the import resets the level; lower levels log every retry
         hf_hub_download(name, WEIGHT_FILES[0])
         return os.path.dirname(hf_hub_download(name, "config.json"))
-    except Exception as error:  # client, network and file system all raise different errors
-        reason = f"the Hugging Face model {name!r} could not be loaded ({first_line(error)})"
-        raise UserError(f"{reason}: connect to a network, or pass a directory with config.json and weights") from error
+    except Exception as error:  # the client, network and file system raise different errors
+        problem = f"the Hugging Face model {name!r} could not be loaded ({first_line(error)}): check your network"
+        raise UserError(f"{problem} connection, or pass a directory with config.json and weights") from error
     finally:
         logger.setLevel(level)
 
 
 def _read_weights(directory: str) -> dict[str, torch.Tensor]:
-    """All weights in a directory by name, from one file or several shards."""
+    """Read all weights in a directory, from one file or several shards, into a dict by name."""
     for name in WEIGHT_FILES:
         shards = _read(directory, f"{name}.index.json").get("weight_map")
         files = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
         files = [name] if os.path.exists(os.path.join(directory, name)) else files
         if files:
             return {key: weight for file in files for key, weight in _read(directory, file).items()}
-    raise UserError(f"{directory} has no weights: it needs {' or '.join(WEIGHT_FILES)} next to config.json")
+    raise UserError(f"{directory} contains no weights: put {' or '.join(WEIGHT_FILES)} next to config.json")
 
 
 def _read(directory: str, name: str) -> dict[str, Any]:
-    """Content of a JSON file ({} if missing) or of a weights file. Raises UserError if the file is damaged."""
+    """Read a JSON file ({} if missing) or a weights file into a dict. Raises UserError if the file is damaged."""
     path = os.path.join(directory, name)
     if name.endswith(".json") and not os.path.exists(path):
         return {}
     try:
         if os.path.basename(name) != name:
-            raise ValueError("it is outside of the directory")
+            raise ValueError("it is outside the directory")
         if name.endswith(".json"):
             with open(path, encoding="utf-8") as file:
                 content = json.load(file)
@@ -123,15 +123,15 @@ def _read(directory: str, name: str) -> dict[str, Any]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
         if not (isinstance(content, dict) if name.endswith(".json") else is_state_dict(content)):
-            raise ValueError("its content has the wrong type")
+            raise ValueError("its contents have the wrong type")
         return content
-    except Exception as error:  # a damaged file can raise nearly anything
-        reason = f"{path} could not be read, and nothing in it was run ({first_line(error)})"
-        raise UserError(f"{reason}: download or write the directory again") from error
+    except Exception as error:  # a damaged file can raise almost any exception
+        reason = f"{path} could not be read, and no code in it was run ({first_line(error)})"
+        raise UserError(f"{reason}: download or export the directory again") from error
 
 
 def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
-    """Tokenizer in a directory: the one that save wrote, GPT-2's if it is that, or UNSUPPORTED_TOKENIZER."""
+    """Return a directory's tokenizer: the one written by save, GPT-2's, UNSUPPORTED_TOKENIZER, or None if missing."""
     if record := _read(directory, EXPORT_RECORD_FILE):
         return record.get("tokenizer")
     hf_model = _read(directory, "tokenizer.json").get("model")
@@ -143,21 +143,21 @@ def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
 
 
 def save(model: GPT, tokenizer: dict | None, directory: str, settings_hash: str = ""):
-    """Write model and its tokenizer, if any, to directory, which must be empty or new. See stored_hash."""
+    """Write a model and its tokenizer, if any, to an empty or new directory. stored_hash reads settings_hash back."""
     from safetensors.torch import save_file
 
     config = model.config
     required = ("model_type", config.model_type, "gpt"), ("ngrams", config.ngrams, 1)
     for name, value, expected in (*required, ("positions", position_scheme(config), "default")):
         if value != expected:
-            raise UserError(f"GPT-2's architecture cannot express {name}={value}: keep the model as a checkpoint")
+            raise UserError(f"GPT-2's architecture does not support {name}={value}: keep the model as a checkpoint")
     tokenizer = None if tokenizer == UNSUPPORTED_TOKENIZER else tokenizer
     end_id = from_dict(tokenizer).end_id if tokenizer else None
     weights = {}
     for key, weight in model.state_dict().items():
         weights[key] = (weight.t() if key.endswith(TRANSPOSED_WEIGHTS) else weight).contiguous()
         if key.startswith(("transformer.h.", "transformer.ln_f.")) and key.endswith(".weight"):
-            weights.setdefault(key.removesuffix("weight") + "bias", torch.zeros(weight.shape[0]))  # GPT-2 needs one
+            weights.setdefault(key.removesuffix("weight") + "bias", torch.zeros(weight.shape[0]))  # GPT-2 has biases
     if config.tie_weights:
         del weights["lm_head.weight"]
     os.makedirs(directory, exist_ok=True)
@@ -184,7 +184,7 @@ def _write_json(content: dict, directory: str, name: str):
 
 
 def stored_hash(directory: str) -> str | None:
-    """settings_hash that save wrote, or None if directory does not contain exactly what save wrote."""
+    """Return the settings_hash written by save, or None if any file in directory has been changed since then."""
     try:
         record = _read(directory, EXPORT_RECORD_FILE)
         return record.get("mark") if _hash_files(directory) == record.get("files") else None
@@ -193,13 +193,13 @@ def stored_hash(directory: str) -> str | None:
 
 
 def _hash_files(directory: str) -> dict[str, str]:
-    """Hash of each file in directory except save's record."""
+    """Return {name: hash} for all files in directory except the record written by save."""
     names = sorted(set(os.listdir(directory)) - {EXPORT_RECORD_FILE})
     return {name: file_sha256(os.path.join(directory, name)) for name in names}
 
 
 def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
-    """Write tokenizer.json and tokenizer_config.json, so that transformers encodes and decodes like tokenizer."""
+    """Write tokenizer.json and tokenizer_config.json, so that transformers encodes and decodes as tokenizer does."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as HFTokenizer
 
@@ -209,7 +209,7 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
         hf_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         hf_tokenizer.decoder = decoders.ByteLevel()
     else:
-        is_word = tokenizer.kind == "word"  # an unknown character is an error there too
+        is_word = tokenizer.kind == "word"  # with char, an unknown character is an error in transformers, too
         ids = {**tokenizer.ids, **({UNKNOWN: tokenizer.unknown_id} if is_word else {})}
         hf_tokenizer = HFTokenizer(models.WordLevel(ids, unk_token=UNKNOWN if is_word else None))
         if is_word and tokenizer.lower:
@@ -229,7 +229,7 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
 
 
 def _chat_template(template: Template) -> str:
-    """The template in Jinja: transformers' apply_chat_template then writes the same prompts as chat.py."""
+    """Convert a template to Jinja, so that transformers' apply_chat_template produces the same prompts as chat.py."""
     affixes = {
         "system": (template.system, ""),
         "user": (template.user, template.assistant),
@@ -243,9 +243,9 @@ def _chat_template(template: Template) -> str:
 
 
 def _vocab_and_merges(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """(vocabulary, merges) as in GPT-2's own files, which write bytes as characters, from tiktoken's ranks.
+    """Convert tiktoken ranks to (vocabulary, merges) in the format of GPT-2's files, which write bytes as characters.
 
-    Each token merges the two parts that remain of its bytes after all earlier merges.
+    After all earlier merges, the bytes of a token form two parts; the token's own merge joins them.
     """
     byte_chars = byte_alphabet()
     names = {token: "".join(byte_chars[byte] for byte in token) for token in ranks}

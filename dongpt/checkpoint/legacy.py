@@ -1,7 +1,7 @@
-"""The model factory, and models other than the GPT of model.py: the bigram baseline and EDS's position schemes.
+"""Model factory, and models other than the GPT in model.py: the bigram baseline and EDS's position schemes.
 
-The rope and relative schemes of EDS (the Empathetic-Dialogue-System) differ from what these names mean elsewhere. They
-are implemented here as they were there, so that EDS's checkpoints give the same logits.
+The rope and relative schemes of EDS (the Empathetic-Dialogue-System) differ from the standard methods with these names.
+They are reproduced here so that EDS checkpoints give the same logits.
 """
 
 from dataclasses import dataclass, replace
@@ -19,26 +19,26 @@ from model import GPT, GPTConfig, rope_cos_sin
 class LegacyConfig(GPTConfig):
     """Architecture of an EDS model; pos_embd has no effect."""
 
-    legacy: Literal["eds-rope", "eds-relative"] = "eds-rope"  # its position scheme
+    legacy: Literal["eds-rope", "eds-relative"] = "eds-rope"  # EDS's position scheme
 
     has_wpe = False
     has_relative = False
 
 
 def position_scheme(config: GPTConfig) -> str:
-    """Name of the position scheme, for messages."""
+    """Return the name of the position scheme for use in messages."""
     return config.legacy if isinstance(config, LegacyConfig) else config.pos_embd
 
 
 class Bigram(GPT):
-    """Baseline whose next-token logits depend only on the last token: they are its row in a (V, V) table."""
+    """Baseline that uses the last token's row in a (V, V) table as the next-token logits."""
 
     can_cache = False
     lm_head: Any
 
     def __init__(self, config: GPTConfig):
         nn.Module.__init__(self)
-        assert config.vocab_size is not None, "vocab_size must come from the data before a model is made"
+        assert config.vocab_size is not None, "set vocab_size from the data before building a model"
         self.config = config
         table = nn.Embedding(config.vocab_size, config.vocab_size)
         self.transformer = nn.ModuleDict(dict(wte=table, h=nn.ModuleList()))
@@ -55,25 +55,25 @@ class Bigram(GPT):
         """Accept any length."""
 
     def flops_per_token(self) -> int:
-        return 0  # a table look-up has no multiplications
+        return 0  # a table lookup needs no multiplications
 
     def crop_block_size(self, block_size: int):
         self.config = replace(self.config, block_size=block_size)
 
 
 class EmpatheticModel(GPT):
-    """Base of EDS's two models: sequences have at most block_size tokens, and there is no KV cache."""
+    """Base class of EDS's two models, which have no KV cache and accept at most block_size tokens."""
 
     can_cache = False
 
     def check_length(self, T: int):
         if T > self.config.block_size:
             limit = f"block_size={self.config.block_size}, the limit of {position_scheme(self.config)}"
-            raise UserError(f"a sequence of {T} tokens is longer than {limit}: pass block_size or fewer")
+            raise UserError(f"a sequence of {T} tokens is longer than {limit}: pass a shorter sequence")
 
 
 class EmpatheticRope(EmpatheticModel):
-    """Rotates token embeddings once, over all channels, by RoPE's angle minus 90 degrees, without dropout."""
+    """EDS's "rope": rotates token embeddings once, over all channels, by RoPE's angle minus 90 degrees. No dropout."""
 
     def embed(self, idx, positions, previous_ids=None):
         x1, x2 = self.transformer.wte(idx).chunk(2, dim=-1)  # (B, T, C/2) each
@@ -82,10 +82,10 @@ class EmpatheticRope(EmpatheticModel):
 
 
 class EmpatheticRelative(EmpatheticModel):
-    """Multiplies token embeddings by the sequence length T and adds the sum of T rows of a table of distances.
+    """EDS's "relative": multiplies token embeddings by sequence length T and adds the sum of T distance table rows.
 
-    Position i gets row block_size - 1 - i and the T - 1 rows after it. A token's embedding thus depends on how
-    much text follows it, but not on which text.
+    Position i uses row block_size - 1 - i and the T - 1 rows after it. A token's embedding therefore depends on
+    how many tokens follow it, but not on which tokens they are.
     """
 
     def __init__(self, config: LegacyConfig):
@@ -108,7 +108,7 @@ class EmpatheticRelative(EmpatheticModel):
         table.weight = nn.Parameter(table.weight[first : first + table.num_embeddings].detach().clone())
 
     def logits_at(self, idx, last_positions):
-        # one sequence at a time: padding would change the embeddings
+        # one sequence at a time, since padding would change the embeddings
         rows = [idx[i : i + 1, : n + 1] for i, n in enumerate(last_positions.tolist())]
         return torch.cat([super(EmpatheticRelative, self).logits_at(row, row.shape[1] - 1) for row in rows])
 
@@ -117,20 +117,20 @@ MODEL_CLASSES = {"eds-rope": EmpatheticRope, "eds-relative": EmpatheticRelative}
 
 
 def build_model(config: GPTConfig) -> GPT:
-    """A new model with this architecture: a GPT, a bigram, or one of EDS's models."""
+    """Build a new model with this architecture: a GPT, a bigram model, or one of EDS's models."""
     if isinstance(config, LegacyConfig):
         return MODEL_CLASSES[config.legacy](config)
     return Bigram(config) if config.model_type == "bigram" else GPT(config)
 
 
 class _SkipInit(TorchFunctionMode):
-    """Skips normal_, which on the meta device spends seconds importing torch's compiler."""
+    """Function mode that skips normal_, which would spend seconds importing torch's compiler on the meta device."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
 def build_meta_model(config: GPTConfig) -> GPT:
-    """A model on the meta device: names and shapes, but no memory for weights."""
+    """Build a model on the meta device, which has parameter names and shapes but uses no memory for weights."""
     with torch.device("meta"), _SkipInit():
         return build_model(config)

@@ -1,1 +1,1 @@
-"""Weights to text: KV cache, sampling, detokenizing, making a model ready."""
+"""Decoding: model preparation, KV cache, sampling and detokenization."""

@@ -1,7 +1,7 @@
-"""Autoregressive decoding: KV cache, prefill, one token at a time, CUDA graphs.
+"""Autoregressive decoding: KV cache, prefill, decode steps and CUDA graphs.
 
-GPT.generate, dongpt.load and chat.py use stream(). `model` is always a GPT; the class is not imported, because model.py
-imports this module. Shapes are as in model.py, with R for the number of sequences being encoded, out of B.
+GPT.generate, dongpt.load and chat.py use stream(). `model` is always a GPT; the class is not imported because model.py
+imports this module. Shapes are as in model.py. R is the number of sequences being encoded, out of a batch of B.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ import torch
 from dongpt.decode.sampling import INVALID_ID, DecodingError, Sampling, check_inputs, context_len, penalize, sample_ids
 from dongpt.kernels import cpu
 
-N_BUFFERED_UNIFORMS = 64  # random numbers drawn at once for each sequence
-PREFILL_CHUNK_TOKENS = 8192  # tokens encoded at once
+N_BUFFERED_UNIFORMS = 64  # random numbers drawn at a time for each sequence
+PREFILL_CHUNK_TOKENS = 8192  # maximum number of tokens per forward pass
 GRAPH_BUCKET_TOKENS = 128  # cache lengths of CUDA graphs are multiples of this
 
 
@@ -33,7 +33,7 @@ def stream(
 ) -> Iterator[torch.Tensor]:
     """Yield the next id of every sequence, (B,) int64 on the CPU; see GPT.stream.
 
-    A decoder made with reuse_prefix=True encodes only the part that differs from its previous text.
+    If decoder has reuse_prefix=True, the prefix that a prompt shares with its previous context is not encoded again.
     """
     n_ids = model.config.vocab_size if n_ids is None else n_ids
     prompts = check_inputs(prompts, model.config.vocab_size, n_ids, max_new_tokens)
@@ -47,7 +47,7 @@ def stream(
     for next_ids in decoder.generate_ids(prompts, seed, max_new_tokens):
         next_ids = [-1 if done else i for i, done in zip(next_ids, is_finished)]
         if INVALID_ID in next_ids:
-            remedy = "use dtype=float32, or an earlier checkpoint if the training diverged"
+            remedy = "use dtype=float32, or an earlier checkpoint if training diverged"
             raise DecodingError(f"the model's logits are not finite: {remedy}")
         yield torch.tensor(next_ids)
         is_finished = [done or i in stop_ids for i, done in zip(next_ids, is_finished)]
@@ -65,12 +65,12 @@ class LayerCache(NamedTuple):
     keys: torch.Tensor  # (B, nh, capacity, hs)
     values: torch.Tensor  # (B, nh, capacity, hs)
     batch: slice | torch.Tensor  # sequences being encoded: a slice, or their indices (R,)
-    positions: torch.Tensor  # of the tokens being encoded: (T,), or (R, T) if the sequences differ
-    start: int | None  # first position, if positions are consecutive and equal for all sequences
+    positions: torch.Tensor  # positions of the tokens being encoded: (T,), or (R, T) if sequences differ
+    start: int | None  # first position if all sequences have the same consecutive positions, or None
     cache_len: int  # S: length of the longest sequence, including the tokens being encoded
 
     def extend(self, k, v):
-        """Store k, v (R, nh, T, hs) of the new tokens; return all keys and values so far, both (R, nh, S, hs)."""
+        """Store k and v (R, nh, T, hs) of the new tokens; return all cached keys and values, (R, nh, S, hs) each."""
         for buffer, new_kv in ((self.keys, k), (self.values, v)):
             if self.start is not None:
                 buffer[self.batch, :, self.start : self.cache_len] = new_kv
@@ -82,10 +82,10 @@ class LayerCache(NamedTuple):
 
 
 class KVCache:
-    """Keys and values of the tokens so far, so that only new tokens are encoded.
+    """Keys and values of previous tokens, so that only new tokens need to be encoded.
 
     Memory for `capacity` tokens per sequence (default: block_size) is allocated up front. Sequences may differ in
-    length: entries beyond a sequence's newest token are garbage, hidden by the mask and overwritten by later tokens.
+    length. Entries beyond a sequence's newest token are undefined; they are masked and later overwritten.
     """
 
     def __init__(self, model: Any, batch_size: int, capacity: int | None = None):
@@ -95,18 +95,18 @@ class KVCache:
         self.layers = [[torch.zeros(shape, **options), torch.zeros(shape, **options)] for _ in model.transformer.h]
 
     def layer_caches(self, positions, cache_len: int, start: int | None = None, batch=slice(None)) -> list[LayerCache]:
-        """The cache of each layer, ready to write tokens at positions (T,) or (R, T) of `batch`; see LayerCache."""
+        """Return the cache of each layer for writing tokens at positions (T,) or (R, T) of `batch`; see LayerCache."""
         return [LayerCache(keys, values, batch, positions, start, cache_len) for keys, values in self.layers]
 
 
 def _cache_dtype(model: Any) -> torch.dtype:
-    """The dtype in which the model computes keys and values."""
+    """Return the dtype in which the model computes keys and values."""
     device_type, dtype = model.device.type, model.transformer.wte.weight.dtype
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else dtype
 
 
 def previous_ids(tokens, positions, n: int):
-    """The n ids before positions[i] in each sequence i of tokens (B, T): (B, n), -1 before the start; None if n = 0."""
+    """Return the n ids before positions[i] in each row i of tokens (B, T): (B, n), padded with -1; None if n = 0."""
     if not n:
         return None
     indices = positions[:, None] + torch.arange(-n, 0, device=tokens.device)
@@ -120,11 +120,11 @@ def previous_ids(tokens, positions, n: int):
 class Decoder:
     """Decoding state of a batch: token buffer, KV cache, sampling settings.
 
-    Buffers are static, so that a step can be captured as a CUDA graph. No step waits for the ids of the previous one:
-    which tokens are in the context depends only on their number.
+    Buffers are static, so that a step can be captured as a CUDA graph. Steps do not wait for the previous ids, because
+    the length of the context depends only on the number of tokens.
 
-    capacity: see KVCache. reuse_prefix: encode only the part of the next prompt that the cache does not hold yet (batch
-    size 1).
+    capacity: see KVCache. reuse_prefix: encode only the part of the next prompt that is not in the cache yet (requires
+    batch size 1).
     """
 
     def __init__(self, model: Any, batch_size: int, use_kv_cache=True, capacity: int | None = None, reuse_prefix=False):
@@ -133,17 +133,17 @@ class Decoder:
         self.lengths = [0] * B  # number of tokens in the context of each sequence
         self.tokens = torch.zeros(
             B, self.block_size + 1, dtype=torch.int64, device=self.device
-        )  # garbage beyond lengths
+        )  # undefined beyond lengths
         self.last_positions = torch.zeros(B, dtype=torch.int64, device=self.device)  # positions of the newest tokens
-        # float64, which MPS lacks: there, ids are drawn on the CPU
+        # MPS does not support float64, so ids are sampled on the CPU there
         uniforms_device = "cpu" if self.device.type == "mps" else self.device
         self.uniforms = torch.zeros(N_BUFFERED_UNIFORMS, B, dtype=torch.float64, device=uniforms_device)
-        self.next_uniform = torch.zeros(1, dtype=torch.int64, device=uniforms_device)  # row in uniforms
+        self.next_uniform = torch.zeros(1, dtype=torch.int64, device=uniforms_device)  # next row of uniforms
         self.next_ids = torch.zeros(B, dtype=torch.int64, device=self.device)
         self.cache = KVCache(model, B, capacity) if use_kv_cache and model.can_cache else None
-        self.num_previous = model.config.ngrams - 1  # earlier tokens that a token's embedding depends on
+        self.num_previous = model.config.ngrams - 1  # number of previous tokens that an embedding depends on
         self.packed_blocks: cpu.PackedBlocks | None = None
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # captured decode steps by cache length
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # captured decode steps, by cache length
         self.weights_version: tuple = ()  # version of the weights that the cache was computed with
         self.weight_checksums: list[int] = []  # checksums of these weights
         self.key: tuple = ()  # see for_model
@@ -153,17 +153,17 @@ class Decoder:
 
     @classmethod
     def for_model(cls, model: Any, batch_size: int, use_kv_cache: bool, capacity: int) -> "Decoder":
-        """A Decoder for `capacity` tokens per sequence; on CUDA, the model's previous one if it fits."""
+        """Create a Decoder for `capacity` tokens per sequence; on CUDA, reuse the model's previous one if possible."""
         if model.device.type != "cuda" or model.training or any(p.requires_grad for p in model.parameters()):
-            return cls(model, batch_size, use_kv_cache, capacity)  # keep no buffers for a model in training
+            return cls(model, batch_size, use_kv_cache, capacity)  # do not keep buffers while a model is being trained
         decoder, key = model.__dict__.get("_decoder"), (batch_size, use_kv_cache, _weights_version(model))
         if decoder is None or decoder.in_use or decoder.key != key:
-            decoder = cls(model, batch_size, use_kv_cache)  # room for block_size tokens, so that any text fits
+            decoder = cls(model, batch_size, use_kv_cache)  # with space for block_size tokens, so that it can be reused
             model.__dict__["_decoder"], decoder.key = decoder, key
         return decoder
 
     def set_sampling(self, sampling: Sampling, n_ids: int):
-        """Use these settings for sampling from now on; only ids below n_ids are drawn."""
+        """Set the sampling parameters. Only ids below n_ids will be sampled."""
         if (sampling, n_ids) == (self.sampling, self.n_ids):
             return
         self.sampling, self.n_ids = sampling, n_ids
@@ -176,7 +176,7 @@ class Decoder:
     def generate_ids(self, prompts: list[list[int]], seed: int, max_new_tokens: int) -> Iterator[list[int]]:
         """Yield the next id of each sequence, max_new_tokens times.
 
-        On a GPU, the next step is already queued when they arrive, so stop conditions are checked one step late.
+        On a GPU, the next step is already queued when the ids arrive, so stop conditions are checked one step late.
         """
         self.in_use = True
         copied_ids: Any = None
@@ -211,7 +211,7 @@ class Decoder:
             self.in_use = False
 
     def prefill(self, prompts: list[list[int]], max_new_tokens: int):
-        """Load the prompts and encode all their tokens except the newest."""
+        """Load the prompts and encode all tokens except the last of each."""
         windows = [prompt[-context_len(len(prompt), self.block_size) :] for prompt in prompts]
         if self.cache and self.cache.dtype != _cache_dtype(self.model):
             self.cache = KVCache(self.model, len(prompts), self.capacity)
@@ -234,8 +234,8 @@ class Decoder:
             self._encode(range(len(prompts)), all(window == windows[0] for window in windows), cached_len)
 
     def _cached_prefix_len(self, prompt_ids: list[int]) -> int:
-        """Number of leading prompt_ids, without the newest, that the cache holds for the current weights."""
-        # Writes through .data show only in sums of the bits. Frozen weights are skipped, since summing takes time.
+        """Return how many leading prompt_ids, excluding the last, are cached for the current weights."""
+        # Only checksums detect writes through .data. Frozen weights are skipped because checksums take time.
         int_dtypes = {2: torch.int16, 4: torch.int32, 8: torch.int64}
         trained_weights = [p.detach() for p in self.model.parameters() if p.requires_grad]
         checksums = [int(weight.view(int_dtypes[weight.element_size()]).sum()) for weight in trained_weights]
@@ -248,7 +248,7 @@ class Decoder:
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], cached_and_new_ids))
 
     def truncate_context(self):
-        """Cut sequences longer than block_size to their newest half, and encode that again from position 0."""
+        """Truncate sequences longer than block_size to their newest half, and encode it again from position 0."""
         full_rows = [i for i, length in enumerate(self.lengths) if length > self.block_size]
         if not full_rows:
             return
@@ -261,9 +261,9 @@ class Decoder:
             self._encode(full_rows, False)
 
     def _encode(self, rows: Sequence[int], same_prompts: bool, start: int = 0):
-        """Write the tokens of these sequences, from start to the last but one, to the cache.
+        """Encode the tokens of these sequences, from `start` up to but not including the last, into the cache.
 
-        With same_prompts=True they are encoded once and copied.
+        With same_prompts=True, one sequence is encoded and copied to the others.
         """
         assert self.cache
         end_position = max(self.lengths[i] for i in rows) - 1
@@ -286,7 +286,7 @@ class Decoder:
     def decode_step(self):
         """Sample one id for each sequence."""
         max_len = max(self.lengths)
-        # no graphs under autocast, which frees its casts of the weights at exit
+        # no graphs under autocast, which frees its copies of the weights when it exits
         if self.cache and self.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):
             self._replay_graph(min(-(-max_len // GRAPH_BUCKET_TOKENS) * GRAPH_BUCKET_TOKENS, self.block_size))
         else:
@@ -294,7 +294,7 @@ class Decoder:
             self._sample(self._logits(max_len, start))
 
     def _logits(self, cache_len: int, start: int | None):
-        """Logits (B, V) after the newest tokens, which are added to the cache; start: their position, if equal."""
+        """Return logits (B, V) after adding the newest tokens to the cache. start: their position, if all are equal."""
         model, tokens = self.model, self.tokens[:, :cache_len]
         if self.cache is None:
             return model.logits_at(tokens, self.last_positions)
@@ -322,7 +322,7 @@ class Decoder:
             self.seen_mask.scatter_(1, ids, True)
 
     def _replay_graph(self, cache_len: int):
-        """Run a decode step as a CUDA graph, since small models would spend most of their time launching kernels."""
+        """Run a decode step as a CUDA graph; otherwise, small models spend most of their time launching kernels."""
         if cache_len not in self.graphs:
             state = [t for t in (self.next_uniform, self.last_positions, self.tokens, self.seen_mask) if t is not None]
             saved_values = [t.clone() for t in state]
@@ -341,7 +341,7 @@ class Decoder:
 
 
 def _weights_version(model: Any) -> tuple:
-    """A value that changes when cached keys and values become stale: after assignments and in-place updates."""
+    """Return a value that changes when cached keys and values become stale, such as after weight updates."""
     tensors = [*model.parameters(), *model.buffers()]
     tensor_versions = [(t.data_ptr(), t.dtype, -1 if t.is_inference() else t._version) for t in tensors]
     return (*tensor_versions, model.config, model.document_end_id, model.training, _cache_dtype(model))
@@ -349,9 +349,9 @@ def _weights_version(model: Any) -> tuple:
 
 @contextlib.contextmanager
 def _limited_threads(is_small_model: bool) -> Iterator[None]:
-    """Use one CPU thread for a small model, where several would spend more time waiting than computing.
+    """Use one CPU thread for a small model, since several would spend more time waiting than computing.
 
-    Entered once per token, so that the caller of a stream keeps its own number of threads.
+    This is entered once per token, so that the caller of a stream keeps its own number of threads.
     """
     n_threads = torch.get_num_threads()
     if is_small_model and n_threads > 1:

@@ -1,4 +1,4 @@
-"""Weight formats for inference: int8 needs half the memory of bfloat16; a CPU reads packed layers fast."""
+"""Weight formats for inference: int8, which halves the memory of bfloat16, and packed layers for fast CPU decoding."""
 
 from typing import Any, Callable
 
@@ -11,9 +11,9 @@ from dongpt.kernels.cpu import PackedLinear
 
 
 def quantize_weight(weight):
-    """(int8 (N, K), float32 scale (N,)) such that weight (N, K) is close to int8 * scale[:, None].
+    """Return int8 values (N, K) and a float32 scale (N,) such that weight (N, K) is close to values * scale[:, None].
 
-    The largest absolute value in each row becomes 127.
+    The largest absolute value in each row is mapped to 127.
     """
     weight = weight.detach().float()
     scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
@@ -21,7 +21,7 @@ def quantize_weight(weight):
 
 
 class Int8Linear(nn.Module):
-    """A Linear for inference with int8 weights and one scale per output channel; activations keep their dtype."""
+    """Linear layer for inference with int8 weights and one scale per output channel. Activations keep their dtype."""
 
     weight: torch.Tensor
     scale: torch.Tensor
@@ -40,20 +40,20 @@ class Int8Linear(nn.Module):
 
 
 def quantize_linears(model: nn.Module):
-    """Replace every Linear of model, including the head, with an Int8Linear. Raises UserError if there is none."""
+    """Replace every Linear in model, including the head, with an Int8Linear. Raises UserError if there are none."""
     if not any(isinstance(module, nn.Linear) for module in model.modules()):
-        raise UserError("quantize=int8: this model has no weights to quantize, drop the setting")
+        raise UserError("quantize=int8: this model has no weights to quantize; remove the setting")
     _replace_modules(model, nn.Linear, Int8Linear)
 
 
 def pack_model(model: Any, dtype: torch.dtype):
-    """Prepare a GPT on a CPU for inference only: Linears packed in dtype (int8 stays int8), the rest in float32."""
+    """Prepare a GPT for CPU inference: pack Linears in dtype (int8 stays int8) and convert the rest to float32."""
     model.float()
     _replace_modules(model, (nn.Linear, Int8Linear), lambda linear: PackedLinear(linear, dtype))
 
 
 def _replace_modules(model: nn.Module, module_types: type | tuple[type, ...], make_module: Callable[[Any], nn.Module]):
-    """Replace each submodule of one of module_types with make_module(submodule)."""
+    """Replace each submodule that is an instance of module_types with make_module(submodule)."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, module_types):

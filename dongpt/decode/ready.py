@@ -1,10 +1,10 @@
-"""Prepare a trained model for decoding: load it, and convert its weights to the fastest format for the device.
+"""Load a trained model and convert its weights to the fastest format for decoding on the device.
 
     generator = load("out-quickstart")                   # or dongpt.load
     print(generator.generate("The ", max_new_tokens=100, seed=1))
 
-On a GPU, the weights get the runtime's dtype. On a CPU, every token reads all weights once, so half the bytes take half
-the time: large models get bfloat16 weights there, packed by dongpt/kernels/cpu.py, and compute in float32.
+On a GPU, weights use the runtime's dtype. On a CPU, decoding a token reads all weights once, so halving their size
+halves the time. Large models therefore use bfloat16 weights, packed by dongpt/kernels/cpu.py, and compute in float32.
 """
 
 from dataclasses import dataclass
@@ -24,20 +24,20 @@ from dongpt.runtime import DTYPES, Runtime, RuntimeConfig, start
 from dongpt.text.tokenizers import Tokenizer, UnknownPolicy
 from model import GPT
 
-BFLOAT16_MIN_PARAMS = 5e7  # number of parameters from which dtype=auto means bfloat16 weights on a CPU
+BFLOAT16_MIN_PARAMS = 5e7  # minimum size for dtype=auto to select bfloat16 weights on a CPU
 Quantization = Literal["none", "int8"]
 
 
 @dataclass
 class Generator:
-    """A model that is ready to decode, and its tokenizer."""
+    """A model prepared for decoding, with its tokenizer."""
 
     model: GPT
     tokenizer: Tokenizer | None  # None if the checkpoint has none
-    description: str  # device, dtype and weight format, with the reasons for each
+    description: str  # device, dtype and weight format, with the reason for each
 
     def generate(self, prompt: str, max_new_tokens: int = 500, **settings) -> str:
-        """The text that follows prompt: the first text that sample.py prints with the same settings; see stream()."""
+        """Return the text generated after prompt, which is the first sample of sample.py with the same settings."""
         return "".join(self.stream(prompt, max_new_tokens, **settings))
 
     def stream(
@@ -56,10 +56,10 @@ class Generator:
         unknown: UnknownPolicy = "error",
         use_kv_cache: bool = True,
     ) -> Iterator[str]:
-        """Yield the text that follows prompt piece by piece, as it is generated: whole characters, no empty pieces.
+        """Yield the text generated after prompt in non-empty pieces of whole characters.
 
-        The settings and their defaults are those of sample.py. Raises UserError for invalid settings, characters in the
-        prompt that are not in the vocabulary, a model without a tokenizer, and non-finite logits.
+        The settings and their defaults match sample.py. Raises UserError if a setting is invalid, the prompt contains
+        characters outside the vocabulary, the model has no tokenizer, or its logits are not finite.
         """
         ids, tokenizer = self.encode(prompt, unknown), self.require_tokenizer()
         stop = parse_stop_strings(stop) if isinstance(stop, str) else stop
@@ -79,12 +79,12 @@ class Generator:
             yield piece
 
     def encode(self, prompt: str, unknown: UnknownPolicy = "error") -> list[int]:
-        """The ids of a prompt, in which special tokens are recognized; never empty. Raises UserError."""
+        """Encode a prompt, including special tokens, as a non-empty list of ids. Raises UserError on failure."""
         tokenizer = self.require_tokenizer()
         return tokenizer.encode(prompt, special=True, unknown=unknown) or [tokenizer.start_id]
 
     def require_tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises UserError if the checkpoint has none."""
+        """Return the tokenizer. Raises UserError if the checkpoint has none."""
         if self.tokenizer is None:
             remedy = "copy the meta.pkl or meta.json of its data into the checkpoint's folder"
             raise UserError(f"this checkpoint has no tokenizer, so its output cannot be shown as text: {remedy}")
@@ -100,11 +100,11 @@ def load(
     chat_template: bool = True,
     **model_args: Any,
 ) -> Generator:
-    """The model at path (a checkpoint, an out_dir, a Hugging Face directory or gpt2*), ready to decode.
+    """Load the model at path (a checkpoint, an out_dir, a Hugging Face directory or gpt2*) for decoding.
 
-    The settings are those of sample.py. model_args (n_head=4) supply hyperparameters that checkpoints of other trainers
-    may lack. chat_template=False drops the tokenizer's chat template, which this version may not know. Raises UserError
-    if the model cannot be loaded, and for settings that cannot work here.
+    The settings are those of sample.py. model_args, such as n_head=4, provide hyperparameters that are missing from
+    other trainers' checkpoints. chat_template=False ignores the tokenizer's chat template, which this version may not
+    support. Raises UserError if the model cannot be loaded or a setting is unsupported.
     """
     for key, value in dict(device=device, dtype=dtype, compile=compile).items():
         check_setting(key, value, RuntimeConfig, "load")
@@ -120,20 +120,20 @@ def load(
 def prepare_for_decoding(
     model: GPT, rt: Runtime, dtype: str = "auto", quantize: str = "none", compile: bool | Literal["auto"] = "auto"
 ) -> str:
-    """Move model to the device, in eval mode and in the fastest weight format; it can no longer be trained afterwards.
+    """Prepare model for inference on the device, using the fastest weight format. It cannot be trained afterwards.
     Returns a description of the choices and their reasons.
 
-    dtype is the setting. compile=True compiles the blocks; auto does not, since a few samples do not repay a minute of
-    compiling. Raises UserError if torch.compile does not work.
+    compile=True compiles the blocks. compile="auto" does not, since compiling takes a minute and does not pay off for a
+    few samples. Raises UserError if torch.compile does not work.
     """
     model.to(rt.device).eval().requires_grad_(False)
     n_params, weight_format, format_reason = model.get_num_matmul_params(), rt.dtype, ""
     is_packable, compiler_problem = cpu.can_pack(model) if compile is not True else (False, "")
     if dtype == "auto" and is_packable and n_params >= BFLOAT16_MIN_PARAMS:
-        weight_format, format_reason = "bfloat16", f" (auto: every token reads {n_params / 1e6:.0f}M of them)"
+        weight_format, format_reason = "bfloat16", f" (auto: each token reads {n_params / 1e6:.0f}M weights)"
     if quantize == "int8":
         quantize_linears(model)
-        weight_format, format_reason = "int8", " (as asked)"
+        weight_format, format_reason = "int8", " (requested)"
     if is_packable and weight_format != "float16":
         pack_model(model, DTYPES.get(weight_format, torch.float32))
         sum_dtype_note = "" if weight_format == "float32" else ", sums in float32"
@@ -145,18 +145,18 @@ def prepare_for_decoding(
     if compiler_problem:
         notes.append(f"not packed ({compiler_problem}): slower")
     elif quantize == "int8":
-        notes.append("less memory, slower than without")  # weights are converted back to floats for every token
+        notes.append("which saves memory but is slower")  # weights are converted back to floats for every token
     if rt.device_type == "cuda":
-        notes.append("compile: on (as asked)" if compile is True else "compile: off (a minute for a few samples)")
+        notes.append("compile: on (requested)" if compile is True else "compile: off (not worth it for a few samples)")
     return ", ".join([rt.description, *notes])
 
 
 def compile_blocks(model: GPT):
     """Compile the model's blocks. Raises UserError if torch.compile does not work."""
-    model.use_packed_weights = False  # they would replace the compiled layers
+    model.use_packed_weights = False  # packed weights would replace the compiled layers
     for block in model.transformer.h:
         block.compile(dynamic=True)
     try:
         list(model.stream([[0, 0]], 3))
-    except Exception as error:  # a missing compiler, an unsupported Python or GPU, ...: every backend has its own
-        raise UserError(f"compile=True cannot work here ({first_line(error)}): use compile=False") from error
+    except Exception as error:  # missing compiler, unsupported Python or GPU, ...: types depend on the backend
+        raise UserError(f"compile=True does not work here ({first_line(error)}): use compile=False") from error

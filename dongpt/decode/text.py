@@ -1,4 +1,4 @@
-"""Streaming detokenizer: complete UTF-8 characters only, stop strings removed.
+"""Streaming detokenizer that returns only complete UTF-8 characters and removes stop strings.
 
 texts = Detokenizer(tokenizer, 2, stop=["###"])
 for ids in model.stream(prompts, 100):
@@ -17,33 +17,33 @@ from dongpt.text.tokenizers import Tokenizer
 
 
 class Detokenizer:
-    """The growing texts of a batch: texts[i] is the text of sequence i so far, end_reasons[i] why it ended, or ""."""
+    """Output of a batch: texts[i] is the text of sequence i, and end_reasons[i] is why it ended ("" if it has not)."""
 
     def __init__(self, tokenizer: Tokenizer, batch_size: int, stop: Sequence[str] = (), stop_ids: Sequence[int] = ()):
         self.stop, self.stop_ids = tuple(stop), frozenset(stop_ids)
         self.texts, self.end_reasons, self.n_tokens = [""] * batch_size, [""] * batch_size, [0] * batch_size
         self._decoders = [tokenizer.decoder() for _ in range(batch_size)]
-        self._withheld_text = [""] * batch_size  # possibly the beginning of a stop string
+        self._withheld_text = [""] * batch_size  # possibly the start of a stop string
 
     @property
     def done(self) -> bool:
-        """Whether all texts have ended."""
+        """Return True if all sequences have ended."""
         return all(self.end_reasons)
 
     def add(self, ids: Sequence[int]) -> list[str]:
-        """Append the next id of each sequence; return the new text of each, except possible starts of stop strings."""
+        """Append the next id of each sequence; return its new text, withholding possible starts of stop strings."""
         return [self._append(i, new_id, "stop" if new_id in self.stop_ids else "") for i, new_id in enumerate(ids)]
 
     def finish(self, reason: str = "length") -> list[str]:
-        """End the texts that have not ended yet; return the withheld text of each."""
+        """End the sequences that have not ended yet; return the withheld text of each."""
         return [self._append(i, -1, reason) for i in range(len(self.texts))]
 
     def _append(self, i: int, new_id: int, end_reason: str) -> str:
-        """Append new_id to text i, or end it without new_id if there is an end_reason; return its new text."""
+        """Append new_id to sequence i, or end it without new_id if there is an end_reason; return its new text."""
         if self.end_reasons[i]:
             return ""
         self.n_tokens[i] += not end_reason
-        piece = self._decoders[i](None if end_reason else new_id)  # None returns the bytes of an incomplete character
+        piece = self._decoders[i](None if end_reason else new_id)  # None flushes an incomplete character
         text = self._withheld_text[i] + piece
         n_withheld = 0
         if stop_positions := [text.index(stop) for stop in self.stop if stop in text]:
@@ -57,8 +57,8 @@ class Detokenizer:
 
 
 def parse_stop_strings(stop: str) -> list[str]:
-    """The strings in the setting `stop`: none, one, or a JSON list; \\n is a newline. Raises UserError."""
-    single_string = stop.replace("\\n", "\n").replace("\\t", "\t")  # shells pass "\n" on as typed
+    """Parse the `stop` setting: empty, one string, or a JSON list of strings. \\n means newline. Raises UserError."""
+    single_string = stop.replace("\\n", "\n").replace("\\t", "\t")  # shells pass \n as two characters
     if not stop.startswith("["):
         return [single_string] if stop else []
     try:
@@ -71,19 +71,19 @@ def parse_stop_strings(stop: str) -> list[str]:
 
 
 def parse_stop_ids(stop_ids: str, vocab_size: int) -> list[int]:
-    """The ids in a comma-separated setting. Raises UserError for anything that is not in the vocabulary."""
+    """Parse a comma-separated list of ids. Raises UserError if an id is not in the vocabulary."""
     id_texts = [id_text.strip() for id_text in stop_ids.split(",")] if stop_ids.strip() else []
     if invalid_ids := [id_text for id_text in id_texts if not id_text.isdecimal() or int(id_text) >= vocab_size]:
         invalid_text = ", ".join(map(repr, invalid_ids))
-        remedy = "list ids with commas, as in --stop_ids=0,1"
-        raise UserError(f"--stop_ids: {invalid_text} is not an id from 0 to {vocab_size - 1}: {remedy}")
+        remedy = "separate ids with commas, as in --stop_ids=0,1"
+        raise UserError(f"--stop_ids: expected ids from 0 to {vocab_size - 1}, got {invalid_text}: {remedy}")
     return [int(id_text) for id_text in id_texts]
 
 
 def read_prompt(prompt: str) -> str:
-    """The text of a prompt setting: the setting itself, or after FILE: the text of that file.
+    """Return the contents of the file if the prompt setting is FILE:path, or the setting itself otherwise.
 
-    The file is looked up in the working directory, then in the repository. Raises UserError if it cannot be read.
+    The path is relative to the working directory or the repository. Raises UserError if the file cannot be read.
     """
     if not prompt.startswith("FILE:"):
         return prompt
@@ -95,4 +95,4 @@ def read_prompt(prompt: str) -> str:
                     return file.read()
             except UnicodeDecodeError as error:
                 raise UserError(f"the prompt file {name} is not UTF-8 at byte {error.start}: convert it") from error
-    raise UserError(f"no prompt file {name!r}: pass --prompt=FILE:path of a text file, or the prompt itself")
+    raise UserError(f"prompt file {name!r} not found: pass --prompt=FILE:path of a text file, or the prompt itself")

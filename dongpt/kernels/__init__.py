@@ -1,1 +1,1 @@
-"""Hand-written kernels, each next to its plain reference."""
+"""Hand-written CPU kernels and their reference implementations."""

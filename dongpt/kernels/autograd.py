@@ -1,7 +1,7 @@
-"""Operations of the training step with a hand-written backward pass, which is faster on a CPU than autograd's.
+"""Training operations with hand-written backward passes, which are faster on a CPU than autograd's.
 
-rotate_reference and biased_attention_reference compute the same with plain operations; tests compare the two. Dropout
-uses fewer random bits than PyTorch's.
+In tests, results are compared with rotate_reference and biased_attention_reference, which use standard operations.
+Dropout uses fewer random bits than PyTorch's.
 """
 
 import math
@@ -12,21 +12,21 @@ from torch.nn import functional as F
 
 
 def rotate_reference(x, rotation):
-    """Rotate the channel pairs (i, i + hs/2) of x (B, T, nh, hs); rotation: cos and sin, (..., T, 1, hs)."""
+    """Rotate the channel pairs (i, i + hs/2) of x (B, T, nh, hs). rotation is (cos, sin), each (..., T, 1, hs)."""
     cos, sin = rotation
     x1, x2 = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-x2, x1], dim=-1) * sin).to(x.dtype)
 
 
 class _Rotate(torch.autograd.Function):
-    """rotate_reference for queries and keys; the backward pass moves half as much memory as autograd's."""
+    """Rotate queries and keys. The backward pass moves half as much memory as that of rotate_reference."""
 
     @staticmethod
     def forward(ctx, q, k, cos, sin):
         ctx.save_for_backward(cos, sin)
         half_size, outputs = q.shape[-1] // 2, []
         for x in (q, k):
-            y = x * cos  # float32 for any dtype of x
+            y = x * cos  # float32, whatever the dtype of x
             y[..., :half_size].addcmul_(x[..., half_size:], sin[..., :half_size], value=-1)
             y[..., half_size:].addcmul_(x[..., :half_size], sin[..., half_size:])
             outputs.append(y.to(x.dtype))
@@ -42,21 +42,21 @@ rotate = _Rotate.apply  # rotate(q, k, cos, sin) returns the rotated (q, k)
 
 
 def biased_attention_reference(q, k, v, bias):
-    """Attention of q, k, v (B, nh, T, hs) with bias (1, nh, T, T) added to the scores; -inf masks a key."""
+    """Compute attention of q, k, v (B, nh, T, hs) with bias (1, nh, T, T) added to the scores; -inf masks a key."""
     scores = (q @ k.mT) / math.sqrt(q.shape[-1])
     return (scores.float() + bias).softmax(-1).to(v.dtype) @ v
 
 
 def biased_attention(q, k, v, bias):
-    """biased_attention_reference for a causal bias, with PyTorch's flash kernel in the forward pass.
+    """Compute biased_attention_reference for a causal bias, using PyTorch's flash kernel in the forward pass.
 
-    That kernel computes no gradient for the bias, and PyTorch's fallback stores all scores (B, nh, T, T). This backward
-    pass recomputes them in tiles that fit into the CPU's cache, and skips the tiles above the diagonal.
+    That kernel does not compute a gradient for the bias, and PyTorch's fallback stores all scores (B, nh, T, T). This
+    backward pass recomputes them in tiles that fit in the CPU cache and skips tiles above the diagonal.
     """
     return _BiasedAttention.apply(q, k, v, bias)
 
 
-TILE_QUERIES, TILE_SCORES = 64, 2**20  # maximum per tile of the backward pass
+TILE_QUERIES, TILE_SCORES = 64, 2**20  # maximum per tile in the backward pass
 
 
 class _BiasedAttention(torch.autograd.Function):
@@ -89,16 +89,16 @@ class _BiasedAttention(torch.autograd.Function):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout; on a CPU with 16 random bits per element, so that p is rounded to a multiple of 1/65536.
+    """nn.Dropout that uses 16 random bits per element on a CPU, so that p is rounded to a multiple of 1/65536.
 
-    torch's own dropout draws 64 random bits per element on one core. That takes a tenth of a wide model's step in
-    float32, and half of it on a CPU with bfloat16 matrix instructions.
+    torch's dropout draws 64 random bits per element on one core. In a wide model, this takes a tenth of the step time
+    in float32, and half of it on a CPU with bfloat16 matrix instructions.
     """
 
     def forward(self, x):
         if not self.training or not self.p or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         random_bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        n_dropped = min(round(self.p * 65536), 65535)  # how many of the 65536 random values mean drop
+        n_dropped = min(round(self.p * 65536), 65535)  # number of the 65536 possible values that drop an element
         keep_mask = random_bits[: x.numel()].view(x.shape) >= n_dropped - 32768
         return x * keep_mask.to(x.dtype).mul_(65536 / (65536 - n_dropped))

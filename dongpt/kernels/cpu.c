@@ -1,10 +1,10 @@
-// Decoding with a GPT on a CPU: matmul() multiplies a few rows by a packed weight, blocks() runs all layers of model.py
-// for one new token per sequence. Every token reads every weight once, so that memory bandwidth is the limit.
+// CPU decoding for a GPT: matmul() multiplies a few rows by a packed weight, and blocks() runs all layers of model.py
+// for one new token per sequence. Every token reads every weight once, so speed is limited by memory bandwidth.
 //
 // cpu.py packs W (N, K) into panels of SUMS * V output channels. For each k, a panel holds words of 32 bits; a word
 // contains PARTS weights (1 float32, 2 bfloat16 or 4 int8) of channels that are V apart. One load thus returns the
-// weights of PARTS * V channels for one k, a shift or a mask converts them to float32, and each is multiplied by x[m][k]
-// for several rows m while it is in a register. Sums are float32. The result for a row is independent of other rows.
+// weights of PARTS * V channels for one k. A shift or mask converts them to float32, and each is multiplied by x[m][k]
+// for several rows m while it is in a register. Sums are float32. The result for a row does not depend on other rows.
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -15,8 +15,8 @@ enum { V = 16 };
 #else
 enum { V = 8 };  // one AVX2 register or two NEON registers
 #endif
-enum { BLOCK = 384,  // number of k per pass, so that a panel stays in the L1 cache for all rows
-       PREFETCH_BYTES = 2048,  // prefetch distance if there are few rows
+enum { BLOCK = 384,  // number of k per pass; a panel stays in the L1 cache for all rows
+       PREFETCH_BYTES = 2048,  // prefetch distance for a few rows
        MAX_ROWS = 64 };  // maximum number of rows of x per pass
 
 typedef float floats __attribute__((vector_size(4 * V), aligned(4), may_alias));
@@ -35,7 +35,7 @@ INLINE floats unpack(words word, int parts, int part) {
     return __builtin_convertvector((word << (24 - 8 * part)) >> 24, floats);
 }
 
-// sum (count, R) += weights of one k, times x (R). Of the SUMS vectors at w, count are used, starting at first.
+// Add the weights for one k times x (R) to sum (count, R). Uses count of the SUMS vectors at w, starting at first.
 INLINE void step(floats sum[4][4], const char *w, const float *x, long stride, int parts, int R, int first, int count) {
     floats weights[4];
     UNROLL for (int p = 0; p < count; p++)
@@ -44,8 +44,8 @@ INLINE void step(floats sum[4][4], const char *w, const float *x, long stride, i
         UNROLL for (int p = 0; p < count; p++) sum[p][m] += weights[p] * x[m * stride];
 }
 
-// step for n values of k, with sums (R, SUMS, V). The rows of x (R, n) are stride apart. Prefetches pace bytes per k,
-// starting at next.
+// Run step() for n values of k, with sums (R, SUMS, V). The rows of x (R, n) are stride apart. Prefetches pace bytes
+// per k, starting at next.
 INLINE void multiply(const char *w, const float *x, long stride, float *sums, long n, int parts, int R, int first,
                      int count, const char *next, long pace) {
     const int S = SUMS(parts), bytes = 4 * V * S / parts;
@@ -62,12 +62,12 @@ INLINE void multiply(const char *w, const float *x, long stride, float *sums, lo
         UNROLL for (int m = 0; m < R; m++) *(floats *)(sums + (m * S + first + p) * V) = sum[p][m];
 }
 
-// Panels first to last - 1 for M <= MAX_ROWS rows. scale and bias (N) may be NULL.
+// Compute panels first to last - 1 for M <= MAX_ROWS rows. scale and bias (N) may be NULL.
 INLINE void panels(const char *w, const float *scale, const float *bias, const float *x, float *y, long M, long N,
                    long K, int parts, long first, long last) {
     const int S = SUMS(parts), width = S * V, bytes = 4 * width / parts;
-    // Four rows times two sums fill the registers. All passes prefetch an equal share of the next block; otherwise the
-    // first pass would wait for memory. Few rows of float32 are fastest without prefetching.
+    // Four rows times two sums fill the registers. All passes prefetch an equal share of the next block; otherwise, the
+    // first pass would wait for memory. For a few rows of float32, not prefetching is fastest.
     const long passes = M < 4 ? 1 : M / 4 * (S / 2) + (M % 4 > 1) + M % 2;
     const long pace = M < 4 && parts == 1 ? 0 : bytes / passes;
     float sums[MAX_ROWS * 4 * V] __attribute__((aligned(64)));
@@ -100,7 +100,7 @@ typedef struct {
     long N, K, parts;
 } linear;
 
-// y (M, N) = x (M, K) times the transpose of the weight, times scale if there is one, plus bias if there is one.
+// Compute y (M, N) = x (M, K) times the transposed weight, times scale and plus bias, both of which are optional.
 void matmul(const linear *f, const float *x, float *y, long M) {
     const long width = SUMS(f->parts) * V, count = (f->N + width - 1) / width;
     #pragma omp parallel if (M * f->N * f->K > 1 << 15)
@@ -128,7 +128,7 @@ INLINE floats select(words condition, floats yes, floats no) {
     return (floats)((condition & (words)yes) | (~condition & (words)no));
 }
 
-// e^x with a relative error below 2e-7; x is clamped to -87 .. 88, NaN stays NaN. 2^n times a power series.
+// Return e^x = 2^n times a power series, with a relative error below 2e-7. x is clamped to [-87, 88]; NaN stays NaN.
 INLINE floats exponential(floats x) {
     floats low = select(x < -87.0f, (floats){0} - 87.0f, x);
     floats y = select(low > 88.0f, (floats){0} + 88.0f, low);
@@ -138,7 +138,7 @@ INLINE floats exponential(floats x) {
     return select(x == x, (floats)((words)series + ((words)shifted << 23)), x);
 }
 
-// GELU, exact (erf: Abramowitz and Stegun 7.1.26, error below 1.5e-7) or with GPT-2's tanh.
+// Return GELU(x), exact (erf: Abramowitz and Stegun 7.1.26, error below 1.5e-7) or with GPT-2's tanh.
 INLINE floats gelu(floats x, int gelu_tanh) {
     if (gelu_tanh) {
         floats u = 0.7978845608f * (x + 0.044715f * x * x * x);
@@ -175,7 +175,7 @@ static void normalise(const float *x, const float *weight, const float *bias, fl
     }
 }
 
-// One head's attention of q (size) over n keys and values (n, size); bias (n) or NULL is added to the scores.
+// Compute one head's attention of q (size) over n keys and values (n, size). bias (n) is added to the scores, or NULL.
 static void look(const float *q, const float *keys, const float *values, const float *bias, float *scores, float *y,
                  long n, long size) {
     const float scale = 1 / sqrtf(size);
@@ -213,14 +213,14 @@ typedef struct {
 } layer;
 
 typedef struct {  // shared by all layers
-    const int64_t *positions;  // position of the newest token: one for all rows, or (B)
+    const int64_t *positions;  // positions of the newest tokens: one for all rows, or (B)
     const float *cos, *sin;  // (1 or B, head size) or NULL: model.rotate
     const float *bias;  // (1 or B, 1 or n_head, cache_len) or NULL
     long B, C, n_head, capacity;  // capacity: maximum number of tokens per row of a cache
     long positions_differ, rotations_differ, bias_rows, bias_heads, cache_len, gelu_tanh, n_threads;
 } decode_step;
 
-// model.rotate for one head: channels i and i + size / 2 are a pair.
+// model.rotate for one head. Channels i and i + size / 2 form a pair.
 static void rotate(float *x, const float *cos, const float *sin, long size) {
     for (long i = 0, j = size / 2; j < size; i++, j++) {
         float a = x[i] * cos[i] - x[j] * sin[i], b = x[j] * cos[j] + x[i] * sin[j];
@@ -254,8 +254,8 @@ static void add(float *x, const float *y, long n) {
     for (long i = 0; i < n; i++) x[i] += y[i];
 }
 
-// Runs x (B, C) through all layers and writes new keys and values to the caches (B, n_head, capacity, head size).
-// scratch holds 6 * B * C floats, and capacity for each of n_threads.
+// Run x (B, C) through all layers and write new keys and values to the caches (B, n_head, capacity, head size).
+// scratch has space for 6 * B * C + n_threads * capacity floats.
 void blocks(const decode_step *t, const layer *layers, long n_layer, float *const *keys, float *const *values, float *x,
             float *scratch) {
     const long n = t->B * t->C;

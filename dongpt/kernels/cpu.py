@@ -1,8 +1,8 @@
-"""Decoding on a CPU with packed float32, bfloat16 or int8 weights, limited only by memory bandwidth.
+"""CPU decoding with packed float32, bfloat16 or int8 weights, limited only by memory bandwidth.
 
-For one row of input, PyTorch's kernels reach half to three quarters of the memory bandwidth. For eight rows in bfloat16
-they take ten times as long as necessary on a CPU without bfloat16 instructions. A few hundred small calls per token
-come on top. cpu.c is compiled when it is first needed, which takes a second; without a C compiler, PyTorch's kernels
+For one row of input, PyTorch's kernels reach half to three quarters of the memory bandwidth. For eight rows in
+bfloat16, they take ten times as long as necessary on a CPU without bfloat16 instructions. A few hundred small calls per
+token add more overhead. cpu.c is compiled on first use, which takes a second. Without a C compiler, PyTorch's kernels
 are used. The reference implementation is the model's own forward pass.
 """
 
@@ -20,30 +20,30 @@ import torch
 import torch.nn as nn
 
 C_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu.c")
-PACKING_MIN_PARAMS = 1e6  # fewer parameters: reading them does not dominate a token's time
-WEIGHT_COPY_MAX_PARAMS = 5e8  # more parameters: a second copy may not fit into memory
-WEIGHT_COPY_MIN_TOKENS = 16  # fewer tokens: packing takes longer than it saves
-WEIGHTS_PER_INT32 = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # weights in 32 bits
-# -mtune=generic: tuned for some CPUs, gcc fuses multiply and add in one loop but not in another, and the rounding of
-# a row then depends on the number of rows.
+PACKING_MIN_PARAMS = 1e6  # in smaller models, reading weights does not dominate the time per token
+WEIGHT_COPY_MAX_PARAMS = 5e8  # in larger models, a second copy of the weights may not fit in memory
+WEIGHT_COPY_MIN_TOKENS = 16  # for fewer tokens, packing takes longer than it saves
+WEIGHTS_PER_INT32 = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}  # weights per 32-bit word
+# -mtune=generic: when tuning for some CPUs, gcc fuses multiply and add in one loop but not in another, so that the
+# rounding of a row would depend on the number of rows.
 GCC_FLAGS = ["-O3", "-march=native", "-mtune=generic", "-fopenmp", "-shared", "-fPIC"]
 
 
 @functools.cache
 def load_library() -> tuple[ctypes.CDLL | None, str]:
-    """(cpu.c compiled for this CPU, "") or (None, the reason why it is not available)."""
+    """Return (cpu.c compiled for this CPU, ""), or (None, the reason why it is not available)."""
     if not sys.platform.startswith("linux"):
         return None, f"not supported on {sys.platform}"
     compiler = shlex.split(os.environ.get("CC", "gcc")) or ["gcc"]
     if not shutil.which(compiler[0]):
         return None, f"no C compiler ({compiler[0]}) found"
-    with tempfile.TemporaryDirectory() as temp_dir:  # not cached: no library from elsewhere is ever loaded
+    with tempfile.TemporaryDirectory() as temp_dir:  # not cached, so that no foreign library is ever loaded
         so_path = os.path.join(temp_dir, "cpu.so")
         try:
             subprocess.run([*compiler, *GCC_FLAGS, C_FILE, "-o", so_path], capture_output=True, timeout=120, check=True)
             c_library = ctypes.CDLL(so_path)
         except (OSError, subprocess.SubprocessError) as error:
-            return None, f"{compiler[0]} cannot compile it, or it cannot be loaded ({type(error).__name__})"
+            return None, f"{compiler[0]} failed to compile cpu.c, or it could not be loaded ({type(error).__name__})"
     pointer, pointers = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
     step, layers, linear = (ctypes.POINTER(struct) for struct in (_CStep, _CLayer, _CLinear))
     c_library.matmul.argtypes = [linear, pointer, pointer, ctypes.c_long]
@@ -53,7 +53,7 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _c_struct(name: str, pointers: str, numbers: str, linears: str = "") -> Any:
-    """A struct of cpu.c with its members in the same order: pointers, then linears, then numbers."""
+    """Return a ctypes struct that matches one in cpu.c. Its members are pointers, then linears, then numbers."""
     struct_fields: list[tuple[str, Any]] = [(field, ctypes.c_void_p) for field in pointers.split()]
     struct_fields += [(field, _CLinear) for field in linears.split()]
     struct_fields += [(field, ctypes.c_long) for field in numbers.split()]
@@ -70,13 +70,13 @@ _CStep = _c_struct(
 
 
 def _data_ptr(tensor) -> int | None:
-    """Address of a tensor's data for C; None for None."""
+    """Return the address of a tensor's data for C, or None if tensor is None."""
     assert tensor is None or tensor.is_contiguous()
     return None if tensor is None else tensor.data_ptr()
 
 
 class PackedLinear(nn.Module):
-    """A Linear or Int8Linear for inference, with its weight packed for cpu.c; accepts any floating-point dtype."""
+    """Linear layer for inference with its weight packed for cpu.c. Accepts inputs of any floating-point dtype."""
 
     weight: torch.Tensor
     scale: torch.Tensor | None
@@ -93,7 +93,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone(), persistent=False)
 
     def c_struct(self) -> Any:
-        """This layer for C; valid only while the layer exists."""
+        """Return this layer as a C struct, which is valid only while the layer exists."""
         data_ptrs = _data_ptr(self.weight), _data_ptr(self.scale), _data_ptr(self.bias)
         return _CLinear(*data_ptrs, self.out_features, self.in_features, self.weights_per_int32)
 
@@ -120,9 +120,9 @@ def pack_weight(weight, lanes: int):
 
 
 class PackedBlocks:
-    """Blocks and output head of a GPT for decoding on a CPU in float32, with packed copies of the weights.
+    """Blocks and output head of a GPT, with packed copies of the weights for CPU decoding in float32.
 
-    Layers that are already packed are used without a copy. Later changes to the model's weights have no effect here.
+    Layers that are already packed are not copied. Later changes to the model's weights have no effect here.
     """
 
     def __init__(self, model: Any):
@@ -132,16 +132,16 @@ class PackedBlocks:
         self.config, self.head, blocks = model.config, as_packed(model.lm_head), model.transformer.h
         layers = [(b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj) for b in blocks]
         self.linears = [[as_packed(linear) for linear in layer] for layer in layers]
-        self.norms = [(b.ln_1.weight, b.ln_1.bias, b.ln_2.weight, b.ln_2.bias) for b in blocks]  # keeps them alive
+        self.norms = [(b.ln_1.weight, b.ln_1.bias, b.ln_2.weight, b.ln_2.bias) for b in blocks]  # kept alive for C
         self.layers = (_CLayer * len(blocks))()
         for i, (norm_weights, linears) in enumerate(zip(self.norms, self.linears)):
             self.layers[i] = _CLayer(*map(_data_ptr, norm_weights), *(linear.c_struct() for linear in linears))
 
     def blocks(self, x, attention_inputs: Any, caches: list):
-        """Output of the blocks for x (B, 1, C), the newest token of each sequence; extends the caches (LayerCache)."""
+        """Run the blocks on x (B, 1, C), the newest token per sequence, and extend the caches; return the output."""
         (B, _, C), (cos, sin), bias = x.shape, attention_inputs.rotation or (None, None), attention_inputs.bias
         positions, capacity = caches[0].positions, caches[0].keys.shape[2]
-        if bias is not None and not bias.is_floating_point():  # a mask
+        if bias is not None and not bias.is_floating_point():  # a boolean mask
             bias = torch.zeros(bias.shape).masked_fill(~bias, -torch.inf)
         n_threads = torch.get_num_threads()
         x, scratch = x.clone(), torch.empty(6 * B * C + n_threads * capacity)
@@ -159,7 +159,7 @@ class PackedBlocks:
 
 
 def can_pack(model: Any) -> tuple[bool, str]:
-    """(whether the model can be packed and is large enough, the reason if only the C library is missing)."""
+    """Return (True if packing is possible and worthwhile, the reason if only the C library is missing)."""
     if model.device.type != "cpu" or not model.can_cache or model.get_num_matmul_params() < PACKING_MIN_PARAMS:
         return False, ""
     c_library, problem = load_library()
@@ -167,9 +167,9 @@ def can_pack(model: Any) -> tuple[bool, str]:
 
 
 def make_packed_blocks(model: Any, n_tokens: int) -> PackedBlocks | None:
-    """PackedBlocks that decode the next n_tokens of a float32 model, or None if its own forward pass is faster.
+    """Return PackedBlocks for decoding n_tokens with a float32 model, or None if the model's forward pass is faster.
 
-    Unless the model is already packed, its weights are copied, which takes about as long as ten tokens.
+    Unless the model is already packed, its weights are copied, which takes as long as decoding about ten tokens.
     """
     if isinstance(model.lm_head, PackedLinear):
         return PackedBlocks(model)

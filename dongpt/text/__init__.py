@@ -1,1 +1,1 @@
-"""Text to data files: documents, tokenizers, the preparation pipeline and the file format. Does not import torch."""
+"""Documents, tokenizers, data preparation, and the format of the data files. Does not import torch."""

@@ -1,16 +1,16 @@
 """Write, describe and read data folders: train.bin or its shards, val.bin, loss masks and meta.json.
 
-train.bin and val.bin are raw little-endian uint16 ids, as nanoGPT reads them. A large corpus has train_000.bin,
-train_001.bin, ... instead, which together are one text. If only some tokens count in the loss, train.mask.bin and
-val.mask.bin hold one uint8 per token. meta.json holds tokenizer, counts, bytes of text, source and hashes.
+train.bin and val.bin contain raw little-endian uint16 token ids, the format that nanoGPT reads. The training set of a
+large corpus is split into consecutive shards, train_000.bin, train_001.bin, ... If only some tokens count in the loss,
+train.mask.bin and val.mask.bin hold one uint8 per token. meta.json records the tokenizer, sizes, source and hashes.
 
     with BinWriter(folder, tokenizer) as writer:
         writer.add("train", EncodedText(ids, n_characters, n_bytes))
         prepared = writer.finish(meta)
     meta = read_meta(folder)
 
-New files are written to a staging folder inside the data folder and moved into place at the end, so the earlier data
-remain until the new data are complete. Readers change nothing and need no lock.
+New files are written to a staging folder inside the data folder and moved into place at the end, so the existing data
+stay intact until the new data are complete. Readers do not modify the folder and need no lock.
 """
 
 import contextlib
@@ -34,29 +34,28 @@ from dongpt.program import ROOT, atomic_write, locked_directory
 from dongpt.text.tokenizers import Tokenizer, from_dict
 
 SPLITS = ("train", "val")
-AUTO_PREPARED_DATASETS = ("chat_demo", "python_docs")  # data sets whose prepare.py needs no network
-STAGING_DIR = ".dongpt-new"  # inside the data folder, for new files until all are complete
+AUTO_PREPARED_DATASETS = ("chat_demo", "python_docs")  # datasets whose prepare.py needs no network
+STAGING_DIR = ".dongpt-new"  # in the data folder, holds new files until all are complete
 SHARD_PATTERN = re.compile(r"train_(\d{3,})\.bin")
-DATA_FILE_PATTERN = re.compile(
-    r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin|meta\.json"
-)  # every name that a preparation writes
-MAX_IN_MEMORY_BYTES = 64 * 2**20  # larger files are read from disk when needed
-HEAD_TAIL_HASH_BYTES = 2**20  # hashed at each end of a shard when training starts
-CHUNK_TOKENS = 2**22  # read at a time when a whole file is read
+# all files that prepare.py writes
+DATA_FILE_PATTERN = re.compile(r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin|meta\.json")
+MAX_IN_MEMORY_BYTES = 64 * 2**20  # larger files are read from disk on each access
+HEAD_TAIL_HASH_BYTES = 2**20  # hashed at both ends of each shard when training starts
+CHUNK_TOKENS = 2**22  # chunk size for reading a whole file
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# where data folders are
+# locating data folders
 
 
 def find_data_folder(dataset: str, data_dir: str, rt=None, out=None, quiet: bool = False) -> str:
-    """The data folder: data_dir, relative to the working directory, else data/<dataset>.
+    """Return the absolute path of data_dir if it is given, or else of data/<dataset>.
 
-    With a Runtime rt, a missing data set whose prepare.py needs no network is prepared first, while the other processes
-    wait. The output of prepare.py goes to out, stdout by default; with quiet it is dropped.
+    With a Runtime rt, a missing dataset is prepared first if its prepare.py needs no network, while the other processes
+    wait. The output of prepare.py goes to out (default: stdout), or is discarded if quiet is True.
     """
     if not (dataset or data_dir):
-        raise UserError("no data set was given: pass --dataset=NAME of a folder under data/, or --data_dir=DIR")
+        raise UserError("no dataset was given: pass --dataset=NAME (a folder under data/) or --data_dir=DIR")
     folder = os.path.abspath(data_dir) if data_dir else os.path.join(ROOT, "data", dataset)
     name = os.path.basename(folder)
     if rt and name in AUTO_PREPARED_DATASETS and folder == os.path.join(ROOT, "data", name):
@@ -71,14 +70,14 @@ def find_data_folder(dataset: str, data_dir: str, rt=None, out=None, quiet: bool
 
 
 def dataset_folder(name: str) -> str:
-    """data/<name>. Raises UserError unless name is a plain folder name."""
+    """Return the path of data/<name>. Raises UserError unless name is a plain folder name."""
     if not name or name in (".", "..") or name != os.path.basename(name):
-        raise UserError(f"name={name} must be the name of a folder under data/ and have no slashes")
+        raise UserError(f"name={name} must be the name of a folder under data/, without slashes")
     return os.path.join(ROOT, "data", name)
 
 
 def how_to_prepare(folder: str) -> str:
-    """The command that prepares the data of folder, for error messages."""
+    """Return instructions for preparing the data in folder, for use in error messages."""
     script_path = os.path.join(folder, "prepare.py")
     if os.path.exists(script_path):
         return f"run python {os.path.relpath(script_path)} first"
@@ -92,7 +91,7 @@ def how_to_prepare(folder: str) -> str:
 # meta.json
 
 COUNT_TYPES_BY_SPLIT = {"train": int, "val": int}
-META_TYPES: dict[str, Any] = {  # types of the entries of meta.json; every int is a count
+META_TYPES: dict[str, Any] = {  # types of the entries in meta.json; every int is a count
     **dict.fromkeys(("source", "sha256", "ids_sha256", "split", "plan_sha256"), str),
     **dict.fromkeys(("documents", "seed", "left_out", "vocab_size"), int),
     **dict.fromkeys(("tokens", "characters", "bytes", "predicted_bytes"), COUNT_TYPES_BY_SPLIT),
@@ -101,52 +100,52 @@ META_TYPES: dict[str, Any] = {  # types of the entries of meta.json; every int i
 
 
 def read_meta(folder: str) -> dict:
-    """The validated description of a data folder: meta.json, else that of nanoGPT's meta.pkl, else {}.
+    """Read and validate meta.json, or nanoGPT's meta.pkl. Returns {} if folder has neither.
 
-    Raises UserError if it is damaged, or if a preparation was interrupted while moving its files into place.
+    Raises UserError if the file is damaged, or if prepare.py was interrupted while moving its files into place.
     """
     if os.path.isdir(os.path.join(folder, STAGING_DIR)) and _staged_names(folder)[1]:
-        problem = f"the preparation of {folder} was interrupted while its files were moved into place"
-        raise UserError(f"{problem}: run the same preparation again")
+        problem = f"the preparation of {folder} was interrupted while moving files into place"
+        raise UserError(f"{problem}: run the same command again to complete it")
     paths = [os.path.join(folder, name) for name in ("meta.json", "meta.pkl")]
     return next((_read_meta_file(path) for path in paths if os.path.lexists(path)), {})
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads pickles of dict, list, str, int and similar types; refuses everything that would run code."""
+    """Unpickler for built-in types such as dict, list, str and int. Rejects pickles that could run code."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 def _load_pickle(file: IO[bytes]) -> dict:
-    """Convert nanoGPT's meta.pkl to a description."""
+    """Load nanoGPT's meta.pkl and convert it to the format of meta.json."""
     try:
         meta = _PlainUnpickler(file).load()
         characters = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
         return {"tokenizer": {"kind": "char", "characters": characters}, "vocab_size": meta["vocab_size"]}
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(f"it was not run because it is not a plain meta.pkl of nanoGPT: {error}") from error
+        raise ValueError(f"it is not a plain meta.pkl from nanoGPT and was not run: {error}") from error
 
 
 def _has_type(value: Any, expected: Any) -> bool:
-    """Whether value has the type given in META_TYPES; keys may be missing."""
+    """Return True if value has the expected type (see META_TYPES). Missing keys are allowed."""
     if isinstance(expected, dict):
         return isinstance(value, dict) and all(_has_type(value[key], expected[key]) for key in expected if key in value)
     if isinstance(expected, list):
         return isinstance(value, list) and all(_has_type(item, expected[0]) for item in value)
-    return type(value) is expected and (expected is str or 0 <= value < 2**62)  # True is not a number of tokens
+    return type(value) is expected and (expected is str or 0 <= value < 2**62)  # excludes True, which is an int
 
 
 def _read_meta_file(path: str) -> dict:
-    """Read a meta.json or meta.pkl. Raises UserError if an entry is not as a BinWriter writes it."""
+    """Read a meta.json or meta.pkl file. Raises UserError if an entry is not valid."""
     try:
         if not os.path.isfile(path):
             raise ValueError("it is not a file")
         with open(path, "rb") as file:
             meta = _load_pickle(file) if path.endswith(".pkl") else json.loads(str(file.read(), "utf-8"))
         if not isinstance(meta, dict):
-            raise ValueError("it is not an object")
+            raise ValueError("it is not a JSON object")
         if invalid_keys := [key for key, kind in META_TYPES.items() if key in meta and not _has_type(meta[key], kind)]:
             raise ValueError(f"{invalid_keys[0]} is not valid")
         tokens, characters, n_bytes, predicted_bytes = (
@@ -164,7 +163,7 @@ def _read_meta_file(path: str) -> dict:
                 split in tokens and n <= n_bytes.get(split, n) for split, n in predicted_bytes.items()
             ),
             "shards": len({shard["file"] for shard in shards}) == len(shards) > 0 or "shards" not in meta,
-            "a shard": all(  # a file in the data folder, with all entries of describe()
+            "a shard": all(  # a file in the data folder, with all entries that describe() returns
                 len(shard) >= 4 and SHARD_PATTERN.fullmatch(shard["file"]) and shard["tokens"] > 0 for shard in shards
             ),
             "the number of tokens": not shards or sum(shard["tokens"] for shard in shards) == tokens.get("train"),
@@ -173,12 +172,12 @@ def _read_meta_file(path: str) -> dict:
             raise ValueError(f"{invalid_keys[0]} is not valid")
         return meta
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        problem = f"{path} is damaged or was not written by a preparation ({error})"
+        problem = f"{path} is damaged or was not written by prepare.py ({error})"
         raise UserError(f"{problem}: move it and its .bin files elsewhere, and prepare the data again") from error
 
 
 def data_file_names(meta: dict) -> set[str]:
-    """The names of the data files that meta describes."""
+    """Return the names of the data files that meta describes."""
     train = [shard["file"] for shard in meta["shards"]["train"]] if "shards" in meta else ["train.bin"]
     return {*train, "val.bin", *(f"{split}.mask.bin" for split in meta.get("predicted_bytes", {}))}
 
@@ -188,36 +187,33 @@ def data_file_names(meta: dict) -> set[str]:
 
 
 def _staged_names(folder: str) -> tuple[set[str], set[str]]:
-    """(names of the complete new files, those of them that are already in place)."""
+    """Return (names of all new files once they are complete, names of those already moved into place)."""
     names: set[str] = set()
-    with contextlib.suppress(UserError):  # no such files, or not ours
+    with contextlib.suppress(UserError):  # there are none, or their meta.json is not valid
         names = data_file_names(_read_meta_file(os.path.join(folder, STAGING_DIR, "meta.json")))
     return names, {name for name in names if not os.path.isfile(os.path.join(folder, STAGING_DIR, name))}
 
 
 def _prepared_file_names(folder: str) -> set[str]:
-    """The names of the data files in folder that an earlier preparation wrote, according to meta.json."""
+    """Return the names of the files in folder that prepare.py wrote, according to meta.json."""
     names = _staged_names(folder)[1]
     with contextlib.suppress(UserError):
         meta = _read_meta_file(os.path.join(folder, "meta.json"))
-        names |= (
-            {"meta.json", *data_file_names(meta)} if "tokens" in meta else set()
-        )  # without counts it is another program's
+        if "tokens" in meta:  # a meta.json without counts is from another program
+            names |= {"meta.json", *data_file_names(meta)}
     return names
 
 
 def check_only_own_files(folder: str):
-    """Raise UserError if folder holds files that are named like data files but were not written by a preparation."""
+    """Raise UserError if folder contains files that are named like data files but were not written by prepare.py."""
     names = set(filter(DATA_FILE_PATTERN.fullmatch, os.listdir(folder))) if os.path.isdir(folder) else set()
     if unrelated := sorted(names - _prepared_file_names(folder)):
-        problem = (
-            f"{os.path.join(folder, unrelated[0])} was not written by a preparation, or meta.json does not list it"
-        )
-        raise UserError(f"{problem}, and would be overwritten: move it elsewhere, or write to another folder")
+        problem = f"{os.path.join(folder, unrelated[0])} was not written by prepare.py, or is not listed in meta.json"
+        raise UserError(f"{problem}, and would be overwritten: move it elsewhere, or write to a different folder")
 
 
 def _commit_staged_files(folder: str):
-    """Move the new files into place and remove earlier ones. If interrupted, the next preparation completes it."""
+    """Move the new files into place and remove the old ones. The next preparation resumes an interrupted move."""
     check_only_own_files(folder)
     names, moved_before = _staged_names(folder)
     for name in sorted(names - moved_before):
@@ -235,9 +231,9 @@ def _commit_staged_files(folder: str):
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Ids (n,) with the number of characters and bytes of their text.
+    """Token ids (n,), with the number of characters and bytes in their text.
 
-    mask (n,) is nonzero for ids in the loss, which stand for n_predicted_bytes bytes; None if all are in the loss.
+    mask (n,) is nonzero for tokens in the loss, which encode n_predicted_bytes bytes. None means all tokens.
     """
 
     ids: np.ndarray
@@ -245,27 +241,27 @@ class EncodedText:
     n_bytes: int
     mask: np.ndarray | None = None
     n_predicted_bytes: int = 0
-    is_lossy: bool = False  # decoding the ids does not restore the text
+    is_lossy: bool = False  # True if decoding the ids does not restore the text
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A prepared data folder, its meta.json, and a piece of its text."""
+    """A prepared data folder, the contents of its meta.json, and a sample of its text."""
 
     folder: str
     meta: dict
     tokenizer: Tokenizer
-    is_lossy: bool  # decoding does not restore the text, unknown words aside
+    is_lossy: bool  # True if decoding does not restore the text, apart from unknown words
     sample: str = ""
 
 
 class BinWriter:
-    """Writes a data folder, which is locked until the end of the with statement.
+    """Context manager that locks and writes a data folder.
 
-    shard_tokens splits the training set into files of that many tokens. After save() the new files survive a crash, and
-    a BinWriter with the same fingerprint, a hash of everything that determines the data, continues after the first
-    state["documents"] documents. With reorder_val, finish() receives the order of the validation documents.
-    Raises UserError for a folder that is locked, cannot be written, or holds other data files.
+    shard_tokens > 0 splits the training set into files of shard_tokens tokens. After save(), the new files survive a
+    crash, and a BinWriter with the same fingerprint (a hash of everything that determines the data) resumes after the
+    first state["documents"] documents. With reorder_val=True, pass the order of the validation documents to finish().
+    Raises UserError if the folder is locked, cannot be written, or contains unrelated data files.
     """
 
     def __init__(
@@ -273,17 +269,14 @@ class BinWriter:
     ):
         self.folder, self.tokenizer, self.shard_tokens = folder, tokenizer, shard_tokens
         self.val_file = "val.ids" if reorder_val else "val.bin"
-        self.can_resume = False  # whether a later process can continue from the new files
+        self.can_resume = False  # whether a later process can resume from the new files
         self.state: dict[str, Any] = {key: dict.fromkeys(SPLITS, 0) for key in ("characters", "bytes", "tokens")}
         self.state |= {"predicted_bytes": {}, "is_lossy": False}
-        self.state |= {
-            "plan": fingerprint,
-            "documents": 0,
-            "sizes": {},
-        }  # documents written, sizes of the new files in bytes
+        # number of documents written, sizes of the new files in bytes
+        self.state |= {"plan": fingerprint, "documents": 0, "sizes": {}}
 
     def __enter__(self) -> "BinWriter":
-        check_only_own_files(self.folder)  # before the lock file is created there
+        check_only_own_files(self.folder)  # before creating the lock file there
         with contextlib.ExitStack() as exit_stack:
             exit_stack.enter_context(locked_directory(self.folder))
             with self._explain_disk_errors():
@@ -302,45 +295,45 @@ class BinWriter:
 
     @contextlib.contextmanager
     def _explain_disk_errors(self):
-        """Convert write errors to UserErrors with a remedy."""
+        """Convert write errors to UserErrors that suggest a remedy."""
         try:
             yield
         except OSError as error:
-            remedy = "free some space, or change its permissions"
+            remedy = "free some disk space, or change its permissions"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 new_mb = _size_in_mb(self._staging_path(), self.state["sizes"])
-                remedy = f"free space on that disk, where the new files take {new_mb} MB so far"
+                remedy = f"free space on that disk, where the new files take {new_mb} MB"
                 if not _staged_names(self.folder)[1]:
                     old_mb = _size_in_mb(self.folder, _prepared_file_names(self.folder))
-                    remedy += f" and the earlier data, which are unchanged, {old_mb} MB"
+                    remedy += f" and the existing data, which are unchanged, take {old_mb} MB"
             if self.can_resume or _staged_names(self.folder)[0]:
-                remedy += "; the same command then continues where it stopped"
+                remedy += ", then run the same command again to continue where it stopped"
             raise UserError(f"{self.folder} cannot be written ({error.strerror}): {remedy}") from error
 
     def _staging_path(self, *name: str) -> str:
-        """The path of a new file, or of the staging folder."""
+        """Return the path of a file in the staging folder, or of the folder itself."""
         return os.path.join(self.folder, STAGING_DIR, *name)
 
     def _resume_staging(self):
-        """Continue the files that an earlier process saved with the same fingerprint, or start without files."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
+        """Resume from the files that a process with the same fingerprint saved, or start with an empty folder."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged
             with open(self._staging_path("state.json"), encoding="utf-8") as file:
                 state = json.load(file)
             sizes, file_names = state["sizes"], set(os.listdir(self._staging_path())) - {"state.json"}
             has_same_settings = state.keys() == self.state.keys() and state["plan"] == self.state["plan"] != ""
             if has_same_settings and all(os.path.getsize(self._staging_path(name)) >= sizes[name] for name in sizes):
-                for name in file_names:  # drop what was written after the state was saved
+                for name in file_names:  # discard data written after the last save
                     os.truncate(self._staging_path(name), state["sizes"].get(name, 0))
                 self.state, self.can_resume = state, True
                 return
         if os.path.exists(self._staging_path("state.json")):
-            print("the unfinished preparation used other files or settings, or is damaged: starting over")
+            print("the unfinished preparation used different files or settings, or is damaged: starting over")
         if os.path.exists(self._staging_path()):
             shutil.rmtree(self._staging_path())
         os.makedirs(self._staging_path())
 
     def save(self, documents: int):
-        """Make the new files, with their first `documents` documents, survive a crash."""
+        """Save the new files to disk, so that preparation can resume after the first `documents` documents."""
         self.state["documents"] = documents
         with self._explain_disk_errors():
             self._sync_to_disk()
@@ -349,13 +342,13 @@ class BinWriter:
         self.can_resume = True
 
     def _sync_to_disk(self):
-        """Wait until all new files have reached the disk."""
+        """Flush all new files to disk."""
         for name in os.listdir(self._staging_path()):
             with open(self._staging_path(name), "ab") as file:
                 os.fsync(file.fileno())
 
     def add(self, split: str, encoded: EncodedText):
-        """Append to a split."""
+        """Append tokens to a split."""
         ids, state = np.ascontiguousarray(encoded.ids, dtype="<u2"), self.state
         arrays = {self.val_file if split == "val" else "train.bin": ids}
         if split == "train" and self.shard_tokens:
@@ -377,17 +370,18 @@ class BinWriter:
         state["is_lossy"] |= encoded.is_lossy
 
     def finish(self, meta: dict, val_order: np.ndarray | None = None) -> PreparedData:
-        """Move the files into place and add the entries of meta to meta.json. Raises UserError for an empty split.
+        """Write meta.json, which includes all entries of meta, and move the new files into place.
 
-        val_order: indices of the validation documents, which end with <|endoftext|>, in their final order.
+        val_order is the final order of the validation documents, which must end with <|endoftext|>.
+        Raises UserError if a split is too small.
         """
         tokenizer = self.tokenizer
         assert tokenizer is not None, "a BinWriter needs a tokenizer"
         n_train, n_val = (self.state["tokens"][split] for split in SPLITS)
         if min(n_train, n_val) < 2:
-            self.can_resume = False  # continuing would fail again
-            problem = f"the training set has {n_train:,} tokens and the validation set {n_val:,}, but a loss needs two"
-            raise UserError(f"{problem}: use a longer text, another --val_fraction, or another --tokenizer")
+            self.can_resume = False  # resuming would fail again
+            problem = f"the training set has {n_train:,} tokens and the validation set {n_val:,}; each needs at least 2"
+            raise UserError(f"{problem}: use a longer text, or change --val_fraction or --tokenizer")
         with self._explain_disk_errors():
             if val_order is not None:
                 self._write_val_in_order(val_order, tokenizer.end_id)
@@ -411,10 +405,10 @@ class BinWriter:
         return PreparedData(self.folder, meta, tokenizer, self.state["is_lossy"])
 
     def _write_val_in_order(self, order: np.ndarray, end_id: int | None):
-        """Write val.bin from the collected documents."""
+        """Write the collected validation documents to val.bin in the given order."""
         ids = np.memmap(self._staging_path(self.val_file), dtype="<u2", mode="r")
         ends = np.flatnonzero(ids == end_id) + 1
-        assert len(ends) == len(order), "every document ends with end_id"
+        assert len(ends) == len(order), "every document must end with end_id"
         starts = np.append(0, ends[:-1])
         with open(self._staging_path("val.bin"), "wb") as file:
             for i in order.tolist():
@@ -422,7 +416,7 @@ class BinWriter:
 
 
 def _size_in_mb(folder: str, names) -> str:
-    """The total size of the named files of folder in MB, rounded up."""
+    """Return the total size of the named files in folder in MB, rounded up."""
     paths = (os.path.join(folder, name) for name in names)
     return f"{math.ceil(sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) / 1e6):,}"
 
@@ -432,31 +426,31 @@ def _size_in_mb(folder: str, names) -> str:
 
 
 def shard_name(split: str, number: int) -> str:
-    """The file name of a shard, such as train_000.bin."""
+    """Return the file name of a shard, such as train_000.bin."""
     return f"{split}_{number:03d}.bin"
 
 
 def describe(path: str, sha256: str) -> dict:
-    """The entry of meta.json for a shard."""
+    """Return the entry in meta.json for a shard."""
     name, tokens = os.path.basename(path), os.path.getsize(path) // 2
     return {"file": name, "tokens": tokens, "ends_sha256": head_tail_sha256(path), "sha256": sha256}
 
 
 def _file_bytes(path: str) -> "TokenArray":
-    """The bytes of a file."""
+    """Return the bytes of a file."""
     size = os.path.getsize(path)
     return TokenArray([(path, size)], "u1", size)
 
 
 def head_tail_sha256(path: str) -> str:
-    """SHA-256 of the first megabyte of a file followed by its last one."""
+    """Return the SHA-256 of the first megabyte of a file followed by its last megabyte."""
     content = _file_bytes(path)
     first, last = content[:HEAD_TAIL_HASH_BYTES], content[max(0, len(content) - HEAD_TAIL_HASH_BYTES) :]
     return hashlib.sha256(first.tobytes() + last.tobytes()).hexdigest()
 
 
 def file_sha256(*paths: str, prefix: str = "") -> str:
-    """SHA-256 of prefix followed by the contents of files."""
+    """Return the SHA-256 of prefix followed by the contents of all files."""
     digest = hashlib.sha256(prefix.encode("ascii"))
     for path in paths:
         for chunk in _file_bytes(path).chunks():
@@ -465,21 +459,21 @@ def file_sha256(*paths: str, prefix: str = "") -> str:
 
 
 def ids_sha256(folder: str, shards: list[dict]) -> str:
-    """SHA-256 of train.bin followed by val.bin; if there are shards, their hashes replace train.bin."""
+    """Return the SHA-256 of train.bin followed by val.bin. If there are shards, their hashes replace train.bin."""
     names = ["val.bin"] if shards else ["train.bin", "val.bin"]
     prefix = "".join(shard["sha256"] for shard in shards)
     return file_sha256(*(os.path.join(folder, name) for name in names), prefix=prefix)
 
 
 def check_shard_ends(folder: str, shards: list[dict]):
-    """Raise UserError unless the ends of every shard in folder match its description."""
+    """Raise UserError unless both ends of every shard in folder match their hash in meta.json."""
     file_of_hash = {shard["ends_sha256"]: shard["file"] for shard in shards}
     for shard in shards:
         path = os.path.join(folder, shard["file"])
         if (ends_hash := head_tail_sha256(path)) != shard["ends_sha256"]:
             problem = "its first or last megabyte differs, so copy it again, or prepare the data again"
             if ends_hash in file_of_hash:
-                problem = f"it is {file_of_hash[ends_hash]} under another name, so swap the names back"
+                problem = f"it is {file_of_hash[ends_hash]} under a different name, so swap the names back"
             raise UserError(f"{path} does not match meta.json: {problem}")
 
 
@@ -488,10 +482,10 @@ def check_shard_ends(folder: str, shards: list[dict]):
 
 
 def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str, "TokenArray"], dict[str, np.ndarray]]:
-    """(description, ids by split, masks by split) of a data folder; a split has no mask if all tokens are in the loss.
+    """Return (meta, ids by split, masks by split) of a data folder. Splits have no mask if all tokens are in the loss.
 
-    train_fraction < 1 keeps only the first part of the training set. Raises UserError where read_meta does, and for
-    files that are missing or whose sizes do not match meta.json.
+    train_fraction < 1 keeps only the first part of the training set. Raises UserError if read_meta does, or if a file
+    is missing or its size does not match meta.json.
     """
     from dongpt.text.foreign_bins import find_problem  # here, since loading a model reads no data
 
@@ -523,8 +517,8 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
             if size < 0:
                 problem = f"{folder} has no {name}"
             elif count and size != itemsize * count:
-                source = "its mask needs" if mask else "meta.json says"
-                problem = f"{path} has {size:,} bytes where {source} {itemsize * count:,}"
+                source = "the mask needs" if mask else "meta.json says"
+                problem = f"{path} has {size:,} bytes, but {source} {itemsize * count:,}"
             elif size == 0 or size % itemsize:
                 problem = f"{path} is {'damaged' if size else 'empty'}"
             if problem:
@@ -543,8 +537,8 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
 class TokenArray:
     """The first `length` entries of a 1-D array stored in consecutive files, [(path, number of entries), ...].
 
-    len(tokens) and tokens[start:stop] work as for an array. Small files are read once and kept in memory. Large ones
-    are read for every call and take no memory, whereas the pages of a memory map accumulate (nanoGPT PR 428).
+    len(tokens) and tokens[start:stop] work as for an array. Small files are read once and kept in memory. Large files
+    are read on every access and use no memory, whereas the pages of a memory map accumulate (nanoGPT PR 428).
     """
 
     def __init__(self, files: list[tuple[str, int]], dtype: str, length: int):
@@ -573,23 +567,23 @@ class TokenArray:
                     remedy = "change its permissions, or copy it again"
                     raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
                 if n_bytes < part.nbytes:
-                    raise UserError(f"{path} became shorter while it was read: prepare the data again")
+                    raise UserError(f"{path} was truncated while it was being read: prepare the data again")
                 n_read += n
             start = max(0, start - count)
         return values
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The windows that start at starts, (len(starts), length)."""
+        """Return windows of the given length that begin at starts, shape (len(starts), length)."""
         windows, values = np.empty((len(starts), length), dtype=self.dtype), self._values if self.in_memory else self
         for window, start in zip(windows, starts.tolist()):
             window[:] = values[start : start + length]
         return windows
 
     def chunks(self, size: int = CHUNK_TOKENS) -> Iterator[np.ndarray]:
-        """Yield all entries, `size` at a time."""
+        """Yield all entries in arrays of at most `size`."""
         for start in range(0, self.length, size):
             yield self[start : start + size]
 
     def counts(self, vocab_size: int) -> np.ndarray:
-        """How often each id below vocab_size occurs, (vocab_size,)."""
+        """Count the occurrences of each id below vocab_size, (vocab_size,)."""
         return np.sum([np.bincount(ids, minlength=vocab_size) for ids in self.chunks()], axis=0)

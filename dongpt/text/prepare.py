@@ -1,9 +1,9 @@
-"""Prepare documents for training: build the vocabulary, split, encode on all cores, write a data folder.
+"""Prepare documents for training: build a vocabulary, split the documents, encode them, and write a data folder.
 
-The documents are read once for statistics and once for encoding; training byte pairs takes a third pass. Memory use
-does not depend on their size. Long texts are cut only where the tokenizer would separate pieces anyway
-(Tokenizer.find_cut), so the ids are the same as for whole documents. With the same documents and settings, an
-interrupted preparation continues after the last CHARS_PER_SAVE characters that it saved.
+The documents are read twice, first for statistics and then for encoding on all cores. Training a BPE tokenizer takes a
+third pass. Memory use does not depend on the size of the corpus. Long documents are cut only at token boundaries
+(see Tokenizer.find_cut), so the ids are the same as for whole documents. An interrupted preparation can be resumed with
+the same documents and settings. Progress is saved about every CHARS_PER_SAVE characters.
 
     prepared = prepare("data/mytext", Files(["mytext.txt"]), Vocabulary("bpe", vocab_size=1024))
     prepared = prepare("data/openwebtext", Files(paths, raw=True), Vocabulary("gpt2"), 0.0005, seed=2357)
@@ -46,37 +46,37 @@ from dongpt.text.tokenizers import (
     split_words,
 )
 
-CHARS_PER_JOB = 2**19  # encoded at a time by one core
-CHARS_PER_SAVE = 2**26  # between two saves: a killed process loses at most this much work
-MAX_PENDING_CHARS = 2**24  # kept in memory while searching for a position to cut
-HASHED_PREFIX_CHARS = 2**16  # at the start of a document, which determine its bucket
-SAMPLE_CHARS = 1000  # kept to check that decoding restores them
-MIN_DOCUMENTS = 20  # with fewer, the end of the text is the validation set
-NUM_BUCKETS = 2**16  # for documents by hash; a split by documents selects some of them
-BPE_TRAIN_CHARS = 2**25  # at most, on which byte pairs are trained; taken evenly from a longer text
-BPE_TRAIN_WORDS = 2**18  # distinct words in them at most, since each takes nearly a kilobyte
-MAX_WORDS = 2**20  # distinct words at most
+CHARS_PER_JOB = 2**19  # encoded by one core at a time
+CHARS_PER_SAVE = 2**26  # between two saves; a killed process loses about this much work
+MAX_PENDING_CHARS = 2**24  # held in memory while searching for a position to cut
+HASHED_PREFIX_CHARS = 2**16  # at the start of a document; they determine its bucket
+SAMPLE_CHARS = 1000  # used to check that decoding restores the text
+MIN_DOCUMENTS = 20  # with fewer documents, the validation set is the end of the text
+NUM_BUCKETS = 2**16  # documents are hashed into buckets; some buckets form the validation set
+BPE_TRAIN_CHARS = 2**25  # maximum for training a BPE tokenizer; sampled evenly from a longer text
+BPE_TRAIN_WORDS = 2**18  # maximum number of distinct words in them, since each takes nearly a kilobyte
+MAX_WORDS = 2**20  # maximum number of distinct words
 
 TokenizerKind = Literal["char", "word", "bpe", "gpt2"]
-DocumentContent = Any  # text, or a list of segments, some of which are in the loss
-SplitPiece = tuple[str, DocumentContent, bool]  # (train or val, content, whether its document ends with it)
+DocumentContent = Any  # text, or a list of segments with loss masks
+SplitPiece = tuple[str, DocumentContent, bool]  # (train or val, content, whether it ends its document)
 Pieces = Iterator[SplitPiece]
-EncodeJob = list[SplitPiece]  # encoded together
+EncodeJob = list[SplitPiece]  # pieces that are encoded together
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokenizer and how it is built from the text."""
+    """The type of tokenizer and the settings for building its vocabulary."""
 
-    tokenizer: TokenizerKind = "char"  # characters, words, byte pairs trained on the text, or GPT-2's
-    vocab_size: int = 4096  # bpe: number of tokens, special ones included
-    min_count: Annotated[int, ">=", 1] = 1  # word: rarer words become <unk>
-    lower: bool = False  # word: convert the text to lower case
-    spaces_alone: bool = False  # word: make every blank a token, as in the word notebook
-    special: str = ""  # special tokens, separated by commas: "<|summarize|>,<|sentiment|>"
+    tokenizer: TokenizerKind = "char"  # characters, words, BPE trained on your text, or GPT-2's BPE
+    vocab_size: int = 4096  # bpe: number of tokens, including special tokens
+    min_count: Annotated[int, ">=", 1] = 1  # word: replace words that occur less often than this with <unk>
+    lower: bool = False  # word: convert the text to lowercase
+    spaces_alone: bool = False  # word: make each whitespace character a separate token
+    special: str = ""  # special tokens, separated by commas, such as "<|summarize|>,<|sentiment|>"
 
     def names(self) -> list[str]:
-        """The special tokens."""
+        """Return the names of the special tokens."""
         return [name.strip() for name in self.special.split(",") if name.strip()]
 
 
@@ -84,32 +84,32 @@ TOKENIZER_OF_OPTION = {"vocab_size": "bpe", "min_count": "word", "lower": "word"
 
 
 def warn_unused_options(vocabulary: Vocabulary, given_keys: Iterable[str]):
-    """Print which of the given settings have no effect on the chosen tokenizer."""
+    """Print a warning for each given option that has no effect with the chosen tokenizer."""
     for key in given_keys:
         if TOKENIZER_OF_OPTION.get(key, vocabulary.tokenizer) != vocabulary.tokenizer:
             owner = TOKENIZER_OF_OPTION[key]
-            print(f"--{key} has no effect with --tokenizer={vocabulary.tokenizer}: it is for --tokenizer={owner}")
+            print(f"--{key} has no effect with --tokenizer={vocabulary.tokenizer}, only with --tokenizer={owner}")
 
 
 @dataclass
 class CorpusStats:
-    """Statistics of the documents from the first pass."""
+    """Document statistics collected in the first pass."""
 
     documents: int = 0
     characters: int = 0
-    num_skipped: int = 0  # records without content
-    bucket_chars: np.ndarray = field(default_factory=lambda: np.zeros(NUM_BUCKETS, np.int64))  # by hash
+    num_skipped: int = 0  # number of records without content
+    bucket_chars: np.ndarray = field(default_factory=lambda: np.zeros(NUM_BUCKETS, np.int64))  # characters per bucket
 
 
 class SegmentSource(Protocol):
-    """Documents made of segments, some of which are in the loss."""
+    """Documents that consist of segments. Only some segments are in the loss."""
 
     @property
     def files(self) -> Files | Texts:
-        """The files that the segments come from."""
+        """The files that contain the documents."""
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """(a number that determines the split, segments) of each document; no segments if it is skipped."""
+        """Yield (a number that determines the split, segments) for each document. A skipped one has no segments."""
 
 
 Documents = Files | Texts | SegmentSource
@@ -129,18 +129,18 @@ def prepare(
     specials: Sequence[str] = (),
     template: Template | None = None,
 ) -> PreparedData | None:
-    """Write train.bin (train_000.bin, ... with shard_tokens), val.bin and meta.json to folder, all or none of them.
+    """Write train.bin (or train_000.bin, ... with shard_tokens), val.bin and meta.json to folder.
 
-    The validation set consists of the documents whose bucket is in val_buckets (NUM_BUCKETS,) bool; by default, whole
-    documents chosen by their hash, or the end of the text if there are few (see choose_val_buckets). With a seed, the
-    split is that of nanoGPT's OpenWebText: seed draws val_fraction of the documents, and val.bin, in the order of the
-    draw, equals nanoGPT's byte for byte. This requires Files and GPT-2's vocabulary. Returns None if folder already
-    holds the result.
+    No file is replaced until all are complete. Returns None if folder already contains the result.
+    val_buckets (NUM_BUCKETS,) bool selects the validation documents by bucket. By default, whole documents are selected
+    by hash, or the end of the text is used if there are few documents (see choose_val_buckets). With a seed, documents
+    are drawn at random as in nanoGPT's OpenWebText script, and val.bin equals nanoGPT's byte for byte. This requires
+    Files and GPT-2's vocabulary.
 
-    Documents made of segments are never split and also get loss masks, which are 1 where a segment is in the loss.
-    specials become special tokens, and template is stored with the tokenizer. source and sha256 describe the origin of
-    the text; by default sha256 is that of the text. Raises UserError for a text too short to split, a vocabulary too
-    large for uint16, and whenever documents, tokenizers and BinWriter do.
+    Documents that consist of segments are never split. They also get loss masks, which are 1 where a segment is in the
+    loss. specials become special tokens, and template is stored with the tokenizer. source and sha256 describe the
+    origin of the text. By default, sha256 is the hash of the text. Raises UserError if the text is too short to split,
+    if the vocabulary is too large for uint16, or if reading, encoding or writing fails.
     """
     files = documents if isinstance(documents, (Files, Texts)) else documents.files
     fingerprint = files.fingerprint()
@@ -169,7 +169,8 @@ def prepare(
         sample_splits = ("val",) if seed is None and documents is files else SPLITS
         sample = _encode_and_write(writer, tokenizer, pieces, end_id, sample_splits, num_skipped)
         if files.fingerprint() != fingerprint:
-            raise UserError("the text changed while it was read: run this again when no program is writing to it")
+            problem = "the text changed while it was being read"
+            raise UserError(f"{problem}: run this command again when no program is writing to it")
         prepared = writer.finish({"source": source, **meta, "sha256": sha256 or meta["sha256"]}, val_order)
         return replace(prepared, sample=sample)
 
@@ -177,12 +178,12 @@ def prepare(
 def _scan_text(
     documents: Documents, vocabulary: Vocabulary, val_fraction: float, val_buckets, specials, on_progress: Progress
 ) -> tuple[Tokenizer, Pieces, dict]:
-    """(tokenizer, pieces, entries of meta.json), after a first pass over the documents."""
+    """Make a first pass over the documents and return (tokenizer, pieces, entries for meta.json)."""
     stats, digest, has_segments = CorpusStats(), hashlib.sha256(), not isinstance(documents, (Files, Texts))
     no_val, min_documents = np.zeros(NUM_BUCKETS, dtype=bool), 2 if has_segments else MIN_DOCUMENTS
     counts = _count_symbols(_text_pieces(_read_pieces(documents, no_val, stats, on_progress, digest)), vocabulary)
     if not stats.characters:
-        raise UserError("the text consists of blanks: use a text with words")
+        raise UserError("the text is blank: use an input file that contains text")
     special = [*specials, *(name for name in vocabulary.names() if name not in specials)]
     if isinstance(documents, (Files, Texts)) and stats.documents > 1 and not documents.has_separators:
         special += [END] * (END not in special)
@@ -193,15 +194,15 @@ def _scan_text(
     if isinstance(split, int) and not has_segments:
         pieces = _split_by_position(pieces, split, vocabulary.tokenizer == "word")
     elif isinstance(split, int):
-        problem = f"{stats.documents:,} records cannot be split so that {val_fraction} of the text is for validation"
-        raise UserError(f"{problem}: use more records, or another --val_fraction")
+        problem = f"{stats.documents:,} records cannot be split with about {val_fraction} of the text for validation"
+        raise UserError(f"{problem}: use more records, or change --val_fraction")
     split_method = "position" if isinstance(split, int) else "documents"
     meta = {"sha256": digest.hexdigest(), "documents": stats.documents, "split": split_method}
     return tokenizer, pieces, meta | ({"left_out": stats.num_skipped} if has_segments else {})
 
 
 def _read_pieces(documents: Documents, is_val: np.ndarray, stats: CorpusStats, *progress) -> Pieces:
-    """Yield all documents and count them in stats; is_val (NUM_BUCKETS,) determines their split."""
+    """Yield all documents and add them to stats. is_val (NUM_BUCKETS,) selects the validation buckets."""
     contents: Iterable[tuple[int | None, DocumentContent, bool]]
     if isinstance(documents, (Files, Texts)):
         contents = ((None, text, is_end) for text, is_end in documents.read_documents(*progress))
@@ -223,7 +224,7 @@ def _read_pieces(documents: Documents, is_val: np.ndarray, stats: CorpusStats, *
 
 
 def _random_split_hash(files: Files, val_fraction: float, seed: int, shard_tokens: int) -> str:
-    """A hash of everything that determines a seeded split. meta.json stores it, so it must not change."""
+    """Return a hash of everything that determines a seeded split. It is stored in meta.json and must stay stable."""
     stats = [[os.path.basename(path), *stat] for path, stat in zip(files.paths, files.fingerprint())]
     keys = {"files": stats, "field": files.field, "encoding": files.encoding, "tokenizer": GPT2Tokenizer().to_dict()}
     return _sha256(json.dumps({**keys, "val_fraction": val_fraction, "seed": seed, "shard_tokens": shard_tokens}))
@@ -232,12 +233,12 @@ def _random_split_hash(files: Files, val_fraction: float, seed: int, shard_token
 def _draw_split(
     files: Files, val_fraction: float, seed: int, num_done: int, on_progress: Progress
 ) -> tuple[Pieces, np.ndarray, dict]:
-    """(pieces after the first `num_done` documents, the order of the validation documents, entries of meta.json)."""
+    """Return (pieces after the first `num_done` documents, order of validation documents, entries for meta.json)."""
     counts = [files.count(path) for path in files.paths]
     n_documents, val_indices = sum(counts), draw(sum(counts), val_fraction, seed)
     if not 0 < len(val_indices) < n_documents:
-        problem = f"{n_documents:,} documents cannot be split into a training and a validation set"
-        raise UserError(f"{problem}: use more files or records, or data/prepare.py, which can cut a text")
+        problem = f"{n_documents:,} documents cannot be split into training and validation sets"
+        raise UserError(f"{problem}: use more files or records, or data/prepare.py, which can split a single document")
     if num_done:
         print(f"continuing an interrupted preparation after document {num_done:,} of {n_documents:,}")
     is_val = np.zeros(n_documents, dtype=bool)
@@ -247,7 +248,7 @@ def _draw_split(
 
 
 def draw(n_documents: int, val_fraction: float, seed: int) -> np.ndarray:
-    """The indices of the validation documents, in the order in which Hugging Face's train_test_split draws them."""
+    """Draw the indices of the validation documents, in the same order as Hugging Face's train_test_split."""
     return np.random.default_rng(seed).permutation(n_documents)[: math.ceil(val_fraction * n_documents)]
 
 
@@ -260,22 +261,22 @@ def _sha256(text: str) -> str:
 
 
 def document_bucket(text: str) -> int:
-    """The bucket of a document that starts with text, regardless of leading and trailing blanks."""
+    """Return the bucket of a document that starts with text, ignoring leading and trailing whitespace."""
     return zlib.crc32(text[:HASHED_PREFIX_CHARS].strip().encode("utf-8")) % NUM_BUCKETS
 
 
 def _plain_texts(content: DocumentContent) -> list[str]:
-    """The texts of a document, without special tokens."""
+    """Return the texts in a document, without special tokens."""
     return [content] if isinstance(content, str) else [part.text for part in content if not part.is_special]
 
 
 def _text_pieces(pieces: Iterable[SplitPiece]) -> Pieces:
-    """The text of each piece, without special tokens."""
+    """Yield the text of each piece, without special tokens."""
     return ((split, text, is_end) for split, content, is_end in pieces for text in _plain_texts(content))
 
 
 def _count_symbols(pieces: Pieces, vocabulary: Vocabulary) -> Counter[str]:
-    """The words of all pieces with their counts, or the distinct characters; nothing for byte pairs."""
+    """Count the words, or collect the distinct characters, of all pieces. The result is empty for BPE."""
     counts: Counter[str] = Counter()
     if vocabulary.tokenizer == "word":
         count_words = functools.partial(_count_words, vocabulary.lower, vocabulary.spaces_alone)
@@ -283,34 +284,34 @@ def _count_symbols(pieces: Pieces, vocabulary: Vocabulary) -> Counter[str]:
             counts.update(words)
             if len(counts) > MAX_WORDS:
                 raise UserError(f"the text has more than {MAX_WORDS:,} different words: use --tokenizer=bpe")
-    for _, text, _ in pieces:  # for byte pairs this only counts documents and characters
+    for _, text, _ in pieces:  # for BPE, this only reads all pieces, which updates their statistics
         counts.update(set(text) if vocabulary.tokenizer == "char" else ())
     return counts
 
 
 def _count_words(lower: bool, spaces_alone: bool, job: EncodeJob) -> Counter[str]:
-    """Count the words of a job."""
+    """Count the words in a job."""
     return Counter(chain.from_iterable(split_words(text, lower, spaces_alone) for _, text, _ in job))
 
 
 def _build_tokenizer(
     vocabulary: Vocabulary, special: list[str], counts: Counter[str], n_characters: int, pieces: Pieces
 ) -> Tokenizer:
-    """The tokenizer for the counts that _count_symbols returned; byte pairs are trained on pieces."""
-    kind, limit_note = vocabulary.tokenizer, f"and uint16 files allow {MAX_VOCAB_SIZE:,}: use --tokenizer=bpe"
+    """Build the tokenizer from the counts that _count_symbols returned. A BPE tokenizer is trained on pieces."""
+    kind, limit_note = vocabulary.tokenizer, f"but uint16 files allow at most {MAX_VOCAB_SIZE:,}: use --tokenizer=bpe"
     tokenizer: Tokenizer
     if kind == "char":
         tokenizer = CharTokenizer("".join(sorted(counts)), special)
     elif kind == "word":
-        limit_note += ", or a larger --min_count"
+        limit_note += ", or increase --min_count"
         words = sorted(word for word, count in counts.items() if count >= vocabulary.min_count)
         if not words:
-            raise UserError(f"no word occurs {vocabulary.min_count:,} times: lower --min_count")
+            raise UserError(f"no word occurs at least {vocabulary.min_count:,} times: use a smaller --min_count")
         if len(words) >= MAX_VOCAB_SIZE:
             raise UserError(f"the text has {len(words):,} different words, {limit_note}")
         tokenizer = WordTokenizer(words, special, vocabulary.lower, vocabulary.spaces_alone)
     else:
-        special = [name for name in special if name != END]  # built in with byte pairs
+        special = [name for name in special if name != END]  # already part of every BPE tokenizer
         if kind == "gpt2":
             tokenizer = GPT2Tokenizer(special)
         else:
@@ -324,7 +325,7 @@ def _build_tokenizer(
 
 
 def _limit_distinct_words(texts: Iterable[str]) -> Iterator[str]:
-    """Yield texts until they have about BPE_TRAIN_WORDS distinct words."""
+    """Yield texts until they contain about BPE_TRAIN_WORDS distinct words."""
     words: set[str] = set()
     for text in texts:
         yield text
@@ -334,14 +335,14 @@ def _limit_distinct_words(texts: Iterable[str]) -> Iterator[str]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# split
+# splitting into training and validation sets
 
 
 def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: int = MIN_DOCUMENTS) -> np.ndarray | int:
-    """The validation buckets (NUM_BUCKETS,) bool, or else the number of characters for training.
+    """Return the validation buckets (NUM_BUCKETS,) bool, or the number of training characters for a split by position.
 
-    Splitting by documents requires at least min_documents and must come within a factor of 2 of val_fraction. Documents
-    are selected in the order of their hash, which is unrelated to their order in the text.
+    The split is by document if there are at least min_documents and the result is within a factor of 2 of val_fraction.
+    Documents are selected in the order of their hash, which is unrelated to their order in the text.
     """
     target = val_fraction * stats.characters
     in_val, total = np.zeros(NUM_BUCKETS, dtype=bool), 0
@@ -349,23 +350,23 @@ def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: i
         if total + stats.bucket_chars[bucket] <= target:
             in_val[bucket] = True
             total += stats.bucket_chars[bucket]
-    if total < target / 2:  # every remaining bucket exceeds half of the target
+    if total < target / 2:  # every remaining bucket is larger than half the target
         sizes = np.where(in_val | (stats.bucket_chars == 0), np.iinfo(np.int64).max, stats.bucket_chars)
         in_val[:], total = False, sizes.min()
         in_val[sizes.argmin()] = True
     if stats.documents >= min_documents and target / 2 <= total <= 2 * target and total < stats.characters:
         return in_val
-    val_start = int(stats.characters * (1 - val_fraction))  # the same cut as in nanoGPT's scripts
-    if not 2 <= val_start <= stats.characters - 2:  # a loss needs a token to start from and one to predict
-        raise UserError(f"a text of {stats.characters} characters is too short to split: use a longer one")
+    val_start = int(stats.characters * (1 - val_fraction))  # the same position as in nanoGPT's scripts
+    if not 2 <= val_start <= stats.characters - 2:  # a loss needs an input token and a target
+        raise UserError(f"the text has only {stats.characters} characters and is too short to split: use a longer text")
     return val_start
 
 
 def _nearest_word_break(text: str, position: int) -> int:
-    """position, or the last word break before it, else the first one after it, else the end."""
+    """Return position if it is a word break, or else the last break before it, the first after it, or the end."""
     if is_word_break(text[position - 1], text[position]):
         return position
-    previous_break = last_word_break(text[:position])  # one more break, so that more than this word follows
+    previous_break = last_word_break(text[:position])  # go back one more break, so that more than this word follows
     return (
         last_word_break(text[:previous_break])
         or previous_break
@@ -374,7 +375,7 @@ def _nearest_word_break(text: str, position: int) -> int:
 
 
 def _split_by_position(pieces: Iterable[SplitPiece], val_start: int, at_word_break: bool) -> Pieces:
-    """Cut pieces where the validation set starts: at character val_start, or at a word break nearby."""
+    """Split pieces into training and validation text at character val_start, or at a nearby word break."""
     position, previous_char = 0, "\n"
     for _, text, is_end in pieces:
         n = min(max(val_start - position, 0), len(text))
@@ -392,7 +393,7 @@ def _split_by_position(pieces: Iterable[SplitPiece], val_start: int, at_word_bre
 def _documents_after(
     num_done: int, files: Files, counts: list[int], is_val: np.ndarray, on_progress: Progress
 ) -> Pieces:
-    """Yield all documents after the first `num_done`; is_val determines their split by index."""
+    """Yield all documents after the first `num_done`. is_val[index] determines the split of each document."""
     end_index = 0
     for path, count in zip(files.paths, counts):
         index, end_index = end_index, end_index + count
@@ -403,7 +404,7 @@ def _documents_after(
                 yield SPLITS[int(is_val[index])], text, is_end
             index += is_end
         if index != end_index:
-            raise UserError(f"{path} changed while it was read: run this again when no program is writing to it")
+            raise UserError(f"{path} changed while it was being read: run this again when no program is writing to it")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -413,9 +414,9 @@ def _documents_after(
 def _encode_and_write(
     writer: BinWriter, tokenizer: Tokenizer, pieces: Pieces, end_id: int | None, sample_splits: tuple, num_skipped: int
 ) -> str:
-    """Encode and write all pieces after the first `num_skipped` documents, with end_id, if any, after each document.
+    """Encode and write all pieces after the first `num_skipped` documents. end_id, if any, follows each document.
 
-    Saves the state after every CHARS_PER_SAVE. Returns the start of the first text of sample_splits.
+    The state is saved after every CHARS_PER_SAVE characters. Returns the start of the first text in sample_splits.
     """
     documents, sample, size = writer.state["documents"], "", 0
 
@@ -441,21 +442,21 @@ def _encode_and_write(
 
 
 def encode_pieces(pieces: Pieces, tokenizer: Tokenizer, end_id: int | None) -> Iterator[tuple[EncodeJob, list]]:
-    """Yield (job, [(split, ids), ...]) for all pieces, in order."""
+    """Yield (job, [(split, encoded text), ...]) for all pieces, in order."""
     encode = functools.partial(_encode, tokenizer, end_id)
     return _map_in_order(encode, _make_jobs(pieces, tokenizer.find_cut), tokenizer.use_threads)
 
 
 def _map_in_order(function: Callable, jobs: Iterable[EncodeJob], use_threads: bool) -> Iterator[tuple[EncodeJob, Any]]:
-    """Yield (job, function(job)) for all jobs in order, computed on all cores by threads or processes."""
+    """Yield (job, function(job)) for all jobs in order, using threads or processes on all cores."""
     jobs, cores = iter(jobs), _n_cores()
     first_jobs = list(islice(jobs, 2))
-    if len(first_jobs) == 1:  # starting a pool would take longer
+    if len(first_jobs) == 1:  # starting a pool takes longer than one job
         yield first_jobs[0], function(first_jobs[0])
         return
     pool: Executor = ThreadPoolExecutor(cores)
-    if not use_threads:  # send the function, which may hold a large vocabulary, once instead of with every job
-        from concurrent.futures import ProcessPoolExecutor  # here, since train.py rarely prepares data
+    if not use_threads:  # send the function once rather than with every job, as it may hold a large vocabulary
+        from concurrent.futures import ProcessPoolExecutor  # imported here because train.py rarely needs it
 
         pool = ProcessPoolExecutor(min(cores, 8), initializer=_init_worker, initargs=(function,))
         function = _call_worker_function
@@ -473,15 +474,15 @@ def _map_in_order(function: Callable, jobs: Iterable[EncodeJob], use_threads: bo
 
 
 def _n_cores() -> int:
-    """The number of cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_worker_function: Callable | None = None  # of a worker process
+_worker_function: Callable | None = None  # set in each worker process
 
 
 def _init_worker(function: Callable):
-    """Store the function, and make this process exit with its parent, even if that is killed."""
+    """Store the function, and make this process exit when its parent exits or is killed."""
     global _worker_function
     _worker_function = function
     parent = multiprocessing.parent_process()
@@ -502,7 +503,7 @@ def _call_worker_function(job: EncodeJob) -> Any:
 def _make_jobs(pieces: Iterable[SplitPiece], find_cut: Callable[[str], int]) -> Iterator[EncodeJob]:
     """Group pieces into jobs of about CHARS_PER_JOB characters.
 
-    After every CHARS_PER_SAVE characters a job ends with a document, so that the state can be saved.
+    After every CHARS_PER_SAVE characters, a job ends at the end of a document, so that the state can be saved.
     """
     job: EncodeJob = []
     size = unsaved_chars = 0
@@ -519,8 +520,8 @@ def _make_jobs(pieces: Iterable[SplitPiece], find_cut: Callable[[str], int]) -> 
 
 
 def _cut_long_texts(pieces: Iterable[SplitPiece], find_cut: Callable[[str], int]) -> Pieces:
-    """Yield the same pieces with long texts cut at positions that find_cut allows."""
-    previous_split, pending_text = "train", ""  # split and pending text of the current document
+    """Yield all pieces, with long texts cut at positions that find_cut allows."""
+    previous_split, pending_text = "train", ""  # of the current document
     for split, content, is_end in chain(pieces, [("", "", False)]):
         if pending_text and split != previous_split:
             yield previous_split, pending_text, False
@@ -537,14 +538,14 @@ def _cut_long_texts(pieces: Iterable[SplitPiece], find_cut: Callable[[str], int]
             start += n
         pending_text = "" if is_end else text[start:]
         if len(pending_text) > MAX_PENDING_CHARS:
-            problem = f"the text has {len(pending_text):,} characters without a space or punctuation mark between words"
-            raise UserError(f"{problem}, too many for this tokenizer: use --tokenizer=char, or insert line breaks")
+            problem = f"the text has a run of {len(pending_text):,} characters without a word break"
+            raise UserError(f"{problem}, too long for this tokenizer: use --tokenizer=char, or insert line breaks")
         if is_end:
             yield split, text[start:], True
 
 
 def _encode(tokenizer: Tokenizer, end_id: int | None, job: EncodeJob) -> list[tuple[str, EncodedText]]:
-    """The encoded splits of a job: texts with end_id after each document, or segments with their loss mask."""
+    """Encode a job and return the result for each split. end_id follows each document of plain text."""
     results = []
     for split in {split: None for split, _, _ in job}:
         parts = [(content, is_end) for piece_split, content, is_end in job if piece_split == split]

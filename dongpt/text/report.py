@@ -1,4 +1,4 @@
-"""The summary that a preparation prints: five lines about the text, its tokens and its two splits."""
+"""Print a summary of a prepared data folder: five lines about the text, its tokens and its two splits."""
 
 import os
 
@@ -7,11 +7,11 @@ import numpy as np
 from dongpt.text.bins import PreparedData, open_data
 from dongpt.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer, WordTokenizer
 
-NUM_SYMBOLS = 5  # printed of the most frequent tokens and of the rarest
+NUM_SYMBOLS = 5  # how many of the most frequent and of the rarest tokens to print
 
 
 def token_name(tokenizer: Tokenizer, i: int) -> str:
-    """An id for display: its text in quotes, "id 200" if its bytes are not a text, or a special token's name."""
+    """Return a token's text in quotes, the name of a special token, or "id 200" for bytes that are not valid UTF-8."""
     names = {number: name for name, number in tokenizer.specials.items()}
     if i in names:
         return names[i]
@@ -20,17 +20,17 @@ def token_name(tokenizer: Tokenizer, i: int) -> str:
 
 
 def count_of(n: int, noun: str) -> str:
-    """A number with its noun: "1 file", "1,234 files"."""
+    """Return a number with its noun, such as "1 file" or "1,234 files"."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
 def shortest_path(path: str) -> str:
-    """The shorter of the relative and the absolute path."""
+    """Return the relative or the absolute path, whichever is shorter."""
     return min(os.path.relpath(path), os.path.abspath(path), key=len)
 
 
 def report(prepared: PreparedData):
-    """Print what was prepared: source, vocabulary, splits, whether the text can be read back, and the folder."""
+    """Print the source, vocabulary and splits, the folder, and whether the tokens decode to the original text."""
     meta, tokenizer, counts = prepared.meta, prepared.tokenizer, {}
     for split, ids in open_data(prepared.folder)[1].items():
         counts[split] = ids.counts(meta["vocab_size"])
@@ -46,7 +46,7 @@ def report(prepared: PreparedData):
         ", ".join(f"{token_name(tokenizer, i)} {totals[i]:,}" for i in ids)
         for ids in (order[:NUM_SYMBOLS], order[: -NUM_SYMBOLS - 1 : -1])
     )
-    unit = {CharTokenizer.kind: "character", WordTokenizer.kind: "word"}.get(tokenizer.kind, "byte pair")
+    unit = {CharTokenizer.kind: "character", WordTokenizer.kind: "word"}.get(tokenizer.kind, "BPE token")
     n_special = len(tokenizer.specials)
     special = f" and {count_of(n_special, 'special token')}" if n_special else ""
     entries = count_of(meta["vocab_size"] - n_special, unit) + special
@@ -54,7 +54,7 @@ def report(prepared: PreparedData):
 
     n_shards = len(meta.get("shards", {}).get("train", ()))
     shards = f" in {count_of(n_shards, 'shard')}" if n_shards else ""
-    share = f"{100 * meta['characters']['val'] / characters:.3g} % of the text"
+    share = f"{100 * meta['characters']['val'] / characters:.3g}% of the text"
     split_method = {
         "position": f"the last {share}",
         "documents": f"{share}, in whole documents",
@@ -66,14 +66,14 @@ def report(prepared: PreparedData):
     )
 
     unknown = int(totals[tokenizer.specials[UNKNOWN]]) if UNKNOWN in tokenizer.specials else 0
-    sample = prepared.sample[: tokenizer.find_cut(prepared.sample) or None]  # without a word that was cut off
+    sample = prepared.sample[: tokenizer.find_cut(prepared.sample) or None]  # without a truncated word at the end
     decoded = tokenizer.decode(tokenizer.encode_array(sample).tolist())
     if decoded == sample and not unknown and not prepared.is_lossy:
-        result = "the tokens decode to the same text"
+        result = "the tokens decode to the original text"
     elif unknown:
-        result = f"the tokens do not decode to the same text: {UNKNOWN} replaces {count_of(unknown, 'rare word')}"
+        result = f"the tokens do not decode to the original text: {UNKNOWN} replaces {count_of(unknown, 'rare word')}"
     else:
-        result = "the tokens do not decode to the same text: --lower drops capital letters"
+        result = "the tokens do not decode to the original text: --lower removes capital letters"
     unseen_share = counts["val"][counts["train"] == 0].sum() / tokens["val"]
-    print(f"check: {result}; {100 * unseen_share:.3f} % of the validation tokens never occur in the training set")
+    print(f"check: {result}; {100 * unseen_share:.3f}% of the validation tokens never occur in the training set")
     print(f"written to: {shortest_path(prepared.folder)}")

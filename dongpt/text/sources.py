@@ -1,6 +1,6 @@
-"""Texts that data/<name>/prepare.py can download, and the function that these programs share.
+"""Download sample texts, and prepare a single text. Shared by the data/<name>/prepare.py scripts.
 
-A download is checked before it is saved, so an incomplete one is never mistaken for the text later.
+Downloads are checked before they are saved, so an incomplete file is never used later.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from dongpt.text.documents import Files, Texts
 from dongpt.text.prepare import TokenizerKind, Vocabulary, prepare
 from dongpt.text.report import report
 
-TIMEOUT_SECONDS = 30  # without an answer
+TIMEOUT_SECONDS = 30  # without a response from the server
 
 
 @dataclass(frozen=True)
 class TextDownload:
-    """A text to download: a phrase it must contain, plausible sizes, and addresses to try in this order."""
+    """A text file to download: a title that it must contain, limits on its size, and URLs to try in order."""
 
     title: str
     min_bytes: int
@@ -48,19 +48,19 @@ TINY_SHAKESPEARE = TextDownload(
 
 @dataclass(frozen=True)
 class TextConfig:
-    input: str = ""  # path of the text; by default input.txt next to this script, which is downloaded if missing
-    encoding: str = "utf-8"  # encoding of the text
+    input: str = ""  # path of the text; default: input.txt next to this script, downloaded if missing
+    encoding: str = "utf-8"  # encoding of the text file
 
 
 @dataclass(frozen=True)
 class BookConfig(TextConfig):
-    raw: bool = False  # keep the header and licence of Project Gutenberg
+    raw: bool = False  # keep the Project Gutenberg header and license
 
 
 def prepare_text(cfg: TextConfig, folder: str, download: TextDownload, tokenizer: TokenizerKind, next_config: str):
-    """Write train.bin, val.bin and meta.json of the text that cfg names to folder, and report on them.
+    """Prepare the text selected by cfg, write train.bin, val.bin and meta.json to folder, and print a summary.
 
-    next_config holds the arguments with which train.py trains on it.
+    next_config is the train.py argument string to print as the next step.
     """
     path = find_text(cfg.input, folder, download)
     text, sha256 = read_text(path, cfg.encoding)
@@ -75,7 +75,7 @@ def prepare_text(cfg: TextConfig, folder: str, download: TextDownload, tokenizer
 
 
 def find_text(input_path: str, folder: str, download: TextDownload) -> str:
-    """The path of the text: input_path, else input.txt in folder, which is downloaded if it is missing."""
+    """Return input_path if it is given. Otherwise, return input.txt in folder and download it if it is missing."""
     default_path = os.path.join(folder, "input.txt")
     if not input_path and not os.path.exists(default_path):
         download_text(download, default_path)
@@ -83,7 +83,7 @@ def find_text(input_path: str, folder: str, download: TextDownload) -> str:
 
 
 def download_text(download: TextDownload, path: str):
-    """Save the first plausible answer from download's addresses to path, or raise UserError."""
+    """Save the first plausible response from the URLs in download to path. Raises UserError if there is none."""
     problems = []
     for address in download.addresses:
         host = urllib.parse.urlsplit(address).netloc
@@ -92,7 +92,7 @@ def download_text(download: TextDownload, path: str):
             with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer:
                 content = answer.read(download.max_bytes + 1)
                 content_length = int(answer.headers.get("Content-Length") or len(content))
-        except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+        except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
             problems.append(f"{host}: {getattr(error, 'reason', error)}")
             continue
         problem = find_problem(content, download) or len(content) < content_length and "the download is incomplete"
@@ -104,41 +104,41 @@ def download_text(download: TextDownload, path: str):
 
 
 def write_atomically(path: str, content: bytes):
-    """Write content to path, completely or not at all. Raises UserError if it cannot be written."""
+    """Write content to path, either completely or not at all. Raises UserError if it cannot be written."""
     try:
         with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): free space, or change its permissions"
+            f"{path} cannot be written ({error.strerror}): free some disk space, or change its permissions"
         ) from error
 
 
 def find_problem(content: bytes, download: TextDownload) -> str:
-    """The reason why content cannot be the text; '' if it can."""
+    """Return the reason why content cannot be the requested text, or an empty string if it can."""
     if not download.min_bytes <= len(content) <= download.max_bytes:
         return f"{len(content):,} bytes is not a plausible length"
     if content[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "the answer is a web page"
+        return "the response is a web page"
     if download.title.lower().encode() not in content[:20_000].lower():
-        return f"the answer does not contain {download.title!r}"
+        return f"the response does not contain {download.title!r}"
     return ""
 
 
 def read_text(path: str, encoding: str = "utf-8") -> tuple[str, str]:
-    """(text, SHA-256 of the bytes) of a file; line ends become \\n, and a byte-order mark is dropped.
+    """Read a file and return (text, SHA-256 of its bytes).
 
-    Raises UserError for an empty file, and wherever documents.Files does.
+    Line endings become \\n, and a byte-order mark is removed. Raises UserError if the file is blank or is not text.
     """
     digest = hashlib.sha256()
     text = "".join(Files([path], encoding=encoding).read_chunks(path, digest=digest))
     if not text.strip():
-        raise UserError(f"{path} is empty: give a file with text in it")
+        raise UserError(f"{path} is empty: use a file that contains text")
     return text, digest.hexdigest()
 
 
 def strip_gutenberg(text: str) -> tuple[str, bool]:
-    """(text between Project Gutenberg's START and END markers, True), or (text, False) if it has neither."""
+    """Return (text between Project Gutenberg's START and END markers, True), or (text, False) if it has neither."""
     marker_pattern = r"(?mi)^\*\*\* ?{} OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^*]{{0,300}}\*\*\*[^\n]*\n?"
     start = re.search(marker_pattern.format("START"), text)
     body = text[start.end() :] if start else text

@@ -1,1 +1,1 @@
-"""Data files to weights: batches, one update, optimizers, losses, cost."""
+"""Training: batches, update steps, optimizers, evaluation, reports and benchmarks."""

@@ -1,6 +1,6 @@
-"""Training batches from a data folder: shuffled windows. evaluation.py cuts the disjoint windows of an evaluation.
+"""Training batches: shuffled windows of tokens from a data folder. For evaluation batches, see evaluation.py.
 
-docs/data.md has a picture; dongpt/text/bins.py describes the files.
+For an illustration, see docs/data.md. For the file format, see dongpt/text/bins.py.
 
     corpus = Corpus(folder)
     x, y = corpus.train_batch(first_window, batch_size, block_size, seed, vocab_size)      # (B, T) int64 each
@@ -18,27 +18,27 @@ from dongpt.runtime import Runtime
 from dongpt.text.bins import SPLITS, check_shard_ends, how_to_prepare, open_data
 from dongpt.text.tokenizers import Tokenizer, from_dict
 
-MAX_CHECKED_TOKENS = 2**25  # tokens compared with the vocabulary before training, evenly spaced in longer texts
+MAX_CHECKED_TOKENS = 2**25  # maximum number of tokens to check before training, spread evenly over the data
 
 
 class Corpus:
     """The training and validation sets of one data folder.
 
-    tokenizer_dict describes the tokenizer, vocab_size is its number of ids, and model_vocab_size the vocabulary size of
-    a new model for this corpus. Raises UserError for missing, empty or damaged files.
+    `tokenizer_dict` describes the tokenizer, `vocab_size` is its vocabulary size, and `model_vocab_size` is that of new
+    models for this corpus. Raises UserError if files are missing, empty or damaged.
     """
 
     def __init__(self, folder: str, train_fraction: float = 1.0):
-        # per split: tokens (lengths[split],) uint16; masks (lengths[split],) uint8, nonzero for tokens in the loss,
-        # only if some are not
+        # Each split has uint16 tokens of shape (lengths[split],). If the loss leaves out some of them, there is also a
+        # uint8 mask of the same shape, which is nonzero for tokens in the loss.
         self.meta, self.tokens, self.masks = open_data(folder, train_fraction)
         self.folder = folder
         self.name = os.path.relpath(folder, ROOT) if folder.startswith(ROOT + os.sep) else folder
-        self.shards = self.meta.get("shards", {}).get("train", [])  # their descriptions
-        self.tokenizer_dict = self.meta.get("tokenizer", {"kind": "gpt2"})  # as nanoGPT assumes
+        self.shards = self.meta.get("shards", {}).get("train", [])  # metadata of the training shards
+        self.tokenizer_dict = self.meta.get("tokenizer", {"kind": "gpt2"})  # nanoGPT's default
         self.vocab_size = self.meta.get("vocab_size", 50257)
         self.model_vocab_size = max(50304 if self.tokenizer_dict["kind"] == "gpt2" else 0, self.vocab_size)
-        self.sha256 = self.meta.get("ids_sha256")  # None if the files are nanoGPT's
+        self.sha256 = self.meta.get("ids_sha256")  # None for files made by nanoGPT
         self.lengths = {split: self.tokens[split].length for split in SPLITS}
         self._device_tensors: dict[str, torch.Tensor] = {}  # see to_device
         self._epoch_starts: tuple[tuple[int, int, int], np.ndarray] | None = None  # (epoch, block_size, seed), starts
@@ -48,28 +48,28 @@ class Corpus:
         return from_dict(self.tokenizer_dict)
 
     def check(self, block_size: int, vocab_size: int, splits: Iterable[str] = SPLITS):
-        """Raise UserError if a split is too short for a loss or for training with block_size, has ids for which the
-        model has no embedding, is masked entirely, or has shards whose ends differ from meta.json."""
+        """Raise UserError if a split is too short, has ids outside the model's vocabulary or has no tokens in the loss,
+        or if the ends of its shards do not match meta.json."""
         for split in splits:
             length = self.lengths[split]
             if length < 2:
                 message = f"{os.path.join(self.folder, split)}.bin has {length} token"
-                raise UserError(f"{message}, but a loss needs at least 2: use more text")
+                raise UserError(f"{message}, but computing a loss requires at least 2: use more text")
             if split == "train" and length <= block_size:
-                message = f"{self.tokens[split].files[0][0]} gives {length:,} tokens, too few for {block_size=}"
-                raise UserError(f"{message}: use more text, or a block_size below {length}")
+                message = f"{self.tokens[split].files[0][0]} provides {length:,} tokens, too few for {block_size=}"
+                raise UserError(f"{message}: use more text, or set block_size below {length}")
             if split == "train" and self.shards:
                 check_shard_ends(self.folder, self.shards)
             if split in self.masks and not self.masks[split][1:].any():
-                message = f"{os.path.join(self.folder, split)}.mask.bin masks all tokens: nothing is left to predict"
-                raise UserError(f"{message}, {how_to_prepare(self.folder)}")
+                message = f"{os.path.join(self.folder, split)}.mask.bin masks all tokens, so nothing can be predicted"
+                raise UserError(f"{message}: {how_to_prepare(self.folder)}")
             n_checked = min(MAX_CHECKED_TOKENS, length)
             span_len = -(-n_checked // 128)
             starts = np.linspace(0, length - span_len, -(-n_checked // span_len), dtype=np.int64)
             self._check_ids(self.tokens[split].windows(starts, span_len), vocab_size, split)
 
     def check_every_id(self, split: str, vocab_size: int):
-        """Raise UserError if a split has an id for which the model has no embedding."""
+        """Raise UserError if any id in a split is outside the model's vocabulary."""
         for ids in self.tokens[split].chunks():
             self._check_ids(ids, vocab_size, split)
 
@@ -77,37 +77,37 @@ class Corpus:
         if ids.max() >= vocab_size:
             files = self.tokens[split].files
             location = files[0][0] if len(files) == 1 else f"the {split} split of {self.name}"
-            message = f"{location} holds the id {ids.max()}, but the vocabulary has {vocab_size} entries"
+            message = f"{location} contains the id {ids.max()}, but the vocabulary has {vocab_size} entries"
             raise UserError(f"{message}: the data was prepared with another tokenizer; {how_to_prepare(self.folder)}")
 
     # ------------------------------------------------------------------------------------------------------------------
     # training: shuffled windows without replacement
 
     def _num_windows(self, block_size: int) -> int:
-        """Disjoint windows of an epoch; one fewer than fit, so that an epoch can start anywhere in the first block."""
+        """Return the number of windows per epoch: one fewer than fit, so that epochs can have different offsets."""
         return max(1, self.lengths["train"] // block_size - 1)
 
     def windows_per_epoch(self, block_size: int) -> int:
-        """Windows of block_size tokens in an epoch; in a masked corpus, those at offset 0 with a token in the loss."""
+        """Return the number of windows per epoch. In a masked corpus, only windows with tokens in the loss count."""
         if "train" not in self.masks:
             return self._num_windows(block_size)
         if block_size not in self._window_counts:
-            self._window_counts[block_size] = len(self._unmasked_starts(0, block_size))
+            self._window_counts[block_size] = len(self._unmasked_starts(0, block_size))  # at offset 0
         return self._window_counts[block_size]
 
     def _unmasked_starts(self, offset: int, block_size: int) -> np.ndarray:
-        """Starts of the disjoint windows from offset on that have a token in the loss; of all windows if none has."""
+        """Return the starts of windows that contain tokens in the loss, or of all windows if there are none."""
         starts = offset + block_size * np.arange(self._num_windows(block_size))
         in_loss = np.maximum.reduceat(self.masks["train"][: starts[-1] + block_size + 1], starts + 1) > 0
         return starts[in_loss] if in_loss.any() else starts
 
     def window_starts(self, first_window: int, count: int, block_size: int, seed: int) -> np.ndarray:
-        """Starts in the training set of the run's windows first_window, first_window + 1, ...: (count,) int64.
+        """Return the start positions of `count` windows of a run, beginning with window first_window: (count,) int64.
 
-        Each epoch visits its disjoint windows once. Their order and offset depend only on (seed, epoch), so that any
-        step of any process finds its windows without computing the earlier ones. In a masked corpus the number of
-        windows with a token in the loss depends on the offset: an epoch with fewer than windows_per_epoch visits some
-        twice, one with more skips some.
+        Each epoch visits each of its disjoint windows once. Their order and offset depend only on (seed, epoch), so any
+        process can find the windows of any step without computing the earlier ones. In a masked corpus, the number of
+        windows with tokens in the loss depends on the offset. An epoch with fewer windows than windows_per_epoch()
+        repeats some of them, and an epoch with more skips some.
         """
         epochs, indices = np.divmod(np.arange(first_window, first_window + count), self.windows_per_epoch(block_size))
         starts = np.empty(count, dtype=np.int64)
@@ -118,7 +118,7 @@ class Corpus:
         return starts
 
     def _shuffled_starts(self, epoch: int, block_size: int, seed: int) -> np.ndarray:
-        """Window starts of an epoch, in the order of the visits."""
+        """Return the window starts of an epoch in shuffled order."""
         if self._epoch_starts is None or self._epoch_starts[0] != (epoch, block_size, seed):
             rng = np.random.Generator(np.random.Philox(key=seed % 2**64 + (epoch << 64)))
             n_windows = self._num_windows(block_size)
@@ -135,41 +135,41 @@ class Corpus:
         return self._epoch_starts[1]
 
     def train_batch(self, first_window: int, batch_size: int, block_size: int, seed: int, vocab_size: int):
-        """(x, y): inputs and targets, the run's windows from first_window on, (B, T) int64 each; -1 in y is ignored."""
+        """Return inputs and targets, (B, T) int64 each, starting at window first_window. Targets of -1 are ignored."""
         starts = self.window_starts(first_window, batch_size, block_size, seed)
         if self._device_tensors:
             return self._device_batch(starts, block_size)
         windows = self.tokens["train"].windows(starts, block_size + 1)  # (B, T + 1)
-        self._check_ids(windows, vocab_size, "train")  # on a GPU the error would not name the cause
+        self._check_ids(windows, vocab_size, "train")  # on a GPU, the error would not show the cause
         windows = windows.astype(np.int64)
         x, y = windows[:, :-1].copy(), windows[:, 1:].copy()
         if "train" in self.masks:
             y[self.masks["train"][starts[:, None] + np.arange(1, block_size + 1)] == 0] = -1
-            if (y < 0).all():  # the mean over no tokens is NaN; this batch has loss weight 0
+            if (y < 0).all():  # a mean over no tokens would be NaN; this batch has loss weight 0
                 y[0, 0] = x[0, 0]
         return torch.from_numpy(x), torch.from_numpy(y)
 
     def to_device(self, runtime: Runtime, vocab_size: int):
-        """Move the training ids to the device; after that a batch transfers only window offsets.
+        """Move the training ids to the device, so that a batch transfers only window offsets.
 
-        Raises UserError for ids of vocab_size and above.
+        Raises UserError if any id is vocab_size or greater.
         """
         self._to_device = runtime.move
         ids, start = torch.empty(self.lengths["train"], dtype=torch.int16, device=runtime.device), 0
         for chunk in self.tokens["train"].chunks():
             self._check_ids(chunk, vocab_size, "train")
-            ids[start : start + len(chunk)] = torch.from_numpy(chunk.view("<i2"))  # torch does little with uint16
+            ids[start : start + len(chunk)] = torch.from_numpy(chunk.view("<i2"))  # torch has few uint16 operations
             start += len(chunk)
         self._device_tensors["tokens"] = ids
         if "train" in self.masks:
             self._device_tensors["mask"] = torch.from_numpy(np.array(self.masks["train"])).to(runtime.device)
 
     def _device_batch(self, starts: np.ndarray, block_size: int):
-        """train_batch() computed on the device, for windows that begin at starts."""
+        """Return (x, y) as train_batch() does, computed on the device for the windows at `starts`."""
         (offsets,) = self._to_device(torch.from_numpy(starts))
         token_index = offsets[:, None] + torch.arange(block_size + 1, device=offsets.device)
         windows = self._device_tensors["tokens"][token_index].long() & 0xFFFF
-        # clone, because in a batch of one the slices are contiguous and would share memory, and y is modified
+        # clone: with batch size 1, the slices are contiguous and would share memory, but y is modified below
         x, y = (t.clone(memory_format=torch.contiguous_format) for t in (windows[:, :-1], windows[:, 1:]))
         if "mask" in self._device_tensors:
             y.masked_fill_(self._device_tensors["mask"][token_index[:, 1:]] == 0, -1)
@@ -177,7 +177,7 @@ class Corpus:
         return x, y
 
     def loss_weights(self, first: int, n_batches: int, batch_size: int, block_size: int, seed: int) -> np.ndarray:
-        """Weights (n_batches,) that turn a mean of batch means into a mean over the tokens in the loss."""
+        """Return weights (n_batches,) that turn the mean of batch means into the mean over all tokens in the loss."""
         if "train" not in self.masks:
             return np.ones(n_batches)
         starts = self.window_starts(first, n_batches * batch_size, block_size, seed)

@@ -1,4 +1,4 @@
-"""Comparable losses: over fixed, disjoint windows, in nats per token and in bits per byte of text."""
+"""Evaluation: mean loss over fixed, disjoint windows, in nats per token and bits per byte."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from dongpt.train.step import TrainStep
 
 @dataclass(frozen=True)
 class MeanLoss:
-    """A mean loss in nats per token over `tokens` predicted tokens."""
+    """Mean loss in nats per token over `tokens` predicted tokens."""
 
     nats: float
     tokens: int
@@ -27,21 +27,21 @@ class MeanLoss:
         return math.exp(self.nats) if self.nats < 700 else math.inf
 
     def bits_per_byte(self, n_bytes: int) -> float:
-        """Bits per byte for predicted tokens that represent n_bytes of text; comparable between tokenizers."""
+        """Return bits per byte, which can be compared across tokenizers. n_bytes: bytes of the predicted text."""
         return self.nats * self.tokens / math.log(2) / n_bytes if n_bytes else math.nan
 
 
 def eval_batches(
     corpus: Corpus, split: str, batch_size: int, block_size: int, n_windows: int | None = None, rank=0, world_size=1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    """Yield (x, y, number of predicted tokens); x, y (B, T) int64 with -1 in y for padding and masked tokens.
+    """Yield (x, y, number of predicted tokens); x and y are (B, T) int64, with -1 in y for padding and masked tokens.
 
-    They cover n_windows evenly spaced, disjoint windows of a split (by default all), the same ones every time. Each of
-    several processes takes every world_size-th batch; all get equally many, so the last one may be all padding.
+    The batches always cover the same n_windows evenly spaced, disjoint windows of a split (default: all). Each process
+    takes every world_size-th batch. All processes get the same number of batches, so the last may be all padding.
     """
     tokens, mask = corpus.tokens[split], corpus.masks.get(split)
     window_ids: range | np.ndarray = range(-(-(corpus.lengths[split] - 1) // block_size))
-    if mask is not None:  # those with a token in the loss
+    if mask is not None:  # keep only windows with tokens in the loss
         starts = block_size * np.arange(len(window_ids))
         window_ids = np.flatnonzero(np.add.reduceat(mask[1:] != 0, starts, dtype=np.int64))
     n = min(len(window_ids), len(window_ids) if n_windows is None else n_windows)
@@ -59,7 +59,7 @@ def eval_batches(
 
 
 def predicted_bytes(corpus: Corpus, split: str) -> int:
-    """UTF-8 bytes of the text that a split's predicted tokens represent: all but the first, or those in the mask."""
+    """Return the number of UTF-8 bytes in a split's predicted tokens: all but the first, or those in the mask."""
     is_whole_split = corpus.lengths[split] == corpus.meta.get("tokens", {}).get(split)
     mask, stored_bytes = corpus.masks.get(split), corpus.meta.get("predicted_bytes", {}).get(split)
     if mask is not None and stored_bytes is not None and is_whole_split and not mask[0]:
@@ -67,7 +67,7 @@ def predicted_bytes(corpus: Corpus, split: str) -> int:
     lengths = corpus.tokenizer().byte_lengths()
 
     def count_bytes(ids) -> int:
-        counts = np.bincount(ids, minlength=len(lengths))[: len(lengths)]  # ids that pad a vocabulary have no text
+        counts = np.bincount(ids, minlength=len(lengths))[: len(lengths)]  # padding ids have no text
         return int((counts * lengths).sum())
 
     if mask is not None:
@@ -76,16 +76,16 @@ def predicted_bytes(corpus: Corpus, split: str) -> int:
     if not is_whole_split or n_bytes is None:
         return sum(map(count_bytes, corpus.tokens[split].chunks())) - first
     if n_bytes < first:
-        message = f"{split} has {n_bytes:,} bytes of text, fewer than its first token"
-        raise UserError(f"meta.json of {corpus.name} says that {message}: prepare the data again")
+        message = f"the {split} split of {corpus.name} has {n_bytes:,} bytes, fewer than its first token"
+        raise UserError(f"according to meta.json, {message}: prepare the data again")
     return n_bytes - first
 
 
 @torch.no_grad()
 def evaluate(model, batches: Iterable, rt: Runtime, should_stop: Callable[[], bool] = lambda: False) -> MeanLoss | None:
-    """Loss of model over the batches of eval_batches, summed over all ranks, without dropout.
+    """Return the model's mean loss over the batches of all ranks, without dropout.
 
-    None if should_stop(), which every rank calls before each batch, returned True.
+    Return None if should_stop(), which every rank calls before each batch, returns True.
     """
     was_training, total, count, is_stopped = model.training, 0.0, 0, False
     model.eval()
@@ -104,14 +104,14 @@ def evaluate(model, batches: Iterable, rt: Runtime, should_stop: Callable[[], bo
 
 
 def _evaluate_split(step: TrainStep, stop: StopCheck, split: str, n_windows: int) -> MeanLoss | None:
-    """The loss of a run's model over n_windows of a split; None if all ranks have to stop."""
+    """Return the model's loss over n_windows of a split, or None if all ranks have to stop."""
     cfg, rt = step.cfg, step.rt
     batches = eval_batches(step.corpus, split, cfg.batch_size, cfg.block_size, n_windows, rt.rank, rt.world_size)
     return evaluate(step.eval_model, batches, rt, lambda: stop("eval"))
 
 
 def estimate_loss(step: TrainStep, stop: StopCheck) -> tuple[float, float] | None:
-    """(training loss, validation loss) over fixed windows spread over each split; None if all ranks have to stop."""
+    """Return (training loss, validation loss) over fixed windows of each split, or None if all ranks have to stop."""
     n_windows = step.cfg.eval_iters * step.cfg.batch_size
     train = _evaluate_split(step, stop, "train", n_windows)
     val = _evaluate_split(step, stop, "val", n_windows) if train else None
@@ -119,9 +119,9 @@ def estimate_loss(step: TrainStep, stop: StopCheck) -> tuple[float, float] | Non
 
 
 def print_sample(step: TrainStep, log: RunLog, stop: StopCheck, iter_num: int):
-    """Print and log a sample of sample_tokens tokens, drawn with the same random numbers each time.
+    """Print and log a sample of sample_tokens tokens, using the same random numbers each time.
 
-    A signal cuts it short.
+    Generation stops early if the process receives a signal.
     """
     tokenizer, model, ids = step.corpus.tokenizer(), step.model.eval(), []
     settings = dict(temperature=0.8, top_k=200, seed=step.cfg.seed, n_ids=tokenizer.vocab_size)
@@ -136,7 +136,7 @@ def print_sample(step: TrainStep, log: RunLog, stop: StopCheck, iter_num: int):
 
 
 def unigram_loss(corpus: Corpus, split: str) -> float:
-    """Loss in nats per token of guessing by frequency: the entropy of the split's predicted tokens."""
+    """Return the loss, in nats per token, of guessing by token frequency: the entropy of the predicted tokens."""
     counts = np.zeros(corpus.vocab_size, dtype=np.int64)
     if (mask := corpus.masks.get(split)) is not None:
         counts += np.bincount(corpus.tokens[split][1:][mask[1:] != 0], minlength=len(counts))
@@ -147,9 +147,9 @@ def unigram_loss(corpus: Corpus, split: str) -> float:
 
 
 def log_final_loss(step: TrainStep, log: RunLog, stop: StopCheck, best_iter: int):
-    """Log the loss over the whole validation split, with the weights of iteration best_iter, and print what it means.
+    """Evaluate the weights of iteration best_iter on the whole validation split; log and explain the loss.
 
-    Nothing is printed or logged if a signal comes first.
+    If a signal interrupts the evaluation, nothing is printed or logged.
     """
     cfg, rt, corpus = step.cfg, step.rt, step.corpus
     n_batches = -(-(corpus.lengths["val"] - 1) // (cfg.block_size * cfg.batch_size * rt.world_size))
@@ -162,7 +162,7 @@ def log_final_loss(step: TrainStep, log: RunLog, stop: StopCheck, best_iter: int
     bits_per_byte = bits_per_character = None
     try:
         bits_per_byte = loss.bits_per_byte(predicted_bytes(corpus, "val"))
-    except UserError:  # counting bytes takes a tokenizer, and GPT-2's may be out of reach
+    except UserError:  # counting bytes requires a tokenizer, and GPT-2's may not be available offline
         pass
     n_bytes, n_characters = (corpus.meta.get(key, {}).get("val") for key in ("bytes", "characters"))
     if bits_per_byte and n_bytes and n_characters:

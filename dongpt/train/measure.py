@@ -1,4 +1,4 @@
-"""Cost of training updates: time, FLOPs, memory, and the kinds of operations that take the time.
+"""Measure the cost of training updates: time, FLOPs, memory, and time spent on each kind of operation.
 
     bench = StepBenchmark(step)             # a TrainStep
     bench.compile("auto")
@@ -6,7 +6,7 @@
         bench.round(10)                     # times ten updates
     bench.result()                          # {"ms": 51.2, "tokens_per_s": 15000.0, ...}
 
-FLOPs are counted, not measured: GPT.flops_per_token in model.py.
+FLOPs are calculated by GPT.flops_per_token() in model.py, not measured.
 """
 
 import os
@@ -26,14 +26,14 @@ from dongpt.train.step import TrainStep
 
 MIB = 2**20
 PROFILED_UPDATES = 3
-# Substrings of the names of GPU kernels and CPU operations; attention first, since its kernels use CUTLASS, and say so.
+# Substrings of kernel and operation names. Attention is matched first because its kernels' names can contain CUTLASS.
 ATTENTION_OPS = ("flash", "fmha", "attention", "sdpa")
 MATMUL_OPS = ["gemm", "cutlass", "xmma", "nvjet", "sm90_", "sm100_", "triton_tem", "mkldnn_linear", "mkldnn::_linear"]
 MATMUL_OPS += ["aten::mm", "aten::addmm", "aten::_addmm", "aten::bmm", "aten::baddbmm", "_mkl_linear"]
 
 
 class StepBenchmark:
-    """Makes updates and keeps, for each round, the seconds per update and the FLOP/s of a plain matmul."""
+    """Benchmark of a TrainStep: seconds per update and FLOP/s of a plain matmul for each round."""
 
     def __init__(self, step: TrainStep):
         self.step, self.rt = step, step.rt
@@ -47,9 +47,9 @@ class StepBenchmark:
         self.gpu_peak_flops = peak_flops(torch.cuda.get_device_name(self.rt.device)) if has_known_peak else None
 
     def compile(self, setting) -> str:
-        """Compile the model as for a long run if `setting` says so; returns the reason.
+        """Compile the model according to `setting`, as for a long run; return the reason for the choice.
 
-        compile_s includes the first update, since some of the compiling happens in it.
+        compile_s includes the first update, since part of the compilation happens there.
         """
         start = time.perf_counter()
         self.compiled, reason = self.step.compile(setting, float("inf"))
@@ -60,12 +60,12 @@ class StepBenchmark:
         return reason
 
     def update(self):
-        """Queue one update of the weights."""
+        """Start one update of the weights."""
         self.loss = self.step(self.step.cfg.learning_rate, self.n_updates, self.n_updates * self.step.samples_per_iter)
         self.n_updates += 1
 
     def round(self, iters: int):
-        """Time `iters` updates, and a matmul of the MLP's shape unless the GPU's peak is known."""
+        """Time `iters` updates, and a matmul of the MLP's shape if the GPU's peak is unknown."""
         rt, cfg = self.rt, self.step.cfg
         rt.barrier()
         bytes_before = bytes_in_use(rt)
@@ -81,13 +81,13 @@ class StepBenchmark:
             self.matmul_flops.append(matmul_flops(rt, n_rows, cfg.n_embd, 4 * cfg.n_embd))
 
     def result(self) -> dict:
-        """All measurements, ready for JSON. Makes a few more updates under the profiler, which becomes self.profile."""
+        """Return all measurements as a JSON-ready dict. This profiles a few more updates and sets self.profile."""
         rt, step, seconds = self.rt, self.step, median(self.seconds)
-        assert self.loss is not None, "result() needs a round"
+        assert self.loss is not None, "call round() before result()"
         loss = rt.all_reduce_sum(self.loss.item())[0] / rt.world_size
-        self.loss = None  # the profiler warns of tensors from before it that are freed under it
+        self.loss = None  # the profiler warns if a tensor created before it is freed during it
         self.profile = profile_calls(self.update, PROFILED_UPDATES, rt)
-        tokens_per_s = step.tokens_per_iter / seconds  # of all processes, like flops
+        tokens_per_s = step.tokens_per_iter / seconds  # over all processes, like flops
         flops = step.model.flops_per_token() * tokens_per_s
         matmul = median(self.matmul_flops) if self.matmul_flops else None
         result: dict[str, Any] = dict(device=rt.device, device_name=device_name(rt), dtype=rt.dtype)
@@ -103,7 +103,7 @@ class StepBenchmark:
         return replace_nonfinite(result)
 
     def _peak_tensor_bytes(self) -> int:
-        """Peak bytes of tensors during an update; on MPS the memory that Metal reserved for the process."""
+        """Return the peak bytes of tensors during an update; on MPS, the memory that Metal reserved for the process."""
         if self.rt.device_type == "mps":
             return torch.mps.driver_allocated_memory()
         model, states = self.step.model, self.step.optimizer.state.values()
@@ -115,18 +115,18 @@ class StepBenchmark:
 
 
 def device_name(rt: Runtime) -> str:
-    """Name of the GPU or the processor."""
+    """Return the name of the GPU or CPU."""
     if rt.device_type == "cuda":
         return torch.cuda.get_device_name(rt.device)
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or a processor without a name there
+    except (OSError, StopIteration):  # not Linux, or the file has no model name
         return platform.processor() or platform.machine()
 
 
 def bytes_in_use(rt: Runtime) -> int:
-    """Bytes in use now: by tensors on a GPU, by the whole process on a CPU."""
+    """Return the bytes currently in use: by tensors on a GPU, by the whole process on a CPU."""
     if rt.device_type == "cpu":
         import psutil
 
@@ -135,7 +135,7 @@ def bytes_in_use(rt: Runtime) -> int:
 
 
 def process_peak_bytes() -> int:
-    """Peak bytes of memory of this process since its start."""
+    """Return the peak memory of this process in bytes."""
     if sys.platform == "win32":
         import psutil
 
@@ -146,23 +146,23 @@ def process_peak_bytes() -> int:
 
 
 def peak_tensor_bytes(profile: torch.profiler.profile) -> int:
-    """Peak growth of tensor memory, in bytes, since the start of a CPU profile."""
+    """Return the peak growth of tensor memory, in bytes, during a CPU profile."""
     profiler: Any = profile.profiler
     changes = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
-    return max(accumulate((event.nbytes() for event in changes), initial=0))  # negative when memory is freed
+    return max(accumulate((event.nbytes() for event in changes), initial=0))  # nbytes is negative when memory is freed
 
 
 def bytes_per_token(model: torch.nn.Module) -> int:
-    """Bytes of weights that one decoding step reads: matrices and biases; embeddings (a row each) are not counted."""
+    """Return the bytes of weights read per decoding step, excluding embeddings, of which only single rows are read."""
     modules = [m for m in model.modules() if not isinstance(m, torch.nn.Embedding)]
     tensors = [t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
     return sum({id(t): t.nbytes for t in tensors}.values())  # a tied embedding counts as the head
 
 
 def profile_calls(function: Callable[[], object], times: int, rt: Runtime) -> torch.profiler.profile:
-    """torch's profile of several calls of function."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it reports its start and end on stderr
+    """Call function `times` times under torch.profiler and return the profile."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise the profiler logs to stderr
     gpu = [torch.profiler.ProfilerActivity.CUDA] if rt.device_type == "cuda" else []
     activities = [torch.profiler.ProfilerActivity.CPU, *gpu]
     with torch.profiler.profile(activities=activities, profile_memory=rt.device_type == "cpu") as profile:
@@ -174,8 +174,8 @@ def profile_calls(function: Callable[[], object], times: int, rt: Runtime) -> to
 
 
 def seconds_by_kind(profile: torch.profiler.profile, rt: Runtime) -> dict[str, float] | None:
-    """Seconds of "matmul", "attention" and "other": GPU kernels, or all operations on a CPU. None on MPS, which the
-    profiler doesn't see."""
+    """Return the seconds spent on "matmul", "attention" and "other", in GPU kernels or CPU operations. Return None on
+    MPS, which the profiler does not support."""
     seconds = {"matmul": 0.0, "attention": 0.0, "other": 0.0}
     for event in profile.key_averages():
         if rt.device_type == "cpu" and event.device_type == DeviceType.CPU:
@@ -186,10 +186,10 @@ def seconds_by_kind(profile: torch.profiler.profile, rt: Runtime) -> dict[str, f
 
 
 def time_shares(kind_seconds: dict[str, float] | None, seconds: float, rt: Runtime) -> dict[str, float] | None:
-    """Fraction of the time of the same work spent on each kind in seconds_by_kind; the rest is "other".
+    """Return the fraction of time spent on each kind of operation; the rest is "other".
 
-    `seconds` is the time without the profiler. A GPU's kernels are compared with that: while none runs, the GPU waits
-    for the CPU. On a CPU the profiler slows the operations themselves, so shares are relative to their sum.
+    `seconds` is the time of the same work without the profiler. On a GPU, fractions are relative to it, as it includes
+    time when no kernel runs. On a CPU, the profiler slows down operations, so fractions are relative to their sum.
     """
     if kind_seconds is None:
         return None
@@ -199,16 +199,16 @@ def time_shares(kind_seconds: dict[str, float] | None, seconds: float, rt: Runti
 
 
 def operation_kind(name: str) -> str:
-    """Kind of a GPU kernel, or of a PyTorch operation on a CPU: "matmul", "attention" or "other"."""
+    """Return the kind of a GPU kernel or CPU operation: "matmul", "attention" or "other"."""
     name = name.lower()
-    is_fused = name.startswith("triton_") and not name.startswith("triton_tem")  # named after what torch.compile fused
+    is_fused = name.startswith("triton_") and not name.startswith("triton_tem")  # named after the fused operations
     if not is_fused and any(part in name for part in ATTENTION_OPS):
         return "attention"
     return "matmul" if not is_fused and any(part in name for part in MATMUL_OPS) else "other"
 
 
 def timed(function: Callable[[], object], rt: Runtime) -> float:
-    """Seconds that a call takes, until the device has finished."""
+    """Return the seconds that a call takes, including all work that it starts on the device."""
     rt.synchronize()
     start = time.perf_counter()
     function()
@@ -217,7 +217,7 @@ def timed(function: Callable[[], object], rt: Runtime) -> float:
 
 
 def best_seconds(function: Callable[[], object], rt: Runtime, seconds: float) -> float:
-    """The shortest time of a call among those made within `seconds`, at least one."""
+    """Call function repeatedly for `seconds` (at least once) and return the shortest time."""
     end, best = time.perf_counter() + seconds, timed(function, rt)
     while time.perf_counter() < end:
         best = min(best, timed(function, rt))
@@ -225,13 +225,13 @@ def best_seconds(function: Callable[[], object], rt: Runtime, seconds: float) ->
 
 
 def matmul_flops(rt: Runtime, n_rows: int, n_in: int, n_out: int, seconds: float = 0.1) -> float:
-    """Best FLOP/s of (n_rows, n_in) times a linear layer's weight (n_out, n_in) within `seconds`, in rt's dtype."""
+    """Return the best FLOP/s of multiplying (n_rows, n_in) by a linear layer's weight (n_out, n_in) in rt's dtype."""
     shapes = (n_rows, n_in), (n_out, n_in), (n_rows, n_out)
     x, weight, product = (torch.randn(shape, device=rt.device, dtype=DTYPES[rt.dtype]) for shape in shapes)
     return 2 * n_rows * n_in * n_out / best_seconds(lambda: torch.mm(x, weight.T, out=product), rt, seconds)
 
 
 def memory_bandwidth(rt: Runtime) -> float:
-    """Best bytes per second at which the device reads a large tensor within a quarter of a second."""
+    """Return the best rate, in bytes per second, at which the device reads a large tensor."""
     tensor = torch.ones(2**27 if rt.device_type == "cpu" else 2**29, device=rt.device)
     return tensor.nbytes / best_seconds(tensor.sum, rt, 0.25)

@@ -1,4 +1,4 @@
-"""loss.png: the loss curves of a run, redrawn at evaluations from a few thousand points in memory.
+"""Draw the loss curves of a run (loss.png) from a few thousand points in memory.
 
 draw_loss(log.out_dir, log.curves)
 draw_loss("out", read_curves("out"))  # from log.jsonl
@@ -12,17 +12,17 @@ import numpy as np
 from dongpt.log import LOSS_PLOT_FILE, LossCurves, import_matplotlib_figure
 from dongpt.program import atomic_write
 
-# Okabe and Ito's colours (jfly.uni-koeln.de/color), which colour-blind readers can tell apart
+# Okabe and Ito's color-blind-safe palette (jfly.uni-koeln.de/color)
 BLUE, ORANGE, LIGHT_BLUE = "#0072B2", "#D55E00", "#9CCBE8"
-START_SHARE = 0.05  # of a run, in which the loss falls so steeply that it would flatten the rest of the picture
+START_SHARE = 0.05  # the steep loss in this first part of a run is ignored when choosing the y range
 TIME_UNITS = (("s", 1), ("min", 60), ("h", 3600), ("days", 86400))
 MAX_TIME_TICKS = 6
 
 
 def draw_loss(out_dir: str, curves: LossCurves, min_seconds: float = 0):
-    """Redraw loss.png, unless that was done less than min_seconds ago.
+    """Redraw loss.png, unless it was drawn less than min_seconds ago.
 
-    A failure is printed in one line and never stops a training run.
+    Errors are printed on one line and never stop a training run.
     """
     if time.monotonic() - curves.drawn_at < min_seconds:
         return
@@ -31,12 +31,12 @@ def draw_loss(out_dir: str, curves: LossCurves, min_seconds: float = 0):
         figure = loss_figure(os.path.basename(os.path.abspath(out_dir)), curves)
         with atomic_write(os.path.join(out_dir, LOSS_PLOT_FILE)) as file:
             figure.savefig(file, format="png", dpi=120)
-    except Exception as error:  # matplotlib is missing, or broken in one of its many ways
+    except Exception as error:  # matplotlib is missing or broken
         print(f"{LOSS_PLOT_FILE} could not be drawn: {type(error).__name__}: {error}")
 
 
 def loss_figure(run_name: str, curves: LossCurves):
-    """The figure: losses over iterations, training time along the top, the best evaluation marked."""
+    """Return a figure of losses over iterations, with training time along the top and the best evaluation marked."""
     figure = import_matplotlib_figure()(figsize=(8, 5))
     axes = figure.add_axes((0.09, 0.11, 0.88, 0.72))  # left, bottom, width, height; tight_layout takes 0.1 s
     evals, updates = np.array(curves.evals.points()), np.array(curves.updates.points())
@@ -63,7 +63,7 @@ def loss_figure(run_name: str, curves: LossCurves):
         if curves.first_eval and curves.first_eval[2] > bounds[1]:
             it, _, loss = curves.first_eval
             figure.text(0.97, 0.02, f"not shown: {loss:.2f} at iteration {it:,}", fontsize=8, ha="right")
-    if len({it for it, *_ in (*evals, *updates)}) == 1:  # or matplotlib would show fractions of an iteration
+    if len({it for it, *_ in (*evals, *updates)}) == 1:  # otherwise matplotlib shows fractional iterations
         axes.set_xlim(axes.get_lines()[0].get_xdata()[0] - 1, axes.get_lines()[0].get_xdata()[0] + 1)
     if len(updates) and curves.seconds > 0:
         _add_time_axis(axes, updates, curves.seconds)
@@ -73,10 +73,10 @@ def loss_figure(run_name: str, curves: LossCurves):
 
 
 def loss_range(evals: np.ndarray, updates: np.ndarray) -> tuple[float, float] | None:
-    """(lowest, highest) loss to show: that of the curves after their steep start, which would flatten the rest.
+    """Return the (lowest, highest) loss to show. The steep start is ignored because it would flatten the rest.
 
-    A run that diverges is shown up to a little above the loss of its first point. evals (n, 3) and updates (n, 3) are
-    the points of LossCurves. None if there are none.
+    If a run diverges, the range ends slightly above the first loss. evals (n, 3) and updates (n, 3) are the
+    points of LossCurves. Returns None if there are none.
     """
     points = [curve[:, [0, column]] for curve, columns in ((evals, (1, 2)), (updates, (1,))) for column in columns
               if len(curve)]  # fmt: skip
@@ -92,7 +92,7 @@ def loss_range(evals: np.ndarray, updates: np.ndarray) -> tuple[float, float] | 
 
 
 def _add_time_axis(axes, updates: np.ndarray, seconds: float):
-    """An axis along the top with the time that training took up to an iteration, without evaluations."""
+    """Add an axis along the top that shows the training time of each iteration, excluding evaluations."""
     unit, unit_seconds = next((u for u in reversed(TIME_UNITS) if seconds >= 2 * u[1]), TIME_UNITS[0])
     steps = [digit * 10.0**exponent for exponent in range(-3, 6) for digit in (1, 2, 5)]
     step = next((s for s in steps if seconds / unit_seconds / s <= MAX_TIME_TICKS), steps[-1])

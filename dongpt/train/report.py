@@ -1,7 +1,7 @@
-"""Messages at the start and end of a training run, in sentences for someone who trains a first model.
+"""Messages printed at the start and end of a training run, written for people training their first model.
 
-Lines in nanoGPT's wording that log scrapers read ("number of parameters", "tokens per iteration will be") keep it;
-the others are printed with --verbose.
+The lines that log scrapers read ("number of parameters", "tokens per iteration will be") keep nanoGPT's wording.
+nanoGPT's other lines are printed only with --verbose.
 """
 
 import math
@@ -21,13 +21,13 @@ from dongpt.train.optim import describe_groups
 from dongpt.train.step import TrainStep
 from model import GPT
 
-LONG_RUN_SECONDS = 6 * 3600  # longer runs are told how to get shorter
-SLOW_STEP_SECONDS = 60  # an iteration that takes longer is announced before the first one
-FLOPS_PER_CPU_THREAD = 2e10  # of training in float32, on 2 cores of an AMD EPYC (Zen 3)
+LONG_RUN_SECONDS = 6 * 3600  # longer runs print advice on how to shorten them
+SLOW_STEP_SECONDS = 60  # slower iterations cause a warning before training starts
+FLOPS_PER_CPU_THREAD = 2e10  # float32 training, measured on 2 cores of an AMD EPYC (Zen 3)
 FLOPS_OF_UNKNOWN_GPU, GPU_SHARE_OF_PEAK = 1e13, 0.3
 TOKENS = {"char": "characters", "word": "words", "bpe": "BPE tokens", "gpt2": "GPT-2's BPE tokens"}  # by tokenizer kind
-MAX_CHANGES = 6  # settings of the command line in the first screen; more are counted
-FLAT_SHARE = 0.005  # a validation loss that changes by less is called level
+MAX_CHANGES = 6  # maximum number of changed settings to print; the rest are only counted
+FLAT_SHARE = 0.005  # smaller relative changes of the validation loss count as level
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -35,19 +35,19 @@ FLAT_SHARE = 0.005  # a validation loss that changes by less is called level
 
 
 def opening_line(argv: list[str] | None, overrides: dict[str, Any], cfg: Any, iter_num: int, weights: Any) -> str:
-    """The source of a run's settings, and those that the user changed.
+    """Return a line that shows the source of a run's settings and the settings that the user changed.
 
-    weights are the InitWeights of train.py, whose checkpoint has the settings of a resumed run.
+    `weights` is train.py's InitWeights, whose checkpoint contains the settings of a resumed run.
     """
     if cfg.init_from == "resume":
         stored = weights.checkpoint.get("config", {})
         changed = [
             key for key in overrides if key not in ("init_from", "out_dir") and overrides[key] != stored.get(key)
         ]
-        before = {key: f" ({stored[key]!r} before)" if key in stored else "" for key in changed}
-        changed_text = ", ".join(f"{key}={overrides[key]!r}{before[key]}" for key in changed) or "nothing"
+        before = {key: f" (was {stored[key]!r})" if key in stored else "" for key in changed}
+        changed_text = ", ".join(f"{key}={overrides[key]!r}{before[key]}" for key in changed) or "none"
         done = f"continuing after iteration {iter_num:,} of {cfg.max_iters:,}"
-        return f"{done}; settings: from the checkpoint; changed by you: {changed_text}"
+        return f"{done}; settings: from the checkpoint; your changes: {changed_text}"
     files: list[str] = []
     changes: list[str] = []
     for arg in configurator.join_values(type(cfg), sys.argv[1:] if argv is None else argv):
@@ -61,7 +61,7 @@ def opening_line(argv: list[str] | None, overrides: dict[str, Any], cfg: Any, it
 
 
 def corpus_lines(corpus: Corpus, block_size: int) -> list[str]:
-    """The text, and the tokens that it is made of."""
+    """Return lines that describe the training data and its tokens."""
     characters, kind = corpus.meta.get("characters", {}), corpus.tokenizer_dict["kind"]
     source = f" ({corpus.meta['source']})" if corpus.meta.get("source") else ""
     size = f", {sum(characters.values()):,} characters" if characters else ""
@@ -75,7 +75,7 @@ def corpus_lines(corpus: Corpus, block_size: int) -> list[str]:
 
 
 def parameters_line(model: GPT) -> str:
-    """Number of parameters: in the blocks, the embeddings and the n-gram table."""
+    """Return a line with the number of parameters in the model and in each of its parts."""
     total, ngrams = model.get_num_params(), 0
     if model.config.ngrams > 1:
         ngrams = model.transformer.ngrams.weight.numel()
@@ -89,7 +89,7 @@ def parameters_line(model: GPT) -> str:
 
 
 def tokens_line(step: TrainStep) -> str:
-    """Tokens of an update, and the updates of an epoch."""
+    """Return a line with the tokens per update and the number of epochs."""
     cfg, n_windows = step.cfg, step.corpus.windows_per_epoch(step.cfg.block_size)
     iters_per_epoch = n_windows * cfg.block_size / step.tokens_per_iter
     n_epochs = cfg.max_iters / iters_per_epoch
@@ -100,18 +100,18 @@ def tokens_line(step: TrainStep) -> str:
 
 
 def machine_line(rt: Runtime, is_compiled: bool, compile_reason: str) -> str:
-    """Device, dtype and compile with their reasons, and the threads of a CPU."""
+    """Return a line with the device, dtype and compile settings, their reasons, and the number of CPU threads."""
     line = f"{rt.description}, compile: {'on' if is_compiled else 'off'} ({compile_reason})"
     threads = torch.get_num_threads()
     return f"{line}, {threads} thread{'s' * (threads > 1)}" if rt.device_type == "cpu" else line
 
 
 def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resume_command: Callable) -> str:
-    """The text, the model, where results are saved, how to stop and resume; opening comes first.
+    """Return `opening` followed by lines on the data, the model, the output files, and how to stop and resume.
 
-    resume_command(out_dir, world_size) is the command that continues the run.
+    resume_command(out_dir, world_size) returns the command that resumes the run.
 
-    With verbose, nanoGPT's other lines come before it: every setting that was set, and the optimizer's groups.
+    With verbose=True, nanoGPT's other lines come first: the changed settings and the optimizer's parameter groups.
     """
     cfg, corpus = step.cfg, step.corpus
     lines = []
@@ -131,27 +131,27 @@ def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resum
 
 
 def difference_line(before: dict[str, Any], now: dict[str, Any], threads_source: str = "") -> str:
-    """Why resuming will not be bitwise identical, from the two machines' settings as dicts; '' if they match."""
+    """Return a line that explains why resuming will not be bitwise identical, or '' if the settings match."""
     pairs = [f"{key} {before[key]} before, {now[key]} now" for key in now if before[key] != now[key]]
     pairs = [pair + f" ({threads_source})" * (threads_source != "" and pair.startswith("threads")) for pair in pairs]
     return (
-        f"this resume is not bitwise reproducible, losses may differ in their last digits: {'; '.join(pairs)}"
+        f"this resume is not bitwise reproducible; losses may differ in the last digits: {'; '.join(pairs)}"
         if pairs
         else ""
     )
 
 
 def busy_machine_warning() -> str:
-    """A warning if other programs keep the CPUs busy; '' if not, or if the platform does not report the load."""
+    """Return a warning if other programs keep the CPUs busy, or '' if they do not or the load is unknown."""
     load = runtime.load_average()
     if load is None or load < 1.5 * (os.cpu_count() or 1):
         return ""
     cores = f"{os.cpu_count()} core{'s' * (os.cpu_count() != 1)}"
-    return f"this machine is busy: on average {load:.0f} programs want to run at once on its {cores}; expect slow steps"
+    return f"this machine is busy: on average, {load:.0f} programs compete for its {cores}; expect slow steps"
 
 
 def slow_step_warning(step: TrainStep) -> str:
-    """A sentence if one iteration will take minutes, estimated from its FLOPs; '' if not."""
+    """Return a warning if an iteration will take over a minute, as estimated from its FLOPs, or '' if it will not."""
     cfg, rt = step.cfg, step.rt
     flops_per_second = FLOPS_PER_CPU_THREAD * torch.get_num_threads()
     if rt.device_type != "cpu":
@@ -164,8 +164,8 @@ def slow_step_warning(step: TrainStep) -> str:
     eval_seconds = flops_per_token / 3 * n_eval_tokens / rt.world_size / flops_per_second  # forward only
     if seconds < SLOW_STEP_SECONDS:
         return ""
-    estimate = f"one iteration will take about {format_duration(seconds)} on this machine, an evaluation about"
-    settings = f"block_size={cfg.block_size}, batch_size={cfg.batch_size}, the size of the model"
+    estimate = f"one iteration will take about {format_duration(seconds)} on this machine, and an evaluation about"
+    settings = f"block_size={cfg.block_size}, batch_size={cfg.batch_size}, or the size of the model"
     return f"slow: {estimate} {format_duration(eval_seconds)} (estimated); to speed it up, lower {settings}"
 
 
@@ -174,7 +174,7 @@ def slow_step_warning(step: TrainStep) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """'40 s', '12 min', '3.5 h', '11 days'."""
+    """Format a duration, as in '40 s', '12 min', '3.5 h' or '11 days'."""
     for unit, unit_seconds in (("s", 1), ("min", 60), ("h", 3600)):
         if seconds < (120 if unit != "h" else 48) * unit_seconds:
             return f"{seconds / unit_seconds:.{1 if unit == 'h' and seconds < 36000 else 0}f} {unit}"
@@ -182,12 +182,12 @@ def format_duration(seconds: float) -> str:
 
 
 def expected_duration(cfg: Any, iter_num: int, seconds_per_iter: float, seconds_per_eval: float) -> str:
-    """Expected duration of the rest of a run at the speed of its first updates, with advice if it is long."""
+    """Return a line with the expected duration of the rest of a run, with advice if it is long."""
     n_iters = cfg.max_iters - iter_num
     n_evals = -(-cfg.max_iters // cfg.eval_interval) - iter_num // cfg.eval_interval
     seconds = n_iters * seconds_per_iter + n_evals * seconds_per_eval
     if seconds > 60 * (cfg.max_minutes or math.inf):
-        return f"expected duration: {cfg.max_minutes:g} min (max_minutes), which end the run before max_iters"
+        return f"expected duration: {cfg.max_minutes:g} min (max_minutes), reached before max_iters"
     each = f"{seconds_per_iter * 1000:.0f} ms" if seconds_per_iter < 10 else f"{seconds_per_iter:.0f} s"
     line = f"expected duration: {format_duration(seconds)} for {n_iters:,} more iterations of {each}"
     line += f" and {n_evals} evaluation{'s' * (n_evals > 1)}" if seconds_per_eval else ""
@@ -202,7 +202,7 @@ def expected_duration(cfg: Any, iter_num: int, seconds_per_iter: float, seconds_
 
 
 def loss_meaning(nats: float, bits_per_character: float | None, unigram_nats: float, corpus: Corpus) -> str:
-    """A sentence that compares a loss with guessing by the frequency of tokens."""
+    """Return a sentence that compares a loss with guessing by token frequency."""
     bits = (
         f"{bits_per_character:.2f} bits per character"
         if bits_per_character
@@ -214,10 +214,10 @@ def loss_meaning(nats: float, bits_per_character: float | None, unigram_nats: fl
 
 
 def curve_verdict(curves: LossCurves) -> str:
-    """A sentence on the validation curve of a finished run: still falling, level or overfitting."""
+    """Return a sentence that says whether the validation loss was still falling, level, or rising (overfitting)."""
     points = [point for point in curves.evals.points() if point[0] > 0]
     if len(points) < 3 or not curves.best_eval:
-        return "too few evaluations to tell whether it was still falling: lower --eval_interval to see its curve"
+        return "too few evaluations to tell whether the loss was still falling: lower --eval_interval to see its curve"
     (best_iter, best_train, best_val), (_, last_train, last_val) = curves.best_eval, points[-1]
     if last_val > (1 + FLAT_SHARE) * best_val:
         since = f"the validation loss was lowest at iteration {best_iter:,} and rose to {last_val:.4f} afterwards"
@@ -227,18 +227,18 @@ def curve_verdict(curves: LossCurves) -> str:
         return f"unstable: {since}, and so did the training loss; lower --learning_rate"
     earlier_val = points[(2 * len(points)) // 3 - 1][2]  # at two thirds of the run
     if last_val < (1 - FLAT_SHARE) * earlier_val:
-        return "the validation loss was still falling: a longer run (--max_iters and --lr_decay_iters) may lower it"
-    return "the validation loss has levelled off: a longer run of this model will hardly lower it"
+        return "the validation loss was still falling: a longer run (raise --max_iters and --lr_decay_iters) may help"
+    return "the validation loss has leveled off: a longer run is unlikely to lower it much"
 
 
 def last_screen(cfg: Any, loss: Any, meaning: str, curves: LossCurves, best_iter: int, corpus: Corpus) -> str:
-    """The loss to report and its meaning, where the results are, and the next command. loss is a MeanLoss."""
+    """Return lines with the final loss (a MeanLoss), its meaning, the output files, and the next command to run."""
     checkpoint, picture = os.path.join(cfg.out_dir, "ckpt.pt"), os.path.join(cfg.out_dir, LOSS_PLOT_FILE)
     out_dir, is_chat = shlex.quote(cfg.out_dir), "template" in corpus.tokenizer_dict
-    measured = f"of iteration {best_iter:,} on all {loss.tokens:,} tokens of the validation set"
+    measured = f"at iteration {best_iter:,} on all {loss.tokens:,} tokens of the validation set"
     lines = [f"final: whole-validation loss {loss.nats:.4f}, perplexity {loss.perplexity:.2f}, {measured}"]
-    lines.append("  report this number: the losses above were measured on a part of the text or on a single batch")
+    lines.append("  report this number: the losses above were measured on part of the text or on a single batch")
     lines += [f"  {meaning}", f"  {curve_verdict(curves)}"]
-    lines.append(f"saved: {checkpoint}, the model to use, and {picture}, its loss curves")
+    lines.append(f"saved: {checkpoint} (the model) and {picture} (its loss curves)")
     lines.append(f"next: python chat.py {out_dir}" if is_chat else f"next: python sample.py --out_dir={out_dir}")
     return "\n".join(lines)

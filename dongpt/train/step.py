@@ -1,4 +1,4 @@
-"""One update of a GPT's weights: batches, mixed precision, gradients of several micro-batches and processes, clipping.
+"""Training step of a GPT: batches, mixed precision, gradient accumulation, distributed training, gradient clipping.
 
     step = TrainStep(cfg, rt, corpus, model, optimizer)       # cfg has the fields of StepConfig, GPTConfig and seed
     is_compiled, reason = step.compile("auto", n_updates=1000)
@@ -21,18 +21,18 @@ from dongpt.train.data import Corpus
 from dongpt.train.optim import OptimConfig, lower_farthest_bias, set_learning_rate
 from model import GPT
 
-MAX_CORPUS_MEMORY_SHARE = 0.1  # the training set is kept on the GPU if it takes a smaller share of the free memory
-# FLOPs of a whole run below which compiling, which takes about a minute, is not expected to pay off. An estimate (a few
-# minutes of a recent GPU at the speed of small models), not yet measured on a GPU.
+MAX_CORPUS_MEMORY_SHARE = 0.1  # store the training set on the GPU if it takes less than this share of free memory
+# Minimum FLOPs of a run for which compiling, which takes about a minute, is expected to pay off. This is an estimate (a
+# few minutes on a recent GPU at the speed of small models) and has not been measured on a GPU.
 COMPILE_MIN_FLOPS = 2e15
 
 
 @dataclass(frozen=True)
 class StepConfig(OptimConfig):
-    """Settings of one update."""
+    """Settings of a training step."""
 
-    gradient_accumulation_steps: Annotated[int, ">=", 1] = 5 * 8  # micro-batches per iteration, over all processes
-    batch_size: Annotated[int, ">=", 1] = 12  # windows per micro-batch
+    gradient_accumulation_steps: Annotated[int, ">=", 1] = 5 * 8  # micro-batches per iteration, across all processes
+    batch_size: Annotated[int, ">=", 1] = 12  # sequences per micro-batch
     freeze_wte: Annotated[int, ">=", 0] = 0  # freeze the token embedding (and a tied head) for this many iterations
 
 
@@ -45,23 +45,21 @@ def clip_gradients(model: GPT, max_norm: float):
 
 
 def coalesce_gradients(model: GPT):
-    """Sum the entries of sparse gradients for the same row; otherwise they accumulate with every micro-batch."""
+    """Merge duplicate entries of sparse gradients, which would otherwise pile up with every micro-batch."""
     for p in model.parameters():
         if p.grad is not None and p.grad.is_sparse:
             p.grad = p.grad.coalesce()
 
 
 class TrainStep:
-    """Performs updates. model is not compiled, and its names go into checkpoints; evaluations call eval_model."""
+    """Training step. `model` is the uncompiled model, which checkpoints save; eval_model may be compiled."""
 
     def __init__(self, cfg, rt: Runtime, corpus: Corpus, model: GPT, optimizer: torch.optim.Optimizer):
         self.cfg, self.rt, self.corpus, self.model, self.optimizer = cfg, rt, corpus, model, optimizer
         self.vocab_size: int = model.transformer.wte.num_embeddings
         if cfg.gradient_accumulation_steps % rt.world_size:
             setting, n = f"gradient_accumulation_steps={cfg.gradient_accumulation_steps}", rt.world_size
-            raise UserError(
-                f"{setting} micro-batches cannot be divided evenly among {n} processes: use a multiple of {n}"
-            )
+            raise UserError(f"{setting} is not divisible by the number of processes ({n}): use a multiple of {n}")
         n_bytes = 3 * corpus.lengths["train"]  # two bytes per id, and one for a mask
         if rt.device_type == "cuda" and n_bytes < MAX_CORPUS_MEMORY_SHARE * torch.cuda.mem_get_info(rt.device)[0]:
             corpus.to_device(rt, self.vocab_size)
@@ -72,27 +70,27 @@ class TrainStep:
         self.train_model: Any = model
 
     def compile(
-        self, mode, n_updates: float, was_compiled: bool | None = None, mode_reason: str = "as asked"
+        self, mode, n_updates: float, was_compiled: bool | None = None, mode_reason: str = "requested"
     ) -> tuple[bool, str]:
-        """Decide on torch.compile for a run of n_updates, and wrap the model for DDP; returns (is_compiled, reason).
+        """Compile the model if appropriate and wrap it for DDP; return (is_compiled, reason).
 
-        A resumed run is compiled if it was_compiled before; otherwise auto compiles on CUDA if the run is long enough
-        to repay it. Both fall back to the plain model if a trial forward and backward pass fails; an explicit True, for
-        which mode_reason is given, raises UserError.
+        A resumed run keeps its previous choice, was_compiled. Otherwise, mode="auto" compiles on CUDA if the run of
+        n_updates is long enough. If a trial forward and backward pass fails, both fall back to the uncompiled model,
+        while mode=True raises UserError. mode_reason is the reason for an explicit mode.
         """
         rt, model, tokens = self.rt, self.model, self.tokens_per_iter
         is_compiled, reason = bool(mode), mode_reason if isinstance(mode, bool) else mode
         if was_compiled is not None:
-            is_compiled, reason = was_compiled, "as in the checkpoint"
+            is_compiled, reason = was_compiled, "from the checkpoint"
         elif mode == "auto" and rt.device_type != "cuda":
             is_compiled, reason = False, f"auto: off on {rt.device_type}"
         elif mode == "auto" and model.flops_per_token() * tokens * n_updates / rt.world_size < COMPILE_MIN_FLOPS:
-            is_compiled, reason = False, "auto: the run is too short to repay it"
+            is_compiled, reason = False, "auto: the run is too short to benefit"
         if is_compiled and (problem := self._try_to_compile()):
             if mode is True and was_compiled is None:
-                raise UserError(f"compile=True cannot work here ({problem}): use compile=False or auto")
+                raise UserError(f"compile=True does not work here ({problem}): use compile=False or compile=auto")
             is_compiled, reason = False, f"torch.compile is not available: {problem}"
-        if model.config.ngrams > 1:  # DDP and torch.compile support dense gradients only
+        if model.config.ngrams > 1:  # DDP and torch.compile support only dense gradients
             model.transformer.ngrams.sparse = rt.device_type == "cpu" and rt.world_size == 1 and not is_compiled
         self.train_model = self.eval_model  # evaluation bypasses DDP, whose forward would wait for the other ranks
         if rt.world_size > 1:
@@ -101,7 +99,7 @@ class TrainStep:
         return is_compiled, reason
 
     def _try_to_compile(self) -> str:
-        """Compile the model and run it forward and backward once; returns why that failed, '' if it did not."""
+        """Compile the model and run one forward and backward pass. Return why that failed, or '' if it did not."""
         x = torch.zeros((self.cfg.batch_size, self.cfg.block_size), dtype=torch.int64, device=self.rt.device)
         model = torch.compile(self.model)
         try:
@@ -111,8 +109,8 @@ class TrainStep:
                     loss = model(x, x.clone())[1]  # two tensors, as in training, to avoid another compilation
                 loss.backward()
         except torch.OutOfMemoryError:
-            raise  # run_program gives the remedy
-        except Exception as error:  # a missing compiler, an unsupported Python or GPU, ...: each backend has its own
+            raise  # run_program prints the remedy
+        except Exception as error:  # missing compiler, unsupported Python or GPU, ...: types depend on the backend
             return first_line(error)
         finally:
             self.model.zero_grad(set_to_none=True)
@@ -120,7 +118,7 @@ class TrainStep:
         return ""
 
     def __call__(self, lr: float, iter_num: int, samples_seen: int) -> torch.Tensor:
-        """Make update number iter_num with the samples from samples_seen on; returns this rank's mean loss."""
+        """Run update iter_num on the samples beginning with samples_seen; return this rank's mean loss."""
         cfg, rt = self.cfg, self.rt
         set_learning_rate(self.optimizer, lr)
         n_micro_steps = cfg.gradient_accumulation_steps // rt.world_size
@@ -133,7 +131,7 @@ class TrainStep:
             x, y = rt.move(*self.corpus.train_batch(first_sample, *shape, cfg.seed, self.vocab_size))  # (B, T) each
             if rt.world_size > 1:  # average the gradients over the ranks only after the last micro-batch
                 self.train_model.require_backward_grad_sync = micro_step == n_micro_steps - 1
-            if cfg.dropout or cfg.attn_dropout:  # seeded per update, so that a resume drops the same units
+            if cfg.dropout or cfg.attn_dropout:  # seeded per update, so that a resumed run drops the same units
                 seed_everything(cfg.seed, iter_num, batch_index)
             with rt.autocast:
                 loss = self.train_model(x, y)[1] * loss_weights[batch_index] / n_micro_steps
@@ -141,7 +139,7 @@ class TrainStep:
             if micro_step:
                 coalesce_gradients(self.model)
             mean_loss += loss.detach()
-        if iter_num < cfg.freeze_wte:  # None also skips weight decay, moments and clipping
+        if iter_num < cfg.freeze_wte:  # None also skips weight decay, moment updates and clipping
             self.model.transformer.wte.weight.grad = None
         if cfg.grad_clip:
             self.scaler.unscale_(self.optimizer)

@@ -245,7 +245,7 @@ def test_the_attack_of_these_tests_is_a_real_one(tmp_path):
 @smoke
 def test_a_whole_pickled_model_is_refused(tmp_path):
     torch.save(small_model(), tmp_path / BEST_NAME)
-    refused(tmp_path / BEST_NAME, "model.GPT", "state_dict()", "any code")
+    refused(tmp_path / BEST_NAME, "model.GPT", "state_dict()", "arbitrary code")
     torch.save({"model": small_model(), "model_args": {}}, tmp_path / BEST_NAME)
     refused(tmp_path / BEST_NAME, "state_dict()")
 
@@ -266,7 +266,7 @@ def test_a_whole_pickled_model_is_refused(tmp_path):
 )
 def test_a_file_of_other_things_says_what_was_found_and_what_is_known(tmp_path, content, found):
     torch.save(content, tmp_path / BEST_NAME)
-    refused(tmp_path / BEST_NAME, found, "supported are", "nanoGPT+", "EDS")
+    refused(tmp_path / BEST_NAME, found, "supported layouts are", "nanoGPT+", "EDS")
 
 
 @smoke

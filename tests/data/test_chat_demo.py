@@ -223,8 +223,8 @@ def test_the_quiz_counts_the_last_answers_of_each_conversation(quiz, capsys):
 @pytest.mark.parametrize(
     "code, message",
     [
-        ("print('one')", "printed 1 answers to 5 lines"),
-        (f"{ECHO}print('one more')", "printed 6 answers to 5 lines"),
+        ("print('one')", "printed 1 answers to 5 messages"),
+        (f"{ECHO}print('one more')", "printed 6 answers to 5 messages"),
         ("sys.exit('broken')", "exit code 1.*broken"),
         (f"{ECHO}sys.exit('late')", "exit code 1.*late"),
     ],

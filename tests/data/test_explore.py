@@ -27,7 +27,7 @@ def documents(n: int) -> list[str]:
     return [f"{generated_text(30 + i % 7, seed=i)}number {i}.\n" for i in [*range(n - 5), *range(5)]]  # five twice
 
 
-LEGENDS = {"Zipf's law": 2, "Length of documents": 1, "Training and validation set": 2}
+LEGENDS = {"Zipf's law": 2, "Length of documents": 1, "Training and validation sets": 2}
 TEXTS = {
     "a few words": "one two\nthree\n" * 10,
     "English": generated_text(3000),
@@ -88,19 +88,22 @@ def test_it_prints(tmp_path, explore, capsys, monkeypatch, kind):
     explore.main([f"--data_dir={tmp_path}"])
     printed = capsys.readouterr().out
     lengths = [len(text) for text in texts]
-    assert f"60 documents of {np.mean(lengths):,.0f} characters on average, the longest of {max(lengths):,}." in printed
+    assert (
+        f"60 documents. They have {np.mean(lengths):,.0f} characters on average and {max(lengths):,} at most."
+        in printed
+    )
     assert f"{100 * 10 / 60:.2f} % of the documents are duplicates" in printed
     assert "0.00 % of the documents in the validation set are also in the training set" in printed
     symbol, count = Counter("".join(texts)).most_common(1)[0]
     assert f"{symbol!r} {100 * count / sum(lengths):.1f} %" in printed
-    assert "tokens for" in printed or "more than those of the other" in printed
+    assert "tokens represent" in printed or "more than with the other" in printed
 
 
 @pytest.mark.smoke
 def test_bytes_per_token_are_those_of_validation(explore):
     texts = {"train": generated_text(3000), "val": "señor giant\n" * 20}
     found = explore.bytes_per_token(texts, CharTokenizer.from_text(texts["train"] + texts["val"]))
-    assert found["char of this data"] == pytest.approx(13 / 12)  # ñ has two bytes
+    assert found["this data's char"] == pytest.approx(13 / 12)  # ñ has two bytes
     assert found["word"] == pytest.approx(13 / 3) and "char" not in found
     assert found["bpe 1,024"] > 2
 

@@ -180,10 +180,10 @@ def test_all_kinds_of_files_give_nanogpts_bins(script, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (
         "8 files, " in printed
-        and "GB are free" in printed
+        and "GB of disk space is available" in printed
         and f"tokens: {len(train) // 2:,} for training in" in printed
     )
-    assert "the tokens decode to the same text" in printed and "config/train_gpt2.py" in printed
+    assert "the tokens decode to the original text" in printed and "config/train_gpt2.py" in printed
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_killed_at_every_moment_it_continues_to_the_same_bytes(script, tmp_path,
         if len(calls) < at:
             break
         if is_half_moved(data):
-            with pytest.raises(UserError, match="interrupted.*run the same preparation again"):
+            with pytest.raises(UserError, match="interrupted.*run the same command again"):
                 Corpus(str(data))
             found["half"] += 1
         else:
@@ -515,7 +515,7 @@ def test_a_process_that_is_killed_goes_on(script, tmp_path, texts):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert read(tmp_path / "data") == expected and kills >= 2
-    assert "continuing an interrupted preparation after document" in out or "already holds this data" in out
+    assert "continuing an interrupted preparation after document" in out or "already contains this data" in out
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -610,7 +610,8 @@ def test_what_is_done_is_not_done_again(script, tmp_path, monkeypatch, capsys, t
         patch.setattr(preparing, "encode_pieces", None)
         script.main(ARGS)
     assert (
-        "already holds this data: to prepare it again, delete its .bin files and meta.json" in capsys.readouterr().out
+        "already contains this data: to prepare it again, delete its .bin files and meta.json"
+        in capsys.readouterr().out
     )
     assert {name: os.stat(tmp_path / "data" / name).st_mtime_ns for name in visible(tmp_path / "data")} == before
     (tmp_path / "data" / "train_001.bin").unlink()  # then it is not there
@@ -625,7 +626,7 @@ def test_what_is_done_is_not_done_again(script, tmp_path, monkeypatch, capsys, t
 def test_a_file_that_changes_while_it_is_read_is_a_sentence(script, tmp_path, monkeypatch, texts):
     count = Files.count
     monkeypatch.setattr(Files, "count", lambda self, path: count(self, path) + path.endswith("jsonl"))
-    with pytest.raises(ValueError, match="in.jsonl changed while it was read"):
+    with pytest.raises(ValueError, match="in.jsonl changed while it was being read"):
         script.main(ARGS)
 
 
@@ -658,8 +659,8 @@ def test_a_full_disk_is_a_sentence_and_it_goes_on_when_there_is_room(script, tmp
                 script.main(ARGS)
             except ValueError as error:
                 assert "No space left" in str(error) and "free space on that disk" in str(error)
-                assert "the earlier data, which are unchanged" in str(error)
-                goes_on.append("continues where it stopped" in str(error))
+                assert "the existing data, which are unchanged" in str(error)
+                goes_on.append("continue where it stopped" in str(error))
         if len(calls) < at:
             break
         after = listing(data)
@@ -705,7 +706,7 @@ def test_a_small_disk(small_disk, script, tmp_path, monkeypatch, capsys):
         capsys,
         "No space left",
         "free space on that disk",
-        "continues where it stopped",
+        "continue where it stopped",
     )
     assert "the new files take 1 MB" in line
     after = listing(small_disk / "data")
@@ -790,8 +791,8 @@ def test_without_yes_it_says_the_size_and_with_it_it_downloads(script, tmp_path,
         lambda: script.main([]),
         monkeypatch,
         capsys,
-        "3.0 GB in 3 parquet files",
-        "GB are free",
+        "3.0 GB in 3 Parquet files",
+        "GB of disk space is available",
         "--yes",
         "--files=PATHS",
     )
@@ -806,7 +807,7 @@ def test_without_yes_it_says_the_size_and_with_it_it_downloads(script, tmp_path,
 def test_a_repository_without_a_whole_copy_in_parquet_is_a_sentence(script, monkeypatch, capsys, hub):
     there = hub({"main": PART, "refs/convert/parquet": PART})
     ends_with_two(
-        lambda: script.main(["--yes"]), monkeypatch, capsys, "no longer has a complete copy in parquet", "--files=PATHS"
+        lambda: script.main(["--yes"]), monkeypatch, capsys, "no longer has a complete Parquet copy", "--files=PATHS"
     )
     assert there.downloaded == [] and there.asked == ["main", "refs/convert/parquet"]
 

@@ -73,7 +73,7 @@ def test_words_that_are_used_alike_are_near(topics, word2vec, tmp_path, monkeypa
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
     for word, topic in (("horse", "animal"), ("sword", "metal")):
         assert {other.split()[0] for other in lines[word].split(", ")} == set(NAMES[topic]) - {word}, done.stdout
-    assert lines["unicorn"] == "not in the training set, or too rare"
+    assert lines["unicorn"] == "not in the training set or too rare"
     with open(os.path.join(topics, "word2vec.png"), "rb") as picture:
         assert picture.read(4) == b"\x89PNG"
     corpus = Corpus(topics)
@@ -97,7 +97,7 @@ def test_given_vectors_are_taken(topics, tmp_path):
     assert np.array_equal(rows[ids[" ass"]], vectors[1]) and np.array_equal(rows[ids["Ass"]], vectors[1])
     assert f"{rows.any(1).sum()} of {len(rows)} entries" in done.stdout and 8 <= rows.any(1).sum() <= 16
     done = run("data/word2vec.py", f"--data_dir={topics}", f"--vectors={path}", "--size=300", cwd=tmp_path, check=None)
-    expect_sentence(done, "vectors of 7 dimensions", "drop --size=300")
+    expect_sentence(done, "vectors of 7 dimensions", "remove --size=300")
 
 
 class FakeSklearn:

@@ -25,7 +25,7 @@ from model import GPT, AttentionInputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 smoke = pytest.mark.smoke
-SLOW_INT8 = ", weights: int8 (as asked), less memory, slower than without"
+SLOW_INT8 = ", weights: int8 (requested), which saves memory but is slower"
 each_scheme = pytest.mark.parametrize("pos_embd", SCHEMES)
 each_kind = pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
 needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CC", "gcc")), reason="no C compiler for cpu.c")

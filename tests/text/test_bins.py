@@ -191,7 +191,7 @@ def test_a_shard_that_becomes_shorter_while_it_is_read_is_a_sentence(tmp_path, m
     monkeypatch.setattr(bins, "MAX_IN_MEMORY_BYTES", 0)
     corpus = Corpus(numbered(tmp_path, SIZES["two"]))
     os.truncate(tmp_path / "train_001.bin", 20)
-    refusal(lambda: [corpus.train_batch(i, 4, BLOCK, 1, 50257) for i in range(6)], "train_001.bin", "shorter")
+    refusal(lambda: [corpus.train_batch(i, 4, BLOCK, 1, 50257) for i in range(6)], "train_001.bin", "truncated")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_shards_on_the_device_give_the_batches_of_one_file(tmp_path, in_memory):
         assert_same(
             tuple(many.train_batch(first, 5, BLOCK, 1, 50257)), tuple(one.train_batch(first, 5, BLOCK, 1, 50257))
         )
-    with pytest.raises(ValueError, match="many holds the id 202,"):
+    with pytest.raises(ValueError, match="many contains the id 202,"):
         Corpus(str(tmp_path / "many")).to_device(runtime.start("cpu"), 202)
 
 
@@ -328,7 +328,7 @@ def test_explore_tells_the_same_of_shards(both, in_memory, capsys, tmp_path, mon
         printed.append(capsys.readouterr().out)
     assert (
         printed[0] == printed[1]
-        and f"train: {Corpus(both[0]).lengths['train']:,} tokens, of which the first 2,500" in printed[0]
+        and f"train: {Corpus(both[0]).lengths['train']:,} tokens; decoding only the first 2,500" in printed[0]
     )
 
 
@@ -502,7 +502,7 @@ def test_an_interrupt_while_shards_are_moved_leaves_no_mixture(tmp_path, monkeyp
         monkeypatch.setattr(os, name, real[name])
     moved = [name for name in calls[: at - 1] if os.path.basename(name) == "train_000.bin"]
     if moved:
-        refusal(lambda: Corpus(str(tmp_path)), "interrupted", "run the same preparation again")
+        refusal(lambda: Corpus(str(tmp_path)), "interrupted", "run the same command again")
         prepare(str(tmp_path), Texts([new]), Vocabulary("char"), shard_tokens=90)
     corpus = Corpus(str(tmp_path))
     found = "".join(corpus.tokenizer().decode(corpus.tokens[split][:].tolist()) for split in ("train", "val"))
@@ -589,7 +589,7 @@ def test_swapped_shards_are_told_with_their_right_names(tmp_path):
     folder = same_sizes(tmp_path)
     swap(folder, "train_001.bin", "train_003.bin")
     for action in (lambda: first_check(folder), lambda: program("check").main([f"--data_dir={folder}"])):
-        refusal(action, "train_001.bin does not match meta.json", "it is train_003.bin under another name", "swap")
+        refusal(action, "train_001.bin does not match meta.json", "it is train_003.bin under a different name", "swap")
 
 
 @smoke
@@ -628,7 +628,7 @@ def test_a_changed_val_is_found_by_check(copied):
         byte = file.read(1)[0]
         file.seek(0)
         file.write(bytes([byte ^ 1]))
-    refusal(lambda: program("check").main([f"--data_dir={copied}"]), "val.bin was changed since meta.json was written")
+    refusal(lambda: program("check").main([f"--data_dir={copied}"]), "val.bin has changed since meta.json was written")
 
 
 @smoke
@@ -639,7 +639,7 @@ def test_one_file_that_changed_is_found_by_check(both, tmp_path):
         byte = file.read(1)[0]
         file.seek(500)
         file.write(bytes([byte ^ 1]))
-    refusal(lambda: program("check").main([f"--data_dir={folder}"]), "train.bin or val.bin was changed")
+    refusal(lambda: program("check").main([f"--data_dir={folder}"]), "train.bin or val.bin has changed")
 
 
 @smoke
@@ -653,7 +653,7 @@ def test_a_shard_of_a_larger_vocabulary_is_refused(copied, in_memory, described)
     if described:
         meta["shards"]["train"][3] = describe(path, file_sha256(path))
         write_json(copied, meta)
-        refusal(lambda: first_check(copied), "holds the id 5000", "another tokenizer")
+        refusal(lambda: first_check(copied), "contains the id 5000", "another tokenizer")
     else:
         refusal(lambda: first_check(copied), "train_003.bin")
         refusal(lambda: program("check").main([f"--data_dir={copied}"]), "train_003.bin")
@@ -821,7 +821,8 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_and_says_what_to_free(
         prepare(str(tmp_path), texts, Vocabulary("char"), shard_tokens=shard_tokens)
     assert (
         re.search(
-            r"No space left.*free space on that disk.*earlier data, which are unchanged, \d+ MB", str(caught.value)
+            r"No space left.*free space on that disk.*existing data, which are unchanged, take \d+ MB",
+            str(caught.value),
         )
         and "\n" not in str(caught.value)
         and "goes on" not in str(caught.value)
@@ -842,7 +843,7 @@ def test_a_preparation_that_ends_in_between_leaves_no_part_of_a_shard(tmp_path, 
             writer.add("train", EncodedText(ids, 100, 100))
             raise kind
     assert set(os.listdir(tmp_path)) <= {".dongpt.lock"}
-    with pytest.raises(ValueError, match="needs two"):
+    with pytest.raises(ValueError, match="each needs at least 2"):
         with BinWriter(str(tmp_path), GERMAN, shard_tokens=30) as writer:
             writer.add("train", EncodedText(ids, 100, 100))
             writer.finish({})

@@ -57,9 +57,9 @@ def test_a_preparation_refuses_a_folder_with_data_files_that_it_did_not_write(tm
     (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / name).write_bytes(b'{"name": "my project"}')
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=f"{re.escape(name)} was not written by a preparation.*move it elsewhere"):
+    with pytest.raises(UserError, match=f"{re.escape(name)} was not written by prepare.py.*move it elsewhere"):
         prepare(str(tmp_path), Texts([TEXT]), Vocabulary(), quiet=True)
-    with pytest.raises(UserError, match="was not written by a preparation"):
+    with pytest.raises(UserError, match="was not written by prepare.py"):
         with BinWriter(str(tmp_path), CharTokenizer("ab")):
             pass
     assert contents(tmp_path) == before
@@ -72,7 +72,7 @@ def test_the_program_refuses_them_in_one_sentence_and_touches_nothing(tmp_path):
         (tmp_path / "texts" / name).write_bytes(b"mine")
     before = contents(tmp_path)
     done = run("data/prepare.py", "--input=texts/", "--data_dir=texts", cwd=tmp_path, check=None)
-    expect_sentence(done, "train.bin was not written by a preparation", "move it elsewhere")
+    expect_sentence(done, "train.bin was not written by prepare.py", "move it elsewhere")
     assert contents(tmp_path) == before
 
 
@@ -88,7 +88,7 @@ def test_other_names_of_the_user_are_left_alone(tmp_path, name):
 
 @smoke
 def test_a_file_that_appears_during_the_preparation_is_not_replaced(tmp_path):
-    with pytest.raises(UserError, match="train.bin was not written by a preparation"):
+    with pytest.raises(UserError, match="train.bin was not written by prepare.py"):
         with BinWriter(str(tmp_path), CharTokenizer("ab")) as writer:
             for split in ("train", "val"):
                 writer.add(split, bins.EncodedText(np.zeros(9, np.uint16), 9, 9))

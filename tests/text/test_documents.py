@@ -853,7 +853,7 @@ def test_a_vocabulary_of_more_than_65536_entries_is_refused_with_advice(tmp_path
 
 def test_without_an_input_and_a_terminal_it_says_what_to_pass(tmp_path):
     (tmp_path / "a.txt").write_text(generated_text(300))
-    expect_sentence(run(PROGRAM, cwd=tmp_path, check=None), "--input", "a folder, or a pattern")
+    expect_sentence(run(PROGRAM, cwd=tmp_path, check=None), "--input", "a folder or a quoted pattern")
     assert visible(tmp_path) == ["a.txt"]
 
 
@@ -889,11 +889,11 @@ def test_what_it_prints_is_true(tmp_path, monkeypatch, capsys, tokenizer):
     for line, expected in ((frequent, counts[:5]), (rare, counts[:-6:-1])):
         shown = re.findall(r" (\d[\d,]*)(?:, |$)", line)
         assert [int(n.replace(",", "")) for n in shown] == [count for _, count in expected]
-    assert lines["tokens"].startswith(f"{len(train):,} for training, {len(val):,} for validation (the last 10 % ")
+    assert lines["tokens"].startswith(f"{len(train):,} for training, {len(val):,} for validation (the last 10% ")
     assert lines["tokens"].endswith(f"; {len(text) / len(train + val):.2f} characters per token")
     unseen = sum(i not in set(train) for i in val) / len(val)
-    assert unseen > 0 and f"; {100 * unseen:.3f} % of the validation tokens never occur" in lines["check"]
-    assert lines["check"].startswith("the tokens decode to the same text")
+    assert unseen > 0 and f"; {100 * unseen:.3f}% of the validation tokens never occur" in lines["check"]
+    assert lines["check"].startswith("the tokens decode to the original text")
     assert lines["written to"] == "."
     assert "--data_dir=." in shlex.split(lines["next"])
 
@@ -906,19 +906,19 @@ def test_it_says_how_documents_were_split(tmp_path, monkeypatch, capsys):
     assert lines["text"].endswith(" in 400 documents") and "of the text, in whole documents)" in lines["tokens"]
     for option in ("--document=file", "--document=none"):
         lines = printed(capsys, "--input=a.txt", option)
-        assert lines["text"].endswith(" in 1 document") and "(the last 10 % of the text)" in lines["tokens"]
+        assert lines["text"].endswith(" in 1 document") and "(the last 10% of the text)" in lines["tokens"]
 
 
 def test_it_says_when_the_text_does_not_come_back(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = "Some Capitals here\n" * 50
     (tmp_path / "a.txt").write_text(text)
-    lost = "the tokens do not decode to the same text: "
+    lost = "the tokens do not decode to the original text: "
     lines = printed(capsys, "--input=a.txt", "--tokenizer=word", "--lower=True")
-    assert lines["check"].startswith(f"{lost}--lower drops capital letters")
+    assert lines["check"].startswith(f"{lost}--lower removes capital letters")
     (tmp_path / "a.txt").write_text(text + "all in small letters\n" * 200)  # validation has no capital letters
     lines = printed(capsys, "--input=a.txt", "--tokenizer=word", "--lower=True")
-    assert lines["check"].startswith(f"{lost}--lower drops capital letters")
+    assert lines["check"].startswith(f"{lost}--lower removes capital letters")
     (tmp_path / "a.txt").write_text("once\n" + "many times\n" * 200)
     lines = printed(capsys, "--input=a.txt", "--tokenizer=word", "--min_count=2", "--val_fraction=0.0905")
     assert lines["check"].startswith(f"{lost}<unk> replaces 1 rare word;")
@@ -944,7 +944,7 @@ def test_a_short_text_is_announced_as_one_that_is_memorized(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for n_words, is_short in ((300, True), (20_000, False)):
         (tmp_path / "a.txt").write_text(generated_text(n_words), encoding="utf-8")
-        assert ("memorize so short a text" in printed(capsys, "--input=a.txt")["suggestion"]) == is_short
+        assert ("memorize the text" in printed(capsys, "--input=a.txt")["suggestion"]) == is_short
 
 
 def test_symbols_that_cannot_be_shown_are_printed_safely(tmp_path):
@@ -1087,7 +1087,7 @@ def test_a_text_that_cannot_be_prepared_leaves_no_folder_under_data(tree, tmp_pa
         cwd=tmp_path,
         env=environment(),
     )
-    expect_sentence(done, "blanks")
+    expect_sentence(done, "the text is blank")
     assert visible(tree / "data") == before
 
 
@@ -1227,7 +1227,7 @@ def test_a_killed_run_leaves_the_old_data(tmp_path, old_data, tokenizer):
             for name, content in old_data.items():
                 (tmp_path / name).write_bytes(content)
         elif now != old_data:  # killed while the files were moved into place: nobody reads half of them
-            with pytest.raises(UserError, match="run the same preparation again"):
+            with pytest.raises(UserError, match="run the same command again"):
                 read_meta(str(tmp_path))
             shutil.rmtree(tmp_path / STAGING_DIR)
             for name, content in old_data.items():
@@ -1271,7 +1271,7 @@ def test_a_run_that_is_killed_between_two_renames_leaves_no_mixture_that_is_take
     done = fork_server.run([sys.executable, "-c", code, str(n_renamed), str(tmp_path)], env=environment())
     assert done.returncode == -signal.SIGKILL
     if n_renamed == 2:  # one of the two files is in place
-        with pytest.raises(ValueError, match="run the same preparation again"):
+        with pytest.raises(ValueError, match="run the same command again"):
             Corpus(str(tmp_path))
         prepare(str(tmp_path), Texts(["xyzw " * 100]), Vocabulary(), quiet=True)
     assert "".join(decoded(tmp_path).values()) == ("xyzw " if n_renamed == 2 else "abcd ") * 100

@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 def test_a_write_that_fails_leaves_no_temporary_file(tmp_path):
     (tmp_path / "val.bin").mkdir()  # so that the file cannot get its name
-    with pytest.raises(ValueError, match="val.bin was not written by a preparation"):
+    with pytest.raises(ValueError, match="val.bin was not written by prepare.py"):
         write_corpus(tmp_path, generated_text(300))
     assert os.listdir(tmp_path) == ["val.bin"]
 
@@ -137,7 +137,7 @@ def test_an_interrupt_while_files_are_moved_leaves_no_mixture_and_the_next_prepa
     if at <= 2:
         assert text_in(tmp_path) == old
     else:
-        with pytest.raises(UserError, match="interrupted.*run the same preparation again"):
+        with pytest.raises(UserError, match="interrupted.*run the same command again"):
             Corpus(str(tmp_path))
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}  # reading only
     write_corpus(tmp_path, new)
@@ -312,7 +312,9 @@ def test_fewer_bytes_than_the_first_token_has_are_refused(tmp_path):
     del meta["characters"]
     meta["bytes"]["train"] = 1
     (tmp_path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    refusal(lambda: predicted_bytes(Corpus(folder), "train"), "train has 1 bytes of text", "prepare the data again")
+    refusal(
+        lambda: predicted_bytes(Corpus(folder), "train"), "the train split", "has 1 bytes, fewer", "prepare the data"
+    )
 
 
 def test_predicted_bytes_are_counted_from_ids_where_meta_json_lacks_them(tmp_path):

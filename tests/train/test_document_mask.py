@@ -156,6 +156,6 @@ def test_data_without_ends_is_refused(tmp_path):
 
 def test_a_resume_cannot_change_what_losses_mean(documents):
     assert train.main([f"--data_dir={documents}", *TINY_RUN, "--document_mask"]) == 0
-    with pytest.raises(ValueError, match="document_mask=True, and the losses with and without"):
+    with pytest.raises(ValueError, match="document_mask=True, and losses with and without"):
         train.main(["--init_from=resume", "--max_iters=9", "--document_mask=False"])
     assert train.main(["--init_from=resume", "--max_iters=9", "--document_mask=True"]) == 0

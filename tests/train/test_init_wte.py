@@ -150,31 +150,43 @@ def with_number(value: float) -> np.ndarray:
 TEXT, BINARY = as_text(numbers()), as_binary(numbers())
 LINES = TEXT.split(b"\n")
 DAMAGED = {
-    "a row of text too few": (as_text(numbers(), header=f"6 {WIDTH}\n"), "header says 6 vectors, but it has 5"),
-    "a row of text too many": (as_text(numbers(), header=f"4 {WIDTH}\n"), "header says 4 vectors, but it has 5"),
-    "many rows promised": (as_text(numbers(), header=f"99999999999 {WIDTH}\n"), "but it has 5"),
-    "a binary row too few": (as_binary(numbers(), header=f"6 {WIDTH}\n"), "header says 6 vectors, but it has 5"),
-    "a binary row too many": (as_binary(numbers(), header=f"4 {WIDTH}\n"), "header says 4 vectors, but it has more"),
-    "binary cut in a vector": (BINARY[:-9], "vector number 5 of 5 is cut off"),
-    "binary cut in a word": (BINARY[: -4 * WIDTH - 5], "cut off"),
+    "a row of text too few": (
+        as_text(numbers(), header=f"6 {WIDTH}\n"),
+        "header specifies 6 vectors, but the file has 5",
+    ),
+    "a row of text too many": (
+        as_text(numbers(), header=f"4 {WIDTH}\n"),
+        "header specifies 4 vectors, but the file has 5",
+    ),
+    "many rows promised": (as_text(numbers(), header=f"99999999999 {WIDTH}\n"), "but the file has 5"),
+    "a binary row too few": (
+        as_binary(numbers(), header=f"6 {WIDTH}\n"),
+        "header specifies 6 vectors, but the file has 5",
+    ),
+    "a binary row too many": (
+        as_binary(numbers(), header=f"4 {WIDTH}\n"),
+        "header specifies 4 vectors, but the file has more",
+    ),
+    "binary cut in a vector": (BINARY[:-9], "vector 5 of 5 is truncated"),
+    "binary cut in a word": (BINARY[: -4 * WIDTH - 5], "truncated"),
     "binary of another width": (as_binary(numbers(), header=f"5 {WIDTH + 1}\n"), ""),
-    "text of another width": (as_text(numbers(), header=f"5 {WIDTH + 1}\n"), f"has {WIDTH} numbers where"),
-    "text cut in a row": (TEXT[:-30], "vector number 5 has"),
-    "a longer row": (b"\n".join([*LINES[:2], LINES[2] + b" 0.5", *LINES[3:]]), f"has {WIDTH + 1} numbers"),
+    "text of another width": (as_text(numbers(), header=f"5 {WIDTH + 1}\n"), f"has {WIDTH} values instead of"),
+    "text cut in a row": (TEXT[:-30], "vector 5 has 6 values"),
+    "a longer row": (b"\n".join([*LINES[:2], LINES[2] + b" 0.5", *LINES[3:]]), f"has {WIDTH + 1} values"),
     "a row of words": (b"\n".join([*LINES[:2], b"knight" + b" 0.5" + b" x" * (WIDTH - 1), *LINES[3:]]), "not a number"),
-    "NaN": (as_text(with_number(np.nan)), "'knight' has numbers that are not finite"),
-    "binary NaN": (as_binary(with_number(np.nan)), "'knight' has numbers that are not finite"),
-    "infinity": (as_binary(with_number(-np.inf)), "not finite"),
-    "no common word": (as_text(numbers(), [f"word{i}" for i in range(5)]), "no vector for any word"),
-    "header of zeros": (as_text(numbers(), header="0 0\n"), "begins with '0 0'"),
-    "header of a giant": (as_text(numbers(), header="5 99999999\n"), "begins with '5 99999999'"),
+    "NaN": (as_text(with_number(np.nan)), "'knight' contains non-finite numbers"),
+    "binary NaN": (as_binary(with_number(np.nan)), "'knight' contains non-finite numbers"),
+    "infinity": (as_binary(with_number(-np.inf)), "non-finite"),
+    "no common word": (as_text(numbers(), [f"word{i}" for i in range(5)]), "no vectors for words in"),
+    "header of zeros": (as_text(numbers(), header="0 0\n"), "invalid first line, '0 0'"),
+    "header of a giant": (as_text(numbers(), header="5 99999999\n"), "invalid first line, '5 99999999'"),
     "prose": (b"In a village of La Mancha, the name of which\nI have no desire\n", "neither a header nor"),
     "empty": (b"", "neither a header nor"),
     "noise": (bytes(range(1, 256)) * 999, "neither a header nor"),
-    "gzip cut off": (gzip.compress(TEXT)[:-40], "cut off or damaged"),
-    "xz cut off": (lzma.compress(TEXT)[:-40], "cut off or damaged"),
-    "bz2 cut off": (bz2.compress(TEXT)[:-40], "cut off or damaged"),
-    "gzip of noise": (b"\x1f\x8b" + b"noise" * 9, "cut off or damaged"),
+    "gzip cut off": (gzip.compress(TEXT)[:-40], "truncated or damaged"),
+    "xz cut off": (lzma.compress(TEXT)[:-40], "truncated or damaged"),
+    "bz2 cut off": (bz2.compress(TEXT)[:-40], "truncated or damaged"),
+    "gzip of noise": (b"\x1f\x8b" + b"noise" * 9, "truncated or damaged"),
 }
 
 
@@ -250,9 +262,9 @@ def test_an_embedding_begins_with_the_vectors_and_says_how_many(tmp_path):
     assert torch.equal(weight[has], torch.from_numpy(fit_width(rows[has], WIDTH)))
     rest = [2, 4, 6, 7, 8]
     assert torch.equal(weight[rest], before[rest])
-    assert "4 words begin with their vectors, 2 without" in line and "projected" not in line
+    assert "4 words start from their vectors, 2 from random values" in line and "projected" not in line
     line = init_embedding(torch.nn.Parameter(torch.zeros(6, 3)), path, 6)
-    assert f"of {WIDTH} numbers, projected on their first 3 principal components" in line
+    assert f"of {WIDTH} numbers, projected onto their first 3 principal components" in line
 
 
 def pickled_npy() -> bytes:
@@ -278,17 +290,17 @@ def promising(shape: str) -> bytes:
 
 
 BAD_ROWS = {
-    "a pickle": (pickle.dumps([1, 2]), "no .npy file"),
-    "objects": (pickled_npy(), "no .npy file"),
-    "a text": (b"5 7\nthe 1 2 3\n", "no .npy file"),
-    "empty": (b"", "no .npy file"),
-    "cut off": (npy(numbers(6))[:-4], "no .npy file"),
-    "promises more": (promising("(60000000000, 7)"), "no .npy file"),
-    "one dimension": (npy(np.ones(6)), "a row of numbers for each word"),
-    "whole numbers": (npy(np.ones((6, WIDTH), np.int64)), "a row of numbers for each word"),
-    "no width": (npy(np.ones((6, 0))), "a row of numbers for each word"),
-    "other data": (npy(numbers(5)), "has 5 rows and the vocabulary 6"),
-    "NaN": (npy(np.full((6, WIDTH), np.nan)), "not finite"),
+    "a pickle": (pickle.dumps([1, 2]), "not a .npy file"),
+    "objects": (pickled_npy(), "not a .npy file"),
+    "a text": (b"5 7\nthe 1 2 3\n", "not a .npy file"),
+    "empty": (b"", "not a .npy file"),
+    "cut off": (npy(numbers(6))[:-4], "not a .npy file"),
+    "promises more": (promising("(60000000000, 7)"), "not a .npy file"),
+    "one dimension": (npy(np.ones(6)), "one row of numbers per word"),
+    "whole numbers": (npy(np.ones((6, WIDTH), np.int64)), "one row of numbers per word"),
+    "no width": (npy(np.ones((6, 0))), "one row of numbers per word"),
+    "other data": (npy(numbers(5)), "has 5 rows, but the vocabulary has 6"),
+    "NaN": (npy(np.full((6, WIDTH), np.nan)), "non-finite"),
 }
 
 
@@ -312,12 +324,12 @@ def test_rows_come_back(tmp_path, file):
 @pytest.mark.smoke
 def test_narrow_and_empty_vectors_are_refused(tmp_path):
     save_table(path := str(tmp_path / "w.npy"), numbers(6))
-    with pytest.raises(ValueError, match=f"vectors of {WIDTH} numbers, and n_embd=16 is more.*--size=16"):
+    with pytest.raises(ValueError, match=f"vectors of {WIDTH} numbers, fewer than n_embd=16.*--size=16"):
         init_embedding(torch.zeros(6, 16), path, 6)
     save_table(path, np.zeros((6, 16), np.float32))
-    with pytest.raises(ValueError, match="no vector for any word"):
+    with pytest.raises(ValueError, match="no vectors for any words"):
         init_embedding(torch.zeros(6, 16), path, 6)
-    with pytest.raises(ValueError, match="nowhere.npy is not there"):
+    with pytest.raises(ValueError, match="nowhere.npy was not found"):
         init_embedding(torch.zeros(6, 16), str(tmp_path / "nowhere.npy"), 6)
 
 
@@ -411,8 +423,8 @@ def test_the_vectors_move_at_once_unless_frozen_and_words_without_one_are_counte
     has = np.load(os.path.join(words_data, "word2vec.npy")).any(1)
     assert 0 < has.sum() < len(has)
     assert (
-        f"{has.sum():,} words begin with their vectors (of 24 numbers, projected on their first 16 principal "
-        f"components), {(~has).sum():,} without one as usual" in capsys.readouterr().out
+        f"{has.sum():,} words start from their vectors (of 24 numbers, projected onto their first 16 principal "
+        f"components), {(~has).sum():,} from random values" in capsys.readouterr().out
     )
     moved = (wte() - beginning(words_data)).abs().max()
     assert 0 < moved < 0.1
@@ -492,7 +504,7 @@ def test_a_resume_takes_the_same_words_as_the_run_and_no_others(begin, tmp_path)
     begin("--max_iters=3")
     begin("--init_from=resume", "--max_iters=4")  # the command line of the run, with init_from=resume behind it
     assert load("out")["iter_num"] == 4
-    with pytest.raises(ValueError, match="other.npy is for a new run.*started with"):
+    with pytest.raises(ValueError, match="other.npy is for new runs.*started with"):
         begin("--init_from=resume", "--init_wte=other.npy", "--max_iters=5")
     assert load("out")["iter_num"] == 4
 
@@ -500,10 +512,10 @@ def test_a_resume_takes_the_same_words_as_the_run_and_no_others(begin, tmp_path)
 @pytest.mark.parametrize(
     "args, parts",
     [
-        (["--init_wte=nowhere.npy"], ["nowhere.npy is not there"]),
-        (["--init_wte={data}/train.bin"], ["train.bin", "no .npy file"]),
+        (["--init_wte=nowhere.npy"], ["nowhere.npy was not found"]),
+        (["--init_wte={data}/train.bin"], ["train.bin", "not a .npy file"]),
         (["--init_wte={data}/word2vec.npy", "--n_embd=32"], ["vectors of 24 numbers", "n_embd=32", "--size=32"]),
-        (["--init_wte={data}/word2vec.npy", "--init_from=gpt2"], ["init_wte", "init_from=gpt2", "drop one"]),
+        (["--init_wte={data}/word2vec.npy", "--init_from=gpt2"], ["init_wte", "init_from=gpt2", "remove one"]),
         (["--init_wte={data}/word2vec.npy", "--model_type=bigram"], ["bigram", "init_wte"]),
         (["--freeze_wte=-1"], ["freeze_wte=-1 must be at least 0"]),
     ],

@@ -777,7 +777,7 @@ def test_largest_id_and_a_fraction_of_train_on_the_device(tmp_path):
 def test_ids_beyond_the_vocabulary_do_not_get_onto_the_device(tmp_path):
     folder = write_ids(tmp_path / "data", vocab_size=100)
     largest = int(Corpus(folder).tokens["train"][:].max())
-    with pytest.raises(ValueError, match=f"holds the id {largest}, but the vocabulary has {largest} entries"):
+    with pytest.raises(ValueError, match=f"contains the id {largest}, but the vocabulary has {largest} entries"):
         Corpus(folder).to_device(runtime.start("cpu"), largest)
     Corpus(folder).to_device(runtime.start("cpu"), largest + 1)
 
@@ -816,7 +816,7 @@ def test_auto_takes_bfloat16_for_wide_models_where_the_processor_has_amx(monkeyp
         assert ("AMX" in runtime.pick_dtype("auto", "cpu", n_embd)[1]) == (expected == "bfloat16")
         assert runtime.start("cpu", "auto", n_embd=n_embd).dtype == expected
         for asked in ("float32", "bfloat16", "float16"):  # what is asked for wins
-            assert runtime.pick_dtype(asked, "cpu", n_embd) == (asked, "as asked")
+            assert runtime.pick_dtype(asked, "cpu", n_embd) == (asked, "requested")
     monkeypatch.setattr(runtime, "has_amx", lambda: True)
     assert runtime.pick_dtype("auto", "cpu")[0] == "float32" == runtime.start("cpu").dtype  # of evaluations and samples
 

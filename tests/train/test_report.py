@@ -104,7 +104,7 @@ def test_a_busy_machine_is_mentioned_and_an_idle_one_is_not(monkeypatch):
         warning = report.busy_machine_warning()
         assert bool(warning) == is_busy
     monkeypatch.setattr(runtime, "load_average", lambda: 7.0)
-    assert "on average 7 programs want to run at once on its 2 cores" in report.busy_machine_warning()
+    assert "on average, 7 programs compete for its 2 cores" in report.busy_machine_warning()
 
 
 def test_steps_of_minutes_are_announced_before_the_first_one(tmp_path, capsys):
@@ -178,7 +178,7 @@ def curves_of(*evals: tuple[int, float, float]) -> LossCurves:
     [
         ([(0, 5.0, 5.0), (100, 2.0, 2.1)], "too few evaluations"),
         ([(0, 5.0, 5.0), (100, 2.0, 2.1), (200, 1.8, 1.9), (300, 1.6, 1.7)], "still falling"),
-        ([(0, 5.0, 5.0), (100, 2.0, 2.1), (200, 1.8, 1.7), (300, 1.8, 1.699)], "has levelled off"),
+        ([(0, 5.0, 5.0), (100, 2.0, 2.1), (200, 1.8, 1.7), (300, 1.8, 1.699)], "has leveled off"),
         ([(0, 5.0, 5.0), (100, 2.0, 2.1), (200, 1.8, 1.9), (300, 1.2, 2.2)], "overfitting: .* lowest at iteration 200"),
         ([(0, 5.0, 5.0), (100, 2.0, 2.1), (200, 1.8, 1.9), (300, 4.0, 4.2)], "unstable: .*lower --learning_rate"),
     ],
@@ -191,7 +191,7 @@ def test_the_last_screen_says_which_number_to_report_what_it_means_and_what_to_t
     assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--out_dir=my out"]) == 0
     printed = capsys.readouterr().out
     (final,) = read_log("my out", "final")
-    start = f"final: whole-validation loss {final['val_loss']:.4f}, perplexity {final['perplexity']:.2f}, of iteration "
+    start = f"final: whole-validation loss {final['val_loss']:.4f}, perplexity {final['perplexity']:.2f}, at iteration "
     last_lines = printed.splitlines()[-6:]
     assert (
         last_lines[0].startswith(start) and f"on all {final['tokens']:,} tokens of the validation set" in last_lines[0]
@@ -204,7 +204,7 @@ def test_the_last_screen_says_which_number_to_report_what_it_means_and_what_to_t
         and f"that is {bits:.2f} bits per character" in last_lines[2]
     )
     assert "too few evaluations" in last_lines[3]
-    assert last_lines[4] == "saved: my out/ckpt.pt, the model to use, and my out/loss.png, its loss curves"
+    assert last_lines[4] == "saved: my out/ckpt.pt (the model) and my out/loss.png (its loss curves)"
     assert last_lines[5] == "next: python sample.py --out_dir='my out'"
     assert printed.count(f"{final['val_loss']:.4f}, perplexity") == 1
 
@@ -222,19 +222,19 @@ def test_the_unigram_loss_is_the_entropy_of_the_predicted_tokens(tmp_path):
 def test_a_resume_says_what_the_user_changed_and_calls_nothing_else_asked_for(tiny_data, capsys):
     start = [f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=2", "--dtype=float32"]
     assert train.main(start) == 0
-    assert "device: cpu (as asked), dtype: float32 (as asked), compile: off (as asked)" in capsys.readouterr().out
+    assert "device: cpu (requested), dtype: float32 (requested), compile: off (requested)" in capsys.readouterr().out
     assert train.main(["--init_from=resume", "--out_dir=out", "--max_iters=4"]) == 0
     printed = capsys.readouterr().out
-    changed = "settings: from the checkpoint; changed by you: max_iters=4 (2 before)"
+    changed = "settings: from the checkpoint; your changes: max_iters=4 (was 2)"
     assert line("continuing after", printed) == f"continuing after iteration 2 of 4; {changed}"
-    assert "as asked" not in printed and "not bitwise" not in printed
+    assert "requested" not in printed and "not bitwise" not in printed
     expected = (
-        "device: cpu (from the checkpoint), dtype: float32 (from the checkpoint), compile: off (as in the checkpoint)"
+        "device: cpu (from the checkpoint), dtype: float32 (from the checkpoint), compile: off (from the checkpoint)"
     )
     assert expected in printed
     assert train.main(["--init_from=resume", "--out_dir=out", "--device=cpu"]) == 0
     printed = capsys.readouterr().out
-    assert "changed by you: nothing" in printed and "device: cpu (as asked), dtype: float32 (from the" in printed
+    assert "your changes: none" in printed and "device: cpu (requested), dtype: float32 (from the" in printed
 
 
 @pytest.mark.parametrize("how", ["setting", "environment"])
