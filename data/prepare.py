@@ -3,6 +3,7 @@
     python data/prepare.py mytext.txt                                           # writes characters to data/mytext/
     python data/prepare.py --input=poems/ --tokenizer=bpe --vocab_size=1024     # writes BPE tokens to data/poems/
     python data/prepare.py --input='logs/*.jsonl.gz' --field=message --name=logs --tokenizer=gpt2
+    python data/prepare.py --input=hf:roneneldan/TinyStories --tokenizer=bpe    # downloads from Hugging Face's Hub
     python data/prepare.py mytext.txt --data_dir=.                              # writes to any folder
     python data/prepare.py                                                      # asks for a path
 
@@ -28,7 +29,8 @@ from configurator import UserError
 from dongpt.program import LOCK_FILE, ROOT, run_program
 from dongpt.text.bins import PreparedData, dataset_folder, read_meta
 from dongpt.text.documents import TEXT_SUFFIXES, Document, Files, file_suffixes, find_files
-from dongpt.text.prepare import Vocabulary, prepare, warn_unused_options
+from dongpt.text.hub import PREFIX, HubText, open_dataset, parse_name
+from dongpt.text.prepare import TextSource, Vocabulary, prepare, warn_unused_options
 from dongpt.text.report import count_of, report, shortest_path
 
 MODEL_SIZES = (  # n_layer, n_head, n_embd, batch_size, block_size
@@ -47,7 +49,9 @@ MIN_ITERS = 200
 
 @dataclass(frozen=True)
 class PrepareConfig(Vocabulary):
-    input: str = ""  # input text: a file, folder or pattern; if empty, the program asks for a path
+    input: str = (
+        ""  # a file, folder, pattern or hf:[OWNER/]NAME[:CONFIG[:SPLIT]]; if empty, the program asks for a path
+    )
     name: str = ""  # write to data/<name>/; by default, the name of the input file or folder
     data_dir: str = ""  # write to this folder instead; pass the same --data_dir to train.py
     val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # fraction of the characters used for validation
@@ -102,14 +106,16 @@ def output_folder(cfg: PrepareConfig, input_path: str, paths: list[str]) -> str:
         raise UserError(f"data/{name} is reserved for data/{name}/prepare.py: {remedy}")
     source = source_name(input_path)
     with contextlib.suppress(UserError):  # prepare() reports a damaged folder
-        source = read_meta(folder).get("source", source)
+        source = source_name(read_meta(folder).get("source", source))
     if source != source_name(input_path):
         raise UserError(f"data/{name} contains data prepared from {source}: {remedy}")
     return folder
 
 
 def source_name(input_path: str) -> str:
-    """Return the name of the input that is recorded in meta.json."""
+    """Return the name of the input that is recorded in meta.json; for datasets without config, split and commit."""
+    if input_path.startswith(PREFIX):
+        return ":".join(input_path.split(":")[:2]).partition("@")[0]
     return os.path.basename(os.path.normpath(input_path))
 
 
@@ -153,12 +159,38 @@ def print_next(prepared: PreparedData):
     print(f"next: python {script} {config} {data} --out_dir={shlex.quote('out-' + name)}{changes}")
 
 
+def prepare_dataset(cfg: PrepareConfig, name: str):
+    """Prepare a dataset from Hugging Face's Hub or cache, or from a folder."""
+    dataset = parse_name(name)
+    folder = output_folder(cfg, dataset.source, [os.path.join(dataset.short, "rows")])
+    if not dataset.is_local:
+        print(f"looking up {dataset} on the Hugging Face Hub", flush=True)
+    write(cfg, folder, open_dataset(dataset, cfg.field, folder, cfg.document))
+
+
+def write(cfg: PrepareConfig, folder: str, opened: contextlib.AbstractContextManager[TextSource], source: str = ""):
+    """Prepare documents, report the result, and suggest a model. An error leaves no new folder without data."""
+    is_new = not os.path.exists(folder)
+    try:
+        with opened as documents:
+            source = documents.source if isinstance(documents, HubText) else source
+            prepared = prepare(folder, documents, cfg, cfg.val_fraction, source, shard_tokens=cfg.shard_tokens)
+    except UserError:
+        if is_new and os.path.isdir(folder) and os.listdir(folder) == [LOCK_FILE]:  # nothing was written
+            shutil.rmtree(folder)
+        raise
+    report(prepared)
+    print_next(prepared)
+
+
 def main(argv: list[str] | None = None):
     cfg, given_keys, given_paths = configurator.load_with_paths(PrepareConfig, argv, "[TEXT]")
     warn_unused_options(cfg, given_keys)
     if cfg.input and given_paths:
         raise UserError(f"--input={cfg.input} and {given_paths[0]} are two inputs: pass one, or a folder or pattern")
     input_path = cfg.input or "".join(given_paths) or ask_path()
+    if input_path.startswith(PREFIX):
+        return prepare_dataset(cfg, input_path)
     paths, n_skipped = find_files(input_path)
     folder = output_folder(cfg, input_path, paths)
     skipped = f", skipping {count_of(n_skipped, 'other file')}" if n_skipped else ""
@@ -169,15 +201,7 @@ def main(argv: list[str] | None = None):
         print(f"reading {unknown[0]}{more} as plain text, since the file extension is unknown")
     files = Files(paths, cfg.document, cfg.field, cfg.encoding)
     source = source_name(input_path)
-    is_new = not os.path.exists(folder)
-    try:
-        prepared = prepare(folder, files, cfg, cfg.val_fraction, source, shard_tokens=cfg.shard_tokens)
-    except UserError:
-        if is_new and os.path.isdir(folder) and os.listdir(folder) == [LOCK_FILE]:  # nothing was written
-            shutil.rmtree(folder)
-        raise
-    report(prepared)
-    print_next(prepared)
+    write(cfg, folder, contextlib.nullcontext(files), source)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def is_integral(values: np.ndarray) -> bool:
     with np.errstate(invalid="ignore"):
         values = values.astype(np.float64)
         is_id = (values >= 0) & (values < LARGE_VOCAB_SIZE) & (values % 1 == 0)
-    return bool(is_id.all()) and np.count_nonzero(values) >= MIN_IDS
+    return bool(is_id.all() and np.count_nonzero(values) >= MIN_IDS)
 
 
 def is_large_vocabulary(values: np.ndarray) -> bool:
@@ -144,7 +144,7 @@ def is_large_vocabulary(values: np.ndarray) -> bool:
     is_small = (values >= 0) & (values < LARGE_VOCAB_SIZE)
     few_zeros = np.count_nonzero(values & 0xFFFF) > 0.75 * len(values)
     mostly_uint16 = np.count_nonzero(values < 2**16) > 0.5 * len(values)
-    return bool(is_small.all()) and few_zeros and mostly_uint16 and len(np.unique(values)) >= 256
+    return bool(is_small.all() and few_zeros and mostly_uint16 and len(np.unique(values)) >= 256)
 
 
 def is_bytes(values: np.ndarray) -> bool:
@@ -152,4 +152,4 @@ def is_bytes(values: np.ndarray) -> bool:
     counts = [np.bincount(values[i::2], minlength=256) for i in (0, 1)]
     n_distinct = [np.count_nonzero(count) for count in counts]
     distance = np.abs(counts[0] - counts[1]).sum() / len(values)  # between the distributions, 0 to 1
-    return len(values) >= 2**12 and min(n_distinct) > 1 and max(n_distinct) <= 200 and distance < 0.1
+    return bool(len(values) >= 2**12 and min(n_distinct) > 1 and max(n_distinct) <= 200 and distance < 0.1)

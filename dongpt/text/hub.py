@@ -11,13 +11,14 @@ continues after its last file, where IterableDataset.state_dict() stood.
 """
 
 import contextlib
+import dataclasses
 import glob
 import json
 import os
 import re
 import shutil
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Iterator
 
 from configurator import UserError
@@ -27,9 +28,9 @@ from dongpt.text.bins import STAGING_DIR
 from dongpt.text.documents import Document, Files, Progress, TextPart
 
 PREFIX = "hf:"
-COPY_DIR = ".dongpt-hub"  # inside the data folder
+COPY_DIR = ".dongpt-hub"  # start of the name of a folder in the data folder; the name of the split follows
 COPY_BYTES = 2**26  # of text in each file of the copy: a killed process reads at most this much again
-BATCH_ROWS = 256  # read at a time
+BATCH_ROWS = 1000  # read at a time; a row group of a Parquet file is rarely larger than that, if its rows are long
 CONVERTED = (
     "refs/convert/parquet"  # the Hub's own conversion of a dataset to Parquet, such as CONFIG/train/0000.parquet
 )
@@ -50,6 +51,11 @@ class DatasetName:
     def short(self) -> str:
         """NAME, or the name of the folder."""
         return os.path.basename(os.path.abspath(self.path)) if self.is_local else self.path.rpartition("/")[2]
+
+    @property
+    def source(self) -> str:
+        """hf:OWNER/NAME, or hf: and the name of the folder, for meta.json."""
+        return PREFIX + (self.short if self.is_local else self.path)
 
     def __str__(self) -> str:
         return f"{PREFIX}{self.path}"
@@ -99,7 +105,7 @@ def find_text(dataset: DatasetName, column: str, folder: str, document: Document
     with _quiet(), _explained(dataset):
         if _saved_kind(dataset.path) and dataset.is_local:
             stream, n_rows, local_paths = _open_saved(dataset)
-            config, revision, is_parquet = "", "", False
+            config, revision, is_parquet, remote_paths = "", "", False, []
         else:
             builder, config = _find_builder(dataset)
             streams = builder.as_streaming_dataset()
@@ -113,13 +119,14 @@ def find_text(dataset: DatasetName, column: str, folder: str, document: Document
             n_rows = getattr((builder.info.splits or {}).get(dataset.split), "num_examples", 0) or 0
             revision, local_paths = _revision(builder), _local_paths(builder, dataset.split)
             is_parquet = builder.name == "parquet" and bool(local_paths)
+            remote_paths = [] if local_paths else [*(builder.config.data_files or {}).get(dataset.split, [])]
         features = _features(stream)
         _check_column(dataset, features, column)
+        is_parquet = is_parquet and "string" in features[column].dtype
         stream = stream.select_columns([column]).with_format("arrow")
-    source = ":".join([f"{PREFIX}{dataset.short if dataset.is_local else dataset.path}", config, dataset.split])
-    source += f"@{revision}" if revision else ""
-    copy_dir = os.path.join(folder, COPY_DIR)
-    return HubText(source, column, document, raw, local_paths, is_parquet, copy_dir, stream, n_rows)
+    source = f"{dataset.source}:{config}:{dataset.split}" + (f"@{revision}" if revision else "")
+    copy_dir = os.path.join(folder, f"{COPY_DIR}-{dataset.split}")
+    return HubText(source, column, document, raw, local_paths, is_parquet, remote_paths, copy_dir, stream, n_rows)
 
 
 def _find_builder(dataset: DatasetName) -> tuple[Any, str]:
@@ -317,9 +324,10 @@ class HubText:
     raw: bool
     local_paths: list[str]  # files of a local dataset
     is_parquet: bool  # these are Parquet, and need no copy
-    copy_dir: str = field(repr=False)
-    stream: Any = field(repr=False)  # datasets.IterableDataset of this column in Arrow tables
-    n_rows: int = field(default=0, repr=False)  # 0 if unknown
+    remote_paths: list[str] = dataclasses.field(repr=False)  # files on the Hub
+    copy_dir: str = dataclasses.field(repr=False)
+    stream: Any = dataclasses.field(repr=False)  # datasets.IterableDataset of this column in Arrow tables
+    n_rows: int = dataclasses.field(default=0, repr=False)  # 0 if unknown
     encoding = "utf-8"
 
     @property
@@ -335,6 +343,13 @@ class HubText:
     def fingerprint(self) -> list[list]:
         """The commit on the Hub, in source, and size and modification time of local files, to detect changes."""
         return [[(s.st_size, s.st_mtime_ns) for s in map(os.stat, self.local_paths)] or [self.source]]
+
+    def download_size(self) -> int:
+        """Size of the files on the Hub in bytes."""
+        import huggingface_hub
+
+        file_system = huggingface_hub.HfFileSystem()
+        return sum(file_system.info(path)["size"] for path in self.remote_paths)
 
     @property
     def size(self) -> int:
@@ -391,36 +406,38 @@ class HubText:
 
     def _copy(self, state: dict) -> dict:
         """Copy the rows that follow those of state; returns the complete state."""
-        import pyarrow
-
         if state["files"]:
             print(f"continuing to read {self.source} after row {state['rows']:,}")
             self.stream.load_state_dict(state["stream"])
         elif os.path.exists(os.path.join(self.copy_dir, "state.json")):
             print("the unfinished copy is of another text, or damaged: starting over")
             self.remove_copy()
-        total, tables, n_bytes = self.n_rows or self.stream.num_shards, [], 0
-        options = dict(unit=" rows" if self.n_rows else " files", desc="reading ", leave=False)
-        with _quiet(), progress_bar(total, **options) as bar:
-            for table in self._read_tables(state):
-                text = table.column(0)
-                is_binary = pyarrow.types.is_binary(text.type) or pyarrow.types.is_large_binary(text.type)
-                tables.append(text.cast(pyarrow.large_binary() if is_binary else pyarrow.large_string()))
+        texts, n_bytes = [], 0
+        with _quiet(), progress_bar(self.n_rows or None, unit=" rows", desc="reading ", leave=False) as bar:
+            for text in self._read_texts(state):
+                texts.append(text)
                 n_bytes += text.nbytes
                 state["rows"] += len(text)
                 if n_bytes >= COPY_BYTES:
-                    self._save(state, tables)
-                    tables, n_bytes = [], 0
-                bar.update((state["rows"] if self.n_rows else self._n_read_files()) - bar.n)
-        self._save(state, tables, is_complete=True)
+                    self._save(state, texts)
+                    texts, n_bytes = [], 0
+                bar.update(state["rows"] - bar.n)
+        self._save(state, texts, is_complete=True)
         return state
 
-    def _read_tables(self, state: dict) -> Iterator[Any]:
-        """Yield the tables that follow. Raises UserError for a lost connection, and for files that cannot be read."""
+    def _read_texts(self, state: dict) -> Iterator[Any]:
+        """Yield the rows that follow as Arrow arrays of text, in which null is "".
+
+        Raises UserError for a lost connection, and for files that cannot be read.
+        """
+        import pyarrow
+
         tables = self.stream.iter(BATCH_ROWS)
         while True:
             try:
-                yield next(tables)
+                text = next(tables).column(0).cast(pyarrow.large_string())
+                text.validate(full=True)  # readers of JSON do not check UTF-8
+                yield text.fill_null("")
             except StopIteration:
                 return
             except Exception as error:  # see _explained
@@ -429,10 +446,6 @@ class HubText:
                     raise UserError(f"{problem}: run the same command again to continue") from error
                 self.remove_copy()
                 raise UserError(f"{problem}: correct its files, or pass them without hf:") from error
-
-    def _n_read_files(self) -> int:
-        """Number of the dataset's files that have been read."""
-        return max(map(int, re.findall(r"'shard_idx': (\d+)", repr(self.stream.state_dict()))), default=0)
 
     def _save(self, state: dict, texts: list, is_complete: bool = False):
         """Write texts (Arrow arrays) as the next file, and the state after them."""

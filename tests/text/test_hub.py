@@ -9,13 +9,15 @@ import types
 
 import fork_server
 import pytest
-from helpers import ROOT, environment, generated_text, refusal, visible
+from helpers import ROOT, environment, expect_sentence, generated_text, refusal, run, visible
 from hub_server import COMMIT, HubServer
 
 from configurator import UserError
 from dongpt.text import hub
-from dongpt.text.hub import COPY_DIR, DatasetName, find_text, open_dataset, parse_name
+from dongpt.text.bins import read_meta
+from dongpt.text.hub import DatasetName, find_text, open_dataset, parse_name
 
+COPY = f"{hub.COPY_DIR}-train"  # the folder of a copy
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "own_cache")
 
 
@@ -123,7 +125,7 @@ def test_other_names_are_a_sentence(name):
 def test_folders_of_every_kind(kind):
     expected = write_files("folder", kind)
     assert read("hf:./folder") == expected
-    assert not os.path.exists(os.path.join("out", COPY_DIR))
+    assert not os.path.exists(os.path.join("out", COPY))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "saved", "saved splits", "txt"])
@@ -145,7 +147,7 @@ def test_a_copy_that_is_interrupted_again_and_again_holds_the_same_rows(monkeypa
             break
         except KeyboardInterrupt:
             n_interruptions += 1
-    assert found == expected and n_interruptions > 2
+    assert found == expected and n_interruptions >= 2
     assert capsys.readouterr().out.count("continuing to read hf:folder") == n_interruptions
 
 
@@ -161,10 +163,10 @@ def test_a_copy_of_another_text_or_a_damaged_one_is_made_again(monkeypatch, caps
                 file.write('{"text": "one more"}\n')
             expected = [*expected[:700], "one more", *expected[700:]]
         if damage == "state":
-            with open(f"out/{COPY_DIR}/state.json", "w", encoding="utf-8") as file:
+            with open(f"out/{COPY}/state.json", "w", encoding="utf-8") as file:
                 file.write('{"key": 3')
         if damage == "file":
-            os.truncate(f"out/{COPY_DIR}/00001.parquet", 100)
+            os.truncate(f"out/{COPY}/00001.parquet", 100)
         assert (
             read("hf:./folder", "other" if damage == "column" else "text") == expected if damage != "column" else True
         )
@@ -244,7 +246,7 @@ def test_damaged_files_are_a_sentence_and_leave_nothing(case, monkeypatch):
         file.write(damage(content))
     sentence = refusal(lambda: read("hf:./folder"), "folder")
     assert len(sentence) < 500
-    assert not os.path.exists(os.path.join("out", COPY_DIR))
+    assert not os.path.exists(os.path.join("out", COPY))
 
 
 def test_long_rows_and_many_of_them_are_read_in_little_memory(monkeypatch):
@@ -329,7 +331,7 @@ from configurator import UserError
 from dongpt.text import hub
 hub.COPY_BYTES = 20_000
 import datasets
-datasets.config.STREAMING_READ_MAX_RETRIES = 0
+datasets.config.STREAMING_READ_MAX_RETRIES = 1
 time.sleep = lambda seconds: None
 for name in {names!r}:
     try:
@@ -407,12 +409,12 @@ def test_a_lost_connection_is_a_sentence_and_the_same_command_continues_without_
         server.max_reads = n_reads - 2
         (line,) = ask(server, "hf:a/b")
         assert line.startswith("ERROR hf:a/b:default:train@") and "run the same command again to continue" in line
-        assert "cannot be read after row" in line and os.path.exists(os.path.join("out", COPY_DIR))
+        assert "cannot be read after row" in line and os.path.exists(os.path.join("out", COPY))
         server.max_reads, server.asked = 10**9, []
         continued, found = ask(server, "hf:a/b")
         assert continued.startswith("continuing to read hf:a/b:default:train@") and found.endswith(str(expected))
         assert len(server.data_reads()) < n_reads - 2
-    assert visible("out") == [] and not os.path.exists(os.path.join("out", COPY_DIR))
+    assert visible("out") == [] and not os.path.exists(os.path.join("out", COPY))
 
 
 def test_another_commit_starts_over(tmp_path):
@@ -439,3 +441,109 @@ def test_without_a_network_a_sentence_says_so(tmp_path):
     )
     (line,) = ask(server, "hf:a/b")
     assert line.startswith("ERROR hf:a/b: the Hub cannot be reached") and "connect to the network" in line
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# data/prepare.py
+
+
+def prepare_cli(*args: str, cwd, check=0, env=None):
+    return run("data/prepare.py", *args, cwd=cwd, check=check, env=env)
+
+
+def test_data_prepare_reads_a_dataset(tmp_path):
+    expected = write_files("folder", "jsonl", n_files=1)
+    done = prepare_cli("--input=hf:./folder", "--data_dir=data", cwd=tmp_path)
+    assert f"in {len(expected)} documents" in done.stdout and done.stderr == ""
+    meta = read_meta("data")
+    assert meta["source"] == "hf:folder:default:train" and meta["documents"] == len(expected)
+    assert sorted(os.listdir("data")) == [".dongpt.lock", "meta.json", "train.bin", "val.bin"]
+    # the same as from the file itself
+    prepare_cli("--input=folder/train-0.jsonl", "--data_dir=other", cwd=tmp_path)
+    for name in ("train.bin", "val.bin"):
+        with open(f"data/{name}", "rb") as one, open(f"other/{name}", "rb") as other:
+            assert one.read() == other.read()
+
+
+def test_data_prepare_writes_nothing_if_the_dataset_cannot_be_used(tmp_path):
+    write_files("folder", "jsonl", n_files=1)
+    os.makedirs("blank")
+    with open("blank/train.jsonl", "w", encoding="utf-8") as file:
+        file.write('{"text": " "}\n{"text": null}\n{"text": ""}\n')
+    for name, field, part in (
+        ("hf:./nothing", "text", "no such folder"),
+        ("hf:./folder", "body", "no column 'body'"),
+        ("hf:./folder::dev", "text", "no split 'dev'"),
+        ("hf:./blank", "text", "the text is blank"),
+        ("hf:", "text", "no name of a dataset"),
+        ("hf:a/b", "text", "HF_HUB_OFFLINE"),
+    ):
+        done = prepare_cli(f"--input={name}", f"--field={field}", "--data_dir=data", cwd=tmp_path, check=2)
+        expect_sentence(done, part)
+        assert not os.path.exists("data"), name
+
+
+def test_another_dataset_of_the_same_name_is_not_overwritten(tmp_path):
+    name = f"hub_test_{os.getpid()}"
+    write_files(name, "jsonl", n_files=1)
+    try:
+        for _ in range(2):  # the same one may be prepared again
+            prepare_cli(f"hf:./{name}", cwd=tmp_path)
+        done = prepare_cli(f"{name}/train-0.jsonl", f"--name={name}x", cwd=tmp_path)
+        assert os.path.exists(os.path.join(ROOT, "data", name, "train.bin"))
+        done = prepare_cli(name, cwd=tmp_path, check=2)
+        expect_sentence(done, f"data/{name} contains data prepared from hf:{name}", "--name=NAME")
+    finally:
+        for folder in (name, name + "x"):
+            shutil.rmtree(os.path.join(ROOT, "data", folder), ignore_errors=True)
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_a_killed_preparation_continues_to_the_same_bytes(tmp_path, tokenizer):
+    write_files(tmp_path / "hub" / "a" / "b", "parquet", n_files=6)
+    code = """
+import os, runpy, sys, time
+import datasets
+datasets.config.STREAMING_READ_MAX_RETRIES = 1
+sys.path.insert(0, {root!r})
+from dongpt.text import hub, prepare
+hub.COPY_BYTES, prepare.CHARS_PER_SAVE = 20_000, 40_000
+calls, at = [], {at}
+def count(function):
+    def call(*args, **options):
+        result = function(*args, **options)
+        calls.append(1)
+        if len(calls) == at:
+            os._exit(9)  # as if it was killed
+        return result
+    return call
+hub.HubText._save = count(hub.HubText._save)
+prepare.BinWriter.save = count(prepare.BinWriter.save)
+sys.argv = ["prepare.py", *{args!r}]
+runpy.run_path({program!r}, run_name="__main__")
+"""
+    args = ["hf:a/b", f"--tokenizer={tokenizer}", "--vocab_size=300"]
+    program = os.path.join(ROOT, "data", "prepare.py")
+
+    def start(server, at: int, folder: str):
+        arguments = [*args, f"--data_dir={folder}"]
+        variables = environment(**server.environment(tmp_path / "home"))
+        text = code.format(root=ROOT, at=at, args=arguments, program=program)
+        return fork_server.run([sys.executable, "-c", text], env=variables, capture_output=True, encoding="utf-8")
+
+    with HubServer(tmp_path / "hub") as server:
+        done = start(server, 10**9, "whole")
+        assert done.returncode == 0, done.stderr
+        n_reads = len(server.data_reads())
+        for at in (3, 6, 10, 14):
+            server.asked = []
+            assert start(server, at, "killed").returncode == 9
+            assert len(server.data_reads()) <= n_reads
+        server.asked = []
+        done = start(server, 10**9, "killed")
+        assert done.returncode == 0, done.stderr
+        assert len(server.data_reads()) <= 1  # of the schema: the text was complete
+    for name in ("train.bin", "val.bin", "meta.json"):
+        with open(f"whole/{name}", "rb") as one, open(f"killed/{name}", "rb") as other:
+            assert one.read() == other.read()
+    assert sorted(os.listdir("killed")) == [".dongpt.lock", "meta.json", "train.bin", "val.bin"]
