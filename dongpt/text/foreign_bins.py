@@ -1,4 +1,4 @@
-"""Recognise token files that are not raw uint16: ids of another width or byte order, headers, files of another kind.
+"""Detect token files that are not raw uint16: ids of another width or byte order, headers, and other file formats.
 
 train.bin has no header, as in nanoGPT, so a file of uint32 ids can be read as uint16 without an error. Where no
 meta.json gives the number of tokens, the start of a file and samples of SAMPLE_BYTES decide.
@@ -37,7 +37,7 @@ TYPE_NAMES |= {">i8": "big-endian int64", "<f2": "float16", "<f4": "float32", "<
 
 
 def find_problem(path: str) -> str:
-    """A sentence about a token file that is not raw uint16, with the command that converts it; '' if it may be."""
+    """Return a sentence on why a token file is not raw uint16, with a command that converts it, or "" if it may be."""
     with open(path, "rb") as file:
         head, size = file.read(SAMPLE_BYTES), os.path.getsize(path)
         if kind := next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), ""):
@@ -61,19 +61,19 @@ def find_problem(path: str) -> str:
 
 
 def _read_at(file, start: int) -> bytes:
-    """A sample that starts there, in whole 8-byte units."""
+    """Return a sample that begins at start, in whole 8-byte units."""
     file.seek(start)
     sample = file.read(SAMPLE_BYTES)
     return sample[: len(sample) // 8 * 8]
 
 
 def _command(path: str, array: str) -> str:
-    """The command that writes a NumPy expression to path as uint16."""
+    """Return the command that writes a NumPy array to path as uint16."""
     return f"python -c \"import numpy as np; {array}.astype('<u2').tofile({path!r})\""
 
 
 def _describe_llm_c(path: str, size: int, header: list[int], dtype: str) -> str:
-    """The problem of a file with llm.c's header."""
+    """Return the problem with a file that has the header of llm.c."""
     expected = HEADER_BYTES + header[2] * np.dtype(dtype).itemsize if len(header) == 3 else 0
     problem = f"{path} has the header of llm.c"
     if size != expected:
@@ -85,7 +85,7 @@ def _describe_llm_c(path: str, size: int, header: list[int], dtype: str) -> str:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether the start of a file is UTF-8 without control characters. In uint16 ids of text some bytes always are."""
+    """Return True if the start of a file is UTF-8 text without control characters, which occur in any uint16 ids."""
     try:
         text = head[: len(head) - 3].decode("utf-8") if len(head) == SAMPLE_BYTES else head.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -96,7 +96,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def guess_type(ids: np.ndarray) -> tuple[str, int, str]:
-    """(NumPy type, largest id, reason) of data that were read as uint16 (n,) but are not; ("", 0, "") if they may be.
+    """Return (NumPy type, largest id, reason) for data (n,) that are not uint16, or ("", 0, "") if they may be.
 
     >>> guess_type(np.tile(np.arange(1, 99, dtype="<u4"), 9).view("<u2"))
     ('<u4', 98, 'every second uint16 is 0')
@@ -129,7 +129,7 @@ def guess_type(ids: np.ndarray) -> tuple[str, int, str]:
 
 
 def is_integral(values: np.ndarray) -> bool:
-    """Whether floats are all whole numbers that can be ids, MIN_IDS of them other than 0."""
+    """Return True if all floats are whole numbers that can be ids, and at least MIN_IDS of them are not 0."""
     with np.errstate(invalid="ignore"):
         values = values.astype(np.float64)
         is_id = (values >= 0) & (values < LARGE_VOCAB_SIZE) & (values % 1 == 0)
@@ -137,7 +137,7 @@ def is_integral(values: np.ndarray) -> bool:
 
 
 def is_large_vocabulary(values: np.ndarray) -> bool:
-    """Whether integers can be ids of a vocabulary larger than uint16: most of them small, few of them 0, many distinct.
+    """Return True if integers can be ids above uint16: most of them small, few of them 0, many of them distinct.
 
     In uint16 ids of text the upper halves of these integers would be ids like any other.
     """
@@ -148,7 +148,7 @@ def is_large_vocabulary(values: np.ndarray) -> bool:
 
 
 def is_bytes(values: np.ndarray) -> bool:
-    """Whether bytes are ids of their own. In uint16 ids the upper bytes are distributed differently from the lower."""
+    """Return True if each byte is an id. In uint16 ids, the upper bytes have another distribution than the lower."""
     counts = [np.bincount(values[i::2], minlength=256) for i in (0, 1)]
     n_distinct = [np.count_nonzero(count) for count in counts]
     distance = np.abs(counts[0] - counts[1]).sum() / len(values)  # between the distributions, 0 to 1

@@ -1,9 +1,9 @@
-"""Documents from a dataset of the Hugging Face Hub, of its local cache, or of a folder, read through `datasets`.
+"""Read documents from datasets on the Hugging Face Hub, in its local cache, or in a folder, through `datasets`.
 
-A dataset is named hf:[OWNER/]NAME[:CONFIG[:SPLIT]]; hf:./FOLDER and hf:/FOLDER are folders, also those that
-save_to_disk() wrote. One column is streamed once into a copy next to the data, Parquet files of about COPY_BYTES of
-text, which every pass of a preparation reads and which is removed when the data are complete. An interrupted copy
-continues after its last file, where IterableDataset.state_dict() stood.
+A dataset is named hf:[OWNER/]NAME[:CONFIG[:SPLIT]]. hf:./FOLDER and hf:/FOLDER are local folders, which save_to_disk()
+may have written. The text column is streamed once into a copy in the data folder, which consists of Parquet files with
+about COPY_BYTES of text each. All passes of a preparation read the copy, and it is removed when the data are complete.
+An interrupted copy continues after its last file, using IterableDataset.state_dict().
 
     dataset = parse_name("hf:roneneldan/TinyStories")
     with open_dataset(dataset, "text", folder) as documents:
@@ -31,15 +31,14 @@ PREFIX = "hf:"
 COPY_DIR = ".dongpt-hub"  # start of the name of a folder in the data folder; the name of the split follows
 COPY_BYTES = 2**26  # of text in each file of the copy: a killed process reads at most this much again
 BATCH_ROWS = 1000  # read at a time; a row group of a Parquet file is rarely larger than that, if its rows are long
-CONVERTED = (
-    "refs/convert/parquet"  # the Hub's own conversion of a dataset to Parquet, such as CONFIG/train/0000.parquet
-)
+CONVERTED = "refs/convert/parquet"  # revision with the Hub's own conversion to Parquet: CONFIG/train/0000.parquet
+SAVED_FILES = ("dataset_dict.json", "state.json")  # written by save_to_disk()
 TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "null")
 
 
 @dataclass(frozen=True)
 class DatasetName:
-    """A parsed name: path is OWNER/NAME or, if local, a folder; an empty config stands for the only or default one."""
+    """A parsed name. path is OWNER/NAME or a local folder. An empty config means the only or default one."""
 
     path: str
     config: str = ""
@@ -49,12 +48,12 @@ class DatasetName:
 
     @property
     def short(self) -> str:
-        """NAME, or the name of the folder."""
+        """Return NAME, or the name of the folder."""
         return os.path.basename(os.path.abspath(self.path)) if self.is_local else self.path.rpartition("/")[2]
 
     @property
     def source(self) -> str:
-        """hf:OWNER/NAME, or hf: and the name of the folder, for meta.json."""
+        """Return hf:OWNER/NAME, or hf:FOLDER without the path, for meta.json."""
         return PREFIX + (self.short if self.is_local else self.path)
 
     def __str__(self) -> str:
@@ -62,7 +61,7 @@ class DatasetName:
 
 
 def parse_name(name: str) -> DatasetName:
-    """hf:[OWNER/]NAME[:CONFIG[:SPLIT]] as a DatasetName. Raises UserError for anything else."""
+    """Parse hf:[OWNER/]NAME[:CONFIG[:SPLIT]]. Raises UserError for anything else."""
     rest = re.sub(r"^((hf:)?//|https?://(www\.)?huggingface\.co/)datasets/", "", name.removeprefix(PREFIX))
     is_local = bool(re.match(r"[A-Za-z]:[/\\]|[/\\~]|\.{1,2}([/\\:]|$)", rest))
     n_drive = 2 if rest[1:2] == ":" and is_local else 0  # C:
@@ -83,9 +82,9 @@ def parse_name(name: str) -> DatasetName:
 def open_dataset(
     dataset: DatasetName, column: str, folder: str, document: Document = "file", raw: bool = False
 ) -> Iterator["HubText"]:
-    """One column of a dataset as documents; its copy lies in folder and is removed unless a preparation can go on.
+    """Open one column of a dataset as documents. At the end, remove its copy in folder, unless it can be continued.
 
-    Raises UserError for a dataset, config, split or column that does not exist, and for a column without text.
+    Raises UserError if the dataset, config, split or column does not exist, or if the column does not contain text.
     """
     documents = find_text(dataset, column, folder, document, raw)
     try:
@@ -98,12 +97,12 @@ def open_dataset(
 
 
 def find_text(dataset: DatasetName, column: str, folder: str, document: Document, raw: bool = False) -> "HubText":
-    """Find a dataset, check its column, and return it as documents, of which nothing has been read."""
+    """Return one column of a dataset as documents, without reading them yet."""
     if dataset.is_local and not os.path.isdir(dataset.path):
         is_file = os.path.isfile(dataset.path)
         raise UserError(f"{dataset}: " + ("pass a file without hf:" if is_file else "there is no such folder"))
     with _quiet(), _explained(dataset):
-        if _saved_kind(dataset.path) and dataset.is_local:
+        if dataset.is_local and any(os.path.isfile(os.path.join(dataset.path, name)) for name in SAVED_FILES):
             stream, n_rows, local_paths = _open_saved(dataset)
             config, revision, is_parquet, remote_paths = "", "", False, []
         else:
@@ -130,7 +129,7 @@ def find_text(dataset: DatasetName, column: str, folder: str, document: Document
 
 
 def _find_builder(dataset: DatasetName) -> tuple[Any, str]:
-    """(DatasetBuilder, config) of a dataset; if the Hub has only a script, of its conversion to Parquet."""
+    """Return (DatasetBuilder, config). If the Hub has only a script, use its own conversion to Parquet."""
     import datasets
 
     path = dataset.path if dataset.is_local else f"hf://datasets/{dataset.path}"  # never a folder of the same name
@@ -150,7 +149,7 @@ def _find_builder(dataset: DatasetName) -> tuple[Any, str]:
 
 
 def _converted_config(dataset: DatasetName) -> str:
-    """The only config of a dataset's conversion to Parquet. Raises UserError if there are more, or if it is partial."""
+    """Return the only config in the Hub's conversion to Parquet. Raises UserError if it has several or is partial."""
     import huggingface_hub
 
     tree = huggingface_hub.HfApi().list_repo_tree(dataset.path, recursive=True, revision=CONVERTED, repo_type="dataset")
@@ -163,14 +162,8 @@ def _converted_config(dataset: DatasetName) -> str:
     return configs[0]
 
 
-def _saved_kind(path: str) -> str:
-    """The name of the file that save_to_disk() left in a folder, or ''."""
-    names = ("dataset_dict.json", "state.json")
-    return next((name for name in names if os.path.isfile(os.path.join(path, name))), "")
-
-
 def _open_saved(dataset: DatasetName) -> tuple[Any, int, list[str]]:
-    """(stream, number of rows, files) of a folder that save_to_disk() wrote."""
+    """Return (stream, number of rows, files) for a folder that save_to_disk() wrote."""
     import datasets
 
     loaded: Any = datasets.load_from_disk(dataset.path, keep_in_memory=False)
@@ -184,7 +177,7 @@ def _open_saved(dataset: DatasetName) -> tuple[Any, int, list[str]]:
 
 
 def _features(stream: Any) -> dict:
-    """The columns of a stream with their types, from its first row if they are not known before."""
+    """Return the columns of a stream with their types, reading the first row if necessary."""
     if stream.features is not None:
         return dict(stream.features)
     import datasets
@@ -194,7 +187,7 @@ def _features(stream: Any) -> dict:
 
 
 def _check_column(dataset: DatasetName, features: dict, column: str):
-    """Raise UserError unless column exists and holds text."""
+    """Raise UserError unless column exists and contains text."""
     texts = [name for name, kind in features.items() if getattr(kind, "dtype", "") in TEXT_TYPES]
     choices = ", ".join(map(repr, texts[:20])) or "(none holds text)"
     if not features:
@@ -208,13 +201,13 @@ def _check_column(dataset: DatasetName, features: dict, column: str):
 
 
 def _revision(builder: Any) -> str:
-    """The commit of a dataset on the Hub, or '' for a local one."""
+    """Return the commit of a dataset on the Hub, or "" for a local one."""
     commit = re.search(r"@([^/]+)", str(builder.base_path)) if str(builder.base_path).startswith("hf://") else None
     return commit.group(1) if commit else str(builder.hash) if builder.name == "cache" else ""
 
 
 def _local_paths(builder: Any, split: str) -> list[str]:
-    """The local files of a split; none if it is on the Hub."""
+    """Return the local files of a split, or none if it is on the Hub."""
     if builder.name == "cache":
         return sorted(glob.glob(os.path.join(glob.escape(builder.cache_dir), "*.arrow")))
     return [path for path in (builder.config.data_files or {}).get(split, []) if os.path.isfile(path)]
@@ -226,7 +219,7 @@ def _local_paths(builder: Any, split: str) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the progress bars and warnings of the libraries off the screen."""
+    """Turn off the progress bars and warnings of the libraries."""
     try:
         import datasets
         import huggingface_hub
@@ -249,7 +242,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _how_to_name(dataset: DatasetName, part: str, names: Any) -> str:
-    """The remedy for a missing config or split."""
+    """Return the remedy for a missing config or split."""
     middle = "" if part == "CONFIG" else f":{dataset.config}"
     return f"write {dataset}{middle}:{part}, where {part} is one of {', '.join(map(str, names))}"
 
@@ -266,7 +259,7 @@ def _explained(dataset: DatasetName) -> Iterator[None]:
 
 
 def _explanation(dataset: DatasetName, error: Exception) -> str:
-    """A problem and its remedy in a sentence."""
+    """Return a sentence with the problem and its remedy."""
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
     text, line = str(error), first_line(error)
@@ -296,7 +289,7 @@ def _explanation(dataset: DatasetName, error: Exception) -> str:
 
 
 def is_connection_lost(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from, means that the network or the Hub is down."""
+    """Return True if an error, or one that caused it, means that the network or the Hub is down."""
     name = f"{type(error).__module__}.{type(error).__name__}"
     is_network = name.startswith(("httpx", "httpcore", "aiohttp", "requests", "urllib3", "huggingface_hub"))
     cause = error.__cause__ or error.__context__
@@ -304,7 +297,7 @@ def is_connection_lost(error: BaseException) -> bool:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """The error at the start of a chain of errors."""
+    """Return the first error in a chain of errors."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return error
@@ -316,7 +309,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 @dataclass(frozen=True)
 class HubText:
-    """A column of a dataset, with the interface of documents.Files. The first method that needs text copies it."""
+    """A text column of a dataset, with the interface of Files. Methods that need the text first complete the copy."""
 
     source: str  # hf:OWNER/NAME:CONFIG:SPLIT@COMMIT
     field: str
@@ -332,7 +325,7 @@ class HubText:
 
     @property
     def paths(self) -> list[str]:
-        """The dataset as a single file."""
+        """Return the dataset as if it were a single file."""
         return [self.source]
 
     @property
@@ -341,11 +334,11 @@ class HubText:
         return self.document == "none"
 
     def fingerprint(self) -> list[list]:
-        """The commit on the Hub, in source, and size and modification time of local files, to detect changes."""
+        """Return the source with its commit, or size and modification time of local files, to detect changes."""
         return [[(s.st_size, s.st_mtime_ns) for s in map(os.stat, self.local_paths)] or [self.source]]
 
     def download_size(self) -> int:
-        """Size of the files on the Hub in bytes."""
+        """Return the size of the files on the Hub in bytes."""
         import huggingface_hub
 
         file_system = huggingface_hub.HfFileSystem()
@@ -353,11 +346,11 @@ class HubText:
 
     @property
     def size(self) -> int:
-        """Size of the copy in bytes."""
+        """Return the size of the copy in bytes."""
         return self._files().size
 
     def count(self, path: str) -> int:
-        """Number of rows, blank ones included."""
+        """Return the number of rows, including blank ones."""
         files = self._files()
         return sum(map(files.count, files.paths))
 
@@ -366,13 +359,13 @@ class HubText:
         return self._files().read_documents(on_progress, digest)
 
     def read_file(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
-        """Yield every row as a document, blank ones too."""
+        """Yield every row as a document, including blank ones."""
         files = self._files()
         return (part for path in files.paths for part in files.read_file(path, on_progress, digest))
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether a copy was begun and can be continued."""
+        """True if there is an incomplete copy that can be continued."""
         return bool(self._load_state()["files"]) and not self._load_state()["is_complete"]
 
     def remove_copy(self):
@@ -380,7 +373,7 @@ class HubText:
         shutil.rmtree(self.copy_dir, ignore_errors=True)
 
     def _files(self) -> Files:
-        """The files of the copy, which is made or completed first."""
+        """Return the files of the copy, after completing it."""
         if self.is_parquet:
             return Files(self.local_paths, self.document, self.field, raw=self.raw)
         state = self._load_state()
@@ -392,20 +385,18 @@ class HubText:
         return os.path.join(self.copy_dir, f"{number:05d}.parquet")
 
     def _load_state(self) -> dict:
-        """The state of the copy; that of an empty one if there is none of the same text, or if it is damaged."""
+        """Return the state of the copy, or that of an empty one if it is missing, damaged or of another text."""
         key = repr((self.source, self.field, self.fingerprint()))
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             with open(os.path.join(self.copy_dir, "state.json"), encoding="utf-8") as file:
                 state = json.load(file)
-            if (
-                state["key"] == key
-                and [os.path.getsize(self._path(i)) for i in range(state["files"])] == state["sizes"]
-            ):
+            sizes = [os.path.getsize(self._path(i)) for i in range(state["files"])]
+            if state["key"] == key and sizes == state["sizes"]:
                 return state
         return {"key": key, "files": 0, "sizes": [], "rows": 0, "stream": None, "is_complete": False}
 
     def _copy(self, state: dict) -> dict:
-        """Copy the rows that follow those of state; returns the complete state."""
+        """Copy the rows after those in state, and return the final state."""
         if state["files"]:
             print(f"continuing to read {self.source} after row {state['rows']:,}")
             self.stream.load_state_dict(state["stream"])
@@ -426,9 +417,9 @@ class HubText:
         return state
 
     def _read_texts(self, state: dict) -> Iterator[Any]:
-        """Yield the rows that follow as Arrow arrays of text, in which null is "".
+        """Yield the rows after those in state as Arrow arrays, with "" for null.
 
-        Raises UserError for a lost connection, and for files that cannot be read.
+        Raises UserError if the connection is lost or a file cannot be read.
         """
         import pyarrow
 
@@ -448,7 +439,7 @@ class HubText:
                 raise UserError(f"{problem}: correct its files, or pass them without hf:") from error
 
     def _save(self, state: dict, texts: list, is_complete: bool = False):
-        """Write texts (Arrow arrays) as the next file, and the state after them."""
+        """Write texts (Arrow arrays) to the next file, and then the state."""
         import pyarrow
         import pyarrow.parquet
 
