@@ -185,7 +185,7 @@ def prepare(
             problem = "the text changed while it was being read"
             raise UserError(f"{problem}: run this command again when no program is writing to it")
         if isinstance(tokenizer, TiktokenTokenizer) and len(ids := writer.first_ids()):
-            has_ends = meta["documents"] > 1 if documents is files else tokenizer.end_id in ids
+            has_ends = end_id is not None if documents is files else tokenizer.end_id in ids
             if not has_ends:
                 tokenizer.set_start(choose_start_id(tokenizer, ids, documents is not files))
         prepared = writer.finish({"source": source, **meta, "sha256": sha256 or meta["sha256"]}, val_order)

@@ -723,7 +723,7 @@ def test_a_small_disk(small_disk, script, tmp_path, monkeypatch, capsys):
 WHOLE = {f"plain_text/train/000{i}.parquet": documents(30, i) for i in (1, 0, 2)}
 ALL_TEXTS = [text for path in sorted(WHOLE) for text in WHOLE[path]]
 HUB_CODE = "import time, datasets; datasets.config.STREAMING_READ_MAX_RETRIES = 1; time.sleep = lambda seconds: None"
-HUB_CODE += "; from dongpt.text import hub; hub.COPY_BYTES = 5000"
+HUB_CODE += "; from dongpt.text import hub; hub.COPY_BYTES, hub.BATCH_ROWS = 5000, 8"
 
 
 @pytest.fixture

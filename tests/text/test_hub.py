@@ -132,6 +132,7 @@ def test_folders_of_every_kind(kind):
 def test_a_copy_that_is_interrupted_again_and_again_holds_the_same_rows(monkeypatch, capsys, kind):
     expected, save, n_interruptions = write_files("folder", kind), hub.HubText._save, 0
     monkeypatch.setattr(hub, "COPY_BYTES", 20_000)
+    monkeypatch.setattr(hub, "BATCH_ROWS", 64)
 
     def die_after_two(self, *args, **options):
         save(self, *args, **options)
@@ -154,6 +155,7 @@ def test_a_copy_that_is_interrupted_again_and_again_holds_the_same_rows(monkeypa
 def test_a_copy_of_another_text_or_a_damaged_one_is_made_again(monkeypatch, capsys):
     expected = write_files("folder", "jsonl")
     monkeypatch.setattr(hub, "COPY_BYTES", 20_000)
+    monkeypatch.setattr(hub, "BATCH_ROWS", 64)
     for damage in ("other", "state", "file", "column"):
         documents = find_text(parse_name("hf:./folder"), "text", "out", "file")
         n_saved = len(documents._files().paths)
@@ -173,21 +175,21 @@ def test_a_copy_of_another_text_or_a_damaged_one_is_made_again(monkeypatch, caps
         assert ("starting over" in capsys.readouterr().out) == (damage != "column")
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_lines_paragraphs_and_one_document(kind):
+def test_lines_paragraphs_and_one_document():
     os.makedirs("folder")
-    rows = ["one\n\ntwo\nthree", "", None, "  ", "four\n"]
     with open("folder/train.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": row}) + "\n" for row in rows)
-    if kind == "parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        os.remove("folder/train.jsonl")
-        pyarrow.parquet.write_table(pyarrow.table({"text": rows}), "folder/train.parquet")
-    with open_dataset(parse_name("hf:./folder"), "text", "out", "line") as documents:
-        parts = list(documents.read_documents())
-    assert "".join(text for text, _ in parts) == "one\n\ntwo\nthreefour\n" and sum(end for _, end in parts) == 4
+        for text in ("one\n\ntwo\nthree", "", None, "  ", "four\n"):
+            file.write(json.dumps({"text": text}) + "\n")
+    expected = {
+        "file": ["one\n\ntwo\nthree", "four\n"],
+        "line": ["one\n\n", "two\n", "three", "four\n"],
+        "blank": ["one\n\n", "two\nthree", "four\n"],
+        "none": ["one\n\ntwo\nthree\nfour\n"],
+    }
+    for document, texts in expected.items():
+        with open_dataset(parse_name("hf:./folder"), "text", "out", document) as documents:
+            text = "".join(text + "|" * is_end for text, is_end in documents.read_documents())
+        assert text == "".join(text + "|" for text in texts)
 
 
 REFUSED = {
@@ -238,6 +240,7 @@ DAMAGED = {
 def test_damaged_files_are_a_sentence_and_leave_nothing(case, monkeypatch):
     name, damage = DAMAGED[case]
     monkeypatch.setattr(hub, "COPY_BYTES", 20_000)
+    monkeypatch.setattr(hub, "BATCH_ROWS", 64)
     write_files("folder", name.partition(".")[2], n_files=1, rows=20_000)
     (path,) = (os.path.join("folder", name) for name in os.listdir("folder"))
     with open(path, "rb") as file:
@@ -249,18 +252,22 @@ def test_damaged_files_are_a_sentence_and_leave_nothing(case, monkeypatch):
     assert not os.path.exists(os.path.join("out", COPY))
 
 
-def test_long_rows_and_many_of_them_are_read_in_little_memory(monkeypatch):
+def test_long_rows_and_binary_columns_that_hold_utf8():
     import pyarrow
     import pyarrow.parquet
 
     os.makedirs("folder")
-    long = generated_text(20_000)
+    long = generated_text(20_000) * 3
     with open("folder/train.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": long * 3}) + "\n" for _ in range(3))
-    assert read("hf:./folder") == [long * 3] * 3
-    schema = pyarrow.schema({"text": pyarrow.binary()})
-    pyarrow.parquet.write_table(pyarrow.table({"text": [b"a", b"b"]}, schema=schema), "folder/train.parquet")
+        file.writelines(json.dumps({"text": long}) + "\n" for _ in range(3))
+    assert read("hf:./folder") == [long] * 3
     os.remove("folder/train.jsonl")
+    for kind in (pyarrow.binary(), pyarrow.large_binary(), pyarrow.string(), pyarrow.large_string()):
+        table = pyarrow.table({"text": ["a", "ñ", "\U0001f600"]}).cast(pyarrow.schema({"text": kind}))
+        pyarrow.parquet.write_table(table, "folder/train.parquet")
+        assert read("hf:./folder") == ["a", "ñ", "\U0001f600"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": [b"a", b"\xff"]}), "folder/train.parquet")
+    refusal(lambda: read("hf:./folder"), "cannot be read", "UTF8")
 
 
 def test_the_screen_stays_clean(capfd):
@@ -329,7 +336,7 @@ import sys, time
 sys.path.insert(0, {root!r})
 from configurator import UserError
 from dongpt.text import hub
-hub.COPY_BYTES = 20_000
+hub.COPY_BYTES, hub.BATCH_ROWS = 20_000, 64
 import datasets
 datasets.config.STREAMING_READ_MAX_RETRIES = 1
 time.sleep = lambda seconds: None
@@ -507,7 +514,7 @@ import datasets
 datasets.config.STREAMING_READ_MAX_RETRIES = 1
 sys.path.insert(0, {root!r})
 from dongpt.text import hub, prepare
-hub.COPY_BYTES, prepare.CHARS_PER_SAVE = 20_000, 40_000
+hub.COPY_BYTES, hub.BATCH_ROWS, prepare.CHARS_PER_SAVE = 20_000, 64, 40_000
 calls, at = [], {at}
 def count(function):
     def call(*args, **options):
