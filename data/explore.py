@@ -22,9 +22,10 @@ from typing import Annotated
 import numpy as np
 
 import configurator
+from configurator import UserError
 from dongpt.log import import_matplotlib_figure
 from dongpt.program import run_program
-from dongpt.text.bins import SPLITS, find_data_folder
+from dongpt.text.bins import SPLITS, find_data_folder, has_validation
 from dongpt.text.report import count_of, token_name
 from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, split_words
 from dongpt.train.data import Corpus
@@ -259,6 +260,9 @@ def show_drift(axis, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer):
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(ExploreConfig, argv)
     corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir))
+    if not has_validation(corpus.meta):
+        problem = f"{corpus.name} has no validation set to compare with the training set"
+        raise UserError(f"{problem}: prepare it with --val_fraction=0.1 and another --name")
     corpus.check(1, 2**16)
     tokenizer = corpus.tokenizer()
     counts, documents, texts = {}, {}, {}

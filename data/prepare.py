@@ -4,11 +4,13 @@
     python data/prepare.py --input=poems/ --tokenizer=bpe --vocab_size=1024     # writes BPE tokens to data/poems/
     python data/prepare.py --input='logs/*.jsonl.gz' --field=message --name=logs --tokenizer=gpt2
     python data/prepare.py --input=hf:roneneldan/TinyStories --tokenizer=bpe    # downloads from Hugging Face's Hub
+    python data/prepare.py stories.txt.zst --separator='<|endoftext|>' --val_input=valid.txt
     python data/prepare.py mytext.txt --data_dir=.                              # writes to any folder
     python data/prepare.py                                                      # asks for a path
 
-The input is a file, a folder (searched recursively) or a pattern, in the formats .parquet, .txt, .md, .jsonl and .csv.
-All but .parquet may be compressed (.gz, .bz2, .xz). The output ends with a suggested model and a command to train it.
+The input is a file, a folder (searched recursively) or a pattern, in the formats .parquet, .epub, .txt, .md, .jsonl and
+.csv, and .json and .tsv if named. All but .parquet may be compressed (gz, bz2, xz, zst, whatever their name) or in an
+archive (zip, tar), a collection of texts. The output ends with a suggested model and a command to train it.
 """
 
 import os
@@ -19,17 +21,20 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import contextlib
 import glob
 import math
+import re
 import shlex
 import shutil
+from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Iterable, Iterator
 
 import configurator
 from configurator import UserError
 from dongpt.program import LOCK_FILE, ROOT, run_program
 from dongpt.text.bins import PreparedData, dataset_folder, read_meta
-from dongpt.text.documents import TEXT_SUFFIXES, Document, Files, file_suffixes, find_files
+from dongpt.text.documents import BLANK, FOLDER_SUFFIXES, RECORD_SUFFIXES, TEXT_SUFFIXES, Document, Files, find_files
 from dongpt.text.hub import PREFIX, HubText, open_dataset, parse_name
+from dongpt.text.packed import file_suffixes, is_archive
 from dongpt.text.prepare import TextSource, Vocabulary, prepare, warn_unused_options
 from dongpt.text.report import count_of, report, shortest_path
 
@@ -45,6 +50,7 @@ MAX_PASSES = 4  # over the training set
 MEMORIZING_PASSES = 16  # over the training set; more cause a warning about memorization
 TOKENS_PER_PARAMETER = 20
 MIN_ITERS = 200
+VALIDATION_NAME = re.compile(r"(?<![a-z])(dev|val|valid|validation|test)(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,11 @@ class PrepareConfig(Vocabulary):
     )
     name: str = ""  # write to data/<name>/; by default, the name of the input file or folder
     data_dir: str = ""  # write to this folder instead; pass the same --data_dir to train.py
-    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # fraction of the characters used for validation
+    val_fraction: Annotated[float, ">=", 0, "<", 1] = 0.1  # fraction of the characters used for validation; 0: none
+    val_input: str = ""  # validation text of its own: a file, folder or pattern; by default, part of the input
     document: Document = "file"  # document unit: a file or record, a line, a paragraph (blank), or everything (none)
-    field: str = "text"  # field that contains the text in .jsonl, .csv and .parquet files
+    separator: str = ""  # text of a line that ends a document, such as <|endoftext|>; the line is left out
+    field: str = "text"  # field that contains the text in .jsonl, .json, .csv, .tsv and .parquet files
     encoding: str = "utf-8"  # text encoding of the input
     shard_tokens: Annotated[int, ">=", 0] = 0  # training tokens per file; 0 writes a single train.bin
 
@@ -119,6 +127,42 @@ def source_name(input_path: str) -> str:
     return os.path.basename(os.path.normpath(input_path))
 
 
+def select_files(cfg: PrepareConfig, given_keys: Iterable[str], paths: list[str]) -> tuple[Files, Files | None]:
+    """Return (training files, validation files or None), and print how they are divided if there is something to say.
+
+    A file that is named by both --input and --val_input is left out of the training text.
+    """
+    if cfg.separator and cfg.document != "file":
+        raise UserError(f"--separator and --document={cfg.document} both divide the text: pass only one of them")
+    if not cfg.val_input:
+        folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        for path in paths if len(paths) > 1 and cfg.val_fraction else []:
+            if VALIDATION_NAME.search(os.path.relpath(path, folder).lower()):
+                note = f"{path} is part of the input, although its name sounds like a validation or test text"
+                print(f"{note}: pass --val_input={shlex.quote(path)} to validate on it")
+        return make_files(cfg, paths), None
+    if "val_fraction" in given_keys:
+        raise UserError("--val_input and --val_fraction both choose the validation text: pass only one of them")
+    val_paths, _ = find_files(cfg.val_input, "--val_input")
+    real_val_paths = set(map(os.path.realpath, val_paths))
+    train_paths = [path for path in paths if os.path.realpath(path) not in real_val_paths]
+    if not train_paths:
+        raise UserError(f"--val_input={cfg.val_input} is all of the input: pass another text, or --val_fraction")
+    n_shared = len(paths) - len(train_paths)
+    shared = f", and not training on the {n_shared:,} of them in the input" if n_shared else ""
+    print(f"validating on {count_of(len(val_paths), 'file')} from {cfg.val_input}{shared}")
+    return make_files(cfg, train_paths), make_files(cfg, val_paths)
+
+
+def make_files(cfg: PrepareConfig, paths: list[str]) -> Files:
+    """Return the files with the settings, and print which of them are of an unknown format."""
+    known = (*FOLDER_SUFFIXES, *RECORD_SUFFIXES)
+    if unknown := [os.path.basename(p) for p in paths if file_suffixes(p)[0] not in known and not is_archive(p)]:
+        more = f" and {count_of(len(unknown) - 1, 'other file')}" if len(unknown) > 1 else ""
+        print(f"reading {unknown[0]}{more} as plain text, since the file extension is unknown")
+    return Files(paths, cfg.document, cfg.field, cfg.encoding, separator=cfg.separator.strip())
+
+
 def suggest_model(n_tokens: int) -> tuple[dict[str, int], int, float]:
     """Return (settings for config/quickstart.py, parameters in the blocks, passes) for n_tokens training tokens.
 
@@ -145,7 +189,8 @@ def print_next(prepared: PreparedData):
     """Print a suggested model size and number of iterations, and the command that trains the model."""
     tokens = prepared.meta["tokens"]
     settings, n_params, n_passes = suggest_model(tokens["train"])
-    settings["block_size"] = min(settings["block_size"], max(1, tokens["val"] - 1))
+    if tokens["val"]:
+        settings["block_size"] = min(settings["block_size"], max(1, tokens["val"] - 1))
     model = f"{settings['n_layer']} layers of width {settings['n_embd']} ({n_params / 1e6:.1f} million parameters)"
     passes = f"{settings['max_iters']:,} iterations, {n_passes:,.0f} passes over the training set"
     print(f"suggestion: {model} and {passes}" + ", enough to memorize the text" * (n_passes > MEMORIZING_PASSES))
@@ -159,28 +204,40 @@ def print_next(prepared: PreparedData):
     print(f"next: python {script} {config} {data} --out_dir={shlex.quote('out-' + name)}{changes}")
 
 
-def prepare_dataset(cfg: PrepareConfig, name: str):
-    """Prepare a dataset from Hugging Face's Hub or cache, or from a folder."""
-    dataset = parse_name(name)
-    folder = output_folder(cfg, dataset.source, [os.path.join(dataset.short, "rows")])
-    if not dataset.is_local:
-        print(f"looking up {dataset} on the Hugging Face Hub", flush=True)
-    write(cfg, folder, open_dataset(dataset, cfg.field, folder, cfg.document))
+@contextlib.contextmanager
+def open_texts(
+    cfg: PrepareConfig, given_keys: Iterable[str], name: str, folder: str
+) -> Iterator[tuple[TextSource, TextSource | None]]:
+    """Open a dataset from Hugging Face's Hub or cache, or from a folder, and the validation text or None."""
+    if cfg.val_input and "val_fraction" in given_keys:
+        raise UserError("--val_input and --val_fraction both choose the validation text: pass only one of them")
+    with contextlib.ExitStack() as stack:
+        options = cfg.field, folder, cfg.document
+        print(f"looking up {name}", flush=True)
+        documents = stack.enter_context(open_dataset(parse_name(name), *options))
+        val_documents: TextSource | None = None
+        if cfg.val_input.startswith(PREFIX):
+            val_documents = stack.enter_context(open_dataset(parse_name(cfg.val_input), *options))
+        elif cfg.val_input:
+            val_documents = make_files(cfg, find_files(cfg.val_input, "--val_input")[0])
+        yield documents, val_documents
 
 
-def write(cfg: PrepareConfig, folder: str, opened: contextlib.AbstractContextManager[TextSource], source: str = ""):
-    """Prepare documents, report the result, and suggest a model. An error leaves no new folder without data."""
+def write(cfg: PrepareConfig, folder: str, texts: contextlib.AbstractContextManager, source: str = "") -> PreparedData:
+    """Prepare texts, (documents, validation documents or None), and report. An error leaves no new folder behind."""
     is_new = not os.path.exists(folder)
     try:
-        with opened as documents:
+        with texts as (documents, val_documents):
             source = documents.source if isinstance(documents, HubText) else source
-            prepared = prepare(folder, documents, cfg, cfg.val_fraction, source, shard_tokens=cfg.shard_tokens)
+            options = {"shard_tokens": cfg.shard_tokens, "val_documents": val_documents}
+            prepared = prepare(folder, documents, cfg, cfg.val_fraction, source, **options)
     except UserError:
         if is_new and os.path.isdir(folder) and os.listdir(folder) == [LOCK_FILE]:  # nothing was written
             shutil.rmtree(folder)
         raise
+    assert prepared
     report(prepared)
-    print_next(prepared)
+    return prepared
 
 
 def main(argv: list[str] | None = None):
@@ -190,18 +247,24 @@ def main(argv: list[str] | None = None):
         raise UserError(f"--input={cfg.input} and {given_paths[0]} are two inputs: pass one, or a folder or pattern")
     input_path = cfg.input or "".join(given_paths) or ask_path()
     if input_path.startswith(PREFIX):
-        return prepare_dataset(cfg, input_path)
+        dataset = parse_name(input_path)
+        folder = output_folder(cfg, dataset.source, [os.path.join(dataset.short, "rows")])
+        return print_next(write(cfg, folder, open_texts(cfg, given_keys, input_path, folder)))
     paths, n_skipped = find_files(input_path)
     folder = output_folder(cfg, input_path, paths)
     skipped = f", skipping {count_of(n_skipped, 'other file')}" if n_skipped else ""
     if len(paths) > 1 or skipped:
         print(f"reading {count_of(len(paths), 'file')} from {input_path}{skipped}")
-    if unknown := [os.path.basename(path) for path in paths if file_suffixes(path)[0] not in TEXT_SUFFIXES]:
-        more = f" and {count_of(len(unknown) - 1, 'other file')}" if len(unknown) > 1 else ""
-        print(f"reading {unknown[0]}{more} as plain text, since the file extension is unknown")
-    files = Files(paths, cfg.document, cfg.field, cfg.encoding)
+    files, val_files = select_files(cfg, given_keys, paths)
     source = source_name(input_path)
-    write(cfg, folder, contextlib.nullcontext(files), source)
+    prepared = write(cfg, folder, contextlib.nullcontext((files, val_files)), source)
+    for path, n_left_out in (files.n_left_out + (val_files.n_left_out if val_files else Counter())).items():
+        if path != BLANK:
+            print(f"skipped {count_of(n_left_out, 'other file')} in {path}")
+    if prepared.meta["split"] == "position" and len(paths) > 1:
+        order = "the end of the files in the order of their names"
+        print(f"the validation text is {order} ({paths[-1]} is the last): pass --val_input=FILE to choose it")
+    print_next(prepared)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Iterator
 
@@ -321,6 +322,7 @@ class HubText:
     copy_dir: str = dataclasses.field(repr=False)
     stream: Any = dataclasses.field(repr=False)  # datasets.IterableDataset of this column in Arrow tables
     n_rows: int = dataclasses.field(default=0, repr=False)  # 0 if unknown
+    n_left_out: Counter[str] = dataclasses.field(default_factory=Counter, repr=False, compare=False)  # see Files
     encoding = "utf-8"
 
     @property
@@ -375,11 +377,12 @@ class HubText:
     def _files(self) -> Files:
         """Return the files of the copy, after completing it."""
         if self.is_parquet:
-            return Files(self.local_paths, self.document, self.field, raw=self.raw)
+            return Files(self.local_paths, self.document, self.field, raw=self.raw, n_left_out=self.n_left_out)
         state = self._load_state()
         if not state["is_complete"]:
             state = self._copy(state)
-        return Files([self._path(i) for i in range(state["files"])], self.document, "text", raw=self.raw)
+        paths = [self._path(i) for i in range(state["files"])]
+        return Files(paths, self.document, "text", raw=self.raw, n_left_out=self.n_left_out)
 
     def _path(self, number: int) -> str:
         return os.path.join(self.copy_dir, f"{number:05d}.parquet")

@@ -30,12 +30,14 @@ import numpy as np
 from configurator import UserError
 from dongpt.log import progress_bar
 from dongpt.text.bins import SPLITS, BinWriter, EncodedText, PreparedData, open_data
-from dongpt.text.documents import Files, Progress, Texts
+from dongpt.text.documents import BLANK, Files, Progress, Texts
 from dongpt.text.hub import HubText
+from dongpt.text.survey import Survey
 from dongpt.text.template import Segment, Template, merge_segments
 from dongpt.text.tokenizers import (
     END,
     MAX_VOCAB_SIZE,
+    UNKNOWN,
     BPETokenizer,
     CharTokenizer,
     GPT2Tokenizer,
@@ -142,7 +144,7 @@ def prepare(
     by hash, or the end of the text is used if there are few documents (see choose_val_buckets). With a seed, documents
     are drawn at random as in nanoGPT's OpenWebText script, and val.bin equals nanoGPT's byte for byte. This requires
     Files or HubText, and GPT-2's vocabulary. If there are val_documents, they are the validation set, and all documents
-    are for training.
+    are for training. With val_fraction=0, val.bin is empty.
 
     Documents that consist of segments are never split. They also get loss masks, which are 1 where a segment is in the
     loss. specials become special tokens, and template is stored with the tokenizer. source and sha256 describe the
@@ -174,12 +176,16 @@ def prepare(
             pieces, val_order, meta = _draw_split(documents, val_fraction, seed, writer.state["documents"], bar.update)
             meta["plan_sha256"] = plan_sha256
         else:
-            settings = vocabulary, val_fraction, val_buckets, specials
-            tokenizer, pieces, meta = _scan_text(documents, val_documents, *settings, bar.update)
+            survey = Survey(_special_names(vocabulary, specials), isinstance(documents, (Files, HubText)))
+            tokenizer, pieces, meta = _scan_text(
+                documents, val_documents, vocabulary, val_fraction, val_buckets, specials, survey, bar.update
+            )
+            for line in () if quiet else survey.lines():
+                print(line)
             val_order, num_skipped = None, writer.state["documents"]
         tokenizer.template, writer.tokenizer = template, tokenizer
-        end_id = tokenizer.end_id if meta["documents"] > 1 else None
-        sample_splits = ("val",) if seed is None and documents is files else SPLITS
+        end_id = tokenizer.end_id if meta["documents"] > len(texts) else None
+        sample_splits = ("val",) if seed is None and documents is files and val_fraction else SPLITS
         sample = _encode_and_write(writer, tokenizer, pieces, end_id, sample_splits, num_skipped)
         if [text.fingerprint() for text in texts] != fingerprint:
             problem = "the text changed while it was being read"
@@ -192,6 +198,12 @@ def prepare(
         return replace(prepared, sample=sample)
 
 
+def _special_names(vocabulary: Vocabulary, specials: Sequence[str]) -> list[str]:
+    """Return the names that may stand for special tokens, also in a vocabulary that has no such token."""
+    unknown = [UNKNOWN] if vocabulary.tokenizer == "word" else []
+    return list(dict.fromkeys([END, *unknown, *specials, *vocabulary.names()]))
+
+
 def _scan_text(
     documents: Documents,
     val_documents: TextSource | None,
@@ -199,36 +211,53 @@ def _scan_text(
     val_fraction: float,
     val_buckets: np.ndarray | None,
     specials: Sequence[str],
+    survey: Survey,
     on_progress: Progress,
 ) -> tuple[Tokenizer, Pieces, dict]:
     """Make a first pass over the documents and return (tokenizer, pieces, entries for meta.json)."""
-    stats, digest, has_segments = CorpusStats(), hashlib.sha256(), not isinstance(documents, TextSource)
+    stats, val_stats, digest = CorpusStats(), CorpusStats(), hashlib.sha256()
+    has_segments = not isinstance(documents, TextSource)
     no_val, min_documents = np.zeros(NUM_BUCKETS, dtype=bool), 2 if has_segments else MIN_DOCUMENTS
 
-    def read(is_val: np.ndarray, stats: CorpusStats, *progress) -> Pieces:
+    def read(is_val: np.ndarray, stats: CorpusStats, val_stats: CorpusStats, *progress) -> Pieces:
         yield from _read_pieces(documents, is_val, stats, *progress)
         if val_documents:
-            yield from _read_pieces(val_documents, ~no_val, stats, *progress)
+            yield from _read_pieces(val_documents, ~no_val, val_stats, *progress)
 
-    counts = _count_symbols(_text_pieces(read(no_val, stats, on_progress, digest)), vocabulary)
-    if not stats.characters:
-        raise UserError("the text is blank: use an input file that contains text")
+    def survey_pieces() -> Pieces:
+        for split, text, is_end in _text_pieces(read(no_val, stats, val_stats, on_progress, digest)):
+            survey.add(text, is_end)
+            yield split, text, is_end
+
+    counts = _count_symbols(survey_pieces(), vocabulary)
+    n_blank = sum(text.n_left_out[BLANK] for text in (documents, val_documents) if isinstance(text, (Files, HubText)))
+    if not stats.characters or val_documents and not val_stats.characters:
+        name = "validation text" if stats.characters else "text"
+        raise UserError(f"the {name} is blank: use an input file that contains text")
     special = [*specials, *(name for name in vocabulary.names() if name not in specials)]
-    if isinstance(documents, TextSource) and stats.documents > 1 and not documents.has_separators:
+    is_many = isinstance(documents, TextSource) and stats.documents > 1 and not documents.has_separators
+    if is_many or val_documents and val_stats.documents > 1 and not val_documents.has_separators:
         special += [END] * (END not in special)
-    train_pieces = _text_pieces(read(no_val, CorpusStats(), on_progress))
+    train_pieces = _text_pieces(read(no_val, CorpusStats(), CorpusStats(), on_progress))
     tokenizer = _build_tokenizer(vocabulary, special, counts, stats.characters, train_pieces)
-    val_buckets = no_val if val_documents else val_buckets
-    split = choose_val_buckets(stats, val_fraction, min_documents) if val_buckets is None else val_buckets
-    pieces = read(no_val if isinstance(split, int) else split, CorpusStats(), on_progress)
+    split: np.ndarray | int = no_val
+    split_method = "documents"
+    if val_documents or val_fraction == 0:
+        split_method = "given" if val_documents else "none"
+    elif val_buckets is not None:
+        split = val_buckets
+    else:
+        split = choose_val_buckets(stats, val_fraction, min_documents)
+    pieces = read(no_val if isinstance(split, int) else split, CorpusStats(), CorpusStats(), on_progress)
     if isinstance(split, int) and not has_segments:
+        split_method = "position"
         pieces = _split_by_position(pieces, split, vocabulary.tokenizer == "word")
     elif isinstance(split, int):
         problem = f"{stats.documents:,} records cannot be split with about {val_fraction} of the text for validation"
         raise UserError(f"{problem}: use more records, or change --val_fraction")
-    split_method = "position" if isinstance(split, int) else "documents"
-    meta = {"sha256": digest.hexdigest(), "documents": stats.documents, "split": split_method}
-    return tokenizer, pieces, meta | ({"left_out": stats.num_skipped} if has_segments else {})
+    n_skipped = stats.num_skipped + n_blank
+    meta = {"sha256": digest.hexdigest(), "documents": stats.documents + val_stats.documents, "split": split_method}
+    return tokenizer, pieces, meta | ({"left_out": n_skipped} if has_segments or n_skipped else {})
 
 
 def _read_pieces(documents: Documents, is_val: np.ndarray, stats: CorpusStats, *progress) -> Pieces:

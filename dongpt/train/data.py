@@ -15,7 +15,7 @@ import torch
 from configurator import UserError
 from dongpt.program import ROOT
 from dongpt.runtime import Runtime
-from dongpt.text.bins import SPLITS, check_shard_ends, how_to_prepare, open_data
+from dongpt.text.bins import SPLITS, check_shard_ends, how_to_prepare, open_for_training
 from dongpt.text.tokenizers import Tokenizer, from_dict
 
 MAX_CHECKED_TOKENS = 2**25  # maximum number of tokens to check before training, spread evenly over the data
@@ -31,7 +31,7 @@ class Corpus:
     def __init__(self, folder: str, train_fraction: float = 1.0):
         # Each split has uint16 tokens of shape (lengths[split],). If the loss leaves out some of them, there is also a
         # uint8 mask of the same shape, which is nonzero for tokens in the loss.
-        self.meta, self.tokens, self.masks = open_data(folder, train_fraction)
+        self.meta, self.tokens, self.masks = open_for_training(folder, train_fraction)
         self.folder = folder
         self.name = os.path.relpath(folder, ROOT) if folder.startswith(ROOT + os.sep) else folder
         self.shards = self.meta.get("shards", {}).get("train", [])  # metadata of the training shards

@@ -16,6 +16,7 @@ import configurator
 from dongpt import runtime
 from dongpt.log import LOSS_PLOT_FILE, LossCurves, peak_flops
 from dongpt.runtime import Runtime
+from dongpt.text.bins import has_validation
 from dongpt.train.data import Corpus
 from dongpt.train.optim import describe_groups
 from dongpt.train.step import TrainStep
@@ -66,6 +67,9 @@ def corpus_lines(corpus: Corpus, block_size: int) -> list[str]:
     source = f" ({corpus.meta['source']})" if corpus.meta.get("source") else ""
     size = f", {sum(characters.values()):,} characters" if characters else ""
     counts = f"{corpus.lengths['train']:,} tokens to train on and {corpus.lengths['val']:,} for validation"
+    if not has_validation(corpus.meta):
+        note = "none for validation, so that val losses are measured on them, too"
+        counts = f"{corpus.lengths['train']:,} tokens to train on and {note}"
     lines = [f"text: {corpus.name}{source}{size}: {counts}"]
     vocabulary = f"tokens: {TOKENS.get(kind, kind)}, a vocabulary of {corpus.vocab_size:,}"
     if not corpus.meta:
@@ -235,10 +239,13 @@ def last_screen(cfg: Any, loss: Any, meaning: str, curves: LossCurves, best_iter
     """Return lines with the final loss (a MeanLoss), its meaning, the output files, and the next command to run."""
     checkpoint, picture = os.path.join(cfg.out_dir, "ckpt.pt"), os.path.join(cfg.out_dir, LOSS_PLOT_FILE)
     out_dir, is_chat = shlex.quote(cfg.out_dir), "template" in corpus.tokenizer_dict
-    measured = f"at iteration {best_iter:,} on all {loss.tokens:,} tokens of the validation set"
-    lines = [f"final: whole-validation loss {loss.nats:.4f}, perplexity {loss.perplexity:.2f}, {measured}"]
+    split, verdict = "validation", curve_verdict(curves)
+    if not has_validation(corpus.meta):
+        split, verdict = "training", verdict.replace("validation loss", "loss")
+    measured = f"at iteration {best_iter:,} on all {loss.tokens:,} tokens of the {split} set"
+    lines = [f"final: whole-{split} loss {loss.nats:.4f}, perplexity {loss.perplexity:.2f}, {measured}"]
     lines.append("  report this number: the losses above were measured on part of the text or on a single batch")
-    lines += [f"  {meaning}", f"  {curve_verdict(curves)}"]
+    lines += [f"  {meaning}", f"  {verdict}"]
     lines.append(f"saved: {checkpoint} (the model) and {picture} (its loss curves)")
     lines.append(f"next: python chat.py {out_dir}" if is_chat else f"next: python sample.py --out_dir={out_dir}")
     return "\n".join(lines)
