@@ -55,13 +55,11 @@ VALIDATION_NAME = re.compile(r"(?<![a-z])(dev|val|valid|validation|test)(?![a-z]
 
 @dataclass(frozen=True)
 class PrepareConfig(Vocabulary):
-    input: str = (
-        ""  # a file, folder, pattern or hf:[OWNER/]NAME[:CONFIG[:SPLIT]]; if empty, the program asks for a path
-    )
+    input: str = ""  # a file, folder or pattern, or hf:[OWNER/]NAME[:CONFIG[:SPLIT]]; if empty, the program asks
     name: str = ""  # write to data/<name>/; by default, the name of the input file or folder
     data_dir: str = ""  # write to this folder instead; pass the same --data_dir to train.py
     val_fraction: Annotated[float, ">=", 0, "<", 1] = 0.1  # fraction of the characters used for validation; 0: none
-    val_input: str = ""  # validation text of its own: a file, folder or pattern; by default, part of the input
+    val_input: str = ""  # validation text of its own, in any form that input may have; by default, part of the input
     document: Document = "file"  # document unit: a file or record, a line, a paragraph (blank), or everything (none)
     separator: str = ""  # text of a line that ends a document, such as <|endoftext|>; the line is left out
     field: str = "text"  # field that contains the text in .jsonl, .json, .csv, .tsv and .parquet files
@@ -127,13 +125,19 @@ def source_name(input_path: str) -> str:
     return os.path.basename(os.path.normpath(input_path))
 
 
-def select_files(cfg: PrepareConfig, given_keys: Iterable[str], paths: list[str]) -> tuple[Files, Files | None]:
+def check_options(cfg: PrepareConfig, given_keys: Iterable[str]):
+    """Raise UserError if two settings decide the same thing."""
+    if cfg.separator and cfg.document != "file":
+        raise UserError(f"--separator and --document={cfg.document} both divide the text: pass only one of them")
+    if cfg.val_input and "val_fraction" in given_keys:
+        raise UserError("--val_input and --val_fraction both choose the validation text: pass only one of them")
+
+
+def select_files(cfg: PrepareConfig, paths: list[str]) -> tuple[Files, Files | None]:
     """Return (training files, validation files or None), and print how they are divided if there is something to say.
 
     A file that is named by both --input and --val_input is left out of the training text.
     """
-    if cfg.separator and cfg.document != "file":
-        raise UserError(f"--separator and --document={cfg.document} both divide the text: pass only one of them")
     if not cfg.val_input:
         folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
         for path in paths if len(paths) > 1 and cfg.val_fraction else []:
@@ -141,8 +145,6 @@ def select_files(cfg: PrepareConfig, given_keys: Iterable[str], paths: list[str]
                 note = f"{path} is part of the input, although its name sounds like a validation or test text"
                 print(f"{note}: pass --val_input={shlex.quote(path)} to validate on it")
         return make_files(cfg, paths), None
-    if "val_fraction" in given_keys:
-        raise UserError("--val_input and --val_fraction both choose the validation text: pass only one of them")
     val_paths, _ = find_files(cfg.val_input, "--val_input")
     real_val_paths = set(map(os.path.realpath, val_paths))
     train_paths = [path for path in paths if os.path.realpath(path) not in real_val_paths]
@@ -205,14 +207,10 @@ def print_next(prepared: PreparedData):
 
 
 @contextlib.contextmanager
-def open_texts(
-    cfg: PrepareConfig, given_keys: Iterable[str], name: str, folder: str
-) -> Iterator[tuple[TextSource, TextSource | None]]:
+def open_texts(cfg: PrepareConfig, name: str, folder: str) -> Iterator[tuple[TextSource, TextSource | None]]:
     """Open a dataset from Hugging Face's Hub or cache, or from a folder, and the validation text or None."""
-    if cfg.val_input and "val_fraction" in given_keys:
-        raise UserError("--val_input and --val_fraction both choose the validation text: pass only one of them")
+    options = cfg.field, folder, cfg.document, cfg.separator.strip()
     with contextlib.ExitStack() as stack:
-        options = cfg.field, folder, cfg.document
         print(f"looking up {name}", flush=True)
         documents = stack.enter_context(open_dataset(parse_name(name), *options))
         val_documents: TextSource | None = None
@@ -246,16 +244,17 @@ def main(argv: list[str] | None = None):
     if cfg.input and given_paths:
         raise UserError(f"--input={cfg.input} and {given_paths[0]} are two inputs: pass one, or a folder or pattern")
     input_path = cfg.input or "".join(given_paths) or ask_path()
+    check_options(cfg, given_keys)
     if input_path.startswith(PREFIX):
         dataset = parse_name(input_path)
         folder = output_folder(cfg, dataset.source, [os.path.join(dataset.short, "rows")])
-        return print_next(write(cfg, folder, open_texts(cfg, given_keys, input_path, folder)))
+        return print_next(write(cfg, folder, open_texts(cfg, input_path, folder)))
     paths, n_skipped = find_files(input_path)
     folder = output_folder(cfg, input_path, paths)
     skipped = f", skipping {count_of(n_skipped, 'other file')}" if n_skipped else ""
     if len(paths) > 1 or skipped:
         print(f"reading {count_of(len(paths), 'file')} from {input_path}{skipped}")
-    files, val_files = select_files(cfg, given_keys, paths)
+    files, val_files = select_files(cfg, paths)
     source = source_name(input_path)
     prepared = write(cfg, folder, contextlib.nullcontext((files, val_files)), source)
     for path, n_left_out in (files.n_left_out + (val_files.n_left_out if val_files else Counter())).items():

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import warnings
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Iterator
@@ -29,7 +30,7 @@ from dongpt.text.bins import STAGING_DIR
 from dongpt.text.documents import Document, Files, Progress, TextPart
 
 PREFIX = "hf:"
-COPY_DIR = ".dongpt-hub"  # start of the name of a folder in the data folder; the name of the split follows
+COPY_DIR = ".dongpt-hub"  # start of the name of a folder in the data folder; a hash of the dataset follows
 COPY_BYTES = 2**26  # of text in each file of the copy: a killed process reads at most this much again
 BATCH_ROWS = 1000  # read at a time; a row group of a Parquet file is rarely larger than that, if its rows are long
 CONVERTED = "refs/convert/parquet"  # revision with the Hub's own conversion to Parquet: CONFIG/train/0000.parquet
@@ -81,13 +82,13 @@ def parse_name(name: str) -> DatasetName:
 
 @contextlib.contextmanager
 def open_dataset(
-    dataset: DatasetName, column: str, folder: str, document: Document = "file", raw: bool = False
+    dataset: DatasetName, column: str, folder: str, document: Document = "file", separator: str = "", raw: bool = False
 ) -> Iterator["HubText"]:
     """Open one column of a dataset as documents. At the end, remove its copy in folder, unless it can be continued.
 
     Raises UserError if the dataset, config, split or column does not exist, or if the column does not contain text.
     """
-    documents = find_text(dataset, column, folder, document, raw)
+    documents = dataclasses.replace(find_text(dataset, column, folder), document=document, separator=separator, raw=raw)
     try:
         yield documents
     except UserError:
@@ -97,7 +98,7 @@ def open_dataset(
     documents.remove_copy()
 
 
-def find_text(dataset: DatasetName, column: str, folder: str, document: Document, raw: bool = False) -> "HubText":
+def find_text(dataset: DatasetName, column: str, folder: str) -> "HubText":
     """Return one column of a dataset as documents, without reading them yet."""
     if dataset.is_local and not os.path.isdir(dataset.path):
         is_file = os.path.isfile(dataset.path)
@@ -125,8 +126,9 @@ def find_text(dataset: DatasetName, column: str, folder: str, document: Document
         is_parquet = is_parquet and "string" in features[column].dtype
         stream = stream.select_columns([column]).with_format("arrow")
     source = f"{dataset.source}:{config}:{dataset.split}" + (f"@{revision}" if revision else "")
-    copy_dir = os.path.join(folder, f"{COPY_DIR}-{dataset.split}")
-    return HubText(source, column, document, raw, local_paths, is_parquet, remote_paths, copy_dir, stream, n_rows)
+    copy_name = f"{COPY_DIR}-{zlib.crc32(repr((dataset, column)).encode('utf-8', 'surrogateescape')):08x}"
+    copy_dir = os.path.join(folder, copy_name)
+    return HubText(source, column, local_paths, remote_paths, is_parquet, copy_dir, stream, n_rows)
 
 
 def _find_builder(dataset: DatasetName) -> tuple[Any, str]:
@@ -313,15 +315,16 @@ class HubText:
     """A text column of a dataset, with the interface of Files. Methods that need the text first complete the copy."""
 
     source: str  # hf:OWNER/NAME:CONFIG:SPLIT@COMMIT
-    field: str
-    document: Document
-    raw: bool
+    field: str  # the column
     local_paths: list[str]  # files of a local dataset
-    is_parquet: bool  # these are Parquet, and need no copy
     remote_paths: list[str] = dataclasses.field(repr=False)  # files on the Hub
+    is_parquet: bool  # the local files are Parquet, and need no copy
     copy_dir: str = dataclasses.field(repr=False)
     stream: Any = dataclasses.field(repr=False)  # datasets.IterableDataset of this column in Arrow tables
-    n_rows: int = dataclasses.field(default=0, repr=False)  # 0 if unknown
+    n_rows: int = dataclasses.field(repr=False)  # 0 if unknown
+    document: Document = "file"  # these three: see Files
+    separator: str = ""
+    raw: bool = False
     n_left_out: Counter[str] = dataclasses.field(default_factory=Counter, repr=False, compare=False)  # see Files
     encoding = "utf-8"
 
@@ -376,13 +379,13 @@ class HubText:
 
     def _files(self) -> Files:
         """Return the files of the copy, after completing it."""
-        if self.is_parquet:
-            return Files(self.local_paths, self.document, self.field, raw=self.raw, n_left_out=self.n_left_out)
-        state = self._load_state()
-        if not state["is_complete"]:
-            state = self._copy(state)
-        paths = [self._path(i) for i in range(state["files"])]
-        return Files(paths, self.document, "text", raw=self.raw, n_left_out=self.n_left_out)
+        paths, column = self.local_paths, self.field
+        if not self.is_parquet:
+            state = self._load_state()
+            state = state if state["is_complete"] else self._copy(state)
+            paths, column = [self._path(i) for i in range(state["files"])], "text"
+        left_out = self.n_left_out
+        return Files(paths, self.document, column, raw=self.raw, separator=self.separator, n_left_out=left_out)
 
     def _path(self, number: int) -> str:
         return os.path.join(self.copy_dir, f"{number:05d}.parquet")

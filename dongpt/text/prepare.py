@@ -238,7 +238,7 @@ def _scan_text(
     is_many = isinstance(documents, TextSource) and stats.documents > 1 and not documents.has_separators
     if is_many or val_documents and val_stats.documents > 1 and not val_documents.has_separators:
         special += [END] * (END not in special)
-    train_pieces = _text_pieces(read(no_val, CorpusStats(), CorpusStats(), on_progress))
+    train_pieces = _text_pieces(_read_pieces(documents, no_val, CorpusStats(), on_progress))
     tokenizer = _build_tokenizer(vocabulary, special, counts, stats.characters, train_pieces)
     split: np.ndarray | int = no_val
     split_method = "documents"

@@ -1,5 +1,6 @@
 """hf: names: datasets of the Hub, from its cache and from folders; what is wrong with them; interruptions."""
 
+import glob
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import sys
 import types
 
 import fork_server
+import numpy as np
 import pytest
 from helpers import ROOT, environment, expect_sentence, generated_text, refusal, run, visible
 from hub_server import COMMIT, HubServer
@@ -16,8 +18,8 @@ from configurator import UserError
 from dongpt.text import hub
 from dongpt.text.bins import read_meta
 from dongpt.text.hub import DatasetName, find_text, open_dataset, parse_name
+from dongpt.text.tokenizers import END, from_dict
 
-COPY = f"{hub.COPY_DIR}-train"  # the folder of a copy
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "own_cache")
 
 
@@ -69,6 +71,11 @@ def write_files(folder, kind: str, n_files: int = 3, rows: int = 700) -> list[st
 
 
 KINDS = ("parquet", "jsonl", "json", "csv", "txt", "saved", "saved splits")
+
+
+def copies() -> list[str]:
+    """The folders with copies in the folder out."""
+    return glob.glob(os.path.join("out", f"{hub.COPY_DIR}-*"))
 
 
 def read(name: str, column: str = "text", folder: str = "out", **options) -> list[str]:
@@ -125,7 +132,7 @@ def test_other_names_are_a_sentence(name):
 def test_folders_of_every_kind(kind):
     expected = write_files("folder", kind)
     assert read("hf:./folder") == expected
-    assert not os.path.exists(os.path.join("out", COPY))
+    assert not copies()
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "saved", "saved splits", "txt"])
@@ -157,7 +164,7 @@ def test_a_copy_of_another_text_or_a_damaged_one_is_made_again(monkeypatch, caps
     monkeypatch.setattr(hub, "COPY_BYTES", 20_000)
     monkeypatch.setattr(hub, "BATCH_ROWS", 64)
     for damage in ("other", "state", "file", "column"):
-        documents = find_text(parse_name("hf:./folder"), "text", "out", "file")
+        documents = find_text(parse_name("hf:./folder"), "text", "out")
         n_saved = len(documents._files().paths)
         assert n_saved > 3
         if damage == "other":
@@ -165,10 +172,10 @@ def test_a_copy_of_another_text_or_a_damaged_one_is_made_again(monkeypatch, caps
                 file.write('{"text": "one more"}\n')
             expected = [*expected[:700], "one more", *expected[700:]]
         if damage == "state":
-            with open(f"out/{COPY}/state.json", "w", encoding="utf-8") as file:
+            with open(f"{copies()[0]}/state.json", "w", encoding="utf-8") as file:
                 file.write('{"key": 3')
         if damage == "file":
-            os.truncate(f"out/{COPY}/00001.parquet", 100)
+            os.truncate(f"{copies()[0]}/00001.parquet", 100)
         assert (
             read("hf:./folder", "other" if damage == "column" else "text") == expected if damage != "column" else True
         )
@@ -249,7 +256,7 @@ def test_damaged_files_are_a_sentence_and_leave_nothing(case, monkeypatch):
         file.write(damage(content))
     sentence = refusal(lambda: read("hf:./folder"), "folder")
     assert len(sentence) < 500
-    assert not os.path.exists(os.path.join("out", COPY))
+    assert not copies()
 
 
 def test_long_rows_and_binary_columns_that_hold_utf8():
@@ -416,12 +423,12 @@ def test_a_lost_connection_is_a_sentence_and_the_same_command_continues_without_
         server.max_reads = n_reads - 2
         (line,) = ask(server, "hf:a/b")
         assert line.startswith("ERROR hf:a/b:default:train@") and "run the same command again to continue" in line
-        assert "cannot be read after row" in line and os.path.exists(os.path.join("out", COPY))
+        assert "cannot be read after row" in line and copies()
         server.max_reads, server.asked = 10**9, []
         continued, found = ask(server, "hf:a/b")
         assert continued.startswith("continuing to read hf:a/b:default:train@") and found.endswith(str(expected))
         assert len(server.data_reads()) < n_reads - 2
-    assert visible("out") == [] and not os.path.exists(os.path.join("out", COPY))
+    assert visible("out") == [] and not copies()
 
 
 def test_another_commit_starts_over(tmp_path):
@@ -488,6 +495,42 @@ def test_data_prepare_writes_nothing_if_the_dataset_cannot_be_used(tmp_path):
         done = prepare_cli(f"--input={name}", f"--field={field}", "--data_dir=data", cwd=tmp_path, check=2)
         expect_sentence(done, part)
         assert not os.path.exists("data"), name
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_null_and_blank_rows_are_left_out_with_a_count(tmp_path, kind):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [*texts(50), None, "", " \n ", *texts(50, 1)]
+    os.makedirs("folder")
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": rows}), "folder/train.parquet")
+    else:
+        with open("folder/train.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps({"text": text}) + "\n" for text in rows)
+    done = prepare_cli("--input=hf:./folder", "--data_dir=data", cwd=tmp_path)
+    assert "in 100 documents" in done.stdout and "skipped 3 " in done.stdout
+    assert read_meta("data")["left_out"] == 3
+
+
+def test_a_validation_split_and_a_separator(tmp_path):
+    os.makedirs("folder")
+    for split in ("train", "validation"):
+        with open(f"folder/{split}.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps({"text": f"{split} {i}\n--\nmore {i}\n"}) + "\n" for i in range(30))
+    args = ["--input=hf:./folder", "--val_input=hf:./folder::validation", "--separator=--", "--data_dir=data"]
+    done = prepare_cli(*args, cwd=tmp_path)
+    assert "in 120 documents" in done.stdout and "a text of its own" in done.stdout
+    meta = read_meta("data")
+    tokenizer = from_dict(meta["tokenizer"])
+    for split, name in (("train", "train"), ("validation", "val")):
+        text = tokenizer.decode(np.fromfile(f"data/{name}.bin", "<u2").tolist())
+        assert text == "".join(f"{split} {i}\n{END}more {i}\n{END}" for i in range(30))
+    done = prepare_cli(*args, "--val_fraction=0.2", cwd=tmp_path, check=2)
+    expect_sentence(done, "--val_input and --val_fraction")
+    done = prepare_cli(*args, "--document=line", cwd=tmp_path, check=2)
+    expect_sentence(done, "--separator and --document=line")
 
 
 def test_another_dataset_of_the_same_name_is_not_overwritten(tmp_path):
