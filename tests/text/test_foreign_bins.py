@@ -55,6 +55,13 @@ def test_all_values_of_uint16_may_occur(tmp_path):
         assert guess_type(ids.astype("<u2"))[0] == ""
 
 
+def test_single_ids_beyond_the_vocabulary_are_not_another_byte_order():
+    for ids in (np.zeros(SCALE, "<u2"), IDS["characters"].astype("<u2"), IDS["words"].astype("<u2")):
+        ids = ids.copy()
+        ids[[100, len(ids) // 2]] = 60_000
+        assert guess_type(ids)[0] == ""
+
+
 def test_ids_of_real_texts_in_gpt2s_tokens(tmp_path, don_quixote, gpt2_vocabulary):
     import tiktoken
 
