@@ -117,6 +117,10 @@ def find_text(dataset: DatasetName, column: str, folder: str) -> "HubText":
             if builder.name == "parquet":  # read no other column, and small batches instead of whole row groups
                 builder.config.columns, builder.config.batch_size = [column], BATCH_ROWS
                 stream = builder.as_streaming_dataset()[dataset.split]
+            if builder.name == "text":
+                print(
+                    f"{dataset} consists of text files, of which every line is a document (--document=none joins them)"
+                )
             n_rows = getattr((builder.info.splits or {}).get(dataset.split), "num_examples", 0) or 0
             revision, local_paths = _revision(builder), _local_paths(builder, dataset.split)
             is_parquet = builder.name == "parquet" and bool(local_paths)

@@ -129,9 +129,10 @@ def test_other_names_are_a_sentence(name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_folders_of_every_kind(kind):
+def test_folders_of_every_kind(kind, capsys):
     expected = write_files("folder", kind)
     assert read("hf:./folder") == expected
+    assert ("every line is a document" in capsys.readouterr().out) == (kind == "txt")
     assert not copies()
 
 
