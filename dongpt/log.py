@@ -296,7 +296,7 @@ def import_matplotlib_figure():
     return Figure
 
 
-def progress_bar(total: int, initial: int = 0, unit: str = "it", quiet: bool = False, **options):
+def progress_bar(total: int | None, initial: int = 0, unit: str = "it", quiet: bool = False, **options):
     """Return a tqdm bar on stderr for `total` steps, of which `initial` are already done.
 
     In a pipe, a file or a notebook, it prints the percentage and the remaining time every PROGRESS_SECONDS seconds,
@@ -308,9 +308,8 @@ def progress_bar(total: int, initial: int = 0, unit: str = "it", quiet: bool = F
     options |= dict(total=total, initial=initial, unit=unit, unit_scale=unit == "B", disable=quiet)
     if not sys.stderr.isatty():
         options |= dict(file=_LineStream(), mininterval=PROGRESS_SECONDS, delay=PROGRESS_SECONDS, leave=False)
-        options |= dict(
-            bar_format="{desc}{percentage:.0f}% of {total_fmt}" + unit * (unit != "it") + ", {remaining} left{postfix}"
-        )
+        done = f"{{percentage:.0f}}% of {{total_fmt}}{unit * (unit != 'it')}, {{remaining}} left"
+        options |= dict(bar_format=f"{{desc}}{done if total else '{n_fmt}{unit} so far'}{{postfix}}")
         return tqdm(**options)
     try:
         has_width = os.get_terminal_size(sys.stderr.fileno()).columns > 0
