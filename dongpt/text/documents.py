@@ -337,8 +337,11 @@ def _select_fields(record: Any, location: str, fields: tuple[str, ...], option: 
     """Return the values of the fields of a JSON object. Raises UserError if it is something else, or lacks a field."""
     if not isinstance(record, dict):
         raise UserError(f'{location} is not a JSON object: each record must look like {{"{fields[0]}": "..."}}')
-    _check_fields(location, fields, record, option)
-    return [record[field] for field in fields]
+    try:
+        return [record[field] for field in fields]
+    except KeyError:
+        _check_fields(location, fields, record, option)
+        raise
 
 
 def _csv_names(header: str, delimiter: str) -> list[str]:
