@@ -61,6 +61,8 @@ def find_files(input_path: str, option: str = "--input") -> tuple[list[str], int
         paths = [path for path in all_paths if file_suffixes(path)[0] in FOLDER_SUFFIXES]
         suffixes, packed_suffixes = " ".join(FOLDER_SUFFIXES), " ".join(COMPRESSION_SUFFIXES)
         problem = f"no file in it ends in {suffixes} (optionally followed by {packed_suffixes})"
+        if named := [path for path in all_paths if file_suffixes(path)[0] in RECORD_SUFFIXES]:
+            problem += f"; to read {min(named)}, name it"
     else:
         all_paths = [path for path in glob.glob(input_path, recursive=True) if os.path.isfile(path)]
         paths = [path for path in all_paths if not DATA_FILE_PATTERN.fullmatch(os.path.basename(path))]
@@ -273,6 +275,8 @@ def _decode_error(path: str, error: UnicodeDecodeError, offset: int) -> UserErro
     maybe_cp1252 = error.encoding == "utf-8" and error.object[error.start] not in b"\x81\x8d\x8f\x90\x9d"
     remedy = "pass --encoding=NAME" + ", such as cp1252 for Western European files from Windows" * maybe_cp1252
     problem = f"{path} is not {error.encoding.upper()} at byte {offset:,} ({byte_name})"
+    if b"\0" in error.object and error.encoding == "utf-8":
+        return UserError(f"{problem} and contains NULs: pass a text file, or --encoding=NAME, for example utf-16-le")
     return UserError(f"{problem}: convert it to UTF-8, or {remedy}")
 
 
