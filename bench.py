@@ -342,8 +342,15 @@ def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
     }
     choices = [False, True] if types[name] is bool else list(get_args(types[name]))
     if name not in defaults and not (choices and get_origin(types[name]) in (Literal, None)):
-        raise UserError(f"sweep={name} needs values, as in --sweep={name}:{getattr(cfg, name)},...")
+        raise UserError(f"sweep={name} needs values, as in --sweep={name}:{example_values(getattr(cfg, name))}")
     return name, defaults.get(name, choices)
+
+
+def example_values(value) -> str:
+    """Return two values of a setting for a message, derived from its present one."""
+    if isinstance(value, float):
+        return f"{value / 2:g},{value:g}" if value else "0.1,0.2"
+    return f"{value},{2 * value}" if isinstance(value, int) and value else "1,2"
 
 
 def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]) -> dict:

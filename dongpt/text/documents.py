@@ -20,7 +20,7 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Iterable, Iterator, Literal
+from typing import Any, Callable, Iterable, Iterator, Literal, Sequence
 
 from configurator import UserError
 from dongpt.text.json_values import read_json_values
@@ -46,10 +46,12 @@ Document = Literal["file", "line", "blank", "none"]
 Progress = Callable[[int], None]
 
 
-def find_files(input_path: str, option: str = "--input") -> tuple[list[str], int]:
+def find_files(
+    input_path: str, option: str = "--input", suffixes: tuple[str, ...] = FOLDER_SUFFIXES
+) -> tuple[list[str], int]:
     """Return (sorted paths, number of skipped files) for a file, a folder or a glob pattern.
 
-    Folders are searched recursively for files with FOLDER_SUFFIXES. Raises UserError, which names option, if no file is
+    Folders are searched recursively for files with suffixes. Raises UserError, which names option, if no file is
     found.
     """
     if os.path.isfile(input_path):
@@ -58,15 +60,16 @@ def find_files(input_path: str, option: str = "--input") -> tuple[list[str], int
         all_paths = [os.path.join(folder, name) for folder, _, names in os.walk(input_path) for name in names]
         is_hidden = re.compile(r"(^|[/\\])\.").search
         all_paths = [p for p in all_paths if os.path.isfile(p) and not is_hidden(os.path.relpath(p, input_path))]
-        paths = [path for path in all_paths if file_suffixes(path)[0] in FOLDER_SUFFIXES]
-        suffixes, packed_suffixes = " ".join(FOLDER_SUFFIXES), " ".join(COMPRESSION_SUFFIXES)
-        problem = f"no file in it ends in {suffixes} (optionally followed by {packed_suffixes})"
+        paths = [path for path in all_paths if file_suffixes(path)[0] in suffixes]
+        packed_suffixes = " ".join(COMPRESSION_SUFFIXES)
+        problem = f"no file in it ends in {' '.join(suffixes)} (optionally followed by {packed_suffixes})"
         if named := [path for path in all_paths if file_suffixes(path)[0] in RECORD_SUFFIXES]:
             problem += f"; to read {min(named)}, name it"
     else:
         all_paths = [path for path in glob.glob(input_path, recursive=True) if os.path.isfile(path)]
-        paths = [path for path in all_paths if not DATA_FILE_PATTERN.fullmatch(os.path.basename(path))]
+        paths = all_paths
         problem = "it does not exist, and no file matches it as a pattern"
+    paths = [path for path in paths if not DATA_FILE_PATTERN.fullmatch(os.path.basename(path))]
     if not paths:
         raise UserError(f"no text was found at {input_path} ({problem}): pass {option}=PATH of a text file or folder")
     return sorted(paths), len(all_paths) - len(paths)
@@ -142,7 +145,7 @@ class Files:
     def count(self, path: str) -> int:
         """Return the number of documents in one file, including blank ones."""
         if file_suffixes(path)[0] == ".parquet":
-            with _open_parquet(path) as file:
+            with open_parquet(path) as file:
                 return file.metadata.num_rows
         return sum(is_end for _, is_end in self.read_file(path)) if self._has_members(path) else 1
 
@@ -235,7 +238,7 @@ class Files:
                 at = f" at byte {offset + chunk.index(0):,}" if encoding == "utf-8" else ""
                 remedy = "remove the file, or pass its encoding, for example --encoding=utf-16-le"
                 raise UserError(f"{path} contains a NUL{at} and is not {encoding.upper()} text: {remedy}")
-            if not is_valid_unicode(text):  # possible in utf-7 and unicode_escape
+            if encoding != "utf-8" and not is_valid_unicode(text):  # possible in utf-7 and unicode_escape
                 raise UserError(f"{path} contains an unpaired surrogate: convert it to UTF-8")
             offset += len(chunk)
             if text := line_ends.decode(text, final=not chunk):
@@ -356,10 +359,13 @@ def _csv_names(header: str, delimiter: str) -> list[str]:
         return []
 
 
-def _read_csv(
-    path: str, fields: tuple[str, ...], option: str, lines: Iterable[str], delimiters: str
-) -> Iterator[Record]:
-    """Yield the records of a CSV file. Its delimiter is the first one for which the header line has all fields."""
+def read_csv_rows(
+    path: str, lines: Iterable[str], delimiters: str, is_fitting: Callable[[list[str]], bool]
+) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
+    """Return (names, (location, row) for each row) of a CSV file. A row may have another length than names.
+
+    The delimiter is the first one for which the names in the header line are fitting.
+    """
     csv.field_size_limit(2**31 - 1)  # in characters; Python's default is too small for long documents
     lines, n_header_lines = iter(lines), 1
     header = next(lines, "")
@@ -370,36 +376,51 @@ def _read_csv(
         if len(header) > MAX_CSV_HEADER_CHARS:
             raise UserError(f"{path} line 1 is not valid CSV (a quotation mark is not closed): correct it")
     named = {delimiter: _csv_names(header, delimiter) for delimiter in delimiters}
-    fitting = [delimiter for delimiter, names in named.items() if set(fields) <= set(names)]
+    fitting = [delimiter for delimiter, names in named.items() if is_fitting(names)]
     delimiter = fitting[0] if fitting else max(named, key=lambda delimiter: len(named[delimiter]))
-    names = named[delimiter]
+
+    def read_rows() -> Iterator[tuple[str, list[str]]]:
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            for row in filter(None, rows):
+                yield f"{path} line {rows.line_num + n_header_lines:,}", row
+        except csv.Error as error:
+            location = f"{path} line {rows.line_num + n_header_lines:,}"
+            raise UserError(f"{location} is not valid CSV ({error}): correct or delete it") from error
+
+    return named[delimiter], read_rows()
+
+
+def _read_csv(
+    path: str, fields: tuple[str, ...], option: str, lines: Iterable[str], delimiters: str
+) -> Iterator[Record]:
+    names, rows = read_csv_rows(path, lines, delimiters, set(fields).issubset)
     _check_fields(path, fields, names, option)
     columns, n_names = [names.index(field) for field in fields], len(names)
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        for row in filter(None, rows):
-            location = f"{path} line {rows.line_num + n_header_lines:,}"
-            if len(row) != n_names:
-                raise UserError(f"{location} has {len(row)} columns, but line 1 has {n_names}: correct or delete it")
-            yield location, [row[column] for column in columns]
-    except csv.Error as error:
-        location = f"{path} line {rows.line_num + n_header_lines:,}"
-        raise UserError(f"{location} is not valid CSV ({error}): correct or delete it") from error
+    for location, row in rows:
+        if len(row) != n_names:
+            raise UserError(f"{location} has {len(row)} columns, but line 1 has {n_names}: correct or delete it")
+        yield location, [row[column] for column in columns]
 
 
 def _read_parquet(path: str, fields: tuple[str, ...], option: str, digest) -> Iterator[Record]:
-    with _open_parquet(path) as file:
+    with open_parquet(path) as file:
         _check_fields(path, fields, file.schema_arrow.names, option)
-        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-        row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-        batch_size = max(1, min(256, PARQUET_BATCH_BYTES // max(1, row_bytes)))
-        batches = file.iter_batches(batch_size=batch_size, columns=list(fields))
-        rows = (row for batch in batches for row in zip(*(batch.column(field).to_pylist() for field in fields)))
-        for row_number, values in enumerate(rows, 1):
-            location = f"{path} row {row_number:,}"
-            if digest is not None:
-                digest.update(repr(values).encode("utf-8"))
+        for location, values in read_parquet_rows(path, file, fields, digest):
             yield location, [_decode_value(value, location, field) for value, field in zip(values, fields)]
+
+
+def read_parquet_rows(path: str, file, fields: Sequence[str], digest) -> Iterator[tuple[str, tuple]]:
+    """Yield (location, values of the fields) for each row of a Parquet file that open_parquet opened."""
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    batch_size = max(1, min(256, PARQUET_BATCH_BYTES // max(1, row_bytes)))
+    batches = file.iter_batches(batch_size=batch_size, columns=list(fields))
+    rows = (row for batch in batches for row in zip(*(batch.column(field).to_pylist() for field in fields)))
+    for row_number, values in enumerate(rows, 1):
+        if digest is not None:
+            digest.update(repr(values).encode("utf-8"))
+        yield f"{path} row {row_number:,}", values
 
 
 def _decode_value(value: Any, location: str, field: str) -> Any:
@@ -414,7 +435,8 @@ def _decode_value(value: Any, location: str, field: str) -> Any:
 
 
 @contextlib.contextmanager
-def _open_parquet(path: str) -> Iterator[Any]:
+def open_parquet(path: str) -> Iterator[Any]:
+    """Open a Parquet file. Turns the errors of reading it into UserErrors."""
     import pyarrow
     import pyarrow.parquet
 

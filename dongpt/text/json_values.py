@@ -26,31 +26,17 @@ def read_json_values(chunks: Iterable[str], path: str = "the text") -> Iterator[
     Holds one value and about one chunk in memory. Raises UserError, with the location, for text that isn't JSON, that
     ends early, or that has something after its array.
     """
-    text = _JsonText(chunks, path)
-    is_array = text.peek() == "["
-    if is_array:
-        text.position += 1
-        if text.peek() == "]":
-            text.position += 1
-            return text.expect_end()
-    for number in itertools.count(1):
-        if not text.peek() and not is_array:
-            return
-        line = text.line()
-        location = f"{path} record {number:,} (line {line:,})" if is_array else f"{path} line {line:,}"
+    text = JsonText(chunks, path)
+    if text.peek() == "[":
+        yield from text.elements()
+        return text.expect_end()
+    while text.peek():
+        location = f"{path} line {text.line():,}"
         yield location, text.read_value(location)
-        if is_array:
-            separator = text.peek()
-            if separator == "]":
-                text.position += 1
-                return text.expect_end()
-            if separator != ",":
-                text.fail(location, f"{separator!r} follows it instead of a comma or bracket" if separator else "")
-            text.position += 1
 
 
-class _JsonText:
-    """The part of the text that was read and not yet consumed."""
+class JsonText:
+    """The part of a JSON text that was read and not yet consumed."""
 
     def __init__(self, chunks: Iterable[str], path: str):
         self.chunks, self.path = iter(chunks), path
@@ -88,21 +74,57 @@ class _JsonText:
                 return ""
             self.read_more()
 
+    def skip_line(self):
+        """Move to the end of the current line."""
+        while (end := self.buffer.find("\n", self.position)) < 0 and not self.is_end:
+            self.position = len(self.buffer)
+            self.read_more()
+        self.position = end if end >= 0 else len(self.buffer)
+
+    def elements(self) -> Iterator[tuple[str, Any]]:
+        """Yield (location, value) of the elements of the array at the position, and move behind it."""
+        self.position += 1
+        separator = self.peek()
+        for number in itertools.count(1):
+            if separator == "]" and number == 1:
+                break
+            location = f"{self.path} record {number:,} (line {self.line():,})"
+            yield location, self.read_value(location)
+            separator = self.peek()
+            if separator == "]":
+                break
+            if separator != ",":
+                self.fail(location, f"{separator!r} follows it instead of a comma or bracket" if separator else "")
+            self.position += 1
+            self.peek()
+        self.position += 1
+
     def read_value(self, location: str) -> Any:
-        """The value at the position, which peek() moved to a character that isn't blank."""
+        """The value at the position, which peek() moved to a character that isn't blank. Moves behind it."""
+        value, self.position = self._decode(location, 0)
+        return value
+
+    def peek_element(self, location: str, offset: int = 0) -> Any:
+        """The first element of the array at offset characters after the position, or None if it has none."""
+        while not (match := find_content(self.buffer, self.position + offset + 1)) and not self.is_end:
+            self.read_more()
+        offset = (match.start() if match else len(self.buffer)) - self.position
+        return None if match and match.group() == "]" else self._decode(location, offset)[0]
+
+    def _decode(self, location: str, offset: int) -> tuple[Any, int]:
+        """(value at offset characters behind the position, its end in buffer)."""
         while True:
             try:
-                value, end = self.decode(self.buffer, self.position)
+                value, end = self.decode(self.buffer, self.position + offset)
                 # a number may continue in the next chunk: 1 and 1.5, 1 and 1e5
                 if self.is_end or not isinstance(value, (int, float)) or end + UNDECIDED_CHARS < len(self.buffer):
-                    self.position = end
-                    return value
+                    return value, end
             except json.JSONDecodeError as error:
                 is_open_string = error.msg.startswith("Unterminated")
                 if self.is_end or not (is_open_string or error.pos + UNDECIDED_CHARS > len(self.buffer)):
-                    self.position = error.pos
                     ends_early = is_open_string or is_partial_token(self.buffer[error.pos :])
-                    self.fail(location, "" if ends_early else f"{error.msg} at line {self.line():,}")
+                    line = self.line() + self.buffer.count("\n", self.position, error.pos)
+                    self.fail(location, "" if ends_early else f"{error.msg} at line {line:,}")
             except (ValueError, RecursionError) as error:  # a number with too many digits, brackets nested too deeply
                 self.fail(location, str(error))
             if len(self.buffer) - self.position > MAX_VALUE_CHARS:

@@ -38,6 +38,7 @@ def report(prepared: PreparedData):
     skipped = ""
     if n_skipped := meta.get("left_out"):
         records = f"{count_of(n_skipped, 'record')} with an empty field"
+        records = count_of(n_skipped, "broken record") if "template" in meta["tokenizer"] else records
         skipped = "; skipped " + (records if "predicted_bytes" in meta else count_of(n_skipped, "blank document"))
     documents = count_of(meta["documents"], "document")
     print(f"text: {meta.get('source') or 'unnamed'}, {count_of(characters, 'character')} in {documents}{skipped}")

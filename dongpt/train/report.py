@@ -10,6 +10,7 @@ import shlex
 import sys
 from typing import Any, Callable
 
+import numpy as np
 import torch
 
 import configurator
@@ -17,6 +18,7 @@ from dongpt import runtime
 from dongpt.log import LOSS_PLOT_FILE, LossCurves, peak_flops
 from dongpt.runtime import Runtime
 from dongpt.text.bins import has_validation
+from dongpt.text.tokenizers import from_dict
 from dongpt.train.data import Corpus
 from dongpt.train.optim import describe_groups
 from dongpt.train.step import TrainStep
@@ -78,6 +80,24 @@ def corpus_lines(corpus: Corpus, block_size: int) -> list[str]:
     return lines
 
 
+def long_conversations_line(corpus: Corpus, block_size: int) -> str:
+    """Return a sentence with the number of conversations to train on that are longer than block_size, or ''."""
+    if "template" not in corpus.tokenizer_dict:
+        return ""
+    end_id = from_dict(corpus.tokenizer_dict, load_gpt2=False, load_template=False).end_id
+    n_conversations = n_long = n_read = first = 0  # first: position where a conversation starts
+    for ids in corpus.tokens["train"].chunks():
+        ends = n_read + np.flatnonzero(ids == end_id)
+        n_long += np.count_nonzero(np.diff(ends, prepend=first - 1) - 1 > block_size)
+        n_conversations, n_read = n_conversations + len(ends), n_read + len(ids)
+        first = int(ends[-1]) + 1 if len(ends) else first
+    if not n_long:
+        return ""
+    share = f"{n_long:,} of {n_conversations:,} conversations to train on ({100 * n_long / n_conversations:.1f}%)"
+    problem = f"long: {share} have more than block_size={block_size:,} tokens, so the model rarely sees the question"
+    return f"{problem} together with the answer; use a larger block_size or shorter conversations"
+
+
 def parameters_line(model: GPT) -> str:
     """Return a line with the number of parameters in the model and in each of its parts."""
     total, ngrams = model.get_num_params(), 0
@@ -131,7 +151,8 @@ def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resum
         lines.append(f"{every}: an evaluation{sample}, and a checkpoint and {LOSS_PLOT_FILE} in {cfg.out_dir}")
         resume = resume_command(cfg.out_dir, step.rt.world_size)
         lines.append(f"to stop: press Ctrl-C, which saves the state; to resume: {resume}")
-    return "\n".join([*lines, *filter(None, [busy_machine_warning(), slow_step_warning(step)])])
+    warnings = long_conversations_line(corpus, cfg.block_size), busy_machine_warning(), slow_step_warning(step)
+    return "\n".join([*lines, *filter(None, warnings)])
 
 
 def difference_line(before: dict[str, Any], now: dict[str, Any], threads_source: str = "") -> str:
