@@ -31,7 +31,7 @@ import numpy as np
 
 from configurator import UserError
 from dongpt.program import ROOT, atomic_write, locked_directory
-from dongpt.text.tokenizers import Tokenizer, from_dict
+from dongpt.text.tokenizers import TiktokenTokenizer, Tokenizer, from_dict
 
 SPLITS = ("train", "val")
 AUTO_PREPARED_DATASETS = ("chat_demo", "python_docs")  # datasets whose prepare.py needs no network
@@ -152,8 +152,9 @@ def _read_meta_file(path: str) -> dict:
             meta.get(key, {}) for key in ("tokens", "characters", "bytes", "predicted_bytes")
         )
         shards, no_val = meta["shards"]["train"] if "shards" in meta else [], not has_validation(meta)
+        tokenizer = from_dict(meta["tokenizer"], load_gpt2=False)
         checks = {
-            "vocab_size": meta["vocab_size"] == from_dict(meta["tokenizer"], load_gpt2=False).vocab_size,
+            "vocab_size": meta["vocab_size"] == tokenizer.vocab_size,
             "tokens": not tokens or set(tokens) == set(SPLITS) and min(tokens["train"], tokens["val"] + no_val) > 0,
             "bytes": all(  # a character takes one to four bytes
                 split in tokens and characters.get(split, 1) <= n <= 4 * characters.get(split, n)
@@ -170,6 +171,8 @@ def _read_meta_file(path: str) -> dict:
         }
         if invalid_keys := [name for name, is_valid in checks.items() if not is_valid]:
             raise ValueError(f"{invalid_keys[0]} is not valid")
+        if meta.get("documents") == 1 and isinstance(tokenizer, TiktokenTokenizer):  # <|endoftext|> never occurs
+            meta["tokenizer"].setdefault("start_id", tokenizer.newline_id)
         return meta
     except (OSError, ValueError, KeyError, RecursionError) as error:
         problem = f"{path} is damaged or was not written by prepare.py ({error})"
@@ -374,6 +377,12 @@ class BinWriter:
         state["tokens"][split] += len(ids)
         state["is_lossy"] |= encoded.is_lossy
 
+    def first_ids(self) -> np.ndarray:
+        """Return the first CHUNK_TOKENS ids of the training set."""
+        name = shard_name("train", 0) if self.shard_tokens else "train.bin"
+        path = self._staging_path(name)
+        return np.fromfile(path, "<u2", CHUNK_TOKENS) if os.path.exists(path) else np.empty(0, "<u2")
+
     def finish(self, meta: dict, val_order: np.ndarray | None = None) -> PreparedData:
         """Write meta.json, which includes all entries of meta, and move the new files into place.
 
@@ -495,6 +504,8 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
     train_fraction < 1 keeps only the first part of the training set. Raises UserError if read_meta does, or if a file
     is missing or its size does not match meta.json.
     """
+    from dongpt.text.foreign_bins import find_problem  # here, since loading a model reads no data
+
     meta = read_meta(folder)
     tokens: dict[str, TokenArray] = {}
     masks: dict[str, np.ndarray] = {}
@@ -521,6 +532,8 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
         for name, count in expected.items():
             path, problem = os.path.join(folder, name), ""
             size = os.path.getsize(path) if os.path.isfile(path) else -1
+            if size > 0 and not (count or mask) and (foreign := find_problem(path)):
+                raise UserError(foreign)
             if size < 0:
                 problem = f"{folder} has no {name}"
             elif count and size != itemsize * count:
@@ -564,6 +577,11 @@ class TokenArray:
 
     def __len__(self) -> int:
         return self.length
+
+    def how_to_lengthen(self) -> str:
+        """Return the remedy for too few entries: more text, or a larger share of the files."""
+        is_share = self.length < sum(count for _, count in self.files)
+        return "increase dataset_fraction, which leaves no more" if is_share else "use more text"
 
     def __getitem__(self, key: slice) -> np.ndarray:
         assert key.step in (None, 1)

@@ -23,7 +23,6 @@ import zlib
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 from configurator import UserError
-from dongpt.text import epub
 
 CHUNK_BYTES = 2**20  # read at a time
 PACKED_BYTES = 2**16  # decompressed at a time: short streams are copied once for every stream in these bytes
@@ -267,6 +266,8 @@ def _reject_empty(path: str):
 
 def _read_zip(path: str, file, is_wanted, on_progress, on_skip) -> Iterator[Member]:
     """Yield the texts in a zip archive, by name, or those of an e-book, in its order."""
+    from dongpt.text import epub  # with its parsers, which only this needs
+
     size, reported = os.path.getsize(path), 0
     with zipfile.ZipFile(file) as archive:
         infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}

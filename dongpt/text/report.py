@@ -71,6 +71,10 @@ def report(prepared: PreparedData):
         f"{characters / sum(tokens.values()):.2f} characters per token"
     )
 
+    if tokenizer.has_own_start:
+        start = token_name(tokenizer, tokenizer.start_id)
+        print(f"samples without a prompt start after {start}, since <|endoftext|> never occurs in this training set")
+
     unknown = int(totals[tokenizer.specials[UNKNOWN]]) if UNKNOWN in tokenizer.specials else 0
     sample = prepared.sample[: tokenizer.find_cut(prepared.sample) or None]  # without a truncated word at the end
     decoded = tokenizer.decode(tokenizer.encode_array(sample).tolist())

@@ -53,11 +53,11 @@ class Corpus:
         for split in splits:
             length = self.lengths[split]
             if length < 2:
-                message = f"{os.path.join(self.folder, split)}.bin has {length} token"
-                raise UserError(f"{message}, but computing a loss requires at least 2: use more text")
+                message = f"{os.path.join(self.folder, split)}.bin has {length} token, but a loss requires at least 2"
+                raise UserError(f"{message}: {self.tokens[split].how_to_lengthen()}")
             if split == "train" and length <= block_size:
                 message = f"{self.tokens[split].files[0][0]} provides {length:,} tokens, too few for {block_size=}"
-                raise UserError(f"{message}: use more text, or set block_size below {length}")
+                raise UserError(f"{message}: {self.tokens[split].how_to_lengthen()}, or set block_size below {length}")
             if split == "train" and self.shards:
                 check_shard_ends(self.folder, self.shards)
             if split in self.masks and not self.masks[split][1:].any():
