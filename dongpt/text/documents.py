@@ -410,12 +410,17 @@ def _read_parquet(path: str, fields: tuple[str, ...], option: str, digest) -> It
             yield location, [_decode_value(value, location, field) for value, field in zip(values, fields)]
 
 
+def _read_row_group(file, number: int, fields: Sequence[str]) -> Iterator[Any]:
+    """Yield batches of at most 256 rows and about PARQUET_BATCH_BYTES."""
+    group = file.metadata.row_group(number)
+    row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
+    batch_size = max(1, min(256, PARQUET_BATCH_BYTES // row_bytes))
+    return file.iter_batches(batch_size=batch_size, row_groups=[number], columns=list(fields))
+
+
 def read_parquet_rows(path: str, file, fields: Sequence[str], digest) -> Iterator[tuple[str, tuple]]:
     """Yield (location, values of the fields) for each row of a Parquet file that open_parquet opened."""
-    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-    batch_size = max(1, min(256, PARQUET_BATCH_BYTES // max(1, row_bytes)))
-    batches = file.iter_batches(batch_size=batch_size, columns=list(fields))
+    batches = (batch for number in range(file.num_row_groups) for batch in _read_row_group(file, number, fields))
     rows = (row for batch in batches for row in zip(*(batch.column(field).to_pylist() for field in fields)))
     for row_number, values in enumerate(rows, 1):
         if digest is not None:

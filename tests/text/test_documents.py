@@ -770,7 +770,7 @@ def test_a_long_line_without_blanks_trains_byte_pairs_in_short_pieces(tmp_path, 
 
 
 ARGUMENTS = [
-    (["--val_fraction=0"], "val_fraction"),
+    (["--val_fraction=-0.1"], "val_fraction"),
     (["--val_fraction=1"], "val_fraction"),
     (["--val_fraction=1e999"], ""),
     (["--tokenizer=bpe", "--vocab_size=200"], "vocab_size"),
@@ -868,7 +868,7 @@ def printed(capsys, *arguments) -> dict[str, str]:
 @smoke
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
 def test_what_it_prints_is_true(tmp_path, monkeypatch, capsys, tokenizer):
-    """Five lines on what was found, then a model that suits it and the next command."""
+    """A line on accents, five lines on what was found, then a model that suits it and the next command."""
     monkeypatch.chdir(tmp_path)
     text = generated_text(2000) + "ΩΩΩ ω"
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
@@ -876,7 +876,7 @@ def test_what_it_prints_is_true(tmp_path, monkeypatch, capsys, tokenizer):
     lines = printed(capsys, "--input=a.txt", f"--tokenizer={tokenizer}", *options)
     train, val = (np.fromfile(tmp_path / f"{split}.bin", "<u2").tolist() for split in ("train", "val"))
     tokenizer = from_dict(json.loads((tmp_path / "meta.json").read_text())["tokenizer"])
-    assert [*lines] == ["text", "vocabulary", "tokens", "check", "written to", "suggestion", "next"]
+    assert [*lines] == ["Unicode", "text", "vocabulary", "tokens", "check", "written to", "suggestion", "next"]
     assert lines["text"] == f"a.txt, {len(text):,} characters in 1 document"
     assert lines["vocabulary"].startswith(f"{tokenizer.vocab_size - len(tokenizer.specials):,} ")
     assert ("1 special token" in lines["vocabulary"]) == bool(tokenizer.specials)
