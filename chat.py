@@ -216,6 +216,8 @@ class Chat:
         return "the system message has been set" if text else "the system message has been removed"
 
     def temperature(self, text: str) -> str:
+        if not text:
+            return f"the temperature is {self.conversation.sampling.temperature:g}"
         try:
             self.conversation.sampling = replace(self.conversation.sampling, temperature=float(text))
         except DecodingError as error:

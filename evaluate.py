@@ -79,7 +79,7 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> tuple[dict, 
         quantize_linears(model)
     n_batches = -(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size * rt.world_size))
     batches = eval_batches(corpus, cfg.split, cfg.batch_size, block_size, None, rt.rank, rt.world_size)
-    loss = evaluate(model, progress_bar(n_batches, quiet=not rt.is_main, iterable=batches), rt)
+    loss = evaluate(model, progress_bar(n_batches, unit=" batches", quiet=not rt.is_main, iterable=batches), rt)
     assert loss  # not None, because nothing can stop it
     results = dict(loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=loss.bits_per_byte(n_bytes))
     return {"checkpoint": path, "split": cfg.split, **results, "tokens": loss.tokens}, corpus

@@ -183,7 +183,7 @@ def suggest_model(n_tokens: int) -> tuple[dict[str, int], int, float]:
     settings["block_size"] = min(settings["block_size"], max(1, n_tokens - 1))
     tokens_per_iter = settings["batch_size"] * settings["block_size"]
     max_iters = max(MIN_ITERS, math.ceil(MAX_PASSES * n_tokens / tokens_per_iter))
-    settings |= {"max_iters": max_iters, "lr_decay_iters": max_iters}
+    settings |= {"max_iters": max_iters, "lr_decay_iters": max_iters, "eval_interval": max(1, max_iters // 10)}
     return settings, n_params(size), max_iters * tokens_per_iter / n_tokens
 
 
@@ -193,7 +193,8 @@ def print_next(prepared: PreparedData):
     settings, n_params, n_passes = suggest_model(tokens["train"])
     if tokens["val"]:
         settings["block_size"] = min(settings["block_size"], max(1, tokens["val"] - 1))
-    model = f"{settings['n_layer']} layers of width {settings['n_embd']} ({n_params / 1e6:.1f} million parameters)"
+    size = f"{n_params / 1e6:.1f} million parameters in its blocks"
+    model = f"{settings['n_layer']} layers of width {settings['n_embd']} ({size})"
     passes = f"{settings['max_iters']:,} iterations, {n_passes:,.0f} passes over the training set"
     print(f"suggestion: {model} and {passes}" + ", enough to memorize the text" * (n_passes > MEMORIZING_PASSES))
     config_path = os.path.join(ROOT, "config", "quickstart.py")

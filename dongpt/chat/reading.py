@@ -7,6 +7,7 @@ A file is JSON if its first character is { or [. chat.py saves one message per l
 conversations. Other text must have the tags of the Empathetic-Dialogue-System.
 """
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from typing import Any, Iterable, Iterator, Sequence
 
 from configurator import UserError
 from dongpt.chat.records import (
+    FORM_KEYS,
     INPUT_KEYS,
+    INPUT_QUESTIONS,
     LIST_KEYS,
     SPECIAL_KEYS,
     SYSTEM_KEYS,
@@ -45,7 +48,7 @@ ROW_SUFFIXES = (".csv", ".tsv", ".parquet")
 TAGGED_FORM = Form("tagged text (<bot>, <human>)")
 # {"version": "1.0", "data": followed by a list
 LIST_IN_OBJECT = re.compile(
-    r'\{\s*(?:"[^"\\]{0,99}"\s*:\s*(?:"[^"\\]{0,999}"|[-+.\w]+)\s*,\s*){0,20}"[^"\\]{0,99}"\s*:\s*(?=\[)'
+    r'\{\s*(?:"[^"\\]{0,99}"\s*:\s*(?:"[^"\\]{0,999}"|[-+.\w]+)\s*,\s*){0,20}"([^"\\]{0,99})"\s*:\s*(?=\[)'
 )
 UNDECIDED_CHARS = 2**16  # at the start of a file, in which such a list must begin
 Record = tuple[str, Any]  # location; a record, or the RecordError that says why it cannot be read
@@ -56,72 +59,85 @@ Record = tuple[str, Any]  # location; a record, or the RecordError that says why
 
 
 def read_json(chunks: Iterable[str], path: str, has_lines: bool) -> Iterator[Record]:
-    """Yield the records of JSON text. Messages one after another, without a blank line, become one list.
+    """Yield the records of JSON text: of an array, of an object that holds one, or one value after another.
 
-    With has_lines, or after a value that is alone on its line, a line that isn't JSON is a RecordError, which includes
-    the messages around it. Elsewhere it is not clear where the next record begins: a UserError.
+    Messages one after another, without a blank line, become one list. With has_lines, or after a value that is alone on
+    its line, a line that isn't JSON is a RecordError, which includes the messages around it. Elsewhere it is not clear
+    where the next record begins: a UserError.
     """
     text, end_line = JsonText(chunks, path), 1
+    if _starts_with_array(text, has_lines):
+        yield from text.elements()
+        return text.expect_end()
+    if array_offset := _array_in_object(text):
+        text.position += array_offset
+        yield from text.elements()
+        _read_rest_of_object(text)
+        return text.expect_end()
     messages: list[Any] = []  # of the current conversation, with one message per value
     first_location, has_error = "", False
-    while len(text.buffer) < UNDECIDED_CHARS and not text.is_end:
-        text.read_more()
-    if text.peek() == "{" and (match := LIST_IN_OBJECT.match(text.buffer, text.position)):
-        if _holds_records(text.peek_element(path, match.end() - text.position)):
-            text.position = match.end()
-            yield from text.elements()
-            _read_rest_of_object(text)
     while text.peek():
         line = text.line()
         location = f"{path} line {line:,}"
-        if line > end_line + 1:
-            if messages:
-                yield first_location, messages
-            messages, has_error = [], False
         value: Any = None
         try:
-            is_array = text.peek() == "[" and _holds_records(text.peek_element(location), not has_lines)
-            if not is_array:
-                value = text.read_value(location)
-                has_lines = text.line() == line
+            value = text.read_value(location)
+            has_lines = text.line() == line
+            if is_message(value):
+                read_message(value)
         except UserError as error:
             if not has_lines:
                 raise
-            is_array, value = False, _line_error(error, location)
+            value = _line_error(error, location)
             text.skip_line()
-        if is_message(value):
-            try:
-                read_message(value)
-            except RecordError as error:
-                value = error
-        if isinstance(value, dict) and is_message(value):
-            first_location = first_location if messages else location
-            messages += [] if has_error else [value]
-        elif isinstance(value, RecordError):
-            messages, has_error = [], True
-            yield location, value
-        else:
-            if messages:
+        except RecordError as error:
+            value = error
+        if messages and (line > end_line + 1 or not is_message(value)):
+            if not isinstance(value, RecordError) or line > end_line + 1:
                 yield first_location, messages
-            messages, has_error = [], False
-            if is_array:
-                yield from text.elements()
-            else:
-                yield location, value
+            messages = []
+        has_error = isinstance(value, RecordError) or has_error and line <= end_line + 1 and is_message(value)
+        if not is_message(value):
+            yield location, value
+        elif not has_error:
+            first_location = first_location if messages else location
+            messages.append(value)
         end_line = text.line()
     if messages:
         yield first_location, messages
 
 
+def _starts_with_array(text: JsonText, has_lines: bool) -> bool:
+    """Whether the text is an array of records. In lines, an empty array is a conversation."""
+    if text.peek() != "[":
+        return False
+    with contextlib.suppress(UserError):  # it is reported when it is read
+        element = text.peek_element(text.path)
+        return _is_record(element) or element is None and not has_lines
+    return False
+
+
+def _array_in_object(text: JsonText) -> int:
+    """Return the offset of the array of records in an object such as {"version": 1, "data": [...]}, or 0."""
+    while len(text.buffer) < UNDECIDED_CHARS and not text.is_end:
+        text.read_more()
+    text.peek()
+    if match := LIST_IN_OBJECT.match(text.buffer, text.position):
+        offset, key = match.end() - match.start(), match[1]
+        with contextlib.suppress(UserError):
+            element = text.peek_element(text.path, offset)
+            has_messages = isinstance(element, dict) and any(name in element for name in LIST_KEYS)
+            return offset if has_messages or _is_record(element) and key not in LIST_KEYS else 0
+    return 0
+
+
 def _line_error(error: UserError, location: str) -> RecordError:
-    problem = str(error).removeprefix(location).removeprefix(":").strip().removeprefix("is ")
-    return RecordError("lines that are not JSON", problem)
+    problem = str(error).removeprefix(location).strip(": ").removeprefix("is ")
+    return RecordError("lines that are not JSON", problem.removesuffix(": correct or delete the record"))
 
 
-def _holds_records(element: Any, if_empty: bool = False) -> bool:
-    """Whether an array with this first element, or None, holds records. Otherwise it is a conversation."""
-    if element is None:
-        return if_empty
+def _is_record(element: Any) -> bool:
+    """Whether the first element of an array is a record. Otherwise, the array is a conversation."""
     if isinstance(element, list):
         return bool(element) and isinstance(element[0], dict)
     return isinstance(element, dict) and not is_message(element)
@@ -293,16 +309,19 @@ class Dialogues:
                 if isinstance(record, RecordError):
                     raise record
                 form, messages = to_conversation(record, self.user, self.assistant)
+                if self.conversation and not form.is_pair:
+                    option = f"--conversation={self.conversation}"
+                    raise UserError(f"{location}: {form.name} cannot be joined with others: drop {option}")
                 if self.conversation and self.conversation not in record:
                     raise RecordError("missing fields", f"there is no field {self.conversation!r} (--conversation)")
+                if self.conversation:
+                    form = form._replace(used=(*form.used, self.conversation))
                 if conversation and messages[0][0] == "system":
                     if messages.pop(0) != conversation[0]:
                         problem = f"another system message than in the first record with this {self.conversation}"
                         raise RecordError("two system messages", problem)
             except RecordError as error:
                 return location, error
-            if self.conversation and not form.is_pair:
-                raise UserError(f"{location}: {form.name} cannot be joined: drop --conversation={self.conversation}")
             survey.add_form(path, form, record)
             conversation += messages
         return first_location, conversation
@@ -326,36 +345,37 @@ class Dialogues:
         with open_parquet(path) as file:
             all_names = file.schema_arrow.names
             self._check_columns(path, all_names)
-            pair = find_pair(tuple(all_names)) if (self.user, self.assistant) == ("user", "assistant") else None
-            first = [*(pair if isinstance(pair, tuple) else (self.user, self.assistant)), self.conversation]
-            wanted = [
-                *first,
-                *LIST_KEYS,
-                "prompt",
-                "completion",
-                "history",
-                *INPUT_KEYS,
-                *SYSTEM_KEYS,
-                *sorted(SPECIAL_KEYS),
-            ]
+            found = None if self._has_names else find_pair(tuple(all_names))
+            pair = found if isinstance(found, tuple) else (self.user, self.assistant)
+            is_named = self._has_names or pair == ("user", "assistant")
+            others = () if is_named else (name for name in all_names if name.lower() in FORM_KEYS)
+            inputs = INPUT_KEYS if pair[0].lower() in INPUT_QUESTIONS else ()
+            wanted = [*pair, self.conversation, *LIST_KEYS, *others, *inputs, "history", *SYSTEM_KEYS]
+            wanted += sorted(SPECIAL_KEYS)
             names = list(dict.fromkeys(name for name in wanted if name in all_names))
             survey.add_unused(path, (name for name in all_names if name not in names))
             for location, values in read_parquet_rows(path, file, names, digest):
                 yield location, dict(zip(names, values))
 
+    @property
+    def _has_names(self) -> bool:
+        """Whether the user named the columns of questions and answers."""
+        return (self.user, self.assistant) != ("user", "assistant")
+
     def _has_form(self, names: Sequence[str]) -> bool:
         """Whether a table with these columns has conversations."""
-        if (self.user, self.assistant) != ("user", "assistant"):
+        if self._has_names:
             return self.user in names and self.assistant in names
         return find_pair(tuple(names)) is not None or any(key in names for key in LIST_KEYS)
 
     def _check_columns(self, path: str, names: Sequence[str]):
         """Raise UserError if a table's columns have no conversations."""
-        missing = (
-            [name for name in (self.user, self.assistant) if name not in names] if not self._has_form(names) else []
-        )
-        missing += [self.conversation] if self.conversation and self.conversation not in names else []
-        if missing:
+        pair = find_pair(tuple(names))
+        if isinstance(pair, str) and not self._has_names and not set(LIST_KEYS) & set(names):
+            raise UserError(f"{path}: {pair}: pass --user=NAME and --assistant=NAME")
+        needed = [] if self._has_form(names) else [self.user, self.assistant]
+        needed += [self.conversation] if self.conversation else []
+        if missing := [name for name in needed if name not in names]:
             choices = ", ".join(map(repr, names[:20])) or "(there are none)"
             options = "--user, --assistant or --conversation=NAME"
             raise UserError(f"{path} has no field {missing[0]!r}: pass {options}, one of {choices}")

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import functools
 import json
+import re
 import reprlib
 import warnings
 from typing import Any, Iterable, NamedTuple
@@ -33,7 +34,8 @@ LIST_KEYS = ("messages", "conversations", "conversation")  # a list of messages
 QUESTION_KEYS = ("user", "question", "query", "prompt", "instruction", "input", "human", "problem")
 ANSWER_KEYS = ("assistant", "answer", "response", "output", "completion", "gpt", "solution")
 FIRST_PAIRS = (("user", "assistant"), ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"))
-INPUT_KEYS = ("input", "context")  # what an instruction applies to
+INPUT_KEYS = ("input", "context")  # what one of the next applies to
+INPUT_QUESTIONS = ("instruction", "question", "query", "prompt", "problem")
 SYSTEM_KEYS = ("system", "system_prompt")
 LOSS_KEYS = ("weight", "train", "trainable", "loss_mask", "loss_weight")
 MESSAGE_LOSS_KEYS = (*LOSS_KEYS, "training", "loss", "loss_scale")
@@ -54,15 +56,17 @@ REJECTED_MESSAGE_KEYS = {
 }
 SPECIAL_MESSAGE_KEYS = {*REJECTED_MESSAGE_KEYS, *MESSAGE_LOSS_KEYS}
 SPECIAL_KEYS = {*REJECTED_KEYS, *LOSS_KEYS, *PREFERENCE_KEYS}
+LISTED_MESSAGE = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+FORM_KEYS = {*LIST_KEYS, *QUESTION_KEYS, *ANSWER_KEYS}
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class RecordError(ValueError):
-    """A record that cannot be used: kind, a few words by which errors are counted, and a sentence."""
+    """A record that cannot be used: kind, a few words by which errors are counted, the problem and its remedy."""
 
-    def __init__(self, kind: str, problem: str):
-        super().__init__(problem)
-        self.kind = kind
+    def __init__(self, kind: str, problem: str, remedy: str = ""):
+        super().__init__(f"{problem}: {remedy}" if remedy else problem)
+        self.kind, self.problem = kind, problem
 
 
 class Form(NamedTuple):
@@ -115,7 +119,7 @@ def read_list(value: Any, field: str) -> list:
         problem = f"the field {field!r} has a list as it is printed, not as JSON: use the file that the table came from"
         raise RecordError("printed lists", problem)
     if not isinstance(value, list):
-        raise RecordError("no list of messages", f"the field {field!r} has no list of messages: {MESSAGE_FORMAT}")
+        raise RecordError("no list of messages", f"the field {field!r} has no list of messages", MESSAGE_FORMAT)
     return value
 
 
@@ -181,7 +185,7 @@ def read_message(message: Any) -> Message:
     """Return the role, content and loss of a message. Raises RecordError."""
     if not isinstance(message, dict) or not ("role" in message or "from" in message):
         problem = f"{shorten(message, 60)!r} is not a message with role and content"
-        raise RecordError("no message", f"{problem}: {MESSAGE_FORMAT}")
+        raise RecordError("no message", problem, MESSAGE_FORMAT)
     name = message["role"] if "role" in message else message["from"]
     role = ROLE_OF_NAME.get(name) if isinstance(name, str) else None
     if role is None:
@@ -196,7 +200,7 @@ def read_message(message: Any) -> Message:
         content = message["content"] if "content" in message else message["value"]
     else:
         problem = f"{shorten(message, 60)!r} is not a message with role and content"
-        raise RecordError("no message", f"{problem}: {MESSAGE_FORMAT}")
+        raise RecordError("no message", problem, MESSAGE_FORMAT)
     return role, read_content(content) if isinstance(content, list) else read_text(content, "content"), in_loss
 
 
@@ -217,7 +221,7 @@ def check_turns(conversation: Messages) -> Messages:
     for role, content, _ in conversation[start:]:
         if role != expected:
             problem = f"expected a message from {expected}, got {role}"
-            raise RecordError("turns that do not alternate", f"{problem}: they must take turns")
+            raise RecordError("turns that do not alternate", problem, "user and assistant must take turns")
         expected = "assistant" if expected == "user" else "user"
     if len(conversation) == start or expected == "assistant":
         raise RecordError("no answer at the end", "the conversation must end with an answer")
@@ -255,7 +259,7 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
     if isinstance(record, list):
         return Form("messages (role, content)"), check_turns([*map(read_message, record)])
     if not isinstance(record, dict):
-        raise RecordError("no object", f"{shorten(record)!r} is not an object: {MESSAGE_FORMAT}")
+        raise RecordError("no object", f"{shorten(record)!r} is not an object", MESSAGE_FORMAT)
     in_loss = None
     if not SPECIAL_KEYS.isdisjoint(record):
         reject_keys(record, REJECTED_KEYS)
@@ -281,22 +285,28 @@ def _read_form(record: dict[str, Any], user: str, assistant: str) -> tuple[Form,
                 conversation = [*map(read_message, read_list(value, key))]
                 return _list_form(key, value), conversation
         prompt, completion = record.get("prompt"), record.get("completion")
-        if isinstance(prompt, list) or isinstance(completion, list):
+        if _is_list(prompt) or _is_list(completion):
             context = [(role, content, False) for role, content, _ in map(read_message, read_list(prompt, "prompt"))]
             answers = [*map(read_message, read_list(completion, "completion"))]
             return Form("prompt and completion (lists of messages)", ("prompt", "completion")), context + answers
-        pair = find_pair(tuple(record))
+        pair = find_pair(tuple(key for key in record if record[key] is not None))
+        pair = pair if isinstance(pair, tuple) else find_pair(tuple(record))
         if not isinstance(pair, tuple):
             keys = ", ".join(map(repr, [*record][:20])) or "(there are none)"
             problem = pair or f"no form of conversation is known with the keys {keys[:200]}"
-            raise RecordError("an unknown form", f"{problem}: pass --user=KEY and --assistant=KEY, or {MESSAGE_FORMAT}")
+            raise RecordError("an unknown form", problem, f"pass --user=KEY and --assistant=KEY, or {MESSAGE_FORMAT}")
     else:
         pair = user, assistant
         if missing := [key for key in pair if key not in record]:
             keys = ", ".join(map(repr, [*record][:20])) or "(there are none)"
-            problem = f"there is no field {missing[0]!r}: pass --user=KEY and --assistant=KEY, two of {keys[:200]}"
-            raise RecordError("missing fields", problem)
+            remedy = f"pass --user=KEY and --assistant=KEY, two of {keys[:200]}"
+            raise RecordError("missing fields", f"there is no field {missing[0]!r}", remedy)
     return _read_pair(record, *pair)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a value is a list, or one of messages as CSV holds it."""
+    return isinstance(value, list) or isinstance(value, str) and LISTED_MESSAGE.match(value) is not None
 
 
 def _list_form(key: str, messages: Any) -> Form:
@@ -311,7 +321,7 @@ def _read_pair(record: dict[str, Any], user: str, assistant: str) -> tuple[Form,
     """The conversation of a question and an answer, with what else an alpaca record holds."""
     used, texts = [user], [read_text(record[user], user)]
     is_alpaca = user.lower() == "instruction"
-    for key in INPUT_KEYS if is_alpaca else ():
+    for key in INPUT_KEYS if user.lower() in INPUT_QUESTIONS else ():
         if key in record and key != assistant:
             used.append(key)
             if not is_empty(record[key]) and record[key] != "<noinput>":
@@ -328,7 +338,7 @@ def _read_pair(record: dict[str, Any], user: str, assistant: str) -> tuple[Form,
     if is_alpaca:
         name = f"alpaca {names}"
     elif (user, assistant) == ("prompt", "completion"):
-        name = "prompt and completion"
+        name = f"prompt and completion {names}" if len(used) > 2 else "prompt and completion"
     else:
         name = f"questions and answers {names}"
     return Form(name, tuple(used), True), conversation

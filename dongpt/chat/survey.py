@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Iterable
 
 from configurator import UserError
-from dongpt.chat.records import Form, Messages, RecordError
+from dongpt.chat.records import FORM_KEYS, LOSS_KEYS, REJECTED_KEYS, SYSTEM_KEYS, Form, Messages, RecordError
 
 MAX_LISTED = 10  # broken records, forms and files that are named; more are counted
 MAX_KEYS = 20  # names of unused keys that are kept per file
 MAX_KEY_SETS = 1000  # distinct sets of keys that are looked at per file
+KNOWN_KEYS = {*SYSTEM_KEYS, *LOSS_KEYS, *REJECTED_KEYS}  # which are obeyed or rejected in every form
 NUM_EXAMPLES = 2
 EXAMPLE_MESSAGES, EXAMPLE_CHARS = 6, 100  # of a conversation, of a message
 
@@ -26,6 +27,7 @@ class Survey:
     forms: dict[str, Counter[str]] = field(default_factory=dict)  # by path
     unused: dict[str, dict[str, None]] = field(default_factory=dict)  # keys, by path
     broken: list[str] = field(default_factory=list)  # location and reason of the first MAX_LISTED
+    first_broken: str = ""  # the same with the remedy
     kinds: Counter[str] = field(default_factory=Counter)  # of broken records
     key_sets: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)  # that were looked at, by path
 
@@ -42,7 +44,8 @@ class Survey:
         forms[form.name if form.name in forms or len(forms) < MAX_LISTED else "other forms"] += 1
         if isinstance(record, dict) and len(key_sets) < MAX_KEY_SETS and (keys := tuple(record)) not in key_sets:
             key_sets.add(keys)
-            self.add_unused(path, (key for key in keys if key not in form.used))
+            unused = (key for key in keys if key not in form.used and key not in KNOWN_KEYS)
+            self.add_unused(path, (key for key in unused if record[key] is not None or key.lower() not in FORM_KEYS))
 
     def add_unused(self, path: str, keys: Iterable[str]):
         """Note keys that are not read."""
@@ -65,7 +68,8 @@ class Survey:
         """Count a broken record."""
         self.kinds[error.kind] += 1
         if len(self.broken) < MAX_LISTED:
-            self.broken.append(f"{location}: {error}")
+            self.broken.append(f"{location}: {error.problem}")
+        self.first_broken = self.first_broken or f"{location}: {error}"
 
     def check(self, paths: list[str], skip_broken: bool):
         """Raise UserError for broken records, unless they are left out, and if nothing remains to train on."""
@@ -74,12 +78,12 @@ class Survey:
         if self.num_broken and not (skip_broken and self.conversations):
             remedy = "correct or delete {}, or pass --skip_broken to leave {} out"
             if not self.conversations:
-                remedy = "correct {}, or name the keys of question and answer with --user and --assistant"
+                remedy = "correct {}"
             if self.num_broken == 1:
-                raise UserError(f"{self.broken[0]}; {remedy.format('it', 'it')}")
+                raise UserError(f"{self.first_broken}; {remedy.format('it', 'it')}")
             print("\n".join(self.broken_lines()))
             count = f"{self.num_broken:,} of {n_records:,} records of {source} are broken"
-            raise UserError(f"{count}, first {self.broken[0]}; {remedy.format('them', 'them')}")
+            raise UserError(f"{count}, first {self.first_broken}; {remedy.format('them', 'them')}")
         if not self.conversations:
             raise UserError(f"{source} has no conversation, the text is blank: pass --input=PATH of another file")
         if self.answers_without_loss == self.answers:

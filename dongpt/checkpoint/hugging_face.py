@@ -224,7 +224,7 @@ def save(model: GPT, tokenizer: dict | None, directory: str, settings_hash: str 
 
     config = model.config
     required = ("model_type", config.model_type, "gpt"), ("ngrams", config.ngrams, 1)
-    for name, value, expected in (*required, ("positions", position_scheme(config), "default")):
+    for name, value, expected in (*required, ("pos_embd", position_scheme(config), "default")):
         if value != expected:
             raise UserError(f"GPT-2's architecture does not support {name}={value}: keep the model as a checkpoint")
     tokenizer = None if tokenizer == UNSUPPORTED_TOKENIZER else tokenizer

@@ -63,6 +63,8 @@ def find_files(
         paths = [path for path in all_paths if file_suffixes(path)[0] in suffixes]
         packed_suffixes = " ".join(COMPRESSION_SUFFIXES)
         problem = f"no file in it ends in {' '.join(suffixes)} (optionally followed by {packed_suffixes})"
+        if named := [path for path in all_paths if file_suffixes(path)[0] in RECORD_SUFFIXES]:
+            problem += f"; to read {min(named)}, name it"
     else:
         all_paths = [path for path in glob.glob(input_path, recursive=True) if os.path.isfile(path)]
         paths = all_paths
@@ -276,6 +278,8 @@ def _decode_error(path: str, error: UnicodeDecodeError, offset: int) -> UserErro
     maybe_cp1252 = error.encoding == "utf-8" and error.object[error.start] not in b"\x81\x8d\x8f\x90\x9d"
     remedy = "pass --encoding=NAME" + ", such as cp1252 for Western European files from Windows" * maybe_cp1252
     problem = f"{path} is not {error.encoding.upper()} at byte {offset:,} ({byte_name})"
+    if b"\0" in error.object and error.encoding == "utf-8":
+        return UserError(f"{problem} and contains NULs: pass a text file, or --encoding=NAME, for example utf-16-le")
     return UserError(f"{problem}: convert it to UTF-8, or {remedy}")
 
 
@@ -340,8 +344,11 @@ def _select_fields(record: Any, location: str, fields: tuple[str, ...], option: 
     """Return the values of the fields of a JSON object. Raises UserError if it is something else, or lacks a field."""
     if not isinstance(record, dict):
         raise UserError(f'{location} is not a JSON object: each record must look like {{"{fields[0]}": "..."}}')
-    _check_fields(location, fields, record, option)
-    return [record[field] for field in fields]
+    try:
+        return [record[field] for field in fields]
+    except KeyError:
+        _check_fields(location, fields, record, option)
+        raise
 
 
 def _csv_names(header: str, delimiter: str) -> list[str]:

@@ -23,7 +23,6 @@ import zlib
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 from configurator import UserError
-from dongpt.text import epub
 
 CHUNK_BYTES = 2**20  # read at a time
 PACKED_BYTES = 2**16  # decompressed at a time: short streams are copied once for every stream in these bytes
@@ -32,6 +31,7 @@ SORTED_TAR_BYTES = 2**26  # a tar with more text is read in its own order, since
 MAX_TAR_HEADER_BYTES = 2**20  # for a long name
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".epub")
+HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 ZIP_STARTS = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
 is_hidden = re.compile(r"(^|/)\.[^/]|(^|/)__MACOSX/").search
 is_html = re.compile(
@@ -124,6 +124,8 @@ def _explained(location: str) -> Iterator[None]:
             raise
         reason = str(error) or "it ends early"
         remedy = "it is damaged or incomplete, get it again"
+        if "too much memory" in reason:  # zstd --long=28 and more
+            remedy = "decompress it with zstd -d --long=31"
         raise UserError(f"{location} cannot be decompressed ({reason}): {remedy}") from error
 
 
@@ -152,18 +154,18 @@ def _read_stream(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iter
     suffix = file_suffixes(path)[0]
     if suffix in ARCHIVE_SUFFIXES:
         raise UserError(f"{path} is not the archive that its name says: it is damaged, or should have another name")
-    reject_other_kinds(path, head)
+    reject_other_kinds(path, head, suffix)
     yield Member(path, suffix, chunks)
 
 
-def reject_other_kinds(location: str, head: bytes):
+def reject_other_kinds(location: str, head: bytes, suffix: str = ""):
     """Raise UserError if a file that starts with head is known not to be text, or is packed twice."""
     for start, kind, remedy in OTHER_KINDS:
         if head.startswith(start):
             raise UserError(f"{location} is {kind}, not text: {remedy}")
     if head[:4] == b"RIFF" and head[8:12] in (b"WEBP", b"WAVE", b"AVI "):
         raise UserError(f"{location} is an image or a recording, not text: pass a text")
-    if is_html(head):
+    if is_html(head) or suffix in HTML_SUFFIXES:
         remedy = "save it as text in a browser, or convert it, for example with pandoc --to=plain"
         raise UserError(f"{location} is HTML: {remedy}")
     if head.startswith(ZIP_STARTS) or _decompressor(head) or _is_tar(head):
@@ -264,6 +266,8 @@ def _reject_empty(path: str):
 
 def _read_zip(path: str, file, is_wanted, on_progress, on_skip) -> Iterator[Member]:
     """Yield the texts in a zip archive, by name, or those of an e-book, in its order."""
+    from dongpt.text import epub  # with its parsers, which only this needs
+
     size, reported = os.path.getsize(path), 0
     with zipfile.ZipFile(file) as archive:
         infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}

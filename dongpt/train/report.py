@@ -31,6 +31,7 @@ FLOPS_OF_UNKNOWN_GPU, GPU_SHARE_OF_PEAK = 1e13, 0.3
 TOKENS = {"char": "characters", "word": "words", "bpe": "BPE tokens", "gpt2": "GPT-2's BPE tokens"}  # by tokenizer kind
 MAX_CHANGES = 6  # maximum number of changed settings to print; the rest are only counted
 FLAT_SHARE = 0.005  # smaller relative changes of the validation loss count as level
+WORSE_SHARE = 0.05  # a loss that exceeds guessing by less than this fraction counts as no better
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -151,7 +152,12 @@ def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resum
         lines.append(f"{every}: an evaluation{sample}, and a checkpoint and {LOSS_PLOT_FILE} in {cfg.out_dir}")
         resume = resume_command(cfg.out_dir, step.rt.world_size)
         lines.append(f"to stop: press Ctrl-C, which saves the state; to resume: {resume}")
-    warnings = long_conversations_line(corpus, cfg.block_size), busy_machine_warning(), slow_step_warning(step)
+    warnings = [long_conversations_line(corpus, cfg.block_size), busy_machine_warning(), slow_step_warning(step)]
+    if cfg.decay_lr and cfg.max_iters < cfg.lr_decay_iters and not cfg.eval_only:
+        warnings.append(
+            f"lr_decay_iters={cfg.lr_decay_iters:,} is more than max_iters={cfg.max_iters:,}, so the run ends before "
+            "the learning rate has decayed"
+        )
     return "\n".join([*lines, *filter(None, warnings)])
 
 
@@ -234,15 +240,17 @@ def loss_meaning(nats: float, bits_per_character: float | None, unigram_nats: fl
         else f"{nats / math.log(2):.2f} bits per token"
     )
     tokens = TOKENS.get(corpus.tokenizer_dict["kind"], "tokens")
-    verdict = ", so the model has learned no more than that" if nats >= unigram_nats else ""
+    verdict = "" if nats < unigram_nats else ", so the model is no better than that"
+    verdict = verdict if nats <= (1 + WORSE_SHARE) * unigram_nats else ", so the model is worse than that"
     return f"that is {bits}; guessing by the frequency of {tokens} alone gives a loss of {unigram_nats:.4f}{verdict}"
 
 
 def curve_verdict(curves: LossCurves) -> str:
     """Return a sentence that says whether the validation loss was still falling, level, or rising (overfitting)."""
     points = [point for point in curves.evals.points() if point[0] > 0]
-    if len(points) < 3 or not curves.best_eval:
-        return "too few evaluations to tell whether the loss was still falling: lower --eval_interval to see its curve"
+    too_few = "too few evaluations to tell whether the loss was still falling: lower --eval_interval to see its curve"
+    if not points or not curves.best_eval:
+        return too_few
     (best_iter, best_train, best_val), (_, last_train, last_val) = curves.best_eval, points[-1]
     if last_val > (1 + FLAT_SHARE) * best_val:
         since = f"the validation loss was lowest at iteration {best_iter:,} and rose to {last_val:.4f} afterwards"
@@ -250,6 +258,8 @@ def curve_verdict(curves: LossCurves) -> str:
             remedy = "use more text, a smaller model, more dropout or fewer iterations"
             return f"overfitting: {since}, while the training loss kept falling; {remedy}"
         return f"unstable: {since}, and so did the training loss; lower --learning_rate"
+    if len(points) < 3:
+        return too_few
     earlier_val = points[(2 * len(points)) // 3 - 1][2]  # at two thirds of the run
     if last_val < (1 - FLAT_SHARE) * earlier_val:
         return "the validation loss was still falling: a longer run (raise --max_iters and --lr_decay_iters) may help"
@@ -263,7 +273,8 @@ def last_screen(cfg: Any, loss: Any, meaning: str, curves: LossCurves, best_iter
     split, verdict = "validation", curve_verdict(curves)
     if not has_validation(corpus.meta):
         split, verdict = "training", verdict.replace("validation loss", "loss")
-    measured = f"at iteration {best_iter:,} on all {loss.tokens:,} tokens of the {split} set"
+    kind = "tokens of the answers in" if is_chat else "tokens of"
+    measured = f"at iteration {best_iter:,} on all {loss.tokens:,} {kind} the {split} set"
     lines = [f"final: whole-{split} loss {loss.nats:.4f}, perplexity {loss.perplexity:.2f}, {measured}"]
     lines.append("  report this number: the losses above were measured on part of the text or on a single batch")
     lines += [f"  {meaning}", f"  {verdict}"]

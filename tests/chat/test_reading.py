@@ -1,6 +1,7 @@
 """Files of conversations as people have them: containers, forms, broken records, and what the program says."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -117,6 +118,7 @@ def test_every_form_is_read_from_every_container_and_named(tmp_path, form, conta
     assert found == talks and survey.conversations == 20 and not survey.num_broken
     (said,) = [line for line in survey.lines() if line.startswith("form of ")]
     assert words in said and container in said
+    assert said.partition("without effect: ")[2] in ("", "id")
 
 
 @smoke
@@ -169,6 +171,50 @@ def test_the_program_names_the_form_and_shows_two_conversations(tmp_path, capsys
     prepare_chat(tmp_path, tmp_path / "?.json*", "--tokenizer=char")
     printed = capsys.readouterr().out  # file by file if they differ
     assert "form of a.json: ShareGPT" in printed and "form of b.jsonl: messages" in printed and "lang" in printed
+
+
+def test_parquet_may_hold_several_forms_in_columns_that_are_null_elsewhere(tmp_path):
+    talks = some_talks(12, lengths=(2,))
+    converts = [as_messages, as_alpaca, as_completion, as_columns, as_sharegpt]
+    records = [converts[i % 5](one) for i, one in enumerate(talks)]
+    keys = {key: None for record in records for key in record}
+    path, survey = write(tmp_path / "a.parquet", [{**keys, **record} for record in records]), Survey()
+    assert [[m[:2] for m in one] for one in Dialogues(Files([path])).read(survey=survey)] == talks
+    assert len(survey.forms[path]) == 5 and [*survey.unused[path]] == ["id"]
+
+
+@smoke
+def test_csv_may_hold_prompts_and_completions_that_are_lists_of_messages(tmp_path):
+    rows = [
+        {
+            "prompt": as_messages(talk("q", "a"))["messages"][:1],
+            "completion": as_messages(talk("q", "a"))["messages"][1:],
+        }
+    ]
+    assert read(write(tmp_path / "a.csv", rows)) == [talk("q", "a")]
+    assert read(write(tmp_path / "a.csv", [{"prompt": "[INST] q", "completion": "[]a"}])) == [talk("[INST] q", "[]a")]
+
+
+@smoke
+def test_a_folder_gives_its_json_files_too_and_not_our_own(tmp_path, capsys):
+    folder, talks = tmp_path / "chats", some_talks(30)
+    folder.mkdir()
+    write(folder / "lines.json", [as_sharegpt(one) for one in talks[:10]])
+    write(folder / "b.jsonl", [as_messages(one) for one in talks[10:20]])
+    write(folder / "tab.tsv", [as_columns(one[-2:]) for one in talks[20:]])
+    write_text(folder / "meta.json", "{}")
+    written = prepare_chat(tmp_path, folder, "--tokenizer=char")
+    wanted = talks[:20] + [one[-2:] for one in talks[20:]]
+    assert sorted(talks_of(written, "train") + talks_of(written, "val")) == sorted(wanted)
+    printed = capsys.readouterr().out
+    assert all(f"form of {name}: " in printed for name in ("lines.json", "b.jsonl", "tab.tsv"))
+
+
+def test_the_hash_of_a_parquet_file_is_that_of_its_questions_and_answers(tmp_path):
+    rows = [{"assistant": f"a{i} {'x' * i}", "n": i, "user": f"q{i} {'y' * i}"} for i in range(300)]
+    folder = prepare_chat(tmp_path, write(tmp_path / "a.parquet", rows), "--tokenizer=char")
+    texts = "".join(repr((row["user"], row["assistant"])) for row in rows)
+    assert read_meta(folder)["sha256"] == hashlib.sha256(texts.encode()).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -326,8 +372,12 @@ ARRAY = json.dumps([as_messages(one) for one in some_talks(12)], indent=1)
         ("a.json", ARRAY.rstrip("]\n"), "cut off"),
         ("a.jsonl", json.dumps([as_messages(one) for one in some_talks(9)])[:-40], "cut off"),
         ("a.json", ARRAY.replace('"role"', "role", 5), "not JSON"),
-        ("a.json", ARRAY + "]", "not JSON"),
-        ("a.json", ARRAY + "the end", "not JSON"),
+        ("a.json", ARRAY + "]", "follows the end of the array"),
+        ("a.json", ARRAY + "the end", "follows the end of the array"),
+        ("a.json", ARRAY + ARRAY, "put all records into one array"),
+        ("a.jsonl", '{"turns": [{"question": "q", "answer": "a"}]}\n' * 2, "follows the end of the array"),
+        ("a.jsonl", '{"conversations": [{"question": "q", "answer": "a"}]}\n' * 2, "is not a message"),
+        ("a.jsonl", '[{"question": "q", "answer": "a"}]\n' * 2, "follows the end of the array"),
         ("a.json", "[" * 100_000, "not JSON"),
         ("a.json", "{'messages': []}", "not JSON"),
         ("a.json", "<html><body>Not found</body></html>", "HTML"),
@@ -400,7 +450,6 @@ def test_values_of_json_are_found_in_chunks_of_any_size(size):
         json.dumps(records, indent=3): records,
         "\n".join(map(json.dumps, records)): records,
         "\n\n".join(json.dumps(record, indent=1) for record in records): records,  # values one after another
-        json.dumps(records[:2]) + "\n" + json.dumps(records[2:]): records,  # two arrays
         json.dumps({"version": "1.0", "n": 5, "data": records, "x": None}, indent=1): records,
         json.dumps({"conversations": records}): records,  # and not a list of messages
         json.dumps(messages, indent=1): [messages],  # a conversation as an array

@@ -78,6 +78,12 @@ def test_instruction_and_input_are_one_question():
         assert question == "Add.\n\n2 and 3"
 
 
+def test_a_question_about_a_context_keeps_it():
+    record = {"question": "Who rides?", "context": "Sancho rides a donkey.", "answer": "Sancho"}
+    for options in ({}, {"user": "question", "assistant": "answer"}):
+        assert to_conversation(record, **options)[1][0][1] == "Who rides?\n\nSancho rides a donkey."
+
+
 def test_the_keys_that_the_user_names_are_read_first():
     record = {"frage": "q", "antwort": "a", "question": "x", "answer": "y", "messages": chat("m", "n")}
     assert to_conversation(record, "frage", "antwort")[1] == Q_A

@@ -171,6 +171,15 @@ def test_memory_is_bounded_however_much_a_file_unpacks_to(tmp_path, suffix):
     assert sizes == [2**28] and peak < 16e6
 
 
+def test_a_frame_that_needs_gigabytes_is_refused_with_a_remedy(tmp_path):
+    zstandard = zstd()
+    parameter = zstandard.CompressionParameter
+    options = {parameter.window_log: 30, parameter.enable_long_distance_matching: 1}
+    compressor = zstandard.ZstdCompressor(options=options)
+    path = write(tmp_path / "a.zst", compressor.compress(TEXT) + compressor.flush())
+    assert "decompress it with zstd -d --long=31" in problem(path)
+
+
 def test_a_missing_package_is_one_sentence(tmp_path, monkeypatch):
     path = write(tmp_path / "text.zst", zstd().compress(TEXT))
     monkeypatch.setitem(__import__("sys").modules, "backports", None)
@@ -355,6 +364,10 @@ def test_other_kinds_are_named_with_a_remedy(tmp_path, content, words):
         assert words in problem(write(tmp_path / name, content))
         if not content.startswith(b"PK"):
             assert words in problem(write(tmp_path / f"{name}.gz", gzip.compress(content)))
+
+
+def test_html_is_also_known_by_its_name(tmp_path):
+    assert "a.html is HTML" in problem(write(tmp_path / "a.html", b"<p>text"))
 
 
 @pytest.mark.parametrize("text", ["<htmlx>", "PDF", "<!doctype xml>", "<p>a</p>", "x <html>", "RIFF", "MZ", "BZh9 x"])

@@ -1,16 +1,18 @@
 """Texts as people have them: data/prepare.py on CSV dialects, Parquet types, JSON, archives, separators, own splits."""
 
 import gzip
+import importlib.util
 import io
 import json
 import os
+import sys
 import tarfile
 import unicodedata
 import zipfile
 
 import numpy as np
 import pytest
-from helpers import expect_sentence, generated_text, run
+from helpers import ROOT, expect_sentence, generated_text, run
 
 from configurator import UserError
 from dongpt.text.bins import open_data, read_meta
@@ -254,6 +256,32 @@ def test_records_in_an_archive_are_counted_for_a_seeded_split(tmp_path):
     files = Files([str(tmp_path / "a.zip")], raw=True)
     assert files.count(files.paths[0]) == 3
     assert [*files.read_file(files.paths[0])] == [("x", True), ("", True), ("y", True)]
+
+
+def test_binary_files_do_not_get_advice_about_encodings_of_windows(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\x01\0\xfe\xca" * 50)
+    assert "contains NULs: pass a text file" in problem(tmp_path / "a.txt")
+
+
+def test_a_folder_with_only_json_says_to_name_the_file(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.json").write_text("[]")
+    with pytest.raises(UserError, match="to read .*a.json, name it"):
+        find_files(str(tmp_path / "texts"))
+
+
+def test_summaries_leave_out_null_fields_with_a_count(tmp_path, monkeypatch, capsys):
+    rows = [{"text": f"{i} " + generated_text(40, seed=i), "summary": f"number {i}"} for i in range(30)]
+    rows += [{"text": None, "summary": "x"}, {"text": "x", "summary": " "}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    spec = importlib.util.spec_from_file_location("prepare_sum", os.path.join(ROOT, "data", "sum", "prepare.py"))
+    program = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, program)  # dataclasses look there
+    spec.loader.exec_module(program)
+    program.FOLDER = str(tmp_path / "sum")
+    program.main([f"--input={tmp_path / 'a.json'}", "--tokenizer=char"])
+    printed = capsys.readouterr().out
+    assert "in 30 documents; skipped 2 records with an empty field" in printed
 
 
 # ----------------------------------------------------------------------------------------------------------------------
