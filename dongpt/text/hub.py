@@ -122,7 +122,7 @@ def find_text(dataset: DatasetName, column: str, folder: str) -> "HubText":
                     f"{dataset} consists of text files, of which every line is a document (--document=none joins them)"
                 )
             n_rows = getattr((builder.info.splits or {}).get(dataset.split), "num_examples", 0) or 0
-            revision, local_paths = _revision(builder), _local_paths(builder, dataset.split)
+            revision, local_paths = "" if dataset.is_local else str(builder.hash), _local_paths(builder, dataset.split)
             is_parquet = builder.name == "parquet" and bool(local_paths)
             remote_paths = [] if local_paths else [*(builder.config.data_files or {}).get(dataset.split, [])]
         features = _features(stream)
@@ -139,7 +139,9 @@ def _find_builder(dataset: DatasetName) -> tuple[Any, str]:
     """Return (DatasetBuilder, config). If the Hub has only a script, use its own conversion to Parquet."""
     import datasets
 
-    path = dataset.path if dataset.is_local else f"hf://datasets/{dataset.path}"  # never a folder of the same name
+    path = dataset.path
+    if not dataset.is_local and os.path.exists(path):  # datasets would read it
+        path = f"hf://datasets/{path}"
     try:
         builder = datasets.load_dataset_builder(path, dataset.config or None)
         config = builder.config.name
@@ -207,12 +209,6 @@ def _check_column(dataset: DatasetName, features: dict, column: str):
         raise UserError(f"{dataset}: the column {column!r} is not text but {kind}: pass --field=NAME, one of {choices}")
 
 
-def _revision(builder: Any) -> str:
-    """Return the commit of a dataset on the Hub, or "" for a local one."""
-    commit = re.search(r"@([^/]+)", str(builder.base_path)) if str(builder.base_path).startswith("hf://") else None
-    return commit.group(1) if commit else str(builder.hash) if builder.name == "cache" else ""
-
-
 def _local_paths(builder: Any, split: str) -> list[str]:
     """Return the local files of a split, or none if it is on the Hub."""
     if builder.name == "cache":
@@ -277,8 +273,6 @@ def _explanation(dataset: DatasetName, error: Exception) -> str:
     if "gated dataset" in text:
         login = "log in with `hf auth login` or set HF_TOKEN"
         return f"the dataset is gated: ask for access at {page} and {login}, or {remedy}"
-    if isinstance(error, DatasetNotFoundError):
-        return f"the Hub has no such dataset, or it is private: look up OWNER/NAME at huggingface.co, or {remedy}"
     if "scripts are no longer supported" in text:
         return "it is a Python script, which is never run: pass a folder or dataset with Parquet, JSON or CSV files"
     if isinstance(error, ValueError) and re.search(r"[Cc]onfig", text) and listed:
@@ -287,6 +281,8 @@ def _explanation(dataset: DatasetName, error: Exception) -> str:
         return f"{problem}: {_how_to_name(dataset, 'CONFIG', names)}"
     if isinstance(error, DataFilesNotFoundError) or type(error).__name__ == "EmptyDatasetError":
         return "it holds no data files that `datasets` reads: use a folder with Parquet, JSON lines, CSV or text files"
+    if isinstance(error, (DatasetNotFoundError, FileNotFoundError)) or "Please specify the data files" in text:
+        return f"the Hub has no such dataset, or it is private: look up OWNER/NAME at huggingface.co, or {remedy}"
     if "OfflineModeIsEnabled" in text:
         return f"its cache holds no such dataset, and HF_HUB_OFFLINE forbids to download it: unset it, or {remedy}"
     if is_connection_lost(error):
