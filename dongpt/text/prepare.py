@@ -56,6 +56,7 @@ NUM_BUCKETS = 2**16  # documents are hashed into buckets; some buckets form the 
 BPE_TRAIN_CHARS = 2**25  # maximum for training a BPE tokenizer; sampled evenly from a longer text
 BPE_TRAIN_WORDS = 2**18  # maximum number of distinct words in them, since each takes nearly a kilobyte
 MAX_WORDS = 2**20  # maximum number of distinct words
+WORD_RULES = 2  # changes whenever new vocabularies split text differently, so that no preparation resumes across it
 
 TokenizerKind = Literal["char", "word", "bpe", "gpt2"]
 DocumentContent = Any  # text, or a list of segments with loss masks
@@ -144,7 +145,8 @@ def prepare(
     """
     files = documents if isinstance(documents, (Files, Texts)) else documents.files
     fingerprint = files.fingerprint()
-    plan_sha256 = _sha256(repr((documents, fingerprint, vocabulary, val_fraction, shard_tokens, specials, template)))
+    plan = (documents, fingerprint, vocabulary, val_fraction, shard_tokens, specials, template, WORD_RULES)
+    plan_sha256 = _sha256(repr(plan))
     if seed is not None:
         assert isinstance(documents, Files) and vocabulary.tokenizer == "gpt2"
         plan_sha256 = _random_split_hash(documents, val_fraction, seed, shard_tokens)
@@ -329,7 +331,7 @@ def _limit_distinct_words(texts: Iterable[str]) -> Iterator[str]:
     words: set[str] = set()
     for text in texts:
         yield text
-        words.update(re.findall(r"\w+", text))
+        words.update(filter(re.compile(r"\w").match, (word.lstrip(" ") for word in {*split_words(text)})))
         if len(words) > BPE_TRAIN_WORDS:
             return
 
