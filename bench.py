@@ -23,6 +23,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from statistics import median
@@ -44,6 +45,7 @@ from dongpt.text.bins import find_data_folder
 from dongpt.train.data import Corpus
 from dongpt.train.measure import PROFILED_UPDATES, StepBenchmark, bytes_per_token, device_name, memory_bandwidth, timed
 from dongpt.train.optim import make_optimizer
+from dongpt.train.report import format_duration
 from dongpt.train.step import StepConfig, TrainStep
 from model import GPTConfig
 
@@ -51,6 +53,7 @@ from model import GPTConfig
 CPU_SETTINGS = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12)
 # Defaults of train.py for settings that a config file does not set.
 CONFIG_FILE_SETTINGS = dict(dataset="openwebtext", gradient_accumulation_steps=StepConfig.gradient_accumulation_steps)
+LONG_SECONDS = 30  # longer benchmarks print their expected duration
 MIN_COMPARE_ROUNDS = 5  # minimum number of rounds with --compare
 GPT2_VOCAB_SIZE = 50304  # padded, as in nanoGPT
 
@@ -192,8 +195,12 @@ def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchm
         f"{label}iteration: one update from {run.step.tokens_per_iter:,} tokens (batch_size={cfg.batch_size} x "
         f"block_size={cfg.block_size} x gradient_accumulation_steps={cfg.gradient_accumulation_steps})"
     )
-    for _ in range(cfg.warmup):
+    for i in range(cfg.warmup):
+        start = time.perf_counter()
         run.update()
+        seconds = (time.perf_counter() - start) * (cfg.warmup - 1 + cfg.rounds * cfg.iters)
+        if i == 0 and seconds > LONG_SECONDS:
+            rt.print(f"{label}expected duration: {format_duration(seconds)}; to shorten it, lower --iters or --rounds")
     return run
 
 
@@ -342,8 +349,15 @@ def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
     }
     choices = [False, True] if types[name] is bool else list(get_args(types[name]))
     if name not in defaults and not (choices and get_origin(types[name]) in (Literal, None)):
-        raise UserError(f"sweep={name} needs values, as in --sweep={name}:{getattr(cfg, name)},...")
+        raise UserError(f"sweep={name} needs values, as in --sweep={name}:{example_values(getattr(cfg, name))}")
     return name, defaults.get(name, choices)
+
+
+def example_values(value) -> str:
+    """Return two values of a setting for a message, derived from its present one."""
+    if isinstance(value, float):
+        return f"{value / 2:g},{value:g}" if value else "0.1,0.2"
+    return f"{value},{2 * value}" if isinstance(value, int) and value else "1,2"
 
 
 def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]) -> dict:

@@ -21,7 +21,7 @@ import configurator
 from configurator import UserError
 from dongpt import runtime
 from dongpt.chat.conversation import Conversation
-from dongpt.chat.dialogues import Messages, read_json_lines
+from dongpt.chat.reading import Dialogues
 from dongpt.chat.terminal import Terminal, open_terminal
 from dongpt.decode import ready
 from dongpt.decode.ready import Quantization
@@ -216,6 +216,8 @@ class Chat:
         return "the system message has been set" if text else "the system message has been removed"
 
     def temperature(self, text: str) -> str:
+        if not text:
+            return f"the temperature is {self.conversation.sampling.temperature:g}"
         try:
             self.conversation.sampling = replace(self.conversation.sampling, temperature=float(text))
         except DecodingError as error:
@@ -255,9 +257,10 @@ class Chat:
         return f"loaded {len(conversations[0]):,} messages from {path}"
 
 
-def read_conversations(path: str) -> list[Messages]:
-    """Return the conversations in a file. Raises UserError, with the line number, if the format is wrong."""
-    return [*read_json_lines(Files([path]).lines(path), path)]
+def read_conversations(path: str) -> list[list[tuple[str, str]]]:
+    """Return the conversations in a file as lists of (role, content). Raises UserError with the line of a mistake."""
+    conversations = Dialogues(Files([path])).read()
+    return [[(role, content) for role, content, _ in conversation] for conversation in conversations]
 
 
 def start_conversation(cfg: ChatConfig, path: str, is_default_temperature: bool) -> Conversation:

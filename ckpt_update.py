@@ -69,12 +69,32 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     return {**new, "model": weights, "model_args": checkpoints.model_args(model.config)}
 
 
-def model_logits(model: GPT) -> torch.Tensor:
-    """Return a model's logits (2, T, V) for a fixed random batch of ids."""
+def random_ids(model: GPT) -> torch.Tensor:
+    """Return a fixed random batch of ids (2, T) for comparing models."""
     size, generator = (2, min(model.config.block_size, 64)), torch.Generator().manual_seed(0)
-    idx = torch.randint(model.transformer.wte.num_embeddings, size, generator=generator)
+    return torch.randint(model.transformer.wte.num_embeddings, size, generator=generator)
+
+
+def model_logits(model: GPT) -> torch.Tensor:
+    """Return a model's logits (2, T, V) for random_ids."""
+    idx = random_ids(model)
     with torch.no_grad():
         return model.eval()(idx, idx)[0]
+
+
+def compare_with_transformers(model: GPT, directory: str) -> str:
+    """Return a note for the report. Raises UserError if transformers computes other logits from directory than model.
+
+    The two libraries add up numbers in different orders, so the logits are not bitwise equal.
+    """
+    reference = hugging_face.transformers_logits(directory, random_ids(model))
+    if isinstance(reference, str):
+        return f"not compared with transformers, which {reference}"
+    difference = (model_logits(model) - reference).abs().max().item()
+    if not difference <= 1e-4 * max(1.0, reference.abs().max().item()):
+        problem = f"its logits would differ by {difference:.2g} from those of transformers for {directory}"
+        raise UserError(f"nothing was written, since {problem}: this is a bug; please report it with its config.json")
+    return "same logits as in transformers"
 
 
 def check_same_logits(old_logits: torch.Tensor, temporary_path: str, path: str):
@@ -92,35 +112,46 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     model = checkpoints.restore_model(checkpoint, path)
     logits, tokenizer = model_logits(model), checkpoint.get("tokenizer")
     if cfg.to == "hf":
-        write_directory(model, tokenizer, target, logits, settings_hash)
-        print(f"wrote {target}: {describe(model)}, same logits as {source}" + ("" if tokenizer else "; no tokenizer"))
+        note = write_directory(model, tokenizer, target, logits, settings_hash)
+        print(f"wrote {target}: {describe(model)}, {note}" + ("" if tokenizer else "; no tokenizer"))
         return
+    note = f"same logits as {source}"
+    if path == source and hugging_face.is_model(source):
+        note = compare_with_transformers(model, hugging_face.find_directory(source))
     if cfg.pos_embd:
         scheme = position_scheme(model.config) if model.config.model_type == "gpt" else "no"
         if scheme != "default":
-            raise UserError(f"{source} has {scheme} positions, but --pos_embd={cfg.pos_embd} needs default: remove it")
+            problem = f"--pos_embd adds to models with pos_embd=default, but {source} has {scheme}"
+            raise UserError(f"{problem}: remove --pos_embd")
         model = build_model(replace(model.config, pos_embd="default+relative"))
     names = {"optimizer": "optimizer state", "iter_num": "iteration", "tokenizer": "tokenizer"}
     missing_parts = [name for key, name in names.items() if checkpoint.get(key) is None]
     checkpoint = {**update_checkpoint(checkpoint, model), HASH_KEY: settings_hash}
     checkpoints.save(checkpoint, target, check=lambda part: check_same_logits(logits, part, target))
     missing_note = f"; no {', no '.join(missing_parts)}" if missing_parts else ""
-    print(f"wrote {target}: {describe(model)}, same logits as {source}{missing_note}")
+    print(f"wrote {target}: {describe(model)}, {note}{missing_note}")
     if {"optimizer state", "iteration"} & set(missing_parts):
         print("a run that resumes from this checkpoint starts without them")
 
 
-def write_directory(model: GPT, tokenizer: dict | None, directory: str, logits: torch.Tensor, settings_hash: str):
-    """Write model to a directory in Hugging Face format, which is moved into place once it is complete."""
+def write_directory(
+    model: GPT, tokenizer: dict | None, directory: str, logits: torch.Tensor, settings_hash: str
+) -> str:
+    """Write model to a directory in Hugging Face format, which is moved into place once it is complete.
+
+    Returns the note of compare_with_transformers.
+    """
     parent = os.path.dirname(os.path.abspath(directory))
     with tempfile.TemporaryDirectory(prefix=".ckpt_update-", dir=parent, ignore_cleanup_errors=True) as temporary_dir:
         new_directory = os.path.join(temporary_dir, "new")  # mkdir sets the usual permissions
         os.mkdir(new_directory)
         hugging_face.save(model, tokenizer, new_directory, settings_hash)
         check_same_logits(logits, new_directory, directory)
+        note = compare_with_transformers(model, new_directory)
         if os.path.isdir(directory):  # empty, or written by the same command: see check_output_path
             os.replace(directory, os.path.join(temporary_dir, "old"))
         os.replace(new_directory, directory)
+    return note
 
 
 def describe(model: GPT) -> str:

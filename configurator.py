@@ -164,7 +164,7 @@ def load(cls: type[T], argv: list[str] | None = None, skipped_keys: list[str] | 
 def load_with_paths(cls: type[T], argv, usage: str, skipped_keys=None) -> tuple[T, dict[str, Any], list[str]]:
     """Return an instance of cls, the user's settings and the paths, for a program that takes paths.
 
-    usage sets their number: "IN OUT" means two, "[CHECKPOINT]" at most one, and "[CHECKPOINT ...]" any number.
+    usage determines how many: "IN OUT" means two, "[CHECKPOINT]" at most one, and "[CHECKPOINT ...]" any number.
     """
     overrides, paths = read_arguments(cls, argv, usage, skipped_keys)
     return build_config(cls, overrides), overrides, paths

@@ -24,7 +24,7 @@ from dongpt.decode.ready import Quantization
 from dongpt.log import format_table, progress_bar, replace_nonfinite
 from dongpt.program import run_program
 from dongpt.runtime import DeviceConfig
-from dongpt.text.bins import find_data_folder
+from dongpt.text.bins import find_data_folder, has_validation
 from dongpt.text.tokenizers import added_special_tokens
 from dongpt.train.data import Corpus
 from dongpt.train.evaluation import eval_batches, evaluate, predicted_bytes
@@ -60,6 +60,8 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> tuple[dict, 
     if stored_config and data_dir and not os.path.isdir(folder):
         raise UserError(f"{path} was trained on {data_dir}, which no longer exists: pass --data_dir=DIR")
     corpus = Corpus(folder)
+    if cfg.split == "val" and not has_validation(corpus.meta):
+        raise UserError(f"{corpus.name} has no validation set: pass --split=train, or other data with --data_dir=DIR")
     if added_special_tokens(corpus.tokenizer_dict, tokenizer) is None:
         reason = f"the vocabulary of {path} differs from that of {corpus.name}"
         raise UserError(f"{reason}: use --dataset or --data_dir to select data made with the model's tokenizer")
@@ -77,7 +79,7 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> tuple[dict, 
         quantize_linears(model)
     n_batches = -(-(corpus.lengths[cfg.split] - 1) // (block_size * cfg.batch_size * rt.world_size))
     batches = eval_batches(corpus, cfg.split, cfg.batch_size, block_size, None, rt.rank, rt.world_size)
-    loss = evaluate(model, progress_bar(n_batches, quiet=not rt.is_main, iterable=batches), rt)
+    loss = evaluate(model, progress_bar(n_batches, unit=" batches", quiet=not rt.is_main, iterable=batches), rt)
     assert loss  # not None, because nothing can stop it
     results = dict(loss=loss.nats, perplexity=loss.perplexity, bits_per_byte=loss.bits_per_byte(n_bytes))
     return {"checkpoint": path, "split": cfg.split, **results, "tokens": loss.tokens}, corpus

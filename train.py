@@ -6,8 +6,6 @@
     python train.py --init_from=resume --out_dir=out            # resumes a run exactly where it stopped
 
 Files written to out_dir: ckpt.pt (the checkpoint to use), ckpt_last.pt (the latest state), log.jsonl and loss.png.
-The settings are the fields of TrainConfig below and of its base classes: RuntimeConfig (dongpt/runtime.py), StepConfig
-(dongpt/train/step.py), OptimConfig (dongpt/train/optim.py) and GPTConfig (model.py). --help lists them all.
 """
 
 import contextlib
@@ -46,7 +44,10 @@ PLOT_INTERVAL_SECONDS = 60  # minimum time between two updates of loss.png
 
 @dataclass(frozen=True)
 class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
-    """All settings of a training run. Settings that nanoGPT also has keep its names and meanings."""
+    """All settings of a training run, including those of the base classes in step.py, runtime.py and model.py.
+
+    Settings that nanoGPT also has keep its names and meanings.
+    """
 
     # files
     out_dir: str = "out"  # directory for checkpoints, log.jsonl and loss.png

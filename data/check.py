@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import configurator
 from configurator import UserError
 from dongpt.program import run_program
-from dongpt.text.bins import SPLITS, check_shard_ends, file_sha256, find_data_folder, ids_sha256
+from dongpt.text.bins import SPLITS, check_shard_ends, file_sha256, find_data_folder, has_validation, ids_sha256
 from dongpt.train.data import Corpus
 
 
@@ -40,7 +40,9 @@ def check(corpus: Corpus):
     elif ids_sha256(corpus.folder, corpus.shards) != corpus.sha256:
         file_names = "val.bin has" if corpus.shards else "train.bin or val.bin has"
         raise UserError(f"{file_names} changed since meta.json was written: prepare the data again")
-    for split in SPLITS:
+    if not has_validation(corpus.meta):
+        print("val: prepared without a validation set")
+    for split in SPLITS if has_validation(corpus.meta) else SPLITS[:1]:
         corpus.check_every_id(split, corpus.model_vocab_size)
         print(f"{split}: {corpus.lengths[split]:,} tokens, all within the vocabulary size of {corpus.vocab_size:,}")
 

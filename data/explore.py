@@ -22,9 +22,10 @@ from typing import Annotated
 import numpy as np
 
 import configurator
+from configurator import UserError
 from dongpt.log import import_matplotlib_figure
 from dongpt.program import run_program
-from dongpt.text.bins import SPLITS, find_data_folder
+from dongpt.text.bins import SPLITS, find_data_folder, has_validation
 from dongpt.text.report import count_of, token_name
 from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, split_words
 from dongpt.train.data import Corpus
@@ -43,7 +44,9 @@ ZIPF_SLOPES = (-1.4, -0.7)  # range of slopes for natural language
 class ExploreConfig:
     dataset: str = ""  # name of a folder under data/
     data_dir: str = ""  # path to a data folder; overrides dataset
-    most_tokens: Annotated[int, ">=", 2] = 3_000_000  # tokens to decode in each split; token counts include all tokens
+    most_tokens: Annotated[int, ">=", 2] = (
+        3_000_000  # tokens of each split from which the statistics of the text are computed
+    )
 
 
 def split_documents(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[list[str], str]:
@@ -53,6 +56,13 @@ def split_documents(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[list[str], s
         documents = (part[part != end_id] for part in np.split(ids, np.flatnonzero(ids == end_id)))
         return [tokenizer.decode(document.tolist()) for document in documents if len(document)], "documents"
     return [text for text in tokenizer.decode(ids.tolist()).split("\n\n") if text.strip()], "paragraphs"
+
+
+def join_cut_document(documents: dict[str, list[str]], last_ids: np.ndarray, tokenizer: Tokenizer):
+    """Move the rest of a document that the split cut in two to the training set, which ends with last_ids."""
+    is_cut = last_ids[-1] != tokenizer.end_id and not tokenizer.decode(last_ids.tolist()).endswith("\n\n")
+    if is_cut and documents["train"] and documents["val"]:
+        documents["train"][-1] += documents["val"].pop(0)
 
 
 def fit_zipf(counts: np.ndarray) -> tuple[float, float]:
@@ -110,9 +120,10 @@ def displayable(text: str) -> str:
 def draw_panel(axis, title: str, x_label: str, y_label: str, caption: str, **options):
     """Set a panel's title, labels and caption, and print the caption."""
     print(f"{title}: {caption}")
-    unbroken = displayable(caption).replace(" %", "\u00a0%")  # keeps percent signs off the start of a line
     axis.set_title(title, loc="left", fontweight="bold")
-    axis.set_xlabel(f"{x_label}\n\n{textwrap.fill(unbroken, CAPTION_COLUMNS)}", loc="left", parse_math=False)
+    axis.set_xlabel(
+        f"{x_label}\n\n{textwrap.fill(displayable(caption), CAPTION_COLUMNS)}", loc="left", parse_math=False
+    )
     axis.set(ylabel=y_label, **options)
 
 
@@ -129,8 +140,8 @@ def shorten(name: str) -> str:
 
 
 def join_names(counts: list[tuple[str, int]], total: int) -> str:
-    """List the symbols with their shares of the total: "'e' 12.3 %, 't' 9.1 %"."""
-    return ", ".join(f"{shorten(name)} {100 * n / total:.1f} %" for name, n in counts)
+    """List the symbols with their shares of the total: "'e' 12.3%, 't' 9.1%"."""
+    return ", ".join(f"{shorten(name)} {100 * n / total:.1f}%" for name, n in counts)
 
 
 def show_characters(axis, text: str):
@@ -151,10 +162,10 @@ def show_words(axis, words: Counter):
     """Plot the most frequent words of a data set whose tokens are characters."""
     total, n_words = max(words.total(), 1), max(len(words), 1)
     once = 100 * sum(n == 1 for n in words.values()) / n_words
+    frequent = join_names([(repr(word), n) for word, n in words.most_common(5)], total)
     caption = (
         f"The text has {len(words):,} distinct words. The most frequent are "
-        f"{join_names(words.most_common(5), total)}. About {once:.0f} % of the words occur only once, which is too "
-        "rare for the model to learn them."
+        f"{frequent}. About {once:.0f}% of the words occur only once, which is too rare for the model to learn them."
     )
     draw_bars(axis, words.most_common(NUM_BARS), total)
     draw_panel(axis, "Frequent words", "word", "% of all words", caption)
@@ -207,8 +218,8 @@ def show_documents(axis, documents: dict[str, list[str]], unit: str, chars_per_t
     advice = f"A model with block_size={block_size:,} sees half of them in full. " if len(lengths) >= 20 else ""
     caption = (
         f"The text has {len(all_documents):,} {unit}. They have {np.mean(lengths):,.0f} characters on average and "
-        f"{max(lengths):,} at most. {advice}{duplicates:.2f} % of the "
-        f"{unit} are duplicates, and {shared:.2f} % of the {unit} in the validation set are also in the training set"
+        f"{max(lengths):,} at most. {advice}{duplicates:.3g}% of the "
+        f"{unit} are duplicates, and {shared:.3g}% of the {unit} in the validation set are also in the training set"
         + (", which makes the validation loss look better than it is." if shared > 1 else ".")
     )
     draw_panel(axis, f"Length of {unit}", "characters", unit, caption, xscale="log")
@@ -248,9 +259,10 @@ def show_drift(axis, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer):
     unseen = 100 * val[train == 0].sum() / val.sum()
     caption = (
         f"The two sets are {verdict}: a model that knows only the token frequencies of the training set has a loss of "
-        f"{train_loss:.3f} there and {val_loss:.3f} on the validation set. {unseen:.3f} % of the validation tokens "
+        f"{train_loss:.3f} there and {val_loss:.3f} on the validation set. {unseen:.3g}% of the validation tokens "
         f"never occur in the training set. The largest difference is for {shorten(token_name(tokenizer, i))}, which "
-        f"occurs {count_of(val[i], 'time')} in the validation set instead of the expected {expected[i]:,.0f}."
+        f"occurs {count_of(val[i], 'time')} in the validation set. At its frequency in the training set, "
+        f"it would occur {expected[i]:,.0f} times."
     )
     labels = "share in the training set", "share in the validation set"
     draw_panel(axis, "Training and validation sets", *labels, caption)
@@ -259,6 +271,9 @@ def show_drift(axis, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer):
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(ExploreConfig, argv)
     corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir))
+    if not has_validation(corpus.meta):
+        problem = f"{corpus.name} has no validation set to compare with the training set"
+        raise UserError(f"{problem}: prepare it with --val_fraction=0.1 and another --name")
     corpus.check(1, 2**16)
     tokenizer = corpus.tokenizer()
     counts, documents, texts = {}, {}, {}
@@ -269,6 +284,8 @@ def main(argv: list[str] | None = None):
         print(f"{split}: {corpus.lengths[split]:,} tokens{limit_note}")
         documents[split], unit = split_documents(ids, tokenizer)
         texts[split] = tokenizer.decode(ids[~np.isin(ids, list(tokenizer.specials.values()))].tolist())
+    if corpus.meta.get("split") == "position" and corpus.lengths["train"] <= cfg.most_tokens:
+        join_cut_document(documents, corpus.tokens["train"][-8:], tokenizer)
     both = counts["train"] + counts["val"]
     n_ids = max(corpus.vocab_size, int(np.flatnonzero(both)[-1]) + 1)
     text = texts["train"] + texts["val"]

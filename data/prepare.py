@@ -3,11 +3,14 @@
     python data/prepare.py mytext.txt                                           # writes characters to data/mytext/
     python data/prepare.py --input=poems/ --tokenizer=bpe --vocab_size=1024     # writes BPE tokens to data/poems/
     python data/prepare.py --input='logs/*.jsonl.gz' --field=message --name=logs --tokenizer=gpt2
+    python data/prepare.py --input=hf:roneneldan/TinyStories --tokenizer=bpe    # downloads from Hugging Face's Hub
+    python data/prepare.py stories.txt.zst --separator='<|endoftext|>' --val_input=valid.txt
     python data/prepare.py mytext.txt --data_dir=.                              # writes to any folder
     python data/prepare.py                                                      # asks for a path
 
-The input is a file, a folder (searched recursively) or a pattern, in the formats .parquet, .txt, .md, .jsonl and .csv.
-All but .parquet may be compressed (.gz, .bz2, .xz). The output ends with a suggested model and a command to train it.
+The input is a file, a folder (searched recursively) or a pattern, in the formats .parquet, .epub, .txt, .md, .jsonl and
+.csv, and .json and .tsv if named. All but .parquet may be compressed (gz, bz2, xz, zst, whatever their name) or in an
+archive (zip, tar), a collection of texts. The output ends with a suggested model and a command to train it.
 """
 
 import os
@@ -18,17 +21,21 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import contextlib
 import glob
 import math
+import re
 import shlex
 import shutil
+from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Iterable, Iterator
 
 import configurator
 from configurator import UserError
 from dongpt.program import LOCK_FILE, ROOT, run_program
 from dongpt.text.bins import PreparedData, dataset_folder, read_meta
-from dongpt.text.documents import TEXT_SUFFIXES, Document, Files, file_suffixes, find_files
-from dongpt.text.prepare import Vocabulary, prepare, warn_unused_options
+from dongpt.text.documents import BLANK, FOLDER_SUFFIXES, RECORD_SUFFIXES, TEXT_SUFFIXES, Document, Files, find_files
+from dongpt.text.hub import PREFIX, HubText, open_dataset, parse_name
+from dongpt.text.packed import file_suffixes, is_archive
+from dongpt.text.prepare import TextSource, Vocabulary, prepare, warn_unused_options
 from dongpt.text.report import count_of, report, shortest_path
 
 MODEL_SIZES = (  # n_layer, n_head, n_embd, batch_size, block_size
@@ -43,16 +50,19 @@ MAX_PASSES = 4  # over the training set
 MEMORIZING_PASSES = 16  # over the training set; more cause a warning about memorization
 TOKENS_PER_PARAMETER = 20
 MIN_ITERS = 200
+VALIDATION_NAME = re.compile(r"(?<![a-z])(dev|val|valid|validation|test)(?![a-z])")
 
 
 @dataclass(frozen=True)
 class PrepareConfig(Vocabulary):
-    input: str = ""  # input text: a file, folder or pattern; if empty, the program asks for a path
+    input: str = ""  # a file, folder or pattern, or hf:[OWNER/]NAME[:CONFIG[:SPLIT]]; if empty, the program asks
     name: str = ""  # write to data/<name>/; by default, the name of the input file or folder
     data_dir: str = ""  # write to this folder instead; pass the same --data_dir to train.py
-    val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # fraction of the characters used for validation
+    val_fraction: Annotated[float, ">=", 0, "<", 1] = 0.1  # fraction of the characters used for validation; 0: none
+    val_input: str = ""  # validation text of its own, in any form that input may have; by default, part of the input
     document: Document = "file"  # document unit: a file or record, a line, a paragraph (blank), or everything (none)
-    field: str = "text"  # field that contains the text in .jsonl, .csv and .parquet files
+    separator: str = ""  # text of a line that ends a document, such as <|endoftext|>; the line is left out
+    field: str = "text"  # field that contains the text in .jsonl, .json, .csv, .tsv and .parquet files
     encoding: str = "utf-8"  # text encoding of the input
     shard_tokens: Annotated[int, ">=", 0] = 0  # training tokens per file; 0 writes a single train.bin
 
@@ -102,15 +112,57 @@ def output_folder(cfg: PrepareConfig, input_path: str, paths: list[str]) -> str:
         raise UserError(f"data/{name} is reserved for data/{name}/prepare.py: {remedy}")
     source = source_name(input_path)
     with contextlib.suppress(UserError):  # prepare() reports a damaged folder
-        source = read_meta(folder).get("source", source)
+        source = source_name(read_meta(folder).get("source", source))
     if source != source_name(input_path):
         raise UserError(f"data/{name} contains data prepared from {source}: {remedy}")
     return folder
 
 
 def source_name(input_path: str) -> str:
-    """Return the name of the input that is recorded in meta.json."""
+    """Return the name of the input that is recorded in meta.json; for datasets without config, split and commit."""
+    if input_path.startswith(PREFIX):
+        return ":".join(input_path.split(":")[:2]).partition("@")[0]
     return os.path.basename(os.path.normpath(input_path))
+
+
+def check_options(cfg: PrepareConfig, given_keys: Iterable[str]):
+    """Raise UserError if two settings decide the same thing."""
+    if cfg.separator and cfg.document != "file":
+        raise UserError(f"--separator and --document={cfg.document} both divide the text: pass only one of them")
+    if cfg.val_input and "val_fraction" in given_keys:
+        raise UserError("--val_input and --val_fraction both choose the validation text: pass only one of them")
+
+
+def select_files(cfg: PrepareConfig, paths: list[str]) -> tuple[Files, Files | None]:
+    """Return (training files, validation files or None), and print how they are divided if there is something to say.
+
+    A file that is named by both --input and --val_input is left out of the training text.
+    """
+    if not cfg.val_input:
+        folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        for path in paths if len(paths) > 1 and cfg.val_fraction else []:
+            if VALIDATION_NAME.search(os.path.relpath(path, folder).lower()):
+                note = f"{path} is part of the input, although its name sounds like a validation or test text"
+                print(f"{note}: pass --val_input={shlex.quote(path)} to validate on it")
+        return make_files(cfg, paths), None
+    val_paths, _ = find_files(cfg.val_input, "--val_input")
+    real_val_paths = set(map(os.path.realpath, val_paths))
+    train_paths = [path for path in paths if os.path.realpath(path) not in real_val_paths]
+    if not train_paths:
+        raise UserError(f"--val_input={cfg.val_input} is all of the input: pass another text, or --val_fraction")
+    n_shared = len(paths) - len(train_paths)
+    shared = f", and not training on the {n_shared:,} of them in the input" if n_shared else ""
+    print(f"validating on {count_of(len(val_paths), 'file')} from {cfg.val_input}{shared}")
+    return make_files(cfg, train_paths), make_files(cfg, val_paths)
+
+
+def make_files(cfg: PrepareConfig, paths: list[str]) -> Files:
+    """Return the files with the settings, and print which of them are of an unknown format."""
+    known = (*FOLDER_SUFFIXES, *RECORD_SUFFIXES)
+    if unknown := [os.path.basename(p) for p in paths if file_suffixes(p)[0] not in known and not is_archive(p)]:
+        more = f" and {count_of(len(unknown) - 1, 'other file')}" if len(unknown) > 1 else ""
+        print(f"reading {unknown[0]}{more} as plain text, since the file extension is unknown")
+    return Files(paths, cfg.document, cfg.field, cfg.encoding, separator=cfg.separator.strip())
 
 
 def suggest_model(n_tokens: int) -> tuple[dict[str, int], int, float]:
@@ -131,7 +183,7 @@ def suggest_model(n_tokens: int) -> tuple[dict[str, int], int, float]:
     settings["block_size"] = min(settings["block_size"], max(1, n_tokens - 1))
     tokens_per_iter = settings["batch_size"] * settings["block_size"]
     max_iters = max(MIN_ITERS, math.ceil(MAX_PASSES * n_tokens / tokens_per_iter))
-    settings |= {"max_iters": max_iters, "lr_decay_iters": max_iters}
+    settings |= {"max_iters": max_iters, "lr_decay_iters": max_iters, "eval_interval": max(1, max_iters // 10)}
     return settings, n_params(size), max_iters * tokens_per_iter / n_tokens
 
 
@@ -139,8 +191,10 @@ def print_next(prepared: PreparedData):
     """Print a suggested model size and number of iterations, and the command that trains the model."""
     tokens = prepared.meta["tokens"]
     settings, n_params, n_passes = suggest_model(tokens["train"])
-    settings["block_size"] = min(settings["block_size"], max(1, tokens["val"] - 1))
-    model = f"{settings['n_layer']} layers of width {settings['n_embd']} ({n_params / 1e6:.1f} million parameters)"
+    if tokens["val"]:
+        settings["block_size"] = min(settings["block_size"], max(1, tokens["val"] - 1))
+    size = f"{n_params / 1e6:.1f} million parameters in its blocks"
+    model = f"{settings['n_layer']} layers of width {settings['n_embd']} ({size})"
     passes = f"{settings['max_iters']:,} iterations, {n_passes:,.0f} passes over the training set"
     print(f"suggestion: {model} and {passes}" + ", enough to memorize the text" * (n_passes > MEMORIZING_PASSES))
     config_path = os.path.join(ROOT, "config", "quickstart.py")
@@ -153,30 +207,63 @@ def print_next(prepared: PreparedData):
     print(f"next: python {script} {config} {data} --out_dir={shlex.quote('out-' + name)}{changes}")
 
 
+@contextlib.contextmanager
+def open_texts(cfg: PrepareConfig, name: str, folder: str) -> Iterator[tuple[TextSource, TextSource | None]]:
+    """Open a dataset from Hugging Face's Hub or cache, or from a folder, and the validation text or None."""
+    options = cfg.field, folder, cfg.document, cfg.separator.strip()
+    with contextlib.ExitStack() as stack:
+        print(f"looking up {name}", flush=True)
+        documents = stack.enter_context(open_dataset(parse_name(name), *options))
+        val_documents: TextSource | None = None
+        if cfg.val_input.startswith(PREFIX):
+            val_documents = stack.enter_context(open_dataset(parse_name(cfg.val_input), *options))
+        elif cfg.val_input:
+            val_documents = make_files(cfg, find_files(cfg.val_input, "--val_input")[0])
+        yield documents, val_documents
+
+
+def write(cfg: PrepareConfig, folder: str, texts: contextlib.AbstractContextManager, source: str = "") -> PreparedData:
+    """Prepare texts, (documents, validation documents or None), and report. An error leaves no new folder behind."""
+    is_new = not os.path.exists(folder)
+    try:
+        with texts as (documents, val_documents):
+            source = documents.source if isinstance(documents, HubText) else source
+            options = {"shard_tokens": cfg.shard_tokens, "val_documents": val_documents}
+            prepared = prepare(folder, documents, cfg, cfg.val_fraction, source, **options)
+    except UserError:
+        if is_new and os.path.isdir(folder) and os.listdir(folder) == [LOCK_FILE]:  # nothing was written
+            shutil.rmtree(folder)
+        raise
+    assert prepared
+    report(prepared)
+    return prepared
+
+
 def main(argv: list[str] | None = None):
     cfg, given_keys, given_paths = configurator.load_with_paths(PrepareConfig, argv, "[TEXT]")
     warn_unused_options(cfg, given_keys)
     if cfg.input and given_paths:
         raise UserError(f"--input={cfg.input} and {given_paths[0]} are two inputs: pass one, or a folder or pattern")
     input_path = cfg.input or "".join(given_paths) or ask_path()
+    check_options(cfg, given_keys)
+    if input_path.startswith(PREFIX):
+        dataset = parse_name(input_path)
+        folder = output_folder(cfg, dataset.source, [os.path.join(dataset.short, "rows")])
+        return print_next(write(cfg, folder, open_texts(cfg, input_path, folder)))
     paths, n_skipped = find_files(input_path)
     folder = output_folder(cfg, input_path, paths)
     skipped = f", skipping {count_of(n_skipped, 'other file')}" if n_skipped else ""
     if len(paths) > 1 or skipped:
         print(f"reading {count_of(len(paths), 'file')} from {input_path}{skipped}")
-    if unknown := [os.path.basename(path) for path in paths if file_suffixes(path)[0] not in TEXT_SUFFIXES]:
-        more = f" and {count_of(len(unknown) - 1, 'other file')}" if len(unknown) > 1 else ""
-        print(f"reading {unknown[0]}{more} as plain text, since the file extension is unknown")
-    files = Files(paths, cfg.document, cfg.field, cfg.encoding)
+    files, val_files = select_files(cfg, paths)
     source = source_name(input_path)
-    is_new = not os.path.exists(folder)
-    try:
-        prepared = prepare(folder, files, cfg, cfg.val_fraction, source, shard_tokens=cfg.shard_tokens)
-    except UserError:
-        if is_new and os.path.isdir(folder) and os.listdir(folder) == [LOCK_FILE]:  # nothing was written
-            shutil.rmtree(folder)
-        raise
-    report(prepared)
+    prepared = write(cfg, folder, contextlib.nullcontext((files, val_files)), source)
+    for path, n_left_out in (files.n_left_out + (val_files.n_left_out if val_files else Counter())).items():
+        if path != BLANK:
+            print(f"skipped {count_of(n_left_out, 'other file')} in {path}")
+    if prepared.meta["split"] == "position" and len(paths) > 1:
+        order = "the end of the files in the order of their names"
+        print(f"the validation text is {order} ({paths[-1]} is the last): pass --val_input=FILE to choose it")
     print_next(prepared)
 
 

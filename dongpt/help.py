@@ -72,7 +72,7 @@ def setting_groups(cls: type) -> dict[str, list[str]]:
     common = [name for name in COMMON_SETTINGS if name in names]
     if len(names) < MIN_GROUPED_SETTINGS:
         return {"Settings": names}
-    groups = {"Common settings": common}
+    groups = {"Common settings": common} if common else {}
     for parent in cls.__mro__[:-1]:
         sentence = re.split(r"[.:;](?:\s|$)", parent.__doc__ or "", maxsplit=1)[0]
         has_title = parent is not cls and not sentence.startswith(f"{parent.__name__}(")  # @dataclass's docstring

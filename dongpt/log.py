@@ -296,18 +296,20 @@ def import_matplotlib_figure():
     return Figure
 
 
-def progress_bar(total: int, initial: int = 0, unit: str = "it", quiet: bool = False, **options):
+def progress_bar(total: int | None, initial: int = 0, unit: str = "it", quiet: bool = False, **options):
     """Return a tqdm bar on stderr for `total` steps, of which `initial` are already done.
 
     In a pipe, a file or a notebook, it prints the percentage and the remaining time every PROGRESS_SECONDS seconds,
-    and nothing if it finishes sooner. With unit="B", it counts bytes, as in 1.5MB/2.0MB.
+    and nothing if it finishes sooner. With unit="B", it counts bytes, as in 1.5MB/2.0MB. unit is printed after the
+    total there, unless it is tqdm's default.
     """
     from tqdm import tqdm
 
     options |= dict(total=total, initial=initial, unit=unit, unit_scale=unit == "B", disable=quiet)
     if not sys.stderr.isatty():
         options |= dict(file=_LineStream(), mininterval=PROGRESS_SECONDS, delay=PROGRESS_SECONDS, leave=False)
-        options |= dict(bar_format="{desc}{percentage:.0f}% of {total_fmt}, {remaining} left{postfix}")
+        done = f"{{percentage:.0f}}% of {{total_fmt}}{unit * (unit != 'it')}, {{remaining}} left"
+        options |= dict(bar_format=f"{{desc}}{done if total else '{n_fmt}{unit} so far'}{{postfix}}")
         return tqdm(**options)
     try:
         has_width = os.get_terminal_size(sys.stderr.fileno()).columns > 0

@@ -50,7 +50,7 @@ def write_corpus(folder: str, text: str) -> str:
     from dongpt.text.documents import Texts
     from dongpt.text.prepare import Vocabulary, prepare
 
-    prepare(str(folder), Texts([text]), Vocabulary("char"), source="generated", sha256="0" * 64)
+    prepare(str(folder), Texts([text]), Vocabulary("char"), source="generated", sha256="0" * 64, quiet=True)
     return str(folder)
 
 

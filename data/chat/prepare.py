@@ -1,14 +1,15 @@
 """Prepare conversations for training a chat model: write train.bin, val.bin, loss masks and meta.json.
 
-    python data/chat/prepare.py --input=chats.jsonl                      # {"messages": [{"role": ..., "content": ...}]}
+    python data/chat/prepare.py --input=chats.json                       # ShareGPT, alpaca, messages, prompt/completion
     python data/chat/prepare.py --input=faq.csv --user=question --assistant=reply --tokenizer=gpt2
     python data/chat/prepare.py --input=dialogues.txt --name=eds         # <bot> ... <human> ... <endOfText>
     python train.py config/train_chat.py
     python chat.py out-chat
 
-Special tokens mark each speaker. Only the answers count in the loss, because train.py and evaluate.py apply the loss
-masks. A conversation is never divided between the splits. Near duplicates, such as conversations that contain each
-other or differ only in swapped roles, go to the same split.
+dongpt/chat/records.py describes the forms of records, in JSON, JSON lines, CSV and Parquet, and the keys that they may
+have. Special tokens mark each speaker. Only the answers count in the loss, because train.py and evaluate.py
+apply the loss masks, and of these not the ones with "weight": 0. A conversation is never divided between the splits.
+Near duplicates, such as conversations that contain each other or differ only in swapped roles, go to the same split.
 """
 
 import os
@@ -24,12 +25,13 @@ from configurator import UserError
 from dongpt.chat.dialogues import ChatDataset, Dialogues
 from dongpt.program import run_program
 from dongpt.text.bins import dataset_folder
-from dongpt.text.documents import Files, find_files
+from dongpt.text.documents import TEXT_SUFFIXES, Files, find_files
 from dongpt.text.prepare import TokenizerKind, Vocabulary, prepare, warn_unused_options
 from dongpt.text.report import report
 from dongpt.text.template import DONGPT_TEMPLATE
 from dongpt.text.tokenizers import END
 
+CHAT_SUFFIXES = (".json", ".tsv")  # read from a folder, besides those of data/prepare.py
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -37,10 +39,11 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 class PrepareConfig(Vocabulary):
     tokenizer: TokenizerKind = "bpe"  # bpe, char or word to train from scratch; gpt2 to fine-tune GPT-2
     vocab_size: int = 2048  # bpe: number of tokens, including special tokens
-    input: str = ""  # file with conversations (.jsonl, .csv, .parquet, or tagged text), folder or glob pattern
-    user: str = "user"  # CSV and Parquet: column with the questions
-    assistant: str = "assistant"  # CSV and Parquet: column with the answers
-    conversation: str = ""  # CSV and Parquet: adjacent rows with the same value in this column form a conversation
+    input: str = ""  # file with conversations (.json, .jsonl, .csv, .parquet, tagged text), folder or glob pattern
+    user: str = "user"  # column or key with the questions; default: a common name, such as user or question
+    assistant: str = "assistant"  # column or key with the answers; default: a common name, such as assistant or answer
+    conversation: str = ""  # adjacent questions and answers with the same value in this column form a conversation
+    skip_broken: bool = False  # leave out broken records instead of stopping; meta.json records their number
     val_fraction: Annotated[float, ">", 0, "<", 1] = 0.1  # fraction of the characters used for validation
     encoding: str = "utf-8"  # encoding of the input files
     name: str = ""  # write to data/<name>/; default: next to this script
@@ -50,13 +53,14 @@ def main(argv: list[str] | None = None):
     cfg, given = configurator.load(PrepareConfig, argv)
     warn_unused_options(cfg, given)
     if not cfg.input:
-        files = "a .jsonl, .csv or .parquet file, or a text file with the tags <bot> and <human>"
+        files = "a .json, .jsonl, .csv or .parquet file, or a text file with the tags <bot> and <human>"
         raise UserError(f"no conversations were given: pass --input=PATH of {files}")
-    paths, _ = find_files(cfg.input)
+    paths, _ = find_files(cfg.input, suffixes=(*TEXT_SUFFIXES, *CHAT_SUFFIXES))
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")
-    dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation)
+    dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation, cfg.skip_broken)
     chats = ChatDataset.from_dialogues(dialogues, DONGPT_TEMPLATE, cfg.val_fraction)
+    print("\n".join(chats.survey.lines()))
     source, marks = os.path.basename(os.path.normpath(cfg.input)), [*DONGPT_TEMPLATE.special_tokens(), END]
     report(prepare(folder, chats, cfg, cfg.val_fraction, source, specials=marks, template=DONGPT_TEMPLATE))
     if chats.level < 2:

@@ -310,7 +310,7 @@ class DemoDialogues:
                 if digest:
                     digest.update(f"{text}\n".encode("utf-8"))
                 on_progress(len(text) - 2 * len(dialogue))
-                messages = [message for turn in turns for message in zip(("user", "assistant"), turn)]
+                messages = [(role, text, True) for turn in turns for role, text in zip(("user", "assistant"), turn)]
                 yield number, to_segments(messages, DONGPT_TEMPLATE)
 
 

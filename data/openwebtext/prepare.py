@@ -17,20 +17,20 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import contextlib
 import json
 import shutil
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Iterator
 
 import configurator
 from configurator import UserError
-from dongpt.program import first_line, run_program
+from dongpt.program import run_program
 from dongpt.text.bins import dataset_folder
 from dongpt.text.documents import Files, find_files
+from dongpt.text.hub import HubText, open_dataset, parse_name
 from dongpt.text.prepare import Vocabulary, prepare
 from dongpt.text.report import count_of, report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 REPOSITORY = "Skylion007/openwebtext"  # on the Hugging Face Hub
-REVISIONS = ("main", "refs/convert/parquet")  # the latter is Hugging Face's own conversion to Parquet
 
 
 @dataclass(frozen=True)
@@ -45,43 +45,11 @@ class PrepareConfig:
     shard_tokens: Annotated[int, ">=", 1] = 2**27  # tokens per shard; each token takes two bytes
 
 
-def download(yes: bool) -> list[str]:
-    """Return the paths of OpenWebText's Parquet files, downloading them to Hugging Face's cache if necessary.
-
-    Raises UserError if the download fails. If yes is False, raises UserError with the size of the download.
-    """
-    import huggingface_hub as hub
-
-    try:
-        revision, files = parquet_files(hub.HfApi())
-        if yes and files:
-            options = {"repo_type": "dataset", "revision": revision}
-            return [hub.hf_hub_download(REPOSITORY, file.path, **options) for file in files]
-    except Exception as error:  # from the Hub, one of two network libraries, or the disk
-        problem = f"{REPOSITORY} could not be downloaded ({first_line(error)}): run the same command again to"
-        raise UserError(f"{problem} continue, or pass your own copy with --files=PATHS") from error
-    if not files:
-        raise UserError(f"{REPOSITORY} no longer has a complete Parquet copy: pass your own copy with --files=PATHS")
-    size = f"{sum(file.size for file in files) / 1e9:,.1f} GB in {len(files)} Parquet files"
-    problem = f"{REPOSITORY} takes {size} in Hugging Face's cache (HF_HOME), plus about 18 GB for its shards"
-    raise UserError(f"{problem}; {free_space()}: pass --yes to download it, or pass your own copy with --files=PATHS")
-
-
-def parquet_files(api) -> tuple[str, list]:
-    """Return (revision, files) for the training set. `files` is empty if there is no complete Parquet copy."""
-    for revision in REVISIONS:
-        tree = api.list_repo_tree(REPOSITORY, recursive=True, revision=revision, repo_type="dataset")
-        files = [file for file in tree if file.path.endswith(".parquet")]
-        if complete := [file for file in files if "partial-" not in file.path]:  # partial conversions are incomplete
-            return revision, sorted(complete, key=lambda file: file.path)
-    return "", []
-
-
 def holds_openwebtext() -> bool:
     """Return True if this folder contains the prepared OpenWebText."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # no meta.json, or a damaged one
         with open(os.path.join(FOLDER, "meta.json"), encoding="utf-8") as file:
-            return json.load(file).get("source") == REPOSITORY
+            return REPOSITORY in (json.load(file).get("source") or "")
     return False
 
 
@@ -90,22 +58,40 @@ def free_space() -> str:
     return f"{shutil.disk_usage(FOLDER).free / 1e9:,.1f} GB of disk space is available"
 
 
+def open_files(cfg: PrepareConfig) -> Files:
+    """Return the user's own files. Raises UserError if one is listed twice."""
+    paths = [path for pattern in cfg.files.split("|") for path in find_files(pattern.strip(), "--files")[0]]
+    real_paths = [os.path.realpath(path) for path in paths]
+    if duplicates := sorted({path for path in real_paths if real_paths.count(path) > 1}):
+        raise UserError(f"--files lists {duplicates[0]} twice: list each file only once")
+    files = Files(paths, field=cfg.field, encoding=cfg.encoding, raw=True)
+    print(f"{count_of(len(paths), 'file')}, {files.size / 1e6:,.1f} MB; {free_space()}")
+    return files
+
+
+@contextlib.contextmanager
+def open_hub(cfg: PrepareConfig, folder: str) -> Iterator[HubText]:
+    """OpenWebText on the Hub. If the download is not confirmed, raises UserError with its size."""
+    dataset = replace(parse_name(f"hf:{REPOSITORY}"), remedy="pass your own copy with --files=PATHS")
+    print(f"looking up {dataset} on the Hugging Face Hub", flush=True)
+    with open_dataset(dataset, cfg.field, folder, raw=True) as documents:
+        if not cfg.yes and not documents.local_paths:
+            size = f"{documents.download_size() / 1e9:,.1f} GB in {count_of(len(documents.remote_paths), 'file')}"
+            problem = f"{REPOSITORY} is a download of {size}; its text and its shards take about 35 GB in {folder}"
+            raise UserError(f"{problem}; {free_space()}: pass --yes to download it, or {dataset.remedy}")
+        yield documents
+
+
 def main(argv: list[str] | None = None):
     cfg, _ = configurator.load(PrepareConfig, argv)
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     if cfg.files and folder == FOLDER and holds_openwebtext():
         raise UserError("data/openwebtext contains OpenWebText: pass --name=NAME to write to data/NAME instead")
-    if cfg.files:
-        paths = [path for pattern in cfg.files.split("|") for path in find_files(pattern.strip(), "--files")[0]]
-        real_paths = [os.path.realpath(path) for path in paths]
-        if duplicates := sorted({path for path in real_paths if real_paths.count(path) > 1}):
-            raise UserError(f"--files lists {duplicates[0]} twice: list each file only once")
-    else:
-        paths = download(cfg.yes)
-    files = Files(paths, field=cfg.field, encoding=cfg.encoding, raw=True)
-    print(f"{count_of(len(paths), 'file')}, {files.size / 1e6:,.1f} MB; {free_space()}")
-    source, options = cfg.files or REPOSITORY, dict(shard_tokens=cfg.shard_tokens, seed=cfg.seed)
-    if prepared := prepare(folder, files, Vocabulary("gpt2"), cfg.val_fraction, source, **options):
+    with contextlib.nullcontext(open_files(cfg)) if cfg.files else open_hub(cfg, folder) as documents:
+        source = documents.source if isinstance(documents, HubText) else cfg.files
+        options = dict(shard_tokens=cfg.shard_tokens, seed=cfg.seed)
+        prepared = prepare(folder, documents, Vocabulary("gpt2"), cfg.val_fraction, source, **options)
+    if prepared:
         report(prepared)
     else:
         print(f"{folder} already contains this data: to prepare it again, delete its .bin files and meta.json")

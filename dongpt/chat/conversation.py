@@ -7,7 +7,7 @@
 The prompt is the whole conversation, or the newest part that fits into the context. Only its new tokens are processed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Callable, Generator
 
@@ -58,6 +58,8 @@ class Conversation:
         self._decoder: Decoder | None = None
         self.block_size = model.config.block_size
         self.prompt_size = self.block_size - min(max_new_tokens, self.block_size // 4)  # the rest is for the answer
+        if template.is_plain_text and template.missing_marks(tokenizer):
+            self.template = template = replace(template, end="")  # the vocabulary has no newline
         if missing := template.missing_marks(tokenizer):
             problem = (
                 f"this model's vocabulary cannot express the template {template.name}: it lacks {name_some(missing)}"

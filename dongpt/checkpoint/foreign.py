@@ -176,7 +176,7 @@ def _convert_nanogpt(checkpoint: dict, path: str, extra_args: dict) -> dict:
         args["legacy"] = f"eds-{pos_scheme}"
         weights.pop("transformer.wpe.weight", None)  # stored but not used
     tie_head(weights, args)
-    args = {**_infer_model_args(old_weights), **extra_args, **args}
+    args = {**infer_model_args(old_weights), **extra_args, **args}
     config = parse_model_args(args, path)
     settings = {key: value for key, value in settings.items() if key not in DROPPED_SETTINGS}
     new_checkpoint = {**checkpoint, "model": weights, "model_args": args, "config": settings}
@@ -192,7 +192,7 @@ def _convert_nanogpt(checkpoint: dict, path: str, extra_args: dict) -> dict:
     return new_checkpoint
 
 
-def _infer_model_args(weights: dict) -> dict:
+def infer_model_args(weights: dict) -> dict:
     """Infer all hyperparameters except n_head from the names and shapes of nanoGPT's weights."""
     table, positions = (weights.get(f"transformer.{name}.weight", torch.empty(0)) for name in ("wte", "wpe"))
     if table.dim() != 2:
@@ -270,7 +270,7 @@ def _convert_state_dict(checkpoint: dict, path: str, extra_args: dict) -> dict:
         for old, new in NANOGPT_PLUS_WEIGHT_NAMES.items():
             weights = {name.replace(old, new): weight for name, weight in weights.items()}
         args["activation"] = "gelu_tanh"
-    args.update(_infer_model_args(weights))
+    args.update(infer_model_args(weights))
     if not args.get("n_embd"):
         layout = ", ".join(sorted({re.sub(r"\.\d+\.", ".N.", str(key)) for key in checkpoint})) or "nothing"
         raise UserError(f"{path} has an unknown layout: it contains {layout}; supported layouts are {KNOWN_LAYOUTS}")

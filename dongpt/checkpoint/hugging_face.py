@@ -14,8 +14,16 @@ from typing import Any
 import torch
 
 from configurator import UserError
-from dongpt.checkpoint.foreign import FORMAT_VERSION, clean_keys, is_state_dict, parse_model_args, tie_head, upgrade
-from dongpt.checkpoint.legacy import position_scheme
+from dongpt.checkpoint.foreign import (
+    FORMAT_VERSION,
+    clean_keys,
+    infer_model_args,
+    is_state_dict,
+    parse_model_args,
+    tie_head,
+    upgrade,
+)
+from dongpt.checkpoint.legacy import build_meta_model, position_scheme
 from dongpt.program import first_line
 from dongpt.text.bins import file_sha256
 from dongpt.text.template import Template
@@ -33,6 +41,7 @@ from model import GPT
 
 GPT2_MODEL_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first existing file is read; either may be sharded
+ADAPTER_CONFIG_FILE = "adapter_config.json"  # written by PEFT, which saves only the weights that it adds to a model
 EXPORT_RECORD_FILE = "dongpt.json"  # written by save: tokenizer, settings hash, hashes of the other files
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 # Conv1D stores transposed Linear weights. attn.c_proj is square, so its shape does not reveal the transposition.
@@ -57,33 +66,100 @@ FIXED_CONFIG = {  # the only values that our GPT supports
 
 def is_model(path: str) -> bool:
     """Return True if path is a directory in Hugging Face format or the name of an OpenAI GPT-2 model."""
-    return path in GPT2_MODEL_NAMES or os.path.exists(os.path.join(path, "config.json"))
+    names = ("config.json", ADAPTER_CONFIG_FILE)
+    return path in GPT2_MODEL_NAMES or any(os.path.exists(os.path.join(path, name)) for name in names)
 
 
 def load(name_or_path: str, **extra_args) -> dict:
     """Load a checkpoint in our layout from a directory or one of GPT2_MODEL_NAMES. For extra_args, see upgrade."""
-    directory = name_or_path if os.path.exists(os.path.join(name_or_path, "config.json")) else _download(name_or_path)
+    directory = find_directory(name_or_path)
     hf_config = {key: value for key, value in _read(directory, "config.json").items() if value is not None}
+    _check_config(hf_config, FIXED_CONFIG, name_or_path)
     activation = str(hf_config.get("activation_function", "gelu_new"))
     if activation not in ACTIVATIONS:
         raise UserError(f"{name_or_path}: activation {activation!r} is not supported; use {', '.join(ACTIVATIONS)}")
-    keys = CONFIG_KEYS.items()
-    args = {field: hf_config.get(key, hf_config.get(alias, default)) for field, (key, alias, default) in keys}
-    args |= {"bias": True, "activation": ACTIVATIONS[activation]}
-    expected = {**FIXED_CONFIG, "n_inner": 4 * parse_model_args(args, name_or_path).n_embd}
-    values = {**expected, **hf_config}
-    if differences := [f"{key}={values[key]!r}" for key, value in expected.items() if values[key] != value]:
-        raise UserError(f"{name_or_path} cannot be loaded: it does not match GPT-2 ({', '.join(differences)})")
-    weights = {}
-    for key, weight in clean_keys(_read_weights(directory)).items():
-        key = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
+    weights, file_names = {}, {}
+    for file_name, weight in clean_keys(_read_weights(directory)).items():
+        key = file_name if file_name.startswith(("transformer.", "lm_head.")) else f"transformer.{file_name}"
         weight = weight.t() if key.endswith(TRANSPOSED_WEIGHTS) and weight.dim() == 2 else weight
         weights[key] = weight.float().contiguous() if weight.is_floating_point() else weight
-    if args["tie_weights"]:
+        file_names[key] = file_name
+    sizes = infer_model_args(weights)  # for settings missing in config.json
+    args = {
+        field: hf_config.get(key, hf_config.get(alias, sizes.get(field, default)))
+        for field, (key, alias, default) in CONFIG_KEYS.items()
+    }
+    args |= {"bias": True, "activation": ACTIVATIONS[activation]}
+    _check_config(hf_config, {"n_inner": 4 * parse_model_args(args, name_or_path).n_embd}, name_or_path)
+    if args["tie_weights"]:  # like transformers, keep an output head that differs from the embedding
         tie_head(weights, args)
+    _check_names(weights, file_names, args, name_or_path, hf_config)
     tokenizer = _read_tokenizer(directory, args["vocab_size"])
     checkpoint = {"model": weights, "model_args": args, "tokenizer": tokenizer, "format_version": FORMAT_VERSION}
     return upgrade(checkpoint, name_or_path, **extra_args)
+
+
+def find_directory(name_or_path: str) -> str:
+    """Return the directory with a model's files. Raises UserError for a PEFT adapter and for a failed download."""
+    if os.path.exists(os.path.join(name_or_path, "config.json")):
+        return name_or_path
+    if os.path.exists(os.path.join(name_or_path, ADAPTER_CONFIG_FILE)):
+        base = _read(name_or_path, ADAPTER_CONFIG_FILE).get("base_model_name_or_path")
+        problem = f"{name_or_path} contains only a PEFT adapter for the model {base!r}"
+        raise UserError(f"{problem}: in PEFT, merge_and_unload() it into that model and save_pretrained() the result")
+    return _download(name_or_path)
+
+
+def _check_config(hf_config: dict, expected: dict, path: str):
+    """Raise UserError if hf_config has other values than expected."""
+    differences = [
+        f"{key}={hf_config[key]!r}" for key in expected if hf_config.get(key, expected[key]) != expected[key]
+    ]
+    if differences:
+        raise UserError(f"{path} cannot be loaded: it does not match GPT-2 ({', '.join(differences)})")
+
+
+def _check_names(weights: dict, file_names: dict[str, str], args: dict, path: str, hf_config: dict):
+    """Raise UserError that lists all missing and unexpected weights, by their names in the file."""
+    config = parse_model_args(args, path)
+    if config.n_layer > len(weights):  # too many missing weights to list: load_weights says so
+        return
+    expected = build_meta_model(config).state_dict().keys()
+    unexpected, missing = (
+        sorted(file_names[key] for key in weights.keys() - expected),
+        sorted(expected - weights.keys()),
+    )
+    problems = [f"unexpected: {', '.join(unexpected)}"] * bool(unexpected)
+    problems += [f"missing: {', '.join(missing)}"] * bool(missing)
+    if problems:
+        names = hf_config.get("architectures")
+        architecture = ", ".join(map(str, names)) if isinstance(names, list) and names else "of an unknown kind"
+        remedy = "use a directory that GPT2LMHeadModel.save_pretrained() wrote"
+        raise UserError(
+            f"{path} is {architecture}, and its weights do not match a GPT2LMHeadModel with its config.json "
+            f"({'; '.join(problems)}): {remedy}"
+        )
+
+
+def transformers_logits(directory: str, idx: torch.Tensor) -> torch.Tensor | str:
+    """Return the logits (B, T, V) that transformers computes for idx (B, T), or the reason why it cannot, as text."""
+    try:
+        from transformers import GPT2LMHeadModel
+        from transformers.utils import logging as hf_logging
+    except ImportError:
+        return "is not installed"
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+        with torch.no_grad():
+            return model.eval()(idx).logits
+    except Exception as error:  # transformers documents none; its messages point to a report that we do not print
+        return f"cannot load {directory} ({type(error).__name__})"
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        hf_logging.enable_progress_bar()
 
 
 def _download(name: str) -> str:
@@ -157,7 +233,7 @@ def save(model: GPT, tokenizer: dict | None, directory: str, settings_hash: str 
 
     config = model.config
     required = ("model_type", config.model_type, "gpt"), ("ngrams", config.ngrams, 1)
-    for name, value, expected in (*required, ("positions", position_scheme(config), "default")):
+    for name, value, expected in (*required, ("pos_embd", position_scheme(config), "default")):
         if value != expected:
             raise UserError(f"GPT-2's architecture does not support {name}={value}: keep the model as a checkpoint")
     tokenizer = None if tokenizer == UNSUPPORTED_TOKENIZER else tokenizer

@@ -188,9 +188,11 @@ class Saver:
             "data_sha256": step.corpus.sha256,
             "window_order": WINDOW_ORDER_METHOD,
         }
-        self.log.print(f"saving checkpoint to {out_dir}")
         best = os.path.join(out_dir, checkpoints.BEST_NAME)
-        if is_best or step.cfg.always_save_checkpoint or not checkpoints.is_valid(best):
+        saves_best = is_best or step.cfg.always_save_checkpoint or not checkpoints.is_valid(best)
+        note = "" if saves_best else f" ({checkpoints.LAST_NAME}; {checkpoints.BEST_NAME} keeps the best model so far)"
+        self.log.print(f"saving checkpoint to {out_dir}{note}")
+        if saves_best:
             checkpoints.save(checkpoint, best)  # first, so that a crash between the two keeps the best state
         checkpoints.save(checkpoint, os.path.join(out_dir, checkpoints.LAST_NAME))
 

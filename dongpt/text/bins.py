@@ -31,7 +31,7 @@ import numpy as np
 
 from configurator import UserError
 from dongpt.program import ROOT, atomic_write, locked_directory
-from dongpt.text.tokenizers import Tokenizer, from_dict
+from dongpt.text.tokenizers import TiktokenTokenizer, Tokenizer, from_dict
 
 SPLITS = ("train", "val")
 AUTO_PREPARED_DATASETS = ("chat_demo", "python_docs")  # datasets whose prepare.py needs no network
@@ -151,10 +151,11 @@ def _read_meta_file(path: str) -> dict:
         tokens, characters, n_bytes, predicted_bytes = (
             meta.get(key, {}) for key in ("tokens", "characters", "bytes", "predicted_bytes")
         )
-        shards = meta["shards"]["train"] if "shards" in meta else []
+        shards, no_val = meta["shards"]["train"] if "shards" in meta else [], not has_validation(meta)
+        tokenizer = from_dict(meta["tokenizer"], load_gpt2=False)
         checks = {
-            "vocab_size": meta["vocab_size"] == from_dict(meta["tokenizer"], load_gpt2=False).vocab_size,
-            "tokens": not tokens or set(tokens) == set(SPLITS) and min(tokens.values()) > 0,
+            "vocab_size": meta["vocab_size"] == tokenizer.vocab_size,
+            "tokens": not tokens or set(tokens) == set(SPLITS) and min(tokens["train"], tokens["val"] + no_val) > 0,
             "bytes": all(  # a character takes one to four bytes
                 split in tokens and characters.get(split, 1) <= n <= 4 * characters.get(split, n)
                 for split, n in n_bytes.items()
@@ -170,10 +171,17 @@ def _read_meta_file(path: str) -> dict:
         }
         if invalid_keys := [name for name, is_valid in checks.items() if not is_valid]:
             raise ValueError(f"{invalid_keys[0]} is not valid")
+        if meta.get("documents") == 1 and isinstance(tokenizer, TiktokenTokenizer):  # <|endoftext|> never occurs
+            meta["tokenizer"].setdefault("start_id", tokenizer.newline_id)
         return meta
     except (OSError, ValueError, KeyError, RecursionError) as error:
         problem = f"{path} is damaged or was not written by prepare.py ({error})"
         raise UserError(f"{problem}: move it and its .bin files elsewhere, and prepare the data again") from error
+
+
+def has_validation(meta: dict) -> bool:
+    """Whether data has a validation set, in contrast to data prepared with --val_fraction=0."""
+    return meta.get("split") != "none"
 
 
 def data_file_names(meta: dict) -> set[str]:
@@ -369,6 +377,12 @@ class BinWriter:
         state["tokens"][split] += len(ids)
         state["is_lossy"] |= encoded.is_lossy
 
+    def first_ids(self) -> np.ndarray:
+        """Return the first CHUNK_TOKENS ids of the training set."""
+        name = shard_name("train", 0) if self.shard_tokens else "train.bin"
+        path = self._staging_path(name)
+        return np.fromfile(path, "<u2", CHUNK_TOKENS) if os.path.exists(path) else np.empty(0, "<u2")
+
     def finish(self, meta: dict, val_order: np.ndarray | None = None) -> PreparedData:
         """Write meta.json, which includes all entries of meta, and move the new files into place.
 
@@ -378,13 +392,15 @@ class BinWriter:
         tokenizer = self.tokenizer
         assert tokenizer is not None, "a BinWriter needs a tokenizer"
         n_train, n_val = (self.state["tokens"][split] for split in SPLITS)
-        if min(n_train, n_val) < 2:
+        if min(n_train, n_val if has_validation(meta) else n_train) < 2:
             self.can_resume = False  # resuming would fail again
             problem = f"the training set has {n_train:,} tokens and the validation set {n_val:,}; each needs at least 2"
             raise UserError(f"{problem}: use a longer text, or change --val_fraction or --tokenizer")
         with self._explain_disk_errors():
             if val_order is not None:
                 self._write_val_in_order(val_order, tokenizer.end_id)
+            if n_val == 0:
+                open(self._staging_path("val.bin"), "wb").close()
             self._sync_to_disk()
             n_shards = -(-n_train // self.shard_tokens) if self.shard_tokens else 0
             paths = [self._staging_path(shard_name("train", i)) for i in range(n_shards)]
@@ -484,9 +500,12 @@ def check_shard_ends(folder: str, shards: list[dict]):
 def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str, "TokenArray"], dict[str, np.ndarray]]:
     """Return (meta, ids by split, masks by split) of a data folder. Splits have no mask if all tokens are in the loss.
 
+    The validation set is empty if the data was prepared without one, and never otherwise.
     train_fraction < 1 keeps only the first part of the training set. Raises UserError if read_meta does, or if a file
     is missing or its size does not match meta.json.
     """
+    from dongpt.text.foreign_bins import find_problem  # here, since loading a model reads no data
+
     meta = read_meta(folder)
     tokens: dict[str, TokenArray] = {}
     masks: dict[str, np.ndarray] = {}
@@ -495,6 +514,9 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
         name, remedy, itemsize = f"{key}.bin", "", 1 if mask else 2
         has_file = os.path.exists(os.path.join(folder, name))
         if mask and not (has_file or split in meta.get("predicted_bytes", {})):
+            continue
+        if key == "val" and not has_validation(meta):
+            tokens[split] = TokenArray([], "<u2", 0)
             continue
         n_tokens = sum(count for _, count in tokens[split].files) if mask else meta.get("tokens", {}).get(split)
         expected: dict[str, int | None] = {name: n_tokens}
@@ -510,6 +532,8 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
         for name, count in expected.items():
             path, problem = os.path.join(folder, name), ""
             size = os.path.getsize(path) if os.path.isfile(path) else -1
+            if size > 0 and not (count or mask) and (foreign := find_problem(path)):
+                raise UserError(foreign)
             if size < 0:
                 problem = f"{folder} has no {name}"
             elif count and size != itemsize * count:
@@ -530,6 +554,14 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
     return meta, tokens, masks
 
 
+def open_for_training(folder: str, train_fraction: float) -> tuple[dict, dict, dict]:
+    """Return open_data(), with the training set in place of a validation set that does not exist."""
+    meta, tokens, masks = open_data(folder, train_fraction)
+    if not has_validation(meta):
+        tokens["val"] = tokens["train"]
+    return meta, tokens, masks
+
+
 class TokenArray:
     """The first `length` entries of a 1-D array stored in consecutive files, [(path, number of entries), ...].
 
@@ -545,6 +577,11 @@ class TokenArray:
 
     def __len__(self) -> int:
         return self.length
+
+    def how_to_lengthen(self) -> str:
+        """Return the remedy for too few entries: more text, or a larger share of the files."""
+        is_share = self.length < sum(count for _, count in self.files)
+        return "increase dataset_fraction, which leaves no more" if is_share else "use more text"
 
     def __getitem__(self, key: slice) -> np.ndarray:
         assert key.step in (None, 1)
@@ -582,4 +619,7 @@ class TokenArray:
 
     def counts(self, vocab_size: int) -> np.ndarray:
         """Count the occurrences of each id below vocab_size, (vocab_size,)."""
-        return np.sum([np.bincount(ids, minlength=vocab_size) for ids in self.chunks()], axis=0)
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for ids in self.chunks():
+            counts = counts + np.bincount(ids, minlength=vocab_size)
+        return counts

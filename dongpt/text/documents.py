@@ -1,4 +1,4 @@
-"""Read documents from text files, JSON lines, CSV and Parquet. Files may be larger than memory.
+"""Read documents from text files, JSON, CSV and Parquet, also packed ones. Files may be larger than memory.
 
 By default, each text file or record is one document. It can also be split into one document per line or paragraph.
 Line endings become \\n, and a byte-order mark is removed. Content that isn't text is reported with its location.
@@ -8,28 +8,32 @@ Line endings become \\n, and a byte-order mark is removed. Content that isn't te
     for location, (question, answer) in Files(["qa.csv"]).records("question", "answer"): ...
 """
 
-import bz2
 import codecs
 import contextlib
 import csv
+import dataclasses
 import glob
-import gzip
 import io
+import itertools
 import json
-import lzma
 import os
 import re
-import zlib
+from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Iterable, Iterator, Literal
+from typing import Any, Callable, Iterable, Iterator, Literal, Sequence
 
 from configurator import UserError
+from dongpt.text.json_values import read_json_values
+from dongpt.text.packed import CHUNK_BYTES, COMPRESSION_SUFFIXES, Member, file_suffixes, is_archive, read_members
 from dongpt.text.template import is_valid_unicode
 
-CHUNK_BYTES = 2**20  # chunk size for reading files
-DECOMPRESSORS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
-TEXT_SUFFIXES = (".txt", ".md", *RECORD_SUFFIXES)  # read if the input is a folder
+TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".csv", ".parquet")  # read from a folder or an archive
+FOLDER_SUFFIXES = (*TEXT_SUFFIXES, ".epub")
+RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet", ".json", ".tsv")  # the last two only if they are named
+CSV_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t"}  # in the order in which they are tried
+BLANK = "blank documents"  # a key of Files.n_left_out
+MAX_CSV_HEADER_CHARS = 2**20
+PARQUET_BATCH_BYTES = 2**24  # of text read at a time, at least one row
 # files that donGPT's programs write to a data folder
 DATA_FILE_PATTERN = re.compile(
     r"((train|val)(_\d{3,})?(\.mask)?\.bin|val\.ids|(meta|preparing)\.json)(\.part|\.new)?"
@@ -42,10 +46,12 @@ Document = Literal["file", "line", "blank", "none"]
 Progress = Callable[[int], None]
 
 
-def find_files(input_path: str, option: str = "--input") -> tuple[list[str], int]:
+def find_files(
+    input_path: str, option: str = "--input", suffixes: tuple[str, ...] = FOLDER_SUFFIXES
+) -> tuple[list[str], int]:
     """Return (sorted paths, number of skipped files) for a file, a folder or a glob pattern.
 
-    Folders are searched recursively for files with TEXT_SUFFIXES. Raises UserError, which names option, if no file is
+    Folders are searched recursively for files with suffixes. Raises UserError, which names option, if no file is
     found.
     """
     if os.path.isfile(input_path):
@@ -54,21 +60,19 @@ def find_files(input_path: str, option: str = "--input") -> tuple[list[str], int
         all_paths = [os.path.join(folder, name) for folder, _, names in os.walk(input_path) for name in names]
         is_hidden = re.compile(r"(^|[/\\])\.").search
         all_paths = [p for p in all_paths if os.path.isfile(p) and not is_hidden(os.path.relpath(p, input_path))]
-        paths = [path for path in all_paths if file_suffixes(path)[0] in TEXT_SUFFIXES]
-        problem = f"no file in it ends in {' '.join(TEXT_SUFFIXES)} (optionally followed by .gz .bz2 .xz)"
+        paths = [path for path in all_paths if file_suffixes(path)[0] in suffixes]
+        packed_suffixes = " ".join(COMPRESSION_SUFFIXES)
+        problem = f"no file in it ends in {' '.join(suffixes)} (optionally followed by {packed_suffixes})"
+        if named := [path for path in all_paths if file_suffixes(path)[0] in RECORD_SUFFIXES]:
+            problem += f"; to read {min(named)}, name it"
     else:
         all_paths = [path for path in glob.glob(input_path, recursive=True) if os.path.isfile(path)]
-        paths = [path for path in all_paths if not DATA_FILE_PATTERN.fullmatch(os.path.basename(path))]
+        paths = all_paths
         problem = "it does not exist, and no file matches it as a pattern"
+    paths = [path for path in paths if not DATA_FILE_PATTERN.fullmatch(os.path.basename(path))]
     if not paths:
         raise UserError(f"no text was found at {input_path} ({problem}): pass {option}=PATH of a text file or folder")
     return sorted(paths), len(all_paths) - len(paths)
-
-
-def file_suffixes(path: str) -> tuple[str, str]:
-    """Return the suffixes for a file's format and compression, such as (".txt", ".gz") or (".csv", "")."""
-    stem, suffix = os.path.splitext(path.lower())
-    return (os.path.splitext(stem)[1], suffix) if suffix in DECOMPRESSORS else (suffix, "")
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ class Files:
     encoding: str = "utf-8"
     option: str = "--field"  # command-line option for the field names, used in error messages
     raw: bool = False  # keep NULs and line endings in records, instead of rejecting NULs and converting line endings
+    separator: str = ""  # text of a line that ends a document and is left out; "" if there are none
+    # what the last pass over the documents left out: BLANK ones, and by path the other files of an archive
+    n_left_out: Counter[str] = dataclasses.field(default_factory=Counter, repr=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -94,7 +101,7 @@ class Files:
     @property
     def has_separators(self) -> bool:
         """True if no end token is needed: there is only one document, or line ends separate the documents."""
-        is_one_text = len(self.paths) == 1 and file_suffixes(self.paths[0])[0] not in RECORD_SUFFIXES
+        is_one_text = len(self.paths) == 1 and not self._has_members(self.paths[0])
         return self.document == "none" or self.document != "file" and is_one_text
 
     def fingerprint(self) -> list[tuple[int, int]]:
@@ -106,7 +113,12 @@ class Files:
 
         A part is longer only if it is a single record or line.
         """
-        parts = _skip_blanks(part for path in self.paths for part in self.read_file(path, on_progress, digest))
+        self.n_left_out.clear()
+        parts: Iterator[TextPart]
+        parts = (part for path in self.paths for part in self.read_file(path, on_progress, digest))
+        if self.separator:
+            parts = _split_at_lines(parts, self.separator)
+        parts = _skip_blanks(parts, self.n_left_out)
         if self.document == "none":
             return _join_documents(parts)
         if self.document == "file":
@@ -115,23 +127,27 @@ class Files:
 
     def read_file(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
         """Yield the documents in one file, including blank ones: each record, or the whole file."""
-        if file_suffixes(path)[0] in RECORD_SUFFIXES:
+        if file_suffixes(path)[0] == ".parquet":
             records = replace(self, paths=[path]).records(self.field, on_progress=on_progress, digest=digest)
             yield from ((text, True) for _, (text,) in records)
             return
-        text = ""
-        for chunk in self.read_chunks(path, on_progress, digest):
-            if text:
-                yield text, False
-            text = chunk
-        yield text, True
+        for member in self._members(path, on_progress):
+            if member.suffix in RECORD_SUFFIXES:
+                yield from ((text, True) for _, (text,) in self._read_records(member, (self.field,), digest))
+                continue
+            text = ""
+            for chunk in self._decode(member, digest):
+                if text:
+                    yield text, False
+                text = chunk
+            yield text, True
 
     def count(self, path: str) -> int:
         """Return the number of documents in one file, including blank ones."""
         if file_suffixes(path)[0] == ".parquet":
-            with _open_parquet(path) as file:
+            with open_parquet(path) as file:
                 return file.metadata.num_rows
-        return sum(is_end for _, is_end in self.read_file(path)) if file_suffixes(path)[0] in RECORD_SUFFIXES else 1
+        return sum(is_end for _, is_end in self.read_file(path)) if self._has_members(path) else 1
 
     def records(
         self, *fields: str, on_progress: Progress = lambda n: None, digest=None, labels: tuple[str, ...] = ()
@@ -141,38 +157,72 @@ class Files:
         Fields listed in labels may have any type and are converted to strings.
         """
         for path in self.paths:
-            kind, lines = file_suffixes(path)[0], self.lines(path, digest=digest)
-            if kind == ".parquet":
-                records = _read_parquet(path, fields, self.option, digest)
-            elif kind in RECORD_SUFFIXES:
-                records = (_read_csv if kind == ".csv" else _read_json_lines)(path, fields, self.option, lines)
-            else:
-                raise UserError(f"{path} has no records: use a file whose name ends in {' '.join(RECORD_SUFFIXES)}")
-            for location, values in records:
-                texts = (
-                    str(v) if n in labels else check_text(v, location, n, self.raw) for n, v in zip(fields, values)
-                )
-                yield location, tuple(texts)
-            on_progress(os.path.getsize(path))
+            if file_suffixes(path)[0] == ".parquet":
+                yield from self._check_records(_read_parquet(path, fields, self.option, digest), fields, labels)
+                on_progress(os.path.getsize(path))
+                continue
+            for member in self._members(path, on_progress):
+                yield from self._read_records(member, fields, digest, labels)
 
     def lines(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[str]:
         """Yield the lines of one file, including line endings."""
-        partial_line = ""
-        for chunk in self.read_chunks(path, on_progress, digest):
-            *full_lines, partial_line = (partial_line + chunk).split("\n")
-            yield from (line + "\n" for line in full_lines)
-        if partial_line:
-            yield partial_line
+        return _split_lines(self.read_chunks(path, on_progress, digest))
 
     def read_chunks(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[str]:
         """Yield the text of one file in chunks, after checking it and converting line endings to \\n."""
+        for member in self._members(path, on_progress):
+            if member.location != path:
+                raise UserError(f"{path} is an archive: unpack it, and pass the path of one of its files")
+            yield from self._decode(member, digest)
+
+    def _has_members(self, path: str) -> bool:
+        """Whether a file may hold several documents: records, or the members of an archive."""
+        return file_suffixes(path)[0] in RECORD_SUFFIXES or is_archive(path)
+
+    def _members(self, path: str, on_progress: Progress) -> Iterator[Member]:
+        """Yield the texts in an archive, or the file itself."""
+
+        def is_wanted(name: str) -> bool:
+            return file_suffixes(name)[0] in TEXT_SUFFIXES and file_suffixes(name)[0] != ".parquet"
+
+        def count_skipped():
+            self.n_left_out[path] += 1
+
+        return read_members(path, is_wanted, on_progress, count_skipped)
+
+    def _read_records(
+        self, member: Member, fields: tuple[str, ...], digest, labels: tuple[str, ...] = ()
+    ) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield the records of a file or member, as records() does."""
+        location, suffix, chunks = member.location, member.suffix, self._decode(member, digest)
+        if suffix not in RECORD_SUFFIXES:
+            raise UserError(f"{location} has no records: use a file whose name ends in {' '.join(RECORD_SUFFIXES)}")
+        if suffix in CSV_DELIMITERS:
+            records = _read_csv(location, fields, self.option, _split_lines(chunks), CSV_DELIMITERS[suffix])
+        elif suffix == ".json":
+            records = _read_json(read_json_values(chunks, location), fields, self.option)
+        else:
+            records = _read_json_lines(location, fields, self.option, _split_lines(chunks))
+        return self._check_records(records, fields, labels)
+
+    def _check_records(
+        self, records: Iterable["Record"], fields: tuple[str, ...], labels: tuple[str, ...]
+    ) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield the records with their values as text; null is ""."""
+        for location, values in records:
+            texts = (
+                str(v) if n in labels else "" if v is None else check_text(v, location, n, self.raw)
+                for n, v in zip(fields, values)
+            )
+            yield location, tuple(texts)
+
+    def _decode(self, member: Member, digest) -> Iterator[str]:
+        """Yield the text of a file or member, as read_chunks() does."""
+        path = member.location
         decoder, encoding, offset, line_ends = None, "", 0, io.IncrementalNewlineDecoder(None, translate=True)
-        is_compressed = bool(file_suffixes(path)[1])
-        for chunk in _read_decompressed(path):
+        for chunk in itertools.chain(member.chunks, [b""]):
             if digest is not None:
                 digest.update(chunk)
-            if not is_compressed:
-                on_progress(len(chunk))
             if decoder is None:
                 encoding, offset = _detect_encoding(chunk, self.encoding)
                 decoder, chunk = codecs.getincrementaldecoder(encoding)(), chunk[offset:]
@@ -188,29 +238,26 @@ class Files:
                 at = f" at byte {offset + chunk.index(0):,}" if encoding == "utf-8" else ""
                 remedy = "remove the file, or pass its encoding, for example --encoding=utf-16-le"
                 raise UserError(f"{path} contains a NUL{at} and is not {encoding.upper()} text: {remedy}")
-            if not is_valid_unicode(text):  # possible in utf-7 and unicode_escape
+            if encoding != "utf-8" and not is_valid_unicode(text):  # possible in utf-7 and unicode_escape
                 raise UserError(f"{path} contains an unpaired surrogate: convert it to UTF-8")
             offset += len(chunk)
             if text := line_ends.decode(text, final=not chunk):
                 yield text
-        if is_compressed:  # progress is counted in compressed bytes
-            on_progress(os.path.getsize(path))
 
 
-def _read_decompressed(path: str) -> Iterator[bytes]:
-    """Yield the bytes of a file in chunks, followed by b""."""
-    opener: Any = DECOMPRESSORS.get(file_suffixes(path)[1], open)
-    try:
-        with opener(path, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
-            yield b""
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{path} cannot be decompressed ({error}): it is damaged, or its name has the wrong suffix"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): pass the path of a text file") from error
+def _split_lines(chunks: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a text in chunks, including line endings."""
+    line_parts: list[str] = []  # of the line that the next chunk continues
+    for chunk in chunks:
+        *full_lines, last = chunk.split("\n")
+        if full_lines and line_parts:
+            full_lines[0] = "".join([*line_parts, full_lines[0]])
+            line_parts = []
+        yield from (line + "\n" for line in full_lines)
+        if last:
+            line_parts.append(last)
+    if line_parts:
+        yield "".join(line_parts)
 
 
 def _detect_encoding(first_bytes: bytes, encoding: str) -> tuple[str, int]:
@@ -231,6 +278,8 @@ def _decode_error(path: str, error: UnicodeDecodeError, offset: int) -> UserErro
     maybe_cp1252 = error.encoding == "utf-8" and error.object[error.start] not in b"\x81\x8d\x8f\x90\x9d"
     remedy = "pass --encoding=NAME" + ", such as cp1252 for Western European files from Windows" * maybe_cp1252
     problem = f"{path} is not {error.encoding.upper()} at byte {offset:,} ({byte_name})"
+    if b"\0" in error.object and error.encoding == "utf-8":
+        return UserError(f"{problem} and contains NULs: pass a text file, or --encoding=NAME, for example utf-16-le")
     return UserError(f"{problem}: convert it to UTF-8, or {remedy}")
 
 
@@ -283,40 +332,111 @@ def _read_json_lines(path: str, fields: tuple[str, ...], option: str, lines: Ite
         if line.strip():
             location = f"{path} line {line_number:,}"
             record = parse_json(line, location)
-            if not isinstance(record, dict):
-                raise UserError(f'{location} is not a JSON object: each line must look like {{"{fields[0]}": "..."}}')
-            _check_fields(location, fields, record, option)
-            yield location, [record[field] for field in fields]
+            yield location, _select_fields(record, location, fields, option)
 
 
-def _read_csv(path: str, fields: tuple[str, ...], option: str, lines: Iterable[str]) -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)  # in characters; Python's default is too small for long documents
-    rows = csv.reader(lines, strict=True)
+def _read_json(values: Iterable[tuple[str, Any]], fields: tuple[str, ...], option: str) -> Iterator[Record]:
+    for location, record in values:
+        yield location, _select_fields(record, location, fields, option)
+
+
+def _select_fields(record: Any, location: str, fields: tuple[str, ...], option: str) -> list[Any]:
+    """Return the values of the fields of a JSON object. Raises UserError if it is something else, or lacks a field."""
+    if not isinstance(record, dict):
+        raise UserError(f'{location} is not a JSON object: each record must look like {{"{fields[0]}": "..."}}')
     try:
-        names = next(rows, [])
-        _check_fields(path, fields, names, option)
-        for row in filter(None, rows):
-            location = f"{path} line {rows.line_num:,}"
-            if len(row) != len(names):
-                raise UserError(f"{location} has {len(row)} columns, but line 1 has {len(names)}: correct or delete it")
-            yield location, [row[names.index(field)] for field in fields]
-    except csv.Error as error:
-        raise UserError(f"{path} line {rows.line_num:,} is not valid CSV ({error}): correct or delete it") from error
+        return [record[field] for field in fields]
+    except KeyError:
+        _check_fields(location, fields, record, option)
+        raise
+
+
+def _csv_names(header: str, delimiter: str) -> list[str]:
+    """Return the names in the header of a CSV file; [] if the header is not valid with this delimiter."""
+    try:
+        return next(csv.reader(io.StringIO(header, newline=""), delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return []
+
+
+def read_csv_rows(
+    path: str, lines: Iterable[str], delimiters: str, is_fitting: Callable[[list[str]], bool]
+) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
+    """Return (names, (location, row) for each row) of a CSV file. A row may have another length than names.
+
+    The delimiter is the first one for which the names in the header line are fitting.
+    """
+    csv.field_size_limit(2**31 - 1)  # in characters; Python's default is too small for long documents
+    lines, n_header_lines = iter(lines), 1
+    header = next(lines, "")
+    if declared := re.fullmatch(r'"?sep=(.)"?\s*', header):  # a line that Excel understands
+        delimiters, n_header_lines, header = declared.group(1), 2, next(lines, "")
+    while header.count('"') % 2 and (line := next(lines, "")):  # a quoted name with a line ending
+        header, n_header_lines = header + line, n_header_lines + 1
+        if len(header) > MAX_CSV_HEADER_CHARS:
+            raise UserError(f"{path} line 1 is not valid CSV (a quotation mark is not closed): correct it")
+    named = {delimiter: _csv_names(header, delimiter) for delimiter in delimiters}
+    fitting = [delimiter for delimiter, names in named.items() if is_fitting(names)]
+    delimiter = fitting[0] if fitting else max(named, key=lambda delimiter: len(named[delimiter]))
+
+    def read_rows() -> Iterator[tuple[str, list[str]]]:
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            for row in filter(None, rows):
+                yield f"{path} line {rows.line_num + n_header_lines:,}", row
+        except csv.Error as error:
+            location = f"{path} line {rows.line_num + n_header_lines:,}"
+            raise UserError(f"{location} is not valid CSV ({error}): correct or delete it") from error
+
+    return named[delimiter], read_rows()
+
+
+def _read_csv(
+    path: str, fields: tuple[str, ...], option: str, lines: Iterable[str], delimiters: str
+) -> Iterator[Record]:
+    names, rows = read_csv_rows(path, lines, delimiters, set(fields).issubset)
+    _check_fields(path, fields, names, option)
+    columns, n_names = [names.index(field) for field in fields], len(names)
+    for location, row in rows:
+        if len(row) != n_names:
+            raise UserError(f"{location} has {len(row)} columns, but line 1 has {n_names}: correct or delete it")
+        yield location, [row[column] for column in columns]
 
 
 def _read_parquet(path: str, fields: tuple[str, ...], option: str, digest) -> Iterator[Record]:
-    with _open_parquet(path) as file:
+    with open_parquet(path) as file:
         _check_fields(path, fields, file.schema_arrow.names, option)
-        batches = file.iter_batches(batch_size=256, columns=list(fields))
-        rows = (row for batch in batches for row in zip(*(batch.column(field).to_pylist() for field in fields)))
-        for row_number, values in enumerate(rows, 1):
-            if digest is not None:
-                digest.update(repr(values).encode("utf-8"))
-            yield f"{path} row {row_number:,}", list(values)
+        for location, values in read_parquet_rows(path, file, fields, digest):
+            yield location, [_decode_value(value, location, field) for value, field in zip(values, fields)]
+
+
+def read_parquet_rows(path: str, file, fields: Sequence[str], digest) -> Iterator[tuple[str, tuple]]:
+    """Yield (location, values of the fields) for each row of a Parquet file that open_parquet opened."""
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    batch_size = max(1, min(256, PARQUET_BATCH_BYTES // max(1, row_bytes)))
+    batches = file.iter_batches(batch_size=batch_size, columns=list(fields))
+    rows = (row for batch in batches for row in zip(*(batch.column(field).to_pylist() for field in fields)))
+    for row_number, values in enumerate(rows, 1):
+        if digest is not None:
+            digest.update(repr(values).encode("utf-8"))
+        yield f"{path} row {row_number:,}", values
+
+
+def _decode_value(value: Any, location: str, field: str) -> Any:
+    """Return a value of Parquet, as text if it is UTF-8 in a binary column."""
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"the field {field!r} is binary and not UTF-8 ({value[:20]!r}...)"
+        raise UserError(f"{location}: {problem}: pass another field, or store text") from error
 
 
 @contextlib.contextmanager
-def _open_parquet(path: str) -> Iterator[Any]:
+def open_parquet(path: str) -> Iterator[Any]:
+    """Open a Parquet file. Turns the errors of reading it into UserErrors."""
     import pyarrow
     import pyarrow.parquet
 
@@ -333,16 +453,50 @@ def _open_parquet(path: str) -> Iterator[Any]:
 # splitting files and records into documents
 
 
-def _skip_blanks(parts: Iterable[TextPart]) -> Iterator[TextPart]:
-    """Yield all parts except those of blank documents."""
-    leading_blanks, has_output = "", False  # of the current document: initial whitespace; whether a part was yielded
+def _skip_blanks(parts: Iterable[TextPart], n_left_out: Counter) -> Iterator[TextPart]:
+    """Yield the parts, except those of documents that are blank, which are counted."""
+    leading_blanks, has_output = "", False  # for the current document: blank text not yet yielded; whether text was
     for text, is_end in parts:
         text, leading_blanks = leading_blanks + text, ""
         if has_output or text.strip():
             yield text, is_end
             has_output = not is_end
-        elif not is_end:
+        elif is_end:
+            n_left_out[BLANK] += 1
+        else:
             leading_blanks = text
+
+
+def _split_at_lines(parts: Iterable[TextPart], separator: str) -> Iterator[TextPart]:
+    """End documents at lines that hold only the separator, and leave these lines out.
+
+    Raises UserError if there is no such line.
+    """
+    separator_line = re.compile(rf"^[ \t]*{re.escape(separator.strip())}[ \t]*(?:\n|\Z)", re.MULTILINE)
+    n_found, remainder = 0, ""  # the start of a line that the next part continues
+    has_output, is_new_line = False, True  # whether a part of the document was yielded; whether remainder starts a line
+    for text, is_end in parts:
+        text, start = remainder + text, 0
+        end = len(text) if is_end else text.rfind("\n") + 1  # of the complete lines
+        for match in separator_line.finditer(text, 0, end):
+            if match.start() > 0 or is_new_line:
+                yield text[start : match.start()], True
+                start, n_found, has_output = match.end(), n_found + 1, False
+        remainder, is_new_line = text[max(start, end) :], is_new_line or end > 0
+        if is_end:
+            if has_output or start == 0 or text[start:].strip():
+                yield text[start:], True
+            has_output, is_new_line = False, True
+            continue
+        if start < end:
+            yield text[start:end], False
+            has_output = True
+        if len(remainder) > CHUNK_BYTES:  # longer than any separator
+            yield remainder, False
+            remainder, has_output, is_new_line = "", True, False
+    if not n_found:
+        problem = f"no line of the text consists of {separator!r}"
+        raise UserError(f"{problem}: correct --separator, or drop it")
 
 
 def _join_documents(parts: Iterable[TextPart]) -> Iterator[TextPart]:

@@ -30,14 +30,18 @@ import numpy as np
 from configurator import UserError
 from dongpt.log import progress_bar
 from dongpt.text.bins import SPLITS, BinWriter, EncodedText, PreparedData, open_data
-from dongpt.text.documents import Files, Progress, Texts
+from dongpt.text.documents import BLANK, Files, Progress, Texts
+from dongpt.text.hub import HubText
+from dongpt.text.survey import Survey
 from dongpt.text.template import Segment, Template, merge_segments
 from dongpt.text.tokenizers import (
     END,
     MAX_VOCAB_SIZE,
+    UNKNOWN,
     BPETokenizer,
     CharTokenizer,
     GPT2Tokenizer,
+    TiktokenTokenizer,
     Tokenizer,
     WordTokenizer,
     is_word_break,
@@ -102,18 +106,21 @@ class CorpusStats:
     bucket_chars: np.ndarray = field(default_factory=lambda: np.zeros(NUM_BUCKETS, np.int64))  # characters per bucket
 
 
+TextSource = Files | Texts | HubText
+
+
 class SegmentSource(Protocol):
     """Documents that consist of segments. Only some segments are in the loss."""
 
     @property
-    def files(self) -> Files | Texts:
+    def files(self) -> TextSource:
         """The files that contain the documents."""
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """Yield (a number that determines the split, segments) for each document. A skipped one has no segments."""
 
 
-Documents = Files | Texts | SegmentSource
+Documents = TextSource | SegmentSource
 
 
 def prepare(
@@ -129,6 +136,7 @@ def prepare(
     seed: int | None = None,
     specials: Sequence[str] = (),
     template: Template | None = None,
+    val_documents: TextSource | None = None,
 ) -> PreparedData | None:
     """Write train.bin (or train_000.bin, ... with shard_tokens), val.bin and meta.json to folder.
 
@@ -136,77 +144,128 @@ def prepare(
     val_buckets (NUM_BUCKETS,) bool selects the validation documents by bucket. By default, whole documents are selected
     by hash, or the end of the text is used if there are few documents (see choose_val_buckets). With a seed, documents
     are drawn at random as in nanoGPT's OpenWebText script, and val.bin equals nanoGPT's byte for byte. This requires
-    Files and GPT-2's vocabulary.
+    Files or HubText, and GPT-2's vocabulary. If there are val_documents, they are the validation set, and all documents
+    are for training. With val_fraction=0, val.bin is empty.
 
     Documents that consist of segments are never split. They also get loss masks, which are 1 where a segment is in the
     loss. specials become special tokens, and template is stored with the tokenizer. source and sha256 describe the
     origin of the text. By default, sha256 is the hash of the text. Raises UserError if the text is too short to split,
     if the vocabulary is too large for uint16, or if reading, encoding or writing fails.
     """
-    files = documents if isinstance(documents, (Files, Texts)) else documents.files
-    fingerprint = files.fingerprint()
-    plan = (documents, fingerprint, vocabulary, val_fraction, shard_tokens, specials, template, WORD_RULES)
+    files = documents if isinstance(documents, TextSource) else documents.files
+    texts = [files, val_documents] if val_documents else [files]
+    fingerprint = [text.fingerprint() for text in texts]
+    settings = (vocabulary, val_fraction, shard_tokens, specials, template)
+    plan = (documents, val_documents, fingerprint, *settings, WORD_RULES)
     plan_sha256 = _sha256(repr(plan))
     if seed is not None:
-        assert isinstance(documents, Files) and vocabulary.tokenizer == "gpt2"
+        assert isinstance(documents, (Files, HubText)) and vocabulary.tokenizer == "gpt2"
         plan_sha256 = _random_split_hash(documents, val_fraction, seed, shard_tokens)
     num_passes = 1 if seed is not None else 3 if vocabulary.tokenizer == "bpe" else 2
     with (
         BinWriter(folder, shard_tokens=shard_tokens, fingerprint=plan_sha256, reorder_val=seed is not None) as writer,
-        progress_bar(num_passes * files.size, unit="B", quiet=quiet, leave=False) as bar,
+        contextlib.ExitStack() as stack,
     ):
-        tokenizer: Tokenizer
-        if isinstance(documents, Files) and seed is not None:
+        if seed is not None:
             with contextlib.suppress(UserError):
                 if open_data(folder)[0].get("plan_sha256") == plan_sha256:
                     return None
+        n_bytes = num_passes * sum(text.size for text in texts)
+        bar = stack.enter_context(progress_bar(n_bytes, unit="B", quiet=quiet, leave=False))
+        tokenizer: Tokenizer
+        if isinstance(documents, (Files, HubText)) and seed is not None:
             tokenizer, num_skipped = GPT2Tokenizer(), 0
             pieces, val_order, meta = _draw_split(documents, val_fraction, seed, writer.state["documents"], bar.update)
             meta["plan_sha256"] = plan_sha256
         else:
-            tokenizer, pieces, meta = _scan_text(documents, vocabulary, val_fraction, val_buckets, specials, bar.update)
+            survey = Survey(_special_names(vocabulary, specials), isinstance(documents, (Files, HubText)))
+            tokenizer, pieces, meta = _scan_text(
+                documents, val_documents, vocabulary, val_fraction, val_buckets, specials, survey, bar.update
+            )
+            for line in () if quiet else survey.lines():
+                print(line)
             val_order, num_skipped = None, writer.state["documents"]
         tokenizer.template, writer.tokenizer = template, tokenizer
-        end_id = tokenizer.end_id if meta["documents"] > 1 else None
-        sample_splits = ("val",) if seed is None and documents is files else SPLITS
+        end_id = tokenizer.end_id if meta["documents"] > len(texts) else None
+        sample_splits = ("val",) if seed is None and documents is files and val_fraction else SPLITS
         sample = _encode_and_write(writer, tokenizer, pieces, end_id, sample_splits, num_skipped)
-        if files.fingerprint() != fingerprint:
+        if [text.fingerprint() for text in texts] != fingerprint:
             problem = "the text changed while it was being read"
             raise UserError(f"{problem}: run this command again when no program is writing to it")
+        if isinstance(tokenizer, TiktokenTokenizer) and len(ids := writer.first_ids()):
+            has_ends = end_id is not None if documents is files else tokenizer.end_id in ids
+            if not has_ends:
+                tokenizer.set_start(choose_start_id(tokenizer, ids, documents is not files))
         prepared = writer.finish({"source": source, **meta, "sha256": sha256 or meta["sha256"]}, val_order)
         return replace(prepared, sample=sample)
 
 
+def _special_names(vocabulary: Vocabulary, specials: Sequence[str]) -> list[str]:
+    """Return the names that may stand for special tokens, also in a vocabulary that has no such token."""
+    unknown = [UNKNOWN] if vocabulary.tokenizer == "word" else []
+    return list(dict.fromkeys([END, *unknown, *specials, *vocabulary.names()]))
+
+
 def _scan_text(
-    documents: Documents, vocabulary: Vocabulary, val_fraction: float, val_buckets, specials, on_progress: Progress
+    documents: Documents,
+    val_documents: TextSource | None,
+    vocabulary: Vocabulary,
+    val_fraction: float,
+    val_buckets: np.ndarray | None,
+    specials: Sequence[str],
+    survey: Survey,
+    on_progress: Progress,
 ) -> tuple[Tokenizer, Pieces, dict]:
     """Make a first pass over the documents and return (tokenizer, pieces, entries for meta.json)."""
-    stats, digest, has_segments = CorpusStats(), hashlib.sha256(), not isinstance(documents, (Files, Texts))
+    stats, val_stats, digest = CorpusStats(), CorpusStats(), hashlib.sha256()
+    has_segments = not isinstance(documents, TextSource)
     no_val, min_documents = np.zeros(NUM_BUCKETS, dtype=bool), 2 if has_segments else MIN_DOCUMENTS
-    counts = _count_symbols(_text_pieces(_read_pieces(documents, no_val, stats, on_progress, digest)), vocabulary)
-    if not stats.characters:
-        raise UserError("the text is blank: use an input file that contains text")
+
+    def read(is_val: np.ndarray, stats: CorpusStats, val_stats: CorpusStats, *progress) -> Pieces:
+        yield from _read_pieces(documents, is_val, stats, *progress)
+        if val_documents:
+            yield from _read_pieces(val_documents, ~no_val, val_stats, *progress)
+
+    def survey_pieces() -> Pieces:
+        for split, text, is_end in _text_pieces(read(no_val, stats, val_stats, on_progress, digest)):
+            survey.add(text, is_end)
+            yield split, text, is_end
+
+    counts = _count_symbols(survey_pieces(), vocabulary)
+    n_blank = sum(text.n_left_out[BLANK] for text in (documents, val_documents) if isinstance(text, (Files, HubText)))
+    if not stats.characters or val_documents and not val_stats.characters:
+        name = "validation text" if stats.characters else "text"
+        raise UserError(f"the {name} is blank: use an input file that contains text")
     special = [*specials, *(name for name in vocabulary.names() if name not in specials)]
-    if isinstance(documents, (Files, Texts)) and stats.documents > 1 and not documents.has_separators:
+    is_many = isinstance(documents, TextSource) and stats.documents > 1 and not documents.has_separators
+    if is_many or val_documents and val_stats.documents > 1 and not val_documents.has_separators:
         special += [END] * (END not in special)
     train_pieces = _text_pieces(_read_pieces(documents, no_val, CorpusStats(), on_progress))
     tokenizer = _build_tokenizer(vocabulary, special, counts, stats.characters, train_pieces)
-    split = choose_val_buckets(stats, val_fraction, min_documents) if val_buckets is None else val_buckets
-    pieces = _read_pieces(documents, no_val if isinstance(split, int) else split, CorpusStats(), on_progress)
+    split: np.ndarray | int = no_val
+    split_method = "documents"
+    if val_documents or val_fraction == 0:
+        split_method = "given" if val_documents else "none"
+    elif val_buckets is not None:
+        split = val_buckets
+    else:
+        split = choose_val_buckets(stats, val_fraction, min_documents)
+    pieces = read(no_val if isinstance(split, int) else split, CorpusStats(), CorpusStats(), on_progress)
     if isinstance(split, int) and not has_segments:
+        split_method = "position"
         pieces = _split_by_position(pieces, split, vocabulary.tokenizer == "word")
     elif isinstance(split, int):
         problem = f"{stats.documents:,} records cannot be split with about {val_fraction} of the text for validation"
         raise UserError(f"{problem}: use more records, or change --val_fraction")
-    split_method = "position" if isinstance(split, int) else "documents"
-    meta = {"sha256": digest.hexdigest(), "documents": stats.documents, "split": split_method}
-    return tokenizer, pieces, meta | ({"left_out": stats.num_skipped} if has_segments else {})
+    n_skipped = stats.num_skipped + n_blank
+    meta = {"sha256": digest.hexdigest(), "documents": stats.documents + val_stats.documents, "split": split_method}
+    return tokenizer, pieces, meta | ({"left_out": n_skipped} if has_segments or n_skipped else {})
 
 
 def _read_pieces(documents: Documents, is_val: np.ndarray, stats: CorpusStats, *progress) -> Pieces:
     """Yield all documents and add them to stats. is_val (NUM_BUCKETS,) selects the validation buckets."""
     contents: Iterable[tuple[int | None, DocumentContent, bool]]
-    if isinstance(documents, (Files, Texts)):
+    if isinstance(documents, TextSource):
         contents = ((None, text, is_end) for text, is_end in documents.read_documents(*progress))
     else:
         contents = ((number, segments, True) for number, segments in documents.read_segments(*progress))
@@ -225,7 +284,7 @@ def _read_pieces(documents: Documents, is_val: np.ndarray, stats: CorpusStats, *
         bucket = None if is_end else bucket
 
 
-def _random_split_hash(files: Files, val_fraction: float, seed: int, shard_tokens: int) -> str:
+def _random_split_hash(files: Files | HubText, val_fraction: float, seed: int, shard_tokens: int) -> str:
     """Return a hash of everything that determines a seeded split. It is stored in meta.json and must stay stable."""
     stats = [[os.path.basename(path), *stat] for path, stat in zip(files.paths, files.fingerprint())]
     keys = {"files": stats, "field": files.field, "encoding": files.encoding, "tokenizer": GPT2Tokenizer().to_dict()}
@@ -233,7 +292,7 @@ def _random_split_hash(files: Files, val_fraction: float, seed: int, shard_token
 
 
 def _draw_split(
-    files: Files, val_fraction: float, seed: int, num_done: int, on_progress: Progress
+    files: Files | HubText, val_fraction: float, seed: int, num_done: int, on_progress: Progress
 ) -> tuple[Pieces, np.ndarray, dict]:
     """Return (pieces after the first `num_done` documents, order of validation documents, entries for meta.json)."""
     counts = [files.count(path) for path in files.paths]
@@ -393,7 +452,7 @@ def _split_by_position(pieces: Iterable[SplitPiece], val_start: int, at_word_bre
 
 
 def _documents_after(
-    num_done: int, files: Files, counts: list[int], is_val: np.ndarray, on_progress: Progress
+    num_done: int, files: Files | HubText, counts: list[int], is_val: np.ndarray, on_progress: Progress
 ) -> Pieces:
     """Yield all documents after the first `num_done`. is_val[index] determines the split of each document."""
     end_index = 0
@@ -407,6 +466,17 @@ def _documents_after(
             index += is_end
         if index != end_index:
             raise UserError(f"{path} changed while it was being read: run this again when no program is writing to it")
+
+
+def choose_start_id(tokenizer: TiktokenTokenizer, ids: np.ndarray, has_segments: bool) -> int:
+    """Return the id from which to sample if <|endoftext|> never occurs in ids, the start of the training set.
+
+    For segments, it is the one that conversations begin with. For a text, it is a line ending, as for characters, or
+    the most frequent id if there are no lines.
+    """
+    if has_segments:
+        return int(ids[0])
+    return tokenizer.newline_id if tokenizer.newline_id in ids else int(np.bincount(ids).argmax())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

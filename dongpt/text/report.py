@@ -35,7 +35,11 @@ def report(prepared: PreparedData):
     for split, ids in open_data(prepared.folder)[1].items():
         counts[split] = ids.counts(meta["vocab_size"])
     characters, tokens = sum(meta["characters"].values()), meta["tokens"]
-    skipped = f"; skipped {count_of(meta['left_out'], 'record')} with an empty field" if meta.get("left_out") else ""
+    skipped = ""
+    if n_skipped := meta.get("left_out"):
+        records = f"{count_of(n_skipped, 'record')} with an empty field"
+        records = count_of(n_skipped, "broken record") if "template" in meta["tokenizer"] else records
+        skipped = "; skipped " + (records if "predicted_bytes" in meta else count_of(n_skipped, "blank document"))
     documents = count_of(meta["documents"], "document")
     print(f"text: {meta.get('source') or 'unnamed'}, {count_of(characters, 'character')} in {documents}{skipped}")
 
@@ -57,6 +61,8 @@ def report(prepared: PreparedData):
     share = f"{100 * meta['characters']['val'] / characters:.3g}% of the text"
     split_method = {
         "position": f"the last {share}",
+        "none": "no validation set",
+        "given": f"{share}, a text of its own",
         "documents": f"{share}, in whole documents",
         "drawn": f"{share}, in whole documents drawn with seed {meta.get('seed')}",
     }[meta["split"]]
@@ -64,6 +70,10 @@ def report(prepared: PreparedData):
         f"tokens: {tokens['train']:,} for training{shards}, {tokens['val']:,} for validation ({split_method}); "
         f"{characters / sum(tokens.values()):.2f} characters per token"
     )
+
+    if tokenizer.has_own_start:
+        start = token_name(tokenizer, tokenizer.start_id)
+        print(f"samples without a prompt start after {start}, since <|endoftext|> never occurs in this training set")
 
     unknown = int(totals[tokenizer.specials[UNKNOWN]]) if UNKNOWN in tokenizer.specials else 0
     sample = prepared.sample[: tokenizer.find_cut(prepared.sample) or None]  # without a truncated word at the end
@@ -74,6 +84,8 @@ def report(prepared: PreparedData):
         result = f"the tokens do not decode to the original text: {UNKNOWN} replaces {count_of(unknown, 'rare word')}"
     else:
         result = "the tokens do not decode to the original text: --lower removes capital letters"
-    unseen_share = counts["val"][counts["train"] == 0].sum() / tokens["val"]
-    print(f"check: {result}; {100 * unseen_share:.3f}% of the validation tokens never occur in the training set")
+    if tokens["val"]:
+        unseen_share = counts["val"][counts["train"] == 0].sum() / tokens["val"]
+        result += f"; {100 * unseen_share:.3f}% of the validation tokens never occur in the training set"
+    print(f"check: {result}")
     print(f"written to: {shortest_path(prepared.folder)}")

@@ -48,11 +48,16 @@ class Tokenizer:
     specials: dict[str, int] = {}  # ids of the special tokens by name
     use_threads = True  # whether multiple threads encode faster than one
     template: Template | None = None  # chat format that the model was trained on, if any
+    has_own_start = False  # whether start_id was set for this data, in which <|endoftext|> never occurs
 
     @property
     def end_id(self) -> int | None:
         """The id of <|endoftext|>, which ends a document, or None if it is not in the vocabulary."""
         return self.specials.get(END)
+
+    def set_start(self, start_id: int):
+        """Set the input to the model if the prompt is empty, for data in which <|endoftext|> never occurs."""
+        self.start_id, self.has_own_start = start_id, True
 
     def encode(self, text: str, special: bool = False, unknown: UnknownPolicy = "error") -> list[int]:
         """Convert text to ids. Pieces outside the vocabulary are skipped, replaced, or reported in a UserError.
@@ -123,6 +128,8 @@ class Tokenizer:
             del description["keep_marks"]
         if special := sorted({*self.specials} - {*self.builtin_specials}, key=self.specials.__getitem__):
             description["special"] = special
+        if self.has_own_start:
+            description["start_id"] = self.start_id
         if self.template:
             description["template"] = self.template.to_dict()
         return description
@@ -275,7 +282,7 @@ def split_words(text: str, lower: bool = False, spaces_alone: bool = False, keep
     if spaces_alone:
         return re.findall(word_pattern(""), text)
     plain = re.compile(word_pattern(SPACE_BEFORE))
-    positions = _mark_positions(text) if keep_marks else ()
+    positions = _mark_positions(text if keep_marks else "")
     if not len(positions):
         return plain.findall(text)
     # the longer pattern takes twice as long, so it is used only for lines near a mark
@@ -313,6 +320,7 @@ class TiktokenTokenizer(Tokenizer):
     builtin_specials = (END,)
 
     encoding: Any  # a tiktoken.Encoding of n_vocab tokens, the last of which is END
+    newline_id: int
 
     def __init__(self, n_vocab: int, special: Sequence[str]):
         self.start_id = n_vocab - 1
@@ -377,6 +385,7 @@ class BPETokenizer(TiktokenTokenizer):
             raise UserError(f"{problem}: prepare the data again")
         end = {END: len(tokens)}
         self.encoding = tiktoken.Encoding("bpe", pat_str=pattern, mergeable_ranks=ranks, special_tokens=end)
+        self.newline_id = ranks[b"\n"]
         super().__init__(len(tokens) + 1, special)
 
     @classmethod
@@ -401,6 +410,7 @@ class GPT2Tokenizer(TiktokenTokenizer):
     """GPT-2's BPE tokenizer. <|endoftext|> is built in, and other special tokens can be added."""
 
     kind, fields = "gpt2", {"sha256": str}
+    newline_id = 198
 
     def __init__(self, special: Sequence[str] = (), sha256: str = "", load: bool = True):
         if load:
@@ -529,6 +539,10 @@ def from_dict(description: dict, load_gpt2: bool = True, load_template: bool = T
     tokenizer = GPT2Tokenizer(load=load_gpt2, **values) if kind == "gpt2" else KINDS[kind](**values)
     if tokenizer.vocab_size > MAX_VOCAB_SIZE:
         raise UserError(too_large)
+    if (start_id := description.get("start_id")) is not None:
+        if type(start_id) is not int or not 0 <= start_id < tokenizer.vocab_size:
+            raise UserError("the tokenizer's 'start_id' is not an id of its vocabulary: prepare the data again")
+        tokenizer.set_start(start_id)
     if load_template and "template" in description:
         tokenizer.template = Template.from_dict(description["template"])
     return tokenizer
@@ -545,6 +559,6 @@ def added_special_tokens(old_dict: dict | None, new_dict: dict | None) -> list[s
     if old_dict.get("kind") == new_dict.get("kind") == "gpt2":  # the hash is missing if the vocabulary is assumed
         same_base = len({old_dict.get("sha256"), new_dict.get("sha256")} - {None}) <= 1
     else:
-        other = {"special": [], "template": {}, "keep_marks": True}  # do not affect the ids of the other tokens
-        same_base = {**old_dict, **other} == {**new_dict, **other}
+        others = {"special": [], "template": {}, "start_id": 0, "keep_marks": True}  # other ids mean the same without
+        same_base = {**old_dict, **others} == {**new_dict, **others}
     return new_special[len(old_special) :] if same_base and new_special[: len(old_special)] == old_special else None

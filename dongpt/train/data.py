@@ -15,7 +15,7 @@ import torch
 from configurator import UserError
 from dongpt.program import ROOT
 from dongpt.runtime import Runtime
-from dongpt.text.bins import SPLITS, check_shard_ends, how_to_prepare, open_data
+from dongpt.text.bins import SPLITS, check_shard_ends, how_to_prepare, open_for_training
 from dongpt.text.tokenizers import Tokenizer, from_dict
 
 MAX_CHECKED_TOKENS = 2**25  # maximum number of tokens to check before training, spread evenly over the data
@@ -31,7 +31,7 @@ class Corpus:
     def __init__(self, folder: str, train_fraction: float = 1.0):
         # Each split has uint16 tokens of shape (lengths[split],). If the loss leaves out some of them, there is also a
         # uint8 mask of the same shape, which is nonzero for tokens in the loss.
-        self.meta, self.tokens, self.masks = open_data(folder, train_fraction)
+        self.meta, self.tokens, self.masks = open_for_training(folder, train_fraction)
         self.folder = folder
         self.name = os.path.relpath(folder, ROOT) if folder.startswith(ROOT + os.sep) else folder
         self.shards = self.meta.get("shards", {}).get("train", [])  # metadata of the training shards
@@ -53,11 +53,11 @@ class Corpus:
         for split in splits:
             length = self.lengths[split]
             if length < 2:
-                message = f"{os.path.join(self.folder, split)}.bin has {length} token"
-                raise UserError(f"{message}, but computing a loss requires at least 2: use more text")
+                message = f"{os.path.join(self.folder, split)}.bin has {length} token, but a loss requires at least 2"
+                raise UserError(f"{message}: {self.tokens[split].how_to_lengthen()}")
             if split == "train" and length <= block_size:
                 message = f"{self.tokens[split].files[0][0]} provides {length:,} tokens, too few for {block_size=}"
-                raise UserError(f"{message}: use more text, or set block_size below {length}")
+                raise UserError(f"{message}: {self.tokens[split].how_to_lengthen()}, or set block_size below {length}")
             if split == "train" and self.shards:
                 check_shard_ends(self.folder, self.shards)
             if split in self.masks and not self.masks[split][1:].any():

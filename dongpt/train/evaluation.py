@@ -154,7 +154,8 @@ def log_final_loss(step: TrainStep, log: RunLog, stop: StopCheck, best_iter: int
     cfg, rt, corpus = step.cfg, step.rt, step.corpus
     n_batches = -(-(corpus.lengths["val"] - 1) // (cfg.block_size * cfg.batch_size * rt.world_size))
     batches = eval_batches(corpus, "val", cfg.batch_size, cfg.block_size, None, rt.rank, rt.world_size)
-    bar = progress_bar(n_batches, quiet=not rt.is_main, iterable=batches, desc="whole validation split: ", leave=False)
+    options = {"desc": "whole validation split: ", "unit": " batches", "leave": False}
+    bar = progress_bar(n_batches, quiet=not rt.is_main, iterable=batches, **options)
     loss = evaluate(step.eval_model, bar, rt, lambda: stop("eval"))
     bar.close()
     if loss is None or not rt.is_main:

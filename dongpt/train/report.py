@@ -10,12 +10,15 @@ import shlex
 import sys
 from typing import Any, Callable
 
+import numpy as np
 import torch
 
 import configurator
 from dongpt import runtime
 from dongpt.log import LOSS_PLOT_FILE, LossCurves, peak_flops
 from dongpt.runtime import Runtime
+from dongpt.text.bins import has_validation
+from dongpt.text.tokenizers import from_dict
 from dongpt.train.data import Corpus
 from dongpt.train.optim import describe_groups
 from dongpt.train.step import TrainStep
@@ -28,6 +31,7 @@ FLOPS_OF_UNKNOWN_GPU, GPU_SHARE_OF_PEAK = 1e13, 0.3
 TOKENS = {"char": "characters", "word": "words", "bpe": "BPE tokens", "gpt2": "GPT-2's BPE tokens"}  # by tokenizer kind
 MAX_CHANGES = 6  # maximum number of changed settings to print; the rest are only counted
 FLAT_SHARE = 0.005  # smaller relative changes of the validation loss count as level
+WORSE_SHARE = 0.05  # a loss that exceeds guessing by less than this fraction counts as no better
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -66,12 +70,33 @@ def corpus_lines(corpus: Corpus, block_size: int) -> list[str]:
     source = f" ({corpus.meta['source']})" if corpus.meta.get("source") else ""
     size = f", {sum(characters.values()):,} characters" if characters else ""
     counts = f"{corpus.lengths['train']:,} tokens to train on and {corpus.lengths['val']:,} for validation"
+    if not has_validation(corpus.meta):
+        note = "none for validation, so that val losses are measured on them, too"
+        counts = f"{corpus.lengths['train']:,} tokens to train on and {note}"
     lines = [f"text: {corpus.name}{source}{size}: {counts}"]
     vocabulary = f"tokens: {TOKENS.get(kind, kind)}, a vocabulary of {corpus.vocab_size:,}"
     if not corpus.meta:
         vocabulary = f"tokens: {corpus.name} has no meta.json or meta.pkl, assuming GPT-2's"
     lines.append(f"{vocabulary}; the model sees up to {block_size:,} at a time (block_size)")
     return lines
+
+
+def long_conversations_line(corpus: Corpus, block_size: int) -> str:
+    """Return a sentence with the number of conversations to train on that are longer than block_size, or ''."""
+    if "template" not in corpus.tokenizer_dict:
+        return ""
+    end_id = from_dict(corpus.tokenizer_dict, load_gpt2=False, load_template=False).end_id
+    n_conversations = n_long = n_read = first = 0  # first: position where a conversation starts
+    for ids in corpus.tokens["train"].chunks():
+        ends = n_read + np.flatnonzero(ids == end_id)
+        n_long += np.count_nonzero(np.diff(ends, prepend=first - 1) - 1 > block_size)
+        n_conversations, n_read = n_conversations + len(ends), n_read + len(ids)
+        first = int(ends[-1]) + 1 if len(ends) else first
+    if not n_long:
+        return ""
+    share = f"{n_long:,} of {n_conversations:,} conversations to train on ({100 * n_long / n_conversations:.1f}%)"
+    problem = f"long: {share} have more than block_size={block_size:,} tokens, so the model rarely sees the question"
+    return f"{problem} together with the answer; use a larger block_size or shorter conversations"
 
 
 def parameters_line(model: GPT) -> str:
@@ -127,7 +152,13 @@ def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resum
         lines.append(f"{every}: an evaluation{sample}, and a checkpoint and {LOSS_PLOT_FILE} in {cfg.out_dir}")
         resume = resume_command(cfg.out_dir, step.rt.world_size)
         lines.append(f"to stop: press Ctrl-C, which saves the state; to resume: {resume}")
-    return "\n".join([*lines, *filter(None, [busy_machine_warning(), slow_step_warning(step)])])
+    warnings = [long_conversations_line(corpus, cfg.block_size), busy_machine_warning(), slow_step_warning(step)]
+    if cfg.decay_lr and cfg.max_iters < cfg.lr_decay_iters and not cfg.eval_only:
+        warnings.append(
+            f"lr_decay_iters={cfg.lr_decay_iters:,} is more than max_iters={cfg.max_iters:,}, so the run ends before "
+            "the learning rate has decayed"
+        )
+    return "\n".join([*lines, *filter(None, warnings)])
 
 
 def difference_line(before: dict[str, Any], now: dict[str, Any], threads_source: str = "") -> str:
@@ -209,15 +240,17 @@ def loss_meaning(nats: float, bits_per_character: float | None, unigram_nats: fl
         else f"{nats / math.log(2):.2f} bits per token"
     )
     tokens = TOKENS.get(corpus.tokenizer_dict["kind"], "tokens")
-    verdict = ", so the model has learned no more than that" if nats >= unigram_nats else ""
+    verdict = "" if nats < unigram_nats else ", so the model is no better than that"
+    verdict = verdict if nats <= (1 + WORSE_SHARE) * unigram_nats else ", so the model is worse than that"
     return f"that is {bits}; guessing by the frequency of {tokens} alone gives a loss of {unigram_nats:.4f}{verdict}"
 
 
 def curve_verdict(curves: LossCurves) -> str:
     """Return a sentence that says whether the validation loss was still falling, level, or rising (overfitting)."""
     points = [point for point in curves.evals.points() if point[0] > 0]
-    if len(points) < 3 or not curves.best_eval:
-        return "too few evaluations to tell whether the loss was still falling: lower --eval_interval to see its curve"
+    too_few = "too few evaluations to tell whether the loss was still falling: lower --eval_interval to see its curve"
+    if not points or not curves.best_eval:
+        return too_few
     (best_iter, best_train, best_val), (_, last_train, last_val) = curves.best_eval, points[-1]
     if last_val > (1 + FLAT_SHARE) * best_val:
         since = f"the validation loss was lowest at iteration {best_iter:,} and rose to {last_val:.4f} afterwards"
@@ -225,6 +258,8 @@ def curve_verdict(curves: LossCurves) -> str:
             remedy = "use more text, a smaller model, more dropout or fewer iterations"
             return f"overfitting: {since}, while the training loss kept falling; {remedy}"
         return f"unstable: {since}, and so did the training loss; lower --learning_rate"
+    if len(points) < 3:
+        return too_few
     earlier_val = points[(2 * len(points)) // 3 - 1][2]  # at two thirds of the run
     if last_val < (1 - FLAT_SHARE) * earlier_val:
         return "the validation loss was still falling: a longer run (raise --max_iters and --lr_decay_iters) may help"
@@ -235,10 +270,14 @@ def last_screen(cfg: Any, loss: Any, meaning: str, curves: LossCurves, best_iter
     """Return lines with the final loss (a MeanLoss), its meaning, the output files, and the next command to run."""
     checkpoint, picture = os.path.join(cfg.out_dir, "ckpt.pt"), os.path.join(cfg.out_dir, LOSS_PLOT_FILE)
     out_dir, is_chat = shlex.quote(cfg.out_dir), "template" in corpus.tokenizer_dict
-    measured = f"at iteration {best_iter:,} on all {loss.tokens:,} tokens of the validation set"
-    lines = [f"final: whole-validation loss {loss.nats:.4f}, perplexity {loss.perplexity:.2f}, {measured}"]
+    split, verdict = "validation", curve_verdict(curves)
+    if not has_validation(corpus.meta):
+        split, verdict = "training", verdict.replace("validation loss", "loss")
+    kind = "tokens of the answers in" if is_chat else "tokens of"
+    measured = f"at iteration {best_iter:,} on all {loss.tokens:,} {kind} the {split} set"
+    lines = [f"final: whole-{split} loss {loss.nats:.4f}, perplexity {loss.perplexity:.2f}, {measured}"]
     lines.append("  report this number: the losses above were measured on part of the text or on a single batch")
-    lines += [f"  {meaning}", f"  {curve_verdict(curves)}"]
+    lines += [f"  {meaning}", f"  {verdict}"]
     lines.append(f"saved: {checkpoint} (the model) and {picture} (its loss curves)")
     lines.append(f"next: python chat.py {out_dir}" if is_chat else f"next: python sample.py --out_dir={out_dir}")
     return "\n".join(lines)

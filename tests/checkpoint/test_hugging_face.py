@@ -26,6 +26,7 @@ from helpers import (
     write_corpus,
 )
 
+import ckpt_update
 import configurator
 import dongpt
 import evaluate
@@ -248,8 +249,8 @@ def edited(path, edit):
 @pytest.mark.parametrize(
     "change, part",
     [
-        ({"n_layer": 4}, 'Missing key(s) in state_dict: "transformer.h.3.ln_1.weight"'),
-        ({"n_layer": 2}, 'Unexpected key(s) in state_dict: "transformer.h.2.'),
+        ({"n_layer": 4}, "missing: transformer.h.3.attn.c_attn.bias"),
+        ({"n_layer": 2}, "unexpected: transformer.h.2."),
         ({"n_layer": 10**12}, "n_layer=1000000000000"),
         ({"n_embd": 48}, "transformer.wte.weight: copying a param with shape torch.Size([23, 24]) from checkpoint"),
         ({"n_head": "4"}, "n_head"),
@@ -294,6 +295,94 @@ def test_a_damaged_directory_gives_a_sentence(tmp_path, files):
     with pytest.raises(UserError) as caught:
         load_model(str(tmp_path))
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["n_positions", "n_layer", "n_embd", "vocab_size"])
+def test_a_size_missing_in_config_json_is_that_of_the_weights(tmp_path, transformers, missing):
+    model = theirs(transformers, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del config[missing]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    assert gap(load_model(str(tmp_path / "hf"))[0], model, torch.randint(23, (2, 16))) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name, unexpected",
+    [
+        ("GPT2ForSequenceClassification", "score.weight"),
+        ("GPT2ForTokenClassification", "classifier.weight"),
+        ("GPT2ForQuestionAnswering", "qa_outputs.bias"),
+        ("GPT2DoubleHeadsModel", "multiple_choice_head.summary.weight"),
+    ],
+)
+def test_a_model_with_another_head_is_rejected_and_its_weights_are_listed(tmp_path, transformers, name, unexpected):
+    config = theirs(transformers).config
+    config.pad_token_id = 0
+    getattr(transformers, name)(config).save_pretrained(tmp_path / "hf")
+    with pytest.raises(UserError, match=rf"{name}.*unexpected: .*{re.escape(unexpected)}"):
+        load_model(str(tmp_path / "hf"))
+
+
+def test_missing_weights_are_listed_by_their_names_in_the_file(tmp_path, transformers):
+    from safetensors.torch import save_file
+
+    model = theirs(transformers, tmp_path / "hf", tie_word_embeddings=False)
+    weights = {k: w.contiguous() for k, w in model.state_dict().items() if k not in ("lm_head.weight", "ln_f.bias")}
+    del weights["transformer.h.1.ln_2.weight"]
+    save_file(weights, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="missing: lm_head.weight, transformer.h.1.ln_2.weight"):
+        load_model(str(tmp_path / "hf"))
+
+
+def test_a_peft_adapter_is_told_what_it_lacks(tmp_path):
+    from safetensors.torch import save_file
+
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "my/base"})
+    )
+    name = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
+    save_file({name: torch.zeros(8, 24)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="PEFT adapter for the model 'my/base'.*merge_and_unload"):
+        load_model(str(tmp_path))
+    assert "PEFT" in refusal(ckpt_update.main, str(tmp_path), "new.pt") and not os.path.exists("new.pt")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ckpt_update.py compares with transformers' own logits
+
+
+def test_a_head_trained_separately_is_kept_although_the_config_says_tied(tmp_path, transformers):
+    from safetensors.torch import save_file
+
+    model = theirs(transformers, tmp_path / "hf")
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + torch.randn_like(model.lm_head.weight))
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    save_file(weights, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["tie_word_embeddings"]
+    out = printed(ckpt_update.main, str(tmp_path / "hf"), "new.pt")
+    assert "same logits as in transformers" in out
+    assert gap(load_model("new.pt")[0], model, torch.randint(23, (2, 16))) < 1e-4
+
+
+@pytest.mark.parametrize("direction", ["from", "to"])
+def test_other_logits_than_those_of_transformers_stop_the_conversion(tmp_path, transformers, monkeypatch, direction):
+    theirs(transformers, tmp_path / "hf")
+    if direction == "to":
+        ckpt_update.main([str(tmp_path / "hf"), "new.pt"])
+    names = [name for name in hugging_face.TRANSPOSED_WEIGHTS if name != "attn.c_proj.weight"]  # square: no shape tells
+    monkeypatch.setattr(hugging_face, "TRANSPOSED_WEIGHTS", tuple(names))
+    source, target = (str(tmp_path / "hf"), "wrong.pt") if direction == "from" else ("new.pt", "wrong")
+    args = [] if direction == "from" else ["--to=hf"]
+    assert "from those of transformers" in refusal(ckpt_update.main, source, target, *args)
+    assert not os.path.exists(target)
+
+
+def test_without_transformers_the_conversion_says_that_it_did_not_compare(tmp_path, transformers, monkeypatch):
+    theirs(transformers, tmp_path / "hf")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    note = "not compared with transformers, which is not installed"
+    assert note in printed(ckpt_update.main, str(tmp_path / "hf"), "new.pt")
+    assert note in printed(ckpt_update.main, "new.pt", "back", "--to=hf")
 
 
 def test_a_directory_is_read_and_written_without_transformers(tmp_path, transformers):

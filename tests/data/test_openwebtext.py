@@ -13,12 +13,12 @@ import stat
 import subprocess
 import sys
 import time
-import types
 
 import fork_server
 import numpy as np
 import pytest
-from helpers import ROOT, TINY_RUN, expect_sentence, generated_text, run, visible
+from helpers import ROOT, TINY_RUN, expect_sentence, generated_text, refusal, run, visible
+from hub_server import COMMIT, HubServer
 
 import evaluate
 import train
@@ -486,8 +486,7 @@ def start(folder, args, more: str = "", **options) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        **options,
+        **{"env": {**os.environ, "OMP_NUM_THREADS": "1"}, **options},
     )
 
 
@@ -721,110 +720,78 @@ def test_a_small_disk(small_disk, script, tmp_path, monkeypatch, capsys):
 # downloads
 
 
-def test_without_a_network_a_sentence_names_files(tmp_path):
-    for args in ([], ["--yes=True"]):
-        done = run("data/openwebtext/prepare.py", *args, cwd=tmp_path, check=None)
-        expect_sentence(done, "Skylion007/openwebtext could not be downloaded", "--files=PATHS")
-    assert not os.path.exists(os.path.join(ROOT, "data", "openwebtext", "meta.json"))
-
-
-class Hub(types.ModuleType):
-    """huggingface_hub with a repository of these files: path -> texts by revision."""
-
-    def __init__(self, folder, revisions: dict[str, dict[str, list[str]]], fails: int = 0):
-        super().__init__("huggingface_hub")
-        self.folder, self.revisions, self.fails = folder, revisions, fails
-        self.asked, self.downloaded = [], []
-        self.HfApi = lambda: self
-
-    def list_repo_tree(self, repository, recursive, revision, repo_type):
-        assert repository == "Skylion007/openwebtext" and recursive and repo_type == "dataset"
-        self.asked.append(revision)
-        for path in self.revisions.get(revision, {}):
-            yield types.SimpleNamespace(path=path, size=10**9)
-        yield types.SimpleNamespace(path="README.md", size=7)
-        yield types.SimpleNamespace(path="plain_text")  # a folder has no size
-
-    def hf_hub_download(self, repository, path, repo_type, revision):
-        assert repository == "Skylion007/openwebtext" and repo_type == "dataset"
-        if len(self.downloaded) == self.fails - 1:
-            self.fails = 0
-            raise OSError("connection\nbroken")
-        target = os.path.join(self.folder, path.replace("/", "_"))
-        self.downloaded.append(path)
-        if not os.path.exists(target):
-            write_parquet(target, self.revisions[revision][path])
-        return target
+WHOLE = {f"plain_text/train/000{i}.parquet": documents(30, i) for i in (1, 0, 2)}
+ALL_TEXTS = [text for path in sorted(WHOLE) for text in WHOLE[path]]
+HUB_CODE = "import time, datasets; datasets.config.STREAMING_READ_MAX_RETRIES = 1; time.sleep = lambda seconds: None"
+HUB_CODE += "; from dongpt.text import hub; hub.COPY_BYTES, hub.BATCH_ROWS = 5000, 8"
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """What makes a hub of given files the one that the program meets."""
-    import datasets  # now: as_nanogpt could not import it with a hub that is none
-
-    assert datasets
-
-    def make(revisions, **options) -> Hub:
-        (tmp_path / "cache").mkdir()
-        made = Hub(tmp_path / "cache", revisions, **options)
-        monkeypatch.setitem(sys.modules, "huggingface_hub", made)
-        return made
-
-    return make
+def server(tmp_path):
+    """A Hub that has OpenWebText in the files of WHOLE."""
+    for path, texts in WHOLE.items():
+        target = tmp_path / "hub" / "Skylion007" / "openwebtext" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(target, texts)
+    with HubServer(tmp_path / "hub") as server:
+        yield server
 
 
-WHOLE = {f"plain_text/train/000{i}.parquet": documents(30, i) for i in (1, 0, 2)}
-PART = {"plain_text/partial-train/0000.parquet": documents(30, 8)}
+def download(server, folder, *args: str) -> subprocess.CompletedProcess:
+    """The program in a process of its own that asks the server."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **server.environment(os.path.abspath("home"))}
+    process = start(folder, list(args), HUB_CODE, env=env)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
-@pytest.mark.parametrize(
-    "revisions",
-    [
-        {"main": WHOLE},
-        {"refs/convert/parquet": {**WHOLE, **PART}},
-        {"main": {"plain_text/a.txt": []}, "refs/convert/parquet": WHOLE},
-    ],
-)
-def test_without_yes_it_says_the_size_and_with_it_it_downloads(script, tmp_path, monkeypatch, capsys, hub, revisions):
-    there = hub(revisions)
-    ends_with_two(
-        lambda: script.main([]),
-        monkeypatch,
-        capsys,
-        "3.0 GB in 3 Parquet files",
-        "GB of disk space is available",
-        "--yes",
-        "--files=PATHS",
-    )
-    assert there.downloaded == [] and visible(tmp_path / "data") == [] == visible(tmp_path / "cache")
-    script.main(["--yes", f"--shard_tokens={SHARD}"])
-    assert there.downloaded == sorted(WHOLE)
-    texts = [text for path in sorted(WHOLE) for text in WHOLE[path]]
-    assert read(tmp_path / "data") == as_nanogpt(texts)
-    assert json.loads((tmp_path / "data" / "meta.json").read_text("utf-8"))["source"] == "Skylion007/openwebtext"
+def test_without_a_network_a_sentence_names_files(tmp_path):
+    for args in ([], ["--yes=True"]):
+        done = run("data/openwebtext/prepare.py", *args, cwd=tmp_path, check=None)
+        expect_sentence(done, "hf:Skylion007/openwebtext: its cache holds no such dataset", "--files=PATHS")
+    assert not os.path.exists(os.path.join(ROOT, "data", "openwebtext", "meta.json"))
 
 
-def test_a_repository_without_a_whole_copy_in_parquet_is_a_sentence(script, monkeypatch, capsys, hub):
-    there = hub({"main": PART, "refs/convert/parquet": PART})
-    ends_with_two(
-        lambda: script.main(["--yes"]), monkeypatch, capsys, "no longer has a complete Parquet copy", "--files=PATHS"
-    )
-    assert there.downloaded == [] and there.asked == ["main", "refs/convert/parquet"]
-
-
-def test_a_download_that_breaks_off_is_a_sentence(script, tmp_path, monkeypatch, capsys, hub):
-    there = hub({"main": WHOLE}, fails=2)
-    ends_with_two(
-        lambda: script.main(["--yes"]),
-        monkeypatch,
-        capsys,
-        "could not be downloaded (connection)",
-        "run the same command again",
-        "--files=PATHS",
-    )
+def test_without_yes_it_says_the_size_and_with_it_it_downloads(script, server, tmp_path):
+    done = download(server, tmp_path / "data")
+    expect_sentence(done, "0.0 GB in 3 files", "GB of disk space is available", "--yes", "--files=PATHS")
     assert visible(tmp_path / "data") == []
-    script.main(["--yes"])
-    assert read(tmp_path / "data")[1] and there.downloaded[1:] == sorted(WHOLE)
+    done = download(server, tmp_path / "data", "--yes", f"--shard_tokens={SHARD}")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert read(tmp_path / "data") == as_nanogpt(ALL_TEXTS)
+    meta = json.loads((tmp_path / "data" / "meta.json").read_text("utf-8"))
+    assert meta["source"] == f"hf:Skylion007/openwebtext:default:train@{COMMIT}" and meta["documents"] == 90
+    server.asked = []
+    done = download(server, tmp_path / "data", "--yes", f"--shard_tokens={SHARD}")
+    assert "already contains this data" in done.stdout and len(server.data_reads()) <= 1  # of the schema
+    write_jsonl("in.jsonl", documents(30, 8))
+    refusal(lambda: script.main([f"--files={tmp_path / 'in.jsonl'}"]), "--name")
+
+
+def test_a_script_on_the_hub_is_replaced_by_its_conversion_to_parquet(script, server, tmp_path):
+    repository = tmp_path / "hub" / "Skylion007" / "openwebtext"
+    server.revisions[("Skylion007/openwebtext", "refs/convert/parquet")] = str(tmp_path / "converted")
+    shutil.move(repository, tmp_path / "converted")
+    repository.mkdir()
+    (repository / "openwebtext.py").write_text("1 / 0", encoding="utf-8")
+    done = download(server, tmp_path / "data", "--yes")
+    assert done.returncode == 0 and read(tmp_path / "data") == as_nanogpt(ALL_TEXTS), done.stderr
+    os.rename(tmp_path / "converted" / "plain_text" / "train", tmp_path / "converted" / "plain_text" / "partial-train")
+    done = download(server, tmp_path / "other", "--yes")
+    expect_sentence(done, "no complete copy in Parquet", "--files=PATHS")
+
+
+def test_a_download_that_breaks_off_is_a_sentence_and_continues(script, server, tmp_path):
+    args = ["--yes", "--val_fraction=0.1", "--seed=5"]
+    server.max_reads = 4
+    done = download(server, tmp_path / "data", *args)
+    expect_sentence(done, "cannot be read after row", "run the same command again to continue")
+    assert visible(tmp_path / "data") == []
+    server.max_reads = 10**9
+    done = download(server, tmp_path / "data", *args)
+    assert done.returncode == 0 and "continuing to read hf:Skylion007/openwebtext" in done.stdout, done.stderr
+    assert read(tmp_path / "data") == as_nanogpt(ALL_TEXTS, 0.1, 5)
+    assert not [name for name in os.listdir(tmp_path / "data") if name.startswith(".dongpt-hub")]
 
 
 @pytest.mark.parametrize("write, name", [(write_parquet, "in.parquet"), (write_jsonl, "in.jsonl")])

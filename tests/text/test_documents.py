@@ -375,12 +375,10 @@ def test_a_damaged_packed_file_is_refused_by_name(tmp_path, packed, damage):
 
 @smoke
 @pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
-def test_bytes_after_the_end_of_a_packed_file_are_refused_only_by_gzip(tmp_path, packed):
+def test_bytes_after_the_end_of_a_packed_file_are_refused(tmp_path, packed):
+    """Python's bz2 and lzma ignore them, and with them all that follows damage at the start of a second stream."""
     (tmp_path / ("a.txt" + packed)).write_bytes(PACK[packed](b"text") + b"tail")
-    if packed == ".gz":
-        assert "a.txt" in refused(lambda: read(tmp_path / ("a.txt" + packed)))
-    else:  # as Python's bz2 and lzma do
-        assert read(tmp_path / ("a.txt" + packed)) == ["text"]
+    assert "a.txt" in refused(lambda: read(tmp_path / ("a.txt" + packed)))
 
 
 @smoke
@@ -393,7 +391,6 @@ def test_bytes_after_the_end_of_a_packed_file_are_refused_only_by_gzip(tmp_path,
         ('{"body": "x"}', ["line 3", "'text'", "'body'", "--field"]),
         ("{}", ["line 3", "'text'"]),
         ('{"text": 5}', ["'text'", "5"]),
-        ('{"text": null}', ["'text'", "None"]),
         ('{"text": ["a"]}', ["'text'"]),
         ('{"text": "a\\ud83d"}', ["surrogate", "'text'"]),
         ('{"text": "a\\u0000"}', ["NUL", "'text'"]),
@@ -423,7 +420,7 @@ def test_a_surrogate_pair_in_json_is_one_character(tmp_path):
         ("text,b\nx,y\nalone\n", ["line 3"]),
         ('text,b\n"x"y,z\n', ["line 2"]),
         ('text,b\n"never ends,z\n', ["CSV"]),
-        ("text;b\nx;y\n", ["'text;b'"]),
+        ("body;b\nx;y\n", ["'text'", "'body', 'b'", "--field"]),
     ],
 )
 def test_a_bad_csv_file_is_a_sentence(tmp_path, content, parts):

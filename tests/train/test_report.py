@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import ROOT, TINY_RUN, read_log, run, write_corpus, write_splits
@@ -15,7 +16,10 @@ from helpers import ROOT, TINY_RUN, read_log, run, write_corpus, write_splits
 import train
 from dongpt import runtime
 from dongpt.log import LossCurves
-from dongpt.text.tokenizers import CharTokenizer
+from dongpt.text import bins
+from dongpt.text.bins import BinWriter, EncodedText
+from dongpt.text.template import DONGPT_TEMPLATE
+from dongpt.text.tokenizers import END, CharTokenizer
 from dongpt.train import report
 from dongpt.train.data import Corpus
 from dongpt.train.evaluation import unigram_loss
@@ -40,8 +44,44 @@ def idle_machine(monkeypatch):
     monkeypatch.setattr(runtime, "load_average", lambda: 0.0)
 
 
+def write_conversations(folder, lengths: list[int]):
+    """A prepared chat folder with training conversations of these lengths in tokens, without <|endoftext|>."""
+    tokenizer = CharTokenizer("ab", [*DONGPT_TEMPLATE.special_tokens(), END])
+    tokenizer.template = DONGPT_TEMPLATE
+    user, assistant = tokenizer.specials["<|user|>"], tokenizer.specials["<|assistant|>"]
+    with BinWriter(str(folder), tokenizer) as writer:
+        for split in ("train", "val"):
+            for n in lengths if split == "train" else [8]:
+                ids = np.array([user, 0, assistant, *[1] * (n - 3), tokenizer.end_id], dtype=np.uint16)
+                writer.add(split, EncodedText(ids, n, n, np.arange(n + 1) > 2, n - 3))
+        writer.finish({"source": "chats.json", "documents": len(lengths) + 1, "split": "documents"})
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # the first screen
+
+
+@pytest.mark.parametrize("size", [5, 10**6])
+def test_conversations_longer_than_block_size_are_counted_for_any_block_size(tmp_path, size, monkeypatch):
+    monkeypatch.setattr(bins.TokenArray.chunks, "__defaults__", (size,))  # conversations continue in the next chunk
+    lengths = [4, 32, 33, 100, 7, 64, 65]
+    write_conversations(tmp_path / "chat", lengths)
+    corpus = Corpus(str(tmp_path / "chat"))
+    for block_size in (3, 31, 32, 33, 64, 99):
+        n_long = sum(n > block_size for n in lengths)
+        said = report.long_conversations_line(corpus, block_size)
+        assert f"{n_long} of 7 conversations" in said and f"block_size={block_size}" in said
+    assert report.long_conversations_line(corpus, 100) == ""
+    write_corpus(tmp_path / "text", "some text " * 99)
+    assert report.long_conversations_line(Corpus(str(tmp_path / "text")), 1) == ""
+
+
+def test_long_conversations_are_reported_when_training_starts(tmp_path, capsys):
+    write_conversations(tmp_path / "chat", [40, 8] * 50)
+    for block_size, words in ((16, "50 of 100 conversations to train on (50.0%)"), (64, "")):
+        train.main([f"--data_dir={tmp_path / 'chat'}", *TINY_RUN, f"--block_size={block_size}", "--eval_only"])
+        printed = capsys.readouterr().out
+        assert words in printed and bool(words) == ("conversations to train on" in printed)
 
 
 def test_the_first_screen_of_the_quickstart_fits_into_fifteen_lines_while_it_prepares_its_data(tmp_path):
@@ -286,13 +326,14 @@ import os, sys
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print("GOMP_SPINCOUNT" in os.environ)
+            print("GOMP_SPINCOUNT" in os.environ, flush=True)
+            os._exit(0)  # importing torch takes seconds
 sys.meta_path.insert(0, Watch())
 import {program}
 """
     env = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0] == "True"
+    assert done.stdout == "True\n"
 
 
 def test_a_wandb_that_cannot_start_says_so_before_anything_is_trained(tiny_data, tmp_path, capsys, monkeypatch):

@@ -1,0 +1,146 @@
+"""The texts of an e-book in the EPUB format, which is a zip archive of XHTML files.
+
+for name in reading_order(archive, path):
+    for chunk in extract_text(read(name)): ...  # UTF-8, with a byte-order mark
+"""
+
+import codecs
+import posixpath
+import re
+import urllib.parse
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from html.parser import HTMLParser
+from typing import Iterable, Iterator
+
+from configurator import UserError
+
+CONTAINER = "META-INF/container.xml"  # names the package document, whose spine is the order of the chapters
+ENCRYPTION = "META-INF/encryption.xml"
+MAX_PACKAGE_BYTES = 2**24  # of each of these documents
+XHTML_TYPES = ("application/xhtml+xml", "text/html")
+HIDDEN = ("head", "script", "style", "template")  # elements without text to read
+# elements that are separated by a blank line, and by a line end
+PARAGRAPHS = tuple("p h1 h2 h3 h4 h5 h6 div section article blockquote pre ul ol dl table hr figure".split())
+LINES = tuple("li dt dd tr figcaption caption".split())
+BLANKS = re.compile(r"[ \t\r\n\f]+")
+
+
+def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
+    """The names of the book's XHTML files, in the order of its spine. Raises UserError if damaged or encrypted."""
+    container = _read_xml(archive, CONTAINER, path)
+    package_name = next((e.get("full-path", "") for e in container.iter() if _tag(e) == "rootfile"), "")
+    package = _read_xml(archive, package_name, path)
+    folder = posixpath.dirname(package_name)
+
+    def member_name(address: str) -> str:
+        return posixpath.normpath(posixpath.join(folder, urllib.parse.unquote(address.partition("#")[0])))
+
+    items = {element.get("id"): element for element in package.iter() if _tag(element) == "item"}
+    spine = [items.get(element.get("idref")) for element in package.iter() if _tag(element) == "itemref"]
+    chapters = [item for item in spine if item is not None and item.get("media-type") in XHTML_TYPES]
+    names = list(dict.fromkeys(member_name(item.get("href", "")) for item in chapters))
+    if not names:
+        raise UserError(f"{path} is an e-book without text in its spine: convert it to text with another program")
+    if missing := [name for name in names if name not in archive.namelist()]:
+        raise UserError(f"{path} is an e-book that lacks {missing[0]}: it is damaged, get it again")
+    if ENCRYPTION in archive.namelist():
+        references = (e.get("URI", "") for e in _read_xml(archive, ENCRYPTION, path).iter())
+        if encrypted := {urllib.parse.unquote(reference) for reference in references} & set(names):
+            raise UserError(f"{path} is protected against copying ({min(encrypted)} is encrypted): use another text")
+    return names
+
+
+def _tag(element: ElementTree.Element) -> str:
+    """The name of an element, without its namespace."""
+    return str(element.tag).rpartition("}")[2]
+
+
+def _read_xml(archive: zipfile.ZipFile, name: str, path: str) -> ElementTree.Element:
+    try:
+        with archive.open(name) as file:
+            content = file.read(MAX_PACKAGE_BYTES + 1)
+        if len(content) > MAX_PACKAGE_BYTES:
+            raise ValueError(f"it has more than {MAX_PACKAGE_BYTES:,} bytes")
+        return ElementTree.fromstring(content)
+    except (KeyError, ValueError, ElementTree.ParseError, LookupError) as error:
+        raise UserError(f"{path} is a damaged e-book ({name or 'its package'}: {error}): get it again") from error
+
+
+def extract_text(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the text of an XHTML file in UTF-8, after a byte-order mark; without markup, scripts and styles."""
+    decoder, parser = None, _TextParser()
+    yield codecs.BOM_UTF8
+    for chunk in chunks:
+        if decoder is None:
+            decoder = codecs.getincrementaldecoder(_encoding(chunk))("replace")
+        parser.feed(decoder.decode(chunk))
+        yield parser.take()
+    parser.close()
+    yield parser.take() + b"\n"
+
+
+def _encoding(head: bytes) -> str:
+    """The encoding of an XHTML file: that of its byte-order mark, or of its XML declaration, or UTF-8."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    declared = re.match(rb"""<\?xml[^>]*encoding=["']([A-Za-z0-9._-]+)["']""", head)
+    try:
+        return codecs.lookup(declared.group(1).decode("ascii")).name if declared else "utf-8-sig"
+    except LookupError:
+        return "utf-8-sig"
+
+
+class _TextParser(HTMLParser):
+    """Collects the text: one blank between words, a line or a blank line between blocks."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self.has_text = False  # whether there was any text
+        self.line_ends, self.needs_blank = 0, False  # before the next text
+        self.hidden_depth = self.pre_depth = 0
+
+    def take(self) -> bytes:
+        """The text since the last call, in UTF-8."""
+        text, self.parts = "".join(self.parts), []
+        return text.encode("utf-8", "replace")
+
+    def handle_starttag(self, tag, attrs):
+        self.hidden_depth = 0 if tag == "body" else self.hidden_depth + (tag in HIDDEN)
+        self.pre_depth += tag == "pre"
+        self._break_line(tag)
+
+    def handle_endtag(self, tag):
+        self.hidden_depth = max(0, self.hidden_depth - (tag in HIDDEN))
+        self.pre_depth = max(0, self.pre_depth - (tag == "pre"))
+        if tag != "br":
+            self._break_line(tag)
+
+    def _break_line(self, tag: str):
+        if tag == "br":
+            self.line_ends = min(2, self.line_ends + 1)
+        elif tag in PARAGRAPHS:
+            self.line_ends = 2
+        elif tag in LINES:
+            self.line_ends = max(1, self.line_ends)
+        elif tag in ("td", "th"):
+            self.needs_blank = True
+
+    def unknown_decl(self, data):
+        if data.startswith("CDATA["):
+            self.handle_data(data.removeprefix("CDATA["))
+
+    def handle_data(self, data):
+        if self.hidden_depth:
+            return
+        if not self.pre_depth:
+            data = BLANKS.sub(" ", data)
+            self.needs_blank |= data.startswith(" ")
+            data, ends_blank = data.strip(" "), data.endswith(" ")
+            if not data:
+                return
+        if self.has_text:
+            self.parts.append("\n" * self.line_ends or " " * self.needs_blank)
+        self.parts.append(data)
+        self.has_text, self.line_ends, self.needs_blank = True, 0, not self.pre_depth and ends_blank

@@ -1,0 +1,144 @@
+"""Read a .json file value by value, so that an array may be larger than memory.
+
+A file that starts with "[" is one array, whose elements are the values. Any other file holds values one after another,
+usually one per line.
+
+    for location, value in read_json_values(Files(["chats.json"]).read_chunks("chats.json"), "chats.json"): ...
+"""
+
+import itertools
+import json
+import re
+from typing import Any, Iterable, Iterator
+
+from configurator import UserError
+
+MAX_VALUE_CHARS = 2**26  # a longer value is a sign of a missing bracket or quotation mark
+UNDECIDED_CHARS = 16  # at the end of the text read so far: more than any part of a literal, number or escape
+find_content = re.compile(r"[^ \t\r\n]").search
+# the rest of a text that ends within a literal, a number or an escape
+is_partial_token = re.compile(r"\s*(t?r?u?|f?a?l?s?|n?u?l?|-?[0-9.]*[eE]?[-+]?|\\?u[0-9a-fA-F]{0,4})").fullmatch
+
+
+def read_json_values(chunks: Iterable[str], path: str = "the text") -> Iterator[tuple[str, Any]]:
+    """Yield (location, value) of the values in chunks of text, as in ("FILE record 2 (line 7)", {"text": "..."}).
+
+    Holds one value and about one chunk in memory. Raises UserError, with the location, for text that isn't JSON, that
+    ends early, or that has something after its array.
+    """
+    text = JsonText(chunks, path)
+    if text.peek() == "[":
+        yield from text.elements()
+        return text.expect_end()
+    while text.peek():
+        location = f"{path} line {text.line():,}"
+        yield location, text.read_value(location)
+
+
+class JsonText:
+    """The part of a JSON text that was read and not yet consumed."""
+
+    def __init__(self, chunks: Iterable[str], path: str):
+        self.chunks, self.path = iter(chunks), path
+        self.buffer, self.position = "", 0
+        self.is_end = False  # whether buffer holds the rest of the text
+        self.counted_lines, self.counted_until = 1, 0  # line number of the position counted_until in buffer
+        self.decode = json.JSONDecoder().raw_decode
+
+    def line(self) -> int:
+        """The line number of the current position."""
+        self.counted_lines += self.buffer.count("\n", self.counted_until, self.position)
+        self.counted_until = self.position
+        return self.counted_lines
+
+    def read_more(self):
+        """Extend the text to at least twice its length, so that the cost of reading a long value is linear."""
+        self.line()
+        parts, size = [self.buffer[self.position :]], 0
+        n_old = len(parts[0])
+        while size <= n_old and not self.is_end:
+            chunk = next(self.chunks, None)
+            self.is_end = chunk is None
+            parts.append(chunk or "")
+            size += len(parts[-1])
+        self.buffer, self.position, self.counted_until = "".join(parts), 0, 0
+
+    def peek(self) -> str:
+        """The next character that isn't blank, or "" at the end of the text."""
+        while True:
+            if match := find_content(self.buffer, self.position):
+                self.position = match.start()
+                return match.group()
+            self.position = len(self.buffer)
+            if self.is_end:
+                return ""
+            self.read_more()
+
+    def skip_line(self):
+        """Move to the end of the current line."""
+        while (end := self.buffer.find("\n", self.position)) < 0 and not self.is_end:
+            self.position = len(self.buffer)
+            self.read_more()
+        self.position = end if end >= 0 else len(self.buffer)
+
+    def elements(self) -> Iterator[tuple[str, Any]]:
+        """Yield (location, value) of the elements of the array at the position, and move behind it."""
+        self.position += 1
+        separator = self.peek()
+        for number in itertools.count(1):
+            if separator == "]" and number == 1:
+                break
+            location = f"{self.path} record {number:,} (line {self.line():,})"
+            yield location, self.read_value(location)
+            separator = self.peek()
+            if separator == "]":
+                break
+            if separator != ",":
+                self.fail(location, f"{separator!r} follows it instead of a comma or bracket" if separator else "")
+            self.position += 1
+            self.peek()
+        self.position += 1
+
+    def read_value(self, location: str) -> Any:
+        """The value at the position, which peek() moved to a character that isn't blank. Moves behind it."""
+        value, self.position = self._decode(location, 0)
+        return value
+
+    def peek_element(self, location: str, offset: int = 0) -> Any:
+        """The first element of the array at offset characters after the position, or None if it has none."""
+        while not (match := find_content(self.buffer, self.position + offset + 1)) and not self.is_end:
+            self.read_more()
+        offset = (match.start() if match else len(self.buffer)) - self.position
+        return None if match and match.group() == "]" else self._decode(location, offset)[0]
+
+    def _decode(self, location: str, offset: int) -> tuple[Any, int]:
+        """(value at offset characters behind the position, its end in buffer)."""
+        while True:
+            try:
+                value, end = self.decode(self.buffer, self.position + offset)
+                # a number may continue in the next chunk: 1 and 1.5, 1 and 1e5
+                if self.is_end or not isinstance(value, (int, float)) or end + UNDECIDED_CHARS < len(self.buffer):
+                    return value, end
+            except json.JSONDecodeError as error:
+                is_open_string = error.msg.startswith("Unterminated")
+                if self.is_end or not (is_open_string or error.pos + UNDECIDED_CHARS > len(self.buffer)):
+                    ends_early = is_open_string or is_partial_token(self.buffer[error.pos :])
+                    line = self.line() + self.buffer.count("\n", self.position, error.pos)
+                    self.fail(location, "" if ends_early else f"{error.msg} at line {line:,}")
+            except (ValueError, RecursionError) as error:  # a number with too many digits, brackets nested too deeply
+                self.fail(location, str(error))
+            if len(self.buffer) - self.position > MAX_VALUE_CHARS:
+                self.fail(location, f"a bracket or quote is missing in {MAX_VALUE_CHARS:,} characters")
+            self.read_more()
+
+    def expect_end(self):
+        """Raise UserError if anything follows the array."""
+        if character := self.peek():
+            problem = f"{self.path} line {self.line():,}: {character!r} follows the end of the array"
+            raise UserError(f"{problem}: put all records into one array, or save one record per line as .jsonl")
+
+    def fail(self, location: str, problem: str):
+        """Raise UserError for the value at location; an empty problem means that the text ends early."""
+        if not problem:
+            raise UserError(f"{location}: the file ends before its JSON does: it was cut off, so get the whole file")
+        raise UserError(f"{location} is not JSON ({problem}): correct or delete the record")

@@ -1,0 +1,511 @@
+"""Files of conversations as people have them: containers, forms, broken records, and what the program says."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import random
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from chats import prepare_chat, refusal, say, some_talks, talk, talks_of
+from helpers import expect_sentence, read_ids, read_mask, run, visible
+
+from configurator import UserError
+from dongpt.chat.reading import Dialogues, read_json
+from dongpt.chat.records import RecordError
+from dongpt.chat.survey import Survey
+from dongpt.text import bins
+from dongpt.text.bins import read_meta
+from dongpt.text.documents import Files
+from dongpt.text.tokenizers import from_dict
+
+smoke = pytest.mark.smoke
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+SPLITS = ("train", "val")
+
+
+def as_messages(conversation) -> dict:
+    return {"messages": [{"role": role, "content": content} for role, content in conversation]}
+
+
+def as_sharegpt(conversation) -> dict:
+    names = {"user": "human", "assistant": "gpt", "system": "system"}
+    return {"id": "x", "conversations": [{"from": names[role], "value": content} for role, content in conversation]}
+
+
+def as_alpaca(conversation) -> dict:
+    (*system, (_, question), (_, answer)) = conversation
+    return {"instruction": question, "input": "", "output": answer, "system": system[0][1] if system else ""}
+
+
+def as_completion(conversation) -> dict:
+    (*system, (_, question), (_, answer)) = conversation
+    return {"prompt": question, "completion": answer, "system": system[0][1] if system else ""}
+
+
+def as_columns(conversation) -> dict:
+    (*system, (_, question), (_, answer)) = conversation
+    return {"system_prompt": system[0][1] if system else "", "question": question, "response": answer, "id": "7"}
+
+
+FORMS = {
+    "messages": (as_messages, "messages"),
+    "ShareGPT": (as_sharegpt, "ShareGPT"),
+    "alpaca": (as_alpaca, "alpaca"),
+    "completion": (as_completion, "prompt and completion"),
+    "columns": (as_columns, "questions and answers"),
+}
+CONTAINERS = [
+    "pretty.json",
+    "line.json",
+    "records.json",
+    "lines.jsonl",
+    "lines.json",
+    "array.jsonl",
+    "a.csv",
+    "a.parquet",
+]
+
+
+def write(path, records: list[dict]) -> str:
+    """Write records to a container, which the path's name tells; returns the path."""
+    name, text = os.path.basename(path), ""
+    if name.endswith(".parquet"):
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(records), path)
+        return str(path)
+    if name.endswith(".csv"):
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, delimiter=";" if "semicolon" in name else "\t" if "tab" in name else ",")
+        writer.writerow(records[0])
+        for record in records:
+            writer.writerow(json.dumps(v) if isinstance(v, list) else v for v in record.values())
+        text = buffer.getvalue()
+    elif name.startswith("pretty"):
+        text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
+    elif name.startswith("records"):
+        text = "[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n"
+    elif name.startswith(("line.", "array")):
+        text = json.dumps(records)
+    else:
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+    return str(path)
+
+
+def write_text(path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def read(path, **options) -> list:
+    return [[m[:2] for m in one] for one in Dialogues(Files([str(path)]), **options).read()]
+
+
+@smoke
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_read_from_every_container_and_named(tmp_path, form, container):
+    convert, words = FORMS[form]
+    talks = some_talks(20, lengths=(2,) if form not in ("messages", "ShareGPT") else (2, 4))
+    path, survey = write(tmp_path / container, [convert(one) for one in talks]), Survey()
+    found = [[m[:2] for m in one] for one in Dialogues(Files([path])).read(survey=survey)]
+    assert found == talks and survey.conversations == 20 and not survey.num_broken
+    (said,) = [line for line in survey.lines() if line.startswith("form of ")]
+    assert words in said and container in said
+    assert said.partition("without effect: ")[2] in ("", "id")
+
+
+@smoke
+@pytest.mark.parametrize("container", ["semicolon.csv", "tab.csv"])
+def test_csv_with_semicolons_or_tabs(tmp_path, container):
+    talks = [talk("a, b; c", 'd "e"\tf'), talk("g", "h")]
+    assert read(write(tmp_path / container, [as_columns(one) for one in talks])) == talks
+
+
+@smoke
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_user_and_assistant_name_the_keys_in_every_container_and_input_stays(tmp_path, container):
+    records = [{"instruction": f"Add {i}.", "input": f"{i} and 3", "output": str(i + 3), "n": str(i)} for i in range(9)]
+    wanted = [talk(f"Add {i}.\n\n{i} and 3", str(i + 3)) for i in range(9)]
+    path = write(tmp_path / container, records)
+    assert read(path, user="instruction", assistant="output") == read(path) == wanted
+    assert read(path, user="n", assistant="input") == [talk(str(i), f"{i} and 3") for i in range(9)]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_conversation_column_joins_records_in_every_container(tmp_path, container):
+    rows = [{"question": f"q{i}", "answer": f"a{i}", "talk": f"t{i // 2}", "system": "s"} for i in range(4)]
+    path = write(tmp_path / container, rows)
+    wanted = [talk("q0", "a0", "q1", "a1", system="s"), talk("q2", "a2", "q3", "a3", system="s")]
+    assert read(path, conversation="talk") == wanted
+
+
+@smoke
+def test_several_forms_in_one_file_are_recognised_record_by_record(tmp_path, capsys):
+    talks = some_talks(40, lengths=(2,))
+    converts = [as_messages, as_sharegpt, as_alpaca, as_columns, lambda one: as_messages(one)["messages"]]
+    path = write(tmp_path / "mixed.json", [converts[i % 5](one) for i, one in enumerate(talks)])
+    folder = prepare_chat(tmp_path, path, "--tokenizer=char")
+    assert sorted(talks_of(folder, "train") + talks_of(folder, "val")) == sorted(talks)
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("messages", "ShareGPT", "alpaca", "questions and answers"))
+
+
+@smoke
+def test_the_program_names_the_form_and_shows_two_conversations(tmp_path, capsys):
+    talks = [talk("first \x1b[31m question", "x" * 500), talk("second", "answer two"), *some_talks(30)]
+    one = write(tmp_path / "a.json", [as_sharegpt(t) for t in talks])
+    write(tmp_path / "b.jsonl", [{**as_messages(t), "lang": "en"} for t in some_talks(9, seed=5)])
+    prepare_chat(tmp_path, one, "--tokenizer=char")
+    printed = capsys.readouterr().out
+    assert "form of a.json: ShareGPT (conversations: from, value); keys without effect: id" in printed
+    assert "conversation 1:" in printed and "user: second" in printed and "assistant: answer two" in printed
+    assert "x" * 120 not in printed and "(500 characters)" in printed and "\x1b" not in printed
+    assert "conversation 3:" not in printed
+    prepare_chat(tmp_path, tmp_path / "?.json*", "--tokenizer=char")
+    printed = capsys.readouterr().out  # file by file if they differ
+    assert "form of a.json: ShareGPT" in printed and "form of b.jsonl: messages" in printed and "lang" in printed
+
+
+def test_parquet_may_hold_several_forms_in_columns_that_are_null_elsewhere(tmp_path):
+    talks = some_talks(12, lengths=(2,))
+    converts = [as_messages, as_alpaca, as_completion, as_columns, as_sharegpt]
+    records = [converts[i % 5](one) for i, one in enumerate(talks)]
+    keys = {key: None for record in records for key in record}
+    path, survey = write(tmp_path / "a.parquet", [{**keys, **record} for record in records]), Survey()
+    assert [[m[:2] for m in one] for one in Dialogues(Files([path])).read(survey=survey)] == talks
+    assert len(survey.forms[path]) == 5 and [*survey.unused[path]] == ["id"]
+
+
+@smoke
+def test_csv_may_hold_prompts_and_completions_that_are_lists_of_messages(tmp_path):
+    rows = [
+        {
+            "prompt": as_messages(talk("q", "a"))["messages"][:1],
+            "completion": as_messages(talk("q", "a"))["messages"][1:],
+        }
+    ]
+    assert read(write(tmp_path / "a.csv", rows)) == [talk("q", "a")]
+    assert read(write(tmp_path / "a.csv", [{"prompt": "[INST] q", "completion": "[]a"}])) == [talk("[INST] q", "[]a")]
+
+
+@smoke
+def test_a_folder_gives_its_json_files_too_and_not_our_own(tmp_path, capsys):
+    folder, talks = tmp_path / "chats", some_talks(30)
+    folder.mkdir()
+    write(folder / "lines.json", [as_sharegpt(one) for one in talks[:10]])
+    write(folder / "b.jsonl", [as_messages(one) for one in talks[10:20]])
+    write(folder / "tab.tsv", [as_columns(one[-2:]) for one in talks[20:]])
+    write_text(folder / "meta.json", "{}")
+    written = prepare_chat(tmp_path, folder, "--tokenizer=char")
+    wanted = talks[:20] + [one[-2:] for one in talks[20:]]
+    assert sorted(talks_of(written, "train") + talks_of(written, "val")) == sorted(wanted)
+    printed = capsys.readouterr().out
+    assert all(f"form of {name}: " in printed for name in ("lines.json", "b.jsonl", "tab.tsv"))
+
+
+def test_the_hash_of_a_parquet_file_is_that_of_its_questions_and_answers(tmp_path):
+    rows = [{"assistant": f"a{i} {'x' * i}", "n": i, "user": f"q{i} {'y' * i}"} for i in range(300)]
+    folder = prepare_chat(tmp_path, write(tmp_path / "a.parquet", rows), "--tokenizer=char")
+    texts = "".join(repr((row["user"], row["assistant"])) for row in rows)
+    assert read_meta(folder)["sha256"] == hashlib.sha256(texts.encode()).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the loss
+
+
+@smoke
+@pytest.mark.parametrize("container", ["pretty.json", "lines.jsonl", "a.parquet"])
+@pytest.mark.parametrize("key, value", [("weight", 0), ("train", False), ("trainable", False), ("loss_mask", 0)])
+def test_an_answer_with_weight_0_is_in_the_data_and_not_in_the_loss(tmp_path, container, key, value, capsys):
+    records = []
+    for conversation in some_talks(60, lengths=(4,)):
+        record = as_messages(conversation)
+        record["messages"][-3][key] = value  # the first answer
+        records.append(record)
+    folder = prepare_chat(tmp_path, write(tmp_path / container, records), "--tokenizer=char")
+    assert "60 of 120 answers do not count in the loss" in capsys.readouterr().out
+    tokenizer = from_dict(read_meta(folder)["tokenizer"])
+    special, n_answers = tokenizer.specials, 0
+    for split in SPLITS:
+        ids, mask = np.array(read_ids(folder, split)), np.array(read_mask(folder, split))
+        starts, stops = (np.flatnonzero(ids == special[name]) for name in ("<|assistant|>", "<|end|>"))
+        assert len(starts) == len(stops)
+        for number, (start, stop) in enumerate(zip(starts, stops)):
+            assert mask[start + 1 : stop + 1].tolist() == [number % 2] * (stop - start)  # every second answer counts
+            n_answers += 1
+        inside = np.concatenate([np.arange(a + 1, b + 1) for a, b in zip(starts, stops)])
+        assert not np.delete(mask, inside).any()
+    assert n_answers == 120
+
+
+@smoke
+def test_a_file_in_which_no_answer_counts_is_refused(tmp_path):
+    records = [as_messages(one) | {"weight": 0} for one in some_talks(30)]
+    assert "no answer" in refusal(tmp_path, write(tmp_path / "a.jsonl", records))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# broken records
+
+
+def broken_records(n: int) -> list[dict]:
+    """n good records, of which every tenth is followed by a broken one; the kinds of these take turns."""
+    kinds = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "tool", "content": "a"}]},
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]},
+            ]
+        },
+        {"messages": [{"role": "user", "content": "q"}]},
+    ]
+    records = []
+    for i, conversation in enumerate(some_talks(n)):
+        records.append(as_messages(conversation))
+        records += [kinds[i // 10 % 3]] if i % 10 == 0 else []
+    return records
+
+
+@smoke
+@pytest.mark.parametrize("container", ["pretty.json", "lines.jsonl", "a.parquet"])
+def test_all_broken_records_are_counted_and_ten_are_listed(tmp_path, container, capsys):
+    path = write(tmp_path / container, broken_records(200))
+    said = refusal(tmp_path, path)
+    assert "20 of 220 records" in said and "--skip_broken" in said and container in said
+    printed = capsys.readouterr().out
+    listed = [line for line in printed.splitlines() if line.startswith("  ") and container in line]
+    assert len(listed) == 10 and "and 10 more" in printed
+    assert "7 with the role 'tool'" in printed and "7 with tool calls" in printed and "6 with no answer" in printed
+    if container == "lines.jsonl":
+        assert "lines.jsonl line 2: the role must be" in printed and "line 13: tool_calls" in printed
+
+
+@smoke
+@pytest.mark.parametrize("container", ["pretty.json", "lines.jsonl", "a.parquet"])
+def test_skip_broken_leaves_them_out_and_meta_json_has_their_number(tmp_path, container, capsys):
+    path = write(tmp_path / container, broken_records(200))
+    folder = prepare_chat(tmp_path, path, "--tokenizer=char", "--skip_broken")
+    assert sorted(talks_of(folder, "train") + talks_of(folder, "val")) == sorted(some_talks(200))
+    meta = read_meta(folder)
+    assert meta["left_out"] == 20 and meta["documents"] == 200
+    assert "--skip_broken left out 20 records" in capsys.readouterr().out
+    files = {name: open(os.path.join(folder, name), "rb").read() for name in visible(folder) if name.endswith(".bin")}
+    good = write(
+        tmp_path / f"good_{container}".replace("good_pretty", "pretty_good"),
+        [r for r in map(as_messages, some_talks(200))],
+    )
+    folder = prepare_chat(tmp_path, good, "--tokenizer=char")
+    assert files == {name: open(os.path.join(folder, name), "rb").read() for name in files}
+    assert read_meta(folder)["left_out"] == 0
+
+
+@smoke
+def test_lines_that_are_not_json_are_broken_records_and_the_others_are_read(tmp_path, capsys):
+    good = [json.dumps(as_messages(one)) for one in some_talks(40)]
+    lines = [
+        *good[:20],
+        '{"messages": [',
+        *good[20:30],
+        "hello",
+        '{"messages": [{"role": "user", "content": "cut',
+        *good[30:],
+    ]
+    path = write_text(tmp_path / "a.jsonl", "\n".join(lines) + "\n")
+    assert "3 of 43 records" in refusal(tmp_path, path)
+    printed = capsys.readouterr().out
+    assert all(f"a.jsonl line {n}: not JSON" in printed for n in (21, 32, 33))
+    folder = prepare_chat(tmp_path, path, "--tokenizer=char", "--skip_broken")
+    assert read_meta(folder)["documents"] == 40 and read_meta(folder)["left_out"] == 3
+
+
+@smoke
+def test_a_conversation_with_a_broken_message_on_a_line_of_its_own_is_left_out_whole(tmp_path):
+    lines = []
+    for conversation in some_talks(30, lengths=(4,)):
+        lines += [*(json.dumps(message) for message in as_messages(conversation)["messages"]), ""]
+    for at in (1, 42):
+        lines[at] = '{"role": "assistant"'
+    found = [
+        len(one)
+        for one in Dialogues(Files([write_text(tmp_path / "a.jsonl", "\n".join(lines))]), skip_broken=True).read()
+    ]
+    assert len(found) == 28 and set(found) <= {4, 5}
+
+
+@smoke
+def test_broken_rows_and_tagged_conversations_are_left_out(tmp_path):
+    rows = 'question,answer\nq,a\n,b\nr\n"s\nt",c\n'
+    assert read(write_text(tmp_path / "a.csv", rows), skip_broken=True) == [talk("q", "a"), talk("s\nt", "c")]
+    pair = "<bot> Q{0}\n<human> A{0} <endOfText>\n"
+    broken = "<human> A\n<bot> more\nof it <endOfText>\nno tag\n<bot> R\n<bot> S\n<human> A <endOfText>\n"
+    path = write_text(tmp_path / "a.txt", pair.format(1) + broken + pair.format(2))
+    assert read(path, skip_broken=True) == [talk("Q1", "A1"), talk("Q2", "A2")]
+    survey = Survey()
+    assert len([*Dialogues(Files([path])).read(survey=survey)]) == 2 and survey.num_broken == 3
+
+
+@smoke
+def test_where_everything_is_broken_skip_broken_does_not_help(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": f"t{i}"} for i in range(12)])
+    for options in ([], ["--skip_broken"]):
+        said = refusal(tmp_path, path, *options)
+        assert "12 of 12 records" in said and "--user" in said
+
+
+ARRAY = json.dumps([as_messages(one) for one in some_talks(12)], indent=1)
+
+
+@smoke
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("a.json", ARRAY[: len(ARRAY) // 2], "cut off"),
+        ("a.json", ARRAY.rstrip("]\n"), "cut off"),
+        ("a.jsonl", json.dumps([as_messages(one) for one in some_talks(9)])[:-40], "cut off"),
+        ("a.json", ARRAY.replace('"role"', "role", 5), "not JSON"),
+        ("a.json", ARRAY + "]", "follows the end of the array"),
+        ("a.json", ARRAY + "the end", "follows the end of the array"),
+        ("a.json", ARRAY + ARRAY, "put all records into one array"),
+        ("a.jsonl", '{"turns": [{"question": "q", "answer": "a"}]}\n' * 2, "follows the end of the array"),
+        ("a.jsonl", '{"conversations": [{"question": "q", "answer": "a"}]}\n' * 2, "is not a message"),
+        ("a.jsonl", '[{"question": "q", "answer": "a"}]\n' * 2, "follows the end of the array"),
+        ("a.json", "[" * 100_000, "not JSON"),
+        ("a.json", "{'messages': []}", "not JSON"),
+        ("a.json", "<html><body>Not found</body></html>", "HTML"),
+        ("a.jsonl", "PK\x03\x04 something", "decompressed"),
+        ("a.json", '{"train": ' + ARRAY + ', "test": ' + ARRAY + "}", "more than the one list"),
+        ("a.json", '{"info": {}, "data": ' + ARRAY + "}", "'data'"),
+        ("a.json", '{"data": ' + ARRAY, "cut off"),
+        ("a.json", '{"data": ' + ARRAY + ', "n": 3', "cut off"),
+        ("a.json", '{"data": ' + ARRAY + "; 3}", "not JSON"),
+        ("a.json", "[]", "no conversation"),
+        ("a.json", "{}", "no form"),
+        ("a.json", "[{}]", "no form"),
+        ("a.json", "null", "object"),
+        ("a.json", '"text"', "object"),
+        ("a.json", "[1, 2]", "role"),
+        ("a.json", "", "a.json has no conv"),
+        ("a.json", " \n\n", "a.json has no conv"),
+        ("a.csv", "", "a.csv"),
+        ("a.csv", "question,answer\n", "a.csv has no conv"),
+        ("a.csv", 'question,answer\nq,"a\n', "line 2"),
+        ("a.csv", "question,answer,response\nq,a,b\n", "--user"),
+        ("a.csv", ARRAY, "--user"),
+        ("a.parquet", ARRAY, "Parquet"),
+        ("a.txt", "Just a text.\n", "<bot>"),
+    ],
+    ids=lambda value: value[:30],
+)
+@pytest.mark.parametrize("options", [[], ["--skip_broken"]], ids=str)
+def test_damage_to_a_whole_file_is_one_sentence_even_with_skip_broken(tmp_path, name, content, words, options):
+    said = refusal(tmp_path, write_text(tmp_path / name, content), *options)
+    assert name in said and words in said and len(said) < 700
+
+
+@smoke
+def test_a_damaged_parquet_file_is_a_sentence(tmp_path):
+    path = write(tmp_path / "a.parquet", [as_messages(one) for one in some_talks(500)])
+    content = open(path, "rb").read()
+    for damaged in (content[: len(content) // 2], content[: len(content) // 2] + b"\0" * 200 + content[-300:], b""):
+        (tmp_path / "b.parquet").write_bytes(damaged)
+        assert "b.parquet" in refusal(tmp_path, tmp_path / "b.parquet")
+
+
+@smoke
+def test_parquet_without_columns_of_a_known_form_names_its_columns(tmp_path):
+    path = write(tmp_path / "a.parquet", [{"left": "q", "right": "a"}])
+    assert "'left', 'right'" in refusal(tmp_path, path) and read(path, user="left", assistant="right") == [
+        talk("q", "a")
+    ]
+
+
+def test_the_program_lists_broken_records_and_says_one_sentence(tmp_path):
+    path = write(tmp_path / "chats.jsonl", broken_records(30))
+    done = run("data/chat/prepare.py", f"--input={path}", "--name=never_written", cwd=tmp_path, check=None)
+    expect_sentence(done, "3 of 33 records of", "chats.jsonl line 2", "--skip_broken")
+    assert done.stdout.count("chats.jsonl line") == 3
+    assert not os.path.exists(os.path.join(bins.ROOT, "data", "never_written"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# JSON of every shape
+
+
+@smoke
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_values_of_json_are_found_in_chunks_of_any_size(size):
+    records = [as_messages(one) for one in some_talks(5)]
+    messages = records[0]["messages"]
+    texts = {
+        json.dumps(records): records,
+        json.dumps(records, indent=3): records,
+        "\n".join(map(json.dumps, records)): records,
+        "\n\n".join(json.dumps(record, indent=1) for record in records): records,  # values one after another
+        json.dumps({"version": "1.0", "n": 5, "data": records, "x": None}, indent=1): records,
+        json.dumps({"conversations": records}): records,  # and not a list of messages
+        json.dumps(messages, indent=1): [messages],  # a conversation as an array
+        "\n".join(map(json.dumps, [messages, messages])): [messages, messages],
+        json.dumps([messages, messages]): [messages, messages],
+        "\n".join(map(json.dumps, messages)): [messages],  # a message per line
+        "\n".join(map(json.dumps, messages)) + "\n \n" + "\n".join(map(json.dumps, messages)): [messages, messages],
+    }
+    for text, wanted in texts.items():
+        chunks = [text[i : i + size] for i in range(0, len(text), size)]
+        assert [value for _, value in read_json(chunks, "FILE", False)] == wanted
+
+
+@smoke
+def test_pretty_printed_values_are_not_recovered_line_by_line(tmp_path):
+    """An inner object on a line of its own must not become a record."""
+    text = json.dumps(as_messages(talk("q", "a")), indent=1)
+    path = write_text(tmp_path / "a.json", text + "\n" + text.replace('"role"', "role", 1) + "\n" + text)
+    with pytest.raises(UserError, match="not JSON"):
+        read(path, skip_broken=True)
+
+
+@smoke
+def test_json_is_recognised_by_content_in_files_of_any_name(tmp_path):
+    talks = some_talks(4)
+    for name in ("a.txt", "a.text", "noname"):
+        for text in (json.dumps([*map(as_sharegpt, talks)]), "\n".join(json.dumps(as_messages(one)) for one in talks)):
+            assert read(write_text(tmp_path / name, "\n " + text)) == talks
+
+
+def test_a_50_mb_message_is_read_and_costs_no_more_than_many_small_ones(tmp_path):
+    text = "word " * 10_000_000
+    path = write(tmp_path / "a.json", [as_sharegpt(talk("q", text)), as_sharegpt(talk("r", "b"))])
+    start = time.process_time()
+    found = read(path)
+    assert time.process_time() - start < 10
+    assert [len(one[1][1]) for one in found] == [50_000_000, 1]
+
+
+def test_memory_does_not_grow_with_the_number_of_records(tmp_path):
+    rng = random.Random(0)
+    record = json.dumps(as_sharegpt(talk(*(say(rng, 60) for _ in range(4)))))
+    peaks = []
+    for n in (2000, 20_000):
+        path = write_text(tmp_path / "a.json", "[" + ",".join([record] * n) + "]")
+        tracemalloc.start()
+        assert sum(1 for _ in Dialogues(Files([path])).read()) == n
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0] < 40e6
+
+
+def test_broken_lines_without_end_keep_memory_bounded():
+    chunks = ("hello\n" * 10_000 for _ in range(20))
+    tracemalloc.start()
+    n = sum(isinstance(value, RecordError) for _, value in read_json(chunks, "FILE", True))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert n == 200_000 and peak < 10e6

@@ -1,0 +1,215 @@
+"""Token files without meta.json that are not raw uint16 are refused with the command that converts them."""
+
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import TINY_RUN, expect_sentence, generated_text, refusal, run, write_corpus
+
+from dongpt.text.bins import open_data
+from dongpt.text.foreign_bins import LLM_C_TYPES, TYPE_NAMES, find_problem, guess_type
+
+RNG = np.random.default_rng(0)
+SCALE = 50_000  # ids in most cases
+
+
+def zipf(vocab_size: int) -> np.ndarray:
+    """Ids whose frequency falls like that of words."""
+    return np.minimum(RNG.zipf(1.3, SCALE), vocab_size) - 1
+
+
+def char_ids() -> np.ndarray:
+    text = generated_text(9000)
+    return np.searchsorted(sorted(set(text)), list(text))
+
+
+IDS = {
+    "characters": char_ids(),
+    "words": zipf(50257),
+    "a small vocabulary": zipf(1000),
+    "digits": RNG.integers(0, 10, SCALE),
+    "bases": RNG.integers(0, 4, SCALE),
+    "bits": RNG.integers(0, 2, SCALE),
+    "rare events": (RNG.random(SCALE) < 0.02).astype(int),
+    "uniform": RNG.integers(0, 50257, SCALE),
+    "one id": np.full(SCALE, 262),
+    "counting": np.arange(SCALE),
+    "equations": np.stack([RNG.integers(0, 97, SCALE), np.full(SCALE, 97), RNG.integers(0, 97, SCALE)], 1).ravel(),
+    "the issue's": np.array([1, 2, 3] * 99),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_uint16_ids_are_never_taken_for_something_else(tmp_path, name):
+    path = str(tmp_path / "train.bin")
+    for ids in (IDS[name], IDS[name][1:], IDS[name][: SCALE // 100], IDS[name][:7], IDS[name][:1]):
+        ids.astype("<u2").tofile(path)
+        assert find_problem(path) == ""
+
+
+def test_all_values_of_uint16_may_occur(tmp_path):
+    for ids in (RNG.integers(0, 65536, SCALE), np.arange(65536), np.zeros(SCALE), np.full(SCALE, 65535)):
+        assert guess_type(ids.astype("<u2"))[0] == ""
+
+
+def test_single_ids_beyond_the_vocabulary_are_not_another_byte_order():
+    for ids in (np.zeros(SCALE, "<u2"), IDS["characters"].astype("<u2"), IDS["words"].astype("<u2")):
+        ids = ids.copy()
+        ids[[100, len(ids) // 2]] = 60_000
+        assert guess_type(ids)[0] == ""
+
+
+def test_ids_of_real_texts_in_gpt2s_tokens(tmp_path, don_quixote, gpt2_vocabulary):
+    import tiktoken
+
+    with open(don_quixote, encoding="utf-8") as file:
+        book = file.read(300_000)
+    with open(np.lib.__file__, encoding="utf-8") as file:
+        code = file.read()
+    for text in (book, code * 9, "\n".join("0123456789") * 999, "道可道，非常道。名可名，非常名。" * 500, "a\n" * 5000):
+        np.array(tiktoken.get_encoding("gpt2").encode_ordinary(text), "<u2").tofile(tmp_path / "train.bin")
+        assert find_problem(str(tmp_path / "train.bin")) == ""
+
+
+def holds(dtype: str, ids: np.ndarray) -> bool:
+    return dtype[1:] != "f2" or ids.max() <= 2048  # larger whole numbers are rounded
+
+
+CASES = [(dtype, name) for name in IDS for dtype in TYPE_NAMES if dtype != "u1" and holds(dtype, IDS[name])]
+
+
+@pytest.mark.parametrize("dtype, name", CASES)
+def test_other_types_are_recognised_and_the_command_converts_them(tmp_path, monkeypatch, dtype, name):
+    if (dtype, name) == (">u2", "one id"):
+        pytest.skip("a single id looks the same in both byte orders")
+    path, expected = str(tmp_path / "train.bin"), IDS[name].astype("<u2")
+    IDS[name].astype(dtype).tofile(path)
+    problem = find_problem(path)
+    assert f"holds {TYPE_NAMES[dtype]} ids instead of uint16" in problem
+    code = problem.partition('python -c "')[2].rpartition('"')[0]
+    exec(code, {})  # the command itself is run below
+    assert np.fromfile(path, "<u2").tolist() == expected.tolist() and find_problem(path) == ""
+
+
+@pytest.mark.parametrize("name", ["characters", "bases"])
+def test_uint8_ids_are_recognised(tmp_path, name):
+    IDS[name].astype("u1").tofile(tmp_path / "train.bin")
+    assert "holds uint8 ids" in find_problem(str(tmp_path / "train.bin"))
+
+
+@pytest.mark.parametrize("dtype", ["<u4", "<i8"])
+def test_a_vocabulary_too_large_for_uint16_is_not_converted(tmp_path, dtype):
+    ids = np.concatenate([zipf(50257), RNG.integers(50257, 128_256, SCALE // 5)])
+    RNG.shuffle(ids)
+    ids.astype(dtype).tofile(tmp_path / "train.bin")
+    problem = find_problem(str(tmp_path / "train.bin"))
+    assert f"holds {TYPE_NAMES[dtype]} ids" in problem and "vocabulary of at most 65,536" in problem
+    assert "np." not in problem
+
+
+def write_llm_c(path, ids: np.ndarray, magic: int, n_ids: int | None = None):
+    """A file with llm.c's header of 256 int32."""
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, 1, len(ids) if n_ids is None else n_ids
+    path.write_bytes(header.tobytes() + ids.astype(LLM_C_TYPES[magic]).tobytes())
+
+
+@pytest.mark.parametrize("magic", LLM_C_TYPES)
+def test_llm_cs_header(tmp_path, magic):
+    path = tmp_path / "train.bin"
+    write_llm_c(path, IDS["words"], magic)
+    problem = find_problem(str(path))
+    assert "the header of llm.c" in problem
+    exec(problem.partition('python -c "')[2].rpartition('"')[0], {})
+    assert np.fromfile(path, "<u2").tolist() == IDS["words"].tolist()
+    write_llm_c(path, IDS["words"], magic, n_ids=SCALE + 1)
+    assert "damaged" in find_problem(str(path)) and "copy it again" in find_problem(str(path))
+
+
+def test_numpys_header(tmp_path):
+    for ids in (IDS["words"], IDS["words"].astype(np.uint16), IDS["digits"].reshape(-1, 10)):
+        np.save(tmp_path / "ids.npy", ids)
+        os.replace(tmp_path / "ids.npy", tmp_path / "train.bin")
+        problem = find_problem(str(tmp_path / "train.bin"))
+        assert "is a NumPy file" in problem
+        exec(problem.partition('python -c "')[2].rpartition('"')[0], {})
+        assert np.fromfile(tmp_path / "train.bin", "<u2").tolist() == ids.ravel().tolist()
+
+
+def test_files_of_another_kind(tmp_path):
+    import gzip
+    import pickle
+    import zipfile
+
+    path = tmp_path / "train.bin"
+    text = generated_text(3000)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", text)
+    assert ".zip" in find_problem(str(path))
+    path.write_bytes(gzip.compress(text.encode()))
+    assert ".gz" in find_problem(str(path))
+    for content in (text, "señor ñandú " * 500, "道可道，非常道。" * 500, "{'a': 1}\n" * 9, text[:40]):
+        path.write_text(content, encoding="utf-8")
+        assert "is a text" in find_problem(str(path)) and "data/prepare.py" in find_problem(str(path))
+    path.write_bytes(pickle.dumps(["a"] * 99, protocol=4))
+    find_problem(str(path))  # no error, whatever it says
+
+
+def test_any_bytes_are_looked_at_without_an_error(tmp_path):
+    rng = random.Random(0)
+    for size in [*range(1, 70), 4095, 4096, 4097, 65_537]:
+        (tmp_path / "train.bin").write_bytes(rng.randbytes(size))
+        find_problem(str(tmp_path / "train.bin"))
+
+
+def test_a_large_file_is_only_sampled(tmp_path, monkeypatch):
+    path = tmp_path / "train.bin"
+    with open(path, "wb") as file:
+        file.write(IDS["words"].astype("<u2").tobytes())
+        file.truncate(2**36)  # sparse: 64 GB that take no space
+    assert find_problem(str(path)) == ""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# every program sees it
+
+
+@pytest.fixture
+def folder(tmp_path) -> str:
+    """The folder of the issue: uint32 ids without meta.json."""
+    for split in ("train", "val"):
+        np.array([1, 2, 3] * 99, dtype=np.uint32).tofile(tmp_path / f"{split}.bin")
+    return str(tmp_path)
+
+
+def test_training_and_check_refuse_uint32_ids_and_take_them_when_converted(folder, tmp_path):
+    data = f"--data_dir={folder}"
+    for program, args in (("train.py", TINY_RUN), ("data/check.py", ())):
+        done = run(program, data, *args, cwd=tmp_path, check=2)
+        expect_sentence(done, "train.bin holds uint32 ids instead of uint16", "python -c")
+    for split in ("train", "val"):
+        problem = find_problem(os.path.join(folder, f"{split}.bin"))
+        code = problem.partition('python -c "')[2].rpartition('"')[0]
+        subprocess.run([sys.executable, "-c", code], check=True)
+    run("data/check.py", data, cwd=tmp_path)
+    run("train.py", data, *TINY_RUN, cwd=tmp_path)
+
+
+def test_only_val_and_shards_are_looked_at_too(folder, tmp_path):
+    ids = np.array([1, 2, 3] * 99, dtype="<u2")
+    ids.tofile(tmp_path / "train.bin")
+    refusal(lambda: open_data(folder), "val.bin holds uint32 ids")
+    ids.tofile(tmp_path / "val.bin")
+    os.rename(tmp_path / "train.bin", tmp_path / "train_000.bin")
+    assert len(open_data(folder)[1]["train"]) == 297
+    ids.astype("<u4").tofile(tmp_path / "train_001.bin")
+    refusal(lambda: open_data(folder), "train_001.bin holds uint32 ids")
+
+
+def test_a_text_whose_every_second_character_is_a_line_end_is_trusted_with_its_meta_json(tmp_path):
+    folder = write_corpus(str(tmp_path / "data"), "".join(f"{i % 10}\n" for i in range(2000)))
+    ids = open_data(folder)[1]["train"][:]
+    assert (ids[1::2] == 0).all() and guess_type(ids)[0] == "<u4"
