@@ -282,12 +282,14 @@ def split_words(text: str, lower: bool = False, spaces_alone: bool = False, keep
     if spaces_alone:
         return re.findall(word_pattern(""), text)
     plain = re.compile(word_pattern(SPACE_BEFORE))
-    positions = _mark_positions(text if keep_marks else "")
-    if not len(positions):
+    marks = _marks_in(text) if keep_marks else ""
+    if not marks:
         return plain.findall(text)
+    marked = re.compile(word_pattern(SPACE_BEFORE, re.sub(f"[{JOINERS}]", "", marks)))
+    if len(text) <= MARK_GROUP_CHARS:
+        return marked.findall(text)
     # the longer pattern takes twice as long, so it is used only for lines near a mark
-    marks = "".join({*map(text.__getitem__, positions.tolist())} - {*JOINERS})
-    marked = re.compile(word_pattern(SPACE_BEFORE, marks))
+    positions = np.flatnonzero(np.isin(_code_points(text), [*map(ord, marks)]))
     for group in np.split(positions, np.flatnonzero(np.diff(positions) > MARK_GROUP_CHARS) + 1):
         line_start = max(start, text.rfind("\n", start, group[0]) + 1)
         line_end = text.find("\n", max(start, group[-1]))
@@ -297,21 +299,17 @@ def split_words(text: str, lower: bool = False, spaces_alone: bool = False, keep
     return words + plain.findall(text, start)
 
 
-def _mark_positions(text: str) -> np.ndarray:
-    """Return the positions of combining marks and joiners in text, (n,) int64."""
-    codes = np.frombuffer(b"" if text.isascii() else text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    return np.flatnonzero(_mark_table().take(codes) if codes.max(initial=0) >= FIRST_MARK else ())
+def _marks_in(text: str) -> str:
+    """Return the different combining marks and joiners in text."""
+    if text.isascii():
+        return ""
+    codes = _code_points(text if len(text) > MARK_GROUP_CHARS else "")  # much faster than a set for long texts
+    characters = {*map(chr, np.unique(codes[codes >= FIRST_MARK]))} if len(codes) else {*text}
+    return "".join(c for c in sorted(characters) if c in JOINERS or unicodedata.category(c)[0] == "M")
 
 
-@functools.cache
-def _mark_table() -> np.ndarray:
-    """Whether each code point is a combining mark or a joiner, (0x110000,) bool."""
-    table = np.zeros(0x110000, dtype=bool)
-    table[[*map(ord, JOINERS)]] = True
-    for code in chain(range(FIRST_MARK, 0x20000), range(0xE0000, 0xE0200)):  # the other planes have no marks
-        if unicodedata.category(chr(code))[0] == "M":
-            table[code] = True
-    return table
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -434,8 +432,7 @@ def _split_long_runs(text: str) -> list[str]:
     """Split long runs of one kind of character, because BPE training takes quadratic time in their length."""
     if max(map(len, text.split()), default=0) < 1000 and not re.search(r"\s{1000}", text):
         return [text]
-    marks = "".join({text[i] for i in _mark_positions(text)})
-    long_runs = re.finditer(rf"[\w{marks}]{{1000}}|\s{{1000}}|[^\w\s]{{1000}}", text)
+    long_runs = re.finditer(rf"[\w{_marks_in(text)}]{{1000}}|\s{{1000}}|[^\w\s]{{1000}}", text)
     bounds = [0, *(match.end() for match in long_runs), len(text)]
     return [text[a:b] for a, b in zip(bounds, bounds[1:])]
 
