@@ -27,7 +27,16 @@ from dongpt.checkpoint.legacy import build_meta_model, position_scheme
 from dongpt.program import first_line
 from dongpt.text.bins import file_sha256
 from dongpt.text.template import Template
-from dongpt.text.tokenizers import END, UNKNOWN, UNSUPPORTED_TOKENIZER, byte_alphabet, from_dict
+from dongpt.text.tokenizers import (
+    END,
+    SPACE_BEFORE,
+    UNKNOWN,
+    UNSUPPORTED_TOKENIZER,
+    bpe_pre_tokenizer,
+    byte_alphabet,
+    from_dict,
+    word_pattern,
+)
 from model import GPT
 
 GPT2_MODEL_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -282,7 +291,7 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
     if tokenizer.kind in ("gpt2", "bpe"):
         vocabulary, merges = _vocab_and_merges(tokenizer.encoding._mergeable_ranks)
         hf_tokenizer = HFTokenizer(models.BPE(vocabulary, merges))
-        hf_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        hf_tokenizer.pre_tokenizer = bpe_pre_tokenizer(tokenizer.kind == "bpe" and tokenizer.keep_marks)
         hf_tokenizer.decoder = decoders.ByteLevel()
     else:
         is_word = tokenizer.kind == "word"  # with char, an unknown character is an error in transformers, too
@@ -290,7 +299,11 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
         hf_tokenizer = HFTokenizer(models.WordLevel(ids, unk_token=UNKNOWN if is_word else None))
         if is_word and tokenizer.lower:
             hf_tokenizer.normalizer = normalizers.Lowercase()
-        pattern = tokenizer.pattern if is_word else r"[\s\S]"
+        pattern = r"[\s\S]"
+        if is_word:  # in Oniguruma, \w includes marks but not all digits, and \s lacks four control characters
+            marks = r"\p{M}" if tokenizer.keep_marks else None
+            prefix = "" if tokenizer.spaces_alone else SPACE_BEFORE
+            pattern = word_pattern(prefix, marks, word=r"\p{L}\p{N}_", space=r"\s\x1c-\x1f")
         hf_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
         hf_tokenizer.decoder = decoders.Fuse()
     hf_tokenizer.add_special_tokens(sorted(tokenizer.specials, key=tokenizer.specials.__getitem__))

@@ -60,6 +60,7 @@ NUM_BUCKETS = 2**16  # documents are hashed into buckets; some buckets form the 
 BPE_TRAIN_CHARS = 2**25  # maximum for training a BPE tokenizer; sampled evenly from a longer text
 BPE_TRAIN_WORDS = 2**18  # maximum number of distinct words in them, since each takes nearly a kilobyte
 MAX_WORDS = 2**20  # maximum number of distinct words
+WORD_RULES = 2  # changes whenever new vocabularies split text differently, so that no preparation resumes across it
 
 TokenizerKind = Literal["char", "word", "bpe", "gpt2"]
 DocumentContent = Any  # text, or a list of segments with loss masks
@@ -154,7 +155,8 @@ def prepare(
     files = documents if isinstance(documents, TextSource) else documents.files
     texts = [files, val_documents] if val_documents else [files]
     fingerprint = [text.fingerprint() for text in texts]
-    plan = (documents, val_documents, fingerprint, vocabulary, val_fraction, shard_tokens, specials, template)
+    settings = (vocabulary, val_fraction, shard_tokens, specials, template)
+    plan = (documents, val_documents, fingerprint, *settings, WORD_RULES)
     plan_sha256 = _sha256(repr(plan))
     if seed is not None:
         assert isinstance(documents, (Files, HubText)) and vocabulary.tokenizer == "gpt2"
@@ -388,7 +390,7 @@ def _limit_distinct_words(texts: Iterable[str]) -> Iterator[str]:
     words: set[str] = set()
     for text in texts:
         yield text
-        words.update(re.findall(r"\w+", text))
+        words.update(filter(re.compile(r"\w").match, (word.lstrip(" ") for word in {*split_words(text)})))
         if len(words) > BPE_TRAIN_WORDS:
             return
 

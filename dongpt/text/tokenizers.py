@@ -9,6 +9,7 @@ import codecs
 import functools
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from itertools import chain
 from typing import Any, Callable, Collection, Iterable, Iterator, Literal, Sequence
@@ -21,14 +22,18 @@ from dongpt.text.template import Template
 UNSUPPORTED_TOKENIZER = {"kind": "foreign"}  # stands for a tokenizer that none of these classes implements
 END = "<|endoftext|>"  # special token at the end of a document
 UNKNOWN = "<unk>"  # special token for words outside the vocabulary
+FIRST_MARK = 0x300  # code point of the first combining mark
+MARK_GROUP_CHARS = 1000  # marks at most this far apart are split from the rest of the text together
 MAX_VOCAB_SIZE = 2**16  # tokens in a vocabulary, since ids are stored as uint16
 MISSING_ID = MAX_VOCAB_SIZE - 1  # marks unknown characters in CharTokenizer's table
 # openai/gpt-2, encoder.py
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 GPT2_VOCAB_SIZE = 50257  # entries of GPT-2's vocabulary
-WORD_PATTERN, SPACED_WORD_PATTERN = r"\w+|\S|\s", r" ?\w+| ?[^\w\s]|\s"
+SPACE_BEFORE = " ?"  # prefix of word_pattern: words and symbols include a preceding space
+JOINERS = "\u200c\u200d"  # invisible; they shape the letters of words in Persian and in the scripts of India
+# GPT-2's pattern, but letters keep their combining marks and joiners
+MARKED_BPE_PATTERN = GPT2_PATTERN.replace(r"\p{L}+", rf"\p{{L}}[\p{{L}}\p{{M}}{JOINERS}]*", 1)
 PUNCTUATION = '.,;:!?()[]"-\u3001\u3002\uff0c\uff01\uff1f'  # not letters, digits or spaces in any version of Unicode
-LONG_RUN_PATTERN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")
 UnknownPolicy = Literal["error", "skip", "replace"]
 
 
@@ -55,20 +60,23 @@ class Tokenizer:
         self.start_id, self.has_own_start = start_id, True
 
     def encode(self, text: str, special: bool = False, unknown: UnknownPolicy = "error") -> list[int]:
-        """Convert text to ids. Pieces outside the vocabulary are skipped, replaced, or reported in a UserError."""
+        """Convert text to ids. Pieces outside the vocabulary are skipped, replaced, or reported in a UserError.
+
+        A piece is outside the vocabulary if none of its Unicode normal forms is in it (see known_form).
+        """
         if not special or not self.specials:
-            return self._encode(text, unknown)
+            return self._encode(self.known_form(text), unknown)
         names = sorted(self.specials, key=len, reverse=True)  # the longest match wins
         pieces = re.split(f"({'|'.join(map(re.escape, names))})", text)
-        ids = ([self.specials[p]] if p in self.specials else self._encode(p, unknown) for p in pieces)
+        ids = ([self.specials[p]] if p in self.specials else self._encode(self.known_form(p), unknown) for p in pieces)
         return [*chain.from_iterable(ids)]
 
     def _encode(self, text: str, unknown: UnknownPolicy) -> list[int]:
         raise NotImplementedError
 
     def encode_array(self, text: str) -> np.ndarray:
-        """Convert a long text to ids, (n,) uint16. Words outside the vocabulary become <unk>."""
-        return np.array(self.encode(text), dtype=np.uint16)
+        """Convert a long text to ids, (n,) uint16, as it is. Words outside the vocabulary become <unk>."""
+        return np.array(self._encode(text, "error"), dtype=np.uint16)
 
     def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
         """Convert each text to ids, (n,) uint16."""
@@ -81,8 +89,12 @@ class Tokenizer:
         return np.concatenate([end[:0], *chain(*((ids, end[:ends]) for ids, (_, ends) in zip(encoded, parts)))])
 
     def missing(self, text: str) -> list[str]:
-        """Return a sorted list of the pieces of text that are not in the vocabulary."""
+        """Return a sorted list of the pieces of text that encode() cannot convert to ids."""
         return []
+
+    def known_form(self, text: str) -> str:
+        """Return text with words in the Unicode normal form, NFC or NFD, that is in the vocabulary."""
+        return text
 
     def is_lossy(self, text: str) -> bool:
         """Return True if encoding loses information other than unknown pieces, for example by lowercasing."""
@@ -112,6 +124,8 @@ class Tokenizer:
     def to_dict(self) -> dict:
         """Return a dict of plain Python types from which from_dict can recreate the tokenizer."""
         description = {"kind": self.kind, **{name: getattr(self, name) for name in self.fields}}
+        if not description.get("keep_marks", True):  # as in descriptions from before it existed
+            del description["keep_marks"]
         if special := sorted({*self.specials} - {*self.builtin_specials}, key=self.specials.__getitem__):
             description["special"] = special
         if self.has_own_start:
@@ -146,14 +160,28 @@ class LookupTokenizer(Tokenizer):
             return [self.ids.get(piece, self.unknown_id) for piece in pieces]
         ids = [self.ids[piece] for piece in pieces if piece in self.ids]
         if unknown == "error" and len(ids) < len(pieces):
-            missing = self.missing(text)
+            missing = self._unknown_pieces(text)
             names = ", ".join(map(repr, missing[:10])) + " and others" * (len(missing) > 10)
             problem = f"the text has {self.unit_name} that are not in the vocabulary of {len(self.pieces):,}: {names}"
             raise UserError(f"{problem}; use a different text, or pass --unknown=skip or --unknown=replace")
         return ids
 
+    def _unknown_pieces(self, text: str) -> list[str]:
+        return sorted(set(self.split(text)) - self.ids.keys())
+
     def missing(self, text: str) -> list[str]:
-        return sorted(set(self.split(text)) - set(self.ids))
+        return self._unknown_pieces(self.known_form(text))
+
+    def known_form(self, text: str) -> str:
+        if text.isascii() or not self._unknown_pieces(text):  # ASCII has one form
+            return text
+        words = map(self._best_form, re.findall(r" ?\S+|\s", text))
+        return "".join(self._best_form(piece) for word in words for piece in self.split(word))
+
+    def _best_form(self, text: str) -> str:
+        """Return text as it is, in NFC, or in NFD, whichever has the fewest unknown pieces."""
+        forms = (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text))
+        return min(forms, key=lambda form: len(self._unknown_pieces(form)))
 
     def decoder(self) -> Callable[[int | None], str]:
         texts: dict[int | None, str] = {**dict(enumerate(self.pieces)), None: ""}
@@ -206,25 +234,29 @@ class CharTokenizer(LookupTokenizer):
 class WordTokenizer(LookupTokenizer):
     """Tokenizer with one id per word, punctuation mark or whitespace character. Words include a preceding space.
 
-    With spaces_alone=True, spaces are separate tokens: text is split by the regex \\w+|\\S|\\s.
-    With lower=True, text is converted to lowercase, so capital letters cannot be restored.
+    Letters and symbols keep their combining marks, except in older vocabularies, which do not store keep_marks.
+    With spaces_alone=True, spaces and combining marks are separate tokens: as in the word notebook, text is split by
+    the regex \\w+|\\S|\\s. With lower=True, text is converted to lowercase, so capital letters cannot be restored.
     """
 
-    kind, fields, unit_name = "word", {"words": list, "lower": bool, "spaces_alone": bool}, "words"
+    kind, unit_name = "word", "words"
+    fields = {"words": list, "lower": bool, "spaces_alone": bool, "keep_marks": bool}
     builtin_specials = (UNKNOWN,)
     use_threads = False  # Python's regular expressions hold the GIL
 
-    def __init__(self, words: Sequence[str], special: Sequence[str] = (), lower=False, spaces_alone=False):
+    def __init__(
+        self, words: Sequence[str], special: Sequence[str] = (), lower=False, spaces_alone=False, keep_marks=True
+    ):
         super().__init__(words, special)
         self.words, self.lower, self.spaces_alone = list(words), lower, spaces_alone
-        self.pattern = WORD_PATTERN if spaces_alone else SPACED_WORD_PATTERN
+        self.keep_marks = keep_marks and not spaces_alone
 
     def split(self, text: str) -> list[str]:
         """Split text into words. Joining them restores the text, or its lowercase form if self.lower is True."""
-        return split_words(text, self.lower, self.spaces_alone)
+        return split_words(text, self.lower, self.spaces_alone, self.keep_marks)
 
     def encode_array(self, text: str) -> np.ndarray:
-        return np.array(self.encode(text, unknown="replace"), dtype=np.uint16)
+        return np.array(self._encode(text, "replace"), dtype=np.uint16)
 
     def find_cut(self, text: str) -> int:
         return last_word_break(text)
@@ -233,9 +265,51 @@ class WordTokenizer(LookupTokenizer):
         return self.lower and text != text.lower()
 
 
-def split_words(text: str, lower: bool = False, spaces_alone: bool = False) -> list[str]:
+def word_pattern(prefix: str, marks: str | None = None, word: str = r"\w", space: str = r"\s") -> str:
+    """Return the regex that splits text into words. Unless marks is None, they belong to the character before them.
+
+    marks, word and space are the contents of character classes, which differ between regex engines.
+    """
+    more, symbol_more = "+", ""
+    if marks is not None:
+        more, symbol_more = f"[{word}{marks}{JOINERS}]*", marks and f"[{marks}]*"
+    return f"{prefix}[{word}]{more}|{prefix}[^{word}{space}]{symbol_more}|[{space}]"
+
+
+def split_words(text: str, lower: bool = False, spaces_alone: bool = False, keep_marks: bool = True) -> list[str]:
     """Split text into words in the same way as WordTokenizer."""
-    return re.findall(WORD_PATTERN if spaces_alone else SPACED_WORD_PATTERN, text.lower() if lower else text)
+    text, words, start = text.lower() if lower else text, [], 0
+    if spaces_alone:
+        return re.findall(word_pattern(""), text)
+    plain = re.compile(word_pattern(SPACE_BEFORE))
+    marks = _marks_in(text) if keep_marks else ""
+    if not marks:
+        return plain.findall(text)
+    marked = re.compile(word_pattern(SPACE_BEFORE, re.sub(f"[{JOINERS}]", "", marks)))
+    if len(text) <= MARK_GROUP_CHARS:
+        return marked.findall(text)
+    # the longer pattern takes twice as long, so it is used only for lines near a mark
+    positions = np.flatnonzero(np.isin(_code_points(text), [*map(ord, marks)]))
+    for group in np.split(positions, np.flatnonzero(np.diff(positions) > MARK_GROUP_CHARS) + 1):
+        line_start = max(start, text.rfind("\n", start, group[0]) + 1)
+        line_end = text.find("\n", max(start, group[-1]))
+        line_end = len(text) if line_end < 0 else line_end
+        words += plain.findall(text, start, line_start) + marked.findall(text, line_start, line_end)
+        start = line_end
+    return words + plain.findall(text, start)
+
+
+def _marks_in(text: str) -> str:
+    """Return the different combining marks and joiners in text."""
+    if text.isascii():
+        return ""
+    codes = _code_points(text if len(text) > MARK_GROUP_CHARS else "")  # much faster than a set for long texts
+    characters = {*map(chr, np.unique(codes[codes >= FIRST_MARK]))} if len(codes) else {*text}
+    return "".join(c for c in sorted(characters) if c in JOINERS or unicodedata.category(c)[0] == "M")
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -291,22 +365,24 @@ class BPETokenizer(TiktokenTokenizer):
     """BPE tokenizer trained on a text. The vocabulary is the 256 bytes, the learned merges, and <|endoftext|>.
 
     tokens uses GPT-2's alphabet, which represents every byte by a visible character. Other special tokens have the ids
-    after <|endoftext|>.
+    after <|endoftext|>. Letters keep their combining marks, except in older vocabularies, which do not store keep_marks
+    and split text in the same way as GPT-2.
     """
 
-    kind, fields = "bpe", {"tokens": list}
+    kind, fields = "bpe", {"tokens": list, "keep_marks": bool}
 
-    def __init__(self, tokens: Sequence[str], special: Sequence[str] = ()):
+    def __init__(self, tokens: Sequence[str], special: Sequence[str] = (), keep_marks=True):
         import tiktoken
 
-        self.tokens = list(tokens)
+        self.tokens, self.keep_marks = list(tokens), keep_marks
+        pattern = MARKED_BPE_PATTERN if keep_marks else GPT2_PATTERN
         codes = {character: byte for byte, character in enumerate(byte_alphabet())}
         ranks = {bytes(codes[c] for c in token): i for i, token in enumerate(tokens) if codes.keys() >= {*token}}
         if len(ranks) < len(tokens) or b"" in ranks or any(bytes([byte]) not in ranks for byte in range(256)):
             problem = "the BPE vocabulary lacks a byte, or has an empty, duplicate or invalid token"
             raise UserError(f"{problem}: prepare the data again")
         end = {END: len(tokens)}
-        self.encoding = tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=end)
+        self.encoding = tiktoken.Encoding("bpe", pat_str=pattern, mergeable_ranks=ranks, special_tokens=end)
         self.newline_id = ranks[b"\n"]
         super().__init__(len(tokens) + 1, special)
 
@@ -320,8 +396,8 @@ class BPETokenizer(TiktokenTokenizer):
             min_size = f"{256 + n_special} (256 bytes and the special tokens)"
             raise UserError(f"vocab_size={vocab_size} must be between {min_size} and {MAX_VOCAB_SIZE:,}")
         hf_tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-        hf_tokenizer.pre_tokenizer = byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        size, alphabet = vocab_size - n_special, byte_level.alphabet()
+        hf_tokenizer.pre_tokenizer = bpe_pre_tokenizer(keep_marks=True)
+        size, alphabet = vocab_size - n_special, list(byte_alphabet())
         trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
         hf_tokenizer.train_from_iterator(chain.from_iterable(map(_split_long_runs, texts)), trainer)
         ids = hf_tokenizer.get_vocab()
@@ -343,11 +419,21 @@ class GPT2Tokenizer(TiktokenTokenizer):
         super().__init__(self.encoding.n_vocab if load else GPT2_VOCAB_SIZE, special)
 
 
+def bpe_pre_tokenizer(keep_marks: bool) -> Any:
+    """Return a pre-tokenizer of Hugging Face's tokenizers that splits text as BPETokenizer does, or as GPT-2."""
+    from tokenizers import Regex, pre_tokenizers
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not keep_marks)  # its regex is GPT-2's
+    split = pre_tokenizers.Split(Regex(MARKED_BPE_PATTERN), "isolated")
+    return pre_tokenizers.Sequence([split, byte_level]) if keep_marks else byte_level
+
+
 def _split_long_runs(text: str) -> list[str]:
     """Split long runs of one kind of character, because BPE training takes quadratic time in their length."""
     if max(map(len, text.split()), default=0) < 1000 and not re.search(r"\s{1000}", text):
         return [text]
-    bounds = [0, *(match.end() for match in LONG_RUN_PATTERN.finditer(text)), len(text)]
+    long_runs = re.finditer(rf"[\w{_marks_in(text)}]{{1000}}|\s{{1000}}|[^\w\s]{{1000}}", text)
+    bounds = [0, *(match.end() for match in long_runs), len(text)]
     return [text[a:b] for a, b in zip(bounds, bounds[1:])]
 
 
@@ -470,6 +556,6 @@ def added_special_tokens(old_dict: dict | None, new_dict: dict | None) -> list[s
     if old_dict.get("kind") == new_dict.get("kind") == "gpt2":  # the hash is missing if the vocabulary is assumed
         same_base = len({old_dict.get("sha256"), new_dict.get("sha256")} - {None}) <= 1
     else:
-        others = {"special": [], "template": {}, "start_id": 0}
+        others = {"special": [], "template": {}, "start_id": 0, "keep_marks": True}  # other ids mean the same without
         same_base = {**old_dict, **others} == {**new_dict, **others}
     return new_special[len(old_special) :] if same_base and new_special[: len(old_special)] == old_special else None

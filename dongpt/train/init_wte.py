@@ -5,18 +5,23 @@
     save_table("data/don_word/word2vec.npy", table)
     line = init_embedding(model.transformer.wte.weight, "data/don_word/word2vec.npy", tokenizer.vocab_size)
 
-Words are looked up without their leading space. If a word has no vector, other capitalizations are tried, so that all
-spellings of a word can share one vector.
+Words are looked up without their leading space. If a word has no vector, other capitalizations and Unicode normal forms
+are tried, so that all spellings of a word can share one vector.
 
-Supported formats: word2vec's text and binary formats (code.google.com/archive/p/word2vec, distance.c), and GloVe's text
-format, which has no header.
+Supported formats: word2vec's text and binary formats (code.google.com/archive/p/word2vec, distance.c), which fastText's
+.vec files share, and GloVe's text format, which has no header.
 """
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
+import re
+import unicodedata
 import zlib
+from collections import Counter
+from functools import partial
 from typing import Any, BinaryIO, Iterator
 
 import numpy as np
@@ -28,9 +33,13 @@ from dongpt.text.tokenizers import WordTokenizer
 
 INIT_STD = 0.02  # standard deviation of a new token embedding, as in GPT-2
 MAX_VECTOR_WIDTH = 2**14  # maximum length of a vector; a header with a greater length is rejected
+MAX_NUMBER = 1e4  # greater values are not from a word vector but from a file that is read incorrectly
 MAX_LINE_BYTES = 64 * MAX_VECTOR_WIDTH
 MAX_WORD_BYTES = 2**12
+CUT_WORD_BYTES = 90  # word2vec cuts off longer words, sometimes within a character
 CHUNK_BYTES = 2**20  # bytes read at a time
+SAMPLE_BYTES, SAMPLE_ROWS = 2**18, 100  # maximum used to recognize the format
+CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 OPEN_BY_MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # keys: first bytes of a file
 
 
@@ -41,65 +50,100 @@ OPEN_BY_MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma
 def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
     """Return a file's vectors for the given words, {word: (width,) float32}. The first one for a word is used.
 
-    The file is streamed, so that memory use depends only on the number of words. Raises UserError if the file cannot be
-    read, is damaged, contains non-finite numbers, or has none of the words.
+    The file is streamed, so that memory use depends only on the number of words. Rows of other words may have any
+    content. Unusable rows of a text file are skipped, and their number is printed. Raises UserError if the file cannot
+    be read, is damaged, has none of the words, or is unusable in most rows of a text file or any row of a binary file.
     """
     if path.endswith(".npy"):
         raise UserError(f"{path} is an output of data/word2vec.py: pass a word2vec or GloVe file")
     vectors: dict[str, np.ndarray] = {}
+    problems, num_repeated = [], 0
     try:
         with open(path, "rb") as file:
             first_bytes = file.read(6)
         opener: Any = next((opener for magic, opener in OPEN_BY_MAGIC.items() if first_bytes.startswith(magic)), open)
         with io.BufferedReader(opener(path, "rb"), CHUNK_BYTES) as file:
-            header_count, records = _open_records(file, path)
-            count = 0
-            for count, (word, content) in enumerate(records, 1):
-                if (name := word.decode("utf-8", errors="replace")) in words and name not in vectors:
-                    vector = _parse_floats(content) if isinstance(content, list) else np.frombuffer(content, "<f4")
-                    if vector is None:
-                        raise _file_error(path, f"vector {count:,} contains a value that is not a number")
-                    vectors[name] = vector.astype(np.float32)
-            has_more = bool(file.read(MAX_WORD_BYTES).strip())
+            width, rows = _open_rows(file, path, words)
+            for number, word, values in rows:
+                if word in vectors:
+                    num_repeated += 1
+                    continue
+                vector = _parse_floats(values) if isinstance(values, list) else np.frombuffer(values, "<f4")
+                if problem := _vector_problem(vector, width):
+                    problems.append(f"row {number:,} for {word!r} {problem}")
+                    if isinstance(values, bytes):  # the rows after it may be read incorrectly, too
+                        raise _file_error(path, problems[0])
+                    continue
+                assert vector is not None
+                vectors[word] = vector.astype(np.float32)
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if reason := getattr(error, "strerror", None):  # from the operating system
             raise UserError(f"{path} cannot be read ({reason}): pass the path of a word vector file") from error
         raise _file_error(path, f"decompression failed ({error})") from error
-    if has_more or header_count not in (None, count):
-        actual = "more" if has_more else f"{count:,}"
-        raise _file_error(path, f"its header specifies {header_count or count:,} vectors, but the file has {actual}")
+    if len(problems) > len(vectors):
+        n_rows = f"{len(problems):,} of {len(problems) + len(vectors):,} rows for words in the vocabulary"
+        problem = f"{n_rows} cannot be used; {problems[0]}"
+        raise UserError(f"{path}: {problem}: pass a word2vec or GloVe file, which has every number of every vector")
     if not vectors:
         raise UserError(f"{path} has no vectors for words in the vocabulary: check that the languages match")
-    if bad_words := [word for word, vector in vectors.items() if not np.isfinite(vector).all()]:
-        raise _file_error(path, f"the vector of {bad_words[0]!r} contains non-finite numbers")
+    if problems:
+        print(
+            f"{path}: skipped {len(problems):,} unusable rows: {'; '.join(problems[:3])}{'; ...' * (len(problems) > 3)}"
+        )
+    if num_repeated:
+        print(f"{path}: skipped {num_repeated:,} rows that repeat a word; the first vector of each word is used")
     return vectors
 
 
-def _file_error(path: str, problem: str) -> UserError:
-    return UserError(f"{path}: {problem}; the file is truncated or damaged: download it again")
+def _file_error(path: str, problem: str, remedy: str = "download it again") -> UserError:
+    return UserError(f"{path}: {problem}; the file is truncated or damaged: {remedy}")
 
 
-VectorRecords = Iterator[tuple[bytes, Any]]  # (word, its values: a list of decimal strings, or float32 bytes)
+def _count_error(path: str, header_count: int, actual: str) -> UserError:
+    """The error for a file that does not have as many vectors as its header specifies."""
+    remedy = "download it again, or correct its first line if you shortened or extended it yourself"
+    problem = f"its header specifies {header_count:,} vectors, but the file has {actual}"
+    return _file_error(path, problem, remedy)
 
 
-def _open_records(file: BinaryIO, path: str) -> tuple[int | None, VectorRecords]:
-    """Return (the number of vectors in the header, or None if there is no header; an iterator over the records)."""
-    first_line = file.readline(MAX_LINE_BYTES)
-    fields = first_line.split()
+VectorRows = Iterator[tuple[int, str, Any]]  # (number, word, its values: a list of decimal strings, or float32 bytes)
+
+
+def _open_rows(file: BinaryIO, path: str, words: set[str]) -> tuple[int, VectorRows]:
+    """Recognize the format of a file, and return (the length of its vectors, its rows for the given words)."""
+    if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
+        file.seek(0)
+    start, first_line = file.tell(), file.readline(MAX_LINE_BYTES)
+    fields, n_vectors, width = first_line.split(), None, None
     if len(fields) == 2 and all(field.isdigit() for field in fields):
         n_vectors, width = map(int, fields)
         if not (n_vectors and 0 < width <= MAX_VECTOR_WIDTH):
             header = first_line[:60].strip().decode()
             raise UserError(f"{path} has an invalid first line, {header!r}: pass a word2vec or GloVe file")
-        position, line = file.tell(), file.readline(MAX_LINE_BYTES)
-        file.seek(position)
-        # a binary file is mistaken for text only if the bytes of its first number are digits
-        is_text = len(line.split()) > 1 and _parse_floats(line.split()[1:2]) is not None and b"\0" not in line
-        return n_vectors, _read_text(file, path, width) if is_text else _read_binary(file, path, n_vectors, width)
-    if 1 < len(fields) <= MAX_VECTOR_WIDTH + 1 and _parse_floats(fields[1:]) is not None:  # GloVe, no header
-        file.seek(0)
-        return None, _read_text(file, path, len(fields) - 1)
-    raise UserError(f"{path} starts with neither a header nor a word and numbers: pass a word2vec or GloVe file")
+        start = file.tell()
+    file.seek(start)
+    sample = file.read(SAMPLE_BYTES)
+    lines = [line for line in sample.split(b"\n")[: SAMPLE_ROWS + 1] if line.strip()][:SAMPLE_ROWS]
+    file.seek(start)
+    for separator in (b" ", None):  # None stands for any whitespace
+        counts = Counter(len(line.rstrip().split(separator)) - 1 for line in lines)
+        row_width = width or max(counts, key=counts.__getitem__, default=0)
+        rows = [line.rstrip().rsplit(separator, row_width) for line in lines if 0 < row_width <= MAX_VECTOR_WIDTH]
+        is_row = [len(row) > row_width and _parse_floats(row[1:]) is not None for row in rows]
+        if sum(is_row) * 2 > len(lines):
+            wider_rows = [line.rstrip().rsplit(separator, row_width + 1)[1:] for line in lines]
+            if sum(len(row) > row_width and _parse_floats(row) is not None for row in wider_rows) * 2 > len(lines):
+                problem = f"its rows have more values than the {row_width:,} that its first line specifies"
+                raise _file_error(path, problem)
+            return row_width, _read_text(file, path, n_vectors, row_width, separator, words)
+    if n_vectors is None or width is None:
+        raise UserError(f"{path} starts with neither a header nor a word and numbers: pass a word2vec or GloVe file")
+    if lines and _decode_word(b" ".join(sample[:MAX_WORD_BYTES].split())) is not None:  # no binary numbers
+        example = lines[0][:60].decode("utf-8", "replace")
+        problem = f"its first line specifies vectors of {width:,} numbers, but most of its rows do not have as many"
+        remedy = "pass a word2vec or GloVe file, which has every number of every vector"
+        raise UserError(f"{path}: {problem}, such as {example!r}: {remedy}")
+    return width, _read_binary(file, path, n_vectors, width, words)
 
 
 def _parse_floats(fields: list[bytes]) -> np.ndarray | None:
@@ -110,31 +154,79 @@ def _parse_floats(fields: list[bytes]) -> np.ndarray | None:
         return None
 
 
-def _read_text(file: BinaryIO, path: str, width: int) -> VectorRecords:
-    """Yield the records of a text file. All vectors must have `width` values."""
-    lines = iter(lambda: file.readline(MAX_LINE_BYTES).rstrip(b"\r\n"), b"")
-    for number, line in enumerate(lines, 1):
-        fields = line.split()
-        if len(fields) > width + 1 and _parse_floats(fields[1:2]) is None:  # a few GloVe words contain spaces
-            fields[:-width] = [b" ".join(fields[:-width])]
-        if len(fields) != width + 1:
-            count = max(len(fields) - 1, 0)
-            raise _file_error(path, f"vector {number:,} has {count:,} values instead of {width:,}")
-        yield fields[0], fields[1:]
+def _vector_problem(vector: np.ndarray | None, width: int) -> str:
+    """Return what is wrong with a vector, or "" if it can be used."""
+    if vector is None:
+        return "contains a value that is not a number"
+    if len(vector) != width:
+        return f"has {len(vector):,} values instead of {width:,}"
+    if not np.isfinite(vector).all():
+        return "contains non-finite numbers"
+    return f"contains numbers beyond {MAX_NUMBER:,.0f}" if np.abs(vector).max() > MAX_NUMBER else ""
 
 
-def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int) -> VectorRecords:
-    """Yield the records of a binary file: a word, a space, its float32 values, and an optional newline."""
+def _read_text(
+    file: BinaryIO, path: str, n_vectors: int | None, width: int, separator: bytes | None, words: set[str]
+) -> VectorRows:
+    """Yield the rows of a text file for the given words, which may contain spaces. The values follow the last word.
+
+    Raises UserError if the file ends within a row, or if it does not have n_vectors rows.
+    """
+    first_fields = {word.encode("utf-8").partition(b" ")[0] for word in words}
+    number, line = 0, b""
+    for line in iter(partial(file.readline, MAX_LINE_BYTES), b""):
+        number += 1
+        first_field = line.partition(b" ")[0] if separator else b"".join(line.split(None, 1)[:1])
+        if first_field in first_fields:
+            fields = line.rstrip().rsplit(separator, width)
+            if (word := (fields[0] if len(fields) > width else first_field).decode("utf-8", "replace")) in words:
+                yield number, word, fields[1:]
+        elif line.isspace():
+            number -= 1
+        elif len(line) == MAX_LINE_BYTES:
+            raise _file_error(path, f"vector {number:,} takes more than {MAX_LINE_BYTES:,} bytes")
+    if not line.endswith(b"\n") and (n_values := len(line.split()) - 1) < width:
+        raise _file_error(path, f"vector {number:,} has {n_values:,} values instead of {width:,}, and no line end")
+    if n_vectors is not None and n_vectors != number:
+        raise _count_error(path, n_vectors, f"{number:,}")
+
+
+def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int, words: set[str]) -> VectorRows:
+    """Yield the rows of a binary file for the given words: a word, a space, float32 values, and an optional newline.
+
+    A word may contain spaces if a newline follows every vector, which shows where the vectors are.
+    """
+    row_bytes, buffer, start, has_newlines = MAX_WORD_BYTES + 4 * width + 2, b"", 0, False
     for number in range(1, n_vectors + 1):
-        word = b""
-        while (byte := file.read(1)) not in (b" ", b"") and len(word) < MAX_WORD_BYTES:
-            word += byte
-        if not byte and not word.strip():
-            return
-        content = file.read(4 * width)
-        if byte != b" " or len(content) < 4 * width:
+        if len(buffer) - start < row_bytes:
+            buffer, start = buffer[start:] + file.read(max(CHUNK_BYTES, row_bytes)), 0
+            if not buffer.strip():
+                raise _count_error(path, n_vectors, f"{number - 1:,}")
+        space = buffer.find(b" ", start, start + MAX_WORD_BYTES)
+        end = space + 1 + 4 * width
+        while has_newlines and space >= 0 and buffer[end : end + 1] not in (b"\n", b""):
+            space = buffer.find(b" ", space + 1, start + MAX_WORD_BYTES)
+            end = space + 1 + 4 * width
+        if space < 0 or end > len(buffer):
             raise _file_error(path, f"vector {number:,} of {n_vectors:,} is truncated")
-        yield word.lstrip(b"\n"), content
+        if (word := _decode_word(buffer[start:space])) is None:
+            problem = f"the word of vector {number:,} has control characters or is not UTF-8"
+            raise _file_error(path, problem, "download it again, or use the text format if words contain spaces")
+        if word in words:
+            yield number, word, buffer[space + 1 : end]
+        is_newline = buffer[end : end + 1] == b"\n"
+        start, has_newlines = end + is_newline, has_newlines or number == 1 and is_newline
+    if buffer[start:].strip() or file.read(MAX_WORD_BYTES).strip():
+        raise _count_error(path, n_vectors, "more")
+
+
+def _decode_word(word: bytes) -> str | None:
+    """Return the text of a word, or None if it has control characters other than tabs, or is not UTF-8."""
+    try:
+        text = codecs.utf_8_decode(word, "strict", len(word) < CUT_WORD_BYTES)[0]
+    except UnicodeDecodeError:
+        return None
+    return None if CONTROL_CHARACTERS.search(word) else text
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -144,7 +236,9 @@ def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int) -> Vecto
 def spellings(word: str) -> list[str]:
     """Return the words to look up for a token, best first, or [] for whitespace."""
     word = word.strip()
-    return list(dict.fromkeys([word, word.lower(), word.capitalize(), word.upper()])) if word else []
+    spellings = [word, word.lower(), word.capitalize(), word.upper()] if word else []
+    other_forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD") for name in spellings]
+    return list(dict.fromkeys([*spellings, *other_forms]))
 
 
 def all_spellings(tokenizer: WordTokenizer) -> set[str]:

@@ -1572,13 +1572,18 @@ def test_train_eds_holds_eds_settings():
         assert configurator.load(TrainConfig, ["train_eds", f"--pos_embd={pos_embd}"])[0].pos_embd == pos_embd
 
 
-@pytest.mark.parametrize("kind", ["bpe", "word", "word, lower, spaces alone"])
+@pytest.mark.parametrize("kind", ["bpe", "bpe, old", "word", "word, old", "word, lower, spaces alone"])
 def test_an_exported_vocabulary_of_ones_own_encodes_as_ours(tmp_path, transformers, kind):
     text = generated_text(900) + "It's a_b, señor: x² 12\t日本\n\n"
-    if kind == "bpe":
+    text += (
+        "हिन्दी में लिखा है। สวัสดีครับ مَرْحَبًا שָׁלוֹם cafe\u0301, ශ්\u200dරී می\u200cخواهم 1\ufe0f\u20e3 5\u0332 !\u0301a \u0301b\n"
+    )
+    text += "\u0301c \u200d d\u200d ❤\ufe0fx \U0001f468\u200d\U0001f469 ½ \u09f4 \x1c \x1f\x85\u00a0 \u2028\u203f\n"
+    if "bpe" in kind:
         tokenizer = BPETokenizer.train([text], 400, ["<|x|>"])
+        tokenizer = BPETokenizer(tokenizer.tokens, ["<|x|>"], keep_marks="old" not in kind)
     else:
-        flags = ("lower" in kind,) * 2
+        flags = (*("lower" in kind,) * 2, "old" not in kind)
         tokenizer = WordTokenizer(sorted(set(split_words(text, *flags))), ["<|x|>", "<|endoftext|>"], *flags)
     model = GPT(GPTConfig(block_size=4096, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=8))
     hugging_face.save(model, tokenizer.to_dict(), str(tmp_path / "hf"))

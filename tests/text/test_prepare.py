@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+import unicodedata
 from collections import Counter
 
 import fork_server
@@ -24,11 +25,21 @@ from hypothesis import strategies as st
 import configurator
 import sample
 import train
-from dongpt.text import documents
+from dongpt.text import documents, tokenizers
 from dongpt.text import prepare as preparing
 from dongpt.text.documents import Files
 from dongpt.text.prepare import Vocabulary, prepare
-from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, from_dict
+from dongpt.text.tokenizers import (
+    GPT2_PATTERN,
+    BPETokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    WordTokenizer,
+    added_special_tokens,
+    byte_alphabet,
+    from_dict,
+    split_words,
+)
 
 pytestmark = pytest.mark.smoke
 
@@ -44,12 +55,14 @@ TEXTS = {
     "digits": "3.14159 10,000 2024-01-02 007 1000000007 ½ ² ٣٤ x1y22z333 12 12 12 123 1234\n" * 2,
     "repeated letters": "a aa aaa aaaa aaaaa aaaaaaaaaaaa bababab abab ababa baaab hahaha !!!!! ??!!\n",
     "blanks": "  two\t\ttabs \n\n\n  end   \u00a0\u3000x\u2028y\x1c z\x85w \r\n a  b   c    \n",
+    "marks": "हिन्दी में लिखा है। สวัสดีครับ ผม مَرْحَبًا שָׁלוֹם cafe\u0301 n\u0303andu\u0301! ශ්\u200dරී می\u200cخواهم "
+    "1\ufe0f\u20e3 5\u0332 !\u0301a \u0301b\n\u0301c \u200d d\u200d ❤\ufe0fx I\u0307 \U00011013\U00011001\n" * 2,
     "emoji": "horse \U0001f40e, lance ⚔\ufe0f, \U0001f468\u200d\U0001f469, \U0001f1ea\U0001f1f8 \U0001f40e\U0001f40e\n",
 }
 # what tokenizers cut at, and letters whose small form is longer or depends on what is around them
 TRICKY = (
     "aAbst 01.,;:!?'\"-()[]\n\n\t  "
-    "ΑΣσςİıßé_\u0301\u0307\u00ad\u00b7\u2019\u00a0\u3000\x1c\x85\u2028、。，日\U0001f40e<|>½٣"
+    "ΑΣσςİıßé_\u0301\u0307\u093f\u200c\u200d\ufe0f\u00ad\u00b7\u2019\u00a0\u3000\x1c\x85\u2028、。，日\U0001f40e<|>½٣"
 )
 WILD = st.one_of(st.text(max_size=40), st.text(alphabet=TRICKY, max_size=40))
 TAME = st.text(alphabet=st.characters(exclude_categories=("Cs",), exclude_characters="Σ"), max_size=40)
@@ -72,20 +85,49 @@ def notebook_split(text: str) -> list[str]:
 
 
 def joined_split(text: str) -> list[str]:
-    """The notebook's split, where a space joins what follows it unless that is a blank too."""
-    words = []
-    for word in notebook_split(text):
-        if words and words[-1] == " " and not re.fullmatch(r"\s", word):
-            words[-1] += word
+    """Words and symbols with their marks, blanks; a space joins what follows it unless that is a blank too."""
+    words, kind = [], "blank"  # of the last one
+    for c in text:
+        is_word, is_mark = c.isalnum() or c == "_", unicodedata.category(c)[0] == "M"
+        if (
+            is_word
+            and kind == "word"
+            or is_mark
+            and kind in ("word", "symbol")
+            or c in "\u200c\u200d"
+            and kind == "word"
+        ):
+            words[-1] += c
+            continue
+        new_kind = ("space" if c == " " else "blank") if c.isspace() else "word" if is_word else "symbol"
+        if kind == "space" and new_kind in ("word", "symbol"):
+            words[-1] += c
         else:
-            words.append(word)
+            words.append(c)
+        kind = new_kind
     return words
 
 
-def train_hugging_face(texts: list[str], n_tokens: int):
-    """Hugging Face's byte-level BPE with n_tokens entries, trained on texts; no special tokens."""
+def old_split(text: str) -> list[str]:
+    """Words as they were split before they kept their marks."""
+    return re.findall(r" ?\w+| ?[^\w\s]|\s", text)
+
+
+# GPT-2's, in which a letter keeps its marks
+BPE_PATTERN = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}(?:\p{L}|\p{M}|\x{200C}|\x{200D})*| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
+
+
+def train_hugging_face(texts: list[str], n_tokens: int, pattern: str = BPE_PATTERN):
+    """Hugging Face's byte-level BPE with n_tokens entries, trained on texts, without special tokens; "" is GPT-2."""
     bpe = hugging_face.Tokenizer(hugging_face.models.BPE())
-    bpe.pre_tokenizer = hugging_face.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pre_tokenizers = hugging_face.pre_tokenizers
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pattern:
+        split = pre_tokenizers.Split(hugging_face.Regex(pattern), "isolated")
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     bpe.train_from_iterator(
         texts,
         hugging_face.trainers.BpeTrainer(
@@ -195,6 +237,93 @@ def test_words_give_exactly_the_text_back_where_nothing_is_unknown_or_lowered(sp
     assert tokenizer.decode(ids) == "".join(tokenizer.stream(ids)) == text
     assert tokenizer.unknown_id not in ids
     assert sum(tokenizer.byte_lengths()[ids]) == len(text.encode("utf-8"))
+
+
+SCRIPTS = {
+    "हिन्दी में लिखा है।": ["हिन्दी", " में", " लिखा", " है", "।"],
+    "สวัสดีครับ ผม": ["สวัสดีครับ", " ผม"],
+    "مَرْحَبًا بِكُمْ": ["مَرْحَبًا", " بِكُمْ"],
+    "שָׁלוֹם, ע": ["שָׁלוֹם", ",", " ע"],
+    "un cafe\u0301!": ["un", " cafe\u0301", "!"],
+    "Straße": ["Straße"],
+    "ශ්\u200dරී می\u200cخواهم": ["ශ්\u200dරී", " می\u200cخواهم"],  # joiners
+    "a\U0001f468\u200d\U0001f469": ["a", "\U0001f468", "\u200d", "\U0001f469"],
+    "I ❤\ufe0fyou": ["I", " ❤\ufe0f", "you"],
+    "1\ufe0f\u20e3 2": ["1\ufe0f\u20e3", " 2"],
+    "\u0301a \u0301b\n\u0301c": ["\u0301", "a", " \u0301", "b", "\n", "\u0301", "c"],
+    "(\u0301a)\u0301": ["(\u0301", "a", ")\u0301"],
+    "\u0301": ["\u0301"],
+    "\U00011013\U00011001 x": ["\U00011013\U00011001", " x"],  # beyond the first 65,536 code points
+}
+
+
+@pytest.mark.parametrize("text", SCRIPTS)
+def test_a_word_of_any_script_keeps_its_marks(text):
+    assert WordTokenizer(["a"]).split(text) == split_words(text) == SCRIPTS[text] == joined_split(text)
+    for keep_marks, spaces_alone, split in ((False, False, old_split), (True, True, notebook_split)):
+        assert WordTokenizer(["a"], spaces_alone=spaces_alone, keep_marks=keep_marks).split(text) == split(text)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 1, 5, 1500]), st.sampled_from(["\u0301", "\u093f", "\u200d", "", "\n"])),
+        max_size=9,
+    )
+)
+@many(60)
+def test_marks_may_be_anywhere_in_a_long_text(parts):
+    text = "".join("words, and\n more "[: 3 + n % 15] * (n // 9 + 1) + mark for n, mark in parts)
+    assert split_words(text) == joined_split(text)
+
+
+def test_trained_byte_pairs_keep_marks():
+    text = " ".join(SCRIPTS) * 5
+    tokenizer, old = BPETokenizer.train([text], 700), BPETokenizer(list(byte_alphabet()), keep_marks=False)
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("हिन्दी में")] == ["हिन्दी", " में"]
+    assert tokenizer.encode(text) == train_hugging_face([text], 699).encode(text).ids
+    assert old.encoding._pat_str == GPT2_PATTERN and old.to_dict() == {"kind": "bpe", "tokens": list(byte_alphabet())}
+
+
+def test_byte_pairs_are_not_trained_on_long_runs_of_letters_and_marks():
+    thai = "สวัสดีครับ" * 3000
+    pieces = tokenizers._split_long_runs(thai)
+    assert max(map(len, pieces)) == 1000 and "".join(pieces) == thai
+
+
+@pytest.mark.parametrize("kind", ["word", "word lower", "bpe"])
+def test_old_vocabularies_split_text_as_they_did(kind):
+    text = " ".join(SCRIPTS)
+    if kind == "bpe":
+        theirs = train_hugging_face([text], 400, pattern="")
+        ids = theirs.get_vocab()
+        description = {"kind": "bpe", "tokens": sorted(ids, key=ids.__getitem__)}
+        expected, new = theirs.encode(text).ids, BPETokenizer(description["tokens"])
+    else:
+        pieces = old_split(text.lower() if "lower" in kind else text)
+        words = sorted(set(pieces))
+        description = {"kind": "word", "words": words, "lower": "lower" in kind, "spaces_alone": False}
+        expected, new = [words.index(piece) for piece in pieces], WordTokenizer(words, lower="lower" in kind)
+    tokenizer = from_dict(description)
+    assert tokenizer.encode(text) == tokenizer.encode_array(text).tolist() == expected
+    assert tokenizer.to_dict() == description  # nothing is added
+    assert new.to_dict() == {**description, "keep_marks": True} and new.encode(text, unknown="replace") != expected
+    assert added_special_tokens(description, new.to_dict()) == []  # the ids have the same meaning
+
+
+@pytest.mark.parametrize("kind", ["word", "word lower", "word alone", "bpe"])
+def test_text_without_marks_has_the_ids_that_it_had(tmp_path, kind):
+    text = unicodedata.normalize("NFC", (TEXTS["english"] + "El señor Núñez, ¿qué pingüino? ½ 日本語 ⚔ été\n" * 9) * 5)
+    prepared = prepare(str(tmp_path / "out"), Files([write(tmp_path / "a.txt", text)]), vocabulary_of(kind), quiet=True)
+    ids = [*read_ids(tmp_path / "out", "train"), *read_ids(tmp_path / "out", "val")]
+    if kind == "bpe":
+        theirs, n = train_hugging_face([text], 399, pattern=""), prepared.meta["characters"]["train"]
+        expected = theirs.encode(text[:n]).ids + theirs.encode(text[n:]).ids
+    else:
+        pieces = (notebook_split if "alone" in kind else old_split)(text.lower() if "lower" in kind else text)
+        words = sorted(set(pieces))
+        expected = [words.index(piece) for piece in pieces]
+    assert ids == expected
+    assert prepared.meta["tokenizer"].get("keep_marks", False) == ("alone" not in kind)
 
 
 def test_half_the_context_is_no_blanks_by_default():

@@ -368,3 +368,61 @@ def test_importing_the_tokenizers_does_not_import_tiktoken():
 def test_only_a_vocabulary_of_small_letters_loses_capitals(lower, text, is_lossy):
     tokenizer = tokenizers.WordTokenizer(["a", " b", " B"], lower=lower)
     assert tokenizer.is_lossy(text) == is_lossy == (tokenizer.decode(tokenizer.encode(text)) != text)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# prompts in another Unicode normal form
+
+NFC, NFD = "\u00e9 \u00f1o \ud55c\uae00 \u304c", "e\u0301 n\u0303o \u1112\u1161\u11ab\u1100\u1173\u11af \u304b\u3099"
+
+
+def vocabulary_of(kind: str, text: str):
+    if kind == "char":
+        return CharTokenizer.from_text(text)
+    flags = dict(lower=kind == "word, lower", spaces_alone=kind == "word, spaces alone", keep_marks=kind != "old word")
+    return tokenizers.WordTokenizer(sorted(set(tokenizers.split_words(text, **flags))), **flags)
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "word, lower", "word, spaces alone", "old word"])
+@pytest.mark.parametrize("known, typed", [(NFC, NFD), (NFD, NFC)], ids=["composed", "decomposed"])
+def test_a_prompt_in_the_other_normal_form_has_the_ids_of_the_known_one(kind, known, typed):
+    tokenizer = vocabulary_of(kind, known)
+    for unknown in ("error", "skip", "replace"):
+        assert tokenizer.encode(typed, unknown=unknown) == tokenizer.encode(known)
+        assert tokenizer.encode(typed, special=True, unknown=unknown) == tokenizer.encode(known)
+    assert tokenizer.missing(typed) == [] and tokenizer.known_form(typed) == known
+    assert tokenizer.known_form(known) == known
+
+
+@pytest.mark.parametrize("kind", ["char", "word"])
+def test_each_word_of_a_prompt_takes_the_form_that_is_known(kind):
+    tokenizer = vocabulary_of(kind, "\u00e9 n\u0303 x")  # a text of mixed forms
+    assert tokenizer.encode("e\u0301 \u00f1 x") == tokenizer.encode("\u00e9 n\u0303 x")
+    assert tokenizer.encode(f"x {EMOJI} \u00f1", unknown="skip")[-1] == tokenizer.encode(" n\u0303")[-1]
+
+
+def test_both_forms_of_one_prompt_are_told_apart_where_both_are_known():
+    tokenizer = vocabulary_of("char", "\u00e9e\u0301")
+    assert tokenizer.encode("\u00e9e\u0301") == [1, 0, 2]
+
+
+def test_what_is_unknown_in_every_form_is_refused():
+    tokenizer = vocabulary_of("char", "\u00e9 x")
+    with pytest.raises(UserError) as caught:
+        tokenizer.encode(f"e\u0301 u\u0301{EMOJI}")
+    assert repr(EMOJI) in str(caught.value) and repr("\u00fa") in str(caught.value)
+    assert tokenizer.missing(f"e\u0301 \u00fa{EMOJI}") == sorted(["\u00fa", EMOJI])
+
+
+def test_special_tokens_are_found_next_to_another_form():
+    tokenizer = CharTokenizer("\u00e9", ["<|e\u0301|>"])
+    assert tokenizer.encode("e\u0301<|e\u0301|>e\u0301", special=True) == [0, 1, 0]
+
+
+def test_training_data_are_never_normalized():
+    for tokenizer, expected in ((vocabulary_of("char", "\u00e9"), None), (vocabulary_of("word", "\u00e9"), [1])):
+        if expected is None:
+            with pytest.raises(UserError):
+                tokenizer.encode_array("e\u0301")
+        else:
+            assert tokenizer.encode_array("e\u0301").tolist() == expected  # <unk>

@@ -170,11 +170,18 @@ DAMAGED = {
     "binary cut in a vector": (BINARY[:-9], "vector 5 of 5 is truncated"),
     "binary cut in a word": (BINARY[: -4 * WIDTH - 5], "truncated"),
     "binary of another width": (as_binary(numbers(), header=f"5 {WIDTH + 1}\n"), ""),
-    "text of another width": (as_text(numbers(), header=f"5 {WIDTH + 1}\n"), f"has {WIDTH} values instead of"),
+    "text of greater width": (as_text(numbers(), header=f"5 {WIDTH + 1}\n"), f"vectors of {WIDTH + 1} numbers, but"),
+    "text of smaller width": (as_text(numbers(), header=f"5 {WIDTH - 1}\n"), f"more values than the {WIDTH - 1} that"),
     "text cut in a row": (TEXT[:-30], "vector 5 has 6 values"),
-    "a longer row": (b"\n".join([*LINES[:2], LINES[2] + b" 0.5", *LINES[3:]]), f"has {WIDTH + 1} values"),
-    "a row of words": (b"\n".join([*LINES[:2], b"knight" + b" 0.5" + b" x" * (WIDTH - 1), *LINES[3:]]), "not a number"),
-    "NaN": (as_text(with_number(np.nan)), "'knight' contains non-finite numbers"),
+    "sparse rows": (b"5 7\n" + b"".join(b"%s 1:0.5 7:-0.3\n" % w.encode() for w in WORDS), "such as 'the 1:0.5 7:"),
+    "short rows": (b"5 7\n" + b"".join(b"%s 0.5 -0.3\n" % w.encode() for w in WORDS), "such as 'the 0.5 -0.3'"),
+    "short rows of the words": (
+        as_text(numbers(20), [f"word{i}" for i in range(20)], header=f"25 {WIDTH}\n")
+        + b"".join(b"%s 0.5 -0.3\n" % word.encode() for word in WORDS),
+        "row 21 for 'the' has 2 values instead of 7",
+    ),
+    "one long line": (TEXT + b"x" * (vectors.MAX_LINE_BYTES + 9), "vector 6 takes more than"),
+    "numbers of another format": (as_text(numbers() * 1e6), "contains numbers beyond 10,000"),
     "binary NaN": (as_binary(with_number(np.nan)), "'knight' contains non-finite numbers"),
     "infinity": (as_binary(with_number(-np.inf)), "non-finite"),
     "no common word": (as_text(numbers(), [f"word{i}" for i in range(5)]), "no vectors for words in"),
@@ -198,6 +205,98 @@ def test_a_damaged_file_is_a_sentence(file, damage):
         read_vectors(path := file(content), set(WORDS))
     assert path in str(error.value) and part in str(error.value) and "\n" not in str(error.value)
     assert isinstance(error.value, UserError)
+
+
+ODD_WORDS = [" ", "\t", "10 000", "No. 1", "x nan", "", "new york", "\u00a0", "a\u2028b", "</s>", "1 2", "inf"]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("first", [False, True], ids=["odd rows last", "odd rows first"])
+@pytest.mark.parametrize("layout", ["text", "text with line ends of Windows", "text with spaces at line ends", "glove"])
+def test_odd_rows_of_other_words_do_not_matter(file, capsys, layout, first):
+    """Published files have words that are a space, or that look like numbers."""
+    names = [*(ODD_WORDS if first else []), *(f"word{i}" for i in range(20)), *WORDS, *ODD_WORDS]
+    rows = numbers(len(names))
+    content = as_text(rows, names, header="" if layout == "glove" else None)
+    content = content.replace(b"\n", {"text with line ends of Windows": b"\r\n"}.get(layout, b"\n"))
+    content = content.replace(b"\n", b" \n") if "spaces" in layout else content
+    found = read_vectors(file(content), {*WORDS, "new", "10", "x", "No.", "york", "nan"})
+    assert set(found) == set(WORDS) and capsys.readouterr().out == ""
+    assert all(np.array_equal(found[word], rows[names.index(word)]) for word in WORDS)
+    assert np.array_equal(read_vectors(file(content), {"new york"})["new york"], rows[names.index("new york")])
+
+
+def test_rows_separated_by_tabs_or_several_spaces_are_read(file):
+    for separator in (b"\t", b"  "):
+        for content in (as_text(numbers()), as_text(numbers(), header="")):
+            found = read_vectors(file(content.replace(b" ", separator)), set(WORDS))
+            assert all(np.array_equal(found[word], row) for word, row in zip(WORDS, numbers()))
+
+
+@pytest.mark.smoke
+def test_bad_rows_are_not_judged_unless_their_words_are_needed_and_then_counted(file, capsys):
+    lines = [*LINES[:2], b"dragon 0.5 x", b"", b"knight 0.5" + b" x" * (WIDTH - 1), b"Mancha 0.5", *LINES[3:]]
+    lines[0] = b"7 %d" % WIDTH
+    found = read_vectors(path := file(b"\n".join(lines)), set(WORDS))
+    printed = capsys.readouterr().out
+    assert set(found) == {"the", "Mancha", "señor", "windmill"} and np.array_equal(found["Mancha"], numbers()[2])
+    assert printed.startswith(
+        f"{path}: skipped 2 unusable rows: row 3 for 'knight' contains a value that is not a number"
+    )
+    assert "row 4 for 'Mancha' has 1 values instead of 7" in printed
+    assert set(read_vectors(file(as_text(with_number(np.nan))), set(WORDS))) == {*WORDS} - {"knight"}
+    assert "skipped 1 unusable rows: row 2 for 'knight' contains non-finite numbers" in capsys.readouterr().out
+
+
+def test_repeated_words_are_counted(file, capsys):
+    read_vectors(file(as_text(numbers(), ["a", "b", "a", "c", "a"])), {"a", "b"})
+    assert "skipped 2 rows that repeat a word" in capsys.readouterr().out
+
+
+@pytest.mark.smoke
+def test_phrases_in_a_binary_file_are_read_right_or_rejected(file):
+    names = ["the", "new york", "new", "a b c d", "knight", "hot dog"]
+    rows = numbers(6, 50)
+    found = read_vectors(file(as_binary(rows, names)), {"new", "york", "knight", "new york", "hot"})
+    assert set(found) == {"new", "knight", "new york"}
+    assert all(np.array_equal(found[word], rows[names.index(word)]) for word in found)
+    for end, order in ((b"", names), (b"\n", names[1:] + names[:1])):  # nothing shows where vectors end
+        for words in ({"new"}, {"knight"}, {"hot"}, {"the"}):
+            with pytest.raises(UserError, match="damaged"):
+                read_vectors(file(as_binary(rows, order, end=end)), words)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("word", [b"a\x01b", b"\xff\xfe", b"a\nb", b"\xc3"])
+def test_binary_words_with_control_characters_or_invalid_utf8_are_rejected(file, word):
+    content = as_binary(numbers()).replace(b"windmill", word)
+    with pytest.raises(UserError, match="vector 5 has control characters or is not UTF-8"):
+        read_vectors(file(content), {"the"})
+
+
+def test_a_long_word_that_word2vec_cut_within_a_character_is_no_error(file):
+    content = as_binary(numbers()).replace(b"windmill", ("é" * 50).encode()[:-1])
+    assert np.array_equal(read_vectors(file(content), {"the"})["the"], numbers()[0])
+
+
+def test_a_file_that_was_shortened_says_so_and_how_to_mend_it(file):
+    with pytest.raises(UserError, match="specifies 2,000,000 vectors, but the file has 5.*correct its first line"):
+        read_vectors(file(as_text(numbers(), header=f"2000000 {WIDTH}\n")), set(WORDS))
+
+
+@pytest.mark.smoke
+def test_words_in_the_other_normal_form_are_found(file):
+    for ours, theirs in (("señor", "sen\u0303or"), ("sen\u0303or", "señor")):
+        tokenizer = WordTokenizer(["the", f" {ours}"])
+        found = read_vectors(file(as_text(numbers(2), ["the", theirs])), all_spellings(tokenizer))
+        assert np.array_equal(vector_table(tokenizer, found)[1], numbers(2)[1])
+    both = {"señor": numbers()[0], "sen\u0303or": numbers()[1]}  # its own form goes first
+    assert np.array_equal(vector_table(WordTokenizer(["sen\u0303or"]), both)[0], numbers()[1])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_word(file):
+    for header in (None, ""):
+        assert set(read_vectors(file(b"\xef\xbb\xbf" + as_text(numbers(), header=header)), {"the"})) == {"the"}
 
 
 @pytest.mark.smoke
