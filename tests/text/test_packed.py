@@ -15,7 +15,7 @@ import zipfile
 import pytest
 
 from configurator import UserError
-from dongpt.text import packed
+from dongpt.text import epub, packed
 from dongpt.text.packed import is_archive, read_members
 
 
@@ -433,7 +433,7 @@ def test_the_text_of_a_chapter_does_not_depend_on_the_chunks(size):
     content = ONE.encode()
     chunks = [content[i : i + size] for i in range(0, len(content), size)] if size > 1 else [content[:60]]
     chunks += [content[60 + i : 61 + i] for i in range(len(content) - 60)] if size == 1 else []
-    assert b"".join(packed.epub.extract_text(chunks)) == b"".join(packed.epub.extract_text([content]))
+    assert b"".join(epub.extract_text(chunks)) == b"".join(epub.extract_text([content]))
 
 
 def test_other_encodings_of_chapters(tmp_path):
