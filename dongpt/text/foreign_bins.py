@@ -122,7 +122,7 @@ def guess_type(ids: np.ndarray) -> tuple[str, int, str]:
             return dtype, int(values.max()), "every second uint16 is 0 or nearly 0"
     swapped = ids.byteswap()
     n_beyond = np.count_nonzero(ids >= GPT2_VOCAB_SIZE)  # a few are wrong ids, not another byte order
-    if not (ids & 255).any() or n_beyond > max(MIN_IDS, 0.05 * len(ids)) and swapped.max() < GPT2_VOCAB_SIZE:
+    if not (ids & 255).any() or n_beyond > max(MIN_IDS, 0.01 * len(ids)) and swapped.max() < GPT2_VOCAB_SIZE:
         return ">u2", int(swapped.max()), "its bytes are swapped"
     if is_bytes(ids.view("u1")):
         return "u1", int(ids.view("u1").max()), "even and odd bytes are alike"

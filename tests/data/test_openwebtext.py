@@ -783,7 +783,7 @@ def test_a_script_on_the_hub_is_replaced_by_its_conversion_to_parquet(script, se
 
 def test_a_download_that_breaks_off_is_a_sentence_and_continues(script, server, tmp_path):
     args = ["--yes", "--val_fraction=0.1", "--seed=5"]
-    server.max_reads = 4
+    server.max_reads = 3
     done = download(server, tmp_path / "data", *args)
     expect_sentence(done, "cannot be read after row", "run the same command again to continue")
     assert visible(tmp_path / "data") == []
