@@ -123,7 +123,7 @@ def _explained(location: str) -> Iterator[None]:
         if not isinstance(error, (*DAMAGES, OSError)) and type(error).__name__ != "ZstdError":
             raise
         reason = str(error) or "it ends early"
-        remedy = "it is damaged or incomplete, get it again"
+        remedy = "download it again"
         if "too much memory" in reason:  # zstd --long=28 and more
             remedy = "decompress it with zstd -d --long=31"
         raise UserError(f"{location} cannot be decompressed ({reason}): {remedy}") from error

@@ -230,7 +230,7 @@ def test_heads_are_tied_as_transformers_ties_them(tmp_path, transformers, change
         del weights["lm_head.weight"]
     save_file(weights, path, metadata={"format": "pt"})
     if change == "no head of its own":
-        with pytest.raises(UserError, match="Missing .*lm_head.weight"):
+        with pytest.raises(UserError, match="missing: lm_head.weight"):
             load_model(str(tmp_path / "hf"))
         return
     model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf").eval()
