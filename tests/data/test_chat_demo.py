@@ -158,8 +158,7 @@ def test_what_a_newcomer_types_is_among_what_is_said(demo):
 
 @smoke
 @pytest.mark.parametrize(
-    "args, part",
-    [([], "CHECKPOINT"), (["a.pt", "b.pt"], "b.pt"), (["a.pt", "--n=-1"], "n=-1"), (["--shown"], "shown")],
+    "args, part", [([], "CHECKPOINT"), (["a.pt", "b.pt"], "b.pt"), (["a.pt", "--n=-1"], "n=-1"), (["--shown"], "shown")]
 )
 def test_the_quiz_takes_one_checkpoint_and_says_so(args, part):
     with pytest.raises(UserError, match=part):
