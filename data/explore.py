@@ -215,7 +215,7 @@ def show_documents(axis, documents: dict[str, list[str]], unit: str, chars_per_t
     axis.axvline(max(median, 1), color=ORANGE, label=f"median, {median:,.0f} characters")
     axis.legend()
     duplicates, block_size = 100 * duplicate_share(all_documents), max(1, round(median / chars_per_token))
-    advice = f"A model with block_size={block_size:,} sees half of them in full. " if len(lengths) >= 20 else ""
+    advice = f"Half of them fit into a block_size of {block_size:,}. " if len(lengths) >= 20 else ""
     caption = (
         f"The text has {len(all_documents):,} {unit}. They have {np.mean(lengths):,.0f} characters on average and "
         f"{max(lengths):,} at most. {advice}{duplicates:.3g}% of the "

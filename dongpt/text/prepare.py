@@ -171,7 +171,7 @@ def prepare(
                 if open_data(folder)[0].get("plan_sha256") == plan_sha256:
                     return None
         n_bytes = num_passes * sum(text.size for text in texts)
-        bar = stack.enter_context(progress_bar(n_bytes, unit="B", quiet=quiet, leave=False))
+        bar = stack.enter_context(progress_bar(n_bytes, unit="B", desc="preparing: ", quiet=quiet, leave=False))
         tokenizer: Tokenizer
         if isinstance(documents, (Files, HubText)) and seed is not None:
             tokenizer, num_skipped = GPT2Tokenizer(), 0

@@ -186,7 +186,7 @@ class LookupTokenizer(Tokenizer):
     def decoder(self) -> Callable[[int | None], str]:
         texts: dict[int | None, str] = {**dict(enumerate(self.pieces)), None: ""}
         texts.update({i: name for name, i in self.specials.items()})
-        return lambda i: texts.get(i, "\ufffd")
+        return lambda i: texts.get(None if i is None else int(i), "\ufffd")  # ids may be scalars of torch or NumPy
 
     def byte_lengths(self) -> np.ndarray:
         return np.array([len(text.encode("utf-8")) for text in self.pieces] + [0] * len(self.specials), np.int64)

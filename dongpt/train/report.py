@@ -95,8 +95,10 @@ def long_conversations_line(corpus: Corpus, block_size: int) -> str:
     if not n_long:
         return ""
     share = f"{n_long:,} of {n_conversations:,} conversations to train on ({100 * n_long / n_conversations:.1f}%)"
-    problem = f"long: {share} have more than block_size={block_size:,} tokens, so the model rarely sees the question"
-    return f"{problem} together with the answer; use a larger block_size or shorter conversations"
+    problem = (
+        f"long: {share} have more than block_size={block_size:,} tokens; in these, the model rarely sees a question"
+    )
+    return f"{problem} together with its answer (a larger block_size or shorter conversations would help)"
 
 
 def parameters_line(model: GPT) -> str:

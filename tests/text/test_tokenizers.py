@@ -13,7 +13,7 @@ from helpers import ROOT, generated_text
 from configurator import UserError
 from dongpt.text import tokenizers
 from dongpt.text.template import DONGPT_TEMPLATE
-from dongpt.text.tokenizers import MAX_VOCAB_SIZE, CharTokenizer, GPT2Tokenizer, byte_alphabet, from_dict
+from dongpt.text.tokenizers import MAX_VOCAB_SIZE, CharTokenizer, GPT2Tokenizer, WordTokenizer, byte_alphabet, from_dict
 
 pytestmark = pytest.mark.smoke
 
@@ -426,3 +426,12 @@ def test_training_data_are_never_normalized():
                 tokenizer.encode_array("e\u0301")
         else:
             assert tokenizer.encode_array("e\u0301").tolist() == expected  # <unk>
+
+
+@pytest.mark.parametrize("tokenizer", [CharTokenizer("abc"), WordTokenizer(["a", " b", "c"])], ids=lambda t: t.kind)
+def test_ids_may_be_scalars_of_torch_or_numpy(tokenizer):
+    import torch
+
+    expected = tokenizer.decode([0, 1, 2])
+    assert "\ufffd" not in expected
+    assert tokenizer.decode(torch.tensor([0, 1, 2])) == tokenizer.decode(np.array([0, 1, 2])) == expected
