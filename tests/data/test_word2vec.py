@@ -95,7 +95,7 @@ def test_given_vectors_are_taken(topics, tmp_path):
     done = run("data/word2vec.py", f"--data_dir={topics}", f"--vectors={path}", "--words=horse", cwd=tmp_path)
     rows, ids = np.load(os.path.join(topics, "word2vec.npy")), Corpus(topics).tokenizer().ids
     assert np.array_equal(rows[ids[" ass"]], vectors[1]) and np.array_equal(rows[ids["Ass"]], vectors[1])
-    assert f"{rows.any(1).sum()} of {len(rows)} entries" in done.stdout and 8 <= rows.any(1).sum() <= 16
+    assert f"{rows.any(1).sum()} of {len(rows)} vocabulary entries" in done.stdout and 8 <= rows.any(1).sum() <= 16
     done = run("data/word2vec.py", f"--data_dir={topics}", f"--vectors={path}", "--size=300", cwd=tmp_path, check=None)
     expect_sentence(done, "vectors of 7 dimensions", "remove --size=300")
 

@@ -549,7 +549,7 @@ def test_another_dataset_of_the_same_name_is_not_overwritten(tmp_path):
             shutil.rmtree(os.path.join(ROOT, "data", folder), ignore_errors=True)
 
 
-@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+@pytest.mark.parametrize("tokenizer", [pytest.param("char", marks=pytest.mark.torture), "bpe"])
 def test_a_killed_preparation_continues_to_the_same_bytes(tmp_path, tokenizer):
     write_files(tmp_path / "hub" / "a" / "b", "parquet", n_files=6)
     code = """
