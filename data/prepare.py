@@ -126,7 +126,7 @@ def source_name(input_path: str) -> str:
 
 
 def check_options(cfg: PrepareConfig, given_keys: Iterable[str]):
-    """Raise UserError if two settings decide the same thing."""
+    """Raise UserError if two settings contradict each other."""
     if cfg.separator and cfg.document != "file":
         raise UserError(f"--separator and --document={cfg.document} both divide the text: pass only one of them")
     if cfg.val_input and "val_fraction" in given_keys:
@@ -157,7 +157,7 @@ def select_files(cfg: PrepareConfig, paths: list[str]) -> tuple[Files, Files | N
 
 
 def make_files(cfg: PrepareConfig, paths: list[str]) -> Files:
-    """Return the files with the settings, and print which of them are of an unknown format."""
+    """Return the files and their settings, and print the names of those whose format is unknown."""
     known = (*FOLDER_SUFFIXES, *RECORD_SUFFIXES)
     if unknown := [os.path.basename(p) for p in paths if file_suffixes(p)[0] not in known and not is_archive(p)]:
         more = f" and {count_of(len(unknown) - 1, 'other file')}" if len(unknown) > 1 else ""

@@ -108,7 +108,7 @@ def read_json(chunks: Iterable[str], path: str, has_lines: bool) -> Iterator[Rec
 
 
 def _starts_with_array(text: JsonText, has_lines: bool) -> bool:
-    """Whether the text is an array of records. In lines, an empty array is a conversation."""
+    """Return True if the text is an array of records. In lines, an empty array is a conversation."""
     if text.peek() != "[":
         return False
     with contextlib.suppress(UserError):  # it is reported when it is read
@@ -137,7 +137,7 @@ def _line_error(error: UserError, location: str) -> RecordError:
 
 
 def _is_record(element: Any) -> bool:
-    """Whether the first element of an array is a record. Otherwise, the array is a conversation."""
+    """Return True if the first element of an array is a record. Otherwise, the array is a conversation."""
     if isinstance(element, list):
         return bool(element) and isinstance(element[0], dict)
     return isinstance(element, dict) and not is_message(element)
@@ -289,18 +289,18 @@ class Dialogues:
             yield self._join(path, group, survey)
 
     def _starts_as_json(self, path: str) -> bool:
-        """Whether the first character of a file that isn't blank is a bracket."""
+        """Return True if the first character of a file that isn't whitespace is a bracket."""
         first = next((text.lstrip() for text in self.files.read_chunks(path) if not text.isspace()), "")
         return first.startswith(("[", "{"))
 
     def _group_key(self, item: tuple[int, Record]) -> str | int:
-        """The value of the field self.conversation, or the record's number if that is blank."""
+        """Return the value of the field self.conversation, or the record's number if it is blank."""
         number, (_, record) = item
         value = record.get(self.conversation) if isinstance(record, dict) else None
         return number if value is None or not str(value).strip() else str(value)
 
     def _join(self, path: str, group: Iterable[Record], survey: Survey) -> tuple[str, Messages | RecordError]:
-        """The conversation of records, with the location of the first one, or of the one that is broken."""
+        """Return the conversation of records with the location of the first record, or of the broken one."""
         conversation: Messages = []
         first_location = ""
         for location, record in group:
@@ -359,17 +359,17 @@ class Dialogues:
 
     @property
     def _has_names(self) -> bool:
-        """Whether the user named the columns of questions and answers."""
+        """Return True if the user named the columns of questions and answers."""
         return (self.user, self.assistant) != ("user", "assistant")
 
     def _has_form(self, names: Sequence[str]) -> bool:
-        """Whether a table with these columns has conversations."""
+        """Return True if a table with these columns has conversations."""
         if self._has_names:
             return self.user in names and self.assistant in names
         return find_pair(tuple(names)) is not None or any(key in names for key in LIST_KEYS)
 
     def _check_columns(self, path: str, names: Sequence[str]):
-        """Raise UserError if a table's columns have no conversations."""
+        """Raise UserError if a table has no columns with conversations."""
         pair = find_pair(tuple(names))
         if isinstance(pair, str) and not self._has_names and not set(LIST_KEYS) & set(names):
             raise UserError(f"{path}: {pair}: pass --user=NAME and --assistant=NAME")

@@ -1,4 +1,4 @@
-"""Recognise the form of a chat record and turn it into a conversation.
+"""Recognize the form of a chat record and convert it to a conversation.
 
     to_conversation({"instruction": "Add.", "input": "2 and 3", "output": "5"})
     -> (Form("alpaca ..."), [("user", "Add.\\n\\n2 and 3", True), ("assistant", "5", True)])
@@ -62,7 +62,7 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class RecordError(ValueError):
-    """A record that cannot be used: kind, a few words by which errors are counted, the problem and its remedy."""
+    """Raised for a record that cannot be used. Errors are counted by kind, which is a few words."""
 
     def __init__(self, kind: str, problem: str, remedy: str = ""):
         super().__init__(f"{problem}: {remedy}" if remedy else problem)
@@ -82,7 +82,7 @@ class Form(NamedTuple):
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value says nothing: null, NaN, blank, or a container of such values."""
+    """Return True if a value is null, NaN, blank, or a container of such values."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
     if isinstance(value, (list, dict)):
@@ -91,7 +91,7 @@ def is_empty(value: Any) -> bool:
 
 
 def read_text(value: Any, field: str) -> str:
-    """Return a text with line ends \\n. Raises RecordError if it isn't text."""
+    """Return the text with line endings converted to \\n. Raises RecordError if it isn't text."""
     if isinstance(value, bytes):  # in Parquet
         value = value.decode("utf-8", "surrogateescape")
     if not isinstance(value, str):
@@ -103,12 +103,12 @@ def read_text(value: Any, field: str) -> str:
 
 
 def shorten(value: Any, n: int = 40) -> str:
-    """The start of a value for display."""
+    """Return the start of a value for display."""
     return (value if isinstance(value, str) else reprlib.repr(value))[:n]
 
 
 def read_list(value: Any, field: str) -> list:
-    """Return a list, which CSV holds as JSON or as Python writes it. Raises RecordError for anything else."""
+    """Return a list that CSV stores as JSON or in Python's notation. Raises RecordError for anything else."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         for parse in (json.loads, ast.literal_eval):
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
@@ -124,7 +124,7 @@ def read_list(value: Any, field: str) -> list:
 
 
 def read_content(content: Any) -> str:
-    """Return the text of a message, whose parts are joined by line ends."""
+    """Return the text of a message, joining its parts with newlines."""
     if not isinstance(content, list):
         return read_text(content, "content")
     texts = []
@@ -143,7 +143,7 @@ def read_content(content: Any) -> str:
 
 
 def read_loss(holder: dict[str, Any], keys: tuple[str, ...] = LOSS_KEYS) -> bool | None:
-    """Return whether a record or message counts in the loss; None if it doesn't say."""
+    """Return True or False if a record or message says whether it counts in the loss, or else None."""
     flags = []
     for key in keys:
         value = holder.get(key)
@@ -172,7 +172,7 @@ def reject_keys(holder: dict[str, Any], rejected: dict[str, str]):
 
 
 def is_message(record: Any) -> bool:
-    """Whether a record is a single message."""
+    """Return True if a record is a single message."""
     return (
         isinstance(record, dict)
         and ("role" in record or "from" in record)
@@ -205,7 +205,7 @@ def read_message(message: Any) -> Message:
 
 
 def _read_special_keys(message: dict[str, Any], role: str) -> bool:
-    """Return whether the message counts in the loss. Raises RecordError for content that is not supported."""
+    """Return True if the message counts in the loss. Raises RecordError for content that is not supported."""
     reject_keys(message, REJECTED_MESSAGE_KEYS)
     in_loss = read_loss(message, MESSAGE_LOSS_KEYS)
     if in_loss and role != "assistant":
@@ -237,7 +237,7 @@ def check_turns(conversation: Messages) -> Messages:
 
 @functools.lru_cache(maxsize=1024)
 def find_pair(keys: tuple[str, ...]) -> tuple[str, str] | str | None:
-    """Return the keys of the question and the answer; None if there are none, a sentence if there are several."""
+    """Return the keys of the question and the answer, None if there are none, or a message if there are several."""
     by_name = {key.lower(): key for key in keys}
     for question, answer in FIRST_PAIRS:
         if question in by_name and answer in by_name:
@@ -305,7 +305,7 @@ def _read_form(record: dict[str, Any], user: str, assistant: str) -> tuple[Form,
 
 
 def _is_list(value: Any) -> bool:
-    """Whether a value is a list, or one of messages as CSV holds it."""
+    """Return True if a value is a list, or a list of messages as stored in CSV."""
     return isinstance(value, list) or isinstance(value, str) and LISTED_MESSAGE.match(value) is not None
 
 
@@ -318,7 +318,7 @@ def _list_form(key: str, messages: Any) -> Form:
 
 
 def _read_pair(record: dict[str, Any], user: str, assistant: str) -> tuple[Form, Messages]:
-    """The conversation of a question and an answer, with what else an alpaca record holds."""
+    """Return the conversation of a question and an answer, with the other fields of an alpaca record."""
     used, texts = [user], [read_text(record[user], user)]
     is_alpaca = user.lower() == "instruction"
     for key in INPUT_KEYS if user.lower() in INPUT_QUESTIONS else ():
@@ -345,7 +345,7 @@ def _read_pair(record: dict[str, Any], user: str, assistant: str) -> tuple[Form,
 
 
 def _read_history(history: Iterable[Any]) -> Messages:
-    """The conversation of pairs of a question and an answer."""
+    """Return the conversation of pairs of a question and an answer."""
     conversation: Messages = []
     for pair in history:
         if not isinstance(pair, list) or len(pair) != 2:
@@ -357,7 +357,7 @@ def _read_history(history: Iterable[Any]) -> Messages:
 
 
 def _add_system(record: dict[str, Any], keys: list[str], conversation: Messages) -> Messages:
-    """The conversation with the system text that the record has in one of keys."""
+    """Return the conversation with the system message that the record has in one of keys."""
     for key in keys:
         if is_empty(record[key]):
             continue

@@ -33,7 +33,7 @@ class Survey:
 
     @property
     def num_broken(self) -> int:
-        """Number of broken records."""
+        """The number of broken records."""
         return sum(self.kinds.values())
 
     def add_form(self, path: str, form: Form, record: Any):
@@ -130,7 +130,7 @@ class Survey:
 
 
 def display(text: str, n: int) -> str:
-    """The first n characters of a text on one line, without control characters."""
+    """Return the first n characters of a text on one line, without control characters."""
     start = " ".join(text[: 4 * n].split())
     shown = "".join(char if char.isprintable() else "\ufffd" for char in start[:n])
     return shown + (f"... ({len(text):,} characters)" if len(text) > 4 * n or len(start) > n else "")

@@ -1,4 +1,4 @@
-"""Read documents from text files, JSON, CSV and Parquet, also packed ones. Files may be larger than memory.
+"""Read documents from text, JSON, CSV and Parquet files, compressed files and archives, of any size.
 
 By default, each text file or record is one document. It can also be split into one document per line or paragraph.
 Line endings become \\n, and a byte-order mark is removed. Content that isn't text is reported with its location.
@@ -176,7 +176,7 @@ class Files:
             yield from self._decode(member, digest)
 
     def _has_members(self, path: str) -> bool:
-        """Whether a file may hold several documents: records, or the members of an archive."""
+        """Return True if a file may hold several documents: records, or the members of an archive."""
         return file_suffixes(path)[0] in RECORD_SUFFIXES or is_archive(path)
 
     def _members(self, path: str, on_progress: Progress) -> Iterator[Member]:
@@ -208,7 +208,7 @@ class Files:
     def _check_records(
         self, records: Iterable["Record"], fields: tuple[str, ...], labels: tuple[str, ...]
     ) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Yield the records with their values as text; null is ""."""
+        """Yield the records with their values as text, and "" for null."""
         for location, values in records:
             texts = (
                 str(v) if n in labels else "" if v is None else check_text(v, location, n, self.raw)
@@ -362,9 +362,9 @@ def _csv_names(header: str, delimiter: str) -> list[str]:
 def read_csv_rows(
     path: str, lines: Iterable[str], delimiters: str, is_fitting: Callable[[list[str]], bool]
 ) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
-    """Return (names, (location, row) for each row) of a CSV file. A row may have another length than names.
+    """Return (names, (location, row) for each row) of a CSV file. Rows may be shorter or longer than names.
 
-    The delimiter is the first one for which the names in the header line are fitting.
+    The delimiter is the first one that splits the header line into the expected names.
     """
     csv.field_size_limit(2**31 - 1)  # in characters; Python's default is too small for long documents
     lines, n_header_lines = iter(lines), 1
@@ -429,7 +429,7 @@ def read_parquet_rows(path: str, file, fields: Sequence[str], digest) -> Iterato
 
 
 def _decode_value(value: Any, location: str, field: str) -> Any:
-    """Return a value of Parquet, as text if it is UTF-8 in a binary column."""
+    """Return a value from Parquet, decoded if it is UTF-8 in a binary column."""
     if not isinstance(value, bytes):
         return value
     try:
@@ -441,7 +441,7 @@ def _decode_value(value: Any, location: str, field: str) -> Any:
 
 @contextlib.contextmanager
 def open_parquet(path: str) -> Iterator[Any]:
-    """Open a Parquet file. Turns the errors of reading it into UserErrors."""
+    """Open a Parquet file. Errors while reading it become UserErrors."""
     import pyarrow
     import pyarrow.parquet
 

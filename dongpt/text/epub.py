@@ -1,4 +1,4 @@
-"""The texts of an e-book in the EPUB format, which is a zip archive of XHTML files.
+"""Read the text of EPUB e-books, which are zip archives of XHTML files.
 
 for name in reading_order(archive, path):
     for chunk in extract_text(read(name)): ...  # UTF-8, with a byte-order mark
@@ -27,7 +27,7 @@ BLANKS = re.compile(r"[ \t\r\n\f]+")
 
 
 def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
-    """The names of the book's XHTML files, in the order of its spine. Raises UserError if damaged or encrypted."""
+    """Return the names of the book's XHTML files in reading order. Raises UserError if damaged or encrypted."""
     container = _read_xml(archive, CONTAINER, path)
     package_name = next((e.get("full-path", "") for e in container.iter() if _tag(e) == "rootfile"), "")
     package = _read_xml(archive, package_name, path)
@@ -52,7 +52,7 @@ def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
 
 
 def _tag(element: ElementTree.Element) -> str:
-    """The name of an element, without its namespace."""
+    """Return the name of an element without its namespace."""
     return str(element.tag).rpartition("}")[2]
 
 
@@ -68,7 +68,7 @@ def _read_xml(archive: zipfile.ZipFile, name: str, path: str) -> ElementTree.Ele
 
 
 def extract_text(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the text of an XHTML file in UTF-8, after a byte-order mark; without markup, scripts and styles."""
+    """Yield the text of an XHTML file as UTF-8 with a byte-order mark, without markup, scripts and styles."""
     decoder, parser = None, _TextParser()
     yield codecs.BOM_UTF8
     for chunk in chunks:
@@ -81,7 +81,7 @@ def extract_text(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _encoding(head: bytes) -> str:
-    """The encoding of an XHTML file: that of its byte-order mark, or of its XML declaration, or UTF-8."""
+    """Return the encoding of an XHTML file: from its byte-order mark or XML declaration, or else UTF-8."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     declared = re.match(rb"""<\?xml[^>]*encoding=["']([A-Za-z0-9._-]+)["']""", head)
@@ -92,7 +92,7 @@ def _encoding(head: bytes) -> str:
 
 
 class _TextParser(HTMLParser):
-    """Collects the text: one blank between words, a line or a blank line between blocks."""
+    """Collects the text with one space between words and line breaks between blocks."""
 
     def __init__(self):
         super().__init__(convert_charrefs=True)
@@ -102,7 +102,7 @@ class _TextParser(HTMLParser):
         self.hidden_depth = self.pre_depth = 0
 
     def take(self) -> bytes:
-        """The text since the last call, in UTF-8."""
+        """Return the text since the last call, in UTF-8."""
         text, self.parts = "".join(self.parts), []
         return text.encode("utf-8", "replace")
 

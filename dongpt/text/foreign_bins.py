@@ -3,7 +3,7 @@
 train.bin has no header, as in nanoGPT, so a file of uint32 ids can be read as uint16 without an error. Where no
 meta.json gives the number of tokens, the start of a file and samples of SAMPLE_BYTES decide.
 
-In text the ids at even and at odd positions look alike. In uint32 ids read as uint16 one position is always 0, and in
+In text, the ids at even and at odd positions look alike. In uint32 ids read as uint16 one position is always 0, and in
 floats the exponents fall in a narrow range. A single test must hold for all samples, with MIN_IDS other than 0.
 """
 
@@ -149,7 +149,7 @@ def is_large_vocabulary(values: np.ndarray) -> bool:
 
 
 def is_bytes(values: np.ndarray) -> bool:
-    """Return True if each byte is an id. In uint16 ids, the upper bytes have another distribution than the lower."""
+    """Return True if each id is a byte. In uint16 ids, the upper bytes have another distribution than the lower."""
     counts = [np.bincount(values[i::2], minlength=256) for i in (0, 1)]
     n_distinct = [np.count_nonzero(count) for count in counts]
     distance = np.abs(counts[0] - counts[1]).sum() / len(values)  # between the distributions, 0 to 1

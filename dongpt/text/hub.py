@@ -2,7 +2,7 @@
 
 A dataset is named hf:[OWNER/]NAME[:CONFIG[:SPLIT]]. hf:./FOLDER and hf:/FOLDER are local folders, which save_to_disk()
 may have written. The text column is streamed once into a copy in the data folder, which consists of Parquet files with
-about COPY_BYTES of text each. All passes of a preparation read the copy, and it is removed when the data are complete.
+about COPY_BYTES of text each. All passes of a preparation read the copy, which is removed when the data is complete.
 An interrupted copy continues after its last file, using IterableDataset.state_dict().
 
     dataset = parse_name("hf:roneneldan/TinyStories")
@@ -40,7 +40,7 @@ TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary",
 
 @dataclass(frozen=True)
 class DatasetName:
-    """A parsed name. path is OWNER/NAME or a local folder. An empty config means the only or default one."""
+    """A parsed dataset name. path is OWNER/NAME or a local folder. An empty config selects the default or only one."""
 
     path: str
     config: str = ""
@@ -84,7 +84,7 @@ def parse_name(name: str) -> DatasetName:
 def open_dataset(
     dataset: DatasetName, column: str, folder: str, document: Document = "file", separator: str = "", raw: bool = False
 ) -> Iterator["HubText"]:
-    """Open one column of a dataset as documents. At the end, remove its copy in folder, unless it can be continued.
+    """Open one column of a dataset as documents. Its copy in folder is removed at the end, unless it can be continued.
 
     Raises UserError if the dataset, config, split or column does not exist, or if the column does not contain text.
     """
@@ -370,7 +370,7 @@ class HubText:
 
     @property
     def is_unfinished(self) -> bool:
-        """True if there is an incomplete copy that can be continued."""
+        """Return True if there is an incomplete copy that can be continued."""
         return bool(self._load_state()["files"]) and not self._load_state()["is_complete"]
 
     def remove_copy(self):
@@ -391,7 +391,7 @@ class HubText:
         return os.path.join(self.copy_dir, f"{number:05d}.parquet")
 
     def _load_state(self) -> dict:
-        """Return the state of the copy, or that of an empty one if it is missing, damaged or of another text."""
+        """Return the state of the copy, or that of an empty copy if it is missing, damaged or from another text."""
         key = repr((self.source, self.field, self.fingerprint()))
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             with open(os.path.join(self.copy_dir, "state.json"), encoding="utf-8") as file:

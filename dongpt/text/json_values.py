@@ -36,7 +36,7 @@ def read_json_values(chunks: Iterable[str], path: str = "the text") -> Iterator[
 
 
 class JsonText:
-    """The part of a JSON text that was read and not yet consumed."""
+    """The part of a JSON text that has been read but not yet consumed."""
 
     def __init__(self, chunks: Iterable[str], path: str):
         self.chunks, self.path = iter(chunks), path
@@ -46,7 +46,7 @@ class JsonText:
         self.decode = json.JSONDecoder().raw_decode
 
     def line(self) -> int:
-        """The line number of the current position."""
+        """Return the line number of the current position."""
         self.counted_lines += self.buffer.count("\n", self.counted_until, self.position)
         self.counted_until = self.position
         return self.counted_lines
@@ -64,7 +64,7 @@ class JsonText:
         self.buffer, self.position, self.counted_until = "".join(parts), 0, 0
 
     def peek(self) -> str:
-        """The next character that isn't blank, or "" at the end of the text."""
+        """Return the next character that isn't whitespace, or "" at the end of the text."""
         while True:
             if match := find_content(self.buffer, self.position):
                 self.position = match.start()
@@ -82,7 +82,7 @@ class JsonText:
         self.position = end if end >= 0 else len(self.buffer)
 
     def elements(self) -> Iterator[tuple[str, Any]]:
-        """Yield (location, value) of the elements of the array at the position, and move behind it."""
+        """Yield (location, value) of the elements of the array at the position, and move past it."""
         self.position += 1
         separator = self.peek()
         for number in itertools.count(1):
@@ -100,12 +100,12 @@ class JsonText:
         self.position += 1
 
     def read_value(self, location: str) -> Any:
-        """The value at the position, which peek() moved to a character that isn't blank. Moves behind it."""
+        """Return the value at the position, to which peek() moved. Moves behind it."""
         value, self.position = self._decode(location, 0)
         return value
 
     def peek_element(self, location: str, offset: int = 0) -> Any:
-        """The first element of the array at offset characters after the position, or None if it has none."""
+        """Return the first element of the array `offset` characters after the position, or None if it is empty."""
         while not (match := find_content(self.buffer, self.position + offset + 1)) and not self.is_end:
             self.read_more()
         offset = (match.start() if match else len(self.buffer)) - self.position

@@ -1,11 +1,11 @@
-"""Read compressed files and archives as they are: nothing is unpacked to disk, and memory doesn't depend on their size.
+"""Read compressed files and archives without unpacking them to disk, in memory that doesn't depend on their size.
 
     for member in read_members("corpus.tar.zst", lambda name: name.endswith(".txt")):
         for chunk in member.chunks: ...  # bytes
 
 The first bytes tell the format, not the name: gz, bz2, xz and zst, also of several streams; zip and tar, which is also
-recognized inside of a compression; epub. A file of another kind is its own single member. Only what is read counts,
-never a size in a header. UserError names files that are damaged, end early, are encrypted or hold something else.
+recognized inside a compressed file; epub. Any other file is its own single member. Only what is read counts,
+never a size in a header. Raises UserError for files that are damaged, truncated, encrypted or not text.
 """
 
 import bz2
@@ -79,7 +79,7 @@ def file_suffixes(path: str) -> tuple[str, str]:
 
 
 def is_archive(path: str) -> bool:
-    """Whether a file is an archive. Raises UserError if it cannot be read."""
+    """Return True if a file is an archive. Raises UserError if it cannot be read."""
     with _explained(path), open(path, "rb") as file:
         head, chunks = _split_head(_read(file))
         if head.startswith(ZIP_STARTS):
@@ -93,7 +93,7 @@ def read_members(
     on_progress: Callable[[int], None] = lambda n: None,
     on_skip: Callable[[], None] = lambda: None,
 ) -> Iterator[Member]:
-    """Yield the members of an archive that have wanted names, in the order of their names; or the file itself.
+    """Yield the members of an archive with wanted names, sorted by name, or the file itself.
 
     Read a member's chunks before the next member. Calls on_progress with the number of bytes read since the last call,
     and on_skip for every other member. Raises UserError if no name is wanted.
@@ -110,7 +110,7 @@ def read_members(
 
 @contextlib.contextmanager
 def _explained(location: str) -> Iterator[None]:
-    """Turn the errors of reading and unpacking into UserErrors."""
+    """Convert errors of reading and unpacking to UserErrors."""
     try:
         yield
     except UserError:
@@ -145,7 +145,7 @@ def _split_head(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
 
 
 def _read_stream(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterator[Member]:
-    """Yield the members of a tar, or the file itself, after decompressing it."""
+    """Decompress a file, and yield its members if it is a tar archive, or else the file itself."""
     head, chunks = _split_head(chunks)
     head, chunks = _split_head(_decompress(path, head, chunks))
     if _is_tar(head):
@@ -177,7 +177,7 @@ def reject_other_kinds(location: str, head: bytes, suffix: str = ""):
 
 
 def _decompressor(head: bytes) -> Callable[[], Any] | None:
-    """A function that makes a decompressor for one stream of the format that starts with head; None if none does."""
+    """Return a function that creates a decompressor for the format that starts with head, or None."""
     if head.startswith(b"\x1f\x8b"):
         return lambda: zlib.decompressobj(wbits=31)  # gz; checks length and CRC
     if re.match(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", head):
@@ -245,7 +245,7 @@ def _decompress(location: str, head: bytes, chunks: Iterable[bytes]) -> Iterator
 
 
 def _member(path: str, name: str, chunks: Iterator[bytes]) -> Member:
-    """A member of the archive path, decompressed."""
+    """Return a member of the archive at path, decompressed."""
     location = f"{path}/" + "".join(c if c.isprintable() else "?" for c in name)
     head, chunks = _split_head(chunks)
     head, chunks = _split_head(_decompress(location, head, chunks))
@@ -254,7 +254,7 @@ def _member(path: str, name: str, chunks: Iterator[bytes]) -> Member:
 
 
 def _is_readable(name: str, is_wanted: Callable[[str], bool]) -> bool:
-    """Whether to read an archive's member: names like those of files that are read from a folder, inside of it."""
+    """Return True if a member should be read: if its name is wanted and stays inside the archive."""
     name = posixpath.normpath(name)
     is_outside = name.startswith(("/", "\\", "../")) or name[1:3] in (":\\", ":/")
     return not (is_outside or is_hidden(name)) and is_wanted(name)
@@ -265,7 +265,7 @@ def _reject_empty(path: str):
 
 
 def _read_zip(path: str, file, is_wanted, on_progress, on_skip) -> Iterator[Member]:
-    """Yield the texts in a zip archive, by name, or those of an e-book, in its order."""
+    """Yield the texts in a zip archive, sorted by name, or those of an e-book, in reading order."""
     from dongpt.text import epub  # with its parsers, which only this needs
 
     size, reported = os.path.getsize(path), 0
@@ -328,7 +328,7 @@ class _BoundedTarInfo(tarfile.TarInfo):
 
 
 def _is_tar(head: bytes) -> bool:
-    """Whether head starts with a valid header of a tar archive, whose checksum is right."""
+    """Return True if head starts with a tar header whose checksum is correct."""
     try:
         tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -337,7 +337,7 @@ def _is_tar(head: bytes) -> bool:
 
 
 class _Stream:
-    """A binary file made of chunks, for tarfile; remembers the last bytes that were read."""
+    """A binary file over chunks, for tarfile. It keeps the last bytes that were read."""
 
     def __init__(self, chunks: Iterator[bytes]):
         self.chunks, self.chunk, self.start = chunks, b"", 0
@@ -353,7 +353,7 @@ class _Stream:
         return data
 
     def has_only_zeros_after(self, position: int) -> bool:
-        """Whether there is something after a position among the last bytes, and all of it is zero; reads everything."""
+        """Return True if only zeros follow a position, and at least one. Reads to the end."""
         rest = self.recent[len(self.recent) - (self.position - position) :]
         n_bytes = len(rest) + len(self.chunk) - self.start
         is_zero = not rest.strip(b"\0") and not self.chunk[self.start :].strip(b"\0")
@@ -363,7 +363,7 @@ class _Stream:
 
 
 def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterator[Member]:
-    """Yield the texts in a tar archive: by name, or in its order if they have more than SORTED_TAR_BYTES."""
+    """Yield the texts in a tar archive, sorted by name, or in archive order if they exceed SORTED_TAR_BYTES."""
     sorted_texts: list[tuple[str, bytes]] | None = []
     size, n_read = 0, 0
     stream: Any = _Stream(chunks)

@@ -1,4 +1,4 @@
-"""Find out what users should know about a text before it is encoded: names of special tokens in it, and Unicode form.
+"""Find names of special tokens in a text, and its Unicode normal form, before it is encoded.
 
 survey = Survey(["<|endoftext|>"])
 survey.add("He said <|endoftext|>", is_end=True)
@@ -15,7 +15,7 @@ SAMPLE_SHARE = 1 / 64  # of the rest of the text
 
 
 class Survey:
-    """Counts names of special tokens, and letters with accents by how they are written."""
+    """Counts the names of special tokens in a text, and its accented letters by Unicode normal form."""
 
     def __init__(self, names: list[str], has_separator_option: bool = False):
         self.names, self.has_separator_option = names, has_separator_option
@@ -64,7 +64,7 @@ class Survey:
             self.n_composed += max(0, len(unicodedata.normalize("NFD", text)) - len(text))
 
     def lines(self) -> list[str]:
-        """Return a sentence for each name that the text contains, and one about accents if there are any."""
+        """Return a sentence for each name in the text, and one about its accents, if any."""
         self._flush()
         lines = []
         for name, count in self.counts.items():
