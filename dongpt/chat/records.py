@@ -143,7 +143,7 @@ def read_content(content: Any) -> str:
 
 
 def read_loss(holder: dict[str, Any], keys: tuple[str, ...] = LOSS_KEYS) -> bool | None:
-    """Return True or False if a record or message says whether it counts in the loss, or else None."""
+    """Return whether a record or message counts toward the loss, or None if it does not say."""
     flags = []
     for key in keys:
         value = holder.get(key)
@@ -205,7 +205,7 @@ def read_message(message: Any) -> Message:
 
 
 def _read_special_keys(message: dict[str, Any], role: str) -> bool:
-    """Return True if the message counts in the loss. Raises RecordError for content that is not supported."""
+    """Return True if the message counts toward the loss. Raises RecordError for content that is not supported."""
     reject_keys(message, REJECTED_MESSAGE_KEYS)
     in_loss = read_loss(message, MESSAGE_LOSS_KEYS)
     if in_loss and role != "assistant":

@@ -111,7 +111,7 @@ def find_directory(name_or_path: str) -> str:
 
 
 def _check_config(hf_config: dict, expected: dict, path: str):
-    """Raise UserError if hf_config has other values than expected."""
+    """Raise UserError if hf_config has unexpected values."""
     differences = [
         f"{key}={hf_config[key]!r}" for key in expected if hf_config.get(key, expected[key]) != expected[key]
     ]

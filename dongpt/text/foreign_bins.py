@@ -73,7 +73,7 @@ def _command(path: str, array: str) -> str:
 
 
 def _describe_llm_c(path: str, size: int, header: list[int], dtype: str) -> str:
-    """Return the problem with a file that has the header of llm.c."""
+    """Return what is wrong with a file that has an llm.c header."""
     expected = HEADER_BYTES + header[2] * np.dtype(dtype).itemsize if len(header) == 3 else 0
     problem = f"{path} has the header of llm.c"
     if size != expected:

@@ -318,7 +318,7 @@ class HubText:
     field: str  # the column
     local_paths: list[str]  # files of a local dataset
     remote_paths: list[str] = dataclasses.field(repr=False)  # files on the Hub
-    is_parquet: bool  # the local files are Parquet, and need no copy
+    is_parquet: bool  # the local files are Parquet and need not be copied
     copy_dir: str = dataclasses.field(repr=False)
     stream: Any = dataclasses.field(repr=False)  # datasets.IterableDataset of this column in Arrow tables
     n_rows: int = dataclasses.field(repr=False)  # 0 if unknown
