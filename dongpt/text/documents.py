@@ -325,6 +325,8 @@ def _check_fields(source: str, fields: Iterable[str], names: Iterable[str], opti
     if missing := [field for field in fields if field not in names]:
         choices = ", ".join(map(repr, names[:20])) or "(there are none)"
         raise UserError(f"{source} has no field {missing[0]!r}: pass {option}=NAME, one of {choices}")
+    if repeated := [field for field in fields if names.count(field) > 1]:
+        raise UserError(f"{source} has several columns named {repeated[0]!r}: rename all but one of them")
 
 
 def _read_json_lines(path: str, fields: tuple[str, ...], option: str, lines: Iterable[str]) -> Iterator[Record]:
@@ -447,8 +449,10 @@ def open_parquet(path: str) -> Iterator[Any]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            _check_fields(path, [name for name in names if names.count(name) > 1], names, "")
             yield file
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): create the file again"
         ) from error

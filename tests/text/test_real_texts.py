@@ -453,3 +453,15 @@ def test_a_missing_or_empty_validation_file_that_was_not_declared_is_refused(tmp
         damage(tmp_path / "data" / "val.bin")
         with pytest.raises(UserError, match="val.bin"):
             open_data(str(tmp_path / "data"))
+
+
+def test_a_repeated_column_is_a_sentence(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table([["one"], ["two"], [3]], names=["text", "text", "n"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("text,text\none,two\n", encoding="utf-8")
+    for name in ("a.parquet", "a.csv"):
+        with pytest.raises(UserError, match=f"{name}.* has several columns named 'text'"):
+            list(Files([str(tmp_path / name)]).read_documents())
