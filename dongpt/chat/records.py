@@ -39,6 +39,8 @@ INPUT_QUESTIONS = ("instruction", "question", "query", "prompt", "problem")
 SYSTEM_KEYS = ("system", "system_prompt")
 LOSS_KEYS = ("weight", "train", "trainable", "loss_mask", "loss_weight")
 MESSAGE_LOSS_KEYS = (*LOSS_KEYS, "training", "loss", "loss_scale")
+CAPITAL_LOSS_KEYS = {variant for key in MESSAGE_LOSS_KEYS for variant in (key.capitalize(), key.upper(), key.title())}
+FLAGS = ("true", "false", "0", "1")
 PREFERENCE_KEYS = ("label", "kto_tag")  # true for a good answer, false for a bad one
 REJECTED_KEYS = {  # unless their value is empty: the kind of content that this program cannot express
     **dict.fromkeys(
@@ -54,7 +56,7 @@ REJECTED_MESSAGE_KEYS = {
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "reasoning apart from the content"),
     "refusal": "refusals apart from the content",
 }
-SPECIAL_MESSAGE_KEYS = {*REJECTED_MESSAGE_KEYS, *MESSAGE_LOSS_KEYS}
+SPECIAL_MESSAGE_KEYS = {*REJECTED_MESSAGE_KEYS, *MESSAGE_LOSS_KEYS, *CAPITAL_LOSS_KEYS}
 SPECIAL_KEYS = {*REJECTED_KEYS, *LOSS_KEYS, *PREFERENCE_KEYS}
 LISTED_MESSAGE = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 FORM_KEYS = {*LIST_KEYS, *QUESTION_KEYS, *ANSWER_KEYS}
@@ -138,6 +140,8 @@ def read_content(content: Any) -> str:
             raise RecordError(
                 "content parts other than text", f"the content has a part of type {kind!r}, which is no text"
             )
+        if read_loss(part, MESSAGE_LOSS_KEYS) is False:
+            raise RecordError("loss masks on parts of a message", "a part of the content is not to count in the loss")
         texts.append(read_text(part.get("text"), "text"))
     return "\n".join(texts)
 
@@ -158,6 +162,15 @@ def read_loss(holder: dict[str, Any], keys: tuple[str, ...] = LOSS_KEYS) -> bool
             raise RecordError("weights other than 0 and 1", problem)
         flags.append(bool(value))
     return all(flags) if flags else None
+
+
+def reject_capitals(holder: dict[str, Any]):
+    """Raise RecordError for a key such as "Weight", whose meaning would be ignored."""
+    if not CAPITAL_LOSS_KEYS.isdisjoint(holder):
+        key = next(key for key in holder if key in CAPITAL_LOSS_KEYS)
+        raise RecordError(
+            "loss keys in capital letters", f"the key {key!r} is not in lower case, as {key.lower()!r} is"
+        )
 
 
 def reject_keys(holder: dict[str, Any], rejected: dict[str, str]):
@@ -206,6 +219,7 @@ def read_message(message: Any) -> Message:
 
 def _read_special_keys(message: dict[str, Any], role: str) -> bool:
     """Return True if the message counts toward the loss. Raises RecordError for content that is not supported."""
+    reject_capitals(message)
     reject_keys(message, REJECTED_MESSAGE_KEYS)
     in_loss = read_loss(message, MESSAGE_LOSS_KEYS)
     if in_loss and role != "assistant":
@@ -261,12 +275,13 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
     if not isinstance(record, dict):
         raise RecordError("no object", f"{shorten(record)!r} is not an object", MESSAGE_FORMAT)
     in_loss = None
+    reject_capitals(record)
     if not SPECIAL_KEYS.isdisjoint(record):
         reject_keys(record, REJECTED_KEYS)
         in_loss = read_loss(record)
         for key in PREFERENCE_KEYS:
             value = record.get(key)
-            is_flag = isinstance(value, bool) or "completion" in record and str(value).lower() in ("true", "false")
+            is_flag = isinstance(value, bool) or "completion" in record and str(value).lower() in FLAGS
             if is_flag:
                 raise RecordError("preference data", f"{key} marks good and bad answers, which are not supported")
     form, conversation = _read_form(record, user, assistant)

@@ -221,3 +221,23 @@ def test_deeply_nested_values_are_a_sentence():
         value = [value]
     with pytest.raises(RecordError):
         to_conversation({"messages": chat("q", value)})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "p", "completion": "bad", "label": 0},
+        {"prompt": "p", "completion": "good", "label": "1"},
+        {"question": "q", "answer": "a", "Weight": 0},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "Train": False}]},
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": [{"type": "text", "text": "a", "train": False}]},
+            ]
+        },
+    ],
+)
+def test_loss_keys_in_unusual_places_are_rejected_and_not_ignored(record):
+    with pytest.raises(RecordError):
+        to_conversation(record)
