@@ -22,16 +22,16 @@ from typing import Annotated
 
 import configurator
 from configurator import UserError
-from dongpt.chat.dialogues import ChatDataset, Dialogues
+from dongpt.chat.dialogues import ChatDataset
+from dongpt.chat.reading import CHAT_SUFFIXES, Dialogues
 from dongpt.program import run_program
 from dongpt.text.bins import dataset_folder
-from dongpt.text.documents import TEXT_SUFFIXES, Files, find_files
+from dongpt.text.documents import Files, find_files
 from dongpt.text.prepare import TokenizerKind, Vocabulary, prepare, warn_unused_options
 from dongpt.text.report import report
 from dongpt.text.template import DONGPT_TEMPLATE
 from dongpt.text.tokenizers import END
 
-CHAT_SUFFIXES = (".json", ".tsv")  # read from a folder, besides those of data/prepare.py
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None):
     if not cfg.input:
         files = "a .json, .jsonl, .csv or .parquet file, or a text file with the tags <bot> and <human>"
         raise UserError(f"no conversations were given: pass --input=PATH of {files}")
-    paths, _ = find_files(cfg.input, suffixes=(*TEXT_SUFFIXES, *CHAT_SUFFIXES))
+    paths, _ = find_files(cfg.input, suffixes=CHAT_SUFFIXES)
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")
     dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation, cfg.skip_broken)

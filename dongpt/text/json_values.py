@@ -20,6 +20,14 @@ find_content = re.compile(r"[^ \t\r\n]").search
 is_partial_token = re.compile(r"\s*(t?r?u?|f?a?l?s?|n?u?l?|-?[0-9.]*[eE]?[-+]?|\\?u[0-9a-fA-F]{0,4})").fullmatch
 
 
+class JsonError(UserError):
+    """Raised for text that is not JSON, or that ends early. problem is the message without the location."""
+
+    def __init__(self, message: str, location: str, problem: str):
+        super().__init__(message)
+        self.location, self.problem = location, problem
+
+
 def read_json_values(chunks: Iterable[str], path: str = "the text") -> Iterator[tuple[str, Any]]:
     """Yield (location, value) of the values in chunks of text, as in ("FILE record 2 (line 7)", {"text": "..."}).
 
@@ -81,11 +89,22 @@ class JsonText:
             self.read_more()
         self.position = end if end >= 0 else len(self.buffer)
 
-    def elements(self) -> Iterator[tuple[str, Any]]:
-        """Yield (location, value) of the elements of the array at the position, and move past it."""
-        self.position += 1
+    def skip_to(self, line_start: str) -> bool:
+        """Move to the last character of the next line_start, such as "\\n  {", and return whether there is one."""
+        while (found := self.buffer.find(line_start, self.position)) < 0 and not self.is_end:
+            self.position = max(self.position, len(self.buffer) - len(line_start))
+            self.read_more()
+        self.position = found + len(line_start) - 1 if found >= 0 else len(self.buffer)
+        return found >= 0
+
+    def elements(self, first: int = 1) -> Iterator[tuple[str, Any]]:
+        """Yield (location, value) of the elements of the array at the position, and move past it.
+
+        The first location has the number first; if that is not 1, the position is at an element, not at the bracket.
+        """
+        self.position += first == 1
         separator = self.peek()
-        for number in itertools.count(1):
+        for number in itertools.count(first):
             if separator == "]" and number == 1:
                 break
             location = f"{self.path} record {number:,} (line {self.line():,})"
@@ -140,5 +159,7 @@ class JsonText:
     def fail(self, location: str, problem: str):
         """Raise UserError for the value at location; an empty problem means that the text ends early."""
         if not problem:
-            raise UserError(f"{location}: the file ends before its JSON does: it was cut off, so get the whole file")
-        raise UserError(f"{location} is not JSON ({problem}): correct or delete the record")
+            problem = "the file ends before its JSON does: it was cut off, so get the whole file"
+            raise JsonError(f"{location}: {problem}", location, problem)
+        problem = f"not JSON ({problem})"
+        raise JsonError(f"{location} is {problem}: correct or delete the record", location, problem)
