@@ -28,7 +28,7 @@ from dongpt.program import run_program
 from dongpt.text.bins import dataset_folder
 from dongpt.text.documents import Files, find_files
 from dongpt.text.prepare import TokenizerKind, Vocabulary, prepare, warn_unused_options
-from dongpt.text.report import report
+from dongpt.text.report import count_of, report
 from dongpt.text.template import DONGPT_TEMPLATE
 from dongpt.text.tokenizers import END
 
@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None):
     dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation, cfg.skip_broken)
     chats = ChatDataset.from_dialogues(dialogues, DONGPT_TEMPLATE, cfg.val_fraction)
     print("\n".join(chats.survey.lines()))
+    for path, n_left_out in files.n_left_out.items():
+        print(f"skipped {count_of(n_left_out, 'other file')} in {path}")
     source, marks = os.path.basename(os.path.normpath(cfg.input)), [*DONGPT_TEMPLATE.special_tokens(), END]
     report(prepare(folder, chats, cfg, cfg.val_fraction, source, specials=marks, template=DONGPT_TEMPLATE))
     if chats.level < 2:

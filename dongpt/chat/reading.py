@@ -7,7 +7,6 @@ A file is JSON if its first character is { or [, CSV or Parquet if its name says
 records.py describes the forms of their records.
 """
 
-import contextlib
 import csv
 import os
 from dataclasses import dataclass
@@ -15,42 +14,16 @@ from itertools import chain, groupby
 from typing import Any, Iterable, Iterator, Sequence
 
 from configurator import UserError
-from dongpt.chat.json_records import read_json
-from dongpt.chat.records import (
-    FORM_KEYS,
-    INPUT_KEYS,
-    INPUT_QUESTIONS,
-    LIST_KEYS,
-    RECORD_KEYS,
-    SPECIAL_KEYS,
-    SYSTEM_KEYS,
-    Form,
-    Messages,
-    Record,
-    RecordError,
-    find_pair,
-    lower_keys,
-    lower_names,
-    to_conversation,
-)
+from dongpt.chat import records
+from dongpt.chat.parsing import join_pairs, read_json, read_tagged
+from dongpt.chat.records import Form, Messages, Record, RecordError
 from dongpt.chat.survey import Survey
-from dongpt.chat.tagged import join_pairs, read_tagged
-from dongpt.text.documents import (
-    CSV_DELIMITERS,
-    TEXT_SUFFIXES,
-    Files,
-    Progress,
-    file_suffixes,
-    open_parquet,
-    read_csv_rows,
-    read_parquet_rows,
-    split_lines,
-)
+from dongpt.text import documents
+from dongpt.text.documents import Files, Progress
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 JSON_SUFFIXES = (".json", *LINE_SUFFIXES)
-CHAT_SUFFIXES = (*TEXT_SUFFIXES, ".json", ".tsv")  # read from a folder or an archive
-HEAD_CHARS = 2**16  # of whitespace that may precede the first character
+CHAT_SUFFIXES = (*documents.TEXT_SUFFIXES, ".json", ".tsv")  # read from a folder or an archive
 TAGGED_FORM = Form("tagged text (<bot>, <human>)")
 
 
@@ -72,6 +45,7 @@ class Dialogues:
         Broken records are only counted. Without a survey they raise UserError, with the location, unless skip_broken.
         """
         is_strict, survey = survey is None and not self.skip_broken, survey or Survey()
+        self.files.n_left_out.clear()
         for path in self.files.paths:
             for location, conversation in self._read_file(path, survey, on_progress, digest):
                 if not isinstance(conversation, RecordError):
@@ -84,42 +58,38 @@ class Dialogues:
 
     def _read_file(self, path: str, survey: Survey, *progress) -> Iterator[tuple[str, Messages | RecordError]]:
         """Yield (location, conversation) of a file, or of the files in an archive."""
-        if file_suffixes(path)[0] == ".parquet":
+        if documents.file_suffixes(path)[0] == ".parquet":
             yield from self._join_records(path, self._read_parquet(path, survey, *progress), survey)
             return
         for location, suffix, chunks in self.files.members(path, CHAT_SUFFIXES, *progress):
-            head, chunks = _split_head(chunks)
-            if suffix in CSV_DELIMITERS:
+            head = next(chunks, "")
+            chunks = chain([head], chunks)
+            if suffix in documents.CSV_DELIMITERS:
                 yield from self._join_records(location, self._read_csv(location, suffix, chunks), survey)
-            elif suffix in JSON_SUFFIXES or head.startswith(("[", "{")):
-                records = read_json(chunks, location, suffix in LINE_SUFFIXES)
-                yield from self._join_records(location, records, survey)
+            elif suffix in JSON_SUFFIXES or head.lstrip().startswith(("[", "{")):
+                values = read_json(chunks, location, suffix in LINE_SUFFIXES)
+                yield from self._join_records(location, values, survey)
             else:
                 yield from _read_dialogues(location, chunks, survey)
 
     def _join_records(
-        self, path: str, records: Iterable[Record], survey: Survey
+        self, path: str, values: Iterable[Record], survey: Survey
     ) -> Iterator[tuple[str, Messages | RecordError]]:
-        """Yield (location, conversation) of the records, or of adjacent ones with the same self.conversation."""
-        groups: Iterable[Iterable[Record]]
-        records = ((location, self._lower_keys(record)) for location, record in records)
-        if self.conversation:
-            groups = ([record for _, record in group] for _, group in groupby(enumerate(records), self._group_key))
-        else:
-            groups = ([record] for record in records)
-        for group in groups:
-            yield self._join(path, group, survey)
+        """Yield (location, conversation) of each record, or of adjacent ones with the same self.conversation."""
+        with_names = ((location, self._lower_keys(record)) for location, record in values)
+        for _, group in groupby(enumerate(with_names), self._group_key):
+            yield self._join(path, [record for _, record in group], survey)
 
     def _lower_keys(self, record: Any) -> Any:
         try:
-            return lower_keys(record, RECORD_KEYS, self._names) if isinstance(record, dict) else record
+            return records.lower_keys(record, records.RECORD_KEYS, self._names) if isinstance(record, dict) else record
         except RecordError as error:
             return error
 
     def _group_key(self, item: tuple[int, Record]) -> str | int:
         """Return the value of the field self.conversation, or the record's number if it is blank."""
         number, (_, record) = item
-        value = record.get(self.conversation) if isinstance(record, dict) else None
+        value = record.get(self.conversation) if self.conversation and isinstance(record, dict) else None
         return number if value is None or not str(value).strip() else str(value)
 
     def _join(self, path: str, group: Iterable[Record], survey: Survey) -> tuple[str, Messages | RecordError]:
@@ -131,7 +101,7 @@ class Dialogues:
             try:
                 if isinstance(record, RecordError):
                     raise record
-                form, messages = to_conversation(record, self.user, self.assistant)
+                form, messages = records.to_conversation(record, self.user, self.assistant)
                 if self.conversation and not form.is_pair:
                     option = f"--conversation={self.conversation}"
                     raise UserError(f"{location}: {form.name} cannot be joined with others: drop {option}")
@@ -151,7 +121,12 @@ class Dialogues:
 
     def _read_csv(self, path: str, suffix: str, chunks: Iterable[str]) -> Iterator[Record]:
         """Yield the rows of CSV as dicts."""
-        columns, rows = read_csv_rows(path, split_lines(chunks), CSV_DELIMITERS[suffix], self._has_form)
+
+        def is_fitting(columns: list[str]) -> bool:
+            return not records.find_missing(columns, *self._names)
+
+        lines, delimiters = documents.split_lines(chunks), documents.CSV_DELIMITERS[suffix]
+        columns, rows = documents.read_csv_rows(path, lines, delimiters, is_fitting)
         names = self._check_columns(path, columns)
         try:
             for location, row in rows:
@@ -168,72 +143,42 @@ class Dialogues:
 
     def _read_parquet(self, path: str, survey: Survey, on_progress: Progress, digest) -> Iterator[Record]:
         """Yield the rows of Parquet as dicts of the columns that have a meaning."""
-        with open_parquet(path) as file:
+        with documents.open_parquet(path) as file:
             columns = file.schema_arrow.names
             names = self._check_columns(path, columns)
-            found = None if self._has_names else find_pair(tuple(names))
-            pair = found if isinstance(found, tuple) else (self.user, self.assistant)
-            has_forms = found not in (None, ("user", "assistant"))  # perhaps several, with null for the others
-            others = [name for name in names if name in FORM_KEYS] if has_forms else []
-            inputs = () if {pair[0].lower(), *others}.isdisjoint(INPUT_QUESTIONS) else INPUT_KEYS
-            wanted = [*pair, self.conversation, *LIST_KEYS, *others, *inputs, "history", *SYSTEM_KEYS]
-            wanted += sorted(SPECIAL_KEYS)
-            wanted = [name for name in dict.fromkeys(wanted) if name in names]
+            wanted = records.find_wanted(names, *self._names)
             survey.add_unused(path, (column for column, name in zip(columns, names) if name not in wanted))
             read_columns = [columns[names.index(name)] for name in wanted]
-            for location, values in read_parquet_rows(path, file, read_columns, digest):
+            for location, values in documents.read_parquet_rows(path, file, read_columns, digest):
                 yield location, dict(zip(wanted, values))
         on_progress(os.path.getsize(path))
 
     @property
-    def _has_names(self) -> bool:
-        """Return True if the user named the columns of questions and answers."""
-        return (self.user, self.assistant) != ("user", "assistant")
-
-    @property
     def _names(self) -> tuple[str, ...]:
-        return (self.user, self.assistant, *([self.conversation] if self.conversation else []))
-
-    def _has_form(self, columns: Sequence[str]) -> bool:
-        """Return True if a table with these columns has conversations."""
-        with contextlib.suppress(RecordError):  # it is reported when the names are checked
-            names = lower_names(tuple(columns), RECORD_KEYS, self._names)
-            if self._has_names:
-                return self.user in names and self.assistant in names
-            return find_pair(names) is not None or not set(LIST_KEYS).isdisjoint(names)
-        return True
+        return (self.user, self.assistant, *((self.conversation,) if self.conversation else ()))
 
     def _check_columns(self, path: str, columns: Sequence[str]) -> tuple[str, ...]:
-        """Return the names of the columns as in lower_names(). Raises UserError if they have no conversations."""
-        try:
-            names = lower_names(tuple(columns), RECORD_KEYS, self._names)
-        except RecordError as error:
-            raise UserError(f"{path}: {error}") from error
-        needed = [] if self._has_form(columns) else [self.user, self.assistant]
-        needed += [self.conversation] if self.conversation else []
-        if missing := [name for name in needed if name not in names]:
+        """Return the names of the columns as in lower_names(). Raises UserError if one is missing or repeated."""
+        if missing := records.find_missing(columns, *self._names):
             choices = ", ".join(map(repr, columns[:20])) or "(there are none)"
             options = "--user, --assistant or --conversation=NAME"
             raise UserError(f"{path} has no field {missing[0]!r}: pass {options}, one of {choices}")
-        return names
-
-
-def _split_head(chunks: Iterator[str]) -> tuple[str, Iterator[str]]:
-    """Return (the start of the text without leading whitespace, all chunks)."""
-    head = next(chunks, "")
-    while len(head) < HEAD_CHARS and head.isspace() and (chunk := next(chunks, "")):
-        head += chunk
-    return head[:HEAD_CHARS].lstrip(), chain([head], chunks)
+        try:
+            return records.lower_names(tuple(columns), records.RECORD_KEYS, self._names)
+        except RecordError as error:
+            raise UserError(f"{path}: {error}") from error
 
 
 def _read_dialogues(path: str, chunks: Iterable[str], survey: Survey) -> Iterator[tuple[str, Messages | RecordError]]:
     """Yield (location, conversation) of tagged text."""
     conversations = []
-    for location, conversation in read_tagged(split_lines(chunks), path):
-        if isinstance(conversation, RecordError):
-            yield location, conversation
-        else:
-            conversations.append(conversation)
+    for location, conversation in read_tagged(documents.split_lines(chunks), path):
+        try:
+            if isinstance(conversation, RecordError):
+                raise conversation
+            conversations.append(records.check_turns(conversation))
+        except RecordError as error:
+            yield location, error
     for conversation in join_pairs(conversations):
         survey.add_form(path, TAGGED_FORM, None)
         yield path, conversation

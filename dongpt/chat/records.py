@@ -39,8 +39,9 @@ ANSWER_KEYS = ("assistant", "answer", "response", "output", "completion", "gpt",
 INPUT_KEYS = ("input", "context")  # what one of the next applies to
 INPUT_QUESTIONS = ("instruction", "question", "query", "prompt", "problem")
 SYSTEM_KEYS = ("system", "system_prompt")
-LOSS_KEYS = ("weight", "train", "trainable", "loss_mask", "loss_weight")
-MESSAGE_LOSS_KEYS = (*LOSS_KEYS, "training", "loss", "loss_scale")
+LOSS_KEYS = frozenset(("weight", "train", "trainable", "loss_mask", "loss_weight"))
+MESSAGE_LOSS_KEYS = LOSS_KEYS | {"training", "loss", "loss_scale"}
+LOSS_OF_TEXT = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": None}
 FLAGS = ("true", "false", "0", "1")
 PREFERENCE_KEYS = ("label", "kto_tag")  # true for a good answer, false for a bad one
 REJECTED_KEYS = {  # unless their value is empty: the kind of content that this program cannot express
@@ -60,9 +61,7 @@ REJECTED_MESSAGE_KEYS = {
 SPECIAL_KEYS = {*REJECTED_KEYS, *LOSS_KEYS, *PREFERENCE_KEYS}
 FORM_KEYS = {*LIST_KEYS, *QUESTION_KEYS, *ANSWER_KEYS}
 RECORD_KEYS = frozenset({*FORM_KEYS, *INPUT_KEYS, "history", *SYSTEM_KEYS, *SPECIAL_KEYS})
-MESSAGE_KEYS = frozenset(
-    {"role", "from", "content", "value", "type", "text", *MESSAGE_LOSS_KEYS, *REJECTED_MESSAGE_KEYS}
-)
+MESSAGE_KEYS = MESSAGE_LOSS_KEYS | {"role", "from", "content", "value", "type", "text", *REJECTED_MESSAGE_KEYS}
 LISTED_MESSAGE = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""", re.IGNORECASE)
 TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -97,7 +96,7 @@ def lower_names(keys: tuple[str, ...], known: frozenset[str], named: tuple[str, 
     found = tuple(key if key in named else names.get(str(key).strip().lower(), key) for key in keys)
     counts = Counter(name for name in found if name in known or name in named)
     if repeated := [name for name, n in counts.items() if n > 1]:
-        problem = f"there are several fields named {repeated[0]!r}, apart from case and spaces"
+        problem = f"several fields are named {repeated[0]!r}, ignoring case and spaces"
         raise RecordError("repeated fields", problem, "rename or delete all but one")
     return found
 
@@ -164,31 +163,25 @@ def read_content(content: Any) -> str:
     texts = []
     for part in content:
         part = lower_keys(part, MESSAGE_KEYS) if isinstance(part, dict) else part
-        if not isinstance(part, dict) or "type" not in part and "text" not in part:
-            raise RecordError(
-                "content that is not text", f"the field 'content' is not text but a list with {shorten(part)!r}"
-            )
+        if not isinstance(part, dict):
+            problem = f"the field 'content' is not text but a list with {shorten(part)!r}"
+            raise RecordError("content that is not text", problem)
         if part.get("type", "text") not in TEXT_PARTS:
-            kind = shorten(part["type"])
-            raise RecordError(
-                "content parts other than text", f"the content has a part of type {kind!r}, which is no text"
-            )
+            problem = f"the content has a part of type {shorten(part['type'])!r}, which is not text"
+            raise RecordError("content parts other than text", problem)
         if read_loss(part, MESSAGE_LOSS_KEYS) is False:
             raise RecordError("loss masks on parts of a message", "a part of the content is not to count in the loss")
         texts.append(read_text(part.get("text"), "text"))
     return "\n".join(texts)
 
 
-def read_loss(holder: dict[str, Any], keys: tuple[str, ...] = LOSS_KEYS) -> bool | None:
+def read_loss(holder: dict[str, Any], keys: frozenset[str] = LOSS_KEYS) -> bool | None:
     """Return whether a record or message counts toward the loss, or None if it does not say."""
     flags = []
-    for key in keys:
-        value = holder.get(key)
-        if isinstance(value, str):  # from CSV
-            value = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": None}.get(
-                value.strip().lower(), value
-            )
-        if value is None or value != value:
+    for key, value in holder.items():
+        if isinstance(value, str) and key in keys:  # from CSV
+            value = LOSS_OF_TEXT.get(value.strip().lower(), value)
+        if key not in keys or value is None or value != value:
             continue
         if not isinstance(value, (int, float)) or value not in (0, 1):
             problem = f"{key} is {shorten(value)!r}, but an answer can only count (1, true) or not (0, false)"
@@ -227,8 +220,7 @@ def read_messages(messages: list, n_context: int = 0) -> Messages:
             if flags[number] and (role != "assistant" or number < n_context):
                 problem = f"the message from {role} is marked to count in the loss, but only answers can"
                 raise RecordError("a loss on other messages", problem)
-    context = [(role, text, False) for role, text, _ in conversation[:n_context]]
-    return context + conversation[n_context:] if context else conversation
+    return [(role, text, False) for role, text, _ in conversation[:n_context]] + conversation[n_context:]
 
 
 def read_message(message: Any) -> Message:
@@ -250,29 +242,22 @@ def read_message(message: Any) -> Message:
     if len(message) > 2:
         reject_keys(message, REJECTED_MESSAGE_KEYS)
         in_loss = read_loss(message, MESSAGE_LOSS_KEYS) is not False
-    if "value" in message and ("from" in message or "content" not in message):
-        content = message["value"]
-    elif "content" in message:
-        content = message["content"]
-    else:
-        problem = f"{shorten(message, 60)!r} is not a message with role and content"
-        raise RecordError("no message", problem, MESSAGE_FORMAT)
+    is_value = "value" in message and ("from" in message or "content" not in message)
+    content = message["value"] if is_value else message.get("content")
     return role, read_content(content) if isinstance(content, list) else read_text(content, "content"), in_loss
 
 
 def check_turns(conversation: Messages) -> Messages:
     """Return conversation if user and assistant take turns and no message is blank. Raises RecordError."""
-    start = 1 if conversation and conversation[0][0] == "system" else 0
-    expected = "user"
-    for role, content, _ in conversation[start:]:
+    turns = conversation[1:] if conversation and conversation[0][0] == "system" else conversation
+    for number, (role, _, _) in enumerate(turns):
+        expected = ROLES[1 + number % 2]
         if role != expected:
-            problem = f"expected a message from {expected}, got {role}"
-            remedy = "user and assistant must take turns"
-            if role == "assistant" and conversation[start][0] == role:
-                problem, remedy = "the conversation begins with an answer", "delete it, or put its question before it"
+            problem, remedy = f"expected a message from {expected}, got {role}", "user and assistant must take turns"
+            if number == 0 and role == "assistant":
+                problem, remedy = "the first message is an answer", "delete that message, or add its question"
             raise RecordError("turns that do not alternate", problem, remedy)
-        expected = "assistant" if expected == "user" else "user"
-    if len(conversation) == start or expected == "assistant":
+    if not turns or len(turns) % 2:
         raise RecordError("no answer at the end", "the conversation must end with an answer")
     for role, content, _ in conversation:
         if not content or content.isspace():
@@ -298,6 +283,25 @@ def find_pair(keys: tuple[str, ...]) -> tuple[str, str] | str | None:
         choices = ", ".join(map(repr, questions + answers))
         return f"it is not clear which of {choices} is the question and which the answer"
     return questions[0], answers[0]
+
+
+def find_missing(columns: Iterable[str], user: str, assistant: str, *others: str) -> list[str]:
+    """Return the names that a table with these columns lacks, where user and assistant need not be its only form."""
+    names = tuple(column.strip().lower() for column in columns)
+    is_named = (user, assistant) != ("user", "assistant")
+    has_form = not is_named and (find_pair(names) or not set(LIST_KEYS).isdisjoint(names))
+    return [n for n in (*(() if has_form else (user, assistant)), *others) if n.strip().lower() not in names]
+
+
+def find_wanted(names: tuple[str, ...], user: str, assistant: str, *others: str) -> list[str]:
+    """Return those of the names of columns that have a meaning, first those of the question and the answer."""
+    found = find_pair(names) if (user, assistant) == ("user", "assistant") else None
+    pair = found if isinstance(found, tuple) else (user, assistant)
+    has_forms = found not in (None, ("user", "assistant"))  # perhaps several, with null for the others
+    forms = [name for name in names if has_forms and name in FORM_KEYS]
+    inputs = () if {pair[0].lower(), *forms}.isdisjoint(INPUT_QUESTIONS) else INPUT_KEYS
+    wanted = (*pair, *others, *LIST_KEYS, *forms, *inputs, "history", *SYSTEM_KEYS, *sorted(SPECIAL_KEYS))
+    return [name for name in dict.fromkeys(wanted) if name in names]
 
 
 def to_conversation(record: Any, user: str = "user", assistant: str = "assistant") -> tuple[Form, Messages]:
@@ -332,32 +336,24 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
 def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str, ...]) -> tuple[Form, Messages]:
     if named:
         if missing := [key for key in named if key not in record]:
-            remedy = f"pass --user=KEY and --assistant=KEY, two of {_list_keys(record)}"
+            remedy = f"pass --user=KEY and --assistant=KEY, two of {str([*record][:20])[:200]}"
             raise RecordError("missing fields", f"there is no field {missing[0]!r}", remedy)
         return _read_pair(record, others, *named)
     for key in LIST_KEYS:
         value = record.get(key)
         if value is not None and (key != "conversation" or isinstance(value, list) or str(value).startswith("[")):
             messages = read_list(value, key)
-            return _list_form(key, messages), read_messages(messages)
-    problem = f"no form of conversation is known with the keys {_list_keys(record)}"
+            names = lower_keys(messages[0], MESSAGE_KEYS) if messages and isinstance(messages[0], dict) else ()
+            is_sharegpt = "from" in names and "role" not in names
+            name = f"ShareGPT ({key}: from, value)" if is_sharegpt else f"messages ({key}: role, content)"
+            return Form(name, (key,)), read_messages(messages)
+    problem = ""
     for is_missing in (lambda value: value is None, is_empty, lambda value: False):
         pair = find_pair(tuple(key for key in record if not is_missing(record[key])))
         if isinstance(pair, tuple):
             return _read_pair(record, others, *pair)
-        problem = pair or problem
+        problem = pair or problem or f"no form of conversation is known with the keys {str([*record][:20])[:200]}"
     raise RecordError("an unknown form", problem, f"pass --user=KEY and --assistant=KEY, or {MESSAGE_FORMAT}")
-
-
-def _list_keys(record: dict[str, Any]) -> str:
-    return (", ".join(map(repr, [*record][:20])) or "(there are none)")[:200]
-
-
-def _list_form(key: str, messages: list) -> Form:
-    names = lower_keys(messages[0], MESSAGE_KEYS) if messages and isinstance(messages[0], dict) else ()
-    if "role" not in names and "from" in names and "value" in names:
-        return Form(f"ShareGPT ({key}: from, value)", (key,), False)
-    return Form(f"messages ({key}: role, content)", (key,), False)
 
 
 def _is_list(value: Any, key: str) -> bool:
@@ -369,11 +365,8 @@ def _is_list(value: Any, key: str) -> bool:
 
 def _read_pair(record: dict[str, Any], others: dict[str, Any], user: str, assistant: str) -> tuple[Form, Messages]:
     """Return the conversation of a question and an answer, with the input and history that belong to them."""
-    name = "questions and answers"
-    if user.lower() == "instruction":
-        name = "alpaca"
-    elif (user, assistant) == ("prompt", "completion"):
-        name = "prompt and completion"
+    name = "prompt and completion" if (user, assistant) == ("prompt", "completion") else "questions and answers"
+    name = "alpaca" if user.lower() == "instruction" else name
     extra_keys = (*INPUT_KEYS, "history") if user.lower() in INPUT_QUESTIONS else ("history",)
     used = [user, *(key for key in extra_keys if key in others), assistant]
     extra = {key: others[key] for key in used[1:-1] if not is_empty(others[key]) and others[key] != "<noinput>"}
@@ -400,9 +393,8 @@ def _read_history(history: Iterable[Any]) -> Messages:
     conversation: Messages = []
     for pair in history:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise RecordError(
-                "a history without pairs", f"history has {shorten(pair)!r} instead of a question and an answer"
-            )
+            problem = f"history has {shorten(pair)!r} instead of a question and an answer"
+            raise RecordError("a history without pairs", problem)
         conversation += [(role, read_text(text, "history"), True) for role, text in zip(ROLES[1:], pair)]
     return conversation
 

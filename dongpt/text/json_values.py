@@ -21,11 +21,7 @@ is_partial_token = re.compile(r"\s*(t?r?u?|f?a?l?s?|n?u?l?|-?[0-9.]*[eE]?[-+]?|\
 
 
 class JsonError(UserError):
-    """Raised for text that is not JSON, or that ends early. problem is the message without the location."""
-
-    def __init__(self, message: str, location: str, problem: str):
-        super().__init__(message)
-        self.location, self.problem = location, problem
+    """Raised for text that is not JSON, or that ends early."""
 
 
 def read_json_values(chunks: Iterable[str], path: str = "the text") -> Iterator[tuple[str, Any]]:
@@ -89,34 +85,41 @@ class JsonText:
             self.read_more()
         self.position = end if end >= 0 else len(self.buffer)
 
-    def skip_to(self, line_start: str) -> bool:
-        """Move to the last character of the next line_start, such as "\\n  {", and return whether there is one."""
-        while (found := self.buffer.find(line_start, self.position)) < 0 and not self.is_end:
-            self.position = max(self.position, len(self.buffer) - len(line_start))
-            self.read_more()
-        self.position = found + len(line_start) - 1 if found >= 0 else len(self.buffer)
-        return found >= 0
-
-    def elements(self, first: int = 1) -> Iterator[tuple[str, Any]]:
+    def elements(self, line_start: str = "") -> Iterator[tuple[str, Any]]:
         """Yield (location, value) of the elements of the array at the position, and move past it.
 
-        The first location has the number first; if that is not 1, the position is at an element, not at the bracket.
+        The value of an element that is not JSON is a JsonError if a later line begins with line_start, such as
+        "\\n  {", where the next element begins. Otherwise the JsonError is raised.
         """
-        self.position += first == 1
+        self.position += 1
         separator = self.peek()
-        for number in itertools.count(first):
+        for number in itertools.count(1):
             if separator == "]" and number == 1:
                 break
             location = f"{self.path} record {number:,} (line {self.line():,})"
-            yield location, self.read_value(location)
-            separator = self.peek()
+            try:
+                yield location, self.read_value(location)
+                separator = self.peek()
+                if separator not in ("]", ","):
+                    self.fail(location, f"{separator!r} follows it instead of a comma or bracket" if separator else "")
+            except JsonError as error:
+                if not line_start or not self._skip_to(line_start):
+                    raise
+                yield location, error
+                separator = ","
             if separator == "]":
                 break
-            if separator != ",":
-                self.fail(location, f"{separator!r} follows it instead of a comma or bracket" if separator else "")
             self.position += 1
             self.peek()
         self.position += 1
+
+    def _skip_to(self, line_start: str) -> bool:
+        """Move to the last character of line_start, and return whether it occurs."""
+        while (found := self.buffer.find(line_start, self.position)) < 0 and not self.is_end:
+            self.position = max(self.position, len(self.buffer) - len(line_start))
+            self.read_more()
+        self.position = found + len(line_start) - 2
+        return found >= 0
 
     def read_value(self, location: str) -> Any:
         """Return the value at the position, to which peek() moved. Moves behind it."""
@@ -157,9 +160,7 @@ class JsonText:
             raise UserError(f"{problem}: put all records into one array, or save one record per line as .jsonl")
 
     def fail(self, location: str, problem: str):
-        """Raise UserError for the value at location; an empty problem means that the text ends early."""
+        """Raise JsonError for the value at location; an empty problem means that the text ends early."""
         if not problem:
-            problem = "the file ends before its JSON does: it was cut off, so get the whole file"
-            raise JsonError(f"{location}: {problem}", location, problem)
-        problem = f"not JSON ({problem})"
-        raise JsonError(f"{location} is {problem}: correct or delete the record", location, problem)
+            raise JsonError(f"{location}: the file ends before its JSON does: it was cut off, so get the whole file")
+        raise JsonError(f"{location} is not JSON ({problem}): correct or delete the record")
