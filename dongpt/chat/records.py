@@ -36,13 +36,12 @@ MESSAGE_FORMAT = (
 LIST_KEYS = ("messages", "conversations", "conversation")  # a list of messages
 QUESTION_KEYS = ("user", "question", "query", "prompt", "instruction", "input", "human", "problem")
 ANSWER_KEYS = ("assistant", "answer", "response", "output", "completion", "gpt", "solution")
-INPUT_KEYS = ("input", "context")  # what one of the next applies to
+INPUT_KEYS = ("input", "context")  # text that one of INPUT_QUESTIONS is about
 INPUT_QUESTIONS = ("instruction", "question", "query", "prompt", "problem")
 SYSTEM_KEYS = ("system", "system_prompt")
 LOSS_KEYS = frozenset(("weight", "train", "trainable", "loss_mask", "loss_weight"))
 MESSAGE_LOSS_KEYS = LOSS_KEYS | {"training", "loss", "loss_scale"}
-LOSS_OF_TEXT = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": None}
-FLAGS = ("true", "false", "0", "1")
+FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": None}
 PREFERENCE_KEYS = ("label", "kto_tag")  # true for a good answer, false for a bad one
 REJECTED_KEYS = {  # unless their value is empty: the kind of content that this program cannot express
     **dict.fromkeys(
@@ -90,7 +89,7 @@ class Form(NamedTuple):
 def lower_names(keys: tuple[str, ...], known: frozenset[str], named: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Return keys, with those in known in lower case: ("Weight ", "ID") -> ("weight", "ID").
 
-    Keys in named, which the user gave, are spelled as there. Raises RecordError if two keys become the same.
+    Keys that the user gave are spelled as in named. Raises RecordError if two keys with a meaning become the same.
     """
     names = {name: name for name in known} | {name.strip().lower(): name for name in named if name not in keys}
     found = tuple(key if key in named else names.get(str(key).strip().lower(), key) for key in keys)
@@ -104,7 +103,7 @@ def lower_names(keys: tuple[str, ...], known: frozenset[str], named: tuple[str, 
 def lower_keys(holder: dict[str, Any], known: frozenset[str], named: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return holder with the keys that lower_names() gives."""
     if not named and known.issuperset(holder):
-        return holder  # as most messages
+        return holder  # true of most messages
     keys = tuple(holder)
     names = lower_names(keys, known, named)
     return holder if names == keys else dict(zip(names, holder.values()))
@@ -180,7 +179,7 @@ def read_loss(holder: dict[str, Any], keys: frozenset[str] = LOSS_KEYS) -> bool 
     flags = []
     for key, value in holder.items():
         if isinstance(value, str) and key in keys:  # from CSV
-            value = LOSS_OF_TEXT.get(value.strip().lower(), value)
+            value = FLAGS.get(value.strip().lower(), value)
         if key not in keys or value is None or value != value:
             continue
         if not isinstance(value, (int, float)) or value not in (0, 1):
@@ -286,7 +285,7 @@ def find_pair(keys: tuple[str, ...]) -> tuple[str, str] | str | None:
 
 
 def find_missing(columns: Iterable[str], user: str, assistant: str, *others: str) -> list[str]:
-    """Return the names that a table with these columns lacks, where user and assistant need not be its only form."""
+    """Return which of the names a table lacks. Any known form will do, unless user or assistant is given."""
     names = tuple(column.strip().lower() for column in columns)
     is_named = (user, assistant) != ("user", "assistant")
     has_form = not is_named and (find_pair(names) or not set(LIST_KEYS).isdisjoint(names))
@@ -294,7 +293,7 @@ def find_missing(columns: Iterable[str], user: str, assistant: str, *others: str
 
 
 def find_wanted(names: tuple[str, ...], user: str, assistant: str, *others: str) -> list[str]:
-    """Return those of the names of columns that have a meaning, first those of the question and the answer."""
+    """Return the names of the columns that have a meaning, first those of the question and the answer."""
     found = find_pair(names) if (user, assistant) == ("user", "assistant") else None
     pair = found if isinstance(found, tuple) else (user, assistant)
     has_forms = found not in (None, ("user", "assistant"))  # perhaps several, with null for the others
@@ -323,8 +322,8 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
         in_loss = read_loss(others)
         for key in PREFERENCE_KEYS:
             value = others.get(key)
-            is_flag = isinstance(value, bool) or "completion" in record and str(value).lower() in FLAGS
-            if is_flag and "preference data" not in accepted:
+            is_flag = "completion" in record and FLAGS.get(str(value).strip().lower()) is not None
+            if (is_flag or isinstance(value, bool)) and "preference data" not in accepted:
                 raise RecordError("preference data", f"{key} marks good and bad answers, which are not supported")
     form, conversation = _read_form(record, others, named)
     conversation = _add_system(others, conversation)
@@ -334,6 +333,7 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
 
 
 def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str, ...]) -> tuple[Form, Messages]:
+    """Return (form, conversation) of a record. others are its fields except those in named."""
     if named:
         if missing := [key for key in named if key not in record]:
             remedy = f"pass --user=KEY and --assistant=KEY, two of {str([*record][:20])[:200]}"

@@ -14,6 +14,7 @@ from typing import Any, Iterable, Iterator
 from configurator import UserError
 
 MAX_VALUE_CHARS = 2**26  # a longer value is a sign of a missing bracket or quotation mark
+MAX_WASTED_CHARS = 2**28  # decoded in vain: damaged elements of an array are skipped up to this
 UNDECIDED_CHARS = 16  # at the end of the text read so far: more than any part of a literal, number or escape
 find_content = re.compile(r"[^ \t\r\n]").search
 # the rest of a text that ends within a literal, a number or an escape
@@ -44,7 +45,7 @@ class JsonText:
 
     def __init__(self, chunks: Iterable[str], path: str):
         self.chunks, self.path = iter(chunks), path
-        self.buffer, self.position = "", 0
+        self.buffer, self.position, self.n_wasted = "", 0, 0
         self.is_end = False  # whether buffer holds the rest of the text
         self.counted_lines, self.counted_until = 1, 0  # line number of the position counted_until in buffer
         self.decode = json.JSONDecoder().raw_decode
@@ -103,7 +104,7 @@ class JsonText:
                 if separator not in ("]", ","):
                     self.fail(location, f"{separator!r} follows it instead of a comma or bracket" if separator else "")
             except JsonError as error:
-                if not line_start or not self._skip_to(line_start):
+                if not line_start or self.n_wasted > MAX_WASTED_CHARS or not self._skip_to(line_start):
                     raise
                 yield location, error
                 separator = ","
@@ -142,6 +143,7 @@ class JsonText:
                 if self.is_end or not isinstance(value, (int, float)) or end + UNDECIDED_CHARS < len(self.buffer):
                     return value, end
             except json.JSONDecodeError as error:
+                self.n_wasted += error.pos - self.position
                 is_open_string = error.msg.startswith("Unterminated")
                 if self.is_end or not (is_open_string or error.pos + UNDECIDED_CHARS > len(self.buffer)):
                     ends_early = is_open_string or is_partial_token(self.buffer[error.pos :])

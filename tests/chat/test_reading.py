@@ -23,7 +23,7 @@ from dongpt.chat.parsing import read_json
 from dongpt.chat.reading import Dialogues
 from dongpt.chat.records import RecordError
 from dongpt.chat.survey import Survey
-from dongpt.text import bins
+from dongpt.text import bins, json_values
 from dongpt.text.bins import read_meta
 from dongpt.text.documents import Files
 from dongpt.text.tokenizers import from_dict
@@ -445,6 +445,15 @@ def test_an_array_is_left_out_up_to_its_end_but_not_beyond(tmp_path):
     for text in (records.replace("}]}\n]", "}]\n]"), records[:-2], records + "]"):
         with pytest.raises(UserError, match="not JSON|cut off|follows the end"):
             read(write_text(tmp_path / "a.json", text), skip_broken=True)
+
+
+def test_elements_that_all_swallow_the_next_ones_do_not_take_forever(tmp_path, monkeypatch):
+    records = [json.dumps(as_messages(one)).removesuffix("]}") for one in some_talks(600)]
+    path = write_text(tmp_path / "a.json", "[\n" + ",\n".join(records) + "]}\n]")
+    assert len(read(path, skip_broken=True)) == 1  # the last
+    monkeypatch.setattr(json_values, "MAX_WASTED_CHARS", 2**20)
+    with pytest.raises(UserError, match="not JSON|cut off"):
+        read(path, skip_broken=True)
 
 
 def test_a_file_that_cannot_be_decompressed_is_not_a_broken_line(tmp_path):
