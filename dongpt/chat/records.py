@@ -347,12 +347,10 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
             is_sharegpt = "from" in names and "role" not in names
             name = f"ShareGPT ({key}: from, value)" if is_sharegpt else f"messages ({key}: role, content)"
             return Form(name, (key,)), read_messages(messages)
-    problem = ""
-    for is_missing in (lambda value: value is None, is_empty, lambda value: False):
-        pair = find_pair(tuple(key for key in record if not is_missing(record[key])))
-        if isinstance(pair, tuple):
-            return _read_pair(record, others, *pair)
-        problem = pair or problem or f"no form of conversation is known with the keys {str([*record][:20])[:200]}"
+    pair = find_pair(tuple(key for key in record if record[key] is not None)) or find_pair(tuple(record))
+    if isinstance(pair, tuple):
+        return _read_pair(record, others, *pair)
+    problem = pair or f"no form of conversation is known with the keys {str([*record][:20])[:200]}"
     raise RecordError("an unknown form", problem, f"pass --user=KEY and --assistant=KEY, or {MESSAGE_FORMAT}")
 
 

@@ -308,7 +308,7 @@ def test_records_with_several_questions_are_rejected_unless_one_is_named():
     with pytest.raises(RecordError, match="not clear which of 'question', 'instruction'"):
         to_conversation(record)
     assert to_conversation(record, "instruction", "output")[1] == Q_A
-    assert to_conversation(record | {"question": ""})[1] == Q_A  # of another form in the same table
+    assert to_conversation(record | {"question": None})[1] == Q_A  # of another form in the same table
     assert to_conversation({"instruction": "q", "input": "", "output": "a", "prompt": "### q"})[1] == Q_A
 
 
