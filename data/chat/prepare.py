@@ -39,7 +39,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 class PrepareConfig(Vocabulary):
     tokenizer: TokenizerKind = "bpe"  # bpe, char or word to train from scratch; gpt2 to fine-tune GPT-2
     vocab_size: int = 2048  # bpe: number of tokens, including special tokens
-    input: str = ""  # file with conversations (.json, .jsonl, .csv, .parquet, tagged text), folder or glob pattern
+    input: str = ""  # file with conversations (.json, .jsonl, .csv, .parquet, tagged text), archive, folder or pattern
     user: str = "user"  # column or key with the questions; default: a common name, such as user or question
     assistant: str = "assistant"  # column or key with the answers; default: a common name, such as assistant or answer
     conversation: str = ""  # adjacent questions and answers with the same value in this column form a conversation

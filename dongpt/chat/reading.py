@@ -81,6 +81,7 @@ class Dialogues:
             yield self._join(path, [record for _, record in group], survey)
 
     def _lower_keys(self, record: Any) -> Any:
+        """Return the record with its keys in lower case, or the error."""
         try:
             return records.lower_keys(record, records.RECORD_KEYS, self._names) if isinstance(record, dict) else record
         except RecordError as error:
@@ -155,6 +156,7 @@ class Dialogues:
 
     @property
     def _names(self) -> tuple[str, ...]:
+        """The names of the fields with the questions, the answers and the conversation."""
         return (self.user, self.assistant, *((self.conversation,) if self.conversation else ()))
 
     def _check_columns(self, path: str, columns: Sequence[str]) -> tuple[str, ...]:

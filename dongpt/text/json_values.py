@@ -14,7 +14,7 @@ from typing import Any, Iterable, Iterator
 from configurator import UserError
 
 MAX_VALUE_CHARS = 2**26  # a longer value is a sign of a missing bracket or quotation mark
-MAX_WASTED_CHARS = 2**28  # decoded in vain: damaged elements of an array are skipped up to this
+MAX_WASTED_CHARS = 2**28  # decoded in vain; a damaged element may include all that follows, so skipping has a limit
 UNDECIDED_CHARS = 16  # at the end of the text read so far: more than any part of a literal, number or escape
 find_content = re.compile(r"[^ \t\r\n]").search
 # the rest of a text that ends within a literal, a number or an escape
@@ -89,8 +89,8 @@ class JsonText:
     def elements(self, line_start: str = "") -> Iterator[tuple[str, Any]]:
         """Yield (location, value) of the elements of the array at the position, and move past it.
 
-        The value of an element that is not JSON is a JsonError if a later line begins with line_start, such as
-        "\\n  {", where the next element begins. Otherwise the JsonError is raised.
+        With line_start, such as "\\n  {", the value of an element that is not JSON is the JsonError, and reading
+        continues at the next line that begins so. The JsonError is raised if there is no such line.
         """
         self.position += 1
         separator = self.peek()
@@ -115,7 +115,7 @@ class JsonText:
         self.position += 1
 
     def _skip_to(self, line_start: str) -> bool:
-        """Move to the last character of line_start, and return whether it occurs."""
+        """Move before the last character of the next line_start, and return whether there is one."""
         while (found := self.buffer.find(line_start, self.position)) < 0 and not self.is_end:
             self.position = max(self.position, len(self.buffer) - len(line_start))
             self.read_more()
