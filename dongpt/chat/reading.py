@@ -67,8 +67,7 @@ class Dialogues:
             if suffix in documents.CSV_DELIMITERS:
                 yield from self._join_records(location, self._read_csv(location, suffix, chunks), survey)
             elif suffix in JSON_SUFFIXES or head.lstrip().startswith(("[", "{")):
-                values = read_json(chunks, location, suffix in LINE_SUFFIXES)
-                yield from self._join_records(location, values, survey)
+                yield from self._join_records(location, read_json(chunks, location, suffix in LINE_SUFFIXES), survey)
             else:
                 yield from _read_dialogues(location, chunks, survey)
 
@@ -76,16 +75,9 @@ class Dialogues:
         self, path: str, values: Iterable[Record], survey: Survey
     ) -> Iterator[tuple[str, Messages | RecordError]]:
         """Yield (location, conversation) of each record, or of adjacent ones with the same self.conversation."""
-        with_names = ((location, self._lower_keys(record)) for location, record in values)
+        with_names = ((location, _lower_keys(record, self._names)) for location, record in values)
         for _, group in groupby(enumerate(with_names), self._group_key):
             yield self._join(path, [record for _, record in group], survey)
-
-    def _lower_keys(self, record: Any) -> Any:
-        """Return the record with its keys in lower case, or the error."""
-        try:
-            return records.lower_keys(record, records.RECORD_KEYS, self._names) if isinstance(record, dict) else record
-        except RecordError as error:
-            return error
 
     def _group_key(self, item: tuple[int, Record]) -> str | int:
         """Return the value of the field self.conversation, or the record's number if it is blank."""
@@ -110,10 +102,9 @@ class Dialogues:
                     raise RecordError("missing fields", f"there is no field {self.conversation!r} (--conversation)")
                 if self.conversation:
                     form = form._replace(used=(*form.used, self.conversation))
-                if conversation and messages[0][0] == "system":
-                    if messages.pop(0) != conversation[0]:
-                        problem = f"another system message than in the first record with this {self.conversation}"
-                        raise RecordError("two system messages", problem)
+                if conversation and messages[0][0] == "system" and messages.pop(0) != conversation[0]:
+                    problem = f"another system message than in the first record with this {self.conversation}"
+                    raise RecordError("two system messages", problem)
             except RecordError as error:
                 return location, error
             survey.add_form(path, form, record)
@@ -169,6 +160,14 @@ class Dialogues:
             return records.lower_names(tuple(columns), records.RECORD_KEYS, self._names)
         except RecordError as error:
             raise UserError(f"{path}: {error}") from error
+
+
+def _lower_keys(record: Any, names: tuple[str, ...]) -> Any:
+    """Return a record with its keys in lower case, or the error."""
+    try:
+        return records.lower_keys(record, records.RECORD_KEYS, names) if isinstance(record, dict) else record
+    except RecordError as error:
+        return error
 
 
 def _read_dialogues(path: str, chunks: Iterable[str], survey: Survey) -> Iterator[tuple[str, Messages | RecordError]]:

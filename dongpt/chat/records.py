@@ -102,8 +102,6 @@ def lower_names(keys: tuple[str, ...], known: frozenset[str], named: tuple[str, 
 
 def lower_keys(holder: dict[str, Any], known: frozenset[str], named: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return holder with the keys that lower_names() gives."""
-    if not named and known.issuperset(holder):
-        return holder  # true of most messages
     keys = tuple(holder)
     names = lower_names(keys, known, named)
     return holder if names == keys else dict(zip(names, holder.values()))
@@ -219,12 +217,14 @@ def read_messages(messages: list, n_context: int = 0) -> Messages:
             if flags[number] and (role != "assistant" or number < n_context):
                 problem = f"the message from {role} is marked to count in the loss, but only answers can"
                 raise RecordError("a loss on other messages", problem)
-    return [(role, text, False) for role, text, _ in conversation[:n_context]] + conversation[n_context:]
+    for number in range(n_context):
+        conversation[number] = (*conversation[number][:2], False)
+    return conversation
 
 
 def read_message(message: Any) -> Message:
     """Return the role and the text of a message, and whether it counts if it is an answer. Raises RecordError."""
-    if isinstance(message, dict):
+    if isinstance(message, dict) and not MESSAGE_KEYS.issuperset(message):
         message = lower_keys(message, MESSAGE_KEYS)
     if not isinstance(message, dict) or not ("role" in message or "from" in message):
         problem = f"{shorten(message, 60)!r} is not a message with role and content"
@@ -249,14 +249,15 @@ def read_message(message: Any) -> Message:
 def check_turns(conversation: Messages) -> Messages:
     """Return conversation if user and assistant take turns and no message is blank. Raises RecordError."""
     turns = conversation[1:] if conversation and conversation[0][0] == "system" else conversation
-    for number, (role, _, _) in enumerate(turns):
-        expected = ROLES[1 + number % 2]
+    expected = "user"
+    for role, _, _ in turns:
         if role != expected:
             problem, remedy = f"expected a message from {expected}, got {role}", "user and assistant must take turns"
-            if number == 0 and role == "assistant":
+            if turns[0][0] == "assistant":
                 problem, remedy = "the first message is an answer", "delete that message, or add its question"
             raise RecordError("turns that do not alternate", problem, remedy)
-    if not turns or len(turns) % 2:
+        expected = "assistant" if expected == "user" else "user"
+    if not turns or expected == "assistant":
         raise RecordError("no answer at the end", "the conversation must end with an answer")
     for role, content, _ in conversation:
         if not content or content.isspace():
