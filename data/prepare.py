@@ -198,7 +198,14 @@ def print_next(prepared: PreparedData):
     size = f"{n_params / 1e6:.1f} million parameters in its blocks"
     model = f"{settings['n_layer']} layers of width {settings['n_embd']} ({size})"
     passes = f"{settings['max_iters']:,} iterations, {n_passes:,.0f} passes over the training set"
-    print(f"suggestion: {model} and {passes}" + ", enough to memorize the text" * (n_passes > MEMORIZING_PASSES))
+    print(f"suggestion: {model} and {passes}")
+    if n_passes > MEMORIZING_PASSES:
+        *_, batch_size, block_size = MODEL_SIZES[0]
+        n_needed = MIN_ITERS * batch_size * block_size // MEMORIZING_PASSES
+        print(
+            f"note: the text is too short to learn a language from (at least {n_needed:,} tokens); the model will"
+            " mostly memorize it"
+        )
     config_path = os.path.join(ROOT, "config", "quickstart.py")
     defaults = configurator.exec_config(config_path)
     script, config = (shlex.quote(shortest_path(path)) for path in (os.path.join(ROOT, "train.py"), config_path))

@@ -162,7 +162,8 @@ class LookupTokenizer(Tokenizer):
         if unknown == "error" and len(ids) < len(pieces):
             missing = self._unknown_pieces(text)
             names = ", ".join(map(repr, missing[:10])) + " and others" * (len(missing) > 10)
-            problem = f"the text has {self.unit_name} that are not in the vocabulary of {len(self.pieces):,}: {names}"
+            vocabulary = f"the vocabulary of {len(self.pieces):,} {self.unit_name}"
+            problem = f"the text has {self.unit_name} that are not in {vocabulary}: {names}"
             raise UserError(f"{problem}; use a different text, or pass --unknown=skip or --unknown=replace")
         return ids
 
