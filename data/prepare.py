@@ -31,10 +31,11 @@ from typing import Annotated, Iterable, Iterator
 import configurator
 from configurator import UserError
 from dongpt.program import LOCK_FILE, ROOT, run_program
+from dongpt.text.archives import is_archive
 from dongpt.text.bins import PreparedData, dataset_folder, read_meta
+from dongpt.text.compressed import file_suffixes
 from dongpt.text.documents import BLANK, FOLDER_SUFFIXES, RECORD_SUFFIXES, TEXT_SUFFIXES, Document, Files, find_files
 from dongpt.text.hub import PREFIX, HubText, open_dataset, parse_name
-from dongpt.text.packed import file_suffixes, is_archive
 from dongpt.text.prepare import TextSource, Vocabulary, prepare, warn_unused_options
 from dongpt.text.report import count_of, report, shortest_path
 

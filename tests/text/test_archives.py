@@ -15,8 +15,8 @@ import zipfile
 import pytest
 
 from configurator import UserError
-from dongpt.text import epub, packed
-from dongpt.text.packed import is_archive, read_members
+from dongpt.text import archives, epub
+from dongpt.text.archives import is_archive, read_members
 
 
 def zstd():
@@ -247,14 +247,14 @@ def test_compressed_members_are_read_and_archives_in_archives_are_not(tmp_path, 
     assert read_all(write(tmp_path / "a", make({"a.txt.gz": gzip.compress(TEXT)}))) == [("a.txt.gz", TEXT)]
     for content in (make_zip(POEMS), make_tar(POEMS), gzip.compress(gzip.compress(TEXT))):
         assert "unpack it, and pass the folder" in problem(write(tmp_path / "b", make({"a.txt": content})))
-    assert "holds no text" in problem(write(tmp_path / "c", make({"inner.zip": make_zip(POEMS)})))
-    assert "holds no text" in problem(write(tmp_path / "d", make({"image.png": b""})))
+    assert "holds no files" in problem(write(tmp_path / "c", make({"inner.zip": make_zip(POEMS)})))
+    assert "holds no files" in problem(write(tmp_path / "d", make({"image.png": b""})))
     assert "not text" in problem(write(tmp_path / "e", make({"a.txt": b"%PDF-1.7 ..."})))
 
 
 def test_an_archive_in_a_compression_or_compressed_twice_is_refused(tmp_path):
     for content in (gzip.compress(make_zip(POEMS)), gzip.compress(bz2.compress(TEXT))):
-        assert "compressed once more: unpack it" in problem(write(tmp_path / "a.gz", content))
+        assert "contains another archive or compressed file: unpack it" in problem(write(tmp_path / "a.gz", content))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
@@ -279,7 +279,7 @@ def test_what_follows_the_end_of_a_tar_or_a_damaged_header_is_not_ignored(tmp_pa
 
 
 def test_a_large_tar_is_read_in_its_own_order_in_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(packed, "SORTED_TAR_BYTES", 2**20)
+    monkeypatch.setattr(archives, "SORTED_TAR_BYTES", 2**20)
     members = {f"{9 - i}.txt": bytes([65 + i]) * 400_000 for i in range(10)}
     path = write(tmp_path / "a.tar.gz", gzip.compress(make_tar(members)))
     assert read_all(path) == list(members.items())
@@ -345,7 +345,7 @@ def test_progress_is_reported_in_bytes_of_the_file(tmp_path):
     [
         (b"%PDF-1.4\n%\xe2\xe3", "is a PDF, not text: convert it with pdftotext"),
         (make_zip({"[Content_Types].xml": b"", "word/document.xml": b""}), "Word document (.docx), not text: save it"),
-        (make_zip({"xl/workbook.xml": b""}), "Excel workbook"),
+        (make_zip({"[Content_Types].xml": b"", "xl/workbook.xml": b""}), "Excel workbook"),
         (make_zip({"mimetype": b"application/vnd.oasis.opendocument.text"}), "OpenDocument file (.odt), not text"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100), "old Office document"),
         (b"{\\rtf1\\ansi text}", "an RTF document"),

@@ -1,0 +1,282 @@
+"""Read text files, also those that are compressed or in zip and tar archives, without extracting them to disk.
+
+    for member in read_members("corpus.tar.zst", lambda name: name.endswith(".txt")):
+        for chunk in member.chunks: ...  # bytes
+
+Archives are recognized by their first bytes, not by their name. A tar may be compressed, and an EPUB is a zip. Any
+other file is its own single member. Memory use doesn't depend on the size of the file, nor on sizes in headers. Raises
+UserError for files that are damaged, truncated, encrypted or not text.
+"""
+
+import contextlib
+import io
+import itertools
+import operator
+import os
+import posixpath
+import re
+import stat
+import tarfile
+import zipfile
+from typing import IO, Any, Callable, Iterable, Iterator, NamedTuple
+
+from configurator import UserError
+from dongpt.text.compressed import (
+    CHUNK_BYTES,
+    HEAD_BYTES,
+    ChunkReader,
+    decompress,
+    decompressor_for,
+    explain_errors,
+    file_suffixes,
+    read_chunks,
+    split_head,
+)
+from dongpt.text.file_kinds import SAVE_AS_TEXT, reject_other_kinds
+
+SORTED_TAR_BYTES = 2**26  # a tar with more text is read in its own order, since it cannot be sorted in memory
+MAX_TAR_HEADER_BYTES = 2**20  # for a long name
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".epub")
+ZIP_STARTS = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
+OFFICE_FOLDERS = {  # in a zip with a list of content types
+    "word/": "a Word document (.docx)",
+    "xl/": "an Excel workbook (.xlsx)",
+    "ppt/": "a PowerPoint presentation (.pptx)",
+}
+is_hidden = re.compile(r"(^|/)\.[^/]|(^|/)__MACOSX/").search
+
+
+class Member(NamedTuple):
+    """A file, or one of the files in an archive."""
+
+    location: str  # FILE, or FILE/MEMBER, for messages
+    suffix: str  # of its name in lower case, without that of a compression: ".txt"
+    chunks: Iterator[bytes]  # its content
+
+
+def is_archive(path: str) -> bool:
+    """Return True if a file is an archive. Raises UserError if it cannot be read."""
+    head = read_head(path)
+    return head.startswith(ZIP_STARTS) or _is_tar(head)
+
+
+def read_head(path: str) -> bytes:
+    """Return the start of a file, decompressed."""
+    with explain_errors(path), open(path, "rb") as file:
+        return split_head(decompress(path, read_chunks(path, file)))[0]
+
+
+@contextlib.contextmanager
+def open_file(path: str, is_wanted: Callable[[str], bool]) -> Iterator["io.BufferedReader[Any]"]:
+    """Open a file for reading, decompressed. If it is an archive, open its only member with a wanted name.
+
+    Raises UserError if there are several.
+    """
+    with explain_errors(path), io.BufferedReader(io.FileIO(path), CHUNK_BYTES) as file:
+        if not _is_packed(file.peek()[:HEAD_BYTES]):
+            yield file  # itself, which is faster, whatever its name
+            return
+    names = [member.location[len(path) + 1 :] for member in read_members(path, is_wanted)]
+    if len(names) > 1:
+        raise UserError(f"{path} contains several files ({', '.join(names[:5])}): unpack it, and pass one of them")
+    for member in read_members(path, is_wanted):
+        yield io.BufferedReader(ChunkReader(member.chunks), CHUNK_BYTES)
+
+
+def read_members(
+    path: str,
+    is_wanted: Callable[[str], bool],
+    on_progress: Callable[[int], None] = lambda n: None,
+    on_skip: Callable[[], None] = lambda: None,
+) -> Iterator[Member]:
+    """Yield the members of an archive with wanted names, sorted by name, or the file itself.
+
+    Read a member's chunks before the next member. Calls on_progress with the number of bytes read since the last call,
+    and on_skip for every other member. Raises UserError if no name is wanted.
+    """
+    with explain_errors(path), open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+        file.seek(0)
+        if head.startswith(ZIP_STARTS):
+            yield from _read_zip(path, file, is_wanted, on_progress, on_skip)
+            return
+        head, chunks = split_head(decompress(path, read_chunks(path, file, on_progress)))
+        suffix = file_suffixes(path)[0]
+        if _is_tar(head):
+            yield from _read_tar(path, chunks, is_wanted, on_skip)
+        elif suffix in ARCHIVE_SUFFIXES:
+            raise UserError(f"{path} is not the archive that its name says: it is damaged, or should have another name")
+        else:
+            yield _member(path, suffix, head, chunks)
+
+
+def _member(location: str, suffix: str, head: bytes, chunks: Iterator[bytes]) -> Member:
+    """Return a member whose content starts with head. Raises UserError if it is not text."""
+    reject_other_kinds(location, head, suffix)
+    if _is_packed(head):
+        raise UserError(f"{location} contains another archive or compressed file: unpack it, and pass the folder")
+    return Member(location, suffix, chunks)
+
+
+def _is_packed(head: bytes) -> bool:
+    """Return True if a file that starts with head is an archive or compressed."""
+    return head.startswith(ZIP_STARTS) or bool(decompressor_for(head)) or _is_tar(head)
+
+
+def _member_location(path: str, name: str) -> str:
+    return f"{path}/" + "".join(c if c.isprintable() else "?" for c in name)
+
+
+def _archive_member(path: str, name: str, chunks: Iterator[bytes]) -> Member:
+    """Return a member of the archive at path, decompressed."""
+    location = _member_location(path, name)
+    return _member(location, file_suffixes(name)[0], *split_head(decompress(location, chunks)))
+
+
+def _is_readable(name: str, is_wanted: Callable[[str], bool]) -> bool:
+    """Return True if a member should be read: if its name is wanted and stays inside the archive."""
+    name = posixpath.normpath(name)
+    is_outside = name.startswith(("/", "\\", "../")) or name[1:3] in (":\\", ":/")
+    return not (is_outside or is_hidden(name)) and is_wanted(name)
+
+
+def _reject_empty(path: str):
+    raise UserError(f"{path} holds no files that can be read from an archive: unpack it, and pass its files")
+
+
+def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> Iterator[Member]:
+    """Yield the texts in a zip archive, sorted by name, or those of an e-book, in reading order."""
+    from dongpt.text import epub  # with its parsers, which only this needs
+
+    size, n_reported = os.path.getsize(path), 0
+    with zipfile.ZipFile(file) as archive:
+        infos = [info for info in archive.infolist() if not info.is_dir()]
+        names = {info.filename: info for info in infos}
+        mimetype = archive.open("mimetype").read(100) if "mimetype" in names else b""
+        _reject_documents(path, names, mimetype)
+        is_book = epub.CONTAINER in names or mimetype.startswith(b"application/epub+zip")
+        if is_book:
+            texts = [names[name] for name in epub.reading_order(archive, path)]
+        else:
+            texts = sorted(filter(_is_regular, infos), key=operator.attrgetter("filename"))
+            texts = [info for info in texts if _is_readable(info.filename, is_wanted)]
+        for _ in range(0 if is_book else len(infos) - len(texts)):
+            on_skip()
+        for info in texts:
+            if info.flag_bits & 1:
+                remedy = "unpack it with its password, and pass the folder"
+                raise UserError(f"{path} is encrypted ({info.filename}): {remedy}")
+            chunks = _read_zip_member(archive, info, path)
+            if is_book:
+                yield Member(f"{path}/{info.filename}", ".txt", epub.extract_text(chunks))
+            else:
+                yield _archive_member(path, info.filename, chunks)
+            n_bytes = min(info.compress_size, size - n_reported)
+            n_reported += n_bytes
+            on_progress(n_bytes)
+        if not texts:
+            _reject_empty(path)
+    on_progress(size - n_reported)
+
+
+def _is_regular(info: zipfile.ZipInfo) -> bool:
+    return not stat.S_ISLNK(info.external_attr >> 16)
+
+
+def _reject_documents(path: str, names: Iterable[str], mimetype: bytes):
+    """Raise UserError if a zip with these members is a document of an office program."""
+    folders = OFFICE_FOLDERS if "[Content_Types].xml" in names else ()
+    kinds = [OFFICE_FOLDERS[folder] for folder in folders if any(name.startswith(folder) for name in names)]
+    if mimetype.startswith(b"application/vnd.oasis.opendocument"):
+        kinds = ["an OpenDocument file (.odt)"]
+    if kinds:
+        raise UserError(f"{path} is {kinds[0]}, not text: {SAVE_AS_TEXT}")
+
+
+def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> Iterator[bytes]:
+    """Yield the content of a member, whose CRC zipfile checks at the end."""
+    location, n_bytes = _member_location(path, info.filename), 0
+    with explain_errors(location), archive.open(info) as file:
+        for chunk in read_chunks(location, file):
+            n_bytes += len(chunk)
+            yield chunk
+        if n_bytes != info.file_size:
+            raise EOFError(f"it has {n_bytes:,} bytes where the archive says {info.file_size:,}")
+
+
+class _BoundedTarInfo(tarfile.TarInfo):
+    """The header of a tar's member, without names that fill memory."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        info = super().frombuf(buf, encoding, errors)
+        is_header = info.type in (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        if is_header and info.type != tarfile.GNUTYPE_SPARSE and info.size > MAX_TAR_HEADER_BYTES:
+            raise tarfile.ReadError(f"a name takes {info.size:,} bytes")
+        return info
+
+
+def _is_tar(head: bytes) -> bool:
+    """Return True if head starts with a tar header whose checksum is correct."""
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+class _TarReader(ChunkReader):
+    """A tar file over chunks. It keeps the last bytes that were read."""
+
+    position, recent = 0, b""
+
+    def readinto(self, buffer) -> int:
+        n = super().readinto(buffer)
+        self.position += n
+        self.recent = (self.recent + bytes(buffer[:n]))[-2 * tarfile.RECORDSIZE :]
+        return n
+
+    def has_only_zeros_after(self, position: int) -> bool:
+        """Return True if only zeros follow a position, and at least one. Reads to the end."""
+        rest = self.recent[len(self.recent) - (self.position - position) :]
+        n_bytes, is_zero = len(rest), not rest.strip(b"\0")
+        while data := self.read(CHUNK_BYTES):
+            n_bytes, is_zero = n_bytes + len(data), is_zero and not data.strip(b"\0")
+        return n_bytes > 0 and is_zero
+
+
+def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterator[Member]:
+    """Yield the texts in a tar archive, sorted by name, or in archive order if they exceed SORTED_TAR_BYTES."""
+    texts: list[tuple[str, bytes]] | None = []  # (name, content) of all members, or None if they are not sorted
+    size, n_read = 0, 0
+    file: Any = _TarReader(chunks)
+    with explain_errors(path), tarfile.open(fileobj=file, mode="r|", tarinfo=_BoundedTarInfo) as opened:
+        archive: Any = opened
+        while info := archive.next():
+            archive.members.clear()  # else it keeps all headers
+            if not info.isreg() or not _is_readable(info.name, is_wanted):
+                if not info.isdir():
+                    on_skip()
+                continue
+            n_read, size = n_read + 1, size + tarfile.BLOCKSIZE
+            content = read_chunks(_member_location(path, info.name), archive.extractfile(info))
+            if texts is not None:
+                parts = []
+                for part in content:
+                    parts.append(part)
+                    size += len(part)
+                    if size > SORTED_TAR_BYTES:
+                        break
+                if size <= SORTED_TAR_BYTES:
+                    texts.append((info.name, b"".join(parts)))
+                    continue
+                yield from (_archive_member(path, name, iter([text])) for name, text in texts)
+                content, texts = itertools.chain(parts, content), None
+            yield _archive_member(path, info.name, content)
+        # tarfile takes a damaged header for the end
+        if not file.has_only_zeros_after(archive.offset):
+            raise EOFError("it ends early, has a damaged header, or something follows its end")
+    texts = sorted(texts or [], key=operator.itemgetter(0))
+    yield from (_archive_member(path, name, iter([text])) for name, text in texts)
+    if not n_read:
+        _reject_empty(path)

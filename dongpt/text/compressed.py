@@ -1,0 +1,160 @@
+"""Read files compressed with gz, bz2, xz or zst, in memory that doesn't depend on their size.
+
+    with open(path, "rb") as file:
+        for chunk in decompress(path, read_chunks(path, file)): ...  # bytes
+
+The format is recognized by the first bytes, not by the name, and a file may have several streams. Other files are read
+as they are. Raises UserError for files that are damaged or truncated, or that have other data after a stream.
+"""
+
+import bz2
+import contextlib
+import io
+import itertools
+import lzma
+import os
+import re
+import sys
+import tarfile
+import zipfile
+import zlib
+from typing import IO, Any, Callable, Iterator
+
+from configurator import UserError
+
+CHUNK_BYTES = 2**20  # read at a time
+COMPRESSED_BYTES = 2**16  # decompressed at a time; they are copied once per stream, and streams may be short
+HEAD_BYTES = 4096  # enough to recognize a format
+COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+DAMAGE_ERRORS = (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+
+
+def file_suffixes(path: str) -> tuple[str, str]:
+    """Return the lowercase suffixes for a file's format and compression: (".txt", ".gz"), (".csv", "")."""
+    stem, suffix = os.path.splitext(path.lower())
+    return (os.path.splitext(stem)[1], suffix) if suffix in COMPRESSION_SUFFIXES else (suffix, "")
+
+
+@contextlib.contextmanager
+def explain_errors(location: str) -> Iterator[None]:
+    """Convert errors of reading, decompressing and unpacking to UserErrors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except NotImplementedError as error:  # from zipfile
+        raise UserError(f"{location} cannot be decompressed ({error}): unpack it with another program") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"{location} cannot be read ({error.strerror}): check its path and permissions") from error
+        if not isinstance(error, (*DAMAGE_ERRORS, OSError)) and type(error).__name__ != "ZstdError":
+            raise
+        reason = str(error) or "it ends early"
+        remedy = "download it again"
+        if "too much memory" in reason:  # zstd --long=28 and more
+            remedy = "decompress it with zstd -d --long=31"
+        raise UserError(f"{location} cannot be decompressed ({reason}): {remedy}") from error
+
+
+def read_chunks(location: str, file: IO[bytes], on_progress: Callable[[int], None] = lambda n: None) -> Iterator[bytes]:
+    """Yield the content of a file in chunks, and call on_progress with their sizes."""
+    with explain_errors(location):
+        while chunk := file.read(CHUNK_BYTES):
+            on_progress(len(chunk))
+            yield chunk
+
+
+def split_head(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Return (the first HEAD_BYTES, all chunks including them)."""
+    head = b""
+    while len(head) < HEAD_BYTES and (chunk := next(chunks, b"")):
+        head += chunk
+    return head[:HEAD_BYTES], itertools.chain([head], chunks) if head else chunks
+
+
+def decompressor_for(head: bytes) -> Callable[[], Any] | None:
+    """Return a function that creates a decompressor for a file that starts with head, or None if it isn't compressed.
+
+    The modules gzip, bz2 and lzma are not used, since the latter two ignore everything after a damaged second stream.
+    """
+    if head.startswith(b"\x1f\x8b"):
+        return lambda: zlib.decompressobj(wbits=31)  # gz; checks length and CRC
+    if re.match(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", head):
+        return bz2.BZ2Decompressor
+    if head.startswith(b"\xfd7zXZ\0"):
+        return lzma.LZMADecompressor
+    if head.startswith(b"\x28\xb5\x2f\xfd") or re.match(rb"[\x50-\x5f]\x2a\x4d\x18", head):  # the latter is skippable
+        return _zstd_decompressor
+    return None
+
+
+def _zstd_decompressor():
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        try:
+            from backports import zstd
+        except ModuleNotFoundError:
+            remedy = "pip install backports.zstd, or unpack the file with unzstd"
+            raise UserError(f"reading .zst files needs the package backports.zstd: {remedy}") from None
+    return zstd.ZstdDecompressor()
+
+
+def decompress(location: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the decompressed content of a file, or the chunks themselves if it isn't compressed."""
+    head, chunks = split_head(chunks)
+    new_decompressor = decompressor_for(head)
+    if not new_decompressor:
+        if suffix := file_suffixes(location)[1]:
+            problem = f"its first bytes are not those of a {suffix} file"
+            raise UserError(f"{location} cannot be decompressed: {problem}: it is damaged, or its name is wrong")
+        yield from chunks
+        return
+    with explain_errors(location):
+        decompressor = None
+        for chunk in chunks:
+            for start in range(0, len(chunk), COMPRESSED_BYTES):
+                data = chunk[start : start + COMPRESSED_BYTES]
+                while data:
+                    if decompressor is None:
+                        data = data.lstrip(b"\0")  # padding between streams
+                        if not data:
+                            break
+                        decompressor = new_decompressor()
+                    if content := decompressor.decompress(data, CHUNK_BYTES):
+                        yield content
+                    if decompressor.eof:
+                        data, decompressor = decompressor.unused_data, None
+                    elif hasattr(decompressor, "unconsumed_tail"):  # zlib
+                        data = decompressor.unconsumed_tail
+                    else:
+                        data = b""
+                        while not (decompressor.needs_input or decompressor.eof):
+                            if content := decompressor.decompress(b"", CHUNK_BYTES):
+                                yield content
+                        if decompressor.eof:
+                            data, decompressor = decompressor.unused_data, None
+        if decompressor is not None:
+            raise EOFError("it ends early")
+
+
+class ChunkReader(io.RawIOBase):
+    """A file whose content comes in chunks. io.BufferedReader adds readline() and peek()."""
+
+    def __init__(self, chunks: Iterator[bytes]):
+        self.chunks, self.rest = chunks, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        """Fill buffer, unless the file ends before, and return the number of bytes."""
+        n_filled = 0
+        while n_filled < len(buffer):
+            if not self.rest and not (chunk := next(self.chunks, b"")):
+                break
+            self.rest = self.rest or memoryview(chunk)
+            n = min(len(self.rest), len(buffer) - n_filled)
+            buffer[n_filled : n_filled + n] = self.rest[:n]
+            n_filled, self.rest = n_filled + n, self.rest[n:]
+        return n_filled
