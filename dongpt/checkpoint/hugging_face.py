@@ -101,13 +101,15 @@ def load(name_or_path: str, **extra_args) -> dict:
 
 def find_directory(name_or_path: str) -> str:
     """Return the directory with a model's files. Raises UserError for a PEFT adapter and for a failed download."""
-    if os.path.exists(os.path.join(name_or_path, "config.json")):
-        return name_or_path
+    is_directory = os.path.exists(os.path.join(name_or_path, "config.json"))
     if os.path.exists(os.path.join(name_or_path, ADAPTER_CONFIG_FILE)):
         base = _read(name_or_path, ADAPTER_CONFIG_FILE).get("base_model_name_or_path")
-        problem = f"{name_or_path} contains only a PEFT adapter for the model {base!r}"
-        raise UserError(f"{problem}: in PEFT, merge_and_unload() it into that model and save_pretrained() the result")
-    return _download(name_or_path)
+        contents = "a model and" if is_directory else "only"
+        problem = f"{name_or_path} contains {contents} a PEFT adapter for the model {base!r}"
+        alone = ", or move adapter_* out of the directory to load the model alone" if is_directory else ""
+        remedy = "in PEFT, merge_and_unload() it into that model and save_pretrained() the result"
+        raise UserError(f"{problem}: {remedy}{alone}")
+    return name_or_path if is_directory else _download(name_or_path)
 
 
 def _check_config(hf_config: dict, expected: dict, path: str):

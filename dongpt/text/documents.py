@@ -211,10 +211,10 @@ class Files:
     ) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Yield the records with their values as text, and "" for null."""
         for location, values in records:
-            texts = (
+            texts = [
                 str(v) if n in labels else "" if v is None else check_text(v, location, n, self.raw)
                 for n, v in zip(fields, values)
-            )
+            ]
             yield location, tuple(texts)
 
     def _decode(self, member: Member, digest) -> Iterator[str]:
@@ -307,7 +307,7 @@ def check_text(text, location: str, field: str, raw: bool = False) -> str:
     if "\0" in text or not is_valid_unicode(text):
         problem = f"contains a NUL or an unpaired surrogate ({text[:40]!r}...)"
         raise UserError(f"{location}: the field {field!r} {problem}: correct or delete the record")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def parse_json(line: str, location: str) -> Any:
@@ -332,7 +332,7 @@ def _check_fields(source: str, fields: Iterable[str], names: Iterable[str], opti
 
 def _read_json_lines(path: str, fields: tuple[str, ...], option: str, lines: Iterable[str]) -> Iterator[Record]:
     for line_number, line in enumerate(lines, 1):
-        if line.strip():
+        if not line.isspace():
             location = f"{path} line {line_number:,}"
             record = parse_json(line, location)
             yield location, _select_fields(record, location, fields, option)

@@ -17,6 +17,7 @@ import math
 import multiprocessing
 import os
 import re
+import sys
 import threading
 import zlib
 from collections import Counter, deque
@@ -345,9 +346,23 @@ def _count_symbols(pieces: Pieces, vocabulary: Vocabulary) -> Counter[str]:
             counts.update(words)
             if len(counts) > MAX_WORDS:
                 raise UserError(f"the text has more than {MAX_WORDS:,} different words: use --tokenizer=bpe")
-    for _, text, _ in pieces:  # for BPE, this only reads all pieces, which updates their statistics
-        counts.update(set(text) if vocabulary.tokenizer == "char" else ())
+    texts = (text for _, text, _ in pieces)
+    if vocabulary.tokenizer == "char":
+        counts.update(distinct_characters(texts))
+    for _ in texts:  # for BPE, this only reads all pieces, which updates their statistics
+        pass
     return counts
+
+
+def distinct_characters(texts: Iterable[str]) -> set[str]:
+    """Return the characters that occur in texts. This is several times as fast as set(text)."""
+    ascii_characters, is_present = b"", np.zeros(sys.maxunicode + 1, dtype=bool)
+    for text in texts:
+        if text.isascii():
+            ascii_characters += bytes(set(text.encode("ascii").translate(None, ascii_characters)))
+        else:
+            is_present[np.frombuffer(text.encode("utf-32-le"), np.uint32)] = True
+    return {*ascii_characters.decode("ascii"), *map(chr, np.flatnonzero(is_present))}
 
 
 def _count_words(lower: bool, spaces_alone: bool, job: EncodeJob) -> Counter[str]:

@@ -184,9 +184,14 @@ class LookupTokenizer(Tokenizer):
         return min(forms, key=lambda form: len(self._unknown_pieces(form)))
 
     def decoder(self) -> Callable[[int | None], str]:
-        texts: dict[int | None, str] = {**dict(enumerate(self.pieces)), None: ""}
-        texts.update({i: name for name, i in self.specials.items()})
+        texts = self._texts
         return lambda i: texts.get(None if i is None else int(i), "\ufffd")  # ids may be scalars of torch or NumPy
+
+    @functools.cached_property
+    def _texts(self) -> dict[int | None, str]:
+        """The text of each id, and "" for None."""
+        texts: dict[int | None, str] = {**dict(enumerate(self.pieces)), None: ""}
+        return texts | {i: name for name, i in self.specials.items()}
 
     def byte_lengths(self) -> np.ndarray:
         return np.array([len(text.encode("utf-8")) for text in self.pieces] + [0] * len(self.specials), np.int64)

@@ -345,6 +345,9 @@ def test_a_peft_adapter_is_told_what_it_lacks(tmp_path):
     with pytest.raises(UserError, match="PEFT adapter for the model 'my/base'.*merge_and_unload"):
         load_model(str(tmp_path))
     assert "PEFT" in refusal(ckpt_update.main, str(tmp_path), "new.pt") and not os.path.exists("new.pt")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UserError, match="a model and a PEFT adapter.*move adapter_\\* out of the directory"):
+        load_model(str(tmp_path))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

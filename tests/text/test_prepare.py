@@ -693,6 +693,11 @@ def test_ordinary_text_has_places_to_cut(kind, trained):
     assert make(kind, trained, text).find_cut(text) > len(text) - 20
 
 
+@pytest.mark.parametrize("texts", [["a", "ab\x7f", "", "ba"], ["\u00e9a", "a\U0001f600\uffff", "z"], []])
+def test_distinct_characters_are_those_of_all_texts(texts):
+    assert preparing.distinct_characters(texts) == set("".join(texts))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=WILD)
 @many(60)
