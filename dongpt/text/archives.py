@@ -18,7 +18,7 @@ import re
 import stat
 import tarfile
 import zipfile
-from typing import IO, Any, Callable, Iterable, Iterator, NamedTuple
+from typing import IO, Any, Callable, Iterator, NamedTuple
 
 from configurator import UserError
 from dongpt.text.compressed import (
@@ -38,10 +38,10 @@ SORTED_TAR_BYTES = 2**26  # a tar with more text is read in its own order, since
 MAX_TAR_HEADER_BYTES = 2**20  # for a long name
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".epub")
 ZIP_STARTS = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
-OFFICE_FOLDERS = {  # in a zip with a list of content types
-    "word/": "a Word document (.docx)",
-    "xl/": "an Excel workbook (.xlsx)",
-    "ppt/": "a PowerPoint presentation (.pptx)",
+OFFICE_KINDS = {  # patterns for the names of members
+    r"word/document\d*\.xml": "a Word document (.docx)",
+    r"xl/workbook\d*\.xml": "an Excel workbook (.xlsx)",
+    r"ppt/presentation\d*\.xml": "a PowerPoint presentation (.pptx)",
 }
 is_hidden = re.compile(r"(^|/)\.[^/]|(^|/)__MACOSX/").search
 
@@ -153,13 +153,17 @@ def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> It
         infos = [info for info in archive.infolist() if not info.is_dir()]
         names = {info.filename: info for info in infos}
         mimetype = archive.open("mimetype").read(100) if "mimetype" in names else b""
-        _reject_documents(path, names, mimetype)
+        kinds = [kind for pattern, kind in OFFICE_KINDS.items() if any(re.fullmatch(pattern, name) for name in names)]
+        if mimetype.startswith(b"application/vnd.oasis.opendocument"):
+            kinds = ["an OpenDocument file (.odt)"]
+        if kinds:
+            raise UserError(f"{path} is {kinds[0]}, not text: {SAVE_AS_TEXT}")
         is_book = epub.CONTAINER in names or mimetype.startswith(b"application/epub+zip")
         if is_book:
             texts = [names[name] for name in epub.reading_order(archive, path)]
         else:
-            texts = sorted(filter(_is_regular, infos), key=operator.attrgetter("filename"))
-            texts = [info for info in texts if _is_readable(info.filename, is_wanted)]
+            texts = sorted(infos, key=operator.attrgetter("filename"))
+            texts = [info for info in texts if _is_readable(info.filename, is_wanted) and not _is_link(info)]
         for _ in range(0 if is_book else len(infos) - len(texts)):
             on_skip()
         for info in texts:
@@ -179,18 +183,8 @@ def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> It
     on_progress(size - n_reported)
 
 
-def _is_regular(info: zipfile.ZipInfo) -> bool:
-    return not stat.S_ISLNK(info.external_attr >> 16)
-
-
-def _reject_documents(path: str, names: Iterable[str], mimetype: bytes):
-    """Raise UserError if a zip with these members is a document of an office program."""
-    folders = OFFICE_FOLDERS if "[Content_Types].xml" in names else ()
-    kinds = [OFFICE_FOLDERS[folder] for folder in folders if any(name.startswith(folder) for name in names)]
-    if mimetype.startswith(b"application/vnd.oasis.opendocument"):
-        kinds = ["an OpenDocument file (.odt)"]
-    if kinds:
-        raise UserError(f"{path} is {kinds[0]}, not text: {SAVE_AS_TEXT}")
+def _is_link(info: zipfile.ZipInfo) -> bool:
+    return stat.S_ISLNK(info.external_attr >> 16)
 
 
 def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> Iterator[bytes]:

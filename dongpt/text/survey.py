@@ -7,6 +7,7 @@ survey.lines()   # sentences to print
 
 import re
 import unicodedata
+from collections import Counter
 
 FLUSH_CHARS = 2**18  # short documents are examined together
 FULL_CHARS = 2**19  # after which the Unicode form is determined from samples
@@ -22,6 +23,7 @@ class Survey:
         self.counts = dict.fromkeys(names, 0)
         self.lone_names: set[str] = set()  # names that are a line of their own
         self.n_composed = self.n_decomposed = 0  # letters with accents: of one code point, and of several
+        self.excluded: Counter[str] = Counter()  # characters that neither NFC nor NFD keeps, such as \u212b
         self.n_characters = self.n_examined = 0
         self.parts: list[str] = []  # not yet examined
         self.size, self.tail = 0, ""  # characters in parts; the end of what was examined, which a name may start in
@@ -60,6 +62,8 @@ class Survey:
         self.n_examined += len(text)
         if not unicodedata.is_normalized("NFC", text):
             self.n_decomposed += max(0, len(text) - len(unicodedata.normalize("NFC", text)))
+            excluded = [c for c in sorted(set(text)) if not unicodedata.is_normalized("NFC", c)]
+            self.excluded.update({c: text.count(c) for c in excluded})
         if not unicodedata.is_normalized("NFD", text):
             self.n_composed += max(0, len(unicodedata.normalize("NFD", text)) - len(text))
 
@@ -81,6 +85,9 @@ class Survey:
             counts = f"{self.n_composed:,} accents are part of their letter and {self.n_decomposed:,} follow it{sample}"
             remedy = "convert the text to one form, such as NFC, or the same word is spelled in two ways"
             lines.append(f"Unicode: mixed forms, {counts}: {remedy}")
+        elif self.excluded:
+            counts = f"which both change {self.excluded.total():,} characters{sample}, such as {[*self.excluded][0]!a}"
+            lines.append(f"Unicode: neither NFC nor NFD, {counts}: convert the text to one form, such as NFC")
         elif self.n_composed or self.n_decomposed:
             form, place = ("NFC", "are part of their letter") if self.n_composed else ("NFD", "follow their letter")
             lines.append(f"Unicode: {form}, {self.n_composed or self.n_decomposed:,} accents{sample} {place}")

@@ -179,9 +179,20 @@ class LookupTokenizer(Tokenizer):
         return "".join(self._best_form(piece) for word in words for piece in self.split(word))
 
     def _best_form(self, text: str) -> str:
-        """Return text as it is, in NFC, or in NFD, whichever has the fewest unknown pieces."""
-        forms = (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text))
+        """Return text as it is, in NFC, in NFD, or with the vocabulary's own forms of its pieces, whichever has the
+        fewest unknown pieces."""
+        composed = unicodedata.normalize("NFC", text)
+        own_form = self._own_forms.get(composed, composed)
+        if self.kind == "char":  # its pieces are parts of the text
+            for form, piece in self._own_forms.items():
+                own_form = own_form.replace(form, piece)
+        forms = (text, composed, unicodedata.normalize("NFD", text), own_form)
         return min(forms, key=lambda form: len(self._unknown_pieces(form)))
+
+    @functools.cached_property
+    def _own_forms(self) -> dict[str, str]:
+        """The pieces that NFC changes, such as \u212b, by their NFC."""
+        return {form: piece for piece in self.pieces if (form := unicodedata.normalize("NFC", piece)) != piece}
 
     def decoder(self) -> Callable[[int | None], str]:
         texts = self._texts

@@ -222,6 +222,24 @@ def test_other_members_are_skipped_and_counted(tmp_path, make):
     assert len(n_skipped) == len(others)
 
 
+@pytest.mark.parametrize("make", ["zip", "tar"])
+def test_members_of_the_same_name_are_all_read(tmp_path, make):
+    file = io.BytesIO()
+    texts = [("b.txt", b"z"), ("a.txt", b"x"), ("b.txt", b"y")]
+    if make == "zip":
+        with zipfile.ZipFile(file, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+            for name, content in texts:
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for name, content in texts:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    path = write(tmp_path / "twice", file.getvalue())
+    assert read_all(path) == [("a.txt", b"x"), ("b.txt", b"z"), ("b.txt", b"y")]
+
+
 def test_links_and_devices_are_skipped(tmp_path):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -345,7 +363,7 @@ def test_progress_is_reported_in_bytes_of_the_file(tmp_path):
     [
         (b"%PDF-1.4\n%\xe2\xe3", "is a PDF, not text: convert it with pdftotext"),
         (make_zip({"[Content_Types].xml": b"", "word/document.xml": b""}), "Word document (.docx), not text: save it"),
-        (make_zip({"[Content_Types].xml": b"", "xl/workbook.xml": b""}), "Excel workbook"),
+        (make_zip({"xl/workbook2.xml": b""}), "Excel workbook"),
         (make_zip({"mimetype": b"application/vnd.oasis.opendocument.text"}), "OpenDocument file (.odt), not text"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100), "old Office document"),
         (b"{\\rtf1\\ansi text}", "an RTF document"),
@@ -367,11 +385,30 @@ def test_other_kinds_are_named_with_a_remedy(tmp_path, content, words):
             assert words in problem(write(tmp_path / f"{name}.gz", gzip.compress(content)))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    "start, words",
+    [
+        ("%PDF-1.4", "a PDF"),
+        ("{\\rtf1", "an RTF document"),
+        ("<!doctype html>", "HTML"),
+        ("<head><title>", "HTML"),
+        ("<BODY>", "HTML"),
+        ("<meta charset='utf-8'>", "HTML"),
+    ],
+)
+def test_markup_is_named_in_any_encoding_and_after_blank_lines(tmp_path, start, words, encoding):
+    for blanks in ("", "\r\n \n"):
+        assert f"is {words}" in problem(write(tmp_path / "a.txt", f"{blanks}{start} text".encode(encoding)))
+
+
 def test_html_is_also_known_by_its_name(tmp_path):
     assert "a.html is HTML" in problem(write(tmp_path / "a.html", b"<p>text"))
 
 
-@pytest.mark.parametrize("text", ["<htmlx>", "PDF", "<!doctype xml>", "<p>a</p>", "x <html>", "RIFF", "MZ", "BZh9 x"])
+@pytest.mark.parametrize(
+    "text", ["<htmlx>", "PDF", "<header>", "<!doctype xml>", "<p>a</p>", "x <html>", "RIFF", "MZ", "BZh9 x"]
+)
 def test_texts_that_only_look_similar_are_texts(tmp_path, text):
     assert read(write(tmp_path / "a.txt", text.encode())) == text.encode()
 
@@ -447,6 +484,7 @@ def test_other_encodings_of_chapters(tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
+        ({"META-INF/container.xml": None, "a.txt": b"text"}, "is a damaged e-book (META-INF/container.xml"),
         ({"OEBPS/one.xhtml": None}, "an e-book that lacks OEBPS/one.xhtml"),
         ({"OEBPS/content.opf": None}, "is a damaged e-book (OEBPS/content.opf"),
         ({"OEBPS/content.opf": PACKAGE[:200]}, "is a damaged e-book (OEBPS/content.opf"),

@@ -225,6 +225,19 @@ def test_an_archive_gives_the_same_data_as_its_folder(tmp_path):
         assert read_meta(str(tmp_path / "data"))["documents"] == 3
 
 
+def test_json_named_as_text_is_read_as_it_is_with_a_note(tmp_path):
+    for content in (
+        '[\n{"text": "a"}\n]',
+        '{"text": "a \\" b", "n": 1}\n' * 99,
+        '\ufeff {"text":' + " " * 9999 + '"a"}',
+    ):
+        (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+        printed = prepare(tmp_path, "a.txt")
+        assert "a.txt is read as plain text although it looks like JSON: rename it so that it ends in .json" in printed
+    (tmp_path / "b.txt").write_text("{x} [1] {'text': 2}\n" * 99)
+    assert "JSON" not in prepare(tmp_path, "b.txt")
+
+
 def test_errors_in_an_archive_name_the_member(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("deep/a.txt", b"text \xff")
@@ -362,6 +375,13 @@ def test_the_unicode_form_of_a_text_is_reported(tmp_path, kind, words):
     assert f"Unicode: {words}" in printed
     (tmp_path / "b.txt").write_text("plain \u2019 text" * 30, encoding="utf-8")
     assert "Unicode" not in prepare(tmp_path, "b.txt")
+
+
+def test_a_text_in_neither_normal_form_is_reported():
+    survey = Survey([END])
+    survey.add("\u0915\u0958 \u00e9 \u212b\u212b", True)
+    (line,) = survey.lines()
+    assert line.startswith("Unicode: neither NFC nor NFD, which both change 3 characters, such as '\\u0958': convert")
 
 
 def test_long_texts_are_sampled_for_their_unicode_form():
