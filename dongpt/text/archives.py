@@ -23,7 +23,6 @@ from typing import IO, Any, Callable, Iterator, NamedTuple
 from configurator import UserError
 from dongpt.text.compressed import (
     CHUNK_BYTES,
-    HEAD_BYTES,
     ChunkReader,
     decompress,
     decompressor_for,
@@ -38,11 +37,8 @@ SORTED_TAR_BYTES = 2**26  # a tar with more text is read in its own order, since
 MAX_TAR_HEADER_BYTES = 2**20  # for a long name
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".epub")
 ZIP_STARTS = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
-OFFICE_KINDS = {  # patterns for the names of members
-    r"word/document\d*\.xml": "a Word document (.docx)",
-    r"xl/workbook\d*\.xml": "an Excel workbook (.xlsx)",
-    r"ppt/presentation\d*\.xml": "a PowerPoint presentation (.pptx)",
-}
+OFFICE_KINDS = {"word": "a Word document", "xl": "an Excel workbook", "ppt": "a PowerPoint presentation"}
+is_office = re.compile(r"(word|xl|ppt)/(document|workbook|presentation)\d*\.xml").fullmatch
 is_hidden = re.compile(r"(^|/)\.[^/]|(^|/)__MACOSX/").search
 
 
@@ -73,7 +69,7 @@ def open_file(path: str, is_wanted: Callable[[str], bool]) -> Iterator["io.Buffe
     Raises UserError if there are several.
     """
     with explain_errors(path), io.BufferedReader(io.FileIO(path), CHUNK_BYTES) as file:
-        if not _is_packed(file.peek()[:HEAD_BYTES]):
+        if not _is_packed(file.peek()):
             yield file  # itself, which is faster, whatever its name
             return
     names = [member.location[len(path) + 1 :] for member in read_members(path, is_wanted)]
@@ -95,9 +91,9 @@ def read_members(
     and on_skip for every other member. Raises UserError if no name is wanted.
     """
     with explain_errors(path), open(path, "rb") as file:
-        head = file.read(HEAD_BYTES)
+        start = file.read(4)
         file.seek(0)
-        if head.startswith(ZIP_STARTS):
+        if start in ZIP_STARTS:
             yield from _read_zip(path, file, is_wanted, on_progress, on_skip)
             return
         head, chunks = split_head(decompress(path, read_chunks(path, file, on_progress)))
@@ -153,23 +149,20 @@ def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> It
         infos = [info for info in archive.infolist() if not info.is_dir()]
         names = {info.filename: info for info in infos}
         mimetype = archive.open("mimetype").read(100) if "mimetype" in names else b""
-        kinds = [kind for pattern, kind in OFFICE_KINDS.items() if any(re.fullmatch(pattern, name) for name in names)]
-        if mimetype.startswith(b"application/vnd.oasis.opendocument"):
-            kinds = ["an OpenDocument file (.odt)"]
-        if kinds:
-            raise UserError(f"{path} is {kinds[0]}, not text: {SAVE_AS_TEXT}")
+        kind = next((OFFICE_KINDS[match[1]] for match in map(is_office, names) if match), "")
+        if kind or mimetype.startswith(b"application/vnd.oasis.opendocument"):
+            raise UserError(f"{path} is {kind or 'an OpenDocument file'}, not text: {SAVE_AS_TEXT}")
         is_book = epub.CONTAINER in names or mimetype.startswith(b"application/epub+zip")
         if is_book:
             texts = [names[name] for name in epub.reading_order(archive, path)]
         else:
-            texts = sorted(infos, key=operator.attrgetter("filename"))
-            texts = [info for info in texts if _is_readable(info.filename, is_wanted) and not _is_link(info)]
+            texts = [
+                i for i in infos if not stat.S_ISLNK(i.external_attr >> 16) and _is_readable(i.filename, is_wanted)
+            ]
+            texts.sort(key=operator.attrgetter("filename"))
         for _ in range(0 if is_book else len(infos) - len(texts)):
             on_skip()
         for info in texts:
-            if info.flag_bits & 1:
-                remedy = "unpack it with its password, and pass the folder"
-                raise UserError(f"{path} is encrypted ({info.filename}): {remedy}")
             chunks = _read_zip_member(archive, info, path)
             if is_book:
                 yield Member(f"{path}/{info.filename}", ".txt", epub.extract_text(chunks))
@@ -183,13 +176,11 @@ def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> It
     on_progress(size - n_reported)
 
 
-def _is_link(info: zipfile.ZipInfo) -> bool:
-    return stat.S_ISLNK(info.external_attr >> 16)
-
-
 def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> Iterator[bytes]:
     """Yield the content of a member, whose CRC zipfile checks at the end."""
     location, n_bytes = _member_location(path, info.filename), 0
+    if info.flag_bits & 1:
+        raise UserError(f"{location} is encrypted: unpack the archive with its password, and pass the folder")
     with explain_errors(location), archive.open(info) as file:
         for chunk in read_chunks(location, file):
             n_bytes += len(chunk)

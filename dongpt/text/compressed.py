@@ -49,8 +49,7 @@ def explain_errors(location: str) -> Iterator[None]:
             raise UserError(f"{location} cannot be read ({error.strerror}): check its path and permissions") from error
         if not isinstance(error, (*DAMAGE_ERRORS, OSError)) and type(error).__name__ != "ZstdError":
             raise
-        reason = str(error) or "it ends early"
-        remedy = "download it again"
+        reason, remedy = str(error) or "it ends early", "download it again"
         if "too much memory" in reason:  # zstd --long=28 and more
             remedy = "decompress it with zstd -d --long=31"
         raise UserError(f"{location} cannot be decompressed ({reason}): {remedy}") from error
@@ -110,30 +109,20 @@ def decompress(location: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
             raise UserError(f"{location} cannot be decompressed: {problem}: it is damaged, or its name is wrong")
         yield from chunks
         return
+    parts = (chunk[i : i + COMPRESSED_BYTES] for chunk in chunks for i in range(0, len(chunk), COMPRESSED_BYTES))
+    decompressor = None
     with explain_errors(location):
-        decompressor = None
-        for chunk in chunks:
-            for start in range(0, len(chunk), COMPRESSED_BYTES):
-                data = chunk[start : start + COMPRESSED_BYTES]
-                while data:
-                    if decompressor is None:
-                        data = data.lstrip(b"\0")  # padding between streams
-                        if not data:
-                            break
-                        decompressor = new_decompressor()
-                    if content := decompressor.decompress(data, CHUNK_BYTES):
-                        yield content
-                    if decompressor.eof:
-                        data, decompressor = decompressor.unused_data, None
-                    elif hasattr(decompressor, "unconsumed_tail"):  # zlib
-                        data = decompressor.unconsumed_tail
-                    else:
-                        data = b""
-                        while not (decompressor.needs_input or decompressor.eof):
-                            if content := decompressor.decompress(b"", CHUNK_BYTES):
-                                yield content
-                        if decompressor.eof:
-                            data, decompressor = decompressor.unused_data, None
+        for data in parts:
+            while data or getattr(decompressor, "needs_input", True) is False:  # zlib has unconsumed_tail instead
+                if decompressor is None:
+                    if not (data := data.lstrip(b"\0")):  # padding between streams
+                        break
+                    decompressor = new_decompressor()
+                if content := decompressor.decompress(data, CHUNK_BYTES):
+                    yield content
+                data = getattr(decompressor, "unconsumed_tail", b"")
+                if decompressor.eof:
+                    data, decompressor = decompressor.unused_data, None
         if decompressor is not None:
             raise EOFError("it ends early")
 

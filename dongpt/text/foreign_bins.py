@@ -26,30 +26,15 @@ LLM_C_TYPES = {20240520: "<u2", 20240801: "<u4"}  # by magic number: GPT-2's and
 HEADER_BYTES = (4, 8, 12, 16, 24, 32, 64, 128, 256, 512, LLM_C_BYTES, SAMPLE_BYTES)  # lengths of other headers
 HEADER_NUMBERS = 6  # int32 at the start of a header, of which one may be the token count
 MIN_COUNTED_IDS = 1000  # smaller counts may be ids
-MAGIC = {
-    b"PK\x03\x04": "a .zip or .npz archive",
-    b"\x1f\x8b\x08": "a .gz archive",
-    b"BZh": "a .bz2 archive",
-    b"\xfd7zXZ\0": "an .xz archive",
-    b"\x28\xb5\x2f\xfd": "a .zst archive",
-    b"PAR1": "a Parquet file",
-    b"ARROW1": "an Arrow file",
-    b"\x89HDF": "an HDF5 file",
-    b"%PDF": "a PDF",
-    b"LITPKDS": "a packed dataset of litgpt",
-    b"MMIDIDX": "an index of Megatron-LM",
-    b"\x80\x02\x8a\x0a": "a pickle",
-    b"\x80\x04\x95": "a pickle",
-    b"\x80\x05\x95": "a pickle",
-}
+ARCHIVES = {b"PK\3\4": "zip", b"\x1f\x8b\x08": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+MAGIC = {magic: f"a .{suffix} archive" for magic, suffix in ARCHIVES.items()}
+MAGIC |= {b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"\x89HDF": "an HDF5 file", b"%PDF": "a PDF"}
+MAGIC |= {b"LITPKDS": "a packed dataset of litgpt", b"MMIDIDX": "an index of Megatron-LM"}
+MAGIC |= dict.fromkeys((b"\x80\x02\x8a\x0a", b"\x80\x04\x95", b"\x80\x05\x95"), "a pickle")
 TYPE_NAMES = {"u1": "uint8", "<u4": "uint32", "<i8": "int64", ">u2": "big-endian uint16", ">u4": "big-endian uint32"}
 TYPE_NAMES |= {">i8": "big-endian int64", "<f2": "float16", "<f4": "float32", "<f8": "float64", "<i4": "int32"}
-ZERO_COLUMNS = {  # of four uint16 each: those with the ids, and those that are 0
-    "<i8": ([0], [1, 2, 3]),
-    ">i8": ([3], [0, 1, 2]),
-    "<u4": ([0, 2], [1, 3]),
-    ">u4": ([1, 3], [0, 2]),
-}
+# of four uint16 each: those with the ids, and those that are 0
+COLUMNS = {"<i8": ([0], [1, 2, 3]), ">i8": ([3], [0, 1, 2]), "<u4": ([0, 2], [1, 3]), ">u4": ([1, 3], [0, 2])}
 CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0b\x0e-\x1f]")
 LETTERS = (string.ascii_letters + " ").encode("ascii")
 IF_UINT16 = "; if its ids are uint16, declare them in a meta.json (see docs/formats.md)"
@@ -66,18 +51,16 @@ def find_problem(path: str) -> str:
         if _is_text(head):
             return f"{path} is text, not token ids: prepare it with python data/prepare.py --input={path}"
         header_bytes, dtype, reason = find_header(head, size)
-        if header_bytes < 0:
-            return f"{path} {reason}: copy it again"
         if header_bytes:
-            array = f"np.fromfile({path!r}, {dtype!r}, offset={header_bytes})"
+            remedy = _how_to_convert(path, f"np.fromfile({path!r}, {dtype!r}, offset={header_bytes})") + IF_UINT16
             problem = f"{path} seems to start with a header of {header_bytes:,} bytes ({reason})"
-            return f"{problem}: {_how_to_convert(path, array)}{IF_UINT16}"
+            return f"{problem}: {remedy if dtype else 'copy it again'}"
         positions = np.linspace(0, max(0, size - SAMPLE_BYTES), NUM_SAMPLES).astype(np.int64) // 8 * 8
         samples = [_read_sample(file, start) for start in dict.fromkeys(positions.tolist())]
     sample = np.concatenate(samples)
     dtype, reason = guess_type(sample)
     if not dtype:
-        other_types = [dtype for dtype, _ in map(guess_type, samples) if dtype in ZERO_COLUMNS]
+        other_types = [dtype for dtype, _ in map(guess_type, samples) if dtype in COLUMNS]
         if len(other_types) < 2:
             return ""
         problem = f"parts of {path} seem to hold {TYPE_NAMES[other_types[0]]} ids, and others uint16"
@@ -106,13 +89,13 @@ def _how_to_convert(path: str, array: str) -> str:
 
 def find_header(head: bytes, size: int) -> tuple[int, str, str]:
     """Return (length, NumPy type of the ids after it, reason) of the header of a file of size bytes that starts with
-    head. The length is 0 if there is no header, and -1 if the file is damaged."""
+    head. The length is 0 if there is no header, and the type is "" if the file is damaged."""
     numbers = np.frombuffer(head[: len(head) // 4 * 4], "<u4")
     dtype = LLM_C_TYPES.get(int(numbers[0]), "") if len(numbers) >= 3 else ""
     if dtype:
         expected = LLM_C_BYTES + int(numbers[2]) * np.dtype(dtype).itemsize
         if size != expected:
-            return -1, "", f"has the header of llm.c and {size:,} bytes instead of {expected:,}"
+            return LLM_C_BYTES, "", f"that of llm.c, for a file of {expected:,} bytes instead of {size:,}"
         return LLM_C_BYTES, dtype, "that of llm.c"
     for n_bytes in HEADER_BYTES:
         for dtype in ("<u2", "<u4"):
@@ -149,7 +132,7 @@ def guess_type(ids: np.ndarray) -> tuple[str, str]:
         if is_integral(ids.view(dtype)):
             return dtype, "all numbers are whole"
     columns = ids.reshape(-1, 4)
-    for dtype, (used, zero) in ZERO_COLUMNS.items():
+    for dtype, (used, zero) in COLUMNS.items():
         if not columns[:, zero].any() and is_enough(columns[:, used]):
             return dtype, "every second uint16 is 0" if len(zero) == 2 else "three of four uint16 are 0"
     if np.count_nonzero(ids) < MIN_IDS:

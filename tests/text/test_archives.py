@@ -329,7 +329,7 @@ def test_damaged_zips_are_errors(tmp_path):
         assert "cannot be decompressed" in problem(write(tmp_path / "c.zip", bytes(sized)))
     encrypted = bytearray(content)
     encrypted[content.index(b"PK\1\2") + 8] |= 1
-    assert "is encrypted (a.txt): unpack it with its password" in problem(write(tmp_path / "d.zip", bytes(encrypted)))
+    assert "a.txt is encrypted: unpack the archive with its password" in problem(write(tmp_path / "d.zip", bytes(encrypted)))
     unknown = bytearray(content)
     unknown[content.index(b"PK\1\2") + 10] = 97
     assert "unpack it with another program" in problem(write(tmp_path / "e.zip", bytes(unknown)))
@@ -362,12 +362,12 @@ def test_progress_is_reported_in_bytes_of_the_file(tmp_path):
     "content, words",
     [
         (b"%PDF-1.4\n%\xe2\xe3", "is a PDF, not text: convert it with pdftotext"),
-        (make_zip({"[Content_Types].xml": b"", "word/document.xml": b""}), "Word document (.docx), not text: save it"),
+        (make_zip({"[Content_Types].xml": b"", "word/document.xml": b""}), "Word document, not text: save it"),
         (make_zip({"xl/workbook2.xml": b""}), "Excel workbook"),
-        (make_zip({"mimetype": b"application/vnd.oasis.opendocument.text"}), "OpenDocument file (.odt), not text"),
+        (make_zip({"mimetype": b"application/vnd.oasis.opendocument.text"}), "OpenDocument file, not text"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100), "old Office document"),
         (b"{\\rtf1\\ansi text}", "an RTF document"),
-        (b"<!DOCTYPE html>\n<p>text", "is HTML: save it as text"),
+        (b"<!DOCTYPE html>\n<p>text", "is HTML, not text: save it as text"),
         (b"<html><body>text", "is HTML"),
         (b"\xef\xbb\xbf\n<?xml version='1.0'?>\n<!-- <p> -->\n<html xmlns='x'>", "is HTML"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "an image, not text"),

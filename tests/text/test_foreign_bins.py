@@ -133,7 +133,7 @@ def test_llm_cs_header(tmp_path, magic):
     assert "a header of 1,024 bytes (that of llm.c)" in find_problem(str(path))
     assert convert(path) == IDS["words"].tolist()
     write_llm_c(path, IDS["words"], magic, n_ids=SCALE + 1)
-    assert "has the header of llm.c and" in find_problem(str(path)) and "copy it again" in find_problem(str(path))
+    assert "(that of llm.c, for a file of" in find_problem(str(path)) and "copy it again" in find_problem(str(path))
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])

@@ -253,7 +253,7 @@ def test_files_of_other_kinds_are_refused_and_nothing_is_written(tmp_path):
     assert "a.pdf is a PDF, not text: convert it with pdftotext" in refuse(tmp_path, "a.pdf")
     with zipfile.ZipFile(tmp_path / "a.docx", "w") as archive:
         archive.writestr("word/document.xml", "<w/>")
-    assert "a.docx is a Word document (.docx), not text" in refuse(tmp_path, "a.docx")
+    assert "a.docx is a Word document, not text" in refuse(tmp_path, "a.docx")
     (tmp_path / "page.txt").write_text("<!doctype html><p>text")
     assert "page.txt is HTML" in refuse(tmp_path, "page.txt")
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text " * 1000)[:-20])
