@@ -91,9 +91,7 @@ def read_members(
     and on_skip for every other member. Raises UserError if no name is wanted.
     """
     with explain_errors(path), open(path, "rb") as file:
-        start = file.read(4)
-        file.seek(0)
-        if start in ZIP_STARTS:
+        if file.peek(4).startswith(ZIP_STARTS):
             yield from _read_zip(path, file, is_wanted, on_progress, on_skip)
             return
         head, chunks = split_head(decompress(path, read_chunks(path, file, on_progress)))
@@ -136,8 +134,8 @@ def _is_readable(name: str, is_wanted: Callable[[str], bool]) -> bool:
     return not (is_outside or is_hidden(name)) and is_wanted(name)
 
 
-def _reject_empty(path: str):
-    raise UserError(f"{path} holds no files that can be read from an archive: unpack it, and pass its files")
+def _empty_error(path: str) -> UserError:
+    return UserError(f"{path} holds no files that can be read from an archive: unpack it, and pass its files")
 
 
 def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> Iterator[Member]:
@@ -172,7 +170,7 @@ def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> It
             n_reported += n_bytes
             on_progress(n_bytes)
         if not texts:
-            _reject_empty(path)
+            raise _empty_error(path)
     on_progress(size - n_reported)
 
 
@@ -232,9 +230,9 @@ class _TarReader(ChunkReader):
 
 def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterator[Member]:
     """Yield the texts in a tar archive, sorted by name, or in archive order if they exceed SORTED_TAR_BYTES."""
-    texts: list[tuple[str, bytes]] | None = []  # (name, content) of all members, or None if they are not sorted
-    size, n_read = 0, 0
+    texts: list[tuple[str, Iterator[bytes]]] = []  # (name, content), not yet yielded
     file: Any = _TarReader(chunks)
+    size = 0
     with explain_errors(path), tarfile.open(fileobj=file, mode="r|", tarinfo=_BoundedTarInfo) as opened:
         archive: Any = opened
         while info := archive.next():
@@ -243,25 +241,18 @@ def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterato
                 if not info.isdir():
                     on_skip()
                 continue
-            n_read, size = n_read + 1, size + tarfile.BLOCKSIZE
-            content = read_chunks(_member_location(path, info.name), archive.extractfile(info))
-            if texts is not None:
-                parts = []
-                for part in content:
-                    parts.append(part)
-                    size += len(part)
-                    if size > SORTED_TAR_BYTES:
-                        break
-                if size <= SORTED_TAR_BYTES:
-                    texts.append((info.name, b"".join(parts)))
-                    continue
-                yield from (_archive_member(path, name, iter([text])) for name, text in texts)
-                content, texts = itertools.chain(parts, content), None
-            yield _archive_member(path, info.name, content)
+            content, parts = read_chunks(_member_location(path, info.name), archive.extractfile(info)), []
+            size += tarfile.BLOCKSIZE
+            while size <= SORTED_TAR_BYTES and (part := next(content, b"")):
+                parts.append(part)
+                size += len(part)
+            texts.append((info.name, itertools.chain(parts, content)))
+            if size > SORTED_TAR_BYTES:
+                yield from (_archive_member(path, *text) for text in texts)
+                texts.clear()
         # tarfile takes a damaged header for the end
         if not file.has_only_zeros_after(archive.offset):
             raise EOFError("it ends early, has a damaged header, or something follows its end")
-    texts = sorted(texts or [], key=operator.itemgetter(0))
-    yield from (_archive_member(path, name, iter([text])) for name, text in texts)
-    if not n_read:
-        _reject_empty(path)
+    yield from (_archive_member(path, *text) for text in sorted(texts, key=operator.itemgetter(0)))
+    if not size:
+        raise _empty_error(path)

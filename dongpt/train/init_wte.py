@@ -62,13 +62,13 @@ def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
                 num_repeated += 1
                 continue
             vector = _parse_floats(values) if isinstance(values, list) else np.frombuffer(values, "<f4")
-            if problem := _vector_problem(vector, width):
-                problems.append(f"row {number:,} for {word!r} {problem}")
-                if isinstance(values, bytes):  # the rows after it may be read incorrectly, too
-                    raise _file_error(path, problems[0])
+            problem = _vector_problem(vector, width)
+            if vector is not None and not problem:
+                vectors[word] = vector.astype(np.float32)
                 continue
-            assert vector is not None
-            vectors[word] = vector.astype(np.float32)
+            problems.append(f"row {number:,} for {word!r} {problem}")
+            if isinstance(values, bytes):  # the rows after it may be read incorrectly, too
+                raise _file_error(path, problems[0])
     if len(problems) > len(vectors):
         n_rows = f"{len(problems):,} of {len(problems) + len(vectors):,} rows for words in the vocabulary"
         problem = f"{n_rows} cannot be used; {problems[0]}"

@@ -329,7 +329,9 @@ def test_damaged_zips_are_errors(tmp_path):
         assert "cannot be decompressed" in problem(write(tmp_path / "c.zip", bytes(sized)))
     encrypted = bytearray(content)
     encrypted[content.index(b"PK\1\2") + 8] |= 1
-    assert "a.txt is encrypted: unpack the archive with its password" in problem(write(tmp_path / "d.zip", bytes(encrypted)))
+    assert "a.txt is encrypted: unpack the archive with its password" in problem(
+        write(tmp_path / "d.zip", bytes(encrypted))
+    )
     unknown = bytearray(content)
     unknown[content.index(b"PK\1\2") + 10] = 97
     assert "unpack it with another program" in problem(write(tmp_path / "e.zip", bytes(unknown)))
