@@ -29,7 +29,6 @@ from dongpt.text.compressed import (
     explain_errors,
     file_suffixes,
     read_chunks,
-    split_head,
 )
 from dongpt.text.file_kinds import SAVE_AS_TEXT, reject_other_kinds
 
@@ -59,7 +58,7 @@ def is_archive(path: str) -> bool:
 def read_head(path: str) -> bytes:
     """Return the start of a file, decompressed."""
     with explain_errors(path), open(path, "rb") as file:
-        return split_head(decompress(path, read_chunks(path, file)))[0]
+        return decompress(path, read_chunks(path, file))[0]
 
 
 @contextlib.contextmanager
@@ -94,7 +93,7 @@ def read_members(
         if file.peek(4).startswith(ZIP_STARTS):
             yield from _read_zip(path, file, is_wanted, on_progress, on_skip)
             return
-        head, chunks = split_head(decompress(path, read_chunks(path, file, on_progress)))
+        head, chunks = decompress(path, read_chunks(path, file, on_progress))
         suffix = file_suffixes(path)[0]
         if _is_tar(head):
             yield from _read_tar(path, chunks, is_wanted, on_skip)
@@ -124,7 +123,7 @@ def _member_location(path: str, name: str) -> str:
 def _archive_member(path: str, name: str, chunks: Iterator[bytes]) -> Member:
     """Return a member of the archive at path, decompressed."""
     location = _member_location(path, name)
-    return _member(location, file_suffixes(name)[0], *split_head(decompress(location, chunks)))
+    return _member(location, file_suffixes(name)[0], *decompress(location, chunks))
 
 
 def _is_readable(name: str, is_wanted: Callable[[str], bool]) -> bool:
@@ -187,12 +186,17 @@ def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str)
             raise EOFError(f"it has {n_bytes:,} bytes where the archive says {info.file_size:,}")
 
 
-class _BoundedTarInfo(tarfile.TarInfo):
-    """The header of a tar's member, without names that fill memory."""
+class _StrictTarInfo(tarfile.TarInfo):
+    """The header of a tar's member. Long names would fill memory, and tarfile takes a damaged header for the end."""
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):
-        info = super().frombuf(buf, encoding, errors)
+        try:
+            info = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if not buf or buf.strip(b"\0"):  # only zeros are the end
+                raise tarfile.ReadError("it ends early or has a damaged header") from error
+            raise
         is_header = info.type in (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
         if is_header and info.type != tarfile.GNUTYPE_SPARSE and info.size > MAX_TAR_HEADER_BYTES:
             raise tarfile.ReadError(f"a name takes {info.size:,} bytes")
@@ -208,32 +212,12 @@ def _is_tar(head: bytes) -> bool:
     return True
 
 
-class _TarReader(ChunkReader):
-    """A tar file over chunks. It keeps the last bytes that were read."""
-
-    position, recent = 0, b""
-
-    def readinto(self, buffer) -> int:
-        n = super().readinto(buffer)
-        self.position += n
-        self.recent = (self.recent + bytes(buffer[:n]))[-2 * tarfile.RECORDSIZE :]
-        return n
-
-    def has_only_zeros_after(self, position: int) -> bool:
-        """Return True if only zeros follow a position, and at least one. Reads to the end."""
-        rest = self.recent[len(self.recent) - (self.position - position) :]
-        n_bytes, is_zero = len(rest), not rest.strip(b"\0")
-        while data := self.read(CHUNK_BYTES):
-            n_bytes, is_zero = n_bytes + len(data), is_zero and not data.strip(b"\0")
-        return n_bytes > 0 and is_zero
-
-
 def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterator[Member]:
     """Yield the texts in a tar archive, sorted by name, or in archive order if they exceed SORTED_TAR_BYTES."""
     texts: list[tuple[str, Iterator[bytes]]] = []  # (name, content), not yet yielded
-    file: Any = _TarReader(chunks)
+    file: Any = io.BufferedReader(ChunkReader(chunks), CHUNK_BYTES)
     size = 0
-    with explain_errors(path), tarfile.open(fileobj=file, mode="r|", tarinfo=_BoundedTarInfo) as opened:
+    with explain_errors(path), tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictTarInfo) as opened:
         archive: Any = opened
         while info := archive.next():
             archive.members.clear()  # else it keeps all headers
@@ -250,9 +234,9 @@ def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterato
             if size > SORTED_TAR_BYTES:
                 yield from (_archive_member(path, *text) for text in texts)
                 texts.clear()
-        # tarfile takes a damaged header for the end
-        if not file.has_only_zeros_after(archive.offset):
-            raise EOFError("it ends early, has a damaged header, or something follows its end")
+        while rest := archive.fileobj.read(CHUNK_BYTES):
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("something follows its end")
     yield from (_archive_member(path, *text) for text in sorted(texts, key=operator.itemgetter(0)))
     if not size:
         raise _empty_error(path)

@@ -1,7 +1,7 @@
 """Read files compressed with gz, bz2, xz or zst, in memory that doesn't depend on their size.
 
     with open(path, "rb") as file:
-        for chunk in decompress(path, read_chunks(path, file)): ...  # bytes
+        head, chunks = decompress(path, read_chunks(path, file))
 
 The format is recognized by the first bytes, not by the name, and a file may have several streams. Other files are read
 as they are. Raises UserError for files that are damaged or truncated, or that have other data after a stream.
@@ -63,7 +63,7 @@ def read_chunks(location: str, file: IO[bytes], on_progress: Callable[[int], Non
             yield chunk
 
 
-def split_head(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+def _split_head(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     """Return (the first HEAD_BYTES, all chunks including them)."""
     head = b""
     while len(head) < HEAD_BYTES and (chunk := next(chunks, b"")):
@@ -99,9 +99,12 @@ def _zstd_decompressor():
     return zstd.ZstdDecompressor()
 
 
-def decompress(location: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the decompressed content of a file, or the chunks themselves if it isn't compressed."""
-    head, chunks = split_head(chunks)
+def decompress(location: str, chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Return (the first HEAD_BYTES, all chunks) of the content of a file, decompressed if it is compressed."""
+    return _split_head(_decompress(location, *_split_head(chunks)))
+
+
+def _decompress(location: str, head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
     new_decompressor = decompressor_for(head)
     if not new_decompressor:
         if suffix := file_suffixes(location)[1]:
@@ -128,22 +131,20 @@ def decompress(location: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class ChunkReader(io.RawIOBase):
-    """A file whose content comes in chunks. io.BufferedReader adds readline() and peek()."""
+    """A file whose content comes in chunks, for io.BufferedReader."""
 
     def __init__(self, chunks: Iterator[bytes]):
-        self.chunks, self.rest = chunks, memoryview(b"")
+        self.chunks, self.rest = chunks, b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
         """Fill buffer, unless the file ends before, and return the number of bytes."""
-        n_filled = 0
-        while n_filled < len(buffer):
-            if not self.rest and not (chunk := next(self.chunks, b"")):
-                break
-            self.rest = self.rest or memoryview(chunk)
-            n = min(len(self.rest), len(buffer) - n_filled)
-            buffer[n_filled : n_filled + n] = self.rest[:n]
-            n_filled, self.rest = n_filled + n, self.rest[n:]
-        return n_filled
+        parts, size = [self.rest], len(self.rest)
+        while size < len(buffer) and (chunk := next(self.chunks, b"")):
+            parts.append(chunk)
+            size += len(chunk)
+        content, n = b"".join(parts), min(size, len(buffer))
+        buffer[:n], self.rest = content[:n], content[n:]
+        return n
