@@ -3,8 +3,8 @@
     with open(path, "rb") as file:
         head, chunks = decompress(path, read_chunks(path, file))
 
-The format is recognized by the first bytes, not by the name, and a file may have several streams. Other files are read
-as they are. Raises UserError for files that are damaged or truncated, or that have other data after a stream.
+The first bytes tell the format, not the name. A file may have several streams. Other files are read as they are.
+Raises UserError for files that are damaged or truncated, or that have other data after a stream.
 """
 
 import bz2
@@ -26,7 +26,7 @@ CHUNK_BYTES = 2**20  # read at a time
 COMPRESSED_BYTES = 2**16  # decompressed at a time; they are copied once per stream, and streams may be short
 HEAD_BYTES = 4096  # enough to recognize a format
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
-DAMAGE_ERRORS = (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+ERRORS = (EOFError, OSError, NotImplementedError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 
 
 def file_suffixes(path: str) -> tuple[str, str]:
@@ -40,17 +40,15 @@ def explain_errors(location: str) -> Iterator[None]:
     """Convert errors of reading, decompressing and unpacking to UserErrors."""
     try:
         yield
-    except UserError:
-        raise
-    except NotImplementedError as error:  # from zipfile
-        raise UserError(f"{location} cannot be decompressed ({error}): unpack it with another program") from error
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"{location} cannot be read ({error.strerror}): check its path and permissions") from error
-        if not isinstance(error, (*DAMAGE_ERRORS, OSError)) and type(error).__name__ != "ZstdError":
+        if not isinstance(error, ERRORS) and type(error).__name__ != "ZstdError":
             raise
         reason, remedy = str(error) or "it ends early", "download it again"
-        if "too much memory" in reason:  # zstd --long=28 and more
+        if isinstance(error, NotImplementedError):  # of a compression that zipfile does not support
+            remedy = "unpack it with another program"
+        elif "too much memory" in reason:  # zstd --long=28 and more
             remedy = "decompress it with zstd -d --long=31"
         raise UserError(f"{location} cannot be decompressed ({reason}): {remedy}") from error
 
@@ -116,7 +114,7 @@ def _decompress(location: str, head: bytes, chunks: Iterator[bytes]) -> Iterator
     decompressor = None
     with explain_errors(location):
         for data in parts:
-            while data or getattr(decompressor, "needs_input", True) is False:  # zlib has unconsumed_tail instead
+            while data or not getattr(decompressor, "needs_input", True):  # zlib has unconsumed_tail instead
                 if decompressor is None:
                     if not (data := data.lstrip(b"\0")):  # padding between streams
                         break

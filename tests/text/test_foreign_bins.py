@@ -212,9 +212,6 @@ def test_files_of_another_kind(tmp_path):
     for content in (text, "señor ñandú " * 500, "道可道，非常道。" * 500, "{'a': 1}\n" * 9, text[:40]):
         path.write_text(content, encoding="utf-8")
         assert "is text, not token ids: prepare it with python data/prepare.py" in find_problem(str(path))
-    for encoding in ("latin-1", "utf-16"):
-        path.write_text("señor ñandú " * 500, encoding=encoding)
-        assert "is text" in find_problem(str(path))
     path.write_bytes(pickle.dumps(["a"] * 99, protocol=4))
     assert isinstance(find_problem(str(path)), str)  # no error, whatever it says
 
