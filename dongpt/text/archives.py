@@ -3,9 +3,9 @@
     for member in read_members("corpus.tar.zst", lambda name: name.endswith(".txt")):
         for chunk in member.chunks: ...  # bytes
 
-Archives are recognized by their first bytes, not by their name. A tar may be compressed, and an EPUB is a zip. Any
-other file is its own single member. Memory use doesn't depend on the size of the file, nor on sizes in headers. Raises
-UserError for files that are damaged, truncated, encrypted or not text.
+The first bytes tell an archive, not the name. A tar may be compressed, and an EPUB is a zip. Any other file is its own
+single member. Memory use doesn't depend on the size of a file, nor on sizes in headers. Raises UserError for files that
+are damaged, truncated, encrypted or not text.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".epub")
 ZIP_STARTS = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
 OFFICE_KINDS = {"word": "a Word document", "xl": "an Excel workbook", "ppt": "a PowerPoint presentation"}
 is_office = re.compile(r"(word|xl|ppt)/(document|workbook|presentation)\d*\.xml").fullmatch
+NO_MEMBERS = "holds no files that can be read from an archive: unpack it, and pass its files"
 is_hidden = re.compile(r"(^|/)\.[^/]|(^|/)__MACOSX/").search
 
 
@@ -51,8 +52,7 @@ class Member(NamedTuple):
 
 def is_archive(path: str) -> bool:
     """Return True if a file is an archive. Raises UserError if it cannot be read."""
-    head = read_head(path)
-    return head.startswith(ZIP_STARTS) or _is_tar(head)
+    return _is_packed(read_head(path))
 
 
 def read_head(path: str) -> bytes:
@@ -79,10 +79,7 @@ def open_file(path: str, is_wanted: Callable[[str], bool]) -> Iterator["io.Buffe
 
 
 def read_members(
-    path: str,
-    is_wanted: Callable[[str], bool],
-    on_progress: Callable[[int], None] = lambda n: None,
-    on_skip: Callable[[], None] = lambda: None,
+    path: str, is_wanted: Callable[[str], bool], on_progress=lambda n: None, on_skip=lambda: None
 ) -> Iterator[Member]:
     """Yield the members of an archive with wanted names, sorted by name, or the file itself.
 
@@ -133,10 +130,6 @@ def _is_readable(name: str, is_wanted: Callable[[str], bool]) -> bool:
     return not (is_outside or is_hidden(name)) and is_wanted(name)
 
 
-def _empty_error(path: str) -> UserError:
-    return UserError(f"{path} holds no files that can be read from an archive: unpack it, and pass its files")
-
-
 def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> Iterator[Member]:
     """Yield the texts in a zip archive, sorted by name, or those of an e-book, in reading order."""
     from dongpt.text import epub  # with its parsers, which only this needs
@@ -165,11 +158,10 @@ def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> It
                 yield Member(f"{path}/{info.filename}", ".txt", epub.extract_text(chunks))
             else:
                 yield _archive_member(path, info.filename, chunks)
-            n_bytes = min(info.compress_size, size - n_reported)
-            n_reported += n_bytes
-            on_progress(n_bytes)
+            n_reported += info.compress_size
+            on_progress(info.compress_size)
         if not texts:
-            raise _empty_error(path)
+            raise UserError(f"{path} {NO_MEMBERS}")
     on_progress(size - n_reported)
 
 
@@ -205,11 +197,9 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 def _is_tar(head: bytes) -> bool:
     """Return True if head starts with a tar header whose checksum is correct."""
-    try:
-        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return False
-    return True
+    with contextlib.suppress(tarfile.HeaderError):
+        return bool(tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape"))
+    return False
 
 
 def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterator[Member]:
@@ -239,4 +229,4 @@ def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterato
                 raise tarfile.ReadError("something follows its end")
     yield from (_archive_member(path, *text) for text in sorted(texts, key=operator.itemgetter(0)))
     if not size:
-        raise _empty_error(path)
+        raise UserError(f"{path} {NO_MEMBERS}")

@@ -69,32 +69,30 @@ def _split_head(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     return head[:HEAD_BYTES], itertools.chain([head], chunks) if head else chunks
 
 
-def decompressor_for(head: bytes) -> Callable[[], Any] | None:
-    """Return a function that creates a decompressor for a file that starts with head, or None if it isn't compressed.
-
-    The modules gzip, bz2 and lzma are not used, since the latter two ignore everything after a damaged second stream.
-    """
-    if head.startswith(b"\x1f\x8b"):
-        return lambda: zlib.decompressobj(wbits=31)  # gz; checks length and CRC
-    if re.match(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", head):
-        return bz2.BZ2Decompressor
-    if head.startswith(b"\xfd7zXZ\0"):
-        return lzma.LZMADecompressor
-    if head.startswith(b"\x28\xb5\x2f\xfd") or re.match(rb"[\x50-\x5f]\x2a\x4d\x18", head):  # the latter is skippable
-        return _zstd_decompressor
-    return None
-
-
 def _zstd_decompressor():
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        try:
+    try:
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
             from backports import zstd
-        except ModuleNotFoundError:
-            remedy = "pip install backports.zstd, or unpack the file with unzstd"
-            raise UserError(f"reading .zst files needs the package backports.zstd: {remedy}") from None
+    except ModuleNotFoundError:
+        remedy = "pip install backports.zstd, or unpack the file with unzstd"
+        raise UserError(f"reading .zst files needs the package backports.zstd: {remedy}") from None
     return zstd.ZstdDecompressor()
+
+
+# The modules gzip, bz2 and lzma are not used, since the latter two ignore everything after a damaged second stream.
+DECOMPRESSORS: tuple[tuple[bytes, Callable[[], Any]], ...] = (  # pattern of the first bytes, constructor
+    (rb"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),  # gz; checks length and CRC
+    (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", bz2.BZ2Decompressor),
+    (rb"\xfd7zXZ\0", lzma.LZMADecompressor),
+    (rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", _zstd_decompressor),  # the latter starts a skippable frame
+)
+
+
+def decompressor_for(head: bytes) -> Callable[[], Any] | None:
+    """Return a function that creates a decompressor for a file that starts with head, or None if uncompressed."""
+    return next((new for pattern, new in DECOMPRESSORS if re.match(pattern, head)), None)
 
 
 def decompress(location: str, chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:

@@ -33,14 +33,11 @@ def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
     package_name = next((e.get("full-path", "") for e in container.iter() if _tag(e) == "rootfile"), "")
     package = _read_xml(archive, package_name, path)
     folder = posixpath.dirname(package_name)
-
-    def member_name(address: str) -> str:
-        return posixpath.normpath(posixpath.join(folder, urllib.parse.unquote(address.partition("#")[0])))
-
     items = {element.get("id"): element for element in package.iter() if _tag(element) == "item"}
     spine = [items.get(element.get("idref")) for element in package.iter() if _tag(element) == "itemref"]
     chapters = [item for item in spine if item is not None and item.get("media-type") in XHTML_TYPES]
-    names = list(dict.fromkeys(member_name(item.get("href", "")) for item in chapters))
+    paths = (urllib.parse.unquote(item.get("href", "").partition("#")[0]) for item in chapters)
+    names = list(dict.fromkeys(posixpath.normpath(posixpath.join(folder, relative_path)) for relative_path in paths))
     if not names:
         raise UserError(f"{path} is an e-book without text in its spine: convert it to text with another program")
     if missing := [name for name in names if name not in archive.namelist()]:

@@ -1,14 +1,13 @@
 """Detect token files that are not raw uint16: ids of another width or byte order, headers, and other file formats.
 
 train.bin has no header, as in nanoGPT, so a file of uint32 ids can be read as uint16 without an error. Where no
-meta.json gives the number of tokens, the start of a file and samples of SAMPLE_BYTES decide.
-
-In text, the ids at even and at odd positions look alike. In uint32 ids read as uint16 one position is always 0, and in
-floats the exponents fall in a narrow range. uint16 ids can have these patterns, too, although no text does, so every
-message also says how to declare the ids to be uint16.
+meta.json gives the number of tokens, the start of a file and samples decide. In text, the ids at even and at odd
+positions look alike. In uint32 ids read as uint16 one position is always 0, and in floats the exponents fall in a
+narrow range. Since uint16 ids of other data can look like this, too, the messages also say how to declare them.
 """
 
 import codecs
+import contextlib
 import os
 import re
 
@@ -102,13 +101,10 @@ def find_header(head: bytes, size: int) -> tuple[int, str, str]:
 
 def _is_text(head: bytes) -> bool:
     """Return True if the start of a file is UTF-8 text without control characters, which occur in any uint16 ids."""
-    if len(head) < 2 * MIN_IDS or len(set(head)) < 6 or CONTROL_CHARACTERS.search(head):
-        return False
-    try:
+    with contextlib.suppress(UnicodeDecodeError):
         codecs.utf_8_decode(head, "strict", False)
-    except UnicodeDecodeError:
-        return False
-    return True
+        return len(head) >= 2 * MIN_IDS and len(set(head)) >= 6 and not CONTROL_CHARACTERS.search(head)
+    return False
 
 
 def guess_type(ids: np.ndarray) -> tuple[str, str]:

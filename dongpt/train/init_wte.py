@@ -70,15 +70,17 @@ def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
             if isinstance(values, bytes):  # the rows after it may be read incorrectly, too
                 raise _file_error(path, problems[0])
     if len(problems) > len(vectors):
-        n_rows = f"{len(problems):,} of {len(problems) + len(vectors):,} rows for words in the vocabulary"
-        problem = f"{n_rows} cannot be used; {problems[0]}"
-        raise UserError(f"{path}: {problem}: pass a word2vec or GloVe file, which has every number of every vector")
+        n_rows = (
+            f"{len(problems):,} of {len(problems) + len(vectors):,} rows for words in the vocabulary cannot be used"
+        )
+        raise UserError(
+            f"{path}: {n_rows}; {problems[0]}: pass a word2vec or GloVe file with every number of every vector"
+        )
     if not vectors:
         raise UserError(f"{path} has no vectors for words in the vocabulary: check that the languages match")
     if problems:
-        print(
-            f"{path}: skipped {len(problems):,} unusable rows: {'; '.join(problems[:3])}{'; ...' * (len(problems) > 3)}"
-        )
+        examples = "; ".join(problems[:3] + ["..."] * (len(problems) > 3))
+        print(f"{path}: skipped {len(problems):,} unusable rows: {examples}")
     if num_repeated:
         print(f"{path}: skipped {num_repeated:,} rows that repeat a word; the first vector of each word is used")
     return vectors
@@ -107,7 +109,7 @@ def _open_rows(file: io.BufferedReader, path: str, words: set[str]) -> tuple[int
     if len(fields) == 2 and all(field.isdigit() for field in fields):
         n_vectors, width = map(int, fields)
         if not (n_vectors and 0 < width <= MAX_VECTOR_WIDTH):
-            header = first_line[:60].strip().decode()
+            header = str(first_line[:60].strip(), "utf-8")
             raise UserError(f"{path} has an invalid first line, {header!r}: pass a word2vec or GloVe file")
         start += len(first_line) + 1
     sample = head[start : start + SAMPLE_BYTES]
@@ -121,8 +123,7 @@ def _open_rows(file: io.BufferedReader, path: str, words: set[str]) -> tuple[int
         if sum(is_row) * 2 > len(lines):
             wider_rows = [line.rstrip().rsplit(separator, row_width + 1)[1:] for line in lines]
             if sum(len(row) > row_width and _parse_floats(row) is not None for row in wider_rows) * 2 > len(lines):
-                problem = f"its rows have more values than the {row_width:,} that its first line specifies"
-                raise _file_error(path, problem)
+                raise _file_error(path, f"its rows have more values than the {row_width:,} that its first line says")
             return row_width, _read_text(file, path, n_vectors, row_width, separator, words)
     if n_vectors is None or width is None:
         raise UserError(f"{path} starts with neither a header nor a word and numbers: pass a word2vec or GloVe file")

@@ -377,7 +377,7 @@ def test_progress_is_reported_in_bytes_of_the_file(tmp_path):
         (b"\x7fELF" + bytes(50), "a program, not text"),
         (b"RIFF\1\2\3\4WAVEfmt ", "an image or a recording"),
         (b"PAR1" + bytes(50), "a Parquet file, not text: rename it so that it ends in .parquet"),
-        (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive"),
+        (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z or rar archive"),
     ],
 )
 def test_other_kinds_are_named_with_a_remedy(tmp_path, content, words):
