@@ -23,7 +23,7 @@ class Survey:
         self.counts = dict.fromkeys(names, 0)
         self.lone_names: set[str] = set()  # names that occur alone on a line
         self.n_composed = self.n_decomposed = 0  # letters with accents: of one code point, and of several
-        self.replaced: Counter[str] = Counter()  # characters that neither NFC nor NFD contains, such as U+212B
+        self.replaced: Counter[str] = Counter()  # characters that no normal form contains, such as the Angstrom sign
         self.n_characters = self.n_examined = 0
         self.parts: list[str] = []  # not yet examined
         self.size, self.tail = 0, ""  # characters in parts; the end of what was examined, which a name may start in
