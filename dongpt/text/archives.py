@@ -204,7 +204,7 @@ def _is_tar(head: bytes) -> bool:
 
 def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterator[Member]:
     """Yield the texts in a tar archive, sorted by name, or in archive order if they exceed SORTED_TAR_BYTES."""
-    texts: list[tuple[str, Iterator[bytes]]] = []  # (name, content), not yet yielded
+    texts: list[tuple[str, bytes, Iterator[bytes]]] = []  # not yet yielded: (name, start of the content, rest of it)
     file: Any = io.BufferedReader(ChunkReader(chunks), CHUNK_BYTES)
     size = 0
     with explain_errors(path), tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictTarInfo) as opened:
@@ -220,13 +220,14 @@ def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterato
             while size <= SORTED_TAR_BYTES and (part := next(content, b"")):
                 parts.append(part)
                 size += len(part)
-            texts.append((info.name, itertools.chain(parts, content)))
+            texts.append((info.name, b"".join(parts), content))
             if size > SORTED_TAR_BYTES:
-                yield from (_archive_member(path, *text) for text in texts)
+                yield from (_archive_member(path, name, itertools.chain([start], rest)) for name, start, rest in texts)
                 texts.clear()
-        while rest := archive.fileobj.read(CHUNK_BYTES):
-            if rest.strip(b"\0"):
+        while data := archive.fileobj.read(CHUNK_BYTES):
+            if data.strip(b"\0"):
                 raise tarfile.ReadError("something follows its end")
-    yield from (_archive_member(path, *text) for text in sorted(texts, key=operator.itemgetter(0)))
+    texts.sort(key=operator.itemgetter(0, 1))
+    yield from (_archive_member(path, name, iter([text])) for name, text, _ in texts)
     if not size:
         raise UserError(f"{path} {NO_MEMBERS}")

@@ -225,7 +225,7 @@ def test_other_members_are_skipped_and_counted(tmp_path, make):
 @pytest.mark.parametrize("make", ["zip", "tar"])
 def test_members_of_the_same_name_are_all_read(tmp_path, make):
     file = io.BytesIO()
-    texts = [("b.txt", b"z"), ("a.txt", b"x"), ("b.txt", b"y")]
+    texts = [("b.txt", b"y"), ("a.txt", b"x"), ("b.txt", b"z")]
     if make == "zip":
         with zipfile.ZipFile(file, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
             for name, content in texts:
@@ -237,7 +237,7 @@ def test_members_of_the_same_name_are_all_read(tmp_path, make):
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
     path = write(tmp_path / "twice", file.getvalue())
-    assert read_all(path) == [("a.txt", b"x"), ("b.txt", b"z"), ("b.txt", b"y")]
+    assert read_all(path) == [("a.txt", b"x"), ("b.txt", b"y"), ("b.txt", b"z")]
 
 
 def test_links_and_devices_are_skipped(tmp_path):
