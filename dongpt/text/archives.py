@@ -3,9 +3,9 @@
     for member in read_members("corpus.tar.zst", lambda name: name.endswith(".txt")):
         for chunk in member.chunks: ...  # bytes
 
-The first bytes tell an archive, not the name. A tar may be compressed, and an EPUB is a zip. Any other file is its own
-single member. Memory use doesn't depend on the size of a file, nor on sizes in headers. Raises UserError for files that
-are damaged, truncated, encrypted or not text.
+Archives are recognized by their first bytes, not by their name. A tar may be compressed, and an EPUB is a zip. Any
+other file is its own single member. Memory use doesn't depend on the size of a file, nor on sizes in headers. Raises
+UserError for files that are damaged, truncated, encrypted or not text.
 """
 
 import contextlib

@@ -3,8 +3,8 @@
     with open(path, "rb") as file:
         head, chunks = decompress(path, read_chunks(path, file))
 
-The first bytes tell the format, not the name. A file may have several streams. Other files are read as they are.
-Raises UserError for files that are damaged or truncated, or that have other data after a stream.
+Formats are recognized by the first bytes, not by the name. A file may have several streams. Other files are read as
+they are. Raises UserError for files that are damaged or truncated, or that have other data after a stream.
 """
 
 import bz2
@@ -26,7 +26,7 @@ CHUNK_BYTES = 2**20  # read at a time
 COMPRESSED_BYTES = 2**16  # decompressed at a time; they are copied once per stream, and streams may be short
 HEAD_BYTES = 4096  # enough to recognize a format
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
-ERRORS = (EOFError, OSError, NotImplementedError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+ERRORS = (EOFError, OSError, RuntimeError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 
 
 def file_suffixes(path: str) -> tuple[str, str]:
@@ -46,7 +46,7 @@ def explain_errors(location: str) -> Iterator[None]:
         if not isinstance(error, ERRORS) and type(error).__name__ != "ZstdError":
             raise
         reason, remedy = str(error) or "it ends early", "download it again"
-        if isinstance(error, NotImplementedError):  # of a compression that zipfile does not support
+        if isinstance(error, RuntimeError):  # from zipfile, for encryption and for unknown compressions
             remedy = "unpack it with another program"
         elif "too much memory" in reason:  # zstd --long=28 and more
             remedy = "decompress it with zstd -d --long=31"
@@ -97,7 +97,7 @@ def decompressor_for(head: bytes) -> Callable[[], Any] | None:
 
 def decompress(location: str, chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     """Return (the first HEAD_BYTES, all chunks) of the content of a file, decompressed if it is compressed."""
-    return _split_head(_decompress(location, *_split_head(chunks)))
+    return _split_head(_decompress(location, *_split_head(filter(None, chunks))))
 
 
 def _decompress(location: str, head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:

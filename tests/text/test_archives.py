@@ -301,6 +301,9 @@ def test_a_large_tar_is_read_in_its_own_order_in_bounded_memory(tmp_path, monkey
     members = {f"{9 - i}.txt": bytes([65 + i]) * 400_000 for i in range(10)}
     path = write(tmp_path / "a.tar.gz", gzip.compress(make_tar(members)))
     assert read_all(path) == list(members.items())
+    packed = {f"{9 - i}.txt.gz": gzip.compress(os.urandom(400_000)) for i in range(5)}
+    members = [(name, gzip.decompress(content)) for name, content in packed.items()]
+    assert read_all(write(tmp_path / "c.tar", make_tar(packed))) == members
     path = write(tmp_path / "b.tar.gz", gzip.compress(make_tar({"b.txt": bytes(2**27), "a.txt": b"x"})))
     sizes, peak = sizes_and_peak_memory(path)
     assert sizes == [2**27, 1] and peak < 20e6
@@ -332,6 +335,9 @@ def test_damaged_zips_are_errors(tmp_path):
     assert "a.txt is encrypted: unpack the archive with its password" in problem(
         write(tmp_path / "d.zip", bytes(encrypted))
     )
+    encrypted = bytearray(make_zip({"mimetype": b"text", "a.txt": TEXT}))
+    encrypted[encrypted.index(b"PK\1\2") + 8] |= 1
+    assert "is encrypted, password required" in problem(write(tmp_path / "d.zip", bytes(encrypted)))
     unknown = bytearray(content)
     unknown[content.index(b"PK\1\2") + 10] = 97
     assert "unpack it with another program" in problem(write(tmp_path / "e.zip", bytes(unknown)))
