@@ -31,10 +31,12 @@ from typing import Annotated, Iterable, Iterator
 import configurator
 from configurator import UserError
 from dongpt.program import LOCK_FILE, ROOT, run_program
+from dongpt.text.archives import is_archive, read_head
 from dongpt.text.bins import PreparedData, dataset_folder, read_meta
+from dongpt.text.compressed import file_suffixes
 from dongpt.text.documents import BLANK, FOLDER_SUFFIXES, RECORD_SUFFIXES, TEXT_SUFFIXES, Document, Files, find_files
+from dongpt.text.file_kinds import looks_like_json
 from dongpt.text.hub import PREFIX, HubText, open_dataset, parse_name
-from dongpt.text.packed import file_suffixes, is_archive
 from dongpt.text.prepare import TextSource, Vocabulary, prepare, warn_unused_options
 from dongpt.text.report import count_of, report, shortest_path
 
@@ -164,6 +166,11 @@ def make_files(cfg: PrepareConfig, paths: list[str]) -> Files:
     if unknown := [os.path.basename(p) for p in paths if file_suffixes(p)[0] not in known and not is_archive(p)]:
         more = f" and {count_of(len(unknown) - 1, 'other file')}" if len(unknown) > 1 else ""
         print(f"reading {unknown[0]}{more} as plain text, since the file extension is unknown")
+    if json_paths := [p for p in paths if file_suffixes(p)[0] in (".txt", ".md") and looks_like_json(read_head(p))]:
+        note = f"{json_paths[0]} is read as plain text although it looks like JSON"
+        print(
+            f"{note}: rename it so that it ends in .json or .jsonl to read only the field {cfg.field!r} of its records"
+        )
     return Files(paths, cfg.document, cfg.field, cfg.encoding, separator=cfg.separator.strip())
 
 
