@@ -159,7 +159,8 @@ def test_help_explains_every_setting_of_every_program(name, help_of):
 
 def is_config(value, name: str) -> bool:
     """Whether value is the config class of the program called name."""
-    return getattr(value, "__name__", "") == {"ckpt_update": "UpdateConfig"}.get(name, f"{name.capitalize()}Config")
+    special = {"ckpt_update": "UpdateConfig", "data/prepare": "PrepareConfig"}
+    return getattr(value, "__name__", "") == special.get(name, f"{name.capitalize()}Config")
 
 
 @pytest.mark.parametrize(
