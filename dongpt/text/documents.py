@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterable, Iterator, Literal, Sequence
 
 from configurator import UserError
+from dongpt.text.archives import Member, is_archive, read_members
+from dongpt.text.compressed import CHUNK_BYTES, COMPRESSION_SUFFIXES, file_suffixes
 from dongpt.text.json_values import read_json_values
-from dongpt.text.packed import CHUNK_BYTES, COMPRESSION_SUFFIXES, Member, file_suffixes, is_archive, read_members
 from dongpt.text.template import is_valid_unicode
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".csv", ".parquet")  # read from a folder or an archive
