@@ -254,7 +254,7 @@ class Chat:
     def load(self, path: str) -> str:
         path = os.path.expanduser(path)
         if not os.path.isfile(path):
-            raise UserError(f"{path!r} is not an existing file: enter one, as in /load talk.jsonl")
+            raise UserError(f"{path!r} does not exist: enter the path of a file, as in /load talk.jsonl")
         conversations = read_conversations(path)
         if len(conversations) != 1:
             raise UserError(f"{path} contains {len(conversations):,} conversations: use a file with only one")

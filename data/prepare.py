@@ -205,7 +205,7 @@ def print_next(prepared: PreparedData):
     size = f"{n_params / 1e6:.1f} million parameters in its blocks"
     model = f"{settings['n_layer']} layers of width {settings['n_embd']} ({size})"
     passes = f"{settings['max_iters']:,} iterations, {n_passes:,.0f} passes over the training set"
-    print(f"suggestion: {model} and {passes}")
+    print(f"suggestion: {model}, trained for {passes}")
     if n_passes > MEMORIZING_PASSES:
         *_, batch_size, block_size = MODEL_SIZES[0]
         n_needed = MIN_ITERS * batch_size * block_size // MEMORIZING_PASSES
@@ -239,7 +239,7 @@ def open_texts(cfg: PrepareConfig, name: str, folder: str) -> Iterator[tuple[Tex
 
 
 def write(cfg: PrepareConfig, folder: str, texts: contextlib.AbstractContextManager, source: str = "") -> PreparedData:
-    """Prepare texts, (documents, validation documents or None), and report. An error leaves no new folder behind."""
+    """Prepare and report on texts: (documents, validation documents or None). An error leaves no new folder behind."""
     is_new = not os.path.exists(folder)
     try:
         with texts as (documents, val_documents):

@@ -162,7 +162,8 @@ def _hold_lock(lock_path: str, label: str) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCK_ERRNOS:
             raise UserError(f"{label} cannot be written ({error.strerror}): choose another location") from error
-        print(f"{label} is on a file system without locks: do not let two programs write to it", file=sys.stderr)
+        problem = "is on a file system that does not support file locking"
+        print(f"{label} {problem}: do not let two programs write to it", file=sys.stderr)
     try:
         yield
     finally:

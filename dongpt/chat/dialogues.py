@@ -1,4 +1,4 @@
-"""Find near duplicates among conversations, which must go to the same split, and prepare them for training.
+"""Find near-duplicate conversations, which must go to the same split, and prepare conversations for training.
 
 chats = ChatDataset.from_dialogues(Dialogues(Files(["chats.json"])), DONGPT_TEMPLATE, val_fraction=0.1)
 prepare("data/chat", chats, Vocabulary("bpe"), 0.1, specials=[...], template=DONGPT_TEMPLATE)
@@ -45,7 +45,7 @@ def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[np.ndarray,
 def _hash_conversations(conversations: Iterable[Messages]) -> tuple[np.ndarray, ...]:
     """Return (digests, lengths) per conversation, and (keys, owners, are_long) per key by which it may be linked.
 
-    digests are (n, 2) uint64, two hashes of all messages. Each long message and each two adjacent messages have a key,
+    digests is (n, 2) uint64: two hashes of all messages. Each long message and each two adjacent messages have a key,
     which is a hash, the index of their conversation, and True for long pairs. Memory: about 60 bytes for a question
     and an answer of any length.
     """

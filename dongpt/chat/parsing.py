@@ -130,7 +130,7 @@ def _read_rest_of_object(text: JsonText):
         if isinstance(text.read_value(location), (list, dict)):
             raise UserError(f"{location}: {key!r} is more than the one list of an object: save each list as a file")
     if separator != "}":
-        text.fail(f"{text.path} line {text.line():,}", "the object does not end" if separator else "")
+        text.fail(f"{text.path} line {text.line():,}", "the object is not closed" if separator else "")
     text.position += 1
 
 

@@ -42,7 +42,7 @@ class Dialogues:
     ) -> Iterator[Messages]:
         """Yield the conversations in order, and count them in survey.
 
-        Broken records are only counted. Without a survey they raise UserError, with the location, unless skip_broken.
+        Broken records are only counted. Without a survey, they raise UserError with the location, unless skip_broken.
         """
         is_strict, survey = survey is None and not self.skip_broken, survey or Survey()
         self.files.n_left_out.clear()
@@ -97,13 +97,13 @@ class Dialogues:
                 form, messages = records.to_conversation(record, self.user, self.assistant)
                 if self.conversation and not form.is_pair:
                     option = f"--conversation={self.conversation}"
-                    raise UserError(f"{location}: {form.name} cannot be joined with others: drop {option}")
+                    raise UserError(f"{location}: {form.name} cannot be combined with other records: drop {option}")
                 if self.conversation and self.conversation not in record:
                     raise RecordError("missing fields", f"there is no field {self.conversation!r} (--conversation)")
                 if self.conversation:
                     form = form._replace(used=(*form.used, self.conversation))
                 if conversation and messages[0][0] == "system" and messages.pop(0) != conversation[0]:
-                    problem = f"another system message than in the first record with this {self.conversation}"
+                    problem = f"a different system message from the first record with this {self.conversation}"
                     raise RecordError("two system messages", problem)
             except RecordError as error:
                 return location, error
@@ -126,7 +126,7 @@ class Dialogues:
                     yield location, dict(zip(names, row))
                 else:
                     problem = f"it has {len(row)} columns, but line 1 has {len(names)}"
-                    yield location, RecordError("rows of another length", problem)
+                    yield location, RecordError("rows of a different length", problem)
         except UserError as error:
             if isinstance(error.__cause__, csv.Error) and self.skip_broken:
                 problem = "--skip_broken does not help, because it is not clear where the next row begins"
@@ -151,7 +151,7 @@ class Dialogues:
         return (self.user, self.assistant, *((self.conversation,) if self.conversation else ()))
 
     def _check_columns(self, path: str, columns: Sequence[str]) -> tuple[str, ...]:
-        """Return the names of the columns as in lower_names(). Raises UserError if one is missing or repeated."""
+        """Return the column names normalized by lower_names(). Raises UserError if one is missing or repeated."""
         if missing := records.find_missing(columns, *self._names):
             choices = ", ".join(map(repr, columns[:20])) or "(there are none)"
             options = "--user, --assistant or --conversation=NAME"

@@ -66,7 +66,7 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class RecordError(ValueError):
-    """Raised for a record that cannot be used. Errors are counted by kind, which is a few words."""
+    """Raised for a record that cannot be used. Errors are counted by kind, a phrase of a few words."""
 
     def __init__(self, kind: str, problem: str, remedy: str = ""):
         super().__init__(f"{problem}: {remedy}" if remedy else problem)
@@ -101,7 +101,7 @@ def lower_names(keys: tuple[str, ...], known: frozenset[str], named: tuple[str, 
 
 
 def lower_keys(holder: dict[str, Any], known: frozenset[str], named: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return holder with the keys that lower_names() gives."""
+    """Return holder with its keys normalized by lower_names()."""
     keys = tuple(holder)
     names = lower_names(keys, known, named)
     return holder if names == keys else dict(zip(names, holder.values()))
@@ -138,7 +138,7 @@ def shorten(value: Any, n: int = 40) -> str:
 
 
 def read_list(value: Any, field: str) -> list:
-    """Return a list that CSV stores as JSON or in Python's notation. Raises RecordError for anything else."""
+    """Return a list, which CSV may hold as JSON or as a Python literal. Raises RecordError for anything else."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         for parse in (json.loads, ast.literal_eval):
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
@@ -149,7 +149,8 @@ def read_list(value: Any, field: str) -> list:
         problem = f"the field {field!r} has a list as it is printed, not as JSON: use the file that the table came from"
         raise RecordError("printed lists", problem)
     if not isinstance(value, list):
-        raise RecordError("no list of messages", f"the field {field!r} has no list of messages", MESSAGE_FORMAT)
+        problem = f"the field {field!r} does not contain a list of messages"
+        raise RecordError("no list of messages", problem, MESSAGE_FORMAT)
     return value
 
 
@@ -206,7 +207,7 @@ def is_message(record: Any) -> bool:
 
 
 def read_messages(messages: list, n_context: int = 0) -> Messages:
-    """Return the conversation of a list of messages, of which the first n_context don't count in the loss.
+    """Convert a list of messages to a conversation. The first n_context messages don't count in the loss.
 
     A message that cannot count may be marked to count only if all messages are. Raises RecordError.
     """
@@ -271,7 +272,7 @@ def check_turns(conversation: Messages) -> Messages:
 
 @functools.lru_cache(maxsize=128)
 def find_pair(keys: tuple[str, ...]) -> tuple[str, str] | str | None:
-    """Return the keys of the question and the answer, None if there are none, or a message if there are several."""
+    """Return the keys of the question and the answer, None if there are none, or a message if they are ambiguous."""
     questions, answers = ([name for name in names if name in keys] for names in (QUESTION_KEYS, ANSWER_KEYS))
     if len(questions) > 1 and "input" in questions and not set(questions).isdisjoint(INPUT_QUESTIONS):
         questions.remove("input")  # it belongs to the question
@@ -305,7 +306,7 @@ def find_wanted(names: tuple[str, ...], user: str, assistant: str, *others: str)
 
 
 def to_conversation(record: Any, user: str = "user", assistant: str = "assistant") -> tuple[Form, Messages]:
-    """Return (form, conversation) of a record. Raises RecordError if it has none or is broken.
+    """Return (form, conversation) for a record. Raises RecordError if it has no conversation or is broken.
 
     The keys of the record are those that lower_keys() returns. user and assistant, unless they have their defaults, are
     the keys of the question and the answer: they are obeyed, whatever they mean elsewhere.
@@ -356,14 +357,14 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
 
 
 def _is_list(value: Any, key: str) -> bool:
-    """Return True if a value is a list of messages, or one that CSV stores as text in a prompt or completion."""
+    """Return True if a value is a list of messages, or a prompt or completion with such a list as CSV text."""
     if isinstance(value, list):
         return bool(value) and isinstance(value[0], dict)
     return key in ("prompt", "completion") and isinstance(value, str) and LISTED_MESSAGE.match(value) is not None
 
 
 def _read_pair(record: dict[str, Any], others: dict[str, Any], user: str, assistant: str) -> tuple[Form, Messages]:
-    """Return the conversation of a question and an answer, with the input and history that belong to them."""
+    """Return the conversation made of a question and its answer, with any input and history they have."""
     name = "prompt and completion" if (user, assistant) == ("prompt", "completion") else "questions and answers"
     name = "alpaca" if user.lower() == "instruction" else name
     extra_keys = (*INPUT_KEYS, "history") if user.lower() in INPUT_QUESTIONS else ("history",)

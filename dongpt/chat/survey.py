@@ -27,9 +27,9 @@ class Survey:
     forms: dict[str, Counter[str]] = field(default_factory=dict)  # by path
     unused: dict[str, dict[str, None]] = field(default_factory=dict)  # keys, by path
     broken: list[str] = field(default_factory=list)  # location and reason of the first MAX_LISTED
-    first_broken: str = ""  # the same with the remedy
+    first_broken: str = ""  # the first of them, with the remedy
     kinds: Counter[str] = field(default_factory=Counter)  # of broken records
-    key_sets: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)  # that were looked at, by path
+    key_sets: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)  # that were examined, by path
 
     @property
     def num_broken(self) -> int:
@@ -72,7 +72,7 @@ class Survey:
         self.first_broken = self.first_broken or f"{location}: {error}"
 
     def check(self, paths: list[str], skip_broken: bool):
-        """Raise UserError for broken records, unless they are left out, and if nothing remains to train on."""
+        """Raise UserError for broken records, unless they are left out, or if nothing remains to train on."""
         source = paths[0] if len(paths) == 1 else f"{len(paths):,} files"
         n_records = self.num_broken + self.conversations
         if self.num_broken and not (skip_broken and self.conversations):
@@ -87,7 +87,7 @@ class Survey:
         if not self.conversations:
             raise UserError(f"{source} has no conversation, the text is blank: pass --input=PATH of another file")
         if self.answers_without_loss == self.answers:
-            raise UserError(f"no answer of {source} counts in the loss: set weight to 1 in the answers to learn")
+            raise UserError(f"no answer in {source} counts in the loss: set weight to 1 in the answers to train on")
 
     def broken_lines(self) -> list[str]:
         """The first broken records, and the number of all by kind."""
@@ -98,7 +98,7 @@ class Survey:
         return [f"broken records: {self.num_broken:,} ({', '.join(kinds)})", *(f"  {b}" for b in self.broken), *more]
 
     def lines(self) -> list[str]:
-        """The forms of the files, the first conversations, the answers without a loss and the broken records."""
+        """The forms of the files, the first conversations, the answers not in the loss, and the broken records."""
         described: dict[str, list[str]] = {}  # paths by what is said about them
         counts: Counter[str] = Counter()
         for path, forms in self.forms.items():

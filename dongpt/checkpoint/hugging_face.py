@@ -107,7 +107,7 @@ def find_directory(name_or_path: str) -> str:
         contents = "a model and" if is_directory else "only"
         problem = f"{name_or_path} contains {contents} a PEFT adapter for the model {base!r}"
         alone = ", or move adapter_* out of the directory to load the model alone" if is_directory else ""
-        remedy = "in PEFT, merge_and_unload() it into that model and save_pretrained() the result"
+        remedy = "in PEFT, merge it into that model with merge_and_unload(), and save the result with save_pretrained()"
         raise UserError(f"{problem}: {remedy}{alone}")
     return name_or_path if is_directory else _download(name_or_path)
 
@@ -144,7 +144,7 @@ def _check_names(weights: dict, file_names: dict[str, str], args: dict, path: st
 
 
 def transformers_logits(directory: str, idx: torch.Tensor) -> torch.Tensor | str:
-    """Return the logits (B, T, V) that transformers computes for idx (B, T), or the reason why it cannot, as text."""
+    """Return the logits (B, T, V) that transformers computes for idx (B, T), or a message saying why it cannot."""
     try:
         from transformers import GPT2LMHeadModel
         from transformers.utils import logging as hf_logging
@@ -286,7 +286,7 @@ def _hash_files(directory: str) -> dict[str, str]:
 
 
 def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
-    """Write tokenizer.json and tokenizer_config.json, so that transformers encodes and decodes as tokenizer does."""
+    """Write tokenizer.json and tokenizer_config.json so that transformers encodes and decodes as tokenizer does."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as HFTokenizer
 

@@ -166,7 +166,7 @@ def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> It
 
 
 def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> Iterator[bytes]:
-    """Yield the content of a member, whose CRC zipfile checks at the end."""
+    """Yield the content of a member. zipfile checks its CRC at the end."""
     location, n_bytes = _member_location(path, info.filename), 0
     if info.flag_bits & 1:
         raise UserError(f"{location} is encrypted: unpack the archive with its password, and pass the folder")
@@ -179,7 +179,7 @@ def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str)
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """The header of a tar's member. Long names would fill memory, and tarfile takes a damaged header for the end."""
+    """The header of a tar's member. Long names could exhaust memory, and tarfile treats a damaged header as the end."""
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):
@@ -226,7 +226,7 @@ def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterato
                 texts.clear()
         while data := archive.fileobj.read(CHUNK_BYTES):
             if data.strip(b"\0"):
-                raise tarfile.ReadError("something follows its end")
+                raise tarfile.ReadError("it has data after its end")
     texts.sort(key=operator.itemgetter(0, 1))
     yield from (_archive_member(path, name, iter([text])) for name, text, _ in texts)
     if not size:

@@ -41,7 +41,7 @@ def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
     if not names:
         raise UserError(f"{path} is an e-book without text in its spine: convert it to text with another program")
     if missing := [name for name in names if name not in archive.namelist()]:
-        raise UserError(f"{path} is an e-book that lacks {missing[0]}: it is damaged, get it again")
+        raise UserError(f"{path} is a damaged e-book ({missing[0]} is missing): download it again")
     if ENCRYPTION in archive.namelist():
         references = (e.get("URI", "") for e in _read_xml(archive, ENCRYPTION, path).iter())
         if encrypted := {urllib.parse.unquote(reference) for reference in references} & set(names):
@@ -62,11 +62,11 @@ def _read_xml(archive: zipfile.ZipFile, name: str, path: str) -> ElementTree.Ele
             raise ValueError(f"it has more than {MAX_PACKAGE_BYTES:,} bytes")
         return ElementTree.fromstring(content)
     except (KeyError, ValueError, ElementTree.ParseError, LookupError) as error:
-        raise UserError(f"{path} is a damaged e-book ({name or 'its package'}: {error}): get it again") from error
+        raise UserError(f"{path} is a damaged e-book ({name or 'its package'}: {error}): download it again") from error
 
 
 def extract_text(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the text of an XHTML file as UTF-8 with a byte-order mark, without markup, scripts and styles."""
+    """Yield the text of an XHTML file as UTF-8 with a byte-order mark, without markup, scripts or styles."""
     decoder, parser = None, _TextParser()
     yield codecs.BOM_UTF8
     for chunk in chunks:
@@ -99,7 +99,7 @@ class _TextParser(HTMLParser):
         self.hidden_depth = self.pre_depth = 0
 
     def take(self) -> bytes:
-        """Return the text since the last call, in UTF-8."""
+        """Return the text added since the last call, in UTF-8."""
         text, self.parts = "".join(self.parts), []
         return text.encode("utf-8", "replace")
 

@@ -2,7 +2,7 @@
 
 train.bin has no header, as in nanoGPT, so a file of uint32 ids can be read as uint16 without an error. Where no
 meta.json gives the number of tokens, the start of a file and samples decide. In text, the ids at even and at odd
-positions look alike. In uint32 ids read as uint16 one position is always 0, and in floats the exponents fall in a
+positions look alike. In uint32 ids read as uint16, one position is always 0, and in floats the exponents fall in a
 narrow range. Since uint16 ids of other data can look like this, too, the messages also say how to declare them.
 """
 
@@ -120,7 +120,7 @@ def guess_type(ids: np.ndarray) -> tuple[str, str]:
     columns = ids.reshape(-1, 4)
     for dtype, (used, zero) in COLUMNS.items():
         if not columns[:, zero].any() and is_enough(columns[:, used]):
-            return dtype, "every second uint16 is 0" if len(zero) == 2 else "three of four uint16 are 0"
+            return dtype, "every second uint16 is 0" if len(zero) == 2 else "three out of every four uint16 are 0"
     if np.count_nonzero(ids) < MIN_IDS:
         return "", ""
     for dtype in ("<i8", "<i4"):
@@ -149,7 +149,7 @@ def is_enough(values: np.ndarray) -> bool:
 
 
 def is_integral(values: np.ndarray) -> bool:
-    """Return True if floats are enough whole numbers that can be ids. In float16, all numbers from 1,024 are whole."""
+    """Return True if all floats are whole ids, and there are enough. In float16, all numbers from 1,024 are whole."""
     is_float16 = values.dtype.itemsize == 2
     with np.errstate(invalid="ignore"):
         values = values.astype(np.float64)
@@ -158,7 +158,7 @@ def is_integral(values: np.ndarray) -> bool:
 
 
 def is_bytes(values: np.ndarray) -> bool:
-    """Return True if each id is a byte. In uint16 ids, the upper bytes have another distribution than the lower."""
+    """Return True if every id is a byte. In uint16 ids, the upper bytes are distributed differently than the lower."""
     counts = [np.bincount(values[i::2], minlength=256) for i in (0, 1)]
     n_distinct = [np.count_nonzero(count) for count in counts]
     distance = np.abs(counts[0] - counts[1]).sum() / len(values)  # between the distributions, 0 to 1

@@ -1,9 +1,9 @@
 """Read documents from datasets on the Hugging Face Hub, in its local cache, or in a folder, through `datasets`.
 
 A dataset is named hf:[OWNER/]NAME[:CONFIG[:SPLIT]]. hf:./FOLDER and hf:/FOLDER are local folders, which save_to_disk()
-may have written. The text column is streamed once into a copy in the data folder, which consists of Parquet files with
-about COPY_BYTES of text each. All passes of a preparation read the copy, which is removed when the data is complete.
-An interrupted copy continues after its last file, using IterableDataset.state_dict().
+may have written. The text column is streamed once into a copy in the data folder: Parquet files with about COPY_BYTES
+of text each. All passes of a preparation read the copy, which is removed when the data is complete. An interrupted copy
+continues after its last file, using IterableDataset.state_dict().
 
     dataset = parse_name("hf:roneneldan/TinyStories")
     with open_dataset(dataset, "text", folder) as documents:
@@ -84,7 +84,7 @@ def parse_name(name: str) -> DatasetName:
 def open_dataset(
     dataset: DatasetName, column: str, folder: str, document: Document = "file", separator: str = "", raw: bool = False
 ) -> Iterator["HubText"]:
-    """Open one column of a dataset as documents. Its copy in folder is removed at the end, unless it can be continued.
+    """Open one column of a dataset as documents. Its copy in folder is removed at the end, unless it can be resumed.
 
     Raises UserError if the dataset, config, split or column does not exist, or if the column does not contain text.
     """
@@ -284,11 +284,11 @@ def _explanation(dataset: DatasetName, error: Exception) -> str:
     if isinstance(error, (DatasetNotFoundError, FileNotFoundError)) or "Please specify the data files" in text:
         return f"the Hub has no such dataset, or it is private: look up OWNER/NAME at huggingface.co, or {remedy}"
     if "OfflineModeIsEnabled" in text:
-        return f"its cache holds no such dataset, and HF_HUB_OFFLINE forbids to download it: unset it, or {remedy}"
+        return f"its cache holds no such dataset, and HF_HUB_OFFLINE forbids downloading it: unset it, or {remedy}"
     if is_connection_lost(error):
         problem = f"the Hub cannot be reached ({first_line(_first_cause(error))}) and its cache holds no such dataset"
         return f"{problem}: connect to the network, or {remedy}"
-    return f"`datasets` cannot read it ({line}): correct its files, or pass them without hf:"
+    return f"`datasets` cannot read it ({line}): fix its files, or pass them without the hf: prefix"
 
 
 def is_connection_lost(error: BaseException) -> bool:
@@ -312,7 +312,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 @dataclass(frozen=True)
 class HubText:
-    """A text column of a dataset, with the interface of Files. Methods that need the text first complete the copy."""
+    """A text column of a dataset, with the interface of Files. Methods that need the text complete the copy first."""
 
     source: str  # hf:OWNER/NAME:CONFIG:SPLIT@COMMIT
     field: str  # the column
@@ -322,7 +322,7 @@ class HubText:
     copy_dir: str = dataclasses.field(repr=False)
     stream: Any = dataclasses.field(repr=False)  # datasets.IterableDataset of this column in Arrow tables
     n_rows: int = dataclasses.field(repr=False)  # 0 if unknown
-    document: Document = "file"  # these three: see Files
+    document: Document = "file"  # for these three, see Files
     separator: str = ""
     raw: bool = False
     n_left_out: Counter[str] = dataclasses.field(default_factory=Counter, repr=False, compare=False)  # see Files
@@ -391,7 +391,7 @@ class HubText:
         return os.path.join(self.copy_dir, f"{number:05d}.parquet")
 
     def _load_state(self) -> dict:
-        """Return the state of the copy, or that of an empty copy if it is missing, damaged or from another text."""
+        """Return the copy's state, or an empty state if the copy is missing, damaged or made from another text."""
         key = repr((self.source, self.field, self.fingerprint()))
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             with open(os.path.join(self.copy_dir, "state.json"), encoding="utf-8") as file:
@@ -442,7 +442,7 @@ class HubText:
                 if is_connection_lost(error):
                     raise UserError(f"{problem}: run the same command again to continue") from error
                 self.remove_copy()
-                raise UserError(f"{problem}: correct its files, or pass them without hf:") from error
+                raise UserError(f"{problem}: fix its files, or pass them without the hf: prefix") from error
 
     def _save(self, state: dict, texts: list, is_complete: bool = False):
         """Write texts (Arrow arrays) to the next file, and then the state."""

@@ -123,12 +123,12 @@ class JsonText:
         return found >= 0
 
     def read_value(self, location: str) -> Any:
-        """Return the value at the position, to which peek() moved. Moves behind it."""
+        """Return the value at the position, to which peek() moved. Moves past it."""
         value, self.position = self._decode(location, 0)
         return value
 
     def peek_element(self, location: str, offset: int = 0) -> Any:
-        """Return the first element of the array `offset` characters after the position, or None if it is empty."""
+        """Return the first element of the array that starts `offset` characters ahead, or None if it is empty."""
         while not (match := find_content(self.buffer, self.position + offset + 1)) and not self.is_end:
             self.read_more()
         offset = (match.start() if match else len(self.buffer)) - self.position
@@ -152,7 +152,7 @@ class JsonText:
             except (ValueError, RecursionError) as error:  # a number with too many digits, brackets nested too deeply
                 self.fail(location, str(error))
             if len(self.buffer) - self.position > MAX_VALUE_CHARS:
-                self.fail(location, f"a bracket or quote is missing in {MAX_VALUE_CHARS:,} characters")
+                self.fail(location, f"no closing bracket or quote within {MAX_VALUE_CHARS:,} characters")
             self.read_more()
 
     def expect_end(self):

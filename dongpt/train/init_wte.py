@@ -199,7 +199,7 @@ def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int, words: s
         if space < 0 or end > len(buffer):
             raise _file_error(path, f"vector {number:,} of {n_vectors:,} is truncated")
         if (word := _decode_word(buffer[start:space])) is None:
-            problem = f"the word of vector {number:,} has control characters or is not UTF-8"
+            problem = f"the word for vector {number:,} has control characters or is not UTF-8"
             raise _file_error(path, problem, "download it again, or use the text format if words contain spaces")
         if word in words:
             yield number, word, buffer[space + 1 : end]
@@ -293,7 +293,7 @@ def fit_width(vectors: np.ndarray, width: int) -> np.ndarray:
 def init_embedding(weight: torch.Tensor, path: str, n_words: int) -> str:
     """Copy the vectors at path into a token embedding (at least n_words, n_embd) and return a line that reports it.
 
-    Rows of words without a vector keep their values. Raises UserError if load_table() does, or if the vectors are all
+    Rows for words without a vector keep their values. Raises UserError if load_table() does, or if the vectors are all
     zero or narrower than the embedding.
     """
     table, width = load_table(path, n_words), weight.shape[1]

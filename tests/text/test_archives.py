@@ -290,7 +290,7 @@ def test_a_tar_that_ends_early_is_an_error_wherever_it_ends(tmp_path, suffix):
 
 def test_what_follows_the_end_of_a_tar_or_a_damaged_header_is_not_ignored(tmp_path):
     content = make_tar(POEMS)
-    assert "something follows its end" in problem(write(tmp_path / "two.tar", content + make_tar({"d.txt": b"x"})))
+    assert "it has data after its end" in problem(write(tmp_path / "two.tar", content + make_tar({"d.txt": b"x"})))
     damaged = bytearray(content)
     damaged[1024 + 20] ^= 1  # in the name of the second member
     assert "damaged header" in problem(write(tmp_path / "damaged.tar", bytes(damaged)))
