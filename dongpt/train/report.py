@@ -46,9 +46,8 @@ def opening_line(argv: list[str] | None, overrides: dict[str, Any], cfg: Any, it
     """
     if cfg.init_from == "resume":
         stored = weights.checkpoint.get("config", {})
-        changed = [
-            key for key in overrides if key not in ("init_from", "out_dir") and overrides[key] != stored.get(key)
-        ]
+        keys = [key for key in overrides if key not in ("init_from", "out_dir")]
+        changed = [key for key in keys if overrides[key] != stored.get(key)]
         before = {key: f" (was {stored[key]!r})" if key in stored else "" for key in changed}
         changed_text = ", ".join(f"{key}={overrides[key]!r}{before[key]}" for key in changed) or "none"
         done = f"continuing after iteration {iter_num:,} of {cfg.max_iters:,}"
@@ -105,9 +104,8 @@ def long_conversations_line(corpus: Corpus, block_size: int) -> str:
 
 def parameters_line(model: GPT) -> str:
     """Return a line with the number of parameters in the model and in each of its parts."""
-    total, ngrams = model.get_num_params(), 0
-    if model.config.ngrams > 1:
-        ngrams = model.transformer.ngrams.weight.numel()
+    total = model.get_num_params()
+    ngrams = model.transformer.ngrams.weight.numel() if model.config.ngrams > 1 else 0
     if model.config.model_type == "bigram":
         return f"number of parameters: {total / 1e6:.2f}M (one table of {total:,} logits: a bigram has no blocks)"
     blocks, n_layer = sum(p.numel() for p in model.transformer.h.parameters()), model.config.n_layer
@@ -159,7 +157,6 @@ def first_screen(step: TrainStep, opening: str, overrides: dict, resume_command:
     """Return `opening` followed by lines on the data, the model, the output files, and how to stop and resume.
 
     resume_command(out_dir, world_size) returns the command that resumes the run. iter_num iterations are done already.
-
     With verbose=True, nanoGPT's other lines come first: the changed settings and the optimizer's parameter groups.
     """
     cfg, corpus = step.cfg, step.corpus
