@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         weights = None  # so that its tensors are freed
         reason = "requested" if "compile" in asked else "from the checkpoint"
         is_compiled, reason = step.compile(cfg.compile, cfg.max_iters - state.iter_num, was_compiled, reason)
-        print(report.first_screen(step, opening, overrides, run.resume_command))
+        print(report.first_screen(step, opening, overrides, run.resume_command, state.iter_num))
         print(report.machine_line(rt, is_compiled, reason))
         this_machine = MachineInfo(device=rt.device_type, dtype=rt.dtype, compile=is_compiled, world_size=rt.world_size)
         if old_machine and old_machine != this_machine:
@@ -318,7 +318,7 @@ def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCh
         if stop_reason:
             print(f"ended after {state.iter_num} of {cfg.max_iters} iterations: {stop_reason}")
         elif state.iter_num == first_iter > 0:
-            print(f"this run has completed all {cfg.max_iters} iterations: increase --max_iters to continue")
+            print(report.completed_line(cfg))
         log_final_loss(step, log, stop, run.load_best(step))
         if exit_code := stop.exit_code or stop.interrupts.exit_code:
             print("interrupted during the final evaluation: the run itself is complete and saved")

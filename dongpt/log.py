@@ -107,7 +107,7 @@ class LossCurves:
     """Loss curves of a run in bounded memory, collected while its records are written or read.
 
     Each point in updates is (iteration, batch loss, training time in seconds). Each point in evals is (iteration,
-    training loss, validation loss). first_eval and best_eval (lowest validation loss) are never averaged.
+    training loss, validation loss). first_eval and best_eval (the lowest after iteration 0) are never averaged.
     """
 
     updates: Curve = field(default_factory=Curve)
@@ -133,7 +133,7 @@ class LossCurves:
             point = it, record["train_loss"], record["val_loss"]
             self.evals.add(*point)
             self.first_eval = self.first_eval or point
-            if self.best_eval is None or point[2] < self.best_eval[2]:
+            if it > 0 and (self.best_eval is None or point[2] < self.best_eval[2]):
                 self.best_eval = point
 
 
@@ -263,6 +263,7 @@ class RunLog:
         check_finite_loss(val_loss, iter_num)
         self.print(f"step {iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
         self.write("eval", iter=iter_num, train_loss=train_loss, val_loss=val_loss)
+        self.bar.set_postfix_str(f"val loss {val_loss:.3f}", refresh=False)  # the last batch may be long ago
 
     def close(self):
         """Close the file and end the wandb run."""

@@ -143,7 +143,7 @@ def unigram_loss(corpus: Corpus, split: str) -> float:
     else:
         counts += corpus.tokens[split].counts(len(counts))
     shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    return float((shares * np.log(1 / shares)).sum())
 
 
 def log_final_loss(step: TrainStep, log: RunLog, stop: StopCheck, best_iter: int):

@@ -17,6 +17,9 @@ BLUE, ORANGE, LIGHT_BLUE = "#0072B2", "#D55E00", "#9CCBE8"
 START_SHARE = 0.05  # the steep loss in this first part of a run is ignored when choosing the y range
 TIME_UNITS = (("s", 1), ("min", 60), ("h", 3600), ("days", 86400))
 MAX_TIME_TICKS = 6
+MAX_GAP = 0.15  # of the run without points at its start: if it is longer, the start is shown, too
+FEW_POINTS = 6  # fewer evaluations are all shown, except for iteration 0
+MAX_RISE = 4  # evaluations above this multiple of the first loss are cut off, as in a run that diverges
 
 
 def draw_loss(out_dir: str, curves: LossCurves, min_seconds: float = 0):
@@ -40,13 +43,21 @@ def loss_figure(run_name: str, curves: LossCurves):
     figure = import_matplotlib_figure()(figsize=(8, 5))
     axes = figure.add_axes((0.09, 0.11, 0.88, 0.72))  # left, bottom, width, height; tight_layout takes 0.1 s
     evals, updates = np.array(curves.evals.points()), np.array(curves.updates.points())
+    bounds = loss_range(evals, updates)
     if len(updates):
         label = "training, single batches" if curves.updates.group_size == 1 else "training, mean of batches"
-        axes.plot(updates[:, 0], updates[:, 1], color=LIGHT_BLUE, linewidth=1, label=label)
-    if len(evals):
+        style = dict(linewidth=1, markersize=6 if len(updates) < FEW_POINTS else 0)
+        axes.plot(updates[:, 0], updates[:, 1], color=LIGHT_BLUE, marker=".", label=label, **style)
+    if bounds and len(evals):
+        is_cut = (evals[:, 1:] > bounds[1]).any(axis=1)
+        shown = evals[np.argmin(is_cut) :]  # a straight line from an early point above the picture would mislead
+        if n_cut := int(is_cut.sum()) * curves.evals.group_size:
+            it, _, loss = max(evals[is_cut], key=lambda point: point[2])
+            which = f"{n_cut:,} evaluations, up to" if n_cut > 1 else f"iteration {it:,.0f}:"
+            figure.text(0.97, 0.02, f"not shown: {which} {loss:.4g}", fontsize=8, ha="right")
         style = dict(markersize=4 if len(evals) < 60 else 0)
-        axes.plot(evals[:, 0], evals[:, 1], color=BLUE, marker="o", label="training, evaluated", **style)
-        axes.plot(evals[:, 0], evals[:, 2], color=ORANGE, marker="s", linestyle="--", label="validation", **style)
+        axes.plot(shown[:, 0], shown[:, 1], color=BLUE, marker="o", label="training, evaluated", **style)
+        axes.plot(shown[:, 0], shown[:, 2], color=ORANGE, marker="s", linestyle="--", label="validation", **style)
     title = ": ".join(filter(None, [run_name, curves.data]))
     if curves.best_eval:
         it, _, loss = curves.best_eval
@@ -58,14 +69,10 @@ def loss_figure(run_name: str, curves: LossCurves):
     axes.grid(alpha=0.3)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if bounds := loss_range(evals, updates):
-        axes.set_ylim(*bounds)
-        if curves.first_eval and curves.first_eval[2] > bounds[1]:
-            it, _, loss = curves.first_eval
-            figure.text(0.97, 0.02, f"not shown: {loss:.2f} at iteration {it:,}", fontsize=8, ha="right")
+    axes.set_ylim(*(bounds or (0, 1)))
     if len({it for it, *_ in (*evals, *updates)}) == 1:  # otherwise matplotlib shows fractional iterations
         axes.set_xlim(axes.get_lines()[0].get_xdata()[0] - 1, axes.get_lines()[0].get_xdata()[0] + 1)
-    if len(updates) and curves.seconds > 0:
+    if len(updates) > 1 and curves.seconds > 0:
         _add_time_axis(axes, updates, curves.seconds)
     if axes.get_lines():
         axes.legend(fontsize=9, loc="best")
@@ -73,20 +80,24 @@ def loss_figure(run_name: str, curves: LossCurves):
 
 
 def loss_range(evals: np.ndarray, updates: np.ndarray) -> tuple[float, float] | None:
-    """Return the (lowest, highest) loss to show. The steep start is ignored because it would flatten the rest.
+    """Return the (lowest, highest) loss to show. The steep start is ignored if it would flatten the rest.
 
-    If a run diverges, the range ends slightly above the first loss. evals (n, 3) and updates (n, 3) are the
-    points of LossCurves. Returns None if there are none.
+    The range contains all evaluations after the start, unless the run diverges: then it ends slightly above the first
+    loss. evals (n, 3) and updates (n, 3) are the points of LossCurves. Returns None if there are none.
     """
-    points = [curve[:, [0, column]] for curve, columns in ((evals, (1, 2)), (updates, (1,))) for column in columns
-              if len(curve)]  # fmt: skip
-    if not points:
+    evals, updates = evals.reshape(-1, 3), updates.reshape(-1, 3)
+    its, losses = np.concatenate([evals[:, :2], evals[:, [0, 2]], updates[:, :2]]).T
+    if not len(its):
         return None
-    its, losses = np.concatenate(points).T
-    is_late = its > its.min() + START_SHARE * (its.max() - its.min())
-    shown = losses[is_late] if is_late.any() else losses
-    first_loss = float(np.concatenate([curve[:1, 1] for curve in (evals, updates) if len(curve)]).max())
-    low, high = float(shown.min()), min(float(shown.max()), 1.1 * max(first_loss, float(losses.min())))
+    first, length = its.min(), np.ptp(its)
+    is_late = its > first + START_SHARE * length
+    if len(evals) == 1 or not is_late.any() or its[is_late].min() > first + MAX_GAP * length:
+        is_late[:] = True  # without the start, the picture or its left would be empty
+    low, first_loss = float(losses.min()), float(losses[its == first].max())
+    high = min(float(losses[is_late].max()), 1.1 * first_loss)
+    start_share = START_SHARE if len(evals) >= FEW_POINTS else 0
+    highest_eval = float(evals[evals[:, 0] > first + start_share * length, 1:].max(initial=0))
+    high = max(high, highest_eval) if highest_eval <= MAX_RISE * first_loss else high
     margin = 0.05 * (high - low) or 0.05 * max(abs(high), 1e-3)
     return low - margin, high + margin
 

@@ -29,7 +29,8 @@ SLOW_STEP_SECONDS = 60  # slower iterations cause a warning before training star
 FLOPS_PER_CPU_THREAD = 2e10  # float32 training, measured on 2 cores of an AMD EPYC (Zen 3)
 FLOPS_OF_UNKNOWN_GPU, GPU_SHARE_OF_PEAK = 1e13, 0.3
 TOKENS = {"char": "characters", "word": "words", "bpe": "BPE tokens", "gpt2": "GPT-2's BPE tokens"}  # by tokenizer kind
-MAX_CHANGES = 6  # maximum number of changed settings to print; the rest are only counted
+MAX_SETTINGS_LENGTH = 360  # of the line with the changed settings: three lines of 120 characters
+IGNORED_SHARE = 0.1  # a smaller share of long conversations does little harm
 FLAT_SHARE = 0.005  # smaller relative changes of the validation loss count as level
 WORSE_SHARE = 0.05  # a loss that exceeds guessing by less than this fraction counts as no better
 
@@ -45,9 +46,8 @@ def opening_line(argv: list[str] | None, overrides: dict[str, Any], cfg: Any, it
     """
     if cfg.init_from == "resume":
         stored = weights.checkpoint.get("config", {})
-        changed = [
-            key for key in overrides if key not in ("init_from", "out_dir") and overrides[key] != stored.get(key)
-        ]
+        keys = [key for key in overrides if key not in ("init_from", "out_dir")]
+        changed = [key for key in keys if overrides[key] != stored.get(key)]
         before = {key: f" (was {stored[key]!r})" if key in stored else "" for key in changed}
         changed_text = ", ".join(f"{key}={overrides[key]!r}{before[key]}" for key in changed) or "none"
         done = f"continuing after iteration {iter_num:,} of {cfg.max_iters:,}"
@@ -58,9 +58,10 @@ def opening_line(argv: list[str] | None, overrides: dict[str, Any], cfg: Any, it
         (changes if arg.startswith("--") else files).append(arg)
     line = f"settings: {' + '.join(files) or 'the defaults'}"
     if changes:
-        n_more = len(changes) - MAX_CHANGES
-        shown = shlex.join(changes[:MAX_CHANGES]) + (f" and {n_more} more" if n_more > 0 else "")
-        line += f"; changed on the command line: {shown}"
+        line, n_shown = f"{line}; changed on the command line: ", len(changes)
+        while n_shown > 1 and len(line + shlex.join(changes[:n_shown])) > MAX_SETTINGS_LENGTH:
+            n_shown -= 1
+        line += shlex.join(changes[:n_shown]) + f" and {len(changes) - n_shown} more" * (n_shown < len(changes))
     return line
 
 
@@ -82,7 +83,7 @@ def corpus_lines(corpus: Corpus, block_size: int) -> list[str]:
 
 
 def long_conversations_line(corpus: Corpus, block_size: int) -> str:
-    """Return a sentence with the number of conversations to train on that are longer than block_size, or ''."""
+    """Return a sentence with the number of training conversations that are longer than block_size, or ''."""
     if "template" not in corpus.tokenizer_dict:
         return ""
     end_id = from_dict(corpus.tokenizer_dict, load_gpt2=False, load_template=False).end_id
@@ -94,25 +95,24 @@ def long_conversations_line(corpus: Corpus, block_size: int) -> str:
         first = int(ends[-1]) + 1 if len(ends) else first
     if not n_long:
         return ""
-    share = f"{n_long:,} of {n_conversations:,} conversations to train on ({100 * n_long / n_conversations:.1f}%)"
-    problem = (
-        f"long: {share} have more than block_size={block_size:,} tokens; in these, the model rarely sees a question"
-    )
-    return f"{problem} together with its answer (a larger block_size or shorter conversations would help)"
+    share = f"{n_long:,} of {n_conversations:,} training conversations ({100 * n_long / n_conversations:.1f}%)"
+    note = f"note: {share} have more than block_size={block_size} tokens"
+    if n_long < IGNORED_SHARE * n_conversations:
+        return f"{note}, which is few enough to ignore"
+    return f"{note}: raise --block_size, or the model rarely sees a question together with its answer"
 
 
 def parameters_line(model: GPT) -> str:
     """Return a line with the number of parameters in the model and in each of its parts."""
-    total, ngrams = model.get_num_params(), 0
-    if model.config.ngrams > 1:
-        ngrams = model.transformer.ngrams.weight.numel()
+    total = model.get_num_params()
+    ngrams = model.transformer.ngrams.weight.numel() if model.config.ngrams > 1 else 0
     if model.config.model_type == "bigram":
-        return f"number of parameters: {total / 1e6:.2f}M (one table of logits: a bigram has no blocks)"
+        return f"number of parameters: {total / 1e6:.2f}M (one table of {total:,} logits: a bigram has no blocks)"
     blocks, n_layer = sum(p.numel() for p in model.transformer.h.parameters()), model.config.n_layer
-    parts = [f"{blocks / 1e6:.2f}M in {n_layer} block{'s' * (n_layer > 1)}"]
-    parts.append(f"{(total - blocks - ngrams) / 1e6:.2f}M in embeddings")
-    parts += [f"{ngrams / 1e6:.2f}M in the n-gram table"] if ngrams else []
-    return f"number of parameters: {total / 1e6:.2f}M ({', '.join(parts)})"
+    parts = {f"{n_layer} block{'s' * (n_layer > 1)}": blocks, "embeddings": total - blocks - ngrams}
+    parts |= {"the n-gram table": ngrams} if ngrams else {}
+    texts = [f"{f'{n / 1e6:.2f}M' if n >= 10_000 else f'{n:,}'} in {part}" for part, n in parts.items()]
+    return f"number of parameters: {total / 1e6:.2f}M ({', '.join(texts)})"
 
 
 def tokens_line(step: TrainStep) -> str:
@@ -133,11 +133,30 @@ def machine_line(rt: Runtime, is_compiled: bool, compile_reason: str) -> str:
     return f"{line}, {threads} thread{'s' * (threads > 1)}" if rt.device_type == "cpu" else line
 
 
-def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resume_command: Callable) -> str:
+def zero_lr_start(cfg: Any) -> float:
+    """Return the first iteration that leaves the weights as they are because its learning rate is 0, or infinity."""
+    return max(cfg.warmup_iters, cfg.lr_decay_iters) if cfg.decay_lr and cfg.min_lr == 0 else math.inf
+
+
+def schedule_warning(cfg: Any, iter_num: int) -> str:
+    """Return a warning if the learning rate decays too early or too late for max_iters, or '' if it does not."""
+    start, decay_end = zero_lr_start(cfg), max(cfg.warmup_iters, cfg.lr_decay_iters)
+    if start < cfg.max_iters:
+        when = f"0 from iteration {start} on" if start > iter_num else "0 in every remaining iteration"
+        problem = f"the learning rate is {when}, so the weights will not change"
+        return f"warning: {problem}: pass --lr_decay_iters={cfg.max_iters}"
+    if decay_end <= cfg.max_iters or not cfg.decay_lr:
+        return ""
+    key = "lr_decay_iters" if cfg.lr_decay_iters == decay_end else "warmup_iters"
+    problem = f"{key}={decay_end} is more than max_iters={cfg.max_iters}, so the run ends before the learning rate has"
+    warmup = f" --warmup_iters={cfg.max_iters // 20}" if cfg.warmup_iters >= cfg.max_iters else ""
+    return f"note: {problem} decayed: pass --lr_decay_iters={cfg.max_iters}{warmup} for a full schedule"
+
+
+def first_screen(step: TrainStep, opening: str, overrides: dict, resume_command: Callable, iter_num: int) -> str:
     """Return `opening` followed by lines on the data, the model, the output files, and how to stop and resume.
 
-    resume_command(out_dir, world_size) returns the command that resumes the run.
-
+    resume_command(out_dir, world_size) returns the command that resumes the run. iter_num iterations are done already.
     With verbose=True, nanoGPT's other lines come first: the changed settings and the optimizer's parameter groups.
     """
     cfg, corpus = step.cfg, step.corpus
@@ -155,11 +174,7 @@ def first_screen(step: TrainStep, opening: str, overrides: dict[str, Any], resum
         resume = resume_command(cfg.out_dir, step.rt.world_size)
         lines.append(f"to stop: press Ctrl-C, which saves the state; to resume: {resume}")
     warnings = [long_conversations_line(corpus, cfg.block_size), busy_machine_warning(), slow_step_warning(step)]
-    if cfg.decay_lr and cfg.max_iters < cfg.lr_decay_iters and not cfg.eval_only:
-        warnings.append(
-            f"lr_decay_iters={cfg.lr_decay_iters:,} is more than max_iters={cfg.max_iters:,}, so the run ends before "
-            "the learning rate has decayed"
-        )
+    warnings += [schedule_warning(cfg, iter_num)] if iter_num < cfg.max_iters and not cfg.eval_only else []
     return "\n".join([*lines, *filter(None, warnings)])
 
 
@@ -167,11 +182,8 @@ def difference_line(before: dict[str, Any], now: dict[str, Any], threads_source:
     """Return a line that explains why resuming will not be bitwise identical, or '' if the settings match."""
     pairs = [f"{key} {before[key]} before, {now[key]} now" for key in now if before[key] != now[key]]
     pairs = [pair + f" ({threads_source})" * (threads_source != "" and pair.startswith("threads")) for pair in pairs]
-    return (
-        f"this resume is not bitwise reproducible; losses may differ in the last digits: {'; '.join(pairs)}"
-        if pairs
-        else ""
-    )
+    note = "this resume is not bitwise reproducible; losses may differ in the last digits"
+    return f"{note}: {'; '.join(pairs)}" if pairs else ""
 
 
 def busy_machine_warning() -> str:
@@ -234,26 +246,38 @@ def expected_duration(cfg: Any, iter_num: int, seconds_per_iter: float, seconds_
 # after the last update
 
 
+def completed_line(cfg: Any) -> str:
+    """Return a line that says how to continue a run that has completed all of its iterations."""
+    n = 2 * cfg.max_iters
+    remedy = f"--max_iters={n}" + (f" --lr_decay_iters={n}" if cfg.decay_lr and cfg.lr_decay_iters < n else "")
+    return f"this run has completed all {cfg.max_iters} iterations: to continue for as many again, add {remedy}"
+
+
 def loss_meaning(nats: float, bits_per_character: float | None, unigram_nats: float, corpus: Corpus) -> str:
     """Return a sentence that compares a loss with guessing by token frequency."""
-    bits = (
-        f"{bits_per_character:.2f} bits per character"
-        if bits_per_character
-        else f"{nats / math.log(2):.2f} bits per token"
-    )
+    bits, unit = bits_per_character or nats / math.log(2), "character" if bits_per_character else "token"
+    unigram_bits = unigram_nats * (bits / nats if nats else 1 / math.log(2))
     tokens = TOKENS.get(corpus.tokenizer_dict["kind"], "tokens")
     verdict = "" if nats < unigram_nats else ", so the model is no better than that"
     verdict = verdict if nats <= (1 + WORSE_SHARE) * unigram_nats else ", so the model is worse than that"
-    return f"that is {bits}; guessing by the frequency of {tokens} alone gives a loss of {unigram_nats:.4f}{verdict}"
+    guess = f"guessing by the frequency of {tokens} alone takes {unigram_bits:.2f} bits (a loss of {unigram_nats:.4f})"
+    return f"that is {bits:.2f} bits per {unit}; {guess}{verdict}"
 
 
-def curve_verdict(curves: LossCurves) -> str:
+def curve_verdict(curves: LossCurves, zero_lr_start: float = math.inf) -> str:
     """Return a sentence that says whether the validation loss was still falling, level, or rising (overfitting)."""
     points = [point for point in curves.evals.points() if point[0] > 0]
+    points = points[: 1 + sum(it < zero_lr_start for it, *_ in points)]  # later evaluations are of the same weights
     too_few = "too few evaluations to tell whether the loss was still falling: lower --eval_interval to see its curve"
     if not points or not curves.best_eval:
         return too_few
     (best_iter, best_train, best_val), (_, last_train, last_val) = curves.best_eval, points[-1]
+    first_iter, first_train, first_val = curves.first_eval or curves.best_eval
+    if first_iter == 0 and best_val > (1 + FLAT_SHARE) * first_val:
+        since = f"the validation loss was lower before training ({first_val:.4f}) than in any evaluation since then"
+        if last_train < first_train:
+            return f"overfitting: {since}; use more text, a smaller model or a lower --learning_rate"
+        return f"unstable: {since}, and the training loss rose, too; lower --learning_rate"
     if last_val > (1 + FLAT_SHARE) * best_val:
         since = f"the validation loss was lowest at iteration {best_iter:,} and rose to {last_val:.4f} afterwards"
         if last_train < best_train:
@@ -272,13 +296,13 @@ def last_screen(cfg: Any, loss: Any, meaning: str, curves: LossCurves, best_iter
     """Return lines with the final loss (a MeanLoss), its meaning, the output files, and the next command to run."""
     checkpoint, picture = os.path.join(cfg.out_dir, "ckpt.pt"), os.path.join(cfg.out_dir, LOSS_PLOT_FILE)
     out_dir, is_chat = shlex.quote(cfg.out_dir), "template" in corpus.tokenizer_dict
-    split, verdict = "validation", curve_verdict(curves)
+    split, verdict = "validation", curve_verdict(curves, zero_lr_start(cfg))
     if not has_validation(corpus.meta):
         split, verdict = "training", verdict.replace("validation loss", "loss")
-    kind = "tokens of the answers in" if is_chat else "tokens of"
-    measured = f"at iteration {best_iter:,} on all {loss.tokens:,} {kind} the {split} set"
-    lines = [f"final: whole-{split} loss {loss.nats:.4f}, perplexity {loss.perplexity:.2f}, {measured}"]
-    lines.append("  report this number: the losses above were measured on part of the text or on a single batch")
+    measured = f"at iteration {best_iter:,} over {loss.tokens:,} tokens{' of the answers' * is_chat}"
+    result = f"the loss on the whole {split} set is {loss.nats:.4f} (perplexity {loss.perplexity:.2f})"
+    lines = [f"final: {result}, measured {measured}"]
+    lines.append("  quote this number: the losses above were measured on part of the text or on a single batch")
     lines += [f"  {meaning}", f"  {verdict}"]
     lines.append(f"saved: {checkpoint} (the model) and {picture} (its loss curves)")
     lines.append(f"next: python chat.py {out_dir}" if is_chat else f"next: python sample.py --out_dir={out_dir}")

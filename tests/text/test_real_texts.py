@@ -456,7 +456,7 @@ def test_no_validation_text(tmp_path):
     options = [*model, "--eval_interval=2", "--eval_iters=2", "--device=cpu", "--compile=False", "--out_dir=out"]
     printed = run("train.py", data, *options, cwd=tmp_path).stdout
     assert "none for validation, so that val losses are measured on them, too" in printed
-    assert "final: whole-training loss" in printed and "tokens of the training set" in printed
+    assert "final: the loss on the whole training set is" in printed
     assert os.path.exists(tmp_path / "out" / "ckpt.pt")
     printed = run("data/check.py", data, cwd=tmp_path).stdout
     assert "val: prepared without a validation set" in printed and "train:" in printed

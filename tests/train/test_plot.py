@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -21,15 +22,27 @@ def matplotlib():
     return pytest.importorskip("matplotlib")
 
 
-def curves_of(losses, eval_interval: int = 10, ms: float = 100.0) -> LossCurves:
+def curves_of(losses, eval_interval: int = 10, ms: float = 100.0, log_interval: int = 1, val_losses=()) -> LossCurves:
     """Curves of a run with these losses of batches; evaluations are 0.1 lower in training, 0.1 higher in validation."""
     curves = LossCurves()
     curves.collect({"kind": "header", "iter": 0, "data": "data/some_text"})
     for it, loss in enumerate(losses):
         if it % eval_interval == 0:
-            curves.collect({"kind": "eval", "iter": it, "train_loss": loss - 0.1, "val_loss": loss + 0.1})
-        curves.collect({"kind": "iter", "iter": it, "loss": loss, "ms": ms})
+            val_loss = val_losses[it // eval_interval] if val_losses else loss + 0.1
+            curves.collect({"kind": "eval", "iter": it, "train_loss": loss - 0.1, "val_loss": val_loss})
+        if it % log_interval == 0:
+            curves.collect({"kind": "iter", "iter": it, "loss": loss, "ms": ms})
     return curves
+
+
+def curve(figure, label: str) -> list[tuple[float, float]]:
+    """The points of a line of the picture."""
+    (line,) = [line for line in figure.axes[0].get_lines() if line.get_label() == label]
+    return list(zip(line.get_xdata(), line.get_ydata()))
+
+
+def notes(figure) -> list[str]:
+    return [text.get_text() for text in figure.texts if text.get_text().startswith("not shown")]
 
 
 def falling(n: int) -> list[float]:
@@ -62,14 +75,53 @@ def test_the_curves_have_different_colours_and_dashes():
 
 
 def test_the_untrained_model_does_not_flatten_the_picture():
-    low, high = loss_figure("out", curves_of(falling(401), eval_interval=100)).axes[0].get_ylim()
+    figure = loss_figure("out", curves_of(falling(401), eval_interval=100))
+    low, high = figure.axes[0].get_ylim()
     assert low < 1.0 and high < 3.8  # the first loss is 5
+    assert notes(figure) == ["not shown: iteration 0: 5.1"]
+    assert [it for it, _ in curve(figure, "validation")] == [100, 200, 300, 400]  # no line from above the picture
+
+
+def test_the_validation_losses_of_a_run_that_overfits_are_all_shown():
+    """They left the top of the picture, without a note."""
+    losses = [0.3 + 3.3 * math.exp(-i / 20) for i in range(101)]
+    figure = loss_figure("out", curves_of(losses, 20, val_losses=[3.6162, 3.9418, 4.4, 4.9, 5.3, 5.6512]))
+    assert figure.axes[0].get_ylim()[1] > 5.6512 and notes(figure) == []
+    assert figure.get_suptitle().endswith(
+        "best validation loss 3.9418 at iteration 20"
+    )  # untrained weights are not saved
+
+
+@pytest.mark.parametrize("n, eval_interval, log_interval", [(61, 60, 100), (301, 300, 100), (301, 150, 100), (2, 1, 1)])
+def test_a_run_with_few_points_is_shown_from_its_start(n, eval_interval, log_interval):
+    """A line fell from outside the picture, which was empty otherwise."""
+    figure = loss_figure("out", curves_of(falling(n), eval_interval, log_interval=log_interval))
+    low, high = figure.axes[0].get_ylim()
+    assert low < falling(n)[-1] - 0.1 and high > 5.1 and notes(figure) == []
+    assert len(curve(figure, "validation")) == (n - 1) // eval_interval + 1
+    assert all(len(axes.get_xticks()) >= 2 for axes in figure.axes)
+
+
+def test_a_few_evaluations_are_in_view_with_the_fall_of_the_training_curve():
+    figure = loss_figure("out", curves_of(falling(301), 100, log_interval=5))
+    assert figure.axes[0].get_ylim()[1] > falling(301)[20] and len(curve(figure, "validation")) == 3
+    assert sum(loss < 3.5 for _, loss in curve(figure, "training, single batches")) > 50
+
+
+def test_a_single_evaluation_is_shown():
+    figure = loss_figure("out", curves_of(falling(100), 1000))
+    assert len(curve(figure, "validation")) == 1 and figure.axes[0].get_ylim()[1] > 5.1 and notes(figure) == []
 
 
 def test_a_run_that_diverges_is_shown_up_to_its_first_loss_and_not_to_infinity():
     losses = [*falling(200), *(1.0 * 1.5**i for i in range(100))]
-    low, high = loss_figure("out", curves_of(losses)).axes[0].get_ylim()
+    figure = loss_figure("out", curves_of(losses))
+    low, high = figure.axes[0].get_ylim()
     assert low < 1.0 and 5.0 < high < 6.0
+    hidden = [loss for loss in losses[::10] if loss + 0.1 > high]
+    assert notes(figure) == [f"not shown: {len(hidden)} evaluations, up to {hidden[-1] + 0.1:.4g}"]
+    (note,) = notes(loss_figure("out", curves_of(falling(8000), 1)))  # the points are means of several evaluations
+    assert 300 < int(re.match(r"not shown: (\d+) evaluations, ", note)[1]) <= 400
 
 
 @pytest.mark.parametrize("losses", [[], [3.0], [3.0, 3.0], falling(3)])

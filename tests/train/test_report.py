@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY_RUN, read_log, run, write_corpus, write_splits
+from helpers import ROOT, TINY_RUN, load, read_log, run, write_corpus, write_splits
 
 import train
 from dongpt import runtime
@@ -70,18 +70,25 @@ def test_conversations_longer_than_block_size_are_counted_for_any_block_size(tmp
     for block_size in (3, 31, 32, 33, 64, 99):
         n_long = sum(n > block_size for n in lengths)
         said = report.long_conversations_line(corpus, block_size)
-        assert f"{n_long} of 7 conversations" in said and f"block_size={block_size}" in said
+        start = f"note: {n_long} of 7 training conversations ("
+        assert said.startswith(start) and f"more than block_size={block_size} tokens: raise --block_size" in said
     assert report.long_conversations_line(corpus, 100) == ""
     write_corpus(tmp_path / "text", "some text " * 99)
     assert report.long_conversations_line(Corpus(str(tmp_path / "text")), 1) == ""
 
 
+def test_a_few_long_conversations_are_no_cause_for_alarm(tmp_path):
+    write_conversations(tmp_path, [40, *[8] * 19])
+    expected = "note: 1 of 20 training conversations (5.0%) have more than block_size=16 tokens, "
+    assert report.long_conversations_line(Corpus(str(tmp_path)), 16) == f"{expected}which is few enough to ignore"
+
+
 def test_long_conversations_are_reported_when_training_starts(tmp_path, capsys):
     write_conversations(tmp_path / "chat", [40, 8] * 50)
-    for block_size, words in ((16, "50 of 100 conversations to train on (50.0%)"), (64, "")):
+    for block_size, words in ((16, "50 of 100 training conversations (50.0%)"), (64, "")):
         train.main([f"--data_dir={tmp_path / 'chat'}", *TINY_RUN, f"--block_size={block_size}", "--eval_only"])
         printed = capsys.readouterr().out
-        assert words in printed and bool(words) == ("conversations to train on" in printed)
+        assert words in printed and bool(words) == ("training conversations" in printed)
 
 
 def test_the_first_screen_of_the_quickstart_fits_into_fifteen_lines_while_it_prepares_its_data(tmp_path):
@@ -121,8 +128,11 @@ def test_settings_name_the_config_files_and_only_what_the_command_line_changed()
     assert opening("quickstart", "--max_iters=3", "--compile") == changed
     assert opening("--max-iters", "3") == "settings: the defaults; changed on the command line: --max_iters=3"
     assert opening("--dataset", "quickstart").endswith("command line: --dataset=quickstart")  # no config file
-    many = opening(*(f"--seed={i}" for i in range(9)))
-    assert many.endswith("--seed=5 and 3 more") and "--seed=6" not in many
+    nine = [f"--seed={i}" for i in range(9)]
+    assert opening(*nine) == f"settings: the defaults; changed on the command line: {' '.join(nine)}"
+    many = opening(*(f"--wandb_run_name={i:080}" for i in range(9)))
+    assert many.endswith("2 and 6 more") and len(many) < 3 * 120 + len(" and 6 more")
+    assert opening(f"--data_dir={'x' * 500}").endswith("xxx")  # a single setting is never hidden
 
 
 def test_a_bigram_and_a_text_without_a_description_have_a_first_screen(tiny_data, capsys, tmp_path):
@@ -132,15 +142,42 @@ def test_a_bigram_and_a_text_without_a_description_have_a_first_screen(tiny_data
     settings += ["--gradient_accumulation_steps=1", "--device=cpu", "--vocab_size=50257", "--learning_rate=0"]
     assert train.main([f"--data_dir={tiny_data}", *settings[:-2]]) == 0
     printed = capsys.readouterr().out
-    assert "(one table of logits: a bigram has no blocks)" in line("number of parameters: ", printed)
+    size = load("out")["model_args"]["vocab_size"] ** 2
+    assert line("number of parameters: ", printed).endswith(f"M (one table of {size} logits: a bigram has no blocks)")
     assert train.main([f"--data_dir={bare}", *TINY_RUN, "--max_iters=1", "--out_dir=other"]) == 0
     assert "has no meta.json or meta.pkl, assuming GPT-2's" in line("tokens: ", capsys.readouterr().out)
 
 
+def schedule_warning(iter_num: int = 0, **settings) -> str:
+    settings = {"warmup_iters": 10, "lr_decay_iters": 400, "min_lr": 0.0, "max_iters": 400, **settings}
+    return report.schedule_warning(train.TrainConfig(**settings), iter_num)
+
+
+def test_a_schedule_that_does_not_fit_max_iters_is_mentioned_with_a_remedy():
+    assert schedule_warning() == schedule_warning(max_iters=440, lr_decay_iters=440) == ""
+    assert schedule_warning(max_iters=440, min_lr=1e-5) == schedule_warning(max_iters=440, decay_lr=False) == ""
+    note = "lr_decay_iters=400 is more than max_iters=60, so the run ends before the learning rate has decayed"
+    assert schedule_warning(max_iters=60) == f"note: {note}: pass --lr_decay_iters=60 for a full schedule"
+    assert schedule_warning(max_iters=60, decay_lr=False) == ""
+    both = schedule_warning(max_iters=60, warmup_iters=100)
+    assert both.endswith(": pass --lr_decay_iters=60 --warmup_iters=3 for a full schedule")
+    assert schedule_warning(max_iters=60, lr_decay_iters=60, warmup_iters=3) == ""  # the advice works
+    assert schedule_warning(max_iters=60, lr_decay_iters=60, warmup_iters=100).startswith("note: warmup_iters=100 is")
+
+
+@pytest.mark.parametrize("iter_num, when", [(0, "from iteration 400 on"), (400, "in every remaining iteration")])
+def test_iterations_with_a_learning_rate_of_0_cause_a_warning(iter_num, when):
+    cfg = dict(warmup_iters=10, lr_decay_iters=400, min_lr=0.0, max_iters=440)
+    assert train.get_lr(399, train.TrainConfig(**cfg)) > 0 == train.get_lr(400, train.TrainConfig(**cfg))
+    said = schedule_warning(iter_num, **cfg)
+    assert said.startswith(f"warning: the learning rate is 0 {when}, ") and said.endswith("pass --lr_decay_iters=440")
+    assert schedule_warning(iter_num, **{**cfg, "lr_decay_iters": 440}) == ""
+
+
 def test_a_busy_machine_is_mentioned_and_an_idle_one_is_not(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    for load, is_busy in ((0.5, False), (2.0, False), (7.0, True), (None, False)):
-        monkeypatch.setattr(runtime, "load_average", lambda load=load: load)
+    for average, is_busy in ((0.5, False), (2.0, False), (7.0, True), (None, False)):
+        monkeypatch.setattr(runtime, "load_average", lambda average=average: average)
         warning = report.busy_machine_warning()
         assert bool(warning) == is_busy
     monkeypatch.setattr(runtime, "load_average", lambda: 7.0)
@@ -227,26 +264,48 @@ def test_the_verdict_on_the_curve(losses, verdict):
     assert re.search(verdict, report.curve_verdict(curves_of(*losses)))
 
 
-def test_the_last_screen_says_which_number_to_report_what_it_means_and_what_to_type_next(tiny_data, capsys):
+def test_evaluations_after_the_learning_rate_has_reached_0_do_not_count_as_leveled_off():
+    evals = [
+        (0, 5.0, 5.0),
+        (10, 3.0, 3.1),
+        (20, 2.8, 2.9),
+        (30, 2.6, 2.7),
+        *((it, 2.6, 2.7) for it in range(40, 99, 10)),
+    ]
+    assert "has leveled off" in report.curve_verdict(curves_of(*evals))
+    assert "still falling" in report.curve_verdict(curves_of(*evals), zero_lr_start=30)
+    assert "still falling" in report.curve_verdict(curves_of(*evals[:3], *evals[4:]), zero_lr_start=35)
+
+
+def test_a_text_too_small_to_learn_from_is_not_advised_to_train_for_fewer_iterations_than_none():
+    curves = curves_of((0, 3.6, 3.6162), (20, 3.0, 3.9418), (40, 2.0, 5.6512))
+    assert curves.best_eval == (20, 3.0, 3.9418)  # which is what ckpt.pt contains
+    verdict = report.curve_verdict(curves)
+    assert verdict.startswith("overfitting: the validation loss was lower before training (3.6162) than in any")
+    assert "use more text, a smaller model" in verdict and "fewer iterations" not in verdict
+    curves = curves_of((0, 3.6, 3.6), (20, 5.0, 5.1))
+    assert report.curve_verdict(curves).startswith("unstable: the validation loss was lower before training")
+
+
+def test_the_last_screen_says_which_number_to_quote_what_it_means_and_what_to_type_next(tiny_data, capsys):
     assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--out_dir=my out"]) == 0
     printed = capsys.readouterr().out
     (final,) = read_log("my out", "final")
-    start = f"final: whole-validation loss {final['val_loss']:.4f}, perplexity {final['perplexity']:.2f}, at iteration "
+    start = f"final: the loss on the whole validation set is {final['val_loss']:.4f} "
+    start += f"(perplexity {final['perplexity']:.2f}), measured at iteration "
     last_lines = printed.splitlines()[-6:]
-    assert (
-        last_lines[0].startswith(start) and f"on all {final['tokens']:,} tokens of the validation set" in last_lines[0]
-    )
-    assert "report this number" in last_lines[1]
+    assert last_lines[0].startswith(start) and last_lines[0].endswith(f" over {final['tokens']:,} tokens")
+    assert "quote this number" in last_lines[1]
     bits = final["val_loss"] / math.log(2)  # one token is one character
-    guess = r"guessing by the frequency of characters alone gives a loss of (\d\.\d{4})"
-    assert (
-        float(re.search(guess, last_lines[2])[1]) < math.log(60)
-        and f"that is {bits:.2f} bits per character" in last_lines[2]
+    assert f"that is {bits:.2f} bits per character; guessing by the frequency of characters alone" in last_lines[2]
+    guess_bits, guess_loss = re.search(r"alone takes (.+) bits \(a loss of (\d\.\d{4})\)", last_lines[2]).groups()
+    assert float(guess_loss) < math.log(60) and float(guess_bits) == pytest.approx(
+        float(guess_loss) / math.log(2), abs=0.01
     )
     assert "too few evaluations" in last_lines[3]
     assert last_lines[4] == "saved: my out/ckpt.pt (the model) and my out/loss.png (its loss curves)"
     assert last_lines[5] == "next: python sample.py --out_dir='my out'"
-    assert printed.count(f"{final['val_loss']:.4f}, perplexity") == 1
+    assert printed.count(f"{final['val_loss']:.4f} (perplexity") == 1
 
 
 def test_the_unigram_loss_is_the_entropy_of_the_predicted_tokens(tmp_path):
@@ -257,6 +316,34 @@ def test_the_unigram_loss_is_the_entropy_of_the_predicted_tokens(tmp_path):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # resuming
+
+
+def test_a_finished_run_says_how_to_continue_it_and_the_advice_works(tiny_data, capsys):
+    """Only --max_iters was named, but the learning rate was 0 then and the weights did not change."""
+    assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--min_lr=0"]) == 0
+    first_verdict = capsys.readouterr().out.splitlines()[-3]
+    resume = ["--init_from=resume", "--out_dir=out"]
+    assert train.main(resume) == 0
+    printed = capsys.readouterr().out
+    expected = "this run has completed all 6 iterations: to continue for as many again, add "
+    advice = line(expected, printed).removeprefix(expected)
+    assert advice == "--max_iters=12 --lr_decay_iters=12" and "learning rate is 0" not in printed
+    before = load("out", "ckpt_last.pt")["model"]
+    assert train.main([*resume, "--max_iters=12"]) == 0
+    printed = capsys.readouterr().out
+    assert line("warning: ", printed).endswith("so the weights will not change: pass --lr_decay_iters=12")
+    assert printed.splitlines()[-3] == first_verdict
+    after = load("out", "ckpt_last.pt")["model"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert train.main([*resume, "--max_iters=18", "--lr_decay_iters=18"]) == 0
+    assert "warning: " not in capsys.readouterr().out
+    assert not torch.equal(load("out", "ckpt_last.pt")["model"]["lm_head.weight"], before["lm_head.weight"])
+
+
+def test_the_advice_names_lr_decay_iters_only_if_it_is_needed():
+    cfg = dict(max_iters=100, warmup_iters=10)
+    for settings in (dict(lr_decay_iters=400), dict(decay_lr=False)):
+        assert report.completed_line(train.TrainConfig(**cfg, **settings)).endswith("again, add --max_iters=200")
 
 
 def test_a_resume_says_what_the_user_changed_and_calls_nothing_else_asked_for(tiny_data, capsys):
