@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import runpy
 import socket
 import subprocess
 import sys
@@ -221,6 +222,24 @@ def run(program: str, *args: str, cwd, launcher=(), env=None, timeout=300, check
     )
     if check is not None:
         assert done.returncode == check, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+def run_here(program: str, *args: str, cwd, check: int | None = 0) -> subprocess.CompletedProcess:
+    """Run a program of the repository like run(), but in this process, which has imported the libraries it needs."""
+    old_argv, old_path, old_cwd, code = sys.argv, [*sys.path], os.getcwd(), 0
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            sys.argv = [os.path.join(ROOT, program), *args]
+            os.chdir(cwd)
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            sys.argv, sys.path[:] = old_argv, old_path
+            os.chdir(old_cwd)
+    done = subprocess.CompletedProcess([program, *args], code, out.getvalue(), err.getvalue())
+    assert check in (None, code), f"{done.args}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
 
 
