@@ -34,6 +34,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.started = time.monotonic()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in .ci/run; fork_server forks only programs with one thread
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as programs set it before they import torch
     if config.getoption("--offline"):
         _block_network()
     if sys.platform == "linux" and not hasattr(config, "workerinput") and config.getoption("numprocesses"):
@@ -55,8 +56,13 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if id(item) in chosen]
 
 
-def pytest_collection_finish():
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    gc.disable()  # collecting the tests allocates many objects and frees few
+    result = yield
     gc.freeze()  # keeps garbage collections from scanning torch's objects again
+    gc.enable()
+    return result
 
 
 def pytest_runtest_setup(item):

@@ -63,6 +63,8 @@ class Popen(subprocess.Popen):
         p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask, start_new_session, *rest
     ):  # fmt: skip
         fds = [own if fd == -1 else fd for own, fd in enumerate((p2cread, c2pwrite, errwrite))]
+        if isinstance(args, tuple) and args[1] == "-u":  # as torchrun starts the ranks
+            args, env = [args[0], *args[2:]], {**(os.environ if env is None else env), "PYTHONUNBUFFERED": "1"}
         if not can_fork(args, env, preexec_fn, fds):
             return super()._execute_child(
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, p2cread,
