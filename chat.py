@@ -8,10 +8,15 @@
 On a terminal, lines can be edited and recalled. /help lists the commands, Ctrl-C stops an answer, and Ctrl-D exits.
 """
 
+import sys
+
+if __name__ == "__main__":
+    if sys.argv[1:] not in ([], ["-h"], ["--help"]):
+        print("loading PyTorch", file=sys.stderr, flush=True)  # takes seconds, in which nothing else would be shown
+
 import contextlib
 import json
 import os
-import sys
 import time
 import unicodedata
 from dataclasses import dataclass, replace

@@ -59,7 +59,7 @@ class PrepareConfig(Vocabulary):
     name: str = ""  # write to data/<name>/; by default, the name of the input file or folder
     data_dir: str = ""  # write to this folder instead; pass the same --data_dir to train.py
     val_fraction: Annotated[float, ">=", 0, "<", 1] = 0.1  # fraction of the characters used for validation; 0: none
-    val_input: str = ""  # validation text of its own, in any form that input may have; by default, part of the input
+    val_input: str = ""  # separate validation text, in any form that input may have; by default, part of the input
     document: Document = "file"  # document unit: a file or record, a line, a paragraph (blank), or everything (none)
     separator: str = ""  # text of a line that ends a document, such as <|endoftext|>; the line is left out
     field: str = "text"  # field that contains the text in .jsonl, .json, .csv, .tsv and .parquet files
@@ -126,7 +126,9 @@ def source_name(input_path: str) -> str:
 
 
 def check_options(cfg: PrepareConfig, given_keys: Iterable[str]):
-    """Raise UserError if two settings contradict each other."""
+    """Raise UserError if two settings contradict each other, or a separator is blank."""
+    if cfg.separator and not cfg.separator.strip():
+        raise UserError("--separator is blank: pass the text of a line, or --document=blank to divide at blank lines")
     if cfg.separator and cfg.document != "file":
         raise UserError(f"--separator and --document={cfg.document} both divide the text: pass only one of them")
     if cfg.val_input and "val_fraction" in given_keys:

@@ -30,32 +30,53 @@ from dongpt.text.tokenizers import END
 LONG_MESSAGE_CHARS = 20  # minimum length of a long message
 MAX_DUPLICATES = 4  # rare messages occur in at most this many conversations, unlike "Thank you." "You are welcome."
 LONG_PAIR_CHARS = 80  # minimum total length of two adjacent messages
-IndexPairs = list[tuple[int, int]]
+IndexPairs = np.ndarray  # (n, 2) int32, each row two linked conversations
 
 
-def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[list[int], list[int], list[IndexPairs]]:
-    """Return (hashes of the conversations, their lengths, pairs of linked indices added by levels 0, 1 and 2)."""
-    hashes: list[int] = []
-    lengths: list[int] = []
-    same_pairs: IndexPairs = []
-    first_index: dict[bytes, int] = {}  # by all messages: the first conversation that has them
-    # one entry per long message and per two adjacent messages: their hash, conversation, and whether the pair is long
-    keys, owners, are_long = bytearray(), array("i"), bytearray()
+def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[np.ndarray, np.ndarray, list[IndexPairs]]:
+    """Return (hashes of n conversations, (n,) uint32; their lengths, (n,) int64; the links of levels 0, 1 and 2)."""
+    digests, lengths, keys, owners, are_long = _hash_conversations(conversations)
+    is_first, same_pairs = _link_equal(digests[:, 0])
+    is_used = is_first[owners]  # repeated conversations need no other links
+    keys, owners, are_long = keys[is_used], owners[is_used], are_long[is_used]
+    return digests[:, 1].astype(np.uint32), lengths, [same_pairs, *_link(keys, owners, are_long)]
+
+
+def _hash_conversations(conversations: Iterable[Messages]) -> tuple[np.ndarray, ...]:
+    """Return (digests, lengths) per conversation, and (keys, owners, are_long) per key by which it may be linked.
+
+    digests are (n, 2) uint64, two hashes of all messages. Each long message and each two adjacent messages have a key,
+    which is a hash, the index of their conversation, and True for long pairs. Memory: about 60 bytes for a question
+    and an answer of any length.
+    """
+    digests, lengths, keys, owners, are_long = array("Q"), array("q"), bytearray(), array("i"), bytearray()
     for index, conversation in enumerate(conversations):
         lengths.append(sum(len(content) for _, content, _ in conversation))
         texts = [content for role, content, _ in conversation if role != "system"]
         normalized = [" ".join(text.lower().split()).encode("utf-8") for text in texts]
         digest = _hash_messages(normalized)
-        hashes.append(zlib.crc32(digest))
-        if first_index.setdefault(digest, index) != index:
-            same_pairs.append((first_index[digest], index))
-            continue
+        digests.extend((int.from_bytes(digest[:8], "little"), zlib.crc32(digest)))
         found = [(n,) for n, text in zip(normalized, texts) if len(text) >= LONG_MESSAGE_CHARS]
         keys += b"".join(_hash_messages(messages)[:8] for messages in chain(found, zip(normalized, normalized[1:])))
         are_long += bytes(len(found)) + bytes(len(a) + len(b) >= LONG_PAIR_CHARS for a, b in zip(texts, texts[1:]))
         owners.extend([index] * (len(found) + len(texts) - 1))
-    links = _link(np.frombuffer(keys, "<u8"), np.frombuffer(owners, np.int32), np.frombuffer(are_long, bool))
-    return hashes, lengths, [same_pairs, *links]
+    buffers = (digests, "<u8"), (lengths, "i8"), (keys, "<u8"), (owners, "i4"), (are_long, "?")
+    arrays = [np.frombuffer(buffer, kind) for buffer, kind in buffers]
+    return arrays[0].reshape(-1, 2), *arrays[1:]
+
+
+def _link_equal(digests: np.ndarray) -> tuple[np.ndarray, IndexPairs]:
+    """Return (whether each conversation is the first with its digest, links from the first one to the others)."""
+    if not len(digests):
+        return np.zeros(0, bool), np.zeros((0, 2), np.int32)
+    order = np.argsort(digests, kind="stable").astype(np.int32)
+    starts = np.flatnonzero(np.append(True, np.diff(digests[order]) != 0))
+    first = np.empty_like(order)
+    first[order] = np.repeat(order[starts], np.diff(np.append(starts, len(order))))
+    others = np.flatnonzero(first != np.arange(len(first))).astype(np.int32)
+    is_first = np.ones(len(first), bool)
+    is_first[others] = False
+    return is_first, np.stack([first[others], others], axis=1)
 
 
 def _link(keys: np.ndarray, owners: np.ndarray, are_long: np.ndarray) -> tuple[IndexPairs, IndexPairs]:
@@ -64,12 +85,12 @@ def _link(keys: np.ndarray, owners: np.ndarray, are_long: np.ndarray) -> tuple[I
     keys, owners and are_long (n,) are in the order of the conversations.
     """
     if not len(keys):
-        return [], []
-    order = np.argsort(keys, kind="stable")
+        return np.zeros((0, 2), np.int32), np.zeros((0, 2), np.int32)
+    order = np.argsort(keys, kind="stable").astype(np.int32)  # int32 halves the memory
     keys, owners = keys[order], owners[order]
     is_start = np.append(True, keys[1:] != keys[:-1])  # of the entries with the same key
-    starts = np.flatnonzero(is_start)
-    sizes = np.diff(np.append(starts, len(keys)))
+    starts = np.flatnonzero(is_start).astype(np.int32)
+    sizes = np.diff(np.append(starts, np.int32(len(keys))))
     first_owners, first_entries = np.repeat(owners[starts], sizes), np.repeat(order[starts], sizes)
     is_new = is_start | np.append(True, owners[1:] != owners[:-1])  # the first entry of a conversation with this key
     is_rare = np.repeat(np.add.reduceat(is_new, starts, dtype=np.int64) <= MAX_DUPLICATES, sizes)
@@ -77,7 +98,7 @@ def _link(keys: np.ndarray, owners: np.ndarray, are_long: np.ndarray) -> tuple[I
 
     def pairs(selected: np.ndarray, rank: np.ndarray) -> IndexPairs:
         by_rank = np.flatnonzero(selected)[np.argsort(rank[selected], kind="stable")]
-        return [*zip(first_owners[by_rank].tolist(), owners[by_rank].tolist())]
+        return np.stack([first_owners[by_rank], owners[by_rank]], axis=1)
 
     return pairs(linked & is_new & is_rare, first_entries), pairs(linked & are_long[order], order)
 
@@ -87,9 +108,9 @@ def _hash_messages(normalized: Iterable[bytes]) -> bytes:
     return hashlib.blake2b(b"\n".join(sorted(normalized)), digest_size=12).digest()
 
 
-def group(hashes: list[int], duplicate_pairs: Iterable[tuple[int, int]]) -> list[int]:
+def group(hashes: np.ndarray, links: Iterable[IndexPairs]) -> np.ndarray:
     """Return a group number for each conversation, equal for linked ones and independent of their order."""
-    parent = [*range(len(hashes))]
+    parent = array("i", range(len(hashes)))
 
     def find_root(i: int) -> int:
         while parent[i] != i:
@@ -97,9 +118,10 @@ def group(hashes: list[int], duplicate_pairs: Iterable[tuple[int, int]]) -> list
             i = parent[i]
         return i
 
-    for a, b in duplicate_pairs:
-        parent[find_root(b)] = find_root(a)
-    return [hashes[find_root(i)] for i in range(len(hashes))]
+    for pairs in links:
+        for a, b in zip(memoryview(pairs[:, 0].copy()), memoryview(pairs[:, 1].copy())):  # not a list, to save memory
+            parent[find_root(b)] = find_root(a)
+    return hashes[np.fromiter(map(find_root, range(len(hashes))), np.int32, len(hashes))]
 
 
 @dataclass(frozen=True)
@@ -108,7 +130,7 @@ class ChatDataset:
 
     dialogues: Dialogues
     template: Template
-    groups: list[int]
+    groups: np.ndarray  # (n,) uint32
     level: int  # highest level of the links that define the groups
     survey: Survey = field(repr=False)
 
@@ -116,12 +138,12 @@ class ChatDataset:
     def from_dialogues(cls, dialogues: Dialogues, template: Template, val_fraction: float) -> "ChatDataset":
         """Read all conversations and group them at the highest level at which they can be split."""
         survey = Survey()
-        hashes, lengths, duplicate_pairs = find_near_duplicates(dialogues.read(survey=survey))
+        hashes, lengths, links = find_near_duplicates(dialogues.read(survey=survey))
         survey.check(dialogues.files.paths, dialogues.skip_broken)
         for level in (2, 1, 0):
-            groups, stats = group(hashes, chain(*duplicate_pairs[: level + 1])), CorpusStats(len(lengths), sum(lengths))
-            np.add.at(stats.bucket_chars, np.array(groups, dtype=np.int64) % NUM_BUCKETS, lengths)
-            if lengths and isinstance(choose_val_buckets(stats, val_fraction, min_documents=2), np.ndarray):
+            groups, stats = group(hashes, links[: level + 1]), CorpusStats(len(lengths), int(lengths.sum()))
+            np.add.at(stats.bucket_chars, groups % NUM_BUCKETS, lengths)
+            if len(lengths) and isinstance(choose_val_buckets(stats, val_fraction, min_documents=2), np.ndarray):
                 break
         return cls(dialogues, template, groups, level, survey)
 
@@ -132,7 +154,7 @@ class ChatDataset:
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
         """Yield (group number, segments) for each conversation."""
-        for number, conversation in zip(self.groups, self.dialogues.read(on_progress, digest)):
+        for number, conversation in zip(map(int, self.groups), self.dialogues.read(on_progress, digest)):
             yield number, to_segments(conversation, self.template)
         yield from ((0, []) for _ in range(self.survey.num_broken))  # records that are left out
 

@@ -80,7 +80,9 @@ def how_to_prepare(folder: str) -> str:
     """Return instructions for preparing the data in folder, for use in error messages."""
     script_path = os.path.join(folder, "prepare.py")
     if os.path.exists(script_path):
-        return f"run python {os.path.relpath(script_path)} first"
+        small_text = ", or train on a small text: python train.py config/quickstart.py"
+        is_default = os.path.basename(folder) == "openwebtext"  # the default dataset, as in nanoGPT
+        return f"run python {os.path.relpath(script_path)} first{small_text if is_default else ''}"
     root = os.path.join(ROOT, "data")
     datasets = sorted(name for name in os.listdir(root) if os.path.exists(os.path.join(root, name, "prepare.py")))
     command = "python data/prepare.py --input=YOUR_TEXT --name=NAME"

@@ -64,7 +64,7 @@ def find_files(
         packed_suffixes = " ".join(COMPRESSION_SUFFIXES)
         problem = f"no file in it ends in {' '.join(suffixes)} (optionally followed by {packed_suffixes})"
         if named := [path for path in all_paths if file_suffixes(path)[0] in RECORD_SUFFIXES]:
-            problem += f"; to read {min(named)}, name it"
+            problem += f"; to read {min(named)}, pass its path"
     else:
         all_paths = [path for path in glob.glob(input_path, recursive=True) if os.path.isfile(path)]
         paths = all_paths

@@ -112,7 +112,7 @@ class JsonText:
         return None if match and match.group() == "]" else self._decode(location, offset)[0]
 
     def _decode(self, location: str, offset: int) -> tuple[Any, int]:
-        """(value at offset characters behind the position, its end in buffer)."""
+        """Return (value, its end in the buffer) of the JSON value `offset` characters after the position."""
         while True:
             try:
                 value, end = self.decode(self.buffer, self.position + offset)

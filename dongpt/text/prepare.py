@@ -486,8 +486,8 @@ def _documents_after(
 def choose_start_id(tokenizer: TiktokenTokenizer, ids: np.ndarray, has_segments: bool) -> int:
     """Return the id from which to sample if <|endoftext|> never occurs in ids, the start of the training set.
 
-    For segments, it is the one that conversations begin with. For a text, it is a line ending, as for characters, or
-    the most frequent id if there are no lines.
+    For segments, it is the id that conversations begin with. For text, it is a newline, as with characters, or the
+    most frequent id if there are no newlines.
     """
     if has_segments:
         return int(ids[0])

@@ -62,7 +62,7 @@ def report(prepared: PreparedData):
     split_method = {
         "position": f"the last {share}",
         "none": "no validation set",
-        "given": f"{share}, a text of its own",
+        "given": f"{share}, a separate text",
         "documents": f"{share}, in whole documents",
         "drawn": f"{share}, in whole documents drawn with seed {meta.get('seed')}",
     }[meta["split"]]

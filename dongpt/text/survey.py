@@ -7,6 +7,7 @@ survey.lines()   # sentences to print
 
 import re
 import unicodedata
+from collections import Counter
 
 FLUSH_CHARS = 2**18  # short documents are examined together
 FULL_CHARS = 2**19  # after which the Unicode form is determined from samples
@@ -20,8 +21,9 @@ class Survey:
     def __init__(self, names: list[str], has_separator_option: bool = False):
         self.names, self.has_separator_option = names, has_separator_option
         self.counts = dict.fromkeys(names, 0)
-        self.lone_names: set[str] = set()  # names that are a line of their own
+        self.lone_names: set[str] = set()  # names that occur alone on a line
         self.n_composed = self.n_decomposed = 0  # letters with accents: of one code point, and of several
+        self.replaced: Counter[str] = Counter()  # characters that no normal form contains, such as the Angstrom sign
         self.n_characters = self.n_examined = 0
         self.parts: list[str] = []  # not yet examined
         self.size, self.tail = 0, ""  # characters in parts; the end of what was examined, which a name may start in
@@ -59,6 +61,9 @@ class Survey:
         text = text[:SAMPLE_CHARS] if is_sample else text
         self.n_examined += len(text)
         if not unicodedata.is_normalized("NFC", text):
+            replaced = [char for char in set(text) if not unicodedata.is_normalized("NFC", char)]
+            self.replaced.update({char: text.count(char) for char in replaced})
+            text = text.translate(dict.fromkeys(map(ord, replaced)))
             self.n_decomposed += max(0, len(text) - len(unicodedata.normalize("NFC", text)))
         if not unicodedata.is_normalized("NFD", text):
             self.n_composed += max(0, len(unicodedata.normalize("NFD", text)) - len(text))
@@ -74,13 +79,20 @@ class Survey:
                 if self.has_separator_option and name in self.lone_names:
                     remedy = f"if these lines end documents, pass --separator='{name}', else remove them"
                 elif self.has_separator_option:
-                    remedy += f", or put it on lines of its own and pass --separator='{name}' if it ends documents"
+                    remedy += f", or put it on separate lines and pass --separator='{name}' if it ends documents"
                 lines.append(f"the text contains {name} {times}, which becomes ordinary text, not a token: {remedy}")
         sample = " in a sample" if self.n_examined < self.n_characters and self.n_characters > FULL_CHARS else ""
         if self.n_composed and self.n_decomposed:
             counts = f"{self.n_composed:,} accents are part of their letter and {self.n_decomposed:,} follow it{sample}"
             remedy = "convert the text to one form, such as NFC, or the same word is spelled in two ways"
             lines.append(f"Unicode: mixed forms, {counts}: {remedy}")
+        elif self.replaced:
+            char, _ = self.replaced.most_common(1)[0]
+            characters = f"{self.replaced.total():,} characters{sample}, such as U+{ord(char):04X} ({char})"
+            lines.append(
+                f"Unicode: no normal form, since NFC and NFD replace {characters}: convert the text to NFC, or the same"
+                " word may be spelled in two ways"
+            )
         elif self.n_composed or self.n_decomposed:
             form, place = ("NFC", "are part of their letter") if self.n_composed else ("NFD", "follow their letter")
             lines.append(f"Unicode: {form}, {self.n_composed or self.n_decomposed:,} accents{sample} {place}")

@@ -522,7 +522,7 @@ def test_a_validation_split_and_a_separator(tmp_path):
             file.writelines(json.dumps({"text": f"{split} {i}\n--\nmore {i}\n"}) + "\n" for i in range(30))
     args = ["--input=hf:./folder", "--val_input=hf:./folder::validation", "--separator=--", "--data_dir=data"]
     done = prepare_cli(*args, cwd=tmp_path)
-    assert "in 120 documents" in done.stdout and "a text of its own" in done.stdout
+    assert "in 120 documents" in done.stdout and "a separate text" in done.stdout
     meta = read_meta("data")
     tokenizer = from_dict(meta["tokenizer"])
     for split, name in (("train", "train"), ("validation", "val")):

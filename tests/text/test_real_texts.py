@@ -266,7 +266,7 @@ def test_binary_files_do_not_get_advice_about_encodings_of_windows(tmp_path):
 def test_a_folder_with_only_json_says_to_name_the_file(tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.json").write_text("[]")
-    with pytest.raises(UserError, match="to read .*a.json, name it"):
+    with pytest.raises(UserError, match="to read .*a.json, pass its path"):
         find_files(str(tmp_path / "texts"))
 
 
@@ -364,6 +364,14 @@ def test_the_unicode_form_of_a_text_is_reported(tmp_path, kind, words):
     assert "Unicode" not in prepare(tmp_path, "b.txt")
 
 
+@pytest.mark.parametrize("char", ["\u0958", "\ufb2a", "\u212b", "\uf900"])
+def test_characters_that_no_normal_form_contains_are_reported(char):
+    survey = Survey([END])
+    survey.add(f"caf\u00e9 {char}x " * 3, True)
+    (line,) = survey.lines()
+    assert f"since NFC and NFD replace 3 characters, such as U+{ord(char):04X}" in line
+
+
 def test_long_texts_are_sampled_for_their_unicode_form():
     survey = Survey([END])
     for _ in range(40):
@@ -404,7 +412,7 @@ def test_a_validation_text_of_its_own(tmp_path, tokenizer):
     splits = decoded(tmp_path)
     assert splits["val"].replace(END, "") == texts["dev"]
     assert splits["train"].replace(END, "") == texts["one"] + texts["two"]
-    assert read_meta(str(tmp_path / "data"))["split"] == "given" and "a text of its own" in printed
+    assert read_meta(str(tmp_path / "data"))["split"] == "given" and "a separate text" in printed
 
 
 def test_one_training_and_one_validation_file_need_no_end_token(tmp_path):
