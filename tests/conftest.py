@@ -17,11 +17,19 @@ LONG_FILES = (
     "test_docs",
     "test_foreign",
     "test_hugging_face",
-    "test_ddp",
+    "test_documents",
+    "test_prepare",
     "test_resume",
+    "test_chat",
     "test_train",
+    "test_hub",
+    "test_openwebtext",
+    "test_masks",
     "test_positions",
+    "test_ddp",
+    "test_decoder",
     "test_optim",
+    "test_word2vec",
 )
 OUTSIDE_DATA = ("DONGPT_TEXT", "DONGPT_DIALOGUES", "DONGPT_FIXTURES", "TIKTOKEN_CACHE_DIR")
 
