@@ -126,6 +126,14 @@ def no_loss_picture():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync():
+    """Do not wait for the disk in the test process. Programs still do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def transformers():
     """Return the transformers library, configured not to use the network. Skip the test if it is not installed."""

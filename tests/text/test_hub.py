@@ -249,7 +249,7 @@ def test_damaged_files_are_a_sentence_and_leave_nothing(case, monkeypatch):
     name, damage = DAMAGED[case]
     monkeypatch.setattr(hub, "COPY_BYTES", 20_000)
     monkeypatch.setattr(hub, "BATCH_ROWS", 64)
-    write_files("folder", name.partition(".")[2], n_files=1, rows=20_000)
+    write_files("folder", name.partition(".")[2], n_files=1, rows=4_000)
     (path,) = (os.path.join("folder", name) for name in os.listdir("folder"))
     with open(path, "rb") as file:
         content = file.read()
