@@ -37,6 +37,7 @@ NUM_RARE = 8  # rarest characters listed in the caption
 LABEL_CHARS = 14  # maximum length of a symbol's label in the plot
 CAPTION_COLUMNS = 62  # column at which captions wrap
 RARE_COUNT = 10  # tokens that occur less often are hardly learned
+MIN_ZIPF_WORDS = 500  # fewer different words do not determine the slope
 ZIPF_SLOPES = (-1.4, -0.7)  # range of slopes for natural language
 
 
@@ -196,6 +197,7 @@ def show_zipf(axis, words: Counter):
     axis.legend()
     is_natural = ZIPF_SLOPES[0] < slope < ZIPF_SLOPES[1]
     verdict = "typical of natural language" if is_natural else "unusual for natural language"
+    verdict = verdict if len(counts) >= MIN_ZIPF_WORDS else "not reliable, since it has few different words"
     caption = (
         "In natural language, the second most frequent word occurs half as often as the first, the third one third as "
         f"often, and so on: a line with slope -1 (Zipf's law). The slope of this text, {slope:.2f}, is {verdict}."

@@ -31,10 +31,12 @@ from typing import Annotated, Iterable, Iterator
 import configurator
 from configurator import UserError
 from dongpt.program import LOCK_FILE, ROOT, run_program
+from dongpt.text.archives import is_archive, read_head
 from dongpt.text.bins import PreparedData, dataset_folder, read_meta
+from dongpt.text.compressed import file_suffixes
 from dongpt.text.documents import BLANK, FOLDER_SUFFIXES, RECORD_SUFFIXES, TEXT_SUFFIXES, Document, Files, find_files
+from dongpt.text.file_kinds import looks_like_json
 from dongpt.text.hub import PREFIX, HubText, open_dataset, parse_name
-from dongpt.text.packed import file_suffixes, is_archive
 from dongpt.text.prepare import TextSource, Vocabulary, prepare, warn_unused_options
 from dongpt.text.report import count_of, report, shortest_path
 
@@ -164,6 +166,11 @@ def make_files(cfg: PrepareConfig, paths: list[str]) -> Files:
     if unknown := [os.path.basename(p) for p in paths if file_suffixes(p)[0] not in known and not is_archive(p)]:
         more = f" and {count_of(len(unknown) - 1, 'other file')}" if len(unknown) > 1 else ""
         print(f"reading {unknown[0]}{more} as plain text, since the file extension is unknown")
+    if json_paths := [p for p in paths if file_suffixes(p)[0] in (".txt", ".md") and looks_like_json(read_head(p))]:
+        note = f"{json_paths[0]} is read as plain text although it looks like JSON"
+        print(
+            f"{note}: rename it so that it ends in .json or .jsonl to read only the field {cfg.field!r} of its records"
+        )
     return Files(paths, cfg.document, cfg.field, cfg.encoding, separator=cfg.separator.strip())
 
 
@@ -198,7 +205,14 @@ def print_next(prepared: PreparedData):
     size = f"{n_params / 1e6:.1f} million parameters in its blocks"
     model = f"{settings['n_layer']} layers of width {settings['n_embd']} ({size})"
     passes = f"{settings['max_iters']:,} iterations, {n_passes:,.0f} passes over the training set"
-    print(f"suggestion: {model} and {passes}" + ", enough to memorize the text" * (n_passes > MEMORIZING_PASSES))
+    print(f"suggestion: {model} and {passes}")
+    if n_passes > MEMORIZING_PASSES:
+        *_, batch_size, block_size = MODEL_SIZES[0]
+        n_needed = MIN_ITERS * batch_size * block_size // MEMORIZING_PASSES
+        print(
+            f"note: the text is too short to learn a language from (at least {n_needed:,} tokens); the model will"
+            " mostly memorize it"
+        )
     config_path = os.path.join(ROOT, "config", "quickstart.py")
     defaults = configurator.exec_config(config_path)
     script, config = (shlex.quote(shortest_path(path)) for path in (os.path.join(ROOT, "train.py"), config_path))

@@ -9,7 +9,7 @@ word2vec.png is a map on which words with similar uses are close to each other a
 
 gensim trains skip-gram vectors with negative sampling (Mikolov et al., arxiv.org/abs/1310.4546) on the sentences of
 the training set. The validation set is not used. All spellings of a word share a vector. --vectors reads files in
-word2vec's text or binary format or in GloVe's format, which may be compressed with gzip, bz2 or xz.
+word2vec's text or binary format or in GloVe's format, which may be compressed or packed alone in an archive.
 Requires gensim and scikit-learn: pip install -r requirements-word2vec.txt
 """
 

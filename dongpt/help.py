@@ -19,7 +19,18 @@ from configurator import ROOT, type_name
 
 # Settings that --help shows first, in this order, for programs that have them.
 COMMON_SETTINGS = (
-    *("out_dir", "init_from", "dataset", "data_dir", "prompt", "start", "num_samples", "max_new_tokens"),
+    *(
+        "input",
+        "name",
+        "out_dir",
+        "init_from",
+        "dataset",
+        "data_dir",
+        "prompt",
+        "start",
+        "num_samples",
+        "max_new_tokens",
+    ),
     *("temperature", "top_k", "seed", "max_iters", "eval_interval", "batch_size", "block_size", "n_layer", "n_head"),
     *("n_embd", "dropout", "learning_rate", "split", "device", "json"),
 )
@@ -37,7 +48,7 @@ def print_help(doc: str, cls: type, usage: str, overrides: dict[str, Any]):
     The settings in overrides, which come from config files on the command line, replace the defaults.
     """
     width = terminal_width()
-    program = " ".join(filter(None, [os.path.basename(sys.argv[0]), usage]))
+    program = " ".join(filter(None, [min(sys.argv[0], os.path.relpath(sys.argv[0]), key=len), usage]))
     print(textwrap.fill(f"usage: python {program} [--key=value ...]", width, **WRAP), end="\n\n")
     for paragraph in filter(None, doc.strip("\n").split("\n\n")):
         is_example = paragraph.startswith((" ", "python ", "torchrun "))
@@ -108,7 +119,9 @@ def print_configs():
         facts = [line.removeprefix(FACTS_LABEL) for line in lines if line.startswith(FACTS_LABEL)]
         print_entry(name, [*lines[:1], *facts], width)
     hint = "`python train.py config/NAME.py` starts a run. Add --help to show the settings of that config instead."
-    print("\n" + textwrap.fill(hint, width, **WRAP))
+    projects = "DI725, nanoGPT+, EDS and the word notebook are earlier trainers: see docs/from.md."
+    for sentence in (projects, hint):
+        print("\n" + textwrap.fill(sentence, width, **WRAP))
 
 
 def terminal_width() -> int:

@@ -117,11 +117,11 @@ def test_few_settings_are_one_group():
 
 def test_usage_names_the_positional_arguments_and_the_docstring_follows(columns, capsys, monkeypatch):
     columns(40)
-    monkeypatch.setattr(sys, "argv", ["/somewhere/count.py", "-h"])
+    monkeypatch.setattr(sys, "argv", ["data/count.py", "-h"])
     doc = "Counts everything that can be counted, and more.\n\n    python count.py IN OUT   # an example\n\nThe end.\n"
     print_help(doc, Undocumented, "IN OUT", {})
     assert capsys.readouterr().out.startswith(
-        "usage: python count.py IN OUT\n[--key=value ...]\n\n"
+        "usage: python data/count.py IN OUT\n[--key=value ...]\n\n"
         "Counts everything that can be counted,\nand more.\n\n"
         "    python count.py IN OUT   # an example\n\nThe end.\n\nSettings:\n"
     )
@@ -160,7 +160,8 @@ def test_help_explains_every_setting_of_every_program(name, help_of):
 
 def is_config(value, name: str) -> bool:
     """Whether value is the config class of the program called name."""
-    return getattr(value, "__name__", "") == {"ckpt_update": "UpdateConfig"}.get(name, f"{name.capitalize()}Config")
+    special = {"ckpt_update": "UpdateConfig", "data/prepare": "PrepareConfig"}
+    return getattr(value, "__name__", "") == special.get(name, f"{name.capitalize()}Config")
 
 
 @pytest.mark.parametrize(
@@ -193,8 +194,9 @@ def test_help_of_train_starts_with_the_common_settings_as_the_named_config_sets_
 
 def test_common_settings_are_settings_of_some_program():
     """One that is renamed would silently move to the end of the page."""
-    pages = [runpy.run_path(os.path.join(ROOT, f"{name}.py")) for name in PROGRAMS]
-    configs = [value for page, name in zip(pages, PROGRAMS) for value in page.values() if is_config(value, name)]
+    programs = [*PROGRAMS, "data/prepare"]
+    pages = [runpy.run_path(os.path.join(ROOT, f"{name}.py")) for name in programs]
+    configs = [value for page, name in zip(pages, programs) for value in page.values() if is_config(value, name)]
     assert set(COMMON_SETTINGS) <= {field.name for cls in configs for field in fields(cls)}
 
 

@@ -22,16 +22,16 @@ from typing import Annotated
 
 import configurator
 from configurator import UserError
-from dongpt.chat.dialogues import ChatDataset, Dialogues
+from dongpt.chat.dialogues import ChatDataset
+from dongpt.chat.reading import CHAT_SUFFIXES, Dialogues
 from dongpt.program import run_program
 from dongpt.text.bins import dataset_folder
-from dongpt.text.documents import TEXT_SUFFIXES, Files, find_files
+from dongpt.text.documents import Files, find_files
 from dongpt.text.prepare import TokenizerKind, Vocabulary, prepare, warn_unused_options
-from dongpt.text.report import report
+from dongpt.text.report import count_of, report
 from dongpt.text.template import DONGPT_TEMPLATE
 from dongpt.text.tokenizers import END
 
-CHAT_SUFFIXES = (".json", ".tsv")  # read from a folder, besides those of data/prepare.py
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -39,7 +39,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 class PrepareConfig(Vocabulary):
     tokenizer: TokenizerKind = "bpe"  # bpe, char or word to train from scratch; gpt2 to fine-tune GPT-2
     vocab_size: int = 2048  # bpe: number of tokens, including special tokens
-    input: str = ""  # file with conversations (.json, .jsonl, .csv, .parquet, tagged text), folder or glob pattern
+    input: str = ""  # file with conversations (.json, .jsonl, .csv, .parquet, tagged text), archive, folder or pattern
     user: str = "user"  # column or key with the questions; default: a common name, such as user or question
     assistant: str = "assistant"  # column or key with the answers; default: a common name, such as assistant or answer
     conversation: str = ""  # adjacent questions and answers with the same value in this column form a conversation
@@ -55,12 +55,14 @@ def main(argv: list[str] | None = None):
     if not cfg.input:
         files = "a .json, .jsonl, .csv or .parquet file, or a text file with the tags <bot> and <human>"
         raise UserError(f"no conversations were given: pass --input=PATH of {files}")
-    paths, _ = find_files(cfg.input, suffixes=(*TEXT_SUFFIXES, *CHAT_SUFFIXES))
+    paths, _ = find_files(cfg.input, suffixes=CHAT_SUFFIXES)
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")
     dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation, cfg.skip_broken)
     chats = ChatDataset.from_dialogues(dialogues, DONGPT_TEMPLATE, cfg.val_fraction)
     print("\n".join(chats.survey.lines()))
+    for path, n_left_out in files.n_left_out.items():
+        print(f"skipped {count_of(n_left_out, 'other file')} in {path}")
     source, marks = os.path.basename(os.path.normpath(cfg.input)), [*DONGPT_TEMPLATE.special_tokens(), END]
     report(prepare(folder, chats, cfg, cfg.val_fraction, source, specials=marks, template=DONGPT_TEMPLATE))
     if chats.level < 2:

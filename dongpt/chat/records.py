@@ -3,7 +3,8 @@
     to_conversation({"instruction": "Add.", "input": "2 and 3", "output": "5"})
     -> (Form("alpaca ..."), [("user", "Add.\\n\\n2 and 3", True), ("assistant", "5", True)])
 
-Keys that change what a record means are obeyed or rejected. Only keys without such a meaning are ignored.
+Keys that change what a record means are obeyed or rejected. Only keys without such a meaning are ignored. Case and
+spaces around a key don't matter: lower_keys() is called wherever a record, a message or a part of one is read.
 """
 
 import ast
@@ -13,12 +14,14 @@ import json
 import re
 import reprlib
 import warnings
-from typing import Any, Iterable, NamedTuple
+from collections import Counter
+from typing import Any, Container, Iterable, NamedTuple
 
 from dongpt.text.template import is_valid_unicode
 
 Message = tuple[str, str, bool]  # role, content, whether it counts in the loss if it is an answer
 Messages = list[Message]
+Record = tuple[str, Any]  # location; a record, or the RecordError that says why it cannot be read
 ROLES = ("system", "user", "assistant")
 ROLE_OF_NAME = {
     **{role: role for role in ROLES},
@@ -33,14 +36,12 @@ MESSAGE_FORMAT = (
 LIST_KEYS = ("messages", "conversations", "conversation")  # a list of messages
 QUESTION_KEYS = ("user", "question", "query", "prompt", "instruction", "input", "human", "problem")
 ANSWER_KEYS = ("assistant", "answer", "response", "output", "completion", "gpt", "solution")
-FIRST_PAIRS = (("user", "assistant"), ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"))
-INPUT_KEYS = ("input", "context")  # what one of the next applies to
+INPUT_KEYS = ("input", "context")  # text that one of INPUT_QUESTIONS is about
 INPUT_QUESTIONS = ("instruction", "question", "query", "prompt", "problem")
 SYSTEM_KEYS = ("system", "system_prompt")
-LOSS_KEYS = ("weight", "train", "trainable", "loss_mask", "loss_weight")
-MESSAGE_LOSS_KEYS = (*LOSS_KEYS, "training", "loss", "loss_scale")
-CAPITAL_LOSS_KEYS = {variant for key in MESSAGE_LOSS_KEYS for variant in (key.capitalize(), key.upper(), key.title())}
-FLAGS = ("true", "false", "0", "1")
+LOSS_KEYS = frozenset(("weight", "train", "trainable", "loss_mask", "loss_weight"))
+MESSAGE_LOSS_KEYS = LOSS_KEYS | {"training", "loss", "loss_scale"}
+FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": None}
 PREFERENCE_KEYS = ("label", "kto_tag")  # true for a good answer, false for a bad one
 REJECTED_KEYS = {  # unless their value is empty: the kind of content that this program cannot express
     **dict.fromkeys(
@@ -56,10 +57,11 @@ REJECTED_MESSAGE_KEYS = {
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "reasoning apart from the content"),
     "refusal": "refusals apart from the content",
 }
-SPECIAL_MESSAGE_KEYS = {*REJECTED_MESSAGE_KEYS, *MESSAGE_LOSS_KEYS, *CAPITAL_LOSS_KEYS}
 SPECIAL_KEYS = {*REJECTED_KEYS, *LOSS_KEYS, *PREFERENCE_KEYS}
-LISTED_MESSAGE = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 FORM_KEYS = {*LIST_KEYS, *QUESTION_KEYS, *ANSWER_KEYS}
+RECORD_KEYS = frozenset({*FORM_KEYS, *INPUT_KEYS, "history", *SYSTEM_KEYS, *SPECIAL_KEYS})
+MESSAGE_KEYS = MESSAGE_LOSS_KEYS | {"role", "from", "content", "value", "type", "text", *REJECTED_MESSAGE_KEYS}
+LISTED_MESSAGE = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""", re.IGNORECASE)
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -77,6 +79,32 @@ class Form(NamedTuple):
     name: str
     used: tuple[str, ...] = ()  # keys
     is_pair: bool = False  # whether it has one question and one answer, in two keys
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# keys
+
+
+@functools.lru_cache(maxsize=128)
+def lower_names(keys: tuple[str, ...], known: frozenset[str], named: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return keys, with those in known in lower case: ("Weight ", "ID") -> ("weight", "ID").
+
+    Keys that the user gave are spelled as in named. Raises RecordError if two keys with a meaning become the same.
+    """
+    names = {name: name for name in known} | {name.strip().lower(): name for name in named if name not in keys}
+    found = tuple(key if key in named else names.get(str(key).strip().lower(), key) for key in keys)
+    counts = Counter(name for name in found if name in known or name in named)
+    if repeated := [name for name, n in counts.items() if n > 1]:
+        problem = f"several fields are named {repeated[0]!r}, ignoring case and spaces"
+        raise RecordError("repeated fields", problem, "rename or delete all but one")
+    return found
+
+
+def lower_keys(holder: dict[str, Any], known: frozenset[str], named: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return holder with the keys that lower_names() gives."""
+    keys = tuple(holder)
+    names = lower_names(keys, known, named)
+    return holder if names == keys else dict(zip(names, holder.values()))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -131,31 +159,26 @@ def read_content(content: Any) -> str:
         return read_text(content, "content")
     texts = []
     for part in content:
-        if not isinstance(part, dict) or "type" not in part and "text" not in part:
-            raise RecordError(
-                "content that is not text", f"the field 'content' is not text but a list with {shorten(part)!r}"
-            )
+        part = lower_keys(part, MESSAGE_KEYS) if isinstance(part, dict) else part
+        if not isinstance(part, dict):
+            problem = f"the field 'content' is not text but a list with {shorten(part)!r}"
+            raise RecordError("content that is not text", problem)
         if part.get("type", "text") not in TEXT_PARTS:
-            kind = shorten(part["type"])
-            raise RecordError(
-                "content parts other than text", f"the content has a part of type {kind!r}, which is no text"
-            )
+            problem = f"the content has a part of type {shorten(part['type'])!r}, which is not text"
+            raise RecordError("content parts other than text", problem)
         if read_loss(part, MESSAGE_LOSS_KEYS) is False:
             raise RecordError("loss masks on parts of a message", "a part of the content is not to count in the loss")
         texts.append(read_text(part.get("text"), "text"))
     return "\n".join(texts)
 
 
-def read_loss(holder: dict[str, Any], keys: tuple[str, ...] = LOSS_KEYS) -> bool | None:
+def read_loss(holder: dict[str, Any], keys: frozenset[str] = LOSS_KEYS) -> bool | None:
     """Return whether a record or message counts toward the loss, or None if it does not say."""
     flags = []
-    for key in keys:
-        value = holder.get(key)
-        if isinstance(value, str):  # from CSV
-            value = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": None}.get(
-                value.strip().lower(), value
-            )
-        if value is None or value != value:
+    for key, value in holder.items():
+        if isinstance(value, str) and key in keys:  # from CSV
+            value = FLAGS.get(value.strip().lower(), value)
+        if key not in keys or value is None or value != value:
             continue
         if not isinstance(value, (int, float)) or value not in (0, 1):
             problem = f"{key} is {shorten(value)!r}, but an answer can only count (1, true) or not (0, false)"
@@ -164,19 +187,10 @@ def read_loss(holder: dict[str, Any], keys: tuple[str, ...] = LOSS_KEYS) -> bool
     return all(flags) if flags else None
 
 
-def reject_capitals(holder: dict[str, Any]):
-    """Raise RecordError for a key such as "Weight", whose meaning would be ignored."""
-    if not CAPITAL_LOSS_KEYS.isdisjoint(holder):
-        key = next(key for key in holder if key in CAPITAL_LOSS_KEYS)
-        raise RecordError(
-            "loss keys in capital letters", f"the key {key!r} is not in lower case, as {key.lower()!r} is"
-        )
-
-
-def reject_keys(holder: dict[str, Any], rejected: dict[str, str]):
-    """Raise RecordError if holder has keys with content that a conversation cannot express."""
+def reject_keys(holder: dict[str, Any], rejected: dict[str, str], accepted: Container[str | None] = ()):
+    """Raise RecordError if holder has content that a conversation cannot express, unless its kind is in accepted."""
     for key in holder:
-        if key in rejected and not is_empty(holder[key]):
+        if key in rejected and rejected[key] not in accepted and not is_empty(holder[key]):
             raise RecordError(rejected[key], f"{key} means {rejected[key]}, which are not supported")
 
 
@@ -186,58 +200,64 @@ def reject_keys(holder: dict[str, Any], rejected: dict[str, str]):
 
 def is_message(record: Any) -> bool:
     """Return True if a record is a single message."""
-    return (
-        isinstance(record, dict)
-        and ("role" in record or "from" in record)
-        and ("content" in record or "value" in record or "tool_calls" in record)
-        and not any(key in record for key in LIST_KEYS)
-    )
+    names = {key.strip().lower() for key in record} if isinstance(record, dict) else set()
+    has_content = not names.isdisjoint(("content", "value", "tool_calls"))
+    return has_content and not names.isdisjoint(("role", "from")) and names.isdisjoint(LIST_KEYS)
+
+
+def read_messages(messages: list, n_context: int = 0) -> Messages:
+    """Return the conversation of a list of messages, of which the first n_context don't count in the loss.
+
+    A message that cannot count may be marked to count only if all messages are. Raises RecordError.
+    """
+    conversation = [*map(read_message, messages)]
+    if max(map(len, messages), default=0) > 2:
+        flags = [read_loss(lower_keys(message, MESSAGE_KEYS), MESSAGE_LOSS_KEYS) for message in messages]
+        for number, (role, _, _) in enumerate(conversation if any(flags) and not all(flags) else ()):
+            if flags[number] and (role != "assistant" or number < n_context):
+                problem = f"the message from {role} is marked to count in the loss, but only answers can"
+                raise RecordError("a loss on other messages", problem)
+    for number in range(n_context):
+        conversation[number] = (*conversation[number][:2], False)
+    return conversation
 
 
 def read_message(message: Any) -> Message:
-    """Return the role, content and loss of a message. Raises RecordError."""
+    """Return the role and the text of a message, and whether it counts if it is an answer. Raises RecordError."""
+    if isinstance(message, dict) and not MESSAGE_KEYS.issuperset(message):
+        message = lower_keys(message, MESSAGE_KEYS)
     if not isinstance(message, dict) or not ("role" in message or "from" in message):
         problem = f"{shorten(message, 60)!r} is not a message with role and content"
         raise RecordError("no message", problem, MESSAGE_FORMAT)
     name = message["role"] if "role" in message else message["from"]
     role = ROLE_OF_NAME.get(name) if isinstance(name, str) else None
     if role is None:
-        kind = f"the role {name!r}" if name in OTHER_ROLES else "an unknown role"
-        raise RecordError(kind, f"the role must be one of {', '.join(ROLES)}, not {shorten(name)!r}")
+        lower_name = shorten(name).strip().lower()
+        if lower_name not in ROLE_OF_NAME:
+            kind = f"the role {lower_name!r}" if lower_name in OTHER_ROLES else "an unknown role"
+            raise RecordError(kind, f"the role must be one of {', '.join(ROLES)}, not {shorten(name)!r}")
+        role = ROLE_OF_NAME[lower_name]
     in_loss = True
-    if len(message) > 2 and not SPECIAL_MESSAGE_KEYS.isdisjoint(message):
-        in_loss = _read_special_keys(message, role)
-    if "value" in message and "from" in message:
-        content = message["value"]
-    elif "content" in message or "value" in message:
-        content = message["content"] if "content" in message else message["value"]
-    else:
-        problem = f"{shorten(message, 60)!r} is not a message with role and content"
-        raise RecordError("no message", problem, MESSAGE_FORMAT)
+    if len(message) > 2:
+        reject_keys(message, REJECTED_MESSAGE_KEYS)
+        in_loss = read_loss(message, MESSAGE_LOSS_KEYS) is not False
+    is_value = "value" in message and ("from" in message or "content" not in message)
+    content = message["value"] if is_value else message.get("content")
     return role, read_content(content) if isinstance(content, list) else read_text(content, "content"), in_loss
-
-
-def _read_special_keys(message: dict[str, Any], role: str) -> bool:
-    """Return True if the message counts toward the loss. Raises RecordError for content that is not supported."""
-    reject_capitals(message)
-    reject_keys(message, REJECTED_MESSAGE_KEYS)
-    in_loss = read_loss(message, MESSAGE_LOSS_KEYS)
-    if in_loss and role != "assistant":
-        problem = f"the message from {role} is to count in the loss, but only answers can"
-        raise RecordError("a loss on other roles", problem)
-    return in_loss is not False
 
 
 def check_turns(conversation: Messages) -> Messages:
     """Return conversation if user and assistant take turns and no message is blank. Raises RecordError."""
-    start = 1 if conversation and conversation[0][0] == "system" else 0
+    turns = conversation[1:] if conversation and conversation[0][0] == "system" else conversation
     expected = "user"
-    for role, content, _ in conversation[start:]:
+    for role, _, _ in turns:
         if role != expected:
-            problem = f"expected a message from {expected}, got {role}"
-            raise RecordError("turns that do not alternate", problem, "user and assistant must take turns")
+            problem, remedy = f"expected a message from {expected}, got {role}", "user and assistant must take turns"
+            if turns[0][0] == "assistant":
+                problem, remedy = "the first message is an answer", "delete that message, or add its question"
+            raise RecordError("turns that do not alternate", problem, remedy)
         expected = "assistant" if expected == "user" else "user"
-    if len(conversation) == start or expected == "assistant":
+    if not turns or expected == "assistant":
         raise RecordError("no answer at the end", "the conversation must end with an answer")
     for role, content, _ in conversation:
         if not content or content.isspace():
@@ -249,14 +269,14 @@ def check_turns(conversation: Messages) -> Messages:
 # records
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=128)
 def find_pair(keys: tuple[str, ...]) -> tuple[str, str] | str | None:
     """Return the keys of the question and the answer, None if there are none, or a message if there are several."""
-    by_name = {key.lower(): key for key in keys}
-    for question, answer in FIRST_PAIRS:
-        if question in by_name and answer in by_name:
-            return by_name[question], by_name[answer]
-    questions, answers = ([by_name[n] for n in names if n in by_name] for names in (QUESTION_KEYS, ANSWER_KEYS))
+    questions, answers = ([name for name in names if name in keys] for names in (QUESTION_KEYS, ANSWER_KEYS))
+    if len(questions) > 1 and "input" in questions and not set(questions).isdisjoint(INPUT_QUESTIONS):
+        questions.remove("input")  # it belongs to the question
+    if "instruction" in questions and "prompt" in questions and answers in (["output"], ["response"]):
+        questions.remove("prompt")  # alpaca files may have the instruction and the input as one text, too
     if not questions or not answers:
         return None
     if len(questions) + len(answers) > 2:
@@ -265,97 +285,105 @@ def find_pair(keys: tuple[str, ...]) -> tuple[str, str] | str | None:
     return questions[0], answers[0]
 
 
+def find_missing(columns: Iterable[str], user: str, assistant: str, *others: str) -> list[str]:
+    """Return which of the names a table lacks. Any known form will do, unless user or assistant is given."""
+    names = tuple(column.strip().lower() for column in columns)
+    is_named = (user, assistant) != ("user", "assistant")
+    has_form = not is_named and (find_pair(names) or not set(LIST_KEYS).isdisjoint(names))
+    return [n for n in (*(() if has_form else (user, assistant)), *others) if n.strip().lower() not in names]
+
+
+def find_wanted(names: tuple[str, ...], user: str, assistant: str, *others: str) -> list[str]:
+    """Return the names of the columns that have a meaning, first those of the question and the answer."""
+    found = find_pair(names) if (user, assistant) == ("user", "assistant") else None
+    pair = found if isinstance(found, tuple) else (user, assistant)
+    has_forms = found not in (None, ("user", "assistant"))  # perhaps several, with null for the others
+    forms = [name for name in names if has_forms and name in FORM_KEYS]
+    inputs = () if {pair[0].lower(), *forms}.isdisjoint(INPUT_QUESTIONS) else INPUT_KEYS
+    wanted = (*pair, *others, *LIST_KEYS, *forms, *inputs, "history", *SYSTEM_KEYS, *sorted(SPECIAL_KEYS))
+    return [name for name in dict.fromkeys(wanted) if name in names]
+
+
 def to_conversation(record: Any, user: str = "user", assistant: str = "assistant") -> tuple[Form, Messages]:
     """Return (form, conversation) of a record. Raises RecordError if it has none or is broken.
 
-    user and assistant, unless they have their defaults, are the keys of the question and the answer.
+    The keys of the record are those that lower_keys() returns. user and assistant, unless they have their defaults, are
+    the keys of the question and the answer: they are obeyed, whatever they mean elsewhere.
     """
     if isinstance(record, list):
-        return Form("messages (role, content)"), check_turns([*map(read_message, record)])
+        return Form("messages (role, content)"), check_turns(read_messages(record))
     if not isinstance(record, dict):
         raise RecordError("no object", f"{shorten(record)!r} is not an object", MESSAGE_FORMAT)
+    named = () if (user, assistant) == ("user", "assistant") else (user, assistant)
+    others = {key: value for key, value in record.items() if key not in named} if named else record
     in_loss = None
-    reject_capitals(record)
-    if not SPECIAL_KEYS.isdisjoint(record):
-        reject_keys(record, REJECTED_KEYS)
-        in_loss = read_loss(record)
+    if not SPECIAL_KEYS.isdisjoint(others):
+        accepted = [REJECTED_KEYS.get(key) for key in named]  # --assistant=chosen takes no notice of rejected
+        reject_keys(others, REJECTED_KEYS, accepted)
+        in_loss = read_loss(others)
         for key in PREFERENCE_KEYS:
-            value = record.get(key)
-            is_flag = isinstance(value, bool) or "completion" in record and str(value).lower() in FLAGS
-            if is_flag:
+            value = others.get(key)
+            is_flag = "completion" in record and FLAGS.get(str(value).strip().lower()) is not None
+            if (is_flag or isinstance(value, bool)) and "preference data" not in accepted:
                 raise RecordError("preference data", f"{key} marks good and bad answers, which are not supported")
-    form, conversation = _read_form(record, user, assistant)
-    if system_keys := [key for key in SYSTEM_KEYS if key in record and key not in (user, assistant)]:
-        conversation = _add_system(record, system_keys, conversation)
+    form, conversation = _read_form(record, others, named)
+    conversation = _add_system(others, conversation)
     if in_loss is False:
         conversation = [(role, content, False) for role, content, _ in conversation]
     return form, check_turns(conversation)
 
 
-def _read_form(record: dict[str, Any], user: str, assistant: str) -> tuple[Form, Messages]:
-    if (user, assistant) == ("user", "assistant"):
-        for key in LIST_KEYS:
-            value = record.get(key)
-            if value is not None and (key != "conversation" or isinstance(value, list) or str(value).startswith("[")):
-                conversation = [*map(read_message, read_list(value, key))]
-                return _list_form(key, value), conversation
-        prompt, completion = record.get("prompt"), record.get("completion")
-        if _is_list(prompt) or _is_list(completion):
-            context = [(role, content, False) for role, content, _ in map(read_message, read_list(prompt, "prompt"))]
-            answers = [*map(read_message, read_list(completion, "completion"))]
-            return Form("prompt and completion (lists of messages)", ("prompt", "completion")), context + answers
-        pair = find_pair(tuple(key for key in record if record[key] is not None))
-        pair = pair if isinstance(pair, tuple) else find_pair(tuple(record))
-        if not isinstance(pair, tuple):
-            keys = ", ".join(map(repr, [*record][:20])) or "(there are none)"
-            problem = pair or f"no form of conversation is known with the keys {keys[:200]}"
-            raise RecordError("an unknown form", problem, f"pass --user=KEY and --assistant=KEY, or {MESSAGE_FORMAT}")
-    else:
-        pair = user, assistant
-        if missing := [key for key in pair if key not in record]:
-            keys = ", ".join(map(repr, [*record][:20])) or "(there are none)"
-            remedy = f"pass --user=KEY and --assistant=KEY, two of {keys[:200]}"
+def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str, ...]) -> tuple[Form, Messages]:
+    """Return (form, conversation) of a record. others are its fields except those in named."""
+    if named:
+        if missing := [key for key in named if key not in record]:
+            remedy = f"pass --user=KEY and --assistant=KEY, two of {str([*record][:20])[:200]}"
             raise RecordError("missing fields", f"there is no field {missing[0]!r}", remedy)
-    return _read_pair(record, *pair)
+        return _read_pair(record, others, *named)
+    for key in LIST_KEYS:
+        value = record.get(key)
+        if value is not None and (key != "conversation" or isinstance(value, list) or str(value).startswith("[")):
+            messages = read_list(value, key)
+            names = lower_keys(messages[0], MESSAGE_KEYS) if messages and isinstance(messages[0], dict) else ()
+            is_sharegpt = "from" in names and "role" not in names
+            name = f"ShareGPT ({key}: from, value)" if is_sharegpt else f"messages ({key}: role, content)"
+            return Form(name, (key,)), read_messages(messages)
+    pair = find_pair(tuple(key for key in record if record[key] is not None)) or find_pair(tuple(record))
+    if isinstance(pair, tuple):
+        return _read_pair(record, others, *pair)
+    problem = pair or f"no form of conversation is known with the keys {str([*record][:20])[:200]}"
+    raise RecordError("an unknown form", problem, f"pass --user=KEY and --assistant=KEY, or {MESSAGE_FORMAT}")
 
 
-def _is_list(value: Any) -> bool:
-    """Return True if a value is a list, or a list of messages as stored in CSV."""
-    return isinstance(value, list) or isinstance(value, str) and LISTED_MESSAGE.match(value) is not None
+def _is_list(value: Any, key: str) -> bool:
+    """Return True if a value is a list of messages, or one that CSV stores as text in a prompt or completion."""
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], dict)
+    return key in ("prompt", "completion") and isinstance(value, str) and LISTED_MESSAGE.match(value) is not None
 
 
-def _list_form(key: str, messages: Any) -> Form:
-    first = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], dict) else {}
-    names = ("role" if "role" in first else "from", "content" if "content" in first else "value")
-    if names == ("from", "value"):
-        return Form(f"ShareGPT ({key}: from, value)", (key,), False)
-    return Form(f"messages ({key}: role, content)" if first else f"messages ({key})", (key,), False)
-
-
-def _read_pair(record: dict[str, Any], user: str, assistant: str) -> tuple[Form, Messages]:
-    """Return the conversation of a question and an answer, with the other fields of an alpaca record."""
-    used, texts = [user], [read_text(record[user], user)]
-    is_alpaca = user.lower() == "instruction"
-    for key in INPUT_KEYS if user.lower() in INPUT_QUESTIONS else ():
-        if key in record and key != assistant:
-            used.append(key)
-            if not is_empty(record[key]) and record[key] != "<noinput>":
-                texts.append(read_text(record[key], key))
-    conversation: Messages = []
-    if "history" in record and "history" not in (user, assistant):
-        used.append("history")
-        if not is_empty(record["history"]):
-            conversation = _read_history(read_list(record["history"], "history"))
+def _read_pair(record: dict[str, Any], others: dict[str, Any], user: str, assistant: str) -> tuple[Form, Messages]:
+    """Return the conversation of a question and an answer, with the input and history that belong to them."""
+    name = "prompt and completion" if (user, assistant) == ("prompt", "completion") else "questions and answers"
+    name = "alpaca" if user.lower() == "instruction" else name
+    extra_keys = (*INPUT_KEYS, "history") if user.lower() in INPUT_QUESTIONS else ("history",)
+    used = [user, *(key for key in extra_keys if key in others), assistant]
+    extra = {key: others[key] for key in used[1:-1] if not is_empty(others[key]) and others[key] != "<noinput>"}
+    if _is_list(record[user], user) or _is_list(record[assistant], assistant):
+        if extra:
+            problem = f"{[*extra][0]} next to a list of messages is not supported"
+            raise RecordError("lists of messages with another text", problem)
+        context, answers = (
+            read_list(record[key], key) if _is_list(record[key], key) else [{"role": role, "content": record[key]}]
+            for key, role in ((user, "user"), (assistant, "assistant"))
+        )
+        return Form(f"{name} (lists of messages)", tuple(used)), read_messages(context + answers, len(context))
+    conversation = _read_history(read_list(extra.pop("history"), "history")) if "history" in extra else []
+    texts = [read_text(text, key) for key, text in ((user, record[user]), *extra.items())]
     question = "\n\n".join(text for text in texts if text.strip()) if len(texts) > 1 else texts[0]
     conversation += [("user", question, True), ("assistant", read_text(record[assistant], assistant), True)]
-    used.append(assistant)
-    names = f"({', '.join(used)})"
-    if is_alpaca:
-        name = f"alpaca {names}"
-    elif (user, assistant) == ("prompt", "completion"):
-        name = f"prompt and completion {names}" if len(used) > 2 else "prompt and completion"
-    else:
-        name = f"questions and answers {names}"
+    if len(used) > 2 or name != "prompt and completion":
+        name += f" ({', '.join(used)})"
     return Form(name, tuple(used), True), conversation
 
 
@@ -364,19 +392,18 @@ def _read_history(history: Iterable[Any]) -> Messages:
     conversation: Messages = []
     for pair in history:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise RecordError(
-                "a history without pairs", f"history has {shorten(pair)!r} instead of a question and an answer"
-            )
+            problem = f"history has {shorten(pair)!r} instead of a question and an answer"
+            raise RecordError("a history without pairs", problem)
         conversation += [(role, read_text(text, "history"), True) for role, text in zip(ROLES[1:], pair)]
     return conversation
 
 
-def _add_system(record: dict[str, Any], keys: list[str], conversation: Messages) -> Messages:
-    """Return the conversation with the system message that the record has in one of keys."""
-    for key in keys:
-        if is_empty(record[key]):
+def _add_system(others: dict[str, Any], conversation: Messages) -> Messages:
+    """Return the conversation with the system message that the record has in one of SYSTEM_KEYS."""
+    for key in SYSTEM_KEYS:
+        if key not in others or is_empty(others[key]):
             continue
-        system = read_text(record[key], key)
+        system = read_text(others[key], key)
         if not conversation or conversation[0][0] != "system":
             conversation = [("system", system, True), *conversation]
         elif conversation[0][1] != system:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Iterable
 
 from configurator import UserError
-from dongpt.chat.records import FORM_KEYS, LOSS_KEYS, REJECTED_KEYS, SYSTEM_KEYS, Form, Messages, RecordError
+from dongpt.chat.records import LOSS_KEYS, RECORD_KEYS, SYSTEM_KEYS, Form, Messages, RecordError, is_empty
 
 MAX_LISTED = 10  # broken records, forms and files that are named; more are counted
 MAX_KEYS = 20  # names of unused keys that are kept per file
 MAX_KEY_SETS = 1000  # distinct sets of keys that are looked at per file
-KNOWN_KEYS = {*SYSTEM_KEYS, *LOSS_KEYS, *REJECTED_KEYS}  # which are obeyed or rejected in every form
+OBEYED_KEYS = {*SYSTEM_KEYS, *LOSS_KEYS}  # in every form
 NUM_EXAMPLES = 2
 EXAMPLE_MESSAGES, EXAMPLE_CHARS = 6, 100  # of a conversation, of a message
 
@@ -44,8 +44,8 @@ class Survey:
         forms[form.name if form.name in forms or len(forms) < MAX_LISTED else "other forms"] += 1
         if isinstance(record, dict) and len(key_sets) < MAX_KEY_SETS and (keys := tuple(record)) not in key_sets:
             key_sets.add(keys)
-            unused = (key for key in keys if key not in form.used and key not in KNOWN_KEYS)
-            self.add_unused(path, (key for key in unused if record[key] is not None or key.lower() not in FORM_KEYS))
+            unused = (key for key in keys if key not in form.used and key not in OBEYED_KEYS)
+            self.add_unused(path, (key for key in unused if key not in RECORD_KEYS or not is_empty(record[key])))
 
     def add_unused(self, path: str, keys: Iterable[str]):
         """Note keys that are not read."""

@@ -14,6 +14,7 @@ stay intact until the new data are complete. Readers do not modify the folder an
 """
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -84,9 +85,12 @@ def how_to_prepare(folder: str) -> str:
         is_default = os.path.basename(folder) == "openwebtext"  # the default dataset, as in nanoGPT
         return f"run python {os.path.relpath(script_path)} first{small_text if is_default else ''}"
     root = os.path.join(ROOT, "data")
-    datasets = sorted(name for name in os.listdir(root) if os.path.exists(os.path.join(root, name, "prepare.py")))
+    folders = [name for name in os.listdir(root) if os.path.isdir(os.path.join(root, name))]
+    datasets = sorted(name for name in folders if os.path.exists(os.path.join(root, name, "prepare.py")))
     command = "python data/prepare.py --input=YOUR_TEXT --name=NAME"
-    return f"prepare it with {command}, or with data/NAME/prepare.py, where NAME is one of {', '.join(datasets)}"
+    similar = difflib.get_close_matches(os.path.basename(folder), folders, 1)
+    meant = f"did you mean {similar[0]}? Otherwise, " if similar else ""
+    return f"{meant}prepare it with {command}, or with data/NAME/prepare.py, where NAME is one of {', '.join(datasets)}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterable, Iterator, Literal, Sequence
 
 from configurator import UserError
+from dongpt.text.archives import Member, is_archive, read_members
+from dongpt.text.compressed import CHUNK_BYTES, COMPRESSION_SUFFIXES, file_suffixes
 from dongpt.text.json_values import read_json_values
-from dongpt.text.packed import CHUNK_BYTES, COMPRESSION_SUFFIXES, Member, file_suffixes, is_archive, read_members
 from dongpt.text.template import is_valid_unicode
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".csv", ".parquet")  # read from a folder or an archive
@@ -164,9 +165,12 @@ class Files:
             for member in self._members(path, on_progress):
                 yield from self._read_records(member, fields, digest, labels)
 
-    def lines(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[str]:
-        """Yield the lines of one file, including line endings."""
-        return _split_lines(self.read_chunks(path, on_progress, digest))
+    def members(
+        self, path: str, suffixes: tuple[str, ...], on_progress: Progress = lambda n: None, digest=None
+    ) -> Iterator[tuple[str, str, Iterator[str]]]:
+        """Yield (location, suffix, chunks of text) of one file, or of the files with these suffixes in an archive."""
+        for member in self._members(path, on_progress, suffixes):
+            yield member.location, member.suffix, self._decode(member, digest)
 
     def read_chunks(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[str]:
         """Yield the text of one file in chunks, after checking it and converting line endings to \\n."""
@@ -179,11 +183,11 @@ class Files:
         """Return True if a file may hold several documents: records, or the members of an archive."""
         return file_suffixes(path)[0] in RECORD_SUFFIXES or is_archive(path)
 
-    def _members(self, path: str, on_progress: Progress) -> Iterator[Member]:
+    def _members(self, path: str, on_progress: Progress, suffixes: tuple[str, ...] = TEXT_SUFFIXES) -> Iterator[Member]:
         """Yield the texts in an archive, or the file itself."""
 
         def is_wanted(name: str) -> bool:
-            return file_suffixes(name)[0] in TEXT_SUFFIXES and file_suffixes(name)[0] != ".parquet"
+            return file_suffixes(name)[0] in suffixes and file_suffixes(name)[0] != ".parquet"
 
         def count_skipped():
             self.n_left_out[path] += 1
@@ -198,11 +202,11 @@ class Files:
         if suffix not in RECORD_SUFFIXES:
             raise UserError(f"{location} has no records: use a file whose name ends in {' '.join(RECORD_SUFFIXES)}")
         if suffix in CSV_DELIMITERS:
-            records = _read_csv(location, fields, self.option, _split_lines(chunks), CSV_DELIMITERS[suffix])
+            records = _read_csv(location, fields, self.option, split_lines(chunks), CSV_DELIMITERS[suffix])
         elif suffix == ".json":
             records = _read_json(read_json_values(chunks, location), fields, self.option)
         else:
-            records = _read_json_lines(location, fields, self.option, _split_lines(chunks))
+            records = _read_json_lines(location, fields, self.option, split_lines(chunks))
         return self._check_records(records, fields, labels)
 
     def _check_records(
@@ -245,7 +249,7 @@ class Files:
                 yield text
 
 
-def _split_lines(chunks: Iterable[str]) -> Iterator[str]:
+def split_lines(chunks: Iterable[str]) -> Iterator[str]:
     """Yield the lines of a text in chunks, including line endings."""
     line_parts: list[str] = []  # of the line that the next chunk continues
     for chunk in chunks:

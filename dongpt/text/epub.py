@@ -5,6 +5,7 @@ for name in reading_order(archive, path):
 """
 
 import codecs
+import contextlib
 import posixpath
 import re
 import urllib.parse
@@ -20,9 +21,9 @@ ENCRYPTION = "META-INF/encryption.xml"
 MAX_PACKAGE_BYTES = 2**24  # of each of these documents
 XHTML_TYPES = ("application/xhtml+xml", "text/html")
 HIDDEN = ("head", "script", "style", "template")  # elements without text to read
-# elements that are separated by a blank line, and by a line end
-PARAGRAPHS = tuple("p h1 h2 h3 h4 h5 h6 div section article blockquote pre ul ol dl table hr figure".split())
-LINES = tuple("li dt dd tr figcaption caption".split())
+# number of line ends before and after an element
+LINE_ENDS = dict.fromkeys("p h1 h2 h3 h4 h5 h6 div section article blockquote pre ul ol dl table hr figure".split(), 2)
+LINE_ENDS |= dict.fromkeys("li dt dd tr figcaption caption".split(), 1)
 BLANKS = re.compile(r"[ \t\r\n\f]+")
 
 
@@ -32,14 +33,11 @@ def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
     package_name = next((e.get("full-path", "") for e in container.iter() if _tag(e) == "rootfile"), "")
     package = _read_xml(archive, package_name, path)
     folder = posixpath.dirname(package_name)
-
-    def member_name(address: str) -> str:
-        return posixpath.normpath(posixpath.join(folder, urllib.parse.unquote(address.partition("#")[0])))
-
     items = {element.get("id"): element for element in package.iter() if _tag(element) == "item"}
     spine = [items.get(element.get("idref")) for element in package.iter() if _tag(element) == "itemref"]
     chapters = [item for item in spine if item is not None and item.get("media-type") in XHTML_TYPES]
-    names = list(dict.fromkeys(member_name(item.get("href", "")) for item in chapters))
+    paths = (urllib.parse.unquote(item.get("href", "").partition("#")[0]) for item in chapters)
+    names = list(dict.fromkeys(posixpath.normpath(posixpath.join(folder, relative_path)) for relative_path in paths))
     if not names:
         raise UserError(f"{path} is an e-book without text in its spine: convert it to text with another program")
     if missing := [name for name in names if name not in archive.namelist()]:
@@ -84,11 +82,10 @@ def _encoding(head: bytes) -> str:
     """Return the encoding of an XHTML file: from its byte-order mark or XML declaration, or else UTF-8."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    declared = re.match(rb"""<\?xml[^>]*encoding=["']([A-Za-z0-9._-]+)["']""", head)
-    try:
-        return codecs.lookup(declared.group(1).decode("ascii")).name if declared else "utf-8-sig"
-    except LookupError:
-        return "utf-8-sig"
+    if declared := re.match(rb"""<\?xml[^>]*encoding=["']([A-Za-z0-9._-]+)["']""", head):
+        with contextlib.suppress(LookupError):
+            return codecs.lookup(declared[1].decode("ascii")).name
+    return "utf-8-sig"
 
 
 class _TextParser(HTMLParser):
@@ -118,14 +115,9 @@ class _TextParser(HTMLParser):
             self._break_line(tag)
 
     def _break_line(self, tag: str):
-        if tag == "br":
-            self.line_ends = min(2, self.line_ends + 1)
-        elif tag in PARAGRAPHS:
-            self.line_ends = 2
-        elif tag in LINES:
-            self.line_ends = max(1, self.line_ends)
-        elif tag in ("td", "th"):
-            self.needs_blank = True
+        n_line_ends = min(2, self.line_ends + 1) if tag == "br" else LINE_ENDS.get(tag, 0)
+        self.line_ends = max(self.line_ends, n_line_ends)
+        self.needs_blank |= tag in ("td", "th")
 
     def unknown_decl(self, data):
         if data.startswith("CDATA["):

@@ -1,151 +1,160 @@
 """Detect token files that are not raw uint16: ids of another width or byte order, headers, and other file formats.
 
 train.bin has no header, as in nanoGPT, so a file of uint32 ids can be read as uint16 without an error. Where no
-meta.json gives the number of tokens, the start of a file and samples of SAMPLE_BYTES decide.
-
-In text, the ids at even and at odd positions look alike. In uint32 ids read as uint16 one position is always 0, and in
-floats the exponents fall in a narrow range. A single test must hold for all samples, with MIN_IDS other than 0.
+meta.json gives the number of tokens, the start of a file and samples decide. In text, the ids at even and at odd
+positions look alike. In uint32 ids read as uint16 one position is always 0, and in floats the exponents fall in a
+narrow range. Since uint16 ids of other data can look like this, too, the messages also say how to declare them.
 """
 
+import codecs
+import contextlib
 import os
+import re
 
 import numpy as np
 
 SAMPLE_BYTES = 4096
 NUM_SAMPLES = 16  # evenly spaced in the file
-MIN_IDS = 16  # other than 0: fewer may be chance
+MIN_IDS = 16  # other than 0: fewer may be chance, except in a file that has no more
+MIN_ALL_IDS = 4  # in a file without the id 0
 GPT2_VOCAB_SIZE = 50304  # padded, as in nanoGPT
 LARGE_VOCAB_SIZE = 2**20
-HEADER_BYTES = 1024  # of llm.c: 256 int32, of which the first three are magic number, version and number of tokens
+LLM_C_BYTES = 1024  # of llm.c's header: 256 int32, of which the first three are magic number, version and token count
 LLM_C_TYPES = {20240520: "<u2", 20240801: "<u4"}  # by magic number: GPT-2's and Llama 3's tokens
-MAGIC = {
-    b"PK\x03\x04": "a .zip or .npz archive",
-    b"\x1f\x8b\x08": "a .gz archive",
-    b"BZh": "a .bz2 archive",
-    b"\xfd7zXZ\0": "an .xz archive",
-    b"\x28\xb5\x2f\xfd": "a .zst archive",
-    b"PAR1": "a Parquet file",
-    b"ARROW1": "an Arrow file",
-    b"\x89HDF": "an HDF5 file",
-    b"%PDF": "a PDF",
-    b"LITPKDS": "a packed dataset of litgpt",
-    b"MMIDIDX": "an index of Megatron-LM",
-    b"\x80\x02\x8a\x0a": "a pickle",
-}
+HEADER_BYTES = (4, 8, 12, 16, 24, 32, 64, 128, 256, 512, LLM_C_BYTES, SAMPLE_BYTES)  # lengths of other headers
+HEADER_NUMBERS = 6  # int32 at the start of a header, of which one may be the token count
+MIN_COUNTED_IDS = 1000  # smaller counts may be ids
+ARCHIVES = {b"PK\3\4": "zip", b"\x1f\x8b\x08": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+MAGIC = {magic: f"a .{suffix} archive" for magic, suffix in ARCHIVES.items()}
+MAGIC |= {b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"\x89HDF": "an HDF5 file", b"%PDF": "a PDF"}
+MAGIC |= {b"LITPKDS": "a packed dataset of litgpt", b"MMIDIDX": "an index of Megatron-LM"}
+MAGIC |= dict.fromkeys((b"\x80\x02\x8a\x0a", b"\x80\x04\x95", b"\x80\x05\x95"), "a pickle")
 TYPE_NAMES = {"u1": "uint8", "<u4": "uint32", "<i8": "int64", ">u2": "big-endian uint16", ">u4": "big-endian uint32"}
-TYPE_NAMES |= {">i8": "big-endian int64", "<f2": "float16", "<f4": "float32", "<f8": "float64"}
+TYPE_NAMES |= {">i8": "big-endian int64", "<f2": "float16", "<f4": "float32", "<f8": "float64", "<i4": "int32"}
+# of four uint16 each: those with the ids, and those that are 0
+COLUMNS = {"<i8": ([0], [1, 2, 3]), ">i8": ([3], [0, 1, 2]), "<u4": ([0, 2], [1, 3]), ">u4": ([1, 3], [0, 2])}
+CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0b\x0e-\x1f]")
+IF_UINT16 = "; if its ids are uint16, declare them in a meta.json (see docs/formats.md)"
 
 
 def find_problem(path: str) -> str:
-    """Return a sentence on why a token file is not raw uint16, with a command that converts it, or "" if it may be."""
+    """Return a sentence on why a token file is not raw uint16, and what to do about it, or "" if it may be."""
     with open(path, "rb") as file:
         head, size = file.read(SAMPLE_BYTES), os.path.getsize(path)
-        if kind := next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), ""):
-            return f"{path} is {kind}, not token ids: unpack or convert it to uint16 ids without a header"
-        if head.startswith(b"\x93NUMPY"):
-            return f"{path} is a NumPy file (.npy): drop its header with {_command(path, f'np.load({path!r})')}"
-        header = np.frombuffer(head[: len(head) // 4 * 4], "<i4")[:3].tolist()
-        if header and header[0] in LLM_C_TYPES:
-            return _describe_llm_c(path, size, header, LLM_C_TYPES[header[0]])
-        if _is_text(head):
-            return f"{path} is a text, not token ids: prepare it with python data/prepare.py --input={path}"
-        positions = np.linspace(0, max(0, size - SAMPLE_BYTES), NUM_SAMPLES).astype(np.int64) // 8 * 8
-        samples = b"".join(_read_at(file, start) for start in dict.fromkeys(positions.tolist()))
-    dtype, largest, reason = guess_type(np.frombuffer(samples, "<u2"))
+    if kind := next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), ""):
+        return f"{path} is {kind}, not token ids: unpack or convert it to uint16 ids without a header"
+    if head.startswith(b"\x93NUMPY"):
+        return f"{path} is a NumPy file (.npy): {_how_to_convert(path, f'np.load({path!r})')}"
+    if _is_text(head):
+        return f"{path} is text, not token ids: prepare it with python data/prepare.py --input={path}"
+    header_bytes, dtype, reason = find_header(head, size)
+    if header_bytes:
+        remedy = _how_to_convert(path, f"np.fromfile({path!r}, {dtype!r}, offset={header_bytes})") + IF_UINT16
+        problem = f"{path} seems to start with a header of {header_bytes:,} bytes ({reason})"
+        return f"{problem}: {remedy if dtype else 'copy it again'}"
+    positions = np.linspace(0, max(0, size - SAMPLE_BYTES), NUM_SAMPLES).astype(np.int64) // 8 * 8
+    samples = [np.fromfile(path, "<u2", SAMPLE_BYTES // 2, offset=start) for start in dict.fromkeys(positions.tolist())]
+    sample = np.concatenate(samples)
+    sample = sample[: len(sample) // 4 * 4]
+    dtype, reason = guess_type(sample)
     if not dtype:
-        return ""
-    problem = f"{path} holds {TYPE_NAMES[dtype]} ids instead of uint16 ({reason})"
-    if largest >= 2**16:
-        return f"{problem}, up to {largest:,}: tokenize its text again with a vocabulary of at most 65,536, as uint16"
-    return f"{problem}: convert it with {_command(path, f'np.fromfile({path!r}, {dtype!r})')}"
+        other_types = [dtype for dtype, _ in map(guess_type, samples) if dtype in COLUMNS]
+        if len(other_types) < 2:
+            return ""
+        problem = f"parts of {path} seem to hold {TYPE_NAMES[other_types[0]]} ids, and others uint16"
+        return f"{problem}: write all ids as uint16{IF_UINT16}"
+    problem, values = f"{path} seems to hold {TYPE_NAMES[dtype]} ids instead of uint16 ({reason})", sample.view(dtype)
+    if values.min() < 0:
+        return f"{problem}: save it as uint16 without the negative numbers, which are not ids"
+    if (largest := int(values.max())) >= 2**16:
+        remedy = "tokenize its text again with a vocabulary of at most 65,536, as uint16"
+        return f"{problem}, up to {largest:,}: {remedy}{IF_UINT16}"
+    return f"{problem}: {_how_to_convert(path, f'np.fromfile({path!r}, {dtype!r})')}{IF_UINT16}"
 
 
-def _read_at(file, start: int) -> bytes:
-    """Return a sample that begins at start, in whole 8-byte units."""
-    file.seek(start)
-    sample = file.read(SAMPLE_BYTES)
-    return sample[: len(sample) // 8 * 8]
+def _how_to_convert(path: str, array: str) -> str:
+    """Return how to write a NumPy array as uint16 next to path, without overwriting it."""
+    code = f"import numpy as np; ids = {array}; assert 0 <= int(ids.min()) and int(ids.max()) < 65536"
+    return f"run python -c \"{code}; ids.astype('<u2').tofile({path + '.new'!r})\", and replace it with {path}.new"
 
 
-def _command(path: str, array: str) -> str:
-    """Return the command that writes a NumPy array to path as uint16."""
-    return f"python -c \"import numpy as np; {array}.astype('<u2').tofile({path!r})\""
-
-
-def _describe_llm_c(path: str, size: int, header: list[int], dtype: str) -> str:
-    """Return what is wrong with a file that has an llm.c header."""
-    expected = HEADER_BYTES + header[2] * np.dtype(dtype).itemsize if len(header) == 3 else 0
-    problem = f"{path} has the header of llm.c"
-    if size != expected:
-        return f"{problem} and is damaged ({size:,} bytes, where the header says {expected:,}): copy it again"
-    array = f"np.fromfile({path!r}, {dtype!r}, offset={HEADER_BYTES})"
-    return f"{problem}: drop it with {_command(path, array)}" + (
-        ", if all ids are below 65,536" if dtype == "<u4" else ""
-    )
+def find_header(head: bytes, size: int) -> tuple[int, str, str]:
+    """Return (length, NumPy type of the ids after it, reason) of the header of a file of size bytes that starts with
+    head. The length is 0 if there is no header, and the type is "" if the file is damaged."""
+    numbers = np.frombuffer(head[: len(head) // 4 * 4], "<u4")
+    dtype = LLM_C_TYPES.get(int(numbers[0]), "") if len(numbers) >= 3 else ""
+    if dtype:
+        expected = LLM_C_BYTES + int(numbers[2]) * np.dtype(dtype).itemsize
+        if size != expected:
+            return LLM_C_BYTES, "", f"that of llm.c, for a file of {expected:,} bytes instead of {size:,}"
+        return LLM_C_BYTES, dtype, "that of llm.c"
+    for n_bytes in HEADER_BYTES:
+        for dtype in ("<u2", "<u4"):
+            count, rest = divmod(size - n_bytes, np.dtype(dtype).itemsize)
+            if not rest and count >= MIN_COUNTED_IDS and count in numbers[: min(n_bytes // 4, HEADER_NUMBERS)]:
+                return n_bytes, dtype, f"it contains {count:,}, the number of ids after it"
+    ids, others = np.split(np.frombuffer(head[: len(head) // 8 * 8], "<u2"), [LLM_C_BYTES // 2])
+    if len(others) and ids[0] and np.count_nonzero(ids) <= MIN_IDS and np.count_nonzero(others) > 0.2 * len(others):
+        return LLM_C_BYTES, guess_type(others)[0] or "<u2", "nearly all of them are 0"
+    return 0, "", ""
 
 
 def _is_text(head: bytes) -> bool:
     """Return True if the start of a file is UTF-8 text without control characters, which occur in any uint16 ids."""
-    try:
-        text = head[: len(head) - 3].decode("utf-8") if len(head) == SAMPLE_BYTES else head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.end < len(head) - 6:
-            return False
-        text = head[: error.start].decode("utf-8")
-    return len(text) >= 2 * MIN_IDS and not any(char < " " and char not in "\t\n\r\f" for char in text)
+    with contextlib.suppress(UnicodeDecodeError):
+        codecs.utf_8_decode(head, "strict", False)
+        return len(head) >= 2 * MIN_IDS and len(set(head)) >= 6 and not CONTROL_CHARACTERS.search(head)
+    return False
 
 
-def guess_type(ids: np.ndarray) -> tuple[str, int, str]:
-    """Return (NumPy type, largest id, reason) for data (n,) that are not uint16, or ("", 0, "") if they may be.
+def guess_type(ids: np.ndarray) -> tuple[str, str]:
+    """Return (NumPy type, reason) for data (n,) that do not look like uint16, or ("", "") if they do.
 
     >>> guess_type(np.tile(np.arange(1, 99, dtype="<u4"), 9).view("<u2"))
-    ('<u4', 98, 'every second uint16 is 0')
+    ('<u4', 'every second uint16 is 0')
     """
     ids = ids[: len(ids) // 4 * 4]
-    if np.count_nonzero(ids) < MIN_IDS:
-        return "", 0, ""
     for dtype in ("<f8", "<f4", "<f2"):
-        if is_integral(values := ids.view(dtype)):
-            return dtype, int(values.max()), "all numbers are whole"
+        if is_integral(ids.view(dtype)):
+            return dtype, "all numbers are whole"
     columns = ids.reshape(-1, 4)
-    for dtype, low, high in (
-        ("<i8", [0], [1, 2, 3]),
-        (">i8", [3], [0, 1, 2]),
-        ("<u4", [0, 2], [1, 3]),
-        (">u4", [1, 3], [0, 2]),
-    ):
-        if not columns[:, high].any() and np.count_nonzero(columns[:, low]) >= MIN_IDS:
-            reason = "every second uint16 is 0" if len(low) == 2 else "three of four uint16 are 0"
-            return dtype, int(ids.view(dtype).max()), reason
-    for dtype in ("<i8", "<u4"):  # with some ids of 65,536 and above
-        if is_large_vocabulary(values := ids.view(dtype)):
-            return dtype, int(values.max()), "every second uint16 is 0 or nearly 0"
-    swapped = ids.byteswap()
+    for dtype, (used, zero) in COLUMNS.items():
+        if not columns[:, zero].any() and is_enough(columns[:, used]):
+            return dtype, "every second uint16 is 0" if len(zero) == 2 else "three of four uint16 are 0"
+    if np.count_nonzero(ids) < MIN_IDS:
+        return "", ""
+    for dtype in ("<i8", "<i4"):
+        values = ids.view(dtype)
+        lower, is_id = values & 0xFFFF, (values >= 0) & (values < LARGE_VOCAB_SIZE)
+        is_padding = (values == -100) | (values == -1)  # as PyTorch and Hugging Face mark it
+        if is_padding.any() and (is_id | is_padding).all() and is_enough(values[is_id]):
+            return dtype, f"some are {values.min()}"
+        # with ids of 65,536 and above; in uint16 ids of text, the upper halves would be ids like any other
+        is_varied = np.mean(lower > 0) > 0.75 and np.mean(lower >= 2**15) > 0.01 and len(set(values)) >= 64
+        if is_id.all() and is_varied:
+            return dtype.replace("i4", "u4"), "every second uint16 is 0 or nearly 0"
     n_beyond = np.count_nonzero(ids >= GPT2_VOCAB_SIZE)  # a few are wrong ids, not another byte order
-    if not (ids & 255).any() or n_beyond > max(MIN_IDS, 0.01 * len(ids)) and swapped.max() < GPT2_VOCAB_SIZE:
-        return ">u2", int(swapped.max()), "its bytes are swapped"
+    many_beyond = n_beyond > max(MIN_IDS, 0.01 * len(ids)) and ids.byteswap().max() < GPT2_VOCAB_SIZE
+    if many_beyond or not (ids & 255).any():
+        return ">u2", "its bytes are swapped"
     if is_bytes(ids.view("u1")):
-        return "u1", int(ids.view("u1").max()), "even and odd bytes are alike"
-    return "", 0, ""
+        return "u1", "even and odd bytes are alike"
+    return "", ""
+
+
+def is_enough(values: np.ndarray) -> bool:
+    """Return True if there are enough ids other than 0 to rule out chance."""
+    n_ids = int(np.count_nonzero(values))
+    return n_ids >= MIN_IDS or n_ids == values.size >= MIN_ALL_IDS
 
 
 def is_integral(values: np.ndarray) -> bool:
-    """Return True if all floats are whole numbers that can be ids, and at least MIN_IDS of them are not 0."""
+    """Return True if floats are enough whole numbers that can be ids. In float16, all numbers from 1,024 are whole."""
+    is_float16 = values.dtype.itemsize == 2
     with np.errstate(invalid="ignore"):
         values = values.astype(np.float64)
         is_id = (values >= 0) & (values < LARGE_VOCAB_SIZE) & (values % 1 == 0)
-    return bool(is_id.all() and np.count_nonzero(values) >= MIN_IDS)
-
-
-def is_large_vocabulary(values: np.ndarray) -> bool:
-    """Return True if integers can be ids above uint16: most of them small, few of them 0, many of them distinct.
-
-    In uint16 ids of text the upper halves of these integers would be ids like any other.
-    """
-    is_small = (values >= 0) & (values < LARGE_VOCAB_SIZE)
-    few_zeros = np.count_nonzero(values & 0xFFFF) > 0.75 * len(values)
-    mostly_uint16 = np.count_nonzero(values < 2**16) > 0.5 * len(values)
-    return bool(is_small.all() and few_zeros and mostly_uint16 and len(np.unique(values)) >= 256)
+    return bool(is_id.all() and is_enough(values[values < 1024] if is_float16 else values))
 
 
 def is_bytes(values: np.ndarray) -> bool:

@@ -14,10 +14,15 @@ from typing import Any, Iterable, Iterator
 from configurator import UserError
 
 MAX_VALUE_CHARS = 2**26  # a longer value is a sign of a missing bracket or quotation mark
+MAX_WASTED_CHARS = 2**28  # decoded in vain; a damaged element may include all that follows, so skipping has a limit
 UNDECIDED_CHARS = 16  # at the end of the text read so far: more than any part of a literal, number or escape
 find_content = re.compile(r"[^ \t\r\n]").search
 # the rest of a text that ends within a literal, a number or an escape
 is_partial_token = re.compile(r"\s*(t?r?u?|f?a?l?s?|n?u?l?|-?[0-9.]*[eE]?[-+]?|\\?u[0-9a-fA-F]{0,4})").fullmatch
+
+
+class JsonError(UserError):
+    """Raised for text that is not JSON, or that ends early."""
 
 
 def read_json_values(chunks: Iterable[str], path: str = "the text") -> Iterator[tuple[str, Any]]:
@@ -40,7 +45,7 @@ class JsonText:
 
     def __init__(self, chunks: Iterable[str], path: str):
         self.chunks, self.path = iter(chunks), path
-        self.buffer, self.position = "", 0
+        self.buffer, self.position, self.n_wasted = "", 0, 0
         self.is_end = False  # whether buffer holds the rest of the text
         self.counted_lines, self.counted_until = 1, 0  # line number of the position counted_until in buffer
         self.decode = json.JSONDecoder().raw_decode
@@ -81,23 +86,41 @@ class JsonText:
             self.read_more()
         self.position = end if end >= 0 else len(self.buffer)
 
-    def elements(self) -> Iterator[tuple[str, Any]]:
-        """Yield (location, value) of the elements of the array at the position, and move past it."""
+    def elements(self, line_start: str = "") -> Iterator[tuple[str, Any]]:
+        """Yield (location, value) of the elements of the array at the position, and move past it.
+
+        With line_start, such as "\\n  {", the value of an element that is not JSON is the JsonError, and reading
+        continues at the next line that begins so. The JsonError is raised if there is no such line.
+        """
         self.position += 1
         separator = self.peek()
         for number in itertools.count(1):
             if separator == "]" and number == 1:
                 break
             location = f"{self.path} record {number:,} (line {self.line():,})"
-            yield location, self.read_value(location)
-            separator = self.peek()
+            try:
+                yield location, self.read_value(location)
+                separator = self.peek()
+                if separator not in ("]", ","):
+                    self.fail(location, f"{separator!r} follows it instead of a comma or bracket" if separator else "")
+            except JsonError as error:
+                if not line_start or self.n_wasted > MAX_WASTED_CHARS or not self._skip_to(line_start):
+                    raise
+                yield location, error
+                separator = ","
             if separator == "]":
                 break
-            if separator != ",":
-                self.fail(location, f"{separator!r} follows it instead of a comma or bracket" if separator else "")
             self.position += 1
             self.peek()
         self.position += 1
+
+    def _skip_to(self, line_start: str) -> bool:
+        """Move before the last character of the next line_start, and return whether there is one."""
+        while (found := self.buffer.find(line_start, self.position)) < 0 and not self.is_end:
+            self.position = max(self.position, len(self.buffer) - len(line_start))
+            self.read_more()
+        self.position = found + len(line_start) - 2
+        return found >= 0
 
     def read_value(self, location: str) -> Any:
         """Return the value at the position, to which peek() moved. Moves behind it."""
@@ -120,6 +143,7 @@ class JsonText:
                 if self.is_end or not isinstance(value, (int, float)) or end + UNDECIDED_CHARS < len(self.buffer):
                     return value, end
             except json.JSONDecodeError as error:
+                self.n_wasted += error.pos - self.position
                 is_open_string = error.msg.startswith("Unterminated")
                 if self.is_end or not (is_open_string or error.pos + UNDECIDED_CHARS > len(self.buffer)):
                     ends_early = is_open_string or is_partial_token(self.buffer[error.pos :])
@@ -138,7 +162,7 @@ class JsonText:
             raise UserError(f"{problem}: put all records into one array, or save one record per line as .jsonl")
 
     def fail(self, location: str, problem: str):
-        """Raise UserError for the value at location; an empty problem means that the text ends early."""
+        """Raise JsonError for the value at location; an empty problem means that the text ends early."""
         if not problem:
-            raise UserError(f"{location}: the file ends before its JSON does: it was cut off, so get the whole file")
-        raise UserError(f"{location} is not JSON ({problem}): correct or delete the record")
+            raise JsonError(f"{location}: the file ends before its JSON does: it was cut off, so get the whole file")
+        raise JsonError(f"{location} is not JSON ({problem}): correct or delete the record")

@@ -52,7 +52,8 @@ def report(prepared: PreparedData):
     )
     unit = {CharTokenizer.kind: "character", WordTokenizer.kind: "word"}.get(tokenizer.kind, "BPE token")
     n_special = len(tokenizer.specials)
-    special = f" and {count_of(n_special, 'special token')}" if n_special else ""
+    names = ", ".join([*tokenizer.specials][:NUM_SYMBOLS])
+    special = f" and {count_of(n_special, 'special token')} ({names})" if n_special else ""
     entries = count_of(meta["vocab_size"] - n_special, unit) + special
     print(f"vocabulary: {entries}; most frequent: {frequent}; rarest: {rare}")
 
@@ -86,6 +87,7 @@ def report(prepared: PreparedData):
         result = "the tokens do not decode to the original text: --lower removes capital letters"
     if tokens["val"]:
         unseen_share = counts["val"][counts["train"] == 0].sum() / tokens["val"]
-        result += f"; {100 * unseen_share:.3f}% of the validation tokens never occur in the training set"
+        unseen = f"{100 * unseen_share:.3g}% of the validation tokens do not occur in the training set"
+        result += f"; {unseen if unseen_share else 'all validation tokens occur in the training set'}"
     print(f"check: {result}")
     print(f"written to: {shortest_path(prepared.folder)}")

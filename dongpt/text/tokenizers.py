@@ -162,7 +162,8 @@ class LookupTokenizer(Tokenizer):
         if unknown == "error" and len(ids) < len(pieces):
             missing = self._unknown_pieces(text)
             names = ", ".join(map(repr, missing[:10])) + " and others" * (len(missing) > 10)
-            problem = f"the text has {self.unit_name} that are not in the vocabulary of {len(self.pieces):,}: {names}"
+            vocabulary = f"the vocabulary of {len(self.pieces):,} {self.unit_name}"
+            problem = f"the text has {self.unit_name} that are not in {vocabulary}: {names}"
             raise UserError(f"{problem}; use a different text, or pass --unknown=skip or --unknown=replace")
         return ids
 
@@ -179,9 +180,18 @@ class LookupTokenizer(Tokenizer):
         return "".join(self._best_form(piece) for word in words for piece in self.split(word))
 
     def _best_form(self, text: str) -> str:
-        """Return text as it is, in NFC, or in NFD, whichever has the fewest unknown pieces."""
-        forms = (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text))
+        """Return text as it is, in NFC, in NFD, or with pieces that NFC changes: with the fewest unknown ones."""
+        composed = unicodedata.normalize("NFC", text)
+        forms = [text, composed, unicodedata.normalize("NFD", text)]
+        if all(map(self._unknown_pieces, forms)):
+            forms.append(functools.reduce(lambda form, pair: form.replace(*pair), self._changed_by_nfc, composed))
         return min(forms, key=lambda form: len(self._unknown_pieces(form)))
+
+    @functools.cached_property
+    def _changed_by_nfc(self) -> list[tuple[str, str]]:
+        """The pieces that NFC changes, such as U+212B: [(NFC, piece), ...], longest first."""
+        pairs = [(unicodedata.normalize("NFC", piece), piece) for piece in self.pieces if not piece.isascii()]
+        return sorted((pair for pair in pairs if pair[0] != pair[1]), key=lambda pair: -len(pair[0]))
 
     def decoder(self) -> Callable[[int | None], str]:
         texts = self._texts

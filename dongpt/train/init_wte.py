@@ -9,17 +9,13 @@ Words are looked up without their leading space. If a word has no vector, other 
 are tried, so that all spellings of a word can share one vector.
 
 Supported formats: word2vec's text and binary formats (code.google.com/archive/p/word2vec, distance.c), which fastText's
-.vec files share, and GloVe's text format, which has no header.
+.vec files share, and GloVe's text format, which has no header. Files may be compressed, or packed alone in an archive.
 """
 
-import bz2
 import codecs
-import gzip
 import io
-import lzma
 import re
 import unicodedata
-import zlib
 from collections import Counter
 from functools import partial
 from typing import Any, BinaryIO, Iterator
@@ -28,6 +24,8 @@ import numpy as np
 import torch
 
 from configurator import UserError
+from dongpt.text.archives import open_file
+from dongpt.text.compressed import CHUNK_BYTES, file_suffixes
 from dongpt.text.sources import write_atomically
 from dongpt.text.tokenizers import WordTokenizer
 
@@ -37,10 +35,9 @@ MAX_NUMBER = 1e4  # greater values are not from a word vector but from a file th
 MAX_LINE_BYTES = 64 * MAX_VECTOR_WIDTH
 MAX_WORD_BYTES = 2**12
 CUT_WORD_BYTES = 90  # word2vec cuts off longer words, sometimes within a character
-CHUNK_BYTES = 2**20  # bytes read at a time
+VECTOR_SUFFIXES = (".txt", ".vec", ".bin")  # of members of an archive
 SAMPLE_BYTES, SAMPLE_ROWS = 2**18, 100  # maximum used to recognize the format
 CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-OPEN_BY_MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # keys: first bytes of a file
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -58,38 +55,32 @@ def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is an output of data/word2vec.py: pass a word2vec or GloVe file")
     vectors: dict[str, np.ndarray] = {}
     problems, num_repeated = [], 0
-    try:
-        with open(path, "rb") as file:
-            first_bytes = file.read(6)
-        opener: Any = next((opener for magic, opener in OPEN_BY_MAGIC.items() if first_bytes.startswith(magic)), open)
-        with io.BufferedReader(opener(path, "rb"), CHUNK_BYTES) as file:
-            width, rows = _open_rows(file, path, words)
-            for number, word, values in rows:
-                if word in vectors:
-                    num_repeated += 1
-                    continue
-                vector = _parse_floats(values) if isinstance(values, list) else np.frombuffer(values, "<f4")
-                if problem := _vector_problem(vector, width):
-                    problems.append(f"row {number:,} for {word!r} {problem}")
-                    if isinstance(values, bytes):  # the rows after it may be read incorrectly, too
-                        raise _file_error(path, problems[0])
-                    continue
-                assert vector is not None
+    with open_file(path, lambda name: file_suffixes(name)[0] in VECTOR_SUFFIXES) as file:
+        width, rows = _open_rows(file, path, words)
+        for number, word, values in rows:
+            if word in vectors:
+                num_repeated += 1
+                continue
+            vector = _parse_floats(values) if isinstance(values, list) else np.frombuffer(values, "<f4")
+            problem = _vector_problem(vector, width)
+            if vector is not None and not problem:
                 vectors[word] = vector.astype(np.float32)
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if reason := getattr(error, "strerror", None):  # from the operating system
-            raise UserError(f"{path} cannot be read ({reason}): pass the path of a word vector file") from error
-        raise _file_error(path, f"decompression failed ({error})") from error
+                continue
+            problems.append(f"row {number:,} for {word!r} {problem}")
+            if isinstance(values, bytes):  # the rows after it may be read incorrectly, too
+                raise _file_error(path, problems[0])
     if len(problems) > len(vectors):
-        n_rows = f"{len(problems):,} of {len(problems) + len(vectors):,} rows for words in the vocabulary"
-        problem = f"{n_rows} cannot be used; {problems[0]}"
-        raise UserError(f"{path}: {problem}: pass a word2vec or GloVe file, which has every number of every vector")
+        n_rows = (
+            f"{len(problems):,} of {len(problems) + len(vectors):,} rows for words in the vocabulary cannot be used"
+        )
+        raise UserError(
+            f"{path}: {n_rows}; {problems[0]}: pass a word2vec or GloVe file with every number of every vector"
+        )
     if not vectors:
         raise UserError(f"{path} has no vectors for words in the vocabulary: check that the languages match")
     if problems:
-        print(
-            f"{path}: skipped {len(problems):,} unusable rows: {'; '.join(problems[:3])}{'; ...' * (len(problems) > 3)}"
-        )
+        examples = "; ".join(problems[:3] + ["..."] * (len(problems) > 3))
+        print(f"{path}: skipped {len(problems):,} unusable rows: {examples}")
     if num_repeated:
         print(f"{path}: skipped {num_repeated:,} rows that repeat a word; the first vector of each word is used")
     return vectors
@@ -109,22 +100,21 @@ def _count_error(path: str, header_count: int, actual: str) -> UserError:
 VectorRows = Iterator[tuple[int, str, Any]]  # (number, word, its values: a list of decimal strings, or float32 bytes)
 
 
-def _open_rows(file: BinaryIO, path: str, words: set[str]) -> tuple[int, VectorRows]:
+def _open_rows(file: io.BufferedReader, path: str, words: set[str]) -> tuple[int, VectorRows]:
     """Recognize the format of a file, and return (the length of its vectors, its rows for the given words)."""
-    if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
-        file.seek(0)
-    start, first_line = file.tell(), file.readline(MAX_LINE_BYTES)
-    fields, n_vectors, width = first_line.split(), None, None
+    head, n_vectors, width = file.peek(), None, None
+    start = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+    first_line = head[start:].partition(b"\n")[0]
+    fields = first_line.split()
     if len(fields) == 2 and all(field.isdigit() for field in fields):
         n_vectors, width = map(int, fields)
         if not (n_vectors and 0 < width <= MAX_VECTOR_WIDTH):
-            header = first_line[:60].strip().decode()
+            header = str(first_line[:60].strip(), "utf-8")
             raise UserError(f"{path} has an invalid first line, {header!r}: pass a word2vec or GloVe file")
-        start = file.tell()
-    file.seek(start)
-    sample = file.read(SAMPLE_BYTES)
+        start += len(first_line) + 1
+    sample = head[start : start + SAMPLE_BYTES]
+    file.read(start)
     lines = [line for line in sample.split(b"\n")[: SAMPLE_ROWS + 1] if line.strip()][:SAMPLE_ROWS]
-    file.seek(start)
     for separator in (b" ", None):  # None stands for any whitespace
         counts = Counter(len(line.rstrip().split(separator)) - 1 for line in lines)
         row_width = width or max(counts, key=counts.__getitem__, default=0)
@@ -133,8 +123,7 @@ def _open_rows(file: BinaryIO, path: str, words: set[str]) -> tuple[int, VectorR
         if sum(is_row) * 2 > len(lines):
             wider_rows = [line.rstrip().rsplit(separator, row_width + 1)[1:] for line in lines]
             if sum(len(row) > row_width and _parse_floats(row) is not None for row in wider_rows) * 2 > len(lines):
-                problem = f"its rows have more values than the {row_width:,} that its first line specifies"
-                raise _file_error(path, problem)
+                raise _file_error(path, f"its rows have more values than the {row_width:,} that its first line says")
             return row_width, _read_text(file, path, n_vectors, row_width, separator, words)
     if n_vectors is None or width is None:
         raise UserError(f"{path} starts with neither a header nor a word and numbers: pass a word2vec or GloVe file")

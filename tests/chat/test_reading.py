@@ -1,13 +1,17 @@
 """Files of conversations as people have them: containers, forms, broken records, and what the program says."""
 
 import csv
+import gzip
 import hashlib
 import io
 import json
 import os
 import random
+import re
+import tarfile
 import time
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,10 +19,11 @@ from chats import prepare_chat, refusal, say, some_talks, talk, talks_of
 from helpers import expect_sentence, read_ids, read_mask, run, visible
 
 from configurator import UserError
-from dongpt.chat.reading import Dialogues, read_json
+from dongpt.chat.parsing import read_json
+from dongpt.chat.reading import Dialogues
 from dongpt.chat.records import RecordError
 from dongpt.chat.survey import Survey
-from dongpt.text import bins
+from dongpt.text import bins, json_values
 from dongpt.text.bins import read_meta
 from dongpt.text.documents import Files
 from dongpt.text.tokenizers import from_dict
@@ -196,6 +201,60 @@ def test_csv_may_hold_prompts_and_completions_that_are_lists_of_messages(tmp_pat
 
 
 @smoke
+def test_columns_are_found_in_any_case_and_with_spaces(tmp_path):
+    rows = "Instruction, Input ,OUTPUT,Weight,Id\nAdd.,2 and 3,5,0,x\n"
+    csv_path, parquet_path = write_text(tmp_path / "a.csv", rows), tmp_path / "a.parquet"
+    row = {"Instruction": "Add.", "Input": "2 and 3", "OUTPUT": "5", "Weight": 0, "Id": "x"}
+    for path in (csv_path, write(parquet_path, [row])):
+        survey = Survey()
+        ((question, answer),) = Dialogues(Files([path])).read(survey=survey)
+        assert question[1] == "Add.\n\n2 and 3" and answer == ("assistant", "5", False)
+        assert [*survey.unused[path]] == ["Id"]
+    messages = [{"Messages": as_messages(talk("q", "a"))["messages"]}]
+    assert read(write(parquet_path, messages)) == read(write(tmp_path / "a.json", messages)) == [talk("q", "a")]
+    assert read(write_text(tmp_path / "a.csv", "frage; Antwort\nq;a\n"), user="frage", assistant="antwort")
+
+
+@pytest.mark.parametrize("header", ["question,answer,question", "question,answer, Answer"])
+def test_a_repeated_column_is_an_error_if_it_is_read(tmp_path, header):
+    with pytest.raises(UserError, match=r"a\.csv: several fields are named '(question|answer)'.*rename"):
+        read(write_text(tmp_path / "a.csv", header + "\nq,a,r\n"))
+    assert read(write_text(tmp_path / "a.csv", "question,answer,,\nq,a,,\n")) == [talk("q", "a")]
+
+
+@smoke
+def test_keys_that_have_no_effect_next_to_named_ones_are_listed(tmp_path):
+    for container in ("lines.jsonl", "a.parquet"):
+        path, survey = write(tmp_path / container, [{"prompt": "q", "chosen": "a", "rejected": "b"}]), Survey()
+        assert len([*Dialogues(Files([path]), "prompt", "chosen").read(survey=survey)]) == 1
+        assert [*survey.unused[path]] == ["rejected"]
+
+
+@smoke
+def test_archives_are_collections_of_chat_files(tmp_path, capsys):
+    talks = some_talks(30)
+    write(tmp_path / "line.json", [as_sharegpt(one) for one in talks[:10]])
+    write(tmp_path / "lines.jsonl", [as_messages(one) for one in talks[10:20]])
+    write(tmp_path / "tab.tsv", [as_columns(one[-2:]) for one in talks[20:]])
+    write_text(tmp_path / "license.html", "<html>")
+    names, wanted = ("line.json", "lines.jsonl", "tab.tsv", "license.html"), talks[:20] + [t[-2:] for t in talks[20:]]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped, tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for name in names:
+            zipped.write(tmp_path / name, name)
+            tar.add(tmp_path / name, name)
+    for archive in ("a.zip", "a.tar.gz"):
+        assert read(tmp_path / archive) == wanted
+    prepare_chat(tmp_path, tmp_path / "a.zip", "--tokenizer=char")
+    printed = capsys.readouterr().out
+    assert "form of tab.tsv: questions" in printed and "skipped 1 other file in" in printed
+    broken = write(tmp_path / "lines.jsonl", [{"text": "x"}])
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        zipped.write(broken, "x.jsonl")
+    with pytest.raises(UserError, match="a.zip/x.jsonl line 1: no form"):
+        read(tmp_path / "a.zip")
+
+
+@smoke
 def test_a_folder_gives_its_json_files_too_and_not_our_own(tmp_path, capsys):
     folder, talks = tmp_path / "chats", some_talks(30)
     folder.mkdir()
@@ -353,6 +412,63 @@ def test_broken_rows_and_tagged_conversations_are_left_out(tmp_path):
     assert len([*Dialogues(Files([path])).read(survey=survey)]) == 2 and survey.num_broken == 3
 
 
+DAMAGES = [  # pattern in the third record of an array, replacement, number of the record that is lost
+    ('"role"', "role", 3),
+    ('"role"', '"role', 3),
+    (":", "", 3),
+    (r"\}\s*\]\s*\}", "}}", 3),
+    (r"\]\s*\}", "]}}", 0),  # the brace after the record
+    (r"\]\s*\},", "]}", 4),  # no comma precedes it
+    (r"\{", "", 3),
+]
+
+
+@pytest.mark.parametrize("indent", [None, 2, "\t"])
+@pytest.mark.parametrize("pattern, new, lost", DAMAGES)
+def test_broken_elements_of_an_array_with_a_line_for_each_are_left_out(tmp_path, pattern, new, lost, indent):
+    talks = some_talks(6)
+    records = ["  " + json.dumps(as_messages(one), indent=indent).replace("\n", "\n  ") for one in talks]
+    rest = re.sub(pattern, new, ",\n".join(records[2:]), count=1)
+    damaged = "[\n" + ",\n".join([*records[:2], rest]) + "\n]\n"
+    for content in (damaged, '{"data": ' + damaged + "}"):
+        path, survey = write_text(tmp_path / "a.json", content), Survey()
+        found = [[m[:2] for m in one] for one in Dialogues(Files([path]), skip_broken=True).read(survey=survey)]
+        assert (
+            found == [one for number, one in enumerate(talks, 1) if number != lost]
+            and "a.json record 3 (line " in survey.broken[0]
+        )
+
+
+def test_an_array_is_left_out_up_to_its_end_but_not_beyond(tmp_path):
+    records = "[\n{0},\n{0},\n{0}\n]".format(json.dumps(as_messages(talk("q", "a"))))
+    assert read(write_text(tmp_path / "a.json", "[\n{'x'," + records[1:]), skip_broken=True)
+    for text in (records.replace("}]}\n]", "}]\n]"), records[:-2], records + "]"):
+        with pytest.raises(UserError, match="not JSON|cut off|follows the end"):
+            read(write_text(tmp_path / "a.json", text), skip_broken=True)
+
+
+def test_elements_that_all_swallow_the_next_ones_do_not_take_forever(tmp_path, monkeypatch):
+    records = [json.dumps(as_messages(one)).removesuffix("]}") for one in some_talks(600)]
+    path = write_text(tmp_path / "a.json", "[\n" + ",\n".join(records) + "]}\n]")
+    assert len(read(path, skip_broken=True)) == 1  # the last
+    monkeypatch.setattr(json_values, "MAX_WASTED_CHARS", 2**20)
+    with pytest.raises(UserError, match="not JSON|cut off"):
+        read(path, skip_broken=True)
+
+
+def test_a_file_that_cannot_be_decompressed_is_not_a_broken_line(tmp_path):
+    text = "".join(json.dumps(as_messages(one)) + "\n" for one in some_talks(300))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode())[:-2000])
+    with pytest.raises(UserError, match="cannot be decompressed"):
+        read(tmp_path / "a.jsonl.gz", skip_broken=True)
+
+
+def test_a_quoting_error_in_csv_says_that_skip_broken_does_not_help(tmp_path):
+    path = write_text(tmp_path / "a.csv", 'question,answer\nq,a\n"r"x,b\ns,c\n')
+    with pytest.raises(UserError, match="line 3 is not valid CSV.*--skip_broken does not help"):
+        read(path, skip_broken=True)
+
+
 @smoke
 def test_where_everything_is_broken_skip_broken_does_not_help(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"text": f"t{i}"} for i in range(12)])
@@ -371,7 +487,9 @@ ARRAY = json.dumps([as_messages(one) for one in some_talks(12)], indent=1)
         ("a.json", ARRAY[: len(ARRAY) // 2], "cut off"),
         ("a.json", ARRAY.rstrip("]\n"), "cut off"),
         ("a.jsonl", json.dumps([as_messages(one) for one in some_talks(9)])[:-40], "cut off"),
-        ("a.json", ARRAY.replace('"role"', "role", 5), "not JSON"),
+        ("a.json", ARRAY.replace('"role"', "role"), "not JSON"),
+        ("a.json", json.dumps(json.loads(ARRAY)).replace('"role"', "role", 5), "not JSON"),
+        ("a.csv", 'question,answer\nq,a\n"r"x,b\ns,c\n', "not valid CSV"),
         ("a.json", ARRAY + "]", "follows the end of the array"),
         ("a.json", ARRAY + "the end", "follows the end of the array"),
         ("a.json", ARRAY + ARRAY, "put all records into one array"),

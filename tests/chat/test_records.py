@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dongpt.chat.records import RecordError, to_conversation
+from dongpt.chat.records import RECORD_KEYS, RecordError, lower_keys, to_conversation
 
 smoke = pytest.mark.smoke
 pytestmark = smoke
@@ -58,7 +58,6 @@ FORMS = [  # record, conversation, words in the form's name
     ({"user": "q", "assistant": "a"}, Q_A, "questions and answers"),
     ({"question": "q", "answer": "a", "id": 3}, Q_A, "questions and answers"),
     ({"id": 3, "system_prompt": "s", "question": "q", "response": "a"}, WITH_SYSTEM, "questions and answers"),
-    ({"Question": "q", "Answer": "a"}, Q_A, "questions and answers"),
     ({"query": "q", "response": "a", "type": "x"}, Q_A, "questions and answers"),
     ({"prompt": "q", "response": "a"}, Q_A, "questions and answers"),
     ({"input": "q", "output": "a"}, Q_A, "questions and answers"),
@@ -168,7 +167,7 @@ REJECTED = [  # record, kind
     ({"messages": chat("q", [])}, "blank messages"),
     ({"messages": chat("q", float("nan"))}, "content that is not text"),
     ({"messages": chat("q", b"\xff")}, "content that is not text"),
-    ({"messages": [{"role": "user"}, {"role": "assistant"}]}, "no message"),
+    ({"messages": [{"role": "user"}, {"role": "assistant"}]}, "content that is not text"),
     ({"messages": "q"}, "no list"),
     ({"messages": {"role": "user", "content": "q"}}, "no list"),
     ({"conversations": ["q", "a"]}, "no message"),
@@ -177,7 +176,9 @@ REJECTED = [  # record, kind
     ({"instruction": "r", "output": "b", "history": "what was said"}, "no list"),
     ({"instruction": "q", "output": " "}, "blank messages"),
     ({"instruction": "q", "output": None}, "content that is not text"),
-    ({"prompt": chat("q"), "completion": "a"}, "no list"),
+    ({"prompt": "p", "completion": "bad", "label": 0}, "preference data"),
+    ({"prompt": "p", "completion": "good", "label": "1"}, "preference data"),
+    ({"messages": chat("q", [{"type": "text", "text": "a", "train": False}])}, "loss masks on parts"),
     ({"text": "q"}, "an unknown form"),
     ({}, "an unknown form"),
     ({"conversations": gpt("q", "a")[::-1]}, "turns"),
@@ -223,21 +224,100 @@ def test_deeply_nested_values_are_a_sentence():
         to_conversation({"messages": chat("q", value)})
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"prompt": "p", "completion": "bad", "label": 0},
-        {"prompt": "p", "completion": "good", "label": "1"},
-        {"question": "q", "answer": "a", "Weight": 0},
-        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "Train": False}]},
-        {
-            "messages": [
-                {"role": "user", "content": "q"},
-                {"role": "assistant", "content": [{"type": "text", "text": "a", "train": False}]},
-            ]
-        },
-    ],
-)
-def test_loss_keys_in_unusual_places_are_rejected_and_not_ignored(record):
-    with pytest.raises(RecordError):
+def capitals(value):
+    """Return a record with all of its keys, and those of its messages, in capitals."""
+    if isinstance(value, dict):
+        return {key.upper(): capitals(inner) for key, inner in value.items()}
+    return [*map(capitals, value)] if isinstance(value, list) else value
+
+
+def convert(record, *named):
+    """Return what to_conversation returns for a record as Dialogues reads it."""
+    return to_conversation(lower_keys(record, RECORD_KEYS, named) if isinstance(record, dict) else record, *named)
+
+
+@pytest.mark.parametrize("record, wanted, words", FORMS, ids=lambda value: str(value)[:50])
+def test_forms_are_the_same_in_capitals(record, wanted, words):
+    form, conversation = convert(capitals(record))
+    assert conversation == wanted and words in form.name
+
+
+@pytest.mark.parametrize("record, kind", REJECTED, ids=lambda value: str(value)[:60])
+def test_what_is_rejected_is_rejected_in_capitals(record, kind):
+    with pytest.raises(RecordError) as caught:
+        convert(capitals(record))
+    assert caught.value.kind.startswith(kind)
+
+
+def test_loss_keys_in_capitals_or_with_spaces_are_obeyed():
+    for record in ({"Question": "q", " answer": "a", "Weight ": 0}, {"messages": chat("q", "a", TRAIN=False)}):
+        assert convert(record)[1][1] == ("assistant", "a", False)
+
+
+def test_fields_with_the_same_name_are_rejected_only_if_they_have_a_meaning():
+    for record in ({"question": "q", "Question": "r", "answer": "a"}, {"messages": chat("q", "a", weight=0, Weight=1)}):
+        with pytest.raises(RecordError, match="several fields are named '(question|weight)'"):
+            convert(record)
+    assert convert({"question": "q", "answer": "a", "ID": 1, "id": 2})[1] == Q_A
+
+
+def test_named_keys_are_found_in_any_case_and_exact_ones_first():
+    assert convert({"Frage ": "q", "ANTWORT": "a"}, "frage", "antwort")[1] == Q_A
+    assert convert({"Text": "q", "text": "a"}, "Text", "text")[1] == Q_A
+    assert convert({"Instruction": "q", "Input": "r", "Output": "a"}, "Instruction", "Output")[1][0][1] == "q\n\nr"
+
+
+def test_named_keys_are_obeyed_where_others_of_their_kind_are_rejected():
+    record = {"prompt": "q", "chosen": "a", "rejected": "b", "label": True}
+    assert to_conversation(record, "prompt", "chosen")[1] == Q_A
+    assert to_conversation({"text": "q", "weight": "a"}, "text", "weight")[1] == Q_A
+    for changed, named in ((record | {"completion": "c"}, "completion"), (record | {"tools": ["t"]}, "chosen")):
+        with pytest.raises(RecordError, match="not supported"):
+            to_conversation(changed, "prompt", named)
+
+
+@pytest.mark.parametrize("names", [("Human", "GPT"), ("USER", "Assistant"), (" human ", "gpt\n")])
+def test_roles_are_found_in_any_case(names):
+    assert to_conversation({"conversations": gpt("q", "a", human=names[0], answer=names[1])})[1] == Q_A
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "trainable"])
+def test_a_loss_on_a_question_is_accepted_only_if_all_messages_have_it(key):
+    messages = [{"role": "system", "content": "s"}, *chat("q", "a", "r", "b")]
+    everywhere = [message | {key: 1} for message in messages]
+    assert to_conversation({"messages": everywhere})[1] == [WITH_SYSTEM[0], *TWO_TURNS]
+    for changed in (messages[:1] + everywhere[1:], everywhere[:-1] + [messages[-1] | {key: 0}]):
+        with pytest.raises(RecordError, match="only answers can"):
+            to_conversation({"messages": changed})
+    with pytest.raises(RecordError, match="only answers can"):  # an answer that is context
+        to_conversation({"prompt": chat("q", "a", train=True) + chat("r"), "completion": "b"})
+
+
+@pytest.mark.parametrize("key", ["completion", "response"])
+def test_prompts_may_be_lists_and_completions_texts_and_the_reverse(key):
+    answer = [{"role": "assistant", "content": "a"}]
+    for record in ({"prompt": chat("q"), key: "a"}, {"prompt": "q", key: answer}, {"prompt": chat("q"), key: answer}):
+        form, conversation = to_conversation(record)
+        assert conversation == [("user", "q", False), Q_A[1]] and "lists of messages" in form.name
+    with pytest.raises(RecordError, match="context next to a list"):
+        to_conversation({"prompt": chat("q"), key: "a", "context": "c"})
+
+
+def test_records_with_several_questions_are_rejected_unless_one_is_named():
+    record = {"instruction": "q", "question": "r", "output": "a"}
+    with pytest.raises(RecordError, match="not clear which of 'question', 'instruction'"):
         to_conversation(record)
+    assert to_conversation(record, "instruction", "output")[1] == Q_A
+    assert to_conversation(record | {"question": None})[1] == Q_A  # of another form in the same table
+    assert to_conversation({"instruction": "q", "input": "", "output": "a", "prompt": "### q"})[1] == Q_A
+
+
+def test_a_conversation_that_begins_with_an_answer_says_what_to_do():
+    for system in ([], [{"role": "system", "content": "s"}]):
+        with pytest.raises(RecordError, match="first message is an answer: delete that message"):
+            to_conversation(system + chat("q", "a")[1:] + chat("r", "b"))
+
+
+def test_messages_as_text_are_named_by_their_keys():
+    for messages, words in ((chat("q", "a"), "role, content"), (gpt("q", "a"), "ShareGPT")):
+        assert words in to_conversation({"conversations": json.dumps(messages)})[0].name

@@ -877,7 +877,7 @@ def test_what_it_prints_is_true(tmp_path, monkeypatch, capsys, tokenizer):
     train, val = (np.fromfile(tmp_path / f"{split}.bin", "<u2").tolist() for split in ("train", "val"))
     tokenizer = from_dict(json.loads((tmp_path / "meta.json").read_text())["tokenizer"])
     names = [name for name in lines if not name.startswith("samples without a prompt")]
-    assert names == ["Unicode", "text", "vocabulary", "tokens", "check", "written to", "suggestion", "next"]
+    assert names == ["Unicode", "text", "vocabulary", "tokens", "check", "written to", "suggestion", "note", "next"]
     assert lines["text"] == f"a.txt, {len(text):,} characters in 1 document"
     assert lines["vocabulary"].startswith(f"{tokenizer.vocab_size - len(tokenizer.specials):,} ")
     assert ("1 special token" in lines["vocabulary"]) == bool(tokenizer.specials)
@@ -890,7 +890,7 @@ def test_what_it_prints_is_true(tmp_path, monkeypatch, capsys, tokenizer):
     assert lines["tokens"].startswith(f"{len(train):,} for training, {len(val):,} for validation (the last 10% ")
     assert lines["tokens"].endswith(f"; {len(text) / len(train + val):.2f} characters per token")
     unseen = sum(i not in set(train) for i in val) / len(val)
-    assert unseen > 0 and f"; {100 * unseen:.3f}% of the validation tokens never occur" in lines["check"]
+    assert unseen > 0 and f"; {100 * unseen:.3g}% of the validation tokens do not occur" in lines["check"]
     assert lines["check"].startswith("the tokens decode to the original text")
     assert lines["written to"] == "."
     assert "--data_dir=." in shlex.split(lines["next"])
@@ -942,7 +942,7 @@ def test_a_short_text_is_announced_as_one_that_is_memorized(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for n_words, is_short in ((300, True), (20_000, False)):
         (tmp_path / "a.txt").write_text(generated_text(n_words), encoding="utf-8")
-        assert ("memorize the text" in printed(capsys, "--input=a.txt")["suggestion"]) == is_short
+        assert ("too short to learn a language from" in printed(capsys, "--input=a.txt").get("note", "")) == is_short
 
 
 def test_symbols_that_cannot_be_shown_are_printed_safely(tmp_path):

@@ -1,13 +1,13 @@
-"""Token files without meta.json that are not raw uint16 are refused with the command that converts them."""
+"""Token files without meta.json that are not raw uint16 are rejected with a command that converts them."""
 
+import json
 import os
 import random
-import subprocess
-import sys
+import re
 
 import numpy as np
 import pytest
-from helpers import TINY_RUN, expect_sentence, generated_text, refusal, run, write_corpus
+from helpers import ROOT, TINY_RUN, expect_sentence, generated_text, refusal, run, write_corpus
 
 from dongpt.text.bins import open_data
 from dongpt.text.foreign_bins import LLM_C_TYPES, TYPE_NAMES, find_problem, guess_type
@@ -74,30 +74,39 @@ def test_ids_of_real_texts_in_gpt2s_tokens(tmp_path, don_quixote, gpt2_vocabular
         assert find_problem(str(tmp_path / "train.bin")) == ""
 
 
+def convert(path) -> list[int]:
+    """Run the command that find_problem() gives, and return the ids in the new file. path itself doesn't change."""
+    with open(path, "rb") as file:
+        before = file.read()
+    exec(find_problem(str(path)).partition('python -c "')[2].rpartition('"')[0], {})
+    with open(path, "rb") as file:
+        assert file.read() == before
+    assert find_problem(f"{path}.new") == ""
+    return np.fromfile(f"{path}.new", "<u2").tolist()
+
+
 def holds(dtype: str, ids: np.ndarray) -> bool:
     return dtype[1:] != "f2" or ids.max() <= 2048  # larger whole numbers are rounded
 
 
-CASES = [(dtype, name) for name in IDS for dtype in TYPE_NAMES if dtype != "u1" and holds(dtype, IDS[name])]
+CASES = [
+    (dtype, name) for name in IDS for dtype in TYPE_NAMES if dtype not in ("u1", "<i4") and holds(dtype, IDS[name])
+]
 
 
 @pytest.mark.parametrize("dtype, name", CASES)
-def test_other_types_are_recognised_and_the_command_converts_them(tmp_path, monkeypatch, dtype, name):
+def test_other_types_are_recognised_and_the_command_converts_them(tmp_path, dtype, name):
     if (dtype, name) == (">u2", "one id"):
         pytest.skip("a single id looks the same in both byte orders")
-    path, expected = str(tmp_path / "train.bin"), IDS[name].astype("<u2")
-    IDS[name].astype(dtype).tofile(path)
-    problem = find_problem(path)
-    assert f"holds {TYPE_NAMES[dtype]} ids instead of uint16" in problem
-    code = problem.partition('python -c "')[2].rpartition('"')[0]
-    exec(code, {})  # the command itself is run below
-    assert np.fromfile(path, "<u2").tolist() == expected.tolist() and find_problem(path) == ""
+    IDS[name].astype(dtype).tofile(path := str(tmp_path / "train.bin"))
+    assert f"seems to hold {TYPE_NAMES[dtype]} ids instead of uint16" in find_problem(path)
+    assert convert(path) == IDS[name].tolist()
 
 
 @pytest.mark.parametrize("name", ["characters", "bases"])
 def test_uint8_ids_are_recognised(tmp_path, name):
     IDS[name].astype("u1").tofile(tmp_path / "train.bin")
-    assert "holds uint8 ids" in find_problem(str(tmp_path / "train.bin"))
+    assert "seems to hold uint8 ids" in find_problem(str(tmp_path / "train.bin"))
 
 
 @pytest.mark.parametrize("dtype", ["<u4", "<i8"])
@@ -106,7 +115,7 @@ def test_a_vocabulary_too_large_for_uint16_is_not_converted(tmp_path, dtype):
     RNG.shuffle(ids)
     ids.astype(dtype).tofile(tmp_path / "train.bin")
     problem = find_problem(str(tmp_path / "train.bin"))
-    assert f"holds {TYPE_NAMES[dtype]} ids" in problem and "vocabulary of at most 65,536" in problem
+    assert f"seems to hold {TYPE_NAMES[dtype]} ids" in problem and "vocabulary of at most 65,536" in problem
     assert "np." not in problem
 
 
@@ -121,22 +130,71 @@ def write_llm_c(path, ids: np.ndarray, magic: int, n_ids: int | None = None):
 def test_llm_cs_header(tmp_path, magic):
     path = tmp_path / "train.bin"
     write_llm_c(path, IDS["words"], magic)
-    problem = find_problem(str(path))
-    assert "the header of llm.c" in problem
-    exec(problem.partition('python -c "')[2].rpartition('"')[0], {})
-    assert np.fromfile(path, "<u2").tolist() == IDS["words"].tolist()
+    assert "a header of 1,024 bytes (that of llm.c)" in find_problem(str(path))
+    assert convert(path) == IDS["words"].tolist()
     write_llm_c(path, IDS["words"], magic, n_ids=SCALE + 1)
-    assert "damaged" in find_problem(str(path)) and "copy it again" in find_problem(str(path))
+    assert "(that of llm.c, for a file of" in find_problem(str(path)) and "copy it again" in find_problem(str(path))
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        np.array([SCALE], "<u8"),
+        np.array([SCALE], "<u4"),
+        np.array([1, 4, SCALE, 0], "<i8"),
+        np.array([777, 1, SCALE] + [0] * 253, "<i4"),
+        np.array([777, 1] + [0] * 254, "<i4"),
+    ],
+    ids=lambda header: f"{header.nbytes} bytes",
+)
+def test_other_headers(tmp_path, header, dtype):
+    path = tmp_path / "train.bin"
+    path.write_bytes(header.tobytes() + IDS["words"].astype(dtype).tobytes())
+    assert f"seems to start with a header of {header.nbytes:,} bytes" in find_problem(str(path))
+    assert convert(path) == IDS["words"].tolist()
+
+
+@pytest.mark.parametrize("dtype", ["<i4", "<i8"])
+@pytest.mark.parametrize("padding", [-1, -100])
+def test_negative_numbers_for_padding(tmp_path, dtype, padding):
+    np.where(RNG.random(SCALE) < 0.1, padding, IDS["words"]).astype(dtype).tofile(tmp_path / "train.bin")
+    problem = find_problem(str(tmp_path / "train.bin"))
+    assert f"seems to hold {TYPE_NAMES[dtype]} ids instead of uint16 (some are {padding})" in problem
+
+
+@pytest.mark.parametrize("types", [("<u2", "<u4"), ("<u4", "<u2"), ("<i8", "<u2")])
+def test_files_joined_from_different_types(tmp_path, types):
+    (tmp_path / "train.bin").write_bytes(b"".join(IDS["words"].astype(dtype).tobytes() for dtype in types))
+    other = TYPE_NAMES[next(dtype for dtype in types if dtype != "<u2")]
+    assert f"seem to hold {other} ids, and others uint16: write all ids as" in find_problem(str(tmp_path / "train.bin"))
+
+
+@pytest.mark.parametrize("dtype", ["<u4", "<i8", ">u4", "<f4"])
+def test_short_files(tmp_path, dtype):
+    for n in (4, 9, 15):
+        np.arange(1, 1 + n).astype(dtype).tofile(tmp_path / "train.bin")
+        assert f"seems to hold {TYPE_NAMES[dtype]} ids" in find_problem(str(tmp_path / "train.bin"))
+
+
+def test_large_ids_of_other_distributions(tmp_path):
+    for ids in (RNG.integers(0, 256_000, SCALE), RNG.permutation(151_936)[np.minimum(RNG.zipf(1.3, 300), 151_935)]):
+        ids.astype("<u4").tofile(tmp_path / "train.bin")
+        assert "seems to hold uint32 ids" in find_problem(str(tmp_path / "train.bin"))
+
+
+def test_ids_whose_bytes_look_like_something_else(tmp_path):
+    for i in (30_000, 8481, 0x3C00):  # whole numbers in float16, and letters
+        np.full(SCALE, i).astype("<u2").tofile(tmp_path / "train.bin")
+        assert find_problem(str(tmp_path / "train.bin")) == "" or i == 0x3C00
 
 
 def test_numpys_header(tmp_path):
     for ids in (IDS["words"], IDS["words"].astype(np.uint16), IDS["digits"].reshape(-1, 10)):
         np.save(tmp_path / "ids.npy", ids)
         os.replace(tmp_path / "ids.npy", tmp_path / "train.bin")
-        problem = find_problem(str(tmp_path / "train.bin"))
-        assert "is a NumPy file" in problem
-        exec(problem.partition('python -c "')[2].rpartition('"')[0], {})
-        assert np.fromfile(tmp_path / "train.bin", "<u2").tolist() == ids.ravel().tolist()
+        assert "is a NumPy file" in find_problem(str(tmp_path / "train.bin"))
+        assert convert(tmp_path / "train.bin") == ids.ravel().tolist()
 
 
 def test_files_of_another_kind(tmp_path):
@@ -153,7 +211,7 @@ def test_files_of_another_kind(tmp_path):
     assert ".gz" in find_problem(str(path))
     for content in (text, "señor ñandú " * 500, "道可道，非常道。" * 500, "{'a': 1}\n" * 9, text[:40]):
         path.write_text(content, encoding="utf-8")
-        assert "is a text" in find_problem(str(path)) and "data/prepare.py" in find_problem(str(path))
+        assert "is text, not token ids: prepare it with python data/prepare.py" in find_problem(str(path))
     path.write_bytes(pickle.dumps(["a"] * 99, protocol=4))
     assert isinstance(find_problem(str(path)), str)  # no error, whatever it says
 
@@ -190,11 +248,10 @@ def test_training_and_check_refuse_uint32_ids_and_take_them_when_converted(folde
     data = f"--data_dir={folder}"
     for program, args in (("train.py", TINY_RUN), ("data/check.py", ())):
         done = run(program, data, *args, cwd=tmp_path, check=2)
-        expect_sentence(done, "train.bin holds uint32 ids instead of uint16", "python -c")
+        expect_sentence(done, "train.bin seems to hold uint32 ids instead of uint16", "python -c")
     for split in ("train", "val"):
-        problem = find_problem(os.path.join(folder, f"{split}.bin"))
-        code = problem.partition('python -c "')[2].rpartition('"')[0]
-        subprocess.run([sys.executable, "-c", code], check=True)
+        convert(path := os.path.join(folder, f"{split}.bin"))
+        os.replace(f"{path}.new", path)
     run("data/check.py", data, cwd=tmp_path)
     run("train.py", data, *TINY_RUN, cwd=tmp_path)
 
@@ -202,15 +259,25 @@ def test_training_and_check_refuse_uint32_ids_and_take_them_when_converted(folde
 def test_only_val_and_shards_are_looked_at_too(folder, tmp_path):
     ids = np.array([1, 2, 3] * 99, dtype="<u2")
     ids.tofile(tmp_path / "train.bin")
-    refusal(lambda: open_data(folder), "val.bin holds uint32 ids")
+    refusal(lambda: open_data(folder), "val.bin seems to hold uint32 ids")
     ids.tofile(tmp_path / "val.bin")
     os.rename(tmp_path / "train.bin", tmp_path / "train_000.bin")
     assert len(open_data(folder)[1]["train"]) == 297
     ids.astype("<u4").tofile(tmp_path / "train_001.bin")
-    refusal(lambda: open_data(folder), "train_001.bin holds uint32 ids")
+    refusal(lambda: open_data(folder), "train_001.bin seems to hold uint32 ids")
 
 
 def test_a_text_whose_every_second_character_is_a_line_end_is_trusted_with_its_meta_json(tmp_path):
     folder = write_corpus(str(tmp_path / "data"), "".join(f"{i % 10}\n" for i in range(2000)))
     ids = open_data(folder)[1]["train"][:]
     assert (ids[1::2] == 0).all() and guess_type(ids)[0] == "<u4"
+
+
+def test_the_meta_json_in_the_documentation_declares_uint16_ids(tmp_path):
+    with open(os.path.join(ROOT, "docs", "formats.md"), encoding="utf-8") as file:
+        (meta,) = re.findall(r'^`(\{"tokenizer".*\})`', file.read(), re.MULTILINE)
+    for split, n_tokens in json.loads(meta)["tokens"].items():
+        np.array([5, 0] * (n_tokens // 2), "<u2").tofile(path := tmp_path / f"{split}.bin")
+        assert "if its ids are uint16, declare them in a meta.json (see docs/formats.md)" in find_problem(str(path))
+    (tmp_path / "meta.json").write_text(meta, encoding="utf-8")
+    assert set(open_data(str(tmp_path))[1]["train"][:].tolist()) == {0, 5}

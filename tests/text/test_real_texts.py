@@ -225,6 +225,19 @@ def test_an_archive_gives_the_same_data_as_its_folder(tmp_path):
         assert read_meta(str(tmp_path / "data"))["documents"] == 3
 
 
+def test_json_named_as_text_is_read_as_it_is_with_a_note(tmp_path):
+    for content in (
+        '[\n{"text": "a"}\n]',
+        '{"text": "a \\" b", "n": 1}\n' * 99,
+        '\ufeff {"text":' + " " * 9999 + '"a"}',
+    ):
+        (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+        printed = prepare(tmp_path, "a.txt")
+        assert "a.txt is read as plain text although it looks like JSON: rename it so that it ends in .json" in printed
+    (tmp_path / "b.txt").write_text("{x} [1] {'text': 2}\n" * 99)
+    assert "JSON" not in prepare(tmp_path, "b.txt")
+
+
 def test_errors_in_an_archive_name_the_member(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("deep/a.txt", b"text \xff")
@@ -240,7 +253,7 @@ def test_files_of_other_kinds_are_refused_and_nothing_is_written(tmp_path):
     assert "a.pdf is a PDF, not text: convert it with pdftotext" in refuse(tmp_path, "a.pdf")
     with zipfile.ZipFile(tmp_path / "a.docx", "w") as archive:
         archive.writestr("word/document.xml", "<w/>")
-    assert "a.docx is a Word document (.docx), not text" in refuse(tmp_path, "a.docx")
+    assert "a.docx is a Word document, not text" in refuse(tmp_path, "a.docx")
     (tmp_path / "page.txt").write_text("<!doctype html><p>text")
     assert "page.txt is HTML" in refuse(tmp_path, "page.txt")
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text " * 1000)[:-20])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -404,6 +405,15 @@ def test_each_word_of_a_prompt_takes_the_form_that_is_known(kind):
 def test_both_forms_of_one_prompt_are_told_apart_where_both_are_known():
     tokenizer = vocabulary_of("char", "\u00e9e\u0301")
     assert tokenizer.encode("\u00e9e\u0301") == [1, 0, 2]
+
+
+@pytest.mark.parametrize("kind", ["char", "word"])
+@pytest.mark.parametrize("letter", ["\u0958", "\ufb2a", "\u212b", "\uf900", "\u0344"])
+def test_letters_that_no_normal_form_keeps_are_found(kind, letter):
+    tokenizer = vocabulary_of(kind, f"{letter}x \u00e9 x{letter}")
+    for form in ("NFC", "NFD", "NFKC"):
+        typed = unicodedata.normalize(form, f"{letter}x \u00e9")
+        assert tokenizer.decode(tokenizer.encode(typed)) == f"{letter}x \u00e9"
 
 
 def test_what_is_unknown_in_every_form_is_refused():

@@ -15,8 +15,8 @@ import zipfile
 import pytest
 
 from configurator import UserError
-from dongpt.text import epub, packed
-from dongpt.text.packed import is_archive, read_members
+from dongpt.text import archives, epub
+from dongpt.text.archives import is_archive, read_members
 
 
 def zstd():
@@ -222,6 +222,24 @@ def test_other_members_are_skipped_and_counted(tmp_path, make):
     assert len(n_skipped) == len(others)
 
 
+@pytest.mark.parametrize("make", ["zip", "tar"])
+def test_members_of_the_same_name_are_all_read(tmp_path, make):
+    file = io.BytesIO()
+    texts = [("b.txt", b"y"), ("a.txt", b"x"), ("b.txt", b"z")]
+    if make == "zip":
+        with zipfile.ZipFile(file, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+            for name, content in texts:
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for name, content in texts:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    path = write(tmp_path / "twice", file.getvalue())
+    assert read_all(path) == [("a.txt", b"x"), ("b.txt", b"y"), ("b.txt", b"z")]
+
+
 def test_links_and_devices_are_skipped(tmp_path):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -247,14 +265,14 @@ def test_compressed_members_are_read_and_archives_in_archives_are_not(tmp_path, 
     assert read_all(write(tmp_path / "a", make({"a.txt.gz": gzip.compress(TEXT)}))) == [("a.txt.gz", TEXT)]
     for content in (make_zip(POEMS), make_tar(POEMS), gzip.compress(gzip.compress(TEXT))):
         assert "unpack it, and pass the folder" in problem(write(tmp_path / "b", make({"a.txt": content})))
-    assert "holds no text" in problem(write(tmp_path / "c", make({"inner.zip": make_zip(POEMS)})))
-    assert "holds no text" in problem(write(tmp_path / "d", make({"image.png": b""})))
+    assert "holds no files" in problem(write(tmp_path / "c", make({"inner.zip": make_zip(POEMS)})))
+    assert "holds no files" in problem(write(tmp_path / "d", make({"image.png": b""})))
     assert "not text" in problem(write(tmp_path / "e", make({"a.txt": b"%PDF-1.7 ..."})))
 
 
 def test_an_archive_in_a_compression_or_compressed_twice_is_refused(tmp_path):
     for content in (gzip.compress(make_zip(POEMS)), gzip.compress(bz2.compress(TEXT))):
-        assert "compressed once more: unpack it" in problem(write(tmp_path / "a.gz", content))
+        assert "contains another archive or compressed file: unpack it" in problem(write(tmp_path / "a.gz", content))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
@@ -279,10 +297,13 @@ def test_what_follows_the_end_of_a_tar_or_a_damaged_header_is_not_ignored(tmp_pa
 
 
 def test_a_large_tar_is_read_in_its_own_order_in_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(packed, "SORTED_TAR_BYTES", 2**20)
+    monkeypatch.setattr(archives, "SORTED_TAR_BYTES", 2**20)
     members = {f"{9 - i}.txt": bytes([65 + i]) * 400_000 for i in range(10)}
     path = write(tmp_path / "a.tar.gz", gzip.compress(make_tar(members)))
     assert read_all(path) == list(members.items())
+    packed = {f"{9 - i}.txt.gz": gzip.compress(os.urandom(400_000)) for i in range(5)}
+    members = [(name, gzip.decompress(content)) for name, content in packed.items()]
+    assert read_all(write(tmp_path / "c.tar", make_tar(packed))) == members
     path = write(tmp_path / "b.tar.gz", gzip.compress(make_tar({"b.txt": bytes(2**27), "a.txt": b"x"})))
     sizes, peak = sizes_and_peak_memory(path)
     assert sizes == [2**27, 1] and peak < 20e6
@@ -311,7 +332,12 @@ def test_damaged_zips_are_errors(tmp_path):
         assert "cannot be decompressed" in problem(write(tmp_path / "c.zip", bytes(sized)))
     encrypted = bytearray(content)
     encrypted[content.index(b"PK\1\2") + 8] |= 1
-    assert "is encrypted (a.txt): unpack it with its password" in problem(write(tmp_path / "d.zip", bytes(encrypted)))
+    assert "a.txt is encrypted: unpack the archive with its password" in problem(
+        write(tmp_path / "d.zip", bytes(encrypted))
+    )
+    encrypted = bytearray(make_zip({"mimetype": b"text", "a.txt": TEXT}))
+    encrypted[encrypted.index(b"PK\1\2") + 8] |= 1
+    assert "is encrypted, password required" in problem(write(tmp_path / "d.zip", bytes(encrypted)))
     unknown = bytearray(content)
     unknown[content.index(b"PK\1\2") + 10] = 97
     assert "unpack it with another program" in problem(write(tmp_path / "e.zip", bytes(unknown)))
@@ -344,12 +370,12 @@ def test_progress_is_reported_in_bytes_of_the_file(tmp_path):
     "content, words",
     [
         (b"%PDF-1.4\n%\xe2\xe3", "is a PDF, not text: convert it with pdftotext"),
-        (make_zip({"[Content_Types].xml": b"", "word/document.xml": b""}), "Word document (.docx), not text: save it"),
-        (make_zip({"xl/workbook.xml": b""}), "Excel workbook"),
-        (make_zip({"mimetype": b"application/vnd.oasis.opendocument.text"}), "OpenDocument file (.odt), not text"),
+        (make_zip({"[Content_Types].xml": b"", "word/document.xml": b""}), "Word document, not text: save it"),
+        (make_zip({"xl/workbook2.xml": b""}), "Excel workbook"),
+        (make_zip({"mimetype": b"application/vnd.oasis.opendocument.text"}), "OpenDocument file, not text"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100), "old Office document"),
         (b"{\\rtf1\\ansi text}", "an RTF document"),
-        (b"<!DOCTYPE html>\n<p>text", "is HTML: save it as text"),
+        (b"<!DOCTYPE html>\n<p>text", "is HTML, not text: save it as text"),
         (b"<html><body>text", "is HTML"),
         (b"\xef\xbb\xbf\n<?xml version='1.0'?>\n<!-- <p> -->\n<html xmlns='x'>", "is HTML"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "an image, not text"),
@@ -357,7 +383,7 @@ def test_progress_is_reported_in_bytes_of_the_file(tmp_path):
         (b"\x7fELF" + bytes(50), "a program, not text"),
         (b"RIFF\1\2\3\4WAVEfmt ", "an image or a recording"),
         (b"PAR1" + bytes(50), "a Parquet file, not text: rename it so that it ends in .parquet"),
-        (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive"),
+        (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z or rar archive"),
     ],
 )
 def test_other_kinds_are_named_with_a_remedy(tmp_path, content, words):
@@ -367,11 +393,30 @@ def test_other_kinds_are_named_with_a_remedy(tmp_path, content, words):
             assert words in problem(write(tmp_path / f"{name}.gz", gzip.compress(content)))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    "start, words",
+    [
+        ("%PDF-1.4", "a PDF"),
+        ("{\\rtf1", "an RTF document"),
+        ("<!doctype html>", "HTML"),
+        ("<head><title>", "HTML"),
+        ("<BODY>", "HTML"),
+        ("<meta charset='utf-8'>", "HTML"),
+    ],
+)
+def test_markup_is_named_in_any_encoding_and_after_blank_lines(tmp_path, start, words, encoding):
+    for blanks in ("", "\r\n \n"):
+        assert f"is {words}" in problem(write(tmp_path / "a.txt", f"{blanks}{start} text".encode(encoding)))
+
+
 def test_html_is_also_known_by_its_name(tmp_path):
     assert "a.html is HTML" in problem(write(tmp_path / "a.html", b"<p>text"))
 
 
-@pytest.mark.parametrize("text", ["<htmlx>", "PDF", "<!doctype xml>", "<p>a</p>", "x <html>", "RIFF", "MZ", "BZh9 x"])
+@pytest.mark.parametrize(
+    "text", ["<htmlx>", "PDF", "<header>", "<!doctype xml>", "<p>a</p>", "x <html>", "RIFF", "MZ", "BZh9 x"]
+)
 def test_texts_that_only_look_similar_are_texts(tmp_path, text):
     assert read(write(tmp_path / "a.txt", text.encode())) == text.encode()
 
@@ -447,6 +492,7 @@ def test_other_encodings_of_chapters(tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
+        ({"META-INF/container.xml": None, "a.txt": b"text"}, "is a damaged e-book (META-INF/container.xml"),
         ({"OEBPS/one.xhtml": None}, "an e-book that lacks OEBPS/one.xhtml"),
         ({"OEBPS/content.opf": None}, "is a damaged e-book (OEBPS/content.opf"),
         ({"OEBPS/content.opf": PACKAGE[:200]}, "is a damaged e-book (OEBPS/content.opf"),
