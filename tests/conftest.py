@@ -69,6 +69,7 @@ def pytest_collection():
     gc.disable()  # collecting the tests allocates many objects and frees few
     result = yield
     gc.freeze()  # keeps garbage collections from scanning torch's objects again
+    gc.set_threshold(20_000, 50, 50)  # the tests create little that only the collector could free
     gc.enable()
     return result
 
