@@ -32,7 +32,7 @@ def test_a_single_document_starts_after_a_line_ending_and_says_so(capsys, gpt2_v
     assert prepared.tokenizer.end_id not in open_data("data")[1]["train"][:]
     report(prepared)
     printed = capsys.readouterr().out
-    assert "samples without a prompt start after '\\n', since <|endoftext|> never occurs" in printed
+    assert "samples without a prompt start after '\\n', since no text follows <|endoftext|>" in printed
     stored = from_dict(read_meta("data")["tokenizer"])
     assert stored.start_id == prepared.tokenizer.start_id == stored.newline_id
 
