@@ -17,11 +17,19 @@ LONG_FILES = (
     "test_docs",
     "test_foreign",
     "test_hugging_face",
-    "test_ddp",
+    "test_documents",
+    "test_prepare",
     "test_resume",
+    "test_chat",
     "test_train",
+    "test_hub",
+    "test_openwebtext",
+    "test_masks",
     "test_positions",
+    "test_ddp",
+    "test_decoder",
     "test_optim",
+    "test_word2vec",
 )
 OUTSIDE_DATA = ("DONGPT_TEXT", "DONGPT_DIALOGUES", "DONGPT_FIXTURES", "TIKTOKEN_CACHE_DIR")
 
@@ -34,6 +42,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.started = time.monotonic()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in .ci/run; fork_server forks only programs with one thread
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as programs set it before they import torch
     if config.getoption("--offline"):
         _block_network()
     if sys.platform == "linux" and not hasattr(config, "workerinput") and config.getoption("numprocesses"):
@@ -55,8 +64,14 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if id(item) in chosen]
 
 
-def pytest_collection_finish():
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    gc.disable()  # collecting the tests allocates many objects and frees few
+    result = yield
     gc.freeze()  # keeps garbage collections from scanning torch's objects again
+    gc.set_threshold(20_000, 50, 50)  # the tests create little that only the collector could free
+    gc.enable()
+    return result
 
 
 def pytest_runtest_setup(item):
@@ -109,6 +124,14 @@ def no_loss_picture():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plot, "draw_loss", lambda *args: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync():
+    """Do not wait for the disk in the test process. Programs still do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
         yield
 
 

@@ -41,6 +41,12 @@ IMPORTED = (  # libraries that most programs import, at startup or later
     "multiprocessing.pool",
     "numpy.random",
     "psutil",
+    "pandas",  # this and the following are most of what datasets imports; datasets itself reads the environment
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "httpx2",
+    "fsspec",
+    "yaml",
     "torch._dynamo",  # imported by DistributedDataParallel and torch.optim
     "torch.utils.serialization.config",
     "tqdm",
@@ -57,6 +63,8 @@ class Popen(subprocess.Popen):
         p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask, start_new_session, *rest
     ):  # fmt: skip
         fds = [own if fd == -1 else fd for own, fd in enumerate((p2cread, c2pwrite, errwrite))]
+        if isinstance(args, tuple) and args[1] == "-u":  # as torchrun starts the ranks
+            args, env = [args[0], *args[2:]], {**(os.environ if env is None else env), "PYTHONUNBUFFERED": "1"}
         if not can_fork(args, env, preexec_fn, fds):
             return super()._execute_child(
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, p2cread,
@@ -161,33 +169,41 @@ def server_path() -> str:
 
 
 def serve(listener: socket.socket, lifeline: int):
-    """Fork for each connection until the process that started the server ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while lifeline not in select.select([listener, lifeline], [], [])[0]:
-        with listener.accept()[0] as status:
-            if os.fork() == 0:
-                listener.close()
-                os.close(lifeline)
-                supervise(status)
-
-
-def supervise(status: socket.socket):
-    """Run the program in a fork. Send its pid and exit code to the test process; kill it if the test process ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    message, fds, _, _ = socket.recv_fds(status, 2**20, 3)
-    pid = os.fork()
-    if pid == 0:
-        status.close()
-        os._exit(execute(fds=fds, **json.loads(message)))
-    for fd in fds:
-        os.close(fd)
-    with status, contextlib.suppress(BrokenPipeError):
-        status.sendall(b"%d" % pid)
-        ended = os.pidfd_open(pid)
-        if ended not in select.select([ended, status], [], [])[0]:
-            os.kill(pid, signal.SIGKILL)
-        status.sendall(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    os._exit(0)
+    """Fork for each connection, until the process that started the server ends. Send the pid and the exit code of each
+    program to its test process; kill the program if the test process closes the connection."""
+    programs: dict[int, tuple[int, socket.socket]] = {}  # {pidfd: (pid, connection to the test process)}
+    while True:
+        connections = {connection: ended for ended, (_, connection) in programs.items()}
+        ready = select.select([listener, lifeline, *programs, *connections], [], [])[0]
+        for ended in {connections.get(each, each) for each in ready} & programs.keys():
+            pid, connection = programs.pop(ended)
+            if ended not in ready:
+                os.kill(pid, signal.SIGKILL)
+            with connection, contextlib.suppress(BrokenPipeError):
+                connection.sendall(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            os.close(ended)
+        if lifeline in ready:
+            for pid, _ in programs.values():
+                os.kill(pid, signal.SIGKILL)
+            return
+        if listener in ready:
+            connection = listener.accept()[0]
+            message, fds, _, _ = socket.recv_fds(connection, 2**20, 3)
+            if not message:  # the test process was killed
+                connection.close()
+                continue
+            pid = os.fork()
+            if pid == 0:
+                for fd in (lifeline, *programs):
+                    os.close(fd)
+                for other in (listener, connection, *connections):
+                    other.close()
+                os._exit(execute(fds=fds, **json.loads(message)))
+            for fd in fds:
+                os.close(fd)
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(b"%d" % pid)
+            programs[os.pidfd_open(pid)] = pid, connection
 
 
 def execute(argv: list[str], cwd: str, env: dict, new_session: bool, fds) -> int:

@@ -10,7 +10,17 @@ import fork_server
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, expect_sentence, generated_text, run, run_ranks, split_text, write_corpus, write_splits
+from helpers import (
+    ROOT,
+    expect_sentence,
+    generated_text,
+    run,
+    run_ranks,
+    shorten_python_docs,
+    split_text,
+    write_corpus,
+    write_splits,
+)
 
 import evaluate as program
 from configurator import UserError
@@ -159,6 +169,7 @@ def test_json_is_all_that_goes_to_stdout_when_the_data_must_be_prepared_first(tm
         if name.endswith(".py"):
             shutil.copy(os.path.join(ROOT, name), tree)
     folder = tree / "data" / "python_docs"
+    shorten_python_docs(tree)
     fork_server.run([sys.executable, str(folder / "prepare.py")], check=True, capture_output=True)
     uniform_checkpoint(tmp_path / "ckpt.pt", str(folder))
     checkpoint = torch.load(tmp_path / "ckpt.pt", weights_only=True)

@@ -22,6 +22,7 @@ from helpers import (
     load,
     read_log,
     run,
+    shorten_python_docs,
     snapshot,
     write_corpus,
     write_splits,
@@ -553,6 +554,7 @@ def test_python_docs_is_prepared_by_train_itself_from_any_working_directory(fres
         "--device=cpu",
         "--batch_size=64",
     ]
+    shorten_python_docs(tmp_path / "copy")
     done = fresh_copy("train.py", "config/quickstart.py", *small)
     assert done.returncode == 0, done.stderr
     assert "data/python_docs/prepare.py" in done.stdout

@@ -37,15 +37,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(
-    "kind, text",
-    [
-        ("char", "a few words"),
-        ("char", "long words"),
-        ("word", "English"),
-        ("word", "other alphabets"),
-        ("bpe", "other alphabets"),
-        ("bpe", "long words"),
-    ],
+    "kind, text", [("char", "a few words"), ("char", "long words"), ("word", "English"), ("bpe", "other alphabets")]
 )
 def test_no_text_of_the_picture_is_clipped_or_overlaps_another(tmp_path, explore, monkeypatch, recwarn, kind, text):
     figures = []

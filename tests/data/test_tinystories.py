@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from helpers import ROOT, TINY_RUN, expect_sentence, run, visible
+from helpers import ROOT, TINY_RUN, expect_sentence, run, run_here, visible
 from hub_server import COMMIT, HubServer
 
 from dongpt.text.bins import read_meta
@@ -55,7 +55,7 @@ def decoded(name: str, split: str) -> list[str]:
 @pytest.mark.parametrize("options", [["--vocab_size=400"], ["--tokenizer=char"], ["--tokenizer=word"]])
 def test_the_validation_split_becomes_val_bin(tmp_path, shelf, kind, options):
     write_stories("stories", kind)
-    done = run("data/tinystories/prepare.py", "--input=hf:./stories", f"--name={shelf}", *options, cwd=tmp_path)
+    done = run_here("data/tinystories/prepare.py", "--input=hf:./stories", f"--name={shelf}", *options, cwd=tmp_path)
     assert decoded(shelf, "train") == STORIES["train"] and decoded(shelf, "val") == STORIES["validation"]
     folder = os.path.join(ROOT, "data", shelf)
     assert visible(folder) == ["meta.json", "train.bin", "val.bin"]
@@ -79,8 +79,8 @@ def test_from_the_hub_with_gpt2s_tokens(tmp_path, shelf, gpt2_vocabulary):
 def test_without_a_validation_split_a_sentence_says_so(tmp_path, shelf):
     write_stories("stories", splits=["train"])
     args = "--input=hf:./stories", f"--name={shelf}"
-    done = run("data/tinystories/prepare.py", *args, cwd=tmp_path, check=2)
+    done = run_here("data/tinystories/prepare.py", *args, cwd=tmp_path, check=2)
     expect_sentence(done, "no split 'validation'", "one of train")
-    done = run("data/tinystories/prepare.py", "--input=stories", cwd=tmp_path, check=2)
+    done = run_here("data/tinystories/prepare.py", "--input=stories", cwd=tmp_path, check=2)
     expect_sentence(done, "stories", "hf:./stories")
     assert not os.path.exists(os.path.join(ROOT, "data", shelf))

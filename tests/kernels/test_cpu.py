@@ -499,7 +499,6 @@ def test_a_copy_of_a_loaded_model_works_and_is_one_of_its_own(tmp_path, packed_m
 
 
 @needs_compiler
-@smoke
 @pytest.mark.parametrize("kind", [*MODEL_CLASSES, "bigram"])
 def test_models_without_a_cache_are_never_packed_and_write_what_they_wrote(kind, packed_models):
     def fresh() -> GPT:

@@ -124,6 +124,7 @@ def test_a_run_that_diverges_is_shown_up_to_its_first_loss_and_not_to_infinity()
     assert 300 < int(re.match(r"not shown: (\d+) evaluations, ", note)[1]) <= 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("losses", [[], [3.0], [3.0, 3.0], falling(3)])
 def test_runs_of_any_length_can_be_drawn(losses, tmp_path, capsys):
     draw_loss(str(tmp_path), curves_of(losses))
@@ -136,12 +137,14 @@ def test_the_range_of_no_points_is_none_and_of_one_point_is_around_it():
     assert low < 3.0 < high
 
 
+@pytest.mark.slow
 def test_the_picture_of_100_000_records_has_as_many_points_as_the_curves_keep():
     figure = loss_figure("out", curves_of([3.0] * 100_000, eval_interval=5))
     assert all(len(line.get_xdata()) <= MAX_CURVE_POINTS for line in figure.axes[0].get_lines())
     assert "training, mean of batches" in {line.get_label() for line in figure.axes[0].get_lines()}
 
 
+@pytest.mark.slow
 def test_a_picture_is_not_redrawn_too_soon(tmp_path):
     curves = curves_of(falling(20))
     draw_loss(str(tmp_path), curves, min_seconds=60)
@@ -172,6 +175,7 @@ def test_a_backend_of_a_notebook_or_a_desktop_does_no_harm(tmp_path, backend):
     assert done.stdout == "went on\n" and done.stderr == "" and is_png(tmp_path / "loss.png")
 
 
+@pytest.mark.slow
 def test_drawing_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
     """MPLBACKEND was set to Agg for good, for this process and all that it starts."""
     monkeypatch.setenv("MPLBACKEND", "module://of_a_notebook")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY_RUN, load, read_log, run, write_corpus, write_splits
+from helpers import ROOT, TINY_RUN, load, read_log, run, shorten_python_docs, write_corpus, write_splits
 
 import train
 from dongpt import runtime
@@ -99,6 +99,7 @@ def test_the_first_screen_of_the_quickstart_fits_into_fifteen_lines_while_it_pre
         shutil.copytree(os.path.join(ROOT, part), clone / part, ignore=ignored)
     for name in ("train.py", "model.py", "configurator.py"):
         shutil.copy(os.path.join(ROOT, name), clone)
+    shorten_python_docs(clone)
     command = [str(clone / "config" / "quickstart.py"), "--max_iters=1", "--eval_iters=1", "--batch_size=2"]
     printed = run(str(clone / "train.py"), *command, cwd=tmp_path).stdout
     lines = first_screen(printed)
@@ -364,10 +365,13 @@ def test_a_resume_says_what_the_user_changed_and_calls_nothing_else_asked_for(ti
     assert "your changes: none" in printed and "device: cpu (requested), dtype: float32 (from the" in printed
 
 
+SHORTEST = ["--max_iters=1", "--eval_iters=1", "--gradient_accumulation_steps=1"]
+
+
 @pytest.mark.parametrize("how", ["setting", "environment"])
 def test_the_users_threads_win_over_those_of_the_checkpoint_with_a_note(how, tiny_data, capsys, monkeypatch):
     """The environment was overruled silently, which made a run on a busy machine five times slower."""
-    assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, "--max_iters=2", "--threads=2"]) == 0
+    assert train.main([f"--data_dir={tiny_data}", *TINY_RUN, *SHORTEST, "--threads=2"]) == 0
     assert torch.get_num_threads() == 2
     capsys.readouterr()
     torch.set_num_threads(1)
@@ -375,7 +379,7 @@ def test_the_users_threads_win_over_those_of_the_checkpoint_with_a_note(how, tin
     if how == "environment":
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
     arguments = ["--threads=1"] if how == "setting" else []
-    assert train.main(["--init_from=resume", "--out_dir=out", "--max_iters=4", *arguments]) == 0
+    assert train.main(["--init_from=resume", "--out_dir=out", "--max_iters=2", *arguments]) == 0
     assert torch.get_num_threads() == 1
     note = line("this resume is not bitwise", capsys.readouterr().out)
     source = "set by --threads=1" if how == "setting" else "set by OMP_NUM_THREADS=1"
