@@ -392,11 +392,17 @@ def read_csv_rows(
     fitting = [delimiter for delimiter, names in named.items() if is_fitting(names)]
     delimiter = fitting[0] if fitting else max(named, key=lambda delimiter: len(named[delimiter]))
 
+    n_tabs = len(named[delimiter]) - 1 if delimiter == "\t" else 0  # in commas, text has lines that look like rows
+
     def read_rows() -> Iterator[tuple[str, list[str]]]:
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
             for row in filter(None, rows):
-                yield f"{path} line {rows.line_num + n_header_lines:,}", row
+                location = f"{path} line {rows.line_num + n_header_lines:,}"
+                if n_tabs and any(line.count("\t") == n_tabs for value in row for line in value.split("\n")[1:]):
+                    problem = "a quotation mark at the start of a field makes the lines up to the next one part of it"
+                    raise UserError(f"{location}: {problem}: double it, and put the field in quotation marks")
+                yield location, row
         except csv.Error as error:
             location = f"{path} line {rows.line_num + n_header_lines:,}"
             raise UserError(f"{location} is not valid CSV ({error}): correct or delete it") from error
