@@ -155,8 +155,7 @@ def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> It
         for info in texts:
             chunks = _read_zip_member(archive, info, path)
             if is_book:
-                location = _member_location(path, info.filename)
-                yield Member(location, ".txt", epub.extract_text(chunks, location))
+                yield Member(name := _member_location(path, info.filename), ".txt", epub.extract_text(chunks, name))
             else:
                 yield _archive_member(path, info.filename, chunks)
             n_reported += info.compress_size

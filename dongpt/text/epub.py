@@ -39,9 +39,8 @@ def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
     folder = posixpath.dirname(package_name)
     items = {element.get("id"): element for element in package.iter() if _tag(element) == "item"}
     spine = [element.get("idref", "") for element in package.iter() if _tag(element) == "itemref"]
-    if unknown := [idref for idref in spine if idref not in items]:
-        problem = f"{unknown[0][:60]!r} of its spine is not in its manifest"
-        raise UserError(f"{path} is a damaged e-book ({problem}): download it again, or {CONVERT}")
+    if lost := [idref for idref in spine if idref not in items]:
+        raise UserError(f"{path} is a damaged e-book (its manifest lacks {lost[0]!r}): download it again, or {CONVERT}")
     types = {id: item.get("media-type", "").partition(";")[0].strip().lower() for id, item in items.items()}
     chapters = [items[idref] for idref in spine if types[idref] in XHTML_TYPES]
     paths = (urllib.parse.unquote(item.get("href", "").partition("#")[0]) for item in chapters)
@@ -79,8 +78,7 @@ def extract_text(chunks: Iterable[bytes], location: str) -> Iterator[bytes]:
     yield codecs.BOM_UTF8
     for chunk in chain(chunks, [b""]):  # which marks the end
         if decoder is None:
-            encoding = _encoding(chunk)
-            decoder = codecs.getincrementaldecoder(encoding)()
+            decoder = codecs.getincrementaldecoder(encoding := _encoding(chunk))()
         try:
             parser.feed(decoder.decode(chunk, not chunk))
         except UnicodeError as error:

@@ -256,13 +256,10 @@ class CharTokenizer(LookupTokenizer):
         nfd = unicodedata.normalize("NFD", letter)
         if not self._unknown_pieces(letter) or len(nfd) > MAX_LETTER_CHARS:
             return letter
-        parts = chain.from_iterable(combinations(nfd[1:], n) for n in (3, 2, 1, 0))  # marks of a composed character
-        forms = (
-            unicodedata.normalize("NFC", nfd[0] + "".join(part)) + "".join(c for c in nfd[1:] if c not in part)
-            for part in parts
-        )
-        known = (form for form in forms if not self._unknown_pieces(form))
-        return next((form for form in known if unicodedata.normalize("NFD", form) == nfd), letter)
+        parts = ["".join(marks) for n in (3, 2, 1, 0) for marks in combinations(nfd[1:], n)]
+        forms = [unicodedata.normalize("NFC", nfd[0] + p) + "".join(c for c in nfd[1:] if c not in p) for p in parts]
+        known = [form for form in forms if unicodedata.normalize("NFD", form) == nfd and not self._unknown_pieces(form)]
+        return known[0] if known else letter
 
 
 class WordTokenizer(LookupTokenizer):

@@ -182,8 +182,7 @@ def _read_text(
 def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int, words: set[str]) -> VectorRows:
     """Yield the rows of a binary file for the given words: a word, a space, float32 values, and an optional newline.
 
-    A word may contain spaces if a newline follows every vector, which shows where the vectors are. If none does, such a
-    word shifts the rows after it. All rows are therefore checked.
+    Words may contain spaces if a newline follows every vector. Otherwise they shift later rows, so all are checked.
     """
     unchecked_rows: list[tuple[int, str, bytes]] = []
     remedy = "download it again, or use the text format if words contain spaces"
@@ -209,9 +208,9 @@ def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int, words: s
         if len(unchecked_rows) == NUM_CHECKED_ROWS or number == n_vectors:
             values = np.frombuffer(b"".join(row[2] for row in unchecked_rows), "<f4").reshape(-1, width)
             if not -MAX_NUMBER <= values.min() <= values.max() <= MAX_NUMBER:  # or NaN
-                i, problem = next((i, problem) for i, v in enumerate(values) if (problem := _vector_problem(v, width)))
-                where = f"row {unchecked_rows[i][0]:,} for {unchecked_rows[i][1][:60]!r}"
-                raise _file_error(path, f"{where} {problem}", remedy)
+                problems = [_vector_problem(vector, width) for vector in values]
+                (number, word, _), problem = next((row, p) for row, p in zip(unchecked_rows, problems) if p)
+                raise _file_error(path, f"row {number:,} for {word[:60]!r} {problem}", remedy)
             unchecked_rows = []
         is_newline = buffer[end : end + 1] == b"\n"
         start, has_newlines = end + is_newline, has_newlines or number == 1 and is_newline
