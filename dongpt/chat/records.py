@@ -38,6 +38,7 @@ QUESTION_KEYS = ("user", "question", "query", "prompt", "instruction", "input", 
 ANSWER_KEYS = ("assistant", "answer", "response", "output", "completion", "gpt", "solution")
 INPUT_KEYS = ("input", "context")  # text that one of INPUT_QUESTIONS is about
 INPUT_QUESTIONS = ("instruction", "question", "query", "prompt", "problem")
+CONVERSATION_KEYS = ("conversation_id", "conv_id", "dialogue_id", "dialog_id", "session_id", "thread_id", "chat_id")
 SYSTEM_KEYS = ("system", "system_prompt")
 LOSS_KEYS = frozenset(("weight", "train", "trainable", "loss_mask", "loss_weight"))
 MESSAGE_LOSS_KEYS = LOSS_KEYS | {"training", "loss", "loss_scale"}
@@ -71,6 +72,7 @@ class RecordError(ValueError):
     def __init__(self, kind: str, problem: str, remedy: str = ""):
         super().__init__(f"{problem}: {remedy}" if remedy else problem)
         self.kind, self.problem = kind, problem
+        self.conversation = ""  # the name of the conversation, if it is known
 
 
 class Form(NamedTuple):
@@ -199,11 +201,20 @@ def reject_keys(holder: dict[str, Any], rejected: dict[str, str], accepted: Cont
 # messages
 
 
-def is_message(record: Any) -> bool:
-    """Return True if a record is a single message."""
+def is_message(record: Any, named: tuple[str, ...] = ()) -> bool:
+    """Return True if a record is a single message. named are the keys of the question and the answer, if given."""
     names = {key.strip().lower() for key in record} if isinstance(record, dict) else set()
+    if named and (names.issuperset(named) or names.intersection(named).difference(MESSAGE_KEYS)):
+        return False
     has_content = not names.isdisjoint(("content", "value", "tool_calls"))
     return has_content and not names.isdisjoint(("role", "from")) and names.isdisjoint(LIST_KEYS)
+
+
+def find_name(message: dict[str, Any], conversation: str) -> tuple[str, str] | None:
+    """Return (key, text) of the field that names the conversation of a message, or None if it is missing or blank."""
+    keys = (conversation.strip().lower(),) if conversation else CONVERSATION_KEYS
+    found = ((key, str(value)) for key, value in message.items() if key.strip().lower() in keys and value is not None)
+    return next((item for item in found if item[1].strip()), None)
 
 
 def read_messages(messages: list, n_context: int = 0) -> Messages:
@@ -286,6 +297,11 @@ def find_pair(keys: tuple[str, ...]) -> tuple[str, str] | str | None:
     return questions[0], answers[0]
 
 
+def find_named(user: str, assistant: str) -> tuple[str, ...]:
+    """Return the keys of the question and the answer if the user gave them."""
+    return () if (user, assistant) == ("user", "assistant") else (user, assistant)
+
+
 def find_missing(columns: Iterable[str], user: str, assistant: str, *others: str) -> list[str]:
     """Return which of the names a table lacks. Any known form will do, unless user or assistant is given."""
     names = tuple(column.strip().lower() for column in columns)
@@ -315,7 +331,7 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
         return Form("messages (role, content)"), check_turns(read_messages(record))
     if not isinstance(record, dict):
         raise RecordError("no object", f"{shorten(record)!r} is not an object", MESSAGE_FORMAT)
-    named = () if (user, assistant) == ("user", "assistant") else (user, assistant)
+    named = find_named(user, assistant)
     others = {key: value for key, value in record.items() if key not in named} if named else record
     in_loss = None
     if not SPECIAL_KEYS.isdisjoint(others):
