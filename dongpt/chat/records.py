@@ -43,7 +43,12 @@ SYSTEM_KEYS = ("system", "system_prompt")
 LOSS_KEYS = frozenset(("weight", "train", "trainable", "loss_mask", "loss_weight"))
 MESSAGE_LOSS_KEYS = LOSS_KEYS | {"training", "loss", "loss_scale"}
 FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": None}
-PREFERENCE_KEYS = ("label", "kto_tag")  # true for a good answer, false for a bad one
+FLAG_TEXTS = {*FLAGS, "good", "bad"} - {""}
+REJECTED_FLAGS = dict.fromkeys(("label", "kto_tag"), "preference data")  # true for a good answer, false for a bad one
+REJECTED_MESSAGE_FLAGS = {
+    **REJECTED_FLAGS,
+    **dict.fromkeys(("trained", "train_on"), "loss masks other than train or weight"),
+}
 REJECTED_KEYS = {  # unless their value is empty: the kind of content that this program cannot express
     **dict.fromkeys(
         ("tools", "tool_calls", "tool_call_id", "functions", "function_call", "tool_responses"), "tool calls"
@@ -57,11 +62,13 @@ REJECTED_MESSAGE_KEYS = {
     **REJECTED_KEYS,
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "reasoning apart from the content"),
     "refusal": "refusals apart from the content",
+    **dict.fromkeys(("weights", "mask_out"), "loss masks other than train or weight"),
 }
-SPECIAL_KEYS = {*REJECTED_KEYS, *LOSS_KEYS, *PREFERENCE_KEYS}
+SPECIAL_KEYS = {*REJECTED_KEYS, *LOSS_KEYS, *REJECTED_FLAGS}
 FORM_KEYS = {*LIST_KEYS, *QUESTION_KEYS, *ANSWER_KEYS}
 RECORD_KEYS = frozenset({*FORM_KEYS, *INPUT_KEYS, "history", *SYSTEM_KEYS, *SPECIAL_KEYS})
 MESSAGE_KEYS = MESSAGE_LOSS_KEYS | {"role", "from", "content", "value", "type", "text", *REJECTED_MESSAGE_KEYS}
+MESSAGE_KEYS |= {*REJECTED_MESSAGE_FLAGS}
 LISTED_MESSAGE = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""", re.IGNORECASE)
 TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -120,6 +127,11 @@ def is_empty(value: Any) -> bool:
     if isinstance(value, (list, dict)):
         return all(map(is_empty, value.values() if isinstance(value, dict) else value))
     return value is None or value is False or value != value
+
+
+def is_blank(value: Any) -> bool:
+    """Return True if a value has no text."""
+    return not value.strip() if isinstance(value, str) else is_empty(value)
 
 
 def read_text(value: Any, field: str) -> str:
@@ -197,6 +209,14 @@ def reject_keys(holder: dict[str, Any], rejected: dict[str, str], accepted: Cont
             raise RecordError(rejected[key], f"{key} means {rejected[key]}, which are not supported")
 
 
+def reject_flags(holder: dict[str, Any], rejected: dict[str, str]):
+    """Raise RecordError if a key of holder in rejected is true or false, in any spelling."""
+    for key in rejected:
+        if key in holder and str(holder[key]).strip().lower() in FLAG_TEXTS:
+            remedy = "delete the key if it means something else"
+            raise RecordError(rejected[key], f"{key} means {rejected[key]}, which are not supported", remedy)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # messages
 
@@ -241,7 +261,8 @@ def read_message(message: Any) -> Message:
     if not isinstance(message, dict) or not ("role" in message or "from" in message):
         problem = f"{shorten(message, 60)!r} is not a message with role and content"
         raise RecordError("no message", problem, MESSAGE_FORMAT)
-    name = message["role"] if "role" in message else message["from"]
+    name = message.get("role")
+    name = message.get("from") if name is None else name
     role = ROLE_OF_NAME.get(name) if isinstance(name, str) else None
     if role is None:
         lower_name = shorten(name).strip().lower()
@@ -252,8 +273,9 @@ def read_message(message: Any) -> Message:
     in_loss = True
     if len(message) > 2:
         reject_keys(message, REJECTED_MESSAGE_KEYS)
+        reject_flags(message, REJECTED_MESSAGE_FLAGS)
         in_loss = read_loss(message, MESSAGE_LOSS_KEYS) is not False
-    is_value = "value" in message and ("from" in message or "content" not in message)
+    is_value = message.get("value") is not None and (message.get("from") is not None or message.get("content") is None)
     content = message["value"] if is_value else message.get("content")
     return role, read_content(content) if isinstance(content, list) else read_text(content, "content"), in_loss
 
@@ -338,11 +360,8 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
         accepted = [REJECTED_KEYS.get(key) for key in named]  # --assistant=chosen takes no notice of rejected
         reject_keys(others, REJECTED_KEYS, accepted)
         in_loss = read_loss(others)
-        for key in PREFERENCE_KEYS:
-            value = others.get(key)
-            is_flag = "completion" in record and FLAGS.get(str(value).strip().lower()) is not None
-            if (is_flag or isinstance(value, bool)) and "preference data" not in accepted:
-                raise RecordError("preference data", f"{key} marks good and bad answers, which are not supported")
+        if "preference data" not in accepted:
+            reject_flags(others, REJECTED_FLAGS)
     form, conversation = _read_form(record, others, named)
     conversation = _add_system(others, conversation)
     if in_loss is False:
@@ -356,9 +375,18 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
         if missing := [key for key in named if key not in record]:
             remedy = f"pass --user=KEY and --assistant=KEY, two of {str([*record][:20])[:200]}"
             raise RecordError("missing fields", f"there is no field {missing[0]!r}", remedy)
+        for key in named:
+            if isinstance(text := record[key], str) and LISTED_MESSAGE.match(text) and not _is_list(text, key):
+                problem, remedy = (
+                    f"the field {key!r} has a list of messages as text",
+                    "pass neither --user nor --assistant",
+                )
+                raise RecordError("messages as text", problem, f"name it 'messages', and {remedy}")
         return _read_pair(record, others, *named)
     for key in LIST_KEYS:
         value = record.get(key)
+        if value in ([], "", "[]") and _has_form({name: value for name, value in record.items() if name != key}):
+            continue
         if value is not None and (key != "conversation" or isinstance(value, list) or str(value).startswith("[")):
             messages = read_list(value, key)
             names = lower_keys(messages[0], MESSAGE_KEYS) if messages and isinstance(messages[0], dict) else ()
@@ -370,6 +398,12 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
         return _read_pair(record, others, *pair)
     problem = pair or f"no form of conversation is known with the keys {str([*record][:20])[:200]}"
     raise RecordError("an unknown form", problem, f"pass --user=KEY and --assistant=KEY, or {MESSAGE_FORMAT}")
+
+
+def _has_form(record: dict[str, Any]) -> bool:
+    """Return True if a record has messages, or a question and an answer."""
+    names = tuple(name for name in record if not is_empty(record[name]))
+    return not {*LIST_KEYS}.isdisjoint(names) or find_pair(names) is not None
 
 
 def _is_list(value: Any, key: str) -> bool:
@@ -385,7 +419,9 @@ def _read_pair(record: dict[str, Any], others: dict[str, Any], user: str, assist
     name = "alpaca" if user.lower() == "instruction" else name
     extra_keys = (*INPUT_KEYS, "history") if user.lower() in INPUT_QUESTIONS else ("history",)
     used = [user, *(key for key in extra_keys if key in others), assistant]
-    extra = {key: others[key] for key in used[1:-1] if not is_empty(others[key]) and others[key] != "<noinput>"}
+    extra = {key: others[key] for key in used[1:-1] if not is_blank(others[key]) and others[key] != "<noinput>"}
+    if "history" in extra and is_empty(extra["history"]):
+        del extra["history"]
     if _is_list(record[user], user) or _is_list(record[assistant], assistant):
         if extra:
             problem = f"{[*extra][0]} next to a list of messages is not supported"
@@ -394,6 +430,9 @@ def _read_pair(record: dict[str, Any], others: dict[str, Any], user: str, assist
             read_list(record[key], key) if _is_list(record[key], key) else [{"role": role, "content": record[key]}]
             for key, role in ((user, "user"), (assistant, "assistant"))
         )
+        heads = [[read_message(message)[:2] for message in part[: len(context)]] for part in (context, answers)]
+        if heads[0] == heads[1] and heads[0][-1][0] == "user":  # the answer repeats the prompt
+            answers = answers[len(context) :]
         return Form(f"{name} (lists of messages)", tuple(used)), read_messages(context + answers, len(context))
     conversation = _read_history(read_list(extra.pop("history"), "history")) if "history" in extra else []
     texts = [read_text(text, key) for key, text in ((user, record[user]), *extra.items())]
@@ -418,7 +457,7 @@ def _read_history(history: Iterable[Any]) -> Messages:
 def _add_system(others: dict[str, Any], conversation: Messages) -> Messages:
     """Return the conversation with the system message that the record has in one of SYSTEM_KEYS."""
     for key in SYSTEM_KEYS:
-        if key not in others or is_empty(others[key]):
+        if key not in others or is_blank(others[key]):
             continue
         system = read_text(others[key], key)
         if not conversation or conversation[0][0] != "system":

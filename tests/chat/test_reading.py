@@ -638,6 +638,12 @@ def test_named_keys_win_over_those_of_messages(tmp_path, container):
 
 
 @smoke
+def test_an_empty_list_at_the_start_of_an_array_is_one_broken_record(tmp_path):
+    path = write_text(tmp_path / "a.json", json.dumps([[], as_messages(talk("q", "a"))["messages"]]))
+    assert read(path, skip_broken=True) == [talk("q", "a")]
+
+
+@smoke
 def test_pretty_printed_values_are_not_recovered_line_by_line(tmp_path):
     """An inner object on a line of its own must not become a record."""
     text = json.dumps(as_messages(talk("q", "a")), indent=1)
