@@ -261,10 +261,10 @@ def read_message(message: Any) -> Message:
     if not isinstance(message, dict) or not ("role" in message or "from" in message):
         problem = f"{shorten(message, 60)!r} is not a message with role and content"
         raise RecordError("no message", problem, MESSAGE_FORMAT)
-    name = message.get("role")
-    name = message.get("from") if name is None else name
+    name = message["role"] if "role" in message else message["from"]
     role = ROLE_OF_NAME.get(name) if isinstance(name, str) else None
     if role is None:
+        name = message.get("from") if name is None else name
         lower_name = shorten(name).strip().lower()
         if lower_name not in ROLE_OF_NAME:
             kind = f"the role {lower_name!r}" if lower_name in OTHER_ROLES else "an unknown role"
@@ -275,8 +275,10 @@ def read_message(message: Any) -> Message:
         reject_keys(message, REJECTED_MESSAGE_KEYS)
         reject_flags(message, REJECTED_MESSAGE_FLAGS)
         in_loss = read_loss(message, MESSAGE_LOSS_KEYS) is not False
-    is_value = message.get("value") is not None and (message.get("from") is not None or message.get("content") is None)
+    is_value = "value" in message and ("from" in message or "content" not in message)
     content = message["value"] if is_value else message.get("content")
+    if content is None:
+        content = message.get("content" if is_value else "value")
     return role, read_content(content) if isinstance(content, list) else read_text(content, "content"), in_loss
 
 
@@ -430,9 +432,10 @@ def _read_pair(record: dict[str, Any], others: dict[str, Any], user: str, assist
             read_list(record[key], key) if _is_list(record[key], key) else [{"role": role, "content": record[key]}]
             for key, role in ((user, "user"), (assistant, "assistant"))
         )
-        heads = [[read_message(message)[:2] for message in part[: len(context)]] for part in (context, answers)]
-        if heads[0] == heads[1] and heads[0][-1][0] == "user":  # the answer repeats the prompt
-            answers = answers[len(context) :]
+        if len(answers) > len(context):
+            heads = [[read_message(message)[:2] for message in part[: len(context)]] for part in (context, answers)]
+            is_repeated = heads[0] == heads[1] and heads[0][-1][0] == "user"
+            answers = answers[len(context) :] if is_repeated else answers
         return Form(f"{name} (lists of messages)", tuple(used)), read_messages(context + answers, len(context))
     conversation = _read_history(read_list(extra.pop("history"), "history")) if "history" in extra else []
     texts = [read_text(text, key) for key, text in ((user, record[user]), *extra.items())]
