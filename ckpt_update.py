@@ -90,6 +90,10 @@ def compare_with_transformers(model: GPT, directory: str) -> str:
     reference = hugging_face.transformers_logits(directory, random_ids(model))
     if isinstance(reference, str):
         return f"not compared with transformers, which {reference}"
+    if not reference.isfinite().all():
+        raise UserError(
+            f"nothing was written, since {directory} computes logits that are not finite: check its weights"
+        )
     difference = (model_logits(model) - reference).abs().max().item()
     if not difference <= 1e-4 * max(1.0, reference.abs().max().item()):
         problem = f"its logits would differ by {difference:.2g} from those of transformers for {directory}"
@@ -111,13 +115,13 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     checkpoint, path = checkpoints.load_path(source, **{**args, **(NANOGPT_PLUS_SIZES[cfg.size] if cfg.size else {})})
     model = checkpoints.restore_model(checkpoint, path)
     logits, tokenizer = model_logits(model), checkpoint.get("tokenizer")
+    note = f"same logits as {source}"
+    if path == source and hugging_face.is_model(source):
+        note = compare_with_transformers(model, hugging_face.find_directory(source))
     if cfg.to == "hf":
         note = write_directory(model, tokenizer, target, logits, settings_hash)
         print(f"wrote {target}: {describe(model)}, {note}" + ("" if tokenizer else "; no tokenizer"))
         return
-    note = f"same logits as {source}"
-    if path == source and hugging_face.is_model(source):
-        note = compare_with_transformers(model, hugging_face.find_directory(source))
     if cfg.pos_embd:
         scheme = position_scheme(model.config) if model.config.model_type == "gpt" else "no"
         if scheme != "default":

@@ -21,11 +21,9 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import contextlib
 import glob
 import math
-import re
 import shlex
 import shutil
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Iterable, Iterator
 
 import configurator
@@ -34,7 +32,16 @@ from dongpt.program import LOCK_FILE, ROOT, run_program
 from dongpt.text.archives import is_archive, read_head
 from dongpt.text.bins import PreparedData, dataset_folder, read_meta
 from dongpt.text.compressed import file_suffixes
-from dongpt.text.documents import BLANK, FOLDER_SUFFIXES, RECORD_SUFFIXES, TEXT_SUFFIXES, Document, Files, find_files
+from dongpt.text.documents import (
+    BLANK,
+    FOLDER_SUFFIXES,
+    RECORD_SUFFIXES,
+    TEXT_SUFFIXES,
+    VALIDATION_NAME,
+    Document,
+    Files,
+    find_files,
+)
 from dongpt.text.file_kinds import looks_like_json
 from dongpt.text.hub import PREFIX, HubText, open_dataset, parse_name
 from dongpt.text.prepare import TextSource, Vocabulary, prepare, warn_unused_options
@@ -52,7 +59,6 @@ MAX_PASSES = 4  # over the training set
 MEMORIZING_PASSES = 16  # over the training set; more cause a warning about memorization
 TOKENS_PER_PARAMETER = 20
 MIN_ITERS = 200
-VALIDATION_NAME = re.compile(r"(?<![a-z])(dev|val|valid|validation|test)(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def select_files(cfg: PrepareConfig, paths: list[str]) -> tuple[Files, Files | N
     n_shared = len(paths) - len(train_paths)
     shared = f", and not training on the {n_shared:,} of them in the input" if n_shared else ""
     print(f"validating on {count_of(len(val_paths), 'file')} from {cfg.val_input}{shared}")
-    return make_files(cfg, train_paths), make_files(cfg, val_paths)
+    return make_files(cfg, train_paths), replace(make_files(cfg, val_paths), needs_separator=False)
 
 
 def make_files(cfg: PrepareConfig, paths: list[str]) -> Files:
@@ -166,7 +172,8 @@ def make_files(cfg: PrepareConfig, paths: list[str]) -> Files:
     if unknown := [os.path.basename(p) for p in paths if file_suffixes(p)[0] not in known and not is_archive(p)]:
         more = f" and {count_of(len(unknown) - 1, 'other file')}" if len(unknown) > 1 else ""
         print(f"reading {unknown[0]}{more} as plain text, since the file extension is unknown")
-    if json_paths := [p for p in paths if file_suffixes(p)[0] in (".txt", ".md") and looks_like_json(read_head(p))]:
+    texts = (p for p in paths if file_suffixes(p)[0] not in (*RECORD_SUFFIXES, ".epub") and not is_archive(p))
+    if json_paths := [p for p in texts if looks_like_json(read_head(p))]:
         note = f"{json_paths[0]} is read as plain text although it looks like JSON"
         print(
             f"{note}: rename it so that it ends in .json or .jsonl to read only the field {cfg.field!r} of its records"
@@ -238,11 +245,19 @@ def open_texts(cfg: PrepareConfig, name: str, folder: str) -> Iterator[tuple[Tex
         yield documents, val_documents
 
 
-def write(cfg: PrepareConfig, folder: str, texts: contextlib.AbstractContextManager, source: str = "") -> PreparedData:
-    """Prepare and report on texts: (documents, validation documents or None). An error leaves no new folder behind."""
+@contextlib.contextmanager
+def open_hub_validation(cfg: PrepareConfig, paths: list[str], folder: str) -> Iterator[tuple[Files, HubText]]:
+    """Yield (files, the dataset that val_input names)."""
+    options = cfg.field, folder, cfg.document, cfg.separator.strip()
+    with open_dataset(parse_name(cfg.val_input), *options) as val_documents:
+        yield make_files(cfg, paths), val_documents
+
+
+def write(cfg: PrepareConfig, folder: str, opened: contextlib.AbstractContextManager, source: str = "") -> PreparedData:
+    """Prepare and report on opened (documents, validation documents or None). An error leaves no new folder behind."""
     is_new = not os.path.exists(folder)
     try:
-        with texts as (documents, val_documents):
+        with opened as (documents, val_documents):
             source = documents.source if isinstance(documents, HubText) else source
             options = {"shard_tokens": cfg.shard_tokens, "val_documents": val_documents}
             prepared = prepare(folder, documents, cfg, cfg.val_fraction, source, **options)
@@ -252,6 +267,14 @@ def write(cfg: PrepareConfig, folder: str, texts: contextlib.AbstractContextMana
         raise
     assert prepared
     report(prepared)
+    for texts in filter(None, (documents, val_documents)):
+        for path, n_left_out in texts.n_left_out.items():
+            if path != BLANK:
+                print(f"skipped {count_of(n_left_out, 'other file')} in {path}")
+    names = documents.validation_names if isinstance(documents, Files) and cfg.val_fraction else ()
+    for name in sorted(names)[:3]:
+        problem = f"{name} is part of the training text, although its name sounds like a validation or test text"
+        print(f"{problem}: unpack the archive, and pass that file as --val_input")
     return prepared
 
 
@@ -271,12 +294,10 @@ def main(argv: list[str] | None = None):
     skipped = f", skipping {count_of(n_skipped, 'other file')}" if n_skipped else ""
     if len(paths) > 1 or skipped:
         print(f"reading {count_of(len(paths), 'file')} from {input_path}{skipped}")
-    files, val_files = select_files(cfg, paths)
     source = source_name(input_path)
-    prepared = write(cfg, folder, contextlib.nullcontext((files, val_files)), source)
-    for path, n_left_out in (files.n_left_out + (val_files.n_left_out if val_files else Counter())).items():
-        if path != BLANK:
-            print(f"skipped {count_of(n_left_out, 'other file')} in {path}")
+    is_hub_val = cfg.val_input.startswith(PREFIX)
+    texts = open_hub_validation(cfg, paths, folder) if is_hub_val else contextlib.nullcontext(select_files(cfg, paths))
+    prepared = write(cfg, folder, texts, source)
     if prepared.meta["split"] == "position" and len(paths) > 1:
         order = "the end of the files in the order of their names"
         print(f"the validation text is {order} ({paths[-1]} is the last): pass --val_input=FILE to choose it")

@@ -104,7 +104,7 @@ class SpeedConfig:
 
 def measure(name: str, whose: str, arguments: str, cfg: SpeedConfig, out_dir: str, seed: int) -> dict:
     """Measure one run: its total seconds, seconds to the first iteration, median milliseconds per iteration, mfu in
-    percent, and whole-validation loss. Values that do not apply are None."""
+    percent, and loss on the whole validation set. Values that do not apply are None."""
     words = arguments.split()
     program = words.pop(0) if words[0].endswith("bench.py") else "train.py"
     folder = ROOT if whose == "ours" else cfg.nanogpt

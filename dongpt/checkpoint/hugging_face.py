@@ -221,11 +221,17 @@ def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
     """Return a directory's tokenizer: the one written by save, GPT-2's, UNSUPPORTED_TOKENIZER, or None if missing."""
     if record := _read(directory, EXPORT_RECORD_FILE):
         return record.get("tokenizer")
-    hf_model = _read(directory, "tokenizer.json").get("model")
+    hf_tokenizer = _read(directory, "tokenizer.json")
+    hf_model, added = hf_tokenizer.get("model"), hf_tokenizer.get("added_tokens")
+    added_names = (
+        {token.get("content") for token in added if isinstance(token, dict)} if isinstance(added, list) else set()
+    )
+    added_names |= _read(directory, "added_tokens.json").keys()
     vocabulary = _read(directory, "vocab.json") or (hf_model.get("vocab") if isinstance(hf_model, dict) else None)
     if not vocabulary:
         return {"kind": "gpt2"} if vocab_size == 50257 else None
     is_gpt2 = isinstance(vocabulary, dict) and all(vocabulary.get(token) == i for token, i in GPT2_TOKEN_IDS.items())
+    is_gpt2 = is_gpt2 and len(vocabulary) == len(vocabulary.keys() | added_names) == GPT2_TOKEN_IDS[END] + 1
     return {"kind": "gpt2"} if is_gpt2 else UNSUPPORTED_TOKENIZER
 
 

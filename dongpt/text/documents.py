@@ -40,6 +40,7 @@ DATA_FILE_PATTERN = re.compile(
     r"((train|val)(_\d{3,})?(\.mask)?\.bin|val\.ids|(meta|preparing)\.json)(\.part|\.new)?"
     r"|preparing\.lock|explore\.png|word2vec\.(npy|png)"
 )
+VALIDATION_NAME = re.compile(r"(?<![a-z])(dev|val|valid|validation|test)(?![a-z])")
 BLANK_LINES_PATTERN = re.compile(r"\n(?:[ \t]*\n)+")
 LINE_END_PATTERN = re.compile(r"\n(?:[ \t]*\n)*")
 TextPart = tuple[str, bool]  # (text, whether it ends its document)
@@ -91,8 +92,11 @@ class Files:
     option: str = "--field"  # command-line option for the field names, used in error messages
     raw: bool = False  # keep NULs and line endings in records, instead of rejecting NULs and converting line endings
     separator: str = ""  # text of a line that ends a document and is left out; "" if there are none
+    needs_separator: bool = True  # whether a text without such a line is an error
     # what the last pass over the documents left out: BLANK ones, and by path the other files of an archive
     n_left_out: Counter[str] = dataclasses.field(default_factory=Counter, repr=False, compare=False)
+    # members of archives that sound like a validation or test text, as far as they have been read
+    validation_names: set[str] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -118,7 +122,7 @@ class Files:
         parts: Iterator[TextPart]
         parts = (part for path in self.paths for part in self.read_file(path, on_progress, digest))
         if self.separator:
-            parts = _split_at_lines(parts, self.separator)
+            parts = _split_at_lines(parts, self.separator, self.paths[0] if self.needs_separator else "")
         parts = _skip_blanks(parts, self.n_left_out)
         if self.document == "none":
             return _join_documents(parts)
@@ -187,7 +191,10 @@ class Files:
         """Yield the texts in an archive, or the file itself."""
 
         def is_wanted(name: str) -> bool:
-            return file_suffixes(name)[0] in suffixes and file_suffixes(name)[0] != ".parquet"
+            is_text = file_suffixes(name)[0] in suffixes and file_suffixes(name)[0] != ".parquet"
+            if is_text and VALIDATION_NAME.search(name.lower()):
+                self.validation_names.add(f"{path}/{name}")
+            return is_text
 
         def count_skipped():
             self.n_left_out[path] += 1
@@ -385,11 +392,17 @@ def read_csv_rows(
     fitting = [delimiter for delimiter, names in named.items() if is_fitting(names)]
     delimiter = fitting[0] if fitting else max(named, key=lambda delimiter: len(named[delimiter]))
 
+    n_tabs = len(named[delimiter]) - 1 if delimiter == "\t" else 0  # in commas, text has lines that look like rows
+
     def read_rows() -> Iterator[tuple[str, list[str]]]:
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
             for row in filter(None, rows):
-                yield f"{path} line {rows.line_num + n_header_lines:,}", row
+                location = f"{path} line {rows.line_num + n_header_lines:,}"
+                if n_tabs and any(line.count("\t") == n_tabs for value in row for line in value.split("\n")[1:]):
+                    problem = "a quotation mark at the start of a field makes the lines up to the next one part of it"
+                    raise UserError(f"{location}: {problem}: double it, and put the field in quotation marks")
+                yield location, row
         except csv.Error as error:
             location = f"{path} line {rows.line_num + n_header_lines:,}"
             raise UserError(f"{location} is not valid CSV ({error}): correct or delete it") from error
@@ -480,10 +493,10 @@ def _skip_blanks(parts: Iterable[TextPart], n_left_out: Counter) -> Iterator[Tex
             leading_blanks = text
 
 
-def _split_at_lines(parts: Iterable[TextPart], separator: str) -> Iterator[TextPart]:
+def _split_at_lines(parts: Iterable[TextPart], separator: str, path: str) -> Iterator[TextPart]:
     """End documents at lines that hold only the separator, and leave these lines out.
 
-    Raises UserError if there is no such line.
+    Raises UserError if there is no such line and path, where the text starts, isn't empty.
     """
     separator_line = re.compile(rf"^[ \t]*{re.escape(separator.strip())}[ \t]*(?:\n|\Z)", re.MULTILINE)
     n_found, remainder = 0, ""  # the start of a line that the next part continues
@@ -507,8 +520,8 @@ def _split_at_lines(parts: Iterable[TextPart], separator: str) -> Iterator[TextP
         if len(remainder) > CHUNK_BYTES:  # longer than any separator
             yield remainder, False
             remainder, has_output, is_new_line = "", True, False
-    if not n_found:
-        problem = f"no line of the text consists of {separator!r}"
+    if path and not n_found:
+        problem = f"no line of the text that starts in {path} consists of {separator!r}"
         raise UserError(f"{problem}: correct --separator, or drop it")
 
 

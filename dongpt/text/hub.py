@@ -27,7 +27,7 @@ from configurator import UserError
 from dongpt.log import progress_bar
 from dongpt.program import atomic_write, first_line
 from dongpt.text.bins import STAGING_DIR
-from dongpt.text.documents import Document, Files, Progress, TextPart
+from dongpt.text.documents import TEXT_SUFFIXES, Document, Files, Progress, TextPart, find_files
 
 PREFIX = "hf:"
 COPY_DIR = ".dongpt-hub"  # start of the name of a folder in the data folder; a hash of the dataset follows
@@ -125,6 +125,8 @@ def find_text(dataset: DatasetName, column: str, folder: str) -> "HubText":
             revision, local_paths = "" if dataset.is_local else str(builder.hash), _local_paths(builder, dataset.split)
             is_parquet = builder.name == "parquet" and bool(local_paths)
             remote_paths = [] if local_paths else [*(builder.config.data_files or {}).get(dataset.split, [])]
+            if dataset.is_local:
+                _report_unread(dataset, builder)
         features = _features(stream)
         _check_column(dataset, features, column)
         is_parquet = is_parquet and "string" in features[column].dtype
@@ -209,6 +211,17 @@ def _check_column(dataset: DatasetName, features: dict, column: str):
         raise UserError(f"{dataset}: the column {column!r} is not text but {kind}: pass --field=NAME, one of {choices}")
 
 
+def _report_unread(dataset: DatasetName, builder: Any):
+    """Print how many texts in a local folder `datasets` does not read: it chooses the most frequent format."""
+    read = {os.path.realpath(path) for paths in (builder.config.data_files or {}).values() for path in paths}
+    found: list[str] = []
+    with contextlib.suppress(UserError):  # there are none
+        found = find_files(dataset.path, suffixes=(*TEXT_SUFFIXES, ".json"))[0]
+    if unread := [path for path in found if os.path.realpath(path) not in read]:
+        problem = f"{dataset}: `datasets` does not read {len(unread):,} of {len(found):,} files, such as {unread[0]}"
+        print(f"{problem}: to read all of them, pass the folder without the hf: prefix")
+
+
 def _local_paths(builder: Any, split: str) -> list[str]:
     """Return the local files of a split, or none if it is on the Hub."""
     if builder.name == "cache":
@@ -281,6 +294,8 @@ def _explanation(dataset: DatasetName, error: Exception) -> str:
         return f"{problem}: {_how_to_name(dataset, 'CONFIG', names)}"
     if isinstance(error, DataFilesNotFoundError) or type(error).__name__ == "EmptyDatasetError":
         return "it holds no data files that `datasets` reads: use a folder with Parquet, JSON lines, CSV or text files"
+    if dataset.is_local and isinstance(error, FileNotFoundError):
+        return f"a file is missing ({line}): copy the folder again"
     if isinstance(error, (DatasetNotFoundError, FileNotFoundError)) or "Please specify the data files" in text:
         return f"the Hub has no such dataset, or it is private: look up OWNER/NAME at huggingface.co, or {remedy}"
     if "OfflineModeIsEnabled" in text:

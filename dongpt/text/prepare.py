@@ -42,7 +42,6 @@ from dongpt.text.tokenizers import (
     BPETokenizer,
     CharTokenizer,
     GPT2Tokenizer,
-    TiktokenTokenizer,
     Tokenizer,
     WordTokenizer,
     is_word_break,
@@ -189,14 +188,15 @@ def prepare(
         tokenizer.template, writer.tokenizer = template, tokenizer
         end_id = tokenizer.end_id if meta["documents"] > len(texts) else None
         sample_splits = ("val",) if seed is None and documents is files and val_fraction else SPLITS
-        sample = _encode_and_write(writer, tokenizer, pieces, end_id, sample_splits, num_skipped)
+        sample, has_starts = _encode_and_write(writer, tokenizer, pieces, end_id, sample_splits, num_skipped)
         if [text.fingerprint() for text in texts] != fingerprint:
             problem = "the text changed while it was being read"
             raise UserError(f"{problem}: run this command again when no program is writing to it")
-        if isinstance(tokenizer, TiktokenTokenizer) and len(ids := writer.first_ids()):
-            has_ends = end_id is not None if documents is files else tokenizer.end_id in ids
-            if not has_ends:
-                tokenizer.set_start(choose_start_id(tokenizer, ids, documents is not files))
+        ids = writer.first_ids()
+        if documents is not files or seed is not None:
+            has_starts = tokenizer.end_id in ids
+        if tokenizer.start_id == tokenizer.end_id and not has_starts and len(ids):
+            tokenizer.set_start(choose_start_id(tokenizer, ids, documents is not files))
         prepared = writer.finish({"source": source, **meta, "sha256": sha256 or meta["sha256"]}, val_order)
         return replace(prepared, sample=sample)
 
@@ -434,7 +434,10 @@ def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: i
         return in_val
     val_start = int(stats.characters * (1 - val_fraction))  # the same position as in nanoGPT's scripts
     if not 2 <= val_start <= stats.characters - 2:  # a loss needs an input token and a target
-        raise UserError(f"the text has only {stats.characters} characters and is too short to split: use a longer text")
+        problem = (
+            f"the text has only {stats.characters:,} characters, too few to split with val_fraction={val_fraction}"
+        )
+        raise UserError(f"{problem}: use a longer text, or another --val_fraction")
     return val_start
 
 
@@ -483,15 +486,16 @@ def _documents_after(
             raise UserError(f"{path} changed while it was being read: run this again when no program is writing to it")
 
 
-def choose_start_id(tokenizer: TiktokenTokenizer, ids: np.ndarray, has_segments: bool) -> int:
-    """Return the id from which to sample if <|endoftext|> never occurs in ids, the start of the training set.
+def choose_start_id(tokenizer: Tokenizer, ids: np.ndarray, has_segments: bool) -> int:
+    """Return the id from which to sample if no text follows <|endoftext|> in ids, the start of the training set.
 
     For segments, it is the id that conversations begin with. For text, it is a newline, as with characters, or the
     most frequent id if there are no newlines.
     """
     if has_segments:
         return int(ids[0])
-    return tokenizer.newline_id if tokenizer.newline_id in ids else int(np.bincount(ids).argmax())
+    (newline_id, *_) = tokenizer.encode("\n", unknown="skip") or [tokenizer.start_id]
+    return newline_id if newline_id in ids else int(np.bincount(ids).argmax())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -500,16 +504,20 @@ def choose_start_id(tokenizer: TiktokenTokenizer, ids: np.ndarray, has_segments:
 
 def _encode_and_write(
     writer: BinWriter, tokenizer: Tokenizer, pieces: Pieces, end_id: int | None, sample_splits: tuple, num_skipped: int
-) -> str:
+) -> tuple[str, bool]:
     """Encode and write all pieces after the first `num_skipped` documents. end_id, if any, follows each document.
 
-    The state is saved after every CHARS_PER_SAVE characters. Returns the start of the first text in sample_splits.
+    The state is saved after every CHARS_PER_SAVE characters. Returns the start of the first text in sample_splits, and
+    whether any text follows end_id in the training set.
     """
     documents, sample, size = writer.state["documents"], "", 0
+    has_end = has_starts = False
 
     def remaining() -> Pieces:
-        nonlocal sample, num_skipped
+        nonlocal sample, num_skipped, has_end, has_starts
         for split, content, is_end in pieces:
+            if split == "train" and end_id is not None:
+                has_starts, has_end = has_starts or has_end, has_end or is_end
             if split in sample_splits and not sample.strip():
                 sample = next(iter(_plain_texts(content)), "")[:SAMPLE_CHARS]
             if num_skipped == 0:
@@ -525,7 +533,7 @@ def _encode_and_write(
         if size >= CHARS_PER_SAVE and job[-1][2]:
             writer.save(documents)
             size = 0
-    return sample
+    return sample, has_starts
 
 
 def encode_pieces(pieces: Pieces, tokenizer: Tokenizer, end_id: int | None) -> Iterator[tuple[EncodeJob, list]]:

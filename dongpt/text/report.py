@@ -74,7 +74,7 @@ def report(prepared: PreparedData):
 
     if tokenizer.has_own_start:
         start = token_name(tokenizer, tokenizer.start_id)
-        print(f"samples without a prompt start after {start}, since <|endoftext|> never occurs in this training set")
+        print(f"samples without a prompt start after {start}, since no text follows <|endoftext|> in this training set")
 
     unknown = int(totals[tokenizer.specials[UNKNOWN]]) if UNKNOWN in tokenizer.specials else 0
     sample = prepared.sample[: tokenizer.find_cut(prepared.sample) or None]  # without a truncated word at the end

@@ -46,8 +46,7 @@ def loss_figure(run_name: str, curves: LossCurves):
     bounds = loss_range(evals, updates)
     if len(updates):
         label = "training, single batches" if curves.updates.group_size == 1 else "training, mean of batches"
-        style = dict(linewidth=1, markersize=6 if len(updates) < FEW_POINTS else 0)
-        axes.plot(updates[:, 0], updates[:, 1], color=LIGHT_BLUE, marker=".", label=label, **style)
+        axes.plot(*updates[:, :2].T, ".-", color=LIGHT_BLUE, lw=1, ms=6 * (len(updates) < FEW_POINTS), label=label)
     if bounds and len(evals):
         is_cut = (evals[:, 1:] > bounds[1]).any(axis=1)
         shown = evals[np.argmin(is_cut) :]  # a straight line from an early point above the picture would mislead

@@ -142,8 +142,8 @@ def schedule_warning(cfg: Any, iter_num: int) -> str:
     """Return a warning if the learning rate decays too early or too late for max_iters, or '' if it does not."""
     start, decay_end = zero_lr_start(cfg), max(cfg.warmup_iters, cfg.lr_decay_iters)
     if start < cfg.max_iters:
-        when = f"0 from iteration {start} on" if start > iter_num else "0 in every remaining iteration"
-        problem = f"the learning rate is {when}, so the weights will not change"
+        when = f"from iteration {start} on" if start > iter_num else "in every remaining iteration"
+        problem = f"the learning rate is 0 {when}, so the weights will not change"
         return f"warning: {problem}: pass --lr_decay_iters={cfg.max_iters}"
     if decay_end <= cfg.max_iters or not cfg.decay_lr:
         return ""
@@ -303,7 +303,6 @@ def last_screen(cfg: Any, loss: Any, meaning: str, curves: LossCurves, best_iter
     result = f"the loss on the whole {split} set is {loss.nats:.4f} (perplexity {loss.perplexity:.2f})"
     lines = [f"final: {result}, measured {measured}"]
     lines.append("  quote this number: the losses above were measured on part of the text or on a single batch")
-    lines += [f"  {meaning}", f"  {verdict}"]
-    lines.append(f"saved: {checkpoint} (the model) and {picture} (its loss curves)")
+    lines += [f"  {meaning}", f"  {verdict}", f"saved: {checkpoint} (the model) and {picture} (its loss curves)"]
     lines.append(f"next: python chat.py {out_dir}" if is_chat else f"next: python sample.py --out_dir={out_dir}")
     return "\n".join(lines)

@@ -334,6 +334,40 @@ def test_missing_weights_are_listed_by_their_names_in_the_file(tmp_path, transfo
         load_model(str(tmp_path / "hf"))
 
 
+@pytest.mark.parametrize("place", ["none", "added_tokens.json", "tokenizer.json", "vocab.json"])
+def test_added_tokens_make_another_tokenizer_than_gpt2s(tmp_path, place):
+    names = {i: name for name, i in hugging_face.GPT2_TOKEN_IDS.items()}
+    vocabulary = {names.get(i, f"token {i}"): i for i in range(50257)}
+    added = {"<|im_start|>": 50257}
+    contents = {"vocab.json": vocabulary, "added_tokens.json": {"<|endoftext|>": 50256}}
+    contents["tokenizer.json"] = {"added_tokens": [{"id": 50256, "content": "<|endoftext|>"}]}
+    if place == "tokenizer.json":
+        contents[place]["added_tokens"].append({"id": 50257, "content": "<|im_start|>"})
+    elif place != "none":
+        contents[place] |= added
+    for name, content in contents.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    tokenizer = hugging_face._read_tokenizer(str(tmp_path), 50257 + (place != "none"))
+    assert tokenizer == ({"kind": "gpt2"} if place == "none" else hugging_face.UNSUPPORTED_TOKENIZER)
+
+
+def test_an_export_is_compared_with_the_source_too(tmp_path, transformers):
+    """Two keys for the number of heads: transformers takes one, and we the other."""
+    theirs(transformers, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "n_head": 2, "num_attention_heads": 4}))
+    for out, *options in (("new.pt",), ("new", "--to=hf")):
+        assert "from those of transformers" in refusal(ckpt_update.main, str(tmp_path / "hf"), out, *options)
+        assert not os.path.exists(out)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, transformers):
+    model = theirs(transformers)
+    model.transformer.wte.weight.data[3] = float("nan")
+    model.save_pretrained(tmp_path / "hf")
+    assert "not finite: check its weights" in refusal(ckpt_update.main, str(tmp_path / "hf"), "new.pt")
+
+
 def test_a_peft_adapter_is_told_what_it_lacks(tmp_path):
     from safetensors.torch import save_file
 

@@ -111,6 +111,14 @@ def test_names_of_the_hub_and_of_folders(name):
     assert parse_name(name) == NAMES[name]
 
 
+def test_files_that_datasets_does_not_read_are_reported(capsys):
+    write_files("folder", "jsonl")
+    with open("folder/other.txt", "w") as file:
+        file.write("another format\n")
+    read("hf:./folder")
+    assert "does not read 1 of 4 files, such as ./folder/other.txt" in capsys.readouterr().out
+
+
 def test_a_folder_may_have_colons_in_its_name(tmp_path):
     (tmp_path / "a:b").mkdir()
     assert parse_name(f"hf:{tmp_path}/a:b") == DatasetName(f"{tmp_path}/a:b", is_local=True)

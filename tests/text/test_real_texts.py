@@ -234,6 +234,8 @@ def test_json_named_as_text_is_read_as_it_is_with_a_note(tmp_path):
         (tmp_path / "a.txt").write_text(content, encoding="utf-8")
         printed = prepare(tmp_path, "a.txt")
         assert "a.txt is read as plain text although it looks like JSON: rename it so that it ends in .json" in printed
+    (tmp_path / "a.log").write_text('{"text": "a b c"}\n' * 99)
+    assert "a.log is read as plain text although it looks like JSON" in prepare(tmp_path, "a.log")
     (tmp_path / "b.txt").write_text("{x} [1] {'text': 2}\n" * 99)
     assert "JSON" not in prepare(tmp_path, "b.txt")
 
@@ -404,6 +406,29 @@ def write_folder(tmp_path) -> dict[str, str]:
     for name, text in texts.items():
         (tmp_path / "texts" / f"{name}.txt").write_text(text)
     return texts
+
+
+def test_a_stray_quotation_mark_in_tsv_swallows_no_rows(tmp_path):
+    rows = ["id\ttext", '1\t"Hello there', "2\tsecond line", '3\tthird "']
+    (tmp_path / "a.tsv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(UserError, match="a.tsv line 4: a quotation mark at the start of a field"):
+        list(Files([str(tmp_path / "a.tsv")]).read_documents())
+    (tmp_path / "b.tsv").write_text('id\ttext\n1\t"two\nlines, ""quoted"""\n')
+    assert [text for text, _ in Files([str(tmp_path / "b.tsv")]).read_documents()] == ['two\nlines, "quoted"']
+
+
+def test_an_archive_that_holds_a_validation_text_says_so(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("dev.txt", "train.txt"):
+            archive.writestr(name, generated_text(500))
+    assert "a.zip/dev.txt is part of the training text" in prepare(tmp_path, "a.zip")
+    assert "a.zip/dev.txt" not in prepare(tmp_path, "a.zip", "--val_fraction=0")
+
+
+def test_a_validation_text_needs_no_separators(tmp_path):
+    (tmp_path / "a.txt").write_text("one text\n##\nanother text\n##\n" * 30)
+    (tmp_path / "b.txt").write_text("one text another text\n" * 9)
+    assert "in 61 documents" in prepare(tmp_path, "a.txt", "--val_input=b.txt", "--separator=##")
 
 
 def test_a_folder_that_is_split_by_position_says_so_and_names_a_validation_file(tmp_path):

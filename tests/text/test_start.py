@@ -32,7 +32,7 @@ def test_a_single_document_starts_after_a_line_ending_and_says_so(capsys, gpt2_v
     assert prepared.tokenizer.end_id not in open_data("data")[1]["train"][:]
     report(prepared)
     printed = capsys.readouterr().out
-    assert "samples without a prompt start after '\\n', since <|endoftext|> never occurs" in printed
+    assert "samples without a prompt start after '\\n', since no text follows <|endoftext|>" in printed
     stored = from_dict(read_meta("data")["tokenizer"])
     assert stored.start_id == prepared.tokenizer.start_id == stored.newline_id
 
@@ -43,6 +43,25 @@ def test_several_documents_start_after_endoftext(capsys):
     assert "start_id" not in read_meta("data")["tokenizer"]
     report(prepared)
     assert "samples without a prompt" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
+def test_a_training_set_in_which_no_text_follows_endoftext(capsys, tokenizer):
+    """Of two documents, the split cuts the first one."""
+    prepared = write([generated_text(), "The end.\n"], Vocabulary(tokenizer, vocab_size=300))
+    ids = open_data("data")[1]["train"][:]
+    assert prepared.tokenizer.end_id not in ids and prepared.tokenizer.start_id in ids
+    assert prepared.tokenizer.decode([prepared.tokenizer.start_id]) == "\n"
+    report(prepared)
+    assert "samples without a prompt start after '\\n'" in capsys.readouterr().out
+    assert from_dict(read_meta("data")["tokenizer"]).start_id == prepared.tokenizer.start_id
+
+
+def test_endoftext_as_the_last_token_of_the_training_set_is_no_start():
+    val = Texts([generated_text(50, 1), generated_text(50, 2)])
+    prepare("data", Texts([generated_text()]), Vocabulary("char"), quiet=True, val_documents=val)
+    tokenizer, ids = from_dict(read_meta("data")["tokenizer"]), open_data("data")[1]["train"][:]
+    assert ids[-1] == tokenizer.end_id != tokenizer.start_id and tokenizer.decode([tokenizer.start_id]) == "\n"
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "word"])
