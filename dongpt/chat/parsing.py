@@ -139,38 +139,36 @@ def _find_array(text: JsonText, has_lines: bool, named: tuple[str, ...], convers
     try:
         element = text.peek_element(text.path, offset)
     except JsonError:  # it is reported when it is read
-        if not FIRST_LINE_START.match(text.buffer, text.position + offset):
-            return None, None
-        element = {LIST_KEYS[0]: None}
-    if not offset:
-        is_empty_array = element in (None, []) and not has_lines  # in lines, an empty array is a conversation
-        is_list = isinstance(element, list) and bool(element) and isinstance(element[0], dict)
-        is_array = is_empty_array or is_list or isinstance(element, dict) and not is_message(element, named)
-        has_names = is_message(element, named) and records.find_name(element, conversation) is not None
-        is_array = is_array or has_names and not has_lines
-    else:
+        is_array = FIRST_LINE_START.match(text.buffer, text.position + offset) is not None
+        return offset if is_array else None, None
+    if offset:
         is_array = _is_record(element, key, named)
+    elif is_message(element, named):
+        is_array = not has_lines and records.find_name(element, conversation) is not None
+    elif isinstance(element, list) and element:
+        is_array = isinstance(element[0], dict)
+    else:  # in lines, an empty array is a conversation
+        is_array = isinstance(element, dict) or element in (None, []) and not has_lines
     for name, value in neighbors.items() if is_array else ():
         _check_neighbor(name, value, f"{text.path} line {text.line():,}")
     return offset if is_array else None, element
 
 
-def _is_record(element: Any, key: str, named: tuple[str, ...]) -> bool:
+def _is_record(element: Any, key: str = "", named: tuple[str, ...] = ()) -> bool:
     """Return True if the first element of the list with this key is a record."""
     if isinstance(element, list):
         return bool(element) and is_message(element[0])
-    names = tuple(name.strip().lower() for name in element) if isinstance(element, dict) else ()
-    has_pair = records.find_pair(names) is not None or bool(named) and {*named}.issubset(names)
-    return not {*LIST_KEYS}.isdisjoint(names) or has_pair and key not in LIST_KEYS and not is_message(element)
+    names = [name.strip().lower() for name in element] if isinstance(element, dict) else []
+    has_pair = records.has_form(names) or bool(named) and {*named}.issubset(names)
+    return has_pair and not (key in LIST_KEYS and {*names}.isdisjoint(LIST_KEYS)) and not is_message(element)
 
 
 def _check_neighbor(key: str, value: Any, location: str):
     """Raise UserError for what an object has next to its list of records, if it matters to the records."""
     name = key.strip().lower()
-    is_missing = value in (None, "") if name in records.LOSS_KEYS else records.is_empty(value)
-    if name in records.RECORD_KEYS and not is_missing:
+    if name in records.RECORD_KEYS and (not records.is_empty(value) or name in records.LOSS_KEYS and value is False):
         raise UserError(f"{location}: {key!r} is next to a list of records: move it into each record, or delete it")
-    if isinstance(value, list) and value and (is_message(value[0]) or _is_record(value[0], "", ())):
+    if isinstance(value, list) and value and (is_message(value[0]) or _is_record(value[0])):
         raise UserError(f"{location}: {key!r} is more than the one list of an object: save each list as a file")
 
 

@@ -67,7 +67,8 @@ class Dialogues:
             if suffix in documents.CSV_DELIMITERS:
                 yield from self._join_records(location, self._read_csv(location, suffix, chunks), survey)
             elif suffix in JSON_SUFFIXES or head.lstrip().startswith(("[", "{")):
-                named = tuple(name.strip().lower() for name in records.find_named(self.user, self.assistant))
+                is_named = (self.user, self.assistant) != ("user", "assistant")
+                named = (self.user.strip().lower(), self.assistant.strip().lower()) if is_named else ()
                 values = read_json(chunks, location, suffix in LINE_SUFFIXES, named, self.conversation)
                 yield from self._join_records(location, values, survey)
             else:

@@ -43,32 +43,28 @@ SYSTEM_KEYS = ("system", "system_prompt")
 LOSS_KEYS = frozenset(("weight", "train", "trainable", "loss_mask", "loss_weight"))
 MESSAGE_LOSS_KEYS = LOSS_KEYS | {"training", "loss", "loss_scale"}
 FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": None}
+EMPTY_TEXTS = ("", "<noinput>"), ("", "[]", "{}", "null")  # of text, and of a list
 FLAG_TEXTS = {*FLAGS, "good", "bad"} - {""}
-REJECTED_FLAGS = dict.fromkeys(("label", "kto_tag"), "preference data")  # true for a good answer, false for a bad one
-REJECTED_MESSAGE_FLAGS = {
-    **REJECTED_FLAGS,
-    **dict.fromkeys(("trained", "train_on"), "loss masks other than train or weight"),
-}
+FLAG_KEYS = ("label", "kto_tag", "trained", "train_on")  # rejected if they are true or false, in any spelling
 REJECTED_KEYS = {  # unless their value is empty: the kind of content that this program cannot express
     **dict.fromkeys(
         ("tools", "tool_calls", "tool_call_id", "functions", "function_call", "tool_responses"), "tool calls"
     ),
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "images, audio or video"),
     **dict.fromkeys(("chosen", "rejected", "chosen_response", "rejected_response"), "preference data"),
-    **dict.fromkeys(("preferred_output", "non_preferred_output"), "preference data"),
+    **dict.fromkeys(("preferred_output", "non_preferred_output", "label", "kto_tag"), "preference data"),
     **dict.fromkeys(("mask", "masked", "train_detail", "training_detail"), "loss masks other than train or weight"),
 }
 REJECTED_MESSAGE_KEYS = {
     **REJECTED_KEYS,
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "reasoning apart from the content"),
     "refusal": "refusals apart from the content",
-    **dict.fromkeys(("weights", "mask_out"), "loss masks other than train or weight"),
+    **dict.fromkeys(("weights", "mask_out", "trained", "train_on"), "loss masks other than train or weight"),
 }
-SPECIAL_KEYS = {*REJECTED_KEYS, *LOSS_KEYS, *REJECTED_FLAGS}
+SPECIAL_KEYS = {*REJECTED_KEYS, *LOSS_KEYS}
 FORM_KEYS = {*LIST_KEYS, *QUESTION_KEYS, *ANSWER_KEYS}
 RECORD_KEYS = frozenset({*FORM_KEYS, *INPUT_KEYS, "history", *SYSTEM_KEYS, *SPECIAL_KEYS})
 MESSAGE_KEYS = MESSAGE_LOSS_KEYS | {"role", "from", "content", "value", "type", "text", *REJECTED_MESSAGE_KEYS}
-MESSAGE_KEYS |= {*REJECTED_MESSAGE_FLAGS}
 LISTED_MESSAGE = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""", re.IGNORECASE)
 TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -120,18 +116,13 @@ def lower_keys(holder: dict[str, Any], known: frozenset[str], named: tuple[str, 
 # values
 
 
-def is_empty(value: Any) -> bool:
-    """Return True if a value is null, NaN, blank, or a container of such values."""
+def is_empty(value: Any, texts: Container[str] = EMPTY_TEXTS[1]) -> bool:
+    """Return True if a value is null, NaN, one of the texts, or a container of such values."""
     if isinstance(value, str):
-        return value.strip() in ("", "[]", "{}", "null")
+        return value.strip() in texts
     if isinstance(value, (list, dict)):
         return all(map(is_empty, value.values() if isinstance(value, dict) else value))
     return value is None or value is False or value != value
-
-
-def is_blank(value: Any) -> bool:
-    """Return True if a value has no text."""
-    return not value.strip() if isinstance(value, str) else is_empty(value)
 
 
 def read_text(value: Any, field: str) -> str:
@@ -205,16 +196,11 @@ def read_loss(holder: dict[str, Any], keys: frozenset[str] = LOSS_KEYS) -> bool 
 def reject_keys(holder: dict[str, Any], rejected: dict[str, str], accepted: Container[str | None] = ()):
     """Raise RecordError if holder has content that a conversation cannot express, unless its kind is in accepted."""
     for key in holder:
-        if key in rejected and rejected[key] not in accepted and not is_empty(holder[key]):
-            raise RecordError(rejected[key], f"{key} means {rejected[key]}, which are not supported")
-
-
-def reject_flags(holder: dict[str, Any], rejected: dict[str, str]):
-    """Raise RecordError if a key of holder in rejected is true or false, in any spelling."""
-    for key in rejected:
-        if key in holder and str(holder[key]).strip().lower() in FLAG_TEXTS:
-            remedy = "delete the key if it means something else"
-            raise RecordError(rejected[key], f"{key} means {rejected[key]}, which are not supported", remedy)
+        if key in rejected and rejected[key] not in accepted:
+            value, is_flag = holder[key], key in FLAG_KEYS
+            if str(value).strip().lower() in FLAG_TEXTS if is_flag else not is_empty(value):
+                remedy = "delete the key if it means something else" if is_flag else ""
+                raise RecordError(rejected[key], f"{key} means {rejected[key]}, which are not supported", remedy)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -273,7 +259,6 @@ def read_message(message: Any) -> Message:
     in_loss = True
     if len(message) > 2:
         reject_keys(message, REJECTED_MESSAGE_KEYS)
-        reject_flags(message, REJECTED_MESSAGE_FLAGS)
         in_loss = read_loss(message, MESSAGE_LOSS_KEYS) is not False
     is_value = "value" in message and ("from" in message or "content" not in message)
     content = message["value"] if is_value else message.get("content")
@@ -321,9 +306,9 @@ def find_pair(keys: tuple[str, ...]) -> tuple[str, str] | str | None:
     return questions[0], answers[0]
 
 
-def find_named(user: str, assistant: str) -> tuple[str, ...]:
-    """Return the keys of the question and the answer if the user gave them."""
-    return () if (user, assistant) == ("user", "assistant") else (user, assistant)
+def has_form(keys: Iterable[str]) -> bool:
+    """Return True if the keys are those of a list of messages, or of a question and an answer."""
+    return not set(names := tuple(keys)).isdisjoint(LIST_KEYS) or find_pair(names) is not None
 
 
 def find_missing(columns: Iterable[str], user: str, assistant: str, *others: str) -> list[str]:
@@ -355,15 +340,13 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
         return Form("messages (role, content)"), check_turns(read_messages(record))
     if not isinstance(record, dict):
         raise RecordError("no object", f"{shorten(record)!r} is not an object", MESSAGE_FORMAT)
-    named = find_named(user, assistant)
+    named = () if (user, assistant) == ("user", "assistant") else (user, assistant)
     others = {key: value for key, value in record.items() if key not in named} if named else record
     in_loss = None
     if not SPECIAL_KEYS.isdisjoint(others):
         accepted = [REJECTED_KEYS.get(key) for key in named]  # --assistant=chosen takes no notice of rejected
         reject_keys(others, REJECTED_KEYS, accepted)
         in_loss = read_loss(others)
-        if "preference data" not in accepted:
-            reject_flags(others, REJECTED_FLAGS)
     form, conversation = _read_form(record, others, named)
     conversation = _add_system(others, conversation)
     if in_loss is False:
@@ -387,7 +370,7 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
         return _read_pair(record, others, *named)
     for key in LIST_KEYS:
         value = record.get(key)
-        if value in ([], "", "[]") and _has_form({name: value for name, value in record.items() if name != key}):
+        if value in ([], "", "[]") and has_form(name for name in record if name != key and not is_empty(record[name])):
             continue
         if value is not None and (key != "conversation" or isinstance(value, list) or str(value).startswith("[")):
             messages = read_list(value, key)
@@ -400,12 +383,6 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
         return _read_pair(record, others, *pair)
     problem = pair or f"no form of conversation is known with the keys {str([*record][:20])[:200]}"
     raise RecordError("an unknown form", problem, f"pass --user=KEY and --assistant=KEY, or {MESSAGE_FORMAT}")
-
-
-def _has_form(record: dict[str, Any]) -> bool:
-    """Return True if a record has messages, or a question and an answer."""
-    names = tuple(name for name in record if not is_empty(record[name]))
-    return not {*LIST_KEYS}.isdisjoint(names) or find_pair(names) is not None
 
 
 def _is_list(value: Any, key: str) -> bool:
@@ -421,9 +398,7 @@ def _read_pair(record: dict[str, Any], others: dict[str, Any], user: str, assist
     name = "alpaca" if user.lower() == "instruction" else name
     extra_keys = (*INPUT_KEYS, "history") if user.lower() in INPUT_QUESTIONS else ("history",)
     used = [user, *(key for key in extra_keys if key in others), assistant]
-    extra = {key: others[key] for key in used[1:-1] if not is_blank(others[key]) and others[key] != "<noinput>"}
-    if "history" in extra and is_empty(extra["history"]):
-        del extra["history"]
+    extra = {key: others[key] for key in used[1:-1] if not is_empty(others[key], EMPTY_TEXTS[key == "history"])}
     if _is_list(record[user], user) or _is_list(record[assistant], assistant):
         if extra:
             problem = f"{[*extra][0]} next to a list of messages is not supported"
@@ -460,7 +435,7 @@ def _read_history(history: Iterable[Any]) -> Messages:
 def _add_system(others: dict[str, Any], conversation: Messages) -> Messages:
     """Return the conversation with the system message that the record has in one of SYSTEM_KEYS."""
     for key in SYSTEM_KEYS:
-        if key not in others or is_blank(others[key]):
+        if key not in others or is_empty(others[key], ("",)):
             continue
         system = read_text(others[key], key)
         if not conversation or conversation[0][0] != "system":
