@@ -10,10 +10,8 @@ from dongpt.chat import records
 from dongpt.chat.records import LIST_KEYS, Messages, Record, RecordError, is_message
 from dongpt.text.json_values import JsonError, JsonText
 
-CONTAINER_KEYS = (  # of the list of records in an object such as {"version": "1.0", "data": [...]}
-    *("data", "rows", "records", "examples", "samples", "entries", "instances", "train", "items"),
-    *("conversations", "dialogues", "dialogs", "chats"),
-)
+# keys of the list of records in an object such as {"version": "1.0", "data": [...]}
+CONTAINER_KEYS = "data rows records examples samples entries train items conversations dialogues dialogs chats".split()
 KEY = re.compile(r'\s*[{,]\s*"([^"\\]{0,99})"\s*:\s*')
 UNDECIDED_CHARS = 2**16  # at the start of a file, in which such a list must begin
 FIRST_LINE_START = re.compile(r"\[\s*?(\n[ \t]*\{)")  # of an array whose elements are on lines of their own
@@ -100,12 +98,11 @@ def _join_messages(
             except RecordError as error:
                 value = error
         is_broken = isinstance(value, RecordError)
-        if is_start or not is_one and not is_broken:
-            if messages:
-                yield first_location, messages
-            messages, has_error = [], False
+        if messages and (is_start or not is_one and not is_broken):
+            yield first_location, messages
+        if is_start or not is_one or is_broken:
+            messages, has_error = [], is_broken
         if is_broken:
-            messages, has_error = [], True
             value.conversation = name[1] if conversation and name else ""
         if is_broken or not is_one:
             yield location, value
@@ -139,8 +136,9 @@ def _find_array(text: JsonText, has_lines: bool, named: tuple[str, ...], convers
     try:
         element = text.peek_element(text.path, offset)
     except JsonError:  # it is reported when it is read
-        is_array = FIRST_LINE_START.match(text.buffer, text.position + offset) is not None
-        return offset if is_array else None, None
+        if not FIRST_LINE_START.match(text.buffer, text.position + offset):
+            return None, None
+        element = {LIST_KEYS[0]: None}
     if offset:
         is_array = _is_record(element, key, named)
     elif is_message(element, named):

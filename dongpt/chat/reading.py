@@ -106,7 +106,9 @@ class Dialogues:
                 if isinstance(record, RecordError):
                     raise record
                 form, messages = records.to_conversation(record, self.user, self.assistant)
-                is_named = isinstance(record, list) and records.find_name(record[0], self.conversation)
+                is_named = (
+                    self.conversation and isinstance(record, list) and records.find_name(record[0], self.conversation)
+                )
                 if self.conversation and not form.is_pair and not is_named:
                     option = f"--conversation={self.conversation}"
                     raise UserError(f"{location}: {form.name} cannot be combined with other records: drop {option}")
