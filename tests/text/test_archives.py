@@ -493,7 +493,7 @@ def test_other_encodings_of_chapters(tmp_path):
     "changes, words",
     [
         ({"META-INF/container.xml": None, "a.txt": b"text"}, "is a damaged e-book (META-INF/container.xml"),
-        ({"OEBPS/one.xhtml": None}, "an e-book that lacks OEBPS/one.xhtml"),
+        ({"OEBPS/one.xhtml": None}, "a damaged e-book (OEBPS/one.xhtml is missing)"),
         ({"OEBPS/content.opf": None}, "is a damaged e-book (OEBPS/content.opf"),
         ({"OEBPS/content.opf": PACKAGE[:200]}, "is a damaged e-book (OEBPS/content.opf"),
         ({"META-INF/container.xml": b"<container/>"}, "is a damaged e-book (its package"),
