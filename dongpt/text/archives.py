@@ -155,7 +155,8 @@ def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> It
         for info in texts:
             chunks = _read_zip_member(archive, info, path)
             if is_book:
-                yield Member(f"{path}/{info.filename}", ".txt", epub.extract_text(chunks))
+                location = _member_location(path, info.filename)
+                yield Member(location, ".txt", epub.extract_text(chunks, location))
             else:
                 yield _archive_member(path, info.filename, chunks)
             n_reported += info.compress_size

@@ -1,7 +1,7 @@
 """Read the text of EPUB e-books, which are zip archives of XHTML files.
 
 for name in reading_order(archive, path):
-    for chunk in extract_text(read(name)): ...  # UTF-8, with a byte-order mark
+    for chunk in extract_text(read(name), f"{path}/{name}"): ...  # UTF-8, with a byte-order mark
 """
 
 import codecs
@@ -12,6 +12,7 @@ import urllib.parse
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from html.parser import HTMLParser
+from itertools import chain
 from typing import Iterable, Iterator
 
 from configurator import UserError
@@ -19,7 +20,10 @@ from configurator import UserError
 CONTAINER = "META-INF/container.xml"  # names the package document, whose spine is the order of the chapters
 ENCRYPTION = "META-INF/encryption.xml"
 MAX_PACKAGE_BYTES = 2**24  # of each of these documents
-XHTML_TYPES = ("application/xhtml+xml", "text/html")
+BROWSER_ENCODINGS = {"iso8859-1": "cp1252", "gb2312": "gb18030", "euc_kr": "cp949"}  # supersets that browsers use
+MAX_HEAD_BYTES = 2**12  # of a chapter that may declare its encoding
+XHTML_TYPES = ("application/xhtml+xml", "text/html", "text/x-oeb1-document", "application/xml", "text/xml")
+CONVERT = "convert it to text with another program"
 HIDDEN = ("head", "script", "style", "template")  # elements without text to read
 # number of line ends before and after an element
 LINE_ENDS = dict.fromkeys("p h1 h2 h3 h4 h5 h6 div section article blockquote pre ul ol dl table hr figure".split(), 2)
@@ -34,12 +38,16 @@ def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
     package = _read_xml(archive, package_name, path)
     folder = posixpath.dirname(package_name)
     items = {element.get("id"): element for element in package.iter() if _tag(element) == "item"}
-    spine = [items.get(element.get("idref")) for element in package.iter() if _tag(element) == "itemref"]
-    chapters = [item for item in spine if item is not None and item.get("media-type") in XHTML_TYPES]
+    spine = [element.get("idref", "") for element in package.iter() if _tag(element) == "itemref"]
+    if unknown := [idref for idref in spine if idref not in items]:
+        problem = f"{unknown[0][:60]!r} of its spine is not in its manifest"
+        raise UserError(f"{path} is a damaged e-book ({problem}): download it again, or {CONVERT}")
+    types = {id: item.get("media-type", "").partition(";")[0].strip().lower() for id, item in items.items()}
+    chapters = [items[idref] for idref in spine if types[idref] in XHTML_TYPES]
     paths = (urllib.parse.unquote(item.get("href", "").partition("#")[0]) for item in chapters)
     names = list(dict.fromkeys(posixpath.normpath(posixpath.join(folder, relative_path)) for relative_path in paths))
     if not names:
-        raise UserError(f"{path} is an e-book without text in its spine: convert it to text with another program")
+        raise UserError(f"{path} is an e-book without text in its spine: {CONVERT}")
     if missing := [name for name in names if name not in archive.namelist()]:
         raise UserError(f"{path} is a damaged e-book ({missing[0]} is missing): download it again")
     if ENCRYPTION in archive.namelist():
@@ -65,26 +73,35 @@ def _read_xml(archive: zipfile.ZipFile, name: str, path: str) -> ElementTree.Ele
         raise UserError(f"{path} is a damaged e-book ({name or 'its package'}: {error}): download it again") from error
 
 
-def extract_text(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def extract_text(chunks: Iterable[bytes], location: str) -> Iterator[bytes]:
     """Yield the text of an XHTML file as UTF-8 with a byte-order mark, without markup, scripts or styles."""
     decoder, parser = None, _TextParser()
     yield codecs.BOM_UTF8
-    for chunk in chunks:
+    for chunk in chain(chunks, [b""]):  # which marks the end
         if decoder is None:
-            decoder = codecs.getincrementaldecoder(_encoding(chunk))("replace")
-        parser.feed(decoder.decode(chunk))
+            encoding = _encoding(chunk)
+            decoder = codecs.getincrementaldecoder(encoding)()
+        try:
+            parser.feed(decoder.decode(chunk, not chunk))
+        except UnicodeError as error:
+            name = encoding.removesuffix("-sig")
+            raise UserError(f"{location} cannot be decoded as {name}, its encoding: {CONVERT}") from error
         yield parser.take()
     parser.close()
     yield parser.take() + b"\n"
 
 
 def _encoding(head: bytes) -> str:
-    """Return the encoding of an XHTML file: from its byte-order mark or XML declaration, or else UTF-8."""
+    """Return the encoding of an XHTML file: from its byte-order mark, XML declaration or <meta>, or else UTF-8."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    if declared := re.match(rb"""<\?xml[^>]*encoding=["']([A-Za-z0-9._-]+)["']""", head):
-        with contextlib.suppress(LookupError):
-            return codecs.lookup(declared[1].decode("ascii")).name
+    declared = re.match(rb"""<\?xml[^>]*encoding\s*=\s*["']([\w.-]+)["']""", head[:MAX_HEAD_BYTES])
+    if not declared and (head.isascii() or "\ufffd" in codecs.utf_8_decode(head, "replace")[0]):  # <meta> may be wrong
+        declared = re.search(rb"""(?i)<meta\s[^>]*charset\s*=\s*["']?([\w.-]+)""", head[:MAX_HEAD_BYTES])
+    with contextlib.suppress(LookupError, UnicodeError):
+        name = codecs.lookup(declared[1].decode("ascii")).name if declared else "utf-8"
+        if "<".encode(name) == b"<" and name != "utf-8":  # not UTF-16, which the declaration would be in, too
+            return BROWSER_ENCODINGS.get(name, name)
     return "utf-8-sig"
 
 
@@ -118,6 +135,12 @@ class _TextParser(HTMLParser):
         n_line_ends = min(2, self.line_ends + 1) if tag == "br" else LINE_ENDS.get(tag, 0)
         self.line_ends = max(self.line_ends, n_line_ends)
         self.needs_blank |= tag in ("td", "th")
+
+    def parse_marked_section(self, i, report=1):
+        try:
+            return super().parse_marked_section(i, report)
+        except AssertionError:  # raised for sections that HTML does not have, which browsers take for comments
+            return self.parse_bogus_comment(i)
 
     def unknown_decl(self, data):
         if data.startswith("CDATA["):

@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import os
 import re
+import shlex
 
 import numpy as np
 
@@ -44,12 +45,12 @@ def find_problem(path: str) -> str:
     if kind := next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), ""):
         return f"{path} is {kind}, not token ids: unpack or convert it to uint16 ids without a header"
     if head.startswith(b"\x93NUMPY"):
-        return f"{path} is a NumPy file (.npy): {_how_to_convert(path, f'np.load({path!r})')}"
+        return f"{path} is a NumPy file (.npy): {_how_to_convert(path, 'np.load(path)')}"
     if _is_text(head):
-        return f"{path} is text, not token ids: prepare it with python data/prepare.py --input={path}"
+        return f"{path} is text, not token ids: prepare it with python data/prepare.py --input={shlex.quote(path)}"
     header_bytes, dtype, reason = find_header(head, size)
     if header_bytes:
-        remedy = _how_to_convert(path, f"np.fromfile({path!r}, {dtype!r}, offset={header_bytes})") + IF_UINT16
+        remedy = _how_to_convert(path, f"np.fromfile(path, {dtype!r}, offset={header_bytes})") + IF_UINT16
         problem = f"{path} seems to start with a header of {header_bytes:,} bytes ({reason})"
         return f"{problem}: {remedy if dtype else 'copy it again'}"
     positions = np.linspace(0, max(0, size - SAMPLE_BYTES), NUM_SAMPLES).astype(np.int64) // 8 * 8
@@ -69,13 +70,14 @@ def find_problem(path: str) -> str:
     if (largest := int(values.max())) >= 2**16:
         remedy = "tokenize its text again with a vocabulary of at most 65,536, as uint16"
         return f"{problem}, up to {largest:,}: {remedy}{IF_UINT16}"
-    return f"{problem}: {_how_to_convert(path, f'np.fromfile({path!r}, {dtype!r})')}{IF_UINT16}"
+    return f"{problem}: {_how_to_convert(path, f'np.fromfile(path, {dtype!r})')}{IF_UINT16}"
 
 
 def _how_to_convert(path: str, array: str) -> str:
     """Return how to write a NumPy array as uint16 next to path, without overwriting it."""
-    code = f"import numpy as np; ids = {array}; assert 0 <= int(ids.min()) and int(ids.max()) < 65536"
-    return f"run python -c \"{code}; ids.astype('<u2').tofile({path + '.new'!r})\", and replace it with {path}.new"
+    code = f"import sys, numpy as np; path = sys.argv[1]; ids = {array}"
+    code += "; assert 0 <= int(ids.min()) and int(ids.max()) < 65536; ids.astype('<u2').tofile(path + '.new')"
+    return f'run python -c "{code}" {shlex.quote(path)} and replace it with {path}.new'
 
 
 def find_header(head: bytes, size: int) -> tuple[int, str, str]:

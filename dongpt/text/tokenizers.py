@@ -11,7 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from itertools import chain
+from itertools import chain, combinations
 from typing import Any, Callable, Collection, Iterable, Iterator, Literal, Sequence
 
 import numpy as np
@@ -23,6 +23,7 @@ UNSUPPORTED_TOKENIZER = {"kind": "foreign"}  # stands for a tokenizer that none 
 END = "<|endoftext|>"  # special token at the end of a document
 UNKNOWN = "<unk>"  # special token for words outside the vocabulary
 FIRST_MARK = 0x300  # code point of the first combining mark
+MAX_LETTER_CHARS = 8  # longer letters with their marks are only looked up in NFC and NFD
 MARK_GROUP_CHARS = 1000  # marks at most this far apart are split from the rest of the text together
 MAX_VOCAB_SIZE = 2**16  # tokens in a vocabulary, since ids are stored as uint16
 MISSING_ID = MAX_VOCAB_SIZE - 1  # marks unknown characters in CharTokenizer's table
@@ -244,6 +245,24 @@ class CharTokenizer(LookupTokenizer):
 
     def find_cut(self, text: str) -> int:
         return len(text)
+
+    def _best_form(self, text: str) -> str:
+        form = super()._best_form(text)
+        starts = [i for i, c in enumerate(form) if not (i and unicodedata.combining(c))]
+        return "".join(self._known_letter(form[a:b]) for a, b in zip(starts, [*starts[1:], len(form)]))
+
+    def _known_letter(self, letter: str) -> str:
+        """Return a letter in a form whose characters are known, such as U+00EA U+0323 for U+1EC7, or as it is."""
+        nfd = unicodedata.normalize("NFD", letter)
+        if not self._unknown_pieces(letter) or len(nfd) > MAX_LETTER_CHARS:
+            return letter
+        parts = chain.from_iterable(combinations(nfd[1:], n) for n in (3, 2, 1, 0))  # marks of a composed character
+        forms = (
+            unicodedata.normalize("NFC", nfd[0] + "".join(part)) + "".join(c for c in nfd[1:] if c not in part)
+            for part in parts
+        )
+        known = (form for form in forms if not self._unknown_pieces(form))
+        return next((form for form in known if unicodedata.normalize("NFD", form) == nfd), letter)
 
 
 class WordTokenizer(LookupTokenizer):

@@ -36,6 +36,7 @@ MAX_LINE_BYTES = 64 * MAX_VECTOR_WIDTH
 MAX_WORD_BYTES = 2**12
 CUT_WORD_BYTES = 90  # word2vec cuts off longer words, sometimes within a character
 VECTOR_SUFFIXES = (".txt", ".vec", ".bin")  # of members of an archive
+NUM_CHECKED_ROWS = 256  # of a binary file, which are checked together
 SAMPLE_BYTES, SAMPLE_ROWS = 2**18, 100  # maximum used to recognize the format
 CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -47,9 +48,9 @@ CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
     """Return a file's vectors for the given words, {word: (width,) float32}. The first one for a word is used.
 
-    The file is streamed, so that memory use depends only on the number of words. Rows of other words may have any
-    content. Unusable rows of a text file are skipped, and their number is printed. Raises UserError if the file cannot
-    be read, is damaged, has none of the words, or is unusable in most rows of a text file or any row of a binary file.
+    The file is streamed, so that memory use depends only on the number of words. In a text file, rows of other words
+    may have any content. Unusable rows are skipped there, and their number is printed. Raises UserError if the file
+    cannot be read, is damaged, has none of the words, or is unusable in most of these rows or any row of a binary file.
     """
     if path.endswith(".npy"):
         raise UserError(f"{path} is an output of data/word2vec.py: pass a word2vec or GloVe file")
@@ -62,13 +63,11 @@ def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
                 num_repeated += 1
                 continue
             vector = _parse_floats(values) if isinstance(values, list) else np.frombuffer(values, "<f4")
-            problem = _vector_problem(vector, width)
+            problem = "" if isinstance(values, bytes) else _vector_problem(vector, width)
             if vector is not None and not problem:
                 vectors[word] = vector.astype(np.float32)
                 continue
             problems.append(f"row {number:,} for {word!r} {problem}")
-            if isinstance(values, bytes):  # the rows after it may be read incorrectly, too
-                raise _file_error(path, problems[0])
     if len(problems) > len(vectors):
         n_rows = (
             f"{len(problems):,} of {len(problems) + len(vectors):,} rows for words in the vocabulary cannot be used"
@@ -183,8 +182,11 @@ def _read_text(
 def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int, words: set[str]) -> VectorRows:
     """Yield the rows of a binary file for the given words: a word, a space, float32 values, and an optional newline.
 
-    A word may contain spaces if a newline follows every vector, which shows where the vectors are.
+    A word may contain spaces if a newline follows every vector, which shows where the vectors are. If none does, such a
+    word shifts the rows after it. All rows are therefore checked.
     """
+    unchecked_rows: list[tuple[int, str, bytes]] = []
+    remedy = "download it again, or use the text format if words contain spaces"
     row_bytes, buffer, start, has_newlines = MAX_WORD_BYTES + 4 * width + 2, b"", 0, False
     for number in range(1, n_vectors + 1):
         if len(buffer) - start < row_bytes:
@@ -200,9 +202,17 @@ def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int, words: s
             raise _file_error(path, f"vector {number:,} of {n_vectors:,} is truncated")
         if (word := _decode_word(buffer[start:space])) is None:
             problem = f"the word for vector {number:,} has control characters or is not UTF-8"
-            raise _file_error(path, problem, "download it again, or use the text format if words contain spaces")
+            raise _file_error(path, problem, remedy)
+        unchecked_rows.append((number, word, buffer[space + 1 : end]))
         if word in words:
-            yield number, word, buffer[space + 1 : end]
+            yield unchecked_rows[-1]
+        if len(unchecked_rows) == NUM_CHECKED_ROWS or number == n_vectors:
+            values = np.frombuffer(b"".join(row[2] for row in unchecked_rows), "<f4").reshape(-1, width)
+            if not -MAX_NUMBER <= values.min() <= values.max() <= MAX_NUMBER:  # or NaN
+                i, problem = next((i, problem) for i, v in enumerate(values) if (problem := _vector_problem(v, width)))
+                where = f"row {unchecked_rows[i][0]:,} for {unchecked_rows[i][1][:60]!r}"
+                raise _file_error(path, f"{where} {problem}", remedy)
+            unchecked_rows = []
         is_newline = buffer[end : end + 1] == b"\n"
         start, has_newlines = end + is_newline, has_newlines or number == 1 and is_newline
     if buffer[start:].strip() or file.read(MAX_WORD_BYTES).strip():

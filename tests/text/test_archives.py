@@ -478,7 +478,57 @@ def test_the_text_of_a_chapter_does_not_depend_on_the_chunks(size):
     content = ONE.encode()
     chunks = [content[i : i + size] for i in range(0, len(content), size)] if size > 1 else [content[:60]]
     chunks += [content[60 + i : 61 + i] for i in range(len(content) - 60)] if size == 1 else []
-    assert b"".join(epub.extract_text(chunks)) == b"".join(epub.extract_text([content]))
+    assert b"".join(epub.extract_text(chunks, "book")) == b"".join(epub.extract_text([content], "book"))
+
+
+def chapter_text(content: bytes) -> str:
+    return b"".join(epub.extract_text([content], "b.epub/one.xhtml")).decode("utf-8-sig").strip()
+
+
+@pytest.mark.parametrize(
+    "head, text, encoding",
+    [
+        ("<meta charset='ISO-8859-1'/>", "caf\u00e9", "latin-1"),
+        ('<META http-equiv="Content-Type" content="text/html; charset=windows-1251">', "\u0434\u0430", "cp1251"),
+        ("<meta charset=iso-8859-1>", "\u201cso\u201d", "cp1252"),  # as browsers read it
+        ("<meta charset=utf-16>", "caf\u00e9", "utf-8"),  # cannot be true
+        ("<meta charset=iso-8859-1>", "caf\u00e9", "utf-8"),  # XML without a declaration is UTF-8
+        ("<meta charset=hex>", "caf\u00e9", "utf-8"),
+        ("<meta charset=iso-8859-1>", "caf\u00e9", "utf-8-sig"),
+    ],
+)
+def test_encodings_declared_in_a_meta_element(head, text, encoding):
+    assert chapter_text(f"<html><head>{head}</head><p>{text}</p></html>".encode(encoding)) == text
+
+
+@pytest.mark.parametrize(
+    "content, name",
+    [
+        (b"<p>caf\xe9</p>", "utf-8"),
+        (b"<meta charset=us-ascii><p>caf\xe9</p>", "ascii"),
+        (b"<?xml version='1.0' encoding='utf-8'?><p>caf\xe9</p>", "utf-8"),
+        (b"<?xml version='1.0' encoding='rot13'?><p>caf\xe9</p>", "utf-8"),
+        (b"<p>caf\xc3", "utf-8"),
+    ],
+)
+def test_a_chapter_that_cannot_be_decoded_is_named(content, name):
+    with pytest.raises(UserError, match=f"b.epub/one.xhtml cannot be decoded as {name}, its encoding: convert"):
+        chapter_text(content)
+
+
+def test_marked_sections_that_the_parser_does_not_know_are_left_out(monkeypatch):
+    def fail(*args):
+        raise AssertionError("unknown status keyword")
+
+    monkeypatch.setattr(epub.HTMLParser, "parse_marked_section", fail)
+    text = chapter_text(b"<p>one <![if x]>two <![endif]>three</p>")
+    assert text == "one two three"
+
+
+@pytest.mark.parametrize("media_type", ["text/html; charset=utf-8", "text/x-oeb1-document", "application/xml"])
+def test_other_media_types_of_chapters(tmp_path, media_type):
+    package = PACKAGE.replace(b"application/xhtml+xml", media_type.encode())
+    assert len(read_all(write(tmp_path / "book.epub", make_epub(**{"OEBPS/content.opf": package})))) == 2
 
 
 def test_other_encodings_of_chapters(tmp_path):
@@ -493,11 +543,13 @@ def test_other_encodings_of_chapters(tmp_path):
     "changes, words",
     [
         ({"META-INF/container.xml": None, "a.txt": b"text"}, "is a damaged e-book (META-INF/container.xml"),
-        ({"OEBPS/one.xhtml": None}, "an e-book that lacks OEBPS/one.xhtml"),
+        ({"OEBPS/one.xhtml": None}, "is a damaged e-book (OEBPS/one.xhtml is missing)"),
         ({"OEBPS/content.opf": None}, "is a damaged e-book (OEBPS/content.opf"),
         ({"OEBPS/content.opf": PACKAGE[:200]}, "is a damaged e-book (OEBPS/content.opf"),
         ({"META-INF/container.xml": b"<container/>"}, "is a damaged e-book (its package"),
         ({"OEBPS/content.opf": PACKAGE.replace(b"itemref", b"other")}, "without text in its spine"),
+        ({"OEBPS/content.opf": PACKAGE.replace(b'idref="one"', b'idref="eno"')}, "('eno' of its spine is not in its m"),
+        ({"OEBPS/one.xhtml": b"<p>caf\xe9</p>"}, "book.epub/OEBPS/one.xhtml cannot be decoded as utf-8"),
         (
             {"META-INF/encryption.xml": b"<e><CipherReference URI='OEBPS/one.xhtml'/></e>"},
             "is protected against copying (OEBPS/one.xhtml is encrypted)",

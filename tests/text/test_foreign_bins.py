@@ -4,6 +4,9 @@ import json
 import os
 import random
 import re
+import shlex
+import sys
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -78,7 +81,11 @@ def convert(path) -> list[int]:
     """Run the command that find_problem() gives, and return the ids in the new file. path itself doesn't change."""
     with open(path, "rb") as file:
         before = file.read()
-    exec(find_problem(str(path)).partition('python -c "')[2].rpartition('"')[0], {})
+    command = find_problem(str(path)).partition("run ")[2].rpartition(" and replace")[0]
+    python, option, code, argument = shlex.split(command)
+    assert (python, option, argument) == ("python", "-c", str(path)) and not {*code} & {*"$`\\!"}
+    with unittest.mock.patch.object(sys, "argv", [option, argument]):
+        exec(code, {})
     with open(path, "rb") as file:
         assert file.read() == before
     assert find_problem(f"{path}.new") == ""
@@ -222,6 +229,16 @@ def test_any_bytes_are_looked_at_without_an_error(tmp_path):
         (tmp_path / "train.bin").write_bytes(rng.randbytes(size))
         problem = find_problem(str(tmp_path / "train.bin"))
         assert not problem or problem.startswith(str(tmp_path / "train.bin"))
+
+
+def test_commands_quote_paths_for_the_shell(tmp_path):
+    folder = tmp_path / 'it\'s "my" `folder` of $HOME'
+    folder.mkdir()
+    IDS["words"].astype("<u4").tofile(folder / "train.bin")
+    assert convert(folder / "train.bin") == IDS["words"].tolist()
+    (folder / "train.bin").write_text("plain text " * 99, encoding="utf-8")
+    command = find_problem(str(folder / "train.bin")).partition("prepare it with ")[2]
+    assert shlex.split(command)[-1] == f"--input={folder}/train.bin"
 
 
 def test_a_large_file_is_only_sampled(tmp_path, monkeypatch):

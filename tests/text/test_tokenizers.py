@@ -416,6 +416,21 @@ def test_letters_that_no_normal_form_keeps_are_found(kind, letter):
         assert tokenizer.decode(tokenizer.encode(typed)) == f"{letter}x \u00e9"
 
 
+@pytest.mark.parametrize(
+    "known", ["Vi\u00ea\u0323t x", "a\u0302\u0301y \u01a1\u0309", "d\u1eb9\u0301", "d\u00e9\u0323"]
+)
+def test_partly_composed_letters_are_found(known):
+    """Windows-1258 has Vietnamese letters such as U+00EA and their tones such as U+0323."""
+    tokenizer = vocabulary_of("char", known)
+    for form in ("NFC", "NFD"):
+        for typed in (unicodedata.normalize(form, known), unicodedata.normalize(form, known[:4])):
+            assert known.startswith(tokenizer.decode(tokenizer.encode(typed))) and tokenizer.missing(typed) == []
+    syllable = "\ud558\u11ab"  # Unicode composes the two to U+D55C
+    assert vocabulary_of("char", syllable).known_form("\ud55c") == syllable
+    with pytest.raises(UserError, match="'\u1ec7'"):
+        vocabulary_of("char", "\u00ea x").encode("\u1ec7")
+
+
 def test_what_is_unknown_in_every_form_is_refused():
     tokenizer = vocabulary_of("char", "\u00e9 x")
     with pytest.raises(UserError) as caught:

@@ -288,6 +288,23 @@ def test_phrases_in_a_binary_file_are_read_right_or_rejected(file):
                 read_vectors(file(as_binary(rows, order, end=end)), words)
 
 
+def test_rows_shifted_by_a_word_with_a_space_are_never_lost_silently(file):
+    """Without line ends, "vitamin c" takes the place of "vitamin", and the next word may become "L=dog"."""
+    names = ["w0", "w1", "w2", "vitamin c", "dog", "the", "a"]
+    for seed in range(100):
+        content = as_binary(numbers(7, 16, seed), names, end=b"")
+        with pytest.raises(UserError, match="damaged.*text format if words contain spaces"):
+            read_vectors(file(content), {"dog", "the", "a"})
+
+
+@pytest.mark.parametrize("value", [2e30, -2e30, np.inf, np.nan])
+@pytest.mark.parametrize("n_checked", [1, 2, 256])
+def test_all_rows_of_a_binary_file_are_checked(file, monkeypatch, value, n_checked):
+    monkeypatch.setattr(vectors, "NUM_CHECKED_ROWS", n_checked)
+    with pytest.raises(UserError, match="row 2 for 'knight' contains n"):
+        read_vectors(file(as_binary(with_number(value))), {"the", "windmill"})
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize("word", [b"a\x01b", b"\xff\xfe", b"a\nb", b"\xc3"])
 def test_binary_words_with_control_characters_or_invalid_utf8_are_rejected(file, word):
