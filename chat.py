@@ -11,7 +11,7 @@ On a terminal, lines can be edited and recalled. /help lists the commands, Ctrl-
 import sys
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in ([], ["-h"], ["--help"]):
+    if sys.argv[1:] not in ([], ["-h"], ["--help"], ["--version"]):
         print("loading PyTorch", file=sys.stderr, flush=True)  # takes seconds, in which nothing else would be shown
 
 import contextlib

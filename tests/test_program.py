@@ -244,7 +244,7 @@ def test_full_disk_is_refused_and_a_file_system_without_locks_is_said(tmp_path, 
                 pytest.fail("written to")
     else:
         with locked_directory(str(tmp_path)):
-            assert "without locks" in capsys.readouterr().err
+            assert "does not support file locking" in capsys.readouterr().err
 
 
 def test_error_within_the_lock_keeps_its_type(tmp_path):

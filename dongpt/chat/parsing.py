@@ -1,17 +1,18 @@
 """Find the records in JSON, and in text with the tags of the Empathetic-Dialogue-System."""
 
+import contextlib
 import re
 from itertools import chain
 from typing import Any, Iterable, Iterator
 
 from configurator import UserError
-from dongpt.chat.records import LIST_KEYS, Messages, Record, RecordError, is_message, read_message
+from dongpt.chat import records
+from dongpt.chat.records import LIST_KEYS, Messages, Record, RecordError, is_message
 from dongpt.text.json_values import JsonError, JsonText
 
-# {"version": "1.0", "data": followed by a list
-LIST_IN_OBJECT = re.compile(
-    r'\{\s*(?:"[^"\\]{0,99}"\s*:\s*(?:"[^"\\]{0,999}"|[-+.\w]+)\s*,\s*){0,20}"([^"\\]{0,99})"\s*:\s*(?=\[)'
-)
+# keys of the list of records in an object such as {"version": "1.0", "data": [...]}
+CONTAINER_KEYS = "data rows records examples samples entries train items conversations dialogues dialogs chats".split()
+KEY = re.compile(r'\s*[{,]\s*"([^"\\]{0,99})"\s*:\s*')
 UNDECIDED_CHARS = 2**16  # at the start of a file, in which such a list must begin
 FIRST_LINE_START = re.compile(r"\[\s*?(\n[ \t]*\{)")  # of an array whose elements are on lines of their own
 TAG_PATTERN = re.compile(r"<(bot|human|emotion|context)> ?")
@@ -23,21 +24,29 @@ END_TAG_PATTERN = re.compile(r" *<endOfText>\s*$")
 # JSON: an array, one value per line, or values one after another
 
 
-def read_json(chunks: Iterable[str], path: str, has_lines: bool) -> Iterator[Record]:
+def read_json(
+    chunks: Iterable[str], path: str, has_lines: bool, named: tuple[str, ...] = (), conversation: str = ""
+) -> Iterator[Record]:
     """Yield the records of JSON text: of an array, of an object that holds one, or one value after another.
 
     Text that isn't JSON is a RecordError if it is clear where the next record begins, and otherwise a UserError.
-    has_lines says that each line is a value.
+    has_lines says that each line is a value. Objects with the keys in named are no messages. Messages one after another
+    form a list, up to a blank line or another value of the key conversation.
     """
     text = JsonText(chunks, path)
-    offset = _find_array(text, has_lines)
+    offset, first = _find_array(text, has_lines, named, conversation)
     if offset is None:
-        yield from _read_values(text, has_lines)
+        yield from _join_messages(_read_values(text, has_lines), named, conversation)
     else:
         text.position += offset
         line_start = FIRST_LINE_START.match(text.buffer, text.position)
-        for location, value in text.elements(line_start[1] if line_start else ""):
-            yield location, _record_error(value, location) if isinstance(value, JsonError) else value
+        elements: Iterator[Record] = (
+            (location, _record_error(value, location) if isinstance(value, JsonError) else value)
+            for location, value in text.elements(line_start[1] if line_start else "")
+        )
+        if is_message(first, named):
+            elements = _join_messages(((*element, False) for element in elements), named, conversation)
+        yield from elements
         if offset:
             _read_rest_of_object(text)
     text.expect_end()
@@ -48,76 +57,121 @@ def _record_error(error: JsonError, location: str) -> RecordError:
     return RecordError("text that is not JSON", problem.removesuffix(": correct or delete the record"))
 
 
-def _read_values(text: JsonText, has_lines: bool) -> Iterator[Record]:
-    """Yield the values of the text. Messages one after another, without a blank line, become one list.
+def _read_values(text: JsonText, has_lines: bool) -> Iterator[tuple[str, Any, bool]]:
+    """Yield (location, value, whether a blank line precedes it) of the values of the text.
 
-    With has_lines, or after a value that is alone on its line, a line that isn't JSON is a RecordError. A list with an
-    error among its messages is left out.
+    With has_lines, or after a value that is alone on its line, a line that isn't JSON is a RecordError.
     """
-    messages: list[Any] = []  # of the current conversation, with one message per value
-    first_location, has_error, end_line = "", False, 1
+    end_line = 1
     while text.peek():
         line = text.line()
         location = f"{text.path} line {line:,}"
-        value: Any = None
         try:
-            value = text.read_value(location)
+            value: Any = text.read_value(location)
             has_lines = text.line() == line
-            if is_message(value):
-                read_message(value)
         except JsonError as error:
             if not has_lines:
                 raise
             value = _record_error(error, location)
             text.skip_line()
-        except RecordError as error:
-            value = error
-        is_record = not isinstance(value, RecordError) and not is_message(value)
-        if is_record or line > end_line + 1:
-            if messages:
-                yield first_location, messages
-            messages, has_error = [], False
-        if isinstance(value, RecordError):
-            messages, has_error = [], True
-        if is_record or isinstance(value, RecordError):
+        yield location, value, line > end_line + 1
+        end_line = text.line()
+
+
+def _join_messages(
+    values: Iterable[tuple[str, Any, bool]], named: tuple[str, ...], conversation: str
+) -> Iterator[Record]:
+    """Yield the values, with messages one after another as a list. A list with an error in it is left out."""
+    messages: list[Any] = []
+    first_location, has_error, name = "", False, None
+    for location, value, is_start in values:
+        if is_one := is_message(value, named):
+            new_name = records.find_name(value, conversation)
+            if not conversation and not is_start and messages and name and new_name and name != new_name:
+                raise UserError(f"{location}: each record is one message: pass --conversation={new_name[0]}")
+            is_start |= bool(conversation and new_name) and name != new_name
+            name = new_name or name
+            try:
+                records.read_message(value)
+                if conversation and not new_name:
+                    raise RecordError("missing fields", f"there is no field {conversation!r} (--conversation)")
+            except RecordError as error:
+                value = error
+        is_broken = isinstance(value, RecordError)
+        if messages and (is_start or not is_one and not is_broken):
+            yield first_location, messages
+        if is_start or not is_one or is_broken:
+            messages, has_error = [], is_broken
+        if is_broken:
+            value.conversation = name[1] if conversation and name else ""
+        if is_broken or not is_one:
             yield location, value
         elif not has_error:
             first_location = first_location if messages else location
             messages.append(value)
-        end_line = text.line()
     if messages:
         yield first_location, messages
 
 
-def _find_array(text: JsonText, has_lines: bool) -> int | None:
-    """Return the offset of an array of records, at the start of the text or in an object such as {"data": [...]}."""
-    offset, key = 0, ""
+def _find_array(text: JsonText, has_lines: bool, named: tuple[str, ...], conversation: str) -> tuple[int | None, Any]:
+    """Return (offset, first element) of an array of records, at the start or in an object such as {"data": [...]}."""
+    offset, key, neighbors = 0, "", dict[str, Any]()
     if text.peek() != "[":
         while len(text.buffer) < UNDECIDED_CHARS and not text.is_end:
             text.read_more()
         text.peek()
-        if not (match := LIST_IN_OBJECT.match(text.buffer, text.position)):
-            return None
-        offset, key = match.end() - match.start(), match[1].strip().lower()
+        buffer, start = text.buffer, text.position
+        with contextlib.suppress(ValueError, RecursionError):
+            if has_lines or buffer[text.decode(buffer, start)[1] :].lstrip().startswith(("{", "[")):
+                return None, None
+        with contextlib.suppress(ValueError, RecursionError):  # the object has an error, or is longer than the buffer
+            end = start
+            while not offset and (match := KEY.match(buffer, end)):
+                if (key := match[1].strip().lower()) in CONTAINER_KEYS and buffer.startswith("[", match.end()):
+                    offset = match.end() - start
+                else:
+                    neighbors[match[1]], end = text.decode(buffer, match.end())
+        if not offset:
+            return None, None
     try:
         element = text.peek_element(text.path, offset)
     except JsonError:  # it is reported when it is read
-        return offset if FIRST_LINE_START.match(text.buffer, text.position + offset) else None
-    keys = {name.strip().lower() for name in element} if isinstance(element, dict) else set()
-    is_empty = element is None and not offset and not has_lines  # in lines, an empty array is a conversation
-    is_array = is_empty or not keys.isdisjoint(LIST_KEYS) or _is_record(element) and key not in LIST_KEYS
-    return offset if is_array else None
+        if not FIRST_LINE_START.match(text.buffer, text.position + offset):
+            return None, None
+        element = {LIST_KEYS[0]: None}
+    if offset:
+        is_array = _is_record(element, key, named)
+    elif is_message(element, named):
+        is_array = not has_lines and records.find_name(element, conversation) is not None
+    elif isinstance(element, list) and element:
+        is_array = isinstance(element[0], dict)
+    else:  # in lines, an empty array is a conversation
+        is_array = isinstance(element, dict) or element in (None, []) and not has_lines
+    for name, value in neighbors.items() if is_array else ():
+        _check_neighbor(name, value, f"{text.path} line {text.line():,}")
+    return offset if is_array else None, element
 
 
-def _is_record(element: Any) -> bool:
-    """Return True if the first element of an array is a record. Otherwise, the array is a conversation."""
+def _is_record(element: Any, key: str = "", named: tuple[str, ...] = ()) -> bool:
+    """Return True if the first element of the list with this key is a record."""
     if isinstance(element, list):
-        return bool(element) and isinstance(element[0], dict)
-    return isinstance(element, dict) and not is_message(element)
+        return bool(element) and is_message(element[0])
+    names = [name.strip().lower() for name in element] if isinstance(element, dict) else []
+    has_pair = records.has_form(names) or bool(named) and {*named}.issubset(names)
+    return has_pair and not (key in LIST_KEYS and {*names}.isdisjoint(LIST_KEYS)) and not is_message(element)
+
+
+def _check_neighbor(key: str, value: Any, location: str):
+    """Raise UserError for what an object has next to its list of records, if it matters to the records."""
+    name = key.strip().lower()
+    if name in records.RECORD_KEYS and (not records.is_empty(value) or name in records.LOSS_KEYS and value is False):
+        raise UserError(f"{location}: {key!r} is next to a list of records: move it into each record, or delete it")
+    if isinstance(value, list) and value and (is_message(value[0]) or _is_record(value[0])):
+        raise UserError(f"{location}: {key!r} is more than the one list of an object: save each list as a file")
 
 
 def _read_rest_of_object(text: JsonText):
-    """Read what follows the list of records in {"data": [...], "n": 2}. Raises UserError if that has more lists."""
+    """Read what follows the list of records in {"data": [...], "n": 2}."""
     while (separator := text.peek()) == ",":
         text.position += 1
         text.peek()
@@ -127,8 +181,7 @@ def _read_rest_of_object(text: JsonText):
             text.fail(location, "expected a key and a value")
         text.position += 1
         text.peek()
-        if isinstance(text.read_value(location), (list, dict)):
-            raise UserError(f"{location}: {key!r} is more than the one list of an object: save each list as a file")
+        _check_neighbor(key, text.read_value(location), location)
     if separator != "}":
         text.fail(f"{text.path} line {text.line():,}", "the object is not closed" if separator else "")
     text.position += 1

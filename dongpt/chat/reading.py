@@ -67,7 +67,10 @@ class Dialogues:
             if suffix in documents.CSV_DELIMITERS:
                 yield from self._join_records(location, self._read_csv(location, suffix, chunks), survey)
             elif suffix in JSON_SUFFIXES or head.lstrip().startswith(("[", "{")):
-                yield from self._join_records(location, read_json(chunks, location, suffix in LINE_SUFFIXES), survey)
+                is_named = (self.user, self.assistant) != ("user", "assistant")
+                named = (self.user.strip().lower(), self.assistant.strip().lower()) if is_named else ()
+                values = read_json(chunks, location, suffix in LINE_SUFFIXES, named, self.conversation)
+                yield from self._join_records(location, values, survey)
             else:
                 yield from _read_dialogues(location, chunks, survey)
 
@@ -75,15 +78,23 @@ class Dialogues:
         self, path: str, values: Iterable[Record], survey: Survey
     ) -> Iterator[tuple[str, Messages | RecordError]]:
         """Yield (location, conversation) of each record, or of adjacent ones with the same self.conversation."""
-        with_names = ((location, _lower_keys(record, self._names)) for location, record in values)
-        for _, group in groupby(enumerate(with_names), self._group_key):
-            yield self._join(path, [record for _, record in group], survey)
+        for _, group in groupby(self._with_names(values), lambda item: item[0]):
+            yield self._join(path, (record for _, record in group), survey)
 
-    def _group_key(self, item: tuple[int, Record]) -> str | int:
-        """Return the value of the field self.conversation, or the record's number if it is blank."""
-        number, (_, record) = item
-        value = record.get(self.conversation) if self.conversation and isinstance(record, dict) else None
-        return number if value is None or not str(value).strip() else str(value)
+    def _with_names(self, values: Iterable[Record]) -> Iterator[tuple[str | int, Record]]:
+        """Yield (name of the conversation, record). If it is blank, the name is the record's number.
+
+        A record that cannot be read, or without the field self.conversation, belongs to the conversation before it.
+        """
+        name: str | int = -1
+        for number, (location, record) in enumerate(values):
+            record = _lower_keys(record, self._names)
+            holder = record[0] if isinstance(record, list) and record else record
+            found = isinstance(holder, dict) and self.conversation and records.find_name(holder, self.conversation)
+            is_blank = isinstance(record, dict) and self.conversation in record
+            own_name = record.conversation if isinstance(record, RecordError) else found[1] if found else ""
+            name = own_name or (name if isinstance(name, str) and not is_blank else number)
+            yield name, (location, record)
 
     def _join(self, path: str, group: Iterable[Record], survey: Survey) -> tuple[str, Messages | RecordError]:
         """Return the conversation of records with the location of the first record, or of the broken one."""
@@ -95,10 +106,13 @@ class Dialogues:
                 if isinstance(record, RecordError):
                     raise record
                 form, messages = records.to_conversation(record, self.user, self.assistant)
-                if self.conversation and not form.is_pair:
+                is_named = (
+                    self.conversation and isinstance(record, list) and records.find_name(record[0], self.conversation)
+                )
+                if self.conversation and not form.is_pair and not is_named:
                     option = f"--conversation={self.conversation}"
                     raise UserError(f"{location}: {form.name} cannot be combined with other records: drop {option}")
-                if self.conversation and self.conversation not in record:
+                if self.conversation and not is_named and self.conversation not in record:
                     raise RecordError("missing fields", f"there is no field {self.conversation!r} (--conversation)")
                 if self.conversation:
                     form = form._replace(used=(*form.used, self.conversation))

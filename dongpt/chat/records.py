@@ -38,26 +38,30 @@ QUESTION_KEYS = ("user", "question", "query", "prompt", "instruction", "input", 
 ANSWER_KEYS = ("assistant", "answer", "response", "output", "completion", "gpt", "solution")
 INPUT_KEYS = ("input", "context")  # text that one of INPUT_QUESTIONS is about
 INPUT_QUESTIONS = ("instruction", "question", "query", "prompt", "problem")
+CONVERSATION_KEYS = ("conversation_id", "conv_id", "dialogue_id", "dialog_id", "session_id", "thread_id", "chat_id")
 SYSTEM_KEYS = ("system", "system_prompt")
 LOSS_KEYS = frozenset(("weight", "train", "trainable", "loss_mask", "loss_weight"))
 MESSAGE_LOSS_KEYS = LOSS_KEYS | {"training", "loss", "loss_scale"}
 FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": None}
-PREFERENCE_KEYS = ("label", "kto_tag")  # true for a good answer, false for a bad one
+EMPTY_TEXTS = ("", "<noinput>"), ("", "[]", "{}", "null")  # of text, and of a list
+FLAG_TEXTS = {*FLAGS, "good", "bad"} - {""}
+FLAG_KEYS = ("label", "kto_tag", "trained", "train_on")  # rejected if they are true or false, in any spelling
 REJECTED_KEYS = {  # unless their value is empty: the kind of content that this program cannot express
     **dict.fromkeys(
         ("tools", "tool_calls", "tool_call_id", "functions", "function_call", "tool_responses"), "tool calls"
     ),
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "images, audio or video"),
     **dict.fromkeys(("chosen", "rejected", "chosen_response", "rejected_response"), "preference data"),
-    **dict.fromkeys(("preferred_output", "non_preferred_output"), "preference data"),
+    **dict.fromkeys(("preferred_output", "non_preferred_output", "label", "kto_tag"), "preference data"),
     **dict.fromkeys(("mask", "masked", "train_detail", "training_detail"), "loss masks other than train or weight"),
 }
 REJECTED_MESSAGE_KEYS = {
     **REJECTED_KEYS,
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "reasoning apart from the content"),
     "refusal": "refusals apart from the content",
+    **dict.fromkeys(("weights", "mask_out", "trained", "train_on"), "loss masks other than train or weight"),
 }
-SPECIAL_KEYS = {*REJECTED_KEYS, *LOSS_KEYS, *PREFERENCE_KEYS}
+SPECIAL_KEYS = {*REJECTED_KEYS, *LOSS_KEYS}
 FORM_KEYS = {*LIST_KEYS, *QUESTION_KEYS, *ANSWER_KEYS}
 RECORD_KEYS = frozenset({*FORM_KEYS, *INPUT_KEYS, "history", *SYSTEM_KEYS, *SPECIAL_KEYS})
 MESSAGE_KEYS = MESSAGE_LOSS_KEYS | {"role", "from", "content", "value", "type", "text", *REJECTED_MESSAGE_KEYS}
@@ -71,6 +75,7 @@ class RecordError(ValueError):
     def __init__(self, kind: str, problem: str, remedy: str = ""):
         super().__init__(f"{problem}: {remedy}" if remedy else problem)
         self.kind, self.problem = kind, problem
+        self.conversation = ""  # the name of the conversation, if it is known
 
 
 class Form(NamedTuple):
@@ -111,10 +116,10 @@ def lower_keys(holder: dict[str, Any], known: frozenset[str], named: tuple[str, 
 # values
 
 
-def is_empty(value: Any) -> bool:
-    """Return True if a value is null, NaN, blank, or a container of such values."""
+def is_empty(value: Any, texts: Container[str] = EMPTY_TEXTS[1]) -> bool:
+    """Return True if a value is null, NaN, one of the texts, or a container of such values."""
     if isinstance(value, str):
-        return value.strip() in ("", "[]", "{}", "null")
+        return value.strip() in texts
     if isinstance(value, (list, dict)):
         return all(map(is_empty, value.values() if isinstance(value, dict) else value))
     return value is None or value is False or value != value
@@ -191,19 +196,31 @@ def read_loss(holder: dict[str, Any], keys: frozenset[str] = LOSS_KEYS) -> bool 
 def reject_keys(holder: dict[str, Any], rejected: dict[str, str], accepted: Container[str | None] = ()):
     """Raise RecordError if holder has content that a conversation cannot express, unless its kind is in accepted."""
     for key in holder:
-        if key in rejected and rejected[key] not in accepted and not is_empty(holder[key]):
-            raise RecordError(rejected[key], f"{key} means {rejected[key]}, which are not supported")
+        if key in rejected and rejected[key] not in accepted:
+            value, is_flag = holder[key], key in FLAG_KEYS
+            if str(value).strip().lower() in FLAG_TEXTS if is_flag else not is_empty(value):
+                remedy = "delete the key if it means something else" if is_flag else ""
+                raise RecordError(rejected[key], f"{key} means {rejected[key]}, which are not supported", remedy)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # messages
 
 
-def is_message(record: Any) -> bool:
-    """Return True if a record is a single message."""
+def is_message(record: Any, named: tuple[str, ...] = ()) -> bool:
+    """Return True if a record is a single message. named are the keys of the question and the answer, if given."""
     names = {key.strip().lower() for key in record} if isinstance(record, dict) else set()
+    if named and (names.issuperset(named) or names.intersection(named).difference(MESSAGE_KEYS)):
+        return False
     has_content = not names.isdisjoint(("content", "value", "tool_calls"))
     return has_content and not names.isdisjoint(("role", "from")) and names.isdisjoint(LIST_KEYS)
+
+
+def find_name(message: dict[str, Any], conversation: str) -> tuple[str, str] | None:
+    """Return (key, text) of the field that names the conversation of a message, or None if it is missing or blank."""
+    keys = (conversation.strip().lower(),) if conversation else CONVERSATION_KEYS
+    found = ((key, str(value)) for key, value in message.items() if key.strip().lower() in keys and value is not None)
+    return next((item for item in found if item[1].strip()), None)
 
 
 def read_messages(messages: list, n_context: int = 0) -> Messages:
@@ -233,6 +250,7 @@ def read_message(message: Any) -> Message:
     name = message["role"] if "role" in message else message["from"]
     role = ROLE_OF_NAME.get(name) if isinstance(name, str) else None
     if role is None:
+        name = message.get("from") if name is None else name
         lower_name = shorten(name).strip().lower()
         if lower_name not in ROLE_OF_NAME:
             kind = f"the role {lower_name!r}" if lower_name in OTHER_ROLES else "an unknown role"
@@ -244,6 +262,8 @@ def read_message(message: Any) -> Message:
         in_loss = read_loss(message, MESSAGE_LOSS_KEYS) is not False
     is_value = "value" in message and ("from" in message or "content" not in message)
     content = message["value"] if is_value else message.get("content")
+    if content is None:
+        content = message.get("content" if is_value else "value")
     return role, read_content(content) if isinstance(content, list) else read_text(content, "content"), in_loss
 
 
@@ -286,6 +306,11 @@ def find_pair(keys: tuple[str, ...]) -> tuple[str, str] | str | None:
     return questions[0], answers[0]
 
 
+def has_form(keys: Iterable[str]) -> bool:
+    """Return True if the keys are those of a list of messages, or of a question and an answer."""
+    return not set(names := tuple(keys)).isdisjoint(LIST_KEYS) or find_pair(names) is not None
+
+
 def find_missing(columns: Iterable[str], user: str, assistant: str, *others: str) -> list[str]:
     """Return which of the names a table lacks. Any known form will do, unless user or assistant is given."""
     names = tuple(column.strip().lower() for column in columns)
@@ -322,11 +347,6 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
         accepted = [REJECTED_KEYS.get(key) for key in named]  # --assistant=chosen takes no notice of rejected
         reject_keys(others, REJECTED_KEYS, accepted)
         in_loss = read_loss(others)
-        for key in PREFERENCE_KEYS:
-            value = others.get(key)
-            is_flag = "completion" in record and FLAGS.get(str(value).strip().lower()) is not None
-            if (is_flag or isinstance(value, bool)) and "preference data" not in accepted:
-                raise RecordError("preference data", f"{key} marks good and bad answers, which are not supported")
     form, conversation = _read_form(record, others, named)
     conversation = _add_system(others, conversation)
     if in_loss is False:
@@ -340,9 +360,18 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
         if missing := [key for key in named if key not in record]:
             remedy = f"pass --user=KEY and --assistant=KEY, two of {str([*record][:20])[:200]}"
             raise RecordError("missing fields", f"there is no field {missing[0]!r}", remedy)
+        for key in named:
+            if isinstance(text := record[key], str) and LISTED_MESSAGE.match(text) and not _is_list(text, key):
+                problem, remedy = (
+                    f"the field {key!r} has a list of messages as text",
+                    "pass neither --user nor --assistant",
+                )
+                raise RecordError("messages as text", problem, f"name it 'messages', and {remedy}")
         return _read_pair(record, others, *named)
     for key in LIST_KEYS:
         value = record.get(key)
+        if value in ([], "", "[]") and has_form(name for name in record if name != key and not is_empty(record[name])):
+            continue
         if value is not None and (key != "conversation" or isinstance(value, list) or str(value).startswith("[")):
             messages = read_list(value, key)
             names = lower_keys(messages[0], MESSAGE_KEYS) if messages and isinstance(messages[0], dict) else ()
@@ -369,7 +398,7 @@ def _read_pair(record: dict[str, Any], others: dict[str, Any], user: str, assist
     name = "alpaca" if user.lower() == "instruction" else name
     extra_keys = (*INPUT_KEYS, "history") if user.lower() in INPUT_QUESTIONS else ("history",)
     used = [user, *(key for key in extra_keys if key in others), assistant]
-    extra = {key: others[key] for key in used[1:-1] if not is_empty(others[key]) and others[key] != "<noinput>"}
+    extra = {key: others[key] for key in used[1:-1] if not is_empty(others[key], EMPTY_TEXTS[key == "history"])}
     if _is_list(record[user], user) or _is_list(record[assistant], assistant):
         if extra:
             problem = f"{[*extra][0]} next to a list of messages is not supported"
@@ -378,6 +407,10 @@ def _read_pair(record: dict[str, Any], others: dict[str, Any], user: str, assist
             read_list(record[key], key) if _is_list(record[key], key) else [{"role": role, "content": record[key]}]
             for key, role in ((user, "user"), (assistant, "assistant"))
         )
+        if len(answers) > len(context):
+            heads = [[read_message(message)[:2] for message in part[: len(context)]] for part in (context, answers)]
+            is_repeated = heads[0] == heads[1] and heads[0][-1][0] == "user"
+            answers = answers[len(context) :] if is_repeated else answers
         return Form(f"{name} (lists of messages)", tuple(used)), read_messages(context + answers, len(context))
     conversation = _read_history(read_list(extra.pop("history"), "history")) if "history" in extra else []
     texts = [read_text(text, key) for key, text in ((user, record[user]), *extra.items())]
@@ -402,7 +435,7 @@ def _read_history(history: Iterable[Any]) -> Messages:
 def _add_system(others: dict[str, Any], conversation: Messages) -> Messages:
     """Return the conversation with the system message that the record has in one of SYSTEM_KEYS."""
     for key in SYSTEM_KEYS:
-        if key not in others or is_empty(others[key]):
+        if key not in others or is_empty(others[key], ("",)):
             continue
         system = read_text(others[key], key)
         if not conversation or conversation[0][0] != "system":

@@ -223,16 +223,16 @@ def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
         return record.get("tokenizer")
     hf_tokenizer = _read(directory, "tokenizer.json")
     hf_model, added = hf_tokenizer.get("model"), hf_tokenizer.get("added_tokens")
-    added_names = (
-        {token.get("content") for token in added if isinstance(token, dict)} if isinstance(added, list) else set()
-    )
-    added_names |= _read(directory, "added_tokens.json").keys()
     vocabulary = _read(directory, "vocab.json") or (hf_model.get("vocab") if isinstance(hf_model, dict) else None)
     if not vocabulary:
         return {"kind": "gpt2"} if vocab_size == 50257 else None
-    is_gpt2 = isinstance(vocabulary, dict) and all(vocabulary.get(token) == i for token, i in GPT2_TOKEN_IDS.items())
-    is_gpt2 = is_gpt2 and len(vocabulary) == len(vocabulary.keys() | added_names) == GPT2_TOKEN_IDS[END] + 1
-    return {"kind": "gpt2"} if is_gpt2 else UNSUPPORTED_TOKENIZER
+    if not isinstance(vocabulary, dict):
+        return UNSUPPORTED_TOKENIZER
+    added_ids = [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    ids = {*vocabulary.values(), *added_ids, *_read(directory, "added_tokens.json").values()}
+    is_gpt2 = all(vocabulary.get(token) == i for token, i in GPT2_TOKEN_IDS.items())
+    has_more = any(isinstance(i, int) and i > GPT2_TOKEN_IDS[END] for i in ids)
+    return {"kind": "gpt2"} if is_gpt2 and not has_more else UNSUPPORTED_TOKENIZER
 
 
 def save(model: GPT, tokenizer: dict | None, directory: str, settings_hash: str = ""):

@@ -493,7 +493,8 @@ ARRAY = json.dumps([as_messages(one) for one in some_talks(12)], indent=1)
         ("a.json", ARRAY + "]", "follows the end of the array"),
         ("a.json", ARRAY + "the end", "follows the end of the array"),
         ("a.json", ARRAY + ARRAY, "put all records into one array"),
-        ("a.jsonl", '{"turns": [{"question": "q", "answer": "a"}]}\n' * 2, "follows the end of the array"),
+        ("a.jsonl", '{"turns": [{"question": "q", "answer": "a"}]}\n' * 2, "no form"),
+        ("a.json", '{"data": [{"question": "q", "answer": "a"}]}\n' * 2, "no form"),
         ("a.jsonl", '{"conversations": [{"question": "q", "answer": "a"}]}\n' * 2, "is not a message"),
         ("a.jsonl", '[{"question": "q", "answer": "a"}]\n' * 2, "follows the end of the array"),
         ("a.json", "[" * 100_000, "not JSON"),
@@ -501,7 +502,10 @@ ARRAY = json.dumps([as_messages(one) for one in some_talks(12)], indent=1)
         ("a.json", "<html><body>Not found</body></html>", "HTML"),
         ("a.jsonl", "PK\x03\x04 something", "decompressed"),
         ("a.json", '{"train": ' + ARRAY + ', "test": ' + ARRAY + "}", "more than the one list"),
-        ("a.json", '{"info": {}, "data": ' + ARRAY + "}", "'data'"),
+        ("a.json", '{"id": 1, "turns": [{"user": "q", "assistant": "a"}]}', "'turns'"),
+        ("a.json", '{"system": "s", "data": ' + ARRAY + "}", "'system' is next to a list of records"),
+        ("a.json", '{"weight": 0, "conversations": ' + ARRAY + "}", "'weight'"),
+        ("a.json", '{"conversations": ' + ARRAY + ', "train": false}', "'train'"),
         ("a.json", '{"data": ' + ARRAY, "cut off"),
         ("a.json", '{"data": ' + ARRAY + ', "n": 3', "cut off"),
         ("a.json", '{"data": ' + ARRAY + "; 3}", "not JSON"),
@@ -570,6 +574,8 @@ def test_values_of_json_are_found_in_chunks_of_any_size(size):
         "\n\n".join(json.dumps(record, indent=1) for record in records): records,  # values one after another
         json.dumps({"version": "1.0", "n": 5, "data": records, "x": None}, indent=1): records,
         json.dumps({"conversations": records}): records,  # and not a list of messages
+        json.dumps({"info": {"by": ["x"]}, "system": "", "data": records, "meta": [1]}): records,
+        json.dumps({"tools": [], "items": [1], **records[0]}): [{"tools": [], "items": [1], **records[0]}],
         json.dumps(messages, indent=1): [messages],  # a conversation as an array
         "\n".join(map(json.dumps, [messages, messages])): [messages, messages],
         json.dumps([messages, messages]): [messages, messages],
@@ -579,6 +585,62 @@ def test_values_of_json_are_found_in_chunks_of_any_size(size):
     for text, wanted in texts.items():
         chunks = [text[i : i + size] for i in range(0, len(text), size)]
         assert [value for _, value in read_json(chunks, "FILE", False)] == wanted
+
+
+@smoke
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "b.json"])
+@pytest.mark.parametrize("key", ["documents", "participants", "contents", "history", "data"])
+def test_a_list_before_the_conversation_makes_no_container_of_a_record(tmp_path, name, key):
+    lines = [
+        json.dumps({key: [{"user": "x", "assistant": "y"}], "messages": as_messages(t)["messages"]})
+        for t in some_talks(2)
+    ]
+    text = "\n".join(lines[: 1 if name == "b.json" and key != "data" else 2])
+    assert len(read(write_text(tmp_path / name, text))) == len(text.splitlines())
+
+
+FLAT = [{**message, "Conv_ID": i} for i in range(3) for message in as_messages(talk(f"q{i}", "a"))["messages"]]
+
+
+@smoke
+@pytest.mark.parametrize("name", ["lines.jsonl", "lines.json", "line.json", "pretty.json"])
+def test_messages_with_the_name_of_their_conversation_are_joined_by_it(tmp_path, name):
+    path = write(tmp_path / name, FLAT)
+    with pytest.raises(UserError, match="each record is one message: pass --conversation=Conv_ID"):
+        read(path)
+    wanted = [talk(f"q{i}", "a") for i in range(3)]
+    assert read(path, conversation="conv_id") == read(path, conversation="Conv_ID") == wanted
+    assert read(write(tmp_path / name, FLAT[:2])) == wanted[:1]
+    broken = write(tmp_path / name, [*FLAT[:4], {"role": "tool", "content": "x", "conv_id": 1}, *FLAT[4:]])
+    assert read(broken, conversation="conv_id", skip_broken=True) == [wanted[0], wanted[2]]
+    with pytest.raises(UserError, match="cannot be combined|no field 'talk'"):
+        read(write(tmp_path / name, FLAT), conversation="talk")
+
+
+@smoke
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_group_with_an_unreadable_row_is_left_out_whole(tmp_path, name):
+    rows = [{"question": f"q{i}", "answer": "a", "talk": at} for i, at in enumerate("xxyyyzz")]
+    lines = open(write(tmp_path / name, rows), encoding="utf-8").read().splitlines()
+    lines.insert(len(lines) - 3, "broken")
+    path = write_text(tmp_path / name, "\n".join(lines))
+    wanted = [talk("q0", "a", "q1", "a"), talk("q5", "a", "q6", "a")]
+    assert read(path, conversation="talk", skip_broken=True) == wanted
+    assert len(read(path, skip_broken=True)) == 7
+
+
+@smoke
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_named_keys_win_over_those_of_messages(tmp_path, container):
+    rows = [{"from": f"a{i}@b.de", "content": f"q{i}", "reply": f"a{i}"} for i in range(3)]
+    path = write(tmp_path / container, rows)
+    assert read(path, user="content", assistant="reply") == [talk(f"q{i}", f"a{i}") for i in range(3)]
+
+
+@smoke
+def test_an_empty_list_at_the_start_of_an_array_is_one_broken_record(tmp_path):
+    path = write_text(tmp_path / "a.json", json.dumps([[], as_messages(talk("q", "a"))["messages"]]))
+    assert read(path, skip_broken=True) == [talk("q", "a")]
 
 
 @smoke

@@ -61,6 +61,16 @@ FORMS = [  # record, conversation, words in the form's name
     ({"query": "q", "response": "a", "type": "x"}, Q_A, "questions and answers"),
     ({"prompt": "q", "response": "a"}, Q_A, "questions and answers"),
     ({"input": "q", "output": "a"}, Q_A, "questions and answers"),
+    ({"question": "q", "answer": "a", "label": "sport"}, Q_A, "questions and answers"),
+    ({"messages": chat("q", "a"), "label": 2}, Q_A, "messages"),
+    ({"messages": [], "conversations": gpt("q", "a")}, Q_A, "ShareGPT"),
+    ({"messages": [], "question": "q", "answer": "a"}, Q_A, "questions and answers"),
+    (
+        {"conversations": [{"role": None, "content": None, **message} for message in gpt("q", "a")]},
+        Q_A,
+        "conversations",
+    ),
+    ({"messages": [{"from": None, "value": None, **message} for message in chat("q", "a")]}, Q_A, "messages"),
 ]
 
 
@@ -75,6 +85,22 @@ def test_instruction_and_input_are_one_question():
     for options in ({}, {"user": "instruction", "assistant": "output"}):  # naming the columns doesn't drop the input
         ((_, question, _), _) = to_conversation(record, **options)[1]
         assert question == "Add.\n\n2 and 3"
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null"])
+def test_an_input_that_looks_empty_is_text(text):
+    assert to_conversation({"instruction": "q", "input": text, "output": "a"})[1][0][1] == f"q\n\n{text}"
+
+
+def test_an_answer_that_repeats_its_prompt_is_the_conversation():
+    for prompt in ("q", chat("q")):
+        record = {"prompt": prompt, "chosen": chat("q", "a"), "rejected": chat("q", "b")}
+        assert to_conversation(record, "prompt", "chosen")[1] == [("user", "q", False), Q_A[1]]
+
+
+def test_named_fields_with_messages_as_text_are_rejected():
+    with pytest.raises(RecordError, match="'chosen' has a list of messages as text"):
+        to_conversation({"prompt": "q", "chosen": json.dumps(chat("q", "a"))}, "prompt", "chosen")
 
 
 def test_a_question_about_a_context_keeps_it():
@@ -178,6 +204,14 @@ REJECTED = [  # record, kind
     ({"instruction": "q", "output": None}, "content that is not text"),
     ({"prompt": "p", "completion": "bad", "label": 0}, "preference data"),
     ({"prompt": "p", "completion": "good", "label": "1"}, "preference data"),
+    *(
+        ({**record, "label": value}, "preference data")
+        for record in ({"question": "q", "answer": "a"}, {"messages": chat("q", "a")})
+        for value in (True, False, 0, 1, 1.0, "True", "false", "good", " BAD ", "0", "1")
+    ),
+    ({"messages": chat("q", "a", label="bad")}, "preference data"),
+    ({"messages": chat("q", "a", train_on=False)}, "loss masks"),
+    ({"messages": chat("q", "a", weights=0)}, "loss masks"),
     ({"messages": chat("q", [{"type": "text", "text": "a", "train": False}])}, "loss masks on parts"),
     ({"text": "q"}, "an unknown form"),
     ({}, "an unknown form"),

@@ -1235,6 +1235,7 @@ def test_a_killed_run_leaves_the_old_data(tmp_path, old_data, tokenizer):
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_the_old_data(tmp_path, old_data, signal_):
+    (tmp_path / "a.txt").write_text(big_text(300_000, 0))  # which takes long enough for the signal
     process = start_preparing(tmp_path, "bpe", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for_ids(tmp_path, process)
     process.send_signal(signal_)
