@@ -78,6 +78,11 @@ class Dialogues:
         self, path: str, values: Iterable[Record], survey: Survey
     ) -> Iterator[tuple[str, Messages | RecordError]]:
         """Yield (location, conversation) of each record, or of adjacent ones with the same self.conversation."""
+        if not self.conversation:
+            names = self._names
+            named_values = ((location, _lower_keys(record, names)) for location, record in values)
+            yield from (self._join(path, [item], survey) for item in named_values)
+            return
         for _, group in groupby(self._with_names(values), lambda item: item[0]):
             yield self._join(path, (record for _, record in group), survey)
 
@@ -90,7 +95,7 @@ class Dialogues:
         for number, (location, record) in enumerate(values):
             record = _lower_keys(record, self._names)
             holder = record[0] if isinstance(record, list) and record else record
-            found = isinstance(holder, dict) and self.conversation and records.find_name(holder, self.conversation)
+            found = isinstance(holder, dict) and records.find_name(holder, self.conversation)
             is_blank = isinstance(record, dict) and self.conversation in record
             own_name = record.conversation if isinstance(record, RecordError) else found[1] if found else ""
             name = own_name or (name if isinstance(name, str) and not is_blank else number)

@@ -107,6 +107,8 @@ def lower_names(keys: tuple[str, ...], known: frozenset[str], named: tuple[str, 
 
 def lower_keys(holder: dict[str, Any], known: frozenset[str], named: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return holder with its keys normalized by lower_names()."""
+    if not named and known.issuperset(holder):
+        return holder
     keys = tuple(holder)
     names = lower_names(keys, known, named)
     return holder if names == keys else dict(zip(names, holder.values()))
@@ -242,6 +244,10 @@ def read_messages(messages: list, n_context: int = 0) -> Messages:
 
 def read_message(message: Any) -> Message:
     """Return the role and the text of a message, and whether it counts if it is an answer. Raises RecordError."""
+    if isinstance(message, dict) and len(message) == 2:  # nearly all messages; the rest of this function is slower
+        name, text = message.get("from", message.get("role")), message.get("value", message.get("content"))
+        if isinstance(name, str) and name in ROLE_OF_NAME and isinstance(text, str):
+            return ROLE_OF_NAME[name], read_text(text, "content"), True
     if isinstance(message, dict) and not MESSAGE_KEYS.issuperset(message):
         message = lower_keys(message, MESSAGE_KEYS)
     if not isinstance(message, dict) or not ("role" in message or "from" in message):
@@ -348,7 +354,8 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
         reject_keys(others, REJECTED_KEYS, accepted)
         in_loss = read_loss(others)
     form, conversation = _read_form(record, others, named)
-    conversation = _add_system(others, conversation)
+    if not others.keys().isdisjoint(SYSTEM_KEYS):
+        conversation = _add_system(others, conversation)
     if in_loss is False:
         conversation = [(role, content, False) for role, content, _ in conversation]
     return form, check_turns(conversation)
@@ -376,13 +383,17 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
             messages = read_list(value, key)
             names = lower_keys(messages[0], MESSAGE_KEYS) if messages and isinstance(messages[0], dict) else ()
             is_sharegpt = "from" in names and "role" not in names
-            name = f"ShareGPT ({key}: from, value)" if is_sharegpt else f"messages ({key}: role, content)"
-            return Form(name, (key,)), read_messages(messages)
+            return _list_form(key, is_sharegpt), read_messages(messages)
     pair = find_pair(tuple(key for key in record if record[key] is not None)) or find_pair(tuple(record))
     if isinstance(pair, tuple):
         return _read_pair(record, others, *pair)
     problem = pair or f"no form of conversation is known with the keys {str([*record][:20])[:200]}"
     raise RecordError("an unknown form", problem, f"pass --user=KEY and --assistant=KEY, or {MESSAGE_FORMAT}")
+
+
+@functools.cache
+def _list_form(key: str, is_sharegpt: bool) -> Form:
+    return Form(f"ShareGPT ({key}: from, value)" if is_sharegpt else f"messages ({key}: role, content)", (key,))
 
 
 def _is_list(value: Any, key: str) -> bool:
