@@ -3,7 +3,7 @@
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
     python train.py config/train_gpt2.py                                       # uses one GPU
 
-Expect: 124 M parameters; 4 days on 8 A100 GPUs; loss about 2.85, both according to nanoGPT
+Expect: 124 M parameters; 4 days on 8 A100 GPUs and a loss of about 2.85 according to nanoGPT
 
 nanoGPT's README reports a loss of about 2.85 after about 4 days on 8 A100 40GB GPUs. This was not reproduced here.
 Run data/openwebtext/prepare.py to prepare the data, or copy nanoGPT's train.bin and val.bin to data/openwebtext.

@@ -37,7 +37,7 @@ class Survey:
         return sum(self.kinds.values())
 
     def add_form(self, path: str, form: Form, record: Any):
-        """Count the form of a record, and note its unused keys."""
+        """Count a record by its form, and note its unused keys."""
         if path not in self.forms:
             self.forms[path], self.key_sets[path] = Counter(), set()
         forms, key_sets = self.forms[path], self.key_sets[path]

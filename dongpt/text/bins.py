@@ -506,7 +506,7 @@ def check_shard_ends(folder: str, shards: list[dict]):
 def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str, "TokenArray"], dict[str, np.ndarray]]:
     """Return (meta, ids by split, masks by split) of a data folder. Splits have no mask if all tokens are in the loss.
 
-    The validation set is empty if the data was prepared without one, and never otherwise.
+    The validation set is empty only if the data was prepared without one.
     train_fraction < 1 keeps only the first part of the training set. Raises UserError if read_meta does, or if a file
     is missing or its size does not match meta.json.
     """

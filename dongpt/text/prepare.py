@@ -256,7 +256,7 @@ def _scan_text(
         split_method = "position"
         pieces = _split_by_position(pieces, split, vocabulary.tokenizer == "word")
     elif isinstance(split, int):
-        problem = f"{stats.documents:,} records cannot be split with about {val_fraction} of the text for validation"
+        problem = f"{stats.documents:,} records cannot be split to use about {val_fraction} of the text for validation"
         raise UserError(f"{problem}: use more records, or change --val_fraction")
     n_skipped = stats.num_skipped + n_blank
     meta = {"sha256": digest.hexdigest(), "documents": stats.documents + val_stats.documents, "split": split_method}
