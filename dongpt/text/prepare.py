@@ -434,9 +434,7 @@ def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: i
         return in_val
     val_start = int(stats.characters * (1 - val_fraction))  # the same position as in nanoGPT's scripts
     if not 2 <= val_start <= stats.characters - 2:  # a loss needs an input token and a target
-        problem = (
-            f"the text has only {stats.characters:,} characters, too few to split with val_fraction={val_fraction}"
-        )
+        problem = f"the text of {stats.characters:,} characters is too short to split with val_fraction={val_fraction}"
         raise UserError(f"{problem}: use a longer text, or another --val_fraction")
     return val_start
 
