@@ -330,7 +330,7 @@ def test_a_separator_gives_end_tokens_and_its_absence_is_a_sentence(tmp_path):
     both = decoded(tmp_path)
     assert both["train"].count(END) + both["val"].count(END) == 30
     os.rename(tmp_path / "data", tmp_path / "old")
-    assert "no line of the text consists of '<|end|>': correct --separator" in refuse(
+    assert "no line of the text that starts in a.txt consists of '<|end|>': correct --separator" in refuse(
         tmp_path, "a.txt", "--separator=<|end|>"
     )
     assert "both divide the text" in refuse(tmp_path, "a.txt", f"--separator={END}", "--document=line")
