@@ -229,7 +229,7 @@ def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
     if not isinstance(vocabulary, dict):
         return UNSUPPORTED_TOKENIZER
     added_ids = [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    ids = {*vocabulary.values(), *added_ids, *_read(directory, "added_tokens.json").values()}
+    ids = [*vocabulary.values(), *added_ids, *_read(directory, "added_tokens.json").values()]
     is_gpt2 = all(vocabulary.get(token) == i for token, i in GPT2_TOKEN_IDS.items())
     has_more = any(isinstance(i, int) and i > GPT2_TOKEN_IDS[END] for i in ids)
     return {"kind": "gpt2"} if is_gpt2 and not has_more else UNSUPPORTED_TOKENIZER

@@ -32,7 +32,7 @@ MAGIC |= {b"LITPKDS": "a packed dataset of litgpt", b"MMIDIDX": "an index of Meg
 MAGIC |= dict.fromkeys((b"\x80\x02\x8a\x0a", b"\x80\x04\x95", b"\x80\x05\x95"), "a pickle")
 TYPE_NAMES = {"u1": "uint8", "<u4": "uint32", "<i8": "int64", ">u2": "big-endian uint16", ">u4": "big-endian uint32"}
 TYPE_NAMES |= {">i8": "big-endian int64", "<f2": "float16", "<f4": "float32", "<f8": "float64", "<i4": "int32"}
-# of four uint16 each: those with the ids, and those that are 0
+# positions in each group of four uint16 values: those that hold the ids, and those that are always 0
 COLUMNS = {"<i8": ([0], [1, 2, 3]), ">i8": ([3], [0, 1, 2]), "<u4": ([0, 2], [1, 3]), ">u4": ([1, 3], [0, 2])}
 CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0b\x0e-\x1f]")
 IF_UINT16 = "; if its ids are uint16, declare them in a meta.json (see docs/formats.md)"

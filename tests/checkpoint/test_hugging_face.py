@@ -347,6 +347,8 @@ def test_added_tokens_make_another_tokenizer_than_gpt2s(tmp_path, place):
         contents[place] |= added
     for name, content in contents.items():
         (tmp_path / name).write_text(json.dumps(content))
+    contents["vocab.json"] |= {"of another type": [1]}
+    (tmp_path / "vocab.json").write_text(json.dumps(contents["vocab.json"]))
     tokenizer = hugging_face._read_tokenizer(str(tmp_path), 50257 + (place != "none"))
     assert tokenizer == ({"kind": "gpt2"} if place == "none" else hugging_face.UNSUPPORTED_TOKENIZER)
 
