@@ -13,20 +13,28 @@ import sys
 import tempfile
 import textwrap
 import time
+from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import configurator
 from configurator import ROOT
 from dongpt.program import run_program
 
 N_LINES = 8
 
 
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """This program has no settings."""
+
+
 def run(program: str, *args: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, os.path.join(ROOT, program), *args], check=True, **options)
 
 
-def main():
+def main(argv: list[str] | None = None):
+    configurator.load(QuickstartConfig, argv)
     with tempfile.TemporaryDirectory() as folder:
         out_dir = os.path.join(folder, "out-quickstart")  # used as the title of the plot
         start = time.perf_counter()

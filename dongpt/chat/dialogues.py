@@ -142,7 +142,7 @@ class ChatDataset:
         survey.check(dialogues.files.paths, dialogues.skip_broken)
         for level in (2, 1, 0):
             groups, stats = group(hashes, links[: level + 1]), CorpusStats(len(lengths), int(lengths.sum()))
-            np.add.at(stats.bucket_chars, groups % NUM_BUCKETS, lengths)
+            stats.bucket_chars = np.bincount(groups % NUM_BUCKETS, lengths, NUM_BUCKETS).astype(np.int64).tolist()
             if len(lengths) and isinstance(choose_val_buckets(stats, val_fraction, min_documents=2), np.ndarray):
                 break
         return cls(dialogues, template, groups, level, survey)

@@ -7,6 +7,7 @@ On a GPU, weights use the runtime's dtype. On a CPU, decoding a token reads all 
 halves the time. Large models therefore use bfloat16 weights, packed by dongpt/kernels/cpu.py, and compute in float32.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, Iterator, Literal, Sequence
 
@@ -38,6 +39,8 @@ class Generator:
 
     def generate(self, prompt: str, max_new_tokens: int = 500, **settings) -> str:
         """Return the text generated after prompt, which is the first sample of sample.py with the same settings."""
+        if unknown := settings.keys() - inspect.signature(self.stream).parameters:
+            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         return "".join(self.stream(prompt, max_new_tokens, **settings))
 
     def stream(

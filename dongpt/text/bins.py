@@ -25,6 +25,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, Iterator
 
@@ -42,6 +43,7 @@ SHARD_PATTERN = re.compile(r"train_(\d{3,})\.bin")
 DATA_FILE_PATTERN = re.compile(r"train_\d{3,}\.bin|(train|val)(\.mask)?\.bin|meta\.json")
 MAX_IN_MEMORY_BYTES = 64 * 2**20  # larger files are read from disk on each access
 HEAD_TAIL_HASH_BYTES = 2**20  # hashed at both ends of each shard when training starts
+MAX_OPEN_FILES = 16  # new files kept open; small shards could exceed the system's limit
 CHUNK_TOKENS = 2**22  # chunk size for reading a whole file
 
 
@@ -284,6 +286,7 @@ class BinWriter:
         self.folder, self.tokenizer, self.shard_tokens = folder, tokenizer, shard_tokens
         self.val_file = "val.ids" if reorder_val else "val.bin"
         self.can_resume = False  # whether a later process can resume from the new files
+        self.open_files: dict[str, IO[bytes]] = {}  # new files that are being written
         self.state: dict[str, Any] = {key: dict.fromkeys(SPLITS, 0) for key in ("characters", "bytes", "tokens")}
         self.state |= {"predicted_bytes": {}, "is_lossy": False}
         # number of documents written, sizes of the new files in bytes
@@ -302,6 +305,8 @@ class BinWriter:
 
     def __exit__(self, *error):
         with self.lock:
+            with contextlib.suppress(OSError):  # of a write that failed before
+                self._close_files()
             if self.can_resume and KeyboardInterrupt in error:
                 print(f"interrupted: run the same command again to continue after document {self.state['documents']:,}")
             if not self.can_resume and not _staged_names(self.folder)[0]:
@@ -357,9 +362,23 @@ class BinWriter:
 
     def _sync_to_disk(self):
         """Flush all new files to disk."""
+        self._close_files()
         for name in os.listdir(self._staging_path()):
             with open(self._staging_path(name), "ab") as file:
                 os.fsync(file.fileno())
+
+    def _append(self, name: str, array: np.ndarray):
+        """Append an array to a new file."""
+        if name not in self.open_files:
+            if len(self.open_files) >= MAX_OPEN_FILES:
+                self._close_files()
+            self.open_files[name] = open(self._staging_path(name), "ab")
+        self.open_files[name].write(array.data)
+        self.open_files[name].flush()
+
+    def _close_files(self):
+        while self.open_files:
+            self.open_files.popitem()[1].close()
 
     def add(self, split: str, encoded: EncodedText):
         """Append tokens to a split."""
@@ -375,8 +394,7 @@ class BinWriter:
         with self._explain_disk_errors():
             for name, array in arrays.items():
                 if len(array):
-                    with open(self._staging_path(name), "ab") as file:
-                        file.write(array.data)
+                    self._append(name, array)
                     state["sizes"][name] = state["sizes"].get(name, 0) + array.nbytes
         state["characters"][split] += encoded.n_characters
         state["bytes"][split] += encoded.n_bytes
@@ -407,17 +425,20 @@ class BinWriter:
                 self._write_val_in_order(val_order, tokenizer.end_id)
             if n_val == 0:
                 open(self._staging_path("val.bin"), "wb").close()
-            self._sync_to_disk()
             n_shards = -(-n_train // self.shard_tokens) if self.shard_tokens else 0
             paths = [self._staging_path(shard_name("train", i)) for i in range(n_shards)]
-            shards = [describe(path, file_sha256(path)) for path in paths]
+            with ThreadPoolExecutor(1) as pool:  # flush the files while they are hashed
+                flushing = pool.submit(self._sync_to_disk)
+                shards = [describe(path, file_sha256(path)) for path in paths]
+                sha256 = ids_sha256(self._staging_path(), shards)
+                flushing.result()
             counts = {key: self.state[key] for key in ("characters", "bytes", "tokens", "predicted_bytes")}
             meta = {
                 "tokenizer": tokenizer.to_dict(),
                 "vocab_size": tokenizer.vocab_size,
                 **{key: count for key, count in counts.items() if count},
                 **({"shards": {"train": shards}} if shards else {}),
-                "ids_sha256": ids_sha256(self._staging_path(), shards),
+                "ids_sha256": sha256,
                 **meta,
             }
             with atomic_write(self._staging_path("meta.json")) as file:

@@ -16,12 +16,11 @@ import json
 import math
 import multiprocessing
 import os
-import re
 import sys
 import threading
 import zlib
 from collections import Counter, deque
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Annotated, Any, Callable, Iterable, Iterator, Literal, Protocol, Sequence
@@ -58,7 +57,7 @@ SAMPLE_CHARS = 1000  # used to check that decoding restores the text
 MIN_DOCUMENTS = 20  # with fewer documents, the validation set is the end of the text
 NUM_BUCKETS = 2**16  # documents are hashed into buckets; some buckets form the validation set
 BPE_TRAIN_CHARS = 2**25  # maximum for training a BPE tokenizer; sampled evenly from a longer text
-BPE_TRAIN_WORDS = 2**18  # maximum number of distinct words in them, since each takes nearly a kilobyte
+MIN_THREADED_BYTES = 2**14  # hashing fewer takes less time than handing them to another thread
 MAX_WORDS = 2**20  # maximum number of distinct words
 WORD_RULES = 2  # changes whenever new vocabularies split text differently, so that no preparation resumes across it
 
@@ -103,7 +102,7 @@ class CorpusStats:
     documents: int = 0
     characters: int = 0
     num_skipped: int = 0  # number of records without content
-    bucket_chars: np.ndarray = field(default_factory=lambda: np.zeros(NUM_BUCKETS, np.int64))  # characters per bucket
+    bucket_chars: list[int] = field(default_factory=lambda: [0] * NUM_BUCKETS)  # characters per bucket
 
 
 TextSource = Files | Texts | HubText
@@ -201,6 +200,26 @@ def prepare(
         return replace(prepared, sample=sample)
 
 
+class _ThreadedSHA256:
+    """The SHA-256 of data that another thread hashes while the next data are read."""
+
+    def __init__(self):
+        self.sha256, self.pool = hashlib.sha256(), ThreadPoolExecutor(1)
+        self.last_update: Future | None = None
+
+    def update(self, data: bytes):
+        if self.last_update:
+            self.last_update.result()
+        if len(data) < MIN_THREADED_BYTES:
+            self.sha256.update(data)
+        else:
+            self.last_update = self.pool.submit(self.sha256.update, data)
+
+    def hexdigest(self) -> str:
+        self.pool.shutdown()
+        return self.sha256.hexdigest()
+
+
 def _special_names(vocabulary: Vocabulary, specials: Sequence[str]) -> list[str]:
     """Return the names that may stand for special tokens, also in a vocabulary that has no such token."""
     unknown = [UNKNOWN] if vocabulary.tokenizer == "word" else []
@@ -218,7 +237,7 @@ def _scan_text(
     on_progress: Progress,
 ) -> tuple[Tokenizer, Pieces, dict]:
     """Make a first pass over the documents and return (tokenizer, pieces, entries for meta.json)."""
-    stats, val_stats, digest = CorpusStats(), CorpusStats(), hashlib.sha256()
+    stats, val_stats, digest = CorpusStats(), CorpusStats(), _ThreadedSHA256()
     has_segments = not isinstance(documents, TextSource)
     no_val, min_documents = np.zeros(NUM_BUCKETS, dtype=bool), 2 if has_segments else MIN_DOCUMENTS
 
@@ -270,18 +289,18 @@ def _read_pieces(documents: Documents, is_val: np.ndarray, stats: CorpusStats, *
         contents = ((None, text, is_end) for text, is_end in documents.read_documents(*progress))
     else:
         contents = ((number, segments, True) for number, segments in documents.read_segments(*progress))
-    bucket = None  # of the current document
+    bucket, splits = None, [SPLITS[i] for i in is_val.tolist()]  # bucket of the current document; split by bucket
     for number, content, is_end in contents:
-        if content == []:
+        if not content and content == []:
             stats.num_skipped += 1
             continue
         if bucket is None:
             bucket = document_bucket(content) if number is None else number % NUM_BUCKETS
-        n_characters = sum(map(len, _plain_texts(content)))
+        n_characters = _n_characters(content)
         stats.documents += is_end
         stats.characters += n_characters
         stats.bucket_chars[bucket] += n_characters
-        yield SPLITS[int(is_val[bucket])], content, is_end
+        yield splits[bucket], content, is_end
         bucket = None if is_end else bucket
 
 
@@ -332,6 +351,10 @@ def _plain_texts(content: DocumentContent) -> list[str]:
     return [content] if isinstance(content, str) else [part.text for part in content if not part.is_special]
 
 
+def _n_characters(content: DocumentContent) -> int:
+    return len(content) if isinstance(content, str) else sum(map(len, _plain_texts(content)))
+
+
 def _text_pieces(pieces: Iterable[SplitPiece]) -> Pieces:
     """Yield the text of each piece, without special tokens."""
     return ((split, text, is_end) for split, content, is_end in pieces for text in _plain_texts(content))
@@ -356,13 +379,12 @@ def _count_symbols(pieces: Pieces, vocabulary: Vocabulary) -> Counter[str]:
 
 def distinct_characters(texts: Iterable[str]) -> set[str]:
     """Return the characters that occur in texts. This is several times as fast as set(text)."""
-    ascii_characters, is_present = b"", np.zeros(sys.maxunicode + 1, dtype=bool)
+    is_present, known_ascii = np.zeros(sys.maxunicode + 1, dtype=bool), b""
     for text in texts:
-        if text.isascii():
-            ascii_characters += bytes(set(text.encode("ascii").translate(None, ascii_characters)))
-        else:
-            is_present[np.frombuffer(text.encode("utf-32-le"), np.uint32)] = True
-    return {*ascii_characters.decode("ascii"), *map(chr, np.flatnonzero(is_present))}
+        if others := text.encode("utf-8").translate(None, known_ascii).decode("utf-8"):
+            is_present[np.frombuffer(others.encode("utf-32-le"), np.uint32)] = True
+            known_ascii = bytes(np.flatnonzero(is_present[:128]).tolist())
+    return {*map(chr, np.flatnonzero(is_present))}
 
 
 def _count_words(lower: bool, spaces_alone: bool, job: EncodeJob) -> Counter[str]:
@@ -394,20 +416,10 @@ def _build_tokenizer(
             stride = -(-n_characters // BPE_TRAIN_CHARS)
             jobs = islice(_make_jobs(pieces, last_break), 0, None, stride)
             texts = (text for job in jobs for _, text, _ in job)
-            tokenizer = BPETokenizer.train(_limit_distinct_words(texts), vocabulary.vocab_size, special)
+            tokenizer = BPETokenizer.train(texts, vocabulary.vocab_size, special)
     if tokenizer.vocab_size > MAX_VOCAB_SIZE:
         raise UserError(f"the vocabulary has {tokenizer.vocab_size:,} entries, {limit_note}")
     return tokenizer
-
-
-def _limit_distinct_words(texts: Iterable[str]) -> Iterator[str]:
-    """Yield texts until they contain about BPE_TRAIN_WORDS distinct words."""
-    words: set[str] = set()
-    for text in texts:
-        yield text
-        words.update(filter(re.compile(r"\w").match, (word.lstrip(" ") for word in {*split_words(text)})))
-        if len(words) > BPE_TRAIN_WORDS:
-            return
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -420,14 +432,14 @@ def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: i
     The split is by document if there are at least min_documents and the result is within a factor of 2 of val_fraction.
     Documents are selected in the order of their hash, which is unrelated to their order in the text.
     """
-    target = val_fraction * stats.characters
+    target, sizes = val_fraction * stats.characters, np.array(stats.bucket_chars)
     in_val, total = np.zeros(NUM_BUCKETS, dtype=bool), 0
-    for bucket in np.flatnonzero(stats.bucket_chars):
-        if total + stats.bucket_chars[bucket] <= target:
+    for bucket in np.flatnonzero(sizes):
+        if total + sizes[bucket] <= target:
             in_val[bucket] = True
-            total += stats.bucket_chars[bucket]
+            total += sizes[bucket]
     if total < target / 2:  # every remaining bucket is larger than half the target
-        sizes = np.where(in_val | (stats.bucket_chars == 0), np.iinfo(np.int64).max, stats.bucket_chars)
+        sizes[in_val | (sizes == 0)] = np.iinfo(np.int64).max
         in_val[:], total = False, sizes.min()
         in_val[sizes.argmin()] = True
     if stats.documents >= min_documents and target / 2 <= total <= 2 * target and total < stats.characters:
@@ -602,7 +614,7 @@ def _make_jobs(pieces: Iterable[SplitPiece], find_cut: Callable[[str], int]) -> 
     size = unsaved_chars = 0
     for split, content, is_end in _cut_long_texts(pieces, find_cut):
         job.append((split, content, is_end))
-        n = sum(map(len, _plain_texts(content)))
+        n = _n_characters(content)
         size, unsaved_chars = size + n, unsaved_chars + n
         if size >= CHARS_PER_JOB or (is_end and unsaved_chars >= CHARS_PER_SAVE):
             unsaved_chars = 0 if is_end and unsaved_chars >= CHARS_PER_SAVE else unsaved_chars

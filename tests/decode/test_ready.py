@@ -440,3 +440,10 @@ import model
 def test_importing_dongpt_imports_neither_torch_nor_the_corpus(tmp_path):
     code = "import dongpt, sys; assert dongpt.__version__ and not {'torch', 'numpy', 'model'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ROOT}, check=True)
+
+
+@pytest.mark.smoke
+def test_a_wrong_keyword_names_the_method_that_was_called(tmp_path):
+    generator = dongpt.load(saved(tmp_path, make("absolute")))
+    with pytest.raises(TypeError, match=r"generate\(\) got an unexpected keyword argument 'temprature'"):
+        generator.generate("a", temprature=0.5)
