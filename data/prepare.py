@@ -231,26 +231,28 @@ def print_next(prepared: PreparedData):
 
 
 @contextlib.contextmanager
-def open_texts(cfg: PrepareConfig, name: str, folder: str) -> Iterator[tuple[TextSource, TextSource | None]]:
-    """Open a dataset from Hugging Face's Hub or cache, or from a folder, and the validation text or None."""
-    options = cfg.field, folder, cfg.document, cfg.separator.strip()
+def open_texts(
+    cfg: PrepareConfig, input_path: str, paths: list[str], folder: str
+) -> Iterator[tuple[TextSource, TextSource | None]]:
+    """Open the text, which consists of files or is a dataset named by input_path, and the validation text or None."""
     with contextlib.ExitStack() as stack:
-        print(f"looking up {name}", flush=True)
-        documents = stack.enter_context(open_dataset(parse_name(name), *options))
+
+        def open_hub(name: str) -> HubText:
+            print(f"looking up {name}", flush=True)
+            dataset = open_dataset(parse_name(name), cfg.field, folder, cfg.document, cfg.separator.strip())
+            return stack.enter_context(dataset)
+
+        if paths and not cfg.val_input.startswith(PREFIX):
+            yield select_files(cfg, paths)
+            return
+        documents: TextSource = make_files(cfg, paths) if paths else open_hub(input_path)
         val_documents: TextSource | None = None
         if cfg.val_input.startswith(PREFIX):
-            val_documents = stack.enter_context(open_dataset(parse_name(cfg.val_input), *options))
+            val_documents = open_hub(cfg.val_input)
         elif cfg.val_input:
-            val_documents = make_files(cfg, find_files(cfg.val_input, "--val_input")[0])
+            val_files = make_files(cfg, find_files(cfg.val_input, "--val_input")[0])
+            val_documents = replace(val_files, needs_separator=False)
         yield documents, val_documents
-
-
-@contextlib.contextmanager
-def open_hub_validation(cfg: PrepareConfig, paths: list[str], folder: str) -> Iterator[tuple[Files, HubText]]:
-    """Yield (files, the dataset that val_input names)."""
-    options = cfg.field, folder, cfg.document, cfg.separator.strip()
-    with open_dataset(parse_name(cfg.val_input), *options) as val_documents:
-        yield make_files(cfg, paths), val_documents
 
 
 def write(cfg: PrepareConfig, folder: str, opened: contextlib.AbstractContextManager, source: str = "") -> PreparedData:
@@ -288,16 +290,13 @@ def main(argv: list[str] | None = None):
     if input_path.startswith(PREFIX):
         dataset = parse_name(input_path)
         folder = output_folder(cfg, dataset.source, [os.path.join(dataset.short, "rows")])
-        return print_next(write(cfg, folder, open_texts(cfg, input_path, folder)))
+        return print_next(write(cfg, folder, open_texts(cfg, input_path, [], folder)))
     paths, n_skipped = find_files(input_path)
     folder = output_folder(cfg, input_path, paths)
     skipped = f", skipping {count_of(n_skipped, 'other file')}" if n_skipped else ""
     if len(paths) > 1 or skipped:
         print(f"reading {count_of(len(paths), 'file')} from {input_path}{skipped}")
-    source = source_name(input_path)
-    is_hub_val = cfg.val_input.startswith(PREFIX)
-    texts = open_hub_validation(cfg, paths, folder) if is_hub_val else contextlib.nullcontext(select_files(cfg, paths))
-    prepared = write(cfg, folder, texts, source)
+    prepared = write(cfg, folder, open_texts(cfg, input_path, paths, folder), source_name(input_path))
     if prepared.meta["split"] == "position" and len(paths) > 1:
         order = "the end of the files in the order of their names"
         print(f"the validation text is {order} ({paths[-1]} is the last): pass --val_input=FILE to choose it")

@@ -65,7 +65,11 @@ def find_files(
         paths = [path for path in all_paths if file_suffixes(path)[0] in suffixes]
         packed_suffixes = " ".join(COMPRESSION_SUFFIXES)
         problem = f"no file in it ends in {' '.join(suffixes)} (optionally followed by {packed_suffixes})"
-        if named := [path for path in all_paths if file_suffixes(path)[0] in RECORD_SUFFIXES]:
+        if any(path.endswith(".arrow") for path in all_paths):
+            problem += (
+                f"; if save_to_disk() of the datasets package wrote it, pass {option}=hf:{os.path.abspath(input_path)}"
+            )
+        elif named := [path for path in all_paths if file_suffixes(path)[0] in RECORD_SUFFIXES]:
             problem += f"; to read {min(named)}, pass its path"
     else:
         all_paths = [path for path in glob.glob(input_path, recursive=True) if os.path.isfile(path)]
@@ -286,11 +290,14 @@ def _detect_encoding(first_bytes: bytes, encoding: str) -> tuple[str, int]:
 
 def _decode_error(path: str, error: UnicodeDecodeError, offset: int) -> UserError:
     byte_name = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "the end"
+    is_utf8 = error.encoding == "utf-8" and not error.object.decode("utf-8", "ignore").isascii()
     maybe_cp1252 = error.encoding == "utf-8" and error.object[error.start] not in b"\x81\x8d\x8f\x90\x9d"
     remedy = "pass --encoding=NAME" + ", such as cp1252 for Western European files from Windows" * maybe_cp1252
     problem = f"{path} is not {error.encoding.upper()} at byte {offset:,} ({byte_name})"
     if b"\0" in error.object and error.encoding == "utf-8":
         return UserError(f"{problem} and contains NULs: pass a text file, or --encoding=NAME, for example utf-16-le")
+    if is_utf8:
+        return UserError(f"{problem}, although it has other characters in UTF-8: correct this one, or {remedy}")
     return UserError(f"{problem}: convert it to UTF-8, or {remedy}")
 
 

@@ -384,6 +384,10 @@ def test_progress_is_reported_in_bytes_of_the_file(tmp_path):
         (b"RIFF\1\2\3\4WAVEfmt ", "an image or a recording"),
         (b"PAR1" + bytes(50), "a Parquet file, not text: rename it so that it ends in .parquet"),
         (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z or rar archive"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer"),
+        (b"ARROW1\0\0", "an Arrow file"),
+        (b"\xff\xff\xff\xff\x0a\1\0\0\x10", "an Arrow file"),  # its stream format, which datasets writes
+        (b"A book".ljust(60, b"\0") + b"BOOKMOBI", "a Kindle book"),
     ],
 )
 def test_other_kinds_are_named_with_a_remedy(tmp_path, content, words):

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import sys
 import tarfile
 import unicodedata
@@ -248,6 +249,22 @@ def test_errors_in_an_archive_name_the_member(tmp_path):
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("deep/a.txt", b"text \xff")
     assert "b.zip/deep/a.txt is not UTF-8 at byte 5" in problem(tmp_path / "b.zip")
+
+
+def test_one_damaged_character_in_utf8_is_not_taken_for_another_encoding(tmp_path):
+    (tmp_path / "a.txt").write_bytes("señor ".encode() + b"\x93 text")
+    message = problem(tmp_path / "a.txt")
+    assert "is not UTF-8 at byte 7 (0x93), although it has other characters in UTF-8: correct this one" in message
+    (tmp_path / "a.txt").write_bytes("señor \u201c text".encode("cp1252"))
+    assert "convert it to UTF-8, or pass --encoding=NAME, such as cp1252" in problem(tmp_path / "a.txt")
+
+
+def test_a_folder_that_save_to_disk_wrote_is_named_with_the_way_to_read_it(tmp_path):
+    for name in ("data-00000-of-00001.arrow", "dataset_info.json", "state.json"):
+        (tmp_path / "saved" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "saved" / name).write_text("{}")
+    with pytest.raises(UserError, match=re.escape(f"wrote it, pass --input=hf:{tmp_path / 'saved'}")):
+        find_files(str(tmp_path / "saved"))
 
 
 def test_files_of_other_kinds_are_refused_and_nothing_is_written(tmp_path):
