@@ -245,9 +245,11 @@ def read_messages(messages: list, n_context: int = 0) -> Messages:
 def read_message(message: Any) -> Message:
     """Return the role and the text of a message, and whether it counts if it is an answer. Raises RecordError."""
     if isinstance(message, dict) and len(message) == 2:  # nearly all messages; the rest of this function is slower
-        name, text = message.get("from", message.get("role")), message.get("value", message.get("content"))
-        if isinstance(name, str) and name in ROLE_OF_NAME and isinstance(text, str):
-            return ROLE_OF_NAME[name], read_text(text, "content"), True
+        name = message["from"] if "from" in message else message.get("role")
+        text = message["value"] if "value" in message else message.get("content")
+        if isinstance(text, str) and isinstance(name, str) and (role := ROLE_OF_NAME.get(name)):
+            is_clean = text.isascii() and "\r" not in text and "\0" not in text
+            return role, text if is_clean else read_text(text, "content"), True
     if isinstance(message, dict) and not MESSAGE_KEYS.issuperset(message):
         message = lower_keys(message, MESSAGE_KEYS)
     if not isinstance(message, dict) or not ("role" in message or "from" in message):
