@@ -28,7 +28,7 @@ from typing import Annotated, Iterable, Iterator
 
 import configurator
 from configurator import UserError
-from dongpt.program import LOCK_FILE, ROOT, run_program
+from dongpt.program import LOCK_FILE, ROOT, run_program, shortest_path
 from dongpt.text.archives import is_archive, read_head
 from dongpt.text.bins import PreparedData, dataset_folder, read_meta
 from dongpt.text.compressed import file_suffixes
@@ -45,7 +45,7 @@ from dongpt.text.documents import (
 from dongpt.text.file_kinds import looks_like_json
 from dongpt.text.hub import PREFIX, HubText, open_dataset, parse_name
 from dongpt.text.prepare import TextSource, Vocabulary, prepare, warn_unused_options
-from dongpt.text.report import count_of, report, shortest_path
+from dongpt.text.report import count_of, report
 
 MODEL_SIZES = (  # n_layer, n_head, n_embd, batch_size, block_size
     (2, 2, 64, 16, 128),

@@ -28,7 +28,7 @@ import numpy as np
 import configurator
 from configurator import UserError
 from dongpt.log import import_matplotlib_figure
-from dongpt.program import ROOT, run_program
+from dongpt.program import ROOT, run_program, shortest_path
 from dongpt.text.bins import find_data_folder
 from dongpt.text.tokenizers import WordTokenizer
 from dongpt.train.data import Corpus
@@ -76,7 +76,7 @@ def import_optional(module: str):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        requirements = os.path.relpath(os.path.join(ROOT, "requirements-word2vec.txt"))
+        requirements = shortest_path(os.path.join(ROOT, "requirements-word2vec.txt"))
         raise UserError(f"{error.name or module} is not installed: run pip install -r {requirements}") from error
 
 

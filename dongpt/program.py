@@ -100,6 +100,11 @@ def _report_error(message: str) -> int:
     return 2
 
 
+def shortest_path(path: str) -> str:
+    """Return the relative or the absolute path, whichever is shorter."""
+    return min(os.path.relpath(path), os.path.abspath(path), key=len)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's type if the message is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

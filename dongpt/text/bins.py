@@ -32,7 +32,7 @@ from typing import IO, Any, Iterator
 import numpy as np
 
 from configurator import UserError
-from dongpt.program import ROOT, atomic_write, locked_directory
+from dongpt.program import ROOT, atomic_write, locked_directory, shortest_path
 from dongpt.text.tokenizers import TiktokenTokenizer, Tokenizer, from_dict
 
 SPLITS = ("train", "val")
@@ -85,7 +85,7 @@ def how_to_prepare(folder: str) -> str:
     if os.path.exists(script_path):
         small_text = ", or train on a small text: python train.py config/quickstart.py"
         is_default = os.path.basename(folder) == "openwebtext"  # the default dataset, as in nanoGPT
-        return f"run python {os.path.relpath(script_path)} first{small_text if is_default else ''}"
+        return f"run python {shortest_path(script_path)} first{small_text if is_default else ''}"
     root = os.path.join(ROOT, "data")
     folders = [name for name in os.listdir(root) if os.path.isdir(os.path.join(root, name))]
     datasets = sorted(name for name in folders if os.path.exists(os.path.join(root, name, "prepare.py")))

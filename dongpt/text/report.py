@@ -1,9 +1,8 @@
 """Print a summary of a prepared data folder: five lines about the text, its tokens and its two splits."""
 
-import os
-
 import numpy as np
 
+from dongpt.program import shortest_path
 from dongpt.text.bins import PreparedData, open_data
 from dongpt.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer, WordTokenizer
 
@@ -22,11 +21,6 @@ def token_name(tokenizer: Tokenizer, i: int) -> str:
 def count_of(n: int, noun: str) -> str:
     """Return a number with its noun, such as "1 file" or "1,234 files"."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
-
-
-def shortest_path(path: str) -> str:
-    """Return the relative or the absolute path, whichever is shorter."""
-    return min(os.path.relpath(path), os.path.abspath(path), key=len)
 
 
 def report(prepared: PreparedData):

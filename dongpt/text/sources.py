@@ -12,7 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 
 from configurator import UserError
-from dongpt.program import atomic_write
+from dongpt.program import atomic_write, shortest_path
 from dongpt.text.documents import Files, Texts
 from dongpt.text.prepare import TokenizerKind, Vocabulary, prepare
 from dongpt.text.report import report
@@ -99,7 +99,7 @@ def download_text(download: TextDownload, path: str):
         if not problem:
             return write_atomically(path, content)
         problems.append(f"{host}: {problem}")
-    remedy = f"pass your own copy as --input=PATH, or save it as {os.path.relpath(path)}"
+    remedy = f"pass your own copy as --input=PATH, or save it as {shortest_path(path)}"
     raise UserError(f"{download.title} could not be downloaded ({'; '.join(problems)}): {remedy}")
 
 
