@@ -106,8 +106,6 @@ def main(argv: list[str] | None = None) -> int:
             is_right.append(answer == question["answer"])
             bar.set_postfix_str(f"{sum(is_right) / len(is_right):.1%} exact", refresh=False)
             bar.update()
-            if len(answers) % 200 == 0:
-                bar.write(f"{len(answers):,} asked, {sum(is_right):,} answered exactly", file=sys.stderr)
     except KeyboardInterrupt:
         exit_code = 130
     bar.close()
