@@ -5,7 +5,7 @@
     python sample.py --init_from=gpt2 --prompt=FILE:prompt.txt --stop="###" --output=samples.jsonl
 
 stdout contains only the samples, each followed by a line of dashes; everything else goes to stderr. On a terminal, the
-first sample is printed as it is generated, and each line of dashes shows why the sample ended. Ctrl-C ends all samples.
+first sample is printed as it is generated, and each line of dashes shows why the sample ended. Ctrl-C stops sampling.
 """
 
 import contextlib

@@ -165,9 +165,9 @@ def _check_neighbor(key: str, value: Any, location: str):
     """Raise UserError for what an object has next to its list of records, if it matters to the records."""
     name = key.strip().lower()
     if name in records.RECORD_KEYS and (not records.is_empty(value) or name in records.LOSS_KEYS and value is False):
-        raise UserError(f"{location}: {key!r} is next to a list of records: move it into each record, or delete it")
+        raise UserError(f"{location}: {key!r} is outside the list of records: move it into each record, or delete it")
     if isinstance(value, list) and value and (is_message(value[0]) or _is_record(value[0])):
-        raise UserError(f"{location}: {key!r} is more than the one list of an object: save each list as a file")
+        raise UserError(f"{location}: the object also has the list {key!r}: save each list in a file of its own")
 
 
 def _read_rest_of_object(text: JsonText):

@@ -116,7 +116,7 @@ class Dialogues:
                 )
                 if self.conversation and not form.is_pair and not is_named:
                     option = f"--conversation={self.conversation}"
-                    raise UserError(f"{location}: {form.name} cannot be combined with other records: drop {option}")
+                    raise UserError(f"{location}: {form.name} cannot be combined with other records: omit {option}")
                 if self.conversation and not is_named and self.conversation not in record:
                     raise RecordError("missing fields", f"there is no field {self.conversation!r} (--conversation)")
                 if self.conversation:

@@ -153,7 +153,7 @@ def read_list(value: Any, field: str) -> list:
                 value = parse(value)
                 break
     if isinstance(value, str) and value.lstrip().startswith("["):
-        problem = f"the field {field!r} has a list as it is printed, not as JSON: use the file that the table came from"
+        problem = f"the field {field!r} has a list as Python prints it, not JSON: use the file that the table came from"
         raise RecordError("printed lists", problem)
     if not isinstance(value, list):
         problem = f"the field {field!r} does not contain a list of messages"
@@ -175,7 +175,7 @@ def read_content(content: Any) -> str:
             problem = f"the content has a part of type {shorten(part['type'])!r}, which is not text"
             raise RecordError("content parts other than text", problem)
         if read_loss(part, MESSAGE_LOSS_KEYS) is False:
-            raise RecordError("loss masks on parts of a message", "a part of the content is not to count in the loss")
+            raise RecordError("loss masks on parts of a message", "a part of the content is excluded from the loss")
         texts.append(read_text(part.get("text"), "text"))
     return "\n".join(texts)
 
@@ -236,7 +236,7 @@ def read_messages(messages: list, n_context: int = 0) -> Messages:
         for number, (role, _, _) in enumerate(conversation if any(flags) and not all(flags) else ()):
             if flags[number] and (role != "assistant" or number < n_context):
                 problem = f"the message from {role} is marked to count in the loss, but only answers can"
-                raise RecordError("a loss on other messages", problem)
+                raise RecordError("a loss on messages other than answers", problem)
     for number in range(n_context):
         conversation[number] = (*conversation[number][:2], False)
     return conversation
@@ -389,7 +389,7 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
     pair = find_pair(tuple(key for key in record if record[key] is not None)) or find_pair(tuple(record))
     if isinstance(pair, tuple):
         return _read_pair(record, others, *pair)
-    problem = pair or f"no form of conversation is known with the keys {str([*record][:20])[:200]}"
+    problem = pair or f"unrecognized conversation format with the keys {str([*record][:20])[:200]}"
     raise RecordError("an unknown form", problem, f"pass --user=KEY and --assistant=KEY, or {MESSAGE_FORMAT}")
 
 

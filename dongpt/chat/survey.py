@@ -85,7 +85,7 @@ class Survey:
             count = f"{self.num_broken:,} of {n_records:,} records of {source} are broken"
             raise UserError(f"{count}, first {self.first_broken}; {remedy.format('them', 'them')}")
         if not self.conversations:
-            raise UserError(f"{source} has no conversation, the text is blank: pass --input=PATH of another file")
+            raise UserError(f"{source} has no conversations: pass --input=PATH of another file")
         if self.answers_without_loss == self.answers:
             raise UserError(f"no answer in {source} counts in the loss: set weight to 1 in the answers to train on")
 
@@ -122,7 +122,7 @@ class Survey:
         if self.answers_without_loss:
             counted = f"{self.answers_without_loss:,} of {self.answers:,} answers"
             lines.append(
-                f"{counted} do not count in the loss, as the file asks: the model reads them without learning them"
+                f"{counted} do not count in the loss, as the file specifies: the model reads them without learning them"
             )
         if self.num_broken:
             lines += [f"--skip_broken left out {self.num_broken:,} records:", *self.broken_lines()]

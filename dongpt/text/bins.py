@@ -608,7 +608,7 @@ class TokenArray:
     def how_to_lengthen(self) -> str:
         """Return the remedy for too few entries: more text, or a larger share of the files."""
         is_share = self.length < sum(count for _, count in self.files)
-        return "increase dataset_fraction, which leaves no more" if is_share else "use more text"
+        return "increase dataset_fraction, which limits the text to that" if is_share else "use more text"
 
     def __getitem__(self, key: slice) -> np.ndarray:
         assert key.step in (None, 1)

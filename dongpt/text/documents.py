@@ -290,7 +290,8 @@ def _detect_encoding(first_bytes: bytes, encoding: str) -> tuple[str, int]:
 
 def _decode_error(path: str, error: UnicodeDecodeError, offset: int) -> UserError:
     byte_name = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "the end"
-    is_utf8 = error.encoding == "utf-8" and not error.object.decode("utf-8", "ignore").isascii()
+    other_characters = [c for c in error.object.decode("utf-8", "replace") if not c.isascii()]
+    is_utf8 = error.encoding == "utf-8" and 2 * other_characters.count("\ufffd") <= len(other_characters)
     maybe_cp1252 = error.encoding == "utf-8" and error.object[error.start] not in b"\x81\x8d\x8f\x90\x9d"
     remedy = "pass --encoding=NAME" + ", such as cp1252 for Western European files from Windows" * maybe_cp1252
     problem = f"{path} is not {error.encoding.upper()} at byte {offset:,} ({byte_name})"
@@ -529,7 +530,7 @@ def _split_at_lines(parts: Iterable[TextPart], separator: str, path: str) -> Ite
             remainder, has_output, is_new_line = "", True, False
     if path and not n_found:
         problem = f"no line of the text that starts in {path} consists of {separator!r}"
-        raise UserError(f"{problem}: correct --separator, or drop it")
+        raise UserError(f"{problem}: correct --separator, or omit it")
 
 
 def _join_documents(parts: Iterable[TextPart]) -> Iterator[TextPart]:

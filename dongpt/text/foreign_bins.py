@@ -74,7 +74,7 @@ def find_problem(path: str) -> str:
 
 
 def _how_to_convert(path: str, array: str) -> str:
-    """Return how to write a NumPy array as uint16 next to path, without overwriting it."""
+    """Return a command that writes a NumPy array as uint16 next to path, without overwriting it."""
     code = f"import sys, numpy as np; path = sys.argv[1]; ids = {array}"
     code += "; assert 0 <= int(ids.min()) and int(ids.max()) < 65536; ids.astype('<u2').tofile(path + '.new')"
     return f'run python -c "{code}" {shlex.quote(path)} and replace it with {path}.new'

@@ -71,7 +71,7 @@ def parse_name(name: str) -> DatasetName:
     path = path if path == rest else rest[:n_drive] + path
     if len(more) > 2 or not (path if is_local else re.fullmatch(r"([\w.-]+/)?[\w.-]+", path)):
         form = "hf:[OWNER/]NAME[:CONFIG[:SPLIT]], as in hf:roneneldan/TinyStories or hf:./FOLDER"
-        raise UserError(f"{name} is no name of a dataset: write {form}")
+        raise UserError(f"{name} is not the name of a dataset: write {form}")
     config, split = [*more, "", ""][:2]
     return DatasetName(os.path.expanduser(path) if is_local else path, config, split or "train", is_local)
 
@@ -119,7 +119,7 @@ def find_text(dataset: DatasetName, column: str, folder: str) -> "HubText":
                 stream = builder.as_streaming_dataset()[dataset.split]
             if builder.name == "text":
                 print(
-                    f"{dataset} consists of text files, of which every line is a document (--document=none joins them)"
+                    f"{dataset} consists of text files, in which every line is a document (--document=none joins them)"
                 )
             n_rows = getattr((builder.info.splits or {}).get(dataset.split), "num_examples", 0) or 0
             revision, local_paths = "" if dataset.is_local else str(builder.hash), _local_paths(builder, dataset.split)
@@ -235,7 +235,7 @@ def _local_paths(builder: Any, split: str) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Turn off the progress bars and warnings of the libraries."""
+    """Turn off the libraries' progress bars and warnings."""
     try:
         import datasets
         import huggingface_hub
@@ -275,7 +275,7 @@ def _explained(dataset: DatasetName) -> Iterator[None]:
 
 
 def _explanation(dataset: DatasetName, error: Exception) -> str:
-    """Return a sentence with the problem and its remedy."""
+    """Return a sentence that states the problem and its remedy."""
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
     text, line = str(error), first_line(error)
@@ -299,9 +299,9 @@ def _explanation(dataset: DatasetName, error: Exception) -> str:
     if isinstance(error, (DatasetNotFoundError, FileNotFoundError)) or "Please specify the data files" in text:
         return f"the Hub has no such dataset, or it is private: look up OWNER/NAME at huggingface.co, or {remedy}"
     if "OfflineModeIsEnabled" in text:
-        return f"its cache holds no such dataset, and HF_HUB_OFFLINE forbids downloading it: unset it, or {remedy}"
+        return f"the dataset is not in its cache, and HF_HUB_OFFLINE forbids downloading it: unset it, or {remedy}"
     if is_connection_lost(error):
-        problem = f"the Hub cannot be reached ({first_line(_first_cause(error))}) and its cache holds no such dataset"
+        problem = f"the Hub cannot be reached ({first_line(_first_cause(error))}) and the dataset is not in its cache"
         return f"{problem}: connect to the network, or {remedy}"
     return f"`datasets` cannot read it ({line}): fix its files, or pass them without the hf: prefix"
 
@@ -385,7 +385,7 @@ class HubText:
 
     @property
     def is_unfinished(self) -> bool:
-        """Return True if there is an incomplete copy that can be continued."""
+        """Return True if there is an incomplete copy that can be resumed."""
         return bool(self._load_state()["files"]) and not self._load_state()["is_complete"]
 
     def remove_copy(self):

@@ -99,7 +99,7 @@ def long_conversations_line(corpus: Corpus, block_size: int) -> str:
     note = f"note: {share} have more than block_size={block_size} tokens"
     if n_long < IGNORED_SHARE * n_conversations:
         return f"{note}, which is few enough to ignore"
-    return f"{note}: raise --block_size, or the model rarely sees a question together with its answer"
+    return f"{note}: raise --block_size, or the model will rarely see a question together with its answer"
 
 
 def parameters_line(model: GPT) -> str:

@@ -99,7 +99,7 @@ class TrainStep:
         return is_compiled, reason
 
     def _try_to_compile(self) -> str:
-        """Compile the model and run one forward and backward pass. Return why that failed, or '' if it did not."""
+        """Compile the model and run one forward and backward pass. Return the error if that fails, or ''."""
         x = torch.zeros((self.cfg.batch_size, self.cfg.block_size), dtype=torch.int64, device=self.rt.device)
         model = torch.compile(self.model)
         try:

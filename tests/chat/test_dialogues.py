@@ -397,7 +397,7 @@ def test_a_blank_cell_of_a_table_names_its_line(tmp_path, broken):
         ("user,assistant\na,\n", "assistant"),
         ("question,reply\na,b\n", "--user, --assistant"),
         ('user,assistant\n"a,b\n', "line 2"),
-        ("user,assistant\n", "the text is blank"),
+        ("user,assistant\n", "has no conversations"),
     ],
 )
 def test_a_broken_table_is_a_sentence(tmp_path, content, part):

@@ -250,7 +250,7 @@ def test_archives_are_collections_of_chat_files(tmp_path, capsys):
     broken = write(tmp_path / "lines.jsonl", [{"text": "x"}])
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         zipped.write(broken, "x.jsonl")
-    with pytest.raises(UserError, match="a.zip/x.jsonl line 1: no form"):
+    with pytest.raises(UserError, match="a.zip/x.jsonl line 1: unrecognized conversation format"):
         read(tmp_path / "a.zip")
 
 
@@ -493,25 +493,25 @@ ARRAY = json.dumps([as_messages(one) for one in some_talks(12)], indent=1)
         ("a.json", ARRAY + "]", "follows the end of the array"),
         ("a.json", ARRAY + "the end", "follows the end of the array"),
         ("a.json", ARRAY + ARRAY, "put all records into one array"),
-        ("a.jsonl", '{"turns": [{"question": "q", "answer": "a"}]}\n' * 2, "no form"),
-        ("a.json", '{"data": [{"question": "q", "answer": "a"}]}\n' * 2, "no form"),
+        ("a.jsonl", '{"turns": [{"question": "q", "answer": "a"}]}\n' * 2, "unrecognized conversation format"),
+        ("a.json", '{"data": [{"question": "q", "answer": "a"}]}\n' * 2, "unrecognized conversation format"),
         ("a.jsonl", '{"conversations": [{"question": "q", "answer": "a"}]}\n' * 2, "is not a message"),
         ("a.jsonl", '[{"question": "q", "answer": "a"}]\n' * 2, "follows the end of the array"),
         ("a.json", "[" * 100_000, "not JSON"),
         ("a.json", "{'messages': []}", "not JSON"),
         ("a.json", "<html><body>Not found</body></html>", "HTML"),
         ("a.jsonl", "PK\x03\x04 something", "decompressed"),
-        ("a.json", '{"train": ' + ARRAY + ', "test": ' + ARRAY + "}", "more than the one list"),
+        ("a.json", '{"train": ' + ARRAY + ', "test": ' + ARRAY + "}", "the object also has the list"),
         ("a.json", '{"id": 1, "turns": [{"user": "q", "assistant": "a"}]}', "'turns'"),
-        ("a.json", '{"system": "s", "data": ' + ARRAY + "}", "'system' is next to a list of records"),
+        ("a.json", '{"system": "s", "data": ' + ARRAY + "}", "'system' is outside the list of records"),
         ("a.json", '{"weight": 0, "conversations": ' + ARRAY + "}", "'weight'"),
         ("a.json", '{"conversations": ' + ARRAY + ', "train": false}', "'train'"),
         ("a.json", '{"data": ' + ARRAY, "cut off"),
         ("a.json", '{"data": ' + ARRAY + ', "n": 3', "cut off"),
         ("a.json", '{"data": ' + ARRAY + "; 3}", "not JSON"),
         ("a.json", "[]", "no conversation"),
-        ("a.json", "{}", "no form"),
-        ("a.json", "[{}]", "no form"),
+        ("a.json", "{}", "unrecognized conversation format"),
+        ("a.json", "[{}]", "unrecognized conversation format"),
         ("a.json", "null", "object"),
         ("a.json", '"text"', "object"),
         ("a.json", "[1, 2]", "role"),

@@ -241,7 +241,7 @@ def test_cells_of_a_table_hold_lists_as_json_or_as_python_writes_them():
         conversation = to_conversation({"messages": text})[1]
         assert [content for _, content, _ in conversation] == ['it\'s "q"', "a\n"]
     for text in ("[__import__('os')]", "[{'role': 'user', 'content': 'q'} {'role': 'assistant', 'content': 'a'}]"):
-        with pytest.raises(RecordError, match="as it is printed"):  # by NumPy, without commas
+        with pytest.raises(RecordError, match="as Python prints it"):  # by NumPy, without commas
             to_conversation({"messages": text})
 
 

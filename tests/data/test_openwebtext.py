@@ -748,7 +748,7 @@ def download(server, folder, *args: str) -> subprocess.CompletedProcess:
 def test_without_a_network_a_sentence_names_files(tmp_path):
     for args in ([], ["--yes=True"]):
         done = run("data/openwebtext/prepare.py", *args, cwd=tmp_path, check=None)
-        expect_sentence(done, "hf:Skylion007/openwebtext: its cache holds no such dataset", "--files=PATHS")
+        expect_sentence(done, "hf:Skylion007/openwebtext: the dataset is not in its cache", "--files=PATHS")
     assert not os.path.exists(os.path.join(ROOT, "data", "openwebtext", "meta.json"))
 
 

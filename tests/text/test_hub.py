@@ -129,7 +129,7 @@ def test_a_folder_may_have_colons_in_its_name(tmp_path):
     "name", ["hf:", "hf::", "hf:a b", "hf:a/b/c", "hf:a/b:c:d:e", "hf:/a:b:c:d", "hf:a//b", "hf:ñ?"]
 )
 def test_other_names_are_a_sentence(name):
-    refusal(lambda: parse_name(name), f"{name} is no name of a dataset", "hf:[OWNER/]NAME[:CONFIG[:SPLIT]]")
+    refusal(lambda: parse_name(name), f"{name} is not the name of a dataset", "hf:[OWNER/]NAME[:CONFIG[:SPLIT]]")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ REFUSED = {
     "empty folder": ("hf:./empty", "text", "no data files", "Parquet"),
     "pictures": ("hf:./pictures", "text", "hf:./pictures", "pass --field=NAME"),
     "script": ("hf:./script", "text", "a Python script, which is never run"),
-    "not in the cache": ("hf:a/b", "text", "its cache holds no such dataset", "HF_HUB_OFFLINE", "hf:./FOLDER"),
+    "not in the cache": ("hf:a/b", "text", "the dataset is not in its cache", "HF_HUB_OFFLINE", "hf:./FOLDER"),
     "a folder without ./": ("hf:folder", "text", "for the folder of that name, write hf:./folder"),
     "a reader of datasets": ("hf:json", "text", "the Hub has no such dataset"),
 }

@@ -257,6 +257,8 @@ def test_one_damaged_character_in_utf8_is_not_taken_for_another_encoding(tmp_pat
     assert "is not UTF-8 at byte 7 (0x93), although it has other characters in UTF-8: correct this one" in message
     (tmp_path / "a.txt").write_bytes("señor \u201c text".encode("cp1252"))
     assert "convert it to UTF-8, or pass --encoding=NAME, such as cp1252" in problem(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_bytes("春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。".encode("gbk"))
+    assert "convert it to UTF-8, or pass --encoding=NAME" in problem(tmp_path / "a.txt")
 
 
 def test_a_folder_that_save_to_disk_wrote_is_named_with_the_way_to_read_it(tmp_path):
