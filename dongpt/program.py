@@ -102,7 +102,9 @@ def _report_error(message: str) -> int:
 
 def shortest_path(path: str) -> str:
     """Return the relative or the absolute path, whichever is shorter."""
-    return min(os.path.relpath(path), os.path.abspath(path), key=len)
+    with contextlib.suppress(ValueError):  # on Windows, there is no relative path to another drive
+        return min(os.path.relpath(path), os.path.abspath(path), key=len)
+    return os.path.abspath(path)
 
 
 def first_line(error: BaseException) -> str:
