@@ -498,7 +498,7 @@ def test_data_prepare_writes_nothing_if_the_dataset_cannot_be_used(tmp_path):
         ("hf:./folder", "body", "no column 'body'"),
         ("hf:./folder::dev", "text", "no split 'dev'"),
         ("hf:./blank", "text", "the text is blank"),
-        ("hf:", "text", "no name of a dataset"),
+        ("hf:", "text", "is not the name of a dataset"),
         ("hf:a/b", "text", "HF_HUB_OFFLINE"),
     ):
         done = prepare_cli(f"--input={name}", f"--field={field}", "--data_dir=data", cwd=tmp_path, check=2)
