@@ -1,4 +1,4 @@
-"""Word-level GPT on Don Quixote that is small enough for a CPU.
+"""Word-level GPT on Don Quixote, small enough for a CPU.
 
     python data/don_word/prepare.py
     python train.py config/train_don_word.py

@@ -99,7 +99,7 @@ def ask_path() -> str:
 
 
 def output_folder(cfg: PrepareConfig, input_path: str, paths: list[str]) -> str:
-    """Return the folder to write to: data_dir if it is set, or else data/<name>, which defaults to the input's name.
+    """Return the folder to write to: data_dir if it is set, otherwise data/<name>. <name> defaults to the input's.
 
     Raises UserError if the default folder contains other data.
     """

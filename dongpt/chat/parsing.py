@@ -27,7 +27,7 @@ END_TAG_PATTERN = re.compile(r" *<endOfText>\s*$")
 def read_json(
     chunks: Iterable[str], path: str, has_lines: bool, named: tuple[str, ...] = (), conversation: str = ""
 ) -> Iterator[Record]:
-    """Yield the records of JSON text: of an array, of an object that holds one, or one value after another.
+    """Yield the records in JSON text: an array, an object that contains an array, or a sequence of values.
 
     Text that isn't JSON is a RecordError if it is clear where the next record begins, and otherwise a UserError.
     has_lines says that each line is a value. Objects with the keys in named are no messages. Messages one after another

@@ -38,7 +38,7 @@ class Generator:
     description: str  # device, dtype and weight format, with the reason for each
 
     def generate(self, prompt: str, max_new_tokens: int = 500, **settings) -> str:
-        """Return the text generated after prompt, which is the first sample of sample.py with the same settings."""
+        """Return the new text, without the prompt. sample.py's first sample with the same settings is prompt + text."""
         if unknown := settings.keys() - inspect.signature(self.stream).parameters:
             raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         return "".join(self.stream(prompt, max_new_tokens, **settings))

@@ -63,7 +63,7 @@ def read_head(path: str) -> bytes:
 
 @contextlib.contextmanager
 def open_file(path: str, is_wanted: Callable[[str], bool]) -> Iterator["io.BufferedReader[Any]"]:
-    """Open a file for reading, decompressed. If it is an archive, open its only member with a wanted name.
+    """Open a file for reading, decompressing it if necessary. In an archive, open its only member with a wanted name.
 
     Raises UserError if there are several.
     """
@@ -95,7 +95,7 @@ def read_members(
         if _is_tar(head):
             yield from _read_tar(path, chunks, is_wanted, on_skip)
         elif suffix in ARCHIVE_SUFFIXES:
-            raise UserError(f"{path} is not the archive that its name says: it is damaged, or should have another name")
+            raise UserError(f"{path} is not the kind of archive that its name suggests: it is damaged or misnamed")
         else:
             yield _member(path, suffix, head, chunks)
 

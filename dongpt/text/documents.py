@@ -66,9 +66,8 @@ def find_files(
         packed_suffixes = " ".join(COMPRESSION_SUFFIXES)
         problem = f"no file in it ends in {' '.join(suffixes)} (optionally followed by {packed_suffixes})"
         if any(path.endswith(".arrow") for path in all_paths):
-            problem += (
-                f"; if save_to_disk() of the datasets package wrote it, pass {option}=hf:{os.path.abspath(input_path)}"
-            )
+            name = f"hf:{os.path.abspath(input_path)}"
+            problem += f"; if save_to_disk() wrote it, data/prepare.py reads it as --input={name}"
         elif named := [path for path in all_paths if file_suffixes(path)[0] in RECORD_SUFFIXES]:
             problem += f"; to read {min(named)}, pass its path"
     else:

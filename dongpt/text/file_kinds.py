@@ -15,7 +15,7 @@ KINDS = (  # pattern of the first bytes, name, remedy
     (rb"(?s)OggS\0|ID3[\3\4]|fLaC\0|RIFF....(WEBP|WAVE|AVI )", "an image or a recording", "pass a text file"),
     (rb"SQLite format 3\0", "an SQLite database", "export its text as CSV"),
     (rb"\x93NUMPY", "a NumPy array", "pass a text file"),
-    (rb"(?s)ARROW1|\xff\xff\xff\xff..\0\0", "an Arrow file", "pass hf: and the folder that save_to_disk() wrote"),
+    (rb"(?s)ARROW1|\xff\xff\xff\xff..\0\0", "an Arrow file", "save its data as Parquet"),
     (rb"(?s).{60}BOOKMOBI", "a Kindle book", "convert it to EPUB"),
     (rb"version https://git-lfs\.github\.com/spec/", "a Git LFS pointer", "run git lfs pull"),
 )

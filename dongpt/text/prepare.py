@@ -291,7 +291,7 @@ def _read_pieces(documents: Documents, is_val: np.ndarray, stats: CorpusStats, *
         contents = ((number, segments, True) for number, segments in documents.read_segments(*progress))
     bucket, splits = None, [SPLITS[i] for i in is_val.tolist()]  # bucket of the current document; split by bucket
     for number, content, is_end in contents:
-        if not content and content == []:
+        if content == []:
             stats.num_skipped += 1
             continue
         if bucket is None:

@@ -265,7 +265,7 @@ def test_a_folder_that_save_to_disk_wrote_is_named_with_the_way_to_read_it(tmp_p
     for name in ("data-00000-of-00001.arrow", "dataset_info.json", "state.json"):
         (tmp_path / "saved" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "saved" / name).write_text("{}")
-    with pytest.raises(UserError, match=re.escape(f"wrote it, pass --input=hf:{tmp_path / 'saved'}")):
+    with pytest.raises(UserError, match=re.escape(f"data/prepare.py reads it as --input=hf:{tmp_path / 'saved'}")):
         find_files(str(tmp_path / "saved"))
 
 
