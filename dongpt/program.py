@@ -118,20 +118,29 @@ def locked_directory(directory: str, *file_names: str) -> Iterator[None]:
 
     Removes temporary files of file_names that killed processes left behind. The operating system releases the lock when
     the process ends, for any reason, but the lock file remains. Under torchrun, rank 0 holds the lock for all ranks.
+    A UserError removes a new directory if nothing was written to it.
     Raises UserError if the directory is not writable, or if any process, including this one, holds the lock.
     """
     if _rank() > 0:
         yield
         return
+    path, is_new = os.path.abspath(directory), not os.path.isdir(directory or ".")
     try:
-        os.makedirs(directory or ".", exist_ok=True)
+        os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise UserError(f"{directory} cannot be written ({error.strerror}): choose another directory") from error
-    with _hold_lock(os.path.join(os.path.abspath(directory), LOCK_FILE), directory or "."):
-        for file_name in file_names:
-            for temp_path in glob.glob(_temp_path(os.path.join(glob.escape(directory), file_name), "[0-9a-f]" * 16)):
-                os.remove(temp_path)
-        yield
+    try:
+        with _hold_lock(os.path.join(path, LOCK_FILE), directory or "."):
+            for file_name in file_names:
+                for temp in glob.glob(_temp_path(os.path.join(glob.escape(directory), file_name), "[0-9a-f]" * 16)):
+                    os.remove(temp)
+            yield
+    except UserError:
+        with contextlib.suppress(OSError):
+            if is_new and os.listdir(path) == [LOCK_FILE]:  # nothing was written
+                os.remove(os.path.join(path, LOCK_FILE))
+                os.rmdir(path)
+        raise
 
 
 @contextlib.contextmanager

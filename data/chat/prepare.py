@@ -17,6 +17,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -55,13 +56,14 @@ def main(argv: list[str] | None = None):
     if not cfg.input:
         files = "a .json, .jsonl, .csv or .parquet file, or a text file with the tags <bot> and <human>"
         raise UserError(f"no conversations were given: pass --input=PATH of {files}")
-    paths, _ = find_files(cfg.input, suffixes=CHAT_SUFFIXES)
+    paths, n_skipped = find_files(cfg.input, suffixes=CHAT_SUFFIXES)
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")
     dialogues = Dialogues(files, cfg.user, cfg.assistant, cfg.conversation, cfg.skip_broken)
     chats = ChatDataset.from_dialogues(dialogues, DONGPT_TEMPLATE, cfg.val_fraction)
     print("\n".join(chats.survey.lines()))
-    for path, n_left_out in files.n_left_out.items():
+    n_left_out_of = files.n_left_out + Counter({os.path.normpath(cfg.input): n_skipped})
+    for path, n_left_out in n_left_out_of.items():
         print(f"skipped {count_of(n_left_out, 'other file')} in {path}")
     source, marks = os.path.basename(os.path.normpath(cfg.input)), [*DONGPT_TEMPLATE.special_tokens(), END]
     report(prepare(folder, chats, cfg, cfg.val_fraction, source, specials=marks, template=DONGPT_TEMPLATE))

@@ -34,22 +34,26 @@ def read_json(
     form a list, up to a blank line or another value of the key conversation.
     """
     text = JsonText(chunks, path)
-    offset, first = _find_array(text, has_lines, named, conversation)
-    if offset is None:
-        yield from _join_messages(_read_values(text, has_lines), named, conversation)
+    offset, is_conversation = _find_array(text, has_lines, named)
+    text.position += offset or 0
+    if is_conversation or offset is None:
+        elements = _read_elements(text) if is_conversation else ()
+        yield from join_messages(chain(elements, _read_values(text, has_lines)), named, conversation)
     else:
-        text.position += offset
-        line_start = FIRST_LINE_START.match(text.buffer, text.position)
-        elements: Iterator[Record] = (
-            (location, _record_error(value, location) if isinstance(value, JsonError) else value)
-            for location, value in text.elements(line_start[1] if line_start else "")
-        )
-        if is_message(first, named):
-            elements = _join_messages(((*element, False) for element in elements), named, conversation)
-        yield from elements
+        yield from ((location, value) for location, value, _ in _read_elements(text))
         if offset:
             _read_rest_of_object(text)
     text.expect_end()
+
+
+def _read_elements(text: JsonText) -> Iterator[tuple[str, Any, bool]]:
+    """Yield (location, value, False) of the elements of the array at the position.
+
+    An element that isn't JSON is a RecordError if the first element begins on a line of its own.
+    """
+    line_start = FIRST_LINE_START.match(text.buffer, text.position)
+    for location, value in text.elements(line_start[1] if line_start else ""):
+        yield location, _record_error(value, location) if isinstance(value, JsonError) else value, False
 
 
 def _record_error(error: JsonError, location: str) -> RecordError:
@@ -78,43 +82,91 @@ def _read_values(text: JsonText, has_lines: bool) -> Iterator[tuple[str, Any, bo
         end_line = text.line()
 
 
-def _join_messages(
+def join_messages(
     values: Iterable[tuple[str, Any, bool]], named: tuple[str, ...], conversation: str
 ) -> Iterator[Record]:
-    """Yield the values, with messages one after another as a list. A list with an error in it is left out."""
-    messages: list[Any] = []
-    first_location, has_error, name = "", False, None
-    for location, value, is_start in values:
-        if is_one := is_message(value, named):
-            new_name = records.find_name(value, conversation)
-            if not conversation and not is_start and messages and name and new_name and name != new_name:
-                raise UserError(f"{location}: each record is one message: pass --conversation={new_name[0]}")
+    """Yield the values, with messages one after another as a list. A list with an error in it is left out.
+
+    The values are (location, value, whether a conversation ends before it). Raises UserError if the messages seem to be
+    from several conversations, and the key of their names is not given as conversation.
+    """
+    messages, labels = list[Any](), dict[str, Any]()
+    first_location, n_messages, has_error, is_run, name = "", 0, False, False, None
+    for location, value, is_start in _unpack_lists(values, named):
+        error = value if isinstance(value, RecordError) else None
+        is_one = not error and (is_message(value, named) or is_run and not _is_alone(value, named))
+        new_name = records.find_name(value, conversation) if is_one and isinstance(value, dict) else None
+        if is_one:
+            error = _find_error(value, conversation if not new_name else "")
             is_start |= bool(conversation and new_name) and name != new_name
-            name = new_name or name
-            try:
-                records.read_message(value)
-                if conversation and not new_name:
-                    raise RecordError("missing fields", f"there is no field {conversation!r} (--conversation)")
-            except RecordError as error:
-                value = error
-        is_broken = isinstance(value, RecordError)
-        if messages and (is_start or not is_one and not is_broken):
-            yield first_location, messages
-        if is_start or not is_one or is_broken:
-            messages, has_error = [], is_broken
-        if is_broken:
-            value.conversation = name[1] if conversation and name else ""
-        if is_broken or not is_one:
+        if is_start or not is_one and not error:
+            if messages:
+                yield first_location, messages
+            messages, n_messages, has_error = [], 0, False
+        if is_one and not error:
+            new_labels = records.find_labels(value)
+            if n_messages and not conversation:
+                old_labels = labels if n_messages > 1 and records.read_message(value)[0] != "assistant" else {}
+                _check_labels(location, (name, new_name), old_labels, new_labels)
+            labels = {k: v for k, v in labels.items() if new_labels.get(k) == v} if n_messages else new_labels
+        name = new_name or (name if n_messages or error or conversation else None)
+        if error:
+            messages, has_error = [], True
+            error.conversation, error.has_name = name[1] if conversation and name else "", new_name is not None
+            yield location, error
+        elif not is_one:
             yield location, value
         elif not has_error:
             first_location = first_location if messages else location
             messages.append(value)
+        n_messages += is_one
+        is_run = is_one or is_run and error is not None
     if messages:
         yield first_location, messages
 
 
-def _find_array(text: JsonText, has_lines: bool, named: tuple[str, ...], conversation: str) -> tuple[int | None, Any]:
-    """Return (offset, first element) of an array of records, at the start or in an object such as {"data": [...]}."""
+def _unpack_lists(values: Iterable[tuple[str, Any, bool]], named: tuple[str, ...]) -> Iterator[tuple[str, Any, bool]]:
+    """Yield the values, with the messages of a list one by one."""
+    was_list = False
+    for location, value, is_start in values:
+        is_list = isinstance(value, list) and bool(value) and is_message(value[0], named)
+        is_start |= was_list
+        for message in value if is_list else (value,):
+            yield location, message, is_start or is_list
+            is_start = is_list = False
+        was_list = isinstance(value, list)
+
+
+def _find_error(message: Any, missing: str) -> RecordError | None:
+    """Return the error in a message, or None. missing is the name of a key that it lacks, or ""."""
+    try:
+        records.read_message(message)
+    except RecordError as error:
+        return error
+    return RecordError("missing fields", f"there is no field {missing!r} (--conversation)") if missing else None
+
+
+def _check_labels(location: str, names: tuple[Any, Any], old_labels: dict[str, Any], new_labels: dict[str, Any]):
+    """Raise UserError if a message is from another conversation than the one before it.
+
+    names are the fields of both that name their conversations. old_labels are those that all messages before a
+    question share.
+    """
+    name, new_name = names
+    key, remedy = new_name[0] if name and new_name and name != new_name else "", ""
+    if not key:
+        key = next((key for key, value in old_labels.items() if new_labels.get(key, value) != value), "")
+        remedy = f", or delete {key!r} if it does not name a conversation"
+    if key:
+        problem = f"each record is one message, and the value of {key!r} changes here"
+        raise UserError(f"{location}: {problem}: pass --conversation={key}{remedy}")
+
+
+def _find_array(text: JsonText, has_lines: bool, named: tuple[str, ...]) -> tuple[int | None, bool]:
+    """Return (offset, whether the first element is a message) of an array of records or messages.
+
+    The array is at the start or in an object such as {"data": [...]}. The offset is None if there is none.
+    """
     offset, key, neighbors = 0, "", dict[str, Any]()
     if text.peek() != "[":
         while len(text.buffer) < UNDECIDED_CHARS and not text.is_end:
@@ -123,7 +175,7 @@ def _find_array(text: JsonText, has_lines: bool, named: tuple[str, ...], convers
         buffer, start = text.buffer, text.position
         with contextlib.suppress(ValueError, RecursionError):
             if has_lines or buffer[text.decode(buffer, start)[1] :].lstrip().startswith(("{", "[")):
-                return None, None
+                return None, False
         with contextlib.suppress(ValueError, RecursionError):  # the object has an error, or is longer than the buffer
             end = start
             while not offset and (match := KEY.match(buffer, end)):
@@ -132,38 +184,51 @@ def _find_array(text: JsonText, has_lines: bool, named: tuple[str, ...], convers
                 else:
                     neighbors[match[1]], end = text.decode(buffer, match.end())
         if not offset:
-            return None, None
+            return None, False
+    begins_line = FIRST_LINE_START.match(text.buffer, text.position + offset) is not None
     try:
         element = text.peek_element(text.path, offset)
     except JsonError:  # it is reported when it is read
-        if not FIRST_LINE_START.match(text.buffer, text.position + offset):
-            return None, None
+        if not begins_line:
+            return None, False
         element = {LIST_KEYS[0]: None}
+    is_one = is_message(element, named)
     if offset:
-        is_array = _is_record(element, key, named)
-    elif is_message(element, named):
-        is_array = not has_lines and records.find_name(element, conversation) is not None
+        is_array = _is_record(element, key, named) or key not in LIST_KEYS and _is_part_of_record(element)
+    elif is_one:  # in lines, an array is a conversation
+        is_array = not has_lines or begins_line
     elif isinstance(element, list) and element:
         is_array = isinstance(element[0], dict)
     else:  # in lines, an empty array is a conversation
         is_array = isinstance(element, dict) or element in (None, []) and not has_lines
     for name, value in neighbors.items() if is_array else ():
         _check_neighbor(name, value, f"{text.path} line {text.line():,}")
-    return offset if is_array else None, element
+    return offset if is_array else None, is_array and is_one
+
+
+def _is_part_of_record(element: Any) -> bool:
+    """Return True if the first element of a list is a record in which the question or the answer is missing."""
+    names = {*map(records.squash, element)} if isinstance(element, dict) else {"not a record"}
+    return not names or not names.isdisjoint((*records.QUESTION_KEYS, *records.ANSWER_KEYS))
+
+
+def _is_alone(value: Any, named: tuple[str, ...]) -> bool:
+    """Return True for a list, or for a record with a conversation, which among messages are not part of them."""
+    return isinstance(value, list) or _is_record(value, "", named)
 
 
 def _is_record(element: Any, key: str = "", named: tuple[str, ...] = ()) -> bool:
     """Return True if the first element of the list with this key is a record."""
     if isinstance(element, list):
         return bool(element) and is_message(element[0])
-    names = [name.strip().lower() for name in element] if isinstance(element, dict) else []
-    has_pair = records.has_form(names) or bool(named) and {*named}.issubset(names)
+    names = [*map(records.squash, element)] if isinstance(element, dict) else []
+    has_pair = records.has_form(names) or bool(named) and {*map(records.squash, named)}.issubset(names)
     return has_pair and not (key in LIST_KEYS and {*names}.isdisjoint(LIST_KEYS)) and not is_message(element)
 
 
 def _check_neighbor(key: str, value: Any, location: str):
     """Raise UserError for what an object has next to its list of records, if it matters to the records."""
-    name = key.strip().lower()
+    (name,) = records.normalize_names((key,), records.RECORD_KEYS)
     if name in records.RECORD_KEYS and (not records.is_empty(value) or name in records.LOSS_KEYS and value is False):
         raise UserError(f"{location}: {key!r} is outside the list of records: move it into each record, or delete it")
     if isinstance(value, list) and value and (is_message(value[0]) or _is_record(value[0])):

@@ -9,13 +9,14 @@ records.py describes the forms of their records.
 
 import csv
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from typing import Any, Iterable, Iterator, Sequence
 
 from configurator import UserError
 from dongpt.chat import records
-from dongpt.chat.parsing import join_pairs, read_json, read_tagged
+from dongpt.chat.parsing import join_messages, join_pairs, read_json, read_tagged
 from dongpt.chat.records import Form, Messages, Record, RecordError
 from dongpt.chat.survey import Survey
 from dongpt.text import documents
@@ -23,7 +24,8 @@ from dongpt.text.documents import Files, Progress
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 JSON_SUFFIXES = (".json", *LINE_SUFFIXES)
-CHAT_SUFFIXES = (*documents.TEXT_SUFFIXES, ".json", ".tsv")  # read from a folder or an archive
+CHAT_SUFFIXES = (".txt", *documents.RECORD_SUFFIXES)  # read from a folder or an archive
+is_about_files = re.compile(r"(.*[/\\])?(readme|licen[cs]e|copying|notice|changelog)\b[^/\\]*", re.IGNORECASE).fullmatch
 TAGGED_FORM = Form("tagged text (<bot>, <human>)")
 
 
@@ -61,16 +63,18 @@ class Dialogues:
         if documents.file_suffixes(path)[0] == ".parquet":
             yield from self._join_records(path, self._read_parquet(path, survey, *progress), survey)
             return
-        for location, suffix, chunks in self.files.members(path, CHAT_SUFFIXES, *progress):
+        # a byte that is not in the encoding breaks only its record
+        files = replace(self.files, errors="surrogateescape") if self.skip_broken else self.files
+        for location, suffix, chunks in files.members(path, CHAT_SUFFIXES, *progress):
             head = next(chunks, "")
             chunks = chain([head], chunks)
             if suffix in documents.CSV_DELIMITERS:
                 yield from self._join_records(location, self._read_csv(location, suffix, chunks), survey)
             elif suffix in JSON_SUFFIXES or head.lstrip().startswith(("[", "{")):
-                is_named = (self.user, self.assistant) != ("user", "assistant")
-                named = (self.user.strip().lower(), self.assistant.strip().lower()) if is_named else ()
-                values = read_json(chunks, location, suffix in LINE_SUFFIXES, named, self.conversation)
+                values = read_json(chunks, location, suffix in LINE_SUFFIXES, self._named, self.conversation)
                 yield from self._join_records(location, values, survey)
+            elif is_about_files(location) and (location != path or len(self.files.paths) > 1):
+                self.files.n_left_out[path if location != path else os.path.dirname(path)] += 1
             else:
                 yield from _read_dialogues(location, chunks, survey)
 
@@ -80,7 +84,7 @@ class Dialogues:
         """Yield (location, conversation) of each record, or of adjacent ones with the same self.conversation."""
         if not self.conversation:
             names = self._names
-            named_values = ((location, _lower_keys(record, names)) for location, record in values)
+            named_values = ((location, _normalize_keys(record, names)) for location, record in values)
             yield from (self._join(path, [item], survey) for item in named_values)
             return
         for _, group in groupby(self._with_names(values), lambda item: item[0]):
@@ -89,16 +93,22 @@ class Dialogues:
     def _with_names(self, values: Iterable[Record]) -> Iterator[tuple[str | int, Record]]:
         """Yield (name of the conversation, record). If it is blank, the name is the record's number.
 
-        A record that cannot be read, or without the field self.conversation, belongs to the conversation before it.
+        A record that cannot be read, or without the field self.conversation, may belong to the conversation before it
+        or after it, and therefore both have an error.
         """
         name: str | int = -1
+        is_lost = False  # whether the conversation of the record before is not known
         for number, (location, record) in enumerate(values):
-            record = _lower_keys(record, self._names)
+            record = _normalize_keys(record, self._names)
             holder = record[0] if isinstance(record, list) and record else record
             found = isinstance(holder, dict) and records.find_name(holder, self.conversation)
             is_blank = isinstance(record, dict) and self.conversation in record
             own_name = record.conversation if isinstance(record, RecordError) else found[1] if found else ""
-            name = own_name or (name if isinstance(name, str) and not is_blank else number)
+            old_name, name = name, own_name or (name if isinstance(name, str) and not is_blank else number)
+            if is_lost and name != old_name:
+                problem = "the record before it, which cannot be read, may be part of the same conversation"
+                yield name, (location, RecordError("an unreadable record before them", problem))
+            is_lost = not (record.has_name if isinstance(record, RecordError) else own_name or is_blank)
             yield name, (location, record)
 
     def _join(self, path: str, group: Iterable[Record], survey: Survey) -> tuple[str, Messages | RecordError]:
@@ -131,38 +141,61 @@ class Dialogues:
         return first_location, conversation
 
     def _read_csv(self, path: str, suffix: str, chunks: Iterable[str]) -> Iterator[Record]:
-        """Yield the rows of CSV as dicts."""
+        """Yield the rows of CSV as dicts, or lists of them if each is one message."""
 
         def is_fitting(columns: list[str]) -> bool:
             return not records.find_missing(columns, *self._names)
 
         lines, delimiters = documents.split_lines(chunks), documents.CSV_DELIMITERS[suffix]
         columns, rows = documents.read_csv_rows(path, lines, delimiters, is_fitting)
-        names = self._check_columns(path, columns)
+        values = self._read_csv_rows(rows, self._check_columns(path, columns))
         try:
-            for location, row in rows:
-                if len(row) == len(names):
-                    yield location, dict(zip(names, row))
-                else:
-                    problem = f"it has {len(row)} columns, but line 1 has {len(names)}"
-                    yield location, RecordError("rows of a different length", problem)
+            yield from join_messages(values, self._named, self.conversation)
         except UserError as error:
             if isinstance(error.__cause__, csv.Error) and self.skip_broken:
                 problem = "--skip_broken does not help, because it is not clear where the next row begins"
                 raise UserError(f"{error}; {problem}") from error
             raise
 
+    def _read_csv_rows(
+        self, rows: Iterable[tuple[str, list[str]]], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Any, bool]]:
+        """Yield (location, row as a dict, whether an empty row precedes it). Excel writes empty rows as commas."""
+        is_start = False
+        for location, row in rows:
+            if not any(row):
+                is_start = True
+                continue
+            if len(row) == len(names):
+                yield location, dict(zip(names, row)), is_start
+            else:
+                problem = f"it has {len(row)} columns, but line 1 has {len(names)}"
+                yield location, RecordError("rows of a different length", problem), is_start
+            is_start = False
+
     def _read_parquet(self, path: str, survey: Survey, on_progress: Progress, digest) -> Iterator[Record]:
-        """Yield the rows of Parquet as dicts of the columns that have a meaning."""
+        """Yield the rows of Parquet as dicts of the columns that have a meaning, or lists if each is one message."""
         with documents.open_parquet(path) as file:
             columns = file.schema_arrow.names
             names = self._check_columns(path, columns)
-            wanted = records.find_wanted(names, *self._names)
+            is_messages = records.has_message_keys(names, self._named)  # in which any column may name the conversation
+            wanted = [*names] if is_messages else records.find_wanted(names, *self._names)
             survey.add_unused(path, (column for column, name in zip(columns, names) if name not in wanted))
             read_columns = [columns[names.index(name)] for name in wanted]
-            for location, values in documents.read_parquet_rows(path, file, read_columns, digest):
-                yield location, dict(zip(wanted, values))
+            types = str([file.schema_arrow.field(column).type for column in read_columns])
+            has_plain_types = "binary" not in types and "map<" not in types
+            rows = documents.read_parquet_rows(path, file, read_columns, digest)
+            values = (
+                (location, dict(zip(wanted, row if has_plain_types else map(_to_plain, row))), False)
+                for location, row in rows
+            )
+            yield from join_messages(values, self._named, self.conversation)
         on_progress(os.path.getsize(path))
+
+    @property
+    def _named(self) -> tuple[str, ...]:
+        """The names of the fields with the questions and the answers, or () for the default."""
+        return () if (self.user, self.assistant) == ("user", "assistant") else (self.user, self.assistant)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -170,23 +203,34 @@ class Dialogues:
         return (self.user, self.assistant, *((self.conversation,) if self.conversation else ()))
 
     def _check_columns(self, path: str, columns: Sequence[str]) -> tuple[str, ...]:
-        """Return the column names normalized by lower_names(). Raises UserError if one is missing or repeated."""
+        """Return the column names normalized by normalize_names(). Raises UserError if one is missing or repeated."""
         if missing := records.find_missing(columns, *self._names):
             choices = ", ".join(map(repr, columns[:20])) or "(there are none)"
             options = "--user, --assistant or --conversation=NAME"
             raise UserError(f"{path} has no field {missing[0]!r}: pass {options}, one of {choices}")
         try:
-            return records.lower_names(tuple(columns), records.RECORD_KEYS, self._names)
+            return records.normalize_names(tuple(columns), records.RECORD_KEYS, self._names)
         except RecordError as error:
             raise UserError(f"{path}: {error}") from error
 
 
-def _lower_keys(record: Any, names: tuple[str, ...]) -> Any:
-    """Return a record with its keys in lower case, or the error."""
+def _normalize_keys(record: Any, names: tuple[str, ...]) -> Any:
+    """Return a record with its keys normalized, or the error."""
     try:
-        return records.lower_keys(record, records.RECORD_KEYS, names) if isinstance(record, dict) else record
+        return records.normalize_keys(record, records.RECORD_KEYS, names) if isinstance(record, dict) else record
     except RecordError as error:
         return error
+
+
+def _to_plain(value: Any) -> Any:
+    """Return a value from Parquet with bytes as text and maps, which are lists of pairs, as dicts."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, dict):
+        return {key: _to_plain(item) for key, item in value.items()}
+    if isinstance(value, list) and value and all(isinstance(item, tuple) for item in value):
+        return {_to_plain(key): _to_plain(item) for key, item in value}
+    return [*map(_to_plain, value)] if isinstance(value, list) else value
 
 
 def _read_dialogues(path: str, chunks: Iterable[str], survey: Survey) -> Iterator[tuple[str, Messages | RecordError]]:
@@ -196,7 +240,8 @@ def _read_dialogues(path: str, chunks: Iterable[str], survey: Survey) -> Iterato
         try:
             if isinstance(conversation, RecordError):
                 raise conversation
-            conversations.append(records.check_turns(conversation))
+            texts = ((role, records.read_text(text, role), in_loss) for role, text, in_loss in conversation)
+            conversations.append(records.check_turns([*texts]))
         except RecordError as error:
             yield location, error
     for conversation in join_pairs(conversations):

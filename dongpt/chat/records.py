@@ -3,8 +3,8 @@
     to_conversation({"instruction": "Add.", "input": "2 and 3", "output": "5"})
     -> (Form("alpaca ..."), [("user", "Add.\\n\\n2 and 3", True), ("assistant", "5", True)])
 
-Keys that change what a record means are obeyed or rejected. Only keys without such a meaning are ignored. Case and
-spaces around a key don't matter: lower_keys() is called wherever a record, a message or a part of one is read.
+Keys that change what a record means are obeyed or rejected. Only keys without such a meaning are ignored. Case, spaces,
+hyphens and underscores don't matter: normalize_keys() is called wherever a record, a message or a part of one is read.
 """
 
 import ast
@@ -28,6 +28,7 @@ ROLE_OF_NAME = {
     **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "ai"), "assistant"),
 }
+ROLE_NAMES = ("system", "user", "assistant", "human", "gpt", "bot")
 OTHER_ROLES = ("tool", "developer", "function", "function_call", "function_response", "observation", "ipython")
 MESSAGE_FORMAT = (
     'a record must be like {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]},'
@@ -38,14 +39,18 @@ QUESTION_KEYS = ("user", "question", "query", "prompt", "instruction", "input", 
 ANSWER_KEYS = ("assistant", "answer", "response", "output", "completion", "gpt", "solution")
 INPUT_KEYS = ("input", "context")  # text that one of INPUT_QUESTIONS is about
 INPUT_QUESTIONS = ("instruction", "question", "query", "prompt", "problem")
-CONVERSATION_KEYS = ("conversation_id", "conv_id", "dialogue_id", "dialog_id", "session_id", "thread_id", "chat_id")
-SYSTEM_KEYS = ("system", "system_prompt")
-LOSS_KEYS = frozenset(("weight", "train", "trainable", "loss_mask", "loss_weight"))
-MESSAGE_LOSS_KEYS = LOSS_KEYS | {"training", "loss", "loss_scale"}
+CONVERSATION_NAMES = ("conversation", "conv", "dialogue", "dialog", "session", "thread", "chat", "ticket")
+CONVERSATION_KEYS = frozenset((*CONVERSATION_NAMES, *(f"{name}id" for name in CONVERSATION_NAMES)))  # of squash()
+MISSING_NAMES = ("", "nan", "none", "null", "<na>")  # of a conversation, in lower case
+SYSTEM_KEYS = ("system", "system_prompt", "system_message")
+LOSS_KEYS = frozenset("weight train trainable training loss loss_mask loss_weight loss_scale is_trainable".split())
+LOSS_WORDS = frozenset("loss train trained training trainable mask masked weight weights supervised".split())
 FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": None}
-EMPTY_TEXTS = ("", "<noinput>"), ("", "[]", "{}", "null")  # of text, and of a list
+EMPTY_TEXTS = ("", "<noinput>", "nan", "NaN", "None", "N/A"), ("", "[]", "{}", "null")  # of text, and of a list
 FLAG_TEXTS = {*FLAGS, "good", "bad"} - {""}
-FLAG_KEYS = ("label", "kto_tag", "trained", "train_on")  # rejected if they are true or false, in any spelling
+FLAG_KEYS = ("label", "kto_tag")  # rejected if they are true or false, in any spelling
+OTHER_LOSS_MASKS = "loss masks other than train or weight"
+DELETE_KEY = "delete the key if it means something else"
 REJECTED_KEYS = {  # unless their value is empty: the kind of content that this program cannot express
     **dict.fromkeys(
         ("tools", "tool_calls", "tool_call_id", "functions", "function_call", "tool_responses"), "tool calls"
@@ -53,18 +58,17 @@ REJECTED_KEYS = {  # unless their value is empty: the kind of content that this 
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "images, audio or video"),
     **dict.fromkeys(("chosen", "rejected", "chosen_response", "rejected_response"), "preference data"),
     **dict.fromkeys(("preferred_output", "non_preferred_output", "label", "kto_tag"), "preference data"),
-    **dict.fromkeys(("mask", "masked", "train_detail", "training_detail"), "loss masks other than train or weight"),
+    **dict.fromkeys(("mask", "masked", "mask_out", "weights", "train_detail", "training_detail"), OTHER_LOSS_MASKS),
 }
 REJECTED_MESSAGE_KEYS = {
     **REJECTED_KEYS,
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "reasoning apart from the content"),
     "refusal": "refusals apart from the content",
-    **dict.fromkeys(("weights", "mask_out", "trained", "train_on"), "loss masks other than train or weight"),
 }
 SPECIAL_KEYS = {*REJECTED_KEYS, *LOSS_KEYS}
 FORM_KEYS = {*LIST_KEYS, *QUESTION_KEYS, *ANSWER_KEYS}
 RECORD_KEYS = frozenset({*FORM_KEYS, *INPUT_KEYS, "history", *SYSTEM_KEYS, *SPECIAL_KEYS})
-MESSAGE_KEYS = MESSAGE_LOSS_KEYS | {"role", "from", "content", "value", "type", "text", *REJECTED_MESSAGE_KEYS}
+MESSAGE_KEYS = LOSS_KEYS | {"role", "from", "content", "value", "type", "text", *REJECTED_MESSAGE_KEYS}
 LISTED_MESSAGE = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""", re.IGNORECASE)
 TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -75,7 +79,8 @@ class RecordError(ValueError):
     def __init__(self, kind: str, problem: str, remedy: str = ""):
         super().__init__(f"{problem}: {remedy}" if remedy else problem)
         self.kind, self.problem = kind, problem
-        self.conversation = ""  # the name of the conversation, if it is known
+        self.conversation = ""  # the name of the conversation, or of the one before it
+        self.has_name = False  # whether the name is in the record
 
 
 class Form(NamedTuple):
@@ -90,28 +95,45 @@ class Form(NamedTuple):
 # keys
 
 
+@functools.lru_cache(maxsize=1024)
+def squash(key: str) -> str:
+    """Return a key in lower case, without spaces, hyphens and underscores: squash("Loss-Mask ") == "lossmask"."""
+    return re.sub(r"[\s_-]+", "", key).lower()
+
+
 @functools.lru_cache(maxsize=128)
-def lower_names(keys: tuple[str, ...], known: frozenset[str], named: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return keys, with those in known in lower case: ("Weight ", "ID") -> ("weight", "ID").
+def normalize_names(keys: tuple[str, ...], known: frozenset[str], named: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return keys, with those in known spelled as they are there: ("Weight ", "lossMask") -> ("weight", "loss_mask").
 
     Keys that the user gave are spelled as in named. Raises RecordError if two keys with a meaning become the same.
     """
-    names = {name: name for name in known} | {name.strip().lower(): name for name in named if name not in keys}
-    found = tuple(key if key in named else names.get(str(key).strip().lower(), key) for key in keys)
+    names = {squash(name): name for name in known} | {squash(name): name for name in named if name not in keys}
+    found = tuple(key if key in named else names.get(squash(key), key) for key in keys)
     counts = Counter(name for name in found if name in known or name in named)
     if repeated := [name for name, n in counts.items() if n > 1]:
-        problem = f"several fields are named {repeated[0]!r}, ignoring case and spaces"
+        problem = f"several fields are named {repeated[0]!r}, ignoring case, spaces, hyphens and underscores"
         raise RecordError("repeated fields", problem, "rename or delete all but one")
     return found
 
 
-def lower_keys(holder: dict[str, Any], known: frozenset[str], named: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return holder with its keys normalized by lower_names()."""
+def normalize_keys(holder: dict[str, Any], known: frozenset[str], named: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return holder with its keys normalized by normalize_names()."""
     if not named and known.issuperset(holder):
         return holder
     keys = tuple(holder)
-    names = lower_names(keys, known, named)
+    names = normalize_names(keys, known, named)
     return holder if names == keys else dict(zip(names, holder.values()))
+
+
+@functools.lru_cache(maxsize=128)
+def find_loss_words(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the unknown keys that have one of LOSS_WORDS in them, such as compute_loss or trainOnTurn."""
+
+    def has_word(key: str) -> bool:
+        words = re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1_\2", key).lower())
+        return not LOSS_WORDS.isdisjoint(words) or re.match("(is)?(loss|train)|.*loss$", squash(key)) is not None
+
+    return tuple(key for key in keys if key not in SPECIAL_KEYS and has_word(key))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -134,8 +156,11 @@ def read_text(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise RecordError("content that is not text", f"the field {field!r} is not text but {shorten(value)!r}")
     if "\0" in value or not (value.isascii() or is_valid_unicode(value)):
-        problem = f"the field {field!r} has a NUL or half a surrogate pair ({value[:40]!r}...)"
-        raise RecordError("content that is not text", problem)
+        is_encoded = re.search("[\udc80-\udcff]", value) and not re.search("[\ud800-\udbff]", value)
+        fault = "bytes in another encoding" if is_encoded else "a NUL or half a surrogate pair"
+        remedy = "if many records have such bytes, pass --encoding=NAME" if is_encoded else ""
+        problem = f"the field {field!r} has {fault} ({value[:40]!r}...)"
+        raise RecordError("content that is not text", problem, remedy)
     return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
 
 
@@ -167,30 +192,31 @@ def read_content(content: Any) -> str:
         return read_text(content, "content")
     texts = []
     for part in content:
-        part = lower_keys(part, MESSAGE_KEYS) if isinstance(part, dict) else part
+        part = normalize_keys(part, MESSAGE_KEYS) if isinstance(part, dict) else part
         if not isinstance(part, dict):
             problem = f"the field 'content' is not text but a list with {shorten(part)!r}"
             raise RecordError("content that is not text", problem)
         if part.get("type", "text") not in TEXT_PARTS:
             problem = f"the content has a part of type {shorten(part['type'])!r}, which is not text"
             raise RecordError("content parts other than text", problem)
-        if read_loss(part, MESSAGE_LOSS_KEYS) is False:
+        if read_loss(part) is False:
             raise RecordError("loss masks on parts of a message", "a part of the content is excluded from the loss")
         texts.append(read_text(part.get("text"), "text"))
     return "\n".join(texts)
 
 
-def read_loss(holder: dict[str, Any], keys: frozenset[str] = LOSS_KEYS) -> bool | None:
+def read_loss(holder: dict[str, Any]) -> bool | None:
     """Return whether a record or message counts toward the loss, or None if it does not say."""
     flags = []
-    for key, value in holder.items():
-        if isinstance(value, str) and key in keys:  # from CSV
+    for key in LOSS_KEYS.intersection(holder):
+        value = holder[key]
+        if isinstance(value, str):  # from CSV
             value = FLAGS.get(value.strip().lower(), value)
-        if key not in keys or value is None or value != value:
+        if value is None or value != value:
             continue
         if not isinstance(value, (int, float)) or value not in (0, 1):
             problem = f"{key} is {shorten(value)!r}, but an answer can only count (1, true) or not (0, false)"
-            raise RecordError("weights other than 0 and 1", problem)
+            raise RecordError("weights other than 0 and 1", problem, DELETE_KEY)
         flags.append(bool(value))
     return all(flags) if flags else None
 
@@ -201,8 +227,12 @@ def reject_keys(holder: dict[str, Any], rejected: dict[str, str], accepted: Cont
         if key in rejected and rejected[key] not in accepted:
             value, is_flag = holder[key], key in FLAG_KEYS
             if str(value).strip().lower() in FLAG_TEXTS if is_flag else not is_empty(value):
-                remedy = "delete the key if it means something else" if is_flag else ""
+                remedy = DELETE_KEY if is_flag or rejected[key] == OTHER_LOSS_MASKS else ""
                 raise RecordError(rejected[key], f"{key} means {rejected[key]}, which are not supported", remedy)
+    for key in find_loss_words(tuple(holder)):
+        if str(holder[key]).strip().lower() in FLAGS.keys() - {""}:
+            problem = f"{key} may say whether an answer counts in the loss, but only weight or train is obeyed"
+            raise RecordError(OTHER_LOSS_MASKS, problem, f"rename it to train, or {DELETE_KEY}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -211,18 +241,40 @@ def reject_keys(holder: dict[str, Any], rejected: dict[str, str], accepted: Cont
 
 def is_message(record: Any, named: tuple[str, ...] = ()) -> bool:
     """Return True if a record is a single message. named are the keys of the question and the answer, if given."""
-    names = {key.strip().lower() for key in record} if isinstance(record, dict) else set()
-    if named and (names.issuperset(named) or names.intersection(named).difference(MESSAGE_KEYS)):
+    if not isinstance(record, dict) or not has_message_keys(tuple(record), named):
         return False
-    has_content = not names.isdisjoint(("content", "value", "tool_calls"))
-    return has_content and not names.isdisjoint(("role", "from")) and names.isdisjoint(LIST_KEYS)
+    lists = (value for key, value in record.items() if squash(key) in LIST_KEYS)
+    return not any(isinstance(value, list) or str(value).lstrip().startswith("[") for value in lists)
 
 
-def find_name(message: dict[str, Any], conversation: str) -> tuple[str, str] | None:
-    """Return (key, text) of the field that names the conversation of a message, or None if it is missing or blank."""
-    keys = (conversation.strip().lower(),) if conversation else CONVERSATION_KEYS
-    found = ((key, str(value)) for key, value in message.items() if key.strip().lower() in keys and value is not None)
-    return next((item for item in found if item[1].strip()), None)
+@functools.lru_cache(maxsize=128)
+def has_message_keys(keys: tuple[str, ...], named: tuple[str, ...] = ()) -> bool:
+    """Return True if keys are those of a message, and not of a question and an answer with the names given."""
+    names, wanted = {*map(squash, keys)}, {*map(squash, named)}
+    if named and (names >= wanted or names & wanted - {*map(squash, MESSAGE_KEYS)}):
+        return False
+    return not names.isdisjoint(("content", "value", "toolcalls")) and not names.isdisjoint(("role", "from"))
+
+
+@functools.lru_cache(maxsize=128)
+def _name_keys(keys: tuple[str, ...], conversation: str) -> tuple[str, ...]:
+    wanted = (squash(conversation),) if conversation else CONVERSATION_KEYS
+    return tuple(key for key in keys if squash(key) in wanted)
+
+
+def find_name(message: dict[str, Any], conversation: str = "") -> tuple[str, str] | None:
+    """Return (key, text) of the field that names the conversation of a message, or None if it has no value."""
+    names = ((key, str(message[key])) for key in _name_keys(tuple(message), conversation))
+    return next((item for item in names if item[1].strip().lower() not in MISSING_NAMES), None)
+
+
+def find_labels(message: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a message that may name its conversation: texts and integers without another meaning."""
+    if len(message) == 2:
+        return {}
+    names = normalize_names(tuple(message), MESSAGE_KEYS)
+    fields = ((name, value) for name, value in zip(names, message.values()) if name not in MESSAGE_KEYS)
+    return {name: value for name, value in fields if type(value) in (str, int) and value != ""}
 
 
 def read_messages(messages: list, n_context: int = 0) -> Messages:
@@ -232,14 +284,29 @@ def read_messages(messages: list, n_context: int = 0) -> Messages:
     """
     conversation = [*map(read_message, messages)]
     if max(map(len, messages), default=0) > 2:
-        flags = [read_loss(lower_keys(message, MESSAGE_KEYS), MESSAGE_LOSS_KEYS) for message in messages]
-        for number, (role, _, _) in enumerate(conversation if any(flags) and not all(flags) else ()):
-            if flags[number] and (role != "assistant" or number < n_context):
+        names = [*dict.fromkeys(filter(None, (find_name(m) for m in messages if not MESSAGE_KEYS.issuperset(m))))]
+        if len(names) > 1 and names[0][0] == names[1][0]:
+            problem = (
+                f"{names[0][0]} is {shorten(names[0][1])!r} in one message and {shorten(names[1][1])!r} in another"
+            )
+            raise RecordError(
+                "several conversations in one list", problem, "save each conversation as a list of its own"
+            )
+        for number, (role, _, _) in enumerate(conversation):
+            if (role != "assistant" or number < n_context) and _is_marked(messages[number]):
+                if all(map(_is_marked, messages)):
+                    break
                 problem = f"the message from {role} is marked to count in the loss, but only answers can"
                 raise RecordError("a loss on messages other than answers", problem)
     for number in range(n_context):
         conversation[number] = (*conversation[number][:2], False)
-    return conversation
+    has_blank_system = bool(conversation) and conversation[0][0] == "system" and not conversation[0][1].strip()
+    return conversation[1:] if has_blank_system else conversation
+
+
+def _is_marked(message: dict[str, Any]) -> bool | None:
+    """Return whether a message is marked to count in the loss."""
+    return read_loss(normalize_keys(message, MESSAGE_KEYS))
 
 
 def read_message(message: Any) -> Message:
@@ -251,7 +318,7 @@ def read_message(message: Any) -> Message:
             is_clean = text.isascii() and "\r" not in text and "\0" not in text
             return role, text if is_clean else read_text(text, "content"), True
     if isinstance(message, dict) and not MESSAGE_KEYS.issuperset(message):
-        message = lower_keys(message, MESSAGE_KEYS)
+        message = normalize_keys(message, MESSAGE_KEYS)
     if not isinstance(message, dict) or not ("role" in message or "from" in message):
         problem = f"{shorten(message, 60)!r} is not a message with role and content"
         raise RecordError("no message", problem, MESSAGE_FORMAT)
@@ -267,11 +334,13 @@ def read_message(message: Any) -> Message:
     in_loss = True
     if len(message) > 2:
         reject_keys(message, REJECTED_MESSAGE_KEYS)
-        in_loss = read_loss(message, MESSAGE_LOSS_KEYS) is not False
+        in_loss = read_loss(message) is not False
     is_value = "value" in message and ("from" in message or "content" not in message)
     content = message["value"] if is_value else message.get("content")
     if content is None:
         content = message.get("content" if is_value else "value")
+    if role == "system" and (content is None or content != content):
+        content = ""
     return role, read_content(content) if isinstance(content, list) else read_text(content, "content"), in_loss
 
 
@@ -321,10 +390,10 @@ def has_form(keys: Iterable[str]) -> bool:
 
 def find_missing(columns: Iterable[str], user: str, assistant: str, *others: str) -> list[str]:
     """Return which of the names a table lacks. Any known form will do, unless user or assistant is given."""
-    names = tuple(column.strip().lower() for column in columns)
+    names = tuple(map(squash, columns))
     is_named = (user, assistant) != ("user", "assistant")
-    has_form = not is_named and (find_pair(names) or not set(LIST_KEYS).isdisjoint(names))
-    return [n for n in (*(() if has_form else (user, assistant)), *others) if n.strip().lower() not in names]
+    is_known = not is_named and (has_message_keys(names) or has_form(names) or isinstance(find_pair(names), str))
+    return [n for n in (*(() if is_known else (user, assistant)), *others) if squash(n) not in names]
 
 
 def find_wanted(names: tuple[str, ...], user: str, assistant: str, *others: str) -> list[str]:
@@ -334,15 +403,16 @@ def find_wanted(names: tuple[str, ...], user: str, assistant: str, *others: str)
     has_forms = found not in (None, ("user", "assistant"))  # perhaps several, with null for the others
     forms = [name for name in names if has_forms and name in FORM_KEYS]
     inputs = () if {pair[0].lower(), *forms}.isdisjoint(INPUT_QUESTIONS) else INPUT_KEYS
-    wanted = (*pair, *others, *LIST_KEYS, *forms, *inputs, "history", *SYSTEM_KEYS, *sorted(SPECIAL_KEYS))
+    special = (*sorted(SPECIAL_KEYS), *find_loss_words(names))
+    wanted = (*pair, *others, *LIST_KEYS, *forms, *inputs, "history", *SYSTEM_KEYS, *special)
     return [name for name in dict.fromkeys(wanted) if name in names]
 
 
 def to_conversation(record: Any, user: str = "user", assistant: str = "assistant") -> tuple[Form, Messages]:
     """Return (form, conversation) for a record. Raises RecordError if it has no conversation or is broken.
 
-    The keys of the record are those that lower_keys() returns. user and assistant, unless they have their defaults, are
-    the keys of the question and the answer: they are obeyed, whatever they mean elsewhere.
+    The keys of the record are those that normalize_keys() returns. user and assistant, unless they have their
+    defaults, are the keys of the question and the answer: they are obeyed, whatever they mean elsewhere.
     """
     if isinstance(record, list):
         return Form("messages (role, content)"), check_turns(read_messages(record))
@@ -351,7 +421,7 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
     named = () if (user, assistant) == ("user", "assistant") else (user, assistant)
     others = {key: value for key, value in record.items() if key not in named} if named else record
     in_loss = None
-    if not SPECIAL_KEYS.isdisjoint(others):
+    if not SPECIAL_KEYS.isdisjoint(others) or find_loss_words(tuple(others)):
         accepted = [REJECTED_KEYS.get(key) for key in named]  # --assistant=chosen takes no notice of rejected
         reject_keys(others, REJECTED_KEYS, accepted)
         in_loss = read_loss(others)
@@ -376,6 +446,10 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
                     "pass neither --user nor --assistant",
                 )
                 raise RecordError("messages as text", problem, f"name it 'messages', and {remedy}")
+        if isinstance(text := record[named[0]], str) and text.strip().lower() in ROLE_NAMES:
+            problem = f"the field {named[0]!r} has the role {text.strip()!r} instead of a question"
+            remedy = "pass neither --user nor --assistant, and name the fields of the messages role and content"
+            raise RecordError("roles instead of questions", problem, remedy)
         return _read_pair(record, others, *named)
     for key in LIST_KEYS:
         value = record.get(key)
@@ -383,14 +457,17 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
             continue
         if value is not None and (key != "conversation" or isinstance(value, list) or str(value).startswith("[")):
             messages = read_list(value, key)
-            names = lower_keys(messages[0], MESSAGE_KEYS) if messages and isinstance(messages[0], dict) else ()
+            names = normalize_keys(messages[0], MESSAGE_KEYS) if messages and isinstance(messages[0], dict) else ()
             is_sharegpt = "from" in names and "role" not in names
             return _list_form(key, is_sharegpt), read_messages(messages)
     pair = find_pair(tuple(key for key in record if record[key] is not None)) or find_pair(tuple(record))
     if isinstance(pair, tuple):
         return _read_pair(record, others, *pair)
     problem = pair or f"unrecognized conversation format with the keys {str([*record][:20])[:200]}"
-    raise RecordError("an unknown form", problem, f"pass --user=KEY and --assistant=KEY, or {MESSAGE_FORMAT}")
+    remedy = f"pass --user=KEY and --assistant=KEY, or {MESSAGE_FORMAT}"
+    if not pair and (lists := [key for key, value in record.items() if isinstance(value, list) and value]):
+        remedy = f"if the list {lists[0]!r} has the records, save only that list; otherwise, {remedy}"
+    raise RecordError("an unknown form", problem, remedy)
 
 
 @functools.cache
@@ -448,7 +525,7 @@ def _read_history(history: Iterable[Any]) -> Messages:
 def _add_system(others: dict[str, Any], conversation: Messages) -> Messages:
     """Return the conversation with the system message that the record has in one of SYSTEM_KEYS."""
     for key in SYSTEM_KEYS:
-        if key not in others or is_empty(others[key], ("",)):
+        if key not in others or is_empty(others[key], EMPTY_TEXTS[0]):
             continue
         system = read_text(others[key], key)
         if not conversation or conversation[0][0] != "system":

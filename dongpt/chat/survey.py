@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any, Iterable
 
 from configurator import UserError
-from dongpt.chat.records import LOSS_KEYS, RECORD_KEYS, SYSTEM_KEYS, Form, Messages, RecordError, is_empty
+from dongpt.chat.records import (
+    LOSS_KEYS,
+    MESSAGE_KEYS,
+    RECORD_KEYS,
+    SYSTEM_KEYS,
+    Form,
+    Messages,
+    RecordError,
+    is_empty,
+    normalize_names,
+)
 
 MAX_LISTED = 10  # broken records, forms and files that are named; more are counted
 MAX_KEYS = 20  # names of unused keys that are kept per file
@@ -29,7 +39,7 @@ class Survey:
     broken: list[str] = field(default_factory=list)  # location and reason of the first MAX_LISTED
     first_broken: str = ""  # the first of them, with the remedy
     kinds: Counter[str] = field(default_factory=Counter)  # of broken records
-    key_sets: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)  # that were examined, by path
+    key_sets: dict[str, set[tuple[str | None, ...]]] = field(default_factory=dict)  # that were examined, by path
 
     @property
     def num_broken(self) -> int:
@@ -46,6 +56,14 @@ class Survey:
             key_sets.add(keys)
             unused = (key for key in keys if key not in form.used and key not in OBEYED_KEYS)
             self.add_unused(path, (key for key in unused if key not in RECORD_KEYS or not is_empty(record[key])))
+        messages = record if isinstance(record, list) else record.get(form.used[0]) if form.used else None
+        if not isinstance(messages, list) or max(map(len, messages)) < 3:
+            return
+        for message in messages:
+            if len(message) > 2 and len(key_sets) < MAX_KEY_SETS and (keys := (*message, None)) not in key_sets:
+                key_sets.add(keys)
+                names = normalize_names(tuple(message), MESSAGE_KEYS, form.used)
+                self.add_unused(path, (name for name in names if name not in MESSAGE_KEYS and name not in form.used))
 
     def add_unused(self, path: str, keys: Iterable[str]):
         """Note keys that are not read."""

@@ -141,7 +141,7 @@ def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> It
         mimetype = archive.open("mimetype").read(100) if "mimetype" in names else b""
         kind = next((OFFICE_KINDS[match[1]] for match in map(is_office, names) if match), "")
         if kind or mimetype.startswith(b"application/vnd.oasis.opendocument"):
-            raise UserError(f"{path} is {kind or 'an OpenDocument file'}, not text: {SAVE_AS_TEXT}")
+            raise UserError(f"{path} is {kind or 'an OpenDocument file'}, not text: {SAVE_AS_TEXT}, or a table as CSV")
         is_book = epub.CONTAINER in names or mimetype.startswith(b"application/epub+zip")
         if is_book:
             texts = [names[name] for name in epub.reading_order(archive, path)]

@@ -92,6 +92,7 @@ class Files:
     document: Document = "file"  # a document is a file or record, a line, a paragraph (blank), or everything (none)
     field: str = "text"  # name of the field with the text in JSON lines, CSV and Parquet
     encoding: str = "utf-8"
+    errors: str = "strict"  # how to decode what is not valid in this encoding, as in bytes.decode()
     option: str = "--field"  # command-line option for the field names, used in error messages
     raw: bool = False  # keep NULs and line endings in records, instead of rejecting NULs and converting line endings
     separator: str = ""  # text of a line that ends a document and is left out; "" if there are none
@@ -239,7 +240,7 @@ class Files:
                 digest.update(chunk)
             if decoder is None:
                 encoding, offset = _detect_encoding(chunk, self.encoding)
-                decoder, chunk = codecs.getincrementaldecoder(encoding)(), chunk[offset:]
+                decoder, chunk = codecs.getincrementaldecoder(encoding)(self.errors), chunk[offset:]
             n_pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(chunk, final=not chunk)

@@ -111,7 +111,8 @@ class JsonText:
             if separator == "]":
                 break
             self.position += 1
-            self.peek()
+            if self.peek() == "]" and not line_start:
+                self.fail(location, "a comma follows it, but no other record")
         self.position += 1
 
     def _skip_to(self, line_start: str) -> bool:

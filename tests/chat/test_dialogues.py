@@ -326,7 +326,6 @@ BROKEN = [  # (the line, what the sentence says beside file and line)
     (line_of(("user", "q"), ("assistant", "a"), ("user", "r")), "answer"),
     (line_of(("user", " \n"), ("assistant", "a")), "user"),
     (line_of(("user", "q"), ("assistant", "")), "assistant"),
-    (line_of(("system", " "), ("user", "q"), ("assistant", "a")), "system"),
     (line_of(("user", 3), ("assistant", "a")), "'3'"),
     (line_of(("user", "q"), ("assistant", None)), "None"),
     (line_of(("user", ["q"]), ("assistant", "a")), "content"),

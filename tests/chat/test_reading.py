@@ -606,7 +606,7 @@ FLAT = [{**message, "Conv_ID": i} for i in range(3) for message in as_messages(t
 @pytest.mark.parametrize("name", ["lines.jsonl", "lines.json", "line.json", "pretty.json"])
 def test_messages_with_the_name_of_their_conversation_are_joined_by_it(tmp_path, name):
     path = write(tmp_path / name, FLAT)
-    with pytest.raises(UserError, match="each record is one message: pass --conversation=Conv_ID"):
+    with pytest.raises(UserError, match="each record is one message, .*Conv_ID.*pass --conversation=Conv_ID$"):
         read(path)
     wanted = [talk(f"q{i}", "a") for i in range(3)]
     assert read(path, conversation="conv_id") == read(path, conversation="Conv_ID") == wanted
@@ -689,3 +689,183 @@ def test_broken_lines_without_end_keep_memory_bounded():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert n == 20_000 and peak < 4e6
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# one message per record
+
+
+def flat_rows(key: str, *, n: int = 3, **extra) -> list[dict]:
+    """n conversations of two turns, one message per record; key has the name of the conversation."""
+    talks = [talk(f"q{i}", "a", f"r{i}", "b") for i in range(n)]
+    return [{key: f"x{i}", **message, **extra} for i, t in enumerate(talks) for message in as_messages(t)["messages"]]
+
+
+FLAT_TALKS = [talk(f"q{i}", "a", f"r{i}", "b") for i in range(3)]
+
+
+@smoke
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("key", ["conversationId", "Ticket-ID", "case", "conversation"])
+def test_messages_of_several_conversations_are_joined_only_by_a_named_key(tmp_path, container, key):
+    path = write(tmp_path / container, flat_rows(key, lang="en"))
+    with pytest.raises(UserError, match=f"the value of '{key}' changes here: pass --conversation={key}"):
+        read(path)
+    assert read(path, conversation=key) == read(path, conversation=key.lower()) == FLAT_TALKS
+    assert read(write(tmp_path / container, flat_rows(key, n=1))) == FLAT_TALKS[:1]
+
+
+@smoke
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_fields_that_differ_within_an_exchange_do_not_name_a_conversation(tmp_path, container):
+    rows = [{**row, "id": i, "time": f"{i // 3}:00"} for i, row in enumerate(flat_rows("topic", n=1))]
+    assert read(write(tmp_path / container, rows)) == FLAT_TALKS[:1]
+
+
+@smoke
+@pytest.mark.parametrize("name", ["a.csv", "b.csv", "a.jsonl"])
+def test_an_empty_row_ends_a_conversation(tmp_path, name):
+    rows = flat_rows("at")
+    lines = open(write(tmp_path / name, rows), encoding="utf-8").read().splitlines()
+    empty = ",," if name == "b.csv" else ",,  "[:2] if name == "a.csv" else ""
+    n_header = name.endswith("csv")
+    for i in (8, 4):
+        lines.insert(i + n_header, empty)
+    assert read(write_text(tmp_path / name, "\n".join(lines))) == FLAT_TALKS
+
+
+@smoke
+def test_empty_rows_from_excel_are_left_out(tmp_path):
+    path = write_text(tmp_path / "a.csv", "question,answer,note\nq,a,n\n,,\nr,b,\n,,\n,,\n")
+    assert read(path) == [talk("q", "a"), talk("r", "b")]
+
+
+@smoke
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("options", [{}, {"conversation": "ticket"}])
+def test_the_parts_of_messages_are_no_questions_and_answers(tmp_path, container, options):
+    path = write(tmp_path / container, flat_rows("ticket"))
+    with pytest.raises(UserError, match="the role 'user' instead of a question: pass neither --user nor --assistant"):
+        read(path, user="role", assistant="content", **options)
+
+
+@smoke
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "lines.json"])
+@pytest.mark.parametrize("is_flat", [True, False])
+@pytest.mark.parametrize("damage", ["broken", "longer"])
+def test_a_damaged_first_row_leaves_out_the_conversations_on_both_sides(tmp_path, name, is_flat, damage):
+    """It may belong to either; the second one was trained on without its first turn."""
+    rows = flat_rows("talk", n=4)
+    if not is_flat:
+        rows = [{"question": f"q{i}", "answer": "a", "talk": f"x{i // 4}"} for i in range(16)]
+    lines = open(write(tmp_path / name, rows), encoding="utf-8").read().splitlines()
+    first = 4 + name.endswith("csv")
+    lines[first] = lines[first] + ",more" if name == "a.csv" and damage == "longer" else "broken"
+    path = write_text(tmp_path / name, "\n".join(lines))
+    survey = Survey()
+    found = [*Dialogues(Files([path]), conversation="talk", skip_broken=True).read(survey=survey)]
+    assert [one[0][1] for one in found] == (["q2", "q3"] if is_flat else ["q8", "q12"])
+    assert survey.num_broken == 2 and "may be part of the same conversation" in survey.broken[1]
+
+
+@smoke
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("missing", [None, float("nan"), "nan", "None"])
+def test_records_without_the_name_of_a_conversation_stay_apart(tmp_path, container, missing):
+    ids = [1.0, 1.0, missing, missing, 2.0]
+    if isinstance(missing, str):
+        ids = [str(i) for i in ids]
+    rows = [{"question": f"q{i}", "answer": "a", "talk": at} for i, at in enumerate(ids)]
+    wanted = [talk("q0", "a", "q1", "a"), *(talk(f"q{i}", "a") for i in (2, 3, 4))]
+    assert read(write(tmp_path / container, rows), conversation="talk") == wanted
+
+
+@smoke
+def test_a_broken_message_in_an_array_leaves_its_conversation_out(tmp_path):
+    rows = flat_rows("talk")
+    for broken in ("x", 5, {"role": "user"}, {"role": "tool", "content": "c"}):
+        path = write(tmp_path / "line.json", [*rows[:5], broken, *rows[5:]])
+        with pytest.raises(UserError, match="record 6"):
+            read(path, conversation="talk")
+        found = read(path, conversation="talk", skip_broken=True)
+        assert found in ([FLAT_TALKS[0], FLAT_TALKS[2]], [FLAT_TALKS[0]])
+        path = write(tmp_path / "line.json", [*rows[:2], broken, *rows[2:4]])
+        assert read(path, skip_broken=True) == []
+
+
+@smoke
+def test_parquet_may_hold_messages_as_binary_json_or_maps(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    messages = as_messages(talk("q\u00e9", "a"))["messages"]
+    text_map = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    columns = {
+        "json": pyarrow.array([json.dumps(messages).encode()]),
+        "maps": pyarrow.array([[[*m.items()] for m in messages]], type=pyarrow.list_(text_map)),
+        "bytes": pyarrow.array([[{k: v.encode() for k, v in m.items()} for m in messages]]),
+    }
+    for name, column in columns.items():
+        path = str(tmp_path / f"{name}.parquet")
+        parquet.write_table(pyarrow.table({"messages": column}), path)
+        assert read(path) == [talk("q\u00e9", "a")], name
+
+
+@smoke
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_a_stray_byte_breaks_only_its_record(tmp_path, name):
+    if name == "a.txt":
+        content = b"".join(b"<bot> q%s\n<human> a <endOfText>\n" % text for text in (b"1", b"\xe9", b"3"))
+    else:
+        rows = [{"question": f"q{i}", "answer": "a"} for i in range(3)]
+        content = open(write(tmp_path / name, rows), "rb").read().replace(b"q1", b"q\xe9")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="is not UTF-8 at byte"):
+        read(tmp_path / name)
+    assert len(read(tmp_path / name, skip_broken=True)) == 2
+    said = refusal(tmp_path, str(tmp_path / name), "--skip_broken", "--val_fraction=0.5", "--encoding=ascii")
+    assert "bytes in another encoding" not in said or "--encoding" in said
+
+
+@smoke
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_files_about_the_data_are_left_out_of_folders_and_archives(tmp_path, is_packed, capsys):
+    folder = tmp_path / "chats"
+    folder.mkdir()
+    write(folder / "a.jsonl", [*map(as_messages, some_talks(20))])
+    for name in ("README.md", "README.txt", "LICENSE.txt", "notes.md"):
+        write_text(folder / name, "# About these chats\n")
+    path = str(folder)
+    if is_packed:
+        path = str(tmp_path / "chats.zip")
+        with zipfile.ZipFile(path, "w") as file:
+            for name in sorted(os.listdir(folder)):
+                file.write(folder / name, name)
+    prepare_chat(tmp_path, path)
+    assert re.search("skipped 4 other files in .*chats|skipped 2 .*chats\n.*skipped 2 ", capsys.readouterr().out)
+
+
+@smoke
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('{"faq": [{"question": "q", "answer": "a"}]}', "if the list 'faq' has the records, save only that list"),
+        ('[{"question": "q", "answer": "a"},]', r"record 1 \(line 1\) is not JSON \(a comma follows it"),
+    ],
+)
+def test_the_remedy_is_named(tmp_path, text, words):
+    with pytest.raises(UserError, match=words):
+        read(write_text(tmp_path / "a.json", text))
+
+
+@smoke
+@pytest.mark.parametrize("first", [{}, {"question": "q"}, {"answer": "a", "n": 1}])
+def test_a_list_of_records_is_found_if_its_first_record_is_broken(tmp_path, first):
+    path = write_text(tmp_path / "a.json", json.dumps({"data": [first, {"question": "q", "answer": "a"}]}))
+    assert read(path, skip_broken=True) == [talk("q", "a")]
+
+
+@smoke
+def test_keys_of_messages_without_effect_are_listed(tmp_path, capsys):
+    path = write(tmp_path / "a.jsonl", [as_messages(t) for t in some_talks(20)])
+    text = open(path, encoding="utf-8").read().replace('"role"', '"mood": "x", "Weight": 1, "role"')
+    prepare_chat(tmp_path, write_text(tmp_path / "b.jsonl", text))
+    assert "keys without effect: mood\n" in capsys.readouterr().out

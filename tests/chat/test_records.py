@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dongpt.chat.records import RECORD_KEYS, RecordError, lower_keys, to_conversation
+from dongpt.chat.records import RECORD_KEYS, RecordError, normalize_keys, to_conversation
 
 smoke = pytest.mark.smoke
 pytestmark = smoke
@@ -48,7 +48,10 @@ FORMS = [  # record, conversation, words in the form's name
     ({"instruction": "q", "output": "a", "text": "### q a"}, Q_A, "alpaca"),
     ({"instruction": "q", "input": None, "output": "a", "system": "", "history": []}, Q_A, "alpaca"),
     ({"instruction": "q", "input": float("nan"), "output": "a"}, Q_A, "alpaca"),
-    ({"instruction": "q", "input": "<noinput>", "output": "a"}, Q_A, "alpaca"),
+    *(
+        ({"instruction": "q", "input": empty, "output": "a", "system": empty}, Q_A, "alpaca")
+        for empty in ("<noinput>", "nan", "NaN", "None", "N/A ")  # as tables and published datasets have them
+    ),
     ({"instruction": "r", "input": "", "output": "b", "history": [["q", "a"]]}, TWO_TURNS, "alpaca"),
     ({"instruction": "q", "input": "", "output": "a", "system": "s"}, WITH_SYSTEM, "alpaca"),
     ({"instruction": "q", "context": "", "response": "a", "category": "open_qa"}, Q_A, "alpaca"),
@@ -71,6 +74,17 @@ FORMS = [  # record, conversation, words in the form's name
         "conversations",
     ),
     ({"messages": [{"from": None, "value": None, **message} for message in chat("q", "a")]}, Q_A, "messages"),
+    *(
+        ({"messages": [{"role": "system", "content": blank}, *chat("q", "a")], "system": system}, wanted, "messages")
+        for blank in ("", " \n", None, float("nan"))
+        for system, wanted in (("", Q_A), ("s", WITH_SYSTEM))
+    ),
+    (  # WildChat numbers the turns of a conversation
+        {"conversation": [{**m, "turn_identifier": i // 2} for i, m in enumerate(chat("q", "a", "r", "b"))]},
+        TWO_TURNS,
+        "conversation",
+    ),
+    ({"question": "q", "answer": "a", "constraint": 1, "train_time": "1 h", "training_data": "x"}, Q_A, "questions"),
 ]
 
 
@@ -132,7 +146,7 @@ def test_an_answer_in_the_prompt_is_context_and_one_in_the_completion_counts():
     ]
 
 
-@pytest.mark.parametrize("key", ["weight", "train", "trainable", "loss_mask"])
+@pytest.mark.parametrize("key", ["weight", "train", "trainable", "loss_mask", "lossMask", "loss-mask", "isTrainable"])
 @pytest.mark.parametrize("value", [0, False, 0.0])
 def test_an_answer_may_carry_no_loss(key, value):
     messages = chat("q", "a", "r", "b")
@@ -152,8 +166,11 @@ def test_a_weight_holds_in_every_form():
     sharegpt[1]["train"] = False
     records = [{"conversations": sharegpt}, {"instruction": "q", "output": "a", "weight": 0}]
     records += [{"question": "q", "answer": "a", "weight": "0"}, {"messages": chat("q", "a"), "trainable": False}]
+    records += [
+        {"question": "q", "answer": "a", key: False} for key in ("loss", "training", "lossMask", "Is Trainable")
+    ]
     for record in records:
-        assert to_conversation(record)[1][1] == ("assistant", "a", False)
+        assert to_conversation(normalize_keys(record, RECORD_KEYS))[1][1] == ("assistant", "a", False)
 
 
 def test_a_question_never_counts_so_it_may_say_so():
@@ -192,6 +209,8 @@ REJECTED = [  # record, kind
     ({"messages": chat("q", ["a"])}, "content that is not text"),
     ({"messages": chat("q", [])}, "blank messages"),
     ({"messages": chat("q", float("nan"))}, "content that is not text"),
+    ({"messages": [*chat("q", "a"), {"role": "system", "content": ""}, *chat("q", "a")]}, "turns"),
+    ({"messages": [{**m, "conv_id": i // 2} for i, m in enumerate(chat("q", "a", "r", "b"))]}, "several conversations"),
     ({"messages": chat("q", b"\xff")}, "content that is not text"),
     ({"messages": [{"role": "user"}, {"role": "assistant"}]}, "content that is not text"),
     ({"messages": "q"}, "no list"),
@@ -211,6 +230,14 @@ REJECTED = [  # record, kind
     ),
     ({"messages": chat("q", "a", label="bad")}, "preference data"),
     ({"messages": chat("q", "a", train_on=False)}, "loss masks"),
+    *(
+        (record, "loss masks")
+        for key in ("compute_loss", "computeLoss", "train-on-turn", "trained", "train_on", "in_loss", "is_supervised")
+        for value in (True, "false", 0, 1.0)
+        for record in ({"messages": chat("q", "a", **{key: value})}, {"question": "q", "answer": "a", key: value})
+    ),
+    ({"question": "q", "answer": "a", "loss": 2.5}, "weights"),
+    ({"question": "q", "answer": "a", "weights": [0, 1]}, "loss masks"),
     ({"messages": chat("q", "a", weights=0)}, "loss masks"),
     ({"messages": chat("q", [{"type": "text", "text": "a", "train": False}])}, "loss masks on parts"),
     ({"text": "q"}, "an unknown form"),
@@ -267,7 +294,7 @@ def capitals(value):
 
 def convert(record, *named):
     """Return what to_conversation returns for a record as Dialogues reads it."""
-    return to_conversation(lower_keys(record, RECORD_KEYS, named) if isinstance(record, dict) else record, *named)
+    return to_conversation(normalize_keys(record, RECORD_KEYS, named) if isinstance(record, dict) else record, *named)
 
 
 @pytest.mark.parametrize("record, wanted, words", FORMS, ids=lambda value: str(value)[:50])
