@@ -1,6 +1,6 @@
 """Print statistics of a prepared data set, and plot them in explore.png next to the data files.
 
-    python data/explore.py --dataset=don_char
+    python data/explore.py don_char           # the dataset in data/don_char; --dataset=don_char is equivalent
     python data/explore.py --data_dir=texts
 
 The panels show frequent characters and tokens, Zipf's law, document lengths and duplicates, the compression of several
@@ -271,8 +271,8 @@ def show_drift(axis, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer):
 
 
 def main(argv: list[str] | None = None):
-    cfg, _ = configurator.load(ExploreConfig, argv)
-    corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir))
+    cfg, _, paths = configurator.load_with_paths(ExploreConfig, argv, "[DATASET]")
+    corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir, paths=paths))
     if not has_validation(corpus.meta):
         problem = f"{corpus.name} has no validation set to compare with the training set"
         raise UserError(f"{problem}: prepare it with --val_fraction=0.1 and another --name")

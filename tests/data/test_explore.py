@@ -135,6 +135,12 @@ def test_it_draws_whatever_backend_a_notebook_names(tmp_path):
 
 
 def test_it_wants_to_know_which_data(explore):
-    for args, part in (([], "--dataset=NAME"), (["--data_dir=nowhere"], "nowhere.*train.bin")):
+    for args, part in (
+        ([], "--dataset=NAME"),
+        (["--data_dir=nowhere"], "nowhere.*train.bin"),
+        (["don_chr"], "did you mean don_char"),
+        (["a", "b"], "too many paths"),
+        (["a", "--dataset=b"], "a and --dataset=b both name a dataset: remove one"),
+    ):
         with pytest.raises(UserError, match=part):
             explore.main(args)

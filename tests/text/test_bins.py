@@ -333,6 +333,27 @@ def test_explore_tells_the_same_of_shards(both, in_memory, capsys, tmp_path, mon
 
 
 @smoke
+@pytest.mark.parametrize("name", ["check", "explore", "word2vec"])
+def test_the_dataset_needs_no_option(name, tmp_path, tiny_data, monkeypatch):
+    """python data/check.py don_char reads data/don_char; a path works too, as after tab completion."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("don_char", "mine"):
+        os.mkdir(folder)
+    for path, folder in (
+        ("don_char", os.path.join(ROOT, "data", "don_char")),
+        ("mine", str(tmp_path / "mine")),
+        (tiny_data, os.path.abspath(tiny_data)),
+        ("missing", os.path.join(ROOT, "data", "missing")),
+    ):
+        assert bins.find_data_folder("", "", paths=[path]) == folder
+    os.mkdir("empty")
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "empty")) + " has no train.bin"):
+        program(name).main(["empty"])
+    with pytest.raises(ValueError, match="empty and --data_dir=b both name a dataset: remove one"):
+        program(name).main(["empty", "--data_dir=b"])
+
+
+@smoke
 def test_check_reads_all_and_tells_of_each_shard(both, in_memory, capsys):
     for folder in both:
         program("check").main([f"--data_dir={folder}"])
