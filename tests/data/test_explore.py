@@ -1,4 +1,4 @@
-"""data/explore.py: the figures that it prints, against plain loops, and the picture."""
+"""data/explore.py: its statistics, compared with plain loops, and the picture."""
 
 import importlib.util
 import math

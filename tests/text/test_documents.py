@@ -133,7 +133,7 @@ def has_separators(folder) -> dict[str, list[str]]:
 
 
 def made(folder, files, **settings_) -> dict:
-    """meta.json of what prepare makes of files."""
+    """Prepare files and return the content of meta.json."""
     fraction = settings_.pop("val_fraction", 0.1)
     return prepare(str(folder), files, Vocabulary(**settings_), fraction, quiet=True).meta
 
@@ -1136,7 +1136,7 @@ def test_a_second_run_reads_the_same_and_writes_the_same(tmp_path, monkeypatch, 
 def at_a_terminal(answer: bytes, cwd) -> tuple[int, str]:
     """(exit code, what is on the screen) of data/prepare.py --data_dir=. when answer is typed."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # a bar needs columns
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # the progress bar needs a width
     process = fork_server.Popen(
         [sys.executable, os.path.join(ROOT, PROGRAM), "--data_dir=."],
         cwd=str(cwd),
