@@ -100,8 +100,10 @@ def check_setting(key: str, value: Any, cls: type, location: str) -> Any:
     """Return value as the type of cls's field `key`. Raises UserError, prefixed with location, if it is invalid."""
     hints = get_type_hints(cls)
     if key not in hints:
-        close_keys = get_close_matches(key, hints, n=1)
-        hint = f", did you mean {close_keys[0]!r}?" if close_keys else ": run with --help to list all keys"
+        flags = ["help", "version", *(["list"] if "n_layer" in hints else [])]  # see run_program
+        close_keys = get_close_matches(key, [*hints, *(flags if location == "command line" else [])], n=1)
+        close_keys = [f"--{name}" if name in flags else repr(name) for name in close_keys]
+        hint = f", did you mean {close_keys[0]}?" if close_keys else ": run with --help to list all keys"
         raise UserError(f"{location}: unknown key {key!r}{hint}")
     return check_type(value, hints[key], f"{location}: {key}")
 
@@ -197,7 +199,8 @@ def read_arguments(cls: type, argv, usage: str = "", skipped_keys=None) -> tuple
         files = [find_config_file(arg) for arg in argv if not (usage and _is_path(arg, hints))]
         raise HelpRequest(cls, usage, {k: v for path in files if path for k, v in exec_config(path, hints).items()})
     overrides, paths = {}, []
-    for arg in join_values(cls, argv):
+    joined = join_values(cls, argv)
+    for previous_arg, arg in zip(["", *joined], joined):
         key, _, text = arg.removeprefix("--").partition("=")
         if arg.startswith("--"):
             overrides[key] = check_setting(key, parse_value(text, hints.get(key)), cls, "command line")
@@ -213,13 +216,13 @@ def read_arguments(cls: type, argv, usage: str = "", skipped_keys=None) -> tuple
                 print(f"{arg} replaces earlier values: {', '.join(replaced)}", file=sys.stderr)
             overrides |= settings
         else:
-            raise UserError(_bad_argument_message(arg, usage, hints, skipped_keys is not None))
+            raise UserError(_bad_argument_message(arg, previous_arg, usage, hints, skipped_keys is not None))
     min_paths, max_paths = len(usage.partition("[")[0].split()), len(usage.split())
     usage_text = f"run python {os.path.basename(sys.argv[0])} {usage}, with settings as --key=value"
     if len(paths) < min_paths:
         raise UserError(f"expected {min_paths} path{'s' * (min_paths > 1)}, got {len(paths)}: {usage_text}")
     if len(paths) > max_paths and "..." not in usage:
-        raise UserError(f"too many paths ({', '.join(paths)}): {usage_text}")
+        raise UserError(f"too many paths ({', '.join(paths)}): {usage_text}, and put text with spaces in quotes")
     return overrides, paths
 
 
@@ -231,7 +234,7 @@ def _is_path(arg: str, hints: dict[str, Any]) -> bool:
     return os.path.exists(arg) or arg != "" and not is_setting
 
 
-def _bad_argument_message(arg: str, usage: str, hints: dict[str, Any], allows_other_keys: bool) -> str:
+def _bad_argument_message(arg: str, previous_arg: str, usage: str, hints: dict, allows_other_keys: bool) -> str:
     """Return the error message for an argument that is not a config file, setting or path."""
     if "=" in arg:
         setting = arg.lstrip("-\N{EN DASH}\N{EM DASH}")  # as typed, or pasted from a formatted page
@@ -244,5 +247,8 @@ def _bad_argument_message(arg: str, usage: str, hints: dict[str, Any], allows_ot
     files = glob.glob(os.path.join(ROOT, "config", "*.py")) if "eval_iters" in hints or allows_other_keys else []
     names = sorted(os.path.basename(path)[:-3] for path in files)
     close_names = get_close_matches(os.path.basename(arg).removesuffix(".py"), names, n=1)
-    hint = f", did you mean config/{close_names[0]}.py?" if close_names else f"; config/ contains {', '.join(names)}"
-    return f"{arg!r} is neither a config file nor a setting (--key=value){hint if names else '; see --help'}"
+    hint = f"; config/ contains {', '.join(names)}" if names else "; see --help"
+    if hints.get(key := previous_arg.partition("=")[0].removeprefix("--")) is str:
+        hint = f'; if it is part of --{key}, put the whole text in quotes: --{key}="..."'
+    hint = f", did you mean config/{close_names[0]}.py?" if close_names else hint
+    return f"{arg!r} is neither a config file nor a setting (--key=value){hint}"

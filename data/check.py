@@ -1,6 +1,6 @@
 """Check every token of a prepared data set against meta.json.
 
-    python data/check.py --dataset=openwebtext
+    python data/check.py openwebtext          # the dataset in data/openwebtext; --dataset=openwebtext is equivalent
     python data/check.py --data_dir=texts
 
 train.py checks only the file sizes and the ends of each shard. This program reads every token, as fast as the disk
@@ -48,8 +48,8 @@ def check(corpus: Corpus):
 
 
 def main(argv: list[str] | None = None):
-    cfg, _ = configurator.load(CheckConfig, argv)
-    check(Corpus(find_data_folder(cfg.dataset, cfg.data_dir)))
+    cfg, _, paths = configurator.load_with_paths(CheckConfig, argv, "[DATASET]")
+    check(Corpus(find_data_folder(cfg.dataset, cfg.data_dir, paths=paths)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Print statistics of a prepared data set, and plot them in explore.png next to the data files.
 
-    python data/explore.py --dataset=don_char
+    python data/explore.py don_char           # the dataset in data/don_char; --dataset=don_char is equivalent
     python data/explore.py --data_dir=texts
 
 The panels show frequent characters and tokens, Zipf's law, document lengths and duplicates, the compression of several
@@ -82,13 +82,15 @@ def bytes_per_token(texts: dict[str, str], tokenizer: Tokenizer) -> dict[str, fl
     own_name, n_own_tokens = f"this data's {tokenizer.kind}", len(tokenizer.encode_array(val))
     n_tokens = {own_name: n_own_tokens, "char": len(val), "word": len(split_words(val))}
     for size in (1024, 4096):
-        n_tokens[f"bpe {size:,}"] = len(BPETokenizer.train([train], size).encode_array(val))
+        bpe = BPETokenizer.train([train], size)  # a short text gives it fewer tokens than size
+        n_tokens[f"bpe {bpe.vocab_size:,}"] = len(bpe.encode_array(val))
     try:
         n_tokens["gpt2"] = len(GPT2Tokenizer().encode_array(val))
     except ValueError as error:
         print(f"skipping GPT-2's tokenizer: {error}")
-    if tokenizer.kind in ("char", "gpt2"):
-        del n_tokens[tokenizer.kind]  # identical to the first entry
+    same_name = f"bpe {tokenizer.vocab_size:,}" if tokenizer.kind == "bpe" else tokenizer.kind
+    if tokenizer.kind == "bpe" or n_tokens.get(same_name) == n_own_tokens:  # words differ with --spaces_alone
+        n_tokens.pop(same_name, None)  # the tokenizer of the first entry
     return {name: n_bytes / max(n, 1) for name, n in n_tokens.items()}
 
 
@@ -180,7 +182,7 @@ def show_tokens(axis, counts: np.ndarray, tokenizer: Tokenizer):
     is_too_large = n_used - n_rare < tokenizer.vocab_size / 2
     caption = (
         f"The most frequent tokens are {join_names(names[:5], int(counts.sum()))}. Of the {tokenizer.vocab_size:,} "
-        f"tokens in the vocabulary, {n_used:,} occur in the text, but {n_rare:,} occur fewer than {RARE_COUNT} times, "
+        f"tokens in the vocabulary, {n_used:,} occur in the text, {n_rare:,} of them fewer than {RARE_COUNT} times, "
         "too rarely to be learned. " + ("A smaller" if is_too_large else "This") + " vocabulary suits the text."
     )
     draw_bars(axis, names, int(counts.sum()))
@@ -219,9 +221,9 @@ def show_documents(axis, documents: dict[str, list[str]], unit: str, chars_per_t
     duplicates, block_size = 100 * duplicate_share(all_documents), max(1, round(median / chars_per_token))
     advice = f"Half of them fit into a block_size of {block_size:,}. " if len(lengths) >= 20 else ""
     caption = (
-        f"The text has {len(all_documents):,} {unit}. They have {np.mean(lengths):,.0f} characters on average and "
-        f"{max(lengths):,} at most. {advice}{duplicates:.3g}% of the "
-        f"{unit} are duplicates, and {shared:.3g}% of the {unit} in the validation set are also in the training set"
+        f"The text has {count_of(len(all_documents), unit[:-1])}, with {np.mean(lengths):,.0f} characters on average "
+        f"and {max(lengths):,} at most. {advice}{duplicates:.3g}% of the {unit} are duplicates, "
+        f"and {shared:.3g}% of the {unit} in the validation set are also in the training set"
         + (", which makes the validation loss look better than it is." if shared > 1 else ".")
     )
     draw_panel(axis, f"Length of {unit}", "characters", unit, caption, xscale="log")
@@ -240,7 +242,7 @@ def show_compression(axis, texts: dict[str, str], tokenizer: Tokenizer):
     comparison = (
         f"and {best} tokens represent {best_bytes:.2f} bytes, {result}"
         if best_bytes > own_bytes
-        else "more than with the other tokenizers"
+        else "at least as many as with the other tokenizers"
     )
     caption = f"This data's tokens ({tokenizer.kind}) represent {own_bytes:.2f} bytes on average, {comparison}."
     draw_panel(axis, "Compression by tokenizer", "bytes of validation text per token", "", caption)
@@ -271,8 +273,8 @@ def show_drift(axis, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer):
 
 
 def main(argv: list[str] | None = None):
-    cfg, _ = configurator.load(ExploreConfig, argv)
-    corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir))
+    cfg, _, paths = configurator.load_with_paths(ExploreConfig, argv, "[DATASET]")
+    corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir, paths=paths))
     if not has_validation(corpus.meta):
         problem = f"{corpus.name} has no validation set to compare with the training set"
         raise UserError(f"{problem}: prepare it with --val_fraction=0.1 and another --name")

@@ -268,7 +268,7 @@ def write(cfg: PrepareConfig, folder: str, opened: contextlib.AbstractContextMan
             shutil.rmtree(folder)
         raise
     assert prepared
-    report(prepared)
+    report(prepared, documents)
     for texts in filter(None, (documents, val_documents)):
         for path, n_left_out in texts.n_left_out.items():
             if path != BLANK:

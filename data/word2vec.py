@@ -179,8 +179,8 @@ def draw_map(
 
 
 def main(argv: list[str] | None = None):
-    cfg, given = configurator.load(Word2VecConfig, argv)
-    corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir))
+    cfg, given, paths = configurator.load_with_paths(Word2VecConfig, argv, "[DATASET]")
+    corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir, paths=paths))
     for module in ["sklearn"] if cfg.vectors else ["gensim", "sklearn"]:  # fail before doing any work
         import_optional(module)
     tokenizer = word_tokenizer(corpus)

@@ -400,5 +400,5 @@ class StopCheck:
         self.exit_code, self.time_is_up = 130 if n_sigint else 143 if n_sigterm else 0, n_timed_out > 0
         seconds_per_call = max(seconds / self.rt.world_size / calls, 1e-6)
         max_calls = max(1, min(2 * max_calls, STOP_CHECK_CALLS, int(STOP_CHECK_SECONDS / seconds_per_call)))
-        self.calls_by_loop[loop_name] = 0, max_calls, now  # at most twice as many, since calls may get slower
+        self.calls_by_loop[loop_name] = 0, max_calls, now  # at most double, since calls may get slower
         return self.exit_code != 0

@@ -1178,7 +1178,7 @@ def test_a_turn_after_an_interrupt_encodes_only_what_is_new(monkeypatch):
 
 
 def test_the_first_word_of_a_late_turn_costs_little_more_than_encoding_the_context_once():
-    """With a model of the demo's size, over turns that overflow its context."""
+    """Measured with a model of the demo's size and a conversation that overflows its context."""
     shape = dict(n_layer=3, n_head=4, n_embd=128, block_size=128, pos_embd="rope")
     talk = conversation(char_tokenizer(DONGPT_TEMPLATE), None, None, Sampling(0.7), 6, **shape)
     took, once = [], []
@@ -1579,7 +1579,7 @@ def test_what_was_typed_is_recalled_in_the_next_session(tmp_path, talker):
 def test_a_history_that_cannot_be_used_does_no_harm(tmp_path, talker, kind):
     pytest.importorskip("prompt_toolkit")
     home, history = tmp_path / "home", tmp_path / "home" / os.path.basename(program.HISTORY_PATH)
-    if kind != "missing":  # root may write to folders without permission, and not to a folder that does not exist
+    if kind != "missing":  # root can write to any folder, but not to one that does not exist
         home.mkdir()
         history.mkdir() if kind == "a folder" else history.write_bytes(b"+\xff\x00hi\n\n#\n+")
     terminal = Terminal(talker, "--temperature=0", cwd=tmp_path, home=home)

@@ -330,6 +330,27 @@ def test_bare_misspelt_key_gets_a_suggestion():
     assert "did you mean 'eval_only'?" in refused("--eval_onli")
 
 
+@pytest.mark.parametrize("flag", ["list", "help", "version"])
+def test_misspelt_flag_that_is_no_setting_gets_a_suggestion(flag, tmp_path):
+    for typo in (flag[:-1], flag[:-2] + flag[-1] + flag[-2]):  # --lis, --lits
+        assert refused(f"--{typo}").endswith(f"unknown key '{typo}', did you mean --{flag}?")
+        assert f"mean --{flag}" not in refused(config_file(tmp_path, f"{typo} = 1\n"))  # a file cannot set it
+    assert "did you mean --list?" not in refused("--lits", cls=Small)  # only train.py and bench.py have it
+
+
+@pytest.mark.parametrize("argv", [["--name=The", "old", "house"], ["--name", "The", "old"]])
+def test_word_after_a_text_asks_for_quotes(argv):
+    """The shell splits `--prompt=The old house` at the spaces."""
+    assert refused(*argv, cls=Small).endswith('; if it is part of --name, put the whole text in quotes: --name="..."')
+    assert load(Small, ["--name=The old house"])[1] == {"name": "The old house"}
+
+
+def test_word_after_anything_but_a_text_does_not_ask_for_quotes():
+    for argv in (["--count=2", "house"], ["house"], ["--on", "house"]):
+        assert "quotes" not in refused(*argv, cls=Small)
+    assert "did you mean config/quickstart.py?" in refused("--out_dir=runs", "quikstart")
+
+
 def test_whole_number_that_is_too_large_for_a_float_is_refused_in_a_sentence():
     assert "rate" in refused("--rate=1" + "0" * 400, cls=Small)
 
@@ -509,6 +530,7 @@ def test_too_few_and_too_many_paths_are_refused_with_the_usage(monkeypatch, usag
     monkeypatch.setattr(sys, "argv", ["/somewhere/program.py"])
     message = refused_paths(*argv, usage=usage)
     assert message.startswith(part) and f"python program.py {usage}" in message
+    assert ("quotes" in message) == ("too many" in message)  # as in chat.py out --prompt=The house
 
 
 @pytest.mark.parametrize(

@@ -177,9 +177,9 @@ ENDLESS = ["--max_iters=100000000", "--eval_interval=100000000"]
 def test_a_signal_saves_the_state_of_a_step_boundary_whatever_log_interval_is(
     number, to, tiny_data, tmp_path, one_process
 ):
-    """From a scheduler to torchrun, or as Ctrl-C in a terminal to every rank; the next test signals rank 1 only.
+    """A scheduler signals torchrun, and Ctrl-C in a terminal signals every rank. The next test signals only rank 1.
 
-    It was noticed at the next logged update only, here the one after 100,000.
+    The signal used to be noticed only at the next logged update, which is 100,000 updates away here.
     """
     job = Job(tmp_path, f"--data_dir={tiny_data}", *ENDLESS, "--log_interval=100000", with_torchrun=to == "torchrun")
     job.wait_for("iter 0:")

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import runpy
 import shutil
 import string
 import sys
@@ -137,6 +138,20 @@ def test_the_commands_of_the_readme_run(tmp_path):
         line += " --max_new_tokens=5" if line.startswith(("sample.py", "chat.py")) else ""
         lines.append(line + " --input=don.txt" * line.startswith("data/don_char"))
     drive(tree, lines, input="My name is Clara.\n")
+
+
+@pytest.mark.smoke
+def test_prepare_py_prints_the_readmes_train_command_with_more_settings(capsys):
+    """The README recommends the line that data/prepare.py prints in place of the command in the README."""
+    from types import SimpleNamespace
+
+    module = runpy.run_path(os.path.join(ROOT, "data", "prepare.py"))
+    meta = {"tokens": {"train": 9000, "val": 1000}}
+    module["print_next"](SimpleNamespace(meta=meta, folder=os.path.join(ROOT, "data", "mine")))
+    command = capsys.readouterr().out.partition("next: ")[2].replace(os.path.relpath(ROOT) + os.sep, "")
+    (readme,) = (line for line in readme_commands() if "--dataset=mine" in line)
+    words = command.replace(ROOT + os.sep, "").replace(os.sep, "/").split()
+    assert words[: len(readme.split())] == readme.split() and any("--max_iters=" in word for word in words)
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,10 @@ def started_log(folder, header: dict, kept=()) -> RunLog:
 
 
 def strict(line: str) -> dict:
-    """line read as strict JSON: NaN and Infinity, which Python's own reader takes, are errors."""
+    """Parse line as strict JSON. NaN and Infinity, which Python's own parser accepts, are errors."""
 
     def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     return json.loads(line, parse_constant=refuse)
 

@@ -39,7 +39,7 @@ from model import GPT, NGRAM_TABLE, RELATIVE_TABLE, GPTConfig, ngram_ids
 
 SCHEMES = ["default", "rope", "relative", "alibi", "default+relative"]
 TINY = GPTConfig(block_size=8, vocab_size=61, n_layer=2, n_head=2, n_embd=16, tie_weights=False)
-LENGTHS = (1, 2, 3, 8, 9, 12, 30)  # shorter than an n-gram, of a whole block and longer than one
+LENGTHS = (1, 2, 3, 8, 9, 12, 30)  # shorter than an n-gram, as long as a block, and longer
 WITH_NGRAMS = [*TINY_RUN, "--ngrams=3", "--ngram_rows=500", "--optimizer=muon"]
 CLOSE = dict(atol=1e-4, rtol=1e-4)  # float32, sums in another order
 

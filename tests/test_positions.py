@@ -358,7 +358,10 @@ def test_a_frozen_table_changes_no_other_gradient(pos_embd):
 @smoke
 @each_scheme
 def test_attention_takes_a_flash_kernel(pos_embd):
-    """In training, in evaluation and with a cache: sdpa_kernel raises where it cannot. Others keep all scores."""
+    """In training, evaluation and cached decoding. sdpa_kernel raises if a flash kernel is not possible.
+
+    Other kernels store all scores.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     model, idx = make(pos_embd), random_ids(2, 8)

@@ -57,7 +57,7 @@ def end(process: subprocess.Popen) -> int:
 
 
 def exit_of(main: str, *argv: str, env=None) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a program with a main function of this source."""
+    """Run a program whose main function has this source. Return (exit code, stdout, stderr)."""
     code = f"from dongpt.program import *\nimport sys\n{main}\nrun_program(main)"
     process = python(code, *argv, env=env)
     out, err = process.communicate(timeout=60)

@@ -108,7 +108,7 @@ def test_a_given_setting_wins_from_the_command_line_and_from_a_file(start, tmp_p
 
 
 def test_a_given_dataset_wins_over_the_checkpoints_data_dir(start):
-    """data_dir replaces dataset, so the stored data_dir hid a dataset that was given, without a word."""
+    """data_dir takes precedence over dataset, so the stored data_dir silently replaced the dataset that was given."""
     start(2)
     with pytest.raises(ValueError, match="no_such_corpus"):
         resume(4, "--dataset=no_such_corpus")

@@ -350,6 +350,37 @@ def test_an_out_dir_without_a_checkpoint_is_refused(tmp_path):
 
 
 @smoke
+@pytest.mark.parametrize("name", ["ckpt.pt", "ckpt_last.pt"])
+def test_an_out_dir_whose_run_was_moved_aside_names_the_newest_old_run(tmp_path, tiny_run, monkeypatch, capsys, name):
+    """A repeated run that was killed before its first checkpoint left none in out, but one in out/old-1."""
+    import chat
+    import dongpt
+    import evaluate
+
+    monkeypatch.chdir(tmp_path)
+    for n, age in ((1, 30), (2, 20), (10, 10)):
+        os.makedirs(f"out/old-{n}")
+        shutil.copy(os.path.join(tiny_run, "ckpt.pt"), f"out/old-{n}/{name}")
+        os.utime(f"out/old-{n}/{name}", (1e9 - age, 1e9 - age))
+    os.makedirs("out/old-11")  # holds only a log
+    newest = os.path.join("out", "old-10")
+    advice = f": the previous run was moved to {newest}, so pass that path, as in --out_dir={newest}"
+    flags = ["--device=cpu", "--num_samples=1", "--max_new_tokens=2"]
+    for call in (
+        lambda: program.main(["--out_dir=out", *flags]),
+        lambda: program.main(["--init_from=out/ckpt.pt", *flags]),
+        lambda: evaluate.main(["out", "--device=cpu"]),
+        lambda: chat.main(["out", "--device=cpu"]),
+        lambda: dongpt.load("out", device="cpu"),
+    ):
+        with pytest.raises(UserError) as caught:
+            call()
+        assert str(caught.value).endswith(advice)
+    assert program.main([advice.split()[-1], *flags]) == 0
+    assert dongpt.load(newest, device="cpu").generate("a", 2)
+
+
+@smoke
 def test_a_missing_out_dir_lists_the_runs_next_to_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate(["out-quickstart", "out-chat", *(f"run-{i}" for i in range(6))]):

@@ -42,7 +42,7 @@ PIECES = ["a", "b", "ab", "é", "ğ", "日本", "🙂", "👩‍👩‍👧", "\
 
 
 def reciter(folder, tokenizer, text: str) -> str:
-    """An out_dir of a model that says text for ever, after a prompt of one token or none, whatever is drawn.
+    """Return an out_dir with a model that repeats text forever after at most one prompt token, whatever the seed.
 
     It goes by positions alone: text is k tokens that differ, and with block_size = 2k - 2 a window that is cut to its
     newest half goes on in them. Ids beyond the tokenizer's are twice as likely as what it says.

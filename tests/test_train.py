@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory, tiny_data):
-    """(out_dir, stdout, arguments) of a small run that was started as a user starts one."""
+    """Train a small model from the command line. Return (out_dir, stdout, arguments)."""
     folder = tmp_path_factory.mktemp("shown")
     args = [f"--data_dir={tiny_data}", f"--out_dir={folder / 'out'}", *TINY_RUN]
     return str(folder / "out"), run("train.py", *args, cwd=folder).stdout, args
@@ -471,7 +471,7 @@ def test_warm_start_takes_the_weights_alone_and_begins_at_iteration_0(source, ti
             ]
         )
         == 0
-    )  # an update that moves no weight
+    )  # an update that changes no weight
     old, new = load(tiny_run, "ckpt.pt"), load("out")
     assert_same(old["model"], new["model"])
     assert new["iter_num"] == 1 and {int(s["step"]) for s in new["optimizer"]["state"].values()} == {1}

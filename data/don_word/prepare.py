@@ -52,7 +52,7 @@ def prepare_notebook(path: str, encoding: str) -> PreparedData:
     text = text[NUM_SKIPPED_CHARS:].lower()
     words = split_words(text, spaces_alone=True)
     tokenizer = WordTokenizer(sorted(set(words)), lower=True, spaces_alone=True)
-    print(f"the text begins with {text[:60]!r} (in Project Gutenberg's e-book 996: volume i, chapter i)")
+    print(f"the text begins with {text[:60]!r} (expected from e-book 996: volume i, chapter i)")
     print(f"Unique characters: {len(set(text))}")
     print(f"Unique words and special characters: {len(tokenizer.words)}")
     print(f"tokens: {len(words):,}")

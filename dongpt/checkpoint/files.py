@@ -126,6 +126,9 @@ def load_from_out_dir(out_dir: str, prefer_newest: bool = True, **extra_args) ->
 def _suggest_runs(path: str) -> str:
     """Return the end of a message about a missing run: a likely correction, and the nearby runs, newest first."""
     run_path = os.path.dirname(path) if path.endswith(".pt") else path.rstrip(os.sep)
+    if moved := glob.glob(os.path.join(glob.escape(run_path), "old-*", "ckpt*.pt")):  # see archive_run
+        newest = os.path.dirname(max(moved, key=os.path.getmtime))
+        return f": the previous run was moved to {newest}, so pass that path, as in --out_dir={newest}"
     if models := glob.glob(os.path.join(glob.escape(run_path), "checkpoint-*", "config.json")):
         newest = os.path.dirname(max(models, key=os.path.getmtime))
         return f": pass one of the checkpoints that Hugging Face's Trainer saved there, such as {newest}"

@@ -51,12 +51,21 @@ CHUNK_TOKENS = 2**22  # chunk size for reading a whole file
 # locating data folders
 
 
-def find_data_folder(dataset: str, data_dir: str, rt=None, out=None, quiet: bool = False) -> str:
+def find_data_folder(dataset: str, data_dir: str, rt=None, out=None, quiet: bool = False, paths=()) -> str:
     """Return the absolute path of data_dir if it is given, or else of data/<dataset>.
 
+    paths holds at most one command-line argument, which replaces dataset, or data_dir if it is a path and not a name.
     With a Runtime rt, a missing dataset is prepared first if its prepare.py needs no network, while the other processes
     wait. The output of prepare.py goes to out (default: stdout), or is discarded if quiet is True.
     """
+    if paths and (dataset or data_dir):
+        problem = (
+            f"{paths[0]} and {'--data_dir=' if data_dir else '--dataset='}{data_dir or dataset} both name a dataset"
+        )
+        raise UserError(f"{problem}: remove one of them")
+    for path in paths:
+        is_name = os.path.isdir(os.path.join(ROOT, "data", path)) or not os.path.isdir(path)
+        dataset, data_dir = (path, "") if is_name else ("", path)
     if not (dataset or data_dir):
         raise UserError("no dataset was given: pass --dataset=NAME (a folder under data/) or --data_dir=DIR")
     folder = os.path.abspath(data_dir) if data_dir else os.path.join(ROOT, "data", dataset)

@@ -37,7 +37,7 @@ def file_suffixes(path: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def explain_errors(location: str) -> Iterator[None]:
-    """Convert errors of reading, decompressing and unpacking to UserErrors."""
+    """Convert errors raised while reading, decompressing or unpacking to UserErrors."""
     try:
         yield
     except Exception as error:

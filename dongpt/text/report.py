@@ -4,6 +4,9 @@ import numpy as np
 
 from dongpt.program import shortest_path
 from dongpt.text.bins import PreparedData, open_data
+from dongpt.text.compressed import file_suffixes
+from dongpt.text.documents import CSV_DELIMITERS, RECORD_SUFFIXES, Files
+from dongpt.text.hub import HubText
 from dongpt.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer, WordTokenizer
 
 NUM_SYMBOLS = 5  # how many of the most frequent and of the rarest tokens to print
@@ -23,8 +26,23 @@ def count_of(n: int, noun: str) -> str:
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
-def report(prepared: PreparedData):
-    """Print the source, vocabulary and splits, the folder, and whether the tokens decode to the original text."""
+def describe_records(documents: Files | HubText) -> str:
+    """Return how documents relate to the rows or records in the files, in parentheses, or "" if there are none."""
+    suffixes = {".parquet"} if isinstance(documents, HubText) else {file_suffixes(p)[0] for p in documents.paths}
+    if not suffixes & {*RECORD_SUFFIXES}:
+        return ""
+    is_table = suffixes <= {".parquet", *CSV_DELIMITERS}
+    row, column = ("row", "column") if is_table else ("record", "field")
+    row = row if suffixes <= {*RECORD_SUFFIXES} else f"file or {row}"
+    is_document = documents.document == "file" and not documents.separator
+    return f" ({f'one per {row}; ' * is_document}only the {column} {documents.field!r} is used)"
+
+
+def report(prepared: PreparedData, documents: Files | HubText | None = None):
+    """Print the source, vocabulary and splits, the folder, and whether the tokens decode to the original text.
+
+    If the documents are given, the first line also says which part of a row or record they are.
+    """
     meta, tokenizer, counts = prepared.meta, prepared.tokenizer, {}
     for split, ids in open_data(prepared.folder)[1].items():
         counts[split] = ids.counts(meta["vocab_size"])
@@ -34,8 +52,8 @@ def report(prepared: PreparedData):
         records = f"{count_of(n_skipped, 'record')} with an empty field"
         records = count_of(n_skipped, "broken record") if "template" in meta["tokenizer"] else records
         skipped = "; skipped " + (records if "predicted_bytes" in meta else count_of(n_skipped, "blank document"))
-    documents = count_of(meta["documents"], "document")
-    print(f"text: {meta.get('source') or 'unnamed'}, {count_of(characters, 'character')} in {documents}{skipped}")
+    n_documents = count_of(meta["documents"], "document") + (describe_records(documents) if documents else "")
+    print(f"text: {meta.get('source') or 'unnamed'}, {count_of(characters, 'character')} in {n_documents}{skipped}")
 
     totals = counts["train"] + counts["val"]
     order = np.argsort(-totals, kind="stable")

@@ -252,8 +252,9 @@ class NanoGPT(Ancestor):
     ) -> dict:
         """The dict that goes into ckpt.pt.
 
-        masks: with the buffers of PyTorch before 2. updated: with the zeros that EDS's ckpt_update.ipynb put into
-        files of generations A and B, whose optimizer it left alone. data_dir: EDS's key instead of dataset.
+        masks: include the mask buffers that nanoGPT has before PyTorch 2. updated: include the zeros that EDS's
+        ckpt_update.ipynb adds to files of generations A and B; it does not change their optimizer state.
+        data_dir: use EDS's key data_dir instead of dataset.
         """
         state = OrderedDict()
         for name, weight in self.weights.items():

@@ -354,7 +354,7 @@ def test_added_tokens_make_another_tokenizer_than_gpt2s(tmp_path, place):
 
 
 def test_an_export_is_compared_with_the_source_too(tmp_path, transformers):
-    """Two keys for the number of heads: transformers takes one, and we the other."""
+    """The config has two keys for the number of heads: transformers reads one, and donGPT the other."""
     theirs(transformers, tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "n_head": 2, "num_attention_heads": 4}))
@@ -849,7 +849,7 @@ def test_plain_text_never_gives_a_special_id_and_special_true_does(make):
     assert tokenizer.encode("<|x|>", special=True) == [x]
     assert tokenizer.encode("a<|x|>(y)* b<|x|>", special=True) == [*encode("a"), x, y, *encode(" b"), x]
     assert tokenizer.encode("<|x||x|>", special=True) == encode("<|x||x|>")
-    assert tokenizer.encode("the knight", special=True) == [phrase]  # also where it is plain text otherwise
+    assert tokenizer.encode("the knight", special=True) == [phrase]  # even if it is plain text without special=True
     assert tokenizer.encode("", special=True) == [] and tokenizer.encode("(y)(y)", special=True) == encode("(y)(y)")
 
 

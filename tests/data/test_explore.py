@@ -1,4 +1,4 @@
-"""data/explore.py: the figures that it prints, against plain loops, and the picture."""
+"""data/explore.py: its statistics, compared with plain loops, and the picture."""
 
 import importlib.util
 import math
@@ -89,15 +89,12 @@ def test_it_prints(tmp_path, explore, capsys, monkeypatch, kind):
     explore.main([f"--data_dir={tmp_path}"])
     printed = capsys.readouterr().out
     lengths = [len(text) for text in texts]
-    assert (
-        f"60 documents. They have {np.mean(lengths):,.0f} characters on average and {max(lengths):,} at most."
-        in printed
-    )
+    assert f"60 documents, with {np.mean(lengths):,.0f} characters on average and {max(lengths):,} at most." in printed
     assert f"{100 * 10 / 60:.3g}% of the documents are duplicates" in printed
     assert "0% of the documents in the validation set are also in the training set" in printed
     symbol, count = Counter("".join(texts)).most_common(1)[0]
     assert f"{symbol!r} {100 * count / sum(lengths):.1f}%" in printed
-    assert "tokens represent" in printed or "more than with the other" in printed
+    assert "tokens represent" in printed or "at least as many as with the other" in printed
 
 
 @pytest.mark.smoke
@@ -106,7 +103,25 @@ def test_bytes_per_token_are_those_of_validation(explore):
     found = explore.bytes_per_token(texts, CharTokenizer.from_text(texts["train"] + texts["val"]))
     assert found["this data's char"] == pytest.approx(13 / 12)  # ñ has two bytes
     assert found["word"] == pytest.approx(13 / 3) and "char" not in found
-    assert found["bpe 1,024"] > 2
+    (bpe,) = (name for name in found if name.startswith("bpe"))  # this text has too few words for 1,024 tokens
+    assert found[bpe] > 2
+
+
+@pytest.mark.smoke
+def test_no_tokenizer_is_drawn_twice(tmp_path, explore, monkeypatch):
+    """A data set of words had two bars of the same length, "this data's word" and "word"."""
+    text = generated_text(3000)
+    monkeypatch.setattr(explore, "GPT2Tokenizer", lambda: CharTokenizer.from_text(text))  # needs no download
+
+    def bytes_per_token(kind: str, **settings) -> dict[str, float]:
+        prepared = prepare(str(tmp_path), Texts([text]), Vocabulary(kind, **settings), quiet=True)
+        return explore.bytes_per_token({"train": text, "val": text}, prepared.tokenizer)
+
+    assert "word" not in bytes_per_token("word") | bytes_per_token("word", lower=True)
+    spaced = bytes_per_token("word", spaces_alone=True)
+    assert spaced["this data's word"] < spaced["word"]
+    n_bpe = [sum(name.startswith("bpe") for name in bytes_per_token("bpe", vocab_size=size)) for size in (280, 4096)]
+    assert n_bpe == [1, 0]  # 1,024 and 4,096 give the same tokens
 
 
 @pytest.mark.smoke
@@ -135,6 +150,12 @@ def test_it_draws_whatever_backend_a_notebook_names(tmp_path):
 
 
 def test_it_wants_to_know_which_data(explore):
-    for args, part in (([], "--dataset=NAME"), (["--data_dir=nowhere"], "nowhere.*train.bin")):
+    for args, part in (
+        ([], "--dataset=NAME"),
+        (["--data_dir=nowhere"], "nowhere.*train.bin"),
+        (["don_chr"], "did you mean don_char"),
+        (["a", "b"], "too many paths"),
+        (["a", "--dataset=b"], "a and --dataset=b both name a dataset: remove one"),
+    ):
         with pytest.raises(UserError, match=part):
             explore.main(args)

@@ -117,7 +117,7 @@ def test_largest_random_number_stays_inside_the_vocabulary_however_the_sums_roun
 
 def test_ids_of_small_probability_keep_theirs_in_a_large_vocabulary():
     logits = torch.zeros(1, 50304)
-    logits[0, 0] = 25.0  # leaves 7e-7 for all the others together: beyond float32's cumulative sums
+    logits[0, 0] = 25.0  # leaves 7e-7 for all other ids together, too little for cumulative sums in float32
     share = 50303 * math.exp(-25) / (1 + 50303 * math.exp(-25))
     assert sample_ids(logits, torch.tensor([1 - share * 0.5], dtype=torch.float64), Sampling()).item() == pytest.approx(
         50304 / 2, abs=5

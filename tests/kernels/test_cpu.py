@@ -232,7 +232,7 @@ ARCHITECTURES = [
 
 
 def architectures(pos_embd: str) -> list[dict]:
-    """Those that it can have: rope turns pairs of channels."""
+    """Return the architectures that pos_embd supports: rope needs an even head size."""
     return [
         {**a, "n_embd": a.get("n_embd", 16) // a.get("n_head", 2) // 2 * 2 * a.get("n_head", 2) or 6}
         if pos_embd == "rope"

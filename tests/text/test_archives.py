@@ -1,4 +1,4 @@
-"""Compressed files and archives are read as they are, recognized by their first bytes, and checked to their end."""
+"""Compressed files and archives are read directly, recognized by their first bytes, and verified to the end."""
 
 import bz2
 import gzip

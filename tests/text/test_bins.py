@@ -56,7 +56,7 @@ def in_memory(request, monkeypatch) -> int:
 
 
 def numbered(folder, sizes=(), n_val: int = 50) -> str:
-    """A corpus whose tokens are their own positions, of the 203 of train so many in each shard, or all in one file."""
+    """Write a corpus of 203 training tokens, each equal to its position, in shards of these sizes or in one file."""
     os.makedirs(folder, exist_ok=True)
     np.arange(n_val, dtype="<u2").tofile(os.path.join(folder, "val.bin"))
     ids = np.arange(203, dtype="<u2")
@@ -333,6 +333,27 @@ def test_explore_tells_the_same_of_shards(both, in_memory, capsys, tmp_path, mon
 
 
 @smoke
+@pytest.mark.parametrize("name", ["check", "explore", "word2vec"])
+def test_the_dataset_needs_no_option(name, tmp_path, tiny_data, monkeypatch):
+    """python data/check.py don_char reads data/don_char; a path works too, as after tab completion."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("don_char", "mine"):
+        os.mkdir(folder)
+    for path, folder in (
+        ("don_char", os.path.join(ROOT, "data", "don_char")),
+        ("mine", str(tmp_path / "mine")),
+        (tiny_data, os.path.abspath(tiny_data)),
+        ("missing", os.path.join(ROOT, "data", "missing")),
+    ):
+        assert bins.find_data_folder("", "", paths=[path]) == folder
+    os.mkdir("empty")
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "empty")) + " has no train.bin"):
+        program(name).main(["empty"])
+    with pytest.raises(ValueError, match="empty and --data_dir=b both name a dataset: remove one"):
+        program(name).main(["empty", "--data_dir=b"])
+
+
+@smoke
 def test_check_reads_all_and_tells_of_each_shard(both, in_memory, capsys):
     for folder in both:
         program("check").main([f"--data_dir={folder}"])
@@ -411,9 +432,9 @@ def test_a_corpus_of_gigabytes_takes_little_memory_and_reads_only_what_it_needs(
     assert corpus.windows_per_epoch(512) > 5 * 10**6 and most - before < 80e6  # 4 bytes per window, two while made
     assert corpus.tokens["train"][8 * n - 3 : 8 * n + 3].tolist() == [0, 1, 2, 3, 4, 0]
     starts = corpus.window_starts(5 * 10**6, 500, 512, 1337)
-    assert len({start // n for start in starts.tolist()}) == 40  # they come from everywhere
+    assert len({start // n for start in starts.tolist()}) == 40  # windows come from the whole corpus
     read = bytes_read()
-    for i in range(50):  # steps far from each other: nothing that lies between is read
+    for i in range(50):  # steps far apart: nothing in between is read
         corpus.train_batch(10**5 * i, 12, 512, 1337, 5)
     assert bytes_read() - read < 2e6
 

@@ -133,7 +133,7 @@ def has_separators(folder) -> dict[str, list[str]]:
 
 
 def made(folder, files, **settings_) -> dict:
-    """meta.json of what prepare makes of files."""
+    """Prepare files and return the content of meta.json."""
     fraction = settings_.pop("val_fraction", 0.1)
     return prepare(str(folder), files, Vocabulary(**settings_), fraction, quiet=True).meta
 
@@ -907,6 +907,25 @@ def test_it_says_how_documents_were_split(tmp_path, monkeypatch, capsys):
         assert lines["text"].endswith(" in 1 document") and "(the last 10% of the text)" in lines["tokens"]
 
 
+@smoke
+def test_it_says_what_a_document_is_in_files_of_records(tmp_path, monkeypatch, capsys):
+    """The report of a table said neither that its rows are documents nor that its other columns are left out."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{generated_text(9, seed)}\n" for seed in range(30)]
+    (tmp_path / "a.csv").write_text("id,body\n" + "".join(f'{i},"{row}"\n' for i, row in enumerate(rows)))
+    for options, said in (
+        ([], "in 30 documents (one per row; only the column 'body' is used)"),
+        (["--document=none"], "in 1 document (only the column 'body' is used)"),
+    ):
+        assert printed(capsys, "--input=a.csv", "--field=body", *options)["text"].endswith(said)
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"body": row, "id": 1}) + "\n" for row in rows))
+    lines = printed(capsys, "--input=*.[cj]*", "--field=body")
+    assert lines["text"].endswith("in 60 documents (one per record; only the field 'body' is used)")
+    (tmp_path / "c.txt").write_text(rows[0])
+    lines = printed(capsys, "--input=*.[jt]*", "--field=body")
+    assert lines["text"].endswith("in 31 documents (one per file or record; only the field 'body' is used)")
+
+
 def test_it_says_when_the_text_does_not_come_back(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = "Some Capitals here\n" * 50
@@ -1117,7 +1136,7 @@ def test_a_second_run_reads_the_same_and_writes_the_same(tmp_path, monkeypatch, 
 def at_a_terminal(answer: bytes, cwd) -> tuple[int, str]:
     """(exit code, what is on the screen) of data/prepare.py --data_dir=. when answer is typed."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # a bar needs columns
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # the progress bar needs a width
     process = fork_server.Popen(
         [sys.executable, os.path.join(ROOT, PROGRAM), "--data_dir=."],
         cwd=str(cwd),

@@ -743,7 +743,7 @@ def test_any_text_comes_back(kind, text, trained):
 
 
 def lines_and_blanks(text: str, mode: str) -> list[str]:
-    """The documents of a text by lines (blank ones stay with what is before them) or by blank lines."""
+    """Split a text into documents at blank lines, or at every line (blank lines belong to the line before them)."""
     found, blank_before = [""], False
     for line in re.findall(r"[^\n]*\n|[^\n]+", text):
         blank = not line.strip(" \t\n")

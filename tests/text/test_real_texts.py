@@ -133,7 +133,9 @@ def test_null_and_blank_fields_are_left_out_and_counted(tmp_path):
         assert [text for text, _ in files.read_documents()] == [values[0], values[-1]], name
         assert files.n_left_out == {BLANK: 3}
         printed = prepare(tmp_path, name)
-        assert "in 2 documents; skipped 3 blank documents" in printed
+        row, column = ("row", "column") if name in ("a.csv", "a.parquet") else ("record", "field")
+        which = f"one per {row}; only the {column} 'text' is used"
+        assert f"in 2 documents ({which}); skipped 3 blank documents" in printed
         assert read_meta(str(tmp_path / "data"))["left_out"] == 3
 
 

@@ -25,7 +25,7 @@ BLOCK = 8
 
 
 def numbered(folder, n_train: int = 203, n_val: int = 50) -> Corpus:
-    """A corpus whose tokens are their own positions, so that a window says where it lies."""
+    """Write a corpus whose tokens equal their positions, so that a window shows where it starts."""
     np.arange(n_train, dtype="<u2").tofile(folder / "train.bin")
     np.arange(n_val, dtype="<u2").tofile(folder / "val.bin")
     return Corpus(str(folder))

@@ -70,7 +70,7 @@ def write_masks(folder, share: float = 0.3, seed: int = 5, splits=SPLITS) -> dic
 
 
 def masked_corpus(folder, n_train: int = 203, n_val: int = 50, **options) -> tuple[Corpus, dict[str, np.ndarray]]:
-    """A corpus in nanoGPT's style, without meta.json, whose tokens are their own positions, and its masks."""
+    """Write a corpus without meta.json, as nanoGPT does, whose tokens equal their positions, and masks for it."""
     np.arange(n_train, dtype="<u2").tofile(folder / "train.bin")
     np.arange(n_val, dtype="<u2").tofile(folder / "val.bin")
     masks = write_masks(folder, **options)
@@ -665,7 +665,7 @@ def test_records_become_questions_marks_answers_and_ends(tmp_path, ending, field
 
 @smoke
 def test_special_tokens_are_no_text_of_any_record(tmp_path):
-    """The ids of the marks come from the program alone, and decode to their names."""
+    """Only the program writes the ids of special tokens, and they decode to their names."""
     folder = prepare_sum(
         tmp_path,
         write_records(tmp_path, ".jsonl", [(f"{LITERAL} {i}", LITERAL) for i in range(40)]),
