@@ -7,7 +7,7 @@
     python chat.py out-chat
 
 dongpt/chat/records.py describes the forms of records, in JSON, JSON lines, CSV and Parquet, and the keys that they may
-have. Special tokens mark each speaker. Only the answers count in the loss, because train.py and evaluate.py
+have. Special tokens mark each speaker. Only the answers count toward the loss, because train.py and evaluate.py
 apply the loss masks, and of these not the ones with "weight": 0. A conversation is never divided between the splits.
 Near duplicates, such as conversations that contain each other or differ only in swapped roles, go to the same split.
 """

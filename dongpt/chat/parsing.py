@@ -1,4 +1,4 @@
-"""Find the records in JSON, and in text with the tags of the Empathetic-Dialogue-System."""
+"""Find the records in JSON and in the tagged text of the Empathetic-Dialogue-System."""
 
 import contextlib
 import re
@@ -29,9 +29,9 @@ def read_json(
 ) -> Iterator[Record]:
     """Yield the records in JSON text: an array, an object that contains an array, or a sequence of values.
 
-    Text that isn't JSON is a RecordError if it is clear where the next record begins, and otherwise a UserError.
-    has_lines says that each line is a value. Objects with the keys in named are no messages. Messages one after another
-    form a list, up to a blank line or another value of the key conversation.
+    Invalid JSON becomes a RecordError if it is clear where the next record begins, and raises UserError otherwise.
+    has_lines means that each line is a value. Objects with the keys in named are records, not messages. Consecutive
+    messages form a list, which ends at a blank line or where the value of the key conversation changes.
     """
     text = JsonText(chunks, path)
     offset, is_conversation = _find_array(text, has_lines, named)
@@ -49,7 +49,7 @@ def read_json(
 def _read_elements(text: JsonText) -> Iterator[tuple[str, Any, bool]]:
     """Yield (location, value, False) of the elements of the array at the position.
 
-    An element that isn't JSON is a RecordError if the first element begins on a line of its own.
+    An invalid element becomes a RecordError if the first element begins on its own line.
     """
     line_start = FIRST_LINE_START.match(text.buffer, text.position)
     for location, value in text.elements(line_start[1] if line_start else ""):
@@ -64,7 +64,7 @@ def _record_error(error: JsonError, location: str) -> RecordError:
 def _read_values(text: JsonText, has_lines: bool) -> Iterator[tuple[str, Any, bool]]:
     """Yield (location, value, whether a blank line precedes it) of the values of the text.
 
-    With has_lines, or after a value that is alone on its line, a line that isn't JSON is a RecordError.
+    With has_lines, or after a value that has a line to itself, an invalid line becomes a RecordError.
     """
     end_line = 1
     while text.peek():
@@ -85,10 +85,10 @@ def _read_values(text: JsonText, has_lines: bool) -> Iterator[tuple[str, Any, bo
 def join_messages(
     values: Iterable[tuple[str, Any, bool]], named: tuple[str, ...], conversation: str
 ) -> Iterator[Record]:
-    """Yield the values, with messages one after another as a list. A list with an error in it is left out.
+    """Yield the values, with consecutive messages joined into a list. A list that contains an error is left out.
 
-    The values are (location, value, whether a conversation ends before it). Raises UserError if the messages seem to be
-    from several conversations, and the key of their names is not given as conversation.
+    Each item of values is (location, value, whether a conversation ends before it). Raises UserError if the messages
+    seem to come from several conversations and conversation does not name the key that identifies them.
     """
     messages, labels = list[Any](), dict[str, Any]()
     first_location, n_messages, has_error, is_run, name = "", 0, False, False, None
@@ -126,7 +126,7 @@ def join_messages(
 
 
 def _unpack_lists(values: Iterable[tuple[str, Any, bool]], named: tuple[str, ...]) -> Iterator[tuple[str, Any, bool]]:
-    """Yield the values, with the messages of a list one by one."""
+    """Yield the values, replacing each list of messages by its messages."""
     was_list = False
     for location, value, is_start in values:
         is_list = isinstance(value, list) and bool(value) and is_message(value[0], named)
@@ -138,7 +138,7 @@ def _unpack_lists(values: Iterable[tuple[str, Any, bool]], named: tuple[str, ...
 
 
 def _find_error(message: Any, missing: str) -> RecordError | None:
-    """Return the error in a message, or None. missing is the name of a key that it lacks, or ""."""
+    """Return the error in a message, or None. missing is the name of a required key that it lacks, or ""."""
     try:
         records.read_message(message)
     except RecordError as error:
@@ -147,10 +147,10 @@ def _find_error(message: Any, missing: str) -> RecordError | None:
 
 
 def _check_labels(location: str, names: tuple[Any, Any], old_labels: dict[str, Any], new_labels: dict[str, Any]):
-    """Raise UserError if a message is from another conversation than the one before it.
+    """Raise UserError if a message belongs to a different conversation than the previous message.
 
-    names are the fields of both that name their conversations. old_labels are those that all messages before a
-    question share.
+    names are the fields that identify the conversations of the two messages. old_labels are the fields that all
+    messages before a question have in common.
     """
     name, new_name = names
     key, remedy = new_name[0] if name and new_name and name != new_name else "", ""
@@ -165,7 +165,7 @@ def _check_labels(location: str, names: tuple[Any, Any], old_labels: dict[str, A
 def _find_array(text: JsonText, has_lines: bool, named: tuple[str, ...]) -> tuple[int | None, bool]:
     """Return (offset, whether the first element is a message) of an array of records or messages.
 
-    The array is at the start or in an object such as {"data": [...]}. The offset is None if there is none.
+    The array is at the start or in an object such as {"data": [...]}. The offset is None if no array is found.
     """
     offset, key, neighbors = 0, "", dict[str, Any]()
     if text.peek() != "[":
@@ -207,13 +207,13 @@ def _find_array(text: JsonText, has_lines: bool, named: tuple[str, ...]) -> tupl
 
 
 def _is_part_of_record(element: Any) -> bool:
-    """Return True if the first element of a list is a record in which the question or the answer is missing."""
+    """Return True if the first element of a list is a record without its question or its answer."""
     names = {*map(records.squash, element)} if isinstance(element, dict) else {"not a record"}
     return not names or not names.isdisjoint((*records.QUESTION_KEYS, *records.ANSWER_KEYS))
 
 
 def _is_alone(value: Any, named: tuple[str, ...]) -> bool:
-    """Return True for a list, or for a record with a conversation, which among messages are not part of them."""
+    """Return True for a list and for a complete record, which end a sequence of messages instead of joining it."""
     return isinstance(value, list) or _is_record(value, "", named)
 
 
@@ -227,7 +227,7 @@ def _is_record(element: Any, key: str = "", named: tuple[str, ...] = ()) -> bool
 
 
 def _check_neighbor(key: str, value: Any, location: str):
-    """Raise UserError for what an object has next to its list of records, if it matters to the records."""
+    """Raise UserError if a field next to the list of records in an object would change what the records mean."""
     (name,) = records.normalize_names((key,), records.RECORD_KEYS)
     if name in records.RECORD_KEYS and (not records.is_empty(value) or name in records.LOSS_KEYS and value is False):
         raise UserError(f"{location}: {key!r} is outside the list of records: move it into each record, or delete it")
@@ -297,7 +297,7 @@ def read_tagged(lines: Iterable[str], path: str) -> Iterator[Record]:
 
 
 def join_pairs(records: list[Messages]) -> list[Messages]:
-    """Reconstruct the dialogues that records were taken from.
+    """Reconstruct the dialogues from which the records were taken.
 
     The Empathetic-Dialogue-System splits dialogues into pairs and also adds each pair with swapped roles. Therefore, if
     an answer and the next question also form a pair, both belong to the same dialogue.

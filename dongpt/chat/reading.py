@@ -3,7 +3,7 @@
     dialogues = Dialogues(Files(["chats.json"]))
     for conversation in dialogues.read(): ...      # [("user", "Hello", True), ("assistant", "Hello!", True)]
 
-A file is JSON if its first character is { or [, CSV or Parquet if its name says so, and tagged text otherwise.
+A file is JSON if it starts with { or [, CSV or Parquet if its extension says so, and tagged text otherwise.
 records.py describes the forms of their records.
 """
 
@@ -37,7 +37,7 @@ class Dialogues:
     user: str = "user"  # the key or column with the questions
     assistant: str = "assistant"  # the key or column with the answers
     conversation: str = ""  # adjacent questions and answers with the same value here form a conversation
-    skip_broken: bool = False  # leave broken records out
+    skip_broken: bool = False  # skip broken records instead of rejecting the file
 
     def read(
         self, on_progress: Progress = lambda n: None, digest=None, survey: Survey | None = None
@@ -93,8 +93,8 @@ class Dialogues:
     def _with_names(self, values: Iterable[Record]) -> Iterator[tuple[str | int, Record]]:
         """Yield (name of the conversation, record). If it is blank, the name is the record's number.
 
-        A record that cannot be read, or without the field self.conversation, may belong to the conversation before it
-        or after it, and therefore both have an error.
+        A record that cannot be read, or that lacks the field self.conversation, may belong to the conversation before
+        or after it. Therefore, both get an error.
         """
         name: str | int = -1
         is_lost = False  # whether the conversation of the record before is not known
@@ -141,7 +141,7 @@ class Dialogues:
         return first_location, conversation
 
     def _read_csv(self, path: str, suffix: str, chunks: Iterable[str]) -> Iterator[Record]:
-        """Yield the rows of CSV as dicts, or lists of them if each is one message."""
+        """Yield the rows of a CSV file as dicts, or as lists of dicts if each row is one message."""
 
         def is_fitting(columns: list[str]) -> bool:
             return not records.find_missing(columns, *self._names)
@@ -160,7 +160,7 @@ class Dialogues:
     def _read_csv_rows(
         self, rows: Iterable[tuple[str, list[str]]], names: tuple[str, ...]
     ) -> Iterator[tuple[str, Any, bool]]:
-        """Yield (location, row as a dict, whether an empty row precedes it). Excel writes empty rows as commas."""
+        """Yield (location, row as a dict, whether an empty row precedes it). Excel writes an empty row as commas."""
         is_start = False
         for location, row in rows:
             if not any(row):
@@ -174,7 +174,7 @@ class Dialogues:
             is_start = False
 
     def _read_parquet(self, path: str, survey: Survey, on_progress: Progress, digest) -> Iterator[Record]:
-        """Yield the rows of Parquet as dicts of the columns that have a meaning, or lists if each is one message."""
+        """Yield the rows of a Parquet file as dicts of the relevant columns, or as lists if each row is one message."""
         with documents.open_parquet(path) as file:
             columns = file.schema_arrow.names
             names = self._check_columns(path, columns)
@@ -194,7 +194,7 @@ class Dialogues:
 
     @property
     def _named(self) -> tuple[str, ...]:
-        """The names of the fields with the questions and the answers, or () for the default."""
+        """The names of the fields for questions and answers, or () if they are the defaults."""
         return () if (self.user, self.assistant) == ("user", "assistant") else (self.user, self.assistant)
 
     @property
@@ -215,7 +215,7 @@ class Dialogues:
 
 
 def _normalize_keys(record: Any, names: tuple[str, ...]) -> Any:
-    """Return a record with its keys normalized, or the error."""
+    """Return a record with normalized keys, or the error that prevents it."""
     try:
         return records.normalize_keys(record, records.RECORD_KEYS, names) if isinstance(record, dict) else record
     except RecordError as error:
@@ -223,7 +223,7 @@ def _normalize_keys(record: Any, names: tuple[str, ...]) -> Any:
 
 
 def _to_plain(value: Any) -> Any:
-    """Return a value from Parquet with bytes as text and maps, which are lists of pairs, as dicts."""
+    """Convert a value from Parquet: bytes become text, and maps, which are lists of pairs, become dicts."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if isinstance(value, dict):

@@ -19,7 +19,7 @@ from typing import Any, Container, Iterable, NamedTuple
 
 from dongpt.text.template import is_valid_unicode
 
-Message = tuple[str, str, bool]  # role, content, whether it counts in the loss if it is an answer
+Message = tuple[str, str, bool]  # role, content, whether it counts toward the loss if it is an answer
 Messages = list[Message]
 Record = tuple[str, Any]  # location; a record, or the RecordError that says why it cannot be read
 ROLES = ("system", "user", "assistant")
@@ -103,9 +103,9 @@ def squash(key: str) -> str:
 
 @functools.lru_cache(maxsize=128)
 def normalize_names(keys: tuple[str, ...], known: frozenset[str], named: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return keys, with those in known spelled as they are there: ("Weight ", "lossMask") -> ("weight", "loss_mask").
+    """Return keys, spelling those in known as known does: ("Weight ", "lossMask") -> ("weight", "loss_mask").
 
-    Keys that the user gave are spelled as in named. Raises RecordError if two keys with a meaning become the same.
+    Keys given by the user are spelled as in named. Raises RecordError if two meaningful keys become equal.
     """
     names = {squash(name): name for name in known} | {squash(name): name for name in named if name not in keys}
     found = tuple(key if key in named else names.get(squash(key), key) for key in keys)
@@ -127,7 +127,7 @@ def normalize_keys(holder: dict[str, Any], known: frozenset[str], named: tuple[s
 
 @functools.lru_cache(maxsize=128)
 def find_loss_words(keys: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the unknown keys that have one of LOSS_WORDS in them, such as compute_loss or trainOnTurn."""
+    """Return the unknown keys that contain one of LOSS_WORDS, such as compute_loss or trainOnTurn."""
 
     def has_word(key: str) -> bool:
         words = re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1_\2", key).lower())
@@ -141,7 +141,7 @@ def find_loss_words(keys: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def is_empty(value: Any, texts: Container[str] = EMPTY_TEXTS[1]) -> bool:
-    """Return True if a value is null, NaN, one of the texts, or a container of such values."""
+    """Return True if a value is null, NaN, one of texts, or a container of such values."""
     if isinstance(value, str):
         return value.strip() in texts
     if isinstance(value, (list, dict)):
@@ -231,7 +231,7 @@ def reject_keys(holder: dict[str, Any], rejected: dict[str, str], accepted: Cont
                 raise RecordError(rejected[key], f"{key} means {rejected[key]}, which are not supported", remedy)
     for key in find_loss_words(tuple(holder)):
         if str(holder[key]).strip().lower() in FLAGS.keys() - {""}:
-            problem = f"{key} may say whether an answer counts in the loss, but only weight or train is obeyed"
+            problem = f"{key} may say whether an answer counts toward the loss, but only weight and train are supported"
             raise RecordError(OTHER_LOSS_MASKS, problem, f"rename it to train, or {DELETE_KEY}")
 
 
@@ -249,7 +249,7 @@ def is_message(record: Any, named: tuple[str, ...] = ()) -> bool:
 
 @functools.lru_cache(maxsize=128)
 def has_message_keys(keys: tuple[str, ...], named: tuple[str, ...] = ()) -> bool:
-    """Return True if keys are those of a message, and not of a question and an answer with the names given."""
+    """Return True if keys are those of a message, and not of a question and an answer with the keys in named."""
     names, wanted = {*map(squash, keys)}, {*map(squash, named)}
     if named and (names >= wanted or names & wanted - {*map(squash, MESSAGE_KEYS)}):
         return False
@@ -263,13 +263,13 @@ def _name_keys(keys: tuple[str, ...], conversation: str) -> tuple[str, ...]:
 
 
 def find_name(message: dict[str, Any], conversation: str = "") -> tuple[str, str] | None:
-    """Return (key, text) of the field that names the conversation of a message, or None if it has no value."""
+    """Return (key, text) of the field that identifies the conversation of a message, or None if it has no value."""
     names = ((key, str(message[key])) for key in _name_keys(tuple(message), conversation))
     return next((item for item in names if item[1].strip().lower() not in MISSING_NAMES), None)
 
 
 def find_labels(message: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a message that may name its conversation: texts and integers without another meaning."""
+    """Return the fields that may identify the conversation of a message: texts and integers with no other meaning."""
     if len(message) == 2:
         return {}
     names = normalize_names(tuple(message), MESSAGE_KEYS)
@@ -278,9 +278,9 @@ def find_labels(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_messages(messages: list, n_context: int = 0) -> Messages:
-    """Convert a list of messages to a conversation. The first n_context messages don't count in the loss.
+    """Convert a list of messages to a conversation. The first n_context messages do not count toward the loss.
 
-    A message that cannot count may be marked to count only if all messages are. Raises RecordError.
+    Messages other than answers may be marked to count only if all messages are. Raises RecordError.
     """
     conversation = [*map(read_message, messages)]
     if max(map(len, messages), default=0) > 2:
@@ -296,7 +296,7 @@ def read_messages(messages: list, n_context: int = 0) -> Messages:
             if (role != "assistant" or number < n_context) and _is_marked(messages[number]):
                 if all(map(_is_marked, messages)):
                     break
-                problem = f"the message from {role} is marked to count in the loss, but only answers can"
+                problem = f"the message from {role} is marked to count toward the loss, but only answers can"
                 raise RecordError("a loss on messages other than answers", problem)
     for number in range(n_context):
         conversation[number] = (*conversation[number][:2], False)
@@ -305,7 +305,7 @@ def read_messages(messages: list, n_context: int = 0) -> Messages:
 
 
 def _is_marked(message: dict[str, Any]) -> bool | None:
-    """Return whether a message is marked to count in the loss."""
+    """Return whether a message is marked to count toward the loss."""
     return read_loss(normalize_keys(message, MESSAGE_KEYS))
 
 
@@ -389,7 +389,7 @@ def has_form(keys: Iterable[str]) -> bool:
 
 
 def find_missing(columns: Iterable[str], user: str, assistant: str, *others: str) -> list[str]:
-    """Return which of the names a table lacks. Any known form will do, unless user or assistant is given."""
+    """Return the required names that a table lacks. Any known form is accepted unless user or assistant is given."""
     names = tuple(map(squash, columns))
     is_named = (user, assistant) != ("user", "assistant")
     is_known = not is_named and (has_message_keys(names) or has_form(names) or isinstance(find_pair(names), str))
@@ -397,7 +397,7 @@ def find_missing(columns: Iterable[str], user: str, assistant: str, *others: str
 
 
 def find_wanted(names: tuple[str, ...], user: str, assistant: str, *others: str) -> list[str]:
-    """Return the names of the columns that have a meaning, first those of the question and the answer."""
+    """Return the names of the relevant columns, starting with those of the question and the answer."""
     found = find_pair(names) if (user, assistant) == ("user", "assistant") else None
     pair = found if isinstance(found, tuple) else (user, assistant)
     has_forms = found not in (None, ("user", "assistant"))  # perhaps several, with null for the others
@@ -412,7 +412,7 @@ def to_conversation(record: Any, user: str = "user", assistant: str = "assistant
     """Return (form, conversation) for a record. Raises RecordError if it has no conversation or is broken.
 
     The keys of the record are those that normalize_keys() returns. user and assistant, unless they have their
-    defaults, are the keys of the question and the answer: they are obeyed, whatever they mean elsewhere.
+    defaults, are the keys of the question and the answer, even if they mean something else in other records.
     """
     if isinstance(record, list):
         return Form("messages (role, content)"), check_turns(read_messages(record))
@@ -523,7 +523,7 @@ def _read_history(history: Iterable[Any]) -> Messages:
 
 
 def _add_system(others: dict[str, Any], conversation: Messages) -> Messages:
-    """Return the conversation with the system message that the record has in one of SYSTEM_KEYS."""
+    """Return the conversation, preceded by the system message in one of SYSTEM_KEYS, if the record has one."""
     for key in SYSTEM_KEYS:
         if key not in others or is_empty(others[key], EMPTY_TEXTS[0]):
             continue

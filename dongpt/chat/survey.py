@@ -1,4 +1,4 @@
-"""Count the conversations of files, and describe them: their forms, the first two, and the broken records."""
+"""Count the conversations in files, and report their forms, two examples and the broken records."""
 
 import os
 from collections import Counter
@@ -47,7 +47,7 @@ class Survey:
         return sum(self.kinds.values())
 
     def add_form(self, path: str, form: Form, record: Any):
-        """Count a record by its form, and note its unused keys."""
+        """Count a record of this form, and note the keys that are not used."""
         if path not in self.forms:
             self.forms[path], self.key_sets[path] = Counter(), set()
         forms, key_sets = self.forms[path], self.key_sets[path]
@@ -90,7 +90,7 @@ class Survey:
         self.first_broken = self.first_broken or f"{location}: {error}"
 
     def check(self, paths: list[str], skip_broken: bool):
-        """Raise UserError for broken records, unless they are left out, or if nothing remains to train on."""
+        """Raise UserError if there are broken records, unless they are skipped, or if nothing is left to train on."""
         source = paths[0] if len(paths) == 1 else f"{len(paths):,} files"
         n_records = self.num_broken + self.conversations
         if self.num_broken and not (skip_broken and self.conversations):
@@ -105,10 +105,10 @@ class Survey:
         if not self.conversations:
             raise UserError(f"{source} has no conversations: pass --input=PATH of another file")
         if self.answers_without_loss == self.answers:
-            raise UserError(f"no answer in {source} counts in the loss: set weight to 1 in the answers to train on")
+            raise UserError(f"no answer in {source} counts toward the loss: set weight to 1 in the answers to train on")
 
     def broken_lines(self) -> list[str]:
-        """The first broken records, and the number of all by kind."""
+        """The first broken records, and the number of broken records by kind."""
         kinds = [f"{n:,} with {kind}" for kind, n in self.kinds.most_common(MAX_LISTED)]
         kinds += [f"{len(self.kinds) - MAX_LISTED:,} more kinds"] if len(self.kinds) > MAX_LISTED else []
         n_more = self.num_broken - len(self.broken)
@@ -116,7 +116,7 @@ class Survey:
         return [f"broken records: {self.num_broken:,} ({', '.join(kinds)})", *(f"  {b}" for b in self.broken), *more]
 
     def lines(self) -> list[str]:
-        """The forms of the files, the first conversations, the answers not in the loss, and the broken records."""
+        """The report: forms of the files, first conversations, answers excluded from the loss, and broken records."""
         described: dict[str, list[str]] = {}  # paths by what is said about them
         counts: Counter[str] = Counter()
         for path, forms in self.forms.items():
@@ -138,10 +138,8 @@ class Survey:
             n_more = len(conversation) - EXAMPLE_MESSAGES
             lines += [f"  and {n_more:,} more messages"] if n_more > 0 else []
         if self.answers_without_loss:
-            counted = f"{self.answers_without_loss:,} of {self.answers:,} answers"
-            lines.append(
-                f"{counted} do not count in the loss, as the file specifies: the model reads them without learning them"
-            )
+            counted = f"{self.answers_without_loss:,} of {self.answers:,} answers do not count toward the loss"
+            lines.append(f"{counted}, as the file specifies: the model reads them but does not learn them")
         if self.num_broken:
             lines += [f"--skip_broken left out {self.num_broken:,} records:", *self.broken_lines()]
         return lines

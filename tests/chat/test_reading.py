@@ -290,7 +290,7 @@ def test_an_answer_with_weight_0_is_in_the_data_and_not_in_the_loss(tmp_path, co
         record["messages"][-3][key] = value  # the first answer
         records.append(record)
     folder = prepare_chat(tmp_path, write(tmp_path / container, records), "--tokenizer=char")
-    assert "60 of 120 answers do not count in the loss" in capsys.readouterr().out
+    assert "60 of 120 answers do not count toward the loss" in capsys.readouterr().out
     tokenizer = from_dict(read_meta(folder)["tokenizer"])
     special, n_answers = tokenizer.specials, 0
     for split in SPLITS:
