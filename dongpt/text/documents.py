@@ -233,19 +233,22 @@ class Files:
 
     def _decode(self, member: Member, digest) -> Iterator[str]:
         """Yield the text of a file or member, as read_chunks() does."""
-        path = member.location
+        path, is_ascii, utf8_decoder, n_continuation_bytes = member.location, True, None, 0
         decoder, encoding, offset, line_ends = None, "", 0, io.IncrementalNewlineDecoder(None, translate=True)
         for chunk in itertools.chain(member.chunks, [b""]):
             if digest is not None:
                 digest.update(chunk)
             if decoder is None:
                 encoding, offset = _detect_encoding(chunk, self.encoding)
+                if not offset and not codecs.lookup(encoding).name.startswith("utf-8"):
+                    utf8_decoder = codecs.getincrementaldecoder("utf-8")()
                 decoder, chunk = codecs.getincrementaldecoder(encoding)(self.errors), chunk[offset:]
             n_pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                raise _decode_error(path, error, offset - n_pending + error.start) from error
+                is_cut = not chunk and not (is_ascii and encoding == "utf-8")  # else it may be in another encoding
+                raise _decode_error(path, error, offset - n_pending + error.start, is_cut) from error
             except UnicodeError as error:  # UTF-16 or UTF-32 without a byte-order mark
                 remedy = f"pass --encoding={encoding}-le or --encoding={encoding}-be"
                 raise UserError(f"{path} has no byte-order mark ({error}): {remedy}") from error
@@ -255,9 +258,17 @@ class Files:
                 raise UserError(f"{path} contains a NUL{at} and is not {encoding.upper()} text: {remedy}")
             if encoding != "utf-8" and not is_valid_unicode(text):  # possible in utf-7 and unicode_escape
                 raise UserError(f"{path} contains an unpaired surrogate: convert it to UTF-8")
-            offset += len(chunk)
+            if utf8_decoder:
+                try:
+                    n_continuation_bytes += len(chunk) - len(utf8_decoder.decode(chunk, final=not chunk))
+                except UnicodeDecodeError:
+                    utf8_decoder = None
+            offset, is_ascii = offset + len(chunk), is_ascii and text.isascii()
             if text := line_ends.decode(text, final=not chunk):
                 yield text
+        if utf8_decoder and n_continuation_bytes:
+            remedy = "omit --encoding, or if other files need it, save this one as UTF-8 with a byte-order mark"
+            raise UserError(f"{path} is UTF-8, not {encoding}: {remedy}")
 
 
 def split_lines(chunks: Iterable[str]) -> Iterator[str]:
@@ -288,7 +299,7 @@ def _detect_encoding(first_bytes: bytes, encoding: str) -> tuple[str, int]:
     return next(((name, len(bom)) for bom, name in boms.items() if first_bytes.startswith(bom)), (encoding, 0))
 
 
-def _decode_error(path: str, error: UnicodeDecodeError, offset: int) -> UserError:
+def _decode_error(path: str, error: UnicodeDecodeError, offset: int, is_cut: bool) -> UserError:
     byte_name = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "the end"
     other_characters = [c for c in error.object.decode("utf-8", "replace") if not c.isascii()]
     is_utf8 = error.encoding == "utf-8" and 2 * other_characters.count("\ufffd") <= len(other_characters)
@@ -297,6 +308,8 @@ def _decode_error(path: str, error: UnicodeDecodeError, offset: int) -> UserErro
     problem = f"{path} is not {error.encoding.upper()} at byte {offset:,} ({byte_name})"
     if b"\0" in error.object and error.encoding == "utf-8":
         return UserError(f"{problem} and contains NULs: pass a text file, or --encoding=NAME, for example utf-16-le")
+    if is_cut:
+        return UserError(f"{problem}, where it ends inside a character: get the whole file, or delete this byte")
     if is_utf8:
         return UserError(f"{problem}, although it has other characters in UTF-8: correct this one, or {remedy}")
     return UserError(f"{problem}: convert it to UTF-8, or {remedy}")

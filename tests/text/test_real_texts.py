@@ -369,6 +369,13 @@ def test_names_of_special_tokens_in_the_text_are_reported(tmp_path):
     assert "the text contains <|mine|> once" in printed and "remove it from the text" in printed
 
 
+def test_byte_order_marks_inside_a_file_are_reported(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeff" + "one text\n" * 50 + "\ufeffanother\n" * 2, encoding="utf-8")
+    printed = prepare(tmp_path, "a.txt")
+    assert "the text contains U+FEFF (a byte-order mark) 2 times elsewhere than at the start of a file" in printed
+    assert printed.index("U+FEFF") < printed.index("written to")
+
+
 def test_a_name_is_found_wherever_the_text_is_cut():
     text = f"a {END} b{END}{END}\n" * 5
     for size in (1, 2, 5, 12, 13, 1000):
