@@ -25,13 +25,18 @@ from typing import Any, Callable, Iterable, Iterator, Literal, Sequence
 from configurator import UserError
 from dongpt.text.archives import Member, is_archive, read_members
 from dongpt.text.compressed import CHUNK_BYTES, COMPRESSION_SUFFIXES, file_suffixes
+from dongpt.text.file_kinds import looks_like_json
 from dongpt.text.json_values import read_json_values
 from dongpt.text.template import is_valid_unicode
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".csv", ".parquet")  # read from a folder or an archive
 FOLDER_SUFFIXES = (*TEXT_SUFFIXES, ".epub")
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet", ".json", ".tsv")  # the last two only if they are named
-CSV_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t"}  # in the order in which they are tried
+CSV_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # in the order in which they are tried
+UNQUOTE_TSV = (  # command that writes TSV without quoting as CSV
+    'python -c "import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin,'
+    " 'excel-tab', quoting=3))\" <FILE.tsv >FILE.csv"
+)
 BLANK = "blank documents"  # a key of Files.n_left_out
 MAX_CSV_HEADER_CHARS = 2**20
 PARQUET_BATCH_BYTES = 2**24  # of text read at a time, at least one row
@@ -362,16 +367,43 @@ def _check_fields(source: str, fields: Iterable[str], names: Iterable[str], opti
 
 
 def _read_json_lines(path: str, fields: tuple[str, ...], option: str, lines: Iterable[str]) -> Iterator[Record]:
+    is_first = True
     for line_number, line in enumerate(lines, 1):
         if not line.isspace():
+            if is_first and _continues(line):
+                raise UserError(f"{path} is not one JSON object per line: rename it so that it ends in .json")
+            is_first = False
             location = f"{path} line {line_number:,}"
             record = parse_json(line, location)
             yield location, _select_fields(record, location, fields, option)
 
 
+def _continues(line: str) -> bool:
+    """Return True if a line is an array of objects, or the start of JSON that continues on the next line."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(line.rstrip())
+    except (ValueError, RecursionError):  # reported when it is read
+        return False
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
 def _read_json(values: Iterable[tuple[str, Any]], fields: tuple[str, ...], option: str) -> Iterator[Record]:
     for location, record in values:
+        if isinstance(record, dict) and fields[0] not in record:
+            lists = (key for key, value in record.items() if _is_list_of_records(value, fields, record))
+            if key := next(lists, ""):
+                problem = f"{location} has no field {fields[0]!r}, but a list of objects, {key!r}"
+                raise UserError(f"{problem}: save only this list in the file")
         yield location, _select_fields(record, location, fields, option)
+
+
+def _is_list_of_records(value: Any, fields: tuple[str, ...], record: dict[str, Any]) -> bool:
+    """Return True for a list of objects that have the fields, or any objects if nothing else in record is text."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+        return False
+    return set(fields).issubset(value[0]) or not any(isinstance(other, str) for other in record.values())
 
 
 def _select_fields(record: Any, location: str, fields: tuple[str, ...], option: str) -> list[Any]:
@@ -409,24 +441,34 @@ def read_csv_rows(
         header, n_header_lines = header + line, n_header_lines + 1
         if len(header) > MAX_CSV_HEADER_CHARS:
             raise UserError(f"{path} line 1 is not valid CSV (a quotation mark is not closed): correct it")
+    if (start := header.strip()) in ("[", "{") or looks_like_json(start.encode("utf-8", "replace")):
+        suffix = ".jsonl" if start.endswith("}") else ".json"
+        raise UserError(f"{path} contains JSON, not CSV: rename it so that it ends in {suffix}")
     named = {delimiter: _csv_names(header, delimiter) for delimiter in delimiters}
     fitting = [delimiter for delimiter, names in named.items() if is_fitting(names)]
     delimiter = fitting[0] if fitting else max(named, key=lambda delimiter: len(named[delimiter]))
 
     n_tabs = len(named[delimiter]) - 1 if delimiter == "\t" else 0  # in commas, text has lines that look like rows
+    convert = "if quotation marks are text, convert the file: " + UNQUOTE_TSV
 
     def read_rows() -> Iterator[tuple[str, list[str]]]:
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        rows, last_line, has_quoted_lines = csv.reader(lines, delimiter=delimiter, strict=True), 0, False
         try:
-            for row in filter(None, rows):
+            for row in rows:
                 location = f"{path} line {rows.line_num + n_header_lines:,}"
-                if n_tabs and any(line.count("\t") == n_tabs for value in row for line in value.split("\n")[1:]):
-                    problem = "a quotation mark at the start of a field makes the lines up to the next one part of it"
-                    raise UserError(f"{location}: {problem}: double it, and put the field in quotation marks")
-                yield location, row
+                if n_tabs and rows.line_num > last_line + 1 and not has_quoted_lines:
+                    # without quoting, every line is a row; with quoting, rarely every line has that many tabs
+                    has_quoted_lines = any(line.count("\t") != n_tabs for line in "\t".join(row).split("\n"))
+                    if not has_quoted_lines:
+                        problem = "quotation marks make one row of lines that are complete rows without them"
+                        raise UserError(f"{location}: {problem}: {convert}; otherwise, do so without quoting=3")
+                last_line = rows.line_num
+                if row:
+                    yield location, row
         except csv.Error as error:
             location = f"{path} line {rows.line_num + n_header_lines:,}"
-            raise UserError(f"{location} is not valid CSV ({error}): correct or delete it") from error
+            remedy = "correct or delete it" + (f", or {convert}" if n_tabs else "")
+            raise UserError(f"{location} is not valid CSV ({error}): {remedy}") from error
 
     return named[delimiter], read_rows()
 
