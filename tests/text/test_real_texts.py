@@ -503,7 +503,10 @@ def test_an_archive_that_holds_a_validation_text_says_so(tmp_path):
         for name in ("dev.txt", "train.txt"):
             archive.writestr(name, generated_text(500))
     assert "a.zip/dev.txt is part of the training text" in prepare(tmp_path, "a.zip")
-    assert "a.zip/dev.txt" not in prepare(tmp_path, "a.zip", "--val_fraction=0")
+    (tmp_path / "b.txt").write_text(generated_text(500))
+    for option in ("--val_fraction=0", "--val_input=b.txt"):
+        printed = prepare(tmp_path, "a.zip", option)
+        assert "a.zip/dev.txt is part of the training text" in printed and "pass a folder without that file" in printed
 
 
 def test_a_validation_text_needs_no_separators(tmp_path):
@@ -520,6 +523,20 @@ def test_a_folder_that_is_split_by_position_says_so_and_names_a_validation_file(
     assert f"the order of their names ({two} is the last): pass --val_input=FILE" in printed
     (tmp_path / "texts" / "dev.txt").rename(tmp_path / "texts" / "devices.txt")
     assert "although its name" not in prepare(tmp_path, "texts")
+
+
+def test_a_test_file_in_the_input_is_named_whatever_the_validation_text_is(tmp_path):
+    write_folder(tmp_path)
+    dev, test = os.path.join("texts", "dev.txt"), os.path.join("texts", "test.txt")
+    (tmp_path / "texts" / "two.txt").rename(tmp_path / test)
+    (tmp_path / "other.txt").write_text(generated_text(500))
+    note = "is part of the input, although its name sounds like a validation or test text"
+    printed = prepare(tmp_path, "texts", f"--val_input={dev}")
+    assert f"{test} {note}: move it elsewhere to leave it out" in printed and f"{dev} {note}" not in printed
+    for option in ("--val_fraction=0", "--val_input=other.txt"):
+        printed = prepare(tmp_path, "texts", option)
+        assert f"{dev} {note}" in printed and f"{test} {note}" in printed and "pass --val_input" not in printed
+    assert note not in prepare(tmp_path, test, f"--val_input={dev}")
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
