@@ -314,7 +314,7 @@ def _decode_error(path: str, error: UnicodeDecodeError, offset: int, is_cut: boo
     if b"\0" in error.object and error.encoding == "utf-8":
         return UserError(f"{problem} and contains NULs: pass a text file, or --encoding=NAME, for example utf-16-le")
     if is_cut:
-        return UserError(f"{problem}, where it ends inside a character: get the whole file, or delete this byte")
+        return UserError(f"{problem}, where it ends inside a character: get the whole file, or delete the rest")
     if is_utf8:
         return UserError(f"{problem}, although it has other characters in UTF-8: correct this one, or {remedy}")
     return UserError(f"{problem}: convert it to UTF-8, or {remedy}")
@@ -449,7 +449,7 @@ def read_csv_rows(
     delimiter = fitting[0] if fitting else max(named, key=lambda delimiter: len(named[delimiter]))
 
     n_tabs = len(named[delimiter]) - 1 if delimiter == "\t" else 0  # in commas, text has lines that look like rows
-    convert = "if quotation marks are text, convert the file: " + UNQUOTE_TSV
+    convert = "if quotation marks are text, convert the file with " + UNQUOTE_TSV
 
     def read_rows() -> Iterator[tuple[str, list[str]]]:
         rows, last_line, has_quoted_lines = csv.reader(lines, delimiter=delimiter, strict=True), 0, False
@@ -461,7 +461,7 @@ def read_csv_rows(
                     has_quoted_lines = any(line.count("\t") != n_tabs for line in "\t".join(row).split("\n"))
                     if not has_quoted_lines:
                         problem = "quotation marks make one row of lines that are complete rows without them"
-                        raise UserError(f"{location}: {problem}: {convert}; otherwise, do so without quoting=3")
+                        raise UserError(f"{location}: {problem}: {convert}, and otherwise without quoting=3")
                 last_line = rows.line_num
                 if row:
                     yield location, row

@@ -483,7 +483,7 @@ def test_quotation_marks_that_are_text_swallow_no_rows_of_tsv(tmp_path, rows, li
     (tmp_path / "FILE.tsv").write_text("\n".join(rows) + "\n")
     sentence = problem(tmp_path / "FILE.tsv")
     assert f"FILE.tsv line {line}: quotation marks make one row of lines that are complete rows" in sentence
-    command = sentence.partition("convert the file: python")[2].rpartition("; otherwise")[0]
+    command = sentence.partition("convert the file with python")[2].rpartition(", and otherwise")[0]
     subprocess.run(shlex.quote(sys.executable) + command, shell=True, cwd=tmp_path, check=True)
     column = rows[0].split("\t").index("text")
     assert read(tmp_path / "FILE.csv") == [row.split("\t")[column] for row in rows[1:]]
@@ -495,7 +495,7 @@ def test_quoted_lines_of_tsv_may_have_tabs(tmp_path):
     pandas.DataFrame({"id": range(4), "text": texts}).to_csv(tmp_path / "a.tsv", sep="\t", index=False)
     assert read(tmp_path / "a.tsv") == texts  # the third looks like two rows, but the first does not
     pandas.DataFrame({"id": [1], "text": texts[2]}).to_csv(tmp_path / "a.tsv", sep="\t", index=False)
-    assert "otherwise, do so without quoting=3" in problem(tmp_path / "a.tsv")
+    assert "and otherwise without quoting=3" in problem(tmp_path / "a.tsv")
 
 
 def test_an_archive_that_holds_a_validation_text_says_so(tmp_path):
