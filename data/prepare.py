@@ -149,11 +149,7 @@ def select_files(cfg: PrepareConfig, paths: list[str]) -> tuple[Files, Files | N
     A file that is named by both --input and --val_input is left out of the training text.
     """
     if not cfg.val_input:
-        folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-        for path in paths if len(paths) > 1 and cfg.val_fraction else []:
-            if VALIDATION_NAME.search(os.path.relpath(path, folder).lower()):
-                note = f"{path} is part of the input, although its name sounds like a validation or test text"
-                print(f"{note}: pass --val_input={shlex.quote(path)} to validate on it")
+        report_names(cfg, paths, paths)
         return make_files(cfg, paths), None
     val_paths, _ = find_files(cfg.val_input, "--val_input")
     real_val_paths = set(map(os.path.realpath, val_paths))
@@ -163,7 +159,18 @@ def select_files(cfg: PrepareConfig, paths: list[str]) -> tuple[Files, Files | N
     n_shared = len(paths) - len(train_paths)
     shared = f", and not training on the {n_shared:,} of them in the input" if n_shared else ""
     print(f"validating on {count_of(len(val_paths), 'file')} from {cfg.val_input}{shared}")
+    report_names(cfg, paths, train_paths)
     return make_files(cfg, train_paths), replace(make_files(cfg, val_paths), needs_separator=False)
+
+
+def report_names(cfg: PrepareConfig, paths: list[str], train_paths: list[str]):
+    """Print which of several files will be trained on although their names sound like a validation or test text."""
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    for path in train_paths if len(paths) > 1 else []:
+        if VALIDATION_NAME.search(os.path.relpath(path, folder).lower()):
+            remedy = f"pass --val_input={shlex.quote(path)} to validate on it"
+            remedy = "move it elsewhere to leave it out" if cfg.val_input or not cfg.val_fraction else remedy
+            print(f"{path} is part of the input, although its name sounds like a validation or test text: {remedy}")
 
 
 def make_files(cfg: PrepareConfig, paths: list[str]) -> Files:
@@ -245,6 +252,8 @@ def open_texts(
         if paths and not cfg.val_input.startswith(PREFIX):
             yield select_files(cfg, paths)
             return
+        if paths:
+            report_names(cfg, paths, paths)
         documents: TextSource = make_files(cfg, paths) if paths else open_hub(input_path)
         val_documents: TextSource | None = None
         if cfg.val_input.startswith(PREFIX):
@@ -273,10 +282,12 @@ def write(cfg: PrepareConfig, folder: str, opened: contextlib.AbstractContextMan
         for path, n_left_out in texts.n_left_out.items():
             if path != BLANK:
                 print(f"skipped {count_of(n_left_out, 'other file')} in {path}")
-    names = documents.validation_names if isinstance(documents, Files) and cfg.val_fraction else ()
+    names = documents.validation_names if isinstance(documents, Files) else ()
+    has_choice = cfg.val_fraction and not cfg.val_input
+    remedy = "pass that file as --val_input" if has_choice else "pass a folder without that file"
     for name in sorted(names)[:3]:
         problem = f"{name} is part of the training text, although its name sounds like a validation or test text"
-        print(f"{problem}: unpack the archive, and pass that file as --val_input")
+        print(f"{problem}: unpack the archive, and {remedy}")
     return prepared
 
 

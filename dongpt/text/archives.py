@@ -130,6 +130,14 @@ def _is_readable(name: str, is_wanted: Callable[[str], bool]) -> bool:
     return not (is_outside or is_hidden(name)) and is_wanted(name)
 
 
+def _add_name(path: str, name: str, known: set[int]):
+    """Add the hash of a member's name to those known so far. Raises UserError if another member has the same name."""
+    if (key := hash(posixpath.normpath(name))) in known:
+        problem = f"{_member_location(path, name)} occurs more than once, as after tar -r or tar -u"
+        raise UserError(f"{problem}: unpack the archive, which keeps the last one, and pass the folder")
+    known.add(key)
+
+
 def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> Iterator[Member]:
     """Yield the texts in a zip archive, sorted by name, or those of an e-book, in reading order."""
     from dongpt.text import epub  # with its parsers, which only this needs
@@ -144,13 +152,18 @@ def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> It
             raise UserError(f"{path} is {kind or 'an OpenDocument file'}, not text: {SAVE_AS_TEXT}, or a table as CSV")
         is_book = epub.CONTAINER in names or mimetype.startswith(b"application/epub+zip")
         if is_book:
-            texts = [names[name] for name in epub.reading_order(archive, path)]
+            chapters, n_skipped = epub.reading_order(archive, path)
+            texts = [names[name] for name in chapters]
         else:
             texts = [
                 i for i in infos if not stat.S_ISLNK(i.external_attr >> 16) and _is_readable(i.filename, is_wanted)
             ]
             texts.sort(key=operator.attrgetter("filename"))
-        for _ in range(0 if is_book else len(infos) - len(texts)):
+            n_skipped = len(infos) - len(texts)
+            known: set[int] = set()
+            for info in texts:
+                _add_name(path, info.filename, known)
+        for _ in range(n_skipped):
             on_skip()
         for info in texts:
             chunks = _read_zip_member(archive, info, path)
@@ -206,7 +219,7 @@ def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterato
     """Yield the texts in a tar archive, sorted by name, or in archive order if they exceed SORTED_TAR_BYTES."""
     texts: list[tuple[str, bytes, Iterator[bytes]]] = []  # not yet yielded: (name, start of the content, rest of it)
     file: Any = io.BufferedReader(ChunkReader(chunks), CHUNK_BYTES)
-    size = 0
+    size, known = 0, set[int]()
     with explain_errors(path), tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictTarInfo) as opened:
         archive: Any = opened
         while info := archive.next():
@@ -215,6 +228,7 @@ def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterato
                 if not info.isdir():
                     on_skip()
                 continue
+            _add_name(path, info.name, known)
             content, parts = read_chunks(_member_location(path, info.name), archive.extractfile(info)), []
             size += tarfile.BLOCKSIZE
             while size <= SORTED_TAR_BYTES and (part := next(content, b"")):

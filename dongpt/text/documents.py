@@ -25,13 +25,18 @@ from typing import Any, Callable, Iterable, Iterator, Literal, Sequence
 from configurator import UserError
 from dongpt.text.archives import Member, is_archive, read_members
 from dongpt.text.compressed import CHUNK_BYTES, COMPRESSION_SUFFIXES, file_suffixes
+from dongpt.text.file_kinds import looks_like_json
 from dongpt.text.json_values import read_json_values
 from dongpt.text.template import is_valid_unicode
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".csv", ".parquet")  # read from a folder or an archive
 FOLDER_SUFFIXES = (*TEXT_SUFFIXES, ".epub")
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet", ".json", ".tsv")  # the last two only if they are named
-CSV_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t"}  # in the order in which they are tried
+CSV_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # in the order in which they are tried
+UNQUOTE_TSV = (  # command that writes TSV without quoting as CSV
+    'python -c "import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin,'
+    " 'excel-tab', quoting=3))\" <FILE.tsv >FILE.csv"
+)
 BLANK = "blank documents"  # a key of Files.n_left_out
 MAX_CSV_HEADER_CHARS = 2**20
 PARQUET_BATCH_BYTES = 2**24  # of text read at a time, at least one row
@@ -233,19 +238,22 @@ class Files:
 
     def _decode(self, member: Member, digest) -> Iterator[str]:
         """Yield the text of a file or member, as read_chunks() does."""
-        path = member.location
+        path, is_ascii, utf8_decoder, n_continuation_bytes = member.location, True, None, 0
         decoder, encoding, offset, line_ends = None, "", 0, io.IncrementalNewlineDecoder(None, translate=True)
         for chunk in itertools.chain(member.chunks, [b""]):
             if digest is not None:
                 digest.update(chunk)
             if decoder is None:
                 encoding, offset = _detect_encoding(chunk, self.encoding)
+                if not offset and not codecs.lookup(encoding).name.startswith("utf-8"):
+                    utf8_decoder = codecs.getincrementaldecoder("utf-8")()
                 decoder, chunk = codecs.getincrementaldecoder(encoding)(self.errors), chunk[offset:]
             n_pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                raise _decode_error(path, error, offset - n_pending + error.start) from error
+                is_cut = not chunk and not (is_ascii and encoding == "utf-8")  # else it may be in another encoding
+                raise _decode_error(path, error, offset - n_pending + error.start, is_cut) from error
             except UnicodeError as error:  # UTF-16 or UTF-32 without a byte-order mark
                 remedy = f"pass --encoding={encoding}-le or --encoding={encoding}-be"
                 raise UserError(f"{path} has no byte-order mark ({error}): {remedy}") from error
@@ -255,9 +263,17 @@ class Files:
                 raise UserError(f"{path} contains a NUL{at} and is not {encoding.upper()} text: {remedy}")
             if encoding != "utf-8" and not is_valid_unicode(text):  # possible in utf-7 and unicode_escape
                 raise UserError(f"{path} contains an unpaired surrogate: convert it to UTF-8")
-            offset += len(chunk)
+            if utf8_decoder:
+                try:
+                    n_continuation_bytes += len(chunk) - len(utf8_decoder.decode(chunk, final=not chunk))
+                except UnicodeDecodeError:
+                    utf8_decoder = None
+            offset, is_ascii = offset + len(chunk), is_ascii and text.isascii()
             if text := line_ends.decode(text, final=not chunk):
                 yield text
+        if utf8_decoder and n_continuation_bytes:
+            remedy = "omit --encoding, or if other files need it, save this one as UTF-8 with a byte-order mark"
+            raise UserError(f"{path} is UTF-8, not {encoding}: {remedy}")
 
 
 def split_lines(chunks: Iterable[str]) -> Iterator[str]:
@@ -288,7 +304,7 @@ def _detect_encoding(first_bytes: bytes, encoding: str) -> tuple[str, int]:
     return next(((name, len(bom)) for bom, name in boms.items() if first_bytes.startswith(bom)), (encoding, 0))
 
 
-def _decode_error(path: str, error: UnicodeDecodeError, offset: int) -> UserError:
+def _decode_error(path: str, error: UnicodeDecodeError, offset: int, is_cut: bool) -> UserError:
     byte_name = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "the end"
     other_characters = [c for c in error.object.decode("utf-8", "replace") if not c.isascii()]
     is_utf8 = error.encoding == "utf-8" and 2 * other_characters.count("\ufffd") <= len(other_characters)
@@ -297,6 +313,8 @@ def _decode_error(path: str, error: UnicodeDecodeError, offset: int) -> UserErro
     problem = f"{path} is not {error.encoding.upper()} at byte {offset:,} ({byte_name})"
     if b"\0" in error.object and error.encoding == "utf-8":
         return UserError(f"{problem} and contains NULs: pass a text file, or --encoding=NAME, for example utf-16-le")
+    if is_cut:
+        return UserError(f"{problem}, where it ends inside a character: get the whole file, or delete the rest")
     if is_utf8:
         return UserError(f"{problem}, although it has other characters in UTF-8: correct this one, or {remedy}")
     return UserError(f"{problem}: convert it to UTF-8, or {remedy}")
@@ -349,16 +367,43 @@ def _check_fields(source: str, fields: Iterable[str], names: Iterable[str], opti
 
 
 def _read_json_lines(path: str, fields: tuple[str, ...], option: str, lines: Iterable[str]) -> Iterator[Record]:
+    is_first = True
     for line_number, line in enumerate(lines, 1):
         if not line.isspace():
+            if is_first and _continues(line):
+                raise UserError(f"{path} is not one JSON object per line: rename it so that it ends in .json")
+            is_first = False
             location = f"{path} line {line_number:,}"
             record = parse_json(line, location)
             yield location, _select_fields(record, location, fields, option)
 
 
+def _continues(line: str) -> bool:
+    """Return True if a line is an array of objects, or the start of JSON that continues on the next line."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(line.rstrip())
+    except (ValueError, RecursionError):  # reported when it is read
+        return False
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
 def _read_json(values: Iterable[tuple[str, Any]], fields: tuple[str, ...], option: str) -> Iterator[Record]:
     for location, record in values:
+        if isinstance(record, dict) and fields[0] not in record:
+            lists = (key for key, value in record.items() if _is_list_of_records(value, fields, record))
+            if key := next(lists, ""):
+                problem = f"{location} has no field {fields[0]!r}, but a list of objects, {key!r}"
+                raise UserError(f"{problem}: save only this list in the file")
         yield location, _select_fields(record, location, fields, option)
+
+
+def _is_list_of_records(value: Any, fields: tuple[str, ...], record: dict[str, Any]) -> bool:
+    """Return True for a list of objects that have the fields, or any objects if nothing else in record is text."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+        return False
+    return set(fields).issubset(value[0]) or not any(isinstance(other, str) for other in record.values())
 
 
 def _select_fields(record: Any, location: str, fields: tuple[str, ...], option: str) -> list[Any]:
@@ -396,24 +441,34 @@ def read_csv_rows(
         header, n_header_lines = header + line, n_header_lines + 1
         if len(header) > MAX_CSV_HEADER_CHARS:
             raise UserError(f"{path} line 1 is not valid CSV (a quotation mark is not closed): correct it")
+    if (start := header.strip()) in ("[", "{") or looks_like_json(start.encode("utf-8", "replace")):
+        suffix = ".jsonl" if start.endswith("}") else ".json"
+        raise UserError(f"{path} contains JSON, not CSV: rename it so that it ends in {suffix}")
     named = {delimiter: _csv_names(header, delimiter) for delimiter in delimiters}
     fitting = [delimiter for delimiter, names in named.items() if is_fitting(names)]
     delimiter = fitting[0] if fitting else max(named, key=lambda delimiter: len(named[delimiter]))
 
     n_tabs = len(named[delimiter]) - 1 if delimiter == "\t" else 0  # in commas, text has lines that look like rows
+    convert = "if quotation marks are text, convert the file with " + UNQUOTE_TSV
 
     def read_rows() -> Iterator[tuple[str, list[str]]]:
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        rows, last_line, has_quoted_lines = csv.reader(lines, delimiter=delimiter, strict=True), 0, False
         try:
-            for row in filter(None, rows):
+            for row in rows:
                 location = f"{path} line {rows.line_num + n_header_lines:,}"
-                if n_tabs and any(line.count("\t") == n_tabs for value in row for line in value.split("\n")[1:]):
-                    problem = "a quotation mark at the start of a field makes the lines up to the next one part of it"
-                    raise UserError(f"{location}: {problem}: double it, and put the field in quotation marks")
-                yield location, row
+                if n_tabs and rows.line_num > last_line + 1 and not has_quoted_lines:
+                    # without quoting, every line is a row; with quoting, rarely every line has that many tabs
+                    has_quoted_lines = any(line.count("\t") != n_tabs for line in "\t".join(row).split("\n"))
+                    if not has_quoted_lines:
+                        problem = "quotation marks make one row of lines that are complete rows without them"
+                        raise UserError(f"{location}: {problem}: {convert}, and otherwise without quoting=3")
+                last_line = rows.line_num
+                if row:
+                    yield location, row
         except csv.Error as error:
             location = f"{path} line {rows.line_num + n_header_lines:,}"
-            raise UserError(f"{location} is not valid CSV ({error}): correct or delete it") from error
+            remedy = "correct or delete it" + (f", or {convert}" if n_tabs else "")
+            raise UserError(f"{location} is not valid CSV ({error}): {remedy}") from error
 
     return named[delimiter], read_rows()
 

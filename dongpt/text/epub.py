@@ -16,6 +16,8 @@ from itertools import chain
 from typing import Iterable, Iterator
 
 from configurator import UserError
+from dongpt.text.compressed import HEAD_BYTES
+from dongpt.text.file_kinds import looks_like_html
 
 CONTAINER = "META-INF/container.xml"  # names the package document, whose spine is the order of the chapters
 ENCRYPTION = "META-INF/encryption.xml"
@@ -25,14 +27,18 @@ MAX_HEAD_BYTES = 2**12  # of a chapter that may declare its encoding
 XHTML_TYPES = ("application/xhtml+xml", "text/html", "text/x-oeb1-document", "application/xml", "text/xml")
 CONVERT = "convert it to text with another program"
 HIDDEN = ("head", "script", "style", "template")  # elements without text to read
+RUBY_TEXT = ("rt", "rp", "rtc")  # the pronunciation of the text before it; the end tag is optional
 # number of line ends before and after an element
 LINE_ENDS = dict.fromkeys("p h1 h2 h3 h4 h5 h6 div section article blockquote pre ul ol dl table hr figure".split(), 2)
 LINE_ENDS |= dict.fromkeys("li dt dd tr figcaption caption".split(), 1)
 BLANKS = re.compile(r"[ \t\r\n\f]+")
 
 
-def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
-    """Return the names of the book's XHTML files in reading order. Raises UserError if damaged or encrypted."""
+def reading_order(archive: zipfile.ZipFile, path: str) -> tuple[list[str], int]:
+    """Return (names of the XHTML files in reading order, number of other files in the spine of the book).
+
+    Raises UserError if the book is damaged or encrypted.
+    """
     container = _read_xml(archive, CONTAINER, path)
     package_name = next((e.get("full-path", "") for e in container.iter() if _tag(e) == "rootfile"), "")
     package = _read_xml(archive, package_name, path)
@@ -41,10 +47,11 @@ def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
     spine = [element.get("idref", "") for element in package.iter() if _tag(element) == "itemref"]
     if lost := [idref for idref in spine if idref not in items]:
         raise UserError(f"{path} is a damaged e-book (its manifest lacks {lost[0]!r}): download it again, or {CONVERT}")
-    types = {id: item.get("media-type", "").partition(";")[0].strip().lower() for id, item in items.items()}
-    chapters = [items[idref] for idref in spine if types[idref] in XHTML_TYPES]
-    paths = (urllib.parse.unquote(item.get("href", "").partition("#")[0]) for item in chapters)
-    names = list(dict.fromkeys(posixpath.normpath(posixpath.join(folder, relative_path)) for relative_path in paths))
+    types: dict[str, str] = {}  # by name, each once
+    for item in map(items.__getitem__, spine):
+        name = posixpath.join(folder, urllib.parse.unquote(item.get("href", "").partition("#")[0]))
+        types[posixpath.normpath(name)] = item.get("media-type", "").partition(";")[0].strip().lower()
+    names = [name for name, kind in types.items() if kind in XHTML_TYPES or _is_xhtml(archive, name)]
     if not names:
         raise UserError(f"{path} is an e-book without text in its spine: {CONVERT}")
     if missing := [name for name in names if name not in archive.namelist()]:
@@ -53,7 +60,14 @@ def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
         references = (e.get("URI", "") for e in _read_xml(archive, ENCRYPTION, path).iter())
         if encrypted := {urllib.parse.unquote(reference) for reference in references} & set(names):
             raise UserError(f"{path} is protected against copying ({min(encrypted)} is encrypted): use another text")
-    return names
+    return names, len(types) - len(names)
+
+
+def _is_xhtml(archive: zipfile.ZipFile, name: str) -> bool:
+    """Return True if a file in the book exists and starts like XHTML, whatever its media type."""
+    with contextlib.suppress(KeyError), archive.open(name) as file:
+        return looks_like_html(file.read(HEAD_BYTES))
+    return False
 
 
 def _tag(element: ElementTree.Element) -> str:
@@ -112,6 +126,7 @@ class _TextParser(HTMLParser):
         self.has_text = False  # whether there was any text
         self.line_ends, self.needs_blank = 0, False  # before the next text
         self.hidden_depth = self.pre_depth = 0
+        self.is_ruby_text = False
 
     def take(self) -> bytes:
         """Return the text added since the last call, in UTF-8."""
@@ -121,11 +136,13 @@ class _TextParser(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.hidden_depth = 0 if tag == "body" else self.hidden_depth + (tag in HIDDEN)
         self.pre_depth += tag == "pre"
+        self.is_ruby_text = tag in RUBY_TEXT or self.is_ruby_text and tag not in ("ruby", "rb", *LINE_ENDS)
         self._break_line(tag)
 
     def handle_endtag(self, tag):
         self.hidden_depth = max(0, self.hidden_depth - (tag in HIDDEN))
         self.pre_depth = max(0, self.pre_depth - (tag == "pre"))
+        self.is_ruby_text &= tag not in ("ruby", *RUBY_TEXT, *LINE_ENDS)
         if tag != "br":
             self._break_line(tag)
 
@@ -145,7 +162,7 @@ class _TextParser(HTMLParser):
             self.handle_data(data.removeprefix("CDATA["))
 
     def handle_data(self, data):
-        if self.hidden_depth:
+        if self.hidden_depth or self.is_ruby_text:
             return
         if not self.pre_depth:
             data = BLANKS.sub(" ", data)

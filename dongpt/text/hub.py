@@ -88,7 +88,7 @@ def open_dataset(
 
     Raises UserError if the dataset, config, split or column does not exist, or if the column does not contain text.
     """
-    documents = dataclasses.replace(find_text(dataset, column, folder), document=document, separator=separator, raw=raw)
+    documents = find_text(dataset, column, folder, document, separator, raw)
     try:
         yield documents
     except UserError:
@@ -98,7 +98,9 @@ def open_dataset(
     documents.remove_copy()
 
 
-def find_text(dataset: DatasetName, column: str, folder: str) -> "HubText":
+def find_text(
+    dataset: DatasetName, column: str, folder: str, document: Document = "file", separator: str = "", raw: bool = False
+) -> "HubText":
     """Return one column of a dataset as documents, without reading them yet."""
     if dataset.is_local and not os.path.isdir(dataset.path):
         is_file = os.path.isfile(dataset.path)
@@ -109,6 +111,8 @@ def find_text(dataset: DatasetName, column: str, folder: str) -> "HubText":
             config, revision, is_parquet, remote_paths = "", "", False, []
         else:
             builder, config = _find_builder(dataset)
+            if builder.name == "csv":
+                builder.config.keep_default_na = False  # otherwise, the texts NA, None, null and nan become null
             streams = builder.as_streaming_dataset()
             if dataset.split not in streams:
                 raise UserError(f"{dataset} has no split {dataset.split!r}: {_how_to_name(dataset, 'SPLIT', streams)}")
@@ -118,9 +122,14 @@ def find_text(dataset: DatasetName, column: str, folder: str) -> "HubText":
                 builder.config.columns, builder.config.batch_size = [column], BATCH_ROWS
                 stream = builder.as_streaming_dataset()[dataset.split]
             if builder.name == "text":
-                print(
-                    f"{dataset} consists of text files, in which every line is a document (--document=none joins them)"
-                )
+                problem = f"{dataset} consists of text files, in which every line is a document"
+                if separator or document == "blank":
+                    option = "--separator" if separator else "--document=blank"
+                    remedy = "pass the folder without the hf: prefix"
+                    if not dataset.is_local:
+                        remedy = f"run `hf download {dataset.path} --repo-type=dataset --local-dir=DIR`, and pass DIR"
+                    raise UserError(f"{problem}, so that {option} has no effect: {remedy}")
+                print(f"{problem} (--document=none joins them)")
             n_rows = getattr((builder.info.splits or {}).get(dataset.split), "num_examples", 0) or 0
             revision, local_paths = "" if dataset.is_local else str(builder.hash), _local_paths(builder, dataset.split)
             is_parquet = builder.name == "parquet" and bool(local_paths)
@@ -134,7 +143,8 @@ def find_text(dataset: DatasetName, column: str, folder: str) -> "HubText":
     source = f"{dataset.source}:{config}:{dataset.split}" + (f"@{revision}" if revision else "")
     copy_name = f"{COPY_DIR}-{zlib.crc32(repr((dataset, column)).encode('utf-8', 'surrogateescape')):08x}"
     copy_dir = os.path.join(folder, copy_name)
-    return HubText(source, column, local_paths, remote_paths, is_parquet, copy_dir, stream, n_rows)
+    files = (local_paths, remote_paths, is_parquet, copy_dir)
+    return HubText(source, column, *files, stream, n_rows, document, separator, raw)
 
 
 def _find_builder(dataset: DatasetName) -> tuple[Any, str]:

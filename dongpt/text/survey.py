@@ -1,4 +1,4 @@
-"""Find names of special tokens in a text, and its Unicode normal form, before it is encoded.
+"""Find names of special tokens and byte-order marks in a text, and its Unicode normal form, before it is encoded.
 
 survey = Survey(["<|endoftext|>"])
 survey.add("He said <|endoftext|>", is_end=True)
@@ -22,6 +22,7 @@ class Survey:
         self.names, self.has_separator_option = names, has_separator_option
         self.counts = dict.fromkeys(names, 0)
         self.lone_names: set[str] = set()  # names that occur alone on a line
+        self.n_marks = 0  # byte-order marks; those at the start of a file have been removed
         self.n_composed = self.n_decomposed = 0  # letters with accents: of one code point, and of several
         self.replaced: Counter[str] = Counter()  # characters that no normal form contains, such as the Angstrom sign
         self.n_characters = self.n_examined = 0
@@ -42,6 +43,7 @@ class Survey:
         self._count_names(self.tail + text)
         if not text.isascii():
             self._count_accents(text)
+            self.n_marks += text.count("\ufeff")
         self.n_characters += len(text)
         n_tail = max(map(len, self.names)) - 1
         self.parts, self.size, self.tail = [], 0, (self.tail + text[-n_tail:])[-n_tail:]
@@ -81,6 +83,10 @@ class Survey:
                 elif self.has_separator_option:
                     remedy += f", or put it on separate lines and pass --separator='{name}' if it ends documents"
                 lines.append(f"the text contains {name} {times}, which becomes ordinary text, not a token: {remedy}")
+        if self.n_marks:
+            times = "once" if self.n_marks == 1 else f"{self.n_marks:,} times"
+            problem = f"the text contains U+FEFF (a byte-order mark) {times} elsewhere than at the start of a file"
+            lines.append(f"{problem}, which becomes part of the text: remove it")
         sample = " in a sample" if self.n_examined < self.n_characters and self.n_characters > FULL_CHARS else ""
         if self.n_composed and self.n_decomposed:
             counts = f"{self.n_composed:,} accents are part of their letter and {self.n_decomposed:,} follow it{sample}"

@@ -521,7 +521,7 @@ ARRAY = json.dumps([as_messages(one) for one in some_talks(12)], indent=1)
         ("a.csv", "question,answer\n", "a.csv has no conv"),
         ("a.csv", 'question,answer\nq,"a\n', "line 2"),
         ("a.csv", "question,answer,response\nq,a,b\n", "--user"),
-        ("a.csv", ARRAY, "--user"),
+        ("a.csv", ARRAY, "contains JSON, not CSV"),
         ("a.parquet", ARRAY, "Parquet"),
         ("a.txt", "Just a text.\n", "<bot>"),
     ],

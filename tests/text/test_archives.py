@@ -223,9 +223,9 @@ def test_other_members_are_skipped_and_counted(tmp_path, make):
 
 
 @pytest.mark.parametrize("make", ["zip", "tar"])
-def test_members_of_the_same_name_are_all_read(tmp_path, make):
+def test_members_of_the_same_name_are_refused(tmp_path, make):
     file = io.BytesIO()
-    texts = [("b.txt", b"y"), ("a.txt", b"x"), ("b.txt", b"z")]
+    texts = [("b.txt", b"y"), ("a.txt", b"x"), ("b.txt", b"z"), ("no.png", b""), ("no.png", b"")]
     if make == "zip":
         with zipfile.ZipFile(file, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
             for name, content in texts:
@@ -237,7 +237,7 @@ def test_members_of_the_same_name_are_all_read(tmp_path, make):
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
     path = write(tmp_path / "twice", file.getvalue())
-    assert read_all(path) == [("a.txt", b"x"), ("b.txt", b"y"), ("b.txt", b"z")]
+    assert "twice/b.txt occurs more than once" in problem(path) and "unpack the archive" in problem(path)
 
 
 def test_links_and_devices_are_skipped(tmp_path):
@@ -418,8 +418,12 @@ def test_html_is_also_known_by_its_name(tmp_path):
     assert "a.html is HTML" in problem(write(tmp_path / "a.html", b"<p>text"))
 
 
+TEXT_STARTS = ("PAR1 is how it starts", "GIF89a or GIF87a", "ARROW1", "RIFF1986WAVE", "e-book".rjust(60) + "BOOKMOBI")
+
+
 @pytest.mark.parametrize(
-    "text", ["<htmlx>", "PDF", "<header>", "<!doctype xml>", "<p>a</p>", "x <html>", "RIFF", "MZ", "BZh9 x"]
+    "text",
+    ["<htmlx>", "PDF", "<header>", "<!doctype xml>", "<p>a</p>", "x <html>", "RIFF", "MZ", "BZh9 x", *TEXT_STARTS],
 )
 def test_texts_that_only_look_similar_are_texts(tmp_path, text):
     assert read(write(tmp_path / "a.txt", text.encode())) == text.encode()
@@ -533,6 +537,31 @@ def test_marked_sections_that_the_parser_does_not_know_are_left_out(monkeypatch)
 def test_other_media_types_of_chapters(tmp_path, media_type):
     package = PACKAGE.replace(b"application/xhtml+xml", media_type.encode())
     assert len(read_all(write(tmp_path / "book.epub", make_epub(**{"OEBPS/content.opf": package})))) == 2
+
+
+@pytest.mark.parametrize("media_type", [b"", b"text/plain", b"application/xhtml"])
+def test_chapters_with_a_wrong_media_type_are_read_and_other_files_in_the_spine_counted(tmp_path, media_type):
+    package = PACKAGE.replace(b"application/xhtml+xml", media_type)
+    for svg in (None, b"<svg xmlns='http://www.w3.org/2000/svg'/>"):
+        path = write(tmp_path / "book.epub", make_epub(**{"OEBPS/content.opf": package, "OEBPS/p.svg": svg}))
+        n_skipped = []
+        members = [m.location for m in read_members(path, is_wanted, on_skip=lambda: n_skipped.append(1))]
+        assert len(members) == 2 and len(n_skipped) == 1
+
+
+@pytest.mark.parametrize(
+    "ruby",
+    [
+        "<ruby>\u6f22<rp>(</rp><rt>kan</rt><rp>)</rp>\u5b57<rt>ji</rt></ruby>",
+        "<ruby><rb>\u6f22</rb><rt>kan</rt><rb>\u5b57</rb><rt>ji</rt></ruby>",
+        "<ruby>\u6f22<rt>kan<rb>\u5b57<rt>ji</ruby>",  # without end tags, as in HTML
+        "<ruby>\u6f22\u5b57<rtc><rt>kan</rt><rt>ji</rt></rtc></ruby>",
+        "<ruby>\u6f22\u5b57<rt><b>kan</b>ji</rt></ruby>",
+    ],
+)
+def test_the_pronunciation_of_characters_is_left_out(ruby):
+    assert chapter_text(f"<p>a{ruby}b</p><p>c</p>".encode()) == "a\u6f22\u5b57b\n\nc"
+    assert chapter_text(f"<p>a{ruby.removesuffix('</ruby>')}</p><p>c</p>".encode()) == "a\u6f22\u5b57\n\nc"
 
 
 def test_other_encodings_of_chapters(tmp_path):

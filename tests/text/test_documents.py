@@ -276,6 +276,41 @@ def test_in_a_folder_of_another_encoding_a_mark_still_says_what_a_file_has(tmp_p
 
 
 @smoke
+@pytest.mark.parametrize("piece", [1, 2, 2**20])
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "gbk", "utf_16_le"])
+def test_a_utf8_file_is_not_read_in_another_encoding(tmp_path, monkeypatch, piece, encoding):
+    monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
+    content = "你好吗" if encoding == "gbk" else "se\u00f1or"
+    (tmp_path / "b.txt").write_bytes(content.encode(encoding))
+    (tmp_path / "c.txt").write_bytes("plain".encode(encoding))
+    (tmp_path / "a.txt").write_bytes(("你好" if encoding == "gbk" else "Café!").encode())
+    if encoding != "utf_16_le":
+        sentence = refused(lambda: read(tmp_path, encoding=encoding))
+        assert f"a.txt is UTF-8, not {encoding}: omit --encoding" in sentence
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + "Café".encode())
+    assert read(tmp_path, encoding=encoding) == ["Café", content, "plain"]
+
+
+@smoke
+@pytest.mark.parametrize("name", ["UTF-8", "utf8", "utf-8-sig", "U8"])
+def test_other_names_of_utf8_are_no_other_encoding(tmp_path, name):
+    (tmp_path / "a.txt").write_bytes("Café".encode())
+    assert read(tmp_path, encoding=name) == ["Café"]
+
+
+@smoke
+@pytest.mark.parametrize("piece", [4, 2**20])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "gbk"])
+def test_a_file_that_ends_inside_a_character_is_said_to_be_incomplete(tmp_path, monkeypatch, piece, encoding):
+    monkeypatch.setattr(documents, "CHUNK_BYTES", piece)
+    (tmp_path / "a.txt").write_bytes("春眠 不觉".encode(encoding)[:-1])
+    sentence = refused(lambda: read(tmp_path / "a.txt", encoding=encoding))
+    assert "where it ends inside a character: get the whole file" in sentence and "cp1252" not in sentence
+    (tmp_path / "a.txt").write_bytes("only this: café".encode("cp1252"))
+    assert "cp1252" in refused(lambda: read(tmp_path / "a.txt"))
+
+
+@smoke
 @pytest.mark.parametrize("piece", [1, 2, 3, 5, 2**20])
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_line_ends_become_plain_wherever_a_piece_ends(tmp_path, monkeypatch, piece, packed):

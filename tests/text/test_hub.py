@@ -17,6 +17,7 @@ from hub_server import COMMIT, HubServer
 from configurator import UserError
 from dongpt.text import hub
 from dongpt.text.bins import read_meta
+from dongpt.text.documents import Files
 from dongpt.text.hub import DatasetName, find_text, open_dataset, parse_name
 from dongpt.text.tokenizers import END, from_dict
 
@@ -117,6 +118,23 @@ def test_files_that_datasets_does_not_read_are_reported(capsys):
         file.write("another format\n")
     read("hf:./folder")
     assert "does not read 1 of 4 files, such as ./folder/other.txt" in capsys.readouterr().out
+
+
+def test_texts_of_csv_that_look_like_missing_values_are_kept():
+    os.makedirs("folder")
+    rows = ["NA", "None", "null", "nan", "N/A", "", "a text"]
+    with open("folder/train.csv", "w", encoding="utf-8") as file:
+        file.writelines(["text,n\n", *(f"{row},{i % 2 or ''}\n" for i, row in enumerate(rows))])
+    expected = [row for row in rows if row]
+    assert read("hf:./folder") == expected
+    assert [text for text, _ in Files(["folder/train.csv"]).read_documents()] == expected
+
+
+def test_text_files_are_not_divided_at_separators():
+    write_files("folder", "txt")
+    for option in ({"separator": "--"}, {"document": "blank"}):
+        said = "every line is a document, so that --", "has no effect: pass the folder without the hf: prefix"
+        refusal(lambda: read("hf:./folder", **option), *said)
 
 
 def test_a_folder_may_have_colons_in_its_name(tmp_path):

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import shlex
+import subprocess
 import sys
 import tarfile
 import unicodedata
@@ -97,8 +99,11 @@ def test_a_header_that_fits_commas_is_read_with_commas(tmp_path):
 def test_tsv_is_read_with_tabs(tmp_path):
     write_csv(tmp_path / "a.tsv", [["id", "text"], *([str(i), text] for i, text in enumerate(TEXTS))], "\t")
     assert read(tmp_path / "a.tsv") == TEXTS
-    (tmp_path / "b.tsv").write_text("id,text\n1,x\n")
-    assert "has no field 'text': pass --field=NAME, one of 'id,text'" in problem(tmp_path / "b.tsv")
+    for delimiter in ",;|":  # as in files whose name is wrong
+        write_csv(tmp_path / "b.tsv", [["id", "text"], ["1", "x, y; z"]], delimiter)
+        assert read(tmp_path / "b.tsv") == ["x, y; z"]
+    (tmp_path / "b.tsv").write_text("id,body\n1,x\n")
+    assert "has no field 'text': pass --field=NAME, one of 'id', 'body'" in problem(tmp_path / "b.tsv")
 
 
 @pytest.mark.parametrize(
@@ -115,6 +120,15 @@ def test_tsv_is_read_with_tabs(tmp_path):
 def test_bad_csv_is_a_sentence_with_its_line(tmp_path, content, words):
     (tmp_path / "a.csv").write_text(content)
     assert words in problem(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("suffix, indent", [(".jsonl", None), (".json", None), (".json", 1)])
+def test_json_named_as_csv_is_a_sentence(tmp_path, name, suffix, indent):
+    records = [{"text": "one, two\tthree"}, {"text": "four"}]
+    content = "\n".join(map(json.dumps, records)) if suffix == ".jsonl" else json.dumps(records, indent=indent)
+    (tmp_path / name).write_text(content)
+    assert problem(tmp_path / name).endswith(f"{name} contains JSON, not CSV: rename it so that it ends in {suffix}")
 
 
 def test_null_and_blank_fields_are_left_out_and_counted(tmp_path):
@@ -189,7 +203,10 @@ def test_a_named_json_file_is_read_as_records(tmp_path, indent):
 @pytest.mark.parametrize(
     "content, words",
     [
-        ('{"data": [{"text": "x"}]}', "line 1 has no field 'text': pass --field=NAME, one of 'data'"),
+        ('{"n": "1", "data": [{"text": "x"}]}', "line 1 has no field 'text', but a list of objects, 'data': save only"),
+        ('{"n": 1, "data": [{"body": "x"}]}', "line 1 has no field 'text', but a list of objects, 'data': save only"),
+        ('{"title": "x", "tags": [{"n": 1}]}', "line 1 has no field 'text': pass --field=NAME, one of 'title', 'tags'"),
+        ('{"data": [], "n": [1]}', "line 1 has no field 'text': pass --field=NAME, one of 'data', 'n'"),
         ('["x", "y"]', "record 1 (line 1) is not a JSON object"),
         ('[{"text": "x"}, {"text": ["y"]}]', "record 2 (line 1): the field 'text' must be text"),
         ('[{"text": "x"}, {"text": ', "record 2 (line 1): the file ends before its JSON does"),
@@ -199,6 +216,23 @@ def test_a_named_json_file_is_read_as_records(tmp_path, indent):
 def test_json_of_another_form_is_a_sentence_and_nothing_is_written(tmp_path, content, words):
     (tmp_path / "a.json").write_text(content)
     assert words in refuse(tmp_path, "a.json")
+
+
+@pytest.mark.parametrize("form", ["array", "array by lines", "indented array", "indented objects", "part of an object"])
+def test_json_lines_that_are_other_json_are_a_sentence_with_a_remedy(tmp_path, form):
+    records = [{"text": text} for text in TEXTS]
+    content = {
+        "array": json.dumps(records),
+        "array by lines": "[" + ",\n".join(map(json.dumps, records)) + "]\n",
+        "indented array": "\n" + json.dumps(records, indent=2),
+        "indented objects": "\n".join(json.dumps(record, indent=2) for record in records),
+        "part of an object": "\n".join('{"n": 1,\n' + json.dumps(record)[1:] for record in records),
+    }[form]
+    for name in ("a.jsonl", "a.ndjson"):
+        (tmp_path / name).write_text(content)
+        assert f"{name} is not one JSON object per line: rename it so that it ends in .json" in problem(tmp_path / name)
+    (tmp_path / "a.jsonl").rename(tmp_path / "a.json")
+    assert read(tmp_path / "a.json") == TEXTS
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -369,6 +403,13 @@ def test_names_of_special_tokens_in_the_text_are_reported(tmp_path):
     assert "the text contains <|mine|> once" in printed and "remove it from the text" in printed
 
 
+def test_byte_order_marks_inside_a_file_are_reported(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeff" + "one text\n" * 50 + "\ufeffanother\n" * 2, encoding="utf-8")
+    printed = prepare(tmp_path, "a.txt")
+    assert "the text contains U+FEFF (a byte-order mark) 2 times elsewhere than at the start of a file" in printed
+    assert printed.index("U+FEFF") < printed.index("written to")
+
+
 def test_a_name_is_found_wherever_the_text_is_cut():
     text = f"a {END} b{END}{END}\n" * 5
     for size in (1, 2, 5, 12, 13, 1000):
@@ -429,13 +470,32 @@ def write_folder(tmp_path) -> dict[str, str]:
     return texts
 
 
-def test_a_stray_quotation_mark_in_tsv_swallows_no_rows(tmp_path):
-    rows = ["id\ttext", '1\t"Hello there', "2\tsecond line", '3\tthird "']
-    (tmp_path / "a.tsv").write_text("\n".join(rows) + "\n")
-    with pytest.raises(UserError, match="a.tsv line 4: a quotation mark at the start of a field"):
-        list(Files([str(tmp_path / "a.tsv")]).read_documents())
-    (tmp_path / "b.tsv").write_text('id\ttext\n1\t"two\nlines, ""quoted"""\n')
-    assert [text for text, _ in Files([str(tmp_path / "b.tsv")]).read_documents()] == ['two\nlines, "quoted"']
+@pytest.mark.parametrize(
+    "rows, line",
+    [
+        (["id\ttext", '1\t"Hello there', "2\tsecond line", '3\tthird "'], 4),
+        (["text\tid", '"Hello, he said.\t1', 'How are you?"\t2', "Fine.\t3"], 3),
+        (["id\ttext\tn", '1\t"Well,\t2', '3\tgood."\t4'], 3),
+    ],
+)
+def test_quotation_marks_that_are_text_swallow_no_rows_of_tsv(tmp_path, rows, line):
+    """The command in the sentence gives all rows."""
+    (tmp_path / "FILE.tsv").write_text("\n".join(rows) + "\n")
+    sentence = problem(tmp_path / "FILE.tsv")
+    assert f"FILE.tsv line {line}: quotation marks make one row of lines that are complete rows" in sentence
+    command = sentence.partition("convert the file with python")[2].rpartition(", and otherwise")[0]
+    subprocess.run(shlex.quote(sys.executable) + command, shell=True, cwd=tmp_path, check=True)
+    column = rows[0].split("\t").index("text")
+    assert read(tmp_path / "FILE.csv") == [row.split("\t")[column] for row in rows[1:]]
+
+
+def test_quoted_lines_of_tsv_may_have_tabs(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    texts = ["My table:\nkey\tvalue\nend", 'two\nlines, "quoted"', "a\nb\tc", "last"]
+    pandas.DataFrame({"id": range(4), "text": texts}).to_csv(tmp_path / "a.tsv", sep="\t", index=False)
+    assert read(tmp_path / "a.tsv") == texts  # the third looks like two rows, but the first does not
+    pandas.DataFrame({"id": [1], "text": texts[2]}).to_csv(tmp_path / "a.tsv", sep="\t", index=False)
+    assert "and otherwise without quoting=3" in problem(tmp_path / "a.tsv")
 
 
 def test_an_archive_that_holds_a_validation_text_says_so(tmp_path):
@@ -443,7 +503,10 @@ def test_an_archive_that_holds_a_validation_text_says_so(tmp_path):
         for name in ("dev.txt", "train.txt"):
             archive.writestr(name, generated_text(500))
     assert "a.zip/dev.txt is part of the training text" in prepare(tmp_path, "a.zip")
-    assert "a.zip/dev.txt" not in prepare(tmp_path, "a.zip", "--val_fraction=0")
+    (tmp_path / "b.txt").write_text(generated_text(500))
+    for option in ("--val_fraction=0", "--val_input=b.txt"):
+        printed = prepare(tmp_path, "a.zip", option)
+        assert "a.zip/dev.txt is part of the training text" in printed and "pass a folder without that file" in printed
 
 
 def test_a_validation_text_needs_no_separators(tmp_path):
@@ -460,6 +523,20 @@ def test_a_folder_that_is_split_by_position_says_so_and_names_a_validation_file(
     assert f"the order of their names ({two} is the last): pass --val_input=FILE" in printed
     (tmp_path / "texts" / "dev.txt").rename(tmp_path / "texts" / "devices.txt")
     assert "although its name" not in prepare(tmp_path, "texts")
+
+
+def test_a_test_file_in_the_input_is_named_whatever_the_validation_text_is(tmp_path):
+    write_folder(tmp_path)
+    dev, test = os.path.join("texts", "dev.txt"), os.path.join("texts", "test.txt")
+    (tmp_path / "texts" / "two.txt").rename(tmp_path / test)
+    (tmp_path / "other.txt").write_text(generated_text(500))
+    note = "is part of the input, although its name sounds like a validation or test text"
+    printed = prepare(tmp_path, "texts", f"--val_input={dev}")
+    assert f"{test} {note}: move it elsewhere to leave it out" in printed and f"{dev} {note}" not in printed
+    for option in ("--val_fraction=0", "--val_input=other.txt"):
+        printed = prepare(tmp_path, "texts", option)
+        assert f"{dev} {note}" in printed and f"{test} {note}" in printed and "pass --val_input" not in printed
+    assert note not in prepare(tmp_path, test, f"--val_input={dev}")
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
