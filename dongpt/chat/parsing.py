@@ -15,6 +15,7 @@ CONTAINER_KEYS = "data rows records examples samples entries train items convers
 KEY = re.compile(r'\s*[{,]\s*"([^"\\]{0,99})"\s*:\s*')
 UNDECIDED_CHARS = 2**16  # at the start of a file, in which such a list must begin
 FIRST_LINE_START = re.compile(r"\[\s*?(\n[ \t]*\{)")  # of an array whose elements are on lines of their own
+MAX_MESSAGES = 2**17  # of one conversation, in records of one message each
 TAG_PATTERN = re.compile(r"<(bot|human|emotion|context)> ?")
 ROLE_OF_TAG = {"bot": "user", "human": "assistant"}
 END_TAG_PATTERN = re.compile(r" *<endOfText>\s*$")
@@ -90,25 +91,24 @@ def join_messages(
     Each item of values is (location, value, whether a conversation ends before it). Raises UserError if the messages
     seem to come from several conversations and conversation does not name the key that identifies them.
     """
-    messages, labels = list[Any](), dict[str, Any]()
+    messages, labels = list[Any](), dict[str, tuple[Any, int]]()
     first_location, n_messages, has_error, is_run, name = "", 0, False, False, None
     for location, value, is_start in _unpack_lists(values, named):
         error = value if isinstance(value, RecordError) else None
         is_one = not error and (is_message(value, named) or is_run and not _is_alone(value, named))
         new_name = records.find_name(value, conversation) if is_one and isinstance(value, dict) else None
+        role = ""
         if is_one:
-            error = _find_error(value, conversation if not new_name else "")
-            is_start |= bool(conversation and new_name) and name != new_name
+            role, error = _read_role(value, conversation if not new_name else "")
+            is_start |= name != new_name if conversation and new_name else not conversation and role == "system"
         if is_start or not is_one and not error:
             if messages:
                 yield first_location, messages
-            messages, n_messages, has_error = [], 0, False
-        if is_one and not error:
-            new_labels = records.find_labels(value)
-            if n_messages and not conversation:
-                old_labels = labels if n_messages > 1 and records.read_message(value)[0] != "assistant" else {}
-                _check_labels(location, (name, new_name), old_labels, new_labels)
-            labels = {k: v for k, v in labels.items() if new_labels.get(k) == v} if n_messages else new_labels
+            messages, n_messages, has_error, labels = [], 0, False, {}
+        if is_one and not error and not conversation:
+            changed = _update_labels(labels, records.find_labels(value), role)
+            if n_messages and new_name and new_name != name or changed:
+                _fail_at_change(location, new_name[0] if new_name else changed, is_known=bool(new_name))
         name = new_name or (name if n_messages or error or conversation else None)
         if error:
             messages, has_error = [], True
@@ -119,6 +119,9 @@ def join_messages(
         elif not has_error:
             first_location = first_location if messages else location
             messages.append(value)
+            if len(messages) > MAX_MESSAGES:
+                problem = f"more than {MAX_MESSAGES:,} messages without an empty line seem to be one conversation"
+                raise UserError(f"{location}: {problem}: put an empty line between conversations")
         n_messages += is_one
         is_run = is_one or is_run and error is not None
     if messages:
@@ -137,29 +140,39 @@ def _unpack_lists(values: Iterable[tuple[str, Any, bool]], named: tuple[str, ...
         was_list = isinstance(value, list)
 
 
-def _find_error(message: Any, missing: str) -> RecordError | None:
-    """Return the error in a message, or None. missing is the name of a required key that it lacks, or ""."""
+def _read_role(message: Any, missing: str) -> tuple[str, RecordError | None]:
+    """Return (role, error or None) for a message. missing is the name of a required key that it lacks, or ""."""
     try:
-        records.read_message(message)
+        role, _, _ = records.read_message(message)
     except RecordError as error:
-        return error
-    return RecordError("missing fields", f"there is no field {missing!r} (--conversation)") if missing else None
+        return "", error
+    problem = "blank" if missing in message else "missing"
+    return role, RecordError(
+        "missing fields", f"the field {missing!r} (--conversation) is {problem}"
+    ) if missing else None
 
 
-def _check_labels(location: str, names: tuple[Any, Any], old_labels: dict[str, Any], new_labels: dict[str, Any]):
-    """Raise UserError if a message belongs to a different conversation than the previous message.
+def _update_labels(labels: dict[str, tuple[Any, int]], new_labels: dict[str, Any], role: str) -> str:
+    """Update labels and return the key that seems to name a conversation and has changed, or "".
 
-    names are the fields that identify the conversations of the two messages. old_labels are the fields that all
-    messages before a question have in common.
+    labels has the value of each field that the question and the answer share or that only the question has, and for
+    how many messages, or (None, 0) for other fields. new_labels are the fields of the next message, with this role.
     """
-    name, new_name = names
-    key, remedy = new_name[0] if name and new_name and name != new_name else "", ""
-    if not key:
-        key = next((key for key, value in old_labels.items() if new_labels.get(key, value) != value), "")
-        remedy = f", or delete {key!r} if it does not name a conversation"
-    if key:
-        problem = f"each record is one message, and the value of {key!r} changes here"
-        raise UserError(f"{location}: {problem}: pass --conversation={key}{remedy}")
+    for key in {**labels, **new_labels}:
+        value, (old_value, n) = new_labels.get(key), labels.get(key, (new_labels.get(key), 0))
+        if old_value is not None and value not in (None, old_value):
+            if n >= (3 if role == "assistant" else 2):
+                return key
+            old_value, n = None, 0  # it differs within an exchange
+        labels[key] = old_value, n + 1
+    return ""
+
+
+def _fail_at_change(location: str, key: str, is_known: bool):
+    """Raise UserError for a message of another conversation than the message before it."""
+    remedy = "" if is_known else f", or delete {key!r} if it does not name a conversation"
+    problem = f"each record is one message, and the value of {key!r} changes here"
+    raise UserError(f"{location}: {problem}: pass --conversation={key}{remedy}")
 
 
 def _find_array(text: JsonText, has_lines: bool, named: tuple[str, ...]) -> tuple[int | None, bool]:
@@ -230,6 +243,8 @@ def _check_neighbor(key: str, value: Any, location: str):
     """Raise UserError if a field next to the list of records in an object would change what the records mean."""
     (name,) = records.normalize_names((key,), records.RECORD_KEYS)
     if name in records.RECORD_KEYS and (not records.is_empty(value) or name in records.LOSS_KEYS and value is False):
+        raise UserError(f"{location}: {key!r} is outside the list of records: move it into each record, or delete it")
+    if records.find_loss_words((key,)) and records.is_loss_flag(value):
         raise UserError(f"{location}: {key!r} is outside the list of records: move it into each record, or delete it")
     if isinstance(value, list) and value and (is_message(value[0]) or _is_record(value[0])):
         raise UserError(f"{location}: the object also has the list {key!r}: save each list in a file of its own")

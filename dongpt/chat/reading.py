@@ -8,6 +8,7 @@ records.py describes the forms of their records.
 """
 
 import csv
+import json
 import os
 import re
 from dataclasses import dataclass, replace
@@ -18,9 +19,10 @@ from configurator import UserError
 from dongpt.chat import records
 from dongpt.chat.parsing import join_messages, join_pairs, read_json, read_tagged
 from dongpt.chat.records import Form, Messages, Record, RecordError
-from dongpt.chat.survey import Survey
+from dongpt.chat.survey import Survey, display
 from dongpt.text import documents
 from dongpt.text.documents import Files, Progress
+from dongpt.text.template import is_valid_unicode
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 JSON_SUFFIXES = (".json", *LINE_SUFFIXES)
@@ -66,13 +68,16 @@ class Dialogues:
         # a byte that is not in the encoding breaks only its record
         files = replace(self.files, errors="surrogateescape") if self.skip_broken else self.files
         for location, suffix, chunks in files.members(path, CHAT_SUFFIXES, *progress):
+            damage = list[bool]()  # not empty if bytes could not be decoded
+            chunks = _watch(chunks, damage) if self.skip_broken else chunks
             head = next(chunks, "")
             chunks = chain([head], chunks)
             if suffix in documents.CSV_DELIMITERS:
-                yield from self._join_records(location, self._read_csv(location, suffix, chunks), survey)
+                values = self._read_csv(location, suffix, chunks)
+                yield from self._join_records(location, _check_bytes(values, damage), survey)
             elif suffix in JSON_SUFFIXES or head.lstrip().startswith(("[", "{")):
                 values = read_json(chunks, location, suffix in LINE_SUFFIXES, self._named, self.conversation)
-                yield from self._join_records(location, values, survey)
+                yield from self._join_records(location, _check_bytes(values, damage), survey)
             elif is_about_files(location) and (location != path or len(self.files.paths) > 1):
                 self.files.n_left_out[path if location != path else os.path.dirname(path)] += 1
             else:
@@ -148,7 +153,7 @@ class Dialogues:
 
         lines, delimiters = documents.split_lines(chunks), documents.CSV_DELIMITERS[suffix]
         columns, rows = documents.read_csv_rows(path, lines, delimiters, is_fitting)
-        values = self._read_csv_rows(rows, self._check_columns(path, columns))
+        values = _read_rows(rows, self._check_columns(path, columns))
         try:
             yield from join_messages(values, self._named, self.conversation)
         except UserError as error:
@@ -156,22 +161,6 @@ class Dialogues:
                 problem = "--skip_broken does not help, because it is not clear where the next row begins"
                 raise UserError(f"{error}; {problem}") from error
             raise
-
-    def _read_csv_rows(
-        self, rows: Iterable[tuple[str, list[str]]], names: tuple[str, ...]
-    ) -> Iterator[tuple[str, Any, bool]]:
-        """Yield (location, row as a dict, whether an empty row precedes it). Excel writes an empty row as commas."""
-        is_start = False
-        for location, row in rows:
-            if not any(row):
-                is_start = True
-                continue
-            if len(row) == len(names):
-                yield location, dict(zip(names, row)), is_start
-            else:
-                problem = f"it has {len(row)} columns, but line 1 has {len(names)}"
-                yield location, RecordError("rows of a different length", problem), is_start
-            is_start = False
 
     def _read_parquet(self, path: str, survey: Survey, on_progress: Progress, digest) -> Iterator[Record]:
         """Yield the rows of a Parquet file as dicts of the relevant columns, or as lists if each row is one message."""
@@ -185,11 +174,8 @@ class Dialogues:
             types = str([file.schema_arrow.field(column).type for column in read_columns])
             has_plain_types = "binary" not in types and "map<" not in types
             rows = documents.read_parquet_rows(path, file, read_columns, digest)
-            values = (
-                (location, dict(zip(wanted, row if has_plain_types else map(_to_plain, row))), False)
-                for location, row in rows
-            )
-            yield from join_messages(values, self._named, self.conversation)
+            rows = rows if has_plain_types else ((location, tuple(map(_to_plain, row))) for location, row in rows)
+            yield from join_messages(_read_rows(rows, wanted), self._named, self.conversation)
         on_progress(os.path.getsize(path))
 
     @property
@@ -220,6 +206,43 @@ def _normalize_keys(record: Any, names: tuple[str, ...]) -> Any:
         return records.normalize_keys(record, records.RECORD_KEYS, names) if isinstance(record, dict) else record
     except RecordError as error:
         return error
+
+
+def _watch(chunks: Iterable[str], damage: list[bool]) -> Iterator[str]:
+    """Yield chunks, and append to damage if one has bytes that could not be decoded."""
+    for chunk in chunks:
+        if not chunk.isascii() and not is_valid_unicode(chunk):
+            damage.append(True)
+        yield chunk
+
+
+def _check_bytes(values: Iterable[Record], damage: list[bool]) -> Iterator[Record]:
+    """Yield records, with a RecordError for each one that has bytes that could not be decoded."""
+    for location, record in values:
+        if (
+            damage
+            and not isinstance(record, RecordError)
+            and re.search("[\\\\]udc[89a-f]", json.dumps(record, default=str))
+        ):
+            problem = f"it has bytes in another encoding ({display(ascii(record), 80)})"
+            remedy = "if many records have such bytes, pass --encoding=NAME"
+            record = RecordError("content that is not text", problem, remedy)
+        yield location, record
+
+
+def _read_rows(rows: Iterable[tuple[str, Sequence]], names: Sequence[str]) -> Iterator[tuple[str, Any, bool]]:
+    """Yield (location, row as a dict, whether an empty row precedes it). Excel writes an empty row as commas."""
+    is_start = False
+    for location, row in rows:
+        if not any(value not in (None, "") for value in row):
+            is_start = True
+            continue
+        if len(row) == len(names):
+            yield location, dict(zip(names, row)), is_start
+        else:
+            problem = f"it has {len(row)} columns, but line 1 has {len(names)}"
+            yield location, RecordError("rows of a different length", problem), is_start
+        is_start = False
 
 
 def _to_plain(value: Any) -> Any:

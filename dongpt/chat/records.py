@@ -30,6 +30,7 @@ ROLE_OF_NAME = {
 }
 ROLE_NAMES = ("system", "user", "assistant", "human", "gpt", "bot")
 OTHER_ROLES = ("tool", "developer", "function", "function_call", "function_response", "observation", "ipython")
+OTHER_MESSAGE_TYPES = (*OTHER_ROLES, "tool_call", "function_call_output", "tool_result", "reasoning", "thinking")
 MESSAGE_FORMAT = (
     'a record must be like {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]},'
     " with alternating user and assistant messages after an optional system message"
@@ -41,6 +42,7 @@ INPUT_KEYS = ("input", "context")  # text that one of INPUT_QUESTIONS is about
 INPUT_QUESTIONS = ("instruction", "question", "query", "prompt", "problem")
 CONVERSATION_NAMES = ("conversation", "conv", "dialogue", "dialog", "session", "thread", "chat", "ticket")
 CONVERSATION_KEYS = frozenset((*CONVERSATION_NAMES, *(f"{name}id" for name in CONVERSATION_NAMES)))  # of squash()
+is_count = re.compile("(?i).*(time|date|created|sent|turn|round|index|token)").match  # of a key that varies in between
 MISSING_NAMES = ("", "nan", "none", "null", "<na>")  # of a conversation, in lower case
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
 LOSS_KEYS = frozenset("weight train trainable training loss loss_mask loss_weight loss_scale is_trainable".split())
@@ -52,9 +54,8 @@ FLAG_KEYS = ("label", "kto_tag")  # rejected if they are true or false, in any s
 OTHER_LOSS_MASKS = "loss masks other than train or weight"
 DELETE_KEY = "delete the key if it means something else"
 REJECTED_KEYS = {  # unless their value is empty: the kind of content that this program cannot express
-    **dict.fromkeys(
-        ("tools", "tool_calls", "tool_call_id", "functions", "function_call", "tool_responses"), "tool calls"
-    ),
+    **dict.fromkeys("tools tool_call tool_calls tool_call_id tool_uses tool_responses".split(), "tool calls"),
+    **dict.fromkeys("functions function_call function_calls".split(), "tool calls"),
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "images, audio or video"),
     **dict.fromkeys(("chosen", "rejected", "chosen_response", "rejected_response"), "preference data"),
     **dict.fromkeys(("preferred_output", "non_preferred_output", "label", "kto_tag"), "preference data"),
@@ -69,7 +70,7 @@ SPECIAL_KEYS = {*REJECTED_KEYS, *LOSS_KEYS}
 FORM_KEYS = {*LIST_KEYS, *QUESTION_KEYS, *ANSWER_KEYS}
 RECORD_KEYS = frozenset({*FORM_KEYS, *INPUT_KEYS, "history", *SYSTEM_KEYS, *SPECIAL_KEYS})
 MESSAGE_KEYS = LOSS_KEYS | {"role", "from", "content", "value", "type", "text", *REJECTED_MESSAGE_KEYS}
-LISTED_MESSAGE = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""", re.IGNORECASE)
+LISTED_MESSAGE = re.compile(r"""\s*\[\s*\{[^{}]{0,999}?["'](role|from)["']\s*:""", re.IGNORECASE)
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -131,7 +132,10 @@ def find_loss_words(keys: tuple[str, ...]) -> tuple[str, ...]:
 
     def has_word(key: str) -> bool:
         words = re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1_\2", key).lower())
-        return not LOSS_WORDS.isdisjoint(words) or re.match("(is)?(loss|train)|.*loss$", squash(key)) is not None
+        return (
+            not LOSS_WORDS.isdisjoint(words)
+            or re.match("(is|no|non|dont|un)?(loss|train)|.*(loss|mask)$", squash(key)) is not None
+        )
 
     return tuple(key for key in keys if key not in SPECIAL_KEYS and has_word(key))
 
@@ -196,6 +200,7 @@ def read_content(content: Any) -> str:
         if not isinstance(part, dict):
             problem = f"the field 'content' is not text but a list with {shorten(part)!r}"
             raise RecordError("content that is not text", problem)
+        reject_keys(part, REJECTED_MESSAGE_KEYS)
         if part.get("type", "text") not in TEXT_PARTS:
             problem = f"the content has a part of type {shorten(part['type'])!r}, which is not text"
             raise RecordError("content parts other than text", problem)
@@ -225,14 +230,24 @@ def reject_keys(holder: dict[str, Any], rejected: dict[str, str], accepted: Cont
     """Raise RecordError if holder has content that a conversation cannot express, unless its kind is in accepted."""
     for key in holder:
         if key in rejected and rejected[key] not in accepted:
-            value, is_flag = holder[key], key in FLAG_KEYS
-            if str(value).strip().lower() in FLAG_TEXTS if is_flag else not is_empty(value):
-                remedy = DELETE_KEY if is_flag or rejected[key] == OTHER_LOSS_MASKS else ""
+            value, is_flag, is_mask = holder[key], key in FLAG_KEYS, rejected[key] == OTHER_LOSS_MASKS
+            has_flag = (is_flag or is_mask) and str(value).strip().lower() in FLAG_TEXTS
+            if has_flag or not is_flag and not is_empty(value):
+                remedy = DELETE_KEY if is_flag or is_mask else ""
                 raise RecordError(rejected[key], f"{key} means {rejected[key]}, which are not supported", remedy)
     for key in find_loss_words(tuple(holder)):
-        if str(holder[key]).strip().lower() in FLAGS.keys() - {""}:
+        if is_loss_flag(holder[key]):
             problem = f"{key} may say whether an answer counts toward the loss, but only weight and train are supported"
             raise RecordError(OTHER_LOSS_MASKS, problem, f"rename it to train, or {DELETE_KEY}")
+
+
+def is_loss_flag(value: Any) -> bool:
+    """Return True if a value may say whether an answer counts: true, a number from 0 to 1, yes, 0101, or a list."""
+    if isinstance(value, str):
+        return re.fullmatch(r"[01.]+|true|false|yes|no|y|n|x|on|off", value.strip().lower()) is not None
+    if isinstance(value, list):
+        return bool(value) and all(map(is_loss_flag, value))
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -243,8 +258,7 @@ def is_message(record: Any, named: tuple[str, ...] = ()) -> bool:
     """Return True if a record is a single message. named are the keys of the question and the answer, if given."""
     if not isinstance(record, dict) or not has_message_keys(tuple(record), named):
         return False
-    lists = (value for key, value in record.items() if squash(key) in LIST_KEYS)
-    return not any(isinstance(value, list) or str(value).lstrip().startswith("[") for value in lists)
+    return not any(_is_list(value) for key, value in record.items() if squash(key) in LIST_KEYS)
 
 
 @functools.lru_cache(maxsize=128)
@@ -269,12 +283,13 @@ def find_name(message: dict[str, Any], conversation: str = "") -> tuple[str, str
 
 
 def find_labels(message: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that may identify the conversation of a message: texts and integers with no other meaning."""
+    """Return the fields that may identify the conversation of a message: values that are not lists or flags."""
     if len(message) == 2:
         return {}
     names = normalize_names(tuple(message), MESSAGE_KEYS)
-    fields = ((name, value) for name, value in zip(names, message.values()) if name not in MESSAGE_KEYS)
-    return {name: value for name, value in fields if type(value) in (str, int) and value != ""}
+    fields = ((n, value) for n, value in zip(names, message.values()) if not (n in MESSAGE_KEYS or is_count(n)))
+    kinds = (bool, list, dict, type(None))
+    return {name: value for name, value in fields if not isinstance(value, kinds) and value == value and value != ""}
 
 
 def read_messages(messages: list, n_context: int = 0) -> Messages:
@@ -339,8 +354,13 @@ def read_message(message: Any) -> Message:
     content = message["value"] if is_value else message.get("content")
     if content is None:
         content = message.get("content" if is_value else "value")
+    elif message.get("value" if not is_value else "content") not in (None, "", content):
+        raise RecordError("two contents", "the message has the fields 'content' and 'value'", "delete one of them")
     if role == "system" and (content is None or content != content):
         content = ""
+    message_type = message.get("type")
+    if isinstance(message_type, str) and message_type.strip().lower() in OTHER_MESSAGE_TYPES:
+        raise RecordError("messages of another type", f"messages of type {message_type!r} are not supported")
     return role, read_content(content) if isinstance(content, list) else read_text(content, "content"), in_loss
 
 
@@ -440,7 +460,7 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
             remedy = f"pass --user=KEY and --assistant=KEY, two of {str([*record][:20])[:200]}"
             raise RecordError("missing fields", f"there is no field {missing[0]!r}", remedy)
         for key in named:
-            if isinstance(text := record[key], str) and LISTED_MESSAGE.match(text) and not _is_list(text, key):
+            if isinstance(text := record[key], str) and _is_list(text) and key not in ("prompt", "completion"):
                 problem, remedy = (
                     f"the field {key!r} has a list of messages as text",
                     "pass neither --user nor --assistant",
@@ -453,9 +473,10 @@ def _read_form(record: dict[str, Any], others: dict[str, Any], named: tuple[str,
         return _read_pair(record, others, *named)
     for key in LIST_KEYS:
         value = record.get(key)
-        if value in ([], "", "[]") and has_form(name for name in record if name != key and not is_empty(record[name])):
+        is_other = value in ([], "", "[]") or not isinstance(value, (str, list, dict))  # such as a number of messages
+        if is_other and has_form(name for name in record if name != key and not is_empty(record[name])):
             continue
-        if value is not None and (key != "conversation" or isinstance(value, list) or str(value).startswith("[")):
+        if value is not None and (key != "conversation" or isinstance(value, list) or _is_list(value)):
             messages = read_list(value, key)
             names = normalize_keys(messages[0], MESSAGE_KEYS) if messages and isinstance(messages[0], dict) else ()
             is_sharegpt = "from" in names and "role" not in names
@@ -475,11 +496,11 @@ def _list_form(key: str, is_sharegpt: bool) -> Form:
     return Form(f"ShareGPT ({key}: from, value)" if is_sharegpt else f"messages ({key}: role, content)", (key,))
 
 
-def _is_list(value: Any, key: str) -> bool:
-    """Return True if a value is a list of messages, or a prompt or completion with such a list as CSV text."""
+def _is_list(value: Any) -> bool:
+    """Return True if a value is a list of messages, which CSV holds as text."""
     if isinstance(value, list):
         return bool(value) and isinstance(value[0], dict)
-    return key in ("prompt", "completion") and isinstance(value, str) and LISTED_MESSAGE.match(value) is not None
+    return isinstance(value, str) and LISTED_MESSAGE.match(value) is not None
 
 
 def _read_pair(record: dict[str, Any], others: dict[str, Any], user: str, assistant: str) -> tuple[Form, Messages]:
@@ -489,12 +510,12 @@ def _read_pair(record: dict[str, Any], others: dict[str, Any], user: str, assist
     extra_keys = (*INPUT_KEYS, "history") if user.lower() in INPUT_QUESTIONS else ("history",)
     used = [user, *(key for key in extra_keys if key in others), assistant]
     extra = {key: others[key] for key in used[1:-1] if not is_empty(others[key], EMPTY_TEXTS[key == "history"])}
-    if _is_list(record[user], user) or _is_list(record[assistant], assistant):
+    if _is_list(record[user]) or _is_list(record[assistant]):
         if extra:
             problem = f"{[*extra][0]} next to a list of messages is not supported"
             raise RecordError("lists of messages with another text", problem)
         context, answers = (
-            read_list(record[key], key) if _is_list(record[key], key) else [{"role": role, "content": record[key]}]
+            read_list(record[key], key) if _is_list(record[key]) else [{"role": role, "content": record[key]}]
             for key, role in ((user, "user"), (assistant, "assistant"))
         )
         if len(answers) > len(context):

@@ -313,13 +313,15 @@ class BinWriter:
         return self
 
     def __exit__(self, *error):
-        with self.lock:
+        try:
             with contextlib.suppress(OSError):  # of a write that failed before
                 self._close_files()
             if self.can_resume and KeyboardInterrupt in error:
                 print(f"interrupted: run the same command again to continue after document {self.state['documents']:,}")
             if not self.can_resume and not _staged_names(self.folder)[0]:
                 shutil.rmtree(self._staging_path(), ignore_errors=True)
+        finally:
+            self.lock.__exit__(*error)
 
     @contextlib.contextmanager
     def _explain_disk_errors(self):

@@ -39,6 +39,7 @@ UNQUOTE_TSV = (  # command that writes TSV without quoting as CSV
 )
 BLANK = "blank documents"  # a key of Files.n_left_out
 MAX_CSV_HEADER_CHARS = 2**20
+MAX_CSV_FIELD_CHARS = 2**27  # a longer field is a sign of a missing quotation mark
 PARQUET_BATCH_BYTES = 2**24  # of text read at a time, at least one row
 # files that donGPT's programs write to a data folder
 DATA_FILE_PATTERN = re.compile(
@@ -428,11 +429,11 @@ def _csv_names(header: str, delimiter: str) -> list[str]:
 def read_csv_rows(
     path: str, lines: Iterable[str], delimiters: str, is_fitting: Callable[[list[str]], bool]
 ) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
-    """Return (names, (location, row) for each row) of a CSV file. Rows may be shorter or longer than names.
+    """Return (names, (location, row) for each row) of a CSV file. Rows may be empty, or longer or shorter than names.
 
     The delimiter is the first one that splits the header line into the expected names.
     """
-    csv.field_size_limit(2**31 - 1)  # in characters; Python's default is too small for long documents
+    csv.field_size_limit(MAX_CSV_FIELD_CHARS)  # Python's default is too small for long documents
     lines, n_header_lines = iter(lines), 1
     header = next(lines, "")
     if declared := re.fullmatch(r'"?sep=(.)"?\s*', header):  # a line that Excel understands
@@ -463,8 +464,7 @@ def read_csv_rows(
                         problem = "quotation marks make one row of lines that are complete rows without them"
                         raise UserError(f"{location}: {problem}: {convert}, and otherwise without quoting=3")
                 last_line = rows.line_num
-                if row:
-                    yield location, row
+                yield location, row
         except csv.Error as error:
             location = f"{path} line {rows.line_num + n_header_lines:,}"
             remedy = "correct or delete it" + (f", or {convert}" if n_tabs else "")
@@ -480,6 +480,8 @@ def _read_csv(
     _check_fields(path, fields, names, option)
     columns, n_names = [names.index(field) for field in fields], len(names)
     for location, row in rows:
+        if not row:
+            continue
         if len(row) != n_names:
             raise UserError(f"{location} has {len(row)} columns, but line 1 has {n_names}: correct or delete it")
         yield location, [row[column] for column in columns]

@@ -104,7 +104,10 @@ class JsonText:
                 if separator not in ("]", ","):
                     self.fail(location, f"{separator!r} follows it instead of a comma or bracket" if separator else "")
             except JsonError as error:
-                if not line_start or self.n_wasted > MAX_WASTED_CHARS or not self._skip_to(line_start):
+                is_comma_missing = line_start and separator in ("{", "[")  # and the next element is intact
+                if is_comma_missing:
+                    self.position -= 1
+                elif not line_start or self.n_wasted > MAX_WASTED_CHARS or not self._skip_to(line_start):
                     raise
                 yield location, error
                 separator = ","

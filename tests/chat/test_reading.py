@@ -418,7 +418,7 @@ DAMAGES = [  # pattern in the third record of an array, replacement, number of t
     (":", "", 3),
     (r"\}\s*\]\s*\}", "}}", 3),
     (r"\]\s*\}", "]}}", 0),  # the brace after the record
-    (r"\]\s*\},", "]}", 4),  # no comma precedes it
+    (r"\]\s*\},", "]}", 0),  # no comma after the record
     (r"\{", "", 3),
 ]
 
@@ -613,7 +613,7 @@ def test_messages_with_the_name_of_their_conversation_are_joined_by_it(tmp_path,
     assert read(write(tmp_path / name, FLAT[:2])) == wanted[:1]
     broken = write(tmp_path / name, [*FLAT[:4], {"role": "tool", "content": "x", "conv_id": 1}, *FLAT[4:]])
     assert read(broken, conversation="conv_id", skip_broken=True) == [wanted[0], wanted[2]]
-    with pytest.raises(UserError, match="cannot be combined|no field 'talk'"):
+    with pytest.raises(UserError, match="cannot be combined|the field 'talk' .* is missing"):
         read(write(tmp_path / name, FLAT), conversation="talk")
 
 
@@ -723,11 +723,11 @@ def test_fields_that_differ_within_an_exchange_do_not_name_a_conversation(tmp_pa
 
 
 @smoke
-@pytest.mark.parametrize("name", ["a.csv", "b.csv", "a.jsonl"])
+@pytest.mark.parametrize("name", ["a.csv", "b.csv", "c.csv", "a.jsonl"])
 def test_an_empty_row_ends_a_conversation(tmp_path, name):
     rows = flat_rows("at")
     lines = open(write(tmp_path / name, rows), encoding="utf-8").read().splitlines()
-    empty = ",," if name == "b.csv" else ",,  "[:2] if name == "a.csv" else ""
+    empty = ",," if name in ("a.csv", "b.csv") else ""
     n_header = name.endswith("csv")
     for i in (8, 4):
         lines.insert(i + n_header, empty)
@@ -869,3 +869,79 @@ def test_keys_of_messages_without_effect_are_listed(tmp_path, capsys):
     text = open(path, encoding="utf-8").read().replace('"role"', '"mood": "x", "Weight": 1, "role"')
     prepare_chat(tmp_path, write_text(tmp_path / "b.jsonl", text))
     assert "keys without effect: mood\n" in capsys.readouterr().out
+
+
+@smoke
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("case", ["merged cells", "first is blank", "floats", "an answer comes first"])
+def test_the_name_of_a_conversation_may_be_blank_or_change_at_an_answer(tmp_path, container, case):
+    rows = flat_rows("group")
+    names = [row["group"] for row in rows]
+    if case == "merged cells":
+        names = [name if i % 4 == 0 else None for i, name in enumerate(names)]
+    elif case == "first is blank":
+        names[:4] = [None] * 4
+    elif case == "floats":
+        names = [float(name[1:]) + 1 for name in names]
+    else:
+        names[3] = names[4]
+    rows = [{"group": name, **{k: row[k] for k in ("role", "content")}} for name, row in zip(names, rows)]
+    with pytest.raises(UserError, match="the value of 'group' changes here"):
+        read(write(tmp_path / container, rows))
+
+
+@smoke
+@pytest.mark.parametrize("name", ["a.jsonl", "line.json", "a.csv"])
+def test_a_system_message_starts_a_conversation(tmp_path, name):
+    rows = [{"role": "system", "content": f"s{i // 3}"} if i % 3 == 0 else row for i, row in enumerate(flat_rows("x"))]
+    rows = [{"role": ("system", "user", "assistant")[i % 3], "content": f"{i}"} for i in range(9)]
+    found = read(write(tmp_path / name, rows))
+    assert found == [[("system", f"{i}"), ("user", f"{i + 1}"), ("assistant", f"{i + 2}")] for i in (0, 3, 6)]
+
+
+@smoke
+def test_a_name_that_begins_with_a_bracket_is_no_list(tmp_path):
+    rows = [{"question": "q", "answer": "a", "conversation": "[Ticket 1] x"}]
+    for name in ("a.csv", "a.jsonl"):
+        path = write(tmp_path / name, rows)
+        assert read(path) == read(path, conversation="conversation") == [talk("q", "a")]
+
+
+@smoke
+def test_a_name_with_bytes_in_another_encoding_breaks_its_record(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"conv,question,answer\n1,q,a\n1\x80,r,b\n2,x,y\n")
+    assert read(tmp_path / "a.csv", conversation="conv", skip_broken=True) == []  # 2 may continue it
+    record = b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "wei\xffght": 0}]}'
+    (tmp_path / "a.jsonl").write_bytes(record + b"\n" + record.replace(b"\xff", b"") + b"\n")
+    with pytest.raises(UserError, match="no answer in .* counts toward the loss"):
+        survey = Survey()
+        [*Dialogues(Files([str(tmp_path / "a.jsonl")]), skip_broken=True).read(survey=survey)]
+        assert survey.num_broken == 1
+        survey.check(["a.jsonl"], True)
+
+
+@smoke
+def test_a_loss_flag_next_to_the_records_is_an_error(tmp_path):
+    for key in ("compute_loss", "train_on_inputs", "weight"):
+        text = json.dumps({key: False, "data": [as_messages(talk("q", "a"))]})
+        with pytest.raises(UserError, match=f"'{key}' is outside the list of records"):
+            read(write_text(tmp_path / "a.json", text))
+
+
+@smoke
+def test_a_quotation_mark_that_is_not_closed_is_not_read_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("dongpt.text.documents.MAX_CSV_FIELD_CHARS", 1000)
+    path = write_text(tmp_path / "a.csv", 'question,answer\nq,a\nq,"a\n' + "r,b\n" * 1000)
+    try:
+        with pytest.raises(UserError, match="is not valid CSV .*field larger than field limit"):
+            read(path)
+    finally:
+        csv.field_size_limit(2**27)
+
+
+@smoke
+def test_nothing_remains_of_a_new_folder_after_a_failure(tmp_path):
+    name = "zz_test_nothing_remains"
+    path = write(tmp_path / "a.jsonl", [as_messages(talk("q" * 300, "a" * 300))])
+    said = refusal(tmp_path, path, f"--name={name}")
+    assert "cannot be split" in said and not os.path.exists(os.path.join(bins.ROOT, "data", name))

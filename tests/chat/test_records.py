@@ -84,7 +84,13 @@ FORMS = [  # record, conversation, words in the form's name
         TWO_TURNS,
         "conversation",
     ),
-    ({"question": "q", "answer": "a", "constraint": 1, "train_time": "1 h", "training_data": "x"}, Q_A, "questions"),
+    ({"question": "q", "answer": "a", "messages": 3}, Q_A, "questions"),
+    ({"input": json.dumps([{"name": "x", **chat("q")[0]}]), "output": "a"}, [("user", "q", False), Q_A[1]], "lists"),
+    (
+        {"question": "q", "answer": "a", "constraint": 1, "train_time": "1 h", "training_data": "books"},
+        Q_A,
+        "questions",
+    ),
 ]
 
 
@@ -236,6 +242,18 @@ REJECTED = [  # record, kind
         for value in (True, "false", 0, 1.0)
         for record in ({"messages": chat("q", "a", **{key: value})}, {"question": "q", "answer": "a", key: value})
     ),
+    *(
+        ({"messages": chat("q", "a", **{key: value})}, "loss masks")
+        for key in ("compute_loss", "loss_masks", "use_in_training", "notrain", "untrained", "labelmask")
+        for value in ([0, 1], "0101", 0.5, "no", True)
+    ),
+    *(({"messages": chat("q", "a", mask=value)}, "loss masks") for value in (False, 0, "false", True)),
+    ({"messages": chat("q", [{"type": "text", "text": "a", "compute_loss": False}])}, "loss masks"),
+    ({"messages": chat("q", [{"type": "text", "text": "a", "mask": True}])}, "loss masks"),
+    ({"messages": chat([{"type": "text", "text": "q", "image": "x.png"}], "a")}, "images"),
+    ({"messages": chat("q", "a", tool_uses=["f"])}, "tool calls"),
+    ({"messages": chat("q", "a", type="reasoning")}, "messages of another type"),
+    ({"messages": chat("q", "a", value="b")}, "two contents"),
     ({"question": "q", "answer": "a", "loss": 2.5}, "weights"),
     ({"question": "q", "answer": "a", "weights": [0, 1]}, "loss masks"),
     ({"messages": chat("q", "a", weights=0)}, "loss masks"),
