@@ -116,7 +116,10 @@ def holds(dtype: str, ids: np.ndarray) -> bool:
 
 
 CASES = [
-    (dtype, name) for name in IDS for dtype in TYPE_NAMES if dtype not in ("u1", "<i4", ">i4") and holds(dtype, IDS[name])
+    (dtype, name)
+    for name in IDS
+    for dtype in TYPE_NAMES
+    if dtype not in ("u1", "<i4", ">i4") and holds(dtype, IDS[name])
 ]
 
 
