@@ -154,7 +154,10 @@ def transformers_logits(directory: str, idx: torch.Tensor) -> torch.Tensor | str
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
-        model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+        options = dict(dtype=torch.float32, local_files_only=True, output_loading_info=True)
+        model, info = GPT2LMHeadModel.from_pretrained(directory, **options)
+        if info["missing_keys"]:  # transformers initializes these randomly
+            return f"did not find {len(info['missing_keys'])} weights in {directory}"
         with torch.no_grad():
             return model.eval()(idx).logits
     except Exception as error:  # transformers documents none; its messages point to a report that we do not print

@@ -24,6 +24,7 @@ LLM_C_BYTES = 1024  # of llm.c's header: 256 int32, of which the first three are
 LLM_C_TYPES = {20240520: "<u2", 20240801: "<u4"}  # by magic number: GPT-2's and Llama 3's tokens
 HEADER_BYTES = (4, 8, 12, 16, 24, 32, 64, 128, 256, 512, LLM_C_BYTES, SAMPLE_BYTES)  # lengths of other headers
 HEADER_NUMBERS = 6  # int32 at the start of a header, of which one may be the token count
+MAX_SPECIAL_IDS, MAX_SPECIAL_SHARE = 8, 0.1  # of ids from 65,536, where all others are smaller
 MIN_COUNTED_IDS = 1000  # smaller counts may be ids
 ARCHIVES = {b"PK\3\4": "zip", b"\x1f\x8b\x08": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zst"}
 MAGIC = {magic: f"a .{suffix} archive" for magic, suffix in ARCHIVES.items()}
@@ -32,9 +33,11 @@ MAGIC |= {b"LITPKDS": "a packed dataset of litgpt", b"MMIDIDX": "a Megatron-LM i
 MAGIC |= dict.fromkeys((b"\x80\x02\x8a\x0a", b"\x80\x04\x95", b"\x80\x05\x95"), "a pickle")
 TYPE_NAMES = {"u1": "uint8", "<u4": "uint32", "<i8": "int64", ">u2": "big-endian uint16", ">u4": "big-endian uint32"}
 TYPE_NAMES |= {">i8": "big-endian int64", "<f2": "float16", "<f4": "float32", "<f8": "float64", "<i4": "int32"}
+TYPE_NAMES |= {">i4": "big-endian int32"}
 # positions in each group of four uint16 values: those that hold the ids, and those that are always 0
 COLUMNS = {"<i8": ([0], [1, 2, 3]), ">i8": ([3], [0, 1, 2]), "<u4": ([0, 2], [1, 3]), ">u4": ([1, 3], [0, 2])}
 CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0b\x0e-\x1f]")
+TOKENIZE_AGAIN = "tokenize its text again with a vocabulary of at most 65,536, as uint16"
 IF_UINT16 = "; if its ids are uint16, declare them in a meta.json (see docs/formats.md)"
 
 
@@ -51,6 +54,8 @@ def find_problem(path: str) -> str:
     header_bytes, dtype, reason = find_header(head, size)
     if header_bytes:
         remedy = _how_to_convert(path, f"np.fromfile(path, {dtype!r}, offset={header_bytes})") + IF_UINT16
+        if dtype and max(np.fromfile(path, dtype, SAMPLE_BYTES, offset=header_bytes), default=0) >= 2**16:
+            remedy = TOKENIZE_AGAIN
         problem = f"{path} seems to start with a header of {header_bytes:,} bytes ({reason})"
         return f"{problem}: {remedy if dtype else 'copy it again'}"
     positions = np.linspace(0, max(0, size - SAMPLE_BYTES), NUM_SAMPLES).astype(np.int64) // 8 * 8
@@ -68,15 +73,15 @@ def find_problem(path: str) -> str:
     if values.min() < 0:
         return f"{problem}: save it as uint16 without the negative numbers, which are not ids"
     if (largest := int(values.max())) >= 2**16:
-        remedy = "tokenize its text again with a vocabulary of at most 65,536, as uint16"
-        return f"{problem}, up to {largest:,}: {remedy}{IF_UINT16}"
+        return f"{problem}, up to {largest:,}: {TOKENIZE_AGAIN}{IF_UINT16}"
     return f"{problem}: {_how_to_convert(path, f'np.fromfile(path, {dtype!r})')}{IF_UINT16}"
 
 
 def _how_to_convert(path: str, array: str) -> str:
     """Return a command that writes a NumPy array as uint16 next to path, without overwriting it."""
-    code = f"import sys, numpy as np; path = sys.argv[1]; ids = {array}"
-    code += "; assert 0 <= int(ids.min()) and int(ids.max()) < 65536; ids.astype('<u2').tofile(path + '.new')"
+    code = f"import sys, numpy as np; path = sys.argv[1]; ids = {array}; low, high = int(ids.min()), int(ids.max())"
+    code += f"; 0 <= low <= high < 65536 or sys.exit(f'{{path}} has ids from {{low}} to {{high}}: {TOKENIZE_AGAIN}')"
+    code += "; ids.astype('<u2').tofile(path + '.new')"
     return f'run python -c "{code}" {shlex.quote(path)} and replace it with {path}.new'
 
 
@@ -125,15 +130,20 @@ def guess_type(ids: np.ndarray) -> tuple[str, str]:
             return dtype, "every second uint16 is 0" if len(zero) == 2 else "three out of every four uint16 are 0"
     if np.count_nonzero(ids) < MIN_IDS:
         return "", ""
-    for dtype in ("<i8", "<i4"):
+    for dtype in ("<i8", ">i8", "<i4", ">i4"):
         values = ids.view(dtype)
         lower, is_id = values & 0xFFFF, (values >= 0) & (values < LARGE_VOCAB_SIZE)
         is_padding = (values == -100) | (values == -1)  # as PyTorch and Hugging Face mark it
         if is_padding.any() and (is_id | is_padding).all() and is_enough(values[is_id]):
             return dtype, f"some are {values.min()}"
+        if dtype in COLUMNS and is_id.all() and is_enough(lower):
+            return dtype, "two out of every four uint16 are 0"
         # with ids of 65,536 and above; in uint16 ids of text, the upper halves would be ids like any other
-        is_varied = np.mean(lower > 0) > 0.75 and np.mean(lower >= 2**15) > 0.01 and len(set(values)) >= 64
-        if is_id.all() and is_varied:
+        large, is_varied = values[values >= 2**16], np.mean(lower > 0) > 0.75 and len(set(values)) >= 64
+        is_special = len(large) <= MAX_SPECIAL_SHARE * len(values) and len(set(large)) <= MAX_SPECIAL_IDS
+        # in pairs of an id and a flag, the ids with a flag are frequent without one, too
+        is_special = is_special and np.isin(values, large & 0xFFFF).sum() <= len(large) + MIN_IDS
+        if is_id.all() and is_varied and (is_special or np.mean(lower >= 2**15) > 0.01):
             return dtype.replace("i4", "u4"), "every second uint16 is 0 or nearly 0"
     n_beyond = np.count_nonzero(ids >= GPT2_VOCAB_SIZE)  # a few are wrong ids, not another byte order
     many_beyond = n_beyond > max(MIN_IDS, 0.01 * len(ids)) and ids.byteswap().max() < GPT2_VOCAB_SIZE

@@ -36,8 +36,9 @@ MAX_LINE_BYTES = 64 * MAX_VECTOR_WIDTH
 MAX_WORD_BYTES = 2**12
 CUT_WORD_BYTES = 90  # word2vec cuts off longer words, sometimes within a character
 VECTOR_SUFFIXES = (".txt", ".vec", ".bin")  # of members of an archive
-NUM_CHECKED_ROWS = 256  # of a binary file, which are checked together
+NUM_CHECKED_ROWS = 256  # rows of a binary file that are checked together, or words of a text file beyond ASCII
 SAMPLE_BYTES, SAMPLE_ROWS = 2**18, 100  # maximum used to recognize the format
+WORD_AND_VALUE = re.compile(r"\S+\s+[-+]?\d*(\.\d|e[-+]\d)")  # such as "horse 0.5", but not "No. 1"
 CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -50,7 +51,7 @@ def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
 
     The file is streamed, so that memory use depends only on the number of words. In a text file, rows of other words
     may have any content. Unusable rows are skipped there, and their number is printed. Raises UserError if the file
-    cannot be read, is damaged, has none of the words, or is unusable in most of these rows or any row of a binary file.
+    cannot be read, is damaged, has none of the words, or is unusable in most of these rows, or any in a binary file.
     """
     if path.endswith(".npy"):
         raise UserError(f"{path} is an output of data/word2vec.py: pass a word2vec or GloVe file")
@@ -62,8 +63,10 @@ def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
             if word in vectors:
                 num_repeated += 1
                 continue
-            vector = _parse_floats(values) if isinstance(values, list) else np.frombuffer(values, "<f4")
+            vector = np.frombuffer(values, "<f4") if isinstance(values, bytes) else _parse_floats(values or [])
             problem = "" if isinstance(values, bytes) else _vector_problem(vector, width)
+            if values is None:
+                problem = "has no line end, so it may be cut off"
             if vector is not None and not problem:
                 vectors[word] = vector.astype(np.float32)
                 continue
@@ -96,7 +99,7 @@ def _count_error(path: str, header_count: int, actual: str) -> UserError:
     return _file_error(path, problem, remedy)
 
 
-VectorRows = Iterator[tuple[int, str, Any]]  # (number, word, its values: a list of decimal strings, or float32 bytes)
+VectorRows = Iterator[tuple[int, str, Any]]  # (number, word, its values: decimals, float32 bytes, or None)
 
 
 def _open_rows(file: io.BufferedReader, path: str, words: set[str]) -> tuple[int, VectorRows]:
@@ -119,7 +122,8 @@ def _open_rows(file: io.BufferedReader, path: str, words: set[str]) -> tuple[int
         row_width = width or max(counts, key=counts.__getitem__, default=0)
         rows = [line.rstrip().rsplit(separator, row_width) for line in lines if 0 < row_width <= MAX_VECTOR_WIDTH]
         is_row = [len(row) > row_width and _parse_floats(row[1:]) is not None for row in rows]
-        if sum(is_row) * 2 > len(lines):
+        has_tab = [separator is not None and b"\t" in row[0].strip() for row in rows]  # between the word and its values
+        if sum(is_row) * 2 > len(lines) and sum(has_tab) * 2 <= len(lines):
             wider_rows = [line.rstrip().rsplit(separator, row_width + 1)[1:] for line in lines]
             if sum(len(row) > row_width and _parse_floats(row) is not None for row in wider_rows) * 2 > len(lines):
                 raise _file_error(path, f"its rows have more values than the {row_width:,} that its first line says")
@@ -161,18 +165,29 @@ def _read_text(
     Raises UserError if the file ends within a row, or if it does not have n_vectors rows.
     """
     first_fields = {word.encode("utf-8").partition(b" ")[0] for word in words}
-    number, line = 0, b""
+    number, line, num_other, num_invalid = 0, b"", 0, 0
     for line in iter(partial(file.readline, MAX_LINE_BYTES), b""):
         number += 1
         first_field = line.partition(b" ")[0] if separator else b"".join(line.split(None, 1)[:1])
         if first_field in first_fields:
             fields = line.rstrip().rsplit(separator, width)
-            if (word := (fields[0] if len(fields) > width else first_field).decode("utf-8", "replace")) in words:
-                yield number, word, fields[1:]
+            word = (fields[0].strip() if len(fields) > width else first_field).decode("utf-8", "replace")
+            if word not in words and WORD_AND_VALUE.match(word):  # more than width values
+                fields = line.split()
+                word = fields[0].decode("utf-8", "replace")
+            if word in words:
+                num_other += not word.isascii()
+                yield number, word, fields[1:] if n_vectors is not None or line.endswith(b"\n") else None
         elif line.isspace():
             number -= 1
         elif len(line) == MAX_LINE_BYTES:
             raise _file_error(path, f"vector {number:,} takes more than {MAX_LINE_BYTES:,} bytes")
+        elif num_other < NUM_CHECKED_ROWS and not first_field.isascii():
+            num_other += 1
+            num_invalid += _decode_word(first_field) is None
+    if num_invalid * 2 > num_other:  # in UTF-8, a few words may be cut off within a character
+        problem = f"{num_invalid:,} of the first {num_other:,} words with characters beyond ASCII are not UTF-8"
+        raise UserError(f"{path}: {problem}: convert the file, such as with iconv -f cp1252 -t utf-8")
     if not line.endswith(b"\n") and (n_values := len(line.split()) - 1) < width:
         raise _file_error(path, f"vector {number:,} has {n_values:,} values instead of {width:,}, and no line end")
     if n_vectors is not None and n_vectors != number:
@@ -182,7 +197,8 @@ def _read_text(
 def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int, words: set[str]) -> VectorRows:
     """Yield the rows of a binary file for the given words: a word, a space, float32 values, and an optional newline.
 
-    Words may contain spaces if a newline follows every vector. Otherwise they shift later rows, so all are checked.
+    Words may contain spaces if a newline follows every vector. Otherwise they shift later rows, so all rows are checked
+    for large numbers, and those of the given words also for non-finite ones.
     """
     unchecked_rows: list[tuple[int, str, bytes]] = []
     remedy = "download it again, or use the text format if words contain spaces"
@@ -194,6 +210,10 @@ def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int, words: s
                 raise _count_error(path, n_vectors, f"{number - 1:,}")
         space = buffer.find(b" ", start, start + MAX_WORD_BYTES)
         end = space + 1 + 4 * width
+        if number == 1:
+            spaces = [i for i in range(MAX_WORD_BYTES) if buffer[i : i + 1] == b" "]
+            line_ends = [i for i in spaces if buffer[i + 1 + 4 * width : i + 2 + 4 * width] == b"\n"]
+            has_newlines = any(_decode_word(buffer[:i]) is not None for i in line_ends)
         while has_newlines and space >= 0 and buffer[end : end + 1] not in (b"\n", b""):
             space = buffer.find(b" ", space + 1, start + MAX_WORD_BYTES)
             end = space + 1 + 4 * width
@@ -202,18 +222,21 @@ def _read_binary(file: BinaryIO, path: str, n_vectors: int, width: int, words: s
         if (word := _decode_word(buffer[start:space])) is None:
             problem = f"the word for vector {number:,} has control characters or is not UTF-8"
             raise _file_error(path, problem, remedy)
-        unchecked_rows.append((number, word, buffer[space + 1 : end]))
+        row = (number, word, buffer[space + 1 : end])
         if word in words:
-            yield unchecked_rows[-1]
-        if len(unchecked_rows) == NUM_CHECKED_ROWS or number == n_vectors:
+            yield row
+        if word in words or not has_newlines:
+            unchecked_rows.append(row)
+        if unchecked_rows and (len(unchecked_rows) == NUM_CHECKED_ROWS or number == n_vectors):
             values = np.frombuffer(b"".join(row[2] for row in unchecked_rows), "<f4").reshape(-1, width)
             if not -MAX_NUMBER <= values.min() <= values.max() <= MAX_NUMBER:  # or NaN
-                problems = [_vector_problem(vector, width) for vector in values]
-                (number, word, _), problem = next((row, p) for row, p in zip(unchecked_rows, problems) if p)
-                raise _file_error(path, f"row {number:,} for {word[:60]!r} {problem}", remedy)
+                for (row_number, word, _), vector in zip(unchecked_rows, values):
+                    vector = vector if word in words else np.where(np.isfinite(vector), vector, 0)
+                    if problem := _vector_problem(vector, width):
+                        raise _file_error(path, f"row {row_number:,} for {word[:60]!r} {problem}", remedy)
             unchecked_rows = []
         is_newline = buffer[end : end + 1] == b"\n"
-        start, has_newlines = end + is_newline, has_newlines or number == 1 and is_newline
+        start = end + is_newline
     if buffer[start:].strip() or file.read(MAX_WORD_BYTES).strip():
         raise _count_error(path, n_vectors, "more")
 

@@ -367,7 +367,12 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, transformers):
     model = theirs(transformers)
     model.transformer.wte.weight.data[3] = float("nan")
     model.save_pretrained(tmp_path / "hf")
-    assert "not finite: check its weights" in refusal(ckpt_update.main, str(tmp_path / "hf"), "new.pt")
+    checkpoint = hugging_face.load(str(tmp_path / "hf"))
+    torch.save({key: checkpoint[key] for key in ("model", "model_args")}, "ckpt.pt")
+    for source, *options in ((str(tmp_path / "hf"),), ("ckpt.pt",), ("ckpt.pt", "--to=hf")):
+        message = refusal(ckpt_update.main, source, "new.pt", *options)
+        assert f"{source} computes logits that are not finite: check its weights" in message
+        assert not os.path.exists("new.pt")
 
 
 def test_a_peft_adapter_is_told_what_it_lacks(tmp_path):
@@ -422,6 +427,23 @@ def test_without_transformers_the_conversion_says_that_it_did_not_compare(tmp_pa
     note = "not compared with transformers, which is not installed"
     assert note in printed(ckpt_update.main, str(tmp_path / "hf"), "new.pt")
     assert note in printed(ckpt_update.main, "new.pt", "back", "--to=hf")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", ""])
+def test_a_model_of_which_transformers_does_not_find_all_weights_is_not_compared(tmp_path, transformers, prefix):
+    from safetensors.torch import save_file
+
+    model = theirs(transformers, tmp_path / "hf")
+    weights = {prefix + name: weight.clone() for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    if not prefix:
+        del config["n_layer"]  # transformers creates 12
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    out = printed(ckpt_update.main, str(tmp_path / "hf"), "new.pt")
+    count = len(model.state_dict()) if prefix else 9 * sum(".h.0." in name for name in weights)
+    assert f"not compared with transformers, which did not find {count} weights in {tmp_path / 'hf'}" in out
+    assert gap(load_model("new.pt")[0], model, torch.randint(23, (2, 16))) < 1e-4
 
 
 def test_a_directory_is_read_and_written_without_transformers(tmp_path, transformers):

@@ -53,6 +53,25 @@ def test_uint16_ids_are_never_taken_for_something_else(tmp_path, name):
         assert find_problem(path) == ""
 
 
+PAIRS = {  # uint16 ids in which every second one is 0 or small
+    "rare flags": RNG.random(SCALE) < 0.01,
+    "frequent flags": RNG.random(SCALE) < 0.5,
+    "flags of single ids": np.isin(IDS["words"], [0, 2, 4, 8, 14]),
+    "counts": np.minimum(RNG.geometric(0.5, SCALE), 15) - 1,
+    "small counts": np.minimum(RNG.geometric(0.95, SCALE), 15) - 1,
+    "speakers": np.arange(SCALE) // 100 % 2,
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("first", [False, True])
+def test_pairs_of_an_id_and_a_small_number_are_uint16(tmp_path, name, first):
+    for ids in (IDS["words"] % 30_000, IDS["characters"]):
+        pairs = np.stack([ids, np.resize(PAIRS[name], len(ids))][:: -1 if first else 1], 1)
+        pairs.astype("<u2").tofile(tmp_path / "train.bin")
+        assert find_problem(str(tmp_path / "train.bin")) == ""
+
+
 def test_all_values_of_uint16_may_occur(tmp_path):
     for ids in (RNG.integers(0, 65536, SCALE), np.arange(65536), np.zeros(SCALE), np.full(SCALE, 65535)):
         assert guess_type(ids.astype("<u2"))[0] == ""
@@ -97,7 +116,10 @@ def holds(dtype: str, ids: np.ndarray) -> bool:
 
 
 CASES = [
-    (dtype, name) for name in IDS for dtype in TYPE_NAMES if dtype not in ("u1", "<i4") and holds(dtype, IDS[name])
+    (dtype, name)
+    for name in IDS
+    for dtype in TYPE_NAMES
+    if dtype not in ("u1", "<i4", ">i4") and holds(dtype, IDS[name])
 ]
 
 
@@ -126,6 +148,27 @@ def test_a_vocabulary_too_large_for_uint16_is_not_converted(tmp_path, dtype):
     assert "np." not in problem
 
 
+@pytest.mark.parametrize("dtype", ["<u4", "<i8", ">u4", ">i8"])
+@pytest.mark.parametrize("special_ids", [(100_257,), (151_644, 151_645, 151_643)], ids=str)
+def test_special_ids_may_be_the_only_large_ones(tmp_path, dtype, special_ids):
+    for text in (np.arange(80_000) % 20_000, 1 + IDS["words"] % 30_000):
+        for spacing in (12, 150, 200, 333, 999, 1000, 20_000):
+            ids = text.copy()
+            ids[::spacing] = np.resize(special_ids, len(ids[::spacing]))
+            ids.astype(dtype).tofile(tmp_path / "train.bin")
+            problem = find_problem(str(tmp_path / "train.bin"))
+            assert f"seems to hold {TYPE_NAMES[dtype]} ids" in problem and "vocabulary of at most 65,536" in problem
+
+
+@pytest.mark.parametrize("dtype", ["<i8", ">i8"])
+def test_two_of_four_columns_of_zeros_are_int64_whatever_the_ids(tmp_path, dtype):
+    for ids in (np.arange(SCALE) % 9, IDS["characters"], np.full(SCALE, 7)):
+        ids = ids.copy()
+        ids[::3] = 128_009
+        ids.astype(dtype).tofile(tmp_path / "train.bin")
+        assert f"seems to hold {TYPE_NAMES[dtype]} ids" in find_problem(str(tmp_path / "train.bin"))
+
+
 def write_llm_c(path, ids: np.ndarray, magic: int, n_ids: int | None = None):
     """A file with llm.c's header of 256 int32."""
     header = np.zeros(256, "<i4")
@@ -141,6 +184,21 @@ def test_llm_cs_header(tmp_path, magic):
     assert convert(path) == IDS["words"].tolist()
     write_llm_c(path, IDS["words"], magic, n_ids=SCALE + 1)
     assert "(that of llm.c, for a file of" in find_problem(str(path)) and "copy it again" in find_problem(str(path))
+
+
+def test_ids_too_large_for_uint16_are_not_converted(tmp_path):
+    path = tmp_path / "train.bin"
+    ids = np.append(IDS["words"], 128_000)
+    write_llm_c(path, ids[::-1], 20240801)
+    assert "(that of llm.c): tokenize its text again with a vocabulary of at most 65,536" in find_problem(str(path))
+    write_llm_c(path, ids, 20240801)  # too far from the start
+    with pytest.raises(SystemExit, match="has ids from 0 to 128000: tokenize its text again"):
+        convert(path)
+    np.save(tmp_path / "ids.npy", ids)
+    os.replace(tmp_path / "ids.npy", path)
+    with pytest.raises(SystemExit, match="has ids from 0 to 128000: tokenize its text again"):
+        convert(path)
+    assert not os.path.exists(f"{path}.new")
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
@@ -162,7 +220,7 @@ def test_other_headers(tmp_path, header, dtype):
     assert convert(path) == IDS["words"].tolist()
 
 
-@pytest.mark.parametrize("dtype", ["<i4", "<i8"])
+@pytest.mark.parametrize("dtype", ["<i4", "<i8", ">i4", ">i8"])
 @pytest.mark.parametrize("padding", [-1, -100])
 def test_negative_numbers_for_padding(tmp_path, dtype, padding):
     np.where(RNG.random(SCALE) < 0.1, padding, IDS["words"]).astype(dtype).tofile(tmp_path / "train.bin")

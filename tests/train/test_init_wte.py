@@ -251,8 +251,16 @@ def test_odd_rows_of_other_words_do_not_matter(file, capsys, layout, first):
 def test_rows_separated_by_tabs_or_several_spaces_are_read(file):
     for separator in (b"\t", b"  "):
         for content in (as_text(numbers()), as_text(numbers(), header="")):
-            found = read_vectors(file(content.replace(b" ", separator)), set(WORDS))
-            assert all(np.array_equal(found[word], row) for word, row in zip(WORDS, numbers()))
+            lines = [line.split(b" ", 1) for line in content.splitlines(True)]
+            for mixed in (content.replace(b" ", separator), b"".join(separator.join(line) for line in lines)):
+                found = read_vectors(file(mixed), set(WORDS))
+                assert all(np.array_equal(found[word], row) for word, row in zip(WORDS, numbers()))
+    found = read_vectors(file(TEXT.replace(b"knight ", b"knight  ")), set(WORDS))
+    assert np.array_equal(found["knight"], numbers()[1])
+    for header in (None, ""):
+        content = as_text(numbers(), ["new~york", *WORDS[1:]], header)
+        lines = [line.replace(b" ", b"\t", b"." in line).replace(b"~", b" ") for line in content.splitlines(True)]
+        assert np.array_equal(read_vectors(file(b"".join(lines)), {"new york"})["new york"], numbers()[0])
 
 
 @pytest.mark.smoke
@@ -270,6 +278,32 @@ def test_bad_rows_are_not_judged_unless_their_words_are_needed_and_then_counted(
     assert "skipped 1 unusable rows: row 2 for 'knight' contains non-finite numbers" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("header", [None, ""])
+def test_rows_with_too_many_values_are_counted(file, capsys, header):
+    lines = as_text(numbers(), header=header).splitlines()
+    for addition, problem in ((b" 0.25", "has 8 values instead of 7"), (b" # note", "a value that is not a number")):
+        content = b"\n".join([*lines[:-1], lines[-1] + addition, b""])
+        assert set(read_vectors(file(content), {*WORDS})) == {*WORDS[:-1]}
+        printed = capsys.readouterr().out
+        assert "skipped 1 unusable rows" in printed and f"for 'windmill' {problem}" in printed.replace("contains ", "")
+
+
+def test_a_last_row_without_a_line_end_is_counted_unless_the_header_says_that_it_is_the_last(file, capsys):
+    content = as_text(numbers(), header="")[:-3]  # within the last number
+    assert set(read_vectors(file(content), {*WORDS})) == {*WORDS[:-1]}
+    assert "1 unusable rows: row 5 for 'windmill' has no line end, so it may be cut off" in capsys.readouterr().out
+    assert set(read_vectors(file(TEXT[:-1]), {*WORDS})) == {*WORDS} and not capsys.readouterr().out
+
+
+def test_a_text_file_that_is_not_utf8_is_rejected(file, capsys):
+    for header in (None, ""):
+        content = as_text(numbers(), header=header)
+        with pytest.raises(UserError, match="of the first 1 words with characters beyond ASCII are not UTF-8"):
+            read_vectors(file(content.decode().encode("cp1252")), {*WORDS})
+        cut = content.replace(b"windmill", b"\xc3\xa9t\xc3")  # by a program that limits words to some bytes
+        assert set(read_vectors(file(cut), {*WORDS})) == {*WORDS[:-1]}
+
+
 def test_repeated_words_are_counted(file, capsys):
     read_vectors(file(as_text(numbers(), ["a", "b", "a", "c", "a"])), {"a", "b"})
     assert "skipped 2 rows that repeat a word" in capsys.readouterr().out
@@ -282,10 +316,12 @@ def test_phrases_in_a_binary_file_are_read_right_or_rejected(file):
     found = read_vectors(file(as_binary(rows, names)), {"new", "york", "knight", "new york", "hot"})
     assert set(found) == {"new", "knight", "new york"}
     assert all(np.array_equal(found[word], rows[names.index(word)]) for word in found)
-    for end, order in ((b"", names), (b"\n", names[1:] + names[:1])):  # nothing shows where vectors end
-        for words in ({"new"}, {"knight"}, {"hot"}, {"the"}):
-            with pytest.raises(UserError, match="damaged"):
-                read_vectors(file(as_binary(rows, order, end=end)), words)
+    order = names[1:] + names[:1]
+    found = read_vectors(file(as_binary(rows, order)), {*order})
+    assert set(found) == {*order} and all(np.array_equal(found[word], row) for word, row in zip(order, rows))
+    for words in ({"new"}, {"knight"}, {"hot"}, {"the"}):  # nothing shows where vectors end
+        with pytest.raises(UserError, match="damaged"):
+            read_vectors(file(as_binary(rows, names, end=b"")), words)
 
 
 def test_rows_shifted_by_a_word_with_a_space_are_never_lost_silently(file):
@@ -299,10 +335,17 @@ def test_rows_shifted_by_a_word_with_a_space_are_never_lost_silently(file):
 
 @pytest.mark.parametrize("value", [2e30, -2e30, np.inf, np.nan])
 @pytest.mark.parametrize("n_checked", [1, 2, 256])
-def test_all_rows_of_a_binary_file_are_checked(file, monkeypatch, value, n_checked):
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_rows_of_other_words_are_only_checked_for_signs_of_a_shift(file, monkeypatch, value, n_checked, end):
     monkeypatch.setattr(vectors, "NUM_CHECKED_ROWS", n_checked)
+    path = file(as_binary(with_number(value), end=end))
     with pytest.raises(UserError, match="row 2 for 'knight' contains n"):
-        read_vectors(file(as_binary(with_number(value))), {"the", "windmill"})
+        read_vectors(path, {"the", "knight"})
+    if end or not np.isfinite(value):
+        assert set(read_vectors(path, {"the", "windmill"})) == {"the", "windmill"}
+    else:
+        with pytest.raises(UserError, match="row 2 for 'knight' contains n"):
+            read_vectors(path, {"the", "windmill"})
 
 
 @pytest.mark.smoke
