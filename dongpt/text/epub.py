@@ -32,7 +32,7 @@ BLANKS = re.compile(r"[ \t\r\n\f]+")
 
 
 def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
-    """Return the names of the book's XHTML files in reading order. Raises UserError if damaged or encrypted."""
+    """Return the names of the book's XHTML files in reading order. Raises UserError if one is damaged or encrypted."""
     container = _read_xml(archive, CONTAINER, path)
     package_name = next((e.get("full-path", "") for e in container.iter() if _tag(e) == "rootfile"), "")
     package = _read_xml(archive, package_name, path)
@@ -52,7 +52,7 @@ def reading_order(archive: zipfile.ZipFile, path: str) -> list[str]:
     if ENCRYPTION in archive.namelist():
         references = (e.get("URI", "") for e in _read_xml(archive, ENCRYPTION, path).iter())
         if encrypted := {urllib.parse.unquote(reference) for reference in references} & set(names):
-            raise UserError(f"{path} is protected against copying ({min(encrypted)} is encrypted): use another text")
+            raise UserError(f"{path} is copy-protected ({min(encrypted)} is encrypted): use another text")
     return names
 
 
@@ -90,7 +90,7 @@ def extract_text(chunks: Iterable[bytes], location: str) -> Iterator[bytes]:
 
 
 def _encoding(head: bytes) -> str:
-    """Return the encoding of an XHTML file: from its byte-order mark, XML declaration or <meta>, or else UTF-8."""
+    """Return the encoding given by an XHTML file's byte-order mark, XML declaration or <meta> tag, or else UTF-8."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     declared = re.match(rb"""<\?xml[^>]*encoding\s*=\s*["']([\w.-]+)["']""", head[:MAX_HEAD_BYTES])
