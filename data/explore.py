@@ -179,11 +179,11 @@ def show_tokens(axis, counts: np.ndarray, tokenizer: Tokenizer):
     order = [i for i in np.argsort(-counts, kind="stable")[:NUM_BARS] if counts[i]]
     names = [(token_name(tokenizer, i), int(counts[i])) for i in order]
     n_used, n_rare = np.count_nonzero(counts), np.count_nonzero((counts > 0) & (counts < RARE_COUNT))
-    is_too_large = n_used - n_rare < tokenizer.vocab_size / 2
+    suits = "A smaller vocabulary would suit" if n_used - n_rare < tokenizer.vocab_size / 2 else "This vocabulary suits"
     caption = (
         f"The most frequent tokens are {join_names(names[:5], int(counts.sum()))}. Of the {tokenizer.vocab_size:,} "
         f"tokens in the vocabulary, {n_used:,} occur in the text, {n_rare:,} of them fewer than {RARE_COUNT} times, "
-        f"too rarely to be learned. {'A smaller one would suit' if is_too_large else 'This vocabulary suits'} the text."
+        f"too rarely to be learned. {suits} the text."
     )
     draw_bars(axis, names, int(counts.sum()))
     draw_panel(axis, "Frequent tokens", "token", "% of all tokens", caption)

@@ -39,7 +39,7 @@ IF_UINT16 = "; if its ids are uint16, declare them in a meta.json (see docs/form
 
 
 def find_problem(path: str) -> str:
-    """Explain in a sentence why a token file is not raw uint16 and what to do about it. Returns "" if it may be valid."""
+    """Return a sentence that says why a token file is not raw uint16 and what to do about it, or "" if it may be."""
     with open(path, "rb") as file:
         head, size = file.read(SAMPLE_BYTES), os.path.getsize(path)
     if kind := next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), ""):

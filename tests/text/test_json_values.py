@@ -102,7 +102,7 @@ def test_a_truncated_array_is_reported_wherever_it_ends(form):
     text = FORMS[form](RECORDS[:3]).rstrip()
     for end in range(1, len(text)):
         for size in (4, 1000):
-            assert "ends before its JSON does" in problem(text[:end], size), text[:end]
+            assert "was cut off before the end of its JSON" in problem(text[:end], size), text[:end]
 
 
 def test_a_truncated_line_is_reported():
@@ -114,7 +114,7 @@ def test_a_truncated_line_is_reported():
     "text, words",
     [
         ('[{"a": 1}, {"a" 2}]', "record 2 (line 1) is not JSON (Expecting ':'"),
-        ('[{"a": 1}\n{"a": 2}]', "record 1 (line 1) is not JSON ('{' follows it instead of a comma"),
+        ('[{"a": 1}\n{"a": 2}]', "record 1 (line 1) is not JSON (a comma or bracket is missing before '{'"),
         ('[{"a": 1},\n]', "record 2 (line 2) is not JSON"),
         ('[{"a": 1}]\n[{"a": 2}]', "line 2: '[' follows the end of the array"),
         ("[]]", "']' follows the end of the array"),
