@@ -201,14 +201,15 @@ def _check_column(dataset: DatasetName, features: dict, column: str):
     """Raise UserError unless column exists and contains text."""
     texts = [name for name, kind in features.items() if getattr(kind, "dtype", "") in TEXT_TYPES]
     choices = ", ".join(map(repr, texts[:20])) or "(no column contains text)"
+    remedy = f"pass --field=NAME, where NAME is one of {choices}"
     if not features:
         raise UserError(f"{dataset} has no rows in the split {dataset.split!r}: pass another split")
     if column not in features:
         others = "".join(f", {name!r} (not text)" for name in list(features)[:20] if name not in texts)
-        raise UserError(f"{dataset} has no column {column!r}: pass --field=NAME, one of {choices}{others}")
+        raise UserError(f"{dataset} has no column {column!r}: {remedy}{others}")
     if column not in texts:
         kind = str(features[column]).replace("\n", " ")[:60]
-        raise UserError(f"{dataset}: the column {column!r} is not text but {kind}: pass --field=NAME, one of {choices}")
+        raise UserError(f"{dataset}: the column {column!r} is not text but {kind}: {remedy}")
 
 
 def _report_unread(dataset: DatasetName, builder: Any):

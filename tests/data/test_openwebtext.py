@@ -778,7 +778,7 @@ def test_a_script_on_the_hub_is_replaced_by_its_conversion_to_parquet(script, se
     assert done.returncode == 0 and read(tmp_path / "data") == as_nanogpt(ALL_TEXTS), done.stderr
     os.rename(tmp_path / "converted" / "plain_text" / "train", tmp_path / "converted" / "plain_text" / "partial-train")
     done = download(server, tmp_path / "other", "--yes")
-    expect_sentence(done, "no complete copy in Parquet", "--files=PATHS")
+    expect_sentence(done, "no complete Parquet copy", "--files=PATHS")
 
 
 def test_a_download_that_breaks_off_is_a_sentence_and_continues(script, server, tmp_path):

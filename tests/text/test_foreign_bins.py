@@ -122,7 +122,7 @@ def test_a_vocabulary_too_large_for_uint16_is_not_converted(tmp_path, dtype):
     RNG.shuffle(ids)
     ids.astype(dtype).tofile(tmp_path / "train.bin")
     problem = find_problem(str(tmp_path / "train.bin"))
-    assert f"seems to hold {TYPE_NAMES[dtype]} ids" in problem and "vocabulary of at most 65,536" in problem
+    assert f"seems to hold {TYPE_NAMES[dtype]} ids" in problem and "at most 65,536 different tokens" in problem
     assert "np." not in problem
 
 
@@ -169,7 +169,7 @@ def test_other_headers(tmp_path, header, dtype):
 def test_negative_numbers_for_padding(tmp_path, dtype, padding):
     np.where(RNG.random(SCALE) < 0.1, padding, IDS["words"]).astype(dtype).tofile(tmp_path / "train.bin")
     problem = find_problem(str(tmp_path / "train.bin"))
-    assert f"seems to hold {TYPE_NAMES[dtype]} ids instead of uint16 (some are {padding})" in problem
+    assert f"seems to hold {TYPE_NAMES[dtype]} ids instead of uint16 (some values are {padding})" in problem
 
 
 @pytest.mark.parametrize("types", [("<u2", "<u4"), ("<u4", "<u2"), ("<i8", "<u2")])

@@ -140,7 +140,7 @@ def test_other_names_are_a_sentence(name):
 def test_folders_of_every_kind(kind, capsys):
     expected = write_files("folder", kind)
     assert read("hf:./folder") == expected
-    assert ("every line is a document" in capsys.readouterr().out) == (kind == "txt")
+    assert ("whose lines become documents" in capsys.readouterr().out) == (kind == "txt")
     assert not copies()
 
 
@@ -431,7 +431,7 @@ def test_a_dataset_with_a_script_is_read_from_its_conversion_to_parquet(tmp_path
     assert one.endswith(str(expected)) and one.startswith("hf:a/one:plain_text:train@")
     assert "several configs: write hf:a/two:CONFIG, where CONFIG is one of de, en" in two
     assert german.startswith("hf:a/two:de:train@") and german.count("'") == 2 * (700 + 811)
-    assert "no complete copy in Parquet" in part and "hf:./FOLDER" in part
+    assert "no complete Parquet copy" in part and "hf:./FOLDER" in part
     assert none.startswith("ERROR hf:a/none")
 
 

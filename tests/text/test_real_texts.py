@@ -434,7 +434,7 @@ def write_folder(tmp_path) -> dict[str, str]:
 def test_a_stray_quotation_mark_in_tsv_swallows_no_rows(tmp_path):
     rows = ["id\ttext", '1\t"Hello there', "2\tsecond line", '3\tthird "']
     (tmp_path / "a.tsv").write_text("\n".join(rows) + "\n")
-    with pytest.raises(UserError, match="a.tsv line 4: a quotation mark at the start of a field"):
+    with pytest.raises(UserError, match="a.tsv line 4: a quotation mark that starts a field"):
         list(Files([str(tmp_path / "a.tsv")]).read_documents())
     (tmp_path / "b.tsv").write_text('id\ttext\n1\t"two\nlines, ""quoted"""\n')
     assert [text for text, _ in Files([str(tmp_path / "b.tsv")]).read_documents()] == ['two\nlines, "quoted"']
