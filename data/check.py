@@ -41,7 +41,7 @@ def check(corpus: Corpus):
         file_names = "val.bin has" if corpus.shards else "train.bin or val.bin has"
         raise UserError(f"{file_names} changed since meta.json was written: prepare the data again")
     if not has_validation(corpus.meta):
-        print("val: prepared without a validation set")
+        print("val: the data was prepared without a validation set")
     for split in SPLITS if has_validation(corpus.meta) else SPLITS[:1]:
         corpus.check_every_id(split, corpus.model_vocab_size)
         print(f"{split}: {corpus.lengths[split]:,} tokens, all within the vocabulary size of {corpus.vocab_size:,}")

@@ -46,7 +46,7 @@ class ExploreConfig:
     dataset: str = ""  # name of a folder under data/
     data_dir: str = ""  # path to a data folder; overrides dataset
     most_tokens: Annotated[int, ">=", 2] = (
-        3_000_000  # tokens of each split from which the statistics of the text are computed
+        3_000_000  # maximum number of tokens per split that the text statistics are based on
     )
 
 
@@ -60,7 +60,7 @@ def split_documents(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[list[str], s
 
 
 def join_cut_document(documents: dict[str, list[str]], last_ids: np.ndarray, tokenizer: Tokenizer):
-    """Move the rest of a document that the split cut in two to the training set, which ends with last_ids."""
+    """If the split cut a document in two, move its second part to the training set, which ends with last_ids."""
     is_cut = last_ids[-1] != tokenizer.end_id and not tokenizer.decode(last_ids.tolist()).endswith("\n\n")
     if is_cut and documents["train"] and documents["val"]:
         documents["train"][-1] += documents["val"].pop(0)
@@ -179,11 +179,11 @@ def show_tokens(axis, counts: np.ndarray, tokenizer: Tokenizer):
     order = [i for i in np.argsort(-counts, kind="stable")[:NUM_BARS] if counts[i]]
     names = [(token_name(tokenizer, i), int(counts[i])) for i in order]
     n_used, n_rare = np.count_nonzero(counts), np.count_nonzero((counts > 0) & (counts < RARE_COUNT))
-    is_too_large = n_used - n_rare < tokenizer.vocab_size / 2
+    suits = "A smaller vocabulary would suit" if n_used - n_rare < tokenizer.vocab_size / 2 else "This vocabulary suits"
     caption = (
         f"The most frequent tokens are {join_names(names[:5], int(counts.sum()))}. Of the {tokenizer.vocab_size:,} "
         f"tokens in the vocabulary, {n_used:,} occur in the text, {n_rare:,} of them fewer than {RARE_COUNT} times, "
-        "too rarely to be learned. " + ("A smaller" if is_too_large else "This") + " vocabulary suits the text."
+        f"too rarely to be learned. {suits} the text."
     )
     draw_bars(axis, names, int(counts.sum()))
     draw_panel(axis, "Frequent tokens", "token", "% of all tokens", caption)
@@ -199,10 +199,10 @@ def show_zipf(axis, words: Counter):
     axis.legend()
     is_natural = ZIPF_SLOPES[0] < slope < ZIPF_SLOPES[1]
     verdict = "typical of natural language" if is_natural else "unusual for natural language"
-    verdict = verdict if len(counts) >= MIN_ZIPF_WORDS else "not reliable, since it has few different words"
+    verdict = verdict if len(counts) >= MIN_ZIPF_WORDS else "not reliable, since the text has few different words"
     caption = (
         "In natural language, the second most frequent word occurs half as often as the first, the third one third as "
-        f"often, and so on: a line with slope -1 (Zipf's law). The slope of this text, {slope:.2f}, is {verdict}."
+        f"often, and so on: a line with a slope of -1 (Zipf's law). The slope of this text, {slope:.2f}, is {verdict}."
     )
     draw_panel(axis, "Zipf's law", "rank of the word", "count", caption)
 
@@ -219,7 +219,7 @@ def show_documents(axis, documents: dict[str, list[str]], unit: str, chars_per_t
     axis.axvline(max(median, 1), color=ORANGE, label=f"median, {median:,.0f} characters")
     axis.legend()
     duplicates, block_size = 100 * duplicate_share(all_documents), max(1, round(median / chars_per_token))
-    advice = f"Half of them fit into a block_size of {block_size:,}. " if len(lengths) >= 20 else ""
+    advice = f"Half of the {unit} fit into a block_size of {block_size:,}. " if len(lengths) >= 20 else ""
     caption = (
         f"The text has {count_of(len(all_documents), unit[:-1])}, with {np.mean(lengths):,.0f} characters on average "
         f"and {max(lengths):,} at most. {advice}{duplicates:.3g}% of the {unit} are duplicates, "
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None):
     corpus = Corpus(find_data_folder(cfg.dataset, cfg.data_dir, paths=paths))
     if not has_validation(corpus.meta):
         problem = f"{corpus.name} has no validation set to compare with the training set"
-        raise UserError(f"{problem}: prepare it with --val_fraction=0.1 and another --name")
+        raise UserError(f"{problem}: prepare the data with --val_fraction=0.1 and another --name")
     corpus.check(1, 2**16)
     tokenizer = corpus.tokenizer()
     counts, documents, texts = {}, {}, {}

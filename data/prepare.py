@@ -8,9 +8,9 @@
     python data/prepare.py mytext.txt --data_dir=.                              # writes to any folder
     python data/prepare.py                                                      # asks for a path
 
-The input is a file, a folder (searched recursively) or a pattern, in the formats .parquet, .epub, .txt, .md, .jsonl and
-.csv, and .json and .tsv if named. All but .parquet may be compressed (gz, bz2, xz, zst, whatever their name) or in an
-archive (zip, tar), a collection of texts. The output ends with a suggested model and a command to train it.
+The input is a file, a folder (searched recursively) or a pattern. The formats are .parquet, .epub, .txt, .md, .jsonl
+and .csv, as well as .json and .tsv if named explicitly. All but .parquet may be compressed (gz, bz2, xz or zst, under
+any name) or in an archive (zip or tar). The output ends with a suggested model and a command to train it.
 """
 
 import os
@@ -66,7 +66,7 @@ class PrepareConfig(Vocabulary):
     input: str = ""  # a file, folder or pattern, or hf:[OWNER/]NAME[:CONFIG[:SPLIT]]; if empty, the program asks
     name: str = ""  # write to data/<name>/; by default, the name of the input file or folder
     data_dir: str = ""  # write to this folder instead; pass the same --data_dir to train.py
-    val_fraction: Annotated[float, ">=", 0, "<", 1] = 0.1  # fraction of the characters used for validation; 0: none
+    val_fraction: Annotated[float, ">=", 0, "<", 1] = 0.1  # fraction of the characters used for validation; 0 for none
     val_input: str = ""  # separate validation text, in any form that input may have; by default, part of the input
     document: Document = "file"  # document unit: a file or record, a line, a paragraph (blank), or everything (none)
     separator: str = ""  # text of a line that ends a document, such as <|endoftext|>; the line is left out
@@ -99,7 +99,7 @@ def ask_path() -> str:
 
 
 def output_folder(cfg: PrepareConfig, input_path: str, paths: list[str]) -> str:
-    """Return the folder to write to: data_dir if it is set, otherwise data/<name>. <name> defaults to the input's.
+    """Return the folder to write to: data_dir if it is set, otherwise data/<name>, named after the input by default.
 
     Raises UserError if the default folder contains other data.
     """
@@ -127,14 +127,14 @@ def output_folder(cfg: PrepareConfig, input_path: str, paths: list[str]) -> str:
 
 
 def source_name(input_path: str) -> str:
-    """Return the name of the input that is recorded in meta.json; for datasets without config, split and commit."""
+    """Return the name of the input as recorded in meta.json, without the config, split and commit of a Hub dataset."""
     if input_path.startswith(PREFIX):
         return ":".join(input_path.split(":")[:2]).partition("@")[0]
     return os.path.basename(os.path.normpath(input_path))
 
 
 def check_options(cfg: PrepareConfig, given_keys: Iterable[str]):
-    """Raise UserError if two settings contradict each other, or a separator is blank."""
+    """Raise UserError if two settings contradict each other or the separator is blank."""
     if cfg.separator and not cfg.separator.strip():
         raise UserError("--separator is blank: pass the text of a line, or --document=blank to divide at blank lines")
     if cfg.separator and cfg.document != "file":
@@ -144,7 +144,7 @@ def check_options(cfg: PrepareConfig, given_keys: Iterable[str]):
 
 
 def select_files(cfg: PrepareConfig, paths: list[str]) -> tuple[Files, Files | None]:
-    """Return (training files, validation files or None), and print how they are divided if there is something to say.
+    """Return (training files, validation files or None), and print notes about the validation files, if any.
 
     A file that is named by both --input and --val_input is left out of the training text.
     """
@@ -155,9 +155,9 @@ def select_files(cfg: PrepareConfig, paths: list[str]) -> tuple[Files, Files | N
     real_val_paths = set(map(os.path.realpath, val_paths))
     train_paths = [path for path in paths if os.path.realpath(path) not in real_val_paths]
     if not train_paths:
-        raise UserError(f"--val_input={cfg.val_input} is all of the input: pass another text, or --val_fraction")
+        raise UserError(f"--val_input={cfg.val_input} covers the whole input: pass another text, or use --val_fraction")
     n_shared = len(paths) - len(train_paths)
-    shared = f", and not training on the {n_shared:,} of them in the input" if n_shared else ""
+    shared = f"; excluding {count_of(n_shared, 'file')} from the training text" if n_shared else ""
     print(f"validating on {count_of(len(val_paths), 'file')} from {cfg.val_input}{shared}")
     report_names(cfg, paths, train_paths)
     return make_files(cfg, train_paths), replace(make_files(cfg, val_paths), needs_separator=False)
@@ -224,8 +224,8 @@ def print_next(prepared: PreparedData):
         *_, batch_size, block_size = MODEL_SIZES[0]
         n_needed = MIN_ITERS * batch_size * block_size // MEMORIZING_PASSES
         print(
-            f"note: the text is too short to learn a language from (at least {n_needed:,} tokens); the model will"
-            " mostly memorize it"
+            f"note: the text is too short to learn a language from, which takes at least {n_needed:,} tokens; the model"
+            " will mostly memorize the text"
         )
     config_path = os.path.join(ROOT, "config", "quickstart.py")
     defaults = configurator.exec_config(config_path)
@@ -241,7 +241,7 @@ def print_next(prepared: PreparedData):
 def open_texts(
     cfg: PrepareConfig, input_path: str, paths: list[str], folder: str
 ) -> Iterator[tuple[TextSource, TextSource | None]]:
-    """Open the text, which consists of files or is a dataset named by input_path, and the validation text or None."""
+    """Open the text, that is, the files at paths or the dataset input_path, and the validation text, if any."""
     with contextlib.ExitStack() as stack:
 
         def open_hub(name: str) -> HubText:
@@ -265,7 +265,7 @@ def open_texts(
 
 
 def write(cfg: PrepareConfig, folder: str, opened: contextlib.AbstractContextManager, source: str = "") -> PreparedData:
-    """Prepare and report on opened (documents, validation documents or None). An error leaves no new folder behind."""
+    """Prepare the documents that opened yields, and print a report. An error leaves no new folder behind."""
     is_new = not os.path.exists(folder)
     try:
         with opened as (documents, val_documents):
@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None):
     cfg, given_keys, given_paths = configurator.load_with_paths(PrepareConfig, argv, "[TEXT]")
     warn_unused_options(cfg, given_keys)
     if cfg.input and given_paths:
-        raise UserError(f"--input={cfg.input} and {given_paths[0]} are two inputs: pass one, or a folder or pattern")
+        raise UserError(f"--input={cfg.input} and {given_paths[0]} are two inputs: pass one file, folder or pattern")
     input_path = cfg.input or "".join(given_paths) or ask_path()
     check_options(cfg, given_keys)
     if input_path.startswith(PREFIX):
@@ -309,8 +309,8 @@ def main(argv: list[str] | None = None):
         print(f"reading {count_of(len(paths), 'file')} from {input_path}{skipped}")
     prepared = write(cfg, folder, open_texts(cfg, input_path, paths, folder), source_name(input_path))
     if prepared.meta["split"] == "position" and len(paths) > 1:
-        order = "the end of the files in the order of their names"
-        print(f"the validation text is {order} ({paths[-1]} is the last): pass --val_input=FILE to choose it")
+        order = "the end of the files, sorted by name"
+        print(f"the validation text is {order} ({paths[-1]} is the last one): pass --val_input=FILE to choose it")
     print_next(prepared)
 
 

@@ -9,7 +9,7 @@ word2vec.png is a map on which words with similar uses are close to each other a
 
 gensim trains skip-gram vectors with negative sampling (Mikolov et al., arxiv.org/abs/1310.4546) on the sentences of
 the training set. The validation set is not used. All spellings of a word share a vector. --vectors reads files in
-word2vec's text or binary format or in GloVe's format, which may be compressed or packed alone in an archive.
+word2vec's text or binary format or in GloVe's format. A file may be compressed, or be the only file in an archive.
 Requires gensim and scikit-learn: pip install -r requirements-word2vec.txt
 """
 
@@ -58,10 +58,10 @@ class Word2VecConfig:
     vectors: str = ""  # file of vectors to use instead of training new ones
     words: str = "food,horse,lady,sword,night,father,money,castle,hand,black"  # words whose neighbors are printed
     near: Annotated[int, ">=", 1] = 10  # neighbors to print per word
-    near_count: Annotated[int, ">=", 1] = 10  # ignore neighbors that occur less often in the training set
+    near_count: Annotated[int, ">=", 1] = 10  # ignore neighbors that occur less often than this in the training set
     size: Annotated[int, ">=", 1] = 96  # dimensions of the vectors; use the model's n_embd
     window: Annotated[int, ">=", 1] = 4  # context words to predict on each side of a word
-    min_count: Annotated[int, ">=", 1] = 5  # words that occur less often get no vector
+    min_count: Annotated[int, ">=", 1] = 5  # words that occur less often than this get no vector
     negative: Annotated[int, ">=", 1] = 10  # negative samples per predicted word
     sample: Annotated[float, ">=", 0] = 1e-3  # subsample words whose share of the text is larger than this
     epochs: Annotated[int, ">=", 1] = 15  # passes over the training set
@@ -144,7 +144,7 @@ def push_apart(centres: np.ndarray, sizes: np.ndarray, rounds: int = 300, limits
 def draw_map(
     path: str, title: str, words: list[str], unit_vectors: np.ndarray, sizes: np.ndarray, groups: int, seed: int
 ):
-    """Draw words with these font sizes (n,), using t-SNE for the positions and k-means clustering for the colors."""
+    """Draw words at the given font sizes (n,), using t-SNE for the positions and k-means clustering for the colors."""
     manifold, cluster = import_optional("sklearn.manifold"), import_optional("sklearn.cluster")
     perplexity = max(1.0, min(15.0, (len(words) - 1) / 3))
     tsne = manifold.TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed)

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None):
     warn_unused_options(cfg, given)
     if not cfg.input:
         files = "a .json, .jsonl, .csv or .parquet file, or a text file with the tags <bot> and <human>"
-        raise UserError(f"no conversations were given: pass --input=PATH of {files}")
+        raise UserError(f"no conversations were given: pass --input=PATH, where PATH is {files}")
     paths, n_skipped = find_files(cfg.input, suffixes=CHAT_SUFFIXES)
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER
     files = Files(paths, encoding=cfg.encoding, option="--user, --assistant or --conversation")

@@ -9,8 +9,8 @@ sums, names to remember, yes-or-no questions about facts stated earlier, feeling
 
 A hash of their words selects the held-out questions. No question in questions.jsonl occurs in training, but differently
 worded questions about the same facts may. Each line is {"kind": ..., "turns": [...], "answer": ...}, with the user's
-messages and the only correct answer to the last one. Kinds that start with "new" use names, wordings or things that
-never occur in training.
+messages and the only correct answer to the last message. Kinds whose names start with "new" use names, wordings or
+things that never occur in training.
 """
 
 import os
@@ -63,7 +63,7 @@ Dialogue = list[Exchange]
 
 
 class Rng:
-    """Random number generator that gives the same results in every Python version. `words` holds words.json."""
+    """Random number generator that gives the same results in every Python version. `words` comes from words.json."""
 
     def __init__(self, seed: int):
         self.random, self.words = random.Random(seed).random, read_words()
@@ -82,7 +82,7 @@ class Rng:
 
 
 def read_words() -> SimpleNamespace:
-    """Read the lists in words.json. Their sentences start with a lowercase letter; vary_typing may capitalize them."""
+    """Read the lists in words.json. Sentences in these lists start in lowercase; vary_typing may capitalize them."""
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "words.json"), encoding="utf-8") as file:
         # invented: fraction of invented names; held_out_names: whether to use only those held out of training
         return SimpleNamespace(**json.load(file), invented=0.6, held_out_names=False)
@@ -167,7 +167,7 @@ def ask_name(rng: Rng, words: SimpleNamespace, name: str) -> Dialogue:
 
 
 def fact(rng: Rng, words: SimpleNamespace) -> Dialogue:
-    """State one or two facts and ask one or two questions about one of them. Each answer repeats the fact first."""
+    """State one or two facts and ask one or two questions about one fact. Each answer first repeats the fact."""
     owner, values = rng.choice(("the", "the", "my")), rng.choice(words.values)
     noun = invent_word(rng) if words is rng.words and rng.chance(0.08) else rng.choice(words.things)
     value = rng.choice(values)
@@ -274,7 +274,7 @@ def training_dialogue(rng: Rng) -> Dialogue:
 
 
 def question_dialogue(rng: Rng, kind: str, words: SimpleNamespace) -> Dialogue:
-    """Return a conversation that ends with a held-out question. A requested name was given two turns earlier."""
+    """Return a conversation that ends with a held-out question. Names are given two turns before they are requested."""
     held_out = True if words is rng.words else None  # new kinds never occur in training, regardless of hash
     before = [greeting(rng)] if rng.chance(0.3) else topic(rng) if rng.chance(0.3) else []
     if kind == "name":

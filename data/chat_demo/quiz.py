@@ -3,9 +3,9 @@
     python data/chat_demo/quiz.py out-chat-demo/ckpt.pt
     python data/chat_demo/quiz.py out-chat-demo/ckpt.pt --n=100 --shown=20
 
-Each question starts a new conversation. An answer is correct only if it matches exactly. Kinds that start with "new"
-use names, wordings or things that never occurred in training, and they are counted separately. Press Ctrl-C to stop
-early and print the results up to that point.
+Each question starts a new conversation. An answer is correct only if it matches exactly. Kinds whose names start with
+"new" use names, wordings or things that never occurred in training, and they are counted separately. Press Ctrl-C to
+stop early and print the results up to that point.
 """
 
 import os

@@ -35,7 +35,7 @@ REPOSITORY = "Skylion007/openwebtext"  # on the Hugging Face Hub
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    files: str = ""  # paths, patterns or folders separated by |; by default, downloads OpenWebText
+    files: str = ""  # paths, patterns or folders separated by |; by default, OpenWebText is downloaded
     yes: bool = False  # confirm the download
     name: str = ""  # write to data/<name>/ instead of next to this script
     field: str = "text"  # field that contains the text in .jsonl, .csv and .parquet files
@@ -71,13 +71,13 @@ def open_files(cfg: PrepareConfig) -> Files:
 
 @contextlib.contextmanager
 def open_hub(cfg: PrepareConfig, folder: str) -> Iterator[HubText]:
-    """OpenWebText on the Hub. If the download is not confirmed, raises UserError with its size."""
+    """Open OpenWebText on the Hub. If the download is not confirmed, raises a UserError that states its size."""
     dataset = replace(parse_name(f"hf:{REPOSITORY}"), remedy="pass your own copy with --files=PATHS")
     print(f"looking up {dataset} on the Hugging Face Hub", flush=True)
     with open_dataset(dataset, cfg.field, folder, raw=True) as documents:
         if not cfg.yes and not documents.local_paths:
             size = f"{documents.download_size() / 1e9:,.1f} GB in {count_of(len(documents.remote_paths), 'file')}"
-            problem = f"{REPOSITORY} is a download of {size}; its text and its shards take about 35 GB in {folder}"
+            problem = f"{REPOSITORY} is a download of {size}; its text and shards take up about 35 GB in {folder}"
             raise UserError(f"{problem}; {free_space()}: pass --yes to download it, or {dataset.remedy}")
         yield documents
 

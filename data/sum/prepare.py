@@ -6,7 +6,7 @@
     python sample.py --out_dir=out-sum --start='A long text ...<|summarize|>' --stop='<|endoftext|>'
 
 Each record becomes its text, <|summarize|>, its summary and <|endoftext|>. Both markers are special tokens. Only the
-summary and <|endoftext|> count in the loss, because train.py and evaluate.py apply the loss masks. The files are
+summary and <|endoftext|> count toward the loss, because train.py and evaluate.py apply the loss masks. The files are
 written next to this script, or to data/<name>/ with --name.
 """
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None):
     cfg, given = configurator.load(PrepareConfig, argv)
     warn_unused_options(cfg, given)
     if not cfg.input:
-        remedy = "pass --input=PATH of a .csv, .jsonl or .parquet file with the fields text and summary"
+        remedy = "pass --input=PATH to read a .csv, .jsonl or .parquet file with the fields text and summary"
         raise UserError(f"no records were given: {remedy}, or set other field names with --text and --summary")
     paths, _ = find_files(cfg.input)
     folder = dataset_folder(cfg.name) if cfg.name else FOLDER

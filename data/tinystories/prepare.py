@@ -2,7 +2,7 @@
 
     python data/tinystories/prepare.py                                  # downloads it, and trains BPE with 4,096 tokens
     python data/tinystories/prepare.py --tokenizer=gpt2 --name=tinystories_gpt2
-    python data/tinystories/prepare.py --input=hf:./TinyStories         # a copy: a folder with its Parquet files
+    python data/tinystories/prepare.py --input=hf:./TinyStories         # reads a local folder of Parquet files
 
 Each story is a document. The dataset's own validation split becomes val.bin. If a run is interrupted, run the same
 command again to continue it.

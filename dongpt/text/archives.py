@@ -1,11 +1,11 @@
-"""Read text files, also those that are compressed or in zip and tar archives, without extracting them to disk.
+"""Read text files, including compressed ones and those in zip and tar archives, without extracting them to disk.
 
     for member in read_members("corpus.tar.zst", lambda name: name.endswith(".txt")):
         for chunk in member.chunks: ...  # bytes
 
-Archives are recognized by their first bytes, not by their name. A tar may be compressed, and an EPUB is a zip. Any
-other file is its own single member. Memory use doesn't depend on the size of a file, nor on sizes in headers. Raises
-UserError for files that are damaged, truncated, encrypted or not text.
+Archives are recognized by their first bytes, not by their name. A tar archive may be compressed, and an EPUB is a zip
+archive. Any other file counts as a single member. Memory use doesn't depend on the size of a file or on the
+sizes in headers. Raises UserError for files that are damaged, truncated, encrypted or not text.
 """
 
 import contextlib
@@ -32,22 +32,22 @@ from dongpt.text.compressed import (
 )
 from dongpt.text.file_kinds import SAVE_AS_TEXT, reject_other_kinds
 
-SORTED_TAR_BYTES = 2**26  # a tar with more text is read in its own order, since it cannot be sorted in memory
+SORTED_TAR_BYTES = 2**26  # a tar archive with more text is read in archive order, since sorting happens in memory
 MAX_TAR_HEADER_BYTES = 2**20  # for a long name
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".epub")
 ZIP_STARTS = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
 OFFICE_KINDS = {"word": "a Word document", "xl": "an Excel workbook", "ppt": "a PowerPoint presentation"}
 is_office = re.compile(r"(word|xl|ppt)/(document|workbook|presentation)\d*\.xml").fullmatch
-NO_MEMBERS = "holds no files that can be read from an archive: unpack it, and pass its files"
+NO_MEMBERS = "contains no files that can be read from an archive: unpack it, and pass its files"
 is_hidden = re.compile(r"(^|/)\.[^/]|(^|/)__MACOSX/").search
 
 
 class Member(NamedTuple):
     """A file, or one of the files in an archive."""
 
-    location: str  # FILE, or FILE/MEMBER, for messages
-    suffix: str  # of its name in lower case, without that of a compression: ".txt"
-    chunks: Iterator[bytes]  # its content
+    location: str  # FILE or FILE/MEMBER, for error messages
+    suffix: str  # lowercase file extension without any compression extension, such as ".txt"
+    chunks: Iterator[bytes]  # its content in chunks
 
 
 def is_archive(path: str) -> bool:
@@ -56,16 +56,16 @@ def is_archive(path: str) -> bool:
 
 
 def read_head(path: str) -> bytes:
-    """Return the start of a file, decompressed."""
+    """Return the start of a file, decompressing it if necessary."""
     with explain_errors(path), open(path, "rb") as file:
         return decompress(path, read_chunks(path, file))[0]
 
 
 @contextlib.contextmanager
 def open_file(path: str, is_wanted: Callable[[str], bool]) -> Iterator["io.BufferedReader[Any]"]:
-    """Open a file for reading, decompressing it if necessary. In an archive, open its only member with a wanted name.
+    """Open a file for reading, decompressing it if necessary.
 
-    Raises UserError if there are several.
+    In an archive, opens the only member whose name is wanted. Raises UserError if there are several such members.
     """
     with explain_errors(path), io.BufferedReader(io.FileIO(path), CHUNK_BYTES) as file:
         if not _is_packed(file.peek()):
@@ -81,10 +81,10 @@ def open_file(path: str, is_wanted: Callable[[str], bool]) -> Iterator["io.Buffe
 def read_members(
     path: str, is_wanted: Callable[[str], bool], on_progress=lambda n: None, on_skip=lambda: None
 ) -> Iterator[Member]:
-    """Yield the members of an archive with wanted names, sorted by name, or the file itself.
+    """Yield the members of an archive whose names are wanted, sorted by name, or the file itself if it isn't one.
 
-    Read a member's chunks before the next member. Calls on_progress with the number of bytes read since the last call,
-    and on_skip for every other member. Raises UserError if no name is wanted.
+    Read each member's chunks before requesting the next member. Calls on_progress with the number of bytes read since
+    the last call, and on_skip for every member that is skipped. Raises UserError if no member has a wanted name.
     """
     with explain_errors(path), open(path, "rb") as file:
         if file.peek(4).startswith(ZIP_STARTS):
@@ -124,7 +124,7 @@ def _archive_member(path: str, name: str, chunks: Iterator[bytes]) -> Member:
 
 
 def _is_readable(name: str, is_wanted: Callable[[str], bool]) -> bool:
-    """Return True if a member should be read: if its name is wanted and stays inside the archive."""
+    """Return True if a member should be read, that is, if its name is wanted and its path stays inside the archive."""
     name = posixpath.normpath(name)
     is_outside = name.startswith(("/", "\\", "../")) or name[1:3] in (":\\", ":/")
     return not (is_outside or is_hidden(name)) and is_wanted(name)
@@ -139,7 +139,7 @@ def _add_name(path: str, name: str, known: set[int]):
 
 
 def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> Iterator[Member]:
-    """Yield the texts in a zip archive, sorted by name, or those of an e-book, in reading order."""
+    """Yield the texts in a zip archive sorted by name, or the chapters of an e-book in reading order."""
     from dongpt.text import epub  # with its parsers, which only this needs
 
     size, n_reported = os.path.getsize(path), 0
@@ -149,7 +149,8 @@ def _read_zip(path: str, file: IO[bytes], is_wanted, on_progress, on_skip) -> It
         mimetype = archive.open("mimetype").read(100) if "mimetype" in names else b""
         kind = next((OFFICE_KINDS[match[1]] for match in map(is_office, names) if match), "")
         if kind or mimetype.startswith(b"application/vnd.oasis.opendocument"):
-            raise UserError(f"{path} is {kind or 'an OpenDocument file'}, not text: {SAVE_AS_TEXT}, or a table as CSV")
+            kind = kind or "an OpenDocument file"
+            raise UserError(f"{path} is {kind}, not text: {SAVE_AS_TEXT}, or save tables as CSV")
         is_book = epub.CONTAINER in names or mimetype.startswith(b"application/epub+zip")
         if is_book:
             chapters, n_skipped = epub.reading_order(archive, path)
@@ -188,11 +189,11 @@ def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str)
             n_bytes += len(chunk)
             yield chunk
         if n_bytes != info.file_size:
-            raise EOFError(f"it has {n_bytes:,} bytes where the archive says {info.file_size:,}")
+            raise EOFError(f"it has {n_bytes:,} bytes, but the archive says {info.file_size:,}")
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """The header of a tar's member. Long names could exhaust memory, and tarfile treats a damaged header as the end."""
+    """Tar header that rejects names long enough to exhaust memory and treats damage as an error, not as the end."""
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):
@@ -204,7 +205,7 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise
         is_header = info.type in (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
         if is_header and info.type != tarfile.GNUTYPE_SPARSE and info.size > MAX_TAR_HEADER_BYTES:
-            raise tarfile.ReadError(f"a name takes {info.size:,} bytes")
+            raise tarfile.ReadError(f"a file name is {info.size:,} bytes long")
         return info
 
 
@@ -240,7 +241,7 @@ def _read_tar(path: str, chunks: Iterator[bytes], is_wanted, on_skip) -> Iterato
                 texts.clear()
         while data := archive.fileobj.read(CHUNK_BYTES):
             if data.strip(b"\0"):
-                raise tarfile.ReadError("it has data after its end")
+                raise tarfile.ReadError("there is data after the end of the archive")
     texts.sort(key=operator.itemgetter(0, 1))
     yield from (_archive_member(path, name, iter([text])) for name, text, _ in texts)
     if not size:

@@ -1,8 +1,8 @@
 """Write, describe and read data folders: train.bin or its shards, val.bin, loss masks and meta.json.
 
 train.bin and val.bin contain raw little-endian uint16 token ids, the format that nanoGPT reads. The training set of a
-large corpus is split into consecutive shards, train_000.bin, train_001.bin, ... If only some tokens count in the loss,
-train.mask.bin and val.mask.bin hold one uint8 per token. meta.json records the tokenizer, sizes, source and hashes.
+large corpus is split into consecutive shards, train_000.bin, train_001.bin, ... If only some tokens count toward the
+loss, train.mask.bin and val.mask.bin hold one uint8 per token. meta.json has the tokenizer, sizes, source and hashes.
 
     with BinWriter(folder, tokenizer) as writer:
         writer.add("train", EncodedText(ids, n_characters, n_bytes))
@@ -54,9 +54,9 @@ CHUNK_TOKENS = 2**22  # chunk size for reading a whole file
 def find_data_folder(dataset: str, data_dir: str, rt=None, out=None, quiet: bool = False, paths=()) -> str:
     """Return the absolute path of data_dir if it is given, or else of data/<dataset>.
 
-    paths holds at most one command-line argument, which replaces dataset, or data_dir if it is a path and not a name.
-    With a Runtime rt, a missing dataset is prepared first if its prepare.py needs no network, while the other processes
-    wait. The output of prepare.py goes to out (default: stdout), or is discarded if quiet is True.
+    paths contains at most one command-line argument. It replaces dataset if it is a name, and data_dir if it is a path.
+    If rt, a Runtime, is given, a missing dataset whose prepare.py needs no network is prepared first, while the other
+    processes wait. The output of prepare.py goes to out (default: stdout), or is discarded if quiet is True.
     """
     if paths and (dataset or data_dir):
         problem = (
@@ -142,7 +142,7 @@ def _load_pickle(file: IO[bytes]) -> dict:
         characters = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
         return {"tokenizer": {"kind": "char", "characters": characters}, "vocab_size": meta["vocab_size"]}
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(f"it is not a plain meta.pkl from nanoGPT and was not run: {error}") from error
+        raise ValueError(f"it is not a plain meta.pkl from nanoGPT, and no code in it was run: {error}") from error
 
 
 def _has_type(value: Any, expected: Any) -> bool:
@@ -197,7 +197,7 @@ def _read_meta_file(path: str) -> dict:
 
 
 def has_validation(meta: dict) -> bool:
-    """Whether data has a validation set, in contrast to data prepared with --val_fraction=0."""
+    """Return True if the data has a validation set. Data prepared with --val_fraction=0 has none."""
     return meta.get("split") != "none"
 
 
@@ -212,7 +212,7 @@ def data_file_names(meta: dict) -> set[str]:
 
 
 def _staged_names(folder: str) -> tuple[set[str], set[str]]:
-    """Return (names of all new files once they are complete, names of those already moved into place)."""
+    """Return (names of all new files, names of those already moved). Both are empty until the files are complete."""
     names: set[str] = set()
     with contextlib.suppress(UserError):  # there are none, or their meta.json is not valid
         names = data_file_names(_read_meta_file(os.path.join(folder, STAGING_DIR, "meta.json")))
@@ -238,7 +238,7 @@ def check_only_own_files(folder: str):
 
 
 def _commit_staged_files(folder: str):
-    """Move the new files into place and remove the old ones. The next preparation resumes an interrupted move."""
+    """Move the new files into place and remove the old ones. The next preparation completes an interrupted move."""
     check_only_own_files(folder)
     names, moved_before = _staged_names(folder)
     for name in sorted(names - moved_before):
@@ -258,7 +258,7 @@ def _commit_staged_files(folder: str):
 class EncodedText:
     """Token ids (n,), with the number of characters and bytes in their text.
 
-    mask (n,) is nonzero for tokens in the loss, which encode n_predicted_bytes bytes. None means all tokens.
+    mask (n,) is nonzero for tokens that count toward the loss (n_predicted_bytes bytes). None means that all count.
     """
 
     ids: np.ndarray
@@ -276,7 +276,7 @@ class PreparedData:
     folder: str
     meta: dict
     tokenizer: Tokenizer
-    is_lossy: bool  # True if decoding does not restore the text, apart from unknown words
+    is_lossy: bool  # True if decoding loses anything other than unknown words
     sample: str = ""
 
 
@@ -332,10 +332,10 @@ class BinWriter:
             remedy = "free some disk space, or change its permissions"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 new_mb = _size_in_mb(self._staging_path(), self.state["sizes"])
-                remedy = f"free space on that disk, where the new files take {new_mb} MB"
+                remedy = f"free some space on that disk, where the new files take up {new_mb} MB"
                 if not _staged_names(self.folder)[1]:
                     old_mb = _size_in_mb(self.folder, _prepared_file_names(self.folder))
-                    remedy += f" and the existing data, which are unchanged, take {old_mb} MB"
+                    remedy += f" and the existing data, which are unchanged, take up {old_mb} MB"
             if self.can_resume or _staged_names(self.folder)[0]:
                 remedy += ", then run the same command again to continue where it stopped"
             raise UserError(f"{self.folder} cannot be written ({error.strerror}): {remedy}") from error
@@ -485,7 +485,7 @@ def shard_name(split: str, number: int) -> str:
 
 
 def describe(path: str, sha256: str) -> dict:
-    """Return the entry in meta.json for a shard."""
+    """Return a shard's entry for meta.json."""
     name, tokens = os.path.basename(path), os.path.getsize(path) // 2
     return {"file": name, "tokens": tokens, "ends_sha256": head_tail_sha256(path), "sha256": sha256}
 
@@ -536,7 +536,7 @@ def check_shard_ends(folder: str, shards: list[dict]):
 
 
 def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str, "TokenArray"], dict[str, np.ndarray]]:
-    """Return (meta, ids by split, masks by split) of a data folder. Splits have no mask if all tokens are in the loss.
+    """Return (meta, ids by split, masks by split) for a data folder. Splits without a mask have all tokens in the loss.
 
     The validation set is empty only if the data was prepared without one.
     train_fraction < 1 keeps only the first part of the training set. Raises UserError if read_meta does, or if a file
@@ -593,7 +593,7 @@ def open_data(folder: str, train_fraction: float = 1.0) -> tuple[dict, dict[str,
 
 
 def open_for_training(folder: str, train_fraction: float) -> tuple[dict, dict, dict]:
-    """Return open_data(), with the training set in place of a validation set that does not exist."""
+    """Return the result of open_data(), with the training set in place of a missing validation set."""
     meta, tokens, masks = open_data(folder, train_fraction)
     if not has_validation(meta):
         tokens["val"] = tokens["train"]
@@ -619,7 +619,7 @@ class TokenArray:
     def how_to_lengthen(self) -> str:
         """Return the remedy for too few entries: more text, or a larger share of the files."""
         is_share = self.length < sum(count for _, count in self.files)
-        return "increase dataset_fraction, which limits the text to that" if is_share else "use more text"
+        return "increase dataset_fraction, which limits the length of the text" if is_share else "use more text"
 
     def __getitem__(self, key: slice) -> np.ndarray:
         assert key.step in (None, 1)
@@ -644,19 +644,19 @@ class TokenArray:
         return values
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Return windows of the given length that begin at starts, shape (len(starts), length)."""
+        """Return the windows of the given length that begin at starts, as an array (len(starts), length)."""
         windows, values = np.empty((len(starts), length), dtype=self.dtype), self._values if self.in_memory else self
         for window, start in zip(windows, starts.tolist()):
             window[:] = values[start : start + length]
         return windows
 
     def chunks(self, size: int = CHUNK_TOKENS) -> Iterator[np.ndarray]:
-        """Yield all entries in arrays of at most `size`."""
+        """Yield all entries in arrays of at most `size` entries."""
         for start in range(0, self.length, size):
             yield self[start : start + size]
 
     def counts(self, vocab_size: int) -> np.ndarray:
-        """Count the occurrences of each id below vocab_size, (vocab_size,)."""
+        """Return how often each id below vocab_size occurs, as an array (vocab_size,)."""
         counts = np.zeros(vocab_size, dtype=np.int64)
         for ids in self.chunks():
             counts = counts + np.bincount(ids, minlength=vocab_size)

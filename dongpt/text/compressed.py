@@ -1,10 +1,10 @@
-"""Read files compressed with gz, bz2, xz or zst, in memory that doesn't depend on their size.
+"""Read files compressed with gz, bz2, xz or zst. Memory use doesn't depend on their size.
 
     with open(path, "rb") as file:
         head, chunks = decompress(path, read_chunks(path, file))
 
-Formats are recognized by the first bytes, not by the name. A file may have several streams. Other files are read as
-they are. Raises UserError for files that are damaged or truncated, or that have other data after a stream.
+Formats are recognized by the first bytes, not by the name. A file may consist of several streams. Uncompressed files
+are read unchanged. Raises UserError for files that are damaged or truncated, or that have other data after a stream.
 """
 
 import bz2
@@ -30,7 +30,7 @@ ERRORS = (EOFError, OSError, RuntimeError, lzma.LZMAError, zlib.error, zipfile.B
 
 
 def file_suffixes(path: str) -> tuple[str, str]:
-    """Return the lowercase suffixes for a file's format and compression: (".txt", ".gz"), (".csv", "")."""
+    """Return the lowercase suffixes for a file's format and compression, such as (".txt", ".gz") or (".csv", "")."""
     stem, suffix = os.path.splitext(path.lower())
     return (os.path.splitext(stem)[1], suffix) if suffix in COMPRESSION_SUFFIXES else (suffix, "")
 
@@ -76,8 +76,8 @@ def _zstd_decompressor():
         else:
             from backports import zstd
     except ModuleNotFoundError:
-        remedy = "pip install backports.zstd, or unpack the file with unzstd"
-        raise UserError(f"reading .zst files needs the package backports.zstd: {remedy}") from None
+        remedy = "run pip install backports.zstd, or unpack the file with unzstd"
+        raise UserError(f"reading .zst files requires the package backports.zstd: {remedy}") from None
     return zstd.ZstdDecompressor()
 
 
@@ -91,12 +91,12 @@ DECOMPRESSORS: tuple[tuple[bytes, Callable[[], Any]], ...] = (  # pattern of the
 
 
 def decompressor_for(head: bytes) -> Callable[[], Any] | None:
-    """Return a function that creates a decompressor for a file that starts with head, or None if uncompressed."""
+    """Return a function that creates a decompressor for a file that starts with head, or None if it is uncompressed."""
     return next((new for pattern, new in DECOMPRESSORS if re.match(pattern, head)), None)
 
 
 def decompress(location: str, chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """Return (the first HEAD_BYTES, all chunks) of the content of a file, decompressed if it is compressed."""
+    """Return (the first HEAD_BYTES, all chunks) of a file's content, decompressing it if necessary."""
     return _split_head(_decompress(location, *_split_head(filter(None, chunks))))
 
 
@@ -127,7 +127,7 @@ def _decompress(location: str, head: bytes, chunks: Iterator[bytes]) -> Iterator
 
 
 class ChunkReader(io.RawIOBase):
-    """A file whose content comes in chunks, for io.BufferedReader."""
+    """A raw stream for io.BufferedReader that reads from an iterator of chunks."""
 
     def __init__(self, chunks: Iterator[bytes]):
         self.chunks, self.rest = chunks, b""
@@ -136,7 +136,7 @@ class ChunkReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
-        """Fill buffer, unless the file ends before, and return the number of bytes."""
+        """Read into buffer until it is full or the file ends, and return the number of bytes read."""
         parts, size = [self.rest], len(self.rest)
         while size < len(buffer) and (chunk := next(self.chunks, b"")):
             parts.append(chunk)

@@ -1,4 +1,4 @@
-"""Read documents from text, JSON, CSV and Parquet files, compressed files and archives, of any size.
+"""Read documents from text, JSON, CSV and Parquet files of any size, including compressed files and archives.
 
 By default, each text file or record is one document. It can also be split into one document per line or paragraph.
 Line endings become \\n, and a byte-order mark is removed. Content that isn't text is reported with its location.
@@ -59,8 +59,8 @@ def find_files(
 ) -> tuple[list[str], int]:
     """Return (sorted paths, number of skipped files) for a file, a folder or a glob pattern.
 
-    Folders are searched recursively for files with suffixes. Raises UserError, which names option, if no file is
-    found.
+    Folders are searched recursively for files with one of the suffixes. If no file is found, raises a UserError that
+    mentions option.
     """
     if os.path.isfile(input_path):
         return [input_path], 0
@@ -70,7 +70,7 @@ def find_files(
         all_paths = [p for p in all_paths if os.path.isfile(p) and not is_hidden(os.path.relpath(p, input_path))]
         paths = [path for path in all_paths if file_suffixes(path)[0] in suffixes]
         packed_suffixes = " ".join(COMPRESSION_SUFFIXES)
-        problem = f"no file in it ends in {' '.join(suffixes)} (optionally followed by {packed_suffixes})"
+        problem = f"no file name in it ends in {' '.join(suffixes)} (optionally followed by {packed_suffixes})"
         if any(path.endswith(".arrow") for path in all_paths):
             name = f"hf:{os.path.abspath(input_path)}"
             problem += f"; if save_to_disk() wrote it, data/prepare.py reads it as --input={name}"
@@ -79,10 +79,11 @@ def find_files(
     else:
         all_paths = [path for path in glob.glob(input_path, recursive=True) if os.path.isfile(path)]
         paths = all_paths
-        problem = "it does not exist, and no file matches it as a pattern"
+        problem = "no such file or folder exists, and no file matches this pattern"
     paths = [path for path in paths if not DATA_FILE_PATTERN.fullmatch(os.path.basename(path))]
     if not paths:
-        raise UserError(f"no text was found at {input_path} ({problem}): pass {option}=PATH of a text file or folder")
+        remedy = f"pass {option}=PATH, where PATH is a text file or a folder"
+        raise UserError(f"no text was found at {input_path} ({problem}): {remedy}")
     return sorted(paths), len(all_paths) - len(paths)
 
 
@@ -91,21 +92,21 @@ class Files:
     """Input files and how to split them into documents.
 
     Methods call on_progress with the number of bytes read since the last call and update digest, a hashlib object, with
-    the content. They raise UserError, with the location, for content that isn't text.
+    the content. For content that isn't text, they raise a UserError that gives the location.
     """
 
     paths: list[str]
-    document: Document = "file"  # a document is a file or record, a line, a paragraph (blank), or everything (none)
-    field: str = "text"  # name of the field with the text in JSON lines, CSV and Parquet
+    document: Document = "file"  # document unit: a file or record, a line, a paragraph (blank), or everything (none)
+    field: str = "text"  # name of the field that contains the text in JSON, CSV and Parquet files
     encoding: str = "utf-8"
-    errors: str = "strict"  # how to decode what is not valid in this encoding, as in bytes.decode()
+    errors: str = "strict"  # how to handle bytes that are not valid in this encoding, as in bytes.decode()
     option: str = "--field"  # command-line option for the field names, used in error messages
     raw: bool = False  # keep NULs and line endings in records, instead of rejecting NULs and converting line endings
-    separator: str = ""  # text of a line that ends a document and is left out; "" if there are none
-    needs_separator: bool = True  # whether a text without such a line is an error
-    # what the last pass over the documents left out: BLANK ones, and by path the other files of an archive
+    separator: str = ""  # text of the lines that end documents, which are left out; "" if there are no such lines
+    needs_separator: bool = True  # whether it is an error if no line consists of the separator
+    # counts of what the last pass left out: blank documents (key BLANK), and skipped members (key: path of the archive)
     n_left_out: Counter[str] = dataclasses.field(default_factory=Counter, repr=False, compare=False)
-    # members of archives that sound like a validation or test text, as far as they have been read
+    # members of archives read so far whose names suggest a validation or test text
     validation_names: set[str] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
     @property
@@ -115,7 +116,7 @@ class Files:
 
     @property
     def has_separators(self) -> bool:
-        """True if no end token is needed: there is only one document, or line ends separate the documents."""
+        """True if no end token is needed because there is only one document or line ends separate the documents."""
         is_one_text = len(self.paths) == 1 and not self._has_members(self.paths[0])
         return self.document == "none" or self.document != "file" and is_one_text
 
@@ -141,7 +142,7 @@ class Files:
         return _split_at_separator(parts, LINE_END_PATTERN if self.document == "line" else BLANK_LINES_PATTERN)
 
     def read_file(self, path: str, on_progress: Progress = lambda n: None, digest=None) -> Iterator[TextPart]:
-        """Yield the documents in one file, including blank ones: each record, or the whole file."""
+        """Yield the documents in one file, which are its records or the whole file. Includes blank documents."""
         if file_suffixes(path)[0] == ".parquet":
             records = replace(self, paths=[path]).records(self.field, on_progress=on_progress, digest=digest)
             yield from ((text, True) for _, (text,) in records)
@@ -182,7 +183,7 @@ class Files:
     def members(
         self, path: str, suffixes: tuple[str, ...], on_progress: Progress = lambda n: None, digest=None
     ) -> Iterator[tuple[str, str, Iterator[str]]]:
-        """Yield (location, suffix, chunks of text) of one file, or of the files with these suffixes in an archive."""
+        """Yield (location, suffix, chunks of text) for a file, or for the files in an archive with these suffixes."""
         for member in self._members(path, on_progress, suffixes):
             yield member.location, member.suffix, self._decode(member, digest)
 
@@ -229,7 +230,7 @@ class Files:
     def _check_records(
         self, records: Iterable["Record"], fields: tuple[str, ...], labels: tuple[str, ...]
     ) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Yield the records with their values as text, and "" for null."""
+        """Yield the records with all values converted to text, and null to ""."""
         for location, values in records:
             texts = [
                 str(v) if n in labels else "" if v is None else check_text(v, location, n, self.raw)
@@ -278,7 +279,7 @@ class Files:
 
 
 def split_lines(chunks: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a text in chunks, including line endings."""
+    """Yield the lines, including line endings, of a text that comes in chunks."""
     line_parts: list[str] = []  # of the line that the next chunk continues
     for chunk in chunks:
         *full_lines, last = chunk.split("\n")
@@ -317,7 +318,7 @@ def _decode_error(path: str, error: UnicodeDecodeError, offset: int, is_cut: boo
     if is_cut:
         return UserError(f"{problem}, where it ends inside a character: get the whole file, or delete the rest")
     if is_utf8:
-        return UserError(f"{problem}, although it has other characters in UTF-8: correct this one, or {remedy}")
+        return UserError(f"{problem}, although other characters in it are valid UTF-8: correct this one, or {remedy}")
     return UserError(f"{problem}: convert it to UTF-8, or {remedy}")
 
 
@@ -362,7 +363,7 @@ def _check_fields(source: str, fields: Iterable[str], names: Iterable[str], opti
     names = list(names)
     if missing := [field for field in fields if field not in names]:
         choices = ", ".join(map(repr, names[:20])) or "(there are none)"
-        raise UserError(f"{source} has no field {missing[0]!r}: pass {option}=NAME, one of {choices}")
+        raise UserError(f"{source} has no field {missing[0]!r}: pass {option}=NAME, where NAME is one of {choices}")
     if repeated := [field for field in fields if names.count(field) > 1]:
         raise UserError(f"{source} has several columns named {repeated[0]!r}: rename all but one of them")
 
@@ -408,7 +409,7 @@ def _is_list_of_records(value: Any, fields: tuple[str, ...], record: dict[str, A
 
 
 def _select_fields(record: Any, location: str, fields: tuple[str, ...], option: str) -> list[Any]:
-    """Return the values of the fields of a JSON object. Raises UserError if it is something else, or lacks a field."""
+    """Return the values of the fields of a JSON object. Raises UserError if record isn't one or lacks a field."""
     if not isinstance(record, dict):
         raise UserError(f'{location} is not a JSON object: each record must look like {{"{fields[0]}": "..."}}')
     try:
@@ -419,7 +420,7 @@ def _select_fields(record: Any, location: str, fields: tuple[str, ...], option: 
 
 
 def _csv_names(header: str, delimiter: str) -> list[str]:
-    """Return the names in the header of a CSV file; [] if the header is not valid with this delimiter."""
+    """Return the names in the header of a CSV file, or [] if the header is not valid with this delimiter."""
     try:
         return next(csv.reader(io.StringIO(header, newline=""), delimiter=delimiter, strict=True), [])
     except csv.Error:
@@ -513,19 +514,19 @@ def read_parquet_rows(path: str, file, fields: Sequence[str], digest) -> Iterato
 
 
 def _decode_value(value: Any, location: str, field: str) -> Any:
-    """Return a value from Parquet, decoded if it is UTF-8 in a binary column."""
+    """Return a value from a Parquet file. UTF-8 text in a binary column is decoded."""
     if not isinstance(value, bytes):
         return value
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError as error:
         problem = f"the field {field!r} is binary and not UTF-8 ({value[:20]!r}...)"
-        raise UserError(f"{location}: {problem}: pass another field, or store text") from error
+        raise UserError(f"{location}: {problem}: pass another field, or store the values as text") from error
 
 
 @contextlib.contextmanager
 def open_parquet(path: str) -> Iterator[Any]:
-    """Open a Parquet file. Errors while reading it become UserErrors."""
+    """Open a Parquet file. Errors while reading it are converted to UserErrors."""
     import pyarrow
     import pyarrow.parquet
 
@@ -545,7 +546,7 @@ def open_parquet(path: str) -> Iterator[Any]:
 
 
 def _skip_blanks(parts: Iterable[TextPart], n_left_out: Counter) -> Iterator[TextPart]:
-    """Yield the parts, except those of documents that are blank, which are counted."""
+    """Yield the parts of all documents that are not blank. The blank ones are counted in n_left_out."""
     leading_blanks, has_output = "", False  # for the current document: blank text not yet yielded; whether text was
     for text, is_end in parts:
         text, leading_blanks = leading_blanks + text, ""
@@ -561,7 +562,7 @@ def _skip_blanks(parts: Iterable[TextPart], n_left_out: Counter) -> Iterator[Tex
 def _split_at_lines(parts: Iterable[TextPart], separator: str, path: str) -> Iterator[TextPart]:
     """End documents at lines that hold only the separator, and leave these lines out.
 
-    Raises UserError if there is no such line and path, where the text starts, isn't empty.
+    path is the file in which the text starts. Unless it is empty, raises UserError if there is no such line.
     """
     separator_line = re.compile(rf"^[ \t]*{re.escape(separator.strip())}[ \t]*(?:\n|\Z)", re.MULTILINE)
     n_found, remainder = 0, ""  # the start of a line that the next part continues
@@ -601,7 +602,7 @@ def _join_documents(parts: Iterable[TextPart]) -> Iterator[TextPart]:
 
 
 def _split_at_separator(parts: Iterable[TextPart], separator: re.Pattern) -> Iterator[TextPart]:
-    """Split documents after each separator, keeping all text. No document consists of whitespace alone."""
+    """Split documents after each separator, keeping all text. No resulting document consists only of whitespace."""
     remainder, has_output = "", False  # has_output: whether a part of the current document was yielded
     for text, is_end in parts:
         text = remainder + text

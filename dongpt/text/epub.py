@@ -104,7 +104,7 @@ def extract_text(chunks: Iterable[bytes], location: str) -> Iterator[bytes]:
 
 
 def _encoding(head: bytes) -> str:
-    """Return the encoding of an XHTML file: from its byte-order mark, XML declaration or <meta>, or else UTF-8."""
+    """Return the encoding given by an XHTML file's byte-order mark, XML declaration or <meta> tag, or else UTF-8."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     declared = re.match(rb"""<\?xml[^>]*encoding\s*=\s*["']([\w.-]+)["']""", head[:MAX_HEAD_BYTES])

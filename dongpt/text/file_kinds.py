@@ -57,5 +57,5 @@ def looks_like_json(head: bytes) -> bool:
 
 
 def _strip(head: bytes) -> bytes:
-    """Return head without leading whitespace and byte-order mark. Convert ASCII in UTF-16 or UTF-32 to ASCII."""
+    """Strip leading whitespace and a byte-order mark from head, and convert ASCII text in UTF-16 or UTF-32 to ASCII."""
     return head.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\f")

@@ -1,8 +1,8 @@
 """Detect token files that are not raw uint16: ids of another width or byte order, headers, and other file formats.
 
-train.bin has no header, as in nanoGPT, so a file of uint32 ids can be read as uint16 without an error. Where no
-meta.json gives the number of tokens, the start of a file and samples decide. In text, the ids at even and at odd
-positions look alike. In uint32 ids read as uint16, one position is always 0, and in floats the exponents fall in a
+train.bin has no header, as in nanoGPT, so a file of uint32 ids can be read as uint16 without an error. If no meta.json
+gives the number of tokens, the start of the file and some samples are examined. The ids of a text look alike at even
+and odd positions. When uint32 ids are read as uint16, every second value is 0, and in floats, the exponents fall in a
 narrow range. Since uint16 ids of other data can look like this, too, the messages also say how to declare them.
 """
 
@@ -42,7 +42,7 @@ IF_UINT16 = "; if its ids are uint16, declare them in a meta.json (see docs/form
 
 
 def find_problem(path: str) -> str:
-    """Return a sentence on why a token file is not raw uint16, and what to do about it, or "" if it may be."""
+    """Return a sentence that says why a token file is not raw uint16 and what to do about it, or "" if it may be."""
     with open(path, "rb") as file:
         head, size = file.read(SAMPLE_BYTES), os.path.getsize(path)
     if kind := next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), ""):
@@ -67,7 +67,7 @@ def find_problem(path: str) -> str:
         other_types = [dtype for dtype, _ in map(guess_type, samples) if dtype in COLUMNS]
         if len(other_types) < 2:
             return ""
-        problem = f"parts of {path} seem to hold {TYPE_NAMES[other_types[0]]} ids, and others uint16"
+        problem = f"parts of {path} seem to hold {TYPE_NAMES[other_types[0]]} ids, and other parts uint16 ids"
         return f"{problem}: write all ids as uint16{IF_UINT16}"
     problem, values = f"{path} seems to hold {TYPE_NAMES[dtype]} ids instead of uint16 ({reason})", sample.view(dtype)
     if values.min() < 0:
@@ -86,15 +86,14 @@ def _how_to_convert(path: str, array: str) -> str:
 
 
 def find_header(head: bytes, size: int) -> tuple[int, str, str]:
-    """Return (length, NumPy type of the ids after it, reason) of the header of a file of size bytes that starts with
-    head. The length is 0 if there is no header, and the type is "" if the file is damaged."""
+    """Return (length of the header or 0, NumPy type of the ids after it or "" if the file is damaged, reason)."""
     numbers = np.frombuffer(head[: len(head) // 4 * 4], "<u4")
     dtype = LLM_C_TYPES.get(int(numbers[0]), "") if len(numbers) >= 3 else ""
     if dtype:
         expected = LLM_C_BYTES + int(numbers[2]) * np.dtype(dtype).itemsize
         if size != expected:
-            return LLM_C_BYTES, "", f"that of llm.c, for a file of {expected:,} bytes instead of {size:,}"
-        return LLM_C_BYTES, dtype, "that of llm.c"
+            return LLM_C_BYTES, "", f"it is llm.c's header for a file of {expected:,} bytes instead of {size:,}"
+        return LLM_C_BYTES, dtype, "it is llm.c's header"
     for n_bytes in HEADER_BYTES:
         for dtype in ("<u2", "<u4"):
             count, rest = divmod(size - n_bytes, np.dtype(dtype).itemsize)
@@ -102,12 +101,12 @@ def find_header(head: bytes, size: int) -> tuple[int, str, str]:
                 return n_bytes, dtype, f"it contains {count:,}, the number of ids after it"
     ids, others = np.split(np.frombuffer(head[: len(head) // 8 * 8], "<u2"), [LLM_C_BYTES // 2])
     if len(others) and ids[0] and np.count_nonzero(ids) <= MIN_IDS and np.count_nonzero(others) > 0.2 * len(others):
-        return LLM_C_BYTES, guess_type(others)[0] or "<u2", "nearly all of them are 0"
+        return LLM_C_BYTES, guess_type(others)[0] or "<u2", "nearly all of its bytes are 0"
     return 0, "", ""
 
 
 def _is_text(head: bytes) -> bool:
-    """Return True if the start of a file is UTF-8 text without control characters, which occur in any uint16 ids."""
+    """Return True if the start of a file is UTF-8 text without control characters, which uint16 ids always contain."""
     with contextlib.suppress(UnicodeDecodeError):
         codecs.utf_8_decode(head, "strict", False)
         return len(head) >= 2 * MIN_IDS and len(set(head)) >= 6 and not CONTROL_CHARACTERS.search(head)
@@ -115,7 +114,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def guess_type(ids: np.ndarray) -> tuple[str, str]:
-    """Return (NumPy type, reason) for data (n,) that do not look like uint16, or ("", "") if they do.
+    """Return (NumPy type, reason) for ids (n,) that do not look like uint16, or ("", "") for ids that do.
 
     >>> guess_type(np.tile(np.arange(1, 99, dtype="<u4"), 9).view("<u2"))
     ('<u4', 'every second uint16 is 0')
@@ -123,7 +122,7 @@ def guess_type(ids: np.ndarray) -> tuple[str, str]:
     ids = ids[: len(ids) // 4 * 4]
     for dtype in ("<f8", "<f4", "<f2"):
         if is_integral(ids.view(dtype)):
-            return dtype, "all numbers are whole"
+            return dtype, "all values are whole numbers"
     columns = ids.reshape(-1, 4)
     for dtype, (used, zero) in COLUMNS.items():
         if not columns[:, zero].any() and is_enough(columns[:, used]):
@@ -161,7 +160,7 @@ def is_enough(values: np.ndarray) -> bool:
 
 
 def is_integral(values: np.ndarray) -> bool:
-    """Return True if all floats are whole ids, and there are enough. In float16, all numbers from 1,024 are whole."""
+    """Return True if all floats are valid ids and there are enough of them. Every float16 above 1,024 is an integer."""
     is_float16 = values.dtype.itemsize == 2
     with np.errstate(invalid="ignore"):
         values = values.astype(np.float64)
@@ -170,7 +169,7 @@ def is_integral(values: np.ndarray) -> bool:
 
 
 def is_bytes(values: np.ndarray) -> bool:
-    """Return True if every id is a byte. In uint16 ids, the upper bytes are distributed differently than the lower."""
+    """Return True if every id is a byte. In uint16 ids, the upper and lower bytes have different distributions."""
     counts = [np.bincount(values[i::2], minlength=256) for i in (0, 1)]
     n_distinct = [np.count_nonzero(count) for count in counts]
     distance = np.abs(counts[0] - counts[1]).sum() / len(values)  # between the distributions, 0 to 1

@@ -1,4 +1,4 @@
-"""Read documents from datasets on the Hugging Face Hub, in its local cache, or in a folder, through `datasets`.
+"""Use `datasets` to read documents from the Hugging Face Hub, from its local cache or from a folder.
 
 A dataset is named hf:[OWNER/]NAME[:CONFIG[:SPLIT]]. hf:./FOLDER and hf:/FOLDER are local folders, which save_to_disk()
 may have written. The text column is streamed once into a copy in the data folder: Parquet files with about COPY_BYTES
@@ -40,17 +40,17 @@ TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary",
 
 @dataclass(frozen=True)
 class DatasetName:
-    """A parsed dataset name. path is OWNER/NAME or a local folder. An empty config selects the default or only one."""
+    """A parsed dataset name. path is OWNER/NAME or a local folder. An empty config means the default or only config."""
 
     path: str
     config: str = ""
     split: str = "train"
     is_local: bool = False
-    remedy: str = "pass a local copy as hf:./FOLDER"  # if it cannot be downloaded
+    remedy: str = "pass a local copy as hf:./FOLDER"  # what to do if it cannot be downloaded
 
     @property
     def short(self) -> str:
-        """Return NAME, or the name of the folder."""
+        """Return NAME without its OWNER, or the name of the local folder."""
         return os.path.basename(os.path.abspath(self.path)) if self.is_local else self.path.rpartition("/")[2]
 
     @property
@@ -103,8 +103,8 @@ def find_text(
 ) -> "HubText":
     """Return one column of a dataset as documents, without reading them yet."""
     if dataset.is_local and not os.path.isdir(dataset.path):
-        is_file = os.path.isfile(dataset.path)
-        raise UserError(f"{dataset}: " + ("pass a file without hf:" if is_file else "there is no such folder"))
+        problem = "pass a file without the hf: prefix" if os.path.isfile(dataset.path) else "there is no such folder"
+        raise UserError(f"{dataset}: {problem}")
     with _quiet(), _explained(dataset):
         if dataset.is_local and any(os.path.isfile(os.path.join(dataset.path, name)) for name in SAVED_FILES):
             stream, n_rows, local_paths = _open_saved(dataset)
@@ -148,7 +148,7 @@ def find_text(
 
 
 def _find_builder(dataset: DatasetName) -> tuple[Any, str]:
-    """Return (DatasetBuilder, config). If the Hub has only a script, use its own conversion to Parquet."""
+    """Return (DatasetBuilder, config). If the Hub has only a script, use the Hub's own conversion to Parquet."""
     import datasets
 
     path = dataset.path
@@ -170,14 +170,14 @@ def _find_builder(dataset: DatasetName) -> tuple[Any, str]:
 
 
 def _converted_config(dataset: DatasetName) -> str:
-    """Return the only config in the Hub's conversion to Parquet. Raises UserError if it has several or is partial."""
+    """Return the only config in the Hub's conversion to Parquet. Raises UserError if it is partial or has several."""
     import huggingface_hub
 
     tree = huggingface_hub.HfApi().list_repo_tree(dataset.path, recursive=True, revision=CONVERTED, repo_type="dataset")
     paths = [entry.path for entry in tree if entry.path.endswith(".parquet")]
     configs = sorted({path.partition("/")[0] for path in paths})
     if any("/partial-" in path for path in paths) or not paths:
-        raise UserError(f"{dataset} has no complete copy in Parquet on the Hub, only a script: {dataset.remedy}")
+        raise UserError(f"{dataset} has no complete Parquet copy on the Hub, only a script: {dataset.remedy}")
     if len(configs) > 1:
         raise UserError(f"{dataset} has several configs: {_how_to_name(dataset, 'CONFIG', configs)}")
     return configs[0]
@@ -210,19 +210,20 @@ def _features(stream: Any) -> dict:
 def _check_column(dataset: DatasetName, features: dict, column: str):
     """Raise UserError unless column exists and contains text."""
     texts = [name for name, kind in features.items() if getattr(kind, "dtype", "") in TEXT_TYPES]
-    choices = ", ".join(map(repr, texts[:20])) or "(none holds text)"
+    choices = ", ".join(map(repr, texts[:20])) or "(no column contains text)"
+    remedy = f"pass --field=NAME, where NAME is one of {choices}"
     if not features:
         raise UserError(f"{dataset} has no rows in the split {dataset.split!r}: pass another split")
     if column not in features:
         others = "".join(f", {name!r} (not text)" for name in list(features)[:20] if name not in texts)
-        raise UserError(f"{dataset} has no column {column!r}: pass --field=NAME, one of {choices}{others}")
+        raise UserError(f"{dataset} has no column {column!r}: {remedy}{others}")
     if column not in texts:
         kind = str(features[column]).replace("\n", " ")[:60]
-        raise UserError(f"{dataset}: the column {column!r} is not text but {kind}: pass --field=NAME, one of {choices}")
+        raise UserError(f"{dataset}: the column {column!r} is not text but {kind}: {remedy}")
 
 
 def _report_unread(dataset: DatasetName, builder: Any):
-    """Print how many texts in a local folder `datasets` does not read: it chooses the most frequent format."""
+    """Print how many texts in a local folder are ignored by `datasets`, which reads only the most frequent format."""
     read = {os.path.realpath(path) for paths in (builder.config.data_files or {}).values() for path in paths}
     found: list[str] = []
     with contextlib.suppress(UserError):  # there are none
@@ -250,7 +251,7 @@ def _quiet() -> Iterator[None]:
         import datasets
         import huggingface_hub
     except ImportError as error:
-        raise UserError(f"hf: needs a package ({error}): pip install datasets") from error
+        raise UserError(f"reading hf: datasets requires a package ({error}): run pip install datasets") from error
     loggers = (datasets.utils.logging, huggingface_hub.utils.logging)
     levels, had_bars = [logger.get_verbosity() for logger in loggers], datasets.utils.is_progress_bar_enabled()
     try:
@@ -291,7 +292,7 @@ def _explanation(dataset: DatasetName, error: Exception) -> str:
     text, line = str(error), first_line(error)
     page, remedy = f"https://huggingface.co/datasets/{dataset.path}", dataset.remedy
     if os.path.isdir(dataset.path) and not dataset.is_local:
-        remedy = f"for the folder of that name, write hf:./{dataset.path}"
+        remedy = f"write hf:./{dataset.path} to read the folder of that name"
     listed = re.search(r"\[.*\]", text)
     if "gated dataset" in text:
         login = "log in with `hf auth login` or set HF_TOKEN"
@@ -303,15 +304,16 @@ def _explanation(dataset: DatasetName, error: Exception) -> str:
         problem = f"it has no config {dataset.config!r}" if dataset.config else "it has several configs"
         return f"{problem}: {_how_to_name(dataset, 'CONFIG', names)}"
     if isinstance(error, DataFilesNotFoundError) or type(error).__name__ == "EmptyDatasetError":
-        return "it holds no data files that `datasets` reads: use a folder with Parquet, JSON lines, CSV or text files"
+        return "it has no data files that `datasets` can read: use a folder with Parquet, JSON lines, CSV or text files"
     if dataset.is_local and isinstance(error, FileNotFoundError):
         return f"a file is missing ({line}): copy the folder again"
     if isinstance(error, (DatasetNotFoundError, FileNotFoundError)) or "Please specify the data files" in text:
         return f"the Hub has no such dataset, or it is private: look up OWNER/NAME at huggingface.co, or {remedy}"
     if "OfflineModeIsEnabled" in text:
-        return f"the dataset is not in its cache, and HF_HUB_OFFLINE forbids downloading it: unset it, or {remedy}"
+        problem = "the dataset is not in the local cache, and HF_HUB_OFFLINE forbids downloading it"
+        return f"{problem}: unset HF_HUB_OFFLINE, or {remedy}"
     if is_connection_lost(error):
-        problem = f"the Hub cannot be reached ({first_line(_first_cause(error))}) and the dataset is not in its cache"
+        problem = f"the Hub cannot be reached ({first_line(_first_cause(error))}), and the dataset is not in the cache"
         return f"{problem}: connect to the network, or {remedy}"
     return f"`datasets` cannot read it ({line}): fix its files, or pass them without the hf: prefix"
 
@@ -340,14 +342,14 @@ class HubText:
     """A text column of a dataset, with the interface of Files. Methods that need the text complete the copy first."""
 
     source: str  # hf:OWNER/NAME:CONFIG:SPLIT@COMMIT
-    field: str  # the column
+    field: str  # name of the column
     local_paths: list[str]  # files of a local dataset
     remote_paths: list[str] = dataclasses.field(repr=False)  # files on the Hub
-    is_parquet: bool  # the local files are Parquet and need not be copied
+    is_parquet: bool  # whether the local files are Parquet files, which need not be copied
     copy_dir: str = dataclasses.field(repr=False)
-    stream: Any = dataclasses.field(repr=False)  # datasets.IterableDataset of this column in Arrow tables
+    stream: Any = dataclasses.field(repr=False)  # datasets.IterableDataset that yields the column as Arrow tables
     n_rows: int = dataclasses.field(repr=False)  # 0 if unknown
-    document: Document = "file"  # for these three, see Files
+    document: Document = "file"  # document, separator and raw are the same as in Files
     separator: str = ""
     raw: bool = False
     n_left_out: Counter[str] = dataclasses.field(default_factory=Counter, repr=False, compare=False)  # see Files
@@ -364,7 +366,7 @@ class HubText:
         return self.document == "none"
 
     def fingerprint(self) -> list[list]:
-        """Return the source with its commit, or size and modification time of local files, to detect changes."""
+        """Return the source with its commit, or the sizes and modification times of local files, to detect changes."""
         return [[(s.st_size, s.st_mtime_ns) for s in map(os.stat, self.local_paths)] or [self.source]]
 
     def download_size(self) -> int:
@@ -427,12 +429,12 @@ class HubText:
         return {"key": key, "files": 0, "sizes": [], "rows": 0, "stream": None, "is_complete": False}
 
     def _copy(self, state: dict) -> dict:
-        """Copy the rows after those in state, and return the final state."""
+        """Copy the rows that state does not cover yet, and return the final state."""
         if state["files"]:
             print(f"continuing to read {self.source} after row {state['rows']:,}")
             self.stream.load_state_dict(state["stream"])
         elif os.path.exists(os.path.join(self.copy_dir, "state.json")):
-            print("the unfinished copy is of another text, or damaged: starting over")
+            print("the unfinished copy is damaged or was made from another text: starting over")
             self.remove_copy()
         texts, n_bytes = [], 0
         with _quiet(), progress_bar(self.n_rows or None, unit=" rows", desc="reading ", leave=False) as bar:
@@ -448,7 +450,7 @@ class HubText:
         return state
 
     def _read_texts(self, state: dict) -> Iterator[Any]:
-        """Yield the rows after those in state as Arrow arrays, with "" for null.
+        """Yield the rows that state does not cover yet as Arrow arrays, with "" in place of null.
 
         Raises UserError if the connection is lost or a file cannot be read.
         """
@@ -470,7 +472,7 @@ class HubText:
                 raise UserError(f"{problem}: fix its files, or pass them without the hf: prefix") from error
 
     def _save(self, state: dict, texts: list, is_complete: bool = False):
-        """Write texts (Arrow arrays) to the next file, and then the state."""
+        """Write texts (Arrow arrays) to the next file of the copy, and then save the state."""
         import pyarrow
         import pyarrow.parquet
 
@@ -487,5 +489,5 @@ class HubText:
             with atomic_write(os.path.join(self.copy_dir, "state.json"), "w", encoding="utf-8") as file:
                 json.dump(state, file)
         except OSError as error:
-            remedy = "free space on that disk, and run the same command again to continue"
+            remedy = "free some space on that disk, and run the same command again to continue"
             raise UserError(f"{self.copy_dir} cannot be written ({error.strerror or error}): {remedy}") from error

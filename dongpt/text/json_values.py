@@ -26,10 +26,10 @@ class JsonError(UserError):
 
 
 def read_json_values(chunks: Iterable[str], path: str = "the text") -> Iterator[tuple[str, Any]]:
-    """Yield (location, value) of the values in chunks of text, as in ("FILE record 2 (line 7)", {"text": "..."}).
+    """Yield (location, value) for each value in chunks of text, such as ("FILE record 2 (line 7)", {"text": "..."}).
 
-    Holds one value and about one chunk in memory. Raises UserError, with the location, for text that isn't JSON, that
-    ends early, or that has something after its array.
+    Keeps only one value and about one chunk in memory. Raises a UserError that gives the location if the text isn't
+    JSON, if it ends early, or if anything follows its array.
     """
     text = JsonText(chunks, path)
     if text.peek() == "[":
@@ -57,7 +57,7 @@ class JsonText:
         return self.counted_lines
 
     def read_more(self):
-        """Extend the text to at least twice its length, so that the cost of reading a long value is linear."""
+        """Read until the buffer is at least twice as long, so that reading a long value takes linear time."""
         self.line()
         parts, size = [self.buffer[self.position :]], 0
         n_old = len(parts[0])
@@ -87,10 +87,10 @@ class JsonText:
         self.position = end if end >= 0 else len(self.buffer)
 
     def elements(self, line_start: str = "") -> Iterator[tuple[str, Any]]:
-        """Yield (location, value) of the elements of the array at the position, and move past it.
+        """Yield (location, value) for each element of the array at the current position, and move past the array.
 
-        With line_start, such as "\\n  {", the value of an element that is not JSON is the JsonError, and reading
-        continues at the next line that begins so. The JsonError is raised if there is no such line.
+        If line_start, such as "\\n  {", is given, a JsonError is yielded in place of an element that is not JSON, and
+        reading continues at the next line that begins with line_start. If there is none, the JsonError is raised.
         """
         self.position += 1
         separator = self.peek()
@@ -102,7 +102,7 @@ class JsonText:
                 yield location, self.read_value(location)
                 separator = self.peek()
                 if separator not in ("]", ","):
-                    self.fail(location, f"{separator!r} follows it instead of a comma or bracket" if separator else "")
+                    self.fail(location, f"a comma or bracket is missing before {separator!r}" if separator else "")
             except JsonError as error:
                 is_comma_missing = line_start and separator in ("{", "[")  # and the next element is intact
                 if is_comma_missing:
@@ -115,11 +115,11 @@ class JsonText:
                 break
             self.position += 1
             if self.peek() == "]" and not line_start:
-                self.fail(location, "a comma follows it, but no other record")
+                self.fail(location, "no other record follows the comma")
         self.position += 1
 
     def _skip_to(self, line_start: str) -> bool:
-        """Move before the last character of the next line_start, and return whether there is one."""
+        """Move to the last character of the next line_start, and return True if there is one."""
         while (found := self.buffer.find(line_start, self.position)) < 0 and not self.is_end:
             self.position = max(self.position, len(self.buffer) - len(line_start))
             self.read_more()
@@ -127,7 +127,7 @@ class JsonText:
         return found >= 0
 
     def read_value(self, location: str) -> Any:
-        """Return the value at the position, to which peek() moved. Moves past it."""
+        """Return the value at the current position, to which peek() has moved, and move past the value."""
         value, self.position = self._decode(location, 0)
         return value
 
@@ -139,7 +139,7 @@ class JsonText:
         return None if match and match.group() == "]" else self._decode(location, offset)[0]
 
     def _decode(self, location: str, offset: int) -> tuple[Any, int]:
-        """Return (value, its end in the buffer) of the JSON value `offset` characters after the position."""
+        """Return (value, its end in the buffer) for the JSON value `offset` characters after the current position."""
         while True:
             try:
                 value, end = self.decode(self.buffer, self.position + offset)
@@ -168,5 +168,5 @@ class JsonText:
     def fail(self, location: str, problem: str):
         """Raise JsonError for the value at location; an empty problem means that the text ends early."""
         if not problem:
-            raise JsonError(f"{location}: the file ends before its JSON does: it was cut off, so get the whole file")
+            raise JsonError(f"{location}: the file was cut off before the end of its JSON: get the complete file")
         raise JsonError(f"{location} is not JSON ({problem}): correct or delete the record")

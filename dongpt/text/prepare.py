@@ -109,14 +109,14 @@ TextSource = Files | Texts | HubText
 
 
 class SegmentSource(Protocol):
-    """Documents that consist of segments. Only some segments are in the loss."""
+    """Documents that consist of segments, only some of which count toward the loss."""
 
     @property
     def files(self) -> TextSource:
         """The files that contain the documents."""
 
     def read_segments(self, on_progress: Progress, digest=None) -> Iterator[tuple[int, list[Segment]]]:
-        """Yield (a number that determines the split, segments) for each document. A skipped one has no segments."""
+        """Yield (a number that selects the split, segments) for each document. Skipped documents have no segments."""
 
 
 Documents = TextSource | SegmentSource
@@ -139,17 +139,17 @@ def prepare(
 ) -> PreparedData | None:
     """Write train.bin (or train_000.bin, ... with shard_tokens), val.bin and meta.json to folder.
 
-    No file is replaced until all are complete. Returns None if folder already contains the result.
+    No existing file is replaced until all new files are complete. Returns None if folder already contains the result.
     val_buckets (NUM_BUCKETS,) bool selects the validation documents by bucket. By default, whole documents are selected
     by hash, or the end of the text is used if there are few documents (see choose_val_buckets). With a seed, documents
     are drawn at random as in nanoGPT's OpenWebText script, and val.bin equals nanoGPT's byte for byte. This requires
-    Files or HubText, and GPT-2's vocabulary. If there are val_documents, they are the validation set, and all documents
-    are for training. With val_fraction=0, val.bin is empty.
+    Files or HubText, and GPT-2's vocabulary. If val_documents are given, they form the validation set, and all other
+    documents are used for training. With val_fraction=0, val.bin is empty.
 
-    Documents that consist of segments are never split. They also get loss masks, which are 1 where a segment is in the
-    loss. specials become special tokens, and template is stored with the tokenizer. source and sha256 describe the
-    origin of the text. By default, sha256 is the hash of the text. Raises UserError if the text is too short to split,
-    if the vocabulary is too large for uint16, or if reading, encoding or writing fails.
+    Documents that consist of segments are never split. They also get loss masks, which are 1 for the segments that
+    count toward the loss. specials become special tokens, and template is stored with the tokenizer. source and sha256
+    describe the origin of the text. By default, sha256 is the hash of the text. Raises UserError if the text is too
+    short to split, if the vocabulary is too large for uint16, or if reading, encoding or writing fails.
     """
     files = documents if isinstance(documents, TextSource) else documents.files
     texts = [files, val_documents] if val_documents else [files]
@@ -221,7 +221,7 @@ class _ThreadedSHA256:
 
 
 def _special_names(vocabulary: Vocabulary, specials: Sequence[str]) -> list[str]:
-    """Return the names that may stand for special tokens, also in a vocabulary that has no such token."""
+    """Return all names that a text may use for special tokens, even if the vocabulary has no such token."""
     unknown = [UNKNOWN] if vocabulary.tokenizer == "word" else []
     return list(dict.fromkeys([END, *unknown, *specials, *vocabulary.names()]))
 
@@ -275,7 +275,7 @@ def _scan_text(
         split_method = "position"
         pieces = _split_by_position(pieces, split, vocabulary.tokenizer == "word")
     elif isinstance(split, int):
-        problem = f"{stats.documents:,} records cannot be split to use about {val_fraction} of the text for validation"
+        problem = f"{stats.documents:,} records cannot be split so as to validate on about {val_fraction} of the text"
         raise UserError(f"{problem}: use more records, or change --val_fraction")
     n_skipped = stats.num_skipped + n_blank
     meta = {"sha256": digest.hexdigest(), "documents": stats.documents + val_stats.documents, "split": split_method}
@@ -361,7 +361,7 @@ def _text_pieces(pieces: Iterable[SplitPiece]) -> Pieces:
 
 
 def _count_symbols(pieces: Pieces, vocabulary: Vocabulary) -> Counter[str]:
-    """Count the words, or collect the distinct characters, of all pieces. The result is empty for BPE."""
+    """Count the words in all pieces, or collect their distinct characters. The result is empty for BPE."""
     counts: Counter[str] = Counter()
     if vocabulary.tokenizer == "word":
         count_words = functools.partial(_count_words, vocabulary.lower, vocabulary.spaces_alone)
@@ -429,8 +429,8 @@ def _build_tokenizer(
 def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: int = MIN_DOCUMENTS) -> np.ndarray | int:
     """Return the validation buckets (NUM_BUCKETS,) bool, or the number of training characters for a split by position.
 
-    The split is by document if there are at least min_documents and the result is within a factor of 2 of val_fraction.
-    Documents are selected in the order of their hash, which is unrelated to their order in the text.
+    The split is by document if there are at least min_documents documents and the result is within a factor of 2 of
+    val_fraction. Documents are selected in order of their hashes, which is unrelated to their order in the text.
     """
     target, sizes = val_fraction * stats.characters, np.array(stats.bucket_chars)
     in_val, total = np.zeros(NUM_BUCKETS, dtype=bool), 0
@@ -452,7 +452,7 @@ def choose_val_buckets(stats: CorpusStats, val_fraction: float, min_documents: i
 
 
 def _nearest_word_break(text: str, position: int) -> int:
-    """Return position if it is a word break, or else the last break before it, the first after it, or the end."""
+    """Return position if it is a word break, or else the last break before it, the first one after it, or len(text)."""
     if is_word_break(text[position - 1], text[position]):
         return position
     previous_break = last_word_break(text[:position])  # go back one more break, so that more than this word follows
@@ -497,10 +497,10 @@ def _documents_after(
 
 
 def choose_start_id(tokenizer: Tokenizer, ids: np.ndarray, has_segments: bool) -> int:
-    """Return the id from which to sample if no text follows <|endoftext|> in ids, the start of the training set.
+    """Return the id to start samples with if no text follows <|endoftext|> in ids, the start of the training set.
 
-    For segments, it is the id that conversations begin with. For text, it is a newline, as with characters, or the
-    most frequent id if there are no newlines.
+    For segments, it is the id that conversations begin with. For text, it is a newline, as for character tokenizers,
+    or the most frequent id if there are no newlines.
     """
     if has_segments:
         return int(ids[0])
@@ -644,7 +644,7 @@ def _cut_long_texts(pieces: Iterable[SplitPiece], find_cut: Callable[[str], int]
         pending_text = "" if is_end else text[start:]
         if len(pending_text) > MAX_PENDING_CHARS:
             problem = f"the text has a run of {len(pending_text):,} characters without a word break"
-            raise UserError(f"{problem}, too long for this tokenizer: use --tokenizer=char, or insert line breaks")
+            raise UserError(f"{problem}, too many for this tokenizer: use --tokenizer=char, or insert line breaks")
         if is_end:
             yield split, text[start:], True
 

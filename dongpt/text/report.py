@@ -27,7 +27,7 @@ def count_of(n: int, noun: str) -> str:
 
 
 def describe_records(documents: Files | HubText) -> str:
-    """Return how documents relate to the rows or records in the files, in parentheses, or "" if there are none."""
+    """Describe in parentheses how documents relate to the files' rows or records. Returns "" if there are none."""
     suffixes = {".parquet"} if isinstance(documents, HubText) else {file_suffixes(p)[0] for p in documents.paths}
     if not suffixes & {*RECORD_SUFFIXES}:
         return ""
@@ -41,7 +41,7 @@ def describe_records(documents: Files | HubText) -> str:
 def report(prepared: PreparedData, documents: Files | HubText | None = None):
     """Print the source, vocabulary and splits, the folder, and whether the tokens decode to the original text.
 
-    If the documents are given, the first line also says which part of a row or record they are.
+    If the documents are given, the first line also says which part of each row or record they contain.
     """
     meta, tokenizer, counts = prepared.meta, prepared.tokenizer, {}
     for split, ids in open_data(prepared.folder)[1].items():
@@ -75,7 +75,7 @@ def report(prepared: PreparedData, documents: Files | HubText | None = None):
     split_method = {
         "position": f"the last {share}",
         "none": "no validation set",
-        "given": f"{share}, a separate text",
+        "given": f"{share}, from a separate text",
         "documents": f"{share}, in whole documents",
         "drawn": f"{share}, in whole documents drawn with seed {meta.get('seed')}",
     }[meta["split"]]

@@ -71,7 +71,7 @@ class Survey:
             self.n_composed += max(0, len(unicodedata.normalize("NFD", text)) - len(text))
 
     def lines(self) -> list[str]:
-        """Return a sentence for each name in the text, and one about its accents, if any."""
+        """Return a sentence for each name in the text, and one about its accents if it has any."""
         self._flush()
         lines = []
         for name, count in self.counts.items():
@@ -79,7 +79,7 @@ class Survey:
                 times = "once" if count == 1 else f"{count:,} times"
                 remedy = "remove it from the text"
                 if self.has_separator_option and name in self.lone_names:
-                    remedy = f"if these lines end documents, pass --separator='{name}', else remove them"
+                    remedy = f"if these lines end documents, pass --separator='{name}'; otherwise, remove them"
                 elif self.has_separator_option:
                     remedy += f", or put it on separate lines and pass --separator='{name}' if it ends documents"
                 lines.append(f"the text contains {name} {times}, which becomes ordinary text, not a token: {remedy}")
@@ -89,15 +89,15 @@ class Survey:
             lines.append(f"{problem}, which becomes part of the text: remove it")
         sample = " in a sample" if self.n_examined < self.n_characters and self.n_characters > FULL_CHARS else ""
         if self.n_composed and self.n_decomposed:
-            counts = f"{self.n_composed:,} accents are part of their letter and {self.n_decomposed:,} follow it{sample}"
-            remedy = "convert the text to one form, such as NFC, or the same word is spelled in two ways"
-            lines.append(f"Unicode: mixed forms, {counts}: {remedy}")
+            counts = f"{self.n_composed:,} accents are part of a letter and {self.n_decomposed:,} follow one{sample}"
+            remedy = "convert the text to one form, such as NFC, so that each word has only one spelling"
+            lines.append(f"Unicode: mixed normal forms, since {counts}: {remedy}")
         elif self.replaced:
             char, _ = self.replaced.most_common(1)[0]
             characters = f"{self.replaced.total():,} characters{sample}, such as U+{ord(char):04X} ({char})"
             lines.append(
-                f"Unicode: no normal form, since NFC and NFD replace {characters}: convert the text to NFC, or the same"
-                " word may be spelled in two ways"
+                f"Unicode: no normal form, since NFC and NFD replace {characters}: convert the text to NFC, so that"
+                " each word has only one spelling"
             )
         elif self.n_composed or self.n_decomposed:
             form, place = ("NFC", "are part of their letter") if self.n_composed else ("NFD", "follow their letter")

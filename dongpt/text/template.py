@@ -26,7 +26,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Template:
-    """The markers: special tokens, which no text can produce, or plain text if special is False."""
+    """The markers of a chat format: special tokens, which no text can produce, or plain text if special is False."""
 
     name: str
     user: str  # marker before the user's message

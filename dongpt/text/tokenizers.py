@@ -58,13 +58,13 @@ class Tokenizer:
         return self.specials.get(END)
 
     def set_start(self, start_id: int):
-        """Set the input to the model if the prompt is empty, for data in which <|endoftext|> never occurs."""
+        """Set the model's first input for empty prompts, for data in which <|endoftext|> never occurs."""
         self.start_id, self.has_own_start = start_id, True
 
     def encode(self, text: str, special: bool = False, unknown: UnknownPolicy = "error") -> list[int]:
         """Convert text to ids. Pieces outside the vocabulary are skipped, replaced, or reported in a UserError.
 
-        A piece is outside the vocabulary if none of its Unicode normal forms is in it (see known_form).
+        A piece is outside the vocabulary if the vocabulary has none of its Unicode normal forms (see known_form).
         """
         if not special or not self.specials:
             return self._encode(self.known_form(text), unknown)
@@ -77,7 +77,7 @@ class Tokenizer:
         raise NotImplementedError
 
     def encode_array(self, text: str) -> np.ndarray:
-        """Convert a long text to ids, (n,) uint16, as it is. Words outside the vocabulary become <unk>."""
+        """Convert a long text to ids, (n,) uint16, without normalizing it. Unknown words become <unk>."""
         return np.array(self._encode(text, "error"), dtype=np.uint16)
 
     def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
@@ -85,7 +85,7 @@ class Tokenizer:
         return [self.encode_array(text) for text in texts]
 
     def encode_parts(self, parts: list[tuple[str, bool]], end_id: int | None) -> np.ndarray:
-        """Convert [(text, ends a document), ...] to ids, (n,) uint16, with end_id, if any, after each document."""
+        """Convert [(text, whether a document ends), ...] to ids, (n,) uint16. end_id, if any, follows each document."""
         end = np.array([] if end_id is None else [end_id], dtype=np.uint16)
         encoded = self.encode_texts([text for text, _ in parts])
         return np.concatenate([end[:0], *chain(*((ids, end[:ends]) for ids, (_, ends) in zip(encoded, parts)))])
@@ -95,7 +95,7 @@ class Tokenizer:
         return []
 
     def known_form(self, text: str) -> str:
-        """Return text with words in the Unicode normal form, NFC or NFD, that is in the vocabulary."""
+        """Return text with each word in the Unicode normal form, NFC or NFD, that the vocabulary contains."""
         return text
 
     def is_lossy(self, text: str) -> bool:
@@ -103,7 +103,7 @@ class Tokenizer:
         return False
 
     def find_cut(self, text: str) -> int:
-        """Return the last position where a cut cannot change the ids, whatever follows, or 0 if there is none."""
+        """Return the last position where a cut cannot change the ids, whatever text follows, or 0 if there is none."""
         return last_break(text)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -111,12 +111,12 @@ class Tokenizer:
         return "".join(self.stream(ids))
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Yield the text of ids in pieces. A character that spans several ids is yielded with the last one."""
+        """Yield the text of ids in pieces. A character that spans several ids is yielded with the last of these ids."""
         decode = self.decoder()
         yield from filter(None, (decode(i) for i in chain(ids, [None])))
 
     def decoder(self) -> Callable[[int | None], str]:
-        """Return a function that takes one id at a time, or None at the end, and returns the text completed by it."""
+        """Return a function that maps one id at a time, or None at the end, to the text that it completes."""
         raise NotImplementedError
 
     def byte_lengths(self) -> np.ndarray:
@@ -182,7 +182,7 @@ class LookupTokenizer(Tokenizer):
         return "".join(self._best_form(piece) for word in words for piece in self.split(word))
 
     def _best_form(self, text: str) -> str:
-        """Return text as it is, in NFC, in NFD, or with pieces that NFC changes: with the fewest unknown ones."""
+        """Return text in the form with the fewest unknown pieces: as given, NFC, NFD, or with pieces NFC changes."""
         composed = unicodedata.normalize("NFC", text)
         forms = [text, composed, unicodedata.normalize("NFD", text)]
         if all(map(self._unknown_pieces, forms)):
@@ -191,7 +191,7 @@ class LookupTokenizer(Tokenizer):
 
     @functools.cached_property
     def _changed_by_nfc(self) -> list[tuple[str, str]]:
-        """The pieces that NFC changes, such as U+212B: [(NFC, piece), ...], longest first."""
+        """The pieces that NFC changes, such as U+212B, as a list [(NFC, piece), ...] with the longest first."""
         pairs = [(unicodedata.normalize("NFC", piece), piece) for piece in self.pieces if not piece.isascii()]
         return sorted((pair for pair in pairs if pair[0] != pair[1]), key=lambda pair: -len(pair[0]))
 
@@ -239,7 +239,7 @@ class CharTokenizer(LookupTokenizer):
 
     @functools.cached_property
     def _id_table(self) -> np.ndarray:
-        """The id of each code point, or MISSING_ID if it has none, (0x110000,) uint16."""
+        """Array (0x110000,) uint16 that maps each code point to its id, or to MISSING_ID if it has none."""
         table = np.full(0x110000, MISSING_ID, dtype=np.uint16)
         table[[*map(ord, self.characters)]] = np.arange(len(self.characters))
         return table
@@ -253,7 +253,7 @@ class CharTokenizer(LookupTokenizer):
         return "".join(self._known_letter(form[a:b]) for a, b in zip(starts, [*starts[1:], len(form)]))
 
     def _known_letter(self, letter: str) -> str:
-        """Return a letter in a form whose characters are known, such as U+00EA U+0323 for U+1EC7, or as it is."""
+        """Return a letter in a form whose characters are known, such as U+00EA U+0323 for U+1EC7, or else unchanged."""
         nfd = unicodedata.normalize("NFD", letter)
         if not self._unknown_pieces(letter) or len(nfd) > MAX_LETTER_CHARS:
             return letter
@@ -298,7 +298,7 @@ class WordTokenizer(LookupTokenizer):
 
 
 def word_pattern(prefix: str, marks: str | None = None, word: str = r"\w", space: str = r"\s") -> str:
-    """Return the regex that splits text into words. Unless marks is None, they belong to the character before them.
+    """Return the regex that splits text into words. Unless marks is None, marks belong to the character before them.
 
     marks, word and space are the contents of character classes, which differ between regex engines.
     """
@@ -394,7 +394,7 @@ class TiktokenTokenizer(Tokenizer):
 
 
 class BPETokenizer(TiktokenTokenizer):
-    """BPE tokenizer trained on a text. The vocabulary is the 256 bytes, the learned merges, and <|endoftext|>.
+    """BPE tokenizer trained on a text. The vocabulary consists of the 256 bytes, the learned merges and <|endoftext|>.
 
     tokens uses GPT-2's alphabet, which represents every byte by a visible character. Other special tokens have the ids
     after <|endoftext|>. Letters keep their combining marks, except in older vocabularies, which do not store keep_marks
@@ -455,7 +455,7 @@ class GPT2Tokenizer(TiktokenTokenizer):
 
 
 def bpe_pre_tokenizer(keep_marks: bool) -> Any:
-    """Return a pre-tokenizer of Hugging Face's tokenizers that splits text as BPETokenizer does, or as GPT-2."""
+    """Return a Hugging Face pre-tokenizer that splits text like BPETokenizer with this keep_marks."""
     from tokenizers import Regex, pre_tokenizers
 
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not keep_marks)  # its regex is GPT-2's
@@ -466,7 +466,7 @@ def bpe_pre_tokenizer(keep_marks: bool) -> Any:
 def _delimit_words(texts: Iterable[str]) -> Iterator[str]:
     """Yield texts in GPT-2's alphabet with \\n between the words, up to about BPE_TRAIN_WORDS distinct words.
 
-    Python splits and converts them faster than the pre-tokenizers of tokenizers do.
+    Python splits and converts them faster than the pre-tokenizers in Hugging Face's tokenizers do.
     """
     import regex
 
@@ -493,22 +493,22 @@ def _split_long_runs(text: str) -> list[str]:
 
 @functools.cache
 def byte_alphabet() -> tuple[str, ...]:
-    """Return GPT-2's characters for the 256 bytes. Bytes not visible in Latin-1 are mapped to U+0100 and up."""
+    """Return GPT-2's characters for the 256 bytes. Bytes that are invisible in Latin-1 are mapped to U+0100 and up."""
     visible_bytes = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     other_bytes = [byte for byte in range(256) if byte not in visible_bytes]
     return tuple(chr(byte if byte in visible_bytes else 0x100 + other_bytes.index(byte)) for byte in range(256))
 
 
 def is_word_break(previous_char: str, next_char: str) -> bool:
-    """Return True if a word ends between these characters and its lowercase form cannot depend on the text after it.
+    """Return True if a word ends between these characters and its lowercase form does not depend on later text.
 
-    It can depend on it before a punctuation mark, since the lowercase form of "\u03a3" differs at the end of a word.
+    Before punctuation, it can depend on later text, since "\u03a3" has another lowercase form at the end of a word.
     """
     return next_char in " \n" and not previous_char.isspace()
 
 
 def is_break(previous_char: str, next_char: str) -> bool:
-    """Return True if all patterns above split the text between these two characters, whatever comes next."""
+    """Return True if all patterns above split the text between these two characters, regardless of later text."""
     return is_word_break(previous_char, next_char) or next_char in PUNCTUATION and previous_char.isalpha()
 
 
@@ -592,7 +592,7 @@ def from_dict(description: dict, load_gpt2: bool = True, load_template: bool = T
         raise UserError(too_large)
     if (start_id := description.get("start_id")) is not None:
         if type(start_id) is not int or not 0 <= start_id < tokenizer.vocab_size:
-            raise UserError("the tokenizer's 'start_id' is not an id of its vocabulary: prepare the data again")
+            raise UserError("the tokenizer's 'start_id' is not an id in its vocabulary: prepare the data again")
         tokenizer.set_start(start_id)
     if load_template and "template" in description:
         tokenizer.template = Template.from_dict(description["template"])

@@ -848,7 +848,7 @@ def test_files_about_the_data_are_left_out_of_folders_and_archives(tmp_path, is_
     "text, words",
     [
         ('{"faq": [{"question": "q", "answer": "a"}]}', "if the list 'faq' has the records, save only that list"),
-        ('[{"question": "q", "answer": "a"},]', r"record 1 \(line 1\) is not JSON \(a comma follows it"),
+        ('[{"question": "q", "answer": "a"},]', r"record 1 \(line 1\) is not JSON \(no other record follows the comma"),
     ],
 )
 def test_the_remedy_is_named(tmp_path, text, words):

@@ -657,7 +657,7 @@ def test_a_full_disk_is_a_sentence_and_it_goes_on_when_there_is_room(script, tmp
             try:
                 script.main(ARGS)
             except ValueError as error:
-                assert "No space left" in str(error) and "free space on that disk" in str(error)
+                assert "No space left" in str(error) and "free some space on that disk" in str(error)
                 assert "the existing data, which are unchanged" in str(error)
                 goes_on.append("continue where it stopped" in str(error))
         if len(calls) < at:
@@ -704,10 +704,10 @@ def test_a_small_disk(small_disk, script, tmp_path, monkeypatch, capsys):
         monkeypatch,
         capsys,
         "No space left",
-        "free space on that disk",
+        "free some space on that disk",
         "continue where it stopped",
     )
-    assert "the new files take 1 MB" in line
+    assert "the new files take up 1 MB" in line
     after = listing(small_disk / "data")
     assert {name: after[name] for name in before} == before
     (small_disk / "ballast").unlink()
@@ -748,7 +748,7 @@ def download(server, folder, *args: str) -> subprocess.CompletedProcess:
 def test_without_a_network_a_sentence_names_files(tmp_path):
     for args in ([], ["--yes=True"]):
         done = run("data/openwebtext/prepare.py", *args, cwd=tmp_path, check=None)
-        expect_sentence(done, "hf:Skylion007/openwebtext: the dataset is not in its cache", "--files=PATHS")
+        expect_sentence(done, "hf:Skylion007/openwebtext: the dataset is not in the local cache", "--files=PATHS")
     assert not os.path.exists(os.path.join(ROOT, "data", "openwebtext", "meta.json"))
 
 
@@ -778,7 +778,7 @@ def test_a_script_on_the_hub_is_replaced_by_its_conversion_to_parquet(script, se
     assert done.returncode == 0 and read(tmp_path / "data") == as_nanogpt(ALL_TEXTS), done.stderr
     os.rename(tmp_path / "converted" / "plain_text" / "train", tmp_path / "converted" / "plain_text" / "partial-train")
     done = download(server, tmp_path / "other", "--yes")
-    expect_sentence(done, "no complete copy in Parquet", "--files=PATHS")
+    expect_sentence(done, "no complete Parquet copy", "--files=PATHS")
 
 
 def test_a_download_that_breaks_off_is_a_sentence_and_continues(script, server, tmp_path):

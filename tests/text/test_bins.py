@@ -842,7 +842,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_and_says_what_to_free(
         prepare(str(tmp_path), texts, Vocabulary("char"), shard_tokens=shard_tokens)
     assert (
         re.search(
-            r"No space left.*free space on that disk.*existing data, which are unchanged, take \d+ MB",
+            r"No space left.*free some space on that disk.*existing data, which are unchanged, take up \d+ MB",
             str(caught.value),
         )
         and "\n" not in str(caught.value)

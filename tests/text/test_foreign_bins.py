@@ -144,7 +144,7 @@ def test_a_vocabulary_too_large_for_uint16_is_not_converted(tmp_path, dtype):
     RNG.shuffle(ids)
     ids.astype(dtype).tofile(tmp_path / "train.bin")
     problem = find_problem(str(tmp_path / "train.bin"))
-    assert f"seems to hold {TYPE_NAMES[dtype]} ids" in problem and "vocabulary of at most 65,536" in problem
+    assert f"seems to hold {TYPE_NAMES[dtype]} ids" in problem and "at most 65,536 different tokens" in problem
     assert "np." not in problem
 
 
@@ -180,10 +180,12 @@ def write_llm_c(path, ids: np.ndarray, magic: int, n_ids: int | None = None):
 def test_llm_cs_header(tmp_path, magic):
     path = tmp_path / "train.bin"
     write_llm_c(path, IDS["words"], magic)
-    assert "a header of 1,024 bytes (that of llm.c)" in find_problem(str(path))
+    assert "a header of 1,024 bytes (it is llm.c's header)" in find_problem(str(path))
     assert convert(path) == IDS["words"].tolist()
     write_llm_c(path, IDS["words"], magic, n_ids=SCALE + 1)
-    assert "(that of llm.c, for a file of" in find_problem(str(path)) and "copy it again" in find_problem(str(path))
+    assert "(it is llm.c's header for a file of" in find_problem(str(path)) and "copy it again" in find_problem(
+        str(path)
+    )
 
 
 def test_ids_too_large_for_uint16_are_not_converted(tmp_path):
@@ -225,14 +227,16 @@ def test_other_headers(tmp_path, header, dtype):
 def test_negative_numbers_for_padding(tmp_path, dtype, padding):
     np.where(RNG.random(SCALE) < 0.1, padding, IDS["words"]).astype(dtype).tofile(tmp_path / "train.bin")
     problem = find_problem(str(tmp_path / "train.bin"))
-    assert f"seems to hold {TYPE_NAMES[dtype]} ids instead of uint16 (some are {padding})" in problem
+    assert f"seems to hold {TYPE_NAMES[dtype]} ids instead of uint16 (some values are {padding})" in problem
 
 
 @pytest.mark.parametrize("types", [("<u2", "<u4"), ("<u4", "<u2"), ("<i8", "<u2")])
 def test_files_joined_from_different_types(tmp_path, types):
     (tmp_path / "train.bin").write_bytes(b"".join(IDS["words"].astype(dtype).tobytes() for dtype in types))
     other = TYPE_NAMES[next(dtype for dtype in types if dtype != "<u2")]
-    assert f"seem to hold {other} ids, and others uint16: write all ids as" in find_problem(str(tmp_path / "train.bin"))
+    assert f"seem to hold {other} ids, and other parts uint16 ids: write all ids as" in find_problem(
+        str(tmp_path / "train.bin")
+    )
 
 
 @pytest.mark.parametrize("dtype", ["<u4", "<i8", ">u4", "<f4"])

@@ -158,7 +158,7 @@ def test_other_names_are_a_sentence(name):
 def test_folders_of_every_kind(kind, capsys):
     expected = write_files("folder", kind)
     assert read("hf:./folder") == expected
-    assert ("every line is a document" in capsys.readouterr().out) == (kind == "txt")
+    assert ("whose lines become documents" in capsys.readouterr().out) == (kind == "txt")
     assert not copies()
 
 
@@ -228,19 +228,31 @@ def test_lines_paragraphs_and_one_document():
 
 REFUSED = {
     "no folder": ("hf:./nothing", "text", "./nothing: there is no such folder"),
-    "a file": ("hf:./folder/train-0.jsonl", "text", "pass a file without hf:"),
+    "a file": ("hf:./folder/train-0.jsonl", "text", "pass a file without the hf: prefix"),
     "config": ("hf:./folder:en", "text", "no config 'en'", "hf:./folder:CONFIG", "one of default"),
     "split": ("hf:./folder::dev", "text", "no split 'dev'", "hf:./folder::SPLIT", "one of train"),
-    "column": ("hf:./folder", "body", "no column 'body'", "--field=NAME, one of 'text', 'other'", "'id' (not text)"),
-    "numbers": ("hf:./folder", "id", "column 'id' is not text", "int64", "--field=NAME, one of 'text', 'other'"),
+    "column": (
+        "hf:./folder",
+        "body",
+        "no column 'body'",
+        "--field=NAME, where NAME is one of 'text', 'other'",
+        "'id' (not text)",
+    ),
+    "numbers": (
+        "hf:./folder",
+        "id",
+        "column 'id' is not text",
+        "int64",
+        "--field=NAME, where NAME is one of 'text', 'other'",
+    ),
     "config of a saved one": ("hf:./saved:en", "text", "save_to_disk() and has no configs", "leave out 'en'"),
     "split of a saved one": ("hf:./saved::dev", "text", "no split 'dev'", "one of train, test"),
     "column of a saved one": ("hf:./saved", "body", "no column 'body'", "one of 'text'"),
     "empty folder": ("hf:./empty", "text", "no data files", "Parquet"),
     "pictures": ("hf:./pictures", "text", "hf:./pictures", "pass --field=NAME"),
     "script": ("hf:./script", "text", "a Python script, which is never run"),
-    "not in the cache": ("hf:a/b", "text", "the dataset is not in its cache", "HF_HUB_OFFLINE", "hf:./FOLDER"),
-    "a folder without ./": ("hf:folder", "text", "for the folder of that name, write hf:./folder"),
+    "not in the cache": ("hf:a/b", "text", "the dataset is not in the local cache", "HF_HUB_OFFLINE", "hf:./FOLDER"),
+    "a folder without ./": ("hf:folder", "text", "write hf:./folder to read the folder of that name"),
     "a reader of datasets": ("hf:json", "text", "the Hub has no such dataset"),
 }
 
@@ -437,7 +449,7 @@ def test_a_dataset_with_a_script_is_read_from_its_conversion_to_parquet(tmp_path
     assert one.endswith(str(expected)) and one.startswith("hf:a/one:plain_text:train@")
     assert "several configs: write hf:a/two:CONFIG, where CONFIG is one of de, en" in two
     assert german.startswith("hf:a/two:de:train@") and german.count("'") == 2 * (700 + 811)
-    assert "no complete copy in Parquet" in part and "hf:./FOLDER" in part
+    assert "no complete Parquet copy" in part and "hf:./FOLDER" in part
     assert none.startswith("ERROR hf:a/none")
 
 

@@ -102,12 +102,12 @@ def test_a_truncated_array_is_reported_wherever_it_ends(form):
     text = FORMS[form](RECORDS[:3]).rstrip()
     for end in range(1, len(text)):
         for size in (4, 1000):
-            assert "ends before its JSON does" in problem(text[:end], size), text[:end]
+            assert "was cut off before the end of its JSON" in problem(text[:end], size), text[:end]
 
 
 def test_a_truncated_line_is_reported():
-    assert "FILE line 2: the file ends before" in problem('{"a": 1}\n{"a": "b')
-    assert "FILE line 2: the file ends before" in problem('{"a": 1}\n{"a": [1, ')
+    assert "FILE line 2: the file was cut off before" in problem('{"a": 1}\n{"a": "b')
+    assert "FILE line 2: the file was cut off before" in problem('{"a": 1}\n{"a": [1, ')
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_memory_does_not_depend_on_the_number_of_records():
     tracemalloc.start()
     chunks = (("[" if i == 0 else "") + record * 1000 for i in range(50))
     values = read_json_values(chunks)
-    with pytest.raises(UserError, match="record 50,001 .*ends before"):
+    with pytest.raises(UserError, match="record 50,001 .*cut off before"):
         for n, _ in enumerate(values, 1):
             pass
     peak = tracemalloc.get_traced_memory()[1]

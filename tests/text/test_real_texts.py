@@ -109,7 +109,7 @@ def test_tsv_is_read_with_tabs(tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        ("id;body\n1;x\n", "has no field 'text': pass --field=NAME, one of 'id', 'body'"),
+        ("id;body\n1;x\n", "has no field 'text': pass --field=NAME, where NAME is one of 'id', 'body'"),
         ("id;text\n1;x\n2\n", "line 3 has 1 columns, but line 1 has 2"),
         ("id;text\n1;x;y\n", "line 2 has 3 columns"),
         ('id;text\n1;"x\n', "line 2 is not valid CSV"),
@@ -209,7 +209,7 @@ def test_a_named_json_file_is_read_as_records(tmp_path, indent):
         ('{"data": [], "n": [1]}', "line 1 has no field 'text': pass --field=NAME, one of 'data', 'n'"),
         ('["x", "y"]', "record 1 (line 1) is not a JSON object"),
         ('[{"text": "x"}, {"text": ["y"]}]', "record 2 (line 1): the field 'text' must be text"),
-        ('[{"text": "x"}, {"text": ', "record 2 (line 1): the file ends before its JSON does"),
+        ('[{"text": "x"}, {"text": ', "record 2 (line 1): the file was cut off before the end of its JSON"),
         ("plain text", "line 1 is not JSON"),
     ],
 )
@@ -290,7 +290,7 @@ def test_errors_in_an_archive_name_the_member(tmp_path):
 def test_one_damaged_character_in_utf8_is_not_taken_for_another_encoding(tmp_path):
     (tmp_path / "a.txt").write_bytes("señor ".encode() + b"\x93 text")
     message = problem(tmp_path / "a.txt")
-    assert "is not UTF-8 at byte 7 (0x93), although it has other characters in UTF-8: correct this one" in message
+    assert "is not UTF-8 at byte 7 (0x93), although other characters in it are valid UTF-8: correct this one" in message
     (tmp_path / "a.txt").write_bytes("señor \u201c text".encode("cp1252"))
     assert "convert it to UTF-8, or pass --encoding=NAME, such as cp1252" in problem(tmp_path / "a.txt")
     (tmp_path / "a.txt").write_bytes("春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。".encode("gbk"))
@@ -433,7 +433,9 @@ def test_the_unicode_form_of_a_text_is_reported(tmp_path, kind, words):
     (tmp_path / "a.txt").write_text(text * 3, encoding="utf-8")
     printed = prepare(tmp_path, "a.txt")
     if kind == "mixed":
-        words = "mixed forms, 90 accents are part of their letter and 90 follow it: convert the text to one form"
+        words = (
+            "mixed normal forms, since 90 accents are part of a letter and 90 follow one: convert the text to one form"
+        )
     else:
         words = f"{kind}, 90 accents {'are part of' if kind == 'NFC' else 'follow'} their letter"
     assert f"Unicode: {words}" in printed
@@ -520,7 +522,7 @@ def test_a_folder_that_is_split_by_position_says_so_and_names_a_validation_file(
     printed = prepare(tmp_path, "texts")
     dev, two = os.path.join("texts", "dev.txt"), os.path.join("texts", "two.txt")
     assert f"{dev} is part of the input, although its name" in printed and f"pass --val_input={dev}" in printed
-    assert f"the order of their names ({two} is the last): pass --val_input=FILE" in printed
+    assert f"sorted by name ({two} is the last one): pass --val_input=FILE" in printed
     (tmp_path / "texts" / "dev.txt").rename(tmp_path / "texts" / "devices.txt")
     assert "although its name" not in prepare(tmp_path, "texts")
 
@@ -544,7 +546,7 @@ def test_a_validation_text_of_its_own(tmp_path, tokenizer):
     texts = write_folder(tmp_path)
     arguments = [f"--tokenizer={tokenizer}", *(["--vocab_size=300"] if tokenizer == "bpe" else [])]
     printed = prepare(tmp_path, "texts", "--val_input=texts/dev.txt", *arguments)
-    assert "and not training on the 1 of them in the input" in printed and "although its name" not in printed
+    assert "; excluding 1 file from the training text" in printed and "although its name" not in printed
     splits = decoded(tmp_path)
     assert splits["val"].replace(END, "") == texts["dev"]
     assert splits["train"].replace(END, "") == texts["one"] + texts["two"]
@@ -562,7 +564,7 @@ def test_bad_validation_texts_are_sentences(tmp_path):
     (tmp_path / "blank.txt").write_text(" \n")
     assert "no text was found at none.txt" in refuse(tmp_path, "texts", "--val_input=none.txt")
     assert "pass --val_input=PATH" in refuse(tmp_path, "texts", "--val_input=none.txt")
-    assert "is all of the input" in refuse(tmp_path, "texts", "--val_input=texts")
+    assert "covers the whole input" in refuse(tmp_path, "texts", "--val_input=texts")
     assert "the validation text is blank" in refuse(tmp_path, "texts", "--val_input=blank.txt")
     assert "pass only one" in refuse(tmp_path, "texts", "--val_input=texts/dev.txt", "--val_fraction=0.2")
 
@@ -582,7 +584,7 @@ def test_no_validation_text(tmp_path):
     assert "final: the loss on the whole training set is" in printed
     assert os.path.exists(tmp_path / "out" / "ckpt.pt")
     printed = run("data/check.py", data, cwd=tmp_path).stdout
-    assert "val: prepared without a validation set" in printed and "train:" in printed
+    assert "val: the data was prepared without a validation set" in printed and "train:" in printed
     done = run("evaluate.py", "--out_dir=out", "--device=cpu", cwd=tmp_path, check=2)
     expect_sentence(done, "has no validation set: pass --split=train")
     assert "train" in run("evaluate.py", "--out_dir=out", "--split=train", "--device=cpu", cwd=tmp_path).stdout
