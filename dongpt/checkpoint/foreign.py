@@ -287,7 +287,7 @@ def _convert_state_dict(checkpoint: dict, path: str, extra_args: dict) -> dict:
 def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
     """Look for a checkpoint's missing tokenizer in meta files next to it and its data, and in nanoGPT+ files.
 
-    If none is found, returns GPT-2's tokenizer if the vocabulary has GPT-2's size, as nanoGPT does, or None otherwise.
+    If there is none, returns GPT-2's tokenizer if the vocabulary has GPT-2's size, as nanoGPT does, and otherwise None.
     """
     vocab_size, config = checkpoint["model_args"].get("vocab_size"), checkpoint.get("config", {})
     dataset, data_dir = config.get("dataset", ""), config.get("data_dir", "")
@@ -303,9 +303,10 @@ def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
 
 
 def _nanogpt_plus_characters(path: str, vocab_size: int) -> str:
-    """Return the characters of a pickled nanoGPT+ tokenizer next to a checkpoint or in its tokenizers/, or ''.
+    """Return the characters of the pickled nanoGPT+ tokenizer for a checkpoint, or '' if there is none.
 
-    Prefers the file that nanoGPT+ names after the checkpoint, and otherwise uses the only vocabulary of the right size.
+    Searches the checkpoint's directory and the directory tokenizers/ in it. Prefers the file that nanoGPT+
+    names after the checkpoint, and otherwise uses the only vocabulary of the right size.
     """
     directory, name = os.path.split(os.path.abspath(path))
     tokenizer_name = "tokenizer_" + name.partition(".")[0].replace("_model", "") + ".pkl"  # tokenizer_gpt_small

@@ -1,7 +1,7 @@
 """Training operations with hand-written backward passes, which are faster on a CPU than autograd's.
 
 In tests, results are compared with rotate_reference and biased_attention_reference, which use standard operations.
-Dropout uses fewer random bits than PyTorch's.
+Dropout uses fewer random bits than torch.nn.Dropout.
 """
 
 import math
@@ -48,7 +48,7 @@ def biased_attention_reference(q, k, v, bias):
 
 
 def biased_attention(q, k, v, bias):
-    """Compute biased_attention_reference for a causal bias, using PyTorch's flash kernel in the forward pass.
+    """Compute biased_attention_reference for a causal bias, with PyTorch's flash kernel in the forward pass.
 
     That kernel does not compute a gradient for the bias, and PyTorch's fallback stores all scores (B, nh, T, T). This
     backward pass recomputes them in tiles that fit in the CPU cache and skips tiles above the diagonal.

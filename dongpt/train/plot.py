@@ -52,7 +52,7 @@ def loss_figure(run_name: str, curves: LossCurves):
         shown = evals[np.argmin(is_cut) :]  # a straight line from an early point above the picture would mislead
         if n_cut := int(is_cut.sum()) * curves.evals.group_size:
             it, _, loss = max(evals[is_cut], key=lambda point: point[2])
-            which = f"{n_cut:,} evaluations, up to" if n_cut > 1 else f"iteration {it:,.0f}:"
+            which = f"{n_cut:,} evaluations with losses up to" if n_cut > 1 else f"iteration {it:,.0f} with loss"
             figure.text(0.97, 0.02, f"not shown: {which} {loss:.4g}", fontsize=8, ha="right")
         style = dict(markersize=4 if len(evals) < 60 else 0)
         axes.plot(shown[:, 0], shown[:, 1], color=BLUE, marker="o", label="training, evaluated", **style)
