@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None):
 def read_settings(argv: list[str]) -> BenchConfig:
     """Return the settings. Settings of other programs in config files are ignored, with a note on stderr.
 
-    With a config file, the defaults are those of train.py. Without one, a CPU uses a small model by default.
+    With a config file, the defaults are those of train.py. Without a config file, the default model on a CPU is small.
     """
     unused_keys: list[str] = []
     cfg, given_keys = configurator.load(BenchConfig, argv, unused_keys)

@@ -79,7 +79,7 @@ class ChatConfig(RuntimeConfig, Sampling):
 
 
 def print_note(sentence: str):
-    """Print a note to stderr, where it does not mix with the answers."""
+    """Print a note to stderr, so that it does not mix with the answers."""
     sys.stdout.flush()
     print(sentence, file=sys.stderr, flush=True)
 
@@ -163,7 +163,7 @@ class Chat:
         return 0 if is_only_this_answer else interrupts.exit_code
 
     def print_label(self) -> bool:
-        """Print the model's name before its answer. Return False, because the name is no longer needed."""
+        """Print the model's name before its answer. Return False, so that it is printed only once."""
         if self.terminal:
             self.terminal.write("Bot: ", "bold ansiblue")
         else:
@@ -300,7 +300,7 @@ def choose_topic(cfg: ChatConfig, template: str) -> str:
             raise UserError(f"--{name} works only with --template=eds-{name}: add that option, or remove --{name}")
     topic, question = printable(cfg.context), "What is the situation? (press Enter to skip) "
     if template == "eds-emotion":
-        topic, question = cfg.emotion, f"Which emotion? One of {', '.join(EMOTIONS)} (Enter lets the model guess) "
+        topic, question = cfg.emotion, f"Which emotion? {', '.join(EMOTIONS)} (press Enter to let the model guess) "
     if topic or cfg.prompt or template not in ("eds-emotion", "eds-context") or not is_interactive():
         return topic
     try:

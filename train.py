@@ -105,7 +105,7 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
 
 
 def get_lr(it: int, cfg: TrainConfig) -> float:
-    """Return the learning rate for iteration it: linear warm-up, then decay to min_lr until lr_decay_iters."""
+    """Return the learning rate for iteration `it`: linear warm-up, then decay to min_lr until lr_decay_iters."""
     if not cfg.decay_lr:
         return cfg.learning_rate
     if it < cfg.warmup_iters:

@@ -94,7 +94,7 @@ class Curve:
             self.group_size *= 2
 
     def points(self) -> list[tuple[float, ...]]:
-        """Return the points in the order in which they were added. The last may average fewer added points."""
+        """Return the points in order. The last point may be the average of fewer added points than the others."""
         return self.kept + ([_mean_point(self.group)] if self.group else [])
 
 
@@ -231,7 +231,7 @@ class RunLog:
         self.deferred_record = iter_num, lr, tokens / seconds, seconds, get_loss
 
     def flush(self):
-        """Print and append the deferred record, if any. Raises UserError if its loss is not finite."""
+        """Print and log the deferred record, if any. Raises UserError if its loss is not finite."""
         if self.deferred_record is None:
             return
         (iter_num, lr, speed, seconds, get_loss), self.deferred_record = self.deferred_record, None
@@ -246,7 +246,7 @@ class RunLog:
         self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
 
     def _progress_text(self, iter_num: int) -> str:
-        """Return progress such as ', 25% of 400, 1:05 left' after update number iter_num, or '' if the bar shows it."""
+        """Return text such as ', 25% of 400, 1:05 left' after update number iter_num, or '' if the bar shows it."""
         if not (self.total and self.bar.disable):
             return ""
         now, n_done = time.monotonic(), iter_num + 1
@@ -258,7 +258,7 @@ class RunLog:
         return f"{text}, {self.bar.format_interval(max(0, min(seconds, self.deadline - now)))} left"
 
     def write_losses(self, iter_num: int, train_loss: float, val_loss: float):
-        """Print and append an evaluation. Raises UserError if the validation loss is not finite."""
+        """Print and log the losses of an evaluation. Raises UserError if the validation loss is not finite."""
         self.flush()
         check_finite_loss(val_loss, iter_num)
         self.print(f"step {iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")

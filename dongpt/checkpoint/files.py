@@ -50,7 +50,7 @@ def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None)
 
 
 def archive_run(out_dir: str, extra_names: list[str]) -> str:
-    """Move checkpoints and extra_names of an earlier run to out_dir/old-N. Return this path, or "" if nothing moved."""
+    """Move checkpoints and extra_names of an earlier run to out_dir/old-N. Return this path, or "" if there is none."""
     names = [name for name in (BEST_NAME, LAST_NAME, *extra_names) if os.path.exists(os.path.join(out_dir, name))]
     if not names:
         return ""
@@ -147,7 +147,7 @@ def _suggest_runs(path: str) -> str:
 
 
 def _num_updates(path: str) -> float:
-    """Return the checkpoint's number of updates, or infinity if it is invalid, so that its error is reported."""
+    """Return a checkpoint's number of updates, or infinity if it is invalid, so that the caller reports its problem."""
     try:
         return load(path, mmap=True).get("iter_num", 0)
     except UserError:

@@ -287,7 +287,7 @@ def _convert_state_dict(checkpoint: dict, path: str, extra_args: dict) -> dict:
 def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
     """Look for a checkpoint's missing tokenizer in meta files next to it and its data, and in nanoGPT+ files.
 
-    If there is none, returns GPT-2's tokenizer if the vocabulary has GPT-2's size, as nanoGPT does, and otherwise None.
+    Otherwise, returns GPT-2's tokenizer for a vocabulary of GPT-2's size, as nanoGPT does, and None for any other size.
     """
     vocab_size, config = checkpoint["model_args"].get("vocab_size"), checkpoint.get("config", {})
     dataset, data_dir = config.get("dataset", ""), config.get("data_dir", "")
@@ -320,7 +320,7 @@ def _nanogpt_plus_characters(path: str, vocab_size: int) -> str:
 
 
 class _TokenizerUnpickler(pickle.Unpickler):
-    """Unpickler for plain values and nanoGPT+'s tokenizer. It rejects everything else without running it."""
+    """Unpickler for plain values and nanoGPT+'s tokenizer. It rejects everything else without running any code."""
 
     def find_class(self, module, name):
         if (module, name) == ("src.data.tokenizer", "CharTokenizer"):

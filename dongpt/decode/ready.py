@@ -87,7 +87,7 @@ class Generator:
         return tokenizer.encode(prompt, special=True, unknown=unknown) or [tokenizer.start_id]
 
     def require_tokenizer(self) -> Tokenizer:
-        """Return the tokenizer. Raises UserError if the checkpoint has none."""
+        """Return the tokenizer. Raises UserError if the checkpoint has no tokenizer."""
         if self.tokenizer is None:
             remedy = "copy the meta.pkl or meta.json of its data into the checkpoint's folder"
             raise UserError(f"this checkpoint has no tokenizer, so its output cannot be shown as text: {remedy}")

@@ -91,8 +91,8 @@ class _BiasedAttention(torch.autograd.Function):
 class Dropout(nn.Dropout):
     """nn.Dropout that uses 16 random bits per element on a CPU, so that p is rounded to a multiple of 1/65536.
 
-    torch's dropout draws 64 random bits per element on one core. In a wide model, this takes a tenth of the step time
-    in float32, and half of it on a CPU with bfloat16 matrix instructions.
+    torch's dropout draws 64 random bits per element on one core. In a wide model, drawing them takes a tenth of the
+    step time in float32, and half of it on a CPU with bfloat16 matrix instructions.
     """
 
     def forward(self, x):

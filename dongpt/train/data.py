@@ -84,7 +84,7 @@ class Corpus:
     # training: shuffled windows without replacement
 
     def _num_windows(self, block_size: int) -> int:
-        """Return the number of windows per epoch: one fewer than fit, so that epochs can have different offsets."""
+        """Return the number of windows per epoch: one fewer than would fit, so that the offset can vary."""
         return max(1, self.lengths["train"] // block_size - 1)
 
     def windows_per_epoch(self, block_size: int) -> int:

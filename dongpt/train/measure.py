@@ -189,7 +189,7 @@ def time_shares(kind_seconds: dict[str, float] | None, seconds: float, rt: Runti
     """Return the fraction of time spent on each kind of operation; the rest is "other".
 
     `seconds` is how long the same work takes without the profiler. On a GPU, fractions are relative to `seconds`, which
-    includes idle time. On a CPU, they are relative to the profiled total, because the profiler slows down operations.
+    includes idle time. On a CPU, fractions are relative to the total because the profiler slows down operations.
     """
     if kind_seconds is None:
         return None
@@ -225,7 +225,7 @@ def best_seconds(function: Callable[[], object], rt: Runtime, seconds: float) ->
 
 
 def matmul_flops(rt: Runtime, n_rows: int, n_in: int, n_out: int, seconds: float = 0.1) -> float:
-    """Return the best FLOP/s of multiplying (n_rows, n_in) by a linear layer's weight (n_out, n_in) in rt's dtype."""
+    """Return the best FLOP/s when multiplying (n_rows, n_in) by a linear layer's weight (n_out, n_in) in rt's dtype."""
     shapes = (n_rows, n_in), (n_out, n_in), (n_rows, n_out)
     x, weight, product = (torch.randn(shape, device=rt.device, dtype=DTYPES[rt.dtype]) for shape in shapes)
     return 2 * n_rows * n_in * n_out / best_seconds(lambda: torch.mm(x, weight.T, out=product), rt, seconds)

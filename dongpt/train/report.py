@@ -182,7 +182,7 @@ def difference_line(before: dict[str, Any], now: dict[str, Any], threads_source:
     """Return a line that explains why a resumed run will not be bitwise identical, or '' if the settings match."""
     pairs = [f"{key} {before[key]} before, {now[key]} now" for key in now if before[key] != now[key]]
     pairs = [pair + f" ({threads_source})" * (threads_source != "" and pair.startswith("threads")) for pair in pairs]
-    note = "this resume is not bitwise reproducible; losses may differ in the last digits"
+    note = "this resumed run is not bitwise reproducible; losses may differ in the last digits"
     return f"{note}: {'; '.join(pairs)}" if pairs else ""
 
 

@@ -382,7 +382,7 @@ def test_the_users_threads_win_over_those_of_the_checkpoint_with_a_note(how, tin
     arguments = ["--threads=1"] if how == "setting" else []
     assert train.main(["--init_from=resume", "--out_dir=out", "--max_iters=2", *arguments]) == 0
     assert torch.get_num_threads() == 1
-    note = line("this resume is not bitwise", capsys.readouterr().out)
+    note = line("this resumed run is not bitwise", capsys.readouterr().out)
     source = "set by --threads=1" if how == "setting" else "set by OMP_NUM_THREADS=1"
     assert note.endswith(f"threads 2 before, 1 now ({source})")
 
