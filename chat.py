@@ -163,7 +163,7 @@ class Chat:
         return 0 if is_only_this_answer else interrupts.exit_code
 
     def print_label(self) -> bool:
-        """Print the model's name before its answer. Return False, so that it is printed only once."""
+        """Print the model's name before its answer. Return False, so that the name is printed only once."""
         if self.terminal:
             self.terminal.write("Bot: ", "bold ansiblue")
         else:

@@ -49,7 +49,7 @@ class HelpRequest(Exception):
 
 
 def parse_value(text: str, field_type: Any) -> Any:
-    """Convert command-line text to a Python value. A str field keeps it unchanged (--start=123, --start=a=b)."""
+    """Convert command-line text to a Python value. A str field keeps the text unchanged (--start=123, --start=a=b)."""
     if field_type is str:
         return text
     if text.lower() in BOOL_WORDS and (field_type is bool or True in get_args(field_type)):

@@ -168,7 +168,7 @@ def describe_prompt(prompt: str, is_default: bool) -> str:
 
 
 def separator(texts: Detokenizer, i: int, is_terminal: bool) -> str:
-    """Return the separator line below sample i. On a terminal, it also shows the sample's number and why it ended."""
+    """Return the separator line below sample i. On a terminal, it also shows the sample's number and end reason."""
     if not is_terminal:
         return SAMPLE_SEPARATOR
     reasons = {

@@ -191,7 +191,7 @@ class Runtime:
         return [t if t.is_cuda else t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
 
     def item_async(self, tensor) -> Callable[[], float]:
-        """Copy a scalar to the host asynchronously. Return a function that waits for it and averages over ranks.
+        """Copy a scalar to the host asynchronously. Return a function that waits for the copy and averages over ranks.
 
         The function does not wait for work that is queued on the GPU in the meantime.
         """

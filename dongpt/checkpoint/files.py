@@ -177,7 +177,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model:
 
 
 def make_tokenizer(description: dict | None) -> Tokenizer | None:
-    """Create the tokenizer described in a checkpoint. Returns None if it is missing or unsupported."""
+    """Create the tokenizer described in a checkpoint. Returns None if the tokenizer is missing or unsupported."""
     return from_dict(description) if description and description != UNSUPPORTED_TOKENIZER else None
 
 

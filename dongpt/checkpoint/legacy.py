@@ -1,7 +1,7 @@
 """Model factory, and models other than the GPT in model.py: the bigram baseline and EDS's position schemes.
 
 The rope and relative schemes of EDS (the Empathetic-Dialogue-System) differ from the standard methods with these names.
-They are reproduced here so that EDS checkpoints give the same logits.
+These schemes are reproduced here so that EDS checkpoints give the same logits.
 """
 
 from dataclasses import dataclass, replace

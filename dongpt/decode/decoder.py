@@ -351,7 +351,7 @@ def _weights_version(model: Any) -> tuple:
 def _limited_threads(is_small_model: bool) -> Iterator[None]:
     """Use one CPU thread for a small model, since several would spend more time waiting than computing.
 
-    This is entered once per token, so that the caller of a stream keeps its own number of threads.
+    The limit is set for each token, so that the caller of a stream keeps its own number of threads.
     """
     n_threads = torch.get_num_threads()
     if is_small_model and n_threads > 1:

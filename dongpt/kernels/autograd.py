@@ -50,8 +50,8 @@ def biased_attention_reference(q, k, v, bias):
 def biased_attention(q, k, v, bias):
     """Compute biased_attention_reference for a causal bias, with PyTorch's flash kernel in the forward pass.
 
-    That kernel does not compute a gradient for the bias, and PyTorch's fallback stores all scores (B, nh, T, T). This
-    backward pass recomputes them in tiles that fit in the CPU cache and skips tiles above the diagonal.
+    The flash kernel does not compute a gradient for the bias, and PyTorch's fallback stores all scores (B, nh, T, T).
+    This backward pass recomputes the scores in tiles that fit in the CPU cache and skips tiles above the diagonal.
     """
     return _BiasedAttention.apply(q, k, v, bias)
 

@@ -255,7 +255,7 @@ def vector_table(tokenizer: WordTokenizer, vectors: dict[str, np.ndarray]) -> np
 
 
 def save_table(path: str, table: np.ndarray):
-    """Write table to path atomically. Raises UserError if it cannot be written."""
+    """Write table to path atomically. Raises UserError if the file cannot be written."""
     content = io.BytesIO()
     np.save(content, table, allow_pickle=False)
     write_atomically(path, content.getvalue())

@@ -184,8 +184,8 @@ def orthogonalize(matrices):
 def lower_farthest_bias(model: GPT):
     """After each update, set the last entry of the "relative" table to its lowest other entry minus FARTHEST_BIAS_DROP.
 
-    Distances beyond the table also use this entry, but training uses it only once per window. Without this function, it
-    would stay high, and in longer contexts the many distant tokens would drown out the near ones.
+    Distances beyond the table also use this entry, but training uses it only once per window. Without this function,
+    the entry would stay high, and in longer contexts the many distant tokens would drown out the near ones.
     """
     bias_table = model.transformer.relative.relative_embeddings.weight
     if bias_table.requires_grad and len(bias_table) > 1:

@@ -82,7 +82,7 @@ def loss_range(evals: np.ndarray, updates: np.ndarray) -> tuple[float, float] | 
     """Return the (lowest, highest) loss to show. The steep start is ignored if it would flatten the rest.
 
     The range contains all evaluations after the start, unless the run diverges: then it ends slightly above the first
-    loss. evals (n, 3) and updates (n, 3) are the points of LossCurves. Returns None if there are none.
+    loss. evals (n, 3) and updates (n, 3) are the points of LossCurves. Returns None if there are no points.
     """
     evals, updates = evals.reshape(-1, 3), updates.reshape(-1, 3)
     its, losses = np.concatenate([evals[:, :2], evals[:, [0, 2]], updates[:, :2]]).T
