@@ -43,7 +43,7 @@ HELP = """\
 /undo            remove your last message and its answer
 /reset           start a new conversation
 /system TEXT     set the system message, for models trained with system messages
-/temperature X   set the temperature: 0 always gives the most likely answer, higher values give more varied ones
+/temperature X   set the temperature: 0 always gives the most likely answer; higher values give more varied ones
 /save FILE       save the conversation
 /load FILE       continue a saved conversation
 /quit            exit (or press Ctrl-D)

@@ -61,7 +61,7 @@ def upgrade(checkpoint: dict, path: str, **extra_args) -> dict:
     invalid, a hyperparameter is missing, or extra_args contradict the checkpoint.
     """
     if not isinstance(checkpoint, dict):
-        problem = f"{path} contains a {type(checkpoint).__name__}, not a checkpoint"
+        problem = f"{path} contains an object of type {type(checkpoint).__name__}, not a checkpoint"
         raise UserError(f"{problem}; supported layouts are {KNOWN_LAYOUTS}")
     if is_state_dict(checkpoint.get("model")) and isinstance(checkpoint.get("model_args"), dict):
         checkpoint = {key: value for key, value in checkpoint.items() if value is not None}
@@ -82,7 +82,7 @@ def upgrade(checkpoint: dict, path: str, **extra_args) -> dict:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if n_tokens > (config.vocab_size or 0):
-            problem = f"{path} has a tokenizer with {n_tokens} tokens, but a model with {config.vocab_size}"
+            problem = f"{path} has a tokenizer with {n_tokens} tokens, but a model vocabulary of {config.vocab_size}"
             raise UserError(f"{problem}: use another file")
     return {**checkpoint, "format_version": FORMAT_VERSION}
 

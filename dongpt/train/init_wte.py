@@ -317,4 +317,4 @@ def init_embedding(weight: torch.Tensor, path: str, n_words: int) -> str:
     weight[:n_words][torch.from_numpy(has_vector)] = torch.from_numpy(fit_width(table[has_vector], width))
     projection = f" (projected from {table.shape[1]} numbers onto their first {width} principal components)"
     summary = f"{has_vector.sum():,} words start from their vectors{projection if table.shape[1] > width else ''}"
-    return f"token embedding from {path}: {summary}, {(~has_vector).sum():,} from random values"
+    return f"token embedding from {path}: {summary}, and {(~has_vector).sum():,} from random values"

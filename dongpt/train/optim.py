@@ -71,7 +71,7 @@ def describe_groups(optimizer: torch.optim.Optimizer) -> str:
         for p in group["params"]:
             sizes["decayed" if p.dim() >= 2 and group.get("rule") != "rows" else "non-decayed"].append(p.numel())
         if group.get("rule") == "muon":
-            lines.append(f"Muon updates {len(group['params'])} matrices, AdamW updates the rest")
+            lines.append(f"Muon updates {len(group['params'])} matrices, and AdamW updates the rest")
     counts = [f"num {kind} parameter tensors: {len(n)}, with {sum(n):,} parameters" for kind, n in sizes.items()]
     return "\n".join(counts + lines)
 

@@ -400,7 +400,7 @@ def test_an_embedding_begins_with_the_vectors_and_says_how_many(tmp_path):
     assert torch.equal(weight[has], torch.from_numpy(fit_width(rows[has], WIDTH)))
     rest = [2, 4, 6, 7, 8]
     assert torch.equal(weight[rest], before[rest])
-    assert "4 words start from their vectors, 2 from random values" in line and "projected" not in line
+    assert "4 words start from their vectors, and 2 from random values" in line and "projected" not in line
     line = init_embedding(torch.nn.Parameter(torch.zeros(6, 3)), path, 6)
     assert f"projected from {WIDTH} numbers onto their first 3 principal components" in line
 
@@ -562,7 +562,7 @@ def test_the_vectors_move_at_once_unless_frozen_and_words_without_one_are_counte
     assert 0 < has.sum() < len(has)
     assert (
         f"{has.sum():,} words start from their vectors (projected from 24 numbers onto their first 16 principal "
-        f"components), {(~has).sum():,} from random values" in capsys.readouterr().out
+        f"components), and {(~has).sum():,} from random values" in capsys.readouterr().out
     )
     moved = (wte() - beginning(words_data)).abs().max()
     assert 0 < moved < 0.1
