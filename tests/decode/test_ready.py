@@ -173,7 +173,7 @@ def compiler(path, does: str) -> str:
 @pytest.mark.parametrize(
     "does, reason",
     [(None, "no C compiler ({}) found")]
-    + [(does, "{} failed to compile cpu.c, or it could not") for does in ("exit 1", "exit 0")],
+    + [(does, "{} failed to compile cpu.c, or the library did not") for does in ("exit 1", "exit 0")],
 )
 def test_without_a_compiler_that_works_nothing_is_packed_and_that_is_said(
     monkeypatch, tmp_path, library_again, dtype, quantized, weights, kind, does, reason
