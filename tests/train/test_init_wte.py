@@ -186,7 +186,7 @@ DAMAGED = {
     "binary of another width": (as_binary(numbers(), header=f"5 {WIDTH + 1}\n"), ""),
     "text of greater width": (as_text(numbers(), header=f"5 {WIDTH + 1}\n"), f"vectors of {WIDTH + 1} numbers, but"),
     "text of smaller width": (as_text(numbers(), header=f"5 {WIDTH - 1}\n"), f"specifies ({WIDTH - 1})"),
-    "text cut in a row": (TEXT[:-30], "vector 5 has 6 values"),
+    "text cut in a row": (TEXT[:-30], "vector 5 has length 6 instead of 7"),
     "sparse rows": (b"5 7\n" + b"".join(b"%s 1:0.5 7:-0.3\n" % w.encode() for w in WORDS), "such as 'the 1:0.5 7:"),
     "short rows": (b"5 7\n" + b"".join(b"%s 0.5 -0.3\n" % w.encode() for w in WORDS), "such as 'the 0.5 -0.3'"),
     "short rows of the words": (
