@@ -5,15 +5,16 @@
     python bench.py --real_data=False --compile=True --profile
     python bench.py --sweep=pos_embd                   # or dtype, compile, world_size, ..., or n_layer:2,4,8
     python bench.py --compare="--dtype=bfloat16"       # compare settings; or --compare=config/train_eds.py
-    python bench.py --decode                           # GPT-2 124M with random weights, also in transformers
+    python bench.py --decode                           # GPT-2 124M, compared with Hugging Face transformers
     python bench.py --decode --dtype=bfloat16 --quantize=int8 --decode_batches=1,8,64
     torchrun --standalone --nproc_per_node=2 bench.py --gradient_accumulation_steps=2
 
-A step is one update as in train.py, from loading the batch to the optimizer. Its time is the median over rounds of
-`iters` updates each. Several settings are measured alternately, so that a busy machine slows all of them equally.
-With --decode, bench.py reports the time to the first token, tokens/s including it, and the fraction of memory bandwidth
-that later steps use to read weights. Each is a median over rounds. For comparison, transformers' generate() runs with
-the same weights and prompt (in float32 on a CPU). With --json, stdout contains only one line of JSON.
+A step is one weight update as in train.py, including the time to load the batch. The reported time is the median over
+several rounds of `iters` updates each. Settings to compare are measured alternately, so that a busy machine slows all
+of them equally. With --decode, bench.py reports the time to the first token, the overall speed in tokens/s, and the
+fraction of memory bandwidth that later steps use to read weights, each as a median over rounds. For comparison, it runs
+transformers' generate() with the same random weights and prompt (in float32 on a CPU). With --json, stdout contains
+only one line of JSON.
 """
 
 import contextlib
@@ -68,7 +69,7 @@ class MethodConfig:
     sweep: str = ""  # measure several values of a setting: pos_embd, n_layer:2,4,8, world_size, ...
     compare: str = ""  # compare with a config file or with quoted settings
     profile: bool = False  # print the slowest operations and write a trace file
-    trace: str = "trace.json"  # trace file of --profile, in Chrome's trace format
+    trace: str = "trace.json"  # file that --profile writes, in Chrome's trace format
     decode: bool = False  # measure decoding instead of training
     decode_batches: str = "1,8"  # batch sizes for decoding, separated by commas
     prompt_tokens: Annotated[int, ">=", 1] = 16  # prompt length in tokens
@@ -83,11 +84,11 @@ METHOD_KEYS = [f.name for f in fields(MethodConfig)]
 
 @dataclass(frozen=True)
 class BenchConfig(RuntimeConfig, StepConfig, GPTConfig, MethodConfig):
-    vocab_size: int | None = None  # None: the dataset's size, or GPT-2's 50304 for a random batch
+    vocab_size: int | None = None  # None: the dataset's vocabulary size, or GPT-2's 50304 for a random batch
     gradient_accumulation_steps: Annotated[int, ">=", 1] = 1  # micro-batches per update, across all processes
     bias: bool = False  # use biases in Linear and LayerNorm layers
     real_data: bool = True  # load batches from a dataset; False: use one random batch
-    dataset: str = "python_docs"  # dataset for real_data: a folder in data/
+    dataset: str = "python_docs"  # name of a dataset folder in data/, used if real_data=True
     data_dir: str = ""  # path to a data folder; overrides dataset
 
     def __post_init__(self):  # skips GPTConfig's checks until CPU defaults are set
@@ -121,12 +122,12 @@ def main(argv: list[str] | None = None):
 def read_settings(argv: list[str]) -> BenchConfig:
     """Return the settings. Settings of other programs in config files are ignored, with a note on stderr.
 
-    With a config file, the defaults are those of train.py. Without one, a CPU uses a small model by default.
+    With a config file, the defaults are those of train.py. Without a config file, the default model on a CPU is small.
     """
     unused_keys: list[str] = []
     cfg, given_keys = configurator.load(BenchConfig, argv, unused_keys)
     if unused_keys:
-        print0(f"settings in the config file that bench.py ignores: {', '.join(unused_keys)}", file=sys.stderr)
+        print0(f"bench.py ignores these settings in the config file: {', '.join(unused_keys)}", file=sys.stderr)
     args = configurator.join_values(BenchConfig, argv)
     if any(configurator.find_config_file(arg) for arg in args if not arg.startswith("--")):
         return replace(cfg, **{**CONFIG_FILE_SETTINGS, **given_keys})
@@ -166,7 +167,7 @@ class RandomBatch:
 
 
 def load_data(cfg: BenchConfig, rt: Runtime) -> tuple[Any, int]:
-    """Return (a Corpus or RandomBatch, the vocabulary size of the model)."""
+    """Return (a Corpus or RandomBatch, the model's vocabulary size)."""
     if not cfg.real_data:
         vocab_size = cfg.vocab_size or GPT2_VOCAB_SIZE
         return RandomBatch(cfg, vocab_size), vocab_size
@@ -192,7 +193,7 @@ def start_training(cfg: BenchConfig, rt: Runtime, label: str = "") -> StepBenchm
         f"{label}{rt.description}, compile: {compile_note}, {n_threads} CPU thread{'s' * (n_threads > 1)}, "
         f"{rt.world_size} process{'es' * (rt.world_size > 1)}, {device_name(rt)}\n"
         f"{label}model: {model.get_num_params() / 1e6:.2f}M parameters ({sizes}), data: {corpus.name}\n"
-        f"{label}iteration: one update from {run.step.tokens_per_iter:,} tokens (batch_size={cfg.batch_size} x "
+        f"{label}iteration: one update, using {run.step.tokens_per_iter:,} tokens (batch_size={cfg.batch_size} x "
         f"block_size={cfg.block_size} x gradient_accumulation_steps={cfg.gradient_accumulation_steps})"
     )
     for i in range(cfg.warmup):
@@ -210,7 +211,7 @@ def run_result(run: StepBenchmark) -> dict:
 
 
 def measure_step(cfg: BenchConfig, rt: Runtime) -> dict:
-    """Measure cfg, print the result as a table and return it; with --profile, also print the operations."""
+    """Measure a training step, print the results as a table and return them; with --profile, also print a profile."""
     trace = os.path.abspath(cfg.trace)
     if cfg.profile and (os.path.isdir(trace) or not os.access(os.path.dirname(trace), os.W_OK)):
         raise UserError(f"trace={cfg.trace} cannot be written: use a file in an existing, writable folder")
@@ -326,13 +327,13 @@ def format_results(results: dict) -> str:
 
 
 def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
-    """Return the setting that cfg.sweep names and its values."""
+    """Return the name of the setting to sweep and the values to measure."""
     name, separator, words = cfg.sweep.partition(":")
     types = {key: t for key, t in get_type_hints(BenchConfig).items() if key not in METHOD_KEYS} | {"world_size": int}
     if name not in types:
         matches = get_close_matches(name, types, n=1)
         hint = f"did you mean {matches[0]!r}?" if matches else "--help lists all settings"
-        raise UserError(f"sweep={name}: unknown setting, {hint}")
+        raise UserError(f"sweep={name}: unknown setting; {hint}")
     if separator:
         parsed = [configurator.parse_value(text.strip(), types[name]) for text in words.split(",")]
         values = [configurator.check_type(value, types[name], f"sweep={name}") for value in parsed]
@@ -354,7 +355,7 @@ def sweep_values(cfg: BenchConfig, rt: Runtime) -> tuple[str, list]:
 
 
 def example_values(value) -> str:
-    """Return two values of a setting for a message, derived from its present one."""
+    """Return two example values for a message, derived from a setting's current value."""
     if isinstance(value, float):
         return f"{value / 2:g},{value:g}" if value else "0.1,0.2"
     return f"{value},{2 * value}" if isinstance(value, int) and value else "1,2"
@@ -385,7 +386,7 @@ def sweep(cfg: BenchConfig, rt: Runtime, argv: list[str]) -> dict:
 
 
 def run_torchrun(n: int, cfg: BenchConfig, argv: list[str]) -> dict | str:
-    """Run bench.py in n processes, each doing as much work as a single one; return the result or an error."""
+    """Run bench.py in n processes that each do as much work as one process would; return the result or an error."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
     command += [os.path.abspath(__file__), *argv, "--sweep=", "--json"]
     command += [f"--gradient_accumulation_steps={cfg.gradient_accumulation_steps * n}"]
@@ -400,7 +401,7 @@ def run_torchrun(n: int, cfg: BenchConfig, argv: list[str]) -> dict | str:
 
 
 def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]) -> dict:
-    """Measure A (cfg) and B (cfg with --compare's settings) alternately; print and return both and their ratio."""
+    """Measure A (cfg) and B (cfg plus --compare) alternately; print and return both results and their ratio."""
     try:
         words = [cfg.compare] if configurator.find_config_file(cfg.compare) else shlex.split(cfg.compare)
         cfg_b = read_settings([*argv, *words])
@@ -421,7 +422,7 @@ def compare(cfg: BenchConfig, rt: Runtime, argv: list[str]) -> dict:
     ratio, min_ratio, max_ratio = median(ratios), min(ratios), max(ratios)
     rt.print(format_results(results))
     ratio_range = f"({min_ratio:.3f} to {max_ratio:.3f} in {rounds} pairs)"
-    rt.print(f"tokens/s of B divided by tokens/s of A: {ratio:.3f} {ratio_range}; above 1, B is faster")
+    rt.print(f"tokens/s of B divided by tokens/s of A: {ratio:.3f} {ratio_range}; a ratio above 1 means B is faster")
     return dict(compare=results, ratio=ratio, ratio_min=min_ratio, ratio_max=max_ratio, ratios=ratios)
 
 
@@ -441,7 +442,7 @@ def measure_decoding(cfg: BenchConfig, rt: Runtime) -> dict:
     print(f"{description}, {n_threads} CPU thread{'s' * (n_threads > 1)}\n{model_text}")
 
     def time_dongpt(batch_size: int) -> tuple[float, float]:
-        """Return the seconds to the first token and to the last token."""
+        """Return the seconds until the first token and until the last token."""
         stream = model.stream(prompt * batch_size, cfg.max_new_tokens, 0.8, 200, seed=cfg.seed)
         first_s = timed(lambda: next(stream), rt)
         return first_s, first_s + timed(lambda: list(stream), rt)

@@ -43,7 +43,7 @@ HELP = """\
 /undo            remove your last message and its answer
 /reset           start a new conversation
 /system TEXT     set the system message, for models trained with system messages
-/temperature X   set the temperature: 0 always gives the most likely answer, higher values give more varied ones
+/temperature X   set the temperature: 0 always gives the most likely answer; higher values give more varied ones
 /save FILE       save the conversation
 /load FILE       continue a saved conversation
 /quit            exit (or press Ctrl-D)
@@ -79,7 +79,7 @@ class ChatConfig(RuntimeConfig, Sampling):
 
 
 def print_note(sentence: str):
-    """Print a note to stderr, where it does not mix with the answers."""
+    """Print a note to stderr, so that it does not mix with the answers."""
     sys.stdout.flush()
     print(sentence, file=sys.stderr, flush=True)
 
@@ -96,7 +96,7 @@ def is_interactive() -> bool:
 
 
 class Chat:
-    """A chat that reads messages and prints answers, piece by piece on a terminal and as one line each elsewhere."""
+    """A chat that reads messages and prints answers, piece by piece on a terminal and otherwise one per line."""
 
     def __init__(self, conversation: Conversation, terminal: Terminal | None = None):
         self.conversation, self.is_interactive, self.terminal = conversation, is_interactive(), terminal
@@ -137,7 +137,7 @@ class Chat:
                 print_note("(Ctrl-D exits)" if self.terminal else "\n(Ctrl-D exits)")
 
     def answer(self, line: str, verbatim: bool = False) -> int:
-        """Print the model's answer. Return an exit code if the program has to end, else 0.
+        """Print the model's answer. Return an exit code if the program should exit, else 0.
 
         With verbatim=True, the answer keeps its newlines even if it is not printed on a terminal.
         """
@@ -163,7 +163,7 @@ class Chat:
         return 0 if is_only_this_answer else interrupts.exit_code
 
     def print_label(self) -> bool:
-        """Print the model's name before its answer. Return False, because the name is no longer needed."""
+        """Print the model's name before its answer. Return False, so that the name is printed only once."""
         if self.terminal:
             self.terminal.write("Bot: ", "bold ansiblue")
         else:
@@ -184,7 +184,7 @@ class Chat:
             print_note(note)
 
     def run_command(self, name: str, argument: str) -> int:
-        """Run the command /name and print its errors. Return an exit code if the program has to end, else 0."""
+        """Run the command /name and print its errors. Return an exit code if the program should exit, else 0."""
         if name not in self.commands:
             print_note(f"unknown command /{name}: /help lists the commands")
             return 0
@@ -263,7 +263,7 @@ class Chat:
 
 
 def read_conversations(path: str) -> list[list[tuple[str, str]]]:
-    """Return the conversations in a file as lists of (role, content). Raises UserError with the line of a mistake."""
+    """Return a file's conversations as lists of (role, content). Raises UserError that names the line of a mistake."""
     conversations = Dialogues(Files([path])).read()
     return [[(role, content) for role, content, _ in conversation] for conversation in conversations]
 
@@ -278,7 +278,7 @@ def start_conversation(cfg: ChatConfig, path: str, is_default_temperature: bool)
     if is_default_temperature and cfg.template == "auto" and tokenizer.template:
         cfg = replace(cfg, temperature=0.0)  # small models answer best with their most likely tokens
         print_note(
-            "temperature: 0, so the same conversation always gets the same answers (to vary them: --temperature=0.7)"
+            "temperature: 0, so the same conversation always gets the same answers; use --temperature=0.7 to vary them"
         )
     settings = print_note, cfg.max_new_tokens, cfg.seed
     conversation = Conversation(generator.model, tokenizer, template, cfg, *settings)  # a ChatConfig is a Sampling
@@ -298,9 +298,9 @@ def choose_topic(cfg: ChatConfig, template: str) -> str:
     for name in ("emotion", "context"):
         if getattr(cfg, name) and template != f"eds-{name}":
             raise UserError(f"--{name} works only with --template=eds-{name}: add that option, or remove --{name}")
-    topic, question = printable(cfg.context), "What is the situation? (Enter for none) "
+    topic, question = printable(cfg.context), "What is the situation? (press Enter to skip) "
     if template == "eds-emotion":
-        topic, question = cfg.emotion, f"Which emotion? One of {', '.join(EMOTIONS)} (Enter to let the model guess) "
+        topic, question = cfg.emotion, f"Which emotion? {', '.join(EMOTIONS)} (press Enter to let the model guess) "
     if topic or cfg.prompt or template not in ("eds-emotion", "eds-context") or not is_interactive():
         return topic
     try:

@@ -7,7 +7,7 @@
     cfg, overrides = load(Config)                                    # reads sys.argv; overrides: the user's settings
     cfg, overrides, paths = load_with_paths(Config, None, "IN OUT")  # for a program that takes two paths
 
-Types are int, float, bool, str, Literal and `X | None`, where X is not str. Annotated adds bounds, as in
+Fields may be int, float, bool, str, Literal and `X | None`, where X is not str. Annotated adds bounds, as in
 Annotated[float | None, ">", 0, "<=", 1]. Bounds do not apply to None.
 
 `--max-iters 1e3` and `--max_iters=1000` are equivalent. A bare `--eval_only` sets a bool to True; `--eval_only=off`
@@ -49,7 +49,7 @@ class HelpRequest(Exception):
 
 
 def parse_value(text: str, field_type: Any) -> Any:
-    """Convert command-line text to a Python value. A str field keeps it unchanged (--start=123, --start=a=b)."""
+    """Convert command-line text to a Python value. A str field keeps the text unchanged (--start=123, --start=a=b)."""
     if field_type is str:
         return text
     if text.lower() in BOOL_WORDS and (field_type is bool or True in get_args(field_type)):
@@ -72,7 +72,7 @@ def type_name(field_type: Any) -> str:
 
 
 def check_type(value: Any, field_type: Any, location: str) -> Any:
-    """Return value if it has the type field_type, else raise UserError. int -> float is the only conversion."""
+    """Return value if it has the type field_type, else raise UserError. The only conversion is int to float."""
     choices = get_args(field_type) or (field_type,)  # the values of a Literal, or types
     if float in choices and type(value) is int and abs(value) < 1e300:
         value = float(value)  # --dropout=0 means 0.0
@@ -97,7 +97,7 @@ def bounds_errors(cls: type, values: dict[str, Any]) -> list[str]:
 
 
 def check_setting(key: str, value: Any, cls: type, location: str) -> Any:
-    """Return value as the type of cls's field `key`. Raises UserError, prefixed with location, if it is invalid."""
+    """Convert value to the type of cls's field `key`. Raises UserError, prefixed with location, if it is invalid."""
     hints = get_type_hints(cls)
     if key not in hints:
         flags = ["help", "version", *(["list"] if "n_layer" in hints else [])]  # see run_program
@@ -157,8 +157,8 @@ def exec_config(path: str, keys: Collection[str] = ()) -> dict[str, Any]:
 def load(cls: type[T], argv: list[str] | None = None, skipped_keys: list[str] | None = None) -> tuple[T, dict]:
     """Return an instance of the dataclass cls and the user's settings. Raises HelpRequest for -h and --help.
 
-    If skipped_keys is a list, config files may contain keys of other programs, which are appended to it. Raises
-    UserError for any argument that is neither a known key with a valid value nor a config file of such keys.
+    If skipped_keys is a list, config files may contain keys for other programs, which are appended to it. Raises
+    UserError for any argument that is neither a known key with a valid value nor a config file with such keys.
     """
     return load_with_paths(cls, argv, "", skipped_keys)[:2]
 
@@ -166,7 +166,7 @@ def load(cls: type[T], argv: list[str] | None = None, skipped_keys: list[str] | 
 def load_with_paths(cls: type[T], argv, usage: str, skipped_keys=None) -> tuple[T, dict[str, Any], list[str]]:
     """Return an instance of cls, the user's settings and the paths, for a program that takes paths.
 
-    usage determines how many: "IN OUT" means two, "[CHECKPOINT]" at most one, and "[CHECKPOINT ...]" any number.
+    usage determines the number of paths: "IN OUT" means two, "[CHECKPOINT]" at most one, "[CHECKPOINT ...]" any number.
     """
     overrides, paths = read_arguments(cls, argv, usage, skipped_keys)
     return build_config(cls, overrides), overrides, paths

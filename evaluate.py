@@ -50,7 +50,7 @@ LEGEND = """\
 
 
 def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> tuple[dict, Corpus]:
-    """Return a dict of checkpoint, split, loss, perplexity, bits_per_byte and tokens, and the corpus evaluated on."""
+    """Return a results dict (checkpoint, split, loss, perplexity, bits_per_byte, tokens) and the corpus used."""
     model, tokenizer, checkpoint = load_from_path(path)
     stored_config = checkpoint.get("config", {}) if not (cfg.dataset or cfg.data_dir) else {}
     dataset, data_dir = stored_config.get("dataset", cfg.dataset), stored_config.get("data_dir", cfg.data_dir)
@@ -86,7 +86,7 @@ def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> tuple[dict, 
 
 
 def comparison_note(corpora: Sequence[Corpus], names: list[str], split: str) -> str:
-    """Return a warning if the results of several checkpoints cannot be compared, or only in part, else ""."""
+    """Return a warning if the results of several checkpoints are not fully comparable, else ""."""
 
     def text_id(corpus: Corpus) -> tuple:
         source = corpus.meta.get("sha256") or corpus.sha256 or os.path.realpath(corpus.folder)
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None):
     results, corpora = zip(*(measure(path, cfg, rt) for path in paths))
     description = rt.description
     if "dtype" not in given:
-        description = description.replace("float32 (requested)", "float32 (exact, the default of evaluate.py)")
+        description = description.replace("float32 (requested)", "float32 (exact, evaluate.py's default)")
     rt.print(description, file=sys.stderr)
     if not rt.is_main:
         return

@@ -51,7 +51,7 @@ class GPTConfig:
     attn_dropout: Annotated[float, ">=", 0, "<", 1] = 0.0  # attention dropout; values above 0 disable flash kernels
     bias: bool = True  # use biases in Linear and LayerNorm layers, as GPT-2 does; False is slightly better and faster
     pos_embd: PositionScheme = "default"  # default: learned position embeddings; see docs/positions.md
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact GELU, as in nanoGPT, or GPT-2's approximation
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # gelu: exact, as in nanoGPT; gelu_tanh: GPT-2's approximation
     tie_weights: bool = True  # share one matrix between the token embedding and the output head
     ngrams: Annotated[int, ">=", 1] = 1  # embed n-grams up to this length; 6 lowers the loss of a short run by 0.3
     ngram_rows: Annotated[int, ">=", 1] = 32768  # hash-table entries for each n-gram length
@@ -133,7 +133,7 @@ def alibi_slopes(n_head: int, device=None):
 def ngram_ids(idx, previous_ids, ngrams: int, n_rows: int):
     """Return hash-table indices of the 2- to n-grams ending at each token: (B, T) -> (B, T, ngrams - 1).
 
-    previous_ids (B, ngrams - 1) are the ids before idx, or -1 before the start of the sequence. If None, all are -1.
+    previous_ids (B, ngrams - 1) are the ids before idx, or -1 before the start of the sequence (default: all -1).
     For example, with ngrams=3 the last token of "a b c" gets one index for "b c", in the first n_rows entries, and one
     for "a b c", in the next n_rows. Colliding n-grams share an entry, as in github.com/KellerJordan/modded-nanogpt.
     """
@@ -150,7 +150,7 @@ def ngram_ids(idx, previous_ids, ngrams: int, n_rows: int):
 def same_document_mask(idx, end_id: int, positions=None):
     """Return a boolean mask (B, 1, T, S) that is True where query and key belong to the same document.
 
-    The keys are idx (B, S). The queries are the tokens of idx at positions (T,) or (B, T), by default all of them. An
+    The keys are all tokens of idx (B, S). The queries are the tokens at positions (T,) or (B, T) (default: all). An
     end_id belongs to the document after it, so that a document's first token has an earlier token to attend to.
     """
     document_ids = (idx == end_id).cumsum(1)  # (B, S): 0 0 0 1 1 1 1 2 2 ...
@@ -286,7 +286,7 @@ class GPT(nn.Module):
     def attention_inputs(self, positions, cache: LayerCache | None = None, key_ids=None) -> AttentionInputs:
         """Return rotation, bias and mask for queries at positions (T,) or (B, T).
 
-        Without a cache, the queries are also the keys. key_ids (B, S) are needed only if document_end_id is set.
+        Without a cache, the keys have the same positions. key_ids (B, S) are needed only if document_end_id is set.
         """
         config, positions = self.config, torch.atleast_2d(positions)  # (1 or B, T)
         rotation = rope_cos_sin(positions, config.n_embd // config.n_head) if config.pos_embd == "rope" else None
@@ -326,7 +326,7 @@ class GPT(nn.Module):
         """Return the logits and the mean loss in nats for idx (B, T) int64.
 
         With targets (B, T), the logits are (B, T, V), and targets of -1 are ignored. Without targets, the logits are
-        (B, 1, V), for the last position only, and the loss is None. Raises ValueError as check_length does.
+        (B, 1, V), for the last position only, and the loss is None. Raises ValueError if T is too large.
         """
         T = idx.shape[1]
         self.check_length(T)  # otherwise wpe raises an obscure error, on CUDA a fatal one
@@ -378,7 +378,7 @@ class GPT(nn.Module):
         return 6 * self.get_num_matmul_params() + 12 * config.n_layer * config.n_embd * config.block_size
 
     def parameter_groups(self, muon: bool = False) -> dict[str, list[str]]:
-        """Return trained parameter names by optimizer group, in the order in which checkpoints store their states.
+        """Return the names of trained parameters by optimizer group, in the order in which checkpoints store them.
 
         "matrices" include embeddings; "vectors" are biases and LayerNorm weights. With muon=True, the matrices of the
         transformer blocks are in "blocks". The tables "ngrams" and "relative" are separate groups.
@@ -454,9 +454,9 @@ class GPT(nn.Module):
     ) -> Iterator[torch.Tensor]:
         """Yield each sequence's next id, (B,) int64 on the CPU, up to max_new_tokens times; -1 for ended sequences.
 
-        prompts is a tensor of ids (B, T) or a list of non-empty lists of ids. See Sampling for temperature to
-        repetition_penalty. kwargs may contain stop_ids, which end a sequence; n_ids, to exclude the ids from n_ids on
-        (for a padded vocabulary); and decoder, a Decoder to reuse. The stream ends when all sequences have ended.
+        prompts is a tensor of ids (B, T) or a list of non-empty lists of ids. See Sampling for temperature, top_k,
+        top_p, min_p and repetition_penalty. kwargs may contain stop_ids, which end a sequence; n_ids, to sample only
+        ids below it (for a padded vocabulary); and decoder, a Decoder to reuse. The stream ends when all sequences end.
         The random numbers for sequence i depend only on (seed, i). If seed is None, torch's generator provides one.
         If a sequence exceeds block_size tokens, only its newer half is kept as context, with or without the cache.
         Call model.eval() first. Raises ValueError for invalid settings, an empty prompt, or non-finite logits.

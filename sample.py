@@ -46,13 +46,13 @@ class SampleConfig(RuntimeConfig, Sampling):
     top_k: int | None = 200  # sample only from the top_k most likely tokens; 0 or None disables this
     stop: str = ""  # end a sample before this string, or before any string in a JSON list: --stop='["a", "b"]'
     stop_ids: str = ""  # end a sample before any of these token ids, separated by commas
-    output: str = ""  # also write the samples to this file: JSON lines with the settings for NAME.jsonl, else text
+    output: str = ""  # also write the samples to this file: JSON lines with the settings for a .jsonl file, else text
     quantize: Quantization = "none"  # int8: 8-bit weights; faster on a CPU, with a slightly higher loss
     use_kv_cache: bool = True  # cache keys and values; False generates the same text, but more slowly
 
 
 def check_output(path: str):
-    """Raise UserError unless path can be written. Nothing is written yet."""
+    """Raise UserError if path cannot be written, without writing anything."""
     folder, is_special = os.path.dirname(os.path.realpath(path)), os.path.exists(path) and not os.path.isfile(path)
     if os.path.isdir(path):
         raise UserError(f"--output={path} is a folder: pass the name of a file")
@@ -64,7 +64,7 @@ def check_output(path: str):
 
 
 def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
-    """Write the samples to cfg.output: as JSON lines, with the generated text in "text", or as printed to a pipe."""
+    """Write the samples to cfg.output as JSON lines (generated text in "text") or in the format printed to a pipe."""
     if os.path.splitext(cfg.output)[1].lower() in (".jsonl", ".json"):
         elsewhere = "start", "prompt", "seed", "output"  # in other fields of the record, or not needed
         settings = {key: value for key, value in asdict(cfg).items() if key not in elsewhere}
@@ -168,7 +168,7 @@ def describe_prompt(prompt: str, is_default: bool) -> str:
 
 
 def separator(texts: Detokenizer, i: int, is_terminal: bool) -> str:
-    """Return the separator line below sample i. On a terminal, it also shows the sample's number and why it ended."""
+    """Return the separator line below sample i. On a terminal, it also shows the sample's number and end reason."""
     if not is_terminal:
         return SAMPLE_SEPARATOR
     reasons = {

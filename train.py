@@ -59,7 +59,7 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
     log_interval: Annotated[int, ">=", 1] = 1  # number of iterations between log lines
     always_save_checkpoint: bool = False  # save ckpt.pt at every evaluation, not only when the validation loss improves
     sample_tokens: Annotated[int, ">=", 0] = 0  # print and log a sample of this many tokens at each evaluation; 0: none
-    verbose: bool = False  # also print every setting that you set and how the optimizer groups the parameters
+    verbose: bool = False  # also print all settings that you set and the optimizer's parameter groups
     wandb_log: bool = False  # also log to Weights & Biases (wandb)
     wandb_project: str = "owt"  # name of the wandb project
     wandb_run_name: str = "gpt2"  # name of the wandb run
@@ -105,7 +105,7 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
 
 
 def get_lr(it: int, cfg: TrainConfig) -> float:
-    """Return the learning rate for iteration it: linear warm-up, then decay to min_lr until lr_decay_iters."""
+    """Return the learning rate for iteration `it`: linear warm-up, then decay to min_lr until lr_decay_iters."""
     if not cfg.decay_lr:
         return cfg.learning_rate
     if it < cfg.warmup_iters:
@@ -133,7 +133,7 @@ class InitWeights:
 
 
 def resolve_config(argv: list[str] | None) -> tuple[TrainConfig, dict, InitWeights | None]:
-    """Return the settings, the ones that the user set, and the initial weights (None for a new model).
+    """Return all settings, the settings that the user set, and the initial weights (None for a new model).
 
     The user's settings take precedence over those of a resumed run, which take precedence over the defaults. The
     architecture comes from the loaded weights, and setting it to anything else is an error.
@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(step: TrainStep, log: RunLog, saver: Saver, state: State, stop: StopCheck) -> int:
-    """Evaluate, save, update and log until max_iters or until something ends the run, and return the exit code."""
+    """Evaluate, save, update and log until max_iters is reached or the run is stopped, and return the exit code."""
     cfg, rt = step.cfg, step.rt
     first_iter = state.iter_num
     log_time, log_iter = time.perf_counter(), state.iter_num

@@ -1,6 +1,6 @@
 """Output of --help (a program's settings in groups) and --list (files in config/ with size, time and loss).
 
-Neither runs the files that it describes; comments and docstrings are read from the source.
+Neither option runs the files that it describes: comments and docstrings are read from the source.
 """
 
 import ast
@@ -43,7 +43,7 @@ NAME_WIDTH = 30  # columns for names if explanations are printed next to them
 
 
 def print_help(doc: str, cls: type, usage: str, overrides: dict[str, Any]):
-    """Print a program's usage, its docstring doc, and every setting of cls with its default and comment.
+    """Print a program's usage, its docstring (doc), and every setting of cls with its default and comment.
 
     The settings in overrides, which come from config files on the command line, replace the defaults.
     """
@@ -69,13 +69,13 @@ def print_help(doc: str, cls: type, usage: str, overrides: dict[str, Any]):
                 explanation += f" ({type_name(hints[name])})"
             print_entry(f"  --{name}={default if is_plain else repr(default)}", [explanation.strip()], width)
         print()
-    forms = "Use --key=value or --key value, or key = value in a config file. If repeated, the last value wins."
+    forms = "Use --key=value, --key value, or key = value in a config file. If a key is repeated, its last value wins."
     configs = "CONFIG is a file in config/ (see --list) or one of your own. " if usage == CONFIG_USAGE else ""
     print(textwrap.fill(configs + forms, width, **WRAP))
 
 
 def setting_groups(cls: type) -> dict[str, list[str]]:
-    """Group the names of cls's settings by title: common ones, its own, and then those of each base class."""
+    """Return cls's settings by group title: common settings first, then its own, then those of each base class."""
     owners: dict[str, type] = {}  # the class that first defines each setting
     for parent in reversed(cls.__mro__[:-1]):
         owners |= {name: parent for name in get_annotations(parent) if name not in owners}
@@ -125,7 +125,7 @@ def print_configs():
 
 
 def terminal_width() -> int:
-    """Return the number of columns to print in, which is 80 without a terminal."""
+    """Return the number of columns for printed text, which is 80 without a terminal."""
     return max(MIN_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns))
 
 

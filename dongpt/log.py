@@ -60,7 +60,7 @@ def read_log(out_dir: str) -> list[dict]:
 
 
 def records_before(records: Iterable[dict], iter_num: int, evaluated_at: int) -> Iterator[dict]:
-    """Yield the records of the first iter_num updates, and of evaluations up to the one after evaluated_at updates."""
+    """Yield the records of the first iter_num updates and of evaluations up to the one after evaluated_at updates."""
     last_iters = {"iter": iter_num - 1, "eval": evaluated_at, "sample": evaluated_at, "final": -1}
     for record in records:
         if record.get("iter", 0) <= last_iters.get(record.get("kind", ""), iter_num):
@@ -94,7 +94,7 @@ class Curve:
             self.group_size *= 2
 
     def points(self) -> list[tuple[float, ...]]:
-        """Return the points in the order in which they were added. The last may average fewer than the others."""
+        """Return the points in order. The last point may be the average of fewer added points than the others."""
         return self.kept + ([_mean_point(self.group)] if self.group else [])
 
 
@@ -171,10 +171,10 @@ def check_finite_loss(loss: float, iter_num: int):
 class RunLog:
     """The log of a run. It prints lines above a progress bar and appends records to log.jsonl and wandb.
 
-    Every rank has one, but only rank 0 prints and writes. Before the first record, rank 0 calls first_records(), which
-    returns the records to keep from before a resume, and the header. peak_speed, in tokens/s, is the speed at which MFU
-    would be 100%. The bar starts at update `initial` of `total`. Without a terminal, the lines of updates show the
-    progress instead. deadline, a value of time.monotonic(), limits the estimate of the time left.
+    Every rank has a RunLog, but only rank 0 prints and writes. Before the first record, rank 0 calls first_records(),
+    which returns the records that a resumed run keeps and the header. peak_speed, in tokens/s, is the speed at which
+    MFU would be 100%. The bar starts at update `initial` of `total`. Without a terminal, update lines show the progress
+    instead. deadline, a value of time.monotonic(), limits the estimate of the remaining time.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class RunLog:
         return open(path, "a", encoding="utf-8", newline="\n")
 
     def write(self, kind: str, **record):
-        """Append one record. It is flushed, so that it is not lost if the process is killed."""
+        """Append one record and flush the file, so that the record is not lost if the process is killed."""
         if not self.is_main:
             return
         self.file = self.file or self.open()
@@ -231,7 +231,7 @@ class RunLog:
         self.deferred_record = iter_num, lr, tokens / seconds, seconds, get_loss
 
     def flush(self):
-        """Print and append the deferred record, if any. Raises UserError if its loss is not finite."""
+        """Print and log the deferred record, if any. Raises UserError if its loss is not finite."""
         if self.deferred_record is None:
             return
         (iter_num, lr, speed, seconds, get_loss), self.deferred_record = self.deferred_record, None
@@ -246,7 +246,7 @@ class RunLog:
         self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
 
     def _progress_text(self, iter_num: int) -> str:
-        """Return progress such as ', 25% of 400, 1:05 left' after update number iter_num, or '' if the bar shows it."""
+        """Return text such as ', 25% of 400, 1:05 left' after update number iter_num, or '' if the bar shows it."""
         if not (self.total and self.bar.disable):
             return ""
         now, n_done = time.monotonic(), iter_num + 1
@@ -258,7 +258,7 @@ class RunLog:
         return f"{text}, {self.bar.format_interval(max(0, min(seconds, self.deadline - now)))} left"
 
     def write_losses(self, iter_num: int, train_loss: float, val_loss: float):
-        """Print and append an evaluation. Raises UserError if the validation loss is not finite."""
+        """Print and log the losses of an evaluation. Raises UserError if the validation loss is not finite."""
         self.flush()
         check_finite_loss(val_loss, iter_num)
         self.print(f"step {iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
@@ -301,8 +301,8 @@ def progress_bar(total: int | None, initial: int = 0, unit: str = "it", quiet: b
     """Return a tqdm bar on stderr for `total` steps, of which `initial` are already done.
 
     In a pipe, a file or a notebook, it prints the percentage and the remaining time every PROGRESS_SECONDS seconds,
-    and nothing if it finishes sooner. With unit="B", it counts bytes, as in 1.5MB/2.0MB. unit is printed after the
-    total there, unless it is tqdm's default.
+    or nothing if it finishes sooner. In these lines, unit follows the total, unless it is tqdm's
+    default. With unit="B", the bar counts bytes, as in 1.5MB/2.0MB.
     """
     from tqdm import tqdm
 

@@ -118,7 +118,7 @@ def locked_directory(directory: str, *file_names: str) -> Iterator[None]:
 
     Removes temporary files of file_names that killed processes left behind. The operating system releases the lock when
     the process ends, for any reason, but the lock file remains. Under torchrun, rank 0 holds the lock for all ranks.
-    A UserError removes a new directory if nothing was written to it.
+    If UserError is raised before anything is written, a newly created directory is removed.
     Raises UserError if the directory is not writable, or if any process, including this one, holds the lock.
     """
     if _rank() > 0:
@@ -178,8 +178,8 @@ def _hold_lock(lock_path: str, label: str) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCK_ERRNOS:
             raise UserError(f"{label} cannot be written ({error.strerror}): choose another location") from error
-        problem = "is on a file system that does not support file locking"
-        print(f"{label} {problem}: do not let two programs write to it", file=sys.stderr)
+        problem = f"{label} is on a file system that does not support file locking"
+        print(f"{problem}: do not let two programs write to it", file=sys.stderr)
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """Runtime setup: device, dtype, threads, seeds, interrupts and multiple processes.
 
-Choices follow fixed rules, without timing anything, and programs print each choice with its reason in one line.
+Choices follow fixed rules instead of timing measurements, and programs print each choice and its reason.
 Import this module before torch: it sets an environment variable that torch's OpenMP library reads when it is loaded.
 """
 
@@ -86,14 +86,14 @@ def pick_device(device: str) -> tuple[str, str]:
             raise UserError(f"device={device!r} is not available: {cuda_error}; use device=cpu or device=auto")
         return f"cuda:{gpu_index}", torch.cuda.get_device_name(gpu_index)
     if device_type == "mps" and not has_mps:
-        raise UserError("device='mps' is not available: torch finds no Apple GPU; use device=cpu or device=auto")
+        raise UserError("device='mps' is not available: torch cannot find an Apple GPU; use device=cpu or device=auto")
     if device_type == "mps" and not single_rank:
         raise UserError("several processes cannot share an Apple GPU: use device=cpu, or start one process")
     return device_type, "requested"
 
 
 def cuda_problem(gpu_index: int) -> str:
-    """Return why CUDA does not work (no GPU, or an NVIDIA GPU that this torch cannot use), or '' if it works."""
+    """Return why CUDA cannot be used (no GPU, or an NVIDIA GPU that this torch cannot use), or '' if it works."""
     remedy = "install another build of torch, as described on pytorch.org/get-started"
     if torch.cuda.is_available():
         if gpu_index >= torch.cuda.device_count():
@@ -128,7 +128,7 @@ AMX_MIN_CHANNELS = 256
 
 
 def pick_dtype(dtype: str, device_type: str, n_embd: int = 0) -> tuple[str, str]:
-    """Return the dtype to use and the reason. n_embd is the model's, or 0 if accuracy matters more than speed.
+    """Return the dtype to use and the reason. Pass the model's n_embd, or 0 if accuracy matters more than speed.
 
     Raises UserError if the device does not support the requested dtype.
     """
@@ -145,7 +145,7 @@ def pick_dtype(dtype: str, device_type: str, n_embd: int = 0) -> tuple[str, str]
         if n_embd >= AMX_MIN_CHANNELS and has_amx():
             return "bfloat16", "this processor has AMX"
         return "float32", "exact, and the default on a CPU"
-    return ("bfloat16", "this GPU supports it") if has_bf16 else ("float16", "this GPU has no bfloat16")
+    return ("bfloat16", "this GPU supports it") if has_bf16 else ("float16", "this GPU does not support bfloat16")
 
 
 def has_amx() -> bool:
@@ -159,7 +159,7 @@ def has_amx() -> bool:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, dtype and rank of this process. Without torchrun, it is rank 0 of 1."""
+    """Device, dtype and rank of this process. Without torchrun, there is only rank 0."""
 
     device: str
     dtype: Any  # a key of DTYPES
@@ -191,7 +191,7 @@ class Runtime:
         return [t if t.is_cuda else t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
 
     def item_async(self, tensor) -> Callable[[], float]:
-        """Copy a scalar to the host asynchronously. Return a function that waits for it and averages it over ranks.
+        """Copy a scalar to the host asynchronously. Return a function that waits for the copy and averages over ranks.
 
         The function does not wait for work that is queued on the GPU in the meantime.
         """
@@ -225,7 +225,7 @@ class Runtime:
         self.all_reduce_sum(0)
 
     def run_on_main(self, function: Callable[[], Any]):
-        """Call function on rank 0 only. All ranks wait for it, and if it raises UserError, all ranks raise one."""
+        """Call function on rank 0 only. All ranks wait for it, and all raise UserError if it does."""
         user_error = None
         if self.is_main:
             try:
@@ -296,7 +296,7 @@ def seed_everything(*numbers: int):
 def choose_threads(threads: int | None, stored_threads: int | None) -> str:
     """Set the number of CPU threads from the setting `threads`, OMP_NUM_THREADS or a checkpoint, in this order.
 
-    Returns a note on the user's setting that determined the number, or '' if there is none.
+    Returns a note that names the user's setting, or '' if the user did not set the number.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -344,7 +344,7 @@ class MachineInfo:
 class Interrupts:
     """A context manager that records Ctrl-C and SIGTERM, so that a program can stop cleanly.
 
-    A second Ctrl-C stops it immediately. exit_code is 0, 130 after Ctrl-C, or 143 after SIGTERM.
+    A second Ctrl-C ends the program immediately. exit_code is 0, 130 after Ctrl-C, or 143 after SIGTERM.
     """
 
     exit_code, signal_time = 0, 0.0  # set by the first signal

@@ -224,7 +224,7 @@ def test_a_config_file_of_train_py_is_taken(tmp_path, measured, tiny_data):
         f"out_dir = 'out-mine'\nn_layer = 2\nmax_iters = 2000\ndata_dir = {str(tiny_data)!r}\n", encoding="utf-8"
     )
     found, printed = measured(str(file), "--real_data=True", "--vocab_size=None", "--gradient_accumulation_steps=1")
-    assert "that bench.py ignores: out_dir, max_iters\n" in printed
+    assert "bench.py ignores these settings in the config file: out_dir, max_iters\n" in printed
     assert found["settings"]["n_layer"] == 2 and found["data"] == str(tiny_data)
 
 
@@ -398,7 +398,7 @@ def test_a_comparison_takes_a_config_file(measured, updates, tmp_path):
     (tmp_path / "other.py").write_text(text, encoding="utf-8")
     found, printed = measured(f"--compare={tmp_path / 'other.py'}", "--rounds=6")
     assert [found["compare"][name]["settings"]["n_layer"] for name in "AB"] == [1, 2]
-    assert found["ratios"] == [1] * 6 and "that bench.py ignores: out_dir" in printed
+    assert found["ratios"] == [1] * 6 and "bench.py ignores these settings in the config file: out_dir" in printed
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def save(checkpoint: dict, path: str, check: Callable[[str], Any] | None = None)
 
 
 def archive_run(out_dir: str, extra_names: list[str]) -> str:
-    """Move an earlier run's checkpoints and extra_names to out_dir/old-N. Return that directory, or "" if none."""
+    """Move checkpoints and extra_names of an earlier run to out_dir/old-N. Return this path, or "" if there is none."""
     names = [name for name in (BEST_NAME, LAST_NAME, *extra_names) if os.path.exists(os.path.join(out_dir, name))]
     if not names:
         return ""
@@ -147,7 +147,7 @@ def _suggest_runs(path: str) -> str:
 
 
 def _num_updates(path: str) -> float:
-    """Return the checkpoint's number of updates, or infinity if it is invalid, so that it is tried and reported."""
+    """Return a checkpoint's number of updates, or infinity if it is invalid, so that the caller reports its problem."""
     try:
         return load(path, mmap=True).get("iter_num", 0)
     except UserError:
@@ -177,7 +177,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model:
 
 
 def make_tokenizer(description: dict | None) -> Tokenizer | None:
-    """Create the tokenizer described in a checkpoint. Returns None if it is missing or unsupported."""
+    """Create the tokenizer described in a checkpoint. Returns None if the tokenizer is missing or unsupported."""
     return from_dict(description) if description and description != UNSUPPORTED_TOKENIZER else None
 
 
@@ -200,7 +200,7 @@ def load_from_path(path: str, **extra_args) -> tuple[GPT, dict | None, dict]:
 
 
 def load_path(path: str, **extra_args) -> tuple[dict, str]:
-    """Return (checkpoint, file path) for any path that load_model accepts. An out_dir's ckpt.pt has priority."""
+    """Return (checkpoint, file path) for any path that load_model accepts. In an out_dir, ckpt.pt has priority."""
     is_out_dir = any(os.path.exists(os.path.join(path, name)) for name in (BEST_NAME, LAST_NAME))
     if hugging_face.is_model(path) and not is_out_dir:
         return hugging_face.load(path, **extra_args), path

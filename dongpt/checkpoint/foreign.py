@@ -61,7 +61,7 @@ def upgrade(checkpoint: dict, path: str, **extra_args) -> dict:
     invalid, a hyperparameter is missing, or extra_args contradict the checkpoint.
     """
     if not isinstance(checkpoint, dict):
-        problem = f"{path} contains a {type(checkpoint).__name__}, not a checkpoint"
+        problem = f"{path} contains an object of type {type(checkpoint).__name__}, not a checkpoint"
         raise UserError(f"{problem}; supported layouts are {KNOWN_LAYOUTS}")
     if is_state_dict(checkpoint.get("model")) and isinstance(checkpoint.get("model_args"), dict):
         checkpoint = {key: value for key, value in checkpoint.items() if value is not None}
@@ -82,7 +82,7 @@ def upgrade(checkpoint: dict, path: str, **extra_args) -> dict:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if n_tokens > (config.vocab_size or 0):
-            problem = f"{path} has a tokenizer with {n_tokens} tokens, but a model with {config.vocab_size}"
+            problem = f"{path} has a tokenizer with {n_tokens} tokens, but a model vocabulary of {config.vocab_size}"
             raise UserError(f"{problem}: use another file")
     return {**checkpoint, "format_version": FORMAT_VERSION}
 
@@ -287,7 +287,7 @@ def _convert_state_dict(checkpoint: dict, path: str, extra_args: dict) -> dict:
 def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
     """Look for a checkpoint's missing tokenizer in meta files next to it and its data, and in nanoGPT+ files.
 
-    If none is found, returns GPT-2's tokenizer if the vocabulary has GPT-2's size, as nanoGPT does, or None otherwise.
+    Otherwise, returns GPT-2's tokenizer for a vocabulary of GPT-2's size, as nanoGPT does, and None for any other size.
     """
     vocab_size, config = checkpoint["model_args"].get("vocab_size"), checkpoint.get("config", {})
     dataset, data_dir = config.get("dataset", ""), config.get("data_dir", "")
@@ -303,9 +303,10 @@ def find_tokenizer(checkpoint: dict, path: str) -> dict | None:
 
 
 def _nanogpt_plus_characters(path: str, vocab_size: int) -> str:
-    """Return the characters of a pickled nanoGPT+ tokenizer next to a checkpoint or in its tokenizers/, or ''.
+    """Return the characters of the pickled nanoGPT+ tokenizer for a checkpoint, or '' if there is none.
 
-    Prefers the file that nanoGPT+ names after the checkpoint, and otherwise uses the only vocabulary of the right size.
+    Searches the checkpoint's directory and the directory tokenizers/ in it. Prefers the file that nanoGPT+
+    names after the checkpoint, and otherwise uses the only vocabulary of the right size.
     """
     directory, name = os.path.split(os.path.abspath(path))
     tokenizer_name = "tokenizer_" + name.partition(".")[0].replace("_model", "") + ".pkl"  # tokenizer_gpt_small
@@ -319,7 +320,7 @@ def _nanogpt_plus_characters(path: str, vocab_size: int) -> str:
 
 
 class _TokenizerUnpickler(pickle.Unpickler):
-    """Unpickler for plain values and nanoGPT+'s tokenizer. It rejects everything else without running it."""
+    """Unpickler for plain values and nanoGPT+'s tokenizer. It rejects everything else without running any code."""
 
     def find_class(self, module, name):
         if (module, name) == ("src.data.tokenizer", "CharTokenizer"):

@@ -1,7 +1,7 @@
 """Model factory, and models other than the GPT in model.py: the bigram baseline and EDS's position schemes.
 
 The rope and relative schemes of EDS (the Empathetic-Dialogue-System) differ from the standard methods with these names.
-They are reproduced here so that EDS checkpoints give the same logits.
+These schemes are reproduced here so that EDS checkpoints give the same logits.
 """
 
 from dataclasses import dataclass, replace
@@ -82,7 +82,7 @@ class EmpatheticRope(EmpatheticModel):
 
 
 class EmpatheticRelative(EmpatheticModel):
-    """EDS's "relative": multiplies token embeddings by sequence length T and adds the sum of T distance table rows.
+    """EDS's "relative": multiplies embeddings by the sequence length T and adds the sum of T rows of a distance table.
 
     Position i uses row block_size - 1 - i and the T - 1 rows after it. A token's embedding therefore depends on
     how many tokens follow it, but not on which tokens they are.

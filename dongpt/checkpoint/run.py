@@ -101,9 +101,9 @@ def restore(checkpoint: dict, path: str, step) -> State:
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path}: the gradient scaler is damaged ({error!r}); use another checkpoint") from error
     if checkpoint.get("data_sha256", corpus.sha256) != corpus.sha256:
-        print0(f"this resume is not bitwise reproducible: {corpus.name} has changed since the run started")
+        print0(f"this resumed run is not bitwise reproducible: {corpus.name} has changed since the run started")
     elif "window_order" not in checkpoint and not corpus.masks and corpus.windows_per_epoch(cfg.block_size) > 2**20:
-        print0("this resume is not bitwise reproducible: corpora of this size are now shuffled differently")
+        print0("this resumed run is not bitwise reproducible: corpora of this size are now shuffled differently")
     if not checkpoints.is_valid(os.path.join(cfg.out_dir, checkpoints.BEST_NAME)):
         state.best_val_loss = math.inf  # that checkpoint is gone, so the next one is the best
     return state

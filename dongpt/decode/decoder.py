@@ -211,7 +211,7 @@ class Decoder:
             self.in_use = False
 
     def prefill(self, prompts: list[list[int]], max_new_tokens: int):
-        """Load the prompts and encode all tokens except the last of each."""
+        """Load the prompts and encode all tokens except the last token of each prompt."""
         windows = [prompt[-context_len(len(prompt), self.block_size) :] for prompt in prompts]
         if self.cache and self.cache.dtype != _cache_dtype(self.model):
             self.cache = KVCache(self.model, len(prompts), self.capacity)
@@ -234,7 +234,7 @@ class Decoder:
             self._encode(range(len(prompts)), all(window == windows[0] for window in windows), cached_len)
 
     def _cached_prefix_len(self, prompt_ids: list[int]) -> int:
-        """Return how many leading prompt_ids, excluding the last, are cached for the current weights."""
+        """Return the number of leading prompt_ids, excluding the last, that are cached for the current weights."""
         # Only checksums detect writes through .data. Frozen weights are skipped because checksums take time.
         int_dtypes = {2: torch.int16, 4: torch.int32, 8: torch.int64}
         trained_weights = [p.detach() for p in self.model.parameters() if p.requires_grad]
@@ -261,7 +261,7 @@ class Decoder:
             self._encode(full_rows, False)
 
     def _encode(self, rows: Sequence[int], same_prompts: bool, start: int = 0):
-        """Encode the tokens of these sequences, from `start` up to but not including the last, into the cache.
+        """Encode these sequences into the cache, from position `start` up to the second-to-last token.
 
         With same_prompts=True, one sequence is encoded and copied to the others.
         """
@@ -294,7 +294,7 @@ class Decoder:
             self._sample(self._logits(max_len, start))
 
     def _logits(self, cache_len: int, start: int | None):
-        """Return logits (B, V) after adding the newest tokens to the cache. start: their position, if all are equal."""
+        """Return logits (B, V) after adding the newest tokens to the cache. start: their common position, if any."""
         model, tokens = self.model, self.tokens[:, :cache_len]
         if self.cache is None:
             return model.logits_at(tokens, self.last_positions)
@@ -322,7 +322,7 @@ class Decoder:
             self.seen_mask.scatter_(1, ids, True)
 
     def _replay_graph(self, cache_len: int):
-        """Run a decode step as a CUDA graph; otherwise, small models spend most of their time launching kernels."""
+        """Run a decode step as a CUDA graph; without graphs, small models spend most of the time launching kernels."""
         if cache_len not in self.graphs:
             state = [t for t in (self.next_uniform, self.last_positions, self.tokens, self.seen_mask) if t is not None]
             saved_values = [t.clone() for t in state]
@@ -351,7 +351,7 @@ def _weights_version(model: Any) -> tuple:
 def _limited_threads(is_small_model: bool) -> Iterator[None]:
     """Use one CPU thread for a small model, since several would spend more time waiting than computing.
 
-    This is entered once per token, so that the caller of a stream keeps its own number of threads.
+    The limit is set for each token, so that the caller of a stream keeps its own number of threads.
     """
     n_threads = torch.get_num_threads()
     if is_small_model and n_threads > 1:

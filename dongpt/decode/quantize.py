@@ -40,7 +40,7 @@ class Int8Linear(nn.Module):
 
 
 def quantize_linears(model: nn.Module):
-    """Replace every Linear in model, including the head, with an Int8Linear. Raises UserError if there are none."""
+    """Replace every Linear in model, including the head, with an Int8Linear. Raises UserError if there is no Linear."""
     if not any(isinstance(module, nn.Linear) for module in model.modules()):
         raise UserError("quantize=int8: this model has no weights to quantize; remove the setting")
     _replace_modules(model, nn.Linear, Int8Linear)

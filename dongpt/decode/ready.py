@@ -38,7 +38,7 @@ class Generator:
     description: str  # device, dtype and weight format, with the reason for each
 
     def generate(self, prompt: str, max_new_tokens: int = 500, **settings) -> str:
-        """Return the new text, without the prompt. sample.py's first sample with the same settings is prompt + text."""
+        """Return only the new text, which is the same as in sample.py's first sample with the same settings."""
         if unknown := settings.keys() - inspect.signature(self.stream).parameters:
             raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         return "".join(self.stream(prompt, max_new_tokens, **settings))
@@ -87,7 +87,7 @@ class Generator:
         return tokenizer.encode(prompt, special=True, unknown=unknown) or [tokenizer.start_id]
 
     def require_tokenizer(self) -> Tokenizer:
-        """Return the tokenizer. Raises UserError if the checkpoint has none."""
+        """Return the tokenizer. Raises UserError if the checkpoint has no tokenizer."""
         if self.tokenizer is None:
             remedy = "copy the meta.pkl or meta.json of its data into the checkpoint's folder"
             raise UserError(f"this checkpoint has no tokenizer, so its output cannot be shown as text: {remedy}")
@@ -123,7 +123,7 @@ def load(
 def prepare_for_decoding(
     model: GPT, rt: Runtime, dtype: str = "auto", quantize: str = "none", compile: bool | Literal["auto"] = "auto"
 ) -> str:
-    """Prepare model for inference on the device, using the fastest weight format. It cannot be trained afterwards.
+    """Prepare model, which cannot be trained afterwards, for inference on the device in the fastest weight format.
     Returns a description of the choices and their reasons.
 
     compile=True compiles the blocks. compile="auto" does not, since compiling takes a minute and does not pay off for a
@@ -146,7 +146,7 @@ def prepare_for_decoding(
         compile_blocks(model)
     notes = [f"weights: {weight_format}{format_reason}"] if quantize == "int8" or compiler_problem else []
     if compiler_problem:
-        notes.append(f"not packed ({compiler_problem}): slower")
+        notes.append(f"not packed ({compiler_problem}), which is slower")
     elif quantize == "int8":
         notes.append("which saves memory but is slower")  # weights are converted back to floats for every token
     if rt.device_type == "cuda":

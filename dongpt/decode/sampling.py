@@ -21,10 +21,10 @@ class Sampling:
     top_k: int | None = None  # sample only from the top_k most likely tokens; 0 or None disables it
     top_p: float | None = None  # sample from the most likely tokens up to this total probability; None disables it
     min_p: float | None = None  # keep only tokens at least min_p times as likely as the most likely; None disables it
-    repetition_penalty: float | None = None  # above 1 makes tokens that are in the text less likely; applied first
+    repetition_penalty: float | None = None  # above 1 makes tokens already in the text less likely; applied first
 
     def __post_init__(self):
-        """Raise DecodingError, listing all invalid settings."""
+        """Raise DecodingError if any setting is invalid; the message lists every problem."""
         top_k, top_p, min_p, penalty = self.top_k, self.top_p, self.min_p, self.repetition_penalty
         is_valid_top_k = top_k is None or type(top_k) is int and top_k >= 0
         rules = [
@@ -52,7 +52,7 @@ def context_len(n_tokens: int, block_size: int) -> int:
 
 
 def check_inputs(prompts: Any, vocab_size: int, n_ids: int, max_new_tokens: int) -> list[list[int]]:
-    """Convert prompts, a tensor (B, T) or sequences of ids, to lists. Raises DecodingError, listing all problems."""
+    """Convert prompts, a tensor (B, T) or sequences of ids, to lists. Raises DecodingError that lists all problems."""
     problems = []
     prompt_ids = prompts.tolist() if torch.is_tensor(prompts) else list(prompts)
     if not all(isinstance(row, Sequence) and all(isinstance(i, int) for i in row) for row in prompt_ids):

@@ -94,5 +94,5 @@ def read_prompt(prompt: str) -> str:
                 with open(path, encoding="utf-8-sig") as file:
                     return file.read()
             except UnicodeDecodeError as error:
-                raise UserError(f"the prompt file {name} is not UTF-8 at byte {error.start}: convert it") from error
-    raise UserError(f"prompt file {name!r} not found: pass --prompt=FILE:path of a text file, or the prompt itself")
+                raise UserError(f"prompt file {name} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
+    raise UserError(f"prompt file {name!r} not found: pass the path of a text file after FILE:, or the prompt itself")

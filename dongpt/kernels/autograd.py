@@ -1,7 +1,7 @@
 """Training operations with hand-written backward passes, which are faster on a CPU than autograd's.
 
 In tests, results are compared with rotate_reference and biased_attention_reference, which use standard operations.
-Dropout uses fewer random bits than PyTorch's.
+Dropout uses fewer random bits than torch.nn.Dropout.
 """
 
 import math
@@ -48,10 +48,10 @@ def biased_attention_reference(q, k, v, bias):
 
 
 def biased_attention(q, k, v, bias):
-    """Compute biased_attention_reference for a causal bias, using PyTorch's flash kernel in the forward pass.
+    """Compute biased_attention_reference for a causal bias, with PyTorch's flash kernel in the forward pass.
 
-    That kernel does not compute a gradient for the bias, and PyTorch's fallback stores all scores (B, nh, T, T). This
-    backward pass recomputes them in tiles that fit in the CPU cache and skips tiles above the diagonal.
+    The flash kernel does not compute a gradient for the bias, and PyTorch's fallback stores all scores (B, nh, T, T).
+    This backward pass recomputes the scores in tiles that fit in the CPU cache and skips tiles above the diagonal.
     """
     return _BiasedAttention.apply(q, k, v, bias)
 
@@ -91,8 +91,8 @@ class _BiasedAttention(torch.autograd.Function):
 class Dropout(nn.Dropout):
     """nn.Dropout that uses 16 random bits per element on a CPU, so that p is rounded to a multiple of 1/65536.
 
-    torch's dropout draws 64 random bits per element on one core. In a wide model, this takes a tenth of the step time
-    in float32, and half of it on a CPU with bfloat16 matrix instructions.
+    torch's dropout draws 64 random bits per element on one core. In a wide model, drawing them takes a tenth of the
+    step time in float32, and half of it on a CPU with bfloat16 matrix instructions.
     """
 
     def forward(self, x):

@@ -43,7 +43,7 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
             subprocess.run([*compiler, *GCC_FLAGS, C_FILE, "-o", so_path], capture_output=True, timeout=120, check=True)
             c_library = ctypes.CDLL(so_path)
         except (OSError, subprocess.SubprocessError) as error:
-            return None, f"{compiler[0]} failed to compile cpu.c, or it could not be loaded ({type(error).__name__})"
+            return None, f"{compiler[0]} failed to compile cpu.c, or the library did not load ({type(error).__name__})"
     pointer, pointers = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
     step, layers, linear = (ctypes.POINTER(struct) for struct in (_CStep, _CLayer, _CLinear))
     c_library.matmul.argtypes = [linear, pointer, pointer, ctypes.c_long]

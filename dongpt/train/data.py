@@ -24,8 +24,8 @@ MAX_CHECKED_TOKENS = 2**25  # maximum number of tokens to check before training,
 class Corpus:
     """The training and validation sets of one data folder.
 
-    `tokenizer_dict` describes the tokenizer, `vocab_size` is its vocabulary size, and `model_vocab_size` is that of new
-    models for this corpus. Raises UserError if files are missing, empty or damaged.
+    `tokenizer_dict` describes the tokenizer, and `vocab_size` is its vocabulary size. New models for this corpus have
+    vocabularies of size `model_vocab_size`. Raises UserError if files are missing, empty or damaged.
     """
 
     def __init__(self, folder: str, train_fraction: float = 1.0):
@@ -48,12 +48,12 @@ class Corpus:
         return from_dict(self.tokenizer_dict)
 
     def check(self, block_size: int, vocab_size: int, splits: Iterable[str] = SPLITS):
-        """Raise UserError if a split is too short, has ids outside the model's vocabulary or has no tokens in the loss,
+        """Raise UserError if a split is too short, has ids outside the model's vocabulary or has no unmasked tokens,
         or if the ends of its shards do not match meta.json."""
         for split in splits:
             length = self.lengths[split]
             if length < 2:
-                message = f"{os.path.join(self.folder, split)}.bin has {length} token, but a loss requires at least 2"
+                message = f"{os.path.join(self.folder, split)}.bin has {length} token, but at least 2 are required"
                 raise UserError(f"{message}: {self.tokens[split].how_to_lengthen()}")
             if split == "train" and length <= block_size:
                 message = f"{self.tokens[split].files[0][0]} provides {length:,} tokens, too few for {block_size=}"
@@ -84,11 +84,11 @@ class Corpus:
     # training: shuffled windows without replacement
 
     def _num_windows(self, block_size: int) -> int:
-        """Return the number of windows per epoch: one fewer than fit, so that epochs can have different offsets."""
+        """Return the number of windows per epoch: one fewer than would fit, so that the offset can vary."""
         return max(1, self.lengths["train"] // block_size - 1)
 
     def windows_per_epoch(self, block_size: int) -> int:
-        """Return the number of windows per epoch. In a masked corpus, only windows with tokens in the loss count."""
+        """Return the number of windows per epoch. In a masked corpus, fully masked windows are not counted."""
         if "train" not in self.masks:
             return self._num_windows(block_size)
         if block_size not in self._window_counts:
@@ -96,7 +96,7 @@ class Corpus:
         return self._window_counts[block_size]
 
     def _unmasked_starts(self, offset: int, block_size: int) -> np.ndarray:
-        """Return the starts of windows that contain tokens in the loss, or of all windows if there are none."""
+        """Return the starts of windows that contain unmasked tokens, or of all windows if every token is masked."""
         starts = offset + block_size * np.arange(self._num_windows(block_size))
         in_loss = np.maximum.reduceat(self.masks["train"][: starts[-1] + block_size + 1], starts + 1) > 0
         return starts[in_loss] if in_loss.any() else starts
@@ -106,7 +106,7 @@ class Corpus:
 
         Each epoch visits each of its disjoint windows once. Their order and offset depend only on (seed, epoch), so any
         process can find the windows of any step without computing the earlier ones. In a masked corpus, the number of
-        windows with tokens in the loss depends on the offset. An epoch with fewer windows than windows_per_epoch()
+        windows with unmasked tokens depends on the offset. An epoch with fewer windows than windows_per_epoch()
         repeats some of them, and an epoch with more skips some.
         """
         epochs, indices = np.divmod(np.arange(first_window, first_window + count), self.windows_per_epoch(block_size))
@@ -177,7 +177,7 @@ class Corpus:
         return x, y
 
     def loss_weights(self, first: int, n_batches: int, batch_size: int, block_size: int, seed: int) -> np.ndarray:
-        """Return weights (n_batches,) that turn the mean of batch means into the mean over all tokens in the loss."""
+        """Return weights (n_batches,) that turn the mean of batch means into the mean over all unmasked tokens."""
         if "train" not in self.masks:
             return np.ones(n_batches)
         starts = self.window_starts(first, n_batches * batch_size, block_size, seed)

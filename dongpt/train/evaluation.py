@@ -37,7 +37,7 @@ def eval_batches(
     """Yield (x, y, number of predicted tokens); x and y are (B, T) int64, with -1 in y for padding and masked tokens.
 
     The batches always cover the same n_windows evenly spaced, disjoint windows of a split (default: all). Each process
-    takes every world_size-th batch. All processes get the same number of batches, so the last may be all padding.
+    takes every world_size-th batch. All processes get equally many batches, so the last may contain only padding.
     """
     tokens, mask = corpus.tokens[split], corpus.masks.get(split)
     window_ids: range | np.ndarray = range(-(-(corpus.lengths[split] - 1) // block_size))
@@ -59,7 +59,7 @@ def eval_batches(
 
 
 def predicted_bytes(corpus: Corpus, split: str) -> int:
-    """Return the number of UTF-8 bytes in a split's predicted tokens: all but the first, or those in the mask."""
+    """Return the number of UTF-8 bytes in a split's predicted tokens: all but the first, or only the unmasked ones."""
     is_whole_split = corpus.lengths[split] == corpus.meta.get("tokens", {}).get(split)
     mask, stored_bytes = corpus.masks.get(split), corpus.meta.get("predicted_bytes", {}).get(split)
     if mask is not None and stored_bytes is not None and is_whole_split and not mask[0]:

@@ -8,8 +8,9 @@
 Words are looked up without their leading space. If a word has no vector, other capitalizations and Unicode normal forms
 are tried, so that all spellings of a word can share one vector.
 
-Supported formats: word2vec's text and binary formats (code.google.com/archive/p/word2vec, distance.c), which fastText's
-.vec files share, and GloVe's text format, which has no header. Files may be compressed, or packed alone in an archive.
+Supported formats: word2vec's text format, which fastText also uses for its .vec files, word2vec's binary format (see
+distance.c in code.google.com/archive/p/word2vec), and GloVe's text format, which has no header. A file of vectors may
+be compressed, and an archive may contain one such file.
 """
 
 import codecs
@@ -47,7 +48,7 @@ CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
-    """Return a file's vectors for the given words, {word: (width,) float32}. The first one for a word is used.
+    """Return a file's vectors for the given words, {word: (width,) float32}. A repeated word keeps its first vector.
 
     The file is streamed, so that memory use depends only on the number of words. In a text file, rows of other words
     may have any content. Unusable rows are skipped there, and their number is printed. Raises UserError if the file
@@ -75,9 +76,7 @@ def read_vectors(path: str, words: set[str]) -> dict[str, np.ndarray]:
         n_rows = (
             f"{len(problems):,} of {len(problems) + len(vectors):,} rows for words in the vocabulary cannot be used"
         )
-        raise UserError(
-            f"{path}: {n_rows}; {problems[0]}: pass a word2vec or GloVe file with every number of every vector"
-        )
+        raise UserError(f"{path}: {n_rows}; {problems[0]}: pass a complete word2vec or GloVe file")
     if not vectors:
         raise UserError(f"{path} has no vectors for words in the vocabulary: check that the languages match")
     if problems:
@@ -93,7 +92,7 @@ def _file_error(path: str, problem: str, remedy: str = "download it again") -> U
 
 
 def _count_error(path: str, header_count: int, actual: str) -> UserError:
-    """The error for a file that does not have as many vectors as its header specifies."""
+    """Return the error for a file whose number of vectors differs from the number in its header."""
     remedy = "download it again, or correct its first line if you shortened or extended it yourself"
     problem = f"its header specifies {header_count:,} vectors, but the file has {actual}"
     return _file_error(path, problem, remedy)
@@ -126,14 +125,14 @@ def _open_rows(file: io.BufferedReader, path: str, words: set[str]) -> tuple[int
         if sum(is_row) * 2 > len(lines) and sum(has_tab) * 2 <= len(lines):
             wider_rows = [line.rstrip().rsplit(separator, row_width + 1)[1:] for line in lines]
             if sum(len(row) > row_width and _parse_floats(row) is not None for row in wider_rows) * 2 > len(lines):
-                raise _file_error(path, f"its rows have more values than the {row_width:,} that its first line says")
+                raise _file_error(path, f"its rows have more values than its first line specifies ({row_width:,})")
             return row_width, _read_text(file, path, n_vectors, row_width, separator, words)
     if n_vectors is None or width is None:
         raise UserError(f"{path} starts with neither a header nor a word and numbers: pass a word2vec or GloVe file")
     if lines and _decode_word(b" ".join(sample[:MAX_WORD_BYTES].split())) is not None:  # no binary numbers
         example = lines[0][:60].decode("utf-8", "replace")
         problem = f"its first line specifies vectors of {width:,} numbers, but most of its rows do not have as many"
-        remedy = "pass a word2vec or GloVe file, which has every number of every vector"
+        remedy = "pass a complete word2vec or GloVe file"
         raise UserError(f"{path}: {problem}, such as {example!r}: {remedy}")
     return width, _read_binary(file, path, n_vectors, width, words)
 
@@ -147,11 +146,11 @@ def _parse_floats(fields: list[bytes]) -> np.ndarray | None:
 
 
 def _vector_problem(vector: np.ndarray | None, width: int) -> str:
-    """Return what is wrong with a vector, or "" if it can be used."""
+    """Return the problem with a vector, or "" if it can be used."""
     if vector is None:
         return "contains a value that is not a number"
     if len(vector) != width:
-        return f"has {len(vector):,} values instead of {width:,}"
+        return f"has length {len(vector):,} instead of {width:,}"
     if not np.isfinite(vector).all():
         return "contains non-finite numbers"
     return f"contains numbers beyond {MAX_NUMBER:,.0f}" if np.abs(vector).max() > MAX_NUMBER else ""
@@ -160,7 +159,7 @@ def _vector_problem(vector: np.ndarray | None, width: int) -> str:
 def _read_text(
     file: BinaryIO, path: str, n_vectors: int | None, width: int, separator: bytes | None, words: set[str]
 ) -> VectorRows:
-    """Yield the rows of a text file for the given words, which may contain spaces. The values follow the last word.
+    """Yield the rows of a text file for the given words, which may contain spaces. The last `width` fields are values.
 
     Raises UserError if the file ends within a row, or if it does not have n_vectors rows.
     """
@@ -189,7 +188,7 @@ def _read_text(
         problem = f"{num_invalid:,} of the first {num_other:,} words with characters beyond ASCII are not UTF-8"
         raise UserError(f"{path}: {problem}: convert the file, such as with iconv -f cp1252 -t utf-8")
     if not line.endswith(b"\n") and (n_values := len(line.split()) - 1) < width:
-        raise _file_error(path, f"vector {number:,} has {n_values:,} values instead of {width:,}, and no line end")
+        raise _file_error(path, f"vector {number:,} has length {n_values:,} instead of {width:,} and no newline")
     if n_vectors is not None and n_vectors != number:
         raise _count_error(path, n_vectors, f"{number:,}")
 
@@ -277,7 +276,7 @@ def vector_table(tokenizer: WordTokenizer, vectors: dict[str, np.ndarray]) -> np
 
 
 def save_table(path: str, table: np.ndarray):
-    """Write table to path atomically. Raises UserError if it cannot be written."""
+    """Write table to path atomically. Raises UserError if the file cannot be written."""
     content = io.BytesIO()
     np.save(content, table, allow_pickle=False)
     write_atomically(path, content.getvalue())
@@ -309,9 +308,9 @@ def load_table(path: str, n_words: int) -> np.ndarray:
 def fit_width(vectors: np.ndarray, width: int) -> np.ndarray:
     """Convert vectors of at least `width` values to rows of a token embedding: (n, width) float32.
 
-    Their mean is subtracted, since it is large and the same for all words. Wider vectors are projected onto their first
-    `width` principal components. The result is scaled to the standard deviation of newly initialized embeddings,
-    INIT_STD.
+    The mean vector is subtracted, since it is large and shared by all words. Vectors of more than `width` values are
+    projected onto their first `width` principal components. The result is scaled to INIT_STD, the standard deviation of
+    newly initialized embeddings.
     """
     centered = vectors - vectors.mean(0, dtype=np.float64)
     if centered.shape[1] > width:
@@ -337,6 +336,6 @@ def init_embedding(weight: torch.Tensor, path: str, n_words: int) -> str:
         problem = f"init_wte={path} has vectors of {table.shape[1]} numbers, fewer than n_embd={width}"
         raise UserError(f"{problem}: {remedy}")
     weight[:n_words][torch.from_numpy(has_vector)] = torch.from_numpy(fit_width(table[has_vector], width))
-    projection = f" (of {table.shape[1]} numbers, projected onto their first {width} principal components)"
+    projection = f" (projected from {table.shape[1]} numbers onto their first {width} principal components)"
     summary = f"{has_vector.sum():,} words start from their vectors{projection if table.shape[1] > width else ''}"
-    return f"token embedding from {path}: {summary}, {(~has_vector).sum():,} from random values"
+    return f"token embedding from {path}: {summary}, and {(~has_vector).sum():,} from random values"

@@ -103,7 +103,7 @@ class StepBenchmark:
         return replace_nonfinite(result)
 
     def _peak_tensor_bytes(self) -> int:
-        """Return the peak bytes of tensors during an update; on MPS, the memory that Metal reserved for the process."""
+        """Return the peak bytes used by tensors during an update, or, on MPS, the bytes that Metal has reserved."""
         if self.rt.device_type == "mps":
             return torch.mps.driver_allocated_memory()
         model, states = self.step.model, self.step.optimizer.state.values()
@@ -154,7 +154,7 @@ def peak_tensor_bytes(profile: torch.profiler.profile) -> int:
 
 
 def bytes_per_token(model: torch.nn.Module) -> int:
-    """Return the bytes of weights read per decoding step, excluding embeddings, of which only single rows are read."""
+    """Return the bytes of weights read per decoding step, excluding embeddings because only a few rows are read."""
     modules = [m for m in model.modules() if not isinstance(m, torch.nn.Embedding)]
     tensors = [t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
     return sum({id(t): t.nbytes for t in tensors}.values())  # a tied embedding counts as the head
@@ -188,8 +188,8 @@ def seconds_by_kind(profile: torch.profiler.profile, rt: Runtime) -> dict[str, f
 def time_shares(kind_seconds: dict[str, float] | None, seconds: float, rt: Runtime) -> dict[str, float] | None:
     """Return the fraction of time spent on each kind of operation; the rest is "other".
 
-    `seconds` is the time of the same work without the profiler. On a GPU, fractions are relative to it, as it includes
-    time when no kernel runs. On a CPU, the profiler slows down operations, so fractions are relative to their sum.
+    `seconds` is how long the same work takes without the profiler. On a GPU, fractions are relative to `seconds`, which
+    includes idle time. On a CPU, fractions are relative to the total because the profiler slows down operations.
     """
     if kind_seconds is None:
         return None
@@ -225,7 +225,7 @@ def best_seconds(function: Callable[[], object], rt: Runtime, seconds: float) ->
 
 
 def matmul_flops(rt: Runtime, n_rows: int, n_in: int, n_out: int, seconds: float = 0.1) -> float:
-    """Return the best FLOP/s of multiplying (n_rows, n_in) by a linear layer's weight (n_out, n_in) in rt's dtype."""
+    """Return the best FLOP/s when multiplying (n_rows, n_in) by a linear layer's weight (n_out, n_in) in rt's dtype."""
     shapes = (n_rows, n_in), (n_out, n_in), (n_rows, n_out)
     x, weight, product = (torch.randn(shape, device=rt.device, dtype=DTYPES[rt.dtype]) for shape in shapes)
     return 2 * n_rows * n_in * n_out / best_seconds(lambda: torch.mm(x, weight.T, out=product), rt, seconds)

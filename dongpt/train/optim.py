@@ -3,8 +3,8 @@
     optimizer = make_optimizer(model, cfg, "cpu")      # cfg has the fields of OptimConfig
     set_learning_rate(optimizer, lr)                   # before each optimizer.step()
 
-Muon: Keller Jordan et al. 2024, kellerjordan.github.io/posts/muon. It replaces the averaged gradient of a matrix with
-the nearest orthogonal matrix, so that all directions learn equally fast.
+Muon (Keller Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces the averaged gradient of a matrix with the
+nearest orthogonal matrix, so that all directions learn equally fast.
 """
 
 import inspect
@@ -35,14 +35,14 @@ class OptimConfig:
     learning_rate: Annotated[float, ">=", 0] = 6e-4  # peak learning rate
     muon_lr: Annotated[float, ">=", 0] = 0.03  # peak learning rate for matrices updated by Muon
     weight_decay: Annotated[float, ">=", 0] = 0.1  # weight decay for matrices and embeddings
-    beta1: Annotated[float, ">=", 0, "<", 1] = 0.9  # decay of AdamW's gradient average
-    beta2: Annotated[float, ">=", 0, "<", 1] = 0.95  # decay of AdamW's squared gradient average; 0.99 for small batches
+    beta1: Annotated[float, ">=", 0, "<", 1] = 0.9  # decay rate of AdamW's average of gradients
+    beta2: Annotated[float, ">=", 0, "<", 1] = 0.95  # decay rate for squared gradients; 0.99 suits small batches
     grad_clip: Annotated[float, ">=", 0] = 1.0  # maximum gradient norm; 0 disables clipping
 
     def __post_init__(self):
         if self.optimizer == "muon" and self.learning_rate == 0:
             reason = "because muon_lr is scaled with it"
-            raise UserError(f"optimizer=muon requires learning_rate > 0, {reason}: set it to a small value")
+            raise UserError(f"optimizer=muon requires learning_rate > 0, {reason}: set a small learning_rate")
 
 
 def make_optimizer(model: GPT, cfg: OptimConfig, device_type: str) -> "Optimizer":
@@ -64,20 +64,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
 
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> str:
-    """Return nanoGPT's lines on the parameters with and without weight decay."""
+    """Return nanoGPT's summary of the parameters with and without weight decay."""
     sizes: dict[str, list[int]] = {"decayed": [], "non-decayed": []}
     lines = [f"using fused AdamW: {optimizer.defaults['fused']}"]
     for group in optimizer.param_groups:
         for p in group["params"]:
             sizes["decayed" if p.dim() >= 2 and group.get("rule") != "rows" else "non-decayed"].append(p.numel())
         if group.get("rule") == "muon":
-            lines.append(f"Muon updates {len(group['params'])} matrices, AdamW updates the rest")
+            lines.append(f"Muon updates {len(group['params'])} matrices, and AdamW updates the rest")
     counts = [f"num {kind} parameter tensors: {len(n)}, with {sum(n):,} parameters" for kind, n in sizes.items()]
     return "\n".join(counts + lines)
 
 
 class Optimizer(torch.optim.Optimizer):
-    """AdamW with the state of torch.optim.AdamW, Muon for rule="muon" groups, and row-wise Adam for rule="rows"."""
+    """AdamW (same state as torch.optim.AdamW), Muon for groups with rule="muon", row-wise Adam with rule="rows"."""
 
     # PyTorch wraps these methods to exclude them from torch.compile. On its first call, the wrapper imports the
     # compiler, which is as slow as importing torch. Optimizers are not compiled here, so the wrapper is removed.
@@ -117,7 +117,7 @@ class Optimizer(torch.optim.Optimizer):
         adamw(params, grads, exp_avgs, exp_avg_sqs, [], state_steps, **options)
 
     def _row_adam_step(self, params: list, group: dict):
-        """Update tables of which each batch uses only a few rows. Gradients may be dense or sparse.
+        """Update tables in which each batch uses only a few rows. Gradients may be dense or sparse.
 
         This is Adam without momentum and with one second moment per row. A row without a gradient keeps its value and
         moment. If the moment decayed in the meantime, as in AdamW, the steps for rare rows would be too large.
@@ -182,10 +182,10 @@ def orthogonalize(matrices):
 
 @torch.no_grad()
 def lower_farthest_bias(model: GPT):
-    """After each update, set the last entry of the pos_embd=relative table to FARTHEST_BIAS_DROP below all others.
+    """After each update, set the last entry of the "relative" table to its lowest other entry minus FARTHEST_BIAS_DROP.
 
-    Distances beyond the table also use it, but in training it is used only once per window. Without this function, it
-    would stay high, and in longer contexts the many distant tokens would drown out the near ones.
+    Distances beyond the table also use this entry, but training uses it only once per window. Without this function,
+    the entry would stay high, and in longer contexts the many distant tokens would drown out the near ones.
     """
     bias_table = model.transformer.relative.relative_embeddings.weight
     if bias_table.requires_grad and len(bias_table) > 1:

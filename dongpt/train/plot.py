@@ -52,7 +52,7 @@ def loss_figure(run_name: str, curves: LossCurves):
         shown = evals[np.argmin(is_cut) :]  # a straight line from an early point above the picture would mislead
         if n_cut := int(is_cut.sum()) * curves.evals.group_size:
             it, _, loss = max(evals[is_cut], key=lambda point: point[2])
-            which = f"{n_cut:,} evaluations, up to" if n_cut > 1 else f"iteration {it:,.0f}:"
+            which = f"{n_cut:,} evaluations with losses up to" if n_cut > 1 else f"iteration {it:,.0f} with loss"
             figure.text(0.97, 0.02, f"not shown: {which} {loss:.4g}", fontsize=8, ha="right")
         style = dict(markersize=4 if len(evals) < 60 else 0)
         axes.plot(shown[:, 0], shown[:, 1], color=BLUE, marker="o", label="training, evaluated", **style)
@@ -82,7 +82,7 @@ def loss_range(evals: np.ndarray, updates: np.ndarray) -> tuple[float, float] | 
     """Return the (lowest, highest) loss to show. The steep start is ignored if it would flatten the rest.
 
     The range contains all evaluations after the start, unless the run diverges: then it ends slightly above the first
-    loss. evals (n, 3) and updates (n, 3) are the points of LossCurves. Returns None if there are none.
+    loss. evals (n, 3) and updates (n, 3) are the points of LossCurves. Returns None if there are no points.
     """
     evals, updates = evals.reshape(-1, 3), updates.reshape(-1, 3)
     its, losses = np.concatenate([evals[:, :2], evals[:, [0, 2]], updates[:, :2]]).T

@@ -72,12 +72,12 @@ def corpus_lines(corpus: Corpus, block_size: int) -> list[str]:
     size = f", {sum(characters.values()):,} characters" if characters else ""
     counts = f"{corpus.lengths['train']:,} tokens to train on and {corpus.lengths['val']:,} for validation"
     if not has_validation(corpus.meta):
-        note = "none for validation, so that val losses are measured on them, too"
+        note = "none for validation, so val losses are measured on the training set"
         counts = f"{corpus.lengths['train']:,} tokens to train on and {note}"
     lines = [f"text: {corpus.name}{source}{size}: {counts}"]
-    vocabulary = f"tokens: {TOKENS.get(kind, kind)}, a vocabulary of {corpus.vocab_size:,}"
+    vocabulary = f"tokens: {TOKENS.get(kind, kind)} from a vocabulary of {corpus.vocab_size:,}"
     if not corpus.meta:
-        vocabulary = f"tokens: {corpus.name} has no meta.json or meta.pkl, assuming GPT-2's"
+        vocabulary = f"tokens: {corpus.name} has no meta.json or meta.pkl, so GPT-2's tokens are assumed"
     lines.append(f"{vocabulary}; the model sees up to {block_size:,} at a time (block_size)")
     return lines
 
@@ -107,7 +107,7 @@ def parameters_line(model: GPT) -> str:
     total = model.get_num_params()
     ngrams = model.transformer.ngrams.weight.numel() if model.config.ngrams > 1 else 0
     if model.config.model_type == "bigram":
-        return f"number of parameters: {total / 1e6:.2f}M (one table of {total:,} logits: a bigram has no blocks)"
+        return f"number of parameters: {total / 1e6:.2f}M (one table of {total:,} logits: a bigram model has no blocks)"
     blocks, n_layer = sum(p.numel() for p in model.transformer.h.parameters()), model.config.n_layer
     parts = {f"{n_layer} block{'s' * (n_layer > 1)}": blocks, "embeddings": total - blocks - ngrams}
     parts |= {"the n-gram table": ngrams} if ngrams else {}
@@ -134,7 +134,7 @@ def machine_line(rt: Runtime, is_compiled: bool, compile_reason: str) -> str:
 
 
 def zero_lr_start(cfg: Any) -> float:
-    """Return the first iteration that leaves the weights as they are because its learning rate is 0, or infinity."""
+    """Return the first iteration whose learning rate is 0, or infinity if the learning rate never becomes 0."""
     return max(cfg.warmup_iters, cfg.lr_decay_iters) if cfg.decay_lr and cfg.min_lr == 0 else math.inf
 
 
@@ -156,7 +156,7 @@ def schedule_warning(cfg: Any, iter_num: int) -> str:
 def first_screen(step: TrainStep, opening: str, overrides: dict, resume_command: Callable, iter_num: int) -> str:
     """Return `opening` followed by lines on the data, the model, the output files, and how to stop and resume.
 
-    resume_command(out_dir, world_size) returns the command that resumes the run. iter_num iterations are done already.
+    resume_command(out_dir, world_size) returns the command to resume the run, which has completed iter_num iterations.
     With verbose=True, nanoGPT's other lines come first: the changed settings and the optimizer's parameter groups.
     """
     cfg, corpus = step.cfg, step.corpus
@@ -179,10 +179,10 @@ def first_screen(step: TrainStep, opening: str, overrides: dict, resume_command:
 
 
 def difference_line(before: dict[str, Any], now: dict[str, Any], threads_source: str = "") -> str:
-    """Return a line that explains why resuming will not be bitwise identical, or '' if the settings match."""
+    """Return a line that explains why a resumed run will not be bitwise identical, or '' if the settings match."""
     pairs = [f"{key} {before[key]} before, {now[key]} now" for key in now if before[key] != now[key]]
     pairs = [pair + f" ({threads_source})" * (threads_source != "" and pair.startswith("threads")) for pair in pairs]
-    note = "this resume is not bitwise reproducible; losses may differ in the last digits"
+    note = "this resumed run is not bitwise reproducible; losses may differ in the last digits"
     return f"{note}: {'; '.join(pairs)}" if pairs else ""
 
 
@@ -232,7 +232,7 @@ def expected_duration(cfg: Any, iter_num: int, seconds_per_iter: float, seconds_
     n_evals = -(-cfg.max_iters // cfg.eval_interval) - iter_num // cfg.eval_interval
     seconds = n_iters * seconds_per_iter + n_evals * seconds_per_eval
     if seconds > 60 * (cfg.max_minutes or math.inf):
-        return f"expected duration: {cfg.max_minutes:g} min (max_minutes), reached before max_iters"
+        return f"expected duration: {cfg.max_minutes:g} min, because max_minutes is reached before max_iters"
     each = f"{seconds_per_iter * 1000:.0f} ms" if seconds_per_iter < 10 else f"{seconds_per_iter:.0f} s"
     line = f"expected duration: {format_duration(seconds)} for {n_iters:,} more iterations of {each}"
     line += f" and {n_evals} evaluation{'s' * (n_evals > 1)}" if seconds_per_eval else ""

@@ -52,7 +52,7 @@ def coalesce_gradients(model: GPT):
 
 
 class TrainStep:
-    """Training step. `model` is the uncompiled model, which checkpoints save; eval_model may be compiled."""
+    """Training step. `model` is the uncompiled model, which is saved in checkpoints; eval_model may be compiled."""
 
     def __init__(self, cfg, rt: Runtime, corpus: Corpus, model: GPT, optimizer: torch.optim.Optimizer):
         self.cfg, self.rt, self.corpus, self.model, self.optimizer = cfg, rt, corpus, model, optimizer
@@ -75,8 +75,8 @@ class TrainStep:
         """Compile the model if appropriate and wrap it for DDP; return (is_compiled, reason).
 
         A resumed run keeps its previous choice, was_compiled. Otherwise, mode="auto" compiles on CUDA if the run of
-        n_updates is long enough. If a trial forward and backward pass fails, both fall back to the uncompiled model,
-        while mode=True raises UserError. mode_reason is the reason for an explicit mode.
+        n_updates is long enough. If a trial forward and backward pass fails, mode=True raises UserError,
+        and the other modes fall back to the uncompiled model. mode_reason is the reason for an explicit mode.
         """
         rt, model, tokens = self.rt, self.model, self.tokens_per_iter
         is_compiled, reason = bool(mode), mode_reason if isinstance(mode, bool) else mode
@@ -118,7 +118,7 @@ class TrainStep:
         return ""
 
     def __call__(self, lr: float, iter_num: int, samples_seen: int) -> torch.Tensor:
-        """Run update iter_num on the samples beginning with samples_seen; return this rank's mean loss."""
+        """Run update iter_num on the samples starting at index samples_seen; return this rank's mean loss."""
         cfg, rt = self.cfg, self.rt
         set_learning_rate(self.optimizer, lr)
         n_micro_steps = cfg.gradient_accumulation_steps // rt.world_size

@@ -185,14 +185,14 @@ DAMAGED = {
     "binary cut in a word": (BINARY[: -4 * WIDTH - 5], "truncated"),
     "binary of another width": (as_binary(numbers(), header=f"5 {WIDTH + 1}\n"), ""),
     "text of greater width": (as_text(numbers(), header=f"5 {WIDTH + 1}\n"), f"vectors of {WIDTH + 1} numbers, but"),
-    "text of smaller width": (as_text(numbers(), header=f"5 {WIDTH - 1}\n"), f"more values than the {WIDTH - 1} that"),
-    "text cut in a row": (TEXT[:-30], "vector 5 has 6 values"),
+    "text of smaller width": (as_text(numbers(), header=f"5 {WIDTH - 1}\n"), f"specifies ({WIDTH - 1})"),
+    "text cut in a row": (TEXT[:-30], "vector 5 has length 6 instead of 7"),
     "sparse rows": (b"5 7\n" + b"".join(b"%s 1:0.5 7:-0.3\n" % w.encode() for w in WORDS), "such as 'the 1:0.5 7:"),
     "short rows": (b"5 7\n" + b"".join(b"%s 0.5 -0.3\n" % w.encode() for w in WORDS), "such as 'the 0.5 -0.3'"),
     "short rows of the words": (
         as_text(numbers(20), [f"word{i}" for i in range(20)], header=f"25 {WIDTH}\n")
         + b"".join(b"%s 0.5 -0.3\n" % word.encode() for word in WORDS),
-        "row 21 for 'the' has 2 values instead of 7",
+        "row 21 for 'the' has length 2 instead of 7",
     ),
     "one long line": (TEXT + b"x" * (vectors.MAX_LINE_BYTES + 9), "vector 6 takes more than"),
     "numbers of another format": (as_text(numbers() * 1e6), "contains numbers beyond 10,000"),
@@ -273,7 +273,7 @@ def test_bad_rows_are_not_judged_unless_their_words_are_needed_and_then_counted(
     assert printed.startswith(
         f"{path}: skipped 2 unusable rows: row 3 for 'knight' contains a value that is not a number"
     )
-    assert "row 4 for 'Mancha' has 1 values instead of 7" in printed
+    assert "row 4 for 'Mancha' has length 1 instead of 7" in printed
     assert set(read_vectors(file(as_text(with_number(np.nan))), set(WORDS))) == {*WORDS} - {"knight"}
     assert "skipped 1 unusable rows: row 2 for 'knight' contains non-finite numbers" in capsys.readouterr().out
 
@@ -443,9 +443,9 @@ def test_an_embedding_begins_with_the_vectors_and_says_how_many(tmp_path):
     assert torch.equal(weight[has], torch.from_numpy(fit_width(rows[has], WIDTH)))
     rest = [2, 4, 6, 7, 8]
     assert torch.equal(weight[rest], before[rest])
-    assert "4 words start from their vectors, 2 from random values" in line and "projected" not in line
+    assert "4 words start from their vectors, and 2 from random values" in line and "projected" not in line
     line = init_embedding(torch.nn.Parameter(torch.zeros(6, 3)), path, 6)
-    assert f"of {WIDTH} numbers, projected onto their first 3 principal components" in line
+    assert f"projected from {WIDTH} numbers onto their first 3 principal components" in line
 
 
 def pickled_npy() -> bytes:
@@ -604,8 +604,8 @@ def test_the_vectors_move_at_once_unless_frozen_and_words_without_one_are_counte
     has = np.load(os.path.join(words_data, "word2vec.npy")).any(1)
     assert 0 < has.sum() < len(has)
     assert (
-        f"{has.sum():,} words start from their vectors (of 24 numbers, projected onto their first 16 principal "
-        f"components), {(~has).sum():,} from random values" in capsys.readouterr().out
+        f"{has.sum():,} words start from their vectors (projected from 24 numbers onto their first 16 principal "
+        f"components), and {(~has).sum():,} from random values" in capsys.readouterr().out
     )
     moved = (wte() - beginning(words_data)).abs().max()
     assert 0 < moved < 0.1

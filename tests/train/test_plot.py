@@ -78,7 +78,7 @@ def test_the_untrained_model_does_not_flatten_the_picture():
     figure = loss_figure("out", curves_of(falling(401), eval_interval=100))
     low, high = figure.axes[0].get_ylim()
     assert low < 1.0 and high < 3.8  # the first loss is 5
-    assert notes(figure) == ["not shown: iteration 0: 5.1"]
+    assert notes(figure) == ["not shown: iteration 0 with loss 5.1"]
     assert [it for it, _ in curve(figure, "validation")] == [100, 200, 300, 400]  # no line from above the picture
 
 
@@ -119,9 +119,9 @@ def test_a_run_that_diverges_is_shown_up_to_its_first_loss_and_not_to_infinity()
     low, high = figure.axes[0].get_ylim()
     assert low < 1.0 and 5.0 < high < 6.0
     hidden = [loss for loss in losses[::10] if loss + 0.1 > high]
-    assert notes(figure) == [f"not shown: {len(hidden)} evaluations, up to {hidden[-1] + 0.1:.4g}"]
+    assert notes(figure) == [f"not shown: {len(hidden)} evaluations with losses up to {hidden[-1] + 0.1:.4g}"]
     (note,) = notes(loss_figure("out", curves_of(falling(8000), 1)))  # the points are means of several evaluations
-    assert 300 < int(re.match(r"not shown: (\d+) evaluations, ", note)[1]) <= 400
+    assert 300 < int(re.match(r"not shown: (\d+) evaluations ", note)[1]) <= 400
 
 
 @pytest.mark.slow

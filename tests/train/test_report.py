@@ -108,7 +108,7 @@ def test_the_first_screen_of_the_quickstart_fits_into_fifteen_lines_while_it_pre
     assert lines[1].startswith("settings: ") and "quickstart.py; changed on the command line: --max_iters=1" in lines[1]
     text = "\n".join(lines)
     assert re.search(r"^text: data/python_docs \(.+\), [\d,]+ characters: [\d,]+ tokens to train on and ", text, re.M)
-    assert re.search(r"^tokens: characters, a vocabulary of \d+; .* up to 128 at a time", text, re.M)
+    assert re.search(r"^tokens: characters from a vocabulary of \d+; .* up to 128 at a time", text, re.M)
     parts = r"\d+\.\d\dM in 2 blocks, \d\.\d\dM in embeddings, 6\.29M in the n-gram table"
     assert re.search(rf"^number of parameters: \d\.\d\dM \({parts}\)$", text, re.M)
     assert re.search(r"^tokens per iteration will be: 256 \(2 sequences\); 1 iteration is 0\.\d+ epochs", text, re.M)
@@ -144,9 +144,10 @@ def test_a_bigram_and_a_text_without_a_description_have_a_first_screen(tiny_data
     assert train.main([f"--data_dir={tiny_data}", *settings[:-2]]) == 0
     printed = capsys.readouterr().out
     size = load("out")["model_args"]["vocab_size"] ** 2
-    assert line("number of parameters: ", printed).endswith(f"M (one table of {size} logits: a bigram has no blocks)")
+    note = f"(one table of {size} logits: a bigram model has no blocks)"
+    assert line("number of parameters: ", printed).endswith(f"M {note}")
     assert train.main([f"--data_dir={bare}", *TINY_RUN, "--max_iters=1", "--out_dir=other"]) == 0
-    assert "has no meta.json or meta.pkl, assuming GPT-2's" in line("tokens: ", capsys.readouterr().out)
+    assert "has no meta.json or meta.pkl, so GPT-2's tokens are assumed" in line("tokens: ", capsys.readouterr().out)
 
 
 def schedule_warning(iter_num: int = 0, **settings) -> str:
@@ -237,7 +238,7 @@ def test_the_expected_duration_includes_evaluations_and_ends_at_max_minutes():
     assert text == "expected duration: 59 s for 390 more iterations of 100 ms and 4 evaluations"
     assert "to shorten it" in report.expected_duration(cfg, 10, 100.0, 5.0)
     cfg.max_minutes = 0.5
-    assert report.expected_duration(cfg, 10, 0.1, 5.0).startswith("expected duration: 0.5 min (max_minutes)")
+    assert report.expected_duration(cfg, 10, 0.1, 5.0).startswith("expected duration: 0.5 min, because max_minutes")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -381,7 +382,7 @@ def test_the_users_threads_win_over_those_of_the_checkpoint_with_a_note(how, tin
     arguments = ["--threads=1"] if how == "setting" else []
     assert train.main(["--init_from=resume", "--out_dir=out", "--max_iters=2", *arguments]) == 0
     assert torch.get_num_threads() == 1
-    note = line("this resume is not bitwise", capsys.readouterr().out)
+    note = line("this resumed run is not bitwise", capsys.readouterr().out)
     source = "set by --threads=1" if how == "setting" else "set by OMP_NUM_THREADS=1"
     assert note.endswith(f"threads 2 before, 1 now ({source})")
 
