@@ -6,7 +6,8 @@
 Expect: 10.7 M parameters; 5 minutes on one GPU; loss not measured yet
 
 This config has not been measured on a GPU yet. It is the baby GPT with the settings that helped on a CPU
-(docs/speed.md), and with dropout for many epochs. It has no n-gram tables, which would memorize the training set.
+(docs/speed.md), plus dropout, since it trains for many epochs. It has no n-gram tables, which would memorize the
+training set.
 """
 
 out_dir = "out-best-don-char"

@@ -25,7 +25,7 @@ n_head = 3
 n_embd = 96
 pos_embd = "rope"
 tie_weights = False  # slightly better here, and the token embedding is small
-ngrams = 6  # most effective in such a short run; longer n-grams and larger tables did not help
+ngrams = 6  # n-grams help most in short runs; longer n-grams and larger tables did not help
 
 optimizer = "muon"
 learning_rate = 2e-2  # for embeddings and LayerNorm weights, which tolerate a higher rate than matrices

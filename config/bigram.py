@@ -1,4 +1,4 @@
-"""nanoGPT+'s bigram model, a table of V x V logits. Put it after any data set's config on the command line.
+"""nanoGPT+'s bigram model, a table of V x V logits. Pass this config after any dataset's config.
 
     python train.py config/train_don_char.py config/bigram.py --max_iters=8000 --lr_decay_iters=8000
 

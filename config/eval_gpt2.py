@@ -5,7 +5,7 @@
 Expect: 124 M parameters; loss 3.12 on OpenWebText according to nanoGPT
 
 nanoGPT's README reports a training loss of 3.11 and a validation loss of 3.12, which have not been reproduced here.
-To evaluate on a different data set in GPT-2's vocabulary, add --dataset, for example --dataset=don.
+To evaluate on a different dataset with GPT-2's vocabulary, add --dataset, for example --dataset=don.
 """
 
 batch_size = 8

@@ -5,7 +5,7 @@
 Expect: 350 M parameters; loss 2.84 on OpenWebText according to nanoGPT
 
 nanoGPT's README reports a training loss of 2.85 and a validation loss of 2.84, which have not been reproduced here.
-To evaluate on a different data set in GPT-2's vocabulary, add --dataset, for example --dataset=don.
+To evaluate on a different dataset with GPT-2's vocabulary, add --dataset, for example --dataset=don.
 """
 
 batch_size = 8

@@ -6,7 +6,7 @@
 
 Expect: 124 M parameters; intended for a GPU; loss not measured yet
 
-This config is intended for a GPU. The first run downloads GPT-2's weights. The data has masks, so that only the answers
+This config is intended for a GPU. The first run downloads GPT-2's weights. Loss masks ensure that only the answers
 contribute to the loss. The tokens that mark the speakers are new, and their embeddings are learned from scratch.
 """
 
@@ -20,7 +20,7 @@ init_from = "gpt2"
 
 batch_size = 4
 block_size = 512
-gradient_accumulation_steps = 8  # 16,384 tokens per iteration; only answer tokens count in the loss
+gradient_accumulation_steps = 8  # 16,384 tokens per iteration; only answer tokens contribute to the loss
 max_iters = 500
 
 learning_rate = 3e-5

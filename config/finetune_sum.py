@@ -5,7 +5,7 @@
 
 Expect: 124 M parameters; intended for a GPU; loss not measured yet
 
-This config is intended for a GPU. The first run downloads GPT-2's weights. The data has masks, so that only the
+This config is intended for a GPU. The first run downloads GPT-2's weights. Loss masks ensure that only the
 summaries contribute to the loss. Each iteration uses 32,768 tokens, including masked ones.
 """
 

@@ -1,4 +1,4 @@
-"""nanoGPT+'s small GPT (0.80 M parameters). Put it after any data set's config on the command line.
+"""nanoGPT+'s small GPT (0.80 M parameters). Pass this config after any dataset's config.
 
 python train.py config/train_don_char.py config/nanogpt_plus_small.py
 """

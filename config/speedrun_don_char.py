@@ -1,4 +1,4 @@
-"""Designed to match the loss of config/train_don_char.py in 300 instead of 2,000 iterations on one GPU.
+"""Character-level GPT designed to match config/train_don_char.py's loss in 300 instead of 2,000 iterations on a GPU.
 
     python data/don_char/prepare.py --raw=True
     python train.py config/speedrun_don_char.py

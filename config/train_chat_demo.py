@@ -2,7 +2,7 @@
 
     python train.py config/train_chat_demo.py
     python chat.py out-chat-demo/ckpt.pt
-    python data/chat_demo/quiz.py out-chat-demo/ckpt.pt         # counts the held-out questions it answers
+    python data/chat_demo/quiz.py out-chat-demo/ckpt.pt         # counts correct answers to held-out questions
 
 Expect: 0.43 M parameters; 4.5 minutes on 2 CPU cores; loss 0.12
 

@@ -5,9 +5,9 @@
 
 Expect: 3.4 M parameters; loss not measured here
 
-EDS uses dialogues; to train on them, pass their folder as --data_dir. Each iteration uses 20,480 tokens. EDS saves the
-latest state in ckpt.pt and therefore ends with an overfitted model; here, that state is in ckpt_last.pt. EDS stops
-after 30,100 of the 600,000 iterations in its learning rate schedule.
+EDS trains on dialogues; to do the same, pass their folder as --data_dir. Each iteration uses 20,480 tokens. EDS saves
+the latest state in ckpt.pt and therefore ends with an overfitted model; here, the latest state is in ckpt_last.pt. EDS
+stops after 30,100 of the 600,000 iterations in its learning-rate schedule.
 """
 
 out_dir = "out-eds"

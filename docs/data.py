@@ -129,7 +129,7 @@ def main():
         for epoch in (0, 1)
     ]
     titles.append(
-        "Left: in each window, the model reads x and predicts y.  Right: only tokens with mask 1 count in the loss"
+        "Left: in each window, the model reads x and predicts y.  Right: only tokens with mask 1 contribute to the loss"
     )
     for axes, title in zip(rows, titles):
         axes.set_title(title, loc="left", fontsize=12)

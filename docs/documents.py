@@ -43,9 +43,9 @@ VARIANTS = {"default": [], "document_mask": ["--document_mask"]}
 class DocumentsConfig:
     shortest: int = 40  # minimum number of characters in a document
     longest: int = 600  # maximum number of characters in a document
-    updates: int = 350
-    seeds: int = 3
-    block_sizes: str = "256,64"  # separated by commas, with the same number of tokens per update
+    updates: int = 350  # number of updates per run
+    seeds: int = 3  # number of seeds, starting at 1337
+    block_sizes: str = "256,64"  # comma-separated block sizes; every run uses the same number of tokens per update
 
 
 def docstrings(shortest: int, longest: int) -> list[str]:

@@ -2,7 +2,7 @@
 
     python docs/large.py --folder=DIR        # DIR needs 8 GB of free space; its files are reused by later runs
 
-The token ids are random. The file cache is not cleared between measurements.
+The token ids are random. The page cache is not cleared between measurements.
 """
 
 import json
@@ -44,7 +44,7 @@ print("resident", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 class LargeConfig:
     folder: str = "large"  # folder for the two corpora, which are created if necessary
     tokens: int = 4_000_000_000  # number of tokens in the large corpus
-    shards: int = 40
+    shards: int = 40  # number of shards in the large corpus
 
 
 def write(folder: str, n_tokens: int, shard_tokens: int):

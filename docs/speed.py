@@ -84,7 +84,7 @@ OPTIONS = [
 SHORT = "config/best_don_char_cpu.py --max_iters=200 --lr_decay_iters=200 --eval_interval=1000 --eval_iters=1"
 
 
-THEIR_PEAK, OUR_PEAK = 312e12, 989e12  # peak FLOP/s for mfu: nanoGPT always assumes an A100, ours an H100 or H200
+THEIR_PEAK, OUR_PEAK = 312e12, 989e12  # peak FLOP/s for mfu: nanoGPT always assumes an A100, we an H100 or H200
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class SpeedConfig:
         if self.nanogpt and not os.path.exists(os.path.join(self.nanogpt, "train.py")):
             raise UserError(f"nanogpt={self.nanogpt} has no train.py: pass the path to a nanoGPT checkout")
         if unknown := [row for row in self.rows.split(",") if row not in (*ROWS, "options")]:
-            raise UserError(f"unknown rows={unknown[0]!r}: choose from {','.join(ROWS)}, or use only options")
+            raise UserError(f"unknown rows={unknown[0]!r}: choose from {','.join(ROWS)}, or pass --rows=options")
 
 
 def measure(name: str, whose: str, arguments: str, cfg: SpeedConfig, out_dir: str, seed: int) -> dict:
@@ -110,7 +110,7 @@ def measure(name: str, whose: str, arguments: str, cfg: SpeedConfig, out_dir: st
     folder = ROOT if whose == "ours" else cfg.nanogpt
     if program == "train.py":
         words.append(f"--out_dir={out_dir}")
-        words += [f"--seed={seed}"] if whose == "ours" else []  # nanoGPT's is hardcoded
+        words += [f"--seed={seed}"] if whose == "ours" else []  # nanoGPT's seed is hardcoded
     began, first, lines = time.perf_counter(), None, []
     with subprocess.Popen(
         [sys.executable, "-u", program, *words],

@@ -1,10 +1,10 @@
-"""A conversation with a model, with streamed answers.
+"""A conversation with a model that streams its answers.
 
     conversation = Conversation(model, tokenizer, template, Sampling(temperature=0.7), print)
     for piece in conversation.reply("What is 3 plus 4?"):
         print(piece, end="")
 
-The prompt is the whole conversation, or the newest part that fits into the context. Only its new tokens are processed.
+The prompt is the whole conversation, or its newest part that fits into the context. Only new tokens are processed.
 """
 
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ class Exchange:
 
 
 class Conversation:
-    """The state of a conversation. print_note is called with each message for the user."""
+    """The state of a conversation. print_note is called with each note to the user."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Conversation:
         return self._truncate_question(ending, self._guess_emotion(ending, quiet))[1] if should_guess_emotion else ids
 
     def _truncate_question(self, text: str, topic: str) -> tuple[str, list[int]]:
-        """Return (the longest end of text that fits into the context, its ids including the template's markers)."""
+        """Return the longest end of text that fits into the context, and its ids including the template's markers."""
         max_tokens = max(1, self.prompt_size - len(self._encode_opening()))
         while True:
             ids = self._encode(self.template.question(text, topic))
@@ -148,7 +148,7 @@ class Conversation:
     def _drop_unknown(self, text: str) -> str:
         """Remove characters or words outside the vocabulary from text, and print a note that lists them."""
         if missing := self.tokenizer.missing(text):
-            self.print_note(f"these do not occur in the training data and are ignored: {name_some(missing)}")
+            self.print_note(f"the following do not occur in the training data and are ignored: {name_some(missing)}")
         if missing or self.tokenizer.is_lossy(text):
             return self.tokenizer.decode(self.tokenizer.encode(text, unknown="skip"))
         return text
@@ -199,7 +199,7 @@ class Conversation:
     def set_system(self, system: str):
         """Set or clear the system message. Raises UserError if it is not supported or too long."""
         if system and not self.template.system:
-            raise UserError(f"this model does not support system messages (template {self.template.name}): remove it")
+            raise UserError(f"this model's template ({self.template.name}) does not support system messages: omit them")
         self.system = self._check_length(system)
 
     def set_topic(self, topic: str):
@@ -215,7 +215,7 @@ class Conversation:
         return text
 
     def restore(self, messages: list[tuple[str, str]]):
-        """Replace all turns by messages: an optional system message, then alternating questions and answers."""
+        """Replace all turns with messages: an optional system message, then alternating questions and answers."""
         system = messages[0][1] if messages and messages[0][0] == "system" else ""
         messages, old_system = messages[1:] if system else messages, self.system
         self.set_system(system)

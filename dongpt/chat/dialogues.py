@@ -30,24 +30,24 @@ from dongpt.text.tokenizers import END
 LONG_MESSAGE_CHARS = 20  # minimum length of a long message
 MAX_DUPLICATES = 4  # rare messages occur in at most this many conversations, unlike "Thank you." "You are welcome."
 LONG_PAIR_CHARS = 80  # minimum total length of two adjacent messages
-IndexPairs = np.ndarray  # (n, 2) int32, each row two linked conversations
+IndexPairs = np.ndarray  # (n, 2) int32; each row holds the indices of two linked conversations
 
 
 def find_near_duplicates(conversations: Iterable[Messages]) -> tuple[np.ndarray, np.ndarray, list[IndexPairs]]:
-    """Return (hashes of n conversations, (n,) uint32; their lengths, (n,) int64; the links of levels 0, 1 and 2)."""
+    """Return the hashes of n conversations, (n,) uint32, their lengths, (n,) int64, and the links of each level."""
     digests, lengths, keys, owners, are_long = _hash_conversations(conversations)
     is_first, same_pairs = _link_equal(digests[:, 0])
-    is_used = is_first[owners]  # repeated conversations need no other links
+    is_used = is_first[owners]  # repeated conversations need no further links
     keys, owners, are_long = keys[is_used], owners[is_used], are_long[is_used]
     return digests[:, 1].astype(np.uint32), lengths, [same_pairs, *_link(keys, owners, are_long)]
 
 
 def _hash_conversations(conversations: Iterable[Messages]) -> tuple[np.ndarray, ...]:
-    """Return (digests, lengths) per conversation, and (keys, owners, are_long) per key by which it may be linked.
+    """Return (digests, lengths) per conversation, and (keys, owners, are_long) for the keys that may link them.
 
-    digests is (n, 2) uint64: two hashes of all messages. Each long message and each two adjacent messages have a key,
-    which is a hash, the index of their conversation, and True for long pairs. Memory: about 60 bytes for a question
-    and an answer of any length.
+    digests is (n, 2) uint64: two hashes of all messages. Each long message and each pair of adjacent messages has a
+    hash in keys, the index of its conversation in owners, and True in are_long if it is a long pair. Memory use
+    is about 60 bytes per question and answer, regardless of their length.
     """
     digests, lengths, keys, owners, are_long = array("Q"), array("q"), bytearray(), array("i"), bytearray()
     for index, conversation in enumerate(conversations):
@@ -66,7 +66,7 @@ def _hash_conversations(conversations: Iterable[Messages]) -> tuple[np.ndarray, 
 
 
 def _link_equal(digests: np.ndarray) -> tuple[np.ndarray, IndexPairs]:
-    """Return (whether each conversation is the first with its digest, links from the first one to the others)."""
+    """Return a mask of the first conversation with each digest, and links from these to the other conversations."""
     if not len(digests):
         return np.zeros(0, bool), np.zeros((0, 2), np.int32)
     order = np.argsort(digests, kind="stable").astype(np.int32)
@@ -104,12 +104,12 @@ def _link(keys: np.ndarray, owners: np.ndarray, are_long: np.ndarray) -> tuple[I
 
 
 def _hash_messages(normalized: Iterable[bytes]) -> bytes:
-    """Return a hash of messages, ignoring their order."""
+    """Return a hash of messages that does not depend on their order."""
     return hashlib.blake2b(b"\n".join(sorted(normalized)), digest_size=12).digest()
 
 
 def group(hashes: np.ndarray, links: Iterable[IndexPairs]) -> np.ndarray:
-    """Return a group number for each conversation, equal for linked ones and independent of their order."""
+    """Return a group number for each conversation, equal for linked conversations and independent of their order."""
     parent = array("i", range(len(hashes)))
 
     def find_root(i: int) -> int:

@@ -14,15 +14,15 @@ from typing import Any
 
 
 def open_terminal(history_path: str) -> "Terminal | None":
-    """Return a Terminal that saves its history in the file history_path, or None if that is not possible.
+    """Return a Terminal that saves its history in the file history_path, or None if this is not possible.
 
-    It requires prompt_toolkit and a terminal that can move the cursor (not TERM=dumb).
+    A Terminal requires prompt_toolkit and a console that can move the cursor (not TERM=dumb).
     """
     try:
         from prompt_toolkit.utils import is_dumb_terminal
 
         return None if is_dumb_terminal() or not os.isatty(sys.stdin.fileno()) else Terminal(history_path)
-    except Exception:  # it is not installed, stdin has no file descriptor, or the console is not supported
+    except Exception:  # prompt_toolkit is missing, stdin has no file descriptor, or the console is not supported
         return None
 
 
