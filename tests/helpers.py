@@ -66,7 +66,9 @@ def shorten_python_docs(clone):
 
 
 def visible(folder) -> list[str]:
-    """Return the sorted names in a folder, without hidden files such as locks."""
+    """Return the sorted names in a folder that may not exist, without hidden files such as locks."""
+    if not os.path.exists(folder):
+        return []
     return sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 

@@ -6,10 +6,10 @@
     python train.py config/train_chat.py
     python chat.py out-chat
 
-dongpt/chat/records.py describes the forms of records, in JSON, JSON lines, CSV and Parquet, and the keys that they may
-have. Special tokens mark each speaker. Only the answers count toward the loss, because train.py and evaluate.py
-apply the loss masks, and of these not the ones with "weight": 0. A conversation is never divided between the splits.
-Near duplicates, such as conversations that contain each other or differ only in swapped roles, go to the same split.
+dongpt/chat/records.py describes the supported records in JSON, JSON Lines, CSV and Parquet files, and their keys.
+Special tokens mark each speaker. Only the answers, except those with "weight": 0, count toward the loss, because
+train.py and evaluate.py apply the loss masks. A conversation is never divided between the splits. Near duplicates,
+such as conversations that contain each other or differ only in swapped roles, go to the same split.
 """
 
 import os

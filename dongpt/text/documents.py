@@ -31,7 +31,7 @@ from dongpt.text.template import is_valid_unicode
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".csv", ".parquet")  # read from a folder or an archive
 FOLDER_SUFFIXES = (*TEXT_SUFFIXES, ".epub")
-RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet", ".json", ".tsv")  # the last two only if they are named
+RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet", ".json", ".tsv")  # the last two only if named explicitly
 CSV_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # in the order in which they are tried
 UNQUOTE_TSV = (  # command that writes TSV without quoting as CSV
     'python -c "import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin,'
@@ -430,7 +430,7 @@ def _csv_names(header: str, delimiter: str) -> list[str]:
 def read_csv_rows(
     path: str, lines: Iterable[str], delimiters: str, is_fitting: Callable[[list[str]], bool]
 ) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
-    """Return (names, (location, row) for each row) of a CSV file. Rows may be empty, or longer or shorter than names.
+    """Return (names, iterator over (location, row)) for a CSV file. Rows may be empty, or have any number of fields.
 
     The delimiter is the first one that splits the header line into the expected names.
     """

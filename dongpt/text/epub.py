@@ -59,7 +59,7 @@ def reading_order(archive: zipfile.ZipFile, path: str) -> tuple[list[str], int]:
     if ENCRYPTION in archive.namelist():
         references = (e.get("URI", "") for e in _read_xml(archive, ENCRYPTION, path).iter())
         if encrypted := {urllib.parse.unquote(reference) for reference in references} & set(names):
-            raise UserError(f"{path} is protected against copying ({min(encrypted)} is encrypted): use another text")
+            raise UserError(f"{path} is copy-protected ({min(encrypted)} is encrypted): use another text")
     return names, len(types) - len(names)
 
 

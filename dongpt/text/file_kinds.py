@@ -8,7 +8,7 @@ from configurator import UserError
 
 SAVE_AS_TEXT = "save it as plain text in the program that opens it"
 KINDS = (  # pattern of the first bytes, name, remedy; only for files that are not text
-    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", f"{SAVE_AS_TEXT}, or a table as CSV"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", f"{SAVE_AS_TEXT}, or save tables as CSV"),
     (rb"PAR1", "a Parquet file", "rename it so that it ends in .parquet"),
     (rb"7z\xbc\xaf\x27\x1c|Rar!\x1a\x07", "a 7z or rar archive", "unpack it, and pass the folder"),
     (rb"\x04\x22\x4d\x18|\x1f\x9d", "compressed with lz4 or compress", "decompress it with lz4 -d or uncompress"),

@@ -37,7 +37,7 @@ TYPE_NAMES |= {">i4": "big-endian int32"}
 # positions in each group of four uint16 values: those that hold the ids, and those that are always 0
 COLUMNS = {"<i8": ([0], [1, 2, 3]), ">i8": ([3], [0, 1, 2]), "<u4": ([0, 2], [1, 3]), ">u4": ([1, 3], [0, 2])}
 CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0b\x0e-\x1f]")
-TOKENIZE_AGAIN = "tokenize its text again with a vocabulary of at most 65,536, as uint16"
+TOKENIZE_AGAIN = "tokenize its text again with at most 65,536 different tokens, and save the ids as uint16"
 IF_UINT16 = "; if its ids are uint16, declare them in a meta.json (see docs/formats.md)"
 
 
@@ -134,7 +134,7 @@ def guess_type(ids: np.ndarray) -> tuple[str, str]:
         lower, is_id = values & 0xFFFF, (values >= 0) & (values < LARGE_VOCAB_SIZE)
         is_padding = (values == -100) | (values == -1)  # as PyTorch and Hugging Face mark it
         if is_padding.any() and (is_id | is_padding).all() and is_enough(values[is_id]):
-            return dtype, f"some are {values.min()}"
+            return dtype, f"some values are {values.min()}"
         if dtype in COLUMNS and is_id.all() and is_enough(lower):
             return dtype, "two out of every four uint16 are 0"
         # with ids of 65,536 and above; in uint16 ids of text, the upper halves would be ids like any other

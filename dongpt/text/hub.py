@@ -122,14 +122,14 @@ def find_text(
                 builder.config.columns, builder.config.batch_size = [column], BATCH_ROWS
                 stream = builder.as_streaming_dataset()[dataset.split]
             if builder.name == "text":
-                problem = f"{dataset} consists of text files, in which every line is a document"
+                problem = f"{dataset} consists of text files whose lines become documents"
                 if separator or document == "blank":
                     option = "--separator" if separator else "--document=blank"
                     remedy = "pass the folder without the hf: prefix"
                     if not dataset.is_local:
                         remedy = f"run `hf download {dataset.path} --repo-type=dataset --local-dir=DIR`, and pass DIR"
                     raise UserError(f"{problem}, so that {option} has no effect: {remedy}")
-                print(f"{problem} (--document=none joins them)")
+                print(f"{problem} (--document=none joins the lines)")
             n_rows = getattr((builder.info.splits or {}).get(dataset.split), "num_examples", 0) or 0
             revision, local_paths = "" if dataset.is_local else str(builder.hash), _local_paths(builder, dataset.split)
             is_parquet = builder.name == "parquet" and bool(local_paths)

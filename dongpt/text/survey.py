@@ -1,4 +1,4 @@
-"""Find names of special tokens and byte-order marks in a text, and its Unicode normal form, before it is encoded.
+"""Find names of special tokens and byte-order marks in a text, and its Unicode normal form, before encoding it.
 
 survey = Survey(["<|endoftext|>"])
 survey.add("He said <|endoftext|>", is_end=True)

@@ -192,7 +192,7 @@ def test_ids_too_large_for_uint16_are_not_converted(tmp_path):
     path = tmp_path / "train.bin"
     ids = np.append(IDS["words"], 128_000)
     write_llm_c(path, ids[::-1], 20240801)
-    assert "(that of llm.c): tokenize its text again with a vocabulary of at most 65,536" in find_problem(str(path))
+    assert "(it is llm.c's header): tokenize its text again with at most 65,536 different" in find_problem(str(path))
     write_llm_c(path, ids, 20240801)  # too far from the start
     with pytest.raises(SystemExit, match="has ids from 0 to 128000: tokenize its text again"):
         convert(path)

@@ -114,8 +114,8 @@ def test_a_truncated_line_is_reported():
     "text, words",
     [
         ('[{"a": 1}, {"a" 2}]', "record 2 (line 1) is not JSON (Expecting ':'"),
-        ('[{"a": 1}\n{"a": 2}]', "record 1 (line 1) is not JSON ('{' follows it instead of a comma"),
-        ('[{"a": 1},\n]', "record 1 (line 1) is not JSON (a comma follows it"),
+        ('[{"a": 1}\n{"a": 2}]', "record 1 (line 1) is not JSON (a comma or bracket is missing before '{'"),
+        ('[{"a": 1},\n]', "record 1 (line 1) is not JSON (no other record follows the comma"),
         ('[{"a": 1}]\n[{"a": 2}]', "line 2: '[' follows the end of the array"),
         ("[]]", "']' follows the end of the array"),
         ("plain text", "line 1 is not JSON"),

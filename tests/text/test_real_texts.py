@@ -103,7 +103,7 @@ def test_tsv_is_read_with_tabs(tmp_path):
         write_csv(tmp_path / "b.tsv", [["id", "text"], ["1", "x, y; z"]], delimiter)
         assert read(tmp_path / "b.tsv") == ["x, y; z"]
     (tmp_path / "b.tsv").write_text("id,body\n1,x\n")
-    assert "has no field 'text': pass --field=NAME, one of 'id', 'body'" in problem(tmp_path / "b.tsv")
+    assert "has no field 'text': pass --field=NAME, where NAME is one of 'id', 'body'" in problem(tmp_path / "b.tsv")
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,11 @@ def test_a_named_json_file_is_read_as_records(tmp_path, indent):
     [
         ('{"n": "1", "data": [{"text": "x"}]}', "line 1 has no field 'text', but a list of objects, 'data': save only"),
         ('{"n": 1, "data": [{"body": "x"}]}', "line 1 has no field 'text', but a list of objects, 'data': save only"),
-        ('{"title": "x", "tags": [{"n": 1}]}', "line 1 has no field 'text': pass --field=NAME, one of 'title', 'tags'"),
-        ('{"data": [], "n": [1]}', "line 1 has no field 'text': pass --field=NAME, one of 'data', 'n'"),
+        (
+            '{"title": "x", "tags": [{"n": 1}]}',
+            "line 1 has no field 'text': pass --field=NAME, where NAME is one of 'title', 'tags'",
+        ),
+        ('{"data": [], "n": [1]}', "line 1 has no field 'text': pass --field=NAME, where NAME is one of 'data', 'n'"),
         ('["x", "y"]', "record 1 (line 1) is not a JSON object"),
         ('[{"text": "x"}, {"text": ["y"]}]', "record 2 (line 1): the field 'text' must be text"),
         ('[{"text": "x"}, {"text": ', "record 2 (line 1): the file was cut off before the end of its JSON"),
