@@ -157,7 +157,7 @@ def test_special_ids_may_be_the_only_large_ones(tmp_path, dtype, special_ids):
             ids[::spacing] = np.resize(special_ids, len(ids[::spacing]))
             ids.astype(dtype).tofile(tmp_path / "train.bin")
             problem = find_problem(str(tmp_path / "train.bin"))
-            assert f"seems to hold {TYPE_NAMES[dtype]} ids" in problem and "vocabulary of at most 65,536" in problem
+            assert f"seems to hold {TYPE_NAMES[dtype]} ids" in problem and "at most 65,536 different tokens" in problem
 
 
 @pytest.mark.parametrize("dtype", ["<i8", ">i8"])

@@ -133,7 +133,7 @@ def test_texts_of_csv_that_look_like_missing_values_are_kept():
 def test_text_files_are_not_divided_at_separators():
     write_files("folder", "txt")
     for option in ({"separator": "--"}, {"document": "blank"}):
-        said = "every line is a document, so that --", "has no effect: pass the folder without the hf: prefix"
+        said = "whose lines become documents, so that --", "has no effect: pass the folder without the hf: prefix"
         refusal(lambda: read("hf:./folder", **option), *said)
 
 
