@@ -21,8 +21,8 @@ import torch
 
 import configurator
 from configurator import UserError
+from dongpt.checkpoint import export, foreign, hugging_face
 from dongpt.checkpoint import files as checkpoints
-from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES, load_weights, parse_model_args
 from dongpt.checkpoint.legacy import build_model, position_scheme
 from dongpt.program import LOCK_FILE, locked_directory, locked_output, run_program
@@ -149,7 +149,7 @@ def write_directory(
     with tempfile.TemporaryDirectory(prefix=".ckpt_update-", dir=parent, ignore_cleanup_errors=True) as temporary_dir:
         new_directory = os.path.join(temporary_dir, "new")  # mkdir sets the usual permissions
         os.mkdir(new_directory)
-        hugging_face.save(model, tokenizer, new_directory, settings_hash)
+        export.save(model, tokenizer, new_directory, settings_hash)
         check_same_logits(logits, new_directory, directory)
         note = compare_with_transformers(model, new_directory)
         if os.path.isdir(directory):  # empty, or written by the same command: see check_output_path
