@@ -7,22 +7,27 @@ import ast
 import inspect
 
 import model
-from dongpt.kernels import autograd
 
 FILE_NAME = "modeling_dongpt.py"
 AUTO_MAP = {"AutoConfig": "modeling_dongpt.DonGPTConfig", "AutoModelForCausalLM": "modeling_dongpt.DonGPTForCausalLM"}
 # methods of GPT that decode and train
 LEFT_OUT = "configure_optimizers parameter_groups flops_per_token generate stream logits_at __getstate__".split()
-REPLACED_IMPORTS = """
+REPLACED_IMPORTS = '''
 LayerCache = Any
 Dropout = nn.Dropout
 
 
 def rotate(q, k, cos, sin):
-    return rotate_reference(q, (cos, sin)), rotate_reference(k, (cos, sin))
+    """Rotate the channel pairs (i, i + hs/2) of q and k (B, T, nh, hs)."""
+    halves = ((x, *x.chunk(2, dim=-1)) for x in (q, k))
+    return tuple((x * cos + torch.cat([-x2, x1], dim=-1) * sin).to(x.dtype) for x, x1, x2 in halves)
 
 
-"""
+def biased_attention(q, k, v, bias):
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+'''
 WRAPPER = '''
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -105,10 +110,7 @@ def modeling_source() -> str:
         first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
         left_out |= {*range(first - 1, node.end_lineno or first)}
     first_import = min(node.lineno for node in ours) - 1
-    plain = "\n\n".join(
-        inspect.getsource(function) for function in (autograd.rotate_reference, autograd.biased_attention_reference)
-    ).replace("biased_attention_reference", "biased_attention")
     kept = [line for i, line in enumerate(lines) if i < first_import]
-    kept += ["", *REPLACED_IMPORTS.strip("\n").splitlines(), "", "", *plain.splitlines(), "", ""]
+    kept += ["", *REPLACED_IMPORTS.strip("\n").splitlines(), "", ""]
     kept += [line for i, line in enumerate(lines) if i >= first_import and i not in left_out]
     return "\n".join(kept) + "\n" + WRAPPER

@@ -8,6 +8,7 @@ save() does not import transformers.
 
 import json
 import os
+import random
 from typing import Any, Iterable
 
 import torch
@@ -23,6 +24,7 @@ from dongpt.text.tokenizers import (
     SPACE_BEFORE,
     UNKNOWN,
     UNSUPPORTED_TOKENIZER,
+    CharTokenizer,
     Tokenizer,
     bpe_pre_tokenizer,
     byte_alphabet,
@@ -31,6 +33,15 @@ from dongpt.text.tokenizers import (
 )
 from model import GPT
 
+UNICODE_RANGES = (  # first and last code points, assigned for so long that all libraries know them
+    *((9, 13), (28, 32), (32, 32), (33, 64), (65, 90), (97, 122), (133, 133), (160, 255), (256, 383), (768, 817)),
+    *((913, 929), (931, 969), (1024, 1119), (1488, 1514), (1569, 1610), (1611, 1618), (2309, 2361), (2364, 2381)),
+    *((2406, 2415), (3585, 3642), (8192, 8205), (8208, 8231), (8304, 8305), (8308, 8334), (8531, 8543), (8592, 8959)),
+    *((12352 + 1, 12438), (19968, 40869), (44032, 55203), (65024, 65039), (127744, 127776), (128512, 128586)),
+)
+CASED, CASE_IGNORABLE = r"[\p{Lu}\p{Ll}\p{Lt}]", r"[\p{M}'.:\u00b7\u2019]"
+# a capital sigma that str.lower() converts to the one at the end of a word, which Lowercase does not know
+FINAL_SIGMA = rf"(?<={CASED}|{CASED}{CASE_IGNORABLE}|{CASED}{CASE_IGNORABLE}{{2}})\u03a3(?!{CASE_IGNORABLE}*{CASED})"
 VOCABULARY_WEIGHTS = ("transformer.wte.weight", "lm_head.weight")
 
 
@@ -123,23 +134,35 @@ print(tokenizer.decode(model.generate(ids, max_new_tokens=50, do_sample=True)[0]
 def check_tokenizer(directory: str, tokenizer: Tokenizer, texts: Iterable[str]):
     """Raise UserError unless the tokenizer in directory gives the same ids as tokenizer for texts, and restores them.
 
-    Characters that a vocabulary lacks are left out.
+    Characters that a vocabulary of characters lacks, and the names of special tokens, are left out.
     """
     from tokenizers import Tokenizer as HFTokenizer
 
     theirs = HFTokenizer.from_file(os.path.join(directory, "tokenizer.json"))
     for text in texts:
-        text = "".join(c for c in text if not tokenizer.missing(c)) if tokenizer.kind == "char" else text
-        ids = tokenizer.encode(text, unknown="replace" if tokenizer.kind == "word" else "error")
-        their_ids = theirs.encode(text, add_special_tokens=False).ids
+        for name in tokenizer.specials:
+            text = text.replace(name, "")
+        if isinstance(tokenizer, CharTokenizer):
+            text = "".join(character for character in text if character in tokenizer.ids)
+        ids, their_ids = tokenizer.encode_array(text).tolist(), theirs.encode(text, add_special_tokens=False).ids
         if ids != their_ids:
             at = next((i for i, (a, b) in enumerate(zip(ids, their_ids)) if a != b), min(len(ids), len(their_ids)))
             around = tokenizer.decode(ids[max(0, at - 3) : at + 3])
-            problem = f"tokenizers would read {around!r} differently from the tokenizer of the checkpoint"
+            problem = f"the exported tokenizer would split {around!r} in another way than the checkpoint's"
             raise UserError(f"nothing was written, since {problem}: keep the model as a checkpoint")
         if theirs.decode(ids, skip_special_tokens=False) != tokenizer.decode(ids):
-            problem = f"tokenizers would not restore {text[:40]!r}... from its ids"
+            problem = f"the exported tokenizer would not restore {text[:40]!r}... from its ids"
             raise UserError(f"nothing was written, since {problem}: keep the model as a checkpoint")
+
+
+def generated_texts(tokenizer: Tokenizer, n: int = 1000) -> list[str]:
+    """Return texts of characters from UNICODE_RANGES, and of entries of the vocabulary in lower and upper case."""
+    rng = random.Random(0)
+    runs = (rng.choice(UNICODE_RANGES) for _ in range(n))
+    pieces = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size) if i not in tokenizer.specials.values()]
+    entries = "".join(rng.choices(pieces, k=n)) + " ".join(piece.strip() for piece in rng.choices(pieces, k=n))
+    text = "".join(chr(rng.randint(*run)) for run in runs for _ in range(rng.randint(1, 7)))
+    return [text, entries, entries.upper(), entries.lower()]
 
 
 def _write_json(content: dict, directory: str, name: str):
@@ -162,7 +185,8 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
         ids = {**tokenizer.ids, **({UNKNOWN: tokenizer.unknown_id} if is_word else {})}
         hf_tokenizer = HFTokenizer(models.WordLevel(ids, unk_token=UNKNOWN if is_word else None))
         if is_word and tokenizer.lower:
-            hf_tokenizer.normalizer = normalizers.Lowercase()
+            sigma = normalizers.Replace(Regex(FINAL_SIGMA), "\u03c2")
+            hf_tokenizer.normalizer = normalizers.Sequence([sigma, normalizers.Lowercase()])
         pattern = r"[\s\S]"
         if is_word:  # in Oniguruma, \w includes marks but not all digits, and \s lacks four control characters
             marks = r"\p{M}" if tokenizer.keep_marks else None
