@@ -5,6 +5,7 @@
     python ckpt_update.py ckpt_original.pt ckpt.pt --pos_embd=default+relative # adds a relative-position table
     python ckpt_update.py ckpt.pt FOLDER --to=hf                               # for the transformers library
     python ckpt_update.py FOLDER ckpt.pt                                       # and back
+    python ckpt_update.py ckpt.pt model.gguf --to=gguf --weights=float16       # for llama.cpp, Ollama and LM Studio
 
 IN is a checkpoint file, an out_dir, a directory in Hugging Face format, or gpt2, gpt2-medium, gpt2-large or gpt2-xl.
 IN is not modified. OUT is moved into place only after its model has produced the same logits as the model in IN.
@@ -22,13 +23,14 @@ import torch
 
 import configurator
 from configurator import UserError
-from dongpt.checkpoint import export, foreign, hugging_face
+from dongpt.checkpoint import export, foreign, gguf, hugging_face
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES, load_weights, parse_model_args
+from dongpt.checkpoint.gguf import WeightType
 from dongpt.checkpoint.legacy import build_model, position_scheme
 from dongpt.program import LOCK_FILE, locked_directory, locked_output, run_program
 from dongpt.text.bins import find_data_folder, read_meta
-from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, Tokenizer, from_dict
+from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, BPETokenizer, Tokenizer, from_dict
 from model import GPT, RELATIVE_TABLE
 
 SAMPLE_TOKENS = 4096  # at the start and at the end of the validation text, to compare tokenizers
@@ -41,7 +43,8 @@ class UpdateConfig:
     size: Literal[None, "small", "medium", "large"] = None  # nanoGPT+ model size; sets n_head and checks the shapes
     activation: Literal[None, "gelu", "gelu_tanh"] = None  # use gelu_tanh for nanoGPT checkpoints of May and June 2023
     pos_embd: Literal[None, "default+relative", "relative"] = None  # add a relative-position table to a default model
-    to: Literal["dongpt", "hf"] = "dongpt"  # hf: write a directory that the transformers library can load
+    to: Literal["dongpt", "hf", "gguf"] = "dongpt"  # hf: a directory for transformers; gguf: a file for llama.cpp
+    weights: WeightType = "float32"  # gguf: number format of the matrices; q8_0 takes 8.5 bits per weight
 
 
 def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
@@ -126,6 +129,9 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     if cfg.to == "hf":
         tokenizer = None if tokenizer == UNSUPPORTED_TOKENIZER else tokenizer
         note = write_directory(model, checkpoint, target, settings_hash)
+    if cfg.to == "gguf":
+        note = write_gguf(model, checkpoint, target, cfg.weights, settings_hash)
+    if cfg.to != "dongpt":
         print(f"wrote {target}: {describe(model)}, {note}" + ("" if tokenizer else "; no tokenizer"))
         return
     if cfg.pos_embd:
@@ -164,6 +170,19 @@ def write_directory(model: GPT, checkpoint: dict, directory: str, settings_hash:
         if os.path.isdir(directory):  # empty, or written by the same command: see check_output_path
             os.replace(directory, os.path.join(temporary_dir, "old"))
         os.replace(new_directory, directory)
+    return note
+
+
+def write_gguf(model: GPT, checkpoint: dict, path: str, weights: gguf.WeightType, settings_hash: str) -> str:
+    """Write model to a GGUF file and return a note for the report."""
+    tokenizer = checkpoint.get("tokenizer")
+    reader = from_dict(tokenizer) if tokenizer not in (None, UNSUPPORTED_TOKENIZER) else None
+    gguf.save(model, reader, path, weights, settings_hash)
+    note = f"{os.path.getsize(path) / 1e6:,.1f} MB in {weights}"
+    if model.config.activation == "gelu":
+        note += "; llama.cpp uses the tanh approximation of GELU, which changes the logits by up to about 1e-3"
+    if isinstance(reader, BPETokenizer) and reader.keep_marks:
+        note += "; it splits letters from combining marks, which gives other tokens for some scripts, such as Hindi"
     return note
 
 
@@ -212,7 +231,12 @@ def check_output_path(source: str, target: str, cfg: UpdateConfig, settings_hash
         return
     stored = None
     with contextlib.suppress(UserError):
-        stored = hugging_face.stored_hash(target) if is_folder else checkpoints.load(target, mmap=True).get(HASH_KEY)
+        if is_folder:
+            stored = hugging_face.stored_hash(target)
+        elif cfg.to == "gguf":
+            stored = gguf.stored_hash(target)
+        else:
+            stored = checkpoints.load(target, mmap=True).get(HASH_KEY)
     if stored != settings_hash:
         raise UserError(f"{target} exists and was not written by this command: move it, or choose another name for OUT")
 
@@ -221,8 +245,10 @@ def main(argv: list[str] | None = None):
     cfg, _, (source, target) = configurator.load_with_paths(UpdateConfig, argv, "IN OUT")
     if cfg.size and cfg.n_head not in (None, n_head := NANOGPT_PLUS_SIZES[cfg.size]["n_head"]):
         raise UserError(f"--size={cfg.size} implies n_head={n_head}, not --n_head={cfg.n_head}: remove one of them")
-    if cfg.to == "hf" and cfg.pos_embd:
-        raise UserError(f"--to=hf does not change the architecture: remove --pos_embd={cfg.pos_embd} or --to=hf")
+    if cfg.to != "dongpt" and cfg.pos_embd:
+        raise UserError(f"--to={cfg.to} cannot add positions: remove --pos_embd={cfg.pos_embd} or --to={cfg.to}")
+    if cfg.to != "gguf" and cfg.weights != "float32":
+        raise UserError(f"--weights={cfg.weights} is for GGUF files: add --to=gguf, or remove it")
     settings_hash = hashlib.sha256(f"{os.path.realpath(source)} {cfg}".encode()).hexdigest()  # see check_output_path
     parent = os.path.dirname(os.path.abspath(target))
     is_out_dir = os.path.exists(os.path.join(parent, LOCK_FILE))  # a run may be writing there

@@ -176,7 +176,7 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
     from tokenizers import Tokenizer as HFTokenizer
 
     if tokenizer.kind in ("gpt2", "bpe"):
-        vocabulary, merges = _vocab_and_merges(tokenizer.encoding._mergeable_ranks)
+        vocabulary, merges = vocab_and_merges(tokenizer.encoding._mergeable_ranks)
         hf_tokenizer = HFTokenizer(models.BPE(vocabulary, merges))
         hf_tokenizer.pre_tokenizer = bpe_pre_tokenizer(tokenizer.kind == "bpe" and tokenizer.keep_marks)
         hf_tokenizer.decoder = decoders.ByteLevel()
@@ -205,11 +205,11 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
     if tokenizer.kind == "word":
         settings |= {"unk_token": UNKNOWN}
     if tokenizer.template and tokenizer.template.special:
-        settings |= {"eos_token": tokenizer.template.end, "chat_template": _chat_template(tokenizer.template)}
+        settings |= {"eos_token": tokenizer.template.end, "chat_template": chat_template(tokenizer.template)}
     _write_json(settings, directory, "tokenizer_config.json")
 
 
-def _chat_template(template: Template) -> str:
+def chat_template(template: Template) -> str:
     """Convert a template to Jinja, so that transformers' apply_chat_template produces the same prompts as chat.py."""
     affixes = {
         "system": (template.system, ""),
@@ -223,7 +223,7 @@ def _chat_template(template: Template) -> str:
     return f"{{{{- {END!r} }}}}{{%- for message in messages %}}{branches}{{%- endfor %}}"
 
 
-def _vocab_and_merges(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def vocab_and_merges(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Convert tiktoken ranks to (vocabulary, merges) in the format of GPT-2's files, which write bytes as characters.
 
     After all earlier merges, the bytes of a token form two parts; the token's own merge joins them.

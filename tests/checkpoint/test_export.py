@@ -7,14 +7,12 @@ import json
 import os
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from helpers import generated_text
 
 import ckpt_update
-from configurator import UserError
-from dongpt.checkpoint import architectures, custom_code, export, files, hugging_face, load_model
+from dongpt.checkpoint import architectures, export, files, load_model
 from dongpt.text.template import DONGPT_TEMPLATE
 from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, split_words
 from model import GPT, GPTConfig
@@ -71,6 +69,12 @@ def random_model(n_ids: int, **settings) -> GPT:
             offset = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
             parameter.copy_(offset + torch.randn_like(parameter) * (0.2 if parameter.dim() > 1 else 0.1))
     return model
+
+
+def save_checkpoint(model: GPT, tokenizer, **config):
+    """Write c.pt."""
+    checkpoint = {"model": model.state_dict(), "model_args": files.model_args(model.config), "format_version": 1}
+    files.save({**checkpoint, "tokenizer": tokenizer and tokenizer.to_dict(), "iter_num": 1, "config": config}, "c.pt")
 
 
 def read_exported(transformers, folder: str):
@@ -135,5 +139,116 @@ def test_ids_of_awkward_texts_are_equal_and_padded_rows_come_back(transformers, 
         assert ("trust_remote_code" in file.read()) == (shape == "n-grams")
 
 
-def CHECKPOINT(tokenizer) -> dict:
-    return {"tokenizer": tokenizer.to_dict(), "format_version": 1, "iter_num": 1, "config": {}}
+def test_an_export_whose_tokenizer_would_differ_is_refused(transformers, monkeypatch):
+    """Lowercase of tokenizers converts each character on its own, and str.lower() a sigma by its neighbors."""
+    tokenizer = make_tokenizer("lowercase words")
+    monkeypatch.setattr(export, "FINAL_SIGMA", "never")
+    save_checkpoint(random_model(tokenizer.vocab_size), tokenizer)
+    with pytest.raises(UserError, match="nothing was written, since the exported tokenizer would split"):
+        ckpt_update.main(["c.pt", "hf", "--to=hf"])
+    assert sorted(os.listdir()) == ["c.pt"]
+
+
+def test_code_in_a_directory_that_is_not_ours_is_not_run(transformers):
+    export.save(random_model(50, **SHAPES["n-grams"]), None, "hf")
+    assert isinstance(hugging_face.transformers_logits("hf", torch.zeros(1, 4, dtype=torch.long)), torch.Tensor)
+    with open(f"hf/{custom_code.FILE_NAME}", "a", encoding="utf-8") as file:
+        file.write("open('ran', 'w', encoding='utf-8')\n")
+    assert isinstance(hugging_face.transformers_logits("hf", torch.zeros(1, 4, dtype=torch.long)), str)
+    assert not os.path.exists("ran") and load_model("hf")[0].config.ngrams == 3  # which reads the weights alone
+
+
+def test_biases_that_were_trained_elsewhere_are_kept(transformers):
+    export.save(random_model(50, bias=False), None, "hf")
+    theirs = read_exported(transformers, "hf")
+    with torch.no_grad():
+        theirs.transformer.h[0].ln_1.bias += 1
+    theirs.save_pretrained("hf")
+    model, _ = load_model("hf")
+    assert model.config.bias and model.transformer.h[0].ln_1.bias.tolist() == [1.0] * 32
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# GGUF
+
+
+@pytest.fixture(scope="module")
+def gguf_package():
+    return pytest.importorskip("gguf")
+
+
+@pytest.mark.parametrize("weights", ["float32", "float16", "q8_0"])
+@pytest.mark.parametrize("shape, kind", [("default", "bpe"), ("rope", "char")])
+def test_a_gguf_file_has_the_weights_settings_and_tokens(gguf_package, shape, kind, weights):
+    tokenizer = make_tokenizer(kind)
+    model = random_model(tokenizer.vocab_size, bias=kind == "bpe", **SHAPES[shape])
+    save_checkpoint(model, tokenizer)
+    for _ in range(2):  # the same command may overwrite its file
+        ckpt_update.main(["c.pt", "m.gguf", "--to=gguf", f"--weights={weights}"])
+    reader = gguf_package.GGUFReader("m.gguf")
+    tensors = {t.name: gguf_package.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    block, tolerance = model.transformer.h[1], {"float32": 0, "float16": 1e-3, "q8_0": 1e-2}[weights]
+    expected = {"token_embd.weight": model.transformer.wte.weight[: tokenizer.vocab_size]}
+    expected |= {"blk.1.attn_qkv.weight": block.attn.c_attn.weight, "blk.1.ffn_down.weight": block.mlp.c_proj.weight}
+    expected |= {"blk.1.ffn_norm.weight": block.ln_2.weight, "output_norm.weight": model.transformer.ln_f.weight}
+    for name, weight in expected.items():
+        torch.testing.assert_close(torch.tensor(tensors[name].reshape(weight.shape)), weight, atol=tolerance, rtol=0)
+    bias = tensors["blk.0.attn_output.bias"]
+    assert np.array_equal(bias, model.transformer.h[0].attn.c_proj.bias.detach() if kind == "bpe" else np.zeros(32))
+    architecture = {"default": "gpt2", "rope": "gptneox"}[shape]
+    assert ("position_embd.weight" in tensors) == (shape == "default")
+    assert reader.get_field("general.architecture").contents() == architecture
+    assert reader.get_field(f"{architecture}.context_length").contents() == 64
+    names = reader.get_field("tokenizer.ggml.tokens").contents()
+    assert len(names) == tokenizer.vocab_size and names[-1] == [*tokenizer.specials][-1]
+    if shape == "rope":
+        assert reader.get_field("gptneox.use_parallel_residual").contents() is False
+
+
+@pytest.mark.parametrize(
+    "settings, kind, words",
+    [
+        (SHAPES["n-grams"], "bpe", "n-gram embeddings"),
+        (SHAPES["alibi"], "bpe", "positions of the kind alibi"),
+        (SHAPES["relative"], "bpe", "positions of the kind relative"),
+        ({}, "words", "vocabularies of words"),
+    ],
+)
+def test_what_llama_cpp_lacks_is_refused(settings, kind, words):
+    tokenizer = make_tokenizer(kind)
+    save_checkpoint(random_model(tokenizer.vocab_size, **settings), tokenizer)
+    with pytest.raises(UserError, match=f"llama.cpp does not support {words}: use --to=hf instead"):
+        ckpt_update.main(["c.pt", "m.gguf", "--to=gguf"])
+    assert sorted(os.listdir()) == ["c.pt"]
+
+
+def test_a_file_that_is_not_ours_is_not_overwritten(gguf_package):
+    save_checkpoint(random_model(50), None)
+    for content in (b"precious", b"GGUF" + bytes(40), b""):
+        with open("m.gguf", "wb") as file:
+            file.write(content)
+        with pytest.raises(UserError, match="was not written by this command"):
+            ckpt_update.main(["c.pt", "m.gguf", "--to=gguf"])
+        with open("m.gguf", "rb") as file:
+            assert file.read() == content
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+@pytest.mark.parametrize("shape", ["default", "rope"])
+def test_llama_cpp_reads_the_same_ids_and_computes_the_same_logits(gguf_package, shape, kind):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    tokenizer = make_tokenizer(kind)
+    sizes = dict(n_embd=64, activation="gelu_tanh", block_size=256)  # llama.cpp rounds n_ctx up to 256
+    model = random_model(tokenizer.vocab_size, **SHAPES[shape], **sizes)
+    save_checkpoint(model, tokenizer)
+    ckpt_update.main(["c.pt", "m.gguf", "--to=gguf"])
+    theirs = llama_cpp.Llama("m.gguf", n_ctx=256, logits_all=True, verbose=False)
+    for text in [AWKWARD[0], AWKWARD[3], "plain text"]:
+        ids = tokenizer.encode_array(text).tolist()
+        assert theirs.tokenize(text.encode(), add_bos=False) == ids
+        theirs.reset()
+        theirs.eval(ids)
+        idx = torch.tensor([ids])
+        logits = torch.tensor(theirs.scores[: len(ids)])[None]
+        # keys and values are float16 there
+        torch.testing.assert_close(logits, model(idx, idx)[0][..., : tokenizer.vocab_size], atol=1e-2, rtol=1e-2)

@@ -33,8 +33,8 @@ import evaluate
 import sample
 import train
 from configurator import UserError
-from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint import architectures, export, hugging_face
+from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint.files import load_model
 from dongpt.checkpoint.legacy import build_model
 from dongpt.checkpoint.run import grow_vocabulary
