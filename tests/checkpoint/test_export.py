@@ -7,12 +7,14 @@ import json
 import os
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from helpers import generated_text
 
 import ckpt_update
-from dongpt.checkpoint import architectures, export, files, load_model
+from configurator import UserError
+from dongpt.checkpoint import architectures, custom_code, export, files, hugging_face, load_model
 from dongpt.text.template import DONGPT_TEMPLATE
 from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, split_words
 from model import GPT, GPTConfig
@@ -120,9 +122,7 @@ def test_ids_of_awkward_texts_are_equal_and_padded_rows_come_back(transformers, 
         request.getfixturevalue("gpt2_vocabulary")
     tokenizer = make_tokenizer(kind)
     model = random_model(tokenizer.vocab_size, **SHAPES[shape])
-    files.save(
-        {"model": model.state_dict(), "model_args": files.model_args(model.config)} | CHECKPOINT(tokenizer), "c.pt"
-    )
+    save_checkpoint(model, tokenizer)
     ckpt_update.main(["c.pt", "hf", "--to=hf"])
     theirs = transformers.AutoTokenizer.from_pretrained("hf")
     assert type(theirs).__name__.endswith("Fast") or hasattr(theirs, "backend_tokenizer")
@@ -220,6 +220,22 @@ def test_what_llama_cpp_lacks_is_refused(settings, kind, words):
     with pytest.raises(UserError, match=f"llama.cpp does not support {words}: use --to=hf instead"):
         ckpt_update.main(["c.pt", "m.gguf", "--to=gguf"])
     assert sorted(os.listdir()) == ["c.pt"]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "words"])
+@pytest.mark.parametrize("shape", ["default", "rope"])
+def test_ctranslate2_computes_the_same_logits(transformers, shape, kind):
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    tokenizer = make_tokenizer(kind)
+    model = random_model(tokenizer.vocab_size, **SHAPES[shape])
+    export.save(model, tokenizer.to_dict(), "hf")
+    ctranslate2.converters.TransformersConverter("hf").convert("ct2")
+    ids = tokenizer.encode_array("plain text.").tolist()
+    tokens = transformers.AutoTokenizer.from_pretrained("hf").convert_ids_to_tokens(ids)
+    logits = torch.tensor(np.array(ctranslate2.Generator("ct2").forward_batch([tokens])))
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]), torch.tensor([ids]))[0][..., : tokenizer.vocab_size]
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_file_that_is_not_ours_is_not_overwritten(gguf_package):
