@@ -205,7 +205,8 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
     if tokenizer.kind == "word":
         settings |= {"unk_token": UNKNOWN}
     if tokenizer.template and tokenizer.template.special:
-        settings |= {"eos_token": tokenizer.template.end, "chat_template": chat_template(tokenizer.template)}
+        end = tokenizer.template.end if tokenizer.template.end in tokenizer.specials else END
+        settings |= {"eos_token": end, "chat_template": chat_template(tokenizer.template)}
     _write_json(settings, directory, "tokenizer_config.json")
 
 
@@ -220,7 +221,8 @@ def chat_template(template: Template) -> str:
         f"{{%- if message['role'] == '{role}' %}}{{{{- {before!r} + message['content'] + {after!r} }}}}{{%- endif %}}"
         for role, (before, after) in affixes.items()
     )
-    return f"{{{{- {END!r} }}}}{{%- for message in messages %}}{branches}{{%- endfor %}}"
+    start = f"{{{{- {END!r} }}}}" if template.starts_with_end else ""
+    return f"{start}{{%- for message in messages %}}{branches}{{%- endfor %}}"
 
 
 def vocab_and_merges(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -152,7 +152,7 @@ def _add_tokenizer(writer: Any, package: ModuleType, tokenizer: Any):
         names = sorted(vocabulary, key=vocabulary.__getitem__)
     specials = sorted(tokenizer.specials, key=tokenizer.specials.__getitem__)
     types = [package.TokenType.NORMAL] * len(names) + [package.TokenType.CONTROL] * len(specials)
-    end = tokenizer.template.end if tokenizer.template and tokenizer.template.special else END
+    end = tokenizer.template.end if tokenizer.template and tokenizer.template.end in tokenizer.specials else END
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([*names, *specials])

@@ -1,6 +1,7 @@
 """Read models in Hugging Face format (config.json, model.safetensors), and load OpenAI's weights by name.
 
     checkpoint = load("gpt2")                    # has the keys model, model_args, tokenizer and format_version
+    checkpoint = load("hf:microsoft/DialoGPT-small")
 
 architectures.py lists the architectures that are read. export.py writes this format. Loading does not import
 transformers.
@@ -33,12 +34,16 @@ from dongpt.checkpoint.foreign import (
     tie_head,
     upgrade,
 )
+from dongpt.checkpoint.jinja_templates import read_template
 from dongpt.checkpoint.legacy import build_meta_model
 from dongpt.program import first_line
 from dongpt.text.bins import file_sha256
+from dongpt.text.template import Template
 from dongpt.text.tokenizers import END, UNSUPPORTED_TOKENIZER
 
-GPT2_MODEL_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+GPT2_MODEL_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+HUB_PREFIX = "hf:"  # before the name of any other model on the Hub, OWNER/NAME
+HUB_FILES = ("config.json", "tokenizer*", "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first existing file is read; either may be sharded
 ADAPTER_CONFIG_FILE = "adapter_config.json"  # written by PEFT, which saves only the weights that it adds to a model
 EXPORT_RECORD_FILE = "dongpt.json"  # written by export.py: tokenizer, model_args, settings hash, hashes of the files
@@ -47,9 +52,10 @@ GPT2_TOKEN_IDS = {"!": 0, "\u0120the": 262, "\u0120gazed": 50255, "<|endoftext|>
 
 
 def is_model(path: str) -> bool:
-    """Return True if path is a directory in Hugging Face format or the name of an OpenAI GPT-2 model."""
+    """Return True if path is a directory in Hugging Face format or the name of a model on the Hub."""
     names = ("config.json", ADAPTER_CONFIG_FILE)
-    return path in GPT2_MODEL_NAMES or any(os.path.exists(os.path.join(path, name)) for name in names)
+    is_name = path in GPT2_MODEL_NAMES or path.startswith(HUB_PREFIX)
+    return is_name or any(os.path.exists(os.path.join(path, name)) for name in names)
 
 
 def load(name_or_path: str, **extra_args) -> dict:
@@ -222,18 +228,25 @@ def _has_our_code(directory: str) -> bool:
 
 
 def _download(name: str) -> str:
-    """Return the Hugging Face cache directory with OpenAI's weights, downloading them if necessary."""
+    """Return the Hugging Face cache directory with a model's files, downloading them if necessary."""
     logger = logging.getLogger("huggingface_hub")
-    level = logger.level
+    level, repository = logger.level, name.removeprefix(HUB_PREFIX)
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, snapshot_download
 
         logger.setLevel(logging.ERROR)  # the import resets the level; lower levels log every retry
-        hf_hub_download(name, WEIGHT_FILES[0])
-        return os.path.dirname(hf_hub_download(name, "config.json"))
+        if repository in GPT2_MODEL_NAMES:
+            hf_hub_download(repository, WEIGHT_FILES[0])
+            return os.path.dirname(hf_hub_download(repository, "config.json"))
+        for weights in (f"{name}*" for name in WEIGHT_FILES):
+            directory = snapshot_download(repository, allow_patterns=[*HUB_FILES, weights, weights.replace("*", "-*")])
+            if any(entry.startswith(weights[:-1]) for entry in os.listdir(directory)):
+                break
+        return directory
     except Exception as error:  # the client, network and file system raise different errors
-        problem = f"the Hugging Face model {name!r} could not be loaded ({first_line(error)}): check your network"
-        raise UserError(f"{problem} connection, or pass a directory with config.json and weights") from error
+        problem = f"the Hugging Face model {repository!r} could not be loaded ({first_line(error)}): check its name and"
+        remedy = "your network connection, or pass a directory with config.json and weights"
+        raise UserError(f"{problem} {remedy}") from error
     finally:
         logger.setLevel(level)
 
@@ -281,15 +294,27 @@ def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
     hf_tokenizer = _read(directory, "tokenizer.json")
     hf_model, added = hf_tokenizer.get("model"), hf_tokenizer.get("added_tokens")
     vocabulary = _read(directory, "vocab.json") or (hf_model.get("vocab") if isinstance(hf_model, dict) else None)
-    if not vocabulary:
-        return {"kind": "gpt2"} if vocab_size == 50257 else None
-    if not isinstance(vocabulary, dict):
+    if not isinstance(vocabulary, dict) and vocabulary:
         return UNSUPPORTED_TOKENIZER
-    added_ids = [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    ids = [*vocabulary.values(), *added_ids, *_read(directory, "added_tokens.json").values()]
-    is_gpt2 = all(vocabulary.get(token) == i for token, i in GPT2_TOKEN_IDS.items())
-    has_more = any(isinstance(i, int) and i > GPT2_TOKEN_IDS[END] for i in ids)
-    return {"kind": "gpt2"} if is_gpt2 and not has_more else UNSUPPORTED_TOKENIZER
+    if vocabulary:
+        added_ids = [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+        ids = [*vocabulary.values(), *added_ids, *_read(directory, "added_tokens.json").values()]
+        is_gpt2 = all(vocabulary.get(token) == i for token, i in GPT2_TOKEN_IDS.items())
+        if not is_gpt2 or any(isinstance(i, int) and i > GPT2_TOKEN_IDS[END] for i in ids):
+            return UNSUPPORTED_TOKENIZER
+    elif vocab_size != 50257:
+        return None
+    template = _read_template(directory)
+    return {"kind": "gpt2", **({"template": template.to_dict()} if template else {})}
+
+
+def _read_template(directory: str) -> Template | None:
+    """Return the chat template of a directory, or that of DialoGPT, whose older versions have none."""
+    if template := read_template(directory, END):
+        return template
+    tasks = _read(directory, "config.json").get("task_specific_params")
+    is_conversational = isinstance(tasks, dict) and "conversational" in tasks
+    return Template("dialogpt", user="", assistant=END, end=END, starts_with_end=False) if is_conversational else None
 
 
 def stored_hash(directory: str) -> str | None:

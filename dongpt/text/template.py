@@ -26,7 +26,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Template:
-    """The markers: special tokens, which no text can produce, or plain text if special is False."""
+    """The markers: special tokens, which no text can produce, or plain text if special is False.
+
+    A marker of a template that came with a model may also be text that contains names of special tokens.
+    """
 
     name: str
     user: str  # marker before the user's message
@@ -37,6 +40,7 @@ class Template:
     gap: str = ""  # text at the start of the answer, predicted by the model
     special: bool = True
     tags: tuple[str, ...] = ()  # plain-text markers, which end an answer and are broken up in messages
+    starts_with_end: bool = True  # whether an end token precedes the first message, if special
 
     def special_tokens(self) -> list[str]:
         """Return the names of the special tokens."""
@@ -71,13 +75,16 @@ class Template:
     def missing_marks(self, tokenizer) -> list[str]:
         """Return the markers, or their characters or words, that are not in the vocabulary."""
         if self.special:
-            return [mark for mark in self.special_tokens() if mark not in tokenizer.specials]
+            missing = [mark for mark in self.special_tokens() if mark not in tokenizer.specials]
+            has_end = any(name in self.end for name in tokenizer.specials)  # perhaps within other text
+            return missing if self.name == DONGPT_TEMPLATE.name or not has_end else []
         marks = self.header.replace("{}", "") + self.user + self.assistant + self.gap + self.end
         return [mark for mark in tokenizer.missing(marks) if mark != " "]  # a space is part of the word after it
 
     def to_dict(self) -> dict:
         """Return a plain dict that can be stored in the description of a tokenizer."""
-        return {**asdict(self), "tags": list(self.tags)}
+        values = {**asdict(self), "tags": list(self.tags)}
+        return {key: value for key, value in values.items() if key != "starts_with_end" or not value}
 
     @classmethod
     def from_dict(cls, description: Any) -> "Template":
@@ -86,7 +93,7 @@ class Template:
             template = cls(**{**description, "tags": tuple(description.get("tags", ()))})
             texts = [getattr(template, field.name) for field in fields(cls) if field.type is str]
             is_valid = (
-                type(template.special) is bool
+                {type(template.special), type(template.starts_with_end)} == {bool}
                 and is_valid_unicode("".join([*texts, *template.tags]))  # raises TypeError if one is not text
                 and all(len(tag) > 1 for tag in template.tags)
                 and template.header.count("{}") == bool(template.header)
@@ -132,5 +139,7 @@ def encode(tokenizer, segments: Sequence[Segment], unknown: str = "error") -> li
     """Return the ids of segments. The markers must be in the vocabulary. Raises UserError if tokenizer.encode does."""
     ids: list[int] = []
     for part in merge_segments(segments):
-        ids += [tokenizer.specials[part.text]] if part.is_special else tokenizer.encode(part.text, unknown=unknown)
+        is_name = part.is_special and part.text in tokenizer.specials
+        encoded = [] if is_name else tokenizer.encode(part.text, special=part.is_special, unknown=unknown)
+        ids += [tokenizer.specials[part.text]] if is_name else encoded
     return ids
