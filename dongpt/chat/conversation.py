@@ -111,7 +111,7 @@ class Conversation:
         """Return new_ids, which are in the KV cache, if they decode to answer. Otherwise, encode answer."""
         new_ids = [i for i in new_ids if i not in self.tokenizer.specials.values()]
         if self.template.special and self.tokenizer.decode(new_ids) == answer:
-            return [*new_ids, *self._encode([Segment(self.template.end, is_special=True)])]
+            return [*new_ids, *self._encode(self.template.mark(self.template.end))]
         return self._encode(self.template.answer(answer))
 
     def _encode(self, segments: list[Segment]) -> list[int]:

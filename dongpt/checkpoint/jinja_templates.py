@@ -77,7 +77,7 @@ def _to_template(source: str, settings: dict, end: str) -> Template | None:
         mark = before.removeprefix(opening) if after == user else ""
     except Exception:  # templates may refuse system messages
         pass
-    return Template("jinja", user, assistant, ending, system=mark, starts_with_end=opening == end)
+    return Template("jinja", user, assistant, ending, system=mark, starts_with_end=opening == end, token_in_text=end)
 
 
 def _token_text(token: Any) -> str:

@@ -26,10 +26,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Template:
-    """The markers: special tokens, which no text can produce, or plain text if special is False.
-
-    A marker of a template that came with a model may also be text that contains names of special tokens.
-    """
+    """The markers: special tokens, which no text can produce, or plain text if special is False."""
 
     name: str
     user: str  # marker before the user's message
@@ -41,10 +38,20 @@ class Template:
     special: bool = True
     tags: tuple[str, ...] = ()  # plain-text markers, which end an answer and are broken up in messages
     starts_with_end: bool = True  # whether an end token precedes the first message, if special
+    token_in_text: str = ""  # a special token in markers that are text otherwise; empty if they are special tokens
 
     def special_tokens(self) -> list[str]:
         """Return the names of the special tokens."""
+        if self.token_in_text:
+            return [self.token_in_text]
         return [mark for mark in (self.system, self.user, self.assistant, self.end) if mark and self.special]
+
+    def mark(self, text: str, in_loss: bool = False) -> list[Segment]:
+        """Return the segments of a marker."""
+        if not self.token_in_text:
+            return [Segment(text, self.special, in_loss)]
+        parts = re.split(f"({re.escape(self.token_in_text)})", text)
+        return [Segment(part, part == self.token_in_text, in_loss) for part in parts]
 
     @property
     def is_plain_text(self) -> bool:
@@ -53,18 +60,17 @@ class Template:
 
     def opening(self, system: str) -> list[Segment]:
         """Return the segments before the first question."""
-        return [Segment(self.system, is_special=self.special), Segment(system)] if system and self.system else []
+        return [*self.mark(self.system), Segment(system)] if system and self.system else []
 
     def question(self, text: str, topic: str = "") -> list[Segment]:
         """Return the user's turn and the marker before the answer. The topic is inserted into the header."""
         header = [Segment(self.header.replace("{}", self.clean(topic)))] if self.header and topic else []
-        user_mark, assistant_mark = (Segment(mark, is_special=self.special) for mark in (self.user, self.assistant))
-        return [*header, user_mark, Segment(self.clean(text)), assistant_mark]
+        return [*header, *self.mark(self.user), Segment(self.clean(text)), *self.mark(self.assistant)]
 
     def answer(self, text: str) -> list[Segment]:
         """Return the model's turn, including the end marker."""
         content = Segment(self.gap + (text if self.special else self.clean(text)), in_loss=True)
-        return [content, Segment(self.end, is_special=self.special, in_loss=True)]
+        return [content, *self.mark(self.end, in_loss=True)]
 
     def clean(self, text: str) -> str:
         """Break up the plain-text markers in a message. For example, <bot> becomes < bot>."""
@@ -75,16 +81,15 @@ class Template:
     def missing_marks(self, tokenizer) -> list[str]:
         """Return the markers, or their characters or words, that are not in the vocabulary."""
         if self.special:
-            missing = [mark for mark in self.special_tokens() if mark not in tokenizer.specials]
-            has_end = any(name in self.end for name in tokenizer.specials)  # perhaps within other text
-            return missing if self.name == DONGPT_TEMPLATE.name or not has_end else []
+            return [mark for mark in self.special_tokens() if mark not in tokenizer.specials]
         marks = self.header.replace("{}", "") + self.user + self.assistant + self.gap + self.end
         return [mark for mark in tokenizer.missing(marks) if mark != " "]  # a space is part of the word after it
 
     def to_dict(self) -> dict:
         """Return a plain dict that can be stored in the description of a tokenizer."""
         values = {**asdict(self), "tags": list(self.tags)}
-        return {key: value for key, value in values.items() if key != "starts_with_end" or not value}
+        defaults = {"starts_with_end": True, "token_in_text": ""}  # unknown to earlier versions
+        return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
 
     @classmethod
     def from_dict(cls, description: Any) -> "Template":
@@ -139,7 +144,5 @@ def encode(tokenizer, segments: Sequence[Segment], unknown: str = "error") -> li
     """Return the ids of segments. The markers must be in the vocabulary. Raises UserError if tokenizer.encode does."""
     ids: list[int] = []
     for part in merge_segments(segments):
-        is_name = part.is_special and part.text in tokenizer.specials
-        encoded = [] if is_name else tokenizer.encode(part.text, special=part.is_special, unknown=unknown)
-        ids += [tokenizer.specials[part.text]] if is_name else encoded
+        ids += [tokenizer.specials[part.text]] if part.is_special else tokenizer.encode(part.text, unknown=unknown)
     return ids
