@@ -34,6 +34,7 @@ from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, BPETokenizer, Tokenize
 from model import GPT, RELATIVE_TABLE
 
 SAMPLE_TOKENS = 4096  # at the start and at the end of the validation text, to compare tokenizers
+GENERATED_TOKENS = 64  # by the model, for the same purpose
 HASH_KEY = "converted_by"  # key in OUT for a hash of the command; only the same command may overwrite OUT
 
 
@@ -122,18 +123,21 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     args: dict[str, Any] = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key)}
     checkpoint, path = checkpoints.load_path(source, **{**args, **(NANOGPT_PLUS_SIZES[cfg.size] if cfg.size else {})})
     model = checkpoints.restore_model(checkpoint, path)
-    logits, tokenizer = model_logits(model), checkpoint.get("tokenizer")
-    note = f"same logits as {source}"
+    tokenizer, note = checkpoint.get("tokenizer"), f"same logits as {source}"
     if path == source and hugging_face.is_model(source):
         note = compare_with_transformers(model, hugging_face.find_directory(source))
-    if cfg.to == "hf":
+    if cfg.to != "dongpt":
+        for key in ("model", "optimizer"):  # memory holds the weights once
+            checkpoint.pop(key, None)
         tokenizer = None if tokenizer == UNSUPPORTED_TOKENIZER else tokenizer
+    if cfg.to == "hf":
         note = write_directory(model, checkpoint, target, settings_hash)
     if cfg.to == "gguf":
         note = write_gguf(model, checkpoint, target, cfg.weights, settings_hash)
     if cfg.to != "dongpt":
         print(f"wrote {target}: {describe(model)}, {note}" + ("" if tokenizer else "; no tokenizer"))
         return
+    logits = model_logits(model)
     if cfg.pos_embd:
         scheme = position_scheme(model.config) if model.config.model_type == "gpt" else "no"
         if scheme != "default":
@@ -205,8 +209,8 @@ def sample_texts(model: GPT, tokenizer: Tokenizer, checkpoint: dict) -> Iterator
                 yield tokenizer.decode(part[part < tokenizer.vocab_size - len(tokenizer.specials)].tolist())
     yield from export.generated_texts(tokenizer)
     prompt = torch.tensor([[tokenizer.start_id]])
-    n_tokens = 4 * model.config.block_size if model.config.block_size < 64 else 256
-    yield tokenizer.decode(model.eval().generate(prompt, n_tokens, seed=0, n_ids=tokenizer.vocab_size)[0].tolist())
+    new_ids = model.eval().generate(prompt, GENERATED_TOKENS, seed=0, n_ids=tokenizer.vocab_size)[0].tolist()
+    yield tokenizer.decode(new_ids)
 
 
 def describe(model: GPT) -> str:
