@@ -492,10 +492,10 @@ def transformers_model(model, cfg: BenchConfig, rt: Runtime):
             raise UserError("its GPT-2 cannot generate beyond block_size")
         from transformers import GPT2LMHeadModel
 
-        from dongpt.checkpoint import hugging_face
+        from dongpt.checkpoint import export
 
         with tempfile.TemporaryDirectory() as folder:
-            hugging_face.save(model, None, folder)
+            export.save(model, None, folder)
             hf_model: Any = GPT2LMHeadModel.from_pretrained(folder)
     except (ImportError, ValueError) as error:
         print(f"transformers is not measured: {first_line(error)}")

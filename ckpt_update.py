@@ -5,6 +5,7 @@
     python ckpt_update.py ckpt_original.pt ckpt.pt --pos_embd=default+relative # adds a relative-position table
     python ckpt_update.py ckpt.pt FOLDER --to=hf                               # for the transformers library
     python ckpt_update.py FOLDER ckpt.pt                                       # and back
+    python ckpt_update.py ckpt.pt model.gguf --to=gguf --weights=float16       # for llama.cpp, Ollama and LM Studio
 
 IN is a checkpoint file, an out_dir, a directory in Hugging Face format, or gpt2, gpt2-medium, gpt2-large or gpt2-xl.
 IN is not modified. OUT is moved into place only after its model has produced the same logits as the model in IN.
@@ -15,19 +16,25 @@ import hashlib
 import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Iterator, Literal
 
+import numpy as np
 import torch
 
 import configurator
 from configurator import UserError
+from dongpt.checkpoint import export, foreign, gguf, hugging_face
 from dongpt.checkpoint import files as checkpoints
-from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES, load_weights, parse_model_args
+from dongpt.checkpoint.gguf import WeightType
 from dongpt.checkpoint.legacy import build_model, position_scheme
 from dongpt.program import LOCK_FILE, locked_directory, locked_output, run_program
+from dongpt.text.bins import find_data_folder, read_meta
+from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, BPETokenizer, Tokenizer, from_dict
 from model import GPT, RELATIVE_TABLE
 
+SAMPLE_TOKENS = 4096  # at the start and at the end of the validation text, to compare tokenizers
+GENERATED_TOKENS = 64  # by the model, for the same purpose
 HASH_KEY = "converted_by"  # key in OUT for a hash of the command; only the same command may overwrite OUT
 
 
@@ -37,7 +44,8 @@ class UpdateConfig:
     size: Literal[None, "small", "medium", "large"] = None  # nanoGPT+ model size; sets n_head and checks the shapes
     activation: Literal[None, "gelu", "gelu_tanh"] = None  # use gelu_tanh for nanoGPT checkpoints of May and June 2023
     pos_embd: Literal[None, "default+relative", "relative"] = None  # add a relative-position table to a default model
-    to: Literal["dongpt", "hf"] = "dongpt"  # hf: write a directory that the transformers library can load
+    to: Literal["dongpt", "hf", "gguf"] = "dongpt"  # hf: a directory for transformers; gguf: a file for llama.cpp
+    weights: WeightType = "float32"  # gguf: number format of the matrices; q8_0 takes 8.5 bits per weight
 
 
 def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
@@ -69,28 +77,33 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     return {**new, "model": weights, "model_args": checkpoints.model_args(model.config)}
 
 
-def random_ids(model: GPT) -> torch.Tensor:
-    """Return a fixed random batch of ids (2, T) for comparing models."""
+def random_ids(model: GPT, n_ids: int | None = None) -> torch.Tensor:
+    """Return a fixed random batch of ids (2, T) below n_ids, by default the vocabulary size, for comparing models."""
     size, generator = (2, min(model.config.block_size, 64)), torch.Generator().manual_seed(0)
-    return torch.randint(model.transformer.wte.num_embeddings, size, generator=generator)
+    return torch.randint(n_ids or model.transformer.wte.num_embeddings, size, generator=generator)
 
 
-def model_logits(model: GPT) -> torch.Tensor:
+def model_logits(model: GPT, n_ids: int | None = None) -> torch.Tensor:
     """Return a model's logits (2, T, V) for random_ids."""
-    idx = random_ids(model)
+    idx = random_ids(model, n_ids)
     with torch.no_grad():
         return model.eval()(idx, idx)[0]
 
 
-def compare_with_transformers(model: GPT, directory: str) -> str:
+def compare_with_transformers(model: GPT, directory: str, n_ids: int | None = None) -> str:
     """Return a note for the report. Raises UserError if transformers computes other logits from directory than model.
 
-    The two libraries add up numbers in different orders, so the logits are not bitwise equal.
+    The two libraries add up numbers in different orders, so the logits are not bitwise equal. n_ids is the size of the
+    vocabulary in directory.
     """
-    reference = hugging_face.transformers_logits(directory, random_ids(model))
+    reference = hugging_face.transformers_logits(directory, random_ids(model, n_ids))
     if isinstance(reference, str):
         return f"not compared with transformers, which {reference}"
-    difference = (model_logits(model) - reference).abs().max().item()
+    if not reference.isfinite().all():
+        raise UserError(
+            f"nothing was written, since {directory} computes logits that are not finite: check its weights"
+        )
+    difference = (model_logits(model, n_ids)[..., : reference.shape[-1]] - reference).abs().max().item()
     if not difference <= 1e-4 * max(1.0, reference.abs().max().item()):
         problem = f"its logits would differ by {difference:.2g} from those of transformers for {directory}"
         raise UserError(f"nothing was written, since {problem}: this is a bug; please report it with its config.json")
@@ -110,16 +123,21 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     args: dict[str, Any] = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key)}
     checkpoint, path = checkpoints.load_path(source, **{**args, **(NANOGPT_PLUS_SIZES[cfg.size] if cfg.size else {})})
     model = checkpoints.restore_model(checkpoint, path)
-    logits, tokenizer = model_logits(model), checkpoint.get("tokenizer")
-    if not logits.isfinite().all():
-        raise UserError(f"nothing was written, since {path} computes logits that are not finite: check its weights")
-    note = f"same logits as {source}"
+    tokenizer, note = checkpoint.get("tokenizer"), f"same logits as {source}"
     if path == source and hugging_face.is_model(source):
         note = compare_with_transformers(model, hugging_face.find_directory(source))
+    if cfg.to != "dongpt":
+        for key in ("model", "optimizer"):  # memory holds the weights once
+            checkpoint.pop(key, None)
+        tokenizer = None if tokenizer == UNSUPPORTED_TOKENIZER else tokenizer
     if cfg.to == "hf":
-        note = write_directory(model, tokenizer, target, logits, settings_hash)
+        note = write_directory(model, checkpoint, target, settings_hash)
+    if cfg.to == "gguf":
+        note = write_gguf(model, checkpoint, target, cfg.weights, settings_hash)
+    if cfg.to != "dongpt":
         print(f"wrote {target}: {describe(model)}, {note}" + ("" if tokenizer else "; no tokenizer"))
         return
+    logits = model_logits(model)
     if cfg.pos_embd:
         scheme = position_scheme(model.config) if model.config.model_type == "gpt" else "no"
         if scheme != "default":
@@ -136,24 +154,63 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
         print("a run that resumes from this checkpoint starts without them")
 
 
-def write_directory(
-    model: GPT, tokenizer: dict | None, directory: str, logits: torch.Tensor, settings_hash: str
-) -> str:
+def write_directory(model: GPT, checkpoint: dict, directory: str, settings_hash: str) -> str:
     """Write model to a directory in Hugging Face format, which is moved into place once it is complete.
 
-    Returns the note of compare_with_transformers.
+    Returns a note for the report. Raises UserError unless the directory has the same weights, its tokenizer gives the
+    same ids, and transformers computes the same logits.
     """
-    parent = os.path.dirname(os.path.abspath(directory))
+    parent, tokenizer = os.path.dirname(os.path.abspath(directory)), checkpoint.get("tokenizer")
+    reader = from_dict(tokenizer) if tokenizer not in (None, UNSUPPORTED_TOKENIZER) else None
     with tempfile.TemporaryDirectory(prefix=".ckpt_update-", dir=parent, ignore_cleanup_errors=True) as temporary_dir:
         new_directory = os.path.join(temporary_dir, "new")  # mkdir sets the usual permissions
         os.mkdir(new_directory)
-        hugging_face.save(model, tokenizer, new_directory, settings_hash)
-        check_same_logits(logits, new_directory, directory)
-        note = compare_with_transformers(model, new_directory)
+        export.save(model, tokenizer, new_directory, settings_hash)
+        check_same_weights(model, new_directory, directory)
+        note = compare_with_transformers(model, new_directory, reader.vocab_size if reader else None)
+        if reader:
+            export.check_tokenizer(new_directory, reader, sample_texts(model, reader, checkpoint))
+            note += ", same ids for sample texts"
         if os.path.isdir(directory):  # empty, or written by the same command: see check_output_path
             os.replace(directory, os.path.join(temporary_dir, "old"))
         os.replace(new_directory, directory)
     return note
+
+
+def write_gguf(model: GPT, checkpoint: dict, path: str, weights: gguf.WeightType, settings_hash: str) -> str:
+    """Write model to a GGUF file and return a note for the report."""
+    tokenizer = checkpoint.get("tokenizer")
+    reader = from_dict(tokenizer) if tokenizer not in (None, UNSUPPORTED_TOKENIZER) else None
+    gguf.save(model, reader, path, weights, settings_hash)
+    note = f"{os.path.getsize(path) / 1e6:,.1f} MB in {weights}"
+    if model.config.activation == "gelu":
+        note += "; llama.cpp uses the tanh approximation of GELU, which changes the logits by up to about 1e-3"
+    if isinstance(reader, BPETokenizer) and reader.keep_marks:
+        note += "; it splits letters from combining marks, which gives other tokens for some scripts, such as Hindi"
+    return note
+
+
+def check_same_weights(model: GPT, temporary_path: str, path: str):
+    """Raise UserError unless the directory temporary_path, which will be renamed to path, has the weights of model."""
+    new, old = hugging_face.load(temporary_path)["model"], model.state_dict()
+    if different := [key for key in old.keys() | new.keys() if key not in new or not torch.equal(old[key], new[key])]:
+        problem = f"{path} was not written because {sorted(different)[0]} would differ from the checkpoint's"
+        raise UserError(f"{problem}: this is a bug, please report it with the model_args")
+
+
+def sample_texts(model: GPT, tokenizer: Tokenizer, checkpoint: dict) -> Iterator[str]:
+    """Yield the start and the end of the validation text, if it is there, generated text, and the model's own."""
+    run_config = checkpoint.get("config") or {}
+    with contextlib.suppress(UserError):  # without its data, the model can be exported all the same
+        folder = find_data_folder(str(run_config.get("dataset", "")), str(run_config.get("data_dir", "")), quiet=True)
+        if read_meta(folder).get("tokenizer") == tokenizer.to_dict():
+            ids = np.memmap(os.path.join(folder, "val.bin"), dtype="<u2", mode="r")
+            for part in (ids[:SAMPLE_TOKENS], ids[-SAMPLE_TOKENS:]):
+                yield tokenizer.decode(part[part < tokenizer.vocab_size - len(tokenizer.specials)].tolist())
+    yield from export.generated_texts(tokenizer)
+    prompt = torch.tensor([[tokenizer.start_id]])
+    new_ids = model.eval().generate(prompt, GENERATED_TOKENS, seed=0, n_ids=tokenizer.vocab_size)[0].tolist()
+    yield tokenizer.decode(new_ids)
 
 
 def describe(model: GPT) -> str:
@@ -178,7 +235,12 @@ def check_output_path(source: str, target: str, cfg: UpdateConfig, settings_hash
         return
     stored = None
     with contextlib.suppress(UserError):
-        stored = hugging_face.stored_hash(target) if is_folder else checkpoints.load(target, mmap=True).get(HASH_KEY)
+        if is_folder:
+            stored = hugging_face.stored_hash(target)
+        elif cfg.to == "gguf":
+            stored = gguf.stored_hash(target)
+        else:
+            stored = checkpoints.load(target, mmap=True).get(HASH_KEY)
     if stored != settings_hash:
         raise UserError(f"{target} exists and was not written by this command: move it, or choose another name for OUT")
 
@@ -187,8 +249,10 @@ def main(argv: list[str] | None = None):
     cfg, _, (source, target) = configurator.load_with_paths(UpdateConfig, argv, "IN OUT")
     if cfg.size and cfg.n_head not in (None, n_head := NANOGPT_PLUS_SIZES[cfg.size]["n_head"]):
         raise UserError(f"--size={cfg.size} implies n_head={n_head}, not --n_head={cfg.n_head}: remove one of them")
-    if cfg.to == "hf" and cfg.pos_embd:
-        raise UserError(f"GPT-2's architecture does not support pos_embd={cfg.pos_embd}: remove --pos_embd or --to=hf")
+    if cfg.to != "dongpt" and cfg.pos_embd:
+        raise UserError(f"--to={cfg.to} cannot add positions: remove --pos_embd={cfg.pos_embd} or --to={cfg.to}")
+    if cfg.to != "gguf" and cfg.weights != "float32":
+        raise UserError(f"--weights={cfg.weights} is for GGUF files: add --to=gguf, or remove it")
     settings_hash = hashlib.sha256(f"{os.path.realpath(source)} {cfg}".encode()).hexdigest()  # see check_output_path
     parent = os.path.dirname(os.path.abspath(target))
     is_out_dir = os.path.exists(os.path.join(parent, LOCK_FILE))  # a run may be writing there

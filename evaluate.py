@@ -33,7 +33,7 @@ from dongpt.train.evaluation import eval_batches, evaluate, predicted_bytes
 @dataclass(frozen=True)
 class EvaluateConfig(DeviceConfig):
     out_dir: str = "out"  # run folder to evaluate if no CHECKPOINT is given
-    init_from: str = "resume"  # resume (the run in out_dir), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path
+    init_from: str = "resume"  # resume (the run in out_dir), gpt2 (-medium, -large, -xl), hf:OWNER/NAME, or a path
     split: Literal["val", "train"] = "val"  # evaluate on the validation set or the training set
     dataset: str = ""  # name of a dataset folder in data/; default: the one used in training
     data_dir: str = ""  # path to a dataset folder anywhere; overrides dataset

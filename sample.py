@@ -36,7 +36,7 @@ SAMPLE_SEPARATOR = "---------------"  # nanoGPT's
 @dataclass(frozen=True)
 class SampleConfig(RuntimeConfig, Sampling):
     out_dir: str = "out"  # run folder to load the checkpoint from
-    init_from: str = "resume"  # resume (the run in out_dir), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path
+    init_from: str = "resume"  # resume (the run in out_dir), gpt2 (-medium, -large, -xl), hf:OWNER/NAME, or a path
     start: str = "\n"  # prompt to continue, or FILE:path to read it from a file; may be empty
     prompt: str = ""  # another name for --start
     unknown: UnknownPolicy = "error"  # how to treat characters of the prompt that are not in the vocabulary

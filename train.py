@@ -51,7 +51,7 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
 
     # files
     out_dir: str = "out"  # directory for checkpoints, log.jsonl and loss.png
-    init_from: str = "scratch"  # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path to weights
+    init_from: str = "scratch"  # scratch, resume, gpt2 (-medium, -large, -xl), hf:OWNER/NAME, or a path to weights
     init_wte: str = ""  # initialize the token embedding from this file, written by data/word2vec.py
     eval_interval: Annotated[int, ">=", 1] = 2000  # iterations between evaluations; a checkpoint is saved after each
     eval_iters: Annotated[int, ">=", 1] = 200  # number of batches per split in each evaluation during training

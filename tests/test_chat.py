@@ -495,12 +495,12 @@ def test_plain_text_keeps_the_blanks_of_an_answer(talk, rambler, monkeypatch):
 
 def test_a_hugging_face_folder_keeps_the_template(tmp_path, talk, monkeypatch):
     pytest.importorskip("safetensors")
-    from dongpt.checkpoint import hugging_face
+    from dongpt.checkpoint import export
 
     tokenizer = char_tokenizer(DONGPT_TEMPLATE)
     model = random_model(tokenizer, tie_weights=True)
     (tmp_path / "hf").mkdir()
-    hugging_face.save(model, tokenizer.to_dict(), str(tmp_path / "hf"))
+    export.save(model, tokenizer.to_dict(), str(tmp_path / "hf"))
     path = write(model, tokenizer, tmp_path / "ckpt.pt")
     spy = Spy(monkeypatch)
     answers = [talk(folder, "hello\n", "--max_new_tokens=8")[:2] for folder in (tmp_path / "hf", path)]

@@ -111,7 +111,7 @@ class Conversation:
         """Return new_ids, which are in the KV cache, if they decode to answer. Otherwise, encode answer."""
         new_ids = [i for i in new_ids if i not in self.tokenizer.specials.values()]
         if self.template.special and self.tokenizer.decode(new_ids) == answer:
-            return [*new_ids, self.tokenizer.specials[self.template.end]]
+            return [*new_ids, *self._encode(self.template.mark(self.template.end))]
         return self._encode(self.template.answer(answer))
 
     def _encode(self, segments: list[Segment]) -> list[int]:
@@ -119,7 +119,8 @@ class Conversation:
 
     def _encode_opening(self) -> list[int]:
         """Return the ids before the first question: an end token, as in training, and the system message."""
-        end = [Segment(END, is_special=True)] if self.template.special and END in self.tokenizer.specials else []
+        has_end = self.template.special and self.template.starts_with_end and END in self.tokenizer.specials
+        end = [Segment(END, is_special=True)] if has_end else []
         return self._encode([*end, *self.template.opening(self.system)])
 
     def _encode_question(self, text: str, quiet: bool = False) -> list[int]:

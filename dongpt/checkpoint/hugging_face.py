@@ -1,9 +1,10 @@
-"""Read and write GPT-2 in Hugging Face format (config.json, model.safetensors), and load OpenAI's weights by name.
+"""Read models in Hugging Face format (config.json, model.safetensors), and load OpenAI's weights by name.
 
     checkpoint = load("gpt2")                    # has the keys model, model_args, tokenizer and format_version
-    save(model, tokenizer, "directory")          # transformers can load it as GPT2LMHeadModel
+    checkpoint = load("hf:microsoft/DialoGPT-small")
 
-Neither function imports transformers.
+architectures.py lists the architectures that are read. export.py writes this format. Loading does not import
+transformers.
 """
 
 import json
@@ -14,6 +15,16 @@ from typing import Any
 import torch
 
 from configurator import UserError
+from dongpt.checkpoint import custom_code
+from dongpt.checkpoint.architectures import (
+    ACTIVATIONS,
+    CLASS_NAMES,
+    CONFIG_KEYS,
+    CUSTOM,
+    FIXED_CONFIG,
+    MPT_ATTENTION,
+    from_transformers,
+)
 from dongpt.checkpoint.foreign import (
     FORMAT_VERSION,
     clean_keys,
@@ -23,80 +34,121 @@ from dongpt.checkpoint.foreign import (
     tie_head,
     upgrade,
 )
-from dongpt.checkpoint.legacy import build_meta_model, position_scheme
+from dongpt.checkpoint.jinja_templates import read_template
+from dongpt.checkpoint.legacy import build_meta_model
 from dongpt.program import first_line
 from dongpt.text.bins import file_sha256
 from dongpt.text.template import Template
-from dongpt.text.tokenizers import (
-    END,
-    SPACE_BEFORE,
-    UNKNOWN,
-    UNSUPPORTED_TOKENIZER,
-    bpe_pre_tokenizer,
-    byte_alphabet,
-    from_dict,
-    word_pattern,
-)
-from model import GPT
+from dongpt.text.tokenizers import END, UNSUPPORTED_TOKENIZER
 
-GPT2_MODEL_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+GPT2_MODEL_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+HUB_PREFIX = "hf:"  # before the name of any other model on the Hub, OWNER/NAME
+HUB_FILES = ("config.json", "tokenizer*", "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first existing file is read; either may be sharded
 ADAPTER_CONFIG_FILE = "adapter_config.json"  # written by PEFT, which saves only the weights that it adds to a model
-EXPORT_RECORD_FILE = "dongpt.json"  # written by save: tokenizer, settings hash, hashes of the other files
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-# Conv1D stores transposed Linear weights. attn.c_proj is square, so its shape does not reveal the transposition.
-TRANSPOSED_WEIGHTS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+EXPORT_RECORD_FILE = "dongpt.json"  # written by export.py: tokenizer, model_args, settings hash, hashes of the files
+PADDING_FILE = "padding.safetensors"  # written by export.py: rows of the embedding beyond the vocabulary
 GPT2_TOKEN_IDS = {"!": 0, "\u0120the": 262, "\u0120gazed": 50255, "<|endoftext|>": 50256}  # identify its vocabulary
-CONFIG_KEYS = {  # GPTConfig field: key in config.json, alternative key, default
-    "block_size": ("n_positions", "max_position_embeddings", 1024),
-    "vocab_size": ("vocab_size", "vocab_size", 50257),
-    "n_layer": ("n_layer", "num_hidden_layers", 12),
-    "n_head": ("n_head", "num_attention_heads", 12),
-    "n_embd": ("n_embd", "hidden_size", 768),
-    "tie_weights": ("tie_word_embeddings", "tie_word_embeddings", True),
-}
-FIXED_CONFIG = {  # the only values that our GPT supports
-    "model_type": "gpt2",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "layer_norm_epsilon": 1e-5,
-    "add_cross_attention": False,
-}
 
 
 def is_model(path: str) -> bool:
-    """Return True if path is a directory in Hugging Face format or the name of an OpenAI GPT-2 model."""
+    """Return True if path is a directory in Hugging Face format or the name of a model on the Hub."""
     names = ("config.json", ADAPTER_CONFIG_FILE)
-    return path in GPT2_MODEL_NAMES or any(os.path.exists(os.path.join(path, name)) for name in names)
+    is_name = path in GPT2_MODEL_NAMES or path.startswith(HUB_PREFIX)
+    return is_name or any(os.path.exists(os.path.join(path, name)) for name in names)
 
 
 def load(name_or_path: str, **extra_args) -> dict:
     """Load a checkpoint in our layout from a directory or one of GPT2_MODEL_NAMES. For extra_args, see upgrade."""
     directory = find_directory(name_or_path)
     hf_config = {key: value for key, value in _read(directory, "config.json").items() if value is not None}
-    _check_config(hf_config, FIXED_CONFIG, name_or_path)
-    activation = str(hf_config.get("activation_function", "gelu_new"))
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{name_or_path}: activation {activation!r} is not supported; use {', '.join(ACTIVATIONS)}")
+    name = hf_config.get("model_type", "gpt2")
+    if name not in FIXED_CONFIG:
+        known = ", ".join(FIXED_CONFIG)
+        raise UserError(f"{name_or_path} cannot be loaded: its model_type is {name!r}, not one of {known}")
+    _check_config(hf_config, FIXED_CONFIG[name], name_or_path)
+    record = _read(directory, EXPORT_RECORD_FILE)
     weights, file_names = {}, {}
     for file_name, weight in clean_keys(_read_weights(directory)).items():
-        key = file_name if file_name.startswith(("transformer.", "lm_head.")) else f"transformer.{file_name}"
-        weight = weight.t() if key.endswith(TRANSPOSED_WEIGHTS) and weight.dim() == 2 else weight
-        weights[key] = weight.float().contiguous() if weight.is_floating_point() else weight
+        key, weight = from_transformers(file_name, weight, name, _n_head(name, hf_config))
+        weights[key] = weight.float() if weight.is_floating_point() else weight
         file_names[key] = file_name
-    sizes = infer_model_args(weights)  # for settings missing in config.json
-    args = {
-        field: hf_config.get(key, hf_config.get(alias, sizes.get(field, default)))
-        for field, (key, alias, default) in CONFIG_KEYS.items()
-    }
-    args |= {"bias": True, "activation": ACTIVATIONS[activation]}
-    _check_config(hf_config, {"n_inner": 4 * parse_model_args(args, name_or_path).n_embd}, name_or_path)
+    args = _read_args(hf_config, name, name_or_path, infer_model_args(weights))
+    _restore_source(weights, args, record, directory)
     if args["tie_weights"]:  # like transformers, keep an output head that differs from the embedding
         tie_head(weights, args)
     _check_names(weights, file_names, args, name_or_path, hf_config)
     tokenizer = _read_tokenizer(directory, args["vocab_size"])
     checkpoint = {"model": weights, "model_args": args, "tokenizer": tokenizer, "format_version": FORMAT_VERSION}
     return upgrade(checkpoint, name_or_path, **extra_args)
+
+
+def _n_head(name: str, hf_config: dict) -> int:
+    key, alias, default = CONFIG_KEYS[name]["n_head"] if name in CONFIG_KEYS else ("n_head", "n_head", 0)
+    n_head = hf_config.get(key, hf_config.get(alias, default))
+    return n_head if type(n_head) is int and n_head > 0 else 0
+
+
+def _read_args(hf_config: dict, name: str, path: str, sizes: dict) -> dict[str, Any]:
+    """Return the model_args for a config.json. sizes are used for settings that are missing there."""
+    if name == CUSTOM:
+        args = hf_config.get("model_args")
+        if not isinstance(args, dict):
+            raise UserError(f"{path}/config.json has no model_args: export the model again")
+        return {"tie_weights": True, **args}
+    args = {
+        field: hf_config.get(key, hf_config.get(alias, sizes.get(field, default)))
+        for field, (key, alias, default) in CONFIG_KEYS[name].items()
+    }
+    activation = str(
+        hf_config.get(
+            "activation_function" if name == "gpt2" else "hidden_act", "gelu_new" if name == "gpt2" else "gelu"
+        )
+    )
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{path}: activation {activation!r} is not supported; use {', '.join(ACTIVATIONS)}")
+    args |= {"bias": name != "mpt", "activation": ACTIVATIONS[activation]}
+    args |= {"gpt_neox": {"pos_embd": "rope"}, "mpt": {"pos_embd": "alibi"}}.get(name, {})
+    width = 4 * parse_model_args(args, path).n_embd
+    if name == "gpt2":
+        _check_config(hf_config, {"n_inner": width}, path)
+    elif name == "gpt_neox":
+        _check_config({"intermediate_size": 24576, **hf_config}, {"intermediate_size": width}, path)
+        rope = hf_config.get("rope_parameters")
+        rope = (
+            rope
+            if isinstance(rope, dict)
+            else {
+                "rope_type": "default" if hf_config.get("rope_scaling") is None else "scaled",
+                "rope_theta": hf_config.get("rotary_emb_base", hf_config.get("rope_theta", 10000)),
+                "partial_rotary_factor": hf_config.get("rotary_pct", hf_config.get("partial_rotary_factor", 0.25)),
+            }
+        )
+        rope = {"partial_rotary_factor": 0.25, **rope}
+        _check_config(rope, {"rope_type": "default", "rope_theta": 10000, "partial_rotary_factor": 1}, path)
+    else:
+        attention = hf_config.get("attn_config")
+        _check_config(attention if isinstance(attention, dict) else {}, MPT_ATTENTION, path)
+        if args["n_head"] & (args["n_head"] - 1):
+            raise UserError(f"{path} cannot be loaded: its ALiBi slopes for {args['n_head']} heads differ from ours")
+    return args
+
+
+def _restore_source(weights: dict, args: dict, record: dict, directory: str):
+    """Undo what export.py had to change: padded vocabulary rows that it left out, and biases of zero that it added."""
+    source_args = record.get("model_args")
+    if not isinstance(source_args, dict):
+        return
+    if os.path.exists(os.path.join(directory, PADDING_FILE)):
+        for key, rows in _read(directory, PADDING_FILE).items():
+            if key in weights and weights[key].shape[1:] == rows.shape[1:]:
+                weights[key] = torch.cat([weights[key], rows])
+        args["vocab_size"] = len(weights["transformer.wte.weight"])
+    biases = [key for key in weights if key.endswith(".bias")]
+    if source_args.get("bias") is False and args["bias"] and not any(weights[key].any() for key in biases):
+        args["bias"] = False
+        for key in biases:
+            del weights[key]
 
 
 def find_directory(name_or_path: str) -> str:
@@ -136,17 +188,17 @@ def _check_names(weights: dict, file_names: dict[str, str], args: dict, path: st
     if problems:
         names = hf_config.get("architectures")
         architecture = ", ".join(map(str, names)) if isinstance(names, list) and names else "of an unknown kind"
-        remedy = "use a directory that GPT2LMHeadModel.save_pretrained() wrote"
+        class_name = CLASS_NAMES[hf_config.get("model_type", "gpt2")]
+        remedy = f"use a directory that {class_name}.save_pretrained() wrote"
         raise UserError(
-            f"{path} is {architecture}, and its weights do not match a GPT2LMHeadModel with its config.json "
-            f"({'; '.join(problems)}): {remedy}"
+            f"{path} is {architecture}, and its weights do not match its config.json ({'; '.join(problems)}): {remedy}"
         )
 
 
 def transformers_logits(directory: str, idx: torch.Tensor) -> torch.Tensor | str:
     """Return the logits (B, T, V) that transformers computes for idx (B, T), or a message saying why it cannot."""
     try:
-        from transformers import GPT2LMHeadModel
+        from transformers import AutoModelForCausalLM
         from transformers.utils import logging as hf_logging
     except ImportError:
         return "is not installed"
@@ -154,10 +206,9 @@ def transformers_logits(directory: str, idx: torch.Tensor) -> torch.Tensor | str
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
-        options = dict(dtype=torch.float32, local_files_only=True, output_loading_info=True)
-        model, info = GPT2LMHeadModel.from_pretrained(directory, **options)
-        if info["missing_keys"]:  # transformers initializes these randomly
-            return f"did not find {len(info['missing_keys'])} weights in {directory}"
+        # only code that is ours, whatever else the directory may contain
+        options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": _has_our_code(directory)}
+        model = AutoModelForCausalLM.from_pretrained(directory, **options)
         with torch.no_grad():
             return model.eval()(idx).logits
     except Exception as error:  # transformers documents none; its messages point to a report that we do not print
@@ -167,19 +218,35 @@ def transformers_logits(directory: str, idx: torch.Tensor) -> torch.Tensor | str
         hf_logging.enable_progress_bar()
 
 
+def _has_our_code(directory: str) -> bool:
+    """Return True if a directory has the code that export.py writes, and no other."""
+    names = [name for name in os.listdir(directory) if name.endswith(".py")]
+    if names != [custom_code.FILE_NAME]:
+        return False
+    with open(os.path.join(directory, names[0]), encoding="utf-8", errors="replace") as file:
+        return file.read() == custom_code.modeling_source()
+
+
 def _download(name: str) -> str:
-    """Return the Hugging Face cache directory with OpenAI's weights, downloading them if necessary."""
+    """Return the Hugging Face cache directory with a model's files, downloading them if necessary."""
     logger = logging.getLogger("huggingface_hub")
-    level = logger.level
+    level, repository = logger.level, name.removeprefix(HUB_PREFIX)
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, snapshot_download
 
         logger.setLevel(logging.ERROR)  # the import resets the level; lower levels log every retry
-        hf_hub_download(name, WEIGHT_FILES[0])
-        return os.path.dirname(hf_hub_download(name, "config.json"))
+        if repository in GPT2_MODEL_NAMES:
+            hf_hub_download(repository, WEIGHT_FILES[0])
+            return os.path.dirname(hf_hub_download(repository, "config.json"))
+        for weights in (f"{name}*" for name in WEIGHT_FILES):
+            directory = snapshot_download(repository, allow_patterns=[*HUB_FILES, weights, weights.replace("*", "-*")])
+            if any(entry.startswith(weights[:-1]) for entry in os.listdir(directory)):
+                break
+        return directory
     except Exception as error:  # the client, network and file system raise different errors
-        problem = f"the Hugging Face model {name!r} could not be loaded ({first_line(error)}): check your network"
-        raise UserError(f"{problem} connection, or pass a directory with config.json and weights") from error
+        problem = f"the Hugging Face model {repository!r} could not be loaded ({first_line(error)}): check its name and"
+        remedy = "your network connection, or pass a directory with config.json and weights"
+        raise UserError(f"{problem} {remedy}") from error
     finally:
         logger.setLevel(level)
 
@@ -227,134 +294,39 @@ def _read_tokenizer(directory: str, vocab_size: int) -> dict | None:
     hf_tokenizer = _read(directory, "tokenizer.json")
     hf_model, added = hf_tokenizer.get("model"), hf_tokenizer.get("added_tokens")
     vocabulary = _read(directory, "vocab.json") or (hf_model.get("vocab") if isinstance(hf_model, dict) else None)
-    if not vocabulary:
-        return {"kind": "gpt2"} if vocab_size == 50257 else None
-    if not isinstance(vocabulary, dict):
+    if not isinstance(vocabulary, dict) and vocabulary:
         return UNSUPPORTED_TOKENIZER
-    added_ids = [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    ids = [*vocabulary.values(), *added_ids, *_read(directory, "added_tokens.json").values()]
-    is_gpt2 = all(vocabulary.get(token) == i for token, i in GPT2_TOKEN_IDS.items())
-    has_more = any(isinstance(i, int) and i > GPT2_TOKEN_IDS[END] for i in ids)
-    return {"kind": "gpt2"} if is_gpt2 and not has_more else UNSUPPORTED_TOKENIZER
+    if vocabulary:
+        added_ids = [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+        ids = [*vocabulary.values(), *added_ids, *_read(directory, "added_tokens.json").values()]
+        is_gpt2 = all(vocabulary.get(token) == i for token, i in GPT2_TOKEN_IDS.items())
+        if not is_gpt2 or any(isinstance(i, int) and i > GPT2_TOKEN_IDS[END] for i in ids):
+            return UNSUPPORTED_TOKENIZER
+    elif vocab_size != 50257:
+        return None
+    template = _read_template(directory)
+    return {"kind": "gpt2", **({"template": template.to_dict()} if template else {})}
 
 
-def save(model: GPT, tokenizer: dict | None, directory: str, settings_hash: str = ""):
-    """Write a model and its tokenizer, if any, to an empty or new directory. stored_hash reads settings_hash back."""
-    from safetensors.torch import save_file
-
-    config = model.config
-    required = ("model_type", config.model_type, "gpt"), ("ngrams", config.ngrams, 1)
-    for name, value, expected in (*required, ("pos_embd", position_scheme(config), "default")):
-        if value != expected:
-            raise UserError(f"GPT-2's architecture does not support {name}={value}: keep the model as a checkpoint")
-    tokenizer = None if tokenizer == UNSUPPORTED_TOKENIZER else tokenizer
-    end_id = from_dict(tokenizer).end_id if tokenizer else None
-    weights = {}
-    for key, weight in model.state_dict().items():
-        weights[key] = (weight.t() if key.endswith(TRANSPOSED_WEIGHTS) else weight).contiguous()
-        if key.startswith(("transformer.h.", "transformer.ln_f.")) and key.endswith(".weight"):
-            weights.setdefault(key.removesuffix("weight") + "bias", torch.zeros(weight.shape[0]))  # GPT-2 has biases
-    if config.tie_weights:
-        del weights["lm_head.weight"]
-    os.makedirs(directory, exist_ok=True)
-    save_file(weights, os.path.join(directory, WEIGHT_FILES[0]), metadata={"format": "pt"})
-    hf_config = {
-        "architectures": ["GPT2LMHeadModel"],
-        **{key: getattr(config, field) for field, (key, _, _) in CONFIG_KEYS.items()},
-        **{**FIXED_CONFIG, "n_inner": None},
-        "activation_function": "gelu_new" if config.activation == "gelu_tanh" else "gelu",
-        **dict(embd_pdrop=config.dropout, resid_pdrop=config.dropout, attn_pdrop=config.attn_dropout),
-        **dict(bos_token_id=end_id, eos_token_id=end_id),
-    }
-    _write_json(hf_config, directory, "config.json")
-    if tokenizer:
-        _save_tokenizer(from_dict(tokenizer), config.block_size, directory)
-    _write_json(
-        {"mark": settings_hash, "tokenizer": tokenizer, "files": _hash_files(directory)}, directory, EXPORT_RECORD_FILE
-    )
-
-
-def _write_json(content: dict, directory: str, name: str):
-    with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
+def _read_template(directory: str) -> Template | None:
+    """Return the chat template of a directory, or that of DialoGPT, whose older versions have none."""
+    if template := read_template(directory, END):
+        return template
+    tasks = _read(directory, "config.json").get("task_specific_params")
+    is_conversational = isinstance(tasks, dict) and "conversational" in tasks
+    return Template("dialogpt", user="", assistant=END, end=END, starts_with_end=False) if is_conversational else None
 
 
 def stored_hash(directory: str) -> str | None:
     """Return the settings_hash written by save, or None if any file in directory has been changed since then."""
     try:
         record = _read(directory, EXPORT_RECORD_FILE)
-        return record.get("mark") if _hash_files(directory) == record.get("files") else None
+        return record.get("mark") if hash_files(directory) == record.get("files") else None
     except (OSError, UserError):
         return None
 
 
-def _hash_files(directory: str) -> dict[str, str]:
+def hash_files(directory: str) -> dict[str, str]:
     """Return {name: hash} for all files in directory except the record written by save."""
     names = sorted(set(os.listdir(directory)) - {EXPORT_RECORD_FILE})
     return {name: file_sha256(os.path.join(directory, name)) for name in names}
-
-
-def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
-    """Write tokenizer.json and tokenizer_config.json so that transformers encodes and decodes as tokenizer does."""
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as HFTokenizer
-
-    if tokenizer.kind in ("gpt2", "bpe"):
-        vocabulary, merges = _vocab_and_merges(tokenizer.encoding._mergeable_ranks)
-        hf_tokenizer = HFTokenizer(models.BPE(vocabulary, merges))
-        hf_tokenizer.pre_tokenizer = bpe_pre_tokenizer(tokenizer.kind == "bpe" and tokenizer.keep_marks)
-        hf_tokenizer.decoder = decoders.ByteLevel()
-    else:
-        is_word = tokenizer.kind == "word"  # with char, an unknown character is an error in transformers, too
-        ids = {**tokenizer.ids, **({UNKNOWN: tokenizer.unknown_id} if is_word else {})}
-        hf_tokenizer = HFTokenizer(models.WordLevel(ids, unk_token=UNKNOWN if is_word else None))
-        if is_word and tokenizer.lower:
-            hf_tokenizer.normalizer = normalizers.Lowercase()
-        pattern = r"[\s\S]"
-        if is_word:  # in Oniguruma, \w includes marks but not all digits, and \s lacks four control characters
-            marks = r"\p{M}" if tokenizer.keep_marks else None
-            prefix = "" if tokenizer.spaces_alone else SPACE_BEFORE
-            pattern = word_pattern(prefix, marks, word=r"\p{L}\p{N}_", space=r"\s\x1c-\x1f")
-        hf_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
-        hf_tokenizer.decoder = decoders.Fuse()
-    hf_tokenizer.add_special_tokens(sorted(tokenizer.specials, key=tokenizer.specials.__getitem__))
-    hf_tokenizer.save(os.path.join(directory, "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
-    settings |= {"clean_up_tokenization_spaces": False}
-    if END in tokenizer.specials:
-        settings |= {"bos_token": END, "eos_token": END}
-    if tokenizer.template and tokenizer.template.special:
-        settings |= {"eos_token": tokenizer.template.end, "chat_template": _chat_template(tokenizer.template)}
-    _write_json(settings, directory, "tokenizer_config.json")
-
-
-def _chat_template(template: Template) -> str:
-    """Convert a template to Jinja, so that transformers' apply_chat_template produces the same prompts as chat.py."""
-    affixes = {
-        "system": (template.system, ""),
-        "user": (template.user, template.assistant),
-        "assistant": (template.gap, template.end),
-    }
-    branches = "".join(
-        f"{{%- if message['role'] == '{role}' %}}{{{{- {before!r} + message['content'] + {after!r} }}}}{{%- endif %}}"
-        for role, (before, after) in affixes.items()
-    )
-    return f"{{{{- {END!r} }}}}{{%- for message in messages %}}{branches}{{%- endfor %}}"
-
-
-def _vocab_and_merges(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Convert tiktoken ranks to (vocabulary, merges) in the format of GPT-2's files, which write bytes as characters.
-
-    After all earlier merges, the bytes of a token form two parts; the token's own merge joins them.
-    """
-    byte_chars = byte_alphabet()
-    names = {token: "".join(byte_chars[byte] for byte in token) for token in ranks}
-    merges = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [bytes([byte]) for byte in token]
-        while len(parts) > 2:
-            i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], rank))
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        if len(parts) == 2:
-            merges.append((names[parts[0]], names[parts[1]]))
-    return {names[token]: rank for token, rank in ranks.items()}, merges

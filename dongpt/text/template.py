@@ -37,10 +37,21 @@ class Template:
     gap: str = ""  # text at the start of the answer, predicted by the model
     special: bool = True
     tags: tuple[str, ...] = ()  # plain-text markers, which end an answer and are broken up in messages
+    starts_with_end: bool = True  # whether an end token precedes the first message, if special
+    token_in_text: str = ""  # a special token in markers that are text otherwise; empty if they are special tokens
 
     def special_tokens(self) -> list[str]:
         """Return the names of the special tokens."""
+        if self.token_in_text:
+            return [self.token_in_text]
         return [mark for mark in (self.system, self.user, self.assistant, self.end) if mark and self.special]
+
+    def mark(self, text: str, in_loss: bool = False) -> list[Segment]:
+        """Return the segments of a marker."""
+        if not self.token_in_text:
+            return [Segment(text, self.special, in_loss)]
+        parts = re.split(f"({re.escape(self.token_in_text)})", text)
+        return [Segment(part, part == self.token_in_text, in_loss) for part in parts]
 
     @property
     def is_plain_text(self) -> bool:
@@ -49,18 +60,17 @@ class Template:
 
     def opening(self, system: str) -> list[Segment]:
         """Return the segments before the first question."""
-        return [Segment(self.system, is_special=self.special), Segment(system)] if system and self.system else []
+        return [*self.mark(self.system), Segment(system)] if system and self.system else []
 
     def question(self, text: str, topic: str = "") -> list[Segment]:
         """Return the user's turn and the marker before the answer. The topic is inserted into the header."""
         header = [Segment(self.header.replace("{}", self.clean(topic)))] if self.header and topic else []
-        user_mark, assistant_mark = (Segment(mark, is_special=self.special) for mark in (self.user, self.assistant))
-        return [*header, user_mark, Segment(self.clean(text)), assistant_mark]
+        return [*header, *self.mark(self.user), Segment(self.clean(text)), *self.mark(self.assistant)]
 
     def answer(self, text: str) -> list[Segment]:
         """Return the model's turn, including the end marker."""
         content = Segment(self.gap + (text if self.special else self.clean(text)), in_loss=True)
-        return [content, Segment(self.end, is_special=self.special, in_loss=True)]
+        return [content, *self.mark(self.end, in_loss=True)]
 
     def clean(self, text: str) -> str:
         """Break up the plain-text markers in a message. For example, <bot> becomes < bot>."""
@@ -77,7 +87,9 @@ class Template:
 
     def to_dict(self) -> dict:
         """Return a plain dict that can be stored in the description of a tokenizer."""
-        return {**asdict(self), "tags": list(self.tags)}
+        values = {**asdict(self), "tags": list(self.tags)}
+        defaults = {"starts_with_end": True, "token_in_text": ""}  # unknown to earlier versions
+        return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
 
     @classmethod
     def from_dict(cls, description: Any) -> "Template":
@@ -86,7 +98,7 @@ class Template:
             template = cls(**{**description, "tags": tuple(description.get("tags", ()))})
             texts = [getattr(template, field.name) for field in fields(cls) if field.type is str]
             is_valid = (
-                type(template.special) is bool
+                {type(template.special), type(template.starts_with_end)} == {bool}
                 and is_valid_unicode("".join([*texts, *template.tags]))  # raises TypeError if one is not text
                 and all(len(tag) > 1 for tag in template.tags)
                 and template.header.count("{}") == bool(template.header)

@@ -33,8 +33,8 @@ import evaluate
 import sample
 import train
 from configurator import UserError
+from dongpt.checkpoint import architectures, export, hugging_face
 from dongpt.checkpoint import files as checkpoints
-from dongpt.checkpoint import hugging_face
 from dongpt.checkpoint.files import load_model
 from dongpt.checkpoint.legacy import build_model
 from dongpt.checkpoint.run import grow_vocabulary
@@ -138,11 +138,11 @@ def test_logits_and_loss_equal_hugging_faces_at_every_length(tmp_path, transform
         torch.testing.assert_close(ours(idx[:, :-1], idx[:, 1:])[1], loss, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("layer", hugging_face.TRANSPOSED_WEIGHTS)
+@pytest.mark.parametrize("layer", architectures.TRANSPOSED_WEIGHTS)
 def test_a_forgotten_transpose_cannot_go_unseen(tmp_path, transformers, monkeypatch, layer):
     model = theirs(transformers, tmp_path / "hf")
     monkeypatch.setattr(
-        hugging_face, "TRANSPOSED_WEIGHTS", tuple(name for name in hugging_face.TRANSPOSED_WEIGHTS if name != layer)
+        architectures, "TRANSPOSED_WEIGHTS", tuple(name for name in architectures.TRANSPOSED_WEIGHTS if name != layer)
     )
     if layer == "attn.c_proj.weight":  # square: no shape tells
         assert gap(load_model(str(tmp_path / "hf"))[0], model, torch.randint(23, (2, 16))) > 0.1
@@ -155,7 +155,7 @@ def test_the_four_transposed_matrices_are_those_of_conv1d(transformers):
     names = {
         name for name, module in theirs(transformers, n_layer=1).named_modules() if type(module).__name__ == "Conv1D"
     }
-    assert {f"transformer.h.0.{name.removesuffix('.weight')}" for name in hugging_face.TRANSPOSED_WEIGHTS} == names
+    assert {f"transformer.h.0.{name.removesuffix('.weight')}" for name in architectures.TRANSPOSED_WEIGHTS} == names
 
 
 def test_an_initial_model_of_transformers_gives_its_logits_too(tmp_path, transformers):
@@ -413,8 +413,10 @@ def test_other_logits_than_those_of_transformers_stop_the_conversion(tmp_path, t
     theirs(transformers, tmp_path / "hf")
     if direction == "to":
         ckpt_update.main([str(tmp_path / "hf"), "new.pt"])
-    names = [name for name in hugging_face.TRANSPOSED_WEIGHTS if name != "attn.c_proj.weight"]  # square: no shape tells
-    monkeypatch.setattr(hugging_face, "TRANSPOSED_WEIGHTS", tuple(names))
+    names = [
+        name for name in architectures.TRANSPOSED_WEIGHTS if name != "attn.c_proj.weight"
+    ]  # square: no shape tells
+    monkeypatch.setattr(architectures, "TRANSPOSED_WEIGHTS", tuple(names))
     source, target = (str(tmp_path / "hf"), "wrong.pt") if direction == "from" else ("new.pt", "wrong")
     args = [] if direction == "from" else ["--to=hf"]
     assert "from those of transformers" in refusal(ckpt_update.main, source, target, *args)
@@ -449,10 +451,10 @@ def test_a_model_of_which_transformers_does_not_find_all_weights_is_not_compared
 def test_a_directory_is_read_and_written_without_transformers(tmp_path, transformers):
     theirs(transformers, tmp_path / "hf")
     code = f"""import sys; sys.path.insert(0, {ROOT!r}); sys.modules["transformers"] = None
-from dongpt.checkpoint import hugging_face, load_model
+from dongpt.checkpoint import export, load_model
 from dongpt.text.tokenizers import CharTokenizer
 model, _ = load_model("hf")
-hugging_face.save(model, CharTokenizer("abcdefghijklmnopqrstuvw").to_dict(), "again")
+export.save(model, CharTokenizer("abcdefghijklmnopqrstuvw").to_dict(), "again")
 assert load_model("again")[1].decode([0, 1]) == "ab"
 """
     fork_server.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
@@ -637,7 +639,7 @@ def char_folder(folder, characters: str = CHARACTERS, **more) -> GPT:
     model = GPT(GPTConfig(vocab_size=len(characters), **{**settings, **more})).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    hugging_face.save(model, CharTokenizer(characters).to_dict(), str(folder))
+    export.save(model, CharTokenizer(characters).to_dict(), str(folder))
     return model
 
 
@@ -1099,7 +1101,7 @@ def test_a_grown_model_goes_to_transformers_and_back(grown, transformers):
     kind, folder, old, _ = grown
     checkpoint = load(folder / "out", "ckpt.pt")
     ours, tokenizer = load_model(str(folder / "out"))
-    hugging_face.save(ours, checkpoint["tokenizer"], "back")
+    export.save(ours, checkpoint["tokenizer"], "back")
     idx = torch.randint(old.config.vocab_size + 2, (2, 16))
     assert gap(ours, transformers.GPT2LMHeadModel.from_pretrained("back").eval(), idx) < 1e-4
     assert load_model("back")[1].to_dict() == checkpoint["tokenizer"]
@@ -1647,7 +1649,7 @@ def test_an_exported_vocabulary_of_ones_own_encodes_as_ours(tmp_path, transforme
         flags = (*("lower" in kind,) * 2, "old" not in kind)
         tokenizer = WordTokenizer(sorted(set(split_words(text, *flags))), ["<|x|>", "<|endoftext|>"], *flags)
     model = GPT(GPTConfig(block_size=4096, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=8))
-    hugging_face.save(model, tokenizer.to_dict(), str(tmp_path / "hf"))
+    export.save(model, tokenizer.to_dict(), str(tmp_path / "hf"))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     ids = tokenizer.encode(text[-4000:] + "unheard", unknown="replace")
     assert theirs.encode(text[-4000:] + "unheard") == ids and theirs.decode(ids) == tokenizer.decode(ids)
@@ -1660,7 +1662,7 @@ def test_an_exported_template_asks_as_ours_does(tmp_path, transformers):
     tokenizer = BPETokenizer.train([generated_text(900)], 400, DONGPT_TEMPLATE.special_tokens())
     tokenizer.template = DONGPT_TEMPLATE
     model = GPT(GPTConfig(block_size=64, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=8))
-    hugging_face.save(model, tokenizer.to_dict(), str(tmp_path / "hf"))
+    export.save(model, tokenizer.to_dict(), str(tmp_path / "hf"))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     said = [("system", "be brief"), ("user", "It's 'me'?"), ("assistant", 'Yes, "you".'), ("user", "so?\nwhat")]
     text = theirs.apply_chat_template([dict(role=role, content=content) for role, content in said], tokenize=False)
