@@ -99,10 +99,6 @@ def compare_with_transformers(model: GPT, directory: str, n_ids: int | None = No
     reference = hugging_face.transformers_logits(directory, random_ids(model, n_ids))
     if isinstance(reference, str):
         return f"not compared with transformers, which {reference}"
-    if not reference.isfinite().all():
-        raise UserError(
-            f"nothing was written, since {directory} computes logits that are not finite: check its weights"
-        )
     difference = (model_logits(model, n_ids)[..., : reference.shape[-1]] - reference).abs().max().item()
     if not difference <= 1e-4 * max(1.0, reference.abs().max().item()):
         problem = f"its logits would differ by {difference:.2g} from those of transformers for {directory}"
@@ -123,6 +119,8 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     args: dict[str, Any] = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key)}
     checkpoint, path = checkpoints.load_path(source, **{**args, **(NANOGPT_PLUS_SIZES[cfg.size] if cfg.size else {})})
     model = checkpoints.restore_model(checkpoint, path)
+    if not (logits := model_logits(model)).isfinite().all():
+        raise UserError(f"nothing was written, since {path} computes logits that are not finite: check its weights")
     tokenizer, note = checkpoint.get("tokenizer"), f"same logits as {source}"
     if path == source and hugging_face.is_model(source):
         note = compare_with_transformers(model, hugging_face.find_directory(source))
@@ -137,7 +135,6 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     if cfg.to != "dongpt":
         print(f"wrote {target}: {describe(model)}, {note}" + ("" if tokenizer else "; no tokenizer"))
         return
-    logits = model_logits(model)
     if cfg.pos_embd:
         scheme = position_scheme(model.config) if model.config.model_type == "gpt" else "no"
         if scheme != "default":

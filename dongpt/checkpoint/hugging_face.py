@@ -208,7 +208,9 @@ def transformers_logits(directory: str, idx: torch.Tensor) -> torch.Tensor | str
     try:
         # only code that is ours, whatever else the directory may contain
         options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": _has_our_code(directory)}
-        model = AutoModelForCausalLM.from_pretrained(directory, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **options)
+        if info["missing_keys"]:  # transformers initializes these randomly
+            return f"did not find {len(info['missing_keys'])} weights in {directory}"
         with torch.no_grad():
             return model.eval()(idx).logits
     except Exception as error:  # transformers documents none; its messages point to a report that we do not print
