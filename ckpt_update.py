@@ -5,8 +5,11 @@
     python ckpt_update.py ckpt_original.pt ckpt.pt --pos_embd=default+relative # adds a relative-position table
     python ckpt_update.py ckpt.pt FOLDER --to=hf                               # for the transformers library
     python ckpt_update.py FOLDER ckpt.pt                                       # and back
+    python ckpt_update.py out-lora merged.pt --to=merged                       # a LoRA adapter and its base in one file
+    python ckpt_update.py out-lora FOLDER --to=peft                            # a LoRA adapter for the PEFT library
 
-IN is a checkpoint file, an out_dir, a directory in Hugging Face format, or gpt2, gpt2-medium, gpt2-large or gpt2-xl.
+IN is a checkpoint file, an out_dir, a directory in the format of Hugging Face or PEFT, or gpt2, gpt2-medium, gpt2-large
+or gpt2-xl.
 IN is not modified. OUT is moved into place only after its model has produced the same logits as the model in IN.
 """
 
@@ -15,19 +18,20 @@ import hashlib
 import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Iterator, Literal
 
 import torch
 
 import configurator
 from configurator import UserError
+from dongpt.checkpoint import adapters, foreign, hugging_face, lora
 from dongpt.checkpoint import files as checkpoints
-from dongpt.checkpoint import foreign, hugging_face
 from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES, load_weights, parse_model_args
 from dongpt.checkpoint.legacy import build_model, position_scheme
 from dongpt.program import LOCK_FILE, locked_directory, locked_output, run_program
 from model import GPT, RELATIVE_TABLE
 
+OutputFormat = Literal["dongpt", "hf", "merged", "peft"]
 HASH_KEY = "converted_by"  # key in OUT for a hash of the command; only the same command may overwrite OUT
 
 
@@ -37,7 +41,8 @@ class UpdateConfig:
     size: Literal[None, "small", "medium", "large"] = None  # nanoGPT+ model size; sets n_head and checks the shapes
     activation: Literal[None, "gelu", "gelu_tanh"] = None  # use gelu_tanh for nanoGPT checkpoints of May and June 2023
     pos_embd: Literal[None, "default+relative", "relative"] = None  # add a relative-position table to a default model
-    to: Literal["dongpt", "hf"] = "dongpt"  # hf: write a directory that the transformers library can load
+    to: OutputFormat = "dongpt"  # hf: for transformers; merged: an adapter and its base; peft: an adapter for PEFT
+    base: str = ""  # path of the model that the LoRA adapter in IN was trained on, if it has moved
 
 
 def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
@@ -69,15 +74,15 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     return {**new, "model": weights, "model_args": checkpoints.model_args(model.config)}
 
 
-def random_ids(model: GPT) -> torch.Tensor:
-    """Return a fixed random batch of ids (2, T) for comparing models."""
-    size, generator = (2, min(model.config.block_size, 64)), torch.Generator().manual_seed(0)
+def random_ids(model: GPT, n_tokens: int | None = None) -> torch.Tensor:
+    """Return a fixed random batch of ids (2, T) for comparing models. T is n_tokens or depends on block_size."""
+    size, generator = (2, n_tokens or min(model.config.block_size, 64)), torch.Generator().manual_seed(0)
     return torch.randint(model.transformer.wte.num_embeddings, size, generator=generator)
 
 
-def model_logits(model: GPT) -> torch.Tensor:
+def model_logits(model: GPT, n_tokens: int | None = None) -> torch.Tensor:
     """Return a model's logits (2, T, V) for random_ids."""
-    idx = random_ids(model)
+    idx = random_ids(model, n_tokens)
     with torch.no_grad():
         return model.eval()(idx, idx)[0]
 
@@ -103,7 +108,8 @@ def compare_with_transformers(model: GPT, directory: str) -> str:
 
 def check_same_logits(old_logits: torch.Tensor, temporary_path: str, path: str):
     """Raise UserError unless the model in temporary_path, which will be renamed to path, produces old_logits."""
-    difference = (old_logits - model_logits(checkpoints.load_from_path(temporary_path)[0])).abs().max().item()
+    model, n_tokens = checkpoints.load_from_path(temporary_path)[0], old_logits.shape[1]
+    difference = (old_logits - model_logits(model, n_tokens)).abs().max().item()
     if not difference <= 1e-5 * max(1.0, old_logits.abs().max().item()):
         problem = f"{path} was not written because its logits would differ from the old ones by {difference:.2g}"
         raise UserError(f"{problem}: this is a bug, please report it with the model_args")
@@ -113,15 +119,27 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     """Convert the model at source and write it to target."""
     args: dict[str, Any] = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key)}
     checkpoint, path = checkpoints.load_path(source, **{**args, **(NANOGPT_PLUS_SIZES[cfg.size] if cfg.size else {})})
-    model = checkpoints.restore_model(checkpoint, path)
+    model = checkpoints.restore_model(checkpoint, path, cfg.base)
+    is_adapter = model.adapter is not None
+    if cfg.to in ("merged", "peft") and not is_adapter:
+        raise UserError(f"--to={cfg.to} is for LoRA adapters, and {source} is a whole model: remove --to={cfg.to}")
+    lora.merge_adapter(model)
     logits, tokenizer = model_logits(model), checkpoint.get("tokenizer")
     note = f"same logits as {source}"
-    if path == source and hugging_face.is_model(source):
+    if path == source and hugging_face.is_model(source) and not is_adapter:
         note = compare_with_transformers(model, hugging_face.find_directory(source))
+    if cfg.to == "peft":
+        with new_directory(target) as directory:
+            adapters.save(model, checkpoint, directory, settings_hash)
+            check_same_logits(logits, directory, target)
+        print(f"wrote {target}: LoRA adapter for {checkpoint['lora']['base']}, {note}")
+        return
     if cfg.to == "hf":
         note = write_directory(model, tokenizer, target, logits, settings_hash)
         print(f"wrote {target}: {describe(model)}, {note}" + ("" if tokenizer else "; no tokenizer"))
         return
+    if is_adapter and (cfg.to == "merged" or cfg.pos_embd):
+        checkpoint = checkpoints.merged(checkpoint, model)
     if cfg.pos_embd:
         scheme = position_scheme(model.config) if model.config.model_type == "gpt" else "no"
         if scheme != "default":
@@ -130,7 +148,9 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
         model = build_model(replace(model.config, pos_embd="default+relative"))
     names = {"optimizer": "optimizer state", "iter_num": "iteration", "tokenizer": "tokenizer"}
     missing_parts = [name for key, name in names.items() if checkpoint.get(key) is None]
-    checkpoint = {**update_checkpoint(checkpoint, model), HASH_KEY: settings_hash}
+    if "lora" not in checkpoint:
+        checkpoint = update_checkpoint(checkpoint, model)
+    checkpoint[HASH_KEY] = settings_hash
     checkpoints.save(checkpoint, target, check=lambda part: check_same_logits(logits, part, target))
     missing_note = f"; no {', no '.join(missing_parts)}" if missing_parts else ""
     print(f"wrote {target}: {describe(model)}, {note}{missing_note}")
@@ -145,17 +165,23 @@ def write_directory(
 
     Returns the note of compare_with_transformers.
     """
+    with new_directory(directory) as temporary_dir:
+        hugging_face.save(model, tokenizer, temporary_dir, settings_hash)
+        check_same_logits(logits, temporary_dir, directory)
+        return compare_with_transformers(model, temporary_dir)
+
+
+@contextlib.contextmanager
+def new_directory(directory: str) -> Iterator[str]:
+    """Yield the path of an empty directory, which is moved to `directory` unless the block raises an exception."""
     parent = os.path.dirname(os.path.abspath(directory))
     with tempfile.TemporaryDirectory(prefix=".ckpt_update-", dir=parent, ignore_cleanup_errors=True) as temporary_dir:
-        new_directory = os.path.join(temporary_dir, "new")  # mkdir sets the usual permissions
-        os.mkdir(new_directory)
-        hugging_face.save(model, tokenizer, new_directory, settings_hash)
-        check_same_logits(logits, new_directory, directory)
-        note = compare_with_transformers(model, new_directory)
+        new_path = os.path.join(temporary_dir, "new")  # mkdir sets the usual permissions
+        os.mkdir(new_path)
+        yield new_path
         if os.path.isdir(directory):  # empty, or written by the same command: see check_output_path
             os.replace(directory, os.path.join(temporary_dir, "old"))
-        os.replace(new_directory, directory)
-    return note
+        os.replace(new_path, directory)
 
 
 def describe(model: GPT) -> str:
@@ -176,7 +202,7 @@ def check_output_path(source: str, target: str, cfg: UpdateConfig, settings_hash
     if os.path.exists(target) and any(os.path.samefile(path, target) for path in sources if os.path.exists(path)):
         raise UserError(f"{target} is the checkpoint to convert, which is never changed: choose another name for OUT")
     is_folder = os.path.isdir(target) and not os.path.islink(target)
-    if not os.path.lexists(target) or cfg.to == "hf" and is_folder and not os.listdir(target):
+    if not os.path.lexists(target) or cfg.to in ("hf", "peft") and is_folder and not os.listdir(target):
         return
     stored = None
     with contextlib.suppress(UserError):
