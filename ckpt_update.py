@@ -28,7 +28,7 @@ from dongpt.checkpoint import adapters, foreign, hugging_face, lora
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES, load_weights, parse_model_args
 from dongpt.checkpoint.legacy import build_model, position_scheme
-from dongpt.program import LOCK_FILE, locked_directory, locked_output, run_program
+from dongpt.program import LOCK_FILE, first_line, locked_directory, locked_output, run_program
 from model import GPT, RELATIVE_TABLE
 
 OutputFormat = Literal["dongpt", "hf", "merged", "peft"]
@@ -173,12 +173,21 @@ def write_directory(
 
 @contextlib.contextmanager
 def new_directory(directory: str) -> Iterator[str]:
-    """Yield the path of an empty directory, which is moved to `directory` unless the block raises an exception."""
+    """Yield the path of an empty directory, which is moved to `directory` unless the block raises an exception.
+
+    Raises UserError if the files cannot be written.
+    """
+    from safetensors import SafetensorError
+
     parent = os.path.dirname(os.path.abspath(directory))
     with tempfile.TemporaryDirectory(prefix=".ckpt_update-", dir=parent, ignore_cleanup_errors=True) as temporary_dir:
         new_path = os.path.join(temporary_dir, "new")  # mkdir sets the usual permissions
         os.mkdir(new_path)
-        yield new_path
+        try:
+            yield new_path
+        except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+            reason = f"{directory} could not be written ({first_line(error)})"
+            raise UserError(f"{reason}: free some disk space; nothing was changed") from error
         if os.path.isdir(directory):  # empty, or written by the same command: see check_output_path
             os.replace(directory, os.path.join(temporary_dir, "old"))
         os.replace(new_path, directory)

@@ -27,7 +27,6 @@ import dongpt
 import evaluate
 import sample
 import train
-from configurator import UserError
 from dongpt.checkpoint import adapters, load_model, lora
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint.legacy import build_meta_model, build_model
@@ -428,16 +427,38 @@ def test_an_adapter_survives_peft_format_bitwise(adapter_run, tmp_path):
     assert visible(".") == ["again.pt", "peft"]
 
 
-@pytest.mark.parametrize("to", ["merged", "peft"])
-def test_a_failed_write_leaves_nothing(adapter_run, monkeypatch, to):
+@smoke
+@pytest.mark.parametrize("to", ["dongpt", "merged", "peft"])
+def test_a_full_disk_leaves_nothing(adapter_run, monkeypatch, to):
+    import safetensors.torch
+
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
+    def fail_in_safetensors(*args, **kwargs):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
     monkeypatch.setattr(torch, "save", fail)
-    monkeypatch.setattr(adapters, "_write_json", fail)
-    with pytest.raises((UserError, OSError)):
-        ckpt_update.main([adapter_run, "new", f"--to={to}"])
+    monkeypatch.setattr(safetensors.torch, "save_file", fail_in_safetensors)
+    command = [adapter_run, "new", f"--to={to}"]
+    refusal(lambda: ckpt_update.main(command), "new could not be written", "No space left", "free some disk space")
     assert visible(".") == []
+
+
+def test_a_run_that_is_killed_while_it_saves_keeps_the_older_adapter(tiny_run, tiny_data, monkeypatch):
+    fine_tune(tiny_run, "out", tiny_data, "--max_iters=3")
+    before, write = load("out"), torch.save
+
+    def stop_halfway(content, file):
+        file.write(b"PK half of a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", stop_halfway)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(["--init_from=resume", "--out_dir=out", "--max_iters=6"])
+    monkeypatch.setattr(torch, "save", write)
+    assert_same(load("out"), before)
+    assert load_model("out")
 
 
 @smoke
