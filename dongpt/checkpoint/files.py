@@ -183,8 +183,9 @@ def _restore_adapter(checkpoint: dict, path: str, base: str) -> GPT:
     if not (os.path.exists(location) or hugging_face.is_model(location)):
         problem = f"for {location}, which does not exist" if location else "that does not name its base"
         raise UserError(f"{path} is a LoRA adapter {problem}: {remedy}")
-    if os.path.exists(location) and os.path.samefile(location, path):
-        raise UserError(f"{path} is a LoRA adapter, and {location} names it as its own base: {remedy}")
+    places = [location, *(os.path.join(location, name) for name in (BEST_NAME, LAST_NAME))]
+    if any(os.path.exists(place) and os.path.samefile(place, path) for place in places):
+        raise UserError(f"{path} is a LoRA adapter for {location}, but has replaced it there: {remedy}")
     model, tokenizer, source = load_from_path(location)
     config = foreign.parse_model_args(checkpoint["model_args"], path) if "model_args" in checkpoint else model.config
     if config.block_size < model.config.block_size:

@@ -279,6 +279,9 @@ def test_a_base_that_has_moved_or_changed(adapter_run, tiny_run, tiny_data):
     os.rename("base", "moved")
     sentence = refusal(lambda: load_model("out"), "out/ckpt.pt is a LoRA adapter for", "does not exist", "--base=PATH")
     assert os.path.abspath("base") in sentence
+    shutil.copytree("out", "base")
+    refusal(lambda: load_model("base"), "base/ckpt.pt is a LoRA adapter for", "has replaced it there", "--base=PATH")
+    shutil.rmtree("base")
     expected = all_logits(load_model(adapter_run)[0], random_ids(2, 16))
     assert torch.equal(all_logits(load_model("out", base="moved")[0], random_ids(2, 16)), expected)
     assert json.loads(printed(evaluate.main, "out", "--base=moved/ckpt.pt", "--json"))
@@ -291,7 +294,7 @@ def test_a_base_that_has_moved_or_changed(adapter_run, tiny_run, tiny_data):
     torch.save(checkpoint, "moved/ckpt.pt")
     refusal(lambda: load_model("out"), "for other weights than those of", os.path.abspath("moved"), "--base=PATH")
     refusal(lambda: load_model(tiny_run, base="moved"), "--base=moved is for LoRA adapters", "remove --base")
-    refusal(lambda: load_model("out", base="out/ckpt.pt"), "names it as its own base")
+    refusal(lambda: load_model("out", base="out/ckpt.pt"), "has replaced it there")
 
 
 @smoke
@@ -544,7 +547,7 @@ def test_a_directory_written_by_hand_is_merged_by_hand(layers, config, scale):
         ({"lora_alpha": "x"}, "damaged (lora: invalid alpha)"),
         ({"r": None}, "r=None"),
         ({"base_model_name_or_path": None}, "does not name its base: pass the model"),
-        ({"base_model_name_or_path": "adapter"}, "names it as its own base"),
+        ({"base_model_name_or_path": "adapter"}, "has replaced it there"),
         ({"layers_to_transform": [0]}, "transformer.h.1.attn.c_attn.lora_A"),
     ],
 )
