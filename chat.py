@@ -70,6 +70,7 @@ class ChatConfig(RuntimeConfig, Sampling):
     max_new_tokens: Annotated[int, ">=", 1] = 200  # maximum length of an answer in tokens
     temperature: float = 0.7  # above 1 is more random; 0, the default for chat models, picks the most likely token
     top_k: int | None = 50  # sample only from the top_k most likely tokens; 0 or None disables this
+    base: str = ""  # path of the model that a LoRA adapter was trained on, if it has moved
     quantize: Quantization = "none"  # int8: 8-bit weights; faster on a CPU, with a slightly higher loss
 
     def __post_init__(self):
@@ -271,7 +272,8 @@ def read_conversations(path: str) -> list[list[tuple[str, str]]]:
 def start_conversation(cfg: ChatConfig, path: str, is_default_temperature: bool) -> Conversation:
     """Start a conversation with the model at path, using the system message and topic from the settings."""
     # an explicit --template works even if the checkpoint's own template is unknown to this version
-    generator = ready.load(path, cfg.device, cfg.dtype, cfg.quantize, cfg.compile, chat_template=cfg.template == "auto")
+    uses_template = cfg.template == "auto"
+    generator = ready.load(path, cfg.device, cfg.dtype, cfg.quantize, cfg.compile, uses_template, cfg.base)
     tokenizer = generator.require_tokenizer()
     template = (tokenizer.template or PLAIN_TEMPLATE) if cfg.template == "auto" else TEMPLATES[cfg.template]
     print_note(generator.description)

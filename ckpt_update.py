@@ -6,8 +6,11 @@
     python ckpt_update.py ckpt.pt FOLDER --to=hf                               # for the transformers library
     python ckpt_update.py FOLDER ckpt.pt                                       # and back
     python ckpt_update.py ckpt.pt model.gguf --to=gguf --weights=float16       # for llama.cpp, Ollama and LM Studio
+    python ckpt_update.py out-lora merged.pt --to=merged                       # a LoRA adapter and its base in one file
+    python ckpt_update.py out-lora FOLDER --to=peft                            # a LoRA adapter for the PEFT library
 
-IN is a checkpoint file, an out_dir, a directory in Hugging Face format, or gpt2, gpt2-medium, gpt2-large or gpt2-xl.
+IN is a checkpoint file, an out_dir, a directory in the format of Hugging Face or PEFT, or gpt2, gpt2-medium, gpt2-large
+or gpt2-xl.
 IN is not modified. OUT is moved into place only after its model has produced the same logits as the model in IN.
 """
 
@@ -23,18 +26,19 @@ import torch
 
 import configurator
 from configurator import UserError
-from dongpt.checkpoint import export, foreign, gguf, hugging_face
+from dongpt.checkpoint import adapters, export, foreign, gguf, hugging_face, lora
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES, load_weights, parse_model_args
 from dongpt.checkpoint.gguf import WeightType
 from dongpt.checkpoint.legacy import build_model, position_scheme
-from dongpt.program import LOCK_FILE, locked_directory, locked_output, run_program
+from dongpt.program import LOCK_FILE, first_line, locked_directory, locked_output, run_program
 from dongpt.text.bins import find_data_folder, read_meta
 from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, BPETokenizer, Tokenizer, from_dict
 from model import GPT, RELATIVE_TABLE
 
 SAMPLE_TOKENS = 4096  # at the start and at the end of the validation text, to compare tokenizers
 GENERATED_TOKENS = 64  # by the model, for the same purpose
+OutputFormat = Literal["dongpt", "hf", "gguf", "merged", "peft"]
 HASH_KEY = "converted_by"  # key in OUT for a hash of the command; only the same command may overwrite OUT
 
 
@@ -44,8 +48,9 @@ class UpdateConfig:
     size: Literal[None, "small", "medium", "large"] = None  # nanoGPT+ model size; sets n_head and checks the shapes
     activation: Literal[None, "gelu", "gelu_tanh"] = None  # use gelu_tanh for nanoGPT checkpoints of May and June 2023
     pos_embd: Literal[None, "default+relative", "relative"] = None  # add a relative-position table to a default model
-    to: Literal["dongpt", "hf", "gguf"] = "dongpt"  # hf: a directory for transformers; gguf: a file for llama.cpp
+    to: OutputFormat = "dongpt"  # hf: for transformers; gguf: for llama.cpp; merged, peft: from a LoRA adapter
     weights: WeightType = "float32"  # gguf: number format of the matrices; q8_0 takes 8.5 bits per weight
+    base: str = ""  # path of the model that the LoRA adapter in IN was trained on, if it has moved
 
 
 def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
@@ -77,15 +82,18 @@ def update_checkpoint(checkpoint: dict, model: GPT) -> dict:
     return {**new, "model": weights, "model_args": checkpoints.model_args(model.config)}
 
 
-def random_ids(model: GPT, n_ids: int | None = None) -> torch.Tensor:
-    """Return a fixed random batch of ids (2, T) below n_ids, by default the vocabulary size, for comparing models."""
-    size, generator = (2, min(model.config.block_size, 64)), torch.Generator().manual_seed(0)
+def random_ids(model: GPT, n_tokens: int | None = None, n_ids: int | None = None) -> torch.Tensor:
+    """Return a fixed random batch of ids (2, T) for comparing models. T is n_tokens or depends on block_size.
+
+    The ids are below n_ids, by default the vocabulary size.
+    """
+    size, generator = (2, n_tokens or min(model.config.block_size, 64)), torch.Generator().manual_seed(0)
     return torch.randint(n_ids or model.transformer.wte.num_embeddings, size, generator=generator)
 
 
-def model_logits(model: GPT, n_ids: int | None = None) -> torch.Tensor:
+def model_logits(model: GPT, n_tokens: int | None = None, n_ids: int | None = None) -> torch.Tensor:
     """Return a model's logits (2, T, V) for random_ids."""
-    idx = random_ids(model, n_ids)
+    idx = random_ids(model, n_tokens, n_ids)
     with torch.no_grad():
         return model.eval()(idx, idx)[0]
 
@@ -96,10 +104,10 @@ def compare_with_transformers(model: GPT, directory: str, n_ids: int | None = No
     The two libraries add up numbers in different orders, so the logits are not bitwise equal. n_ids is the size of the
     vocabulary in directory.
     """
-    reference = hugging_face.transformers_logits(directory, random_ids(model, n_ids))
+    reference = hugging_face.transformers_logits(directory, random_ids(model, n_ids=n_ids))
     if isinstance(reference, str):
         return f"not compared with transformers, which {reference}"
-    difference = (model_logits(model, n_ids)[..., : reference.shape[-1]] - reference).abs().max().item()
+    difference = (model_logits(model, n_ids=n_ids)[..., : reference.shape[-1]] - reference).abs().max().item()
     if not difference <= 1e-4 * max(1.0, reference.abs().max().item()):
         problem = f"its logits would differ by {difference:.2g} from those of transformers for {directory}"
         raise UserError(f"nothing was written, since {problem}: this is a bug; please report it with its config.json")
@@ -108,7 +116,8 @@ def compare_with_transformers(model: GPT, directory: str, n_ids: int | None = No
 
 def check_same_logits(old_logits: torch.Tensor, temporary_path: str, path: str):
     """Raise UserError unless the model in temporary_path, which will be renamed to path, produces old_logits."""
-    difference = (old_logits - model_logits(checkpoints.load_from_path(temporary_path)[0])).abs().max().item()
+    model, n_tokens = checkpoints.load_from_path(temporary_path)[0], old_logits.shape[1]
+    difference = (old_logits - model_logits(model, n_tokens)).abs().max().item()
     if not difference <= 1e-5 * max(1.0, old_logits.abs().max().item()):
         problem = f"{path} was not written because its logits would differ from the old ones by {difference:.2g}"
         raise UserError(f"{problem}: this is a bug, please report it with the model_args")
@@ -118,13 +127,23 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
     """Convert the model at source and write it to target."""
     args: dict[str, Any] = {key: getattr(cfg, key) for key in ("n_head", "activation") if getattr(cfg, key)}
     checkpoint, path = checkpoints.load_path(source, **{**args, **(NANOGPT_PLUS_SIZES[cfg.size] if cfg.size else {})})
-    model = checkpoints.restore_model(checkpoint, path)
+    model = checkpoints.restore_model(checkpoint, path, cfg.base)
+    is_adapter = model.adapter is not None
+    if cfg.to in ("merged", "peft") and not is_adapter:
+        raise UserError(f"--to={cfg.to} is for LoRA adapters, and {source} is a whole model: remove --to={cfg.to}")
+    lora.merge_adapter(model)
     if not (logits := model_logits(model)).isfinite().all():
         raise UserError(f"nothing was written, since {path} computes logits that are not finite: check its weights")
     tokenizer, note = checkpoint.get("tokenizer"), f"same logits as {source}"
-    if path == source and hugging_face.is_model(source):
+    if path == source and hugging_face.is_model(source) and not is_adapter:
         note = compare_with_transformers(model, hugging_face.find_directory(source))
-    if cfg.to != "dongpt":
+    if cfg.to == "peft":
+        with new_directory(target) as directory:
+            adapters.save(model, checkpoint, directory, settings_hash)
+            check_same_logits(logits, directory, target)
+        print(f"wrote {target}: LoRA adapter for {checkpoint['lora']['base']}, {note}")
+        return
+    if cfg.to in ("hf", "gguf"):
         for key in ("model", "optimizer"):  # memory holds the weights once
             checkpoint.pop(key, None)
         tokenizer = None if tokenizer == UNSUPPORTED_TOKENIZER else tokenizer
@@ -132,9 +151,11 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
         note = write_directory(model, checkpoint, target, settings_hash)
     if cfg.to == "gguf":
         note = write_gguf(model, checkpoint, target, cfg.weights, settings_hash)
-    if cfg.to != "dongpt":
+    if cfg.to in ("hf", "gguf"):
         print(f"wrote {target}: {describe(model)}, {note}" + ("" if tokenizer else "; no tokenizer"))
         return
+    if is_adapter and (cfg.to == "merged" or cfg.pos_embd):
+        checkpoint = checkpoints.merged(checkpoint, model)
     if cfg.pos_embd:
         scheme = position_scheme(model.config) if model.config.model_type == "gpt" else "no"
         if scheme != "default":
@@ -143,7 +164,9 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
         model = build_model(replace(model.config, pos_embd="default+relative"))
     names = {"optimizer": "optimizer state", "iter_num": "iteration", "tokenizer": "tokenizer"}
     missing_parts = [name for key, name in names.items() if checkpoint.get(key) is None]
-    checkpoint = {**update_checkpoint(checkpoint, model), HASH_KEY: settings_hash}
+    if "lora" not in checkpoint:
+        checkpoint = update_checkpoint(checkpoint, model)
+    checkpoint[HASH_KEY] = settings_hash
     checkpoints.save(checkpoint, target, check=lambda part: check_same_logits(logits, part, target))
     missing_note = f"; no {', no '.join(missing_parts)}" if missing_parts else ""
     print(f"wrote {target}: {describe(model)}, {note}{missing_note}")
@@ -157,21 +180,38 @@ def write_directory(model: GPT, checkpoint: dict, directory: str, settings_hash:
     Returns a note for the report. Raises UserError unless the directory has the same weights, its tokenizer gives the
     same ids, and transformers computes the same logits.
     """
-    parent, tokenizer = os.path.dirname(os.path.abspath(directory)), checkpoint.get("tokenizer")
+    tokenizer = checkpoint.get("tokenizer")
     reader = from_dict(tokenizer) if tokenizer not in (None, UNSUPPORTED_TOKENIZER) else None
-    with tempfile.TemporaryDirectory(prefix=".ckpt_update-", dir=parent, ignore_cleanup_errors=True) as temporary_dir:
-        new_directory = os.path.join(temporary_dir, "new")  # mkdir sets the usual permissions
-        os.mkdir(new_directory)
-        export.save(model, tokenizer, new_directory, settings_hash)
-        check_same_weights(model, new_directory, directory)
-        note = compare_with_transformers(model, new_directory, reader.vocab_size if reader else None)
+    with new_directory(directory) as temporary_dir:
+        export.save(model, tokenizer, temporary_dir, settings_hash)
+        check_same_weights(model, temporary_dir, directory)
+        note = compare_with_transformers(model, temporary_dir, reader.vocab_size if reader else None)
         if reader:
-            export.check_tokenizer(new_directory, reader, sample_texts(model, reader, checkpoint))
+            export.check_tokenizer(temporary_dir, reader, sample_texts(model, reader, checkpoint))
             note += ", same ids for sample texts"
+    return note
+
+
+@contextlib.contextmanager
+def new_directory(directory: str) -> Iterator[str]:
+    """Yield the path of an empty directory, which is moved to `directory` unless the block raises an exception.
+
+    Raises UserError if the files cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    parent = os.path.dirname(os.path.abspath(directory))
+    with tempfile.TemporaryDirectory(prefix=".ckpt_update-", dir=parent, ignore_cleanup_errors=True) as temporary_dir:
+        new_path = os.path.join(temporary_dir, "new")  # mkdir sets the usual permissions
+        os.mkdir(new_path)
+        try:
+            yield new_path
+        except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+            reason = f"{directory} could not be written ({first_line(error)})"
+            raise UserError(f"{reason}: free some disk space; nothing was changed") from error
         if os.path.isdir(directory):  # empty, or written by the same command: see check_output_path
             os.replace(directory, os.path.join(temporary_dir, "old"))
-        os.replace(new_directory, directory)
-    return note
+        os.replace(new_path, directory)
 
 
 def write_gguf(model: GPT, checkpoint: dict, path: str, weights: gguf.WeightType, settings_hash: str) -> str:
@@ -228,7 +268,7 @@ def check_output_path(source: str, target: str, cfg: UpdateConfig, settings_hash
     if os.path.exists(target) and any(os.path.samefile(path, target) for path in sources if os.path.exists(path)):
         raise UserError(f"{target} is the checkpoint to convert, which is never changed: choose another name for OUT")
     is_folder = os.path.isdir(target) and not os.path.islink(target)
-    if not os.path.lexists(target) or cfg.to == "hf" and is_folder and not os.listdir(target):
+    if not os.path.lexists(target) or cfg.to in ("hf", "peft") and is_folder and not os.listdir(target):
         return
     stored = None
     with contextlib.suppress(UserError):
@@ -246,7 +286,7 @@ def main(argv: list[str] | None = None):
     cfg, _, (source, target) = configurator.load_with_paths(UpdateConfig, argv, "IN OUT")
     if cfg.size and cfg.n_head not in (None, n_head := NANOGPT_PLUS_SIZES[cfg.size]["n_head"]):
         raise UserError(f"--size={cfg.size} implies n_head={n_head}, not --n_head={cfg.n_head}: remove one of them")
-    if cfg.to != "dongpt" and cfg.pos_embd:
+    if cfg.to not in ("dongpt", "merged") and cfg.pos_embd:
         raise UserError(f"--to={cfg.to} cannot add positions: remove --pos_embd={cfg.pos_embd} or --to={cfg.to}")
     if cfg.to != "gguf" and cfg.weights != "float32":
         raise UserError(f"--weights={cfg.weights} is for GGUF files: add --to=gguf, or remove it")

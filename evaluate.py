@@ -41,6 +41,7 @@ class EvaluateConfig(DeviceConfig):
     batch_size: Annotated[int, ">=", 1] = 12  # number of windows per batch; affects only the speed
     json: bool = False  # print the results to stdout as a JSON list
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # dtype of matmuls
+    base: str = ""  # path of the model that a LoRA adapter was trained on, if it has moved
     quantize: Quantization = "none"  # int8: evaluate with 8-bit weights, as in sample.py --quantize=int8
 
 
@@ -51,7 +52,7 @@ LEGEND = """\
 
 def measure(path: str, cfg: EvaluateConfig, rt: runtime.Runtime) -> tuple[dict, Corpus]:
     """Return a results dict (checkpoint, split, loss, perplexity, bits_per_byte, tokens) and the corpus used."""
-    model, tokenizer, checkpoint = load_from_path(path)
+    model, tokenizer, checkpoint = load_from_path(path, cfg.base)
     stored_config = checkpoint.get("config", {}) if not (cfg.dataset or cfg.data_dir) else {}
     dataset, data_dir = stored_config.get("dataset", cfg.dataset), stored_config.get("data_dir", cfg.data_dir)
     if not (dataset or data_dir):

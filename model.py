@@ -242,6 +242,7 @@ class GPT(nn.Module):
     transformer: Any  # an nn.ModuleDict: wte, wpe, relative, ngrams, drop, h, ln_f
     can_cache = True  # False if a token's keys and values change as the sequence grows
     use_packed_weights = True  # whether decoding on a CPU may repack a copy of the weights
+    adapter: dict | None = None  # LoRA adapter that is trained instead of the weights: see dongpt/checkpoint/lora.py
     document_end_id: int | None = None  # end-of-document id if attention stays within documents (document_mask)
 
     def __init__(self, config: GPTConfig):
@@ -374,8 +375,8 @@ class GPT(nn.Module):
 
     def flops_per_token(self) -> int:
         """Return FLOPs per token, forward and backward: 6 N + 12 L C T (PaLM, appendix B, arxiv.org/abs/2204.02311)."""
-        config = self.config  # 6: two FLOPs per multiply-add, one pass forward and two backward
-        return 6 * self.get_num_matmul_params() + 12 * config.n_layer * config.n_embd * config.block_size
+        config, n = self.config, 4 if self.adapter else 6  # 2 FLOPs for each of: forward, gradient of x, gradient of w
+        return n * self.get_num_matmul_params() + 12 * config.n_layer * config.n_embd * config.block_size
 
     def parameter_groups(self, muon: bool = False) -> dict[str, list[str]]:
         """Return the names of trained parameters by optimizer group, in the order in which checkpoints store them.

@@ -47,6 +47,7 @@ class SampleConfig(RuntimeConfig, Sampling):
     stop: str = ""  # end a sample before this string, or before any string in a JSON list: --stop='["a", "b"]'
     stop_ids: str = ""  # end a sample before any of these token ids, separated by commas
     output: str = ""  # also write the samples to this file: JSON lines with the settings for a .jsonl file, else text
+    base: str = ""  # path of the model that a LoRA adapter was trained on, if it has moved
     quantize: Quantization = "none"  # int8: 8-bit weights; faster on a CPU, with a slightly higher loss
     use_kv_cache: bool = True  # cache keys and values; False generates the same text, but more slowly
 
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 def sample(cfg: SampleConfig, prompt: str, stop: list[str], is_default_prompt: bool) -> int:
     """Load the model, generate, print and write the samples, and return the exit code."""
     path = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
-    generator = ready.load(path, cfg.device, cfg.dtype, cfg.quantize, cfg.compile)
+    generator = ready.load(path, cfg.device, cfg.dtype, cfg.quantize, cfg.compile, base=cfg.base)
     tokenizer = generator.require_tokenizer()
     if is_default_prompt and isinstance(tokenizer, CharTokenizer | WordTokenizer) and prompt not in tokenizer.ids:
         prompt = ""  # the vocabulary has no newline

@@ -12,7 +12,7 @@ import contextlib
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Annotated, Literal
 
@@ -27,6 +27,7 @@ from dongpt import log as logs
 from dongpt.checkpoint import build_model, run
 from dongpt.checkpoint import files as checkpoints
 from dongpt.checkpoint.legacy import position_scheme
+from dongpt.checkpoint.lora import LoraConfig
 from dongpt.checkpoint.run import Saver, State
 from dongpt.log import RunLog
 from dongpt.program import locked_directory, run_program
@@ -43,7 +44,7 @@ PLOT_INTERVAL_SECONDS = 60  # minimum time between two updates of loss.png
 
 
 @dataclass(frozen=True)
-class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
+class TrainConfig(RuntimeConfig, StepConfig, LoraConfig, GPTConfig):
     """All settings of a training run, including those of the base classes in step.py, runtime.py and model.py.
 
     Settings that nanoGPT also has keep its names and meanings.
@@ -87,6 +88,7 @@ class TrainConfig(RuntimeConfig, StepConfig, GPTConfig):
     def __post_init__(self):
         GPTConfig.__post_init__(self)
         StepConfig.__post_init__(self)
+        self.check_lora(self.init_from, self.optimizer, self.freeze_wte)
         problems = []
         if (self.init_wte or self.freeze_wte) and self.model_type == "bigram":
             problems.append("a bigram model's table contains logits, not embeddings: remove init_wte and freeze_wte")
@@ -130,6 +132,7 @@ class InitWeights:
     tokenizer: dict | None
     checkpoint: dict  # {} unless the run is resumed
     mtime: float = 0.0  # modification time of the resumed file
+    source: dict = field(default_factory=dict)  # of a new run: the loaded checkpoint without its tensors
 
 
 def resolve_config(argv: list[str] | None) -> tuple[TrainConfig, dict, InitWeights | None]:
@@ -140,21 +143,23 @@ def resolve_config(argv: list[str] | None) -> tuple[TrainConfig, dict, InitWeigh
     """
     overrides, _ = configurator.read_arguments(TrainConfig, argv)
     init_from, out_dir = overrides.get("init_from", "scratch"), overrides.get("out_dir", TrainConfig.out_dir)
+    base = overrides.get("base", "")
     if init_from == "scratch":
         return configurator.build_config(TrainConfig, overrides), overrides, None
     if init_from == "resume":
         checkpoint, path = checkpoints.load_from_out_dir(out_dir)
         print(f"Resuming training from {path}")
         stored_args = run.resumed_settings(TrainConfig, checkpoint, path, overrides)
-        model, tokenizer = checkpoints.restore_model(checkpoint, path), checkpoint.get("tokenizer")
+        model, tokenizer = checkpoints.restore_model(checkpoint, path, base), checkpoint.get("tokenizer")
         weights = InitWeights(path, model, tokenizer, checkpoint, os.path.getmtime(path))
     else:
         if vectors_path := overrides.get("init_wte"):
             conflict = f"init_wte={vectors_path} and init_from={init_from}"
             raise UserError(f"{conflict} both initialize the token embedding: remove one of them")
         print(f"Initializing from the weights of {init_from}")
-        model, tokenizer, _ = checkpoints.load_from_path(init_from)
-        stored_args, weights, old_block_size = {}, InitWeights(init_from, model, tokenizer, {}), model.config.block_size
+        model, tokenizer, source = checkpoints.load_from_path(init_from, base)
+        stored_args, weights = {}, InitWeights(init_from, model, tokenizer, {}, source=source)
+        old_block_size = model.config.block_size
         if (block_size := overrides.get("block_size", old_block_size)) < old_block_size:
             print(f"cropping block_size from {old_block_size} to {block_size}: later positions are discarded")
             model.crop_block_size(block_size)
@@ -184,10 +189,7 @@ def make_model(cfg: TrainConfig, weights: InitWeights | None, corpus: Corpus) ->
         if cfg.init_wte:
             print(init_wte.init_embedding(model.transformer.wte.weight, cfg.init_wte, corpus.vocab_size))
         return model
-    model = weights.model
-    run.adapt_vocabulary(model, weights.tokenizer, weights.path, corpus, cfg.seed, is_resume=bool(weights.checkpoint))
-    run.set_dropout(model, cfg.dropout, cfg.attn_dropout)
-    return model
+    return run.adapt_model(weights, cfg, corpus)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@
 save() does not import transformers.
 """
 
-import json
 import os
 import random
 from typing import Any, Iterable
@@ -17,7 +16,7 @@ from configurator import UserError
 from dongpt.checkpoint import custom_code
 from dongpt.checkpoint.architectures import CUSTOM, describe, to_transformers
 from dongpt.checkpoint.files import model_args
-from dongpt.checkpoint.hugging_face import EXPORT_RECORD_FILE, PADDING_FILE, WEIGHT_FILES, hash_files
+from dongpt.checkpoint.hugging_face import EXPORT_RECORD_FILE, PADDING_FILE, WEIGHT_FILES, hash_files, write_json
 from dongpt.text.template import Template
 from dongpt.text.tokenizers import (
     END,
@@ -69,13 +68,13 @@ def save(model: GPT, tokenizer: dict | None, directory: str, settings_hash: str 
     if vocab_size < model.transformer.wte.num_embeddings:
         save_file(_padding(model, vocab_size), os.path.join(directory, PADDING_FILE), metadata={"format": "pt"})
     end_id = reader.end_id if reader else None
-    _write_json({**hf_config, "bos_token_id": end_id, "eos_token_id": end_id}, directory, "config.json")
+    write_json({**hf_config, "bos_token_id": end_id, "eos_token_id": end_id}, directory, "config.json")
     if reader:
         _save_tokenizer(reader, config.block_size, directory)
     with open(os.path.join(directory, "README.md"), "w", encoding="utf-8") as file:
         file.write(_model_card(model, reader, hf_config["model_type"]))
     record = {"mark": settings_hash, "tokenizer": tokenizer, "model_args": args, "files": hash_files(directory)}
-    _write_json(record, directory, EXPORT_RECORD_FILE)
+    write_json(record, directory, EXPORT_RECORD_FILE)
 
 
 def _crop_vocabulary(weights: dict[str, torch.Tensor], vocab_size: int) -> dict[str, torch.Tensor]:
@@ -165,11 +164,6 @@ def generated_texts(tokenizer: Tokenizer, n: int = 1000) -> list[str]:
     return [text, entries, entries.upper(), entries.lower()]
 
 
-def _write_json(content: dict, directory: str, name: str):
-    with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-
-
 def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
     """Write tokenizer.json and tokenizer_config.json so that transformers encodes and decodes as tokenizer does."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
@@ -207,7 +201,7 @@ def _save_tokenizer(tokenizer: Any, block_size: int, directory: str):
     if tokenizer.template and tokenizer.template.special:
         end = tokenizer.template.end if tokenizer.template.end in tokenizer.specials else END
         settings |= {"eos_token": end, "chat_template": chat_template(tokenizer.template)}
-    _write_json(settings, directory, "tokenizer_config.json")
+    write_json(settings, directory, "tokenizer_config.json")
 
 
 def chat_template(template: Template) -> str:

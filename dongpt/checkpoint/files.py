@@ -16,14 +16,14 @@ import re
 import sys
 import warnings
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from typing import Any, Callable
 
 import torch
 
 from configurator import UserError
-from dongpt.checkpoint import foreign, hugging_face
+from dongpt.checkpoint import adapters, foreign, hugging_face, legacy, lora
 from dongpt.checkpoint.foreign import FORMAT_VERSION as FORMAT_VERSION
 from dongpt.program import atomic_write, first_line
 from dongpt.runtime import DTYPES, print0
@@ -31,6 +31,7 @@ from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, Tokenizer, from_dict
 from model import GPT, GPTConfig
 
 BEST_NAME, LAST_NAME = "ckpt.pt", "ckpt_last.pt"
+LORA_KEYS = [field.name for field in fields(lora.LoraConfig)]
 NANOGPT_ARG_NAMES = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
 
 
@@ -154,9 +155,19 @@ def _num_updates(path: str) -> float:
         return math.inf
 
 
-def restore_model(checkpoint: dict, path: str) -> GPT:
-    """Build a checkpoint's model in float32 on the CPU. Raises UserError if the weights do not match model_args."""
-    model = foreign.load_weights(foreign.parse_model_args(checkpoint["model_args"], path), checkpoint["model"], path)
+def restore_model(checkpoint: dict, path: str, base: str = "") -> GPT:
+    """Build a checkpoint's model in float32 on the CPU. Raises UserError if the weights do not match model_args.
+
+    A LoRA adapter is added to the model that it was trained on, and merge_adapter() merges it. base is the path of that
+    model if it has moved.
+    """
+    if "lora" in checkpoint:
+        model = _restore_adapter(checkpoint, path, base)
+    elif base:
+        raise UserError(f"--base={base} is for LoRA adapters, and {path} is a whole model: remove --base")
+    else:
+        config = foreign.parse_model_args(checkpoint["model_args"], path)
+        model = foreign.load_weights(config, checkpoint["model"], path)
     if checkpoint.get("config", {}).get("document_mask"):
         tokenizer = make_tokenizer(checkpoint.get("tokenizer"))
         if tokenizer is None or tokenizer.end_id is None:
@@ -165,10 +176,55 @@ def restore_model(checkpoint: dict, path: str) -> GPT:
     return model
 
 
+def _restore_adapter(checkpoint: dict, path: str, base: str) -> GPT:
+    """Load the base of an adapter and add the adapter to it.
+
+    Adds to checkpoint what a PEFT directory lacks: the base's hash, the tokenizer and model_args.
+    """
+    info = dict(adapters.check_info(checkpoint["lora"], path))
+    location, remedy = base or info["base"], "pass the model that it was trained on with --base=PATH"
+    if not (os.path.exists(location) or hugging_face.is_model(location)):
+        problem = f"for {location}, which does not exist" if location else "that does not name its base"
+        raise UserError(f"{path} is a LoRA adapter {problem}: {remedy}")
+    places = [location, *(os.path.join(location, name) for name in (BEST_NAME, LAST_NAME))]
+    if any(os.path.exists(place) and os.path.samefile(place, path) for place in places):
+        raise UserError(f"{path} is a LoRA adapter for {location}, but has replaced it there: {remedy}")
+    model, tokenizer, source = load_from_path(location)
+    config = foreign.parse_model_args(checkpoint["model_args"], path) if "model_args" in checkpoint else model.config
+    if config.block_size < model.config.block_size:
+        model.crop_block_size(config.block_size)
+    sha256 = source_sha256(model, source)
+    if info.get("sha256", sha256) != sha256:
+        raise UserError(f"{path} is a LoRA adapter for other weights than those of {location}: {remedy}")
+    info |= {"sha256": sha256, "base": os.path.abspath(location) if os.path.exists(location) else location}
+    if (vocab_size := config.vocab_size or 0) > model.transformer.wte.num_embeddings:
+        legacy.grow_vocabulary(model, vocab_size)
+    checkpoint["lora"], model.document_end_id = info, None  # restore_model sets the adapter's own
+    adapters.load_adapter(model, checkpoint, path)
+    checkpoint.setdefault("tokenizer", tokenizer)
+    checkpoint["model"], checkpoint["model_args"] = lora.trained_weights(model), model_args(model.config)
+    return model
+
+
+def merged(checkpoint: dict, model: GPT) -> dict:
+    """Return the checkpoint of model, into which an adapter has been merged, without what belongs to the adapter."""
+    kept = {key: value for key, value in checkpoint.items() if key not in ("lora", "optimizer", "scaler")}
+    settings = {key: value for key, value in kept.get("config", {}).items() if key not in LORA_KEYS}
+    return {**kept, "model": model.state_dict(), "model_args": model_args(model.config), "config": settings}
+
+
+def source_sha256(model: GPT, source: dict) -> str:
+    """Return the hash by which an adapter recognizes its base: model, which load_from_path returned with source.
+
+    If the base is an adapter itself, this is the hash of its tensors, since merged weights may differ in the last bits.
+    """
+    return source.get("adapter_sha256") or lora.weights_sha256(model.state_dict(), model.config.tie_weights)
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict, model: GPT, path: str):
     """Load a checkpoint's optimizer state into the model's optimizer, which keeps its current settings."""
     current_state = optimizer.state_dict()
-    groups = foreign.parameter_groups(model.config, current_state)
+    groups = list(model.parameter_groups(any(g.get("rule") == "muon" for g in current_state["param_groups"])).values())
     stored_state = foreign.remap_optimizer_state(checkpoint["optimizer"], groups, groups, model.state_dict())
     if stored_state is None:
         remedy = f"start a new run with --init_from={path}"
@@ -185,23 +241,33 @@ def load_model(path: str, device: str = "cpu", dtype: str = "float32", **model_a
     """Load a model and its tokenizer from a checkpoint file, an out_dir, a Hugging Face directory or a gpt2* name.
 
     Returns (model in eval mode, tokenizer or None). Supports every layout in dongpt/checkpoint/foreign.py; model_args
-    such as n_head=4 supply values that the file lacks. Raises UserError if the model cannot be loaded.
+    such as n_head=4 supply values that the file lacks. A LoRA adapter is merged into its base, the model at path `base`
+    if that is given. Raises UserError if the model cannot be loaded.
     """
     model, description, _ = load_from_path(path, **model_args)
     return model.to(device=device, dtype=DTYPES[dtype]).eval(), make_tokenizer(description)
 
 
-def load_from_path(path: str, **extra_args) -> tuple[GPT, dict | None, dict]:
+def load_from_path(path: str, base: str = "", **extra_args) -> tuple[GPT, dict | None, dict]:
     """Return (model, tokenizer dict or None, checkpoint without tensors) for any path that load_model accepts."""
     checkpoint, path = load_path(path, **extra_args)
-    model = restore_model(checkpoint, path)
+    model = restore_model(checkpoint, path, base)
     metadata = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
+    if model.adapter:
+        prefix = f"{model.adapter['alpha']} {model.adapter['sha256']}"
+        metadata["adapter_sha256"] = lora.weights_sha256(checkpoint["model"], prefix=prefix)
+        lora.merge_adapter(model)
     return model, checkpoint.get("tokenizer"), metadata
 
 
 def load_path(path: str, **extra_args) -> tuple[dict, str]:
-    """Return (checkpoint, file path) for any path that load_model accepts. In an out_dir, ckpt.pt has priority."""
+    """Return (checkpoint, file path) for any path that load_model accepts. In an out_dir, ckpt.pt has priority.
+
+    The checkpoint of a LoRA adapter contains only the adapter.
+    """
     is_out_dir = any(os.path.exists(os.path.join(path, name)) for name in (BEST_NAME, LAST_NAME))
+    if adapters.is_peft_adapter(path) and not is_out_dir:
+        return adapters.load(path), path
     if hugging_face.is_model(path) and not is_out_dir:
         return hugging_face.load(path, **extra_args), path
     if os.path.isdir(path):

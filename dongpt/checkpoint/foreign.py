@@ -25,7 +25,7 @@ from model import GPT, RELATIVE_TABLE, GPTConfig
 
 FORMAT_VERSION = 1
 MAX_MODEL_ARG = 2**28  # larger values in model_args overflow a tensor's size in bytes
-VALUE_TYPES = dict(format_version=int, iter_num=int, model_args=dict, config=dict, optimizer=dict)
+VALUE_TYPES = dict(format_version=int, iter_num=int, model_args=dict, config=dict, optimizer=dict, lora=dict)
 CONFIG_TYPES = dict(dataset=str, data_dir=str, document_mask=bool)
 ADAMW_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")  # keys in a parameter's optimizer state
 STATE_KEYS_BY_OPTIMIZER = {"muon": ("momentum",), "rows": ("square", "count")}  # for groups with these rules

@@ -152,15 +152,8 @@ def _restore_source(weights: dict, args: dict, record: dict, directory: str):
 
 
 def find_directory(name_or_path: str) -> str:
-    """Return the directory with a model's files. Raises UserError for a PEFT adapter and for a failed download."""
+    """Return the directory with a model's files. Raises UserError for a failed download."""
     is_directory = os.path.exists(os.path.join(name_or_path, "config.json"))
-    if os.path.exists(os.path.join(name_or_path, ADAPTER_CONFIG_FILE)):
-        base = _read(name_or_path, ADAPTER_CONFIG_FILE).get("base_model_name_or_path")
-        contents = "a model and" if is_directory else "only"
-        problem = f"{name_or_path} contains {contents} a PEFT adapter for the model {base!r}"
-        alone = ", or move adapter_* out of the directory to load the model alone" if is_directory else ""
-        remedy = "in PEFT, merge it into that model with merge_and_unload(), and save the result with save_pretrained()"
-        raise UserError(f"{problem}: {remedy}{alone}")
     return name_or_path if is_directory else _download(name_or_path)
 
 
@@ -317,6 +310,12 @@ def _read_template(directory: str) -> Template | None:
     tasks = _read(directory, "config.json").get("task_specific_params")
     is_conversational = isinstance(tasks, dict) and "conversational" in tasks
     return Template("dialogpt", user="", assistant=END, end=END, starts_with_end=False) if is_conversational else None
+
+
+def write_json(content: dict, directory: str, name: str):
+    """Write a JSON file."""
+    with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
 
 
 def stored_hash(directory: str) -> str | None:

@@ -123,6 +123,24 @@ def build_model(config: GPTConfig) -> GPT:
     return Bigram(config) if config.model_type == "bigram" else GPT(config)
 
 
+def grow_vocabulary(model: GPT, vocab_size: int):
+    """Add rows for new tokens to the token embedding and the output head, initialized as in a new model."""
+    wte, lm_head, old_size = model.transformer.wte, model.lm_head, len(model.transformer.wte.weight)
+    if model.config.model_type == "bigram":  # a new token adds a row and a column
+        table = nn.init.normal_(torch.empty(vocab_size, vocab_size, device=model.device), std=0.02)
+        table[:old_size, :old_size] = wte.weight.detach()
+        wte.weight, wte.embedding_dim = nn.Parameter(table), vocab_size
+    else:
+        for module in (wte,) if model.config.tie_weights else (wte, lm_head):
+            rows = torch.empty(vocab_size - old_size, model.config.n_embd, device=model.device)
+            module.weight = nn.Parameter(torch.cat([module.weight.detach(), nn.init.normal_(rows, std=0.02)]))
+        if model.config.tie_weights:
+            lm_head.weight = wte.weight
+        lm_head.out_features = vocab_size
+    wte.num_embeddings = vocab_size
+    model.config = replace(model.config, vocab_size=vocab_size)
+
+
 class _SkipInit(TorchFunctionMode):
     """Function mode that skips normal_, which would spend seconds importing torch's compiler on the meta device."""
 

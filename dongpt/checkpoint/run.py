@@ -20,6 +20,8 @@ import configurator
 from configurator import UserError
 from dongpt import log
 from dongpt.checkpoint import files as checkpoints
+from dongpt.checkpoint import lora
+from dongpt.checkpoint.legacy import grow_vocabulary
 from dongpt.log import RunLog, check_finite_loss
 from dongpt.runtime import MachineInfo, print0, seed_everything
 from dongpt.text.tokenizers import added_special_tokens
@@ -68,6 +70,10 @@ def resumed_settings(cls: type, checkpoint: dict, path: str, overrides: dict) ->
     if overrides.get("document_mask", mask) != mask:
         reason = f"the run in {out_dir} has document_mask={mask}, and losses with and without it are not comparable"
         raise UserError(f"{reason}: remove document_mask, or start a new run with init_from={out_dir}")
+    for key in ("lora_rank", "lora_alpha", "lora_targets"):
+        if overrides.get(key, stored := settings.get(key, getattr(lora.LoraConfig, key))) != stored:
+            problem = f"{key}={overrides[key]} contradicts {path}, which has {stored}"
+            raise UserError(f"{problem}: remove {key}, or start a new run with init_from={out_dir} in another out_dir")
     if "dataset" in overrides:
         settings["data_dir"] = ""  # otherwise, it would take precedence over dataset
     return settings
@@ -109,10 +115,33 @@ def restore(checkpoint: dict, path: str, step) -> State:
     return state
 
 
-def adapt_vocabulary(model: GPT, tokenizer: dict | None, path: str, corpus, seed: int, is_resume: bool):
+def adapt_model(weights, cfg, corpus) -> GPT:
+    """Return the model of `weights`, train.py's InitWeights, adapted to the data and to the settings in cfg."""
+    model, is_resume = weights.model, bool(weights.checkpoint)
+    is_new_adapter = cfg.lora_rank > 0 and not is_resume
+    sha256 = checkpoints.source_sha256(model, weights.source) if is_new_adapter else ""  # before the vocabulary grows
+    n_new_ids = adapt_vocabulary(model, weights.tokenizer, weights.path, corpus, cfg.seed, is_resume)
+    set_dropout(model, cfg.dropout, cfg.attn_dropout)
+    if is_new_adapter:
+        base = os.path.abspath(weights.path) if os.path.exists(weights.path) else weights.path  # or a name, e.g. gpt2
+        places = [cfg.out_dir, *(os.path.join(cfg.out_dir, n) for n in (checkpoints.BEST_NAME, checkpoints.LAST_NAME))]
+        if any(os.path.exists(place) and os.path.realpath(place) == os.path.realpath(base) for place in places):
+            raise UserError(f"{cfg.out_dir} holds {weights.path}, which the adapter needs: choose another out_dir")
+        info: dict = dict(alpha=cfg.lora_alpha or 2.0 * cfg.lora_rank, base=base, sha256=sha256)
+        info |= {"first_new_id": corpus.vocab_size - n_new_ids} if n_new_ids else {}
+        seed_everything(cfg.seed)
+        lora.add_adapter(model, lora.target_ranks(model, cfg.lora_targets, cfg.lora_rank), info, n_new_ids)
+    for module in model.modules():
+        if isinstance(module, lora.LoRALinear):
+            module.lora_dropout = cfg.lora_dropout
+    return model
+
+
+def adapt_vocabulary(model: GPT, tokenizer: dict | None, path: str, corpus, seed: int, is_resume: bool) -> int:
     """Extend a loaded model's vocabulary with the data's special tokens that the model's tokenizer lacks.
 
-    Raises UserError if the vocabularies differ in any other way, or if they differ at all when resuming.
+    Returns the number of new tokens, whose ids are the highest ones. Raises UserError if the vocabularies differ in any
+    other way, or if they differ at all when resuming.
     """
     added_tokens = added_special_tokens(tokenizer, corpus.tokenizer_dict)
     if added_tokens is None or added_tokens and is_resume:
@@ -127,24 +156,7 @@ def adapt_vocabulary(model: GPT, tokenizer: dict | None, path: str, corpus, seed
         change = f"already has room for them in the padding of its {n_rows} rows"
     if added_tokens:
         print0(f"the data adds the special tokens {', '.join(added_tokens)}: the token embedding {change}")
-
-
-def grow_vocabulary(model: GPT, vocab_size: int):
-    """Add rows for new tokens to the token embedding and the output head, initialized as in a new model."""
-    wte, lm_head, old_size = model.transformer.wte, model.lm_head, len(model.transformer.wte.weight)
-    if model.config.model_type == "bigram":  # a new token adds a row and a column
-        table = nn.init.normal_(torch.empty(vocab_size, vocab_size, device=model.device), std=0.02)
-        table[:old_size, :old_size] = wte.weight.detach()
-        wte.weight, wte.embedding_dim = nn.Parameter(table), vocab_size
-    else:
-        for module in (wte,) if model.config.tie_weights else (wte, lm_head):
-            rows = torch.empty(vocab_size - old_size, model.config.n_embd, device=model.device)
-            module.weight = nn.Parameter(torch.cat([module.weight.detach(), nn.init.normal_(rows, std=0.02)]))
-        if model.config.tie_weights:
-            lm_head.weight = wte.weight
-        lm_head.out_features = vocab_size
-    wte.num_embeddings = vocab_size
-    model.config = replace(model.config, vocab_size=vocab_size)
+    return len(added_tokens)
 
 
 def set_dropout(model: GPT, dropout: float, attn_dropout: float):
@@ -176,7 +188,7 @@ class Saver:
             check_finite_loss(math.nan, state.iter_num)
         progress = {"windows" if key == "samples_seen" else key: value for key, value in asdict(state).items()}
         checkpoint = {
-            "model": step.model.state_dict(),
+            "model": lora.trained_weights(step.model),
             "optimizer": step.optimizer.state_dict(),
             "model_args": checkpoints.model_args(step.model.config),
             "config": self.config,
@@ -187,6 +199,7 @@ class Saver:
             "scaler": step.scaler.state_dict(),
             "data_sha256": step.corpus.sha256,
             "window_order": WINDOW_ORDER_METHOD,
+            **({"lora": step.model.adapter} if step.model.adapter else {}),
         }
         best = os.path.join(out_dir, checkpoints.BEST_NAME)
         saves_best = is_best or step.cfg.always_save_checkpoint or not checkpoints.is_valid(best)
@@ -200,9 +213,9 @@ class Saver:
 def load_best(step) -> int:
     """Load the weights in ckpt.pt into the model on every rank. Return their iteration on rank 0, and 0 elsewhere."""
     best_path = os.path.join(step.cfg.out_dir, checkpoints.BEST_NAME)
-    best = checkpoints.load(best_path) if step.rt.is_main else {"iter_num": 0}
+    best: dict = checkpoints.load(best_path) if step.rt.is_main else {"iter_num": 0}
     if step.rt.is_main:
-        step.model.load_state_dict(best["model"])
+        step.model.load_state_dict({**step.model.state_dict(), **best["model"]})  # an adapter lacks the frozen weights
     step.rt.broadcast([p.data for p in step.model.parameters()])
     return best["iter_num"]
 

@@ -101,19 +101,21 @@ def load(
     quantize: Quantization = "none",
     compile: bool | Literal["auto"] = "auto",
     chat_template: bool = True,
+    base: str = "",
     **model_args: Any,
 ) -> Generator:
     """Load the model at path (a checkpoint, an out_dir, a Hugging Face directory or gpt2*) for decoding.
 
     The settings are those of sample.py. model_args, such as n_head=4, provide hyperparameters that are missing from
-    other trainers' checkpoints. chat_template=False ignores the tokenizer's chat template, which this version may not
+    other trainers' checkpoints. base is the path of the model that a LoRA adapter was trained on, if it has moved.
+    chat_template=False ignores the tokenizer's chat template, which this version may not
     support. Raises UserError if the model cannot be loaded or a setting is unsupported.
     """
     for key, value in dict(device=device, dtype=dtype, compile=compile).items():
         check_setting(key, value, RuntimeConfig, "load")
     check_type(quantize, Quantization, "load: quantize")
     rt = start(device, dtype)
-    model, tokenizer_dict, _ = load_from_path(path, **model_args)
+    model, tokenizer_dict, _ = load_from_path(path, base, **model_args)
     if tokenizer_dict and not chat_template:
         tokenizer_dict = {key: value for key, value in tokenizer_dict.items() if key != "template"}
     tokenizer = make_tokenizer(tokenizer_dict)

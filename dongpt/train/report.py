@@ -112,7 +112,9 @@ def parameters_line(model: GPT) -> str:
     parts = {f"{n_layer} block{'s' * (n_layer > 1)}": blocks, "embeddings": total - blocks - ngrams}
     parts |= {"the n-gram table": ngrams} if ngrams else {}
     texts = [f"{f'{n / 1e6:.2f}M' if n >= 10_000 else f'{n:,}'} in {part}" for part, n in parts.items()]
-    return f"number of parameters: {total / 1e6:.2f}M ({', '.join(texts)})"
+    line = f"number of parameters: {total / 1e6:.2f}M ({', '.join(texts)})"
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{line}; LoRA trains {n_trained:,} of them, {100 * n_trained / total:.2g}%" if model.adapter else line
 
 
 def tokens_line(step: TrainStep) -> str:

@@ -131,7 +131,7 @@ class TrainStep:
             x, y = rt.move(*self.corpus.train_batch(first_sample, *shape, cfg.seed, self.vocab_size))  # (B, T) each
             if rt.world_size > 1:  # average the gradients over the ranks only after the last micro-batch
                 self.train_model.require_backward_grad_sync = micro_step == n_micro_steps - 1
-            if cfg.dropout or cfg.attn_dropout:  # seeded per update, so that a resumed run drops the same units
+            if cfg.dropout or cfg.attn_dropout or getattr(cfg, "lora_dropout", 0):  # a resumed run drops the same units
                 seed_everything(cfg.seed, iter_num, batch_index)
             with rt.autocast:
                 loss = self.train_model(x, y)[1] * loss_weights[batch_index] / n_micro_steps

@@ -375,22 +375,6 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, transformers):
         assert not os.path.exists("new.pt")
 
 
-def test_a_peft_adapter_is_told_what_it_lacks(tmp_path):
-    from safetensors.torch import save_file
-
-    (tmp_path / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "my/base"})
-    )
-    name = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
-    save_file({name: torch.zeros(8, 24)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(UserError, match="PEFT adapter for the model 'my/base'.*merge_and_unload"):
-        load_model(str(tmp_path))
-    assert "PEFT" in refusal(ckpt_update.main, str(tmp_path), "new.pt") and not os.path.exists("new.pt")
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(UserError, match="a model and a PEFT adapter.*move adapter_\\* out of the directory"):
-        load_model(str(tmp_path))
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # ckpt_update.py compares with transformers' own logits
 
