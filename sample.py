@@ -65,7 +65,7 @@ def check_output(path: str):
 
 
 def write_output(cfg: SampleConfig, prompt: str, texts: Detokenizer):
-    """Write the samples to cfg.output as JSON lines (generated text in "text") or in the format printed to a pipe."""
+    """Write the samples to cfg.output as JSON lines (generated text in "text") or as text, as in a pipe."""
     if os.path.splitext(cfg.output)[1].lower() in (".jsonl", ".json"):
         elsewhere = "start", "prompt", "seed", "output"  # in other fields of the record, or not needed
         settings = {key: value for key, value in asdict(cfg).items() if key not in elsewhere}

@@ -5,10 +5,10 @@
 
 Expect: 6.5 M parameters, 6.3 M of them in the n-gram table; 51 s on 2 CPU cores; loss 1.20
 
-No network is needed: train.py prepares data/python_docs itself. The full validation loss is 1.1968 after 51 s on 2 AMD
-EPYC virtual CPUs (Python 3.11, torch 2.13, 2026-11-30). The text differs between Python versions. The model learns fast
-because of Muon and the last four model settings; docs/speed.md shows the effect of each setting. Without these
-settings, it is a small GPT-2.
+No network access is needed: train.py prepares data/python_docs itself. The full validation loss is 1.1968 after 51 s on
+2 AMD EPYC virtual CPUs (Python 3.11, torch 2.13, 2026-11-30). The text differs between Python versions. The model
+learns fast because of Muon and the last four model settings; docs/speed.md shows the effect of each setting. Without
+these settings, it is a small GPT-2.
 """
 
 out_dir = "out-quickstart"

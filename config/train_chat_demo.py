@@ -6,8 +6,8 @@
 
 Expect: 0.43 M parameters; 4.5 minutes on 2 CPU cores; loss 0.12
 
-No network is needed: the conversations are generated from a seed. The full validation loss is 0.1233, and the model
-answers 95.5% of 1,000 held-out questions exactly. This was measured on 2 AMD EPYC (Zen 3) vCPUs, 2026-11-21.
+No network access is needed: the conversations are generated from a seed. The full validation loss is 0.1233, and the
+model answers 95.5% of 1,000 held-out questions exactly. This was measured on 2 AMD EPYC (Zen 3) vCPUs, 2026-11-21.
 """
 
 out_dir = "out-chat-demo"

@@ -19,7 +19,7 @@ SPIN_COUNT = 10_000  # number of iterations that an idle OpenMP thread spins bef
 def limit_spinning():
     """Make idle OpenMP threads sleep sooner, unless the user's environment sets a wait policy.
 
-    By default, idle threads spin for milliseconds. On a busy machine, they may occupy the very core that the thread
+    By default, idle threads spin for several milliseconds. On a busy machine, they may occupy the core that the thread
     they are waiting for needs, and a training step takes ten times as long. GNU OpenMP, which torch uses on Linux,
     reads GOMP_SPINCOUNT once, when torch is imported.
     """
@@ -370,10 +370,10 @@ class StopCheck:
 
         while not stop("updates"): ...
 
-    Call it the same number of times on every rank. A single process decides immediately. Several processes agree in an
-    all-reduce, at least every STOP_CHECK_SECONDS seconds or STOP_CHECK_CALLS calls. The same all-reduce averages the
-    time per call, so that all ranks agree on when the next one is due. exit_code, from the Interrupts of any rank, and
-    time_is_up show the reason for stopping.
+    Call it the same number of times on every rank. A single process decides immediately. Several processes synchronize
+    the decision in an all-reduce, at least every STOP_CHECK_SECONDS seconds or STOP_CHECK_CALLS calls. The same
+    all-reduce averages the time per call, so that all ranks agree on when the next one is due. exit_code, from the
+    Interrupts of any rank, and time_is_up show the reason for stopping.
     """
 
     rt: Runtime

@@ -48,7 +48,7 @@ def prepare_notebook(path: str, encoding: str) -> PreparedData:
     text = text.replace("\n", " ").replace("  ", " ")
     if len(text) <= NUM_SKIPPED_CHARS:
         problem = f"{path} has only {len(text):,} characters, but --notebook skips the first {NUM_SKIPPED_CHARS:,}"
-        raise UserError(f"{problem}, as is correct for Project Gutenberg's e-book 996: remove --notebook")
+        raise UserError(f"{problem}, as expected for Project Gutenberg's e-book 996: remove --notebook")
     text = text[NUM_SKIPPED_CHARS:].lower()
     words = split_words(text, spaces_alone=True)
     tokenizer = WordTokenizer(sorted(set(words)), lower=True, spaces_alone=True)

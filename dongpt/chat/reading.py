@@ -86,7 +86,7 @@ class Dialogues:
     def _join_records(
         self, path: str, values: Iterable[Record], survey: Survey
     ) -> Iterator[tuple[str, Messages | RecordError]]:
-        """Yield (location, conversation) of each record, or of adjacent ones with the same self.conversation."""
+        """Yield (location, conversation) for each record, or for each run with the same self.conversation."""
         if not self.conversation:
             names = self._names
             named_values = ((location, _normalize_keys(record, names)) for location, record in values)

@@ -104,7 +104,7 @@ def squash(key: str) -> str:
 
 @functools.lru_cache(maxsize=128)
 def normalize_names(keys: tuple[str, ...], known: frozenset[str], named: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return keys, spelling those in known as known does: ("Weight ", "lossMask") -> ("weight", "loss_mask").
+    """Return keys with the spelling of known: ("Weight ", "lossMask") -> ("weight", "loss_mask").
 
     Keys given by the user are spelled as in named. Raises RecordError if two meaningful keys become equal.
     """

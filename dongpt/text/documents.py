@@ -402,7 +402,7 @@ def _read_json(values: Iterable[tuple[str, Any]], fields: tuple[str, ...], optio
 
 
 def _is_list_of_records(value: Any, fields: tuple[str, ...], record: dict[str, Any]) -> bool:
-    """Return True for a list of objects that have the fields, or any objects if nothing else in record is text."""
+    """Return True for a list of objects with these fields, or of any objects if record contains no other text."""
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return False
     return set(fields).issubset(value[0]) or not any(isinstance(other, str) for other in record.values())

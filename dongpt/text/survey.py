@@ -89,7 +89,7 @@ class Survey:
             lines.append(f"{problem}, which becomes part of the text: remove it")
         sample = " in a sample" if self.n_examined < self.n_characters and self.n_characters > FULL_CHARS else ""
         if self.n_composed and self.n_decomposed:
-            counts = f"{self.n_composed:,} accents are part of a letter and {self.n_decomposed:,} follow one{sample}"
+            counts = f"{self.n_composed:,} accents are precomposed and {self.n_decomposed:,} are combining{sample}"
             remedy = "convert the text to one form, such as NFC, so that each word has only one spelling"
             lines.append(f"Unicode: mixed normal forms, since {counts}: {remedy}")
         elif self.replaced:

@@ -35,7 +35,7 @@ class OptimConfig:
     learning_rate: Annotated[float, ">=", 0] = 6e-4  # peak learning rate
     muon_lr: Annotated[float, ">=", 0] = 0.03  # peak learning rate for matrices updated by Muon
     weight_decay: Annotated[float, ">=", 0] = 0.1  # weight decay for matrices and embeddings
-    beta1: Annotated[float, ">=", 0, "<", 1] = 0.9  # decay rate of AdamW's average of gradients
+    beta1: Annotated[float, ">=", 0, "<", 1] = 0.9  # decay rate of AdamW's running average of gradients
     beta2: Annotated[float, ">=", 0, "<", 1] = 0.95  # decay rate for squared gradients; 0.99 suits small batches
     grad_clip: Annotated[float, ">=", 0] = 1.0  # maximum gradient norm; 0 disables clipping
 
@@ -161,7 +161,7 @@ class Optimizer(torch.optim.Optimizer):
 
 
 def split_qkv(weight) -> tuple[torch.Tensor, ...]:
-    """Split a weight into its matrices (views): c_attn's (3 C, C) has one each for queries, keys and values."""
+    """Split a weight into its matrices (views): c_attn, (3 C, C), contains those of queries, keys and values."""
     rows, columns = weight.shape
     return weight.split(columns) if rows == 3 * columns else (weight,)
 

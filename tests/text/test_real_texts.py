@@ -437,7 +437,7 @@ def test_the_unicode_form_of_a_text_is_reported(tmp_path, kind, words):
     printed = prepare(tmp_path, "a.txt")
     if kind == "mixed":
         words = (
-            "mixed normal forms, since 90 accents are part of a letter and 90 follow one: convert the text to one form"
+            "mixed normal forms, since 90 accents are precomposed and 90 are combining: convert the text to one form"
         )
     else:
         words = f"{kind}, 90 accents {'are part of' if kind == 'NFC' else 'follow'} their letter"
