@@ -101,9 +101,10 @@ def check_setting(key: str, value: Any, cls: type, location: str) -> Any:
     hints = get_type_hints(cls)
     if key not in hints:
         flags = ["help", "version", *(["list"] if "n_layer" in hints else [])]  # see run_program
-        close_keys = get_close_matches(key, [*hints, *(flags if location == "command line" else [])], n=1)
-        close_keys = [f"--{name}" if name in flags else repr(name) for name in close_keys]
-        hint = f", did you mean {close_keys[0]}?" if close_keys else ": run with --help to list all keys"
+        name = next(iter(get_close_matches(key, [*hints, *(flags if location == "command line" else [])], n=1)), "")
+        hint = (
+            f", did you mean {'--' + name if name in flags else repr(name)}?" if name else ": see --help for all keys"
+        )
         raise UserError(f"{location}: unknown key {key!r}{hint}")
     return check_type(value, hints[key], f"{location}: {key}")
 
@@ -243,7 +244,6 @@ def _bad_argument_message(arg: str, previous_arg: str, usage: str, hints: dict, 
         return f"{arg!r} is not a path: write a path that starts with a dash as ./{arg}, and a setting as --key=value"
     if "out_dir" in hints and os.path.isdir(arg):
         return f"{arg!r} is a directory: use --out_dir={arg}"
-    # a program without training settings, such as sample.py, cannot use the files in config/
     files = glob.glob(os.path.join(ROOT, "config", "*.py")) if "eval_iters" in hints or allows_other_keys else []
     names = sorted(os.path.basename(path)[:-3] for path in files)
     close_names = get_close_matches(os.path.basename(arg).removesuffix(".py"), names, n=1)

@@ -18,7 +18,7 @@ EVENING_PATH = ("model.py", "train.py", "configurator.py") + tuple(
     f"dongpt/train/{name}.py" for name in ("data", "step", "optim")
 )
 EVENING_PATH_LINES = 1600
-PRODUCT_LINES = 17_600  # raised only in the commit whose feature needs it
+PRODUCT_LINES = 17_760  # raised only in the commit whose feature needs it
 
 # Imported inside functions only, by everything: optional, or slow to import.
 HEAVY = (
