@@ -102,9 +102,7 @@ def check_setting(key: str, value: Any, cls: type, location: str) -> Any:
     if key not in hints:
         flags = ["help", "version", *(["list"] if "n_layer" in hints else [])]  # see run_program
         name = next(iter(get_close_matches(key, [*hints, *(flags if location == "command line" else [])], n=1)), "")
-        hint = (
-            f", did you mean {'--' + name if name in flags else repr(name)}?" if name else ": see --help for all keys"
-        )
+        hint = f", did you mean {'--' + name if name in flags else repr(name)}?" if name else "; --help lists all keys"
         raise UserError(f"{location}: unknown key {key!r}{hint}")
     return check_type(value, hints[key], f"{location}: {key}")
 
