@@ -242,4 +242,4 @@ def test_a_meta_pkl_that_asks_to_run_code_is_refused_and_not_run(refuse, tmp_pat
     os.remove(tmp_path / "data" / "meta.json")
     with open(tmp_path / "data" / "meta.pkl", "wb") as file:
         pickle.dump({"vocab_size": 1, "itos": {0: "a"}, "stoi": Malicious()}, file)
-    refuse(parts=("meta.pkl", "not run"))
+    refuse(parts=("meta.pkl", "no code in it was run"))

@@ -385,7 +385,7 @@ def _continues(line: str) -> bool:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        return error.pos >= len(line.rstrip())
+        return error.pos >= len(line.rstrip()) and line.rstrip().endswith(("{", "[", ","))
     except (ValueError, RecursionError):  # reported when it is read
         return False
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)

@@ -213,7 +213,7 @@ DAMAGED = {
     },
     "bytes after bz2": (bz2.compress(TEXT) + b"more", "cannot be decompressed"),
     "a web page": (b"<!DOCTYPE html>\n<title>Not found</title>", "neither a header nor"),
-    "an archive of other files": (make_zip({"photo.png": b""}), "holds no"),
+    "an archive of other files": (make_zip({"photo.png": b""}), "contains no files"),
     "several files": (make_zip({"b.vec": TEXT, "a.txt": TEXT}), "several files (a.txt, b.vec): unpack it"),
     "gzip of noise": (b"\x1f\x8b" + b"noise" * 9, "cannot be decompressed"),
 }
@@ -281,7 +281,7 @@ def test_bad_rows_are_not_judged_unless_their_words_are_needed_and_then_counted(
 @pytest.mark.parametrize("header", [None, ""])
 def test_rows_with_too_many_values_are_counted(file, capsys, header):
     lines = as_text(numbers(), header=header).splitlines()
-    for addition, problem in ((b" 0.25", "has 8 values instead of 7"), (b" # note", "a value that is not a number")):
+    for addition, problem in ((b" 0.25", "has length 8 instead of 7"), (b" # note", "a value that is not a number")):
         content = b"\n".join([*lines[:-1], lines[-1] + addition, b""])
         assert set(read_vectors(file(content), {*WORDS})) == {*WORDS[:-1]}
         printed = capsys.readouterr().out
