@@ -42,7 +42,8 @@ INPUT_KEYS = ("input", "context")  # text that one of INPUT_QUESTIONS is about
 INPUT_QUESTIONS = ("instruction", "question", "query", "prompt", "problem")
 CONVERSATION_NAMES = ("conversation", "conv", "dialogue", "dialog", "session", "thread", "chat", "ticket")
 CONVERSATION_KEYS = frozenset((*CONVERSATION_NAMES, *(f"{name}id" for name in CONVERSATION_NAMES)))  # of squash()
-is_count = re.compile("(?i).*(time|date|created|sent|turn|round|index|token)").match  # of a key that varies in between
+# in the key of a value that differs between the messages of a conversation, but may be equal in adjacent ones
+VARYING_WORDS = frozenset("time timestamp date datetime created updated sent turn round index token tokens".split())
 MISSING_NAMES = ("", "nan", "none", "null", "<na>")  # of a conversation, in lower case
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
 LOSS_KEYS = frozenset("weight train trainable training loss loss_mask loss_weight loss_scale is_trainable".split())
@@ -126,16 +127,19 @@ def normalize_keys(holder: dict[str, Any], known: frozenset[str], named: tuple[s
     return holder if names == keys else dict(zip(names, holder.values()))
 
 
+@functools.lru_cache(maxsize=1024)
+def split_key(key: str) -> tuple[str, ...]:
+    """Return the words in a key in lower case: split_key("createdAt") == ("created", "at")."""
+    return tuple(re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1_\2", key).lower()))
+
+
 @functools.lru_cache(maxsize=128)
 def find_loss_words(keys: tuple[str, ...]) -> tuple[str, ...]:
     """Return the unknown keys that contain one of LOSS_WORDS, such as compute_loss or trainOnTurn."""
 
     def has_word(key: str) -> bool:
-        words = re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1_\2", key).lower())
-        return (
-            not LOSS_WORDS.isdisjoint(words)
-            or re.match("(is|no|non|dont|un)?(loss|train)|.*(loss|mask)$", squash(key)) is not None
-        )
+        pattern = "(is|no|non|dont|un)?(loss|train)|.*(loss|mask)$"
+        return not LOSS_WORDS.isdisjoint(split_key(key)) or re.match(pattern, squash(key)) is not None
 
     return tuple(key for key in keys if key not in SPECIAL_KEYS and has_word(key))
 
@@ -287,8 +291,9 @@ def find_labels(message: dict[str, Any]) -> dict[str, Any]:
     if len(message) == 2:
         return {}
     names = normalize_names(tuple(message), MESSAGE_KEYS)
-    fields = ((n, value) for n, value in zip(names, message.values()) if not (n in MESSAGE_KEYS or is_count(n)))
+    known = {name for name in names if name in MESSAGE_KEYS or not VARYING_WORDS.isdisjoint(split_key(name))}
     kinds = (bool, list, dict, type(None))
+    fields = ((name, value) for name, value in zip(names, message.values()) if name not in known)
     return {name: value for name, value in fields if not isinstance(value, kinds) and value == value and value != ""}
 
 

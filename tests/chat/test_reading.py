@@ -706,7 +706,7 @@ FLAT_TALKS = [talk(f"q{i}", "a", f"r{i}", "b") for i in range(3)]
 
 @smoke
 @pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("key", ["conversationId", "Ticket-ID", "case", "conversation"])
+@pytest.mark.parametrize("key", ["conversationId", "Ticket-ID", "candidate", "conversation"])
 def test_messages_of_several_conversations_are_joined_only_by_a_named_key(tmp_path, container, key):
     path = write(tmp_path / container, flat_rows(key, lang="en"))
     with pytest.raises(UserError, match=f"the value of '{key}' changes here: pass --conversation={key}"):
