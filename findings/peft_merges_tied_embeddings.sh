@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# GPT-2's token embedding and output head are one matrix. PEFT adapts either of them as if it were alone, so an adapter of
-# wte changes other logits before and after merge_and_unload(): merging adds the term to the head as well. There is
-# neither an error nor a warning. Loading is as quiet: layers in the file that the model does not have are dropped, so
-# an adapter for a deeper model loads onto a shallower one.
+# GPT-2's token embedding and output head are one matrix. PEFT adapts either of them as if it were alone, so with an
+# adapter of wte, merge_and_unload() changes the logits: merging adds the term to the head as well. There is neither an
+# error nor a warning. Loading is also silent: layers in the file that the model does not have are dropped, so an
+# adapter of a deeper model loads onto a shallower one.
 #
 # Remedy here: dongpt/checkpoint/lora.py adapts only the layers of the blocks, and dongpt/checkpoint/adapters.py lists all
 # layers of an adapter that its base lacks, and the other way around.
@@ -19,6 +19,8 @@ python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q --disable-pip-version-check peft==0.21.2 transformers==4.57.6 torch==2.13.0
 cd "$folder"
 "$folder/venv/bin/python" - 2> /dev/null <<'PYTHON'
+import sys
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -29,7 +31,7 @@ def gpt2(n_layer):
     return GPT2LMHeadModel(GPT2Config(n_layer=n_layer, n_head=2, n_embd=16, n_positions=16, vocab_size=23)).eval()
 
 
-idx = torch.arange(16)[None]
+idx, changes = torch.arange(16)[None], {}
 for layer in ("wte", "c_attn"):
     model = get_peft_model(gpt2(3), LoraConfig(r=4, target_modules=[layer], task_type="CAUSAL_LM")).eval()
     for name, parameter in model.named_parameters():
@@ -39,7 +41,9 @@ for layer in ("wte", "c_attn"):
     with torch.no_grad():
         before = model(idx).logits
         after = model.merge_and_unload()(idx).logits
-    print(f"adapter of {layer}: the logits change by {(after - before).abs().max():.2} when it is merged")
+    changes[layer] = (after - before).abs().max().item()
+    print(f"adapter of {layer}: the logits change by {changes[layer]:.2} when it is merged")
 PeftModel.from_pretrained(gpt2(2), "c_attn")
 print("adapter of 3 layers loaded onto 2: no error")
+sys.exit(0 if changes["wte"] > 1 and changes["c_attn"] < 1e-3 else 1)
 PYTHON
