@@ -490,13 +490,16 @@ def transformers_model(model, cfg: BenchConfig, rt: Runtime):
     try:
         if cfg.prompt_tokens + cfg.max_new_tokens > model.config.block_size:
             raise UserError("its GPT-2 cannot generate beyond block_size")
-        from transformers import GPT2LMHeadModel
+        from transformers import AutoModelForCausalLM
 
-        from dongpt.checkpoint import export
+        from dongpt.checkpoint import architectures, export
 
+        if architectures.find_name(model.config) == architectures.CUSTOM:
+            scheme = f"pos_embd={model.config.pos_embd} and ngrams={model.config.ngrams}"
+            raise UserError(f"it has no architecture with {scheme}")
         with tempfile.TemporaryDirectory() as folder:
             export.save(model, None, folder)
-            hf_model: Any = GPT2LMHeadModel.from_pretrained(folder)
+            hf_model: Any = AutoModelForCausalLM.from_pretrained(folder)
     except (ImportError, ValueError) as error:
         print(f"transformers is not measured: {first_line(error)}")
         return None
