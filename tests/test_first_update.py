@@ -8,7 +8,7 @@ import fork_server
 from helpers import ROOT
 
 # Counted by first_update.py. They may be lowered, and never rise unnoticed.
-FUNCTIONS, FILES, MOVES = 130, 17, 128
+FUNCTIONS, FILES, MOVES = 131, 18, 130
 
 
 def test_the_way_to_the_end_of_the_first_update_does_not_grow():

@@ -582,10 +582,10 @@ def test_a_run_from_the_weights_of_another_has_its_ngrams(ngram_run, ngram_data)
     assert_same(tuned["model"], best["model"])  # at a learning rate of 0
 
 
-def test_hugging_face_has_no_ngrams_and_that_is_said(ngram_run, tmp_path):
-    with pytest.raises(ValueError, match="GPT-2's architecture does not support.*ngrams=3"):
-        ckpt_update.main([os.path.join(ngram_run, "ckpt.pt"), "folder", "--to=hf"])
-    assert os.listdir(tmp_path) == []  # run_program makes a line and exit code 2 of it
+def test_hugging_face_gets_the_code_of_a_model_with_ngrams(ngram_run, tmp_path, capsys, transformers):
+    ckpt_update.main([os.path.join(ngram_run, "ckpt.pt"), "folder", "--to=hf"])
+    assert "same logits as in transformers" in capsys.readouterr().out
+    assert os.listdir(tmp_path) == ["folder"] and "modeling_dongpt.py" in os.listdir("folder")
 
 
 def test_hugging_face_takes_a_model_that_muon_trained(ngram_data, transformers):
