@@ -265,6 +265,9 @@ def test_llama_cpp_reads_the_same_ids_and_computes_the_same_logits(gguf_package,
         theirs.reset()
         theirs.eval(ids)
         idx = torch.tensor([ids])
-        logits = torch.tensor(theirs.scores[: len(ids)])[None]
-        # keys and values are float16 there
-        torch.testing.assert_close(logits, model(idx, idx)[0][..., : tokenizer.vocab_size], atol=1e-3, rtol=1e-3)
+        logits, expected = (
+            torch.tensor(theirs.scores[: len(ids)])[None],
+            model(idx, idx)[0][..., : tokenizer.vocab_size],
+        )
+        # keys and values are float16 there, which rounds them by up to 5e-4
+        torch.testing.assert_close(logits, expected, atol=1e-3 * expected.abs().max().item(), rtol=0)
