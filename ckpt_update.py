@@ -21,7 +21,6 @@ import tempfile
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Iterator, Literal
 
-import numpy as np
 import torch
 
 import configurator
@@ -32,11 +31,11 @@ from dongpt.checkpoint.foreign import NANOGPT_PLUS_SIZES, load_weights, parse_mo
 from dongpt.checkpoint.gguf import WeightType
 from dongpt.checkpoint.legacy import build_model, position_scheme
 from dongpt.program import LOCK_FILE, first_line, locked_directory, locked_output, run_program
-from dongpt.text.bins import find_data_folder, read_meta
+from dongpt.text.bins import find_data_folder, open_data
 from dongpt.text.tokenizers import UNSUPPORTED_TOKENIZER, BPETokenizer, Tokenizer, from_dict
 from model import GPT, RELATIVE_TABLE
 
-SAMPLE_TOKENS = 4096  # at the start and at the end of the validation text, to compare tokenizers
+SAMPLE_TOKENS = 4096  # at the start and at the end of each split, to compare tokenizers
 GENERATED_TOKENS = 64  # by the model, for the same purpose
 OutputFormat = Literal["dongpt", "hf", "gguf", "merged", "peft"]
 HASH_KEY = "converted_by"  # key in OUT for a hash of the command; only the same command may overwrite OUT
@@ -147,11 +146,10 @@ def convert(source: str, target: str, cfg: UpdateConfig, settings_hash: str):
         for key in ("model", "optimizer"):  # memory holds the weights once
             checkpoint.pop(key, None)
         tokenizer = None if tokenizer == UNSUPPORTED_TOKENIZER else tokenizer
-    if cfg.to == "hf":
-        note = write_directory(model, checkpoint, target, settings_hash)
-    if cfg.to == "gguf":
-        note = write_gguf(model, checkpoint, target, cfg.weights, settings_hash)
-    if cfg.to in ("hf", "gguf"):
+        if cfg.to == "hf":
+            note = write_directory(model, checkpoint, target, settings_hash)
+        else:
+            note = write_gguf(model, checkpoint, target, cfg.weights, settings_hash)
         print(f"wrote {target}: {describe(model)}, {note}" + ("" if tokenizer else "; no tokenizer"))
         return
     if is_adapter and (cfg.to == "merged" or cfg.pos_embd):
@@ -236,12 +234,12 @@ def check_same_weights(model: GPT, temporary_path: str, path: str):
 
 
 def sample_texts(model: GPT, tokenizer: Tokenizer, checkpoint: dict) -> Iterator[str]:
-    """Yield the start and the end of the validation text, if it is there, generated text, and the model's own."""
+    """Yield the start and the end of the training and validation text, if available, generated text, and samples."""
     run_config = checkpoint.get("config") or {}
-    with contextlib.suppress(UserError):  # without its data, the model can be exported all the same
+    with contextlib.suppress(UserError):  # a model can also be exported without its data
         folder = find_data_folder(str(run_config.get("dataset", "")), str(run_config.get("data_dir", "")), quiet=True)
-        if read_meta(folder).get("tokenizer") == tokenizer.to_dict():
-            ids = np.memmap(os.path.join(folder, "val.bin"), dtype="<u2", mode="r")
+        meta, splits, _ = open_data(folder)
+        for ids in splits.values() if meta.get("tokenizer") == tokenizer.to_dict() else ():
             for part in (ids[:SAMPLE_TOKENS], ids[-SAMPLE_TOKENS:]):
                 yield tokenizer.decode(part[part < tokenizer.vocab_size - len(tokenizer.specials)].tolist())
     yield from export.generated_texts(tokenizer)

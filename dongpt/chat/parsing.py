@@ -146,10 +146,10 @@ def _read_role(message: Any, missing: str) -> tuple[str, RecordError | None]:
         role, _, _ = records.read_message(message)
     except RecordError as error:
         return "", error
-    problem = "blank" if missing in message else "missing"
-    return role, RecordError(
-        "missing fields", f"the field {missing!r} (--conversation) is {problem}"
-    ) if missing else None
+    if not missing:
+        return role, None
+    state = "blank" if missing in message else "missing"
+    return role, RecordError("missing fields", f"the field {missing!r} (--conversation) is {state}")
 
 
 def _update_labels(labels: dict[str, tuple[Any, int]], new_labels: dict[str, Any], role: str) -> str:
@@ -242,9 +242,8 @@ def _is_record(element: Any, key: str = "", named: tuple[str, ...] = ()) -> bool
 def _check_neighbor(key: str, value: Any, location: str):
     """Raise UserError if a field next to the list of records in an object would change what the records mean."""
     (name,) = records.normalize_names((key,), records.RECORD_KEYS)
-    if name in records.RECORD_KEYS and (not records.is_empty(value) or name in records.LOSS_KEYS and value is False):
-        raise UserError(f"{location}: {key!r} is outside the list of records: move it into each record, or delete it")
-    if records.find_loss_words((key,)) and records.is_loss_flag(value):
+    is_flag = (name in records.LOSS_KEYS or records.find_loss_words((key,))) and records.is_loss_flag(value)
+    if is_flag or name in records.RECORD_KEYS and not records.is_empty(value):
         raise UserError(f"{location}: {key!r} is outside the list of records: move it into each record, or delete it")
     if isinstance(value, list) and value and (is_message(value[0]) or _is_record(value[0])):
         raise UserError(f"{location}: the object also has the list {key!r}: save each list in a file of its own")

@@ -219,11 +219,8 @@ def _watch(chunks: Iterable[str], damage: list[bool]) -> Iterator[str]:
 def _check_bytes(values: Iterable[Record], damage: list[bool]) -> Iterator[Record]:
     """Yield records, with a RecordError for each one that has bytes that could not be decoded."""
     for location, record in values:
-        if (
-            damage
-            and not isinstance(record, RecordError)
-            and re.search("[\\\\]udc[89a-f]", json.dumps(record, default=str))
-        ):
+        text = json.dumps(record, ensure_ascii=False, default=str) if damage else ""
+        if not (isinstance(record, RecordError) or is_valid_unicode(text)):
             problem = f"it has bytes in another encoding ({display(ascii(record), 80)})"
             remedy = "if many records have such bytes, pass --encoding=NAME"
             record = RecordError("content that is not text", problem, remedy)

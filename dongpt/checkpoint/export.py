@@ -158,8 +158,9 @@ def generated_texts(tokenizer: Tokenizer, n: int = 1000) -> list[str]:
     """Return texts of characters from UNICODE_RANGES, and of entries of the vocabulary in lower and upper case."""
     rng = random.Random(0)
     runs = (rng.choice(UNICODE_RANGES) for _ in range(n))
-    pieces = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size) if i not in tokenizer.specials.values()]
-    entries = "".join(rng.choices(pieces, k=n)) + " ".join(piece.strip() for piece in rng.choices(pieces, k=n))
+    ids = [i for i in range(tokenizer.vocab_size) if i not in tokenizer.specials.values()]
+    pieces = [tokenizer.decode([i]) for i in rng.choices(ids, k=n)]
+    entries = "".join(pieces) + " ".join(piece.strip() for piece in pieces)
     text = "".join(chr(rng.randint(*run)) for run in runs for _ in range(rng.randint(1, 7)))
     return [text, entries, entries.upper(), entries.lower()]
 

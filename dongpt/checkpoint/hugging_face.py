@@ -63,7 +63,7 @@ def load(name_or_path: str, **extra_args) -> dict:
     directory = find_directory(name_or_path)
     hf_config = {key: value for key, value in _read(directory, "config.json").items() if value is not None}
     name = hf_config.get("model_type", "gpt2")
-    if name not in FIXED_CONFIG:
+    if not isinstance(name, str) or name not in FIXED_CONFIG:
         known = ", ".join(FIXED_CONFIG)
         raise UserError(f"{name_or_path} cannot be loaded: its model_type is {name!r}, not one of {known}")
     _check_config(hf_config, FIXED_CONFIG[name], name_or_path)
@@ -95,16 +95,14 @@ def _read_args(hf_config: dict, name: str, path: str, sizes: dict) -> dict[str, 
         args = hf_config.get("model_args")
         if not isinstance(args, dict):
             raise UserError(f"{path}/config.json has no model_args: export the model again")
-        return {"tie_weights": True, **args}
+        config = parse_model_args(args, path)
+        return {"tie_weights": config.tie_weights, "bias": config.bias, "vocab_size": config.vocab_size, **args}
     args = {
         field: hf_config.get(key, hf_config.get(alias, sizes.get(field, default)))
         for field, (key, alias, default) in CONFIG_KEYS[name].items()
     }
-    activation = str(
-        hf_config.get(
-            "activation_function" if name == "gpt2" else "hidden_act", "gelu_new" if name == "gpt2" else "gelu"
-        )
-    )
+    key, default = ("activation_function", "gelu_new") if name == "gpt2" else ("hidden_act", "gelu")
+    activation = str(hf_config.get(key, default))
     if activation not in ACTIVATIONS:
         raise UserError(f"{path}: activation {activation!r} is not supported; use {', '.join(ACTIVATIONS)}")
     args |= {"bias": name != "mpt", "activation": ACTIVATIONS[activation]}
@@ -115,17 +113,12 @@ def _read_args(hf_config: dict, name: str, path: str, sizes: dict) -> dict[str, 
     elif name == "gpt_neox":
         _check_config({"intermediate_size": 24576, **hf_config}, {"intermediate_size": width}, path)
         rope = hf_config.get("rope_parameters")
-        rope = (
-            rope
-            if isinstance(rope, dict)
-            else {
-                "rope_type": "default" if hf_config.get("rope_scaling") is None else "scaled",
-                "rope_theta": hf_config.get("rotary_emb_base", hf_config.get("rope_theta", 10000)),
-                "partial_rotary_factor": hf_config.get("rotary_pct", hf_config.get("partial_rotary_factor", 0.25)),
-            }
-        )
-        rope = {"partial_rotary_factor": 0.25, **rope}
-        _check_config(rope, {"rope_type": "default", "rope_theta": 10000, "partial_rotary_factor": 1}, path)
+        if not isinstance(rope, dict):  # transformers 4
+            rope = {"rope_type": "default" if hf_config.get("rope_scaling") is None else "scaled"}
+            rope |= {"rope_theta": hf_config.get("rotary_emb_base", hf_config.get("rope_theta", 10000))}
+            rope |= {"partial_rotary_factor": hf_config.get("rotary_pct", 0.25)}
+        expected = {"rope_type": "default", "rope_theta": 10000, "partial_rotary_factor": 1}
+        _check_config({"partial_rotary_factor": 0.25, **rope}, expected, path)
     else:
         attention = hf_config.get("attn_config")
         _check_config(attention if isinstance(attention, dict) else {}, MPT_ATTENTION, path)
@@ -143,7 +136,7 @@ def _restore_source(weights: dict, args: dict, record: dict, directory: str):
         for key, rows in _read(directory, PADDING_FILE).items():
             if key in weights and weights[key].shape[1:] == rows.shape[1:]:
                 weights[key] = torch.cat([weights[key], rows])
-        args["vocab_size"] = len(weights["transformer.wte.weight"])
+        args["vocab_size"] = len(weights.get("transformer.wte.weight", ()))
     biases = [key for key in weights if key.endswith(".bias")]
     if source_args.get("bias") is False and args["bias"] and not any(weights[key].any() for key in biases):
         args["bias"] = False
@@ -163,7 +156,7 @@ def _check_config(hf_config: dict, expected: dict, path: str):
         f"{key}={hf_config[key]!r}" for key in expected if hf_config.get(key, expected[key]) != expected[key]
     ]
     if differences:
-        raise UserError(f"{path} cannot be loaded: it does not match GPT-2 ({', '.join(differences)})")
+        raise UserError(f"{path} cannot be loaded: it does not match donGPT's models ({', '.join(differences)})")
 
 
 def _check_names(weights: dict, file_names: dict[str, str], args: dict, path: str, hf_config: dict):

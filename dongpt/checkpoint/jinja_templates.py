@@ -54,6 +54,7 @@ def _find_source(directory: str) -> tuple[str, dict]:
 
 
 def _to_template(source: str, settings: dict, end: str) -> Template | None:
+    from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     program = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
@@ -71,12 +72,11 @@ def _to_template(source: str, settings: dict, end: str) -> Template | None:
     opening = start.removesuffix(user)
     if end not in ending or not between.startswith(ending) or opening not in ("", end):
         return None
-    mark = ""
     try:
         before, after = render(QUESTION, is_prompt=True, system=SYSTEM).split(QUESTION)[0].split(SYSTEM)
         mark = before.removeprefix(opening) if after == user else ""
-    except Exception:  # templates may refuse system messages
-        pass
+    except (TemplateError, ValueError):  # the template refuses system messages, or leaves them out
+        mark = ""
     return Template("jinja", user, assistant, ending, system=mark, starts_with_end=opening == end, token_in_text=end)
 
 

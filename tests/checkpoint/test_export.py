@@ -10,13 +10,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import generated_text
+from helpers import generated_text, run
 
 import ckpt_update
 from configurator import UserError
 from dongpt.checkpoint import architectures, custom_code, export, files, hugging_face, load_model
+from dongpt.text.bins import read_meta
 from dongpt.text.template import DONGPT_TEMPLATE
-from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, split_words
+from dongpt.text.tokenizers import BPETokenizer, CharTokenizer, GPT2Tokenizer, WordTokenizer, from_dict, split_words
 from model import GPT, GPTConfig
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -166,6 +167,41 @@ def test_biases_that_were_trained_elsewhere_are_kept(transformers):
     theirs.save_pretrained("hf")
     model, _ = load_model("hf")
     assert model.config.bias and model.transformer.h[0].ln_1.bias.tolist() == [1.0] * 32
+
+
+@pytest.mark.parametrize("val_fraction", ["0", "0.1"])
+def test_the_training_text_is_compared_with_and_without_a_validation_set(transformers, val_fraction, monkeypatch):
+    with open("text.txt", "w", encoding="utf-8") as file:
+        file.write(TEXT)
+    run("data/prepare.py", "text.txt", "--data_dir=data", f"--val_fraction={val_fraction}", cwd=".")
+    tokenizer = from_dict(read_meta("data")["tokenizer"])
+    save_checkpoint(random_model(tokenizer.vocab_size), tokenizer, data_dir=os.path.abspath("data"))
+    texts, sample_texts = [], ckpt_update.sample_texts
+
+    def keep_texts(*args):
+        texts.extend(sample_texts(*args))
+        return texts
+
+    monkeypatch.setattr(ckpt_update, "sample_texts", keep_texts)
+    ckpt_update.main(["c.pt", "hf", "--to=hf"])
+    assert any(text.startswith(TEXT[:20]) for text in texts)
+
+
+@pytest.mark.parametrize(
+    "change", [{"model_type": ["gpt2"]}, {"model_type": {}}, {"model_args": 3}, {"model_args": {}}, {"vocab_size": "x"}]
+)
+@pytest.mark.parametrize("shape", ["default", "n-grams"])
+def test_a_damaged_config_of_an_export_is_a_sentence(shape, change):
+    tokenizer = make_tokenizer("char")
+    export.save(random_model(tokenizer.vocab_size, **SHAPES[shape]), tokenizer.to_dict(), "hf")
+    with open("hf/config.json", encoding="utf-8") as file:
+        config = json.load(file)
+    if change.keys() <= config.keys():
+        with open("hf/config.json", "w", encoding="utf-8") as file:
+            json.dump({**config, **change}, file)
+        if "vocab_size" not in change or shape == "default":
+            with pytest.raises(UserError):
+                load_model("hf")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
